@@ -1,0 +1,81 @@
+//! Work that starts when a context ends: Go's `context.AfterFunc`.
+
+use std::fmt;
+use std::future::Future;
+use std::panic::Location;
+use std::sync::Arc;
+
+use tokio::task::AbortHandle;
+
+use crate::Context;
+use crate::error::How;
+use crate::token::Token;
+
+/// Stops an [`after_func`](Context::after_func). Dropping it changes nothing.
+///
+/// ```
+/// use tokio_ctx::Context;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let (ctx, guard) = Context::background().with_cancel();
+/// let cleanup = ctx.after_func(|| async { unreachable!("stopped in time") });
+/// assert!(cleanup.stop());
+/// guard.cancel();
+/// # }
+/// ```
+pub struct AfterFunc {
+    // A token of its own, which the function's start and `stop` race to end: whoever does has won.
+    latch: Arc<Token>,
+    watcher: AbortHandle,
+}
+
+impl AfterFunc {
+    /// Keeps the function from running. True: it will never run, and this call made it so; false: it
+    /// has started, on a task of its own, or was stopped before. Go's `stop`.
+    ///
+    /// It does not wait for a function that has started.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let (ctx, _guard) = tokio_ctx::Context::background().with_cancel();
+    /// let cleanup = ctx.after_func(|| async {});
+    /// assert!(cleanup.stop());
+    /// assert!(!cleanup.stop());
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn stop(&self) -> bool {
+        let stopped = self.latch.cancel(How::Canceled(Location::caller()), None);
+        if stopped {
+            self.watcher.abort();
+        }
+        stopped
+    }
+}
+
+#[track_caller]
+pub(crate) fn after_func<F, Fut>(ctx: Context, f: F) -> AfterFunc
+where
+    F: FnOnce() -> Fut + Send + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let place = Location::caller();
+    let latch = Token::new(None, None, place);
+    let start = latch.clone();
+    let watcher = tokio::spawn(async move {
+        let cleanup = ctx.without_cancel();
+        ctx.done_owned().await;
+        if start.cancel(How::Canceled(place), None) {
+            cleanup.scope(async move { f().await }).await;
+        }
+    });
+    AfterFunc { latch, watcher: watcher.abort_handle() }
+}
+
+impl fmt::Debug for AfterFunc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AfterFunc").field("over", &self.latch.ended()).finish()
+    }
+}

@@ -1,0 +1,218 @@
+//! The futures that wait for the end, and the deadline's timer.
+//!
+//! [`Wait`] is the one that all others are made of: it sits in its token's list with its task's waker,
+//! and sees to it that a timer ends the token at the deadline. That is a [`Sleep`] inside it if it is
+//! the first to wait on that deadline, and the token's own alarm otherwise. Dropped, it leaves the list.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{self, Poll, ready};
+
+use futures_core::future::FusedFuture;
+use pin_project_lite::pin_project;
+use tokio::runtime::{self, Handle};
+use tokio::task::coop::{Unconstrained, unconstrained};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use crate::token::{Seat, Token};
+use crate::{Context, Error};
+
+pin_project! {
+    pub(crate) struct Wait<C: Borrow<Context>> {
+        ctx: C,
+        seat: Seat,
+        ended: bool,
+        // The `CancellationToken`s that can end it.
+        foreign: Vec<Pin<Box<WaitForCancellationFutureOwned>>>,
+        timer: Timer,
+        // Unconstrained, so that a neighbour which has used up the task's budget does not hide the end.
+        #[pin]
+        sleep: Option<Unconstrained<Sleep>>,
+    }
+
+    impl<C: Borrow<Context>> PinnedDrop for Wait<C> {
+        fn drop(this: Pin<&mut Self>) {
+            if this.seat != Seat::default() {
+                if let Some(token) = this.ctx().token() {
+                    token.leave(this.seat);
+                }
+            }
+        }
+    }
+}
+
+/// Which timer a [`Wait`] counts on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Timer {
+    Unset,
+    /// Its own, of this runtime.
+    Own(Option<runtime::Id>),
+    Alarm,
+}
+
+impl<C: Borrow<Context>> Wait<C> {
+    pub(crate) fn new(ctx: C) -> Self {
+        let (seat, timer) = (Seat::default(), Timer::Unset);
+        Wait { ctx, seat, ended: false, foreign: Vec::new(), timer, sleep: None }
+    }
+
+    pub(crate) fn ctx(&self) -> &Context {
+        self.ctx.borrow()
+    }
+
+    fn is_terminated(&self) -> bool {
+        self.ended
+    }
+
+    /// Resolves when the context ends. Polled again, it gives the same error again.
+    pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
+        let mut this = self.project();
+        let ctx: &Context = (*this.ctx).borrow();
+        let Some(token) = ctx.token() else { return Poll::Pending };
+        let entering = *this.seat == Seat::default();
+        if entering && token.is_foreign() {
+            let tokens = token.foreign_tokens().into_iter();
+            *this.foreign = tokens.map(|token| Box::pin(token.cancelled_owned())).collect();
+        }
+        let ended = match entering {
+            true => token.is_done() || (!token.link() && token.is_done()),
+            false => token.ended(),
+        };
+        if ended
+            || !token.join(this.seat, cx.waker())
+            || (this.foreign.iter_mut().any(|token| token.as_mut().poll(cx).is_ready())
+                && token.is_done())
+            || (token.deadline().is_some()
+                && poll_timer(token, this.timer, this.sleep.as_mut(), cx).is_ready())
+        {
+            *this.ended = true;
+            return Poll::Ready(token.error());
+        }
+        Poll::Pending
+    }
+}
+
+/// Resolves when the deadline has passed, or the token has ended otherwise.
+#[track_caller]
+fn poll_timer(
+    token: &Arc<Token>,
+    timer: &mut Timer,
+    sleep: Pin<&mut Option<Unconstrained<Sleep>>>,
+    cx: &mut task::Context<'_>,
+) -> Poll<()> {
+    let Some(deadline) = token.deadline() else { return Poll::Pending };
+    if *timer == Timer::Unset && token.deadline_owner().is_first_timer() {
+        *timer = Timer::Own(None);
+    }
+    if !matches!(timer, Timer::Own(_)) {
+        if token.deadline_owner().arm() {
+            *timer = Timer::Alarm;
+            return if token.ended() { Poll::Ready(()) } else { Poll::Pending };
+        }
+        *timer = Timer::Own(None);
+    }
+    ready!(poll_sleep(sleep, timer, deadline, cx));
+    token.expire_now(deadline);
+    Poll::Ready(())
+}
+
+/// Polls the waiter's own timer, which is of the runtime that the waiter is on.
+#[track_caller]
+fn poll_sleep(
+    mut sleep: Pin<&mut Option<Unconstrained<Sleep>>>,
+    timer: &mut Timer,
+    deadline: Instant,
+    cx: &mut task::Context<'_>,
+) -> Poll<()> {
+    let here = Handle::try_current().ok().map(|handle| handle.id());
+    if sleep.is_none() || (here.is_some() && *timer != Timer::Own(here)) {
+        *timer = Timer::Own(here);
+        sleep.set(Some(unconstrained(sleep_until(deadline))));
+    }
+    match sleep.as_mut().as_pin_mut() {
+        Some(sleep) => sleep.poll(cx),
+        None => Poll::Pending,
+    }
+}
+
+pin_project! {
+    /// Resolves when the context ends, to why it did. Made by [`Context::done`].
+    ///
+    /// Cancel-safe: dropped before it resolves it leaves nothing behind. For a context that never
+    /// ends, such as the background, it never resolves.
+    ///
+    /// # Panics
+    ///
+    /// When first polled, if the context has a deadline and there is no Tokio runtime here, or one
+    /// without a time driver, as [`tokio::time::sleep`] does.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Done<'a> {
+        #[pin]
+        wait: Wait<&'a Context>,
+    }
+}
+
+pin_project! {
+    /// [`Done`], owning its context, so that it can go into a task. Made by [`Context::done_owned`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct DoneOwned {
+        #[pin]
+        wait: Wait<Context>,
+    }
+}
+
+impl<'a> Done<'a> {
+    pub(crate) fn new(ctx: &'a Context) -> Self {
+        Done { wait: Wait::new(ctx) }
+    }
+}
+
+impl DoneOwned {
+    pub(crate) fn new(ctx: Context) -> Self {
+        DoneOwned { wait: Wait::new(ctx) }
+    }
+}
+
+impl Future for Done<'_> {
+    type Output = Error;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
+        self.project().wait.poll(cx)
+    }
+}
+
+impl Future for DoneOwned {
+    type Output = Error;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
+        self.project().wait.poll(cx)
+    }
+}
+
+impl FusedFuture for Done<'_> {
+    fn is_terminated(&self) -> bool {
+        self.wait.is_terminated()
+    }
+}
+
+impl FusedFuture for DoneOwned {
+    fn is_terminated(&self) -> bool {
+        self.wait.is_terminated()
+    }
+}
+
+impl fmt::Debug for Done<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Done").field(self.wait.ctx()).finish()
+    }
+}
+
+impl fmt::Debug for DoneOwned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DoneOwned").field(self.wait.ctx()).finish()
+    }
+}

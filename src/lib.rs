@@ -1,0 +1,88 @@
+//! Go's `context`, made native to Tokio: one value that flows down an async call tree and carries *stop
+//! now* (cancellation), *stop by then* (a deadline) and *who this is for* (request-scoped values), and
+//! that can say why and where work was stopped.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tokio_ctx::{Context, Error};
+//!
+//! async fn fetch(ctx: &Context, item: u32) -> Result<u32, Error> {
+//!     // Any future, until the context ends.
+//!     ctx.run(async { tokio::time::sleep(Duration::from_millis(30)).await }).await?;
+//!     Ok(item * 2)
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() {
+//! let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(100));
+//!
+//! let mut fetched = Vec::new();
+//! let stopped = loop {
+//!     match fetch(&ctx, fetched.len() as u32).await {
+//!         Ok(item) => fetched.push(item),
+//!         Err(stopped) => break stopped,
+//!     }
+//! };
+//!
+//! assert_eq!(fetched, [0, 2, 4]);
+//! // context deadline exceeded: 100ms budget set at src/main.rs:14
+//! println!("{stopped}");
+//! # assert!(stopped.is_deadline_exceeded());
+//! # }
+//! ```
+//!
+//! # Which to use when
+//!
+//! | to | use |
+//! |---|---|
+//! | give work a way to be stopped | [`Context::with_cancel`], and keep the [`CancelGuard`] |
+//! | give work a budget | [`Context::with_timeout`], [`Context::with_deadline`] |
+//! | bound one step by a budget of its own | [`Context::within`] |
+//! | run a future until the context ends | [`Context::run`], [`FutureExt::bounded_by`] |
+//! | race the end against other branches | [`Context::done`] in `tokio::select!` |
+//! | stop a loop that computes | [`Context::check`], with `?` |
+//! | clean up after the end | [`Context::after_func`], [`Context::without_cancel`] |
+//! | carry a request id | [`Context::with_value`], [`Context::value`] |
+//! | reach the context without passing it | [`Context::scope`], [`Context::spawn`], [`Context::current`] |
+//! | speak to code that takes a `CancellationToken` | [`Context::cancellation_token`], [`Context::with_token`] |
+//! | learn why and where it ended | [`Error`], [`Origin`] |
+//!
+//! # What holds
+//!
+//! A context ends once: at the first of its guard's cancel or drop, its deadline, and its parent's end;
+//! kind, cause and origin are then fixed, and the same for everyone who asks. An end goes down, never
+//! up. Deadlines only shrink. Every wait is cancel-safe. No task runs per context or per deadline.
+//! Everything but waiting works outside a runtime.
+//!
+//! # Features
+//!
+//! `tracing` (default): one `DEBUG` event, target `tokio_ctx`, when a context ends by its deadline or is
+//! cancelled, with the fields `kind`, `cause`, `budget_ms`, `derived_at`, `canceled_at` and `lived_ms`;
+//! and `Context::instrument`.
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod after_func;
+mod context;
+mod current;
+mod done;
+mod error;
+mod ext;
+mod guard;
+mod interop;
+mod merge;
+mod run;
+mod sync;
+mod token;
+mod trace;
+mod value;
+
+pub use after_func::AfterFunc;
+pub use context::Context;
+pub use done::{Done, DoneOwned};
+pub use error::{BoxError, Error, ErrorKind, Origin};
+pub use ext::{Bounded, FutureExt, StreamExt};
+pub use guard::{CancelGuard, Canceller};
+pub use run::{Run, TryRun};

@@ -1,0 +1,240 @@
+//! Request-scoped values: a list of its own, beside the token, keyed by type.
+//!
+//! [`Context::with_value`](crate::Context::with_value) puts one entry in front of the list: one
+//! allocation, nothing copied. A lookup never walks far: every entry knows, in 64 bits, which types
+//! can lie behind it, so that a miss mostly ends at once; and every [`STRIDE`] entries there is an
+//! *index*, an entry that holds all that is visible behind it and ends the search. A merged context
+//! begins with an index made of both lists.
+
+use std::any::{Any, TypeId, type_name};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::sync::Arc;
+
+/// How many entries may be walked before an index.
+const STRIDE: u8 = 8;
+
+type Link = Arc<Entry<dyn Any + Send + Sync>>;
+
+/// The values a context carries.
+#[derive(Clone, Default)]
+pub(crate) struct Values(Option<Link>);
+
+struct Entry<V: ?Sized> {
+    next: Option<Link>,
+    /// Instead of `next`: the nearest entry of each type behind this one.
+    index: Option<Box<Index>>,
+    /// One bit for each type in this entry or behind it.
+    types: u64,
+    id: TypeId,
+    name: fn() -> &'static str,
+    /// How many entries lie between this one and an index.
+    depth: u8,
+    value: V,
+}
+
+type Index = HashMap<TypeId, Link, BuildHasherDefault<AlreadyHashed>>;
+
+/// The value of an entry that is there for its index alone.
+struct Merged;
+
+impl Values {
+    pub(crate) const NONE: Values = Values(None);
+
+    pub(crate) fn with<T: Send + Sync + 'static>(&self, value: T) -> Values {
+        match &self.0 {
+            Some(link) if link.depth + 1 == STRIDE => {
+                let mut index = Index::default();
+                self.collect(&mut index);
+                Values::indexed(index, value)
+            }
+            next => Values(Some(Arc::new(Entry {
+                index: None,
+                types: next.as_ref().map_or(0, |next| next.types) | bit(TypeId::of::<T>()),
+                id: TypeId::of::<T>(),
+                name: type_name::<T>,
+                depth: next.as_ref().map_or(0, |next| next.depth + 1),
+                next: next.clone(),
+                value,
+            }))),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn get<T: 'static>(&self) -> Option<&T> {
+        let id = TypeId::of::<T>();
+        let mut link = self.0.as_ref()?;
+        if link.types & bit(id) == 0 {
+            return None;
+        }
+        while link.id != id {
+            link = match &link.index {
+                None => link.next.as_ref()?,
+                Some(index) => index.get(&id)?,
+            };
+        }
+        link.value.downcast_ref()
+    }
+
+    /// These values first, then those of `other`.
+    pub(crate) fn or(&self, other: &Values) -> Values {
+        match (&self.0, &other.0) {
+            (_, None) => self.clone(),
+            (None, _) => other.clone(),
+            (Some(a), Some(b)) if Arc::ptr_eq(a, b) => self.clone(),
+            _ => {
+                let mut index = Index::default();
+                self.collect(&mut index);
+                other.collect(&mut index);
+                Values::indexed(index, Merged)
+            }
+        }
+    }
+
+    /// The names of the types it holds, sorted.
+    pub(crate) fn names(&self) -> Vec<&'static str> {
+        let mut index = Index::default();
+        self.collect(&mut index);
+        let mut names: Vec<_> = index.values().map(|link| (link.name)()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn indexed<T: Send + Sync + 'static>(index: Index, value: T) -> Values {
+        let id = TypeId::of::<T>();
+        Values(Some(Arc::new(Entry {
+            next: None,
+            types: index.values().fold(bit(id), |types, link| types | bit(link.id)),
+            index: Some(Box::new(index)),
+            id,
+            name: type_name::<T>,
+            depth: 0,
+            value,
+        })))
+    }
+
+    /// Adds what is visible from here to `index`, unless its type is already there.
+    fn collect(&self, index: &mut Index) {
+        let mut next = self.0.as_ref();
+        while let Some(link) = next {
+            if link.id != TypeId::of::<Merged>() {
+                index.entry(link.id).or_insert_with(|| link.clone());
+            }
+            for behind in link.index.iter().flat_map(|index| index.values()) {
+                index.entry(behind.id).or_insert_with(|| behind.clone());
+            }
+            next = link.next.as_ref();
+        }
+    }
+}
+
+/// Takes a list apart entry by entry, so that its length never becomes stack depth.
+///
+/// An entry that somebody else lets go of at the same moment is left to whoever is last, which may be
+/// the plain `drop` below: one nested call for one lost race, and its own loop from there on.
+impl<V: ?Sized> Drop for Entry<V> {
+    fn drop(&mut self) {
+        let mut pending = Vec::new();
+        let mut next = unhook(self, &mut pending);
+        while let Some(mut link) = next.or_else(|| pending.pop()) {
+            next = Arc::get_mut(&mut link).and_then(|entry| unhook(entry, &mut pending));
+            drop(link);
+        }
+    }
+}
+
+fn unhook<V: ?Sized>(entry: &mut Entry<V>, pending: &mut Vec<Link>) -> Option<Link> {
+    if let Some(index) = entry.index.take() {
+        pending.extend(index.into_values());
+    }
+    entry.next.take()
+}
+
+#[inline]
+fn bit(id: TypeId) -> u64 {
+    let mut hasher = AlreadyHashed::default();
+    id.hash(&mut hasher);
+    1 << (hasher.finish() % 64)
+}
+
+/// A `TypeId` is a hash already.
+#[derive(Default)]
+struct AlreadyHashed(u64);
+
+impl Hasher for AlreadyHashed {
+    #[inline]
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    #[inline]
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Type<const N: usize>(usize);
+
+    macro_rules! with_types {
+        ($values:ident, $($n:literal)*) => { $($values = $values.with(Type::<$n>($n));)* };
+    }
+
+    #[test]
+    fn finds_every_type_across_indexes_and_misses_the_rest() {
+        let mut values = Values::NONE;
+        with_types!(values, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19);
+        macro_rules! check {
+            ($($n:literal)*) => { $(assert_eq!(values.get::<Type<$n>>().unwrap().0, $n);)* };
+        }
+        check!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19);
+        assert!(values.get::<Type<20>>().is_none());
+        assert!(values.get::<Merged>().is_none());
+        assert_eq!(values.names().len(), 20);
+    }
+
+    #[test]
+    fn the_nearest_wins_also_across_an_index() {
+        let mut values = Values::NONE;
+        for n in 0..1_000 {
+            values = values.with(Type::<0>(n)).with(Type::<1>(n));
+            assert_eq!(values.get::<Type<0>>().unwrap().0, n);
+            assert_eq!(values.get::<Type<1>>().unwrap().0, n);
+        }
+    }
+
+    #[test]
+    fn a_merge_looks_left_first() {
+        let left = Values::NONE.with(Type::<0>(1)).with(Type::<1>(1));
+        let right = Values::NONE.with(Type::<1>(2)).with(Type::<2>(2));
+        let both = left.or(&right).with(Type::<3>(3));
+        assert_eq!(both.get::<Type<0>>().unwrap().0, 1);
+        assert_eq!(both.get::<Type<1>>().unwrap().0, 1);
+        assert_eq!(both.get::<Type<2>>().unwrap().0, 2);
+        assert_eq!(both.names().len(), 4);
+    }
+
+    #[test]
+    fn a_long_list_drops_on_a_small_stack() {
+        let thread = std::thread::Builder::new().stack_size(64 * 1024);
+        let run = thread.spawn(|| {
+            let mut values = Values::NONE;
+            for n in 0..100_000 {
+                values = values.with(Type::<0>(n)).with(Type::<1>(n));
+                if n % 100 == 0 {
+                    values = values.or(&Values::NONE.with(Type::<2>(n)));
+                }
+            }
+        });
+        run.unwrap().join().unwrap();
+    }
+}
