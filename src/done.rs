@@ -9,7 +9,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{self, Poll, ready};
+use std::task::{self, Poll, Waker, ready};
 
 use futures_core::future::FusedFuture;
 use pin_project_lite::pin_project;
@@ -25,9 +25,11 @@ pin_project! {
     pub(crate) struct Wait<C: Borrow<Context>> {
         ctx: C,
         seat: Seat,
+        // Whose waker sits there: its address, as nothing but a name.
+        waker: (usize, usize),
         ended: bool,
         // The `CancellationToken`s that can end it.
-        foreign: Vec<Pin<Box<WaitForCancellationFutureOwned>>>,
+        foreign: Foreign,
         timer: Timer,
         // Unconstrained, so that a neighbour which has used up the task's budget does not hide the end.
         #[pin]
@@ -57,7 +59,7 @@ enum Timer {
 impl<C: Borrow<Context>> Wait<C> {
     pub(crate) fn new(ctx: C) -> Self {
         let (seat, timer) = (Seat::default(), Timer::Unset);
-        Wait { ctx, seat, ended: false, foreign: Vec::new(), timer, sleep: None }
+        Wait { ctx, seat, waker: (0, 0), ended: false, foreign: Vec::new(), timer, sleep: None }
     }
 
     pub(crate) fn ctx(&self) -> &Context {
@@ -73,27 +75,56 @@ impl<C: Borrow<Context>> Wait<C> {
         let mut this = self.project();
         let ctx: &Context = (*this.ctx).borrow();
         let Some(token) = ctx.token() else { return Poll::Pending };
-        let entering = *this.seat == Seat::default();
-        if entering && token.is_foreign() {
-            let tokens = token.foreign_tokens().into_iter();
-            *this.foreign = tokens.map(|token| Box::pin(token.cancelled_owned())).collect();
-        }
-        let ended = match entering {
-            true => token.is_done() || (!token.link() && token.is_done()),
+        let over = match *this.seat == Seat::default() {
+            true => enter(token, this.timer, this.foreign),
             false => token.ended(),
         };
-        if ended
-            || !token.join(this.seat, cx.waker())
-            || (this.foreign.iter_mut().any(|token| token.as_mut().poll(cx).is_ready())
-                && token.is_done())
-            || (token.deadline().is_some()
-                && poll_timer(token, this.timer, this.sleep.as_mut(), cx).is_ready())
+        if over
+            || !sit(token, this.seat, this.waker, cx.waker())
+            || poll_foreign(token, this.foreign, cx).is_ready()
+            || poll_timer(token, this.timer, this.sleep.as_mut(), cx).is_ready()
         {
             *this.ended = true;
             return Poll::Ready(token.error());
         }
         Poll::Pending
     }
+}
+
+type Foreign = Vec<Pin<Box<WaitForCancellationFutureOwned>>>;
+
+/// Sees to it that the token will be told of its ancestors' end; true if it has ended.
+fn enter(token: &Arc<Token>, timer: &mut Timer, foreign: &mut Foreign) -> bool {
+    if token.ended() || (!token.link() && token.is_done()) {
+        return true;
+    }
+    if token.is_foreign() {
+        let tokens = token.foreign_tokens().into_iter();
+        *foreign = tokens.map(|token| Box::pin(token.cancelled_owned())).collect();
+    } else if token.deadline().is_none() {
+        return false;
+    } else if token.deadline_owner().is_armed_here() {
+        // It rings when it is time: no need for the clock.
+        *timer = Timer::Alarm;
+        return false;
+    }
+    token.is_done()
+}
+
+/// Has the token wake `waker` when it ends; false if it has.
+fn sit(token: &Token, seat: &mut Seat, sitting: &mut (usize, usize), waker: &Waker) -> bool {
+    // The waker that sits there keeps its address from being used again.
+    let name = (waker.data() as usize, std::ptr::from_ref(waker.vtable()) as usize);
+    if *seat != Seat::default() && *sitting == name && !token.is_roused() {
+        return true;
+    }
+    *sitting = name;
+    token.join(seat, waker.clone())
+}
+
+fn poll_foreign(token: &Token, foreign: &mut Foreign, cx: &mut task::Context<'_>) -> Poll<()> {
+    let cancelled = foreign.iter_mut().any(|token| token.as_mut().poll(cx).is_ready());
+    if cancelled && token.is_done() { Poll::Ready(()) } else { Poll::Pending }
 }
 
 /// Resolves when the deadline has passed, or the token has ended otherwise.
@@ -105,15 +136,17 @@ fn poll_timer(
     cx: &mut task::Context<'_>,
 ) -> Poll<()> {
     let Some(deadline) = token.deadline() else { return Poll::Pending };
-    if *timer == Timer::Unset && token.deadline_owner().is_first_timer() {
-        *timer = Timer::Own(None);
-    }
-    if !matches!(timer, Timer::Own(_)) {
-        if token.deadline_owner().arm() {
+    match timer {
+        Timer::Own(_) => {}
+        Timer::Alarm if !token.is_roused() => return Poll::Pending,
+        Timer::Unset if token.deadline_owner().is_first_timer() => *timer = Timer::Own(None),
+        Timer::Unset | Timer::Alarm => {
             *timer = Timer::Alarm;
-            return if token.ended() { Poll::Ready(()) } else { Poll::Pending };
+            if token.deadline_owner().arm() {
+                return if token.ended() { Poll::Ready(()) } else { Poll::Pending };
+            }
+            *timer = Timer::Own(None);
         }
-        *timer = Timer::Own(None);
     }
     ready!(poll_sleep(sleep, timer, deadline, cx));
     token.expire_now(deadline);

@@ -72,7 +72,7 @@ impl Context {
             }
             None => {
                 let waker = Waker::from(bridge.clone());
-                if !(token.link() && token.join(&mut Seat::default(), &waker)) {
+                if !(token.link() && token.join(&mut Seat::default(), waker)) {
                     bridge.outer.cancel();
                 }
             }

@@ -73,6 +73,8 @@ const PARENT: u8 = 2;
 /// Has an anchor below it.
 const DEEP: u8 = 4;
 const ENDED: u8 = 8;
+/// Some of its waiters' wakers have been taken, and must be put back.
+const ROUSED: u8 = 16;
 
 /// Ends that have been published but have not yet reached every anchor below them.
 #[cfg(not(tokio_ctx_loom))]
@@ -125,8 +127,8 @@ struct Second {
 
 enum Inner {
     Open(Members),
-    /// By what and when it ended itself, unless `told` says it, or a guard's quiet drop ended it.
-    Closed(Option<(How, Instant)>),
+    /// By what it ended itself, and when, unless `told` says it, or a guard's quiet drop ended it.
+    Closed(Option<(How, Option<Instant>)>),
 }
 
 #[derive(Default)]
@@ -172,6 +174,7 @@ struct Closed {
 
 // Making one.
 impl Token {
+    #[inline]
     pub(crate) fn new(
         parent: Option<&Arc<Token>>,
         limit: Option<Limit>,
@@ -243,6 +246,7 @@ impl Token {
         token.born()
     }
 
+    #[inline]
     fn plain(parent: Option<&Arc<Token>>, made_at: &'static Location<'static>) -> Token {
         if let Some(parent) = parent {
             parent.note(PARENT);
@@ -470,7 +474,8 @@ impl Token {
             Inner::Closed(record) => *record,
             Inner::Open(_) => None,
         };
-        let (how, at) = record.unwrap_or_else(|| (How::GuardDropped, now()));
+        let (how, at) = record.unwrap_or((How::GuardDropped, None));
+        let at = at.unwrap_or_else(now);
         self.told.get_or_init(|| Error::new(self.origin(how, at), None)).clone()
     }
 
@@ -486,6 +491,10 @@ impl Token {
         if self.ended() {
             return false;
         }
+        if cause.is_none() && self.close_unseen(how) {
+            self.report(how);
+            return true;
+        }
         let now = now();
         if self.is_over(now) {
             return false;
@@ -497,20 +506,41 @@ impl Token {
         self.end(end, how)
     }
 
-    /// What a dropped guard does: as `cancel`, but cheaper if nobody could notice.
+    /// What a dropped guard does.
     #[inline]
     pub(crate) fn abandon(self: &Arc<Self>) {
-        if Arc::strong_count(self) == 1 || self.abandon_quietly() {
-            return;
+        // With no handle left but this one there is nobody to tell.
+        if Arc::strong_count(self) > 1 {
+            self.cancel(How::GuardDropped, None);
         }
-        self.cancel(How::GuardDropped, None);
     }
 
+    /// Ends it, with no look at the clock, if it matters to nobody yet when that was: it has no member,
+    /// never had a child, and has no deadline that could have come first.
     #[inline]
-    fn abandon_quietly(&self) -> bool {
-        self.deadline.is_none()
-            && self.none_above_ended()
-            && self.state.compare_exchange(0, ENDED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    fn close_unseen(&self, how: How) -> bool {
+        let state = self.state.load(Ordering::Acquire);
+        if state & !OCCUPIED != 0 || self.deadline.is_some() || !self.none_above_ended() {
+            return false;
+        }
+        let end = |state| self.state.compare_exchange(state, ENDED, Ordering::AcqRel, Ordering::Relaxed);
+        if state == 0 && matches!(how, How::GuardDropped) {
+            return end(0).is_ok();
+        }
+        let mut inner = self.inner.lock();
+        let left = match &mut *inner {
+            Inner::Open(members) if members.is_deserted() => mem::take(members),
+            _ => return false,
+        };
+        *inner = Inner::Closed(Some((how, None)));
+        // Whoever enters now waits for the lock; a child that is being derived is noted in the state.
+        let closed = end(state).is_ok();
+        if !closed {
+            *inner = Inner::Open(Members::default());
+        }
+        drop(inner);
+        drop(left);
+        closed
     }
 
     /// Ends it by the deadline or the `CancellationToken` that is due.
@@ -533,10 +563,17 @@ impl Token {
     /// `finish`, and tells tracing.
     fn end(&self, end: End, how: How) -> bool {
         let ended = self.finish(end);
-        if ended && !matches!(how, How::GuardDropped) {
-            trace::ended(self);
+        if ended {
+            self.report(how);
         }
         ended
+    }
+
+    #[inline]
+    fn report(&self, how: How) {
+        if !matches!(how, How::GuardDropped) {
+            trace::ended(self);
+        }
     }
 
     /// Closes it and all that is linked below it, then wakes; false if it had ended.
@@ -597,12 +634,13 @@ impl Token {
     /// Ends this token alone.
     fn close(&self, end: End) -> Option<Closed> {
         let mut inner = self.inner.lock();
-        // From here on no quiet end can come in between.
-        if self.note(OCCUPIED) {
+        if self.ended() {
             return None;
         }
+        // Before the state says so, for whoever reads that without the lock. A quiet end may come in
+        // between; it has no story of its own, and shares this one.
         let record = match end {
-            End::Own(how, at) => Some((how, at)),
+            End::Own(how, at) => Some((how, Some(at))),
             End::Told(error) => {
                 let _first = self.told.set(error);
                 None
@@ -622,6 +660,7 @@ impl Token {
             let ended = state | ENDED;
             match self.state.compare_exchange(state, ended, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Some(Closed { members, pushing }),
+                Err(now) if now & ENDED != 0 => return None,
                 Err(now) => state = now,
             }
         }
@@ -685,15 +724,7 @@ impl Token {
 
     /// Enters a waiter at `seat`, or has the one that sits there wake `waker` from now on; false if
     /// the token has ended.
-    pub(crate) fn join(&self, seat: &mut Seat, waker: &Waker) -> bool {
-        if *seat != Seat::default() {
-            match self.open(&mut self.inner.lock()).map(|members| members.waker(*seat)) {
-                None => return false,
-                Some(Some(present)) if present.will_wake(waker) => return true,
-                Some(_) => {}
-            }
-        }
-        let waker = waker.clone();
+    pub(crate) fn join(&self, seat: &mut Seat, waker: Waker) -> bool {
         // What is left of a waker is dropped without the lock.
         let (joined, _unused) = self.put(seat, waker);
         joined
@@ -708,6 +739,11 @@ impl Token {
         }
         *seat = members.insert(Member::Waiter(waker));
         (true, None)
+    }
+
+    /// Whether wakers have been taken from here, so that a waiter cannot count on its own being there.
+    pub(crate) fn is_roused(&self) -> bool {
+        self.state.load(Ordering::Acquire) & ROUSED != 0
     }
 
     /// A waiter, or a child, leaves.
@@ -728,6 +764,13 @@ impl Token {
 impl Members {
     fn is_empty(&self) -> bool {
         self.first.is_none() && self.more.is_none()
+    }
+
+    /// Nobody is in it, though there may be room.
+    fn is_deserted(&self) -> bool {
+        let idle =
+            |more: &More| more.members.is_empty() && more.alarm.is_none() && more.bridge.is_none();
+        self.first.is_none() && self.more.as_deref().is_none_or(idle)
     }
 
     fn insert(&mut self, member: Member) -> Seat {
@@ -843,6 +886,12 @@ impl Token {
         self.is_armed(runtime).unwrap_or(false)
     }
 
+    /// Whether an alarm of the current runtime, if there is one, will end it at its deadline.
+    pub(crate) fn is_armed_here(&self) -> bool {
+        self.timed.load(Ordering::Relaxed)
+            && Handle::try_current().is_ok_and(|here| self.is_armed(here.id()) == Some(true))
+    }
+
     fn is_armed(&self, runtime: runtime::Id) -> Option<bool> {
         match &*self.inner.lock() {
             Inner::Closed(_) => Some(true),
@@ -878,7 +927,8 @@ impl Token {
         let mut children = Vec::new();
         let mut pending = vec![self.clone()];
         while let Some(token) = pending.pop() {
-            if let Inner::Open(members) = &mut *token.inner.lock() {
+            if let Some(members) = token.open(&mut token.inner.lock()) {
+                token.note(ROUSED);
                 let more = members.more.iter_mut().flat_map(|more| more.members.iter_mut());
                 for member in members.first.iter_mut().chain(more.map(|(_, member)| member)) {
                     match member {
@@ -949,6 +999,7 @@ impl Drop for Token {
 
 impl Token {
     /// Leaves the parents' lists and gives the parents away, a merged one's second into `others`.
+    #[inline]
     fn depart(&mut self, others: &mut Vec<Arc<Token>>) -> Option<Arc<Token>> {
         let parent = self.parent.take();
         if let Some(parent) = &parent {
@@ -961,6 +1012,7 @@ impl Token {
         parent
     }
 
+    #[inline]
     fn leave_if_seated(&self, seat: &AtomicU32) {
         let seat = seat.load(Ordering::Relaxed);
         if seat != 0 {
