@@ -8,7 +8,6 @@ use std::sync::Arc;
 use tokio::task::AbortHandle;
 
 use crate::Context;
-use crate::error::How;
 use crate::token::Token;
 
 /// Stops an [`after_func`](Context::after_func). Dropping it changes nothing.
@@ -45,9 +44,8 @@ impl AfterFunc {
     /// assert!(!cleanup.stop());
     /// # }
     /// ```
-    #[track_caller]
     pub fn stop(&self) -> bool {
-        let stopped = self.latch.cancel(How::Canceled(Location::caller()), None);
+        let stopped = self.latch.trip();
         if stopped {
             self.watcher.abort();
         }
@@ -61,13 +59,12 @@ where
     F: FnOnce() -> Fut + Send + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    let place = Location::caller();
-    let latch = Token::new(None, None, place);
+    let latch = Token::new(None, None, Location::caller());
     let start = latch.clone();
     let watcher = tokio::spawn(async move {
         let cleanup = ctx.without_cancel();
         ctx.done_owned().await;
-        if start.cancel(How::Canceled(place), None) {
+        if start.trip() {
             cleanup.scope(async move { f().await }).await;
         }
     });

@@ -98,17 +98,16 @@ fn enter(token: &Arc<Token>, timer: &mut Timer, foreign: &mut Foreign) -> bool {
     if token.ended() || (!token.link() && token.is_done()) {
         return true;
     }
-    if token.is_foreign() {
-        let tokens = token.foreign_tokens().into_iter();
-        *foreign = tokens.map(|token| Box::pin(token.cancelled_owned())).collect();
-    } else if token.deadline().is_none() {
-        return false;
-    } else if token.deadline_owner().is_armed_here() {
+    let tokens = token.foreign_tokens().into_iter();
+    *foreign = tokens.map(|token| Box::pin(token.cancelled_owned())).collect();
+    if token.deadline().is_some() {
+        if !token.deadline_owner().is_armed_here() {
+            return token.is_done();
+        }
         // It rings when it is time: no need for the clock.
         *timer = Timer::Alarm;
-        return false;
     }
-    token.is_done()
+    false
 }
 
 /// Has the token wake `waker` when it ends; false if it has.

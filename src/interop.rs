@@ -1,12 +1,11 @@
 //! The borders to code that speaks tokio-util's [`CancellationToken`].
 
 use std::panic::Location;
-use std::task::Waker;
 
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use crate::token::{Seat, Token};
+use crate::token::Token;
 use crate::{CancelGuard, Context};
 
 impl Context {
@@ -32,9 +31,9 @@ impl Context {
 
     /// A token that is cancelled when this context ends; cancelling it does not touch the context.
     ///
-    /// From the first call on the context is kept until it ends, so that the token is cancelled even if
-    /// it is all that is left. If the context has a deadline, or was made
-    /// [`with_token`](Self::with_token), a task of the current runtime watches for the end.
+    /// As long as the context can still end by its parent it is kept for that, so that the token is
+    /// cancelled even if it is all that is left. If the context has a deadline, or was made
+    /// [`with_token`](Self::with_token), a task of the current runtime watches for the end, and keeps it.
     ///
     /// # Panics
     ///
@@ -53,30 +52,24 @@ impl Context {
     pub fn cancellation_token(&self) -> CancellationToken {
         let Some(token) = self.token() else { return CancellationToken::new() };
         if self.is_done() {
-            let outer = CancellationToken::new();
-            outer.cancel();
-            return outer;
+            return cancelled();
         }
-        // Only a task sees a deadline pass, or a foreign token cancelled, while nobody asks.
-        let watched = token.deadline().is_some() || token.is_foreign();
-        let runtime = watched.then(Handle::current);
-        let (bridge, built) = token.bridge();
-        match runtime {
-            _ if !built => {}
-            Some(runtime) => {
-                let (ctx, outer) = (self.clone(), bridge.outer.clone());
-                runtime.spawn(async move {
-                    ctx.done_owned().await;
-                    outer.cancel();
-                });
-            }
-            None => {
-                let waker = Waker::from(bridge.clone());
-                if !(token.link() && token.join(&mut Seat::default(), waker)) {
-                    bridge.outer.cancel();
-                }
-            }
+        // Before anything is promised: panics where there is none.
+        let runtime = token.needs_watch().then(Handle::current);
+        let Some((outer, watch)) = token.bridge() else { return cancelled() };
+        if let (Some(watch), Some(runtime)) = (watch, runtime) {
+            let done = self.clone().done_owned();
+            runtime.spawn(async move {
+                let _watch = watch;
+                done.await;
+            });
         }
-        bridge.outer.child_token()
+        outer.child_token()
     }
+}
+
+fn cancelled() -> CancellationToken {
+    let token = CancellationToken::new();
+    token.cancel();
+    token
 }

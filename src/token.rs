@@ -62,7 +62,7 @@ use crate::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Mutex, Ordering,
 use crate::trace;
 
 /// Every so many levels is an anchor: what a walk costs at most, against what a deep chain costs.
-const STRIDE: u8 = 8;
+const STRIDE: u8 = if cfg!(tokio_ctx_loom) { 4 } else { 8 };
 /// More room than this is not kept by an empty list.
 const ROOMY: usize = 64;
 
@@ -94,14 +94,12 @@ pub(crate) struct Token {
     level: u8,
     /// Whether `deadline` is its own, not an ancestor's.
     owns_deadline: bool,
-    /// Whether a `CancellationToken` can end it or an ancestor.
-    foreign: bool,
     /// Its place in the parent's list.
     seat: AtomicU32,
     parent: Option<Arc<Token>>,
     /// The earliest deadline on the path.
     deadline: Option<Instant>,
-    /// With a deadline of its own the budget in nanoseconds, else what `trace` notes of its birth.
+    /// With a deadline of its own the budget in nanoseconds, else what `trace` noted of its birth.
     clock: u64,
     made_at: &'static Location<'static>,
     /// What the end was, for everyone who is told of it. Made when the first one is.
@@ -116,7 +114,19 @@ struct Rare {
     /// The error of a deadline that was given a cause.
     expiry: Option<Error>,
     second: Option<Second>,
+    /// What can end it from outside.
     token: Option<CancellationToken>,
+    /// For an anchor, what a walk further up would look for.
+    above: Above,
+}
+
+/// What lies anywhere above an anchor.
+#[derive(Clone, Default)]
+struct Above {
+    /// The token whose deadline this one's is.
+    owner: Option<Arc<Token>>,
+    /// The tokens that can be ended from outside.
+    foreign: Option<Arc<[Arc<Token>]>>,
 }
 
 /// The other parent of a merged token.
@@ -141,7 +151,7 @@ struct Members {
 struct More {
     members: Slab<Member>,
     alarm: Option<Alarm>,
-    bridge: Option<Arc<Bridge>>,
+    bridge: Option<Bridge>,
 }
 
 enum Member {
@@ -152,6 +162,16 @@ enum Member {
 /// A place in a list of members: 0 none, 1 the one in the token, from 2 on those in the slab.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Seat(u32);
+
+impl Rare {
+    /// Asks every `CancellationToken` known here, which takes that one's lock.
+    #[cold]
+    fn is_canceled_from_outside(&self) -> bool {
+        let above = self.above.foreign.as_deref().unwrap_or_default();
+        let mut tokens = above.iter().filter_map(|token| token.foreign_token()).chain(&self.token);
+        tokens.any(CancellationToken::is_cancelled)
+    }
+}
 
 /// A deadline to be.
 pub(crate) struct Limit {
@@ -204,13 +224,16 @@ impl Token {
             let expiry = Error::new(token.origin(How::Deadline, at), Some(cause));
             token.rare = Some(Box::new(Rare { expiry: Some(expiry), ..Rare::default() }));
         }
-        let token = token.born();
         // An end that came before its birth comes before any deadline.
-        match parent {
-            Some(parent) if parent.is_over(now) => token.finish(End::Told(parent.error())),
-            _ if at <= now => token.settle(now),
-            _ => false,
-        };
+        if let Some(parent) = parent.filter(|parent| parent.is_over(now)) {
+            let _told = token.told.set(parent.error());
+            token.state = AtomicU8::new(ENDED);
+            return Arc::new(token);
+        }
+        let token = token.born();
+        if at <= now {
+            token.settle(now);
+        }
         token
     }
 
@@ -226,7 +249,6 @@ impl Token {
             (a, b) => a.or(b),
         };
         token.level = 0;
-        token.foreign |= other.foreign;
         other.note(PARENT);
         let second = Second { parent: other.clone(), seat: AtomicU32::new(0) };
         token.rare = Some(Box::new(Rare { second: Some(second), ..Rare::default() }));
@@ -241,7 +263,6 @@ impl Token {
     ) -> Arc<Token> {
         let rare = Rare { token: Some(token), ..Rare::default() };
         let mut token = Token::plain(parent, made_at);
-        token.foreign = true;
         token.rare = Some(Box::new(rare));
         token.born()
     }
@@ -257,7 +278,6 @@ impl Token {
             timed: AtomicBool::new(false),
             level: parent.map_or(0, |parent| (parent.level + 1) % STRIDE),
             owns_deadline: false,
-            foreign: parent.is_some_and(|parent| parent.foreign),
             seat: AtomicU32::new(0),
             parent: parent.cloned(),
             deadline: parent.and_then(|parent| parent.deadline),
@@ -271,14 +291,53 @@ impl Token {
 
     #[inline]
     fn born(self) -> Arc<Self> {
-        let token = Arc::new(self);
-        if token.is_anchor() {
-            token.drop_anchor();
-        }
-        token
+        if self.is_anchor() { self.born_anchor() } else { Arc::new(self) }
     }
 
     #[cold]
+    fn born_anchor(mut self) -> Arc<Self> {
+        let above = Above { owner: self.find_owner(), foreign: self.find_foreign() };
+        if above.owner.is_some() || above.foreign.is_some() {
+            self.rare.get_or_insert_default().above = above;
+        }
+        let token = Arc::new(self);
+        token.drop_anchor();
+        token
+    }
+
+    fn find_owner(&self) -> Option<Arc<Token>> {
+        let inherits = !self.owns_deadline && self.deadline.is_some();
+        let from = self.parents().find(|parent| inherits && parent.deadline == self.deadline);
+        from.map(|parent| parent.deadline_owner().clone())
+    }
+
+    fn find_foreign(&self) -> Option<Arc<[Arc<Token>]>> {
+        let mut found: Vec<Arc<Token>> = Vec::new();
+        let mut lists = Vec::new();
+        for parent in self.parents() {
+            let mut above = Some(parent);
+            while let Some(token) = above {
+                found.extend(token.foreign_token().map(|_| token.clone()));
+                lists.extend(token.above().and_then(|above| above.foreign.as_ref()));
+                above = token.parent.as_ref().filter(|_| !token.is_anchor());
+            }
+        }
+        // Mostly there is nothing new since the last anchor.
+        if let ([list], true) = (lists.as_slice(), found.is_empty()) {
+            return Some(Arc::clone(list));
+        }
+        for token in lists.into_iter().flat_map(|list| list.iter()) {
+            if !found.iter().any(|other| Arc::ptr_eq(other, token)) {
+                found.push(token.clone());
+            }
+        }
+        (!found.is_empty()).then(|| found.into())
+    }
+
+    fn above(&self) -> Option<&Above> {
+        self.rare.as_ref().map(|rare| &rare.above)
+    }
+
     fn drop_anchor(self: &Arc<Self>) {
         for parent in self.parents() {
             let mut above = parent;
@@ -352,16 +411,17 @@ impl Token {
     /// Walks up. True: nothing above has ended, as far as this can tell; false: `settle` must look.
     #[inline]
     fn none_above_ended(&self) -> bool {
-        if self.foreign {
-            return false;
-        }
         let mut token = self;
-        while let Some(parent) = &token.parent {
+        loop {
+            if token.rare.as_ref().is_some_and(|rare| rare.is_canceled_from_outside()) {
+                return false;
+            }
+            let Some(parent) = &token.parent else { return true };
             if token.level == 0 {
                 if PUSHES.load(Ordering::Acquire) == 0 {
                     return !token.ended();
                 }
-                if token.rare.is_some() && token.second().is_some() {
+                if token.second().is_some() {
                     return false;
                 }
             }
@@ -370,29 +430,39 @@ impl Token {
             }
             token = parent;
         }
-        true
     }
 
-    /// Looks at all ancestors for the earliest end, one that is due included, and closes everything
-    /// from there down to this token. False: there is none.
+    /// Looks at all ancestors for the earliest end, one that is due included, and ends everything from
+    /// there down to this token. False: there is none.
     #[cold]
     fn settle(&self, now: Instant) -> bool {
-        let mut earliest: Option<(Instant, usize)> = None;
+        let mut aftermath = Aftermath::default();
+        let settled = self.close_path(now, &mut aftermath);
+        aftermath.clear_up();
+        settled
+    }
+
+    fn close_path(&self, now: Instant, aftermath: &mut Aftermath) -> bool {
         let seen = self.ancestry(|token| !token.ended());
+        let mut earliest: Option<(Instant, usize)> = None;
         for (place, (token, _)) in seen.iter().enumerate() {
-            if let Some(at) = token.due(now) {
-                // Of two at once the one further up was there first.
-                if earliest.is_none_or(|(best, _)| at <= best) {
-                    earliest = Some((at, place));
-                }
+            let due = token.due(now);
+            // A deadline that passes at the moment of an end above it has passed.
+            if let Some(at) = due.filter(|at| earliest.is_none_or(|(best, _)| *at < best)) {
+                earliest = Some((at, place));
             }
         }
-        let Some((_, mut at)) = earliest else { return false };
-        seen[at].0.expire(now);
-        while at != 0 {
-            let error = seen[at].0.error();
-            at = seen[at].1;
-            seen[at].0.finish(End::Told(error));
+        let Some((_, mut place)) = earliest else { return false };
+        let end = if seen[place].0.is_overdue(now) {
+            seen[place].0.expiry()
+        } else {
+            End::Own(How::Token, now)
+        };
+        seen[place].0.close_all(end, Story::Own, aftermath);
+        while place != 0 {
+            let error = seen[place].0.error();
+            place = seen[place].1;
+            seen[place].0.close_all(End::Told(error), Story::Told, aftermath);
         }
         true
     }
@@ -430,14 +500,17 @@ impl Token {
         }
     }
 
-    pub(crate) fn is_foreign(&self) -> bool {
-        self.foreign
-    }
-
     /// Every `CancellationToken` that can end it.
     pub(crate) fn foreign_tokens(&self) -> Vec<CancellationToken> {
-        let ancestors = self.ancestry(|_| true);
-        ancestors.iter().filter_map(|(token, _)| token.foreign_token().cloned()).collect()
+        let mut tokens = Vec::new();
+        let mut next = Some(self);
+        while let Some(token) = next {
+            tokens.extend(token.foreign_token().cloned());
+            let above = token.above().and_then(|above| above.foreign.as_deref()).unwrap_or_default();
+            tokens.extend(above.iter().filter_map(|token| token.foreign_token().cloned()));
+            next = token.parent.as_deref().filter(|_| !token.is_anchor());
+        }
+        tokens
     }
 
     fn is_overdue(&self, now: Instant) -> bool {
@@ -456,9 +529,12 @@ impl Token {
         self.made_at
     }
 
-    #[cfg(feature = "tracing")]
-    pub(crate) fn clock(&self) -> u64 {
-        self.clock
+    /// When it was made, if that is known.
+    fn born_at(&self) -> Option<Instant> {
+        match self.budget() {
+            Some(budget) => self.deadline?.checked_sub(budget),
+            None => trace::noted(self.clock),
+        }
     }
 
     pub(crate) fn budget(&self) -> Option<Duration> {
@@ -492,7 +568,9 @@ impl Token {
             return false;
         }
         if cause.is_none() && self.close_unseen(how) {
-            self.report(how);
+            if matches!(how.story(), Story::Own) && trace::listens() {
+                trace::ended(&self.error(), self.born_at());
+            }
             return true;
         }
         let now = now();
@@ -503,7 +581,12 @@ impl Token {
             None => End::Own(how, now),
             cause => End::Told(Error::new(self.origin(how, now), cause)),
         };
-        self.end(end, how)
+        self.finish(end, how.story())
+    }
+
+    /// Ends one that nobody waits on and that is of nobody's concern; true if it had not ended.
+    pub(crate) fn trip(&self) -> bool {
+        self.close_unseen(How::GuardDropped)
     }
 
     /// What a dropped guard does.
@@ -543,16 +626,6 @@ impl Token {
         closed
     }
 
-    /// Ends it by the deadline or the `CancellationToken` that is due.
-    fn expire(&self, now: Instant) {
-        if self.ended() {
-        } else if self.is_overdue(now) {
-            self.end(self.expiry(), How::Deadline);
-        } else {
-            self.end(End::Own(How::Token, now), How::Token);
-        }
-    }
-
     fn expiry(&self) -> End {
         match (self.rare.as_ref().and_then(|rare| rare.expiry.as_ref()), self.deadline) {
             (Some(error), _) => End::Told(error.clone()),
@@ -560,75 +633,46 @@ impl Token {
         }
     }
 
-    /// `finish`, and tells tracing.
-    fn end(&self, end: End, how: How) -> bool {
-        let ended = self.finish(end);
-        if ended {
-            self.report(how);
-        }
+    /// Ends it and all that is linked below it; false if it had ended.
+    fn finish(&self, end: End, story: Story) -> bool {
+        let mut aftermath = Aftermath::default();
+        let ended = self.close_all(end, story, &mut aftermath);
+        aftermath.clear_up();
         ended
     }
 
-    #[inline]
-    fn report(&self, how: How) {
-        if !matches!(how, How::GuardDropped) {
-            trace::ended(self);
+    /// Closes it and all that is linked below it, and leaves the rest to `aftermath`.
+    fn close_all(&self, end: End, story: Story, aftermath: &mut Aftermath) -> bool {
+        let Some(closed) = self.close(end) else { return false };
+        if matches!(story, Story::Own) {
+            aftermath.tell(self);
         }
-    }
-
-    /// Closes it and all that is linked below it, then wakes; false if it had ended.
-    fn finish(&self, end: End) -> bool {
-        match self.close(end) {
-            None => return false,
-            Some(Closed { members: Members { first: None, more: None }, .. }) => {}
-            Some(Closed {
-                members: Members { first: Some(Member::Waiter(waker)), more: None }, ..
-            }) => {
-                waker.wake();
+        let mut pending = Vec::new();
+        aftermath.sort(self, closed, &mut pending);
+        // Of a merged child's two paths the other may have been over first.
+        let mut forked = Vec::new();
+        while let Some((child, error)) = pending.pop() {
+            let Some(child) = child.upgrade() else { continue };
+            let ended_at = error.origin().ended_at();
+            if child.second().is_some() && child.deadline.is_some_and(|at| at <= ended_at) {
+                forked.push((child, ended_at));
+                continue;
             }
-            Some(closed) => self.push(closed),
+            let expired = child.is_overdue(ended_at);
+            let end = if expired { child.expiry() } else { End::Told(error) };
+            if let Some(closed) = child.close(end) {
+                if expired {
+                    aftermath.tell(&child);
+                }
+                aftermath.sort(&child, closed, &mut pending);
+            }
+            aftermath.handles.push(child);
+        }
+        for (child, ended_at) in forked {
+            child.close_path(ended_at, aftermath);
+            aftermath.handles.push(child);
         }
         true
-    }
-
-    fn push(&self, closed: Closed) {
-        let mut pushes = 0;
-        let mut wakers = Vec::new();
-        // Dropped last: a last handle's drop runs foreign code.
-        let mut remains = Vec::new();
-        let mut children = Vec::new();
-        let mut pending = vec![(closed, self.error())];
-        while let Some((closed, error)) = pending.pop() {
-            pushes += usize::from(closed.pushing);
-            let Members { first, mut more } = closed.members;
-            let more_members = more.iter_mut().flat_map(|more| mem::take(&mut more.members));
-            for member in first.into_iter().chain(more_members.map(|(_, member)| member)) {
-                let child = match member {
-                    Member::Waiter(waker) => {
-                        wakers.push(waker);
-                        continue;
-                    }
-                    Member::Child(child) => child.upgrade(),
-                };
-                let Some(child) = child else { continue };
-                let expired = child.is_overdue(error.origin().ended_at());
-                let end = if expired { child.expiry() } else { End::Told(error.clone()) };
-                if let Some(closed) = child.close(end) {
-                    if closed.pushing || !closed.members.is_empty() {
-                        pending.push((closed, child.error()));
-                    }
-                    children.push((child, expired));
-                }
-            }
-            remains.extend(more);
-        }
-        if pushes != 0 {
-            PUSHES.fetch_sub(pushes, Ordering::AcqRel);
-        }
-        wake_all(wakers);
-        for (child, _) in children.iter().filter(|(_, expired)| *expired) {
-            trace::ended(child);
-        }
     }
 
     /// Ends this token alone.
@@ -667,16 +711,105 @@ impl Token {
     }
 }
 
-/// Wakes all of them, also if one panics; that panic goes on afterwards.
-fn wake_all(wakers: Vec<Waker>) {
-    let mut panic = None;
-    for waker in wakers {
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| waker.wake())) {
-            panic.get_or_insert(payload);
+impl How {
+    fn story(self) -> Story {
+        match self {
+            How::GuardDropped => Story::Told,
+            How::Deadline | How::Canceled(_) | How::Token => Story::Own,
         }
     }
-    if let Some(payload) = panic.filter(|_| !std::thread::panicking()) {
-        resume_unwind(payload);
+}
+
+/// Whether an end is the token's own, which tracing is told of, or one that it was told.
+#[derive(Clone, Copy)]
+enum Story {
+    Own,
+    Told,
+}
+
+/// What is left to be done once everything is closed: nothing of it is ours, so no lock is held.
+#[derive(Default)]
+struct Aftermath {
+    pushes: usize,
+    calls: Calls,
+    stories: Vec<(Error, Option<Instant>)>,
+    /// Kept until then, as a last handle's drop runs foreign code.
+    handles: Vec<Arc<Token>>,
+    rooms: Vec<More>,
+}
+
+impl Aftermath {
+    fn tell(&mut self, token: &Token) {
+        if trace::listens() {
+            self.stories.push((token.error(), token.born_at()));
+        }
+    }
+
+    /// Takes what closing `token` left: children into `pending`, with what they are to be told.
+    fn sort(&mut self, token: &Token, closed: Closed, pending: &mut Vec<(Weak<Token>, Error)>) {
+        self.pushes += usize::from(closed.pushing);
+        let Members { first, mut more } = closed.members;
+        let others = more.iter_mut().flat_map(|more| mem::take(&mut more.members));
+        for member in first.into_iter().chain(others.map(|(_, member)| member)) {
+            match member {
+                Member::Waiter(waker) => self.calls.push(Call::Wake(waker)),
+                Member::Child(child) => pending.push((child, token.error())),
+            }
+        }
+        if let Some(more) = more {
+            if let Some(bridge) = &more.bridge {
+                self.calls.push(Call::Cancel(bridge.outer.clone()));
+            }
+            self.rooms.push(*more);
+        }
+    }
+
+    fn clear_up(self) {
+        if self.pushes != 0 {
+            PUSHES.fetch_sub(self.pushes, Ordering::AcqRel);
+        }
+        self.calls.make();
+        for (error, born) in &self.stories {
+            trace::ended(error, *born);
+        }
+    }
+}
+
+enum Call {
+    Wake(Waker),
+    Cancel(Arc<CancellationToken>),
+}
+
+/// Whom to call; the first takes no allocation.
+#[derive(Default)]
+struct Calls {
+    first: Option<Call>,
+    more: Vec<Call>,
+}
+
+impl Calls {
+    fn push(&mut self, call: Call) {
+        match &self.first {
+            None => self.first = Some(call),
+            Some(_) => self.more.push(call),
+        }
+    }
+
+    /// Makes all of them, also if one panics; that panic goes on afterwards.
+    fn make(self) {
+        let mut panic = None;
+        for call in self.first.into_iter().chain(self.more) {
+            let make = || match call {
+                Call::Wake(waker) => waker.wake(),
+                Call::Cancel(token) => token.cancel(),
+            };
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(make)) {
+                panic.get_or_insert(payload);
+            }
+        }
+        if let Some(payload) = panic.filter(|_| !std::thread::panicking()) {
+            resume_unwind(payload);
+        }
     }
 }
 
@@ -762,10 +895,6 @@ impl Token {
 }
 
 impl Members {
-    fn is_empty(&self) -> bool {
-        self.first.is_none() && self.more.is_none()
-    }
-
     /// Nobody is in it, though there may be room.
     fn is_deserted(&self) -> bool {
         let idle =
@@ -850,6 +979,9 @@ impl Token {
     pub(crate) fn deadline_owner(self: &Arc<Self>) -> &Arc<Token> {
         let mut token = self;
         while !token.owns_deadline {
+            if let Some(owner) = token.above().and_then(|above| above.owner.as_ref()) {
+                return owner;
+            }
             let owner = token.parents().find(|parent| parent.deadline == token.deadline);
             match owner {
                 Some(parent) => token = parent,
@@ -870,10 +1002,11 @@ impl Token {
     /// Panics outside a runtime, or in one without a time driver, as `tokio::time::sleep`.
     #[track_caller]
     pub(crate) fn arm(self: &Arc<Self>) -> bool {
-        let runtime = Handle::current().id();
-        if let Some(armed) = self.is_armed(runtime) {
+        let here = Handle::try_current().ok().map(|here| here.id());
+        if let Some(armed) = self.is_armed(here) {
             return armed;
         }
+        let runtime = Handle::current().id();
         let deadline = self.deadline.unwrap_or_else(now);
         let ring = Arc::new(Ring { token: Arc::downgrade(self), rung: AtomicBool::new(false) });
         let waker = Waker::from(ring.clone());
@@ -883,21 +1016,22 @@ impl Token {
         }
         // What is left of it is dropped without the lock.
         let _spare = self.keep_alarm(Alarm { runtime, _sleep: sleep }, &ring);
-        self.is_armed(runtime).unwrap_or(false)
+        self.is_armed(Some(runtime)).unwrap_or(false)
     }
 
     /// Whether an alarm of the current runtime, if there is one, will end it at its deadline.
     pub(crate) fn is_armed_here(&self) -> bool {
         self.timed.load(Ordering::Relaxed)
-            && Handle::try_current().is_ok_and(|here| self.is_armed(here.id()) == Some(true))
+            && Handle::try_current().is_ok_and(|here| self.is_armed(Some(here.id())) == Some(true))
     }
 
-    fn is_armed(&self, runtime: runtime::Id) -> Option<bool> {
+    /// Whether there is an alarm, and one to count on: of this runtime, or of any if there is none here.
+    fn is_armed(&self, here: Option<runtime::Id>) -> Option<bool> {
         match &*self.inner.lock() {
             Inner::Closed(_) => Some(true),
             Inner::Open(members) => {
                 let alarm = members.more.as_ref()?.alarm.as_ref()?;
-                Some(alarm.runtime == runtime)
+                Some(here.is_none_or(|here| alarm.runtime == here))
             }
         }
     }
@@ -923,10 +1057,12 @@ impl Token {
     /// Wakes everyone who waits here and below, to look again.
     #[cold]
     fn rouse(self: &Arc<Self>) {
-        let mut wakers = Vec::new();
+        let mut calls = Calls::default();
         let mut children = Vec::new();
-        let mut pending = vec![self.clone()];
-        while let Some(token) = pending.pop() {
+        // Kept until the end, as a last handle's drop runs foreign code.
+        let mut handles = vec![self.clone()];
+        let mut next = 0;
+        while let Some(token) = handles.get(next) {
             if let Some(members) = token.open(&mut token.inner.lock()) {
                 token.note(ROUSED);
                 let more = members.more.iter_mut().flat_map(|more| more.members.iter_mut());
@@ -934,54 +1070,68 @@ impl Token {
                     match member {
                         // The seat stays the waiter's; it puts its waker back when it comes again.
                         Member::Waiter(waker) => {
-                            wakers.push(mem::replace(waker, Waker::noop().clone()));
+                            calls.push(Call::Wake(mem::replace(waker, Waker::noop().clone())));
                         }
                         Member::Child(child) => children.push(child.clone()),
                     }
                 }
             }
-            pending.extend(children.drain(..).filter_map(|child| child.upgrade()));
+            next += 1;
+            handles.extend(children.drain(..).filter_map(|child: Weak<Token>| child.upgrade()));
         }
-        wake_all(wakers);
+        calls.make();
     }
 }
 
-/// A `CancellationToken` that is cancelled when a token ends. It sits in the list as a waiter does, and
-/// keeps the token until then.
-pub(crate) struct Bridge {
-    pub(crate) outer: CancellationToken,
-    inner: Arc<Token>,
+/// A `CancellationToken` that is cancelled when a token ends.
+struct Bridge {
+    outer: Arc<CancellationToken>,
+    /// The token itself, so that it is there to end with its parent when nothing else holds it.
+    _keep: Option<Arc<Token>>,
+    /// Whether a task sees to what only a waiter notices: the deadline, a foreign token.
+    watched: bool,
 }
 
-impl Wake for Bridge {
-    fn wake(self: Arc<Self>) {
-        if self.inner.is_done() {
-            self.outer.cancel();
+/// What a bridge's watching task holds, so that another takes its place if it dies with its runtime.
+pub(crate) struct Watch(Arc<Token>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Inner::Open(members) = &mut *self.0.inner.lock() {
+            if let Some(bridge) = members.more.as_mut().and_then(|more| more.bridge.as_mut()) {
+                bridge.watched = false;
+            }
         }
     }
 }
 
 impl Token {
-    /// The token's bridge, built when first asked for; true if this call built it.
-    pub(crate) fn bridge(self: &Arc<Self>) -> (Arc<Bridge>, bool) {
-        let bridge = Arc::new(Bridge { outer: CancellationToken::new(), inner: self.clone() });
-        let kept = {
-            let mut inner = self.inner.lock();
-            self.open(&mut inner).map(|members| {
-                let kept = &mut members.more.get_or_insert_default().bridge;
-                kept.get_or_insert_with(|| bridge.clone()).clone()
-            })
-        };
-        match kept {
-            Some(kept) => {
-                let built = Arc::ptr_eq(&kept, &bridge);
-                (kept, built)
-            }
-            None => {
-                bridge.outer.cancel();
-                (bridge, false)
-            }
+    /// What is cancelled when this token ends, unless it has; with a watch, if one is to be kept by
+    /// the caller.
+    pub(crate) fn bridge(self: &Arc<Self>) -> Option<(Arc<CancellationToken>, Option<Watch>)> {
+        let to_watch = self.needs_watch();
+        // A root that nothing holds can be ended by nothing, and what is watched is kept by that.
+        let keep = self.parent.as_ref().filter(|_| !to_watch).map(|_| self.clone());
+        let outer = Arc::new(CancellationToken::new());
+        let mut fresh = Some(Bridge { outer, _keep: keep, watched: false });
+        if !self.link() {
+            return None;
         }
+        let mut inner = self.inner.lock();
+        let more = self.open(&mut inner)?.more.get_or_insert_default();
+        if more.bridge.is_none() {
+            more.bridge = fresh.take();
+        }
+        let bridge = more.bridge.as_mut()?;
+        let unwatched = to_watch && !mem::replace(&mut bridge.watched, true);
+        let outer = bridge.outer.clone();
+        drop(inner);
+        Some((outer, unwatched.then(|| Watch(self.clone()))))
+    }
+
+    /// Whether it can end without anybody ending it.
+    pub(crate) fn needs_watch(&self) -> bool {
+        self.deadline.is_some() || !self.foreign_tokens().is_empty()
     }
 }
 
@@ -1018,5 +1168,20 @@ impl Token {
         if seat != 0 {
             self.leave(Seat(seat));
         }
+    }
+}
+
+#[cfg(all(test, tokio_ctx_loom))]
+impl Token {
+    /// What is registered here, and the pushes under way anywhere: for the models' last look.
+    pub(crate) fn census(&self) -> (usize, usize) {
+        let members = match &*self.inner.lock() {
+            Inner::Closed(_) => 0,
+            Inner::Open(members) => {
+                let more = members.more.as_ref().map_or(0, |more| more.members.len());
+                usize::from(members.first.is_some()) + more
+            }
+        };
+        (members, PUSHES.load(Ordering::Acquire))
     }
 }

@@ -2,15 +2,25 @@
 
 #[cfg(not(feature = "tracing"))]
 mod imp {
-    use crate::token::Token;
+    use tokio::time::Instant;
+
+    use crate::error::Error;
+
+    #[inline]
+    pub(crate) fn listens() -> bool {
+        false
+    }
 
     #[inline]
     pub(crate) fn birth() -> u64 {
         0
     }
 
-    #[inline]
-    pub(crate) fn ended(_token: &Token) {}
+    pub(crate) fn noted(_birth: u64) -> Option<Instant> {
+        None
+    }
+
+    pub(crate) fn ended(_error: &Error, _born: Option<Instant>) {}
 }
 
 #[cfg(feature = "tracing")]
@@ -23,15 +33,19 @@ mod imp {
     use tracing::{Level, debug, enabled};
 
     use crate::error::{Error, Place};
-    use crate::token::Token;
 
     /// When the first birth was noted; births are counted from here, so that one fits in a word.
     static EPOCH: OnceLock<Instant> = OnceLock::new();
 
-    /// When a context without a deadline was made, in nanoseconds, if anyone may want to know; else 0.
+    #[inline]
+    pub(crate) fn listens() -> bool {
+        enabled!(target: "tokio_ctx", Level::DEBUG)
+    }
+
+    /// When a context is made, in nanoseconds since the epoch, if somebody listens; else 0.
     #[inline]
     pub(crate) fn birth() -> u64 {
-        if enabled!(target: "tokio_ctx", Level::DEBUG) { note_birth() } else { 0 }
+        if listens() { note_birth() } else { 0 }
     }
 
     #[cold]
@@ -41,24 +55,15 @@ mod imp {
         u64::try_from(age.as_nanos()).map_or(0, |age| age + 1)
     }
 
-    fn born_at(token: &Token) -> Option<Instant> {
-        match (token.budget(), token.clock()) {
-            (Some(budget), _) => token.deadline()?.checked_sub(budget),
-            (None, 0) => None,
-            (None, age) => Some(*EPOCH.get()? + Duration::from_nanos(age - 1)),
-        }
-    }
-
-    #[inline]
-    pub(crate) fn ended(token: &Token) {
-        if enabled!(target: "tokio_ctx", Level::DEBUG) {
-            report(&token.error(), born_at(token));
-        }
+    /// The instant that [`birth`] noted.
+    pub(crate) fn noted(birth: u64) -> Option<Instant> {
+        let age = Duration::from_nanos(birth.checked_sub(1)?);
+        Some(*EPOCH.get()? + age)
     }
 
     /// Whoever ends a context, often Tokio's timer, must not fall over a cause that cannot be shown.
     #[cold]
-    fn report(error: &Error, born: Option<Instant>) {
+    pub(crate) fn ended(error: &Error, born: Option<Instant>) {
         let millis = |duration: Duration| duration.as_secs_f64() * 1e3;
         let origin = error.origin();
         let lived = born.map(|born| origin.ended_at().saturating_duration_since(born));
