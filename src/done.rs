@@ -53,7 +53,8 @@ enum Timer {
     Unset,
     /// Its own, of this runtime.
     Own(Option<runtime::Id>),
-    Alarm,
+    /// The token's, as seen from this runtime.
+    Alarm(Option<runtime::Id>),
 }
 
 impl<C: Borrow<Context>> Wait<C> {
@@ -98,27 +99,38 @@ fn enter(token: &Arc<Token>, timer: &mut Timer, foreign: &mut Foreign) -> bool {
     if token.ended() || (!token.link() && token.is_done()) {
         return true;
     }
-    let tokens = token.foreign_tokens().into_iter();
-    *foreign = tokens.map(|token| Box::pin(token.cancelled_owned())).collect();
+    if token.is_foreign() {
+        let tokens = token.foreign_tokens().into_iter();
+        *foreign = tokens.map(|token| Box::pin(token.cancelled_owned())).collect();
+    }
     if token.deadline().is_some() {
-        if !token.deadline_owner().is_armed_here() {
+        let here = here();
+        if !token.deadline_owner().is_armed_here(here) {
             return token.is_done();
         }
         // It rings when it is time: no need for the clock.
-        *timer = Timer::Alarm;
+        *timer = Timer::Alarm(here);
     }
     false
 }
 
+fn here() -> Option<runtime::Id> {
+    Handle::try_current().ok().map(|handle| handle.id())
+}
+
 /// Has the token wake `waker` when it ends; false if it has.
 fn sit(token: &Token, seat: &mut Seat, sitting: &mut (usize, usize), waker: &Waker) -> bool {
-    // The waker that sits there keeps its address from being used again.
-    let name = (waker.data() as usize, std::ptr::from_ref(waker.vtable()) as usize);
-    if *seat != Seat::default() && *sitting == name && !token.is_roused() {
+    if *seat != Seat::default() && *sitting == name_of(waker) && !token.is_roused() {
         return true;
     }
-    *sitting = name;
-    token.join(seat, waker.clone())
+    let waker = waker.clone();
+    *sitting = name_of(&waker);
+    token.join(seat, waker)
+}
+
+/// A waker's address, which is its own for as long as it sits in the list.
+fn name_of(waker: &Waker) -> (usize, usize) {
+    (waker.data() as usize, std::ptr::from_ref(waker.vtable()) as usize)
 }
 
 fn poll_foreign(token: &Token, foreign: &mut Foreign, cx: &mut task::Context<'_>) -> Poll<()> {
@@ -135,19 +147,22 @@ fn poll_timer(
     cx: &mut task::Context<'_>,
 ) -> Poll<()> {
     let Some(deadline) = token.deadline() else { return Poll::Pending };
-    match timer {
+    let here = here();
+    match *timer {
         Timer::Own(_) => {}
-        Timer::Alarm if !token.is_roused() => return Poll::Pending,
+        Timer::Alarm(seen) if !token.is_roused() && (here.is_none() || seen == here) => {
+            return Poll::Pending;
+        }
         Timer::Unset if token.deadline_owner().is_first_timer() => *timer = Timer::Own(None),
-        Timer::Unset | Timer::Alarm => {
-            *timer = Timer::Alarm;
-            if token.deadline_owner().arm() {
+        Timer::Unset | Timer::Alarm(_) => {
+            *timer = Timer::Alarm(here);
+            if token.deadline_owner().arm(here) {
                 return if token.ended() { Poll::Ready(()) } else { Poll::Pending };
             }
             *timer = Timer::Own(None);
         }
     }
-    ready!(poll_sleep(sleep, timer, deadline, cx));
+    ready!(poll_sleep(sleep, timer, here, deadline, cx));
     token.expire_now(deadline);
     Poll::Ready(())
 }
@@ -157,10 +172,10 @@ fn poll_timer(
 fn poll_sleep(
     mut sleep: Pin<&mut Option<Unconstrained<Sleep>>>,
     timer: &mut Timer,
+    here: Option<runtime::Id>,
     deadline: Instant,
     cx: &mut task::Context<'_>,
 ) -> Poll<()> {
-    let here = Handle::try_current().ok().map(|handle| handle.id());
     if sleep.is_none() || (here.is_some() && *timer != Timer::Own(here)) {
         *timer = Timer::Own(here);
         sleep.set(Some(unconstrained(sleep_until(deadline))));

@@ -86,3 +86,7 @@ pub use error::{BoxError, Error, ErrorKind, Origin};
 pub use ext::{Bounded, FutureExt, StreamExt};
 pub use guard::{CancelGuard, Canceller};
 pub use run::{Run, TryRun};
+
+#[cfg(all(test, tokio_ctx_loom))]
+#[path = "../tests/loom/mod.rs"]
+mod loom_models;

@@ -63,6 +63,8 @@ use crate::trace;
 
 /// Every so many levels is an anchor: what a walk costs at most, against what a deep chain costs.
 const STRIDE: u8 = if cfg!(tokio_ctx_loom) { 4 } else { 8 };
+/// So many waits may go without a look at the clock.
+const UNCLOCKED: u8 = 64;
 /// More room than this is not kept by an empty list.
 const ROOMY: usize = 64;
 
@@ -94,6 +96,10 @@ pub(crate) struct Token {
     level: u8,
     /// Whether `deadline` is its own, not an ancestor's.
     owns_deadline: bool,
+    /// Whether a `CancellationToken` can end it or an ancestor.
+    foreign: bool,
+    /// Counts waits that did not look at the clock.
+    turns: AtomicU8,
     /// Its place in the parent's list.
     seat: AtomicU32,
     parent: Option<Arc<Token>>,
@@ -249,6 +255,7 @@ impl Token {
             (a, b) => a.or(b),
         };
         token.level = 0;
+        token.foreign |= other.foreign;
         other.note(PARENT);
         let second = Second { parent: other.clone(), seat: AtomicU32::new(0) };
         token.rare = Some(Box::new(Rare { second: Some(second), ..Rare::default() }));
@@ -263,6 +270,7 @@ impl Token {
     ) -> Arc<Token> {
         let rare = Rare { token: Some(token), ..Rare::default() };
         let mut token = Token::plain(parent, made_at);
+        token.foreign = true;
         token.rare = Some(Box::new(rare));
         token.born()
     }
@@ -278,6 +286,8 @@ impl Token {
             timed: AtomicBool::new(false),
             level: parent.map_or(0, |parent| (parent.level + 1) % STRIDE),
             owns_deadline: false,
+            foreign: parent.is_some_and(|parent| parent.foreign),
+            turns: AtomicU8::new(0),
             seat: AtomicU32::new(0),
             parent: parent.cloned(),
             deadline: parent.and_then(|parent| parent.deadline),
@@ -312,6 +322,9 @@ impl Token {
     }
 
     fn find_foreign(&self) -> Option<Arc<[Arc<Token>]>> {
+        if !self.foreign {
+            return None;
+        }
         let mut found: Vec<Arc<Token>> = Vec::new();
         let mut lists = Vec::new();
         for parent in self.parents() {
@@ -413,7 +426,7 @@ impl Token {
     fn none_above_ended(&self) -> bool {
         let mut token = self;
         loop {
-            if token.rare.as_ref().is_some_and(|rare| rare.is_canceled_from_outside()) {
+            if token.foreign && token.rare.as_ref().is_some_and(|rare| rare.is_canceled_from_outside()) {
                 return false;
             }
             let Some(parent) = &token.parent else { return true };
@@ -498,6 +511,11 @@ impl Token {
         } else {
             None
         }
+    }
+
+    #[inline]
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.foreign
     }
 
     /// Every `CancellationToken` that can end it.
@@ -649,13 +667,11 @@ impl Token {
         }
         let mut pending = Vec::new();
         aftermath.sort(self, closed, &mut pending);
-        // Of a merged child's two paths the other may have been over first.
-        let mut forked = Vec::new();
         while let Some((child, error)) = pending.pop() {
             let Some(child) = child.upgrade() else { continue };
             let ended_at = error.origin().ended_at();
-            if child.second().is_some() && child.deadline.is_some_and(|at| at <= ended_at) {
-                forked.push((child, ended_at));
+            if child.was_over_before(&error) {
+                aftermath.forked.push((child, ended_at));
                 continue;
             }
             let expired = child.is_overdue(ended_at);
@@ -668,11 +684,14 @@ impl Token {
             }
             aftermath.handles.push(child);
         }
-        for (child, ended_at) in forked {
-            child.close_path(ended_at, aftermath);
-            aftermath.handles.push(child);
-        }
         true
+    }
+
+    /// Whether a merged token, about to be told of an end, had ended before by its other path.
+    fn was_over_before(&self, error: &Error) -> bool {
+        let ended_at = error.origin().ended_at();
+        let over = |at| at < ended_at || (at == ended_at && error.is_canceled());
+        self.second().is_some() && self.deadline.is_some_and(over)
     }
 
     /// Ends this token alone.
@@ -733,6 +752,8 @@ struct Aftermath {
     pushes: usize,
     calls: Calls,
     stories: Vec<(Error, Option<Instant>)>,
+    /// Merged tokens whose other path is to be looked at first, as of then.
+    forked: Vec<(Arc<Token>, Instant)>,
     /// Kept until then, as a last handle's drop runs foreign code.
     handles: Vec<Arc<Token>>,
     rooms: Vec<More>,
@@ -764,7 +785,11 @@ impl Aftermath {
         }
     }
 
-    fn clear_up(self) {
+    fn clear_up(mut self) {
+        while let Some((token, at)) = self.forked.pop() {
+            token.close_path(at, &mut self);
+            self.handles.push(token);
+        }
         if self.pushes != 0 {
             PUSHES.fetch_sub(self.pushes, Ordering::AcqRel);
         }
@@ -1001,8 +1026,7 @@ impl Token {
     ///
     /// Panics outside a runtime, or in one without a time driver, as `tokio::time::sleep`.
     #[track_caller]
-    pub(crate) fn arm(self: &Arc<Self>) -> bool {
-        let here = Handle::try_current().ok().map(|here| here.id());
+    pub(crate) fn arm(self: &Arc<Self>, here: Option<runtime::Id>) -> bool {
         if let Some(armed) = self.is_armed(here) {
             return armed;
         }
@@ -1019,10 +1043,16 @@ impl Token {
         self.is_armed(Some(runtime)).unwrap_or(false)
     }
 
-    /// Whether an alarm of the current runtime, if there is one, will end it at its deadline.
-    pub(crate) fn is_armed_here(&self) -> bool {
-        self.timed.load(Ordering::Relaxed)
-            && Handle::try_current().is_ok_and(|here| self.is_armed(Some(here.id())) == Some(true))
+    /// Whether an alarm of the runtime `here` will end it at its deadline, so that a waiter need not
+    /// look at the clock. Now and then it has to all the same: a loop that never lets its runtime go on
+    /// keeps the alarm from ringing.
+    pub(crate) fn is_armed_here(&self, here: Option<runtime::Id>) -> bool {
+        if here.is_none() || !self.timed.load(Ordering::Relaxed) {
+            return false;
+        }
+        let turns = self.turns.load(Ordering::Relaxed).wrapping_add(1);
+        self.turns.store(turns, Ordering::Relaxed);
+        turns % UNCLOCKED != 0 && self.is_armed(here) == Some(true)
     }
 
     /// Whether there is an alarm, and one to count on: of this runtime, or of any if there is none here.
@@ -1131,7 +1161,7 @@ impl Token {
 
     /// Whether it can end without anybody ending it.
     pub(crate) fn needs_watch(&self) -> bool {
-        self.deadline.is_some() || !self.foreign_tokens().is_empty()
+        self.deadline.is_some() || self.foreign
     }
 }
 
