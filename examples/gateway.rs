@@ -1,0 +1,380 @@
+//! A gateway: an HTTP server that asks three slower ones, under one context per request.
+//!
+//! `/user/{id}` needs the profile, and adds the preferences and the recent activity if they come
+//! in time. All of it has 500 ms, the two optional parts have 200 ms. A request id goes along as a
+//! value. A client that hangs up ends the work done for it, in the gateway and in the services
+//! behind it. Ctrl-C stops accepting, and lets the requests in flight come to their end.
+//!
+//! Without arguments it drives itself, over real sockets, through five cases, and says what
+//! happened; it fails if anything else did:
+//!
+//! ```text
+//! cargo run --example gateway
+//! ```
+//!
+//! Or it stays up, until Ctrl-C. `slow` makes a service dawdle: profile, preferences, activity, all.
+//!
+//! ```text
+//! cargo run --example gateway -- --serve 8080
+//! curl -i 'http://127.0.0.1:8080/user/7'
+//! curl -i 'http://127.0.0.1:8080/user/7?slow=preferences'
+//! curl -i 'http://127.0.0.1:8080/user/7?slow=profile'
+//! curl -i --max-time 0.1 'http://127.0.0.1:8080/user/7?slow=all'    # hangs up after 100 ms
+//! ```
+//!
+//! This file is the gateway. Beside it, `gateway/services.rs` has the services behind it, and
+//! `gateway/cases.rs` the client with its five cases.
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::extract::{Path, RawQuery, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::routing::get;
+use axum::{Json, Router};
+use reqwest::{Client, RequestBuilder};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::task::{JoinError, JoinHandle};
+use tokio_ctx::{BoxError, Context};
+
+use services::{Event, Part, Slow, Visit};
+
+#[path = "gateway/cases.rs"]
+mod cases;
+#[path = "gateway/services.rs"]
+mod services;
+
+/// How long a request may take, all in all.
+const BUDGET: Duration = Duration::from_millis(500);
+/// How long an optional part of the answer may keep the rest waiting.
+const OPTIONAL_BUDGET: Duration = Duration::from_millis(200);
+/// How long requests in flight may take to end once the server stops. They end by themselves,
+/// within their budget; this is for a client that never sends all of its request.
+const DRAIN_BUDGET: Duration = Duration::from_secs(2);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let port = match port(std::env::args_os().skip(1).map(lossy)) {
+        Ok(port) => port,
+        Err(message) => {
+            eprintln!("gateway: {message}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(port).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gateway: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Stays up on `port` until Ctrl-C; without a port, goes through the five cases.
+async fn run(port: Option<u16>) -> Result<(), BoxError> {
+    let stop = until_ctrl_c()?;
+    // Not under `stop`: requests that the gateway still finishes then need the services.
+    let (services_stop, _guard) = Context::background().with_cancel();
+    let (log, events) = unbounded_channel();
+    let services = Server::start(services_stop, 0, services::router(log)).await?;
+    let gateway = Server::start(stop.clone(), port.unwrap_or(0), router(services.addr)?).await?;
+    println!("gateway at http://{}", gateway.addr);
+    println!("services at http://{}", services.addr);
+
+    if port.is_none() {
+        return cases::run(gateway, events).await;
+    }
+    tokio::spawn(print(events));
+    println!("stopping: {}", stop.done().await);
+    gateway.drained().await?;
+    println!("drained");
+    Ok(())
+}
+
+fn router(services: SocketAddr) -> reqwest::Result<Router> {
+    // The services are on this machine, whatever proxy the environment names.
+    let client = Client::builder().no_proxy().build()?;
+    let gateway = Gateway { client, services };
+    Ok(Router::new().route("/user/{id}", get(user)).with_state(gateway))
+}
+
+#[derive(Clone)]
+struct Gateway {
+    client: Client,
+    services: SocketAddr,
+}
+
+impl Gateway {
+    fn request(&self, part: Part, id: u64, slow: Slow) -> RequestBuilder {
+        let url = format!("http://{}/{part}/{id}?slow={slow}", self.services);
+        self.client.get(url)
+    }
+}
+
+/// What `/user/{id}` answers.
+#[derive(Serialize, Deserialize)]
+struct User {
+    request_id: RequestId,
+    profile: Value,
+    preferences: Option<Value>,
+    activity: Option<Vec<String>>,
+    /// Why the optional parts that are not there are not.
+    missing: Vec<String>,
+}
+
+async fn user(
+    State(gateway): State<Gateway>,
+    Path(id): Path<u64>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Json<User>, (StatusCode, String)> {
+    let slow = Slow::in_query(query.as_deref()).map_err(bad_request)?;
+    let request_id = RequestId::of(&headers);
+
+    // The guard belongs to this future, and axum drops this future when the client hangs up. That
+    // ends the context, and with it everything that is done for the client, on whatever task.
+    let (ctx, _guard) = Context::background().with_value(request_id.clone()).with_timeout(BUDGET);
+    let profile = ctx.spawn(profile(gateway.request(Part::Profile, id, slow)));
+    let preferences = ctx.spawn(preferences(gateway.request(Part::Preferences, id, slow)));
+    let activity = ctx.spawn(activity(gateway.request(Part::Activity, id, slow)));
+
+    // No answer without a profile. To return here is to drop the guard: the other two end as well.
+    let profile = joined(profile)
+        .await
+        .map_err(|failure| (failure.status(), format!("{}: {failure}", Part::Profile)))?;
+    let mut missing = Vec::new();
+    let mut note = |part: Part, failure: &Failure| missing.push(format!("{part}: {failure}"));
+    let preferences = joined(preferences).await.inspect_err(|why| note(Part::Preferences, why)).ok();
+    let activity = joined(activity).await.inspect_err(|why| note(Part::Activity, why)).ok();
+
+    Ok(Json(User { request_id, profile, preferences, activity, missing }))
+}
+
+/// The required part: it may use all the time the request has.
+async fn profile(request: RequestBuilder) -> Result<Value, Failure> {
+    ask(&Context::current(), request).await
+}
+
+/// An optional part: its own, narrower budget ends it and nothing else.
+async fn preferences(request: RequestBuilder) -> Result<Value, Failure> {
+    Context::current().within(OPTIONAL_BUDGET, async |ctx| ask(&ctx, request).await).await?
+}
+
+/// The other optional part, with some work of our own in the same budget.
+async fn activity(request: RequestBuilder) -> Result<Vec<String>, Failure> {
+    Context::current()
+        .within(OPTIONAL_BUDGET, async |ctx| {
+            let visits: Vec<Visit> = ask(&ctx, request).await?;
+            Ok(describe(&ctx, &visits)?)
+        })
+        .await?
+}
+
+/// Puts visits into words. Nothing in here waits, so a long list would keep going after the
+/// request's end if the loop did not look.
+fn describe(ctx: &Context, visits: &[Visit]) -> Result<Vec<String>, tokio_ctx::Error> {
+    let mut lines = Vec::with_capacity(visits.len());
+    for Visit { page, minutes_ago } in visits {
+        ctx.check()?;
+        lines.push(match minutes_ago {
+            0 => format!("{page}, just now"),
+            1..60 => format!("{page}, {minutes_ago} minutes ago"),
+            _ => format!("{page}, {} hours ago", minutes_ago / 60),
+        });
+    }
+    Ok(lines)
+}
+
+/// Sends a request to a service and reads the answer, for as long as `ctx` allows. When it does
+/// not, dropping the request closes its connection, and so the service knows.
+async fn ask<T: DeserializeOwned>(ctx: &Context, request: RequestBuilder) -> Result<T, Failure> {
+    let request = with_request_id(request);
+    ctx.try_run(async {
+        let response = request.send().await?.error_for_status()?;
+        Ok(response.json().await?)
+    })
+    .await
+}
+
+/// Passes on whose request this is. Nobody between the handler and here had to know.
+fn with_request_id(request: RequestBuilder) -> RequestBuilder {
+    match Context::current().value::<RequestId>() {
+        Some(RequestId(id)) => request.header(RequestId::HEADER, id),
+        None => request,
+    }
+}
+
+async fn joined<T>(task: JoinHandle<Result<T, Failure>>) -> Result<T, Failure> {
+    task.await?
+}
+
+/// Why a part of the answer could not be had.
+enum Failure {
+    Stopped(tokio_ctx::Error),
+    Service(reqwest::Error),
+    Panicked(JoinError),
+}
+
+impl Failure {
+    fn status(&self) -> StatusCode {
+        match self {
+            Failure::Stopped(why) if why.is_deadline_exceeded() => StatusCode::GATEWAY_TIMEOUT,
+            Failure::Stopped(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Failure::Service(_) => StatusCode::BAD_GATEWAY,
+            Failure::Panicked(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Stopped(why) => why.fmt(f),
+            Failure::Service(error) => error.fmt(f),
+            Failure::Panicked(error) => error.fmt(f),
+        }
+    }
+}
+
+impl From<tokio_ctx::Error> for Failure {
+    fn from(why: tokio_ctx::Error) -> Failure {
+        Failure::Stopped(why)
+    }
+}
+
+impl From<reqwest::Error> for Failure {
+    fn from(error: reqwest::Error) -> Failure {
+        Failure::Service(error)
+    }
+}
+
+impl From<JoinError> for Failure {
+    fn from(error: JoinError) -> Failure {
+        Failure::Panicked(error)
+    }
+}
+
+fn bad_request(message: String) -> (StatusCode, String) {
+    (StatusCode::BAD_REQUEST, message)
+}
+
+/// Which request this is: a context value, known by its type.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct RequestId(String);
+
+impl RequestId {
+    const HEADER: &str = "x-request-id";
+
+    /// The id the client gave its request, or else a new one.
+    fn of(headers: &HeaderMap) -> RequestId {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let given = headers.get(RequestId::HEADER);
+        match given.and_then(|id| id.to_str().ok()) {
+            Some(id) => RequestId(id.to_owned()),
+            None => RequestId(format!("r{}", NEXT.fetch_add(1, Ordering::Relaxed))),
+        }
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A server on a loopback port.
+struct Server {
+    addr: SocketAddr,
+    task: JoinHandle<Result<(), BoxError>>,
+}
+
+impl Server {
+    /// Serves `app` until `stop` is done. Port 0 is any that is free.
+    async fn start(stop: Context, port: u16, app: Router) -> Result<Server, BoxError> {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let listener = TcpListener::bind(addr)
+            .await
+            .map_err(|error| format!("cannot listen on {addr}: {error}"))?;
+        let addr = listener.local_addr()?;
+        let task = tokio::spawn(serve(stop, listener, app));
+        Ok(Server { addr, task })
+    }
+
+    /// Waits until it has stopped, and every request it had accepted is answered.
+    async fn drained(self) -> Result<(), BoxError> {
+        self.task.await?
+    }
+}
+
+async fn serve(stop: Context, listener: TcpListener, app: Router) -> Result<(), BoxError> {
+    let stopped = stop.clone().done_owned();
+    let server = axum::serve(listener, app).with_graceful_shutdown(async move {
+        stopped.await;
+    });
+    let overdue = async {
+        stop.done().await;
+        tokio::time::sleep(DRAIN_BUDGET).await;
+    };
+    tokio::select! {
+        served = server => Ok(served?),
+        () = overdue => Err(format!("requests still in flight {DRAIN_BUDGET:?} after the stop").into()),
+    }
+}
+
+/// A context that Ctrl-C ends. It listens from now on, not from the first time someone waits.
+fn until_ctrl_c() -> io::Result<Context> {
+    #[cfg(unix)]
+    let mut ctrl_c = {
+        use tokio::signal::unix::{SignalKind, signal};
+        signal(SignalKind::interrupt())?
+    };
+    #[cfg(windows)]
+    let mut ctrl_c = tokio::signal::windows::ctrl_c()?;
+
+    let (ctx, guard) = Context::background().with_cancel();
+    tokio::spawn(async move {
+        ctrl_c.recv().await;
+        guard.cancel_with("Ctrl-C");
+    });
+    Ok(ctx)
+}
+
+/// Prints what the services report, for whoever sits at the terminal.
+async fn print(mut events: UnboundedReceiver<Event>) {
+    while let Some(event) = events.recv().await {
+        println!("{event}");
+    }
+}
+
+/// The port the arguments ask for, if any, or what is wrong with them.
+fn port(mut args: impl Iterator<Item = String>) -> Result<Option<u16>, String> {
+    let Some(arg) = args.next() else {
+        return Ok(None);
+    };
+    if arg != "--serve" {
+        return Err(format!(
+            "unknown argument {arg:?}; the only one is --serve PORT, e.g. --serve 8080"
+        ));
+    }
+    let value = args.next().ok_or("--serve needs a port after it, e.g. --serve 8080")?;
+    let port = value.parse().map_err(|_| {
+        format!("--serve {value:?} is not a port: say a number from 0 (any free one) to 65535")
+    })?;
+    match args.next() {
+        Some(extra) => Err(format!("nothing goes after --serve {port}, but there is {extra:?}")),
+        None => Ok(Some(port)),
+    }
+}
+
+/// An argument that is not Unicode is not one of ours: it only has to be readable in the complaint.
+fn lossy(arg: std::ffi::OsString) -> String {
+    arg.to_string_lossy().into_owned()
+}

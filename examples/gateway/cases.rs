@@ -1,0 +1,245 @@
+//! The client: five cases, each checked, with a short account of what happened.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use reqwest::Client;
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::Instant;
+use tokio_ctx::{BoxError, Context};
+
+use crate::services::{Event, Part, Progress, SLOW};
+use crate::{BUDGET, OPTIONAL_BUDGET, RequestId, Server, User};
+
+/// No case takes a tenth of this, unless something hangs.
+const CASE_BUDGET: Duration = Duration::from_secs(10);
+/// How soon after the client hangs up the last service must have stopped working for it.
+const PROMPTLY: Duration = Duration::from_millis(50);
+
+/// Fails the case, with that message, unless the condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err(format!($($message)+).into());
+        }
+    };
+}
+
+/// Goes through the cases. An error if one of them did not come out as it should.
+pub async fn run(gateway: Server, events: UnboundedReceiver<Event>) -> Result<(), BoxError> {
+    let mut driver =
+        Driver { client: Client::builder().no_proxy().build()?, gateway: gateway.addr, events };
+    let mut failed = 0;
+    failed += case("1. all three are fast", driver.all_fast()).await;
+    failed += case("2. an optional one is slow", driver.optional_slow()).await;
+    failed += case("3. the required one is slow", driver.required_slow()).await;
+    failed += case("4. the client hangs up half-way", driver.hang_up()).await;
+    failed += case("5. Ctrl-C during a request", driver.ctrl_c(gateway)).await;
+    ensure!(failed == 0, "{failed} of 5 cases did not come out as they should");
+    println!("\nall five came out as they should");
+    Ok(())
+}
+
+/// What happened in a case, in lines to print.
+type Account = Result<Vec<String>, BoxError>;
+
+/// Runs one case and prints what came of it. Returns how many failed: one, or none.
+async fn case(title: &str, case: impl Future<Output = Account>) -> usize {
+    println!("\n{title}");
+    let (ctx, _guard) = Context::background().with_timeout(CASE_BUDGET);
+    match ctx.try_run(case).await {
+        Ok(lines) => {
+            for line in lines {
+                println!("   {line}");
+            }
+            0
+        }
+        Err(error) => {
+            println!("   FAILED: {error}");
+            1
+        }
+    }
+}
+
+/// A real client, and an ear at the services.
+struct Driver {
+    client: Client,
+    gateway: SocketAddr,
+    events: UnboundedReceiver<Event>,
+}
+
+impl Driver {
+    async fn all_fast(&mut self) -> Account {
+        let id = RequestId("case-1".to_owned());
+        let answer = self.get(&id, "/user/1").await?;
+        let user = answer.user()?;
+        ensure!(answer.took < BUDGET, "it took {}", ms(answer.took));
+        ensure!(user.request_id == id, "answered as request {}", user.request_id);
+        ensure!(user.missing.is_empty(), "missing: {}", user.missing.join(", "));
+        let visits = user.activity.unwrap_or_default();
+        ensure!(!visits.is_empty(), "nothing missing, and yet no activity");
+        // Events bear the id that the service was given: that they come shows that it was.
+        self.hear(&id, &Part::ALL, Progress::is_finished).await?;
+        Ok(vec![
+            format!("{answer}, with everything; last seen at {}", visits[0]),
+            format!("all three services were told that this is request {id}"),
+        ])
+    }
+
+    async fn optional_slow(&mut self) -> Account {
+        let id = RequestId("case-2".to_owned());
+        let answer = self.get(&id, "/user/2?slow=preferences").await?;
+        let user = answer.user()?;
+        ensure!(answer.took < BUDGET, "it took {}", ms(answer.took));
+        ensure!(user.preferences.is_none(), "got the preferences after all");
+        ensure!(user.activity.is_some(), "the activity is missing as well");
+        let reason = format!("preferences: context deadline exceeded: {OPTIONAL_BUDGET:?} budget");
+        let missing = user.missing.join(", ");
+        ensure!(missing.starts_with(&reason), "the reason given is: {missing}");
+        let stopped = self.hear(&id, &[Part::Preferences], Progress::is_stopped).await?;
+        let mut account = vec![format!("{answer}, without {missing}")];
+        account.extend(stopped.iter().map(Event::to_string));
+        Ok(account)
+    }
+
+    async fn required_slow(&mut self) -> Account {
+        let id = RequestId("case-3".to_owned());
+        let answer = self.get(&id, "/user/3?slow=profile").await?;
+        let Answer { status, body, took } = &answer;
+        ensure!(*status == StatusCode::GATEWAY_TIMEOUT, "{answer}: {body}");
+        ensure!(*took >= BUDGET && *took < SLOW, "{answer}: {body}");
+        let reason = format!("profile: context deadline exceeded: {BUDGET:?} budget");
+        ensure!(body.starts_with(&reason), "the reason given is: {body}");
+        let stopped = self.hear(&id, &[Part::Profile], Progress::is_stopped).await?;
+        let mut account = vec![format!("{answer}: {body}")];
+        account.extend(stopped.iter().map(Event::to_string));
+        Ok(account)
+    }
+
+    async fn hang_up(&mut self) -> Account {
+        let id = RequestId("case-4".to_owned());
+        let (ctx, hang_up) = Context::background().with_cancel();
+        let answer = self.get(&id, "/user/4?slow=all");
+        let client = ctx.spawn(async { Context::current().run(answer).await });
+        self.hear(&id, &Part::ALL, Progress::is_started).await?;
+
+        let hung_up = Instant::now();
+        hang_up.cancel_with("the user closed the page");
+        let outcome = client.await?;
+        let Err(why) = outcome else {
+            return Err("the client got an answer, although it had hung up".into());
+        };
+        let mut account = vec![format!("all three services at work; the client: {why}")];
+        for event in self.hear(&id, &Part::ALL, Progress::is_stopped).await? {
+            let after = event.at - hung_up;
+            ensure!(after <= PROMPTLY, "only {} later, {event}", ms(after));
+            account.push(format!("{} later, {event}", ms(after)));
+        }
+        Ok(account)
+    }
+
+    async fn ctrl_c(&mut self, gateway: Server) -> Account {
+        let id = RequestId("case-5".to_owned());
+        let in_flight = tokio::spawn(self.get(&id, "/user/5?slow=activity"));
+        self.hear(&id, &Part::ALL, Progress::is_started).await?;
+
+        let interrupted = Instant::now();
+        send_ctrl_c().await?;
+        refuses_connections(gateway.addr).await?;
+        let refused = ms(interrupted.elapsed());
+        ensure!(!in_flight.is_finished(), "it only stopped accepting when nothing was in flight");
+        let answer = in_flight.await??;
+        answer.user()?;
+        gateway.drained().await?;
+        Ok(vec![
+            format!("{refused} later, the gateway refuses new connections"),
+            format!("the request in flight: {answer}"),
+            format!("{} later, the gateway has drained", ms(interrupted.elapsed())),
+        ])
+    }
+
+    /// A request to the gateway, under the given id. It is sent when the future is first polled.
+    fn get(&self, id: &RequestId, path: &str) -> impl Future<Output = reqwest::Result<Answer>> + use<> {
+        let url = format!("http://{}{path}", self.gateway);
+        let request = self.client.get(url).header(RequestId::HEADER, &id.0);
+        async move {
+            let started = Instant::now();
+            let response = request.send().await?;
+            let status = response.status();
+            let body = response.text().await?;
+            let took = started.elapsed();
+            Ok(Answer { status, body, took })
+        }
+    }
+
+    /// Waits until each of `parts` has reported such a progress on the request.
+    async fn hear(
+        &mut self,
+        id: &RequestId,
+        parts: &[Part],
+        progress: impl Fn(&Progress) -> bool,
+    ) -> Result<Vec<Event>, BoxError> {
+        let mut heard = Vec::new();
+        while heard.len() < parts.len() {
+            let event = self.events.recv().await.ok_or("the services are gone")?;
+            if event.request == *id && parts.contains(&event.part) && progress(&event.progress) {
+                heard.push(event);
+            }
+        }
+        Ok(heard)
+    }
+}
+
+/// What the gateway answered, and how long it took.
+struct Answer {
+    status: StatusCode,
+    body: String,
+    took: Duration,
+}
+
+impl Answer {
+    /// The user in the answer, or an error if it is not such an answer.
+    fn user(&self) -> Result<User, BoxError> {
+        ensure!(self.status == StatusCode::OK, "{self}: {}", self.body);
+        Ok(serde_json::from_str(&self.body)?)
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} after {}", self.status, ms(self.took))
+    }
+}
+
+/// Sends this very process the signal that Ctrl-C in its terminal would.
+async fn send_ctrl_c() -> Result<(), BoxError> {
+    let kill = format!("kill -INT {}", std::process::id());
+    // `kill` is built into every shell, but not every machine has it as a program.
+    let status = Command::new("sh").arg("-c").arg(&kill).status().await?;
+    ensure!(status.success(), "`{kill}`: {status}");
+    Ok(())
+}
+
+/// Waits until nobody listens at `addr`. Only trying tells.
+async fn refuses_connections(addr: SocketAddr) -> io::Result<()> {
+    loop {
+        match TcpStream::connect(addr).await {
+            Ok(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            Err(error) => match error.kind() {
+                io::ErrorKind::ConnectionRefused => return Ok(()),
+                // The port was closed with this connection still waiting there to be accepted.
+                io::ErrorKind::ConnectionReset => {}
+                _ => return Err(error),
+            },
+        }
+    }
+}
+
+fn ms(duration: Duration) -> String {
+    format!("{:.1} ms", duration.as_secs_f64() * 1e3)
+}

@@ -1,0 +1,52 @@
+//! Two workers that tick until one deadline stops both, and each says why it stopped.
+//!
+//! ```text
+//! cargo run --example workers
+//! ```
+
+use std::error::Error;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio_ctx::Context;
+
+const TICK: Duration = Duration::from_millis(30);
+const BUDGET: Duration = Duration::from_millis(100);
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let started = Instant::now();
+    let (ctx, _guard) = Context::background().with_timeout(BUDGET);
+
+    // `spawn` carries the context into each task, where `Context::current` finds it again.
+    let workers = ["ada", "grace"].map(|name| ctx.spawn(work(name, started)));
+    for worker in workers {
+        worker.await?;
+    }
+
+    println!("both stopped after {} ms", started.elapsed().as_millis());
+    Ok(())
+}
+
+/// Ticks until the current context is done.
+async fn work(name: &'static str, started: Instant) {
+    let ctx = Context::current();
+    let mut ticks = interval_at(started + TICK, TICK);
+    // A worker that is held up does not make up for the ticks it missed.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut ticked = 0;
+    loop {
+        tokio::select! {
+            // Top to bottom: a tick that falls due after the end is one too many.
+            biased;
+            why = ctx.done() => {
+                println!("{name:>5}: stopping after {ticked} ticks: {why}");
+                return;
+            }
+            now = ticks.tick() => {
+                ticked += 1;
+                println!("{name:>5}: tick {ticked} at {} ms", (now - started).as_millis());
+            }
+        }
+    }
+}
