@@ -18,7 +18,7 @@ use tokio::task::coop::{Unconstrained, unconstrained};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use crate::token::{Seat, Token};
+use crate::token::{Seat, Token, UNCLOCKED};
 use crate::{Context, Error};
 
 pin_project! {
@@ -31,6 +31,8 @@ pin_project! {
         // The `CancellationToken`s that can end it.
         foreign: Foreign,
         timer: Timer,
+        // Counts polls, most of which do not look at the clock.
+        turns: u8,
         // Unconstrained, so that a neighbour which has used up the task's budget does not hide the end.
         #[pin]
         sleep: Option<Unconstrained<Sleep>>,
@@ -60,7 +62,16 @@ enum Timer {
 impl<C: Borrow<Context>> Wait<C> {
     pub(crate) fn new(ctx: C) -> Self {
         let (seat, timer) = (Seat::default(), Timer::Unset);
-        Wait { ctx, seat, waker: (0, 0), ended: false, foreign: Vec::new(), timer, sleep: None }
+        Wait {
+            ctx,
+            seat,
+            waker: (0, 0),
+            ended: false,
+            foreign: Vec::new(),
+            timer,
+            turns: 0,
+            sleep: None,
+        }
     }
 
     pub(crate) fn ctx(&self) -> &Context {
@@ -83,6 +94,7 @@ impl<C: Borrow<Context>> Wait<C> {
         if over
             || !sit(token, this.seat, this.waker, cx.waker())
             || poll_foreign(token, this.foreign, cx).is_ready()
+            || is_overdue(token, this.turns)
             || poll_timer(token, this.timer, this.sleep.as_mut(), cx).is_ready()
         {
             *this.ended = true;
@@ -136,6 +148,12 @@ fn name_of(waker: &Waker) -> (usize, usize) {
 fn poll_foreign(token: &Token, foreign: &mut Foreign, cx: &mut task::Context<'_>) -> Poll<()> {
     let cancelled = foreign.iter_mut().any(|token| token.as_mut().poll(cx).is_ready());
     if cancelled && token.is_done() { Poll::Ready(()) } else { Poll::Pending }
+}
+
+/// Looks at the clock now and then: in a loop that never lets its runtime go on no timer fires.
+fn is_overdue(token: &Token, turns: &mut u8) -> bool {
+    *turns = (*turns + 1) % UNCLOCKED;
+    *turns == 0 && token.is_done()
 }
 
 /// Resolves when the deadline has passed, or the token has ended otherwise.

@@ -63,8 +63,8 @@ use crate::trace;
 
 /// Every so many levels is an anchor: what a walk costs at most, against what a deep chain costs.
 const STRIDE: u8 = if cfg!(tokio_ctx_loom) { 4 } else { 8 };
-/// So many waits may go without a look at the clock.
-const UNCLOCKED: u8 = 64;
+/// So many waits, or polls of one, may go without a look at the clock.
+pub(crate) const UNCLOCKED: u8 = 64;
 /// More room than this is not kept by an empty list.
 const ROOMY: usize = 64;
 
