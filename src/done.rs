@@ -115,12 +115,12 @@ fn enter(token: &Arc<Token>, timer: &mut Timer, foreign: &mut Foreign) -> bool {
         let tokens = token.foreign_tokens().into_iter();
         *foreign = tokens.map(|token| Box::pin(token.cancelled_owned())).collect();
     }
-    if token.deadline().is_some() {
-        let here = here();
-        if !token.deadline_owner().is_armed_here(here) {
-            return token.is_done();
-        }
-        // It rings when it is time: no need for the clock.
+    // A timer tells the time without a look at the clock, from now and then apart; but here must be one.
+    let here = if token.deadline().is_some() { here() } else { return false };
+    if here.is_none() || token.is_turn_for_clock() {
+        return token.is_done();
+    }
+    if token.deadline_owner().is_armed_here(here) {
         *timer = Timer::Alarm(here);
     }
     false

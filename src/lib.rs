@@ -79,6 +79,10 @@ mod token;
 mod trace;
 mod value;
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub use after_func::AfterFunc;
 pub use context::Context;
 pub use done::{Done, DoneOwned};

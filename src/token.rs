@@ -1043,16 +1043,17 @@ impl Token {
         self.is_armed(Some(runtime)).unwrap_or(false)
     }
 
-    /// Whether an alarm of the runtime `here` will end it at its deadline, so that a waiter need not
-    /// look at the clock. Now and then it has to all the same: a loop that never lets its runtime go on
-    /// keeps the alarm from ringing.
-    pub(crate) fn is_armed_here(&self, here: Option<runtime::Id>) -> bool {
-        if here.is_none() || !self.timed.load(Ordering::Relaxed) {
-            return false;
-        }
+    /// Whether a wait that begins now is one that is to look at the clock. Most need not, as there is a
+    /// timer; but a loop that never lets its runtime go on keeps every timer from firing.
+    pub(crate) fn is_turn_for_clock(&self) -> bool {
         let turns = self.turns.load(Ordering::Relaxed).wrapping_add(1);
         self.turns.store(turns, Ordering::Relaxed);
-        turns % UNCLOCKED != 0 && self.is_armed(here) == Some(true)
+        turns % UNCLOCKED == 0
+    }
+
+    /// Whether an alarm of the runtime `here` will end it at its deadline.
+    pub(crate) fn is_armed_here(&self, here: Option<runtime::Id>) -> bool {
+        self.timed.load(Ordering::Relaxed) && self.is_armed(here) == Some(true)
     }
 
     /// Whether there is an alarm, and one to count on: of this runtime, or of any if there is none here.
