@@ -102,7 +102,8 @@ impl Context {
     /// ```
     #[track_caller]
     pub fn with_deadline(&self, at: Instant) -> (Context, CancelGuard) {
-        self.limited(Some(at), now(), None)
+        let now = now();
+        self.limited(Some(at), now, at.saturating_duration_since(now), None)
     }
 
     /// A child that also ends when this much time has passed. Go's `context.WithTimeout`.
@@ -120,7 +121,7 @@ impl Context {
     #[track_caller]
     pub fn with_timeout(&self, after: Duration) -> (Context, CancelGuard) {
         let now = now();
-        self.limited(now.checked_add(after), now, None)
+        self.limited(now.checked_add(after), now, after, None)
     }
 
     /// [`with_deadline`](Self::with_deadline), with the cause that the error is to have if this
@@ -139,7 +140,9 @@ impl Context {
         at: Instant,
         cause: impl Into<BoxError>,
     ) -> (Context, CancelGuard) {
-        self.limited(Some(at), now(), Some(cause.into()))
+        let cause = cause.into();
+        let now = now();
+        self.limited(Some(at), now, at.saturating_duration_since(now), Some(cause))
     }
 
     /// [`with_timeout`](Self::with_timeout), with the cause that the error is to have if this timeout
@@ -160,7 +163,7 @@ impl Context {
     ) -> (Context, CancelGuard) {
         let cause = cause.into();
         let now = now();
-        self.limited(now.checked_add(after), now, Some(cause))
+        self.limited(now.checked_add(after), now, after, Some(cause))
     }
 
     #[track_caller]
@@ -168,11 +171,12 @@ impl Context {
         &self,
         at: Option<Instant>,
         now: Instant,
+        budget: Duration,
         cause: Option<BoxError>,
     ) -> (Context, CancelGuard) {
         // Tokio's timer rounds up: what lies at the very end of time would overflow there.
         let at = at.filter(|at| at.checked_add(Duration::from_secs(1)).is_some());
-        let limit = at.map(|at| Limit { at, now, cause });
+        let limit = at.map(|at| Limit { at, now, budget, cause });
         self.derive(Token::new(self.token(), limit, Location::caller()))
     }
 

@@ -87,15 +87,17 @@ impl<C: Borrow<Context>> Wait<C> {
         let mut this = self.project();
         let ctx: &Context = (*this.ctx).borrow();
         let Some(token) = ctx.token() else { return Poll::Pending };
+        let here = if token.deadline().is_some() { here() } else { None };
         let over = match *this.seat == Seat::default() {
-            true => enter(token, this.timer, this.foreign),
+            true => enter(token, this.timer, here, this.foreign),
             false => token.ended(),
         };
         if over
             || !sit(token, this.seat, this.waker, cx.waker())
             || poll_foreign(token, this.foreign, cx).is_ready()
-            || is_overdue(token, this.turns)
-            || poll_timer(token, this.timer, this.sleep.as_mut(), cx).is_ready()
+            || (token.deadline().is_some()
+                && (is_overdue(token, this.turns)
+                    || poll_timer(token, this.timer, this.sleep.as_mut(), here, cx).is_ready()))
         {
             *this.ended = true;
             return Poll::Ready(token.error());
@@ -107,7 +109,12 @@ impl<C: Borrow<Context>> Wait<C> {
 type Foreign = Vec<Pin<Box<WaitForCancellationFutureOwned>>>;
 
 /// Sees to it that the token will be told of its ancestors' end; true if it has ended.
-fn enter(token: &Arc<Token>, timer: &mut Timer, foreign: &mut Foreign) -> bool {
+fn enter(
+    token: &Arc<Token>,
+    timer: &mut Timer,
+    here: Option<runtime::Id>,
+    foreign: &mut Foreign,
+) -> bool {
     if token.ended() || (!token.link() && token.is_done()) {
         return true;
     }
@@ -116,7 +123,9 @@ fn enter(token: &Arc<Token>, timer: &mut Timer, foreign: &mut Foreign) -> bool {
         *foreign = tokens.map(|token| Box::pin(token.cancelled_owned())).collect();
     }
     // A timer tells the time without a look at the clock, from now and then apart; but here must be one.
-    let here = if token.deadline().is_some() { here() } else { return false };
+    if token.deadline().is_none() {
+        return false;
+    }
     if here.is_none() || token.is_turn_for_clock() {
         return token.is_done();
     }
@@ -162,10 +171,10 @@ fn poll_timer(
     token: &Arc<Token>,
     timer: &mut Timer,
     sleep: Pin<&mut Option<Unconstrained<Sleep>>>,
+    here: Option<runtime::Id>,
     cx: &mut task::Context<'_>,
 ) -> Poll<()> {
     let Some(deadline) = token.deadline() else { return Poll::Pending };
-    let here = here();
     match *timer {
         Timer::Own(_) => {}
         Timer::Alarm(seen) if !token.is_roused() && (here.is_none() || seen == here) => {

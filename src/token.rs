@@ -183,6 +183,7 @@ impl Rare {
 pub(crate) struct Limit {
     pub(crate) at: Instant,
     pub(crate) now: Instant,
+    pub(crate) budget: Duration,
     pub(crate) cause: Option<BoxError>,
 }
 
@@ -220,8 +221,7 @@ impl Token {
         limit: Limit,
         made_at: &'static Location<'static>,
     ) -> Arc<Token> {
-        let Limit { at, now, cause } = limit;
-        let budget = at.saturating_duration_since(now);
+        let Limit { at, now, budget, cause } = limit;
         let mut token = Token::plain(parent, made_at);
         token.deadline = Some(at);
         token.owns_deadline = true;
@@ -475,7 +475,7 @@ impl Token {
         while place != 0 {
             let error = seen[place].0.error();
             place = seen[place].1;
-            seen[place].0.close_all(End::Told(error), Story::Told, aftermath);
+            seen[place].0.close_all(End::Told(error), Story::Other, aftermath);
         }
         true
     }
@@ -586,7 +586,7 @@ impl Token {
             return false;
         }
         if cause.is_none() && self.close_unseen(how) {
-            if matches!(how.story(), Story::Own) && trace::listens() {
+            if how.story().is_told() {
                 trace::ended(&self.error(), self.born_at());
             }
             return true;
@@ -653,16 +653,25 @@ impl Token {
 
     /// Ends it and all that is linked below it; false if it had ended.
     fn finish(&self, end: End, story: Story) -> bool {
+        let Some(closed) = self.close(end) else { return false };
+        if closed.is_all() && !story.is_told() {
+            return true;
+        }
         let mut aftermath = Aftermath::default();
-        let ended = self.close_all(end, story, &mut aftermath);
+        self.spread(closed, story, &mut aftermath);
         aftermath.clear_up();
-        ended
+        true
     }
 
     /// Closes it and all that is linked below it, and leaves the rest to `aftermath`.
-    fn close_all(&self, end: End, story: Story, aftermath: &mut Aftermath) -> bool {
-        let Some(closed) = self.close(end) else { return false };
-        if matches!(story, Story::Own) {
+    fn close_all(&self, end: End, story: Story, aftermath: &mut Aftermath) {
+        if let Some(closed) = self.close(end) {
+            self.spread(closed, story, aftermath);
+        }
+    }
+
+    fn spread(&self, closed: Closed, story: Story, aftermath: &mut Aftermath) {
+        if story.is_told() {
             aftermath.tell(self);
         }
         let mut pending = Vec::new();
@@ -677,14 +686,13 @@ impl Token {
             let expired = child.is_overdue(ended_at);
             let end = if expired { child.expiry() } else { End::Told(error) };
             if let Some(closed) = child.close(end) {
-                if expired {
+                if expired && trace::listens() {
                     aftermath.tell(&child);
                 }
                 aftermath.sort(&child, closed, &mut pending);
             }
             aftermath.handles.push(child);
         }
-        true
     }
 
     /// Whether a merged token, about to be told of an end, had ended before by its other path.
@@ -733,17 +741,31 @@ impl Token {
 impl How {
     fn story(self) -> Story {
         match self {
-            How::GuardDropped => Story::Told,
+            How::GuardDropped => Story::Other,
             How::Deadline | How::Canceled(_) | How::Token => Story::Own,
         }
     }
 }
 
-/// Whether an end is the token's own, which tracing is told of, or one that it was told.
+/// Whether an end is the token's own story, which tracing is told if it listens.
 #[derive(Clone, Copy)]
 enum Story {
     Own,
-    Told,
+    Other,
+}
+
+impl Story {
+    #[inline]
+    fn is_told(self) -> bool {
+        matches!(self, Story::Own) && trace::listens()
+    }
+}
+
+impl Closed {
+    /// Whether there is nobody to tell.
+    fn is_all(&self) -> bool {
+        !self.pushing && self.members.first.is_none() && self.members.more.is_none()
+    }
 }
 
 /// What is left to be done once everything is closed: nothing of it is ours, so no lock is held.
@@ -761,9 +783,7 @@ struct Aftermath {
 
 impl Aftermath {
     fn tell(&mut self, token: &Token) {
-        if trace::listens() {
-            self.stories.push((token.error(), token.born_at()));
-        }
+        self.stories.push((token.error(), token.born_at()));
     }
 
     /// Takes what closing `token` left: children into `pending`, with what they are to be told.
