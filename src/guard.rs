@@ -4,7 +4,7 @@ use std::fmt;
 use std::panic::Location;
 use std::sync::Arc;
 
-use crate::error::{BoxError, How, Place};
+use crate::error::{BoxError, Place};
 use crate::token::Token;
 
 /// Ends its context when dropped: Go's `defer cancel()`, which can't be forgotten.
@@ -135,7 +135,7 @@ impl Canceller {
 #[track_caller]
 fn cancel(token: Option<&Arc<Token>>, cause: Option<BoxError>) {
     if let Some(token) = token {
-        token.cancel(How::Canceled(Location::caller()), cause);
+        token.cancel(Some(Location::caller()), cause);
     }
 }
 

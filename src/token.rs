@@ -17,7 +17,8 @@
 //! [`Token::close`] ends one token, under its lock: it publishes what the end was, takes the members
 //! out, and sets `ENDED` in `state`. [`Token::finish`] then closes all linked descendants, with a
 //! worklist, and only when all are closed does it wake anybody. One case needs no lock: a guard
-//! dropped while `state` is still 0 (no child, no member ever) moves it from 0 to `ENDED`.
+//! dropped while `state` is still 0 (no child, no member ever) moves it from 0 to `ENDED`. Such an end
+//! has stopped nobody, so that it need not even be dated: who asks first does that.
 //!
 //! # Why it is right
 //!
@@ -34,7 +35,8 @@
 //!    been closed. A reader that knows of the end therefore reads `PUSHES` above zero and walks on, or
 //!    reads zero, synchronises with the decrement, and finds the anchor closed when it looks again.
 //! 5. *The earliest end wins.* Ends carry their time. A child whose own deadline is not later than the
-//!    end that reaches it has ended by that deadline.
+//!    end that reaches it has ended by that deadline; a merged one looks at its other path first. Any
+//!    end that can be compared with another is dated when it comes: `PARENT` in `state` tells.
 //!
 //! # Locks
 //!
@@ -143,9 +145,13 @@ struct Second {
 
 enum Inner {
     Open(Members),
-    /// By what it ended itself, and when, unless `told` says it, or a guard's quiet drop ended it.
-    Closed(Option<(How, Option<Instant>)>),
+    /// Where it was cancelled, unless its guard was dropped, and when, unless nobody looked; to be read
+    /// only if `told` does not say it.
+    Closed(Caller, Option<Instant>),
 }
+
+/// The line that cancels; none for a guard that is dropped.
+type Caller = Option<&'static Location<'static>>;
 
 #[derive(Default)]
 struct Members {
@@ -189,7 +195,7 @@ pub(crate) struct Limit {
 
 /// How a token is to end: by itself, or as it was told.
 enum End {
-    Own(How, Instant),
+    Canceled(Caller, Instant),
     Told(Error),
 }
 
@@ -466,12 +472,12 @@ impl Token {
             }
         }
         let Some((_, mut place)) = earliest else { return false };
-        let end = if seen[place].0.is_overdue(now) {
-            seen[place].0.expiry()
-        } else {
-            End::Own(How::Token, now)
+        let token = seen[place].0;
+        let error = match token.is_overdue(now) {
+            true => token.expiry(),
+            false => Error::new(token.origin(How::Token, now), None),
         };
-        seen[place].0.close_all(end, Story::Own, aftermath);
+        token.close_all(End::Told(error), Story::Own, aftermath);
         while place != 0 {
             let error = seen[place].0.error();
             place = seen[place].1;
@@ -564,13 +570,12 @@ impl Token {
         if let Some(error) = self.told.get() {
             return error.clone();
         }
-        let record = match &*self.inner.lock() {
-            Inner::Closed(record) => *record,
-            Inner::Open(_) => None,
+        let (caller, at) = match &*self.inner.lock() {
+            Inner::Closed(caller, at) => (*caller, *at),
+            Inner::Open(_) => (None, None),
         };
-        let (how, at) = record.unwrap_or((How::GuardDropped, None));
-        let at = at.unwrap_or_else(now);
-        self.told.get_or_init(|| Error::new(self.origin(how, at), None)).clone()
+        let origin = self.origin(How::by(caller), at.unwrap_or_else(now));
+        self.told.get_or_init(|| Error::new(origin, None)).clone()
     }
 
     fn origin(&self, how: How, ended_at: Instant) -> Origin {
@@ -581,12 +586,13 @@ impl Token {
 // Ending.
 impl Token {
     /// Ends it; false if it had ended.
-    pub(crate) fn cancel(&self, how: How, cause: Option<BoxError>) -> bool {
+    pub(crate) fn cancel(&self, caller: Caller, cause: Option<BoxError>) -> bool {
         if self.ended() {
             return false;
         }
-        if cause.is_none() && self.close_unseen(how) {
-            if how.story().is_told() {
+        let story = if caller.is_some() { Story::Own } else { Story::Other };
+        if cause.is_none() && self.close_unseen(caller) {
+            if story.is_told() {
                 trace::ended(&self.error(), self.born_at());
             }
             return true;
@@ -596,36 +602,37 @@ impl Token {
             return false;
         }
         let end = match cause {
-            None => End::Own(how, now),
-            cause => End::Told(Error::new(self.origin(how, now), cause)),
+            None => End::Canceled(caller, now),
+            cause => End::Told(Error::new(self.origin(How::by(caller), now), cause)),
         };
-        self.finish(end, how.story())
+        self.finish(end, story)
     }
 
     /// Ends one that nobody waits on and that is of nobody's concern; true if it had not ended.
     pub(crate) fn trip(&self) -> bool {
-        self.close_unseen(How::GuardDropped)
+        self.close_unseen(None)
     }
 
     /// What a dropped guard does.
     #[inline]
     pub(crate) fn abandon(self: &Arc<Self>) {
-        // With no handle left but this one there is nobody to tell.
-        if Arc::strong_count(self) > 1 {
-            self.cancel(How::GuardDropped, None);
+        // With no handle left but this one, and no bridge in its list, there is nobody to tell.
+        let alone = Arc::strong_count(self) == 1 && self.state.load(Ordering::Acquire) & OCCUPIED == 0;
+        if !alone {
+            self.cancel(None, None);
         }
     }
 
     /// Ends it, with no look at the clock, if it matters to nobody yet when that was: it has no member,
     /// never had a child, and has no deadline that could have come first.
     #[inline]
-    fn close_unseen(&self, how: How) -> bool {
+    fn close_unseen(&self, caller: Caller) -> bool {
         let state = self.state.load(Ordering::Acquire);
         if state & !OCCUPIED != 0 || self.deadline.is_some() || !self.none_above_ended() {
             return false;
         }
         let end = |state| self.state.compare_exchange(state, ENDED, Ordering::AcqRel, Ordering::Relaxed);
-        if state == 0 && matches!(how, How::GuardDropped) {
+        if state == 0 && caller.is_none() {
             return end(0).is_ok();
         }
         let mut inner = self.inner.lock();
@@ -633,7 +640,7 @@ impl Token {
             Inner::Open(members) if members.is_deserted() => mem::take(members),
             _ => return false,
         };
-        *inner = Inner::Closed(Some((how, None)));
+        *inner = Inner::Closed(caller, None);
         // Whoever enters now waits for the lock; a child that is being derived is noted in the state.
         let closed = end(state).is_ok();
         if !closed {
@@ -644,10 +651,12 @@ impl Token {
         closed
     }
 
-    fn expiry(&self) -> End {
+    fn expiry(&self) -> Error {
         match (self.rare.as_ref().and_then(|rare| rare.expiry.as_ref()), self.deadline) {
-            (Some(error), _) => End::Told(error.clone()),
-            (None, deadline) => End::Own(How::Deadline, deadline.unwrap_or_else(now)),
+            (Some(error), _) => error.clone(),
+            (None, deadline) => {
+                Error::new(self.origin(How::Deadline, deadline.unwrap_or_else(now)), None)
+            }
         }
     }
 
@@ -684,8 +693,8 @@ impl Token {
                 continue;
             }
             let expired = child.is_overdue(ended_at);
-            let end = if expired { child.expiry() } else { End::Told(error) };
-            if let Some(closed) = child.close(end) {
+            let error = if expired { child.expiry() } else { error };
+            if let Some(closed) = child.close(End::Told(error)) {
                 if expired && trace::listens() {
                     aftermath.tell(&child);
                 }
@@ -710,16 +719,16 @@ impl Token {
         }
         // Before the state says so, for whoever reads that without the lock. A quiet end may come in
         // between; it has no story of its own, and shares this one.
-        let record = match end {
-            End::Own(how, at) => Some((how, Some(at))),
+        let closed = match end {
+            End::Canceled(caller, at) => Inner::Closed(caller, Some(at)),
             End::Told(error) => {
                 let _first = self.told.set(error);
-                None
+                Inner::Closed(None, None)
             }
         };
-        let members = match mem::replace(&mut *inner, Inner::Closed(record)) {
+        let members = match mem::replace(&mut *inner, closed) {
             Inner::Open(members) => members,
-            Inner::Closed(_) => Members::default(),
+            Inner::Closed(..) => Members::default(),
         };
         let mut pushing = false;
         let mut state = self.state.load(Ordering::Acquire);
@@ -739,11 +748,8 @@ impl Token {
 }
 
 impl How {
-    fn story(self) -> Story {
-        match self {
-            How::GuardDropped => Story::Other,
-            How::Deadline | How::Canceled(_) | How::Token => Story::Own,
-        }
+    fn by(caller: Caller) -> How {
+        caller.map_or(How::GuardDropped, How::Canceled)
     }
 }
 
@@ -932,7 +938,7 @@ impl Token {
         let mut inner = self.inner.lock();
         let member = match &mut *inner {
             Inner::Open(members) => members.remove(seat),
-            Inner::Closed(_) => None,
+            Inner::Closed(..) => None,
         };
         drop(inner);
         drop(member);
@@ -1010,7 +1016,7 @@ impl Wake for Ring {
             if !token.is_done() {
                 let alarm = match &mut *token.inner.lock() {
                     Inner::Open(members) => members.more.as_mut().and_then(|more| more.alarm.take()),
-                    Inner::Closed(_) => None,
+                    Inner::Closed(..) => None,
                 };
                 drop(alarm);
                 token.rouse();
@@ -1079,7 +1085,7 @@ impl Token {
     /// Whether there is an alarm, and one to count on: of this runtime, or of any if there is none here.
     fn is_armed(&self, here: Option<runtime::Id>) -> Option<bool> {
         match &*self.inner.lock() {
-            Inner::Closed(_) => Some(true),
+            Inner::Closed(..) => Some(true),
             Inner::Open(members) => {
                 let alarm = members.more.as_ref()?.alarm.as_ref()?;
                 Some(here.is_none_or(|here| alarm.runtime == here))
@@ -1227,7 +1233,7 @@ impl Token {
     /// What is registered here, and the pushes under way anywhere: for the models' last look.
     pub(crate) fn census(&self) -> (usize, usize) {
         let members = match &*self.inner.lock() {
-            Inner::Closed(_) => 0,
+            Inner::Closed(..) => 0,
             Inner::Open(members) => {
                 let more = members.more.as_ref().map_or(0, |more| more.members.len());
                 usize::from(members.first.is_some()) + more
