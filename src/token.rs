@@ -145,9 +145,14 @@ struct Second {
 
 enum Inner {
     Open(Members),
-    /// Where it was cancelled, unless its guard was dropped, and when, unless nobody looked; to be read
-    /// only if `told` does not say it.
-    Closed(Caller, Option<Instant>),
+    Closed(Ending),
+}
+
+/// What an end was, until `told` says it.
+enum Ending {
+    /// Where it was cancelled, unless its guard was dropped, and when, unless nobody looked.
+    Canceled(Caller, Option<Instant>),
+    Told(Error),
 }
 
 /// The line that cancels; none for a guard that is dropped.
@@ -193,10 +198,12 @@ pub(crate) struct Limit {
     pub(crate) cause: Option<BoxError>,
 }
 
-/// How a token is to end: by itself, or as it was told.
-enum End {
-    Canceled(Caller, Instant),
-    Told(Error),
+/// What a walk up finds.
+enum Ancestors {
+    Live,
+    Ended,
+    /// It takes a closer look.
+    Unclear,
 }
 
 /// What closing a token leaves to be done.
@@ -427,25 +434,30 @@ impl Token {
         self.ended() || (!live(self) && self.settle(now))
     }
 
-    /// Walks up. True: nothing above has ended, as far as this can tell; false: `settle` must look.
     #[inline]
     fn none_above_ended(&self) -> bool {
+        matches!(self.look_up(), Ancestors::Live)
+    }
+
+    /// Walks up as far as it needs to.
+    #[inline]
+    fn look_up(&self) -> Ancestors {
         let mut token = self;
         loop {
             if token.foreign && token.rare.as_ref().is_some_and(|rare| rare.is_canceled_from_outside()) {
-                return false;
+                return Ancestors::Unclear;
             }
-            let Some(parent) = &token.parent else { return true };
+            let Some(parent) = &token.parent else { return Ancestors::Live };
             if token.level == 0 {
                 if PUSHES.load(Ordering::Acquire) == 0 {
-                    return !token.ended();
+                    return if token.ended() { Ancestors::Ended } else { Ancestors::Live };
                 }
                 if token.second().is_some() {
-                    return false;
+                    return Ancestors::Unclear;
                 }
             }
             if parent.ended() {
-                return false;
+                return Ancestors::Ended;
             }
             token = parent;
         }
@@ -477,11 +489,11 @@ impl Token {
             true => token.expiry(),
             false => Error::new(token.origin(How::Token, now), None),
         };
-        token.close_all(End::Told(error), Story::Own, aftermath);
+        token.close_all(Ending::Told(error), Story::Own, aftermath);
         while place != 0 {
             let error = seen[place].0.error();
             place = seen[place].1;
-            seen[place].0.close_all(End::Told(error), Story::Other, aftermath);
+            seen[place].0.close_all(Ending::Told(error), Story::Other, aftermath);
         }
         true
     }
@@ -571,7 +583,11 @@ impl Token {
             return error.clone();
         }
         let (caller, at) = match &*self.inner.lock() {
-            Inner::Closed(caller, at) => (*caller, *at),
+            Inner::Closed(Ending::Told(error)) => {
+                let error = error.clone();
+                return self.told.get_or_init(|| error).clone();
+            }
+            Inner::Closed(Ending::Canceled(caller, at)) => (*caller, *at),
             Inner::Open(_) => (None, None),
         };
         let origin = self.origin(How::by(caller), at.unwrap_or_else(now));
@@ -590,6 +606,13 @@ impl Token {
         if self.ended() {
             return false;
         }
+        match self.look_up() {
+            Ancestors::Live => {}
+            // Over; whoever asks settles with what.
+            Ancestors::Ended => return false,
+            Ancestors::Unclear if self.settle(now()) => return false,
+            Ancestors::Unclear => {}
+        }
         let story = if caller.is_some() { Story::Own } else { Story::Other };
         if cause.is_none() && self.close_unseen(caller) {
             if story.is_told() {
@@ -598,12 +621,12 @@ impl Token {
             return true;
         }
         let now = now();
-        if self.is_over(now) {
+        if self.deadline.is_some_and(|deadline| deadline <= now) && self.settle(now) {
             return false;
         }
         let end = match cause {
-            None => End::Canceled(caller, now),
-            cause => End::Told(Error::new(self.origin(How::by(caller), now), cause)),
+            None => Ending::Canceled(caller, Some(now)),
+            cause => Ending::Told(Error::new(self.origin(How::by(caller), now), cause)),
         };
         self.finish(end, story)
     }
@@ -628,7 +651,7 @@ impl Token {
     #[inline]
     fn close_unseen(&self, caller: Caller) -> bool {
         let state = self.state.load(Ordering::Acquire);
-        if state & !OCCUPIED != 0 || self.deadline.is_some() || !self.none_above_ended() {
+        if state & !OCCUPIED != 0 || self.deadline.is_some() {
             return false;
         }
         let end = |state| self.state.compare_exchange(state, ENDED, Ordering::AcqRel, Ordering::Relaxed);
@@ -640,7 +663,7 @@ impl Token {
             Inner::Open(members) if members.is_deserted() => mem::take(members),
             _ => return false,
         };
-        *inner = Inner::Closed(caller, None);
+        *inner = Inner::Closed(Ending::Canceled(caller, None));
         // Whoever enters now waits for the lock; a child that is being derived is noted in the state.
         let closed = end(state).is_ok();
         if !closed {
@@ -661,7 +684,7 @@ impl Token {
     }
 
     /// Ends it and all that is linked below it; false if it had ended.
-    fn finish(&self, end: End, story: Story) -> bool {
+    fn finish(&self, end: Ending, story: Story) -> bool {
         let Some(closed) = self.close(end) else { return false };
         if closed.is_all() && !story.is_told() {
             return true;
@@ -673,7 +696,7 @@ impl Token {
     }
 
     /// Closes it and all that is linked below it, and leaves the rest to `aftermath`.
-    fn close_all(&self, end: End, story: Story, aftermath: &mut Aftermath) {
+    fn close_all(&self, end: Ending, story: Story, aftermath: &mut Aftermath) {
         if let Some(closed) = self.close(end) {
             self.spread(closed, story, aftermath);
         }
@@ -683,22 +706,25 @@ impl Token {
         if story.is_told() {
             aftermath.tell(self);
         }
-        let mut pending = Vec::new();
-        aftermath.sort(self, closed, &mut pending);
-        while let Some((child, error)) = pending.pop() {
+        let mut pending = Vec::from_iter(aftermath.sort(self, closed));
+        while let Some((children, error)) = pending.last_mut() {
+            let Some(child) = children.pop() else {
+                pending.pop();
+                continue;
+            };
             let Some(child) = child.upgrade() else { continue };
             let ended_at = error.origin().ended_at();
-            if child.was_over_before(&error) {
+            if child.was_over_before(error) {
                 aftermath.forked.push((child, ended_at));
                 continue;
             }
             let expired = child.is_overdue(ended_at);
-            let error = if expired { child.expiry() } else { error };
-            if let Some(closed) = child.close(End::Told(error)) {
+            let error = if expired { child.expiry() } else { error.clone() };
+            if let Some(closed) = child.close(Ending::Told(error)) {
                 if expired && trace::listens() {
                     aftermath.tell(&child);
                 }
-                aftermath.sort(&child, closed, &mut pending);
+                pending.extend(aftermath.sort(&child, closed));
             }
             aftermath.handles.push(child);
         }
@@ -712,23 +738,15 @@ impl Token {
     }
 
     /// Ends this token alone.
-    fn close(&self, end: End) -> Option<Closed> {
+    fn close(&self, end: Ending) -> Option<Closed> {
         let mut inner = self.inner.lock();
         if self.ended() {
             return None;
         }
-        // Before the state says so, for whoever reads that without the lock. A quiet end may come in
-        // between; it has no story of its own, and shares this one.
-        let closed = match end {
-            End::Canceled(caller, at) => Inner::Closed(caller, Some(at)),
-            End::Told(error) => {
-                let _first = self.told.set(error);
-                Inner::Closed(None, None)
-            }
-        };
-        let members = match mem::replace(&mut *inner, closed) {
+        // A quiet end may come in between; it has no story of its own, and shares this one.
+        let members = match mem::replace(&mut *inner, Inner::Closed(end)) {
             Inner::Open(members) => members,
-            Inner::Closed(..) => Members::default(),
+            Inner::Closed(_) => Members::default(),
         };
         let mut pushing = false;
         let mut state = self.state.load(Ordering::Acquire);
@@ -792,15 +810,16 @@ impl Aftermath {
         self.stories.push((token.error(), token.born_at()));
     }
 
-    /// Takes what closing `token` left: children into `pending`, with what they are to be told.
-    fn sort(&mut self, token: &Token, closed: Closed, pending: &mut Vec<(Weak<Token>, Error)>) {
+    /// Takes in what closing `token` left, but for its children and what they are to be told.
+    fn sort(&mut self, token: &Token, closed: Closed) -> Option<(Vec<Weak<Token>>, Error)> {
         self.pushes += usize::from(closed.pushing);
         let Members { first, mut more } = closed.members;
+        let mut children = Vec::new();
         let others = more.iter_mut().flat_map(|more| mem::take(&mut more.members));
         for member in first.into_iter().chain(others.map(|(_, member)| member)) {
             match member {
                 Member::Waiter(waker) => self.calls.push(Call::Wake(waker)),
-                Member::Child(child) => pending.push((child, token.error())),
+                Member::Child(child) => children.push(child),
             }
         }
         if let Some(more) = more {
@@ -809,6 +828,7 @@ impl Aftermath {
             }
             self.rooms.push(*more);
         }
+        (!children.is_empty()).then(|| (children, token.error()))
     }
 
     fn clear_up(mut self) {
@@ -938,7 +958,7 @@ impl Token {
         let mut inner = self.inner.lock();
         let member = match &mut *inner {
             Inner::Open(members) => members.remove(seat),
-            Inner::Closed(..) => None,
+            Inner::Closed(_) => None,
         };
         drop(inner);
         drop(member);
@@ -1016,7 +1036,7 @@ impl Wake for Ring {
             if !token.is_done() {
                 let alarm = match &mut *token.inner.lock() {
                     Inner::Open(members) => members.more.as_mut().and_then(|more| more.alarm.take()),
-                    Inner::Closed(..) => None,
+                    Inner::Closed(_) => None,
                 };
                 drop(alarm);
                 token.rouse();
@@ -1085,7 +1105,7 @@ impl Token {
     /// Whether there is an alarm, and one to count on: of this runtime, or of any if there is none here.
     fn is_armed(&self, here: Option<runtime::Id>) -> Option<bool> {
         match &*self.inner.lock() {
-            Inner::Closed(..) => Some(true),
+            Inner::Closed(_) => Some(true),
             Inner::Open(members) => {
                 let alarm = members.more.as_ref()?.alarm.as_ref()?;
                 Some(here.is_none_or(|here| alarm.runtime == here))
@@ -1233,7 +1253,7 @@ impl Token {
     /// What is registered here, and the pushes under way anywhere: for the models' last look.
     pub(crate) fn census(&self) -> (usize, usize) {
         let members = match &*self.inner.lock() {
-            Inner::Closed(..) => 0,
+            Inner::Closed(_) => 0,
             Inner::Open(members) => {
                 let more = members.more.as_ref().map_or(0, |more| more.members.len());
                 usize::from(members.first.is_some()) + more

@@ -7,8 +7,8 @@
 //! begins with an index made of both lists.
 
 use std::any::{Any, TypeId, type_name};
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::hash::{Hash, Hasher};
+use std::mem;
 use std::sync::Arc;
 
 /// How many entries may be walked before an index.
@@ -33,7 +33,54 @@ struct Entry<V: ?Sized> {
     value: V,
 }
 
-type Index = HashMap<TypeId, Link, BuildHasherDefault<AlreadyHashed>>;
+/// Links by their types: an open table, half empty or more, so that a look into it is mostly one step.
+#[derive(Default)]
+struct Index {
+    slots: Vec<Option<Link>>,
+    links: usize,
+}
+
+impl Index {
+    #[inline]
+    fn get(&self, id: TypeId) -> Option<&Link> {
+        let mut slot = hash(id) as usize;
+        while let Some(link) = &self.slots[slot & (self.slots.len() - 1)] {
+            if link.id == id {
+                return Some(link);
+            }
+            slot += 1;
+        }
+        None
+    }
+
+    fn add(&mut self, link: &Link) {
+        if self.links * 2 >= self.slots.len() {
+            self.grow();
+        }
+        if self.get(link.id).is_none() {
+            self.links += 1;
+            self.put(link.clone());
+        }
+    }
+
+    fn put(&mut self, link: Link) {
+        let (mut slot, mask) = (hash(link.id) as usize, self.slots.len() - 1);
+        while self.slots[slot & mask].is_some() {
+            slot += 1;
+        }
+        self.slots[slot & mask] = Some(link);
+    }
+
+    fn grow(&mut self) {
+        let room = (self.slots.len() * 2).max(4 * usize::from(STRIDE));
+        let slots = mem::replace(&mut self.slots, Vec::from_iter((0..room).map(|_| None)));
+        slots.into_iter().flatten().for_each(|link| self.put(link));
+    }
+
+    fn links(&self) -> impl Iterator<Item = &Link> {
+        self.slots.iter().flatten()
+    }
+}
 
 /// The value of an entry that is there for its index alone.
 struct Merged;
@@ -70,7 +117,7 @@ impl Values {
         while link.id != id {
             link = match &link.index {
                 None => link.next.as_ref()?,
-                Some(index) => index.get(&id)?,
+                Some(index) => index.get(id)?,
             };
         }
         link.value.downcast_ref()
@@ -95,7 +142,7 @@ impl Values {
     pub(crate) fn names(&self) -> Vec<&'static str> {
         let mut index = Index::default();
         self.collect(&mut index);
-        let mut names: Vec<_> = index.values().map(|link| (link.name)()).collect();
+        let mut names: Vec<_> = index.links().map(|link| (link.name)()).collect();
         names.sort_unstable();
         names
     }
@@ -104,7 +151,7 @@ impl Values {
         let id = TypeId::of::<T>();
         Values(Some(Arc::new(Entry {
             next: None,
-            types: index.values().fold(bit(id), |types, link| types | bit(link.id)),
+            types: index.links().fold(bit(id), |types, link| types | bit(link.id)),
             index: Some(Box::new(index)),
             id,
             name: type_name::<T>,
@@ -118,10 +165,10 @@ impl Values {
         let mut next = self.0.as_ref();
         while let Some(link) = next {
             if link.id != TypeId::of::<Merged>() {
-                index.entry(link.id).or_insert_with(|| link.clone());
+                index.add(link);
             }
-            for behind in link.index.iter().flat_map(|index| index.values()) {
-                index.entry(behind.id).or_insert_with(|| behind.clone());
+            for behind in link.index.iter().flat_map(|index| index.links()) {
+                index.add(behind);
             }
             next = link.next.as_ref();
         }
@@ -145,35 +192,40 @@ impl<V: ?Sized> Drop for Entry<V> {
 
 fn unhook<V: ?Sized>(entry: &mut Entry<V>, pending: &mut Vec<Link>) -> Option<Link> {
     if let Some(index) = entry.index.take() {
-        pending.extend(index.into_values());
+        pending.extend(index.slots.into_iter().flatten());
     }
     entry.next.take()
 }
 
 #[inline]
 fn bit(id: TypeId) -> u64 {
-    let mut hasher = AlreadyHashed::default();
-    id.hash(&mut hasher);
-    1 << (hasher.finish() % 64)
+    1 << (hash(id) >> 58)
 }
 
-/// A `TypeId` is a hash already.
-#[derive(Default)]
-struct AlreadyHashed(u64);
+/// A `TypeId` is a hash already; this is how to get at it.
+#[inline]
+fn hash(id: TypeId) -> u64 {
+    let mut hasher = AsItIs::default();
+    id.hash(&mut hasher);
+    hasher.0
+}
 
-impl Hasher for AlreadyHashed {
+#[derive(Default)]
+struct AsItIs(u64);
+
+impl Hasher for AsItIs {
     #[inline]
     fn write_u64(&mut self, hash: u64) {
         self.0 = hash;
     }
 
+    // Not what a `TypeId` writes today, but what it might.
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }
     }
 
-    #[inline]
     fn finish(&self) -> u64 {
         self.0
     }
