@@ -239,9 +239,9 @@ impl Origin {
 
     /// When it ended: the deadline itself, or the moment it was cancelled.
     ///
-    /// One case is dated later: a cancel, or a guard's drop, without a cause, of a context that had no
-    /// deadline, never had a child, and nobody waiting. That end has stopped nobody yet, so it is dated
-    /// by the first to ask (and costs no look at the clock if nobody does).
+    /// One case is dated later: the drop of the guard of a context that had no deadline, never had a
+    /// child, and nobody waiting. That end has stopped nobody yet, so it is dated by the first to ask
+    /// (and costs no look at the clock if nobody does).
     ///
     /// ```
     /// use std::time::Duration;

@@ -614,10 +614,7 @@ impl Token {
             Ancestors::Unclear => {}
         }
         let story = if caller.is_some() { Story::Own } else { Story::Other };
-        if cause.is_none() && self.close_unseen(caller) {
-            if story.is_told() {
-                trace::ended(&self.error(), self.born_at());
-            }
+        if caller.is_none() && self.close_unseen() {
             return true;
         }
         let now = now();
@@ -633,7 +630,7 @@ impl Token {
 
     /// Ends one that nobody waits on and that is of nobody's concern; true if it had not ended.
     pub(crate) fn trip(&self) -> bool {
-        self.close_unseen(None)
+        self.close_unseen()
     }
 
     /// What a dropped guard does.
@@ -646,16 +643,16 @@ impl Token {
         }
     }
 
-    /// Ends it, with no look at the clock, if it matters to nobody yet when that was: it has no member,
+    /// Ends it as its guard goes, with no look at the clock, if it matters to nobody yet when that was: it has no member,
     /// never had a child, and has no deadline that could have come first.
     #[inline]
-    fn close_unseen(&self, caller: Caller) -> bool {
+    fn close_unseen(&self) -> bool {
         let state = self.state.load(Ordering::Acquire);
         if state & !OCCUPIED != 0 || self.deadline.is_some() {
             return false;
         }
         let end = |state| self.state.compare_exchange(state, ENDED, Ordering::AcqRel, Ordering::Relaxed);
-        if state == 0 && caller.is_none() {
+        if state == 0 {
             return end(0).is_ok();
         }
         let mut inner = self.inner.lock();
@@ -663,7 +660,7 @@ impl Token {
             Inner::Open(members) if members.is_deserted() => mem::take(members),
             _ => return false,
         };
-        *inner = Inner::Closed(Ending::Canceled(caller, None));
+        *inner = Inner::Closed(Ending::Canceled(None, None));
         // Whoever enters now waits for the lock; a child that is being derived is noted in the state.
         let closed = end(state).is_ok();
         if !closed {
