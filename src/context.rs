@@ -420,6 +420,10 @@ impl Context {
     /// where it awaits, as with [`tokio::time::timeout`], so let it be one that may be. Dropped, this
     /// drops the future.
     ///
+    /// A trap: the end that stops this may stop a neighbour first, and what it leaves behind, say a
+    /// closed channel, is a result that is ready. Where that matters, [`check`](Self::check) after it.
+    /// In here [`current`](Self::current) stays what it was; [`within`](Self::within) sets it.
+    ///
     /// # Errors
     ///
     /// The context's [`err`](Self::err), if it ended first.
@@ -549,8 +553,8 @@ impl Context {
     /// Spawns a task in which this context is [`current`](Self::current): [`tokio::spawn`] in
     /// [`scope`](Self::scope).
     ///
-    /// The task is told of the end; it is not stopped by it. What should be, bound with
-    /// [`run`](Self::run).
+    /// The task is told of the end; it is not stopped by it. What should be is run bounded in there:
+    /// `ctx.spawn(async { Context::current().run(work()).await })`.
     ///
     /// # Panics
     ///

@@ -1,0 +1,567 @@
+//! Bad input: deadlines at the edges of the clock, dead parents, missing runtimes, and causes, wakers and
+//! functions that panic. The tree stays whole and everybody else is still served.
+
+mod common;
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Wake, Waker};
+use std::thread;
+use std::time::Duration;
+
+use common::{
+    Cause, LONG, Wakes, answer, assert_same, current_thread, ended, ms, on_both, panic_text, paused,
+    poll, poll_once, watched, word,
+};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+use tokio_ctx::{CancelGuard, Context};
+use tokio_util::sync::CancellationToken;
+
+static BACKGROUND: Context = Context::background();
+
+mod deadlines {
+    use super::*;
+
+    /// The last instant that the clock can express.
+    fn end_of_time() -> Instant {
+        let mut at = Instant::now();
+        let seconds = (0..64).rev().map(|power| Duration::from_secs(1 << power));
+        let nanoseconds = (0..30).rev().map(|power| Duration::from_nanos(1 << power));
+        for step in seconds.chain(nanoseconds) {
+            at = at.checked_add(step).unwrap_or(at);
+        }
+        assert!(at.checked_add(Duration::from_nanos(1)).is_none());
+        at
+    }
+
+    #[test]
+    fn near_the_end_of_time_panic_nowhere() {
+        on_both(|| async {
+            let last = end_of_time();
+            let nanos = [0, 1, 999_999, 1_000_000, 999_999_999, 1_000_000_000, 1_000_000_001];
+            let far = nanos.map(|nanos| last - Duration::from_nanos(nanos));
+            let years = [1, 10, 100, 1_000].map(|years| {
+                Instant::now().checked_add(Duration::from_secs(years * 365 * 24 * 3600)).unwrap_or(last)
+            });
+            for at in far.into_iter().chain(years) {
+                for (ctx, guard) in
+                    [BACKGROUND.with_deadline(at), BACKGROUND.with_deadline_cause(at, "far")]
+                {
+                    assert!(answer(&ctx).is_none(), "ended an age too soon");
+                    assert!(ctx.deadline().is_none_or(|deadline| deadline == at));
+                    assert!(ctx.remaining().is_none_or(|left| left > LONG));
+                    let (child, _child_guard) = ctx.with_timeout(Duration::MAX);
+                    let (near, _near_guard) = child.with_timeout(LONG);
+                    assert!(near.remaining().is_some_and(|left| left <= LONG));
+                    let (merged, _merged_guard) = child.merge(&BACKGROUND);
+                    // Two waits, as the second may use another timer than the first.
+                    let waits =
+                        [tokio::spawn(merged.clone().done_owned()), tokio::spawn(child.done_owned())];
+                    assert!(poll_once(merged.run(std::future::pending::<()>())).is_pending());
+                    tokio::task::yield_now().await;
+                    assert!(waits.iter().all(|wait| !wait.is_finished()));
+                    guard.cancel_with(Cause("not that far"));
+                    for wait in waits {
+                        assert_eq!(word(&wait.await.unwrap()), Some("not that far"));
+                    }
+                    let text = format!("{ctx} {ctx:?} {:?}", ended(&ctx));
+                    assert!(text.contains("not that far"));
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn that_overflow_are_none() {
+        let (parent, _g) = BACKGROUND.with_timeout(LONG);
+        for after in
+            [Duration::MAX, Duration::from_secs(u64::MAX), Duration::from_secs(u64::MAX / 2 + 1)]
+        {
+            for (ctx, guard) in
+                [BACKGROUND.with_timeout(after), BACKGROUND.with_timeout_cause(after, "never")]
+            {
+                assert!(answer(&ctx).is_none());
+                assert_eq!(ctx.deadline(), None);
+                guard.cancel();
+                assert!(ended(&ctx).is_canceled());
+            }
+            assert_eq!(parent.with_timeout(after).0.deadline(), parent.deadline());
+        }
+    }
+
+    #[test]
+    fn that_overflow_are_none_in_waits_too() {
+        on_both(|| async {
+            let (ctx, guard) = BACKGROUND.with_cancel();
+            let sleep = ctx.spawn({
+                let ctx = ctx.clone();
+                async move { ctx.sleep(Duration::MAX).await }
+            });
+            let within = ctx.spawn({
+                let ctx = ctx.clone();
+                async move { ctx.within(Duration::MAX, async |ctx: Context| ctx.done().await).await }
+            });
+            tokio::task::yield_now().await;
+            assert!(!sleep.is_finished() && !within.is_finished());
+            guard.cancel();
+            assert!(sleep.await.unwrap().is_err());
+            match within.await.unwrap() {
+                Ok(error) | Err(error) => assert_same(&error, &ended(&ctx)),
+            }
+        });
+    }
+
+    #[test]
+    fn of_zero_or_in_the_past_start_nothing() {
+        let now = Instant::now();
+        let longest_ago =
+            [1_000_000, 3600, 1, 0].into_iter().find_map(|s| now.checked_sub(Duration::from_secs(s)));
+        for (ctx, _guard) in [
+            BACKGROUND.with_timeout(Duration::ZERO),
+            BACKGROUND.with_deadline(now),
+            BACKGROUND.with_deadline(longest_ago.unwrap()),
+            BACKGROUND.with_timeout_cause(Duration::ZERO, "zero"),
+            BACKGROUND.with_deadline_cause(longest_ago.unwrap(), "past"),
+        ] {
+            assert!(ended(&ctx).is_deadline_exceeded());
+            assert_eq!(ctx.remaining(), Some(Duration::ZERO));
+            let run = ctx.run(async { unreachable!("a dead context started work") });
+            assert!(futures::executor::block_on(run).unwrap_err().is_deadline_exceeded());
+        }
+    }
+
+    #[test]
+    fn of_one_nanosecond_are_deadlines() {
+        let (ctx, _guard) = BACKGROUND.with_timeout(Duration::from_nanos(1));
+        let (child, _child_guard) = ctx.with_timeout(Duration::from_nanos(1));
+        while !child.is_done() {
+            thread::yield_now();
+        }
+        assert!(ended(&child).is_deadline_exceeded());
+        assert_same(&ended(&child), &ended(&ctx));
+    }
+}
+
+/// Every derivation of an ended context, and of one below it, is ended with its error; none of their
+/// guards, wait or functions does anything but that.
+#[test]
+fn a_dead_parent_has_dead_children_only() {
+    on_both(|| async {
+        let (dead, guard) = BACKGROUND.with_cancel();
+        guard.cancel_with(Cause("dead"));
+        let error = ended(&dead);
+        let token = CancellationToken::new();
+        let derive = |ctx: &Context| -> Vec<(Context, CancelGuard)> {
+            vec![
+                ctx.with_cancel(),
+                ctx.with_timeout(Duration::ZERO),
+                ctx.with_timeout(LONG),
+                ctx.with_timeout(Duration::MAX),
+                ctx.with_timeout_cause(Duration::ZERO, "mine"),
+                ctx.with_deadline(Instant::now()),
+                ctx.with_deadline_cause(Instant::now() + LONG, "mine"),
+                ctx.merge(&Context::background()),
+                Context::background().merge(ctx),
+                ctx.with_token(&token),
+                ctx.with_value(1).with_cancel(),
+            ]
+        };
+        for (child, child_guard) in derive(&dead) {
+            for (grandchild, grandchild_guard) in derive(&child) {
+                assert_same(&ended(&grandchild), &error);
+                grandchild_guard.cancel_with(Cause("too late"));
+                drop(grandchild_guard);
+                assert_same(&ended(&grandchild), &error);
+            }
+            child_guard.cancel();
+            assert_same(&ended(&child), &error);
+            assert_same(
+                &child.within(LONG, async |_: Context| unreachable!()).await.unwrap_err(),
+                &error,
+            );
+            assert_same(&child.sleep(ms(0)).await.unwrap_err(), &error);
+            let (tell, told) = oneshot::channel();
+            let handle = child.after_func(|| async { tell.send(()).unwrap() });
+            told.await.unwrap();
+            assert!(!handle.stop());
+        }
+        assert!(!token.is_cancelled());
+    });
+}
+
+mod without_a_runtime {
+    use super::*;
+
+    fn assert_clear(text: &str) {
+        assert!(text.contains("Tokio") && text.contains("runtime"), "not clear: {text}");
+    }
+
+    #[test]
+    fn spawn_says_what_is_missing() {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        assert_clear(&panic_text(|| ctx.spawn(async {})));
+        assert!(answer(&ctx).is_none());
+        guard.cancel();
+        assert!(ended(&ctx).is_canceled());
+        assert_clear(&panic_text(|| ctx.spawn(async {})));
+    }
+
+    #[test]
+    fn after_func_says_what_is_missing() {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        assert_clear(&panic_text(|| ctx.after_func(|| async { unreachable!() })));
+        assert!(answer(&ctx).is_none());
+        guard.cancel();
+        assert_clear(&panic_text(|| ctx.after_func(|| async { unreachable!() })));
+        assert_clear(&panic_text(|| BACKGROUND.after_func(|| async { unreachable!() })));
+    }
+
+    /// The wait that panicked is out of the tree: those beside it end as ever.
+    #[test]
+    fn a_wait_that_panicked_leaves_the_others() {
+        let runtime = current_thread();
+        let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+        let (wakes, waker) = Wakes::new();
+        let mut kept = Box::pin(ctx.done());
+        {
+            let _entered = runtime.enter();
+            assert!(poll(kept.as_mut(), &waker).is_pending());
+        }
+        for _ in 0..10 {
+            let (lost, lost_waker) = Wakes::new();
+            assert_clear(&panic_text(|| poll(pin!(ctx.done()), &lost_waker)));
+            drop(lost_waker);
+            assert_eq!(Arc::strong_count(&lost), 1, "its waker was kept");
+        }
+        assert!(!ctx.is_done());
+        guard.cancel_with(Cause("all the same"));
+        assert_eq!(wakes.count(), 1);
+        assert_eq!(word(&ended(&ctx)), Some("all the same"));
+    }
+
+    /// The same where it is the first to wait at all, so that it might take a duty away with it.
+    #[test]
+    fn a_first_wait_that_panicked_takes_no_timer_along() {
+        for tries in 0..3 {
+            let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
+            let (child, _child_guard) = ctx.with_cancel();
+            for _ in 0..tries {
+                assert_clear(&panic_text(|| poll_once(child.done())));
+            }
+            let error = paused()
+                .block_on(async { timeout(LONG * 2, child.done()).await.expect("nobody has a timer") });
+            assert!(error.is_deadline_exceeded());
+        }
+    }
+}
+
+/// A cause that cannot be shown.
+#[derive(Debug)]
+struct Unspeakable;
+
+impl fmt::Display for Unspeakable {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        panic!("unspeakable")
+    }
+}
+
+impl std::error::Error for Unspeakable {}
+
+/// A subscriber that formats whatever it is told, on this thread alone.
+fn with_a_talkative_subscriber<R>(f: impl FnOnce() -> R) -> R {
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+        .with_writer(std::io::sink)
+        .finish();
+    let _listening = tracing_subscriber::util::SubscriberInitExt::set_default(subscriber);
+    f()
+}
+
+mod causes_that_panic {
+    use super::*;
+
+    #[test]
+    fn end_a_tree_as_any_other() {
+        for talkative in [false, true] {
+            let check = || {
+                let (root, guard) = BACKGROUND.with_cancel();
+                let (child, _child_guard) = root.with_cancel();
+                let (wakes, waker) = Wakes::new();
+                let mut waits = [root.done(), child.done(), child.done()].map(Box::pin);
+                for wait in &mut waits {
+                    assert!(poll(wait.as_mut(), &waker).is_pending());
+                }
+                // Whether the panic of a subscriber comes out here or not: nothing else may suffer.
+                let _ = catch_unwind(AssertUnwindSafe(|| guard.cancel_with(Unspeakable)));
+                assert_eq!(wakes.count(), 3);
+                for ctx in [&root, &child] {
+                    assert!(ended(ctx).cause_as::<Unspeakable>().is_some());
+                }
+                for mut wait in waits {
+                    assert!(poll(wait.as_mut(), &waker).is_ready());
+                }
+                guard.cancel();
+                assert!(root.with_cancel().0.is_done());
+                assert_eq!(panic_text(|| ended(&root).to_string()), "unspeakable");
+                assert!(format!("{:?}", ended(&root)).contains("Unspeakable"));
+            };
+            if talkative { with_a_talkative_subscriber(check) } else { check() }
+        }
+    }
+
+    #[test]
+    fn of_a_deadline_neither() {
+        for talkative in [false, true] {
+            let check = || {
+                paused().block_on(async {
+                    let (root, _guard) = BACKGROUND.with_timeout_cause(ms(100), Unspeakable);
+                    let (child, _child_guard) = root.with_cancel();
+                    let waits: Vec<_> = (0..5)
+                        .flat_map(|_| [&root, &child])
+                        .map(|ctx| tokio::spawn(ctx.clone().done_owned()))
+                        .collect();
+                    for wait in waits {
+                        let error = wait.await.expect("a waiter fell over the cause");
+                        assert!(error.cause_as::<Unspeakable>().is_some());
+                    }
+                    let (born_dead, _g) = BACKGROUND.with_timeout_cause(ms(0), Unspeakable);
+                    assert!(ended(&born_dead).is_deadline_exceeded());
+                });
+            };
+            if talkative { with_a_talkative_subscriber(check) } else { check() }
+        }
+    }
+}
+
+/// Panics when woken, and counts how often it was.
+struct PanicsWhenWoken(AtomicUsize);
+
+impl PanicsWhenWoken {
+    fn new() -> (Arc<PanicsWhenWoken>, Waker) {
+        let wakes = Arc::new(PanicsWhenWoken(AtomicUsize::new(0)));
+        (wakes.clone(), wakes.into())
+    }
+}
+
+impl Wake for PanicsWhenWoken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        panic!("woken the wrong way");
+    }
+}
+
+mod wakers_that_panic {
+    use super::*;
+
+    /// The bad one at every place among the others, at the root and below.
+    #[test]
+    fn keep_no_other_waiter_from_being_woken() {
+        for hand in 0..3 {
+            for bad_at in 0..6 {
+                let (root, guard) = BACKGROUND.with_cancel();
+                let (child, _g) = root.with_cancel();
+                let (grandchild, _g1) = child.with_cancel();
+                let (bad, bad_waker) = PanicsWhenWoken::new();
+                let (wakes, waker) = Wakes::new();
+                let contexts = [&root, &root, &child, &grandchild, &child, &grandchild];
+                let mut waits = contexts.map(|ctx| Box::pin(ctx.done()));
+                for (at, wait) in waits.iter_mut().enumerate() {
+                    let waker = if at == bad_at { &bad_waker } else { &waker };
+                    assert!(poll(wait.as_mut(), waker).is_pending());
+                }
+                let outcome = catch_unwind(AssertUnwindSafe(|| match hand {
+                    0 => guard.cancel(),
+                    1 => guard.cancel_with(Cause("by hand")),
+                    _ => drop(guard),
+                }));
+                assert!(outcome.is_err(), "the panic was swallowed");
+                assert_eq!(bad.0.load(Ordering::SeqCst), 1);
+                assert_eq!(wakes.count(), 5, "bad one at {bad_at}");
+                let error = ended(&root);
+                for (ctx, mut wait) in contexts.into_iter().zip(waits) {
+                    assert_same(&ended(ctx), &error);
+                    assert!(poll(wait.as_mut(), &waker).is_ready());
+                }
+                assert!(grandchild.with_cancel().0.is_done());
+            }
+        }
+    }
+
+    #[test]
+    fn may_be_several() {
+        let (root, guard) = BACKGROUND.with_cancel();
+        let (child, _g) = root.with_cancel();
+        let (bad, bad_waker) = PanicsWhenWoken::new();
+        let (wakes, waker) = Wakes::new();
+        let mut waits: Vec<_> =
+            (0..20).map(|at| Box::pin(if at % 2 == 0 { root.done() } else { child.done() })).collect();
+        for (at, wait) in waits.iter_mut().enumerate() {
+            assert!(poll(wait.as_mut(), if at % 3 == 0 { &bad_waker } else { &waker }).is_pending());
+        }
+        assert!(catch_unwind(AssertUnwindSafe(|| guard.cancel())).is_err());
+        assert_eq!(bad.0.load(Ordering::SeqCst), 7);
+        assert_eq!(wakes.count(), 13);
+        assert!(root.is_done() && child.is_done());
+    }
+
+    /// A guard dropped by a panic ends its context; a second panic there would abort the process.
+    #[test]
+    fn do_not_abort_a_panic_that_is_under_way() {
+        let (root, guard) = BACKGROUND.with_cancel();
+        let (_bad, bad_waker) = PanicsWhenWoken::new();
+        let (wakes, waker) = Wakes::new();
+        let mut waits = [root.done(), root.done()].map(Box::pin);
+        assert!(poll(waits[0].as_mut(), &bad_waker).is_pending());
+        assert!(poll(waits[1].as_mut(), &waker).is_pending());
+        let text = panic_text(|| {
+            let _guard = guard;
+            panic!("the first")
+        });
+        assert_eq!(text, "the first");
+        assert_eq!(wakes.count(), 1);
+        assert!(root.is_done());
+    }
+
+    /// The only waiter there is, also when a panic is under way.
+    #[test]
+    fn may_be_the_only_one() {
+        let (root, guard) = BACKGROUND.with_cancel();
+        let (bad, bad_waker) = PanicsWhenWoken::new();
+        let mut wait = Box::pin(root.done());
+        assert!(poll(wait.as_mut(), &bad_waker).is_pending());
+        let text = panic_text(|| {
+            let _guard = guard;
+            panic!("the first")
+        });
+        assert_eq!(text, "the first");
+        assert_eq!(bad.0.load(Ordering::SeqCst), 1);
+        assert!(root.is_done());
+    }
+
+    /// Afterwards the tree is as good as new: no lock is poisoned, no count is off.
+    #[test]
+    fn leave_the_rest_of_the_tree_in_use() {
+        watched(|| {
+            let (root, root_guard) = BACKGROUND.with_cancel();
+            for _ in 0..50 {
+                let mut chain = vec![root.with_cancel()];
+                for _ in 0..30 {
+                    let next = chain.last().unwrap().0.with_cancel();
+                    chain.push(next);
+                }
+                let (_bad, bad_waker) = PanicsWhenWoken::new();
+                let mut wait = Box::pin(chain[30].0.done());
+                assert!(poll(wait.as_mut(), &bad_waker).is_pending());
+                assert!(catch_unwind(AssertUnwindSafe(|| chain[0].1.cancel())).is_err());
+                assert!(chain.iter().all(|(ctx, _)| ctx.is_done()));
+                drop(wait);
+            }
+            assert!(answer(&root).is_none());
+            let (child, _g) = root.with_cancel();
+            let waiter = thread::spawn({
+                let child = child.clone();
+                move || futures::executor::block_on(child.done())
+            });
+            root_guard.cancel_with(Cause("still works"));
+            assert_eq!(word(&waiter.join().unwrap()), Some("still works"));
+        });
+    }
+
+    /// Found in the middle of somebody else's question: the deadline passes, and the asker's thread is
+    /// the one that has to wake.
+    #[test]
+    fn met_by_who_finds_a_deadline_passed_leave_one_story() {
+        let runtime = current_thread(); // not driven, so that its timers stay silent
+        let _entered = runtime.enter();
+        // Once more with more time, should a deadline pass before all of them wait.
+        for timeout in (2..12).map(|power| ms(1 << power)) {
+            let (root, _guard) = BACKGROUND.with_timeout(timeout);
+            let (child, _g) = root.with_cancel();
+            let (wakes, waker) = Wakes::new();
+            let (_bad, bad_waker) = PanicsWhenWoken::new();
+            let mut waits = [child.done(), root.done(), child.done()].map(Box::pin);
+            let wakers = [&waker, &bad_waker, &waker];
+            if waits.iter_mut().zip(wakers).any(|(wait, waker)| poll(wait.as_mut(), waker).is_ready()) {
+                continue;
+            }
+            while Instant::now() < root.deadline().unwrap() {
+                thread::yield_now();
+            }
+            let _ = catch_unwind(AssertUnwindSafe(|| child.is_done()));
+            assert!(ended(&child).is_deadline_exceeded());
+            assert_same(&ended(&child), &ended(&root));
+            assert_eq!(wakes.count(), 2);
+            return;
+        }
+        panic!("too slow, even with two seconds");
+    }
+}
+
+mod functions_that_panic {
+    use super::*;
+
+    #[test]
+    fn keep_no_other_from_running() {
+        on_both(|| async {
+            let (ctx, guard) = BACKGROUND.with_cancel();
+            let (child, _child_guard) = ctx.with_cancel();
+            let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+            let bad = ctx.after_func(|| async { panic!("in the function") });
+            let (early, late) = (tell.clone(), tell.clone());
+            let _one = ctx.after_func(move || async move { early.send(1).unwrap() });
+            let _worse = ctx.after_func(|| -> std::future::Ready<()> { panic!("before its future") });
+            let _two = child.after_func(move || async move { late.send(1).unwrap() });
+            let wait = tokio::spawn(child.clone().done_owned());
+            tokio::task::yield_now().await;
+            guard.cancel_with(Cause("over"));
+            drop(tell);
+            assert_eq!(told.recv().await, Some(1));
+            assert_eq!(told.recv().await, Some(1));
+            assert_eq!(word(&wait.await.unwrap()), Some("over"));
+            assert!(!bad.stop(), "it did start");
+            assert_same(&ended(&child), &ended(&ctx));
+            // And one more, on what is now an ended context.
+            let (again, ran) = oneshot::channel();
+            let _third = ctx.after_func(|| async { again.send(()).unwrap() });
+            ran.await.unwrap();
+        });
+    }
+}
+
+/// A drop that panics, where values and causes live: it comes out where the drop was, and no later.
+#[test]
+fn a_value_or_cause_whose_drop_panics_leaves_the_tree_whole() {
+    #[derive(Debug)]
+    struct PanicsOnDrop;
+    impl Drop for PanicsOnDrop {
+        fn drop(&mut self) {
+            if !thread::panicking() {
+                panic!("in drop");
+            }
+        }
+    }
+    impl fmt::Display for PanicsOnDrop {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("panics on drop")
+        }
+    }
+    impl std::error::Error for PanicsOnDrop {}
+
+    let (root, guard) = BACKGROUND.with_cancel();
+    let (child, child_guard) = root.with_cancel();
+    child_guard.cancel();
+    // Too late, so it is dropped at once.
+    let text = panic_text(|| child_guard.cancel_with(PanicsOnDrop));
+    assert_eq!(text, "in drop");
+    assert!(ended(&child).cause().is_none());
+
+    let value = root.with_value(PanicsOnDrop);
+    assert_eq!(panic_text(|| drop(value)), "in drop");
+    assert!(answer(&root).is_none());
+    guard.cancel_with(Cause("fine"));
+    assert_eq!(word(&ended(&root)), Some("fine"));
+}

@@ -1,0 +1,261 @@
+//! `bounded_by` on futures, which is `run` written behind, and on streams, which end with the context.
+
+mod common;
+
+mod futures_are_bounded {
+    use std::future::{pending, ready};
+    use std::pin::pin;
+    use std::task::{Poll, Waker};
+
+    use tokio::sync::oneshot;
+    use tokio::time::Instant;
+    use tokio_ctx::{Context, FutureExt as _};
+
+    use crate::common::{Cause, Drops, LONG, assert_same, ended, ms, on_both, poll, word};
+
+    static BACKGROUND: Context = Context::background();
+
+    #[tokio::test(start_paused = true)]
+    async fn to_their_result_or_the_contexts_end() {
+        let start = Instant::now();
+        let (ctx, _guard) = BACKGROUND.with_timeout(ms(100));
+        assert_eq!(ready(1).bounded_by(&ctx).await.unwrap(), 1);
+        tokio::time::sleep(ms(40)).bounded_by(&ctx).await.unwrap();
+        let error = tokio::time::sleep(LONG).bounded_by(&ctx).await.unwrap_err();
+        assert!(start.elapsed() >= ms(100) && start.elapsed() <= ms(101));
+        assert_same(&error, &ended(&ctx));
+        assert_eq!(ready(2).bounded_by(&BACKGROUND).await.unwrap(), 2);
+    }
+
+    #[test]
+    fn unpolled_by_a_dead_context() {
+        on_both(|| async {
+            let (ctx, guard) = BACKGROUND.with_cancel();
+            guard.cancel_with(Cause("dead"));
+            let work = async { unreachable!("a dead context started work") };
+            let error = work.bounded_by(&ctx).await.unwrap_err();
+            assert_eq!(word(&error), Some("dead"));
+        });
+    }
+
+    #[test]
+    fn with_a_ready_result_before_the_end() {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let (send, receive) = oneshot::channel();
+        let mut bounded = pin!(receive.bounded_by(&ctx));
+        assert!(poll(bounded.as_mut(), Waker::noop()).is_pending());
+        send.send(3).unwrap();
+        guard.cancel();
+        assert!(matches!(poll(bounded.as_mut(), Waker::noop()), Poll::Ready(Ok(Ok(3)))));
+    }
+
+    #[test]
+    fn and_dropped_before_they_return() {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let drops = Drops::default();
+        let counted = drops.counted();
+        let work = async move {
+            let _counted = counted;
+            pending::<()>().await;
+        };
+        let mut bounded = pin!(work.bounded_by(&ctx));
+        assert!(poll(bounded.as_mut(), Waker::noop()).is_pending());
+        guard.cancel();
+        assert!(matches!(poll(bounded.as_mut(), Waker::noop()), Poll::Ready(Err(_))));
+        assert_eq!(drops.count(), 1);
+    }
+}
+
+mod streams_are_bounded {
+    use std::pin::{Pin, pin};
+    use std::sync::Arc;
+    use std::task::{self, Poll, Waker};
+    use std::thread;
+
+    use futures::stream::{FusedStream as _, Stream};
+    use futures::{StreamExt as _, stream};
+    use tokio::sync::{mpsc, oneshot};
+    use tokio::time::{Instant, advance};
+    use tokio_ctx::{Context, StreamExt as _};
+    use tokio_stream::wrappers::{IntervalStream, UnboundedReceiverStream};
+
+    use crate::common::{Cause, Drops, HANG, LONG, Wakes, answer, ended, ms, on_both};
+
+    static BACKGROUND: Context = Context::background();
+
+    fn poll_next<S: Stream>(stream: Pin<&mut S>, waker: &Waker) -> Poll<Option<S::Item>> {
+        stream.poll_next(&mut task::Context::from_waker(waker))
+    }
+
+    #[tokio::test]
+    async fn item_by_item_to_their_own_end() {
+        let (ctx, _guard) = BACKGROUND.with_cancel();
+        let items: Vec<_> = stream::iter(1..=5).bounded_by(&ctx).collect().await;
+        assert_eq!(items, [1, 2, 3, 4, 5]);
+        assert!(answer(&ctx).is_none(), "running dry is not an end");
+        assert_eq!(stream::iter(1..=5).bounded_by(&BACKGROUND).count().await, 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn to_the_deadline() {
+        let start = Instant::now();
+        let (ctx, _guard) = BACKGROUND.with_timeout(ms(100));
+        let ticks = IntervalStream::new(tokio::time::interval(ms(30)));
+        let ticked = ticks.bounded_by(&ctx).count().await;
+        assert_eq!(ticked, 4, "at 0, 30, 60 and 90 ms");
+        assert!(start.elapsed() >= ms(100) && start.elapsed() <= ms(101));
+        assert!(ended(&ctx).is_deadline_exceeded());
+    }
+
+    #[test]
+    fn to_a_cancel_while_they_wait() {
+        on_both(|| async {
+            let (ctx, guard) = BACKGROUND.with_cancel();
+            let (send, receive) = mpsc::unbounded_channel();
+            let (got, has_got) = oneshot::channel();
+            let task = tokio::spawn(async move {
+                let mut items = pin!(UnboundedReceiverStream::new(receive).bounded_by(&ctx));
+                let first = items.next().await;
+                got.send(first).unwrap();
+                (items.next().await, items.next().await)
+            });
+            send.send(1).unwrap();
+            assert_eq!(has_got.await.unwrap(), Some(1));
+            guard.cancel();
+            assert_eq!(task.await.unwrap(), (None, None));
+        });
+    }
+
+    #[tokio::test]
+    async fn to_nothing_by_a_dead_context() {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        guard.cancel_with(Cause("dead"));
+        let polled = stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("work for the dead") });
+        assert_eq!(polled.bounded_by(&ctx).next().await, None);
+
+        // Made before the end, first polled after it.
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let polled = stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("work for the dead") });
+        let mut bounded = pin!(polled.bounded_by(&ctx));
+        guard.cancel();
+        assert_eq!(bounded.next().await, None);
+    }
+
+    /// Always ready, it would never let the end be seen if items came first.
+    #[test]
+    fn also_if_they_are_always_ready() {
+        on_both(|| async {
+            let (ctx, guard) = BACKGROUND.with_cancel();
+            let (started, has_started) = oneshot::channel();
+            let canceller = thread::spawn(move || {
+                has_started.blocking_recv().unwrap();
+                guard.cancel();
+            });
+            started.send(()).unwrap();
+            let endless = stream::repeat(()).bounded_by(&ctx).count();
+            tokio::time::timeout(HANG, endless).await.expect("never ended");
+            canceller.join().unwrap();
+
+            let (ctx, _guard) = BACKGROUND.with_timeout(ms(10));
+            stream::repeat(()).bounded_by(&ctx).count().await;
+            assert!(ended(&ctx).is_deadline_exceeded());
+        });
+    }
+
+    /// A busy channel uses up the task's cooperative budget; the end is seen nevertheless.
+    #[test]
+    fn also_if_they_exhaust_the_tasks_budget() {
+        on_both(|| async {
+            let (ctx, _guard) = BACKGROUND.with_timeout(ms(10));
+            let (send, receive) = mpsc::unbounded_channel();
+            send.send(()).unwrap();
+            let mut items = pin!(UnboundedReceiverStream::new(receive).bounded_by(&ctx));
+            while items.next().await.is_some() {
+                send.send(()).unwrap();
+            }
+            assert!(ended(&ctx).is_deadline_exceeded());
+        });
+    }
+
+    #[test]
+    fn and_lose_no_item_they_have_given() {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let (send, receive) = mpsc::unbounded_channel();
+        let receive = std::cell::RefCell::new(receive);
+        let mut bounded =
+            pin!(stream::poll_fn(|cx| receive.borrow_mut().poll_recv(cx)).bounded_by(&ctx));
+        send.send(1).unwrap();
+        assert_eq!(poll_next(bounded.as_mut(), Waker::noop()), Poll::Ready(Some(1)));
+        assert_eq!(poll_next(bounded.as_mut(), Waker::noop()), Poll::Pending);
+        send.send(2).unwrap();
+        guard.cancel();
+        assert_eq!(poll_next(bounded.as_mut(), Waker::noop()), Poll::Ready(None));
+        // What was not given is still where it came from.
+        assert_eq!(receive.borrow_mut().try_recv(), Ok(2));
+    }
+
+    #[test]
+    fn and_are_dropped_when_they_end_and_stay_ended() {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let drops = Drops::default();
+        let counted = drops.counted();
+        let endless = stream::poll_fn(move |_| {
+            let _ = &counted;
+            Poll::Ready(Some(()))
+        });
+        let mut bounded = pin!(endless.bounded_by(&ctx));
+        assert!(poll_next(bounded.as_mut(), Waker::noop()).is_ready());
+        assert!(!bounded.is_terminated());
+        guard.cancel();
+        assert_eq!(drops.count(), 0);
+        assert_eq!(poll_next(bounded.as_mut(), Waker::noop()), Poll::Ready(None));
+        assert_eq!(drops.count(), 1);
+        assert!(bounded.is_terminated());
+        assert_eq!(poll_next(bounded.as_mut(), Waker::noop()), Poll::Ready(None));
+    }
+
+    #[test]
+    fn and_are_woken_by_their_item_and_by_the_end() {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let (send, receive) = mpsc::unbounded_channel();
+        let mut bounded = pin!(UnboundedReceiverStream::new(receive).bounded_by(&ctx));
+        let (wakes, waker) = Wakes::new();
+        assert!(poll_next(bounded.as_mut(), &waker).is_pending());
+        send.send(1).unwrap();
+        assert_eq!(wakes.count(), 1);
+        assert_eq!(poll_next(bounded.as_mut(), &waker), Poll::Ready(Some(1)));
+        assert!(poll_next(bounded.as_mut(), &waker).is_pending());
+        guard.cancel();
+        assert_eq!(wakes.count(), 2);
+        assert_eq!(poll_next(bounded.as_mut(), &waker), Poll::Ready(None));
+    }
+
+    #[test]
+    fn and_leave_no_waker_when_dropped() {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let (wakes, waker) = Wakes::new();
+        {
+            let mut bounded = pin!(stream::pending::<()>().bounded_by(&ctx));
+            assert!(poll_next(bounded.as_mut(), &waker).is_pending());
+        }
+        drop(waker);
+        assert_eq!(Arc::strong_count(&wakes), 1);
+        guard.cancel();
+    }
+
+    #[test]
+    fn and_promise_no_more_items_than_they_may_give() {
+        let (ctx, _guard) = BACKGROUND.with_cancel();
+        assert_eq!(stream::iter(1..=5).bounded_by(&ctx).size_hint(), (0, Some(5)));
+        assert_eq!(stream::repeat(()).bounded_by(&ctx).size_hint(), (0, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn by_an_unseen_deadline() {
+        let (ctx, _guard) = BACKGROUND.with_timeout(ms(100));
+        let mut bounded = pin!(stream::repeat(()).bounded_by(&ctx));
+        assert_eq!(bounded.next().await, Some(()));
+        advance(LONG).await;
+        assert_eq!(bounded.next().await, None);
+    }
+}

@@ -1,0 +1,393 @@
+//! Promise 3, *one story*: once `is_done`, `err`, `check` or `done` has said *ended*, all of them do, on
+//! every thread, with the same error; what is derived from an ended context has ended with that error.
+
+mod common;
+
+use std::sync::{Arc, Barrier, mpsc};
+use std::task::{Poll, Waker};
+use std::thread;
+
+use common::{
+    Cause, Dice, LONG, assert_same, ended, ms, poll, poll_once, same, spin_until, watched, word,
+};
+use tokio::time::{Instant, advance};
+use tokio_ctx::{CancelGuard, Context, Error};
+use tokio_util::sync::CancellationToken;
+
+static BACKGROUND: Context = Context::background();
+
+/// Keeps alive what a context in a test hangs on.
+type Kept = Box<dyn std::any::Any>;
+
+/// A way to end a context that nobody has looked at since: its name, and the ended context.
+type End = (&'static str, fn(&Context) -> (Context, Kept));
+
+/// Asks one question; the error it told, and whether it said *ended*. `is_done` tells no error.
+type Question = (&'static str, fn(&Context) -> (bool, Option<Error>));
+
+/// Each takes a base (background or deeper) and returns a context that ends when 100 ms have passed.
+const ENDS: &[End] = &[
+    ("cancelled", |base| {
+        let (ctx, guard) = base.with_cancel();
+        guard.cancel();
+        (ctx, Box::new(guard))
+    }),
+    ("cancelled with a cause", |base| {
+        let (ctx, guard) = base.with_timeout(LONG);
+        guard.cancel_with(Cause("why"));
+        (ctx, Box::new(guard))
+    }),
+    ("guard dropped", |base| {
+        let (ctx, _) = base.with_cancel();
+        (ctx, Box::new(()))
+    }),
+    ("deadline", |base| {
+        let (ctx, guard) = base.with_timeout(ms(100));
+        (ctx, Box::new(guard))
+    }),
+    ("deadline with a cause", |base| {
+        let (ctx, guard) = base.with_timeout_cause(ms(100), Cause("slow"));
+        (ctx, Box::new(guard))
+    }),
+    ("born dead", |base| {
+        let (ctx, guard) = base.with_timeout(ms(0));
+        (ctx, Box::new(guard))
+    }),
+    ("parent cancelled", |base| {
+        let (parent, guard) = base.with_cancel();
+        let (ctx, own) = parent.with_timeout(LONG);
+        guard.cancel_with(Cause("parent"));
+        (ctx, Box::new((guard, own)))
+    }),
+    ("parent's guard dropped", |base| {
+        let (parent, guard) = base.with_cancel();
+        let (ctx, own) = parent.with_cancel();
+        drop(guard);
+        (ctx, Box::new(own))
+    }),
+    ("parent's deadline", |base| {
+        let (parent, guard) = base.with_timeout(ms(100));
+        let (ctx, own) = parent.with_value(1).with_timeout(LONG);
+        (ctx, Box::new((guard, own)))
+    }),
+    ("left of a merge cancelled", |base| {
+        let (left, guard) = base.with_cancel();
+        let (ctx, own) = left.merge(&Context::background());
+        guard.cancel_with(Cause("left"));
+        (ctx, Box::new((guard, own)))
+    }),
+    ("right of a merge cancelled", |base| {
+        let (right, guard) = Context::background().with_cancel();
+        let (ctx, own) = base.merge(&right);
+        guard.cancel_with(Cause("right"));
+        (ctx, Box::new((guard, own)))
+    }),
+    ("right of a merge past its deadline", |base| {
+        let (right, guard) = Context::background().with_timeout(ms(100));
+        let (ctx, own) = base.merge(&right);
+        (ctx, Box::new((guard, own)))
+    }),
+    ("token cancelled", |base| {
+        let token = CancellationToken::new();
+        let (ctx, own) = base.with_token(&token);
+        token.cancel();
+        (ctx, Box::new((token, own)))
+    }),
+];
+
+const QUESTIONS: [Question; 4] = [
+    ("is_done", |ctx| (ctx.is_done(), None)),
+    ("err", |ctx| {
+        let error = ctx.err();
+        (error.is_some(), error)
+    }),
+    ("check", |ctx| {
+        let error = ctx.check().err();
+        (error.is_some(), error)
+    }),
+    ("done", |ctx| match poll_once(ctx.done()) {
+        Poll::Ready(error) => (true, Some(error)),
+        Poll::Pending => (false, None),
+    }),
+];
+
+/// Every way to end, every question asked first, with and without a waiter from before, on the context
+/// itself and on one twenty levels further down: always ended, always one error.
+#[tokio::test(start_paused = true)]
+async fn whichever_question_comes_first_all_agree() {
+    for &(how, end) in ENDS {
+        for (question, ask) in QUESTIONS {
+            for depth in [0, 1, 20] {
+                let case = format!("{how}, {question} first, {depth} below");
+                let (ctx, _kept) = end(&BACKGROUND);
+                let mut below = ctx.clone();
+                let mut guards: Vec<CancelGuard> = Vec::new();
+                for _ in 0..depth {
+                    let (next, guard) = below.with_cancel();
+                    guards.push(guard);
+                    below = next;
+                }
+                advance(ms(100)).await;
+                tokio::task::yield_now().await; // lets with_token's task run, if it needs one
+                let (first, told) = ask(&below);
+                assert!(first, "{case}: not ended");
+                let error = ended(&below);
+                if let Some(told) = told {
+                    assert_same(&told, &error);
+                }
+                assert_same(&ended(&ctx), &error);
+                assert_same(&ended(&below.clone()), &error);
+                for (_, ask) in QUESTIONS {
+                    let (again, told) = ask(&below);
+                    assert!(again, "{case}: took it back");
+                    assert!(told.is_none_or(|told| same(&told, &error)), "{case}");
+                }
+            }
+        }
+    }
+}
+
+/// The same with a waiter from before the end: it is told the same.
+#[tokio::test(start_paused = true)]
+async fn a_waiter_from_before_is_told_what_everybody_else_is() {
+    let (parent, guard) = BACKGROUND.with_timeout(ms(100));
+    let (child, _child_guard) = parent.with_cancel();
+    let waits: Vec<_> = (0..5).map(|_| tokio::spawn(child.clone().done_owned())).collect();
+    let parent_waits: Vec<_> = (0..5).map(|_| tokio::spawn(parent.clone().done_owned())).collect();
+    tokio::task::yield_now().await;
+    advance(ms(150)).await;
+    guard.cancel();
+    let error = ended(&parent);
+    for wait in waits.into_iter().chain(parent_waits) {
+        assert_same(&wait.await.unwrap(), &error);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_derived_from_an_ended_context_has_ended_with_its_error() {
+    let token = CancellationToken::new();
+    for &(how, end) in ENDS {
+        for observed in [true, false] {
+            let (ctx, _kept) = end(&BACKGROUND);
+            advance(ms(100)).await;
+            tokio::task::yield_now().await;
+            if observed {
+                assert!(ctx.is_done());
+            }
+            let now = Instant::now();
+            let derived: Vec<(&str, (Context, CancelGuard))> = vec![
+                ("with_cancel", ctx.with_cancel()),
+                ("with_timeout", ctx.with_timeout(LONG)),
+                ("with_timeout zero", ctx.with_timeout(ms(0))),
+                ("with_timeout_cause", ctx.with_timeout_cause(LONG, Cause("mine"))),
+                ("with_timeout_cause zero", ctx.with_timeout_cause(ms(0), Cause("mine"))),
+                ("with_deadline", ctx.with_deadline(now + LONG)),
+                ("with_deadline now", ctx.with_deadline(now)),
+                ("with_deadline_cause", ctx.with_deadline_cause(now + LONG, Cause("mine"))),
+                ("merge", ctx.merge(&Context::background())),
+                ("merge from the right", Context::background().merge(&ctx)),
+                ("merge with itself", ctx.merge(&ctx)),
+                ("with_token", ctx.with_token(&token)),
+            ];
+            let value = ctx.with_value(5);
+            let error = ended(&ctx);
+            assert_same(&ended(&value), &error);
+            assert_eq!(value.value(), Some(&5));
+            for (derive, (child, guard)) in derived {
+                assert!(child.is_done(), "{how}, then {derive}");
+                assert!(same(&ended(&child), &error), "{how}, then {derive}: {:?}", child.err());
+                guard.cancel_with(Cause("too late"));
+                assert_same(&ended(&child), &error);
+                assert_same(&ended(&child.with_cancel().0), &error);
+            }
+            assert!(ctx.cancellation_token().is_cancelled(), "{how}, then cancellation_token");
+            assert!(!token.is_cancelled());
+        }
+    }
+}
+
+#[test]
+fn a_child_of_a_cancelled_parent_has_its_cause_at_once() {
+    let (parent, guard) = BACKGROUND.with_cancel();
+    guard.cancel_with(Cause("because"));
+    let (child, _guard) = parent.with_cancel();
+    let error = ended(&child);
+    assert!(error.is_canceled());
+    assert_eq!(word(&error), Some("because"));
+}
+
+#[test]
+fn a_child_of_a_parent_being_cancelled_has_its_cause() {
+    watched(|| {
+        for _ in 0..1000 {
+            let (parent, guard) = BACKGROUND.with_cancel();
+            let canceller = thread::spawn(move || guard.cancel_with(Cause("because")));
+            let (child, _guard) = parent.with_cancel();
+            let error = futures::executor::block_on(child.done());
+            assert_eq!(word(&error), Some("because"));
+            assert_same(&error, &ended(&parent));
+            canceller.join().unwrap();
+        }
+    });
+}
+
+/// A question answered *ended* while the cancel is still running on another thread: every other answer
+/// already agrees, above it, as it ended with the root, and below it, as those end with it. Only a wait
+/// further down may still have its wake-up before it.
+#[test]
+fn no_question_lags_behind_another_during_a_cancel() {
+    watched(|| {
+        for round in 0..3000 {
+            let mut dice = Dice::new(round);
+            let (root, guard) = BACKGROUND.with_cancel();
+            let (mut chain, mut guards) = (vec![root], Vec::new());
+            // Every other time the hardest: from the top to the bottom of a long way.
+            let all_the_way = round % 2 == 0;
+            for _ in 0..if all_the_way { 100 } else { [2, 9, 30][dice.roll(3)] } {
+                let (next, guard) = chain.last().unwrap().with_cancel();
+                chain.push(next);
+                guards.push(guard);
+            }
+            // Company, so that the end takes its time to go round.
+            let waits: Vec<_> = (0..dice.roll(40))
+                .map(|_| {
+                    let at = if all_the_way { chain.len() - 1 } else { dice.roll(chain.len()) };
+                    let mut wait = Box::pin(chain[at].clone().done_owned());
+                    assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+                    wait
+                })
+                .collect();
+            let start = Arc::new(Barrier::new(2));
+            let canceller = {
+                let start = start.clone();
+                thread::spawn(move || {
+                    start.wait();
+                    guard.cancel_with(Cause("now"));
+                })
+            };
+            let (_, ask) = QUESTIONS[dice.roll(4)];
+            let asked = if all_the_way { 0 } else { dice.roll(chain.len()) };
+            start.wait();
+            spin_until(|| ask(&chain[asked]).0);
+            let next = if all_the_way { chain.len() - 1 } else { dice.roll(chain.len()) };
+            let (question, ask) = QUESTIONS[dice.roll(if next > asked { 3 } else { 4 })];
+            assert!(ask(&chain[next]).0, "{question} at level {next} lags behind level {asked}");
+            let error = ended(&chain[asked]);
+            assert_eq!(word(&error), Some("now"));
+            dice.shuffle(&mut chain);
+            for ctx in &chain {
+                assert_same(&ended(ctx), &error);
+            }
+            canceller.join().unwrap();
+            drop(waits);
+        }
+    });
+}
+
+/// One thread sees the end and tells a second one, which was not looking: it sees the same.
+#[test]
+fn who_hears_of_the_end_from_another_thread_sees_it_too() {
+    watched(|| {
+        let (tell, hear) = mpsc::channel::<(Context, Error)>();
+        let listener = thread::spawn(move || {
+            let mut heard = 0;
+            for (ctx, error) in hear {
+                assert_same(&ended(&ctx), &error);
+                heard += 1;
+            }
+            heard
+        });
+        for round in 0..1000 {
+            let (parent, guard) = BACKGROUND.with_cancel();
+            let (child, child_guard) = parent.with_cancel();
+            let start = Arc::new(Barrier::new(3));
+            let cancellers = [(guard, "parent"), (child_guard, "child")].map(|(guard, own)| {
+                let start = start.clone();
+                thread::spawn(move || {
+                    start.wait();
+                    guard.cancel_with(Cause(own));
+                })
+            });
+            start.wait();
+            let (_, ask) = QUESTIONS[round % 4];
+            spin_until(|| ask(&child).0);
+            let error = child.err().unwrap();
+            tell.send((child.clone(), error.clone())).unwrap();
+            for canceller in cancellers {
+                canceller.join().unwrap();
+            }
+            // Whichever came first for the child; the parent only ever has its own.
+            assert_same(&ended(&child), &error);
+            assert_eq!(word(&ended(&parent)), Some("parent"));
+            if word(&error) == Some("parent") {
+                assert_same(&error, &ended(&parent));
+            }
+        }
+        drop(tell);
+        assert_eq!(listener.join().unwrap(), 1000);
+    });
+}
+
+/// Several threads find out for themselves that a deadline has passed, while another cancels just about
+/// then: whoever wins, there is one error.
+#[test]
+fn a_deadline_and_a_cancel_at_the_same_time_make_one_story() {
+    watched(|| {
+        let runtime = common::current_thread(); // for the timers that `done` asks for
+        for round in 0..400_u32 {
+            let (parent, _parent_guard) = BACKGROUND.with_timeout(ms(1));
+            let (ctx, guard) = parent.with_cancel();
+            let start = Arc::new(Barrier::new(4));
+            let askers: Vec<_> = (0..3)
+                .map(|asker| {
+                    let (ctx, start) = (ctx.clone(), start.clone());
+                    let (_, ask) = QUESTIONS[(round as usize + asker) % 4];
+                    let runtime = runtime.handle().clone();
+                    thread::spawn(move || {
+                        let _entered = runtime.enter();
+                        start.wait();
+                        spin_until(|| ask(&ctx).0);
+                        (ended(&ctx), ended(&ctx))
+                    })
+                })
+                .collect();
+            start.wait();
+            // Sweeps from well before the deadline to well after it.
+            let at = Instant::now() + std::time::Duration::from_micros(u64::from(round) * 5);
+            spin_until(|| Instant::now() >= at);
+            guard.cancel_with(Cause("by hand"));
+            let error = ended(&ctx);
+            for asker in askers {
+                let (one, two) = asker.join().unwrap();
+                assert_same(&one, &error);
+                assert_same(&two, &error);
+            }
+            match word(&error) {
+                Some("by hand") => assert!(error.is_canceled()),
+                _ => assert_same(&error, &ended(&parent)),
+            }
+        }
+    });
+}
+
+/// Spins on the error alone: what it tells is complete from the first moment it tells anything.
+#[test]
+fn the_cause_is_there_as_soon_as_the_end_is() {
+    watched(|| {
+        for round in 0..1000 {
+            let (ctx, guard) = BACKGROUND.with_cancel();
+            let (child, _child_guard) = ctx.with_cancel();
+            let canceller = thread::spawn(move || guard.cancel_with(Cause("whole")));
+            let asked = if round % 2 == 0 { &ctx } else { &child };
+            let mut first = None;
+            spin_until(|| {
+                first = asked.err();
+                first.is_some()
+            });
+            let error = first.unwrap();
+            assert_eq!(word(&error), Some("whole"));
+            assert!(error.origin().canceled_at().is_some());
+            canceller.join().unwrap();
+        }
+    });
+}

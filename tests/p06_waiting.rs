@@ -1,0 +1,540 @@
+//! Promise 6, *waiting* is cancel-safe: `done()` can be made, polled, dropped and made again at any rate,
+//! by any number of tasks, no wake-up is lost, and what was dropped leaves nothing behind.
+
+mod common;
+
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
+use std::task::{Poll, Wake, Waker};
+use std::thread;
+
+use common::{Cause, LONG, Wakes, assert_same, ended, ms, on_both, poll, poll_once, watched, word};
+use futures::FutureExt as _;
+use futures::executor::block_on;
+use futures::future::FusedFuture;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::advance;
+use tokio_ctx::{CancelGuard, Canceller, Context, Error, ErrorKind};
+
+static BACKGROUND: Context = Context::background();
+
+#[test]
+fn handles_and_waits_can_go_to_any_thread() {
+    fn send_sync<T: Send + Sync>(_: &T) {}
+    fn unwind_safe_or_not_but_static<T: 'static>(_: &T) {}
+    let (ctx, guard) = BACKGROUND.with_cancel();
+    send_sync(&ctx);
+    send_sync(&guard);
+    send_sync::<Canceller>(&guard.canceller());
+    send_sync(&ctx.done());
+    let owned = ctx.clone().done_owned();
+    send_sync(&owned);
+    unwind_safe_or_not_but_static(&owned);
+    guard.cancel();
+    send_sync::<Error>(&ctx.err().unwrap());
+    send_sync::<ErrorKind>(&ctx.err().unwrap().kind());
+}
+
+#[test]
+fn a_wait_is_woken_once_and_tells_the_error() {
+    let (ctx, guard) = BACKGROUND.with_cancel();
+    let (wakes, waker) = Wakes::new();
+    let mut polled = pin!(ctx.done());
+    assert!(poll(polled.as_mut(), &waker).is_pending());
+    assert_eq!(wakes.count(), 0);
+    let mut unpolled = pin!(ctx.done());
+
+    guard.cancel_with(Cause("now"));
+    assert_eq!(wakes.count(), 1);
+    for wait in [polled.as_mut(), unpolled.as_mut()] {
+        let Poll::Ready(error) = poll(wait, &waker) else { panic!("still pending") };
+        assert_same(&error, &ended(&ctx));
+    }
+    assert_eq!(wakes.count(), 1);
+}
+
+#[test]
+fn an_owned_wait_is_the_same() {
+    let (ctx, guard) = BACKGROUND.with_cancel();
+    let (wakes, waker) = Wakes::new();
+    let mut polled = Box::pin(ctx.clone().done_owned());
+    assert!(poll(polled.as_mut(), &waker).is_pending());
+    let mut unpolled = Box::pin(ctx.done_owned());
+    guard.cancel_with(Cause("now"));
+    assert_eq!(wakes.count(), 1);
+    for wait in [&mut polled, &mut unpolled] {
+        let Poll::Ready(error) = poll(wait.as_mut(), &waker) else { panic!("still pending") };
+        assert_eq!(word(&error), Some("now"));
+    }
+}
+
+#[test]
+fn an_owned_wait_that_was_dropped_is_not_woken() {
+    let (ctx, guard) = BACKGROUND.with_cancel();
+    let (wakes, waker) = Wakes::new();
+    let mut wait = Box::pin(ctx.clone().done_owned());
+    assert!(poll(wait.as_mut(), &waker).is_pending());
+    drop(wait);
+    guard.cancel();
+    assert_eq!(wakes.count(), 0);
+    assert!(ctx.is_done());
+}
+
+#[test]
+fn a_cancel_from_above_wakes_parent_and_child() {
+    let (parent, guard) = BACKGROUND.with_cancel();
+    let (child, _child_guard) = parent.with_cancel();
+    let (wakes, waker) = Wakes::new();
+    let mut child_wait = pin!(child.done());
+    let mut parent_wait = pin!(parent.done());
+    assert!(poll(child_wait.as_mut(), &waker).is_pending());
+    assert!(poll(parent_wait.as_mut(), &waker).is_pending());
+    guard.cancel();
+    assert_eq!(wakes.count(), 2);
+    assert!(poll(child_wait.as_mut(), &waker).is_ready());
+    assert!(poll(parent_wait.as_mut(), &waker).is_ready());
+}
+
+#[test]
+fn waiting_on_an_ended_context_is_ready_and_wakes_nobody() {
+    for child_first in [true, false] {
+        let (parent, guard) = BACKGROUND.with_cancel();
+        guard.cancel();
+        let (child, child_guard) = parent.with_cancel();
+        let (wakes, waker) = Wakes::new();
+        assert!(poll(pin!(child.done()), &waker).is_ready());
+        assert!(poll(pin!(parent.done()), &waker).is_ready());
+        assert_eq!(wakes.count(), 0);
+        drop(waker);
+        assert_eq!(Arc::strong_count(&wakes), 1);
+        if child_first {
+            drop((child, child_guard));
+            drop((parent, guard));
+        } else {
+            drop((parent, guard));
+            drop((child, child_guard));
+        }
+    }
+}
+
+#[test]
+fn a_wait_polled_again_wakes_its_latest_waker_only() {
+    let (ctx, guard) = BACKGROUND.with_cancel();
+    let (old, old_waker) = Wakes::new();
+    let (new, new_waker) = Wakes::new();
+    let mut wait = pin!(ctx.done());
+    assert!(poll(wait.as_mut(), &old_waker).is_pending());
+    assert!(poll(wait.as_mut(), &old_waker).is_pending());
+    assert!(poll(wait.as_mut(), &new_waker).is_pending());
+    drop(old_waker);
+    assert_eq!(Arc::strong_count(&old), 1, "the old waker was kept");
+    guard.cancel();
+    assert_eq!((old.count(), new.count()), (0, 1));
+}
+
+/// With and without a deadline, at the root and far below: waiting and dropping leaves no waker.
+#[tokio::test(start_paused = true)]
+async fn a_dropped_wait_leaves_nothing_behind() {
+    let (root, root_guard) = BACKGROUND.with_cancel();
+    let (timed, _g) = root.with_timeout(LONG);
+    let (mut deep, guard) = timed.with_cancel();
+    let mut guards = vec![guard];
+    for _ in 0..40 {
+        let (next, guard) = deep.with_cancel();
+        deep = next;
+        guards.push(guard);
+    }
+    for ctx in [&root, &timed, &deep] {
+        let (wakes, waker) = Wakes::new();
+        for _ in 0..10_000 {
+            let mut wait = pin!(ctx.done());
+            assert!(poll(wait.as_mut(), &waker).is_pending());
+        }
+        {
+            let mut many: Vec<_> = (0..100).map(|_| Box::pin(ctx.done())).collect();
+            for wait in &mut many {
+                assert!(poll(wait.as_mut(), &waker).is_pending());
+            }
+            many.drain(..50);
+            many.reverse();
+        }
+        drop(waker);
+        assert_eq!(Arc::strong_count(&wakes), 1, "a waker was left behind");
+        advance(ms(10)).await;
+        assert_eq!(wakes.count(), 0);
+    }
+    root_guard.cancel();
+    assert!(deep.is_done());
+}
+
+#[test]
+fn a_wait_that_ended_leaves_nothing_behind() {
+    let (ctx, guard) = BACKGROUND.with_cancel();
+    let (child, _child_guard) = ctx.with_cancel();
+    let (wakes, waker) = Wakes::new();
+    let mut waits = [ctx.done(), child.done(), child.done()].map(Box::pin);
+    for wait in &mut waits {
+        assert!(poll(wait.as_mut(), &waker).is_pending());
+    }
+    guard.cancel();
+    assert_eq!(wakes.count(), 3);
+    drop(waker);
+    assert_eq!(Arc::strong_count(&wakes), 1, "a waker was kept after its wake-up");
+}
+
+#[test]
+fn dropping_some_waits_leaves_the_others() {
+    let (ctx, guard) = BACKGROUND.with_cancel();
+    let mut waits: Vec<_> = (0..20)
+        .map(|_| {
+            let (wakes, waker) = Wakes::new();
+            let mut wait = Box::pin(ctx.done());
+            assert!(poll(wait.as_mut(), &waker).is_pending());
+            (wakes, wait)
+        })
+        .collect();
+    let dropped: Vec<_> = [17, 11, 5, 0].map(|i| waits.remove(i).0).into();
+    guard.cancel();
+    assert!(dropped.iter().all(|wakes| wakes.count() == 0));
+    assert!(waits.iter().all(|(wakes, _)| wakes.count() == 1));
+}
+
+#[test]
+fn a_wait_is_fused() {
+    let (ctx, guard) = BACKGROUND.with_cancel();
+    let mut wait = pin!(ctx.done());
+    assert!(!wait.is_terminated());
+    assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+    assert!(!wait.is_terminated());
+    guard.cancel();
+    assert!(!wait.is_terminated());
+    assert!(poll(wait.as_mut(), Waker::noop()).is_ready());
+    assert!(wait.is_terminated());
+
+    let mut owned = pin!(ctx.clone().done_owned());
+    assert!(!owned.is_terminated());
+    assert!(poll(owned.as_mut(), Waker::noop()).is_ready());
+    assert!(owned.is_terminated());
+}
+
+#[test]
+fn waiting_works_in_both_select_macros() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let (send, mut receive) = mpsc::unbounded_channel();
+        let (all, has_all) = oneshot::channel();
+        let looper = tokio::spawn(async move {
+            let (mut received, mut all) = (0, Some(all));
+            loop {
+                tokio::select! {
+                    item = receive.recv() => received += item.unwrap(),
+                    error = ctx.done() => return (received, error),
+                }
+                if received == 1000 {
+                    all.take().unwrap().send(()).unwrap();
+                }
+            }
+        });
+        for _ in 0..1000 {
+            send.send(1).unwrap();
+        }
+        has_all.await.unwrap();
+        guard.cancel_with(Cause("enough"));
+        let (received, error) = looper.await.unwrap();
+        assert_eq!(received, 1000);
+        assert_eq!(word(&error), Some("enough"));
+
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let mut done = pin!(ctx.done());
+        let mut ticks = 0;
+        let error = loop {
+            let mut tick = pin!(tokio::task::yield_now().fuse());
+            futures::select_biased! {
+                error = done => break error,
+                _ = tick => ticks += 1,
+            }
+            if ticks == 100 {
+                guard.cancel();
+            }
+        };
+        assert!(error.is_canceled());
+        assert_eq!(ticks, 100);
+    });
+}
+
+/// The other branch is always ready, so nothing ever goes back to the runtime, whose timers therefore
+/// stand still: the wait has to look at the clock itself.
+#[test]
+fn a_pinned_wait_sees_the_deadline_in_a_loop_that_never_yields() {
+    watched(|| {
+        common::current_thread().block_on(async {
+            let (ctx, _guard) = BACKGROUND.with_timeout(ms(10));
+            let (child, _child_guard) = ctx.with_cancel();
+            for ctx in [&ctx, &child] {
+                let mut done = pin!(ctx.done());
+                let error = loop {
+                    tokio::select! {
+                        biased;
+                        error = &mut done => break error,
+                        () = std::future::ready(()) => {}
+                    }
+                };
+                assert_same(&error, &ended(ctx));
+            }
+        });
+    });
+}
+
+#[test]
+fn many_tasks_wait_on_one_context() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+        let (child, _child_guard) = ctx.with_cancel();
+        let waits: Vec<_> = (0..500)
+            .map(|i| {
+                let ctx = if i % 2 == 0 { ctx.clone() } else { child.clone() };
+                tokio::spawn(async move { ctx.done().await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        guard.cancel_with(Cause("everyone"));
+        let error = ended(&ctx);
+        for wait in waits {
+            assert_same(&wait.await.unwrap(), &error);
+        }
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_tasks_wait_for_one_deadline() {
+    let (ctx, _guard) = BACKGROUND.with_timeout(ms(100));
+    let waits: Vec<_> = (0..500).map(|_| tokio::spawn(ctx.clone().done_owned())).collect();
+    for wait in waits {
+        assert!(wait.await.unwrap().is_deadline_exceeded());
+    }
+}
+
+/// The waiter whose timer it was, if there is one timer for all, goes away; the others still end.
+#[tokio::test(start_paused = true)]
+async fn the_deadline_outlives_the_first_to_wait_for_it() {
+    for go in 0..3 {
+        let (parent, _g) = BACKGROUND.with_timeout(ms(100));
+        let (child, _g1) = parent.with_cancel();
+        let (wakes, waker) = Wakes::new();
+        let mut waits: Vec<_> = [&child, &parent, &child].map(|c| Box::pin(c.done())).into();
+        for wait in &mut waits {
+            assert!(poll(wait.as_mut(), &waker).is_pending());
+        }
+        drop(waits.remove(go));
+        tokio::time::sleep(ms(100)).await;
+        tokio::task::yield_now().await;
+        assert!(wakes.count() >= 2, "somebody was not woken at the deadline");
+        for wait in waits {
+            assert!(poll_once(wait).is_ready());
+        }
+    }
+}
+
+/// Each remaining waiter is woken at the deadline by itself, not by somebody asking: they run on tasks
+/// of their own and nothing else looks.
+#[tokio::test(start_paused = true)]
+async fn a_wait_moves_to_another_task_and_still_ends() {
+    let (ctx, guard) = BACKGROUND.with_timeout(ms(100));
+    let mut wait = Box::pin(ctx.clone().done_owned());
+    assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+    let moved = tokio::spawn(wait);
+    assert!(moved.await.unwrap().is_deadline_exceeded());
+    drop(guard);
+}
+
+#[test]
+fn no_wake_up_is_lost_between_the_first_wait_and_the_cancel() {
+    watched(|| {
+        for round in 0..2000 {
+            let (root, guard) = BACKGROUND.with_cancel();
+            let (middle, _g) = root.with_cancel();
+            let (leaf, _g1) = middle.with_cancel();
+            let other = middle.with_cancel();
+            let start = Arc::new(Barrier::new(3));
+            let waiters = [leaf, if round % 2 == 0 { other.0 } else { middle }].map(|ctx| {
+                let start = start.clone();
+                thread::spawn(move || {
+                    start.wait();
+                    block_on(ctx.done())
+                })
+            });
+            start.wait();
+            guard.cancel_with(Cause("go"));
+            for waiter in waiters {
+                // A lost wake-up would hang here, and the watchdog would say so.
+                assert_eq!(word(&waiter.join().unwrap()), Some("go"));
+            }
+        }
+    });
+}
+
+#[test]
+fn no_wake_up_is_lost_while_waits_come_and_go() {
+    watched(|| {
+        for _ in 0..500 {
+            let (root, guard) = BACKGROUND.with_cancel();
+            let (leaf, _g) = root.with_cancel();
+            let start = Arc::new(Barrier::new(3));
+            let stop = Arc::new(AtomicBool::new(false));
+            // Makes and drops waits on the same context all the while.
+            let churner = {
+                let (leaf, start, stop) = (leaf.clone(), start.clone(), stop.clone());
+                thread::spawn(move || {
+                    start.wait();
+                    while !stop.load(Ordering::Relaxed) {
+                        let mut waits = [leaf.done(), leaf.done(), leaf.done()].map(Box::pin);
+                        for wait in &mut waits {
+                            let _ = poll(wait.as_mut(), Waker::noop());
+                        }
+                    }
+                })
+            };
+            let waiter = {
+                let start = start.clone();
+                thread::spawn(move || {
+                    start.wait();
+                    block_on(leaf.done())
+                })
+            };
+            start.wait();
+            guard.cancel();
+            assert!(waiter.join().unwrap().is_canceled());
+            stop.store(true, Ordering::Relaxed);
+            churner.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn no_wake_up_is_lost_when_the_waker_changes_during_the_cancel() {
+    watched(|| {
+        for _ in 0..1000 {
+            let (ctx, guard) = BACKGROUND.with_cancel();
+            let start = Arc::new(Barrier::new(2));
+            let waiter = {
+                let start = start.clone();
+                thread::spawn(move || {
+                    let mut wait = Box::pin(ctx.done_owned());
+                    start.wait();
+                    for _ in 0..10 {
+                        let (wakes, waker) = Wakes::new();
+                        match poll(wait.as_mut(), &waker) {
+                            Poll::Ready(error) => return error,
+                            Poll::Pending => drop(wakes),
+                        }
+                    }
+                    block_on(wait)
+                })
+            };
+            start.wait();
+            guard.cancel_with(Cause("seen"));
+            assert_eq!(word(&waiter.join().unwrap()), Some("seen"));
+        }
+    });
+}
+
+/// Does something with the tree while it is being woken.
+struct Reenters(Mutex<Option<Box<dyn FnOnce() + Send>>>, AtomicUsize);
+
+impl Reenters {
+    fn with(f: impl FnOnce() + Send + 'static) -> (Arc<Reenters>, Waker) {
+        let reenters = Arc::new(Reenters(Mutex::new(Some(Box::new(f))), AtomicUsize::new(0)));
+        (reenters.clone(), reenters.into())
+    }
+}
+
+impl Wake for Reenters {
+    fn wake(self: Arc<Self>) {
+        let f = self.0.lock().unwrap().take();
+        if let Some(f) = f {
+            f();
+        }
+        self.1.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// No lock is held while waking: a waker may ask, derive, wait, cancel and drop anywhere in the tree.
+#[test]
+fn a_waker_may_use_the_whole_tree() {
+    watched(|| {
+        type Act = fn(Context, Context, CancelGuard) -> Box<dyn FnOnce() + Send>;
+        let acts: [Act; 6] = [
+            |root, _, guard| {
+                Box::new(move || {
+                    assert!(root.with_cancel().0.is_done());
+                    guard.detach();
+                })
+            },
+            |root, leaf, guard| {
+                Box::new(move || {
+                    assert_same(&ended(&root), &ended(&leaf));
+                    guard.detach();
+                })
+            },
+            |root, leaf, guard| {
+                Box::new(move || {
+                    assert!(poll_once(root.done()).is_ready());
+                    assert!(poll_once(leaf.with_timeout(LONG).0.done()).is_ready());
+                    guard.detach();
+                })
+            },
+            |_, _, guard| Box::new(move || guard.cancel_with(Cause("inner"))),
+            |_, _, guard| Box::new(move || drop(guard)),
+            |root, leaf, guard| Box::new(move || drop((leaf, guard, root))),
+        ];
+        for act in acts {
+            let (root, root_guard) = BACKGROUND.with_cancel();
+            let (leaf, leaf_guard) = root.with_cancel();
+            let (bystander, _g) = leaf.with_cancel();
+            let (reenters, waker) = Reenters::with(act(root.clone(), leaf.clone(), leaf_guard));
+            let (wakes, plain) = Wakes::new();
+            let mut waits = [leaf.done(), bystander.done(), root.done()].map(Box::pin);
+            assert!(poll(waits[0].as_mut(), &waker).is_pending());
+            assert!(poll(waits[1].as_mut(), &plain).is_pending());
+            assert!(poll(waits[2].as_mut(), &plain).is_pending());
+            root_guard.cancel_with(Cause("outer"));
+            assert_eq!(reenters.1.load(Ordering::SeqCst), 1);
+            assert_eq!(wakes.count(), 2);
+            for ctx in [&root, &leaf, &bystander] {
+                assert_eq!(word(&ended(ctx)), Some("outer"));
+            }
+        }
+    });
+}
+
+/// The last handle of a context is dropped by the very wake-up that its end causes.
+#[test]
+fn a_waker_may_drop_the_wait_it_wakes() {
+    watched(|| {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let slot: Arc<Mutex<Option<_>>> = Arc::default();
+        let (reenters, waker) = Reenters::with({
+            let slot = slot.clone();
+            move || drop(slot.lock().unwrap().take())
+        });
+        let mut wait = Box::pin(ctx.done_owned());
+        assert!(poll(wait.as_mut(), &waker).is_pending());
+        *slot.lock().unwrap() = Some(wait);
+        guard.cancel();
+        assert_eq!(reenters.1.load(Ordering::SeqCst), 1);
+        assert!(slot.lock().unwrap().is_none());
+    });
+}
+
+#[test]
+fn a_wait_on_background_never_ends_and_costs_nothing() {
+    let (wakes, waker) = Wakes::new();
+    let mut wait = pin!(BACKGROUND.done());
+    for _ in 0..10 {
+        assert!(poll(wait.as_mut(), &waker).is_pending());
+    }
+    drop(waker);
+    assert_eq!(wakes.count(), 0);
+    assert_eq!(Arc::strong_count(&wakes), 1, "background can never wake anybody");
+}

@@ -1,0 +1,376 @@
+//! Promise 8, *after_func*: runs its function once, on a task of its own, after the end, or at once if
+//! that is past; `stop` as in Go; dropping the handle changes nothing.
+
+mod common;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread;
+
+use common::{Cause, Drops, HANG, LONG, current_thread, ended, ms, on_both, watched, word};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, timeout};
+use tokio_ctx::Context;
+
+static BACKGROUND: Context = Context::background();
+
+/// Lets every task that can run do so, on a current-thread runtime.
+async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn it_runs_after_a_cancel_and_not_before() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let asked = ctx.clone();
+        let handle = ctx.after_func(move || async move { tell.send(asked.err()).unwrap() });
+        settle().await;
+        assert!(told.try_recv().is_err(), "it ran before the end");
+        guard.cancel_with(Cause("over"));
+        let error = told.recv().await.unwrap().expect("it ran although nothing had ended");
+        assert_eq!(word(&error), Some("over"));
+        assert!(!handle.stop(), "it cannot be stopped any more");
+        assert!(told.recv().await.is_none(), "it ran twice");
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_runs_after_a_deadline_nobody_else_waits_for() {
+    let start = Instant::now();
+    let (ctx, guard) = BACKGROUND.with_timeout(ms(100));
+    let (tell, told) = oneshot::channel();
+    let _handle = ctx.after_func(|| async { tell.send(Instant::now()).unwrap() });
+    let ran = told.await.unwrap() - start;
+    assert!(ran >= ms(100) && ran <= ms(101), "{ran:?}");
+    drop(guard);
+}
+
+#[test]
+fn it_runs_at_once_if_the_context_has_ended() {
+    on_both(|| async {
+        let (canceled, guard) = BACKGROUND.with_cancel();
+        guard.cancel();
+        let (late, _g) = BACKGROUND.with_timeout(ms(0));
+        let (child, _g1) = canceled.with_cancel();
+        for ctx in [canceled, late, child] {
+            let (tell, told) = oneshot::channel();
+            let _handle = ctx.after_func(|| async { tell.send(()).unwrap() });
+            told.await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn stopped_it_never_runs() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let (tell, told) = oneshot::channel::<()>();
+        let handle = ctx.after_func(|| async { tell.send(()).unwrap() });
+        assert!(handle.stop());
+        assert!(!handle.stop(), "only the first call made it so");
+        guard.cancel();
+        assert!(!handle.stop());
+        assert!(told.await.is_err(), "it ran after all");
+    });
+}
+
+#[test]
+fn stopped_before_its_task_was_ever_polled_it_never_runs() {
+    current_thread().block_on(async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        guard.cancel();
+        let (tell, told) = oneshot::channel::<()>();
+        // No await in between: its task has not run yet.
+        let handle = ctx.after_func(|| async { tell.send(()).unwrap() });
+        assert!(handle.stop());
+        assert!(told.await.is_err(), "it ran after all");
+    });
+}
+
+#[test]
+fn stop_does_not_interrupt_what_has_started() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let (tell, mut told) = mpsc::unbounded_channel();
+        let go_on = Arc::new(Notify::new());
+        let resume = go_on.clone();
+        let handle = ctx.after_func(move || async move {
+            tell.send("started").unwrap();
+            resume.notified().await;
+            tell.send("finished").unwrap();
+        });
+        guard.cancel();
+        assert_eq!(told.recv().await, Some("started"));
+        assert!(!handle.stop());
+        drop(handle);
+        go_on.notify_one();
+        assert_eq!(told.recv().await, Some("finished"));
+        assert_eq!(told.recv().await, None);
+    });
+}
+
+#[test]
+fn cancel_does_not_wait_for_it() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let (meet, met) = oneshot::channel::<()>();
+        let (tell, told) = oneshot::channel();
+        let _handle = ctx.after_func(|| async {
+            met.await.unwrap(); // ready only after cancel has returned
+            tell.send(()).unwrap();
+        });
+        settle().await;
+        guard.cancel();
+        meet.send(()).unwrap();
+        told.await.unwrap();
+    });
+}
+
+#[test]
+fn dropping_the_handle_changes_nothing() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let (tell, mut told) = mpsc::unbounded_channel();
+        drop(ctx.after_func(move || async move { tell.send(()).unwrap() }));
+        settle().await;
+        assert!(told.try_recv().is_err(), "it ran before the end");
+        guard.cancel();
+        assert_eq!(told.recv().await, Some(()));
+        assert_eq!(told.recv().await, None);
+    });
+}
+
+#[test]
+fn it_needs_no_other_handle_of_its_context() {
+    on_both(|| async {
+        let (parent, guard) = BACKGROUND.with_cancel();
+        let (tell, told) = oneshot::channel();
+        {
+            let (child, child_guard) = parent.with_cancel();
+            child_guard.detach();
+            let _handle = child.after_func(|| async { tell.send(()).unwrap() });
+        }
+        drop(parent);
+        guard.cancel();
+        told.await.unwrap();
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_runs_at_the_deadline_of_a_context_nobody_holds() {
+    let (tell, told) = oneshot::channel();
+    {
+        let (ctx, guard) = BACKGROUND.with_timeout(ms(100));
+        guard.detach();
+        let _handle = ctx.after_func(|| async { tell.send(Instant::now()).unwrap() });
+    }
+    let before = Instant::now();
+    assert!(told.await.unwrap() - before >= ms(100));
+}
+
+/// Three of them, and the asker: four different tasks.
+#[test]
+fn each_runs_on_a_task_of_its_own() {
+    on_both(|| async {
+        let outcome = tokio::spawn(async {
+            let (ctx, guard) = BACKGROUND.with_cancel();
+            let (tell, mut told) = mpsc::unbounded_channel();
+            for _ in 0..3 {
+                let tell = tell.clone();
+                let _handle =
+                    ctx.after_func(move || async move { tell.send(tokio::task::id()).unwrap() });
+            }
+            guard.cancel();
+            let mut ids = vec![tokio::task::id()];
+            for _ in 0..3 {
+                ids.push(told.recv().await.unwrap());
+            }
+            ids
+        });
+        let mut ids: Vec<_> = outcome.await.unwrap().iter().map(ToString::to_string).collect();
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), 4);
+    });
+}
+
+/// One that never gets on does not hold up the others.
+#[test]
+fn one_that_hangs_does_not_keep_others_from_running() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let _stuck = ctx.after_func(std::future::pending);
+        let (tell, told) = oneshot::channel();
+        let _handle = ctx.after_func(|| async { tell.send(()).unwrap() });
+        guard.cancel();
+        told.await.unwrap();
+    });
+}
+
+#[test]
+fn it_runs_when_the_cancel_comes_from_outside_the_runtime() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let (tell, told) = oneshot::channel();
+        let _handle =
+            ctx.after_func(|| async { tell.send(tokio::runtime::Handle::try_current()).unwrap() });
+        thread::spawn(move || guard.cancel()).join().unwrap();
+        assert!(told.await.unwrap().is_ok(), "it runs on the runtime it was made on");
+    });
+}
+
+#[test]
+fn one_on_background_waits_forever_and_can_be_stopped() {
+    current_thread().block_on(async {
+        let drops = Drops::default();
+        let counted = drops.counted();
+        let handle = BACKGROUND.after_func(|| async move { drop(counted) });
+        settle().await;
+        assert_eq!(drops.count(), 0);
+        assert!(handle.stop());
+        settle().await;
+        assert_eq!(drops.count(), 1, "stopped, it should be dropped");
+    });
+}
+
+#[test]
+fn stopped_it_lets_go_of_all_it_held() {
+    current_thread().block_on(async {
+        let (root, _guard) = BACKGROUND.with_cancel();
+        let (values, captured) = (Drops::default(), Drops::default());
+        let (ctx, guard) = root.with_value(values.counted()).with_timeout(LONG);
+        let counted = captured.counted();
+        let handle = ctx.after_func(|| async move { drop(counted) });
+        settle().await;
+        assert!(handle.stop());
+        drop((ctx, guard));
+        settle().await;
+        assert_eq!((values.count(), captured.count()), (1, 1));
+        assert!(!handle.stop(), "and the handle may stay");
+    });
+}
+
+/// The handle is a `Send + Sync` thing that any thread may use; a stop races the cancel a thousand
+/// times, and each time exactly one of the two has its way.
+#[test]
+fn stop_and_run_exclude_each_other() {
+    watched(|| {
+        for runtime in [current_thread(), common::multi_thread(2)] {
+            for round in 0..1000 {
+                let (ctx, guard) = BACKGROUND.with_cancel();
+                let runs = Arc::new(AtomicUsize::new(0));
+                let (tell, told) = oneshot::channel::<()>();
+                let handle = {
+                    let _in_runtime = runtime.enter();
+                    let runs = runs.clone();
+                    ctx.after_func(move || async move {
+                        runs.fetch_add(1, Ordering::SeqCst);
+                        tell.send(()).unwrap();
+                    })
+                };
+                let start = Arc::new(Barrier::new(3));
+                let cancel = {
+                    let start = start.clone();
+                    thread::spawn(move || {
+                        start.wait();
+                        guard.cancel();
+                    })
+                };
+                let stop = {
+                    let start = start.clone();
+                    thread::spawn(move || {
+                        start.wait();
+                        (handle.stop(), handle.stop())
+                    })
+                };
+                let ran = runtime.block_on(async {
+                    start.wait();
+                    timeout(HANG, told).await.expect("neither run nor dropped").is_ok()
+                });
+                cancel.join().unwrap();
+                let (stopped, again) = stop.join().unwrap();
+                assert_ne!(stopped, ran, "round {round}: stop said {stopped}, it ran: {ran}");
+                assert!(!again);
+                assert_eq!(runs.load(Ordering::SeqCst), usize::from(ran));
+            }
+        }
+    });
+}
+
+#[test]
+fn of_two_stops_at_once_one_made_it_so() {
+    watched(|| {
+        let runtime = common::multi_thread(1);
+        for _ in 0..1000 {
+            let (ctx, _guard) = BACKGROUND.with_cancel();
+            let handle = {
+                let _in_runtime = runtime.enter();
+                Arc::new(ctx.after_func(|| async { unreachable!("nothing ends it") }))
+            };
+            let start = Arc::new(Barrier::new(2));
+            let stops = [0, 1].map(|_| {
+                let (handle, start) = (handle.clone(), start.clone());
+                thread::spawn(move || {
+                    start.wait();
+                    handle.stop()
+                })
+            });
+            let stops = stops.map(|stop| stop.join().unwrap());
+            assert_ne!(stops[0], stops[1]);
+        }
+    });
+}
+
+/// Its own context is over; what it does is not cut short by that.
+#[tokio::test(start_paused = true)]
+async fn what_it_does_is_not_bounded_by_the_ended_context() {
+    let (ctx, guard) = BACKGROUND.with_cancel();
+    let (tell, told) = oneshot::channel();
+    let _handle = ctx.after_func(|| async {
+        tokio::time::sleep(LONG).await;
+        tell.send("cleaned up").unwrap();
+    });
+    guard.cancel();
+    assert_eq!(told.await, Ok("cleaned up"));
+    assert!(ended(&ctx).is_canceled());
+}
+
+/// Go builds a merged context out of it; here that is `merge`, but the pieces still fit together.
+#[test]
+fn two_contexts_can_be_tied_together_with_it() {
+    on_both(|| async {
+        let (one, _guard) = BACKGROUND.with_cancel();
+        let (two, two_guard) = BACKGROUND.with_cancel();
+        let (tied, tied_guard) = one.with_cancel();
+        let from = two.clone();
+        let _handle = two.after_func(move || async move { tied_guard.cancel_with(from.err().unwrap()) });
+        two_guard.cancel_with(Cause("two"));
+        let error = tied.done().await;
+        assert_eq!(word(&error), Some("two"));
+        assert!(common::answer(&one).is_none());
+    });
+}
+
+/// A blocking read that only its own `shutdown` can interrupt.
+#[tokio::test]
+async fn it_interrupts_what_knows_nothing_of_contexts() {
+    let (ctx, _guard) = BACKGROUND.with_timeout(ms(1));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (_peer, _) = listener.accept().await.unwrap();
+    let handle = {
+        let stream = stream.try_clone().unwrap();
+        ctx.after_func(|| async move { stream.shutdown(std::net::Shutdown::Both).unwrap() })
+    };
+    let read = tokio::task::spawn_blocking(move || {
+        use std::io::Read;
+        (&stream).read(&mut [0; 16])
+    });
+    assert_eq!(timeout(HANG, read).await.expect("never interrupted").unwrap().unwrap(), 0);
+    assert!(!handle.stop());
+    assert!(ended(&ctx).is_deadline_exceeded());
+}

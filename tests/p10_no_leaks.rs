@@ -1,0 +1,685 @@
+//! Promise 10, *no leaks*: the last handle takes a context out of the tree, timer and all; no task per
+//! context; a million deep or wide overflow no stack, on cancel or on drop.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::future::pending;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Waker;
+use std::thread;
+
+use common::{
+    Cause, Drops, HANG, LONG, Wakes, current_thread, ended, ms, multi_thread, poll, poll_once, word,
+};
+use tokio_ctx::{CancelGuard, Context, DoneOwned};
+use tokio_util::sync::CancellationToken;
+
+/// Counts, for each thread, the bytes it has allocated less those it has freed, and how often it has
+/// allocated. A test that stays on its thread is thus not disturbed by others.
+struct Counting;
+
+thread_local! {
+    static LIVE: Cell<isize> = const { Cell::new(0) };
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+fn count(bytes: isize) {
+    // Not there any more while the thread ends; nobody asks then.
+    let _ = LIVE.try_with(|live| live.set(live.get() + bytes));
+    if bytes > 0 {
+        let _ = ALLOCATIONS.try_with(|allocations| allocations.set(allocations.get() + 1));
+    }
+}
+
+// SAFETY: everything is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        count(-(layout.size() as isize));
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size as isize - layout.size() as isize);
+        unsafe { System.realloc(block, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn live() -> isize {
+    LIVE.with(Cell::get)
+}
+
+static BACKGROUND: Context = Context::background();
+
+/// Does `round` some times to warm up, many times more, and insists that this left not one byte.
+#[track_caller]
+fn leaves_nothing(what: &str, mut round: impl FnMut()) {
+    for _ in 0..64 {
+        round();
+    }
+    let before = live();
+    for _ in 0..2_000 {
+        round();
+    }
+    assert_eq!(live() - before, 0, "bytes left by 2000 times {what}");
+}
+
+/// The allocator's count works: it sees what is kept, and that it is given back.
+#[test]
+fn the_count_sees_a_kept_context() {
+    let before = live();
+    let kept = BACKGROUND.with_cancel();
+    assert!(live() > before);
+    drop(kept);
+    assert_eq!(live(), before);
+}
+
+/// How often `f` allocates once all is warm.
+fn allocations<R>(mut f: impl FnMut() -> R) -> usize {
+    drop(f());
+    let before = ALLOCATIONS.get();
+    let kept = f();
+    let allocations = ALLOCATIONS.get() - before;
+    drop(kept);
+    allocations
+}
+
+#[test]
+fn deriving_allocates_once_and_asking_never() {
+    let runtime = current_thread();
+    let _entered = runtime.enter();
+    let (parent, _guard) = BACKGROUND.with_cancel();
+    for root in [&BACKGROUND, &parent] {
+        assert_eq!(allocations(|| root.clone()), 0);
+        assert_eq!(allocations(|| root.with_cancel()), 1);
+        assert_eq!(allocations(|| root.with_timeout(LONG)), 1);
+        assert_eq!(allocations(|| root.with_deadline(tokio::time::Instant::now() + LONG)), 1);
+        assert_eq!(allocations(|| root.with_value(7_u64)), 1);
+        assert_eq!(allocations(|| root.without_cancel()), 0);
+        assert_eq!(allocations(|| root.with_cancel().1.cancel()), 1);
+        assert_eq!(allocations(|| root.with_timeout(LONG).1.cancel()), 1);
+    }
+    let (timed, _timed_guard) = parent.with_timeout(LONG);
+    let (child, _child_guard) = timed.with_value(1_u8).with_cancel();
+    for ctx in [&BACKGROUND, &parent, &timed, &child] {
+        let ask = || (ctx.is_done(), ctx.err().is_none(), ctx.check().is_ok(), ctx.remaining());
+        assert_eq!(allocations(ask), 0);
+        assert_eq!(allocations(|| ctx.value::<u8>().copied()), 0);
+        assert_eq!(allocations(|| ctx.value::<u16>().copied()), 0);
+    }
+    // The first to wait needs no more, deadline or not.
+    for derive in [|ctx: &Context| ctx.with_cancel(), |ctx: &Context| ctx.with_timeout(LONG)] {
+        let wait = || {
+            let (ctx, _guard) = derive(&BACKGROUND);
+            poll_once(ctx.done()).is_pending()
+        };
+        assert_eq!(allocations(wait), 1);
+    }
+}
+
+type Ending = (&'static str, fn(CancelGuard));
+
+fn endings() -> [Ending; 4] {
+    [
+        ("cancelled", |guard| guard.cancel()),
+        ("cancelled with a cause", |guard| guard.cancel_with(Cause("why"))),
+        ("dropped", drop),
+        ("detached", CancelGuard::detach),
+    ]
+}
+
+/// Every derivation, under background and under a context that lives on, asked and waited on or not,
+/// with every way for its guard to go.
+#[test]
+fn a_context_that_came_and_went_leaves_nothing() {
+    type Derive = fn(&Context) -> (Context, CancelGuard);
+    let derivations: [(&str, Derive); 9] = [
+        ("with_cancel", |ctx| ctx.with_cancel()),
+        ("with_timeout", |ctx| ctx.with_timeout(LONG)),
+        ("with_timeout zero", |ctx| ctx.with_timeout(ms(0))),
+        ("with_timeout_cause", |ctx| ctx.with_timeout_cause(LONG, Cause("slow"))),
+        ("with_value", |ctx| ctx.with_value([7_u8; 100]).with_cancel()),
+        ("merge", |ctx| ctx.merge(&Context::background().with_cancel().0)),
+        ("merge with its child", |ctx| ctx.merge(&ctx.with_timeout(LONG).0)),
+        ("with_token", |ctx| ctx.with_token(&CancellationToken::new())),
+        ("chain", |ctx| {
+            let (mut last, mut guards) = (ctx.clone(), Vec::new());
+            for _ in 0..20 {
+                let (next, guard) = last.with_cancel();
+                last = next;
+                guards.push(guard);
+            }
+            for guard in guards {
+                guard.detach();
+            }
+            last.with_timeout(LONG)
+        }),
+    ];
+    let runtime = current_thread();
+    let _entered = runtime.enter();
+    let (long_lived, _guard) = BACKGROUND.with_cancel();
+    let (timed, _timed_guard) = long_lived.with_timeout(LONG);
+    let _waits = [&long_lived, &timed].map(|ctx| {
+        let mut wait = Box::pin(ctx.done());
+        assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+        wait
+    });
+    for (root, name) in [(&BACKGROUND, "background"), (&long_lived, "long-lived"), (&timed, "timed")] {
+        for (derivation, derive) in derivations {
+            for (ending, end) in endings() {
+                for waits in [0, 1, 3] {
+                    leaves_nothing(&format!("{derivation} of {name}, {waits} waits, {ending}"), || {
+                        let (ctx, guard) = derive(root);
+                        let _asked = ctx.is_done();
+                        let mut waiting: Vec<_> = (0..waits).map(|_| Box::pin(ctx.done())).collect();
+                        for wait in &mut waiting {
+                            let _ = poll(wait.as_mut(), Waker::noop());
+                        }
+                        end(guard);
+                        let _error = ctx.err();
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn handles_may_go_in_any_order() {
+    let runtime = current_thread();
+    let _entered = runtime.enter();
+    let (root, _guard) = BACKGROUND.with_cancel();
+    for order in 0..6 {
+        leaves_nothing(&format!("order {order}"), || {
+            let (parent, parent_guard) = root.with_timeout(LONG);
+            let (child, child_guard) = parent.with_cancel();
+            assert!(poll_once(child.done()).is_pending());
+            child_guard.detach();
+            parent_guard.detach();
+            let wait = {
+                let mut wait = Box::pin(child.clone().done_owned());
+                assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+                wait
+            };
+            match order {
+                0 => drop((parent, child, wait)),
+                1 => drop((parent, wait, child)),
+                2 => drop((child, parent, wait)),
+                3 => drop((child, wait, parent)),
+                4 => drop((wait, parent, child)),
+                _ => drop((wait, child, parent)),
+            }
+        });
+    }
+}
+
+#[test]
+fn a_canceller_and_an_error_keep_no_tree() {
+    let (root, _guard) = BACKGROUND.with_cancel();
+    let drops = Drops::default();
+    let (ctx, guard) = root.with_value(drops.counted()).with_cancel();
+    let (child, _child_guard) = ctx.with_cancel();
+    guard.cancel_with(Cause("kept"));
+    let (error, canceller) = (child.err().unwrap(), guard.canceller());
+    drop((ctx, child, guard));
+    assert_eq!(drops.count(), 1);
+    assert_eq!(word(&error), Some("kept"));
+    canceller.cancel();
+}
+
+#[test]
+fn a_cause_goes_with_the_last_who_was_told() {
+    let drops = Drops::default();
+    let (root, _guard) = BACKGROUND.with_cancel();
+    let (ctx, guard) = root.with_cancel();
+    let (child, child_guard) = ctx.with_cancel();
+    assert!(poll_once(child.done()).is_pending());
+    guard.cancel_with(drops.counted());
+    let error = ended(&child);
+    drop((ctx, guard));
+    drop((child, child_guard));
+    assert_eq!(drops.count(), 0);
+    drop(error);
+    assert_eq!(drops.count(), 1);
+
+    // A cause that came too late, and one of a deadline that did not come.
+    let (_ctx, guard) = root.with_timeout_cause(LONG, drops.counted());
+    guard.cancel();
+    guard.cancel_with(drops.counted());
+    assert_eq!(drops.count(), 2, "the late cause");
+    drop((_ctx, guard));
+    assert_eq!(drops.count(), 3, "the deadline's cause");
+}
+
+/// The other of two parents lives on, as does the token.
+#[test]
+fn merges_and_tokens_leave_those_that_live_on() {
+    let (left, _g1) = BACKGROUND.with_cancel();
+    let (right, _g2) = BACKGROUND.with_cancel();
+    let token = CancellationToken::new();
+    for (ending, end) in endings() {
+        for waited in [false, true] {
+            leaves_nothing(&format!("merge, {ending}, waited {waited}"), || {
+                let (merged, guard) = left.merge(&right);
+                if waited {
+                    assert!(poll_once(merged.done()).is_pending());
+                }
+                end(guard);
+            });
+            leaves_nothing(&format!("with_token, {ending}, waited {waited}"), || {
+                let (ctx, guard) = left.with_token(&token);
+                if waited {
+                    assert!(poll_once(ctx.done()).is_pending());
+                }
+                end(guard);
+            });
+        }
+    }
+}
+
+/// A token cannot be asked whether anybody still holds it, so handing one out keeps the context for as
+/// long as its parent could end it; but not a moment longer.
+#[test]
+fn a_handed_out_token_goes_with_its_context_or_with_its_parent() {
+    let (left, _guard) = BACKGROUND.with_cancel();
+    let hand_out = |ctx: &Context, wait: bool| {
+        let token = ctx.cancellation_token();
+        assert!(!token.is_cancelled());
+        assert!(!wait || poll_once(token.cancelled()).is_pending());
+    };
+    for (ending, end) in endings() {
+        for wait in [false, true] {
+            if ending != "detached" {
+                leaves_nothing(&format!("cancellation_token, {ending}, waited {wait}"), || {
+                    let (ctx, guard) = left.with_cancel();
+                    hand_out(&ctx, wait);
+                    end(guard);
+                });
+            }
+            leaves_nothing(&format!("cancellation_token of a root, {ending}, waited {wait}"), || {
+                let (ctx, guard) = BACKGROUND.with_cancel();
+                hand_out(&ctx, wait);
+                end(guard);
+            });
+            leaves_nothing(
+                &format!("cancellation_token, {ending}, then its parent, waited {wait}"),
+                || {
+                    let (parent, parent_guard) = left.with_cancel();
+                    let (ctx, guard) = parent.with_cancel();
+                    hand_out(&ctx, wait);
+                    end(guard);
+                    parent_guard.cancel();
+                },
+            );
+        }
+    }
+    leaves_nothing("cancellation_token of a context that lives on", || {
+        assert!(!left.cancellation_token().is_cancelled());
+    });
+}
+
+/// A `select!` loop's worth of waits on one context, with and without a deadline.
+#[test]
+fn a_million_waits_on_one_context_leave_nothing() {
+    let runtime = current_thread();
+    let _entered = runtime.enter();
+    let (plain, _g1) = BACKGROUND.with_cancel();
+    let (timed, _g2) = plain.with_timeout(LONG);
+    let (child, _g3) = timed.with_cancel();
+    let mut beside = Box::pin(child.done());
+    for contended in [false, true] {
+        if contended {
+            assert!(poll(beside.as_mut(), Waker::noop()).is_pending());
+        }
+        for ctx in [&plain, &timed, &child] {
+            let turn = || assert!(poll_once(ctx.done()).is_pending());
+            (0..1_000).for_each(|_| turn());
+            let before = live();
+            (0..333_333).for_each(|_| turn());
+            assert_eq!(live(), before);
+        }
+    }
+}
+
+/// A crowd that came and went does not keep its room.
+#[test]
+fn a_crowd_that_left_takes_its_room_along() {
+    let (ctx, _guard) = BACKGROUND.with_cancel();
+    let crowd = |size: usize| {
+        let waits: Vec<_> = (0..size)
+            .map(|_| {
+                let mut wait = Box::pin(ctx.done());
+                assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+                wait
+            })
+            .collect();
+        drop(waits);
+    };
+    crowd(10);
+    let before = live();
+    crowd(100_000);
+    assert!(live() - before < 64 * 1024, "{} bytes kept for nobody", live() - before);
+}
+
+/// The runtime's own memory counts as well, so that a forgotten task would be seen.
+#[test]
+fn tasks_that_came_and_went_leave_nothing() {
+    let runtime = current_thread();
+    let (root, _guard) = BACKGROUND.with_cancel();
+    let turns = || async {
+        for _ in 0..4 {
+            tokio::task::yield_now().await;
+        }
+    };
+    leaves_nothing("spawn", || {
+        runtime.block_on(async {
+            let (ctx, guard) = root.with_timeout(LONG);
+            let task = ctx.spawn(async { Context::current().done().await });
+            tokio::task::yield_now().await;
+            guard.cancel();
+            assert!(task.await.unwrap().is_canceled());
+        });
+    });
+    leaves_nothing("run", || {
+        runtime.block_on(async {
+            let (ctx, _guard) = root.with_timeout(LONG);
+            assert!(poll_once(ctx.run(pending::<()>())).is_pending());
+            assert!(poll_once(ctx.sleep(LONG)).is_pending());
+        });
+    });
+    leaves_nothing("after_func, stopped", || {
+        runtime.block_on(async {
+            let handle = root.after_func(|| async {});
+            tokio::task::yield_now().await;
+            assert!(handle.stop());
+            turns().await;
+        });
+    });
+    leaves_nothing("after_func, run", || {
+        runtime.block_on(async {
+            let (ctx, guard) = root.with_timeout(LONG);
+            let _handle = ctx.after_func(|| async {});
+            tokio::task::yield_now().await;
+            guard.cancel();
+            turns().await;
+        });
+    });
+    leaves_nothing("cancellation_token of a deadline", || {
+        runtime.block_on(async {
+            let (ctx, guard) = root.with_timeout(LONG);
+            let token = ctx.cancellation_token();
+            tokio::task::yield_now().await;
+            guard.cancel();
+            turns().await;
+            assert!(token.is_cancelled());
+        });
+    });
+}
+
+#[test]
+fn no_task_for_a_context_a_deadline_or_a_wait() {
+    for runtime in [current_thread(), multi_thread(2)] {
+        runtime.block_on(async {
+            let metrics = tokio::runtime::Handle::current().metrics();
+            let before = metrics.num_alive_tasks();
+            let (root, _guard) = BACKGROUND.with_timeout(LONG);
+            let mut kept: Vec<(Context, CancelGuard)> = Vec::new();
+            let mut waits: Vec<Pin<Box<DoneOwned>>> = Vec::new();
+            for at in 0..1_000 {
+                let parent = kept.last().map_or(&root, |(ctx, _)| ctx);
+                let derived = match at % 4 {
+                    0 => parent.with_timeout(LONG),
+                    1 => parent.with_cancel(),
+                    2 => parent.merge(&root),
+                    _ => root.with_timeout_cause(LONG * 2, Cause("slow")),
+                };
+                let mut wait = Box::pin(derived.0.clone().done_owned());
+                assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+                waits.push(wait);
+                kept.push(derived);
+            }
+            assert!(poll_once(root.run(pending::<()>())).is_pending());
+            assert_eq!(metrics.num_alive_tasks(), before);
+        });
+    }
+}
+
+/// The long timeout of a context that is gone keeps no waker, and so no task, alive.
+#[test]
+fn the_timer_of_a_dropped_context_holds_nothing() {
+    let runtime = current_thread();
+    runtime.block_on(async {
+        let (wakes, waker) = Wakes::new();
+        for waits in [1, 2, 5] {
+            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+            let mut waiting: Vec<_> = (0..waits).map(|_| Box::pin(ctx.clone().done_owned())).collect();
+            for wait in &mut waiting {
+                assert!(poll(wait.as_mut(), &waker).is_pending());
+            }
+            guard.detach();
+            drop(ctx);
+            drop(waiting);
+        }
+        drop(waker);
+        assert_eq!(Arc::strong_count(&wakes), 1);
+    });
+}
+
+const MILLION: usize = 1_000_000;
+
+/// On a thread with the stack that Rust gives to threads, and tokio to its workers.
+fn on_a_small_stack(test: impl FnOnce() + Send + 'static) {
+    let (finished, wait) = std::sync::mpsc::channel::<()>();
+    let thread = thread::Builder::new().stack_size(2 * 1024 * 1024).spawn(move || {
+        let _finished = finished;
+        test();
+    });
+    let hung = wait.recv_timeout(HANG) == Err(std::sync::mpsc::RecvTimeoutError::Timeout);
+    assert!(!hung, "not done after {HANG:?}");
+    thread.unwrap().join().unwrap();
+}
+
+fn chain(derive: impl Fn(&Context) -> (Context, CancelGuard)) -> Vec<(Context, CancelGuard)> {
+    let mut chain = vec![derive(&BACKGROUND)];
+    for level in 1..MILLION {
+        let next = derive(&chain[level - 1].0);
+        chain.push(next);
+    }
+    chain
+}
+
+#[test]
+fn a_million_deep_cancelled_and_dropped_from_the_root() {
+    on_a_small_stack(|| {
+        let mut chain = chain(Context::with_cancel);
+        let (wakes, waker) = Wakes::new();
+        let mut wait = Box::pin(chain[MILLION - 1].0.clone().done_owned());
+        assert!(poll(wait.as_mut(), &waker).is_pending());
+        assert!(!chain[MILLION - 1].0.is_done());
+        chain[0].1.cancel_with(Cause("root"));
+        assert_eq!(wakes.count(), 1);
+        assert!(poll(wait.as_mut(), &waker).is_ready());
+        assert!(chain.iter().rev().all(|(ctx, _)| ctx.is_done()));
+        assert_eq!(word(&ended(&chain[MILLION - 1].0)), Some("root"));
+        // Root first: the leaf then holds them all, and lets all go at once.
+        chain.drain(..MILLION - 1);
+        drop(chain);
+    });
+}
+
+#[test]
+fn a_million_deep_cancelled_and_dropped_from_the_leaf() {
+    on_a_small_stack(|| {
+        let mut chain = chain(|ctx| ctx.with_timeout(LONG));
+        let runtime = current_thread();
+        let _entered = runtime.enter();
+        assert!(poll_once(chain[MILLION - 1].0.done()).is_pending());
+        chain[0].1.cancel();
+        assert!(chain[MILLION - 1].0.is_done());
+        while chain.pop().is_some() {}
+    });
+}
+
+#[test]
+fn a_million_deep_never_waited_on() {
+    on_a_small_stack(|| {
+        for from_the_root in [true, false] {
+            let mut chain = chain(Context::with_cancel);
+            chain[0].1.cancel_with(Cause("root"));
+            assert_eq!(word(&ended(&chain[MILLION - 1].0)), Some("root"));
+            assert!(chain.iter().all(|(ctx, _)| ctx.is_done()));
+            if from_the_root {
+                chain.drain(..MILLION - 1);
+            } else {
+                while chain.pop().is_some() {}
+            }
+        }
+    });
+}
+
+/// Never cancelled at all; every guard detached, so that only the handles hold it.
+#[test]
+fn a_million_deep_dropped_alive() {
+    on_a_small_stack(|| {
+        for waited in [false, true] {
+            let before = live();
+            let mut last = Context::background();
+            for _ in 0..MILLION {
+                let (next, guard) = last.with_cancel();
+                guard.detach();
+                last = next;
+            }
+            if waited {
+                let mut wait = pin!(last.done());
+                assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+            }
+            assert!(!last.is_done());
+            drop(last);
+            assert_eq!(live(), before);
+        }
+    });
+}
+
+#[test]
+fn a_million_merges_deep() {
+    on_a_small_stack(|| {
+        for waited in [false, true] {
+            let (root, guard) = BACKGROUND.with_cancel();
+            let mut last = root.clone();
+            for _ in 0..MILLION {
+                let (next, guard) = last.merge(&root);
+                guard.detach();
+                last = next;
+            }
+            if waited {
+                assert!(poll_once(last.done()).is_pending());
+            }
+            guard.cancel_with(Cause("root"));
+            assert!(last.is_done());
+            assert_eq!(word(&last.err().unwrap()), Some("root"));
+        }
+    });
+}
+
+#[test]
+fn a_million_values_deep() {
+    struct Level(usize);
+    on_a_small_stack(|| {
+        let before = live();
+        let mut last = BACKGROUND.with_value("first");
+        for level in 0..MILLION {
+            last = last.with_value(Level(level));
+        }
+        assert_eq!(last.value::<Level>().unwrap().0, MILLION - 1);
+        assert_eq!(last.value(), Some(&"first"));
+        assert!(last.value::<u8>().is_none());
+        drop(last);
+        assert_eq!(live(), before);
+    });
+}
+
+/// A million children, each waited on; cancelled at once, dropped in both orders.
+#[test]
+fn a_million_wide() {
+    on_a_small_stack(|| {
+        for backwards in [false, true] {
+            let before = live();
+            {
+                let (root, guard) = BACKGROUND.with_cancel();
+                let (wakes, waker) = Wakes::new();
+                let mut fan: Vec<_> = (0..MILLION)
+                    .map(|_| {
+                        let (child, guard) = root.with_cancel();
+                        let mut wait = Box::pin(child.done_owned());
+                        assert!(poll(wait.as_mut(), &waker).is_pending());
+                        (wait, guard)
+                    })
+                    .collect();
+                guard.cancel_with(Cause("root"));
+                assert_eq!(wakes.count(), MILLION);
+                for (wait, _) in &mut fan {
+                    assert!(poll(wait.as_mut(), &waker).is_ready());
+                }
+                if backwards {
+                    while fan.pop().is_some() {}
+                } else {
+                    drop(fan.drain(..));
+                }
+            }
+            assert_eq!(live(), before);
+        }
+    });
+}
+
+/// A million children dropped alive under a parent that lives on.
+#[test]
+fn a_million_wide_dropped_alive() {
+    on_a_small_stack(|| {
+        let (root, guard) = BACKGROUND.with_cancel();
+        for backwards in [false, true] {
+            let mut fan: Vec<_> = (0..MILLION)
+                .map(|_| {
+                    let (child, guard) = root.with_cancel();
+                    guard.detach();
+                    assert!(poll_once(child.done()).is_pending());
+                    child
+                })
+                .collect();
+            if backwards {
+                while fan.pop().is_some() {}
+            } else {
+                drop(fan.drain(..));
+            }
+            assert!(!root.is_done());
+        }
+        guard.cancel();
+    });
+}
+
+/// A depth that would show if asking, deriving or waiting cost more the deeper one is.
+#[test]
+fn deep_below_a_token_it_is_not_slow() {
+    on_a_small_stack(|| {
+        let token = CancellationToken::new();
+        let (top, _guard) = BACKGROUND.with_token(&token);
+        let mut last = top;
+        for _ in 0..MILLION {
+            let (next, guard) = last.with_cancel();
+            guard.detach();
+            last = next;
+        }
+        assert!(!last.is_done());
+        token.cancel();
+        assert!(last.is_done());
+    });
+}

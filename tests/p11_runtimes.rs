@@ -1,0 +1,516 @@
+//! Promise 11, *runtimes*: everything but waiting works outside one; waiting on a deadline needs a time
+//! driver and says so; paused clocks, single threads, several runtimes and a shutdown mid-wait are exact.
+
+mod common;
+
+use std::future::pending;
+use std::pin::pin;
+use std::sync::mpsc;
+use std::task::Waker;
+use std::thread;
+use std::time::Duration;
+
+use common::{
+    Cause, Drops, HANG, LONG, Wakes, answer, assert_same, current_thread, ended, ms, multi_thread,
+    panic_text, paused, poll, poll_once, watched, word,
+};
+use futures::executor::block_on;
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::{Instant, advance, timeout};
+use tokio_ctx::{Context, Error};
+use tokio_util::sync::CancellationToken;
+
+static BACKGROUND: Context = Context::background();
+
+fn without_time() -> [Runtime; 2] {
+    [
+        Builder::new_current_thread().build().unwrap(),
+        Builder::new_multi_thread().worker_threads(1).build().unwrap(),
+    ]
+}
+
+/// Tokio's timers go by the millisecond: at that time, or up to two later, as the deadline was set on
+/// another clock.
+#[track_caller]
+fn assert_at(deadline: Instant) {
+    let now = Instant::now();
+    assert!(
+        now >= deadline && now <= deadline + ms(2),
+        "{:?} off",
+        now.saturating_duration_since(deadline)
+    );
+}
+
+fn both() -> [Runtime; 2] {
+    [current_thread(), multi_thread(2)]
+}
+
+#[test]
+fn everything_but_waiting_works_outside_a_runtime() {
+    assert!(tokio::runtime::Handle::try_current().is_err());
+    let (ctx, guard) = BACKGROUND.with_cancel();
+    let (timed, timed_guard) = ctx.with_timeout_cause(LONG, Cause("slow"));
+    let (dated, _g1) = timed.with_deadline(Instant::now() + LONG * 2);
+    let (merged, _g2) = dated.with_value(7).merge(&timed);
+    let (token, _g3) = merged.with_token(&CancellationToken::new());
+    let free = token.without_cancel();
+    assert!(!token.is_done() && token.err().is_none() && token.check().is_ok());
+    assert!(token.remaining().unwrap() > LONG / 2);
+    assert_eq!(token.deadline(), timed.deadline());
+    assert_eq!(free.value(), Some(&7));
+    assert!(token.sync_scope(|| Context::current().deadline().is_some()));
+    assert!(matches!(block_on(token.run(async { 5 })), Ok(5)), "ready work needs no timer");
+    let canceller = timed_guard.canceller();
+    timed_guard.detach();
+    canceller.cancel_with(Cause("by hand"));
+    assert_eq!(word(&ended(&token)), Some("by hand"));
+    assert!(answer(&ctx).is_none());
+    guard.cancel();
+    assert!(format!("{ctx} {ctx:?} {token} {token:?}").contains("canceled"));
+}
+
+#[test]
+fn a_wait_without_a_deadline_needs_no_runtime() {
+    watched(|| {
+        let (parent, guard) = BACKGROUND.with_cancel();
+        let (child, _child_guard) = parent.with_cancel();
+        let (waiting, is_waiting) = mpsc::channel();
+        let waiter = thread::spawn(move || {
+            waiting.send(()).unwrap();
+            let run = block_on(child.run(pending::<()>())).unwrap_err();
+            (run, block_on(child.done()))
+        });
+        is_waiting.recv().unwrap();
+        guard.cancel_with(Cause("from outside"));
+        let (run, done) = waiter.join().unwrap();
+        assert_same(&run, &done);
+        assert_same(&run, &ended(&parent));
+    });
+}
+
+#[test]
+fn an_ended_context_is_waited_on_anywhere() {
+    let (late, _g) = BACKGROUND.with_timeout(ms(0));
+    let (canceled, guard) = BACKGROUND.with_timeout(LONG);
+    guard.cancel();
+    for ctx in [&late, &canceled] {
+        assert_same(&block_on(ctx.done()), &ended(ctx));
+        assert_same(&block_on(ctx.clone().done_owned()), &ended(ctx));
+        assert_same(&block_on(ctx.run(pending::<()>())).unwrap_err(), &ended(ctx));
+    }
+    for runtime in without_time() {
+        assert_same(&runtime.block_on(late.done()), &ended(&late));
+    }
+}
+
+#[test]
+fn waiting_on_a_deadline_outside_a_runtime_says_that_one_is_missing() {
+    let (timed, guard) = BACKGROUND.with_timeout(LONG);
+    let (child, _child_guard) = timed.with_cancel();
+    for ctx in [&timed, &child] {
+        for text in [
+            panic_text(|| block_on(ctx.done())),
+            panic_text(|| block_on(ctx.clone().done_owned())),
+            panic_text(|| block_on(ctx.run(pending::<()>()))),
+            panic_text(|| block_on(ctx.sleep(LONG))),
+        ] {
+            assert!(text.contains("Tokio") && text.contains("runtime"), "{text}");
+        }
+    }
+    // Nothing is lost but that wait.
+    assert!(!child.is_done());
+    guard.cancel();
+    assert_same(&block_on(child.done()), &ended(&timed));
+}
+
+#[test]
+fn waiting_on_a_deadline_without_a_time_driver_says_how_to_enable_it() {
+    for runtime in without_time() {
+        let (timed, guard) = BACKGROUND.with_timeout(LONG);
+        let (child, _child_guard) = timed.with_cancel();
+        for ctx in [&timed, &child] {
+            for text in [
+                panic_text(|| runtime.block_on(ctx.done())),
+                panic_text(|| runtime.block_on(ctx.run(pending::<()>()))),
+                panic_text(|| runtime.block_on(async { ctx.sleep(LONG).await })),
+            ] {
+                assert!(text.contains("enable_time"), "{text}");
+            }
+        }
+        assert!(!child.is_done());
+        // The same contexts, waited on where there is a clock, and cancelled meanwhile.
+        let waiter = current_thread();
+        waiter.block_on(async {
+            let wait = tokio::spawn(child.clone().done_owned());
+            tokio::task::yield_now().await;
+            guard.cancel();
+            assert!(wait.await.unwrap().is_canceled());
+        });
+    }
+}
+
+#[test]
+fn without_a_time_driver_all_the_rest_works() {
+    for runtime in without_time() {
+        runtime.block_on(async {
+            let (ctx, guard) = BACKGROUND.with_cancel();
+            let (tell, told) = tokio::sync::oneshot::channel();
+            let _handle = ctx.after_func(|| async { tell.send(()).unwrap() });
+            let wait = ctx.spawn(async { Context::current().done().await });
+            tokio::task::yield_now().await;
+            guard.cancel();
+            assert!(wait.await.unwrap().is_canceled());
+            told.await.unwrap();
+            let (late, _g) = BACKGROUND.with_timeout(ms(0));
+            assert!(late.done().await.is_deadline_exceeded());
+        });
+    }
+}
+
+#[test]
+fn real_deadlines_end_waits_on_every_flavour() {
+    watched(|| {
+        for runtime in both() {
+            runtime.block_on(async {
+                let (ctx, _guard) = BACKGROUND.with_timeout(ms(20));
+                let waits: Vec<_> = (0..20).map(|_| tokio::spawn(ctx.clone().done_owned())).collect();
+                for wait in waits {
+                    assert!(wait.await.unwrap().is_deadline_exceeded());
+                }
+                assert!(Instant::now() >= ctx.deadline().unwrap());
+            });
+        }
+    });
+}
+
+/// One context, waited on from two runtimes and from outside; its end reaches all three.
+#[test]
+fn a_cancel_reaches_waiters_on_every_runtime() {
+    watched(|| {
+        let [one, two] = both();
+        for _ in 0..200 {
+            let (ctx, guard) = BACKGROUND.with_cancel();
+            let (child, _child_guard) = ctx.with_cancel();
+            let driver = {
+                let ctx = ctx.clone();
+                thread::spawn(move || block_on(ctx.done()))
+            };
+            let second = two.spawn(child.clone().done_owned());
+            let first = one.block_on(async {
+                let wait = tokio::spawn(child.done_owned());
+                tokio::task::yield_now().await;
+                two.spawn(async move { guard.cancel_with(Cause("everywhere")) });
+                wait.await.unwrap()
+            });
+            assert_eq!(word(&first), Some("everywhere"));
+            assert_same(&first, &driver.join().unwrap());
+            assert_same(&first, &two.block_on(second).unwrap());
+        }
+    });
+}
+
+#[test]
+fn a_deadline_reaches_waiters_on_every_runtime() {
+    watched(|| {
+        for swap in [false, true] {
+            let [mut one, mut two] = both();
+            if swap {
+                std::mem::swap(&mut one, &mut two);
+            }
+            let (ctx, _guard) = BACKGROUND.with_timeout(ms(30));
+            let (child, _child_guard) = ctx.with_cancel();
+            let others = thread::spawn({
+                let child = child.clone();
+                move || two.block_on(async { (child.done().await, child.done().await) })
+            });
+            let here = one.block_on(async { timeout(HANG, child.done()).await.expect("hung") });
+            assert!(here.is_deadline_exceeded());
+            let (a, b) = others.join().unwrap();
+            assert_same(&a, &here);
+            assert_same(&b, &here);
+        }
+    });
+}
+
+/// The first runtime's timer may be the one that all count on. It is shut down, or dropped while it
+/// stands still, with its waits pending: the second still sees the deadline, on its own.
+#[test]
+fn a_deadline_survives_the_runtime_that_first_waited_for_it() {
+    watched(|| {
+        for (makes, waits) in [(0, 1), (1, 1), (0, 3), (1, 3)] {
+            for shut_down in [true, false] {
+                let first = if makes == 0 { current_thread() } else { multi_thread(1) };
+                let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
+                let (child, _child_guard) = ctx.with_cancel();
+                let drops = Drops::default();
+                let (polled, all_polled) = mpsc::channel();
+                for _ in 0..waits {
+                    let (child, counted, polled) = (child.clone(), drops.counted(), polled.clone());
+                    first.spawn(async move {
+                        let _counted = counted;
+                        let mut wait = pin!(child.done());
+                        assert!(poll_once(wait.as_mut()).is_pending());
+                        polled.send(()).unwrap();
+                        wait.await;
+                    });
+                }
+                first.block_on(tokio::task::yield_now());
+                (0..waits).for_each(|_| all_polled.recv().unwrap());
+
+                let second = paused();
+                let before = second.spawn(child.clone().done_owned());
+                second.block_on(tokio::task::yield_now());
+                if shut_down {
+                    first.shutdown_background();
+                } else {
+                    drop(first);
+                }
+                // Three who were there before, came after, and look only at the parent.
+                let (a, b, c) = second.block_on(async {
+                    let wait = async { tokio::join!(before, child.done(), ctx.done()) };
+                    let told =
+                        timeout(LONG * 2, wait).await.expect("the deadline was lost with the runtime");
+                    assert_at(ctx.deadline().unwrap());
+                    told
+                });
+                let a = a.unwrap();
+                assert!(a.is_deadline_exceeded(), "{a}");
+                assert_same(&a, &b);
+                assert_same(&a, &c);
+            }
+        }
+    });
+}
+
+/// The very same future, first polled on a runtime that is then gone, finished on another.
+#[test]
+fn a_wait_may_outlive_the_runtime_it_began_on() {
+    watched(|| {
+        for others in [0, 1, 2] {
+            for first in both() {
+                let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
+                let (child, _child_guard) = ctx.with_cancel();
+                let mut beside: Vec<_> =
+                    (0..others).map(|_| Box::pin(child.clone().done_owned())).collect();
+                let mut wait = Box::pin(child.clone().done_owned());
+                first.block_on(async {
+                    for wait in &mut beside {
+                        assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+                    }
+                    assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+                });
+                drop(first);
+                assert!(!ctx.is_done(), "the shutdown itself is no end");
+                paused().block_on(async {
+                    let error =
+                        timeout(LONG * 2, wait).await.expect("the deadline was lost with the runtime");
+                    assert!(error.is_deadline_exceeded());
+                    assert_at(ctx.deadline().unwrap());
+                });
+            }
+        }
+    });
+}
+
+/// Whose timer goes with its runtime is woken to look for another, and the same wait finds one.
+#[test]
+fn a_shutdown_wakes_those_who_counted_on_its_timer() {
+    for waits in [1, 2, 3] {
+        for first in both() {
+            let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
+            let (child, _child_guard) = ctx.with_cancel();
+            let mut waits: Vec<_> = (0..waits)
+                .map(|at| {
+                    let (wakes, waker) = Wakes::new();
+                    let wait = Box::pin(if at % 2 == 0 { child.done() } else { ctx.done() });
+                    (wakes, waker, wait)
+                })
+                .collect();
+            {
+                let _entered = first.enter();
+                for (_, waker, wait) in &mut waits {
+                    assert!(poll(wait.as_mut(), waker).is_pending());
+                }
+            }
+            drop(first);
+            assert!(
+                waits.iter().all(|(wakes, _, _)| wakes.count() >= 1),
+                "left with a timer that is gone"
+            );
+            paused().block_on(async {
+                for (_, waker, wait) in &mut waits {
+                    assert!(poll(wait.as_mut(), waker).is_pending());
+                }
+                let before: Vec<_> = waits.iter().map(|(wakes, _, _)| wakes.count()).collect();
+                tokio::time::sleep_until(ctx.deadline().unwrap() + ms(2)).await;
+                for ((wakes, waker, wait), before) in waits.iter_mut().zip(before) {
+                    assert!(wakes.count() > before, "not woken by the new one");
+                    assert!(poll(wait.as_mut(), waker).is_ready());
+                }
+            });
+        }
+    }
+}
+
+/// A runtime that is not being driven keeps no time; those on another do not depend on it.
+#[test]
+fn a_deadline_does_not_depend_on_a_runtime_that_stands_still() {
+    watched(|| {
+        for waits in [1, 2, 3] {
+            let still = current_thread();
+            let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
+            let mut kept: Vec<_> = (0..waits).map(|_| Box::pin(ctx.clone().done_owned())).collect();
+            {
+                let _entered = still.enter();
+                for wait in &mut kept {
+                    assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+                }
+            }
+            paused().block_on(async {
+                let wait = async { tokio::join!(ctx.done(), ctx.done()) };
+                let (a, b) = timeout(LONG * 2, wait).await.expect("hung on another runtime's timer");
+                assert_same(&a, &b);
+                assert!(a.is_deadline_exceeded());
+                assert_at(ctx.deadline().unwrap());
+            });
+        }
+    });
+}
+
+/// A guard that lived in a task ends its context when the runtime drops the task.
+#[test]
+fn a_shutdown_drops_guards_and_so_ends_contexts() {
+    for runtime in both() {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let (child, _child_guard) = ctx.with_cancel();
+        let (wakes, waker) = Wakes::new();
+        let mut outside = pin!(child.done());
+        assert!(poll(outside.as_mut(), &waker).is_pending());
+        let (running, is_running) = mpsc::channel();
+        runtime.spawn(async move {
+            let _guard = guard;
+            running.send(()).unwrap();
+            pending::<()>().await;
+        });
+        runtime.block_on(tokio::task::yield_now());
+        is_running.recv().unwrap();
+        assert!(answer(&child).is_none());
+        runtime.shutdown_timeout(HANG);
+        assert!(ended(&child).is_canceled());
+        assert_eq!(wakes.count(), 1);
+    }
+}
+
+#[test]
+fn a_shutdown_with_everything_pending_hangs_nothing() {
+    watched(|| {
+        for runtime in both() {
+            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+            let drops = Drops::default();
+            let counted = drops.counted();
+            let (started, has_started) = mpsc::channel();
+            runtime.block_on(async {
+                for _ in 0..10 {
+                    let (ctx, started) = (ctx.clone(), started.clone());
+                    tokio::spawn(async move {
+                        started.send(()).unwrap();
+                        ctx.run(pending::<()>()).await
+                    });
+                }
+                let _handle = ctx.after_func(|| async move { drop(counted) });
+                tokio::task::yield_now().await;
+            });
+            (0..10).for_each(|_| has_started.recv().unwrap());
+            runtime.shutdown_timeout(HANG);
+            assert_eq!(drops.count(), 1, "the function was dropped with the runtime, not run");
+            assert!(!ctx.is_done());
+            guard.cancel_with(Cause("afterwards"));
+            assert_eq!(word(&ended(&ctx)), Some("afterwards"));
+        }
+    });
+}
+
+#[test]
+fn waiting_works_on_local_sets_in_blocking_tasks_and_unconstrained() {
+    watched(|| {
+        current_thread().block_on(async {
+            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+            let local = tokio::task::LocalSet::new();
+            let not_send = std::rc::Rc::new(3);
+            let wait = {
+                let ctx = ctx.clone();
+                local.spawn_local(async move {
+                    let error = ctx.run(pending::<()>()).await.unwrap_err();
+                    (error, *not_send)
+                })
+            };
+            let blocking = {
+                let (ctx, handle) = (ctx.clone(), tokio::runtime::Handle::current());
+                tokio::task::spawn_blocking(move || handle.block_on(ctx.done()))
+            };
+            let free = tokio::spawn(tokio::task::unconstrained(ctx.clone().done_owned()));
+            local
+                .run_until(async {
+                    tokio::task::yield_now().await;
+                    guard.cancel_with(Cause("all"));
+                    let (error, three) = wait.await.unwrap();
+                    assert_eq!((word(&error), three), (Some("all"), 3));
+                    assert_same(&error, &blocking.await.unwrap());
+                    assert_same(&error, &free.await.unwrap());
+                })
+                .await;
+        });
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_clock_that_leaps_ends_what_lies_in_between() {
+    let year = Duration::from_secs(365 * 24 * 3600);
+    let contexts: Vec<_> = (1..=10).map(|tenth| BACKGROUND.with_timeout(year / 10 * tenth)).collect();
+    let (beyond, _g) = BACKGROUND.with_timeout(year * 2);
+    let waits: Vec<_> = contexts.iter().map(|(ctx, _)| tokio::spawn(ctx.clone().done_owned())).collect();
+    let beyond_wait = tokio::spawn(beyond.clone().done_owned());
+    tokio::task::yield_now().await;
+    advance(year).await;
+    for ((ctx, _), wait) in contexts.iter().zip(waits) {
+        let error = wait.await.unwrap();
+        assert_same(&error, &ended(ctx));
+        assert_eq!(Some(error.origin().ended_at()), ctx.deadline());
+    }
+    assert!(answer(&beyond).is_none());
+    assert!(!beyond_wait.is_finished());
+    let before = Instant::now();
+    assert!(beyond_wait.await.unwrap().is_deadline_exceeded());
+    assert!(before.elapsed() >= year && before.elapsed() <= year + ms(1000));
+}
+
+/// Nothing advances a paused clock but the test while anything can still run; a wait must not keep a
+/// timer of its own going either.
+#[tokio::test(start_paused = true)]
+async fn a_paused_clock_moves_from_deadline_to_deadline() {
+    let start = Instant::now();
+    let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
+    let mut stops = Vec::new();
+    for minutes in [10, 20, 30, 60] {
+        let (step, _step_guard) = ctx.with_deadline(start + Duration::from_secs(minutes * 60));
+        step.done().await;
+        stops.push((start.elapsed().as_secs_f64() / 60.0).round() as u64);
+    }
+    assert_eq!(stops, [10, 20, 30, 60]);
+}
+
+/// A context may be made on a paused clock, or in a thread without any runtime, and used on another.
+#[test]
+fn contexts_travel_between_threads_and_runtimes() {
+    watched(|| {
+        let [one, two] = both();
+        let (request, guard) = thread::spawn(|| BACKGROUND.with_timeout(ms(40))).join().unwrap();
+        let (step, step_guard) = one.block_on(async { request.with_cancel() });
+        let wait = two.spawn(step.clone().done_owned());
+        let error: Error = two.block_on(async { timeout(HANG, wait).await.expect("hung").unwrap() });
+        assert!(error.is_deadline_exceeded());
+        thread::spawn(move || drop((guard, step_guard))).join().unwrap();
+        assert_same(&ended(&step), &error);
+        assert_same(&ended(&request), &error);
+    });
+}

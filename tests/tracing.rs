@@ -1,0 +1,347 @@
+//! What tracing is told: one DEBUG event from each context that ended by itself, and `instrument`, which
+//! runs a future in a context and in a span.
+#![cfg(feature = "tracing")]
+
+mod common;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::pending;
+use std::sync::Once;
+
+use common::{Cause, LONG, assert_same, ended, ms, poll_once, word};
+use tokio::time::advance;
+use tokio_ctx::Context;
+use tokio_util::sync::CancellationToken;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Subscriber, field, info_span};
+use tracing_subscriber::layer::{Context as LayerContext, Layer, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
+
+static BACKGROUND: Context = Context::background();
+
+const FILE: &str = file!();
+
+/// An event, with the spans it was in, outermost first.
+#[derive(Clone, Debug)]
+struct Seen {
+    level: Level,
+    target: String,
+    spans: Vec<String>,
+    fields: Fields,
+}
+
+type Fields = BTreeMap<String, String>;
+
+thread_local! {
+    /// What this thread's test has seen: every test runs on a thread of its own.
+    static SEEN: RefCell<Vec<Seen>> = const { RefCell::new(Vec::new()) };
+    /// What spans have recorded, by name.
+    static RECORDED: RefCell<Vec<(String, Fields)>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Capture;
+
+#[derive(Default)]
+struct Reader(Fields);
+
+impl Visit for Reader {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.0.insert(field.name().into(), value.to_string());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().into(), value.into());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0.insert(field.name().into(), format!("{value:?}"));
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: LayerContext<'_, S>) {
+        let mut reader = Reader::default();
+        attributes.record(&mut reader);
+        let name = context.span(id).unwrap().name().to_owned();
+        RECORDED.with_borrow_mut(|recorded| recorded.push((name, reader.0)));
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: LayerContext<'_, S>) {
+        let mut reader = Reader::default();
+        values.record(&mut reader);
+        let name = context.span(id).unwrap().name().to_owned();
+        RECORDED.with_borrow_mut(|recorded| recorded.push((name, reader.0)));
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: LayerContext<'_, S>) {
+        if event.metadata().target() != "tokio_ctx" {
+            return;
+        }
+        let mut reader = Reader::default();
+        event.record(&mut reader);
+        let spans = context.event_scope(event).into_iter().flat_map(|scope| scope.from_root());
+        SEEN.with_borrow_mut(|seen| {
+            seen.push(Seen {
+                level: *event.metadata().level(),
+                target: event.metadata().target().to_owned(),
+                spans: spans.map(|span| span.name().to_owned()).collect(),
+                fields: reader.0,
+            });
+        });
+    }
+}
+
+/// Begins to listen; one subscriber for all threads, as tracing caches who listens.
+fn listen() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        let subscriber = tracing_subscriber::registry().with(Capture);
+        tracing::subscriber::set_global_default(subscriber).unwrap();
+    });
+    SEEN.take();
+    RECORDED.take();
+}
+
+/// The one event since last asked.
+#[track_caller]
+fn one_event() -> Seen {
+    let mut seen = SEEN.take();
+    assert_eq!(seen.len(), 1, "{seen:#?}");
+    seen.remove(0)
+}
+
+#[track_caller]
+fn no_event() {
+    let seen = SEEN.take();
+    assert!(seen.is_empty(), "{seen:#?}");
+}
+
+fn number(fields: &Fields, name: &str) -> f64 {
+    fields[name].parse().unwrap_or_else(|_| panic!("{name} is {:?}", fields[name]))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_is_told_with_all_its_fields() {
+    listen();
+    let (ctx, guard) = BACKGROUND.with_timeout(ms(500));
+    let made = line!() - 1;
+    advance(ms(40)).await;
+    guard.cancel_with(Cause("hung up"));
+    let canceled = line!() - 1;
+    let event = one_event();
+    assert_eq!(event.level, Level::DEBUG);
+    assert_eq!(event.target, "tokio_ctx");
+    assert_eq!(event.fields["kind"], "Canceled");
+    assert_eq!(event.fields["cause"], "hung up");
+    assert_eq!(number(&event.fields, "budget_ms"), 500.0);
+    assert_eq!(number(&event.fields, "lived_ms"), 40.0);
+    assert!(event.fields["derived_at"].starts_with(&format!("{FILE}:{made}")), "{event:?}");
+    assert!(event.fields["canceled_at"].starts_with(&format!("{FILE}:{canceled}")), "{event:?}");
+    assert!(ended(&ctx).is_canceled());
+    no_event();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_is_told_with_all_its_fields() {
+    listen();
+    let (ctx, _guard) = BACKGROUND.with_timeout_cause(ms(100), Cause("too slow"));
+    let made = line!() - 1;
+    ctx.done().await;
+    let event = one_event();
+    assert_eq!(event.level, Level::DEBUG);
+    assert_eq!(event.fields["kind"], "DeadlineExceeded");
+    assert_eq!(event.fields["cause"], "too slow");
+    assert_eq!(number(&event.fields, "budget_ms"), 100.0);
+    assert_eq!(number(&event.fields, "lived_ms"), 100.0);
+    assert!(event.fields["derived_at"].starts_with(&format!("{FILE}:{made}")), "{event:?}");
+    assert!(!event.fields.contains_key("canceled_at"), "{event:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_there_is_not_is_left_out() {
+    listen();
+    let (_ctx, guard) = BACKGROUND.with_cancel();
+    advance(ms(70)).await;
+    guard.cancel();
+    let fields = one_event().fields;
+    assert!(!fields.contains_key("cause") && !fields.contains_key("budget_ms"), "{fields:?}");
+    assert_eq!(number(&fields, "lived_ms"), 70.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guards_quiet_drop_is_not_told() {
+    listen();
+    let (ctx, guard) = BACKGROUND.with_cancel();
+    drop(guard);
+    assert!(ctx.is_done());
+    let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+    let (child, _child_guard) = ctx.with_cancel();
+    assert!(poll_once(child.done()).is_pending());
+    drop(guard);
+    assert!(ended(&child).is_canceled());
+    no_event();
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_one_that_ended_itself_tells() {
+    listen();
+    let (parent, guard) = BACKGROUND.with_cancel();
+    let made = line!() - 1;
+    let (child, child_guard) = parent.with_timeout(LONG);
+    let (grandchild, _g) = child.with_cancel();
+    let (merged, _g1) = BACKGROUND.merge(&grandchild);
+    assert!(poll_once(merged.done()).is_pending());
+    guard.cancel_with(Cause("all"));
+    for ctx in [&parent, &child, &grandchild, &merged] {
+        assert_eq!(word(&ended(ctx)), Some("all"));
+    }
+    child_guard.cancel_with(Cause("too late"));
+    let event = one_event();
+    assert_eq!(event.fields["cause"], "all");
+    assert!(event.fields["derived_at"].starts_with(&format!("{FILE}:{made}")), "{event:?}");
+    // Born dead, they end with their parent.
+    let (_late, late_guard) = parent.with_timeout(ms(0));
+    late_guard.cancel();
+    no_event();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_is_told_once_however_many_see_it() {
+    listen();
+    let (parent, _guard) = BACKGROUND.with_timeout(ms(100));
+    let (child, _child_guard) = parent.with_cancel();
+    let waits: Vec<_> = (0..5)
+        .flat_map(|_| {
+            [tokio::spawn(child.clone().done_owned()), tokio::spawn(parent.clone().done_owned())]
+        })
+        .collect();
+    for wait in waits {
+        wait.await.unwrap();
+    }
+    assert!(child.is_done() && parent.is_done() && child.with_cancel().0.is_done());
+    assert_eq!(one_event().fields["kind"], "DeadlineExceeded");
+}
+
+/// Nobody waits: it is told when it is first found out, as of when it happened.
+#[tokio::test(start_paused = true)]
+async fn an_unseen_deadline_is_told_when_it_is_found_out() {
+    listen();
+    let (parent, _guard) = BACKGROUND.with_timeout(ms(100));
+    let (child, child_guard) = parent.with_cancel();
+    advance(ms(250)).await;
+    no_event();
+    child_guard.cancel();
+    let event = one_event();
+    assert_eq!(event.fields["kind"], "DeadlineExceeded");
+    assert_eq!(number(&event.fields, "lived_ms"), 100.0);
+    assert!(child.is_done() && parent.is_done());
+    no_event();
+}
+
+/// A child's own deadline that had passed before its parent's cancel: two ends, two events.
+#[tokio::test(start_paused = true)]
+async fn two_that_ended_by_themselves_tell_two_stories() {
+    listen();
+    let (parent, guard) = BACKGROUND.with_cancel();
+    let (child, _child_guard) = parent.with_timeout(ms(100));
+    assert!(poll_once(child.done()).is_pending());
+    advance(ms(150)).await;
+    guard.cancel();
+    assert!(ended(&child).is_deadline_exceeded() && ended(&parent).is_canceled());
+    let mut kinds: Vec<_> = SEEN.take().into_iter().map(|seen| seen.fields["kind"].clone()).collect();
+    kinds.sort();
+    assert_eq!(kinds, ["Canceled", "DeadlineExceeded"]);
+}
+
+#[test]
+fn a_tokens_end_is_told_once() {
+    listen();
+    let token = CancellationToken::new();
+    let (ctx, _guard) = BACKGROUND.with_token(&token);
+    let (child, _child_guard) = ctx.with_cancel();
+    token.cancel();
+    assert!(child.is_done() && ctx.is_done());
+    let event = one_event();
+    assert_eq!(event.fields["kind"], "Canceled");
+    assert!(!event.fields.contains_key("canceled_at"), "{event:?}");
+}
+
+/// By the time the event is told, everybody can see the end it tells of.
+#[test]
+fn a_second_cancel_tells_nothing() {
+    listen();
+    let (_ctx, guard) = BACKGROUND.with_cancel();
+    guard.cancel();
+    one_event();
+    guard.cancel();
+    guard.cancel_with(Cause("late"));
+    drop(guard);
+    no_event();
+}
+
+#[test]
+fn the_event_is_in_a_span_of_whoever_derived_or_ended_it() {
+    listen();
+    let span = info_span!("request");
+    span.in_scope(|| {
+        let (_ctx, guard) = BACKGROUND.with_cancel();
+        guard.cancel();
+    });
+    assert_eq!(one_event().spans, ["request"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn instrument_runs_in_the_context_and_in_the_span() {
+    listen();
+    let (ctx, _guard) = BACKGROUND.with_value("carried").with_timeout(ms(80));
+    let span = info_span!("step", id = 7, deadline_ms = field::Empty);
+    let (value, name) = ctx
+        .instrument(span, async {
+            tokio::task::yield_now().await;
+            let value = Context::current().value::<&str>().copied();
+            (value, tracing::Span::current().metadata().map(|metadata| metadata.name()))
+        })
+        .await
+        .unwrap();
+    assert_eq!((value, name), (Some("carried"), Some("step")));
+    assert!(tracing::Span::current().is_none());
+    assert!(Context::current().value::<&str>().is_none());
+    let recorded = RECORDED.take();
+    let deadline = recorded.iter().find_map(|(name, fields)| {
+        (name == "step" && fields.contains_key("deadline_ms")).then(|| number(fields, "deadline_ms"))
+    });
+    assert_eq!(deadline, Some(80.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn instrument_is_bounded_by_the_context() {
+    listen();
+    let (ctx, guard) = BACKGROUND.with_timeout(ms(80));
+    let error = ctx.instrument(info_span!("slow"), pending::<()>()).await.unwrap_err();
+    assert_same(&error, &ended(&ctx));
+    assert_eq!(one_event().spans.last().map(String::as_str), Some("slow"));
+    drop(guard);
+
+    let work = async { unreachable!("a dead context started work") };
+    let error = ctx.instrument(info_span!("dead"), work).await.unwrap_err();
+    assert_same(&error, &ended(&ctx));
+}
+
+/// Without the field, without a deadline, and with a span that nobody listens to.
+#[tokio::test(start_paused = true)]
+async fn instrument_takes_any_span() {
+    listen();
+    let (timed, _g) = BACKGROUND.with_timeout(ms(80));
+    let (plain, _g1) = BACKGROUND.with_cancel();
+    for ctx in [&timed, &plain, &BACKGROUND] {
+        assert_eq!(ctx.instrument(info_span!("bare"), async { 1 }).await.unwrap(), 1);
+        assert_eq!(ctx.instrument(tracing::Span::none(), async { 2 }).await.unwrap(), 2);
+    }
+    let span = info_span!("no deadline", deadline_ms = field::Empty);
+    assert_eq!(plain.instrument(span, async { 3 }).await.unwrap(), 3);
+    let recorded = RECORDED.take();
+    assert!(recorded.iter().all(|(_, fields)| !fields.contains_key("deadline_ms")), "{recorded:?}");
+}
