@@ -48,6 +48,13 @@ impl CancelGuard {
     /// [`cancel`](Self::cancel), and says why: the cause is the error's
     /// [`source`](std::error::Error::source). Go's `CancelCauseFunc`.
     ///
+    /// A cause lives as long as the context; one that holds this very context, or its guard, is never
+    /// freed. An [`Error`](crate::Error) of another context, or of this one's children, holds none.
+    ///
+    /// # Panics
+    ///
+    /// If the waker of somebody who waits panics, once all others have been woken; so does `cancel`.
+    ///
     /// ```
     /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
     /// guard.cancel_with("client hung up");

@@ -44,6 +44,7 @@
 //! parent's lock. Wakers are cloned before and woken and dropped after; so is everything else that is
 //! not ours.
 
+use std::any::Any;
 use std::collections::HashSet;
 use std::future::Future;
 use std::mem;
@@ -196,6 +197,15 @@ pub(crate) struct Limit {
     pub(crate) now: Instant,
     pub(crate) budget: Duration,
     pub(crate) cause: Option<BoxError>,
+}
+
+/// Which of two ends came first: the lesser.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// When, and whether it was cancelled: a deadline that passes at that moment has passed before.
+    Dated(Instant, bool),
+    /// Some time before now, by a foreign token.
+    Noticed,
 }
 
 /// What a walk up finds.
@@ -469,18 +479,23 @@ impl Token {
     fn settle(&self, now: Instant) -> bool {
         let mut aftermath = Aftermath::default();
         let settled = self.close_path(now, &mut aftermath);
-        aftermath.clear_up();
+        // Who only asked, often Tokio's timer, is not to fall over a stranger's waker.
+        let _panic = aftermath.clear_up();
         settled
     }
 
     fn close_path(&self, now: Instant, aftermath: &mut Aftermath) -> bool {
         let seen = self.ancestry(|token| !token.ended());
-        let mut earliest: Option<(Instant, usize)> = None;
+        let mut earliest: Option<(Rank, usize)> = None;
         for (place, (token, _)) in seen.iter().enumerate() {
-            let due = token.due(now);
-            // A deadline that passes at the moment of an end above it has passed.
-            if let Some(at) = due.filter(|at| earliest.is_none_or(|(best, _)| *at < best)) {
-                earliest = Some((at, place));
+            if let Some(rank) = token.rank(now) {
+                // Of two that are noticed only now the one further up comes first.
+                let first = earliest.is_none_or(|(best, _)| {
+                    rank < best || (rank == best && matches!(rank, Rank::Noticed))
+                });
+                if first {
+                    earliest = Some((rank, place));
+                }
             }
         }
         let Some((_, mut place)) = earliest else { return false };
@@ -518,14 +533,15 @@ impl Token {
         seen
     }
 
-    /// When it ended by itself, or would have to now.
-    fn due(&self, now: Instant) -> Option<Instant> {
+    /// Whether it has ended, or has to, and what that comes before.
+    fn rank(&self, now: Instant) -> Option<Rank> {
         if self.ended() {
-            Some(self.error().origin().ended_at())
+            let error = self.error();
+            Some(Rank::Dated(error.origin().ended_at(), error.is_canceled()))
         } else if self.is_overdue(now) {
-            self.deadline
+            self.deadline.map(|deadline| Rank::Dated(deadline, false))
         } else if self.foreign_token().is_some_and(CancellationToken::is_cancelled) {
-            Some(now)
+            Some(Rank::Noticed)
         } else {
             None
         }
@@ -688,8 +704,10 @@ impl Token {
         }
         let mut aftermath = Aftermath::default();
         self.spread(closed, story, &mut aftermath);
-        aftermath.clear_up();
-        true
+        match aftermath.clear_up() {
+            Some(panic) if !std::thread::panicking() => resume_unwind(panic),
+            _ => true,
+        }
     }
 
     /// Closes it and all that is linked below it, and leaves the rest to `aftermath`.
@@ -828,7 +846,8 @@ impl Aftermath {
         (!children.is_empty()).then(|| (children, token.error()))
     }
 
-    fn clear_up(mut self) {
+    /// Gives back the first panic of somebody else's code.
+    fn clear_up(mut self) -> Option<Panic> {
         while let Some((token, at)) = self.forked.pop() {
             token.close_path(at, &mut self);
             self.handles.push(token);
@@ -836,12 +855,15 @@ impl Aftermath {
         if self.pushes != 0 {
             PUSHES.fetch_sub(self.pushes, Ordering::AcqRel);
         }
-        self.calls.make();
+        let panic = self.calls.make();
         for (error, born) in &self.stories {
             trace::ended(error, *born);
         }
+        panic
     }
 }
+
+type Panic = Box<dyn Any + Send>;
 
 enum Call {
     Wake(Waker),
@@ -863,8 +885,8 @@ impl Calls {
         }
     }
 
-    /// Makes all of them, also if one panics; that panic goes on afterwards.
-    fn make(self) {
+    /// Makes all of them, also if one panics, and gives back that panic.
+    fn make(self) -> Option<Panic> {
         let mut panic = None;
         for call in self.first.into_iter().chain(self.more) {
             let make = || match call {
@@ -875,9 +897,7 @@ impl Calls {
                 panic.get_or_insert(payload);
             }
         }
-        if let Some(payload) = panic.filter(|_| !std::thread::panicking()) {
-            resume_unwind(payload);
-        }
+        panic
     }
 }
 
@@ -1153,7 +1173,7 @@ impl Token {
             next += 1;
             handles.extend(children.drain(..).filter_map(|child: Weak<Token>| child.upgrade()));
         }
-        calls.make();
+        let _panic = calls.make();
     }
 }
 
@@ -1215,8 +1235,11 @@ impl Drop for Token {
     fn drop(&mut self) {
         let mut pending = Vec::new();
         let mut next = self.depart(&mut pending);
-        while let Some(parent) = next.or_else(|| pending.pop()) {
-            next = Arc::into_inner(parent).and_then(|mut token| token.depart(&mut pending));
+        while let Some(parent) = next.take().or_else(|| pending.pop()) {
+            if let Some(mut token) = Arc::into_inner(parent) {
+                // Before the token goes: its cause's drop may panic, and the rest must go all the same.
+                next = token.depart(&mut pending);
+            }
         }
     }
 }

@@ -186,7 +186,7 @@ fn what_is_below_a_token_ends_with_it() {
         }
         assert!(answer(&top).is_none(), "an end went up");
         assert!(answer(&aside).is_none(), "an end went sideways");
-        let _ = waits;
+        drop(waits);
         one.cancel();
         assert!(ended(&aside).is_canceled());
         assert_same(&ended(&aside), &ended(&top));

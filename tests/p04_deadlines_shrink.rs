@@ -53,7 +53,7 @@ async fn a_later_deadline_below_changes_nothing() {
         assert_eq!(ctx.remaining(), Some(ms(100)));
     }
     let told = latest.done().await;
-    assert_eq!(Instant::now().max(at), Instant::now());
+    assert!(Instant::now() >= at);
     assert!(told.cause().is_none(), "the deadline of its own was not what ended it");
     assert_same(&told, &ended(&parent));
 }

@@ -22,7 +22,7 @@ static BACKGROUND: Context = Context::background();
 #[test]
 fn handles_and_waits_can_go_to_any_thread() {
     fn send_sync<T: Send + Sync>(_: &T) {}
-    fn unwind_safe_or_not_but_static<T: 'static>(_: &T) {}
+    fn is_static<T: 'static>(_: &T) {}
     let (ctx, guard) = BACKGROUND.with_cancel();
     send_sync(&ctx);
     send_sync(&guard);
@@ -30,7 +30,7 @@ fn handles_and_waits_can_go_to_any_thread() {
     send_sync(&ctx.done());
     let owned = ctx.clone().done_owned();
     send_sync(&owned);
-    unwind_safe_or_not_but_static(&owned);
+    is_static(&owned);
     guard.cancel();
     send_sync::<Error>(&ctx.err().unwrap());
     send_sync::<ErrorKind>(&ctx.err().unwrap().kind());

@@ -282,11 +282,12 @@ fn a_deadline_survives_the_runtime_that_first_waited_for_it() {
     });
 }
 
-/// The very same future, first polled on a runtime that is then gone, finished on another.
+/// The very same future, first polled on a runtime that then is gone, or stands still, finished on
+/// another.
 #[test]
 fn a_wait_may_outlive_the_runtime_it_began_on() {
     watched(|| {
-        for others in [0, 1, 2] {
+        for (others, stays) in [(0, false), (1, false), (2, false), (0, true), (1, true), (2, true)] {
             for first in both() {
                 let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
                 let (child, _child_guard) = ctx.with_cancel();
@@ -299,7 +300,7 @@ fn a_wait_may_outlive_the_runtime_it_began_on() {
                     }
                     assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
                 });
-                drop(first);
+                let _first = stays.then_some(first);
                 assert!(!ctx.is_done(), "the shutdown itself is no end");
                 paused().block_on(async {
                     let error =

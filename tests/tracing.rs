@@ -119,6 +119,11 @@ fn no_event() {
     assert!(seen.is_empty(), "{seen:#?}");
 }
 
+#[track_caller]
+fn assert_place(event: &Seen, field: &str, line: u32) {
+    assert_eq!(event.fields[field], format!("{FILE}:{line}"), "{field}");
+}
+
 fn number(fields: &Fields, name: &str) -> f64 {
     fields[name].parse().unwrap_or_else(|_| panic!("{name} is {:?}", fields[name]))
 }
@@ -138,8 +143,8 @@ async fn a_cancel_is_told_with_all_its_fields() {
     assert_eq!(event.fields["cause"], "hung up");
     assert_eq!(number(&event.fields, "budget_ms"), 500.0);
     assert_eq!(number(&event.fields, "lived_ms"), 40.0);
-    assert!(event.fields["derived_at"].starts_with(&format!("{FILE}:{made}")), "{event:?}");
-    assert!(event.fields["canceled_at"].starts_with(&format!("{FILE}:{canceled}")), "{event:?}");
+    assert_place(&event, "derived_at", made);
+    assert_place(&event, "canceled_at", canceled);
     assert!(ended(&ctx).is_canceled());
     no_event();
 }
@@ -156,7 +161,7 @@ async fn a_deadline_is_told_with_all_its_fields() {
     assert_eq!(event.fields["cause"], "too slow");
     assert_eq!(number(&event.fields, "budget_ms"), 100.0);
     assert_eq!(number(&event.fields, "lived_ms"), 100.0);
-    assert!(event.fields["derived_at"].starts_with(&format!("{FILE}:{made}")), "{event:?}");
+    assert_place(&event, "derived_at", made);
     assert!(!event.fields.contains_key("canceled_at"), "{event:?}");
 }
 
@@ -201,7 +206,7 @@ async fn only_the_one_that_ended_itself_tells() {
     child_guard.cancel_with(Cause("too late"));
     let event = one_event();
     assert_eq!(event.fields["cause"], "all");
-    assert!(event.fields["derived_at"].starts_with(&format!("{FILE}:{made}")), "{event:?}");
+    assert_place(&event, "derived_at", made);
     // Born dead, they end with their parent.
     let (_late, late_guard) = parent.with_timeout(ms(0));
     late_guard.cancel();
