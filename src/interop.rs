@@ -31,9 +31,10 @@ impl Context {
 
     /// A token that is cancelled when this context ends; cancelling it does not touch the context.
     ///
-    /// As long as the context can still end by its parent it is kept for that, so that the token is
-    /// cancelled even if it is all that is left. If the context has a deadline, or was made
-    /// [`with_token`](Self::with_token), a task of the current runtime watches for the end, and keeps it.
+    /// If the context goes without having ended, its guard detached and its handles dropped, the token
+    /// is its parent's from then on (of a merged context: of the first). If the context has a deadline,
+    /// or was made [`with_token`](Self::with_token), a task of the current runtime watches for the end,
+    /// and keeps it until then.
     ///
     /// # Panics
     ///
@@ -56,8 +57,8 @@ impl Context {
         }
         // Before anything is promised: panics where there is none.
         let runtime = token.needs_watch().then(Handle::current);
-        let Some((outer, watch)) = token.bridge() else { return cancelled() };
-        if let (Some(watch), Some(runtime)) = (watch, runtime) {
+        let Some(outer) = token.bridge() else { return cancelled() };
+        if let Some((runtime, watch)) = runtime.zip(token.watch()) {
             let done = self.clone().done_owned();
             runtime.spawn(async move {
                 let _watch = watch;

@@ -1178,10 +1178,11 @@ impl Token {
 }
 
 /// A `CancellationToken` that is cancelled when a token ends.
+///
+/// It is a child of the parent's, so that when a context goes without having ended, tokio-util's own
+/// tree hands what was derived from it to the parent's, and forgets what nobody holds.
 struct Bridge {
     outer: Arc<CancellationToken>,
-    /// The token itself, so that it is there to end with its parent when nothing else holds it.
-    _keep: Option<Arc<Token>>,
     /// Whether a task sees to what only a waiter notices: the deadline, a foreign token.
     watched: bool,
 }
@@ -1200,27 +1201,52 @@ impl Drop for Watch {
 }
 
 impl Token {
-    /// What is cancelled when this token ends, unless it has; with a watch, if one is to be kept by
-    /// the caller.
-    pub(crate) fn bridge(self: &Arc<Self>) -> Option<(Arc<CancellationToken>, Option<Watch>)> {
-        let to_watch = self.needs_watch();
-        // A root that nothing holds can be ended by nothing, and what is watched is kept by that.
-        let keep = self.parent.as_ref().filter(|_| !to_watch).map(|_| self.clone());
-        let outer = Arc::new(CancellationToken::new());
-        let mut fresh = Some(Bridge { outer, _keep: keep, watched: false });
+    /// What is cancelled when this token ends; none if it has.
+    pub(crate) fn bridge(self: &Arc<Self>) -> Option<Arc<CancellationToken>> {
         if !self.link() {
             return None;
         }
-        let mut inner = self.inner.lock();
-        let more = self.open(&mut inner)?.more.get_or_insert_default();
-        if more.bridge.is_none() {
-            more.bridge = fresh.take();
+        let mut unbridged = vec![self];
+        let mut above = None;
+        while let Some(parent) = unbridged[unbridged.len() - 1].parent.as_ref() {
+            above = parent.keep_bridge(None)?;
+            if above.is_some() {
+                break;
+            }
+            unbridged.push(parent);
         }
-        let bridge = more.bridge.as_mut()?;
-        let unwatched = to_watch && !mem::replace(&mut bridge.watched, true);
-        let outer = bridge.outer.clone();
+        for token in unbridged.into_iter().rev() {
+            let outer = above.map_or_else(CancellationToken::new, |above| above.child_token());
+            above = token.keep_bridge(Some(Arc::new(outer)))?;
+        }
+        above
+    }
+
+    /// The bridge that is there, or `fresh` if there is none; nothing at all if the token has ended.
+    fn keep_bridge(
+        &self,
+        mut fresh: Option<Arc<CancellationToken>>,
+    ) -> Option<Option<Arc<CancellationToken>>> {
+        // Declared before the lock is taken, what is left of `fresh` is dropped after it.
+        let mut inner = self.inner.lock();
+        let members = self.open(&mut inner)?;
+        let present = members.more.as_ref().and_then(|more| more.bridge.as_ref());
+        if let Some(bridge) = present {
+            return Some(Some(bridge.outer.clone()));
+        }
+        let Some(outer) = fresh.take() else { return Some(None) };
+        let bridge = Bridge { outer: outer.clone(), watched: false };
+        members.more.get_or_insert_default().bridge = Some(bridge);
+        Some(Some(outer))
+    }
+
+    /// For who is to keep a watch on a bridge, if nobody does yet.
+    pub(crate) fn watch(self: &Arc<Self>) -> Option<Watch> {
+        let mut inner = self.inner.lock();
+        let bridge = self.open(&mut inner)?.more.as_mut()?.bridge.as_mut()?;
+        let watched = mem::replace(&mut bridge.watched, true);
         drop(inner);
-        Some((outer, unwatched.then(|| Watch(self.clone()))))
+        (!watched).then(|| Watch(self.clone()))
     }
 
     /// Whether it can end without anybody ending it.
