@@ -1,0 +1,42 @@
+//! A load generator for where there is no `wrk`: connections that are kept alive, each with one request
+//! under way.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::Load;
+
+const CONNECTIONS: usize = 32;
+
+pub fn load(at: SocketAddr, route: &str, seconds: u64) -> Load {
+    let request = format!("GET /{route}/7 HTTP/1.1\r\nhost: {at}\r\n\r\n");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let start = Instant::now();
+        let until = start + Duration::from_secs(seconds);
+        let connection = |_| tokio::spawn(ask(at, request.clone(), until));
+        let connections: Vec<_> = (0..CONNECTIONS).map(connection).collect();
+        let mut answers = 0;
+        for connection in connections {
+            answers += connection.await.expect("no panic");
+        }
+        Load { requests: answers as f64, seconds: start.elapsed().as_secs_f64() }
+    })
+}
+
+/// Answers are small: one comes in one piece.
+async fn ask(at: SocketAddr, request: String, until: Instant) -> u64 {
+    let mut connection = TcpStream::connect(at).await.expect("it listens");
+    let mut answer = [0; 1024];
+    let mut answers = 0;
+    while Instant::now() < until {
+        connection.write_all(request.as_bytes()).await.expect("it reads");
+        let length = connection.read(&mut answer).await.expect("it answers");
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
+        answers += 1;
+    }
+    answers
+}

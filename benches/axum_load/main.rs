@@ -1,0 +1,152 @@
+//! What a request's contexts cost where a request costs something: an axum handler with them, against
+//! the same handler without. `cargo bench --bench axum_load`, `-- --quick` for a short run.
+//!
+//! One server with all routes, over loopback; the load comes from `wrk` (`apt-get install wrk`), or, where
+//! there is none, from a plain client on a thread of this process. The routes take turns; share and ratio
+//! are medians over the rounds.
+//!
+//! Requests per second are what the machine had left for this. Where it has other work as well, the time
+//! that the server's threads took for a request says more; it is given beside them.
+
+mod client;
+mod routes;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::{self, Command};
+
+use tokio::net::TcpListener;
+use tokio_ctx::Context;
+use tokio_util::sync::CancellationToken;
+
+/// The least share of the requests per second that is to be left.
+const TARGET: f64 = 0.98;
+
+/// The first is what the others are compared with.
+const ROUTES: [&str; 4] = ["without", "with", "bounded", "by-hand"];
+
+struct Plan {
+    rounds: usize,
+    seconds: u64,
+}
+
+/// What a load came to.
+pub struct Load {
+    requests: f64,
+    seconds: f64,
+}
+
+/// Requests per second, and the microseconds that the server's threads took for each.
+#[derive(Clone, Copy)]
+struct Rate {
+    per_second: f64,
+    micros: Option<f64>,
+}
+
+fn main() {
+    let given: Vec<String> = std::env::args().collect();
+    if !given.iter().any(|arg| arg == "--bench") {
+        return println!("this takes a minute: cargo bench --bench axum_load");
+    }
+    let quick = given.iter().any(|arg| arg == "--quick");
+    let plan = if quick { Plan { rounds: 3, seconds: 1 } } else { Plan { rounds: 21, seconds: 1 } };
+    let at = serve();
+    let mut rates = ROUTES.map(|_| Vec::new());
+    for round in 0..plan.rounds {
+        // Each is the first, the second and the last in turns.
+        for place in 0..ROUTES.len() {
+            let route = (round + place) % ROUTES.len();
+            rates[route].push(rate(at, ROUTES[route], plan.seconds));
+        }
+    }
+    report(&rates);
+}
+
+fn rate(at: SocketAddr, route: &str, seconds: u64) -> Rate {
+    let before = busy();
+    let load = if has_wrk() { wrk(at, route, seconds) } else { client::load(at, route, seconds) };
+    let micros = busy().zip(before).map(|(after, before)| (after - before) / load.requests);
+    Rate { per_second: load.requests / load.seconds, micros }
+}
+
+fn report([without, with, bounded, by_hand]: &[Vec<Rate>; 4]) {
+    let by = if has_wrk() { "wrk" } else { "a plain client" };
+    println!("### An axum handler, load by {by}\n");
+    println!("| handler | requests per second | share | CPU time for each, µs | ratio | target | |");
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    println!("{} | |", line("without contexts", without, without));
+    let left = share(with, without, |rate| Some(rate.per_second));
+    let verdict = if left >= Some(TARGET) { "met" } else { "MISSED" };
+    println!("{} {TARGET} | {verdict} |", line("with a request's contexts", with, without));
+    println!("{} | |", line("with these, and they bound its work", bounded, without));
+    println!("{} | |", line("with tokens and timeout, by hand, that bound it", by_hand, without));
+}
+
+fn line(name: &str, rates: &[Rate], without: &[Rate]) -> String {
+    let middle = |part: fn(&Rate) -> Option<f64>| median(rates.iter().filter_map(part).collect());
+    let or_none =
+        |number: Option<f64>, digits| number.map_or(String::new(), |n| format!("{n:.digits$}"));
+    let (per_second, micros) = (|rate: &Rate| Some(rate.per_second), |rate: &Rate| rate.micros);
+    format!(
+        "| {name} | {} | {} | {} | {} |",
+        or_none(middle(per_second), 0),
+        or_none(share(rates, without, per_second), 3),
+        or_none(middle(micros), 2),
+        or_none(share(rates, without, micros), 3),
+    )
+}
+
+/// The median over the rounds, in each of which both had the same machine.
+fn share(a: &[Rate], b: &[Rate], part: fn(&Rate) -> Option<f64>) -> Option<f64> {
+    median(a.iter().zip(b).filter_map(|(a, b)| Some(part(a)? / part(b)?)).collect())
+}
+
+fn median(mut samples: Vec<f64>) -> Option<f64> {
+    samples.sort_unstable_by(f64::total_cmp);
+    samples.get(samples.len() / 2).copied()
+}
+
+/// Microseconds that all threads but the first, which asks, have run; Linux alone says so.
+fn busy() -> Option<f64> {
+    let mut nanos = 0.0;
+    for thread in fs::read_dir("/proc/self/task").ok()?.flatten() {
+        if thread.file_name() != *process::id().to_string() {
+            let said = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            nanos += said.split(' ').next()?.parse::<f64>().ok()?;
+        }
+    }
+    Some(nanos / 1e3)
+}
+
+/// A server, as `#[tokio::main]` would run it, for as long as the process lives.
+fn serve() -> SocketAddr {
+    let runtime = Box::leak(Box::new(tokio::runtime::Runtime::new().expect("a runtime")));
+    let (server, guard) = Context::background().with_cancel();
+    guard.detach();
+    let routes = routes::all(server, CancellationToken::new());
+    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
+    let at = listener.local_addr().expect("an address");
+    runtime.spawn(async { axum::serve(listener, routes).await.expect("it serves") });
+    at
+}
+
+fn has_wrk() -> bool {
+    Command::new("wrk").arg("-v").output().is_ok()
+}
+
+fn wrk(at: SocketAddr, route: &str, seconds: u64) -> Load {
+    let url = format!("http://{at}/{route}/7");
+    let mut command = Command::new("wrk");
+    command.args(["-t1", "-c32", &format!("-d{seconds}s"), &url]);
+    let said = command.output().expect("wrk runs").stdout;
+    let said = String::from_utf8_lossy(&said);
+    assert!(!said.contains("Non-2xx"), "{said}");
+    // "  20434 requests in 2.00s, 2.14MB read"
+    let counted = said.lines().find_map(|line| line.split_once(" requests in "));
+    let (requests, rest) = counted.unwrap_or_else(|| panic!("no count in: {said}"));
+    let seconds = rest.split_once('s').map(|(seconds, _)| seconds.parse().expect("a number"));
+    Load {
+        requests: requests.trim().parse().expect("a number"),
+        seconds: seconds.expect("how long it took"),
+    }
+}

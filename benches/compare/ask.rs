@@ -1,0 +1,99 @@
+//! Has it ended, and why?
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use tokio_ctx::{CancelGuard, Context};
+use tokio_util::sync::CancellationToken;
+
+use crate::derive::rooted;
+use crate::drive::{FAR, timed, two_threads};
+use crate::row::{GO, Row, Run, TIMEOUT, TOKEN};
+
+pub fn rows() -> Vec<Row> {
+    let mut rows = Vec::from([1, 10, 1_000].map(is_done));
+    rows.extend([is_done_deadline(), is_done_by_two(), err_by_two(), err_ended()]);
+    rows
+}
+
+fn is_done(depth: usize) -> Row {
+    let (chain, _guards) = chain(depth);
+    let ctx = chain[depth - 1].clone();
+    let ours = asked((ctx, _guards), |(ctx, _)| ctx.is_done());
+    let mut tokens = vec![CancellationToken::new()];
+    while tokens.len() < depth {
+        tokens.push(tokens[tokens.len() - 1].child_token());
+    }
+    let last = tokens[depth - 1].clone();
+    let token = asked((last, tokens), |(token, _)| token.is_cancelled());
+    let row = Row::new(format!("is-done-{depth}"), format!("is_done, live, depth {depth}"), ours);
+    let row = row.peer(TOKEN, token).at_most_ns(16.0);
+    if depth == 1 { row.target(TOKEN, 10.0).target(GO, 1.5) } else { row }
+}
+
+/// A chain of contexts, and the guards that keep it alive.
+pub fn chain(depth: usize) -> (Vec<Context>, Vec<CancelGuard>) {
+    let (mut chain, mut guards) = (Vec::new(), Vec::new());
+    for _ in 0..depth {
+        let (ctx, guard) = match chain.last() {
+            None => rooted(),
+            Some(parent) => Context::with_cancel(parent),
+        };
+        chain.push(ctx);
+        guards.push(guard);
+    }
+    (chain, guards)
+}
+
+fn is_done_deadline() -> Row {
+    let ours = asked(Context::background().with_timeout(FAR), |(ctx, _)| ctx.is_done());
+    let by_hand = (CancellationToken::new(), Instant::now() + FAR);
+    let by_hand = asked(by_hand, |(token, at)| token.is_cancelled() || Instant::now() >= *at);
+    Row::new("is-done-deadline", "is_done, live, with a deadline", ours).peer(TIMEOUT, by_hand)
+}
+
+fn is_done_by_two() -> Row {
+    let ours = asked_by_two(rooted(), |(ctx, _)| ctx.is_done());
+    Row::new("is-done-2-threads", "is_done, live, by 2 threads on one context", ours)
+        .peer(TOKEN, token_by_two())
+        .target(TOKEN, 50.0)
+        .uncounted()
+}
+
+fn err_by_two() -> Row {
+    let ours = asked_by_two(rooted(), |(ctx, _)| ctx.err().is_some());
+    Row::new("err-2-threads", "err, live, by 2 threads on one context", ours)
+        .peer(TOKEN, token_by_two())
+        .target(TOKEN, 50.0)
+        .uncounted()
+}
+
+fn token_by_two() -> Run {
+    asked_by_two(CancellationToken::new(), CancellationToken::is_cancelled)
+}
+
+fn err_ended() -> Row {
+    let (ctx, guard) = rooted();
+    guard.cancel();
+    let ours = asked(ctx, |ctx| black_box(ctx.err()).is_some());
+    let token = CancellationToken::new();
+    token.cancel();
+    let token = asked(token, CancellationToken::is_cancelled);
+    Row::new("err-ended", "err, ended", ours).peer(TOKEN, token).target(GO, 2.0)
+}
+
+/// The answers are added up: a cheaper use of them than to put each into memory.
+fn asked<T: 'static>(it: T, ask: impl Fn(&T) -> bool + 'static) -> Run {
+    Box::new(move |times| {
+        let mut yes = 0;
+        let took = timed(times, || yes += u64::from(ask(black_box(&it))));
+        black_box(yes);
+        took
+    })
+}
+
+fn asked_by_two<T: Sync + 'static>(it: T, ask: impl Fn(&T) -> bool + Sync + 'static) -> Run {
+    two_threads(it, move |it| {
+        black_box(ask(black_box(it)));
+    })
+}

@@ -1,0 +1,182 @@
+//! Derive, cancel, drop.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep_until;
+use tokio_context::context::{Context as TheirContext, RefContext};
+use tokio_ctx::Context;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::drive::{FAR, scheduled, sync, two_threads};
+use crate::row::{GO, Row, Run, TIMEOUT, TOKEN, TOKIO_CONTEXT, WATCHER};
+
+pub fn rows() -> Vec<Row> {
+    vec![dropped(), cancelled(), timeout(), by_two_threads(), clone()]
+}
+
+fn dropped() -> Row {
+    let (parent, _guard) = rooted();
+    let ours = sync(move || {
+        let _keep = &_guard;
+        let (ctx, guard) = black_box(&parent).with_cancel();
+        black_box(&ctx);
+        drop(guard);
+    });
+    let parent = CancellationToken::new();
+    let token = sync(move || {
+        let guard = black_box(&parent).child_token().drop_guard();
+        black_box(guard.token());
+    });
+    Row::new("derive-drop", "derive, guard dropped", ours)
+        .peer(TOKEN, token)
+        .peer(TOKIO_CONTEXT, theirs(|_handle| {}))
+        .target(TOKEN, 2.5)
+        .target(GO, 2.5)
+        .at_most_allocations(1.0)
+}
+
+fn cancelled() -> Row {
+    let (parent, _guard) = rooted();
+    let ours = sync(move || {
+        let _keep = &_guard;
+        let (ctx, guard) = black_box(&parent).with_cancel();
+        black_box(&ctx);
+        guard.cancel();
+    });
+    let parent = CancellationToken::new();
+    let token = sync(move || {
+        let child = black_box(&parent).child_token();
+        black_box(&child).cancel();
+    });
+    Row::new("derive-cancel", "derive, cancel, drop", ours)
+        .peer(TOKEN, token)
+        .peer(TOKIO_CONTEXT, theirs(|handle| handle.cancel()))
+        .target(TOKEN, 2.5)
+        .target(GO, 2.5)
+        .at_most_allocations(1.0)
+}
+
+fn timeout() -> Row {
+    let (parent, _guard) = rooted();
+    let ours = sync(move || {
+        let _keep = &_guard;
+        let (ctx, guard) = black_box(&parent).with_timeout(FAR);
+        black_box(&ctx);
+        drop(guard);
+    });
+    let parent = CancellationToken::new();
+    // By hand there is no timer until somebody waits: a deadline is a number beside the token.
+    let by_hand = sync(move || {
+        let guard = black_box(&parent).child_token().drop_guard();
+        black_box((guard.token(), Instant::now() + FAR));
+    });
+    let (parent, _handle) = RefContext::new();
+    let theirs = sync(move || {
+        let _keep = &_handle;
+        black_box(TheirContext::with_parent(black_box(&parent), Some(FAR)));
+    });
+    Row::new("derive-timeout", "derive with a timeout, guard dropped", ours)
+        .peer(TIMEOUT, by_hand)
+        .peer(WATCHER, watched())
+        .peer(TOKIO_CONTEXT, theirs)
+        .target(GO, 4.0)
+        .at_most_allocations(1.0)
+}
+
+/// A task for each deadline, aborted when the work is done. In batches, so that the scheduler's part in
+/// it is that of the watchers, and not of the loop that makes them.
+fn watched() -> Run {
+    const BATCH: u64 = 64;
+    let parent = CancellationToken::new();
+    let mut live = Vec::with_capacity(BATCH as usize);
+    scheduled(async move |times| {
+        let start = Clock::start();
+        for at in 0..times {
+            live.push(watch(&parent, FAR));
+            if at % BATCH == BATCH - 1 || at == times - 1 {
+                reap(&mut live).await;
+            }
+        }
+        start.elapsed()
+    })
+}
+
+pub type Watched = (CancellationToken, tokio::task::AbortHandle);
+
+pub fn watch(parent: &CancellationToken, after: Duration) -> Watched {
+    let token = black_box(parent).child_token();
+    let at = tokio::time::Instant::now() + after;
+    let watcher = tokio::spawn({
+        let token = token.clone();
+        async move {
+            sleep_until(at).await;
+            token.cancel();
+        }
+    });
+    (token, watcher.abort_handle())
+}
+
+pub async fn reap(live: &mut Vec<Watched>) {
+    // The watchers begin to sleep,
+    tokio::task::yield_now().await;
+    for (token, watcher) in live.drain(..) {
+        token.cancel();
+        watcher.abort();
+    }
+    // and are taken apart.
+    tokio::task::yield_now().await;
+}
+
+fn by_two_threads() -> Row {
+    let ours = two_threads(rooted(), |(parent, _guard)| {
+        let (ctx, guard) = black_box(parent).with_cancel();
+        black_box(&ctx);
+        drop(guard);
+    });
+    let token = two_threads(CancellationToken::new(), |parent| {
+        let guard = black_box(parent).child_token().drop_guard();
+        black_box(guard.token());
+    });
+    Row::new("derive-2-threads", "derive, guard dropped, by 2 threads under one parent", ours)
+        .peer(TOKEN, token)
+        .target(TOKEN, 4.0)
+        .target(GO, 2.5)
+        .uncounted()
+}
+
+fn clone() -> Row {
+    let (ctx, _guard) = rooted();
+    let ours = sync(move || {
+        let _keep = &_guard;
+        black_box(black_box(&ctx).clone());
+    });
+    let token = CancellationToken::new();
+    let token = sync(move || {
+        black_box(black_box(&token).clone());
+    });
+    let (ctx, _handle) = RefContext::new();
+    let theirs = sync(move || {
+        let _keep = &_handle;
+        black_box(black_box(&ctx).clone());
+    });
+    Row::new("clone", "clone, drop", ours)
+        .peer(TOKEN, token)
+        .peer(TOKIO_CONTEXT, theirs)
+        .target(TOKEN, 3.0)
+}
+
+fn theirs(cancel: impl Fn(tokio_context::context::Handle) + 'static) -> Run {
+    let (parent, _handle) = RefContext::new();
+    sync(move || {
+        let _keep = &_handle;
+        let (ctx, handle) = TheirContext::with_parent(black_box(&parent), None);
+        black_box(&ctx);
+        cancel(handle);
+    })
+}
+
+pub fn rooted() -> (Context, tokio_ctx::CancelGuard) {
+    Context::background().with_cancel()
+}

@@ -1,0 +1,147 @@
+//! How a side's work is run: on this thread, on two, or as a future.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::{Barrier, OnceLock};
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Runtime;
+use tokio::task::coop::unconstrained;
+
+use crate::clock::Clock;
+use crate::row::Run;
+
+/// Far enough off that no deadline passes while anything is measured.
+pub const FAR: Duration = Duration::from_secs(600);
+
+#[inline]
+pub fn timed(times: u64, mut op: impl FnMut()) -> Duration {
+    let start = Clock::start();
+    for _ in 0..times {
+        op();
+    }
+    start.elapsed()
+}
+
+pub fn sync(mut op: impl FnMut() + 'static) -> Run {
+    Box::new(move |times| timed(times, &mut op))
+}
+
+/// Two threads at once, each so many times; the time is that of one of them, by the wall, as to wait
+/// for a lock takes no time of the thread.
+pub fn two_threads<T: Sync + 'static>(shared: T, op: impl Fn(&T) + Sync + 'static) -> Run {
+    Box::new(move |times| {
+        let start = Barrier::new(2);
+        let one = || {
+            start.wait();
+            let start = Instant::now();
+            for _ in 0..times {
+                op(&shared);
+            }
+            start.elapsed()
+        };
+        thread::scope(|scope| {
+            let other = scope.spawn(one);
+            let this = one();
+            (this + other.join().expect("the other thread")) / 2
+        })
+    })
+}
+
+/// One `await` after the other on a runtime, without a turn of its scheduler in between: the work of
+/// the futures is the subject, not Tokio's run queue.
+pub fn turns(mut op: impl AsyncFnMut() + 'static) -> Run {
+    looped(async move |times| {
+        let start = Clock::start();
+        for _ in 0..times {
+            op().await;
+        }
+        start.elapsed()
+    })
+}
+
+/// The same, where the loop is part of the work.
+pub fn looped(mut work: impl AsyncFnMut(u64) -> Duration + 'static) -> Run {
+    Box::new(move |times| runtime().block_on(unconstrained(at_once(work(times)))))
+}
+
+/// The same, where the work goes through the scheduler.
+pub fn scheduled(mut work: impl AsyncFnMut(u64) -> Duration + 'static) -> Run {
+    Box::new(move |times| runtime().block_on(unconstrained(work(times))))
+}
+
+/// The same, in a task.
+pub fn spawned<F>(work: impl Fn(u64) -> F + 'static) -> Run
+where
+    F: Future<Output = Duration> + Send + 'static,
+{
+    Box::new(move |times| {
+        let task = work(times);
+        runtime().block_on(async { tokio::spawn(unconstrained(task)).await.expect("no panic") })
+    })
+}
+
+/// One runtime for all sides.
+///
+/// It has a timer nearer than those that are measured, as any busy program does. Without one Tokio
+/// wakes its driver, by a system call, for each timer that is registered, and that is what would be
+/// measured.
+pub fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        runtime.block_on(async {
+            tokio::spawn(async {
+                loop {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            });
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        });
+        runtime
+    })
+}
+
+/// Polls again at once whenever the future is pending.
+pub async fn at_once<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(output);
+            }
+        }
+    })
+    .await
+}
+
+/// Pending once, then ready: the other branch of a `select!`.
+#[derive(Default)]
+pub struct PendingOnce(bool);
+
+impl Future for PendingOnce {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        if std::mem::replace(&mut self.0, true) { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// The same, and has its task come to its turn again.
+#[derive(Default)]
+pub struct WakeOnce(bool);
+
+impl Future for WakeOnce {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if std::mem::replace(&mut self.0, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}

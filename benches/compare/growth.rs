@@ -1,0 +1,277 @@
+//! What it grows with: the number of siblings, the depth, the number of contexts and of waiters.
+
+use std::hint::black_box;
+use std::pin::pin;
+use std::task::{Context as TaskContext, Waker};
+use std::time::Duration;
+
+use tokio::time::{advance, timeout};
+use tokio_ctx::{CancelGuard, Context};
+use tokio_util::sync::CancellationToken;
+
+use crate::ask::chain;
+use crate::clock::Clock;
+use crate::derive::rooted;
+use crate::drive::{FAR, runtime, timed};
+use crate::held;
+use crate::measure::median;
+use crate::report::{nanos, thousands};
+use crate::tree::{Crowd, last_awake};
+
+/// A table under a heading.
+pub struct Table(pub &'static str, pub Vec<Vec<String>>);
+
+pub fn tables(quick: bool) -> Vec<Table> {
+    let sizes: &[usize] = if quick { &[1, 1_000] } else { &[1, 1_000, 1_000_000] };
+    let depths: &[usize] =
+        if quick { &[1, 100] } else { &[1, 10, 100, 1_000, 10_000, 100_000, 1_000_000] };
+    let live = if quick { 10_000 } else { 1_000_000 };
+    let _runtime = runtime().enter();
+    vec![
+        Table("Live siblings: ns per derive, cancel, drop", siblings(sizes)),
+        Table("Depth: ns", depth(depths)),
+        Table("Live contexts: bytes for each", memory(live)),
+        Table("One deadline, waited on by many", waiters(&[1, 100, 10_000])),
+    ]
+}
+
+fn lines(head: &[&str]) -> Vec<Vec<String>> {
+    vec![head.iter().map(|cell| cell.to_string()).collect()]
+}
+
+fn siblings(sizes: &[usize]) -> Vec<Vec<String>> {
+    let mut lines = lines(&[
+        "siblings",
+        "ours",
+        "ours, siblings waited on",
+        "ours, all waited on",
+        "tokio-util",
+        "tokio-util, siblings waited on",
+        "tokio-util, all waited on",
+    ]);
+    for &size in sizes {
+        let mut line = vec![thousands(size as u64)];
+        line.extend(beside_ours(size).map(nanos));
+        line.extend(beside_tokens(size).map(nanos));
+        lines.push(line);
+    }
+    lines
+}
+
+fn beside_ours(size: usize) -> [f64; 3] {
+    let (parent, _guard) = rooted();
+    let siblings: Vec<_> = (0..size).map(|_| parent.with_cancel()).collect();
+    let plain = || drop(black_box(parent.with_cancel()));
+    let waited = || {
+        let (ctx, _guard) = parent.with_cancel();
+        poll_once(ctx.done());
+    };
+    let idle = typical(plain);
+    let mut crowd = Crowd::new(siblings.iter().map(|(sibling, _)| sibling.done()));
+    crowd.poll(Waker::noop());
+    [idle, typical(plain), typical(waited)]
+}
+
+fn beside_tokens(size: usize) -> [f64; 3] {
+    let parent = CancellationToken::new();
+    let siblings: Vec<_> = (0..size).map(|_| parent.child_token()).collect();
+    let plain = || drop(black_box(parent.child_token().drop_guard()));
+    let waited = || {
+        let guard = parent.child_token().drop_guard();
+        poll_once(guard.token().cancelled());
+    };
+    let idle = typical(plain);
+    let mut crowd = Crowd::new(siblings.iter().map(CancellationToken::cancelled));
+    crowd.poll(Waker::noop());
+    [idle, typical(plain), typical(waited)]
+}
+
+fn poll_once(future: impl Future) {
+    let mut cx = TaskContext::from_waker(Waker::noop());
+    assert!(pin!(future).poll(&mut cx).is_pending());
+}
+
+/// Nanoseconds of one, by the median of many samples.
+fn typical(mut op: impl FnMut()) -> f64 {
+    const TIMES: u64 = 2_000;
+    let sample = |_| timed(TIMES, &mut op).as_nanos() as f64 / TIMES as f64;
+    median(&(0..101).map(sample).collect::<Vec<_>>())
+}
+
+fn depth(depths: &[usize]) -> Vec<Vec<String>> {
+    let mut lines = lines(&[
+        "depth",
+        "is_done",
+        "is_done, waited on",
+        "is_done, tokio-util",
+        "drop from the root, a level",
+        "drop from the leaf, a level",
+        "drop of the leaf that holds all, a level",
+        "tokio-util, from the root",
+        "tokio-util, from the leaf",
+    ]);
+    for &depth in depths {
+        let mut line = vec![thousands(depth as u64)];
+        line.extend(is_done(depth).map(nanos));
+        line.extend(drops(depth).map(|took| nanos(took / depth as f64)));
+        lines.push(line);
+    }
+    lines
+}
+
+fn is_done(depth: usize) -> [f64; 3] {
+    let (chain, _guards) = chain(depth);
+    let leaf = &chain[depth - 1];
+    let walked = typical(|| assert!(!black_box(leaf).is_done()));
+    let mut wait = pin!(leaf.done());
+    let _pending = wait.as_mut().poll(&mut TaskContext::from_waker(Waker::noop()));
+    let waited = typical(|| assert!(!black_box(leaf).is_done()));
+    let tokens = tokens(depth);
+    let token = typical(|| assert!(!black_box(&tokens[depth - 1]).is_cancelled()));
+    take_apart(tokens);
+    [walked, waited, token]
+}
+
+fn tokens(depth: usize) -> Vec<CancellationToken> {
+    let mut tokens = vec![CancellationToken::new()];
+    while tokens.len() < depth {
+        tokens.push(tokens[tokens.len() - 1].child_token());
+    }
+    tokens
+}
+
+fn take_apart(mut tokens: Vec<CancellationToken>) {
+    while tokens.pop().is_some() {}
+}
+
+/// Nanoseconds for all levels. Guards are detached: a drop alone.
+fn drops(depth: usize) -> [f64; 5] {
+    let contexts = || {
+        let (chain, guards) = chain(depth);
+        guards.into_iter().for_each(CancelGuard::detach);
+        chain
+    };
+    let leaf_alone = || contexts().pop();
+    let from_leaf = |mut chain: Vec<Context>| while chain.pop().is_some() {};
+    [
+        dropping(depth, contexts, drop),
+        dropping(depth, contexts, from_leaf),
+        dropping(depth, leaf_alone, drop),
+        dropping(depth, || tokens(depth), drop),
+        dropping(depth, || tokens(depth), take_apart),
+    ]
+}
+
+fn dropping<T>(depth: usize, make: impl Fn() -> T, drop: impl Fn(T)) -> f64 {
+    let rounds = (1_000_000 / depth).clamp(5, 101);
+    // Short chains many at a time: a look at the clock takes as long as such a drop.
+    let chains = (1_000 / depth).max(1);
+    let sample = |_| {
+        let chains: Vec<T> = (0..chains).map(|_| make()).collect();
+        let (start, count) = (Clock::start(), chains.len());
+        chains.into_iter().for_each(&drop);
+        start.elapsed().as_nanos() as f64 / count as f64
+    };
+    median(&(0..rounds).map(sample).collect::<Vec<_>>())
+}
+
+fn memory(live: usize) -> Vec<Vec<String>> {
+    let mut lines = lines(&["contexts", "kind", "ours", "ours, waited on", "token", "token, waited on"]);
+    for (kind, limit) in [("cancel", None), ("timeout", Some(FAR))] {
+        let mut line = vec![thousands(live as u64), kind.to_string()];
+        let bytes = [
+            held::ours(live, limit, false),
+            held::ours(live, limit, true),
+            held::by_hand(live, limit.is_some(), false),
+            held::by_hand(live, limit.is_some(), true),
+        ];
+        line.extend(bytes.map(|bytes| thousands(bytes as u64)));
+        lines.push(line);
+    }
+    lines
+}
+
+fn waiters(counts: &[usize]) -> Vec<Vec<String>> {
+    let mut lines = lines(&[
+        "waiters",
+        "ours: begin to wait, ns each",
+        "stop waiting, ns each",
+        "deadline to last awake, ns each",
+        "token + timeout: begin to wait, ns each",
+        "stop waiting, ns each",
+        "deadline to last awake, ns each",
+    ]);
+    let waits: Vec<_> = counts.iter().map(|&count| begin_and_stop(count)).collect();
+    // Last: once Tokio's clock has been paused, to look at it costs more for good.
+    for (&count, [ours, by_hand]) in counts.iter().zip(waits) {
+        let mut line = vec![thousands(count as u64)];
+        line.extend(ours.map(nanos));
+        line.push(nanos(expiry_ours(count)));
+        line.extend(by_hand.map(nanos));
+        line.push(nanos(expiry_by_hand(count)));
+        lines.push(line);
+    }
+    lines
+}
+
+fn begin_and_stop(count: usize) -> [[f64; 2]; 2] {
+    // Many at a time, as a look at the clock takes as long as one wait.
+    let many = (1_000 / count).max(1);
+    let contexts: Vec<_> = (0..many).map(|_| Context::background().with_timeout(FAR)).collect();
+    let tokens: Vec<_> = (0..many).map(|_| CancellationToken::new()).collect();
+    [
+        waiting(many * count, |at| contexts[at / count].0.done()),
+        waiting(many * count, |at| timeout(FAR, tokens[at / count].cancelled())),
+    ]
+}
+
+fn waiting<F: Future>(count: usize, wait: impl Fn(usize) -> F) -> [f64; 2] {
+    let (mut begun, mut stopped) = (Vec::new(), Vec::new());
+    let each = |start: Clock| start.elapsed().as_nanos() as f64 / count as f64;
+    for _ in 0..51 {
+        let mut crowd = Crowd::new((0..count).map(&wait));
+        let start = Clock::start();
+        assert_eq!(crowd.poll(Waker::noop()), 0);
+        begun.push(each(start));
+        let start = Clock::start();
+        drop(crowd);
+        stopped.push(each(start));
+    }
+    [median(&begun), median(&stopped)]
+}
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn expiry_ours(count: usize) -> f64 {
+    expiry(count, async |count| {
+        let (ctx, _guard) = Context::background().with_timeout(SOON);
+        last_awake(count, || ctx.clone().done_owned(), async || advance(SOON).await).await
+    })
+}
+
+fn expiry_by_hand(count: usize) -> f64 {
+    expiry(count, async |count| {
+        let token = CancellationToken::new();
+        let at = tokio::time::Instant::now() + SOON;
+        let wait = || {
+            let token = token.clone();
+            async move { tokio::time::timeout_at(at, token.cancelled()).await }
+        };
+        last_awake(count, wait, async || advance(SOON).await).await
+    })
+}
+
+/// On a clock that is set forward: from the deadline, and not from the timer's next millisecond.
+fn expiry(count: usize, measure: impl AsyncFn(usize) -> Duration + Copy + Send + 'static) -> f64 {
+    let rounds = (20_000 / count).clamp(7, 201);
+    let sample = |_| {
+        let run = move || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_time().start_paused(true).build().expect("a runtime");
+            runtime.block_on(measure(count)).as_nanos() as f64 / count as f64
+        };
+        // A thread of its own: this one is in another runtime.
+        std::thread::spawn(run).join().expect("no panic")
+    };
+    median(&(0..rounds).map(sample).collect::<Vec<_>>())
+}

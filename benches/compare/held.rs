@@ -1,0 +1,139 @@
+//! What live contexts hold: their heap, and the handles and futures one keeps beside it.
+
+use std::task::Waker;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout_at};
+use tokio_context::context::{Context as TheirContext, RefContext};
+use tokio_util::sync::CancellationToken;
+
+use crate::alloc::{counted, held};
+use crate::derive::{Watched, reap, rooted, watch};
+use crate::drive::{FAR, runtime};
+use crate::report::thousands;
+use crate::row::{GO, OURS, TIMEOUT, TOKIO_CONTEXT, WATCHER};
+use crate::tree::Crowd;
+
+/// Enough that what a runtime takes for itself does not count.
+const LIVE: usize = 100_000;
+
+struct Held {
+    id: &'static str,
+    work: &'static str,
+    waited: bool,
+    /// Against Go.
+    target: f64,
+}
+
+const ALL: [Held; 2] = [
+    Held { id: "held-idle", work: "nobody waiting", waited: false, target: 2.0 },
+    Held { id: "held-waiter", work: "one waiter", waited: true, target: 1.2 },
+];
+
+/// As a table, and in the form of rows.
+pub fn both() -> (Vec<Vec<String>>, Vec<Value>) {
+    let head = ["bytes held by a live context with a timeout", "ours", "peer", "bytes", "ratio"];
+    let mut lines = vec![head.map(String::from).to_vec()];
+    let mut rows = list();
+    for (held, row) in ALL.iter().zip(&mut rows) {
+        let own = ours(LIVE, Some(FAR), held.waited);
+        let mut sides = vec![json!({ "who": OURS, "bytes": own })];
+        let mut first = [held.work.to_string(), thousands(own as u64)];
+        for (who, bytes) in peers(held.waited) {
+            let ratio = bytes / own;
+            let [work, own] = std::mem::take(&mut first);
+            lines.push(vec![work, own, who.into(), thousands(bytes as u64), format!("{ratio:.2}")]);
+            sides.push(json!({ "who": who, "bytes": bytes, "ratio": ratio }));
+        }
+        row["sides"] = sides.into();
+    }
+    (lines, rows)
+}
+
+pub fn list() -> Vec<Value> {
+    let row = |held: &Held| {
+        let work = format!("bytes held by a live context with a timeout, {}", held.work);
+        json!({ "id": held.id, "work": work, "sides": [], "targets": { GO: held.target } })
+    };
+    ALL.iter().map(row).collect()
+}
+
+/// Our side alone, if this is one of these.
+pub fn one(id: &str) -> Option<Value> {
+    let held = ALL.iter().find(|held| held.id == id)?;
+    Some(json!({ "who": OURS, "bytes": ours(LIVE, Some(FAR), held.waited) }))
+}
+
+fn peers(waited: bool) -> [(&'static str, f64); 3] {
+    [(TIMEOUT, by_hand(LIVE, true, waited)), (WATCHER, watched(waited)), (TOKIO_CONTEXT, theirs(waited))]
+}
+
+pub fn ours(live: usize, limit: Option<Duration>, waited: bool) -> f64 {
+    let (parent, _guard) = rooted();
+    let derive = |_| match limit {
+        None => parent.with_cancel(),
+        Some(limit) => parent.with_timeout(limit),
+    };
+    each(live, || {
+        let contexts: Vec<_> = (0..live).map(derive).collect();
+        while_waiting(waited, contexts.iter().map(|(ctx, _)| ctx.done()))
+    })
+}
+
+pub fn by_hand(live: usize, limited: bool, waited: bool) -> f64 {
+    let parent = CancellationToken::new();
+    each(live, || {
+        if limited {
+            let child = |_| (parent.child_token(), Instant::now() + FAR);
+            let tokens: Vec<_> = (0..live).map(child).collect();
+            let wait = tokens.iter().map(|(token, at)| timeout_at(*at, token.cancelled()));
+            while_waiting(waited, wait)
+        } else {
+            let tokens: Vec<_> = (0..live).map(|_| parent.child_token()).collect();
+            while_waiting(waited, tokens.iter().map(CancellationToken::cancelled))
+        }
+    })
+}
+
+fn watched(waited: bool) -> f64 {
+    let parent = CancellationToken::new();
+    each(LIVE, || {
+        let mut live: Vec<Watched> = (0..LIVE).map(|_| watch(&parent, FAR)).collect();
+        let all_tasks_run = || runtime().block_on(tokio::time::sleep(Duration::from_millis(300)));
+        all_tasks_run();
+        let bytes = while_waiting(waited, live.iter().map(|(token, _)| token.cancelled()));
+        runtime().block_on(reap(&mut live));
+        all_tasks_run();
+        bytes
+    })
+}
+
+fn theirs(waited: bool) -> f64 {
+    each(LIVE, || {
+        // Each under a parent of its own: of those under the same one only one can wait.
+        let parents: Vec<_> = (0..LIVE).map(|_| RefContext::new()).collect();
+        let before = held();
+        let derive = |(parent, _): &_| TheirContext::with_parent(parent, Some(FAR));
+        let mut contexts: Vec<_> = parents.iter().map(derive).collect();
+        while_waiting(waited, contexts.iter_mut().map(|(ctx, _)| ctx.done())) - before
+    })
+}
+
+/// Bytes for each of so many, of what `build` says is held in all.
+fn each(live: usize, build: impl FnOnce() -> i64) -> f64 {
+    let _runtime = runtime().enter();
+    let mut bytes = 0;
+    counted(|| bytes = build());
+    bytes as f64 / live as f64
+}
+
+/// The bytes held while all these wait, or none does.
+fn while_waiting<F: Future>(waited: bool, futures: impl Iterator<Item = F>) -> i64 {
+    if !waited {
+        return held();
+    }
+    let mut crowd = Crowd::new(futures);
+    assert_eq!(crowd.poll(Waker::noop()), 0);
+    held()
+}

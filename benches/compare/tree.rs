@@ -1,0 +1,186 @@
+//! Many at once: chains, fan-outs, crowds.
+
+use std::future::Future;
+use std::hint::black_box;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Context as TaskContext, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tokio::task::yield_now;
+use tokio_ctx::Context;
+use tokio_util::sync::CancellationToken;
+
+use crate::derive::rooted;
+use crate::drive::{FAR, runtime, scheduled, sync};
+use crate::row::{GO, Row, Run, TIMEOUT, TOKEN};
+
+pub fn rows() -> Vec<Row> {
+    let mut rows = Vec::from([1, 10, 100, 1_000].map(chain));
+    rows.extend([10, 1_000, 100_000].map(fan_out));
+    rows.extend([10, 1_000, 100_000].map(fan_out_deadline));
+    rows.extend([1, 100, 10_000].map(wake));
+    rows
+}
+
+/// Dropped from the last to the first, as calls return.
+fn chain(depth: usize) -> Row {
+    let ours = sync(move || {
+        let mut chain = Vec::with_capacity(depth);
+        chain.push(rooted());
+        while chain.len() < depth {
+            chain.push(chain[chain.len() - 1].0.with_cancel());
+        }
+        chain[0].1.cancel();
+        assert!(chain[depth - 1].0.is_done());
+        while chain.pop().is_some() {}
+    });
+    let token = sync(move || {
+        let mut chain = Vec::with_capacity(depth);
+        chain.push(CancellationToken::new());
+        while chain.len() < depth {
+            chain.push(chain[chain.len() - 1].child_token());
+        }
+        chain[0].cancel();
+        assert!(chain[depth - 1].is_cancelled());
+        while chain.pop().is_some() {}
+    });
+    Row::new(format!("chain-{depth}"), format!("chain of {depth}, root cancelled, dropped"), ours)
+        .peer(TOKEN, token)
+        .target(TOKEN, 2.5)
+        .target(GO, 4.0)
+}
+
+fn fan_out(width: usize) -> Row {
+    let ours = sync(move || {
+        let (root, cancel) = rooted();
+        let children: Vec<_> = (0..width).map(|_| root.with_cancel()).collect();
+        let crowd = Crowd::new(children.iter().map(|(child, _)| child.done()));
+        crowd.through(|| cancel.cancel());
+    });
+    let token = sync(move || {
+        let root = CancellationToken::new();
+        let children: Vec<_> = (0..width).map(|_| root.child_token()).collect();
+        let crowd = Crowd::new(children.iter().map(CancellationToken::cancelled));
+        crowd.through(|| root.cancel());
+    });
+    let work = format!("{width} children, each waited on, root cancelled, dropped");
+    Row::new(format!("fan-out-{width}"), work, ours).peer(TOKEN, token).target(TOKEN, 1.3)
+}
+
+/// As many requests, each with its own deadline, that are being waited on when the server stops.
+fn fan_out_deadline(width: usize) -> Row {
+    let ours = sync(move || {
+        let _runtime = runtime().enter();
+        let (root, cancel) = rooted();
+        let children: Vec<_> = (0..width).map(|_| root.with_timeout(FAR)).collect();
+        let crowd = Crowd::new(children.iter().map(|(child, _)| child.done()));
+        crowd.through(|| cancel.cancel());
+    });
+    let by_hand = sync(move || {
+        let _runtime = runtime().enter();
+        let root = CancellationToken::new();
+        let children: Vec<_> = (0..width).map(|_| root.child_token()).collect();
+        let limited = |child| tokio::time::timeout(FAR, CancellationToken::cancelled(child));
+        let crowd = Crowd::new(children.iter().map(limited));
+        crowd.through(|| root.cancel());
+    });
+    let work = format!("{width} children with a timeout, each waited on, root cancelled, dropped");
+    Row::new(format!("fan-out-timeout-{width}"), work, ours).peer(TIMEOUT, by_hand)
+}
+
+/// Futures side by side, polled in place.
+pub struct Crowd<F>(Vec<F>);
+
+impl<F: Future> Crowd<F> {
+    pub fn new(futures: impl Iterator<Item = F>) -> Self {
+        Crowd(futures.collect())
+    }
+
+    /// Polls each once; how many are ready.
+    pub fn poll(&mut self, waker: &Waker) -> usize {
+        let mut cx = TaskContext::from_waker(waker);
+        let poll = |future: &mut F| {
+            // SAFETY: it lies in a vector that neither grows nor is taken apart before it is dropped.
+            let future = unsafe { Pin::new_unchecked(future) };
+            matches!(future.poll(&mut cx).map(black_box), Poll::Ready(_))
+        };
+        self.0.iter_mut().map(poll).filter(|ready| *ready).count()
+    }
+
+    fn through(mut self, cancel: impl FnOnce()) {
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        assert_eq!(self.poll(&waker), 0);
+        cancel();
+        assert_eq!(woken.0.load(Relaxed), self.0.len());
+        assert_eq!(self.poll(&waker), self.0.len());
+    }
+}
+
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+/// From the cancel to when the last of the tasks that wait on one context runs.
+fn wake(tasks: usize) -> Row {
+    let ours = scheduled(async move |times| {
+        let mut took = Duration::ZERO;
+        for _ in 0..times {
+            let (ctx, guard) = Context::background().with_cancel();
+            let wait = || ctx.clone().done_owned();
+            took += last_awake(tasks, wait, async || guard.cancel()).await;
+        }
+        took
+    });
+    let token: Run = scheduled(async move |times| {
+        let mut took = Duration::ZERO;
+        for _ in 0..times {
+            let token = CancellationToken::new();
+            let wait = || token.clone().cancelled_owned();
+            took += last_awake(tasks, wait, async || token.cancel()).await;
+        }
+        took
+    });
+    Row::new(format!("wake-{tasks}"), format!("cancel to the last of {tasks} tasks awake"), ours)
+        .peer(TOKEN, token)
+        .target(TOKEN, 1.0)
+        .uncounted()
+}
+
+pub async fn last_awake<F>(tasks: usize, wait: impl Fn() -> F, end: impl AsyncFnOnce()) -> Duration
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let (last, awake) = oneshot::channel();
+    let last = Arc::new(std::sync::Mutex::new(Some(last)));
+    for _ in 0..tasks {
+        let (waiting, last, wait) = (waiting.clone(), last.clone(), wait());
+        tokio::spawn(async move {
+            waiting.fetch_add(1, Relaxed);
+            wait.await;
+            if waiting.fetch_sub(1, Relaxed) == 1 {
+                let last = last.lock().expect("no panic").take();
+                last.expect("one is the last").send(Instant::now()).expect("waited for");
+            }
+        });
+    }
+    while waiting.load(Relaxed) != tasks {
+        yield_now().await;
+    }
+    let start = Instant::now();
+    end().await;
+    awake.await.expect("it ended") - start
+}

@@ -1,0 +1,263 @@
+//! Waiting: turns of a `select!` loop beside a future that is pending once.
+//!
+//! A turn polls both branches twice, and what waits for the end is made and dropped in it, unless it is
+//! pinned outside the loop.
+
+use std::hint::black_box;
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::select;
+use tokio::time::{sleep_until, timeout, timeout_at};
+use tokio_context::context::{Context as TheirContext, RefContext};
+use tokio_ctx::Context;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::derive::{Watched, reap, rooted, watch};
+use crate::drive::{FAR, PendingOnce, WakeOnce, at_once, looped, scheduled, spawned, turns};
+use crate::row::{GO, Row, Run, TIMEOUT, TOKEN, TOKIO_CONTEXT, WATCHER};
+
+pub fn rows() -> Vec<Row> {
+    vec![
+        remade(),
+        remade_deadline(),
+        pinned(),
+        pinned_deadline(),
+        in_a_task(),
+        derived(),
+        derived_timeout(),
+    ]
+}
+
+fn remade() -> Row {
+    Row::new("turn", "turn of a select! loop, done() re-made", ours(rooted()))
+        .peer(TOKEN, token_remade())
+        .target(TOKEN, 1.5)
+}
+
+fn remade_deadline() -> Row {
+    let ctx = Context::background().with_timeout(FAR);
+    Row::new("turn-deadline", "turn, done() re-made, far deadline", ours(ctx))
+        .peer(TIMEOUT, by_hand_remade())
+        .peer(TOKEN, token_remade())
+        .target(TIMEOUT, 2.5)
+        .target(TOKEN, 1.0)
+}
+
+fn ours((ctx, guard): (Context, tokio_ctx::CancelGuard)) -> Run {
+    turns(async move || {
+        let _keep = &guard;
+        select! {
+            _ = black_box(&ctx).done() => unreachable!(),
+            () = PendingOnce::default() => {}
+        }
+    })
+}
+
+fn token_remade() -> Run {
+    let token = CancellationToken::new();
+    turns(async move || {
+        select! {
+            () = black_box(&token).cancelled() => unreachable!(),
+            () = PendingOnce::default() => {}
+        }
+    })
+}
+
+fn by_hand_remade() -> Run {
+    let token = CancellationToken::new();
+    let at = tokio::time::Instant::now() + FAR;
+    turns(async move || {
+        select! {
+            () = black_box(&token).cancelled() => unreachable!(),
+            done = timeout_at(at, PendingOnce::default()) => black_box(done).expect("far"),
+        }
+    })
+}
+
+fn pinned() -> Row {
+    Row::new("turn-pinned", "turn, done() pinned outside the loop", ours_pinned(rooted()))
+        .peer(TOKEN, token_pinned())
+        .target(TOKEN, 1.3)
+}
+
+fn pinned_deadline() -> Row {
+    let ctx = Context::background().with_timeout(FAR);
+    Row::new("turn-pinned-deadline", "turn, done() pinned, far deadline", ours_pinned(ctx))
+        .peer(TIMEOUT, by_hand_pinned())
+        .peer(TOKEN, token_pinned())
+        .target(TIMEOUT, 1.3)
+}
+
+fn ours_pinned((ctx, guard): (Context, tokio_ctx::CancelGuard)) -> Run {
+    looped(async move |times| {
+        let _keep = &guard;
+        let mut done = pin!(ctx.done());
+        let start = Clock::start();
+        for _ in 0..times {
+            select! {
+                _ = &mut done => unreachable!(),
+                () = PendingOnce::default() => {}
+            }
+        }
+        start.elapsed()
+    })
+}
+
+fn token_pinned() -> Run {
+    let token = CancellationToken::new();
+    looped(async move |times| {
+        let mut cancelled = pin!(token.cancelled());
+        let start = Clock::start();
+        for _ in 0..times {
+            select! {
+                () = &mut cancelled => unreachable!(),
+                () = PendingOnce::default() => {}
+            }
+        }
+        start.elapsed()
+    })
+}
+
+fn by_hand_pinned() -> Run {
+    let token = CancellationToken::new();
+    looped(async move |times| {
+        let mut cancelled = pin!(token.cancelled());
+        let mut late = pin!(sleep_until(tokio::time::Instant::now() + FAR));
+        let start = Clock::start();
+        for _ in 0..times {
+            select! {
+                () = &mut cancelled => unreachable!(),
+                () = &mut late => unreachable!(),
+                () = PendingOnce::default() => {}
+            }
+        }
+        start.elapsed()
+    })
+}
+
+/// As in a program: the task goes through Tokio's run queue between the two polls of each turn.
+fn in_a_task() -> Row {
+    let (ctx, guard) = rooted();
+    let ours = spawned(move |times| {
+        let _keep = &guard;
+        let ctx = ctx.clone();
+        async move {
+            let start = Clock::start();
+            for _ in 0..times {
+                select! {
+                    _ = ctx.done() => unreachable!(),
+                    () = WakeOnce::default() => {}
+                }
+            }
+            start.elapsed()
+        }
+    });
+    let token = CancellationToken::new();
+    let peer = spawned(move |times| {
+        let token = token.clone();
+        async move {
+            let start = Clock::start();
+            for _ in 0..times {
+                select! {
+                    () = token.cancelled() => unreachable!(),
+                    () = WakeOnce::default() => {}
+                }
+            }
+            start.elapsed()
+        }
+    });
+    Row::new("turn-task", "turn, done() re-made, and a turn of the scheduler", ours).peer(TOKEN, peer)
+}
+
+fn derived() -> Row {
+    let (parent, _guard) = rooted();
+    let ours = turns(async move || {
+        let _keep = &_guard;
+        let (ctx, guard) = black_box(&parent).with_cancel();
+        select! {
+            _ = black_box(&ctx).done() => unreachable!(),
+            () = PendingOnce::default() => {}
+        }
+        drop(guard);
+    });
+    let parent = CancellationToken::new();
+    let token = turns(async move || {
+        let guard = black_box(&parent).child_token().drop_guard();
+        select! {
+            () = black_box(guard.token()).cancelled() => unreachable!(),
+            () = PendingOnce::default() => {}
+        }
+    });
+    Row::new("derive-turn", "derive, wait one turn, cancel, drop", ours)
+        .peer(TOKEN, token)
+        .peer(TOKIO_CONTEXT, theirs(None))
+        .target(TOKEN, 1.6)
+}
+
+fn derived_timeout() -> Row {
+    let (parent, _guard) = rooted();
+    let ours = turns(async move || {
+        let _keep = &_guard;
+        let (ctx, guard) = black_box(&parent).with_timeout(FAR);
+        select! {
+            _ = black_box(&ctx).done() => unreachable!(),
+            () = PendingOnce::default() => {}
+        }
+        drop(guard);
+    });
+    let parent = CancellationToken::new();
+    let by_hand = turns(async move || {
+        let guard = black_box(&parent).child_token().drop_guard();
+        select! {
+            () = black_box(guard.token()).cancelled() => unreachable!(),
+            done = timeout(FAR, PendingOnce::default()) => black_box(done).expect("far"),
+        }
+    });
+    Row::new("derive-timeout-turn", "derive with a timeout, wait one turn, cancel, drop", ours)
+        .peer(TIMEOUT, by_hand)
+        .peer(WATCHER, watched())
+        .peer(TOKIO_CONTEXT, theirs(Some(FAR)))
+        .target(TIMEOUT, 1.4)
+        .target(WATCHER, 2.2)
+        .target(TOKIO_CONTEXT, 1.6)
+        .target(GO, 2.0)
+}
+
+fn watched() -> Run {
+    const BATCH: u64 = 64;
+    let parent = CancellationToken::new();
+    let mut live: Vec<Watched> = Vec::with_capacity(BATCH as usize);
+    scheduled(async move |times| {
+        let start = Clock::start();
+        for at in 0..times {
+            let (token, watcher) = watch(&parent, FAR);
+            at_once(async {
+                select! {
+                    () = black_box(&token).cancelled() => unreachable!(),
+                    () = PendingOnce::default() => {}
+                }
+            })
+            .await;
+            live.push((token, watcher));
+            if at % BATCH == BATCH - 1 || at == times - 1 {
+                reap(&mut live).await;
+            }
+        }
+        start.elapsed()
+    })
+}
+
+fn theirs(limit: Option<Duration>) -> Run {
+    let (parent, _handle) = RefContext::new();
+    turns(async move || {
+        let _keep = &_handle;
+        let (mut ctx, handle) = TheirContext::with_parent(black_box(&parent), limit);
+        select! {
+            () = black_box(&mut ctx).done() => unreachable!(),
+            () = PendingOnce::default() => {}
+        }
+        handle.cancel();
+    })
+}

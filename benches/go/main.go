@@ -1,0 +1,126 @@
+// What Go's context costs: `contextbench ROW`, where ROW is one of `compare`'s. It prints, as a line of
+// JSON, nanoseconds, allocations and bytes per operation. Run by benches/compare-go.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"runtime"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A row does its work n times and says how long that took.
+type row func(n int) time.Duration
+
+// What keeps the compiler from leaving work out.
+var (
+	sinkCtx context.Context
+	sinkErr error
+	sinkAny any
+)
+
+// Far enough off that no deadline passes while anything is measured.
+const far = 10 * time.Minute
+
+func timed(n int, op func()) time.Duration {
+	start := clock()
+	for range n {
+		op()
+	}
+	return clock() - start
+}
+
+func one(op func()) row {
+	return func(n int) time.Duration { return timed(n, op) }
+}
+
+// Two goroutines at once, each n times; the time is that of one of them, by the wall.
+func two(work row) row {
+	return func(n int) time.Duration {
+		var ready, done sync.WaitGroup
+		var took [2]time.Duration
+		start := make(chan struct{})
+		for i := range took {
+			ready.Add(1)
+			done.Add(1)
+			go func() {
+				ready.Done()
+				<-start
+				begin := time.Now()
+				work(n)
+				took[i] = time.Since(begin)
+				done.Done()
+			}()
+		}
+		ready.Wait()
+		close(start)
+		done.Wait()
+		return (took[0] + took[1]) / 2
+	}
+}
+
+func main() {
+	if len(os.Args) != 2 {
+		list()
+		return
+	}
+	run, ok := rows()[os.Args[1]]
+	if !ok {
+		held(os.Args[1])
+		return
+	}
+	// The clock is that of a thread. Goroutines that wake each other would only be slowed by it.
+	if !strings.HasPrefix(os.Args[1], "wake-") {
+		runtime.LockOSThread()
+	}
+	n := calibrate(run, 2*time.Millisecond)
+	var samples []float64
+	for range 25 {
+		samples = append(samples, float64(run(n).Nanoseconds())/float64(n))
+	}
+	sort.Float64s(samples)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	run(n)
+	runtime.ReadMemStats(&after)
+	report(map[string]any{
+		"ns":          samples[len(samples)/2],
+		"allocations": float64(after.Mallocs-before.Mallocs) / float64(n),
+		"bytes":       float64(after.TotalAlloc-before.TotalAlloc) / float64(n),
+	})
+}
+
+// How many times make a sample.
+func calibrate(run row, sample time.Duration) int {
+	n := 1
+	for {
+		took := run(n)
+		if took >= sample {
+			return n
+		}
+		wanted := float64(sample) / max(float64(took), 1) * 1.1
+		n = int(float64(n)*min(max(wanted, 1.5), 10)) + 1
+	}
+}
+
+func list() {
+	names := []string{"held-idle", "held-waiter"}
+	for name := range rows() {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	report(map[string]any{"version": runtime.Version(), "rows": names})
+}
+
+func report(what map[string]any) {
+	line, err := json.Marshal(what)
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(string(line))
+}

@@ -1,0 +1,146 @@
+//! Instructions of the ten hottest operations, against the committed baseline, `instructions.json`:
+//! `cargo bench --bench instructions` fails if one takes a tenth more, `-- --update` writes the baseline
+//! anew. Callgrind counts; the machine's speed and what else it does change nothing.
+//!
+//! A baseline holds for one compiler and one C library: after a change of either, update it.
+
+mod operations;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::{env, fs};
+
+use operations::{ALL, TIMES};
+use serde::{Deserialize, Serialize};
+
+const MOST: f64 = 1.10;
+
+#[derive(Serialize, Deserialize)]
+struct Baseline {
+    rustc: String,
+    /// For each operation.
+    instructions: BTreeMap<String, f64>,
+}
+
+fn main() -> ExitCode {
+    let given: Vec<String> = env::args().skip(1).collect();
+    let is_given = |arg: &str| given.iter().any(|given| given == arg);
+    if is_given("--counted") {
+        operations::run_all();
+        ExitCode::SUCCESS
+    } else if !is_given("--bench") {
+        // As `cargo test` would.
+        ExitCode::SUCCESS
+    } else if Command::new("valgrind").arg("--version").output().is_err() {
+        println!("no valgrind, so no instructions are counted: apt-get install valgrind");
+        if env::var("CI").is_ok_and(|ci| ci == "true") { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    } else {
+        let now = Baseline { rustc: rustc(), instructions: count() };
+        if is_given("--update") { update(&now) } else { compare(&now) }
+    }
+}
+
+fn rustc() -> String {
+    let rustc = env::var("RUSTC").unwrap_or("rustc".into());
+    let said = Command::new(rustc).arg("--version").output().map(|said| said.stdout);
+    String::from_utf8_lossy(&said.unwrap_or_default()).trim().into()
+}
+
+/// Runs this program again, under callgrind.
+fn count() -> BTreeMap<String, f64> {
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("callgrind.out");
+    let run = Command::new("valgrind")
+        .args(["--tool=callgrind", "--collect-atstart=no", "--toggle-collect=*measured_*"])
+        .arg(format!("--callgrind-out-file={}", out.display()))
+        .arg(env::current_exe().expect("this program"))
+        .arg("--counted")
+        // The environment lies on the stack, and its size moves what lies below.
+        .env_clear()
+        .env("PATH", env::var_os("PATH").unwrap_or_default())
+        .output()
+        .expect("valgrind runs");
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let written = fs::read_to_string(out).expect("what callgrind wrote");
+    let costs = costs(&written);
+    let per_operation = |name| costs.get(name).map(|cost| *cost as f64 / TIMES as f64);
+    let named = ALL.iter().map(|operation| operation.name);
+    named.map(|name| (short(name), per_operation(name).expect("it was measured"))).collect()
+}
+
+fn short(name: &str) -> String {
+    name.trim_start_matches("measured_").replace('_', "-")
+}
+
+/// What each measured function cost, with all it called, from callgrind's format: a function's part
+/// begins with `fn=`, its lines are places and costs, and so are those of its calls.
+fn costs(written: &str) -> BTreeMap<&str, u64> {
+    let mut costs = BTreeMap::new();
+    let mut current = None;
+    for line in written.lines() {
+        if let Some(function) = line.strip_prefix("fn=") {
+            // A name stands where it is first used, here or as that of a called function.
+            current = ALL.iter().map(|operation| operation.name).find(|name| {
+                let id = function.split(' ').next().unwrap_or_default();
+                written.lines().any(|line| is_name(line, id, name))
+            });
+        } else if let (Some(name), Some(cost)) = (current, cost(line)) {
+            *costs.entry(name).or_default() += cost;
+        }
+    }
+    costs
+}
+
+fn is_name(line: &str, id: &str, name: &str) -> bool {
+    let defined = line.strip_prefix("fn=").or_else(|| line.strip_prefix("cfn="));
+    let after = defined.and_then(|defined| defined.strip_prefix(id));
+    after.is_some_and(|full| full.split("::").any(|part| part.trim_end() == name))
+}
+
+/// `+3 17`: a place, relative to the last, and a cost.
+fn cost(line: &str) -> Option<u64> {
+    let (place, cost) = line.split_once(' ')?;
+    place.starts_with(|first: char| first.is_ascii_digit() || "+-*".contains(first)).then_some(())?;
+    cost.parse().ok()
+}
+
+fn baseline() -> PathBuf {
+    // At run time, so that a program that was built elsewhere finds its own.
+    let root = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    root.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).join("benches/instructions.json")
+}
+
+fn update(now: &Baseline) -> ExitCode {
+    let json = serde_json::to_string_pretty(now).expect("it is plain") + "\n";
+    fs::write(baseline(), json).expect("the baseline can be written");
+    for (name, count) in &now.instructions {
+        println!("{name}: {count:.1}");
+    }
+    ExitCode::SUCCESS
+}
+
+fn compare(now: &Baseline) -> ExitCode {
+    let baseline = fs::read_to_string(baseline()).expect("a baseline; write it with `-- --update`");
+    let baseline: Baseline = serde_json::from_str(&baseline).expect("a baseline");
+    if baseline.rustc != now.rustc {
+        println!("the baseline is of {}, this is {}\n", baseline.rustc, now.rustc);
+    }
+    println!("### Instructions\n");
+    println!("| operation              | baseline | now     | change  |");
+    println!("| ---------------------- | -------- | ------- | ------- |");
+    let mut worse = Vec::new();
+    for (name, count) in &now.instructions {
+        let Some(before) = baseline.instructions.get(name) else {
+            worse.push(format!("{name} is not in the baseline"));
+            continue;
+        };
+        let change = count / before;
+        let percent = (change - 1.0) * 100.0;
+        println!("| {name:22} | {before:8.1} | {count:7.1} | {percent:+6.1}% |");
+        if change > MOST {
+            worse.push(format!("{name} takes {percent:.1}% more instructions than its baseline"));
+        }
+    }
+    worse.iter().for_each(|what| eprintln!("{what}"));
+    if worse.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,584 @@
+//! Promise 10 at its edges: trees a million deep and a million wide, on a small stack, and what those
+//! who only ask meanwhile notice of it.
+//!
+//! Sizes are a tenth of that for a quick check; `TOKIO_CTX_FULL=1` makes them whole.
+
+mod common;
+
+use std::fs::File;
+use std::hint::black_box;
+use std::io::{Read, Seek};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
+use std::task::Waker;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{
+    Cause, Dice, Drops, HANG, LONG, Wakes, assert_same, current_thread, ended, ms, poll, poll_once, word,
+};
+use tokio_ctx::{CancelGuard, Context};
+use tokio_util::sync::CancellationToken;
+
+static BACKGROUND: Context = Context::background();
+
+fn is_full() -> bool {
+    std::env::var_os("TOKIO_CTX_FULL").is_some_and(|set| set != "0")
+}
+
+/// A million, or a tenth of it.
+fn million() -> usize {
+    if is_full() { 1_000_000 } else { 100_000 }
+}
+
+/// Runs `test` with the stack that Rust gives to threads, and Tokio to its workers; fails if it hangs.
+fn on_a_small_stack(test: impl FnOnce() + Send + 'static) {
+    let (finished, wait) = mpsc::channel::<()>();
+    let thread = thread::Builder::new().stack_size(2 * 1024 * 1024).spawn(move || {
+        let _finished = finished; // dropped on return and on panic alike
+        test();
+    });
+    let hung = wait.recv_timeout(HANG) == Err(mpsc::RecvTimeoutError::Timeout);
+    assert!(!hung, "not done after {HANG:?}");
+    thread.unwrap().join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// In which order a chain's handles go.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    RootFirst,
+    LeafFirst,
+    Shuffled,
+}
+
+const ORDERS: [Order; 3] = [Order::RootFirst, Order::LeafFirst, Order::Shuffled];
+
+fn drop_in(order: Order, mut handles: Vec<(Context, CancelGuard)>) {
+    match order {
+        Order::RootFirst => handles.drain(..).for_each(drop),
+        Order::LeafFirst => while handles.pop().is_some() {},
+        Order::Shuffled => {
+            Dice::new(7).shuffle(&mut handles);
+            handles.drain(..).for_each(drop);
+        }
+    }
+}
+
+/// Puts a context over its parent; gets its level, the chain's top and a bystander.
+type Derive = fn(&Context, usize, &Context, &Context) -> (Context, CancelGuard);
+
+fn derivations() -> [(&'static str, usize, Derive); 8] {
+    struct Level(#[allow(dead_code)] usize);
+    let hundred_thousand = million() / 10;
+    [
+        ("with_cancel", million(), |last, _, _, _| last.with_cancel()),
+        // Every deadline earlier than the one above, so that each level has its own.
+        ("with_timeout", million(), |last, level, _, _| {
+            last.with_timeout(LONG * 100 - Duration::from_micros(level as u64))
+        }),
+        ("with_timeout_cause", hundred_thousand, |last, level, _, _| {
+            last.with_timeout_cause(LONG * 100 - ms(level as u64), Cause("slow"))
+        }),
+        ("with_value", million(), |last, level, _, _| last.with_value(Level(level)).with_cancel()),
+        ("with_token", hundred_thousand / 10, |last, level, _, _| match level % 100 {
+            0 => last.with_token(&CancellationToken::new()),
+            _ => last.with_cancel(),
+        }),
+        ("merge on the left", hundred_thousand, |last, _, _, other| last.merge(other)),
+        ("merge on the right", hundred_thousand, |last, _, _, other| other.merge(last)),
+        ("merge on both sides", hundred_thousand, |last, level, top, other| match level % 4 {
+            0 => top.merge(last),
+            1 => last.with_timeout(LONG),
+            2 => last.merge(other),
+            _ => other.merge(last),
+        }),
+    ]
+}
+
+/// A chain over `top`, all guards kept.
+fn chain(derive: Derive, levels: usize, top: &Context, other: &Context) -> Vec<(Context, CancelGuard)> {
+    let mut chain: Vec<(Context, CancelGuard)> = Vec::with_capacity(levels);
+    for level in 0..levels {
+        let next = derive(chain.last().map_or(top, |(last, _)| last), level, top, other);
+        chain.push(next);
+    }
+    chain
+}
+
+/// Derived, waited on at the leaf, cancelled at the root, asked, dropped.
+fn goes_deep(name: &'static str) {
+    on_a_small_stack(move || {
+        let runtime = current_thread();
+        let _entered = runtime.enter();
+        let (_, levels, derive) =
+            derivations().into_iter().find(|(found, ..)| *found == name).expect("a derivation");
+        for order in ORDERS {
+            for waited in [true, false] {
+                let start = Instant::now();
+                let (top, guard) = BACKGROUND.with_cancel();
+                let (other, _other_guard) = BACKGROUND.with_timeout(LONG * 200);
+                let chain = chain(derive, levels, &top, &other);
+                let leaf = chain[levels - 1].0.clone();
+                let (wakes, waker) = Wakes::new();
+                let mut wait = Box::pin(leaf.clone().done_owned());
+                if waited {
+                    assert!(poll(wait.as_mut(), &waker).is_pending());
+                }
+                assert!(!leaf.is_done());
+                guard.cancel_with(Cause("root"));
+                assert_eq!(wakes.count(), usize::from(waited));
+                assert!(poll(wait.as_mut(), &waker).is_ready());
+                let error = ended(&leaf);
+                assert_eq!(word(&error), Some("root"));
+                assert!(chain.iter().rev().all(|(ctx, _)| ctx.is_done()));
+                assert_same(&ended(&chain[levels / 2].0), &error);
+                drop((leaf, wait));
+                drop_in(order, chain);
+                assert!(!other.is_done());
+                println!(
+                    "{name}, {levels} deep, waited {waited}, dropped {order:?}: {:.2} s",
+                    start.elapsed().as_secs_f64()
+                );
+            }
+        }
+        // Never ended, all guards gone before; the leaf's handle then lets go of everything.
+        for order in ORDERS {
+            let drops = Drops::default();
+            let (top, guard) = BACKGROUND.with_value(drops.counted()).with_cancel();
+            let (other, _other_guard) = BACKGROUND.with_timeout(LONG * 200);
+            let (contexts, guards): (Vec<_>, Vec<_>) =
+                chain(derive, levels, &top, &other).into_iter().unzip();
+            guards.into_iter().for_each(CancelGuard::detach);
+            guard.detach();
+            assert!(poll_once(contexts[levels - 1].done()).is_pending());
+            drop(top);
+            let mut contexts = contexts;
+            match order {
+                Order::RootFirst => contexts.drain(..).for_each(drop),
+                Order::LeafFirst => while contexts.pop().is_some() {},
+                Order::Shuffled => {
+                    Dice::new(9).shuffle(&mut contexts);
+                    contexts.clear();
+                }
+            }
+            assert_eq!(drops.count(), 1, "dropped {order:?}");
+        }
+    });
+}
+
+mod deep {
+    use super::*;
+
+    #[test]
+    fn with_cancel() {
+        goes_deep("with_cancel");
+    }
+
+    #[test]
+    fn with_a_deadline_at_each_level() {
+        goes_deep("with_timeout");
+    }
+
+    #[test]
+    fn with_a_deadline_and_a_cause_at_each_level() {
+        goes_deep("with_timeout_cause");
+    }
+
+    #[test]
+    fn with_a_value_at_each_level() {
+        goes_deep("with_value");
+    }
+
+    #[test]
+    fn below_many_tokens() {
+        goes_deep("with_token");
+    }
+
+    #[test]
+    fn with_merges_on_the_left() {
+        goes_deep("merge on the left");
+    }
+
+    #[test]
+    fn with_merges_on_the_right() {
+        goes_deep("merge on the right");
+    }
+
+    #[test]
+    fn with_merges_on_both_sides() {
+        goes_deep("merge on both sides");
+    }
+
+    /// A waiter at every level, all of them woken by one cancel.
+    #[test]
+    fn with_a_waiter_at_each_level() {
+        on_a_small_stack(|| {
+            let (top, guard) = BACKGROUND.with_cancel();
+            let chain = chain(|last, _, _, _| last.with_cancel(), million(), &top, &top);
+            let (wakes, waker) = Wakes::new();
+            let mut waits: Vec<_> = chain.iter().map(|(ctx, _)| Box::pin(ctx.done())).collect();
+            for wait in &mut waits {
+                assert!(poll(wait.as_mut(), &waker).is_pending());
+            }
+            guard.cancel();
+            assert_eq!(wakes.count(), million());
+        });
+    }
+
+    /// A deadline in the middle: what is below has ended, what is above has not.
+    #[test]
+    fn ended_in_the_middle_by_a_deadline() {
+        on_a_small_stack(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .start_paused(true)
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let (top, _guard) = BACKGROUND.with_cancel();
+                let derive: Derive = |last, level, _, _| match level == million() / 2 {
+                    true => last.with_timeout(LONG),
+                    false => last.with_cancel(),
+                };
+                let chain = chain(derive, million(), &top, &top);
+                let leaf = &chain[million() - 1].0;
+                assert!(leaf.done().await.is_deadline_exceeded());
+                assert!(chain[million() / 2..].iter().all(|(ctx, _)| ctx.is_done()));
+                assert!(!chain[..million() / 2].iter().any(|(ctx, _)| ctx.is_done()));
+            });
+        });
+    }
+
+    /// From the top and from the bottom at once, so that the last handle is on either thread.
+    #[test]
+    fn dropped_by_two_threads() {
+        on_a_small_stack(|| {
+            for waited in [false, true] {
+                for values in [false, true] {
+                    let drops = Drops::default();
+                    let (top, guard) = BACKGROUND.with_value(drops.counted()).with_cancel();
+                    let derive: Derive = match values {
+                        false => |last, _, _, _| last.with_cancel(),
+                        true => |last, level, _, _| last.with_value(level).with_cancel(),
+                    };
+                    let mut upper = chain(derive, million(), &top, &top);
+                    if waited {
+                        assert!(poll_once(upper[million() - 1].0.done()).is_pending());
+                    }
+                    drop(top);
+                    guard.detach();
+                    let lower = upper.split_off(million() / 2);
+                    let start = Arc::new(Barrier::new(2));
+                    let other = thread::Builder::new().stack_size(2 * 1024 * 1024).spawn({
+                        let start = start.clone();
+                        move || {
+                            start.wait();
+                            drop_in(Order::RootFirst, upper);
+                        }
+                    });
+                    start.wait();
+                    drop_in(Order::LeafFirst, lower);
+                    other.unwrap().join().unwrap();
+                    assert_eq!(drops.count(), 1);
+                }
+            }
+        });
+    }
+}
+
+/// What this thread has waited for a processor, in nanoseconds, as Linux counts it: a pause that has
+/// nothing to do with the code under test. Zero where that is not known.
+struct RunQueue(Option<File>);
+
+impl RunQueue {
+    fn of_this_thread() -> RunQueue {
+        RunQueue(File::open("/proc/thread-self/schedstat").ok())
+    }
+
+    fn waited(&self) -> Duration {
+        let mut text = [0; 64];
+        let read = match self.0.as_ref() {
+            Some(mut file) => file.rewind().and_then(|()| file.read(&mut text)).unwrap_or(0),
+            None => 0,
+        };
+        let mut fields = text[..read].split(|byte| *byte == b' ').skip(1);
+        let nanos = fields.next().and_then(|field| std::str::from_utf8(field).ok()?.parse().ok());
+        Duration::from_nanos(nanos.unwrap_or(0))
+    }
+}
+
+/// The longest that one question took: by the wall, and less the wait for a processor.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stall {
+    wall: Duration,
+    own: Duration,
+    questions: usize,
+}
+
+/// Asks until told to stop, and notes the longest that one question took.
+fn ask_until(stop: &AtomicBool, asked: &AtomicUsize, ask: &dyn Fn()) -> Stall {
+    let queue = RunQueue::of_this_thread();
+    let mut longest = Stall::default();
+    let mut before = queue.waited();
+    while !stop.load(Ordering::Acquire) {
+        let start = Instant::now();
+        ask();
+        let wall = start.elapsed();
+        let after = queue.waited();
+        let own = wall.saturating_sub(after.saturating_sub(before));
+        before = after;
+        longest.wall = longest.wall.max(wall);
+        longest.own = longest.own.max(own);
+        longest.questions += 1;
+        asked.store(longest.questions, Ordering::Release);
+    }
+    longest
+}
+
+/// Has a thread ask while `disturb` runs; how long that took, and the longest question.
+fn disturbed(ask: impl Fn() + Send + 'static, disturb: impl FnOnce()) -> (Duration, Stall) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let reader = {
+        let (stop, asked) = (stop.clone(), asked.clone());
+        thread::spawn(move || ask_until(&stop, &asked, &ask))
+    };
+    while asked.load(Ordering::Acquire) < 100 {
+        thread::yield_now();
+    }
+    let start = Instant::now();
+    disturb();
+    let took = start.elapsed();
+    // As many again, so that what the disturbance left behind is met as well.
+    let enough = asked.load(Ordering::Acquire) + 100;
+    while asked.load(Ordering::Acquire) < enough {
+        thread::yield_now();
+    }
+    stop.store(true, Ordering::Release);
+    (took, reader.join().unwrap())
+}
+
+/// One at a time, or they would measure each other.
+static MEASURING: Mutex<()> = Mutex::new(());
+
+/// Asked while a million are ended at once, nobody is blocked: not for a thousandth of the time that
+/// takes, however big the tree.
+mod wide {
+    use super::*;
+
+    struct Fan {
+        root: Context,
+        guard: CancelGuard,
+        children: Arc<Vec<Context>>,
+        _guards: Vec<CancelGuard>,
+        wakes: Arc<Wakes>,
+        waker: Waker,
+        /// Twenty levels below the first child: what is that deep has its own way of being told.
+        deep: Context,
+    }
+
+    impl Fan {
+        /// A million children, each of which will be waited on.
+        fn new(deadline: bool) -> Fan {
+            let (root, guard) = match deadline {
+                false => BACKGROUND.with_cancel(),
+                true => BACKGROUND.with_timeout(LONG),
+            };
+            let (children, _guards): (Vec<_>, _) = (0..million()).map(|_| root.with_cancel()).unzip();
+            let (wakes, waker) = Wakes::new();
+            let deep = below(&children[0], 20);
+            Fan { root, guard, children: Arc::new(children), _guards, wakes, waker, deep }
+        }
+
+        fn child(&self, nth: usize) -> Context {
+            self.children[nth].clone()
+        }
+    }
+
+    type Ask = Box<dyn Fn() + Send>;
+
+    /// Who asks, and what.
+    fn readers(fan: &Fan) -> Vec<(&'static str, Ask)> {
+        let last = fan.child(million() - 1);
+        let first = fan.child(0);
+        let middle = fan.child(million() / 2);
+        let (root, asked_root, parent) = (fan.root.clone(), fan.root.clone(), fan.root.clone());
+        let (strange, merged) = stranger();
+        let deep = fan.deep.clone();
+        let waited = fan.child(million() / 3);
+        vec![
+            ("is_done of the last child", Box::new(move || _ = black_box(last.is_done()))),
+            ("err of the first child", Box::new(move || _ = black_box(first.err()))),
+            ("check of a child", Box::new(move || _ = black_box(middle.check()))),
+            ("is_done of the root", Box::new(move || _ = black_box(root.is_done()))),
+            ("err of the root", Box::new(move || _ = black_box(asked_root.err()))),
+            ("derive from the root", Box::new(move || _ = black_box(parent.with_cancel()))),
+            ("wait on a child, once", Box::new(move || _ = black_box(poll_once(waited.done())))),
+            ("is_done 20 deep", Box::new(move || _ = black_box(deep.is_done()))),
+            ("is_done 1000 deep elsewhere", Box::new(move || assert!(!strange.is_done()))),
+            ("is_done of a merge elsewhere", Box::new(move || assert!(!merged.is_done()))),
+        ]
+    }
+
+    /// The last of so many levels below `top`.
+    fn below(top: &Context, levels: usize) -> Context {
+        let mut last = top.clone();
+        for _ in 0..levels {
+            let (next, guard) = last.with_cancel();
+            guard.detach();
+            last = next;
+        }
+        last
+    }
+
+    /// Contexts that have nothing to do with the fan: 1000 levels deep, and a merged one below that.
+    fn stranger() -> (Context, Context) {
+        let deep = below(&BACKGROUND, 1_000);
+        let (other, other_guard) = BACKGROUND.with_cancel();
+        other_guard.detach();
+        let (merged, guard) = deep.merge(&other);
+        guard.detach();
+        (deep, merged)
+    }
+
+    /// The longest of a reader whom nothing disturbs for as long.
+    fn control(time: Duration) -> Stall {
+        let (ctx, _guard) = BACKGROUND.with_cancel();
+        let (_, stall) = disturbed(
+            move || _ = black_box(ctx.is_done()),
+            || {
+                // Busy, as a cancel is.
+                let start = Instant::now();
+                while start.elapsed() < time {
+                    black_box(start);
+                }
+            },
+        );
+        stall
+    }
+
+    /// A promise of 1 ms; the debug build and a busy machine are given more, but by far not what the
+    /// cancel takes. What the control shows is the machine's own.
+    fn judge(what: &str, took: Duration, stall: Stall, control: Stall) -> bool {
+        println!(
+            "{what}: took {:.1} ms; longest stall {:.3} ms (wall {:.3} ms) of {} questions; \
+             control {:.3} ms (wall {:.3} ms)",
+            took.as_secs_f64() * 1e3,
+            stall.own.as_secs_f64() * 1e3,
+            stall.wall.as_secs_f64() * 1e3,
+            stall.questions,
+            control.own.as_secs_f64() * 1e3,
+            control.wall.as_secs_f64() * 1e3,
+        );
+        let allowed = if cfg!(debug_assertions) { ms(10) } else { ms(1) };
+        stall.own <= allowed.max(control.own * 2)
+    }
+
+    fn no_reader_is_blocked_by_a_cancel(deadline: bool) {
+        let _alone = MEASURING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        on_a_small_stack(move || {
+            let runtime = current_thread();
+            let _entered = runtime.enter();
+            let (mut next, mut failures) = (0, 0);
+            loop {
+                let fan = Fan::new(deadline);
+                let mut readers = readers(&fan);
+                if next == readers.len() {
+                    break;
+                }
+                let (name, ask) = readers.swap_remove(next);
+                let mut waits: Vec<_> =
+                    fan.children.iter().map(|child| Box::pin(child.done())).collect();
+                for wait in &mut waits {
+                    assert!(poll(wait.as_mut(), &fan.waker).is_pending());
+                }
+                let (took, stall) = disturbed(ask, || fan.guard.cancel_with(Cause("root")));
+                assert_eq!(fan.wakes.count(), million());
+                // Who is blocked is so each time; a machine that pauses is not.
+                if judge(&format!("cancel, {name}"), took, stall, control(took)) {
+                    (next, failures) = (next + 1, 0);
+                } else {
+                    failures += 1;
+                    assert!(failures < 3, "cancel, {name}: blocked for {:?} of {took:?}", stall.own);
+                }
+                let error = ended(&fan.root);
+                assert_same(&ended(&fan.children[million() / 2]), &error);
+                assert_same(&ended(&fan.deep), &error);
+                assert!(waits.iter_mut().all(|wait| poll(wait.as_mut(), &fan.waker).is_ready()));
+            }
+        });
+    }
+
+    #[test]
+    fn no_reader_is_blocked_by_a_cancel_of_a_million() {
+        no_reader_is_blocked_by_a_cancel(false);
+    }
+
+    #[test]
+    fn no_reader_is_blocked_by_a_cancel_of_a_million_with_a_deadline() {
+        no_reader_is_blocked_by_a_cancel(true);
+    }
+
+    /// A million that begin to wait, and a million that leave.
+    #[test]
+    fn no_reader_is_blocked_by_a_crowd_that_comes_and_goes() {
+        let _alone = MEASURING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        on_a_small_stack(|| {
+            for (nth, name) in ["is_done of the last child", "err of the first child"].iter().enumerate()
+            {
+                let Fan { root, guard, children, _guards, waker, .. } = {
+                    let mut fan = Fan::new(false);
+                    fan._guards.drain(..).for_each(CancelGuard::detach);
+                    fan
+                };
+                let asked = [million() - 1, 0].map(|nth| children[nth].clone());
+                let [last, first] = asked;
+                let ask = move || {
+                    if nth == 0 { assert!(!last.is_done()) } else { assert!(first.err().is_none()) }
+                };
+                let mut children = Arc::into_inner(children).unwrap();
+                let (came, stall) = disturbed(ask.clone(), || {
+                    for child in &children {
+                        assert!(poll(std::pin::pin!(child.done()), &waker).is_pending());
+                    }
+                });
+                assert!(judge(&format!("a crowd comes, {name}"), came, stall, control(came)));
+                let (went, stall) = disturbed(ask, || children.clear());
+                assert!(judge(&format!("a crowd goes, {name}"), went, stall, control(went)));
+                assert!(!root.is_done());
+                guard.cancel();
+            }
+        });
+    }
+
+    /// The fan dropped by two threads while a third cancels: everyone is woken once or had left.
+    #[test]
+    fn dropped_by_two_threads_while_it_is_cancelled() {
+        on_a_small_stack(|| {
+            let fan = Fan::new(false);
+            let mut waits: Vec<_> =
+                fan.children.iter().map(|child| Box::pin(child.clone().done_owned())).collect();
+            for wait in &mut waits {
+                assert!(poll(wait.as_mut(), &fan.waker).is_pending());
+            }
+            let other = waits.split_off(million() / 2);
+            let start = Arc::new(Barrier::new(3));
+            thread::scope(|scope| {
+                for mut waits in [waits, other] {
+                    let start = start.clone();
+                    scope.spawn(move || {
+                        start.wait();
+                        while waits.pop().is_some() {}
+                    });
+                }
+                start.wait();
+                fan.guard.cancel_with(Cause("root"));
+            });
+            assert!(fan.wakes.count() <= million());
+            assert!(fan.children.iter().all(Context::is_done));
+            let Fan { wakes, waker, .. } = fan;
+            drop(waker);
+            assert_eq!(Arc::strong_count(&wakes), 1, "a waker was kept");
+        });
+    }
+}

@@ -1,0 +1,131 @@
+//! What foreign code may do where the tree calls it, and what may become of a runtime: panics, guards
+//! dropped in the middle of things, shutdowns, clocks that jump. The tree stays whole and nothing hangs.
+//!
+//! Everything here happens with a tracing subscriber that formats all it is told.
+
+mod common;
+
+#[path = "faults/causes.rs"]
+mod causes;
+#[path = "faults/clocks.rs"]
+mod clocks;
+#[path = "faults/functions.rs"]
+mod functions;
+#[path = "faults/places.rs"]
+mod places;
+#[path = "faults/runtimes.rs"]
+mod runtimes;
+#[path = "faults/values.rs"]
+mod values;
+#[path = "faults/wakers.rs"]
+mod wakers;
+
+use std::mem::ManuallyDrop;
+use std::sync::{Arc, Mutex, Once};
+use std::task::{RawWaker, RawWakerVTable, Waker};
+use std::thread;
+
+use common::{LONG, current_thread, poll_once, watched};
+use tokio_ctx::Context;
+
+static BACKGROUND: Context = Context::background();
+
+/// Runs a test under a watchdog, and with everything that is traced put into words.
+fn faulty(test: impl FnOnce() + Send + 'static) {
+    static LISTENING: Once = Once::new();
+    LISTENING.call_once(|| {
+        tracing_subscriber::fmt()
+            .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+            .with_writer(std::io::sink)
+            .init();
+    });
+    watched(test);
+}
+
+/// Uses contexts in every way, on a thread of its own, and waits for that: it would hang if a lock of
+/// theirs were held by the caller.
+fn use_from_elsewhere(contexts: &[Context]) {
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let runtime = current_thread();
+            let _entered = runtime.enter();
+            for ctx in contexts {
+                assert_eq!(ctx.is_done(), ctx.err().is_some());
+                assert_eq!(ctx.is_done(), poll_once(ctx.done()).is_ready());
+                let (child, guard) = ctx.with_timeout(LONG);
+                let (merged, _merged_guard) = child.merge(&contexts[0]);
+                let _pending = (poll_once(child.done()), poll_once(merged.done()));
+                guard.cancel_with("from elsewhere");
+                assert!(child.is_done() && merged.is_done());
+            }
+        });
+    });
+}
+
+/// A value, or a cause, that does something when it is dropped.
+struct LastWill(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl LastWill {
+    fn new(will: impl FnOnce() + Send + 'static) -> LastWill {
+        LastWill(Mutex::new(Some(Box::new(will))))
+    }
+}
+
+impl Drop for LastWill {
+    fn drop(&mut self) {
+        let will = self.0.lock().unwrap().take();
+        will.into_iter().for_each(|will| will());
+    }
+}
+
+/// What a waker does when it is cloned, woken and dropped.
+#[derive(Default)]
+struct Hooks {
+    clone: Option<Hook>,
+    wake: Option<Hook>,
+    drop: Option<Hook>,
+}
+
+type Hook = Box<dyn Fn() + Send + Sync>;
+
+impl Hooks {
+    fn waker(self) -> Waker {
+        // SAFETY: `VTABLE` is of `Arc<Hooks>`.
+        unsafe { Waker::from_raw(raw(Arc::new(self))) }
+    }
+}
+
+fn raw(hooks: Arc<Hooks>) -> RawWaker {
+    RawWaker::new(Arc::into_raw(hooks).cast(), &VTABLE)
+}
+
+fn call(hook: &Option<Hook>) {
+    if let Some(hook) = hook {
+        hook();
+    }
+}
+
+/// A count of `Arc<Hooks>` behind each pointer, which is given up only where the hook has returned.
+static VTABLE: RawWakerVTable = RawWakerVTable::new(
+    |data| {
+        // SAFETY: the pointer is of `Arc::into_raw`, and its count stays with the original.
+        let hooks = ManuallyDrop::new(unsafe { Arc::from_raw(data.cast::<Hooks>()) });
+        call(&hooks.clone);
+        raw(Arc::clone(&hooks))
+    },
+    |data| {
+        // SAFETY: as above, and the count is taken over.
+        let hooks = unsafe { Arc::from_raw(data.cast::<Hooks>()) };
+        call(&hooks.wake);
+    },
+    |data| {
+        // SAFETY: as in `clone`.
+        let hooks = ManuallyDrop::new(unsafe { Arc::from_raw(data.cast::<Hooks>()) });
+        call(&hooks.wake);
+    },
+    |data| {
+        // SAFETY: as above, and the count is taken over.
+        let hooks = unsafe { Arc::from_raw(data.cast::<Hooks>()) };
+        call(&hooks.drop);
+    },
+);

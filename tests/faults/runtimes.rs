@@ -1,0 +1,414 @@
+//! Runtimes that are shut down, left alone, or changed in the middle of a wait.
+
+use std::future::{Future as _, pending};
+use std::sync::mpsc;
+use std::sync::{Arc, Barrier};
+use std::task::Waker;
+use std::thread;
+
+use tokio::runtime::Runtime;
+use tokio::time::{Instant, timeout};
+use tokio_ctx::Context;
+use tokio_util::sync::CancellationToken;
+
+use crate::common::{
+    Cause, Drops, HANG, LONG, Wakes, answer, assert_same, current_thread, ended, ms, multi_thread, poll,
+    poll_once, word,
+};
+use crate::{BACKGROUND, faulty};
+
+type Flavour = (&'static str, fn() -> Runtime);
+
+fn flavours() -> [Flavour; 3] {
+    [
+        ("current_thread", current_thread),
+        ("multi_thread, 1 worker", || multi_thread(1)),
+        ("multi_thread, 2 workers", || multi_thread(2)),
+    ]
+}
+
+type ShutDown = (&'static str, fn(Runtime));
+
+fn ways() -> [ShutDown; 3] {
+    [
+        ("dropped", drop),
+        ("shutdown_background", Runtime::shutdown_background),
+        ("shutdown_timeout", |runtime| runtime.shutdown_timeout(HANG)),
+    ]
+}
+
+/// Waits until `done` says so, for something that another thread is about to do; fails if it never does.
+fn until(what: &str, done: impl Fn() -> bool) {
+    let start = std::time::Instant::now();
+    while !done() {
+        assert!(start.elapsed() < HANG, "{what}: not after {HANG:?}");
+        thread::yield_now();
+    }
+}
+
+/// Waits, timers, functions after the end, watched tokens, a guard: all pending, all dropped with the
+/// runtime, and the tree as good as before.
+#[test]
+fn that_shut_down_drop_all_that_is_pending() {
+    faulty(|| {
+        for (flavour, make) in flavours() {
+            for (way, shut_down) in ways() {
+                let name = format!("{flavour}, {way}");
+                let runtime = make();
+                let drops = Drops::default();
+                let (root, root_guard) = BACKGROUND.with_timeout(LONG);
+                let (ended_by_task, guard) = root.with_cancel();
+                let outer = CancellationToken::new();
+                let (foreign, _foreign_guard) = root.with_token(&outer);
+                let (polled, are_polled) = mpsc::channel();
+                let bridges = runtime.block_on(async {
+                    for nth in 0..12 {
+                        let (child, _child_guard) = root.with_timeout(LONG / 2);
+                        let contexts = [root.clone(), child, foreign.clone()];
+                        let (counted, polled) = (drops.counted(), polled.clone());
+                        tokio::spawn(async move {
+                            let (_counted, _child_guard) = (counted, _child_guard);
+                            let ctx = &contexts[nth % 3];
+                            let mut run = Box::pin(ctx.run(pending::<()>()));
+                            assert!(poll_once(run.as_mut()).is_pending());
+                            polled.send(()).unwrap();
+                            run.await
+                        });
+                        let counted = drops.counted();
+                        let ended = if nth % 2 == 0 { &root } else { &foreign };
+                        let _handle = ended.after_func(move || async move {
+                            drop(counted);
+                            unreachable!("nothing ended it");
+                        });
+                    }
+                    let counted = drops.counted();
+                    let polled = polled.clone();
+                    tokio::spawn(async move {
+                        let (_counted, _guard) = (counted, guard);
+                        polled.send(()).unwrap();
+                        pending::<()>().await
+                    });
+                    tokio::task::yield_now().await;
+                    [root.cancellation_token(), foreign.cancellation_token()]
+                });
+                (0..13).for_each(|_| are_polled.recv_timeout(HANG).unwrap());
+                let elsewhere = current_thread();
+                let (wakes, waker) = Wakes::new();
+                let mut beside = Box::pin(root.clone().done_owned());
+                {
+                    let _entered = elsewhere.enter();
+                    assert!(poll(beside.as_mut(), &waker).is_pending());
+                }
+                shut_down(runtime);
+                until(&name, || drops.count() == 25);
+                until(&name, || ended_by_task.is_done());
+                assert!(ended(&ended_by_task).is_canceled());
+                let _entered = elsewhere.enter();
+                assert!(answer(&root).is_none() && answer(&foreign).is_none());
+                assert!(bridges.iter().all(|token| !token.is_cancelled()));
+                let woken_for_nothing = wakes.count();
+                outer.cancel();
+                assert!(ended(&foreign).is_canceled());
+                assert!(poll(beside.as_mut(), &waker).is_pending(), "{name}");
+                root_guard.cancel_with(Cause("afterwards"));
+                assert_eq!(word(&ended(&root)), Some("afterwards"));
+                assert!(wakes.count() > woken_for_nothing, "{name}: the waiter elsewhere was forgotten");
+                assert!(poll(beside.as_mut(), &waker).is_ready());
+                assert!(bridges.iter().all(CancellationToken::is_cancelled), "{name}");
+            }
+        }
+    });
+}
+
+/// Shut down while the second waits in its `block_on`, asleep: it still wakes up at the deadline.
+#[test]
+fn that_shut_down_beside_a_sleeping_one_do_not_take_its_deadline_along() {
+    faulty(|| {
+        for (flavour, make) in flavours() {
+            for (way, shut_down) in ways() {
+                for waits_here in [1, 3] {
+                    for waits_there in [1, 3] {
+                        let first = make();
+                        let (ctx, _guard) = BACKGROUND.with_timeout(ms(40));
+                        let (child, _child_guard) = ctx.with_cancel();
+                        for _ in 0..waits_here {
+                            first.spawn(child.clone().done_owned());
+                        }
+                        first.block_on(tokio::task::yield_now());
+                        let (waiting, is_waiting) = mpsc::channel();
+                        let second = thread::spawn({
+                            let child = child.clone();
+                            move || {
+                                current_thread().block_on(async {
+                                    let mut waits: Vec<_> =
+                                        (0..waits_there).map(|_| Box::pin(child.done())).collect();
+                                    for wait in &mut waits {
+                                        assert!(poll_once(wait.as_mut()).is_pending());
+                                    }
+                                    waiting.send(()).unwrap();
+                                    futures::future::join_all(waits).await
+                                })
+                            }
+                        });
+                        is_waiting.recv_timeout(HANG).unwrap();
+                        shut_down(first);
+                        let before = Instant::now();
+                        let errors = second.join().unwrap();
+                        let name = format!("{flavour}, {way}, {waits_here} here, {waits_there} there");
+                        assert!(before.elapsed() < HANG / 2, "{name}");
+                        assert!(Instant::now() >= ctx.deadline().unwrap(), "{name}: too early");
+                        for error in &errors {
+                            assert!(error.is_deadline_exceeded(), "{name}: {error}");
+                            assert_same(error, &ended(&ctx));
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// The task's own waker, but a poll inside the other runtime's `enter`: so its timers are of the other.
+#[test]
+fn that_lent_a_timer_and_are_gone_are_replaced() {
+    faulty(|| {
+        for (_, make) in flavours() {
+            for (_, shut_down) in ways() {
+                for waits in [1, 2, 3] {
+                    let (ctx, _guard) = BACKGROUND.with_timeout(ms(30));
+                    let (child, _child_guard) = ctx.with_cancel();
+                    let lender = make();
+                    let handle = lender.handle().clone();
+                    let mut lender = Some(lender);
+                    current_thread().block_on(async {
+                        let mut all: Vec<_> =
+                            (0..waits).map(|_| Box::pin(child.clone().done_owned())).collect();
+                        let join = futures::future::join_all(all.iter_mut().map(|wait| {
+                            let (mut first, handle) = (true, handle.clone());
+                            std::future::poll_fn(move |cx| {
+                                let _entered = std::mem::take(&mut first).then(|| handle.enter());
+                                wait.as_mut().as_mut().poll(cx)
+                            })
+                        }));
+                        let mut join = Box::pin(timeout(HANG, join));
+                        assert!(futures::poll!(join.as_mut()).is_pending());
+                        // In a runtime one may not wait for another to shut down.
+                        let lender = lender.take().unwrap();
+                        thread::spawn(move || shut_down(lender)).join().unwrap();
+                        for error in join.await.expect("hung on the timer that was lent") {
+                            assert!(error.is_deadline_exceeded());
+                        }
+                        assert!(Instant::now() >= ctx.deadline().unwrap());
+                    });
+                }
+            }
+        }
+    });
+}
+
+/// From one to another and back, the first gone or standing still by then; with others beside it or not.
+#[test]
+fn may_change_in_the_middle_of_a_wait() {
+    faulty(|| {
+        for beside in [0, 1, 2] {
+            for path in [[0, 1, 2], [0, 1, 0], [1, 0, 1], [2, 1, 2], [0, 2, 1]] {
+                for keep_still in [true, false] {
+                    let (ctx, _guard) = BACKGROUND.with_timeout(ms(40));
+                    let (child, _child_guard) = ctx.with_cancel();
+                    let mut runtimes: Vec<_> =
+                        flavours().into_iter().map(|(_, make)| Some(make())).collect();
+                    let mut others: Vec<_> =
+                        (0..beside).map(|_| Box::pin(child.clone().done_owned())).collect();
+                    let mut wait = Box::pin(child.clone().done_owned());
+                    let [first, second, last] = path;
+                    for at in [first, second] {
+                        runtimes[at].as_ref().unwrap().block_on(async {
+                            for other in &mut others {
+                                assert!(poll(other.as_mut(), Waker::noop()).is_pending());
+                            }
+                            let polled = poll(wait.as_mut(), Waker::noop());
+                            // Unless this machine is so slow that the deadline has passed.
+                            assert!(polled.is_pending() || ctx.is_done());
+                        });
+                    }
+                    if ctx.is_done() {
+                        continue;
+                    }
+                    if !keep_still {
+                        for at in [first, second] {
+                            if at != last {
+                                drop(runtimes[at].take());
+                            }
+                        }
+                    }
+                    let error = runtimes[last].as_ref().unwrap().block_on(async {
+                        timeout(HANG, wait).await.expect("the wait did not move along")
+                    });
+                    assert!(error.is_deadline_exceeded(), "{path:?}");
+                    assert!(Instant::now() >= ctx.deadline().unwrap());
+                }
+            }
+        }
+    });
+}
+
+/// Polled where there is none any more: it counts on a runtime elsewhere that waits, too.
+#[test]
+fn need_not_be_there_to_see_a_cancel() {
+    faulty(|| {
+        for (_, make) in flavours() {
+            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+            let mut wait = Box::pin(ctx.clone().done_owned());
+            let runtime = make();
+            runtime.block_on(async {
+                assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+            });
+            let waiter = thread::spawn(move || futures::executor::block_on(wait));
+            guard.cancel_with(Cause("by hand"));
+            assert_eq!(word(&waiter.join().unwrap()), Some("by hand"));
+            drop(runtime);
+        }
+    });
+}
+
+/// Not driven for a while, and then again: its waits see what came meanwhile.
+#[test]
+fn that_stood_still_catch_up() {
+    faulty(|| {
+        for waits in [1, 2, 4] {
+            let still = current_thread();
+            let moving = multi_thread(1);
+            let (ctx, _guard) = BACKGROUND.with_timeout(ms(20));
+            let (child, _child_guard) = ctx.with_cancel();
+            let (live, live_guard) = BACKGROUND.with_cancel();
+            let spawn = |runtime: &Runtime, ctx: &Context| -> Vec<_> {
+                (0..waits).map(|_| runtime.spawn(ctx.clone().done_owned())).collect()
+            };
+            let asleep = [spawn(&still, &child), spawn(&still, &live)];
+            let (ran, has_run) = mpsc::channel();
+            let _handle = {
+                let _entered = still.enter();
+                ctx.after_func(move || async move { ran.send(()).unwrap() })
+            };
+            still.block_on(tokio::task::yield_now());
+            let awake = spawn(&moving, &child);
+            let error = moving.block_on(async {
+                let all = timeout(HANG, futures::future::join_all(awake)).await;
+                all.expect("hung on one that stands still").remove(0).unwrap()
+            });
+            live_guard.cancel_with(Cause("meanwhile"));
+            assert!(asleep.iter().flatten().all(|task| !task.is_finished()));
+            assert!(has_run.try_recv().is_err());
+            let [timed_out, canceled] = asleep;
+            still.block_on(async {
+                for task in timed_out {
+                    assert_same(&timeout(HANG, task).await.expect("hung").unwrap(), &error);
+                }
+                for task in canceled {
+                    let error = timeout(HANG, task).await.expect("hung").unwrap();
+                    assert_eq!(word(&error), Some("meanwhile"));
+                }
+            });
+            until("the function after the end", || {
+                still.block_on(tokio::task::yield_now());
+                has_run.try_recv().is_ok()
+            });
+        }
+    });
+}
+
+/// A shutdown, a cancel and a passing deadline at the same moment.
+#[test]
+fn that_shut_down_in_the_middle_of_an_end_lose_nothing() {
+    faulty(|| {
+        for round in 0..150 {
+            let (_, make) = flavours()[round % 3];
+            let (_, shut_down) = ways()[round / 3 % 3];
+            let runtime = make();
+            let drops = Drops::default();
+            let (ctx, guard) = match round % 2 {
+                0 => BACKGROUND.with_timeout(LONG),
+                _ => BACKGROUND.with_timeout(ms(1)),
+            };
+            let (child, _child_guard) = ctx.with_cancel();
+            for _ in 0..6 {
+                let (ctx, counted) = (child.clone(), drops.counted());
+                runtime.spawn(async move {
+                    let _counted = counted;
+                    ctx.done().await
+                });
+                let counted = drops.counted();
+                let _entered = runtime.enter();
+                let _handle = child.after_func(|| async move { drop(counted) });
+            }
+            let elsewhere = current_thread();
+            let here = elsewhere.spawn(child.clone().done_owned());
+            elsewhere.block_on(tokio::task::yield_now());
+            let start = Arc::new(Barrier::new(3));
+            let cancel = {
+                let start = start.clone();
+                thread::spawn(move || {
+                    start.wait();
+                    guard.cancel_with(Cause("race"));
+                })
+            };
+            let shutdown = {
+                let start = start.clone();
+                thread::spawn(move || {
+                    start.wait();
+                    shut_down(runtime);
+                })
+            };
+            start.wait();
+            let error = elsewhere
+                .block_on(async { timeout(HANG, here).await.expect("lost in the shutdown").unwrap() });
+            cancel.join().unwrap();
+            shutdown.join().unwrap();
+            until("everything is dropped", || drops.count() == 12);
+            assert_same(&ended(&ctx), &error);
+            assert!(error.is_deadline_exceeded() || word(&error) == Some("race"));
+        }
+    });
+}
+
+/// A task shuts its own runtime down, from inside, under a context that the runtime's end ends.
+#[test]
+fn may_be_shut_down_from_inside() {
+    faulty(|| {
+        for (flavour, make) in flavours() {
+            let runtime = make();
+            let handle = runtime.handle().clone();
+            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+            let (child, _child_guard) = ctx.with_cancel();
+            let waiter = thread::spawn({
+                let child = child.clone();
+                move || current_thread().block_on(child.done_owned())
+            });
+            let held = handle.spawn(async move {
+                let _guard = guard;
+                pending::<()>().await
+            });
+            runtime.block_on(tokio::task::yield_now());
+            let inside = async move {
+                ctx.run(async {
+                    runtime.shutdown_background();
+                    pending::<()>().await
+                })
+                .await
+            };
+            // Either it is dropped, or it is told that the context has ended as the guard was dropped.
+            thread::spawn(move || {
+                let _task = handle.spawn(inside);
+                drop(held);
+            })
+            .join()
+            .unwrap();
+            if flavour == "current_thread" {
+                // Nobody drives it: nothing has run, the task holds the runtime, and so itself.
+                drop(child);
+                continue;
+            }
+            assert!(waiter.join().unwrap().is_canceled(), "{flavour}");
+        }
+    });
+}

@@ -1,0 +1,112 @@
+//! Values whose drop uses contexts, holds guards, or panics.
+
+use tokio_ctx::{CancelGuard, Context};
+
+use crate::common::{
+    Cause, Drops, LONG, Wakes, current_thread, ended, multi_thread, panic_text, poll, poll_once, word,
+};
+use crate::{BACKGROUND, LastWill, faulty, use_from_elsewhere};
+
+#[test]
+fn may_derive_and_cancel_in_their_drop() {
+    faulty(|| {
+        let runtime = current_thread();
+        let _entered = runtime.enter();
+        let (root, root_guard) = BACKGROUND.with_timeout(LONG);
+        let (wakes, waker) = Wakes::new();
+        let mut wait = Box::pin(root.done());
+        assert!(poll(wait.as_mut(), &waker).is_pending());
+        let contexts = [root.clone()];
+        let valued = root.with_value(LastWill::new(move || {
+            use_from_elsewhere(&contexts);
+            let (mut last, mut guards) = (contexts[0].clone(), Vec::new());
+            for _ in 0..50 {
+                let (next, guard) = last.with_cancel();
+                last = next;
+                guards.push(guard);
+            }
+            assert!(poll_once(last.done()).is_pending());
+            guards[0].cancel_with(Cause("of the will"));
+            assert_eq!(word(&ended(&last)), Some("of the will"));
+            root_guard.cancel_with(Cause("the root too"));
+        }));
+        let (child, _child_guard) = valued.with_cancel();
+        drop(valued);
+        assert!(!root.is_done());
+        drop(child);
+        assert_eq!(wakes.count(), 1);
+        assert_eq!(word(&ended(&root)), Some("the root too"));
+    });
+}
+
+/// The guard of a context among its own values: it goes with the last handle that has them.
+#[test]
+fn may_hold_the_guard_of_their_own_context() {
+    faulty(|| {
+        struct Keeps(#[allow(dead_code)] CancelGuard);
+        let drops = Drops::default();
+        let (ctx, guard) = BACKGROUND.with_value(drops.counted()).with_cancel();
+        let valued = ctx.with_value(Keeps(guard));
+        let (child, _child_guard) = valued.with_cancel();
+        let (wakes, waker) = Wakes::new();
+        let mut wait = Box::pin(ctx.clone().done_owned());
+        assert!(poll(wait.as_mut(), &waker).is_pending());
+        drop(valued);
+        assert!(!ctx.is_done());
+        drop(child);
+        assert_eq!(wakes.count(), 1);
+        assert!(ended(&ctx).is_canceled());
+        drop((ctx, wait));
+        assert_eq!(drops.count(), 1, "a cycle kept it");
+    });
+}
+
+/// Its wait is what holds the values; that wait is dropped as its own context ends, in a task.
+#[test]
+fn may_end_their_own_context_as_its_task_ends() {
+    faulty(|| {
+        for runtime in [current_thread(), multi_thread(2)] {
+            runtime.block_on(async {
+                let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+                let valued = ctx.with_value(LastWill::new(move || guard.cancel_with(Cause("last"))));
+                let task = valued.spawn(async { tokio::task::yield_now().await });
+                drop(valued);
+                task.await.unwrap();
+                assert_eq!(word(&ctx.done().await), Some("last"));
+            });
+        }
+    });
+}
+
+/// At the front, in the middle, behind an index, in both lists of a merge; several at once would abort.
+#[test]
+fn that_panic_in_their_drop_keep_no_other_value() {
+    faulty(|| {
+        for values in [1, 3, 8, 9, 20, 100] {
+            for bad_at in [0, values / 2, values - 1] {
+                for merged in [false, true] {
+                    let drops = Drops::default();
+                    let fill = |mut ctx: Context, bad: bool| {
+                        for nth in 0..values {
+                            ctx = ctx.with_value((nth, drops.counted()));
+                            if bad && nth == bad_at {
+                                ctx = ctx.with_value(LastWill::new(|| panic!("in drop")));
+                            }
+                        }
+                        ctx
+                    };
+                    let (left, left_guard) = fill(Context::background(), true).with_cancel();
+                    let (ctx, guard) = match merged {
+                        false => left.with_cancel(),
+                        true => left.merge(&fill(Context::background(), false).with_cancel().0),
+                    };
+                    drop(left);
+                    assert_eq!(panic_text(|| drop(ctx)), "in drop");
+                    let count = if merged { 2 * values } else { values };
+                    assert_eq!(drops.count(), count, "{values} values, bad one at {bad_at}");
+                    drop((left_guard, guard));
+                }
+            }
+        }
+    });
+}

@@ -1,0 +1,351 @@
+//! Wakers that panic, drop guards, poll again or take their time.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+
+use tokio::time::timeout;
+use tokio_ctx::{CancelGuard, Context, DoneOwned};
+
+use crate::common::{
+    Cause, HANG, LONG, Wakes, assert_same, current_thread, ended, ms, multi_thread, panic_text, poll,
+    watched, word,
+};
+use crate::{BACKGROUND, Hooks, faulty, use_from_elsewhere};
+
+fn hook(f: impl Fn() + Send + Sync + 'static) -> Option<crate::Hook> {
+    Some(Box::new(f))
+}
+
+fn drops(guard: CancelGuard) -> Option<crate::Hook> {
+    let guard = Mutex::new(Some(guard));
+    hook(move || {
+        let guard = guard.lock().unwrap().take();
+        drop(guard);
+    })
+}
+
+/// A chain of 20 contexts and a wait on each, so that an end has a way to go.
+fn chain() -> Vec<(Context, CancelGuard)> {
+    let mut chain = vec![BACKGROUND.with_cancel()];
+    for level in 1..20 {
+        let next = chain[level - 1].0.with_cancel();
+        chain.push(next);
+    }
+    chain
+}
+
+/// A guard dropped by a waker: of the context that ends, of one above, one below and one beside it.
+#[test]
+fn that_drop_guards_change_no_story() {
+    faulty(|| {
+        for whose in 0..4 {
+            let (root, root_guard) = BACKGROUND.with_cancel();
+            let (ctx, guard) = root.with_cancel();
+            let (below, below_guard) = ctx.with_cancel();
+            let (beside, beside_guard) = root.with_cancel();
+            let canceller = guard.canceller();
+            let mut guards = [Some(guard), Some(root_guard), Some(below_guard), Some(beside_guard)];
+            let waker = Hooks { wake: drops(guards[whose].take().unwrap()), ..Hooks::default() }.waker();
+            let (wakes, counting) = Wakes::new();
+            let contexts = [&ctx, &below, &ctx, &root, &beside];
+            let mut waits = contexts.map(|ctx| Box::pin(ctx.done()));
+            for (nth, wait) in waits.iter_mut().enumerate() {
+                let waker = if nth == 0 { &waker } else { &counting };
+                assert!(poll(wait.as_mut(), waker).is_pending());
+            }
+            canceller.cancel_with(Cause("once"));
+            let error = ended(&ctx);
+            assert_eq!(word(&error), Some("once"));
+            assert_same(&ended(&below), &error);
+            assert_eq!(root.is_done(), whose == 1);
+            assert_eq!(beside.is_done(), whose == 1 || whose == 3);
+            let expected = 2 + usize::from(whose == 1) * 2 + usize::from(whose == 3);
+            assert_eq!(wakes.count(), expected, "guard {whose}");
+            for (ctx, mut wait) in contexts.into_iter().zip(waits) {
+                match poll(wait.as_mut(), &counting) {
+                    Poll::Ready(error) => assert_same(&error, &ended(ctx)),
+                    Poll::Pending => assert!(!ctx.is_done()),
+                }
+            }
+        }
+    });
+}
+
+/// Cloned, woken and dropped while other threads use the tree: no lock of it is held then.
+#[test]
+fn may_wait_for_others_who_use_the_tree() {
+    faulty(|| {
+        let runtime = current_thread();
+        let _entered = runtime.enter();
+        for timed in [false, true] {
+            let (root, guard) = match timed {
+                false => BACKGROUND.with_cancel(),
+                true => BACKGROUND.with_timeout(LONG),
+            };
+            let (child, _child_guard) = root.with_cancel();
+            let (merged, _merged_guard) = child.merge(&root);
+            let contexts = [root.clone(), child.clone(), merged.clone()];
+            let calls = Arc::new(AtomicUsize::new(0));
+            let busy = || {
+                let (contexts, calls) = (contexts.clone(), calls.clone());
+                hook(move || {
+                    calls.fetch_add(1, Ordering::SeqCst);
+                    use_from_elsewhere(&contexts);
+                })
+            };
+            let wakers = [0, 1].map(|_| Hooks { clone: busy(), wake: busy(), drop: busy() }.waker());
+            for ctx in &contexts {
+                let mut waits = [ctx.done(), ctx.done(), ctx.done()].map(Box::pin);
+                for waker in wakers.iter().chain(&wakers) {
+                    for wait in &mut waits {
+                        assert!(poll(wait.as_mut(), waker).is_pending());
+                    }
+                }
+            }
+            let mut kept: Vec<_> = contexts.iter().map(|ctx| Box::pin(ctx.done())).collect();
+            for wait in &mut kept {
+                assert!(poll(wait.as_mut(), &wakers[0]).is_pending());
+            }
+            guard.cancel_with(Cause("busy"));
+            assert!(contexts.iter().all(|ctx| word(&ended(ctx)) == Some("busy")));
+            drop(kept);
+            drop(wakers);
+            assert!(calls.load(Ordering::SeqCst) > 50);
+        }
+    });
+}
+
+/// A waker that goes, because another takes its place or its wait is dropped, and takes a guard along.
+#[test]
+fn that_drop_guards_as_they_go_end_those_contexts() {
+    faulty(|| {
+        for replaced in [false, true] {
+            for whose in 0..3 {
+                let (root, root_guard) = BACKGROUND.with_cancel();
+                let (ctx, guard) = root.with_cancel();
+                let (below, below_guard) = ctx.with_cancel();
+                let mut guards = [Some(root_guard), Some(guard), Some(below_guard)];
+                let waker = {
+                    let dropped = AtomicUsize::new(0);
+                    let guard = drops(guards[whose].take().unwrap()).unwrap();
+                    // The first to go is the test's own.
+                    let last = hook(move || match dropped.fetch_add(1, Ordering::SeqCst) {
+                        0 => {}
+                        _ => guard(),
+                    });
+                    Hooks { drop: last, ..Hooks::default() }.waker()
+                };
+                let mut wait = Box::pin(ctx.clone().done_owned());
+                assert!(poll(wait.as_mut(), &waker).is_pending());
+                drop(waker);
+                assert!(!below.is_done());
+                if replaced {
+                    let (wakes, counting) = Wakes::new();
+                    let polled = poll(wait.as_mut(), &counting);
+                    // Whether seen at once or by a wake-up: it must not be missed.
+                    assert!(polled.is_ready() || wakes.count() == 1 || whose == 2);
+                } else {
+                    drop(wait);
+                }
+                assert_eq!(
+                    [root.is_done(), ctx.is_done(), below.is_done()].map(u8::from),
+                    match whose {
+                        0 => [1, 1, 1],
+                        1 => [0, 1, 1],
+                        _ => [0, 0, 1],
+                    }
+                );
+            }
+        }
+    });
+}
+
+/// An executor that polls on the spot, drops the wait while it is being woken, or begins another.
+#[test]
+fn that_poll_drop_or_begin_waits_are_served() {
+    faulty(|| {
+        type Slot = Arc<Mutex<Option<Pin<Box<DoneOwned>>>>>;
+        for what in 0..3 {
+            let chain = chain();
+            let leaf = &chain[19].0;
+            let results = Arc::new(Mutex::new(Vec::new()));
+            let slots: Vec<Slot> = (0..10).map(|_| Slot::default()).collect();
+            let (wakes, counting) = Wakes::new();
+            for (nth, slot) in slots.iter().enumerate() {
+                let (all, results, counting) = (slots.clone(), results.clone(), counting.clone());
+                let mine = slot.clone();
+                let ctx = chain[nth * 2].0.clone();
+                let wake = hook(move || match what {
+                    0 => {
+                        let mut wait = mine.lock().unwrap();
+                        if let Poll::Ready(error) = poll(wait.as_mut().unwrap().as_mut(), &counting) {
+                            results.lock().unwrap().push(error);
+                        }
+                    }
+                    1 => {
+                        for slot in &all {
+                            let wait = slot.lock().unwrap().take();
+                            drop(wait);
+                        }
+                    }
+                    _ => {
+                        let error = match poll(Box::pin(ctx.done()).as_mut(), &counting) {
+                            Poll::Ready(error) => error,
+                            Poll::Pending => panic!("woken, but not ended"),
+                        };
+                        results.lock().unwrap().push(error);
+                    }
+                });
+                let waker = Hooks { wake, ..Hooks::default() }.waker();
+                let mut wait = Box::pin(chain[nth * 2].0.clone().done_owned());
+                assert!(poll(wait.as_mut(), &waker).is_pending());
+                *slot.lock().unwrap() = Some(wait);
+            }
+            chain[0].1.cancel_with(Cause("root"));
+            let error = ended(leaf);
+            let results = std::mem::take(&mut *results.lock().unwrap());
+            assert_eq!(results.len(), if what == 1 { 0 } else { 10 });
+            results.iter().for_each(|result| assert_same(result, &error));
+            assert_eq!(wakes.count(), 0);
+            // What the wakers hold of the waits would otherwise keep itself.
+            slots.iter().for_each(|slot| drop(slot.lock().unwrap().take()));
+        }
+    });
+}
+
+/// Cloned or dropped, not only woken: the panic comes out there, and the next wait is as good as ever.
+#[test]
+fn that_panic_when_cloned_or_dropped_leave_the_tree_whole() {
+    faulty(|| {
+        let runtime = current_thread();
+        let _entered = runtime.enter();
+        for timed in [false, true] {
+            for others in [0, 2] {
+                let (ctx, guard) = match timed {
+                    false => BACKGROUND.with_cancel(),
+                    true => BACKGROUND.with_timeout(LONG),
+                };
+                let (wakes, counting) = Wakes::new();
+                let mut beside: Vec<_> =
+                    (0..others).map(|_| Box::pin(ctx.clone().done_owned())).collect();
+                for wait in &mut beside {
+                    assert!(poll(wait.as_mut(), &counting).is_pending());
+                }
+                let uncloneable = Hooks { clone: hook(|| panic!("cloned")), ..Hooks::default() }.waker();
+                let mut wait = Box::pin(ctx.clone().done_owned());
+                assert_eq!(panic_text(|| poll(wait.as_mut(), &uncloneable)), "cloned");
+                assert!(!ctx.is_done());
+                assert!(poll(wait.as_mut(), &counting).is_pending());
+
+                let armed = Arc::new(AtomicUsize::new(0));
+                let undroppable = {
+                    let armed = armed.clone();
+                    let drop = hook(move || match armed.load(Ordering::SeqCst) {
+                        0 => {}
+                        _ => panic!("dropped"),
+                    });
+                    Hooks { drop, ..Hooks::default() }.waker()
+                };
+                // It sits in the list, and is then thrown out.
+                let mut second = Box::pin(ctx.clone().done_owned());
+                assert!(poll(second.as_mut(), &undroppable).is_pending());
+                armed.store(1, Ordering::SeqCst);
+                let _thrown = catch_unwind(AssertUnwindSafe(|| poll(second.as_mut(), &counting)));
+                armed.store(0, Ordering::SeqCst);
+                assert!(poll(second.as_mut(), &counting).is_pending());
+                // Or leaves with its wait.
+                let mut third = Box::pin(ctx.clone().done_owned());
+                assert!(poll(third.as_mut(), &undroppable).is_pending());
+                armed.store(1, Ordering::SeqCst);
+                assert_eq!(panic_text(|| drop(third)), "dropped");
+                armed.store(0, Ordering::SeqCst);
+
+                let (child, _child_guard) = ctx.with_cancel();
+                guard.cancel_with(Cause("over"));
+                assert_eq!(wakes.count(), 2 + others);
+                assert_same(&ended(&child), &ended(&ctx));
+            }
+        }
+    });
+}
+
+/// At a deadline it is Tokio's timer that wakes, so that a panic comes out where one of its own sleeps
+/// would let it out. Those who wait elsewhere are not touched.
+#[test]
+fn that_panic_at_a_deadline_take_nobody_elsewhere_along() {
+    faulty(|| {
+        for bad_waits in 1..4 {
+            for bad_first in [true, false] {
+                let elsewhere = multi_thread(2);
+                let (ctx, _guard) = BACKGROUND.with_timeout(ms(30));
+                let (child, _child_guard) = ctx.with_cancel();
+                let begin = || {
+                    let waits =
+                        [&ctx, &child, &child].map(|ctx| elsewhere.spawn(ctx.clone().done_owned()));
+                    elsewhere.block_on(tokio::task::yield_now());
+                    waits
+                };
+                let early = if bad_first { None } else { Some(begin()) };
+                let here = current_thread();
+                let bad = Hooks { wake: hook(|| panic!("woken")), ..Hooks::default() }.waker();
+                let mut waits: Vec<_> =
+                    (0..bad_waits).map(|_| Box::pin(child.clone().done_owned())).collect();
+                {
+                    let _entered = here.enter();
+                    for wait in &mut waits {
+                        assert!(poll(wait.as_mut(), &bad).is_pending());
+                    }
+                }
+                let good = early.unwrap_or_else(begin);
+                // Drives the timers past the deadline; whether the panic comes out here is Tokio's.
+                let _driven = catch_unwind(AssertUnwindSafe(|| {
+                    here.block_on(async { tokio::time::sleep_until(ctx.deadline().unwrap()).await });
+                }));
+                let mut errors = Vec::new();
+                for wait in good {
+                    let outcome = elsewhere.block_on(async { timeout(HANG, wait).await });
+                    errors.push(outcome.expect("a waiter elsewhere hangs").unwrap());
+                }
+                errors.push(ended(&ctx));
+                errors.push(ended(&child));
+                errors.iter().for_each(|error| assert_same(error, &errors[0]));
+                assert!(errors[0].is_deadline_exceeded());
+                // Nor is what is derived and waited on afterwards.
+                let (next, guard) = BACKGROUND.with_cancel();
+                let wait = elsewhere.spawn(next.done_owned());
+                guard.cancel();
+                assert!(elsewhere.block_on(wait).unwrap().is_canceled());
+            }
+        }
+    });
+}
+
+/// On the very same runtime: a waker's panic on a worker must not keep the good waits beside it from
+/// being woken.
+#[test]
+fn that_panic_in_a_cancel_on_a_worker_leave_the_worker_at_work() {
+    watched(|| {
+        let runtime = multi_thread(1);
+        for _ in 0..20 {
+            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+            let bad = Hooks { wake: hook(|| panic!("woken")), ..Hooks::default() }.waker();
+            let mut wait = Box::pin(ctx.clone().done_owned());
+            {
+                let _entered = runtime.enter();
+                assert!(poll(wait.as_mut(), &bad).is_pending());
+            }
+            let good: Vec<_> = (0..4).map(|_| runtime.spawn(ctx.clone().done_owned())).collect();
+            let culprit = runtime.spawn(async move { guard.cancel_with(Cause("bad company")) });
+            runtime.block_on(async {
+                assert!(culprit.await.unwrap_err().is_panic(), "the panic was swallowed");
+                for wait in good {
+                    let error = timeout(HANG, wait).await.expect("not woken").unwrap();
+                    assert_eq!(word(&error), Some("bad company"));
+                }
+            });
+        }
+    });
+}

@@ -1,0 +1,564 @@
+//! Promise 10 over time: however many contexts came and went, live memory is what it was early on.
+//!
+//! The sizes are those of a quick check; `TOKIO_CTX_FULL=1` makes them a million requests, ten million
+//! contexts and a million turns.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::future::pending;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use common::{Cause, Drops, LONG, Wakes, current_thread, ms, multi_thread, poll, poll_once};
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::{JoinSet, yield_now};
+use tokio_ctx::{CancelGuard, Context, DoneOwned};
+use tokio_util::sync::CancellationToken;
+
+/// What a group of threads has allocated less what it has freed.
+#[derive(Default)]
+struct Account {
+    bytes: AtomicIsize,
+    blocks: AtomicIsize,
+}
+
+thread_local! {
+    /// The account of this thread's test, whose threads all share it; other tests have their own.
+    static ACCOUNT: Cell<Option<&'static Account>> = const { Cell::new(None) };
+}
+
+struct Counting;
+
+fn count(bytes: isize, blocks: isize) {
+    // Not there any more while the thread ends; nobody asks then.
+    if let Ok(Some(account)) = ACCOUNT.try_with(Cell::get) {
+        account.bytes.fetch_add(bytes, Ordering::Relaxed);
+        account.blocks.fetch_add(blocks, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: everything is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize, 1);
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        count(-(layout.size() as isize), -1);
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size as isize - layout.size() as isize, 0);
+        unsafe { System.realloc(block, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+impl Account {
+    /// A fresh account, which this thread is on from now on.
+    fn open() -> &'static Account {
+        let account: &'static Account = Box::leak(Box::default());
+        account.join();
+        account
+    }
+
+    fn join(&'static self) {
+        ACCOUNT.set(Some(self));
+    }
+
+    fn live(&self) -> (isize, isize) {
+        (self.bytes.load(Ordering::SeqCst), self.blocks.load(Ordering::SeqCst))
+    }
+}
+
+/// `full` if asked for by `TOKIO_CTX_FULL`, else `quick`.
+fn size(quick: usize, full: usize) -> usize {
+    if std::env::var_os("TOKIO_CTX_FULL").is_some_and(|set| set != "0") { full } else { quick }
+}
+
+fn report(what: &str, start: Instant, before: (isize, isize), after: (isize, isize)) {
+    println!(
+        "{what}: {:.1} s, bytes {} -> {}, blocks {} -> {}",
+        start.elapsed().as_secs_f64(),
+        before.0,
+        after.0,
+        before.1,
+        after.1
+    );
+}
+
+static BACKGROUND: Context = Context::background();
+
+/// Requests as the gateway has them: values, a budget, three parts on tasks of their own, two of them
+/// under a narrower budget; some are finished, some hang up, some run out of time.
+mod requests {
+    use super::*;
+
+    struct Id(#[allow(dead_code)] u64);
+    struct Tenant(#[allow(dead_code)] [u8; 64]);
+
+    /// How many kinds of request there are.
+    const FATES: usize = 8;
+
+    #[derive(Clone, Copy)]
+    enum Backend {
+        Quick,
+        /// Never answers, so that only the context's end gets its caller on.
+        Dead,
+    }
+
+    async fn backend(backend: Backend) -> u32 {
+        for _ in 0..3 {
+            yield_now().await;
+        }
+        match backend {
+            Backend::Quick => 1,
+            Backend::Dead => pending().await,
+        }
+    }
+
+    async fn part(profile: Backend) -> u32 {
+        Context::current().run(backend(profile)).await.unwrap_or(0)
+    }
+
+    async fn optional_part(budget: Duration, answer: Backend) -> u32 {
+        let ctx = Context::current();
+        let outcome = ctx
+            .within(budget, async |step| {
+                let (call, _guard) = step.with_value(Tenant([0; 64])).with_cancel();
+                let inner = call.within(LONG, async |ctx| ctx.run(backend(answer)).await.unwrap_or(0));
+                inner.await.unwrap_or(0)
+            })
+            .await;
+        outcome.unwrap_or(0)
+    }
+
+    /// One request under `server`; 3 if all of its parts were answered.
+    async fn request(server: &Context, id: usize, cleanups: Arc<AtomicUsize>, seen: &Drops) -> u32 {
+        use Backend::{Dead, Quick};
+        let budget = if id % FATES == 1 { ms(1) } else { LONG };
+        let values = server.with_value(Id(id as u64)).with_value(seen.counted());
+        let (ctx, guard) = values.with_timeout_cause(budget, Cause("out of time"));
+        let (profile, optional) = match id % FATES {
+            0 | 7 => (Quick, Quick),
+            // Only the optional part is late.
+            2 => (Quick, Dead),
+            _ => (Dead, Dead),
+        };
+        let optional_budget = if id % FATES == 2 { ms(1) } else { LONG };
+        let parts = [ctx.spawn(part(profile)), ctx.spawn(optional_part(optional_budget, optional))];
+        let third = ctx.spawn(optional_part(LONG, profile));
+        let cleanup = ctx.after_func(move || async move {
+            cleanups.fetch_add(1, Ordering::Relaxed);
+        });
+        match id % FATES {
+            3 => drop(guard),
+            4 => {
+                yield_now().await;
+                guard.cancel_with(Cause("hung up"));
+            }
+            5 => {
+                // What the caller waits with, and gives up.
+                for _ in 0..3 {
+                    assert!(poll_once(ctx.done()).is_pending());
+                    yield_now().await;
+                }
+                guard.canceller().cancel();
+            }
+            6 => {
+                let token = CancellationToken::new();
+                let (merged, _merged_guard) = ctx.merge(&server.with_token(&token).0);
+                let bridge = merged.cancellation_token();
+                yield_now().await;
+                token.cancel();
+                bridge.cancelled().await;
+                guard.cancel();
+            }
+            7 => {
+                let _stopped = cleanup.stop();
+                guard.detach();
+            }
+            _ => {
+                // Finished, or out of time: the guard goes with the request.
+                let mut answers = third.await.unwrap();
+                for part in parts {
+                    answers += part.await.unwrap();
+                }
+                return answers;
+            }
+        }
+        let mut answers = third.await.unwrap();
+        for part in parts {
+            answers += part.await.unwrap();
+        }
+        answers
+    }
+
+    /// So many requests on so many connections; returns when every task of theirs is gone.
+    async fn serve(server: &Context, requests: usize, seen: &Drops) {
+        const CONNECTIONS: usize = 64;
+        let cleanups = Arc::new(AtomicUsize::new(0));
+        let mut connections = JoinSet::new();
+        for connection in 0..CONNECTIONS {
+            let (server, cleanups, seen) = (server.clone(), cleanups.clone(), seen.clone());
+            connections.spawn(async move {
+                for id in (connection..requests).step_by(CONNECTIONS) {
+                    let answers = request(&server, id, cleanups.clone(), &seen).await;
+                    match id % FATES {
+                        0 | 7 => assert_eq!(answers, 3),
+                        2 => assert_eq!(answers, 2),
+                        _ => assert_eq!(answers, 0),
+                    }
+                }
+            });
+        }
+        while let Some(connection) = connections.join_next().await {
+            connection.unwrap();
+        }
+        // The functions that run after the end, the watchers, and what hangs on them.
+        while tokio::runtime::Handle::current().metrics().num_alive_tasks() > 0 {
+            yield_now().await;
+        }
+        assert!(cleanups.load(Ordering::Relaxed) >= requests / FATES * (FATES - 1));
+    }
+
+    #[test]
+    fn leave_nothing_on_two_workers() {
+        let account = Account::open();
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .on_thread_start(|| account.join())
+            .build()
+            .unwrap();
+        let (server, _guard) = BACKGROUND.with_cancel();
+        let total = size(20_000, 1_000_000);
+        let seen = Drops::default();
+        let start = Instant::now();
+        let mut early = (0, 0);
+        for (round, requests) in [1_000, total].into_iter().enumerate() {
+            runtime.block_on(serve(&server, requests, &seen));
+            let live = account.live();
+            if round == 0 {
+                early = live;
+            }
+            assert_eq!(
+                seen.count(),
+                if round == 0 { requests } else { requests + 1_000 },
+                "a context's values were kept, or dropped twice"
+            );
+            report(&format!("{requests} requests"), start, early, live);
+        }
+        let late = account.live();
+        // Tokio's own: a worker's first use of this or that. A context is 200 bytes.
+        let slack = 4 * 1024;
+        assert!((late.0 - early.0).abs() < slack, "{} bytes grew to {}", early.0, late.0);
+        assert!((late.1 - early.1).abs() < 16, "{} blocks grew to {}", early.1, late.1);
+        assert!(!server.is_done());
+    }
+}
+
+/// A day's worth of contexts under one root, a thousand at a time.
+mod a_root_that_lives_on {
+    use super::*;
+
+    const ALIVE: usize = 1_000;
+
+    /// What is alive of one context: it, its guard, maybe a wait on it.
+    type Alive = (Context, Option<CancelGuard>, Option<Pin<Box<DoneOwned>>>);
+
+    fn derive(root: &Context, other: &Context, nth: usize) -> Alive {
+        let (ctx, guard) = match nth % 6 {
+            0 => root.with_cancel(),
+            1 => root.with_timeout(LONG),
+            2 => root.with_value(nth).with_timeout_cause(LONG, Cause("slow")),
+            3 => root.merge(other),
+            4 => {
+                let (mut ctx, mut guard) = root.with_cancel();
+                for _ in 0..9 {
+                    guard.detach();
+                    (ctx, guard) = ctx.with_cancel();
+                }
+                (ctx, guard)
+            }
+            _ => other.with_deadline(tokio::time::Instant::now() + LONG * 2),
+        };
+        let wait = (nth % 4 != 0).then(|| {
+            let mut wait = Box::pin(ctx.clone().done_owned());
+            assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+            wait
+        });
+        match nth % 3 {
+            0 => guard.cancel_with(Cause("done")),
+            1 => {
+                guard.detach();
+                return (ctx, None, wait);
+            }
+            _ => {}
+        }
+        (ctx, Some(guard), wait)
+    }
+
+    fn holds_its_memory_flat(name: &str, root: &Context, other: &Context) {
+        let account = Account::open();
+        let runtime = current_thread();
+        let _entered = runtime.enter();
+        let total = size(120_000, 10_080_000);
+        let mut alive: VecDeque<Alive> = VecDeque::with_capacity(ALIVE + 1);
+        let start = Instant::now();
+        let mut samples = Vec::with_capacity(16);
+        // A multiple of every period there is, so that the same kinds are alive at every sample.
+        let period = total / 10;
+        assert_eq!(period % (12 * ALIVE), 0);
+        for nth in 0..=period * 10 {
+            if nth % period == 0 && nth != 0 {
+                samples.push(account.live());
+            }
+            alive.push_back(derive(root, other, nth));
+            if alive.len() > ALIVE {
+                alive.pop_front();
+            }
+        }
+        report(&format!("{} contexts, {name}", period * 10), start, samples[0], samples[9]);
+        assert!(samples.iter().all(|sample| *sample == samples[0]), "not flat: {samples:?}");
+        drop(alive);
+        assert!(!root.is_done());
+    }
+
+    #[test]
+    fn holds_its_memory_flat_alone() {
+        let (root, _guard) = BACKGROUND.with_cancel();
+        holds_its_memory_flat("never waited on", &root, &BACKGROUND.with_value(1));
+    }
+
+    #[test]
+    fn holds_its_memory_flat_with_a_deadline_and_waited_on() {
+        let runtime = current_thread();
+        let _entered = runtime.enter();
+        let (root, _guard) = BACKGROUND.with_timeout(LONG * 3);
+        let (other, _other_guard) = BACKGROUND.with_timeout(LONG * 4);
+        let mut waits = [root.done(), root.done(), other.done()].map(Box::pin);
+        for wait in &mut waits {
+            assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+        }
+        holds_its_memory_flat("root with a deadline, waited on", &root, &other);
+    }
+
+    #[test]
+    fn holds_its_memory_flat_under_a_token() {
+        let token = CancellationToken::new();
+        let (root, _guard) = BACKGROUND.with_token(&token);
+        let (other, _other_guard) = root.with_cancel();
+        holds_its_memory_flat("under a CancellationToken", &root, &other);
+    }
+
+    /// Two threads at once, each with its own thousand; at the end not a byte is left of either.
+    #[test]
+    fn is_left_clean_by_two_threads() {
+        let account = Account::open();
+        let (root, _guard) = BACKGROUND.with_cancel();
+        let runtime = Arc::new(multi_thread(1));
+        let round = |contexts: usize| {
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| {
+                        account.join();
+                        let _entered = runtime.enter();
+                        let mut alive = VecDeque::new();
+                        for nth in 0..contexts {
+                            alive.push_back(derive(&root, &BACKGROUND, nth));
+                            if alive.len() > ALIVE {
+                                alive.pop_front();
+                            }
+                        }
+                        drop(alive);
+                        ACCOUNT.set(None);
+                    });
+                }
+            });
+            account.live()
+        };
+        let start = Instant::now();
+        let (early, late) = (round(2_000), round(size(50_000, 1_000_000)));
+        report("contexts from two threads", start, early, late);
+        // What a list keeps for a few more, whichever thread came first.
+        assert!((late.0 - early.0).abs() < 16 * 1024, "{early:?} grew to {late:?}");
+        assert!((late.1 - early.1).abs() < 16, "{early:?} grew to {late:?}");
+    }
+}
+
+/// `select!` in a loop: a wait made, polled and dropped each turn.
+mod a_select_loop {
+    use super::*;
+
+    async fn turns(ctx: &Context, turns: usize) {
+        for _ in 0..turns {
+            tokio::select! {
+                biased;
+                error = ctx.done() => panic!("{error}"),
+                () = yield_now() => {}
+            }
+        }
+    }
+
+    #[test]
+    fn leaves_nothing() {
+        let account = Account::open();
+        let runtime = current_thread();
+        let total = size(60_000, 1_000_000);
+        let (plain, _g1) = BACKGROUND.with_cancel();
+        let (timed, _g2) = plain.with_timeout(LONG);
+        let (below, _g3) = timed.with_value(1).with_cancel();
+        let (merged, _g4) = plain.merge(&timed);
+        let contexts = [("plain", &plain), ("timed", &timed), ("below", &below), ("merged", &merged)];
+        for crowd in [0, 1, 3] {
+            runtime.block_on(async {
+                let beside: Vec<_> =
+                    (0..crowd).map(|_| tokio::spawn(below.clone().done_owned())).collect();
+                yield_now().await;
+                for (name, ctx) in contexts {
+                    turns(ctx, 1_000).await;
+                    let (start, before) = (Instant::now(), account.live());
+                    turns(ctx, total).await;
+                    let after = account.live();
+                    report(&format!("{total} turns, {name}, {crowd} beside"), start, before, after);
+                    assert_eq!(after, before, "{name} with {crowd} beside");
+                }
+                for task in beside {
+                    task.abort();
+                    assert!(task.await.unwrap_err().is_cancelled());
+                }
+            });
+        }
+    }
+
+    /// Several tasks on two workers turn on one context at once.
+    #[test]
+    fn leaves_nothing_on_two_workers() {
+        let account = Account::open();
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .on_thread_start(|| account.join())
+            .build()
+            .unwrap();
+        let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
+        let round = |count: usize| {
+            runtime.block_on(async {
+                let mut tasks = JoinSet::new();
+                for _ in 0..4 {
+                    let ctx = ctx.clone();
+                    tasks.spawn(async move { turns(&ctx, count / 4).await });
+                }
+                while let Some(task) = tasks.join_next().await {
+                    task.unwrap();
+                }
+                while tokio::runtime::Handle::current().metrics().num_alive_tasks() > 0 {
+                    yield_now().await;
+                }
+            });
+            account.live()
+        };
+        let start = Instant::now();
+        let (early, late) = (round(1_000), round(size(60_000, 1_000_000)));
+        report("turns of four tasks", start, early, late);
+        assert!((late.0 - early.0).abs() < 4 * 1024, "{early:?} grew to {late:?}");
+    }
+}
+
+/// An hour's timeout, waited on and dropped long before.
+mod an_hour_that_was_given_up {
+    use super::*;
+
+    fn wait_and_drop(waits: usize, below: bool, waker: &Waker) {
+        let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+        let (child, child_guard) = ctx.with_cancel();
+        let waited = if below { &child } else { &ctx };
+        let mut waiting: Vec<_> = (0..waits).map(|_| Box::pin(waited.clone().done_owned())).collect();
+        for wait in &mut waiting {
+            assert!(poll(wait.as_mut(), waker).is_pending());
+        }
+        child_guard.detach();
+        guard.detach();
+    }
+
+    #[test]
+    fn holds_no_byte_and_no_waker() {
+        let account = Account::open();
+        let runtime = current_thread();
+        let _entered = runtime.enter();
+        let (wakes, waker) = Wakes::new();
+        wait_and_drop(3, true, &waker);
+        let before = account.live();
+        for round in 0..size(50_000, 1_000_000) {
+            wait_and_drop(round % 4, round % 3 == 0, &waker);
+        }
+        assert_eq!(account.live(), before);
+        drop(waker);
+        assert_eq!(Arc::strong_count(&wakes), 1);
+        assert_eq!(wakes.count(), 0);
+    }
+
+    /// How often a runtime goes to sleep while a day passes on a paused clock: once for each timer.
+    fn naps_in_a_day(first: impl FnOnce()) -> usize {
+        let naps = Arc::new(AtomicUsize::new(0));
+        let counted = naps.clone();
+        let runtime: Runtime = Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .on_thread_park(move || {
+                counted.fetch_add(1, Ordering::SeqCst);
+            })
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            first();
+            tokio::time::sleep(LONG * 24).await;
+        });
+        naps.load(Ordering::SeqCst)
+    }
+
+    #[test]
+    fn holds_no_timer() {
+        let idle = naps_in_a_day(|| {});
+        let kept = naps_in_a_day(|| {
+            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+            guard.detach();
+            let mut wait = Box::pin(ctx.done_owned());
+            assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+            // On purpose: its timer stays.
+            std::mem::forget(wait);
+        });
+        assert!(kept > idle, "a timer would not be seen: {kept} naps with one, {idle} without");
+        for waits in 0..4 {
+            for below in [false, true] {
+                let naps = naps_in_a_day(|| wait_and_drop(waits, below, Waker::noop()));
+                assert_eq!(naps, idle, "a timer was left by {waits} waits");
+            }
+        }
+        // Given up by being cancelled, with the context still there.
+        let mut kept = None;
+        let naps = naps_in_a_day(|| {
+            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+            let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(ctx.clone().done_owned())).collect();
+            for wait in &mut waiting {
+                assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+            }
+            guard.cancel();
+            waiting.clear();
+            kept = Some(ctx);
+        });
+        assert_eq!(naps, idle, "a timer outlived its context");
+        assert!(kept.is_some_and(|ctx| ctx.is_done()));
+    }
+}
