@@ -1,0 +1,10 @@
+//! Feeds the model's interpreter with bytes, see `tests/model/interpreter.rs`.
+
+#![no_main]
+
+#[path = "../../tests/model/interpreter.rs"]
+mod interpreter;
+#[path = "../../tests/model/reference.rs"]
+mod reference;
+
+libfuzzer_sys::fuzz_target!(|script: &[u8]| interpreter::run_bytes(script));

@@ -1,0 +1,155 @@
+//! Depth: a walk that stops half-way up, at an anchor, misses no end that is known.
+
+use loom::thread;
+
+use super::{Roll, Waiter, chain, explore, one_story, same, story, why};
+use crate::Context;
+
+/// Who has seen an ancestor ended sees all below it ended, whoever is still pushing the end down.
+fn seen_above_is_seen_below(levels: usize, looks: &'static [usize]) {
+    let (root, guard) = Context::background().with_cancel();
+    let all = chain(&root, levels);
+    let roll = Roll::of(&all);
+    let ender = thread::spawn(move || guard.cancel_with("why"));
+    for &look in looks {
+        if all[look].is_done() {
+            assert!(all[look..].iter().rev().all(Context::is_done), "ended above, and not below");
+            assert!(all[..look].iter().all(Context::is_done), "told by one that goes on");
+        }
+    }
+    ender.join().unwrap();
+    assert_eq!(why(&one_story(&all)), "why");
+    drop((root, all));
+    roll.is_gone();
+}
+
+#[test]
+fn seen_above_is_seen_below_without_an_anchor() {
+    explore([4, 2], || seen_above_is_seen_below(3, &[0, 1, 2]));
+}
+
+#[test]
+fn seen_above_is_seen_at_the_anchor() {
+    explore([4, 2], || seen_above_is_seen_below(4, &[0, 2]));
+}
+
+#[test]
+fn seen_above_is_seen_below_the_anchor() {
+    explore([4, 2], || seen_above_is_seen_below(5, &[0, 3]));
+}
+
+#[test]
+fn seen_above_is_seen_below_two_anchors() {
+    explore([3, 2], || seen_above_is_seen_below(9, &[0]));
+}
+
+/// One thread tells another, by nothing but its answer, that the root has ended.
+#[test]
+fn told_by_a_third_thread() {
+    explore([3, 2], || {
+        let (root, guard) = Context::background().with_cancel();
+        let all = chain(&root, 5);
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        let asker = thread::spawn({
+            let (middle, leaf) = (all[2].clone(), all[5].clone());
+            move || {
+                if middle.is_done() {
+                    assert!(leaf.is_done(), "ended above, and not below");
+                }
+            }
+        });
+        if root.is_done() {
+            assert!(all[5].is_done(), "ended above, and not below");
+            assert!(all[4].is_done(), "ended above, and not below");
+        }
+        ender.join().unwrap();
+        asker.join().unwrap();
+        one_story(&all);
+    });
+}
+
+/// Two anchors are born below one parent, on two threads, while the root ends.
+#[test]
+fn two_anchors_born_against_cancel() {
+    explore([2, 2], || {
+        let (root, guard) = Context::background().with_cancel();
+        let all = chain(&root, 3);
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        let other = thread::spawn({
+            let parent = all[3].clone();
+            move || chain(&parent, 1).remove(1)
+        });
+        let mine = chain(&all[3], 2);
+        if root.is_done() {
+            assert!(mine[2].is_done(), "ended above, and not below");
+        }
+        ender.join().unwrap();
+        let theirs = other.join().unwrap();
+        one_story(all.iter().chain(&mine).chain([&theirs]));
+    });
+}
+
+/// An anchor is dropped, and another takes its place, while the root ends.
+#[test]
+fn drop_of_an_anchor_against_cancel() {
+    explore([3, 2], || {
+        let (root, guard) = Context::background().with_cancel();
+        let mut all = chain(&root, 4);
+        let roll = Roll::of(&all);
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        drop(all.remove(4));
+        let next = chain(&all[3], 1).remove(1);
+        if root.is_done() {
+            assert!(next.is_done(), "ended above, and not below");
+        }
+        ender.join().unwrap();
+        one_story(all.iter().chain([&next]));
+        drop((root, all, next));
+        roll.is_gone();
+    });
+}
+
+/// What was marked by an anchor that has gone again ends, and no push is left behind.
+#[test]
+fn cancel_where_an_anchor_was() {
+    explore([4, 2], || {
+        let (root, guard) = Context::background().with_cancel();
+        let mut all = chain(&root, 4);
+        let roll = Roll::of(&all);
+        let canceller = guard.canceller();
+        drop(all.remove(4));
+        let ender = thread::spawn(move || canceller.cancel_with("one"));
+        guard.cancel_with("two");
+        ender.join().unwrap();
+        one_story(&all);
+        drop((root, all, guard));
+        roll.is_gone();
+    });
+}
+
+/// A leaf below an anchor settles its path, from the root's end down, while the root pushes it: the
+/// two meet half-way.
+#[test]
+fn settling_against_pushing() {
+    explore([3, 2], || {
+        let (root, guard) = Context::background().with_cancel();
+        let all = chain(&root, 5);
+        let mut waiter = Waiter::on(&all[5]);
+        assert!(!waiter.poll());
+        let ender = thread::spawn({
+            let all = all.clone();
+            move || {
+                guard.cancel_with("why");
+                assert!(all[5].is_done());
+                story(&all[4])
+            }
+        });
+        let middle = all[1].err();
+        let leaf = all[5].err();
+        if let Some(middle) = &middle {
+            same(middle, leaf.as_ref().expect("ended above, and not below"));
+        }
+        same(&ender.join().unwrap(), &one_story(&all));
+        waiter.finish(&story(&all[5]));
+    });
+}

@@ -1,0 +1,130 @@
+//! An end against a wait: whichever comes second sees the other.
+
+use loom::thread;
+
+use super::{Roll, Waiter, chain, explore, one_story, why};
+use crate::{CancelGuard, Context};
+
+/// The root of a chain ends on one thread, its last looks for the first time on the other.
+fn end_against_wait(levels: usize, waited_before: bool, end: fn(CancelGuard)) {
+    let (root, guard) = Context::background().with_cancel();
+    let all = chain(&root, levels);
+    let roll = Roll::of(&all);
+    if waited_before {
+        assert!(!Waiter::on(&all[levels]).poll());
+    }
+    let mut waiter = Waiter::on(&all[levels]);
+    let ender = thread::spawn({
+        let all = all.clone();
+        move || {
+            end(guard);
+            assert!(all.iter().all(Context::is_done), "a descendant outlives the end");
+        }
+    });
+    waiter.poll();
+    ender.join().unwrap();
+    let error = one_story(&all);
+    assert!(["", "why"].contains(&why(&error).as_str()));
+    waiter.finish(&error);
+    drop((root, all));
+    roll.is_gone();
+}
+
+fn with_a_cause(guard: CancelGuard) {
+    guard.cancel_with("why");
+}
+
+fn without_a_word(guard: CancelGuard) {
+    guard.cancel();
+}
+
+fn quietly(guard: CancelGuard) {
+    drop(guard);
+}
+
+#[test]
+fn cancel_against_first_wait() {
+    explore([4, 2], || end_against_wait(0, false, with_a_cause));
+}
+
+#[test]
+fn unseen_cancel_against_first_wait() {
+    explore([4, 2], || end_against_wait(0, false, without_a_word));
+}
+
+#[test]
+fn quiet_end_against_first_wait() {
+    explore([4, 2], || end_against_wait(0, false, quietly));
+}
+
+#[test]
+fn unseen_cancel_against_next_wait() {
+    explore([4, 2], || end_against_wait(0, true, without_a_word));
+}
+
+#[test]
+fn quiet_end_against_next_wait() {
+    explore([4, 2], || end_against_wait(0, true, quietly));
+}
+
+#[test]
+fn cancel_of_the_parent_against_first_wait() {
+    explore([4, 2], || end_against_wait(1, false, with_a_cause));
+}
+
+#[test]
+fn cancel_against_first_wait_two_levels_down() {
+    explore([3, 2], || end_against_wait(2, false, with_a_cause));
+}
+
+#[test]
+fn guard_drop_against_first_wait_two_levels_down() {
+    explore([3, 2], || end_against_wait(2, false, quietly));
+}
+
+#[test]
+fn cancel_against_next_wait_two_levels_down() {
+    explore([3, 2], || end_against_wait(2, true, with_a_cause));
+}
+
+/// Two wait on the same context, each for the first time, while it ends.
+#[test]
+fn cancel_against_two_first_waits() {
+    explore([3, 2], || {
+        let (ctx, guard) = Context::background().with_cancel();
+        let roll = Roll::of([&ctx]);
+        let (mut one, mut two) = (Waiter::on(&ctx), Waiter::on(&ctx));
+        let first = thread::spawn(move || {
+            one.poll();
+            one
+        });
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        two.poll();
+        let one = first.join().unwrap();
+        ender.join().unwrap();
+        let error = one_story([&ctx]);
+        one.finish(&error);
+        two.finish(&error);
+        drop(ctx);
+        roll.is_gone();
+    });
+}
+
+/// Cancelled while it waits for nothing but a look of its own: what a loop that computes does.
+#[test]
+fn cancel_against_asking() {
+    explore([4, 2], || {
+        let (root, guard) = Context::background().with_cancel();
+        let all = chain(&root, 2);
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        let seen = all[2].err();
+        // What was seen once holds, for this one and for those above it.
+        let above = seen.as_ref().map(|_| one_story(&all));
+        ender.join().unwrap();
+        let error = one_story(&all);
+        assert_eq!(why(&error), "why");
+        for seen in seen.iter().chain(&above) {
+            super::same(seen, &error);
+        }
+    });
+}

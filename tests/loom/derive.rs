@@ -1,0 +1,113 @@
+//! An end against deriving: a child is told of what came before it and of what comes after.
+
+use loom::thread;
+
+use super::{Roll, Waiter, chain, explore, one_story, same, story, why};
+use crate::{CancelGuard, Context};
+
+/// The parent ends on one thread; on the other a child is derived from it, and waited on.
+fn end_against_derive(levels_above: usize, end: fn(CancelGuard)) {
+    let (root, guard) = Context::background().with_cancel();
+    let all = chain(&root, levels_above);
+    let ender = thread::spawn(move || end(guard));
+    let (child, detached) = all[levels_above].with_cancel();
+    detached.detach();
+    let mut waiter = Waiter::on(&child);
+    waiter.poll();
+    ender.join().unwrap();
+    let error = one_story(all.iter().chain([&child]));
+    waiter.finish(&error);
+    let roll = Roll::of(all.iter().chain([&child]));
+    drop((root, all, child));
+    roll.is_gone();
+}
+
+#[test]
+fn cancel_against_derive_and_wait() {
+    explore([4, 2], || end_against_derive(0, |guard| guard.cancel_with("why")));
+}
+
+#[test]
+fn unseen_cancel_against_derive_and_wait() {
+    explore([4, 2], || end_against_derive(0, |guard| guard.cancel()));
+}
+
+#[test]
+fn quiet_end_against_derive_and_wait() {
+    explore([4, 2], || end_against_derive(0, drop));
+}
+
+#[test]
+fn cancel_against_derive_two_levels_down() {
+    explore([3, 2], || end_against_derive(2, |guard| guard.cancel_with("why")));
+}
+
+/// The fourth level is an anchor, which links itself and all above it at birth.
+#[test]
+fn cancel_against_the_birth_of_an_anchor() {
+    explore([3, 2], || end_against_derive(3, |guard| guard.cancel_with("why")));
+}
+
+#[test]
+fn guard_drop_against_the_birth_of_an_anchor() {
+    explore([3, 2], || end_against_derive(3, drop));
+}
+
+/// Nobody waits on the child: it learns of the end by looking, as soon as that is known.
+#[test]
+fn quiet_end_against_derive_and_ask() {
+    explore([5, 2], || {
+        let (parent, guard) = Context::background().with_cancel();
+        let ender = thread::spawn(move || drop(guard));
+        let (child, mine) = parent.with_cancel();
+        let parents = parent.err();
+        let childs = child.err();
+        if let Some(parents) = &parents {
+            same(parents, childs.as_ref().expect("its parent has ended"));
+        }
+        ender.join().unwrap();
+        let error = one_story([&parent, &child]);
+        assert!(error.is_canceled());
+        drop(mine);
+        same(&error, &story(&child));
+    });
+}
+
+/// A deadline in the past does not hide that the parent had ended before the child was made.
+#[test]
+fn cancel_against_derive_with_a_deadline_that_has_passed() {
+    explore([4, 2], || {
+        let (parent, guard) = Context::background().with_cancel();
+        crate::sync::tick();
+        let past = crate::sync::now() - std::time::Duration::from_secs(1);
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        let ended_before = parent.is_done();
+        let (child, _guard) = parent.with_deadline(past);
+        let error = story(&child);
+        assert!(!ended_before || why(&error) == "why", "ended before its birth");
+        ender.join().unwrap();
+        same(&error, &story(&child));
+        assert_eq!(why(&story(&parent)), "why");
+    });
+}
+
+/// Derived in a chain, by one thread, while the root ends: all of it has ended when that is known.
+#[test]
+fn cancel_against_a_growing_chain() {
+    explore([3, 2], || {
+        let (root, guard) = Context::background().with_cancel();
+        let ender = thread::spawn({
+            let root = root.clone();
+            move || {
+                guard.cancel_with("why");
+                story(&root)
+            }
+        });
+        let all = chain(&root, 3);
+        if root.is_done() {
+            one_story(&all);
+        }
+        let error = ender.join().unwrap();
+        same(&error, &one_story(&all));
+    });
+}

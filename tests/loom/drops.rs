@@ -1,0 +1,244 @@
+//! An end against the drop of what it is to reach: it is told, or it is gone, and nothing is left.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use loom::thread;
+
+use super::{Roll, Waiter, census, chain, explore, one_story, story, why};
+use crate::Context;
+
+/// A child that waits, and its waiter, are dropped while the root ends.
+#[test]
+fn cancel_against_drop_of_a_waiting_child() {
+    explore([4, 2], || {
+        let (root, guard) = Context::background().with_cancel();
+        let (child, detached) = root.with_cancel();
+        detached.detach();
+        let roll = Roll::of([&root, &child]);
+        let mut waiter = Waiter::on(&child);
+        assert!(!waiter.poll());
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        drop(child);
+        drop(waiter.done);
+        ender.join().unwrap();
+        assert_eq!(why(&story(&root)), "why");
+        assert_eq!(Arc::strong_count(&waiter.bell), 1);
+        drop(root);
+        roll.is_gone();
+    });
+}
+
+/// The same with no end: the child leaves the list of a root that goes on.
+#[test]
+fn drop_of_two_children_at_once() {
+    explore([4, 2], || {
+        let (root, _guard) = Context::background().with_cancel();
+        let pair = [root.with_cancel(), root.with_cancel()].map(|(child, guard)| {
+            guard.detach();
+            assert!(!Waiter::on(&child).poll());
+            child
+        });
+        let roll = Roll::of(&pair);
+        assert_eq!(census(&root).0, 2);
+        let [one, two] = pair;
+        let dropper = thread::spawn(move || drop(one));
+        drop(two);
+        dropper.join().unwrap();
+        assert_eq!(census(&root), (0, 0));
+        roll.is_gone();
+        assert!(!root.is_done());
+    });
+}
+
+/// A child is dropped while another, through the same parent, is linked for the first time.
+#[test]
+fn drop_of_a_child_against_link_of_another() {
+    explore([3, 2], || {
+        let (root, guard) = Context::background().with_cancel();
+        let all = chain(&root, 1);
+        let (one, two) = (chain(&all[1], 1).remove(1), chain(&all[1], 1).remove(1));
+        assert!(!Waiter::on(&one).poll());
+        let dropper = thread::spawn(move || drop(one));
+        let mut waiter = Waiter::on(&two);
+        assert!(!waiter.poll());
+        dropper.join().unwrap();
+        assert_eq!(census(&root).0, 1);
+        assert_eq!(census(&all[1]).0, 1);
+        guard.cancel_with("why");
+        waiter.finish(&one_story(all.iter().chain([&two])));
+    });
+}
+
+/// The parent's own handle goes, its child goes on, and so does the root's end.
+#[test]
+fn cancel_against_drop_of_the_parent() {
+    explore([3, 2], || {
+        let (root, guard) = Context::background().with_cancel();
+        let (parent, detached) = root.with_cancel();
+        detached.detach();
+        let (child, detached) = parent.with_cancel();
+        detached.detach();
+        let roll = Roll::of([&root, &parent, &child]);
+        let mut waiter = Waiter::on(&child);
+        assert!(!waiter.poll());
+        let ender = thread::spawn(move || {
+            guard.cancel_with("why");
+            drop(guard);
+        });
+        drop(parent);
+        waiter.poll();
+        ender.join().unwrap();
+        let error = one_story([&root, &child]);
+        waiter.finish(&error);
+        drop((root, child));
+        roll.is_gone();
+    });
+}
+
+/// Everything a thread holds goes while the root ends: parent first, child last.
+#[test]
+fn cancel_against_drop_of_a_whole_branch() {
+    explore([3, 2], || {
+        let (root, guard) = Context::background().with_cancel();
+        let mut all = chain(&root, 2);
+        let roll = Roll::of(&all);
+        assert!(!Waiter::on(&all[2]).poll());
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        drop(all.remove(1));
+        drop(all.remove(1));
+        ender.join().unwrap();
+        assert_eq!(why(&story(&root)), "why");
+        drop((root, all));
+        roll.is_gone();
+    });
+}
+
+/// Two threads let go of two branches that share their parent, which neither holds: one takes it along.
+#[test]
+fn drop_of_two_branches_with_a_parent_in_common() {
+    explore([4, 2], || {
+        let (root, _guard) = Context::background().with_cancel();
+        let mut all = chain(&root, 1);
+        let [one, two] = [(); 2].map(|()| chain(&all[1], 1).remove(1));
+        let roll = Roll::of([&all[1], &one, &two]);
+        assert!(!Waiter::on(&one).poll() && !Waiter::on(&two).poll());
+        all.truncate(1);
+        let dropper = thread::spawn(move || drop(one));
+        drop(two);
+        dropper.join().unwrap();
+        assert_eq!(census(&root), (0, 0));
+        roll.is_gone();
+    });
+}
+
+/// A guard goes while a canceller of the same context speaks: one end, told alike by both sides.
+#[test]
+fn drop_of_the_guard_against_cancel() {
+    explore([5, 2], || {
+        let (ctx, guard) = Context::background().with_cancel();
+        let canceller = guard.canceller();
+        let ender = thread::spawn({
+            let ctx = ctx.clone();
+            move || {
+                canceller.cancel_with("why");
+                story(&ctx)
+            }
+        });
+        drop(guard);
+        let mine = story(&ctx);
+        let theirs = ender.join().unwrap();
+        super::same(&mine, &theirs);
+        super::same(&mine, &story(&ctx));
+    });
+}
+
+/// The same without a cause, where nobody needs the clock.
+#[test]
+fn drop_of_the_guard_against_unseen_cancel() {
+    explore([5, 2], || {
+        let (ctx, guard) = Context::background().with_cancel();
+        let canceller = guard.canceller();
+        let ender = thread::spawn({
+            let ctx = ctx.clone();
+            move || {
+                canceller.cancel();
+                story(&ctx)
+            }
+        });
+        drop(guard);
+        let mine = story(&ctx);
+        super::same(&mine, &ender.join().unwrap());
+    });
+}
+
+/// A guard goes while its context is linked and joined below a live parent, and the parent ends.
+#[test]
+fn drop_of_the_guard_against_link_against_cancel_of_the_parent() {
+    explore([3, 2], || {
+        let (parent, ends) = Context::background().with_cancel();
+        let (child, guard) = parent.with_cancel();
+        let roll = Roll::of([&parent, &child]);
+        let mut waiter = Waiter::on(&child);
+        let ender = thread::spawn(move || ends.cancel_with("why"));
+        let dropper = thread::spawn(move || drop(guard));
+        waiter.poll();
+        ender.join().unwrap();
+        dropper.join().unwrap();
+        assert_eq!(why(&story(&parent)), "why");
+        waiter.finish(&story(&child));
+        drop((parent, child));
+        roll.is_gone();
+    });
+}
+
+/// A cause whose drop is foreign code, and asks.
+struct Asks(Context, Arc<AtomicUsize>);
+
+impl fmt::Display for Asks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("asks")
+    }
+}
+
+impl fmt::Debug for Asks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Asks")
+    }
+}
+
+impl std::error::Error for Asks {}
+
+impl Drop for Asks {
+    fn drop(&mut self) {
+        self.0.is_done();
+        self.1.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The last handle of a child that ended by itself goes while the parent's push holds it too: whoever
+/// is last runs the cause's drop, with no lock held, and once.
+#[test]
+fn drop_of_the_last_handle_against_the_push() {
+    explore([4, 2], || {
+        let (parent, ends) = Context::background().with_cancel();
+        let (child, guard) = parent.with_cancel();
+        let roll = Roll::of([&parent, &child]);
+        let drops = Arc::new(AtomicUsize::new(0));
+        let mut sibling = Waiter::on(&chain(&parent, 1)[1]);
+        assert!(!sibling.poll());
+        assert!(!Waiter::on(&child).poll());
+        guard.cancel_with(Asks(parent.clone(), drops.clone()));
+        drop(guard);
+        let ender = thread::spawn(move || ends.cancel_with("why"));
+        drop(child);
+        ender.join().unwrap();
+        assert_eq!(drops.load(Ordering::Relaxed), 1);
+        let error = story(&parent);
+        assert_eq!(why(&error), "why");
+        sibling.finish(&error);
+        drop(parent);
+        roll.is_gone();
+    });
+}

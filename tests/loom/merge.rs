@@ -1,0 +1,166 @@
+//! Two parents: the child has one story, that of one of them, or its own.
+
+use std::time::Duration;
+
+use loom::thread;
+
+use super::{Roll, Waiter, census, chain, explore, one_story, same, story, why};
+use crate::Context;
+use crate::sync::tick;
+
+/// Both parents end at once, each with a cause; someone waits on the child of both.
+fn both_parents(waits: bool, levels: usize) {
+    let (one, ends_one) = Context::background().with_cancel();
+    let (two, ends_two) = Context::background().with_cancel();
+    let (both, detached) = one.merge(&two);
+    detached.detach();
+    let all = chain(&both, levels);
+    let roll = Roll::of([&one, &two].into_iter().chain(&all));
+    let mut waiter = Waiter::on(&all[levels]);
+    assert!(!waits || !waiter.poll());
+    let other = thread::spawn({
+        let below = all[levels].clone();
+        move || {
+            ends_two.cancel_with("two");
+            story(&below)
+        }
+    });
+    ends_one.cancel_with("one");
+    let mine = one_story(all.iter().rev());
+    waiter.poll();
+    same(&mine, &other.join().unwrap());
+    same(&mine, &one_story(&all));
+    let (ones, twos) = (story(&one), story(&two));
+    assert_eq!((why(&ones).as_str(), why(&twos).as_str()), ("one", "two"));
+    same(&mine, if why(&mine) == "one" { &ones } else { &twos });
+    waiter.finish(&mine);
+    drop((one, two, both, all, ends_one));
+    roll.is_gone();
+}
+
+#[test]
+fn both_parents_end_at_once() {
+    explore([4, 2], || both_parents(false, 0));
+}
+
+#[test]
+fn both_parents_end_while_someone_waits() {
+    explore([4, 2], || both_parents(true, 0));
+}
+
+#[test]
+fn both_parents_end_while_someone_waits_below() {
+    explore([3, 2], || both_parents(true, 1));
+}
+
+/// One parent ends while the child of both is made.
+#[test]
+fn cancel_against_merge() {
+    explore([4, 2], || {
+        let (one, _guard) = Context::background().with_cancel();
+        let (two, ends_two) = Context::background().with_cancel();
+        let two = chain(&two, 1);
+        let ender = thread::spawn(move || ends_two.cancel_with("two"));
+        let (both, _both) = one.merge(&two[1]);
+        if two[0].is_done() {
+            assert!(both.is_done(), "ended above, and not below");
+        }
+        let mut waiter = Waiter::on(&both);
+        waiter.poll();
+        ender.join().unwrap();
+        waiter.finish(&one_story(two.iter().chain([&both])));
+        assert!(!one.is_done());
+        drop((both, _both));
+        assert_eq!(census(&one), (0, 0));
+    });
+}
+
+/// Who has seen one parent ended sees the child ended, past the other, live, one.
+#[test]
+fn seen_above_is_seen_below_a_merge() {
+    explore([3, 2], || {
+        let (one, _guard) = Context::background().with_cancel();
+        let (two, ends_two) = Context::background().with_cancel();
+        let (both, detached) = one.merge(&chain(&two, 1)[1]);
+        detached.detach();
+        let below = chain(&both, 1);
+        let ender = thread::spawn(move || ends_two.cancel_with("two"));
+        if two.is_done() {
+            assert!(below[1].is_done(), "ended above, and not below");
+            assert!(below[0].is_done(), "ended above, and not below");
+        }
+        ender.join().unwrap();
+        one_story(below.iter().chain([&two]));
+        assert!(!one.is_done());
+    });
+}
+
+/// The child of both ends by itself while a parent does.
+#[test]
+fn own_end_against_a_parents() {
+    explore([4, 2], || {
+        let (one, _guard) = Context::background().with_cancel();
+        let (two, ends_two) = Context::background().with_cancel();
+        let (both, ends_both) = one.merge(&two);
+        let ender = thread::spawn({
+            let both = both.clone();
+            move || {
+                ends_two.cancel_with("two");
+                story(&both)
+            }
+        });
+        ends_both.cancel_with("both");
+        let mine = story(&both);
+        same(&mine, &ender.join().unwrap());
+        assert!(["two", "both"].contains(&why(&mine).as_str()));
+    });
+}
+
+/// The child of both is dropped while both end: nobody keeps it, and neither list holds it.
+#[test]
+fn drop_against_both_ends() {
+    explore([3, 2], || {
+        let (one, ends_one) = Context::background().with_cancel();
+        let (two, ends_two) = Context::background().with_cancel();
+        let (both, detached) = one.merge(&two);
+        detached.detach();
+        let roll = Roll::of([&one, &two, &both]);
+        let first = thread::spawn(move || ends_one.cancel_with("one"));
+        let second = thread::spawn(move || ends_two.cancel_with("two"));
+        drop(both);
+        first.join().unwrap();
+        second.join().unwrap();
+        assert_eq!((why(&story(&one)).as_str(), why(&story(&two)).as_str()), ("one", "two"));
+        drop((one, two));
+        roll.is_gone();
+    });
+}
+
+/// One parent's deadline has passed, which nobody has seen; the other parent is cancelled after that.
+#[test]
+fn deadline_of_one_before_cancel_of_the_other() {
+    explore([4, 2], || {
+        let (one, ends_one) = Context::background().with_cancel();
+        let (two, _guard) = Context::background().with_timeout(Duration::from_secs(1));
+        let (both, detached) = one.merge(&two);
+        detached.detach();
+        let below = chain(&both, 1);
+        let roll = Roll::of([&one, &two].into_iter().chain(&below));
+        tick();
+        tick();
+        let ender = thread::spawn({
+            let below = below[1].clone();
+            move || {
+                ends_one.cancel_with("one");
+                story(&below)
+            }
+        });
+        let mine = story(&below[1]);
+        assert!(mine.is_deadline_exceeded());
+        same(&mine, &ender.join().unwrap());
+        same(&mine, &one_story(below.iter().chain([&two])));
+        assert_eq!(why(&story(&one)), "one");
+        drop((one, two, both, below, _guard));
+        roll.is_gone();
+    });
+}

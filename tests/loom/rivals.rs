@@ -1,0 +1,154 @@
+//! Ends that race each other: one of them is the story, the same everywhere.
+
+use loom::thread;
+
+use super::{Roll, Waiter, chain, explore, one_story, same, story, why};
+use crate::Context;
+
+/// Parent and child are cancelled at once, each with a cause; someone waits below.
+fn parent_against_child(linked: bool) {
+    let (parent, ends_parent) = Context::background().with_cancel();
+    let (child, ends_child) = parent.with_cancel();
+    let (below, detached) = child.with_cancel();
+    detached.detach();
+    let roll = Roll::of([&parent, &child, &below]);
+    let mut waiter = Waiter::on(&below);
+    if linked {
+        assert!(!waiter.poll());
+    }
+    let other = thread::spawn({
+        let (child, below) = (child.clone(), below.clone());
+        move || {
+            ends_parent.cancel_with("parent");
+            (story(&below), story(&child))
+        }
+    });
+    ends_child.cancel_with("child");
+    let mine = one_story([&child, &below]);
+    waiter.poll();
+    let (theirs, childs) = other.join().unwrap();
+    for told in [&theirs, &childs, &story(&child), &story(&below)] {
+        same(&mine, told);
+    }
+    assert!(["parent", "child"].contains(&why(&mine).as_str()));
+    assert_eq!(why(&story(&parent)), "parent");
+    waiter.finish(&mine);
+    drop((parent, child, below, ends_child));
+    roll.is_gone();
+}
+
+#[test]
+fn parent_against_child_with_a_waiter_below() {
+    explore([4, 2], || parent_against_child(true));
+}
+
+#[test]
+fn parent_against_child_with_nobody_below() {
+    explore([4, 2], || parent_against_child(false));
+}
+
+/// Two threads end the same root. When either call returns everything below has ended, also what the
+/// other one has yet to reach, and each of them tells the same.
+fn two_against_a_root(levels: usize, linked: usize) {
+    let (root, guard) = Context::background().with_cancel();
+    let all = chain(&root, levels);
+    let roll = Roll::of(&all);
+    let mut waiter = Waiter::on(&all[linked]);
+    assert!(linked == 0 || !waiter.poll());
+    let other = thread::spawn({
+        let (all, canceller) = (all.clone(), guard.canceller());
+        move || {
+            canceller.cancel_with("one");
+            assert!(all.iter().rev().all(Context::is_done), "a descendant outlives the end");
+            all[levels].err()
+        }
+    });
+    guard.cancel_with("two");
+    assert!(all.iter().rev().all(Context::is_done), "a descendant outlives the end");
+    let error = one_story(&all);
+    same(&error, &other.join().unwrap().expect("ended"));
+    waiter.poll();
+    waiter.finish(&error);
+    drop((root, all, guard));
+    roll.is_gone();
+}
+
+#[test]
+fn two_cancel_a_root_with_nothing_linked() {
+    explore([4, 2], || two_against_a_root(2, 0));
+}
+
+#[test]
+fn two_cancel_a_root_with_all_linked() {
+    explore([4, 2], || two_against_a_root(2, 2));
+}
+
+#[test]
+fn two_cancel_a_root_with_half_linked() {
+    explore([4, 2], || two_against_a_root(2, 1));
+}
+
+#[test]
+fn two_cancel_a_root_with_an_anchor_below() {
+    explore([3, 2], || two_against_a_root(4, 0));
+}
+
+#[test]
+fn two_cancel_a_root_with_more_below_the_anchor() {
+    explore([3, 2], || two_against_a_root(5, 0));
+}
+
+/// A cancel with a cause against one without, on a leaf, where the one without needs no clock.
+#[test]
+fn cause_against_no_cause() {
+    explore([5, 2], || {
+        let (ctx, guard) = Context::background().with_cancel();
+        let canceller = guard.canceller();
+        let other = thread::spawn({
+            let ctx = ctx.clone();
+            move || {
+                canceller.cancel();
+                story(&ctx)
+            }
+        });
+        guard.cancel_with("why");
+        let mine = story(&ctx);
+        same(&mine, &other.join().unwrap());
+        same(&mine, &story(&ctx));
+    });
+}
+
+/// Three at once: grandparent, parent and child, each with a cause of its own.
+#[test]
+fn three_generations_at_once() {
+    explore([2, 2], || {
+        let (a, ends_a) = Context::background().with_cancel();
+        let (b, ends_b) = a.with_cancel();
+        let (c, ends_c) = b.with_cancel();
+        let mut waiter = Waiter::on(&c);
+        assert!(!waiter.poll());
+        let first = thread::spawn({
+            let c = c.clone();
+            move || {
+                ends_a.cancel_with("a");
+                story(&c)
+            }
+        });
+        let second = thread::spawn({
+            let c = c.clone();
+            move || {
+                ends_b.cancel_with("b");
+                story(&c)
+            }
+        });
+        ends_c.cancel_with("c");
+        let mine = story(&c);
+        same(&mine, &first.join().unwrap());
+        same(&mine, &second.join().unwrap());
+        let (a, b) = (story(&a), story(&b));
+        assert_eq!(why(&a), "a");
+        assert!(["a", "b"].contains(&why(&b).as_str()));
+        assert!(why(&mine) == "c" || why(&mine) == why(&b));
+        waiter.finish(&mine);
+    });
+}

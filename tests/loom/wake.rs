@@ -1,0 +1,119 @@
+//! Waking: a waiter that leaves, or changes hands, while it is being woken.
+
+use std::sync::Arc;
+
+use loom::thread;
+
+use super::{Roll, Waiter, census, explore, one_story, story};
+use crate::Context;
+
+/// A waiter is dropped while it is being woken.
+#[test]
+fn waiter_dropped_while_woken() {
+    explore([5, 2], || {
+        let (ctx, guard) = Context::background().with_cancel();
+        let roll = Roll::of([&ctx]);
+        let mut waiter = Waiter::on(&ctx);
+        assert!(!waiter.poll());
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        drop(waiter.done);
+        ender.join().unwrap();
+        assert!(waiter.bell.rung() <= 1);
+        assert_eq!(Arc::strong_count(&waiter.bell), 1);
+        story(&ctx);
+        drop(ctx);
+        roll.is_gone();
+    });
+}
+
+/// One of two waiters is dropped, and a third takes its seat, while all are being woken.
+#[test]
+fn waiter_replaced_by_another_while_woken() {
+    explore([4, 2], || {
+        let (ctx, guard) = Context::background().with_cancel();
+        let [mut one, mut two, mut three] = [(); 3].map(|()| Waiter::on(&ctx));
+        assert!(!one.poll() && !two.poll());
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        drop(two.done);
+        three.poll();
+        ender.join().unwrap();
+        let error = one_story([&ctx]);
+        one.finish(&error);
+        three.finish(&error);
+        assert_eq!(Arc::strong_count(&two.bell), 1);
+    });
+}
+
+/// A waiter goes over to another task while it is being woken: the other one is woken, or told.
+#[test]
+fn waker_replaced_while_woken() {
+    explore([5, 2], || {
+        let (ctx, guard) = Context::background().with_cancel();
+        let mut waiter = Waiter::on(&ctx);
+        assert!(!waiter.poll());
+        let before = waiter.bell.clone();
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        waiter.change_hands();
+        waiter.poll();
+        ender.join().unwrap();
+        waiter.finish(&story(&ctx));
+        assert_eq!(Arc::strong_count(&before), 1);
+    });
+}
+
+/// Polled again by the same task, which takes no lock, while it is being woken.
+#[test]
+fn waiter_looks_again_while_woken() {
+    explore([5, 2], || {
+        let (ctx, guard) = Context::background().with_cancel();
+        let mut waiter = Waiter::on(&ctx);
+        assert!(!waiter.poll());
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        waiter.poll();
+        ender.join().unwrap();
+        waiter.finish(&story(&ctx));
+    });
+}
+
+/// Two waiters change hands at once, in one list that goes on; then it ends.
+#[test]
+fn two_wakers_replaced_at_once() {
+    explore([4, 2], || {
+        let (ctx, guard) = Context::background().with_cancel();
+        let [mut one, mut two] = [(); 2].map(|()| Waiter::on(&ctx));
+        assert!(!one.poll() && !two.poll());
+        let other = thread::spawn(move || {
+            one.change_hands();
+            one.poll();
+            one
+        });
+        two.change_hands();
+        two.poll();
+        let one = other.join().unwrap();
+        assert_eq!(census(&ctx).0, 2);
+        guard.cancel();
+        let error = story(&ctx);
+        one.finish(&error);
+        two.finish(&error);
+    });
+}
+
+/// Waiters come and go on two threads; the list is empty again.
+#[test]
+fn waiters_come_and_go() {
+    explore([4, 2], || {
+        let (ctx, _guard) = Context::background().with_cancel();
+        let come_and_go = |ctx: Context| {
+            move || {
+                let mut waiter = Waiter::on(&ctx);
+                assert!(!waiter.poll());
+                drop(waiter.done);
+                assert_eq!(Arc::strong_count(&waiter.bell), 1);
+            }
+        };
+        let other = thread::spawn(come_and_go(ctx.clone()));
+        come_and_go(ctx.clone())();
+        other.join().unwrap();
+        assert_eq!(census(&ctx), (0, 0));
+    });
+}

@@ -1,0 +1,83 @@
+//! Random scripts of operations, run on the real thing and on a plain reference that must agree.
+//!
+//! `PROPTEST_CASES` says how many, `PROPTEST_RNG_SEED` which ones; both have defaults, so that every
+//! run is the same. A case that fails is shrunk, printed as a script and as bytes, and its seed noted
+//! in `model.proptest-regressions`; its bytes belong into `model/regressions.txt`.
+
+#[path = "model/interpreter.rs"]
+mod interpreter;
+#[path = "model/reference.rs"]
+mod reference;
+
+use std::fmt;
+
+use interpreter::{Op, Policy};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestRunner};
+
+const CASES: u32 = 10_000;
+const SEED: u64 = 7;
+/// Enough for a tree with a story.
+const STEPS: usize = 32;
+
+struct Script {
+    policy: u8,
+    ops: Vec<[u8; 4]>,
+}
+
+impl Script {
+    fn bytes(&self) -> impl Iterator<Item = u8> {
+        std::iter::once(self.policy).chain(self.ops.iter().flatten().copied())
+    }
+}
+
+impl fmt::Debug for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:?}", Policy(self.policy))?;
+        for op in &self.ops {
+            writeln!(f, "    {:?}", Op::decode(*op))?;
+        }
+        self.bytes().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+#[test]
+fn contexts_do_what_the_reference_says() {
+    let mut config = Config {
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
+        source_file: Some(file!()),
+        test_name: Some("contexts_do_what_the_reference_says"),
+        max_shrink_iters: 20_000,
+        ..Config::default()
+    };
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = CASES;
+    }
+    if std::env::var_os("PROPTEST_RNG_SEED").is_none() {
+        config.rng_seed = RngSeed::Fixed(SEED);
+    }
+    let scripts =
+        (any::<u8>(), vec(any::<[u8; 4]>(), 1..STEPS)).prop_map(|(policy, ops)| Script { policy, ops });
+    let outcome = TestRunner::new(config).run(&scripts, |script| {
+        interpreter::run(Policy(script.policy), script.ops.iter().map(|op| Op::decode(*op)));
+        Ok(())
+    });
+    if let Err(failure) = outcome {
+        panic!("{failure}");
+    }
+}
+
+/// Scripts that failed once.
+#[test]
+fn what_failed_once_holds() {
+    for line in include_str!("model/regressions.txt").lines() {
+        let script = line.split('#').next().unwrap_or_default().trim();
+        interpreter::run_bytes(&unhex(script));
+    }
+}
+
+fn unhex(digits: &str) -> Vec<u8> {
+    let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("two hexadecimal digits");
+    (0..digits.len()).step_by(2).map(byte).collect()
+}

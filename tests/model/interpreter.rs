@@ -1,0 +1,728 @@
+//! Runs a script of operations on real contexts and on the reference, and compares all that can be seen.
+//!
+//! A script is bytes: one for the policy, then four for each operation, what it is and three operands.
+//! Every sequence of bytes is a script, so that proptest and a fuzzer can share this.
+//!
+//! Asking a context settles what was open until then. So a script also says when to ask: after every
+//! step, only where it has an operation for it, and in which order; at the end everything is asked.
+//! What can be seen without asking is compared after every step.
+
+use std::future::Future;
+use std::panic::Location;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{self, Poll, Wake, Waker};
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+use tokio::time::Instant;
+use tokio_ctx::{CancelGuard, Canceller, Context, DoneOwned, Error, ErrorKind};
+use tokio_util::sync::CancellationToken;
+
+use crate::reference::{How, Limit, Nanos, Reference, Told};
+
+const MILLI: Nanos = 1_000_000;
+/// Farther than Tokio's timer can see.
+const FAR: Duration = Duration::from_secs(300 * 365 * 86_400);
+const EXTERNALS: usize = 3;
+/// More than these are not kept at once.
+const MOST_CONTEXTS: usize = 24;
+const MOST_WAITS: usize = 24;
+const MOST_NODES: usize = 400;
+
+/// One step. Operands pick among what is there, modulo its number; with nothing there it does nothing.
+///
+/// `Deepen` makes a chain of children, of which only the last is kept, and the guards of all or of none.
+/// A `tired` poll comes when the task's cooperative budget is used up.
+#[derive(Clone, Copy, Debug)]
+pub enum Op {
+    WithCancel { of: u8, line: u8 },
+    WithDeadline { of: u8, at: u8, cause: bool },
+    WithTimeout { of: u8, after: u8, cause: bool },
+    WithValue { of: u8, key: u8, value: u8 },
+    WithoutCancel { of: u8 },
+    Merge { of: u8, other: u8 },
+    WithToken { of: u8, token: u8 },
+    Deepen { of: u8, levels: u8, keep_guards: bool },
+    CloneContext { of: u8 },
+    DropContext { which: u8 },
+    HandOutToken { of: u8 },
+    CancelHandedOut { which: u8 },
+    CancelToken { which: u8 },
+    Cancel { which: u8, line: u8, cause: bool },
+    CancelByCanceller { which: u8, line: u8, cause: bool },
+    MakeCanceller { which: u8 },
+    DropCanceller { which: u8 },
+    DropGuard { which: u8 },
+    Detach { which: u8 },
+    Advance { by: u8 },
+    AdvanceToDeadline { of: u8, offset: u8 },
+    Wait { of: u8, tired: bool },
+    PollAgain { which: u8, tired: bool, same_waker: bool },
+    DropWait { which: u8 },
+    WaitOnce { of: u8 },
+    Ask { of: u8, first: u8 },
+    AskAll { order: u8, first: u8 },
+}
+
+impl Op {
+    pub fn decode([code, a, b, c]: [u8; 4]) -> Op {
+        let odd = |byte: u8| byte % 2 == 1;
+        match code % 48 {
+            0..=2 => Op::WithCancel { of: a, line: b },
+            3..=5 => Op::WithDeadline { of: a, at: b, cause: odd(c) },
+            6..=8 => Op::WithTimeout { of: a, after: b, cause: odd(c) },
+            9 => Op::WithValue { of: a, key: b, value: c },
+            10 => Op::WithoutCancel { of: a },
+            11..=13 => Op::Merge { of: a, other: b },
+            14..=15 => Op::WithToken { of: a, token: b },
+            16 => Op::Deepen { of: a, levels: b, keep_guards: odd(c) },
+            17 => Op::CloneContext { of: a },
+            18..=19 => Op::DropContext { which: a },
+            20 => Op::HandOutToken { of: a },
+            21 => Op::CancelHandedOut { which: a },
+            22 => Op::CancelToken { which: a },
+            23..=25 => Op::Cancel { which: a, line: b, cause: odd(c) },
+            26 => Op::CancelByCanceller { which: a, line: b, cause: odd(c) },
+            27 => Op::MakeCanceller { which: a },
+            28 => Op::DropCanceller { which: a },
+            29..=30 => Op::DropGuard { which: a },
+            31 => Op::Detach { which: a },
+            32..=34 => Op::Advance { by: a },
+            35..=37 => Op::AdvanceToDeadline { of: a, offset: b },
+            38..=40 => Op::Wait { of: a, tired: odd(b) },
+            41..=42 => Op::PollAgain { which: a, tired: odd(b), same_waker: odd(c) },
+            43 => Op::DropWait { which: a },
+            44 => Op::WaitOnce { of: a },
+            45..=46 => Op::Ask { of: a, first: b },
+            _ => Op::AskAll { order: a, first: b },
+        }
+    }
+}
+
+/// What is asked without being told to, and in which order all is dropped at the end.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy(pub u8);
+
+impl Policy {
+    fn asks_after_every_step(self) -> bool {
+        self.0 % 4 == 0
+    }
+}
+
+/// Runs a script given as bytes; what is left over at its end is ignored.
+pub fn run_bytes(script: &[u8]) {
+    if let Some((&policy, rest)) = script.split_first() {
+        run(Policy(policy), rest.chunks_exact(4).map(|op| Op::decode([op[0], op[1], op[2], op[3]])));
+    }
+}
+
+/// Runs a script; panics if anything differs from what is right.
+pub fn run(policy: Policy, script: impl IntoIterator<Item = Op>) {
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let mut world = World::new();
+        for op in script {
+            world.step(op).await;
+            if policy.asks_after_every_step() {
+                world.ask_all(policy.0 / 4, policy.0 / 16);
+            }
+            world.look();
+        }
+        world.ask_all(policy.0 / 4, policy.0 / 16);
+        world.look();
+        world.take_down(policy.0 / 4);
+    });
+}
+
+/// A context and what is known of it: its node, none for one that never ends, and its values.
+#[derive(Clone)]
+struct Live {
+    ctx: Context,
+    node: Option<usize>,
+    /// By type, nearest first.
+    values: Vec<(u8, u8)>,
+}
+
+/// A wait that was polled at least once.
+struct Waiting {
+    done: Pin<Box<DoneOwned>>,
+    node: Option<usize>,
+    wakes: Arc<Wakes>,
+    /// What it resolved to.
+    over: bool,
+}
+
+struct Handed {
+    token: CancellationToken,
+    node: Option<usize>,
+    /// By the script, not by the context's end.
+    cancelled: bool,
+}
+
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wakes {
+    fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+struct ValueA(u8);
+struct ValueB(u8);
+struct ValueC(Box<u8>);
+
+struct World {
+    start: Instant,
+    reference: Reference,
+    contexts: Vec<Live>,
+    guards: Vec<(CancelGuard, usize)>,
+    cancellers: Vec<(Canceller, usize)>,
+    externals: Vec<CancellationToken>,
+    handed: Vec<Handed>,
+    waits: Vec<Waiting>,
+    /// Numbers budgets and causes, so that no two are the same.
+    count: u32,
+    nodes: usize,
+}
+
+impl World {
+    fn new() -> World {
+        let mut reference = Reference::default();
+        (0..EXTERNALS).for_each(|_| reference.add_token());
+        let background = Live { ctx: Context::background(), node: None, values: Vec::new() };
+        World {
+            start: Instant::now(),
+            reference,
+            contexts: vec![background],
+            guards: Vec::new(),
+            cancellers: Vec::new(),
+            externals: (0..EXTERNALS).map(|_| CancellationToken::new()).collect(),
+            handed: Vec::new(),
+            waits: Vec::new(),
+            count: 0,
+            nodes: 0,
+        }
+    }
+
+    fn nanos(&self, at: Instant) -> Nanos {
+        let nanos = |duration: Duration| duration.as_nanos() as Nanos;
+        nanos(at.saturating_duration_since(self.start)) - nanos(self.start.saturating_duration_since(at))
+    }
+
+    fn next_cause(&mut self, wanted: bool) -> Option<String> {
+        self.count += 1;
+        wanted.then(|| format!("cause {}", self.count))
+    }
+
+    /// The context that an operand picks: mostly one of the latest, so that trees grow deep.
+    fn pick(&self, operand: u8) -> Live {
+        let (latest, operand) = (operand % 2 == 0, usize::from(operand / 2));
+        let all = self.contexts.len();
+        let among = if latest { all.min(3) } else { all };
+        self.contexts[all - 1 - operand % among].clone()
+    }
+
+    fn keep(&mut self, ctx: Context, node: Option<usize>, values: Vec<(u8, u8)>) {
+        if self.contexts.len() == MOST_CONTEXTS {
+            self.contexts.remove(1);
+        }
+        self.contexts.push(Live { ctx, node, values });
+    }
+
+    /// Enters a derived context, made at `line`.
+    fn adopt(&mut self, from: &[&Live], made: Made, limit: Option<Limit>, token: Option<usize>) -> Live {
+        let ((ctx, guard), line) = made;
+        let mut parents: Vec<usize> = from.iter().filter_map(|live| live.node).collect();
+        parents.dedup();
+        let node = self.reference.derive(&parents, limit, token, line);
+        self.nodes += 1;
+        self.guards.push((guard, node));
+        // Looked up in the first, then in the second.
+        let values = from.iter().flat_map(|live| live.values.iter().copied()).collect();
+        Live { ctx, node: Some(node), values }
+    }
+
+    async fn step(&mut self, op: Op) {
+        match op {
+            _ if self.nodes >= MOST_NODES => {}
+            Op::WithCancel { of, line } => {
+                let from = self.pick(of);
+                let made = with_cancel(&from.ctx, line);
+                let live = self.adopt(&[&from], made, None, None);
+                self.keep(live.ctx, live.node, live.values);
+            }
+            Op::WithDeadline { of, at, cause } => {
+                let (now, from) = (Instant::now(), self.pick(of));
+                let cause = self.next_cause(cause);
+                let at = match at % 4 {
+                    0 => now - Duration::from_millis(u64::from(at / 4)),
+                    // Not so far off that there is no such instant.
+                    _ => now + self.budget(at / 4).min(FAR),
+                };
+                let budget = at.saturating_duration_since(now);
+                let limit = Limit { at: self.nanos(at), budget, cause: cause.clone() };
+                let made = match cause {
+                    None => (from.ctx.with_deadline(at), line!()),
+                    Some(cause) => (from.ctx.with_deadline_cause(at, cause), line!()),
+                };
+                let live = self.adopt(&[&from], made, Some(limit), None);
+                self.keep(live.ctx, live.node, live.values);
+            }
+            Op::WithTimeout { of, after, cause } => {
+                let from = self.pick(of);
+                let cause = self.next_cause(cause);
+                let after = self.budget(after);
+                let at = self.reference.now() + after.as_nanos() as Nanos;
+                let limit =
+                    (after != Duration::MAX).then(|| Limit { at, budget: after, cause: cause.clone() });
+                let made = match cause {
+                    None => (from.ctx.with_timeout(after), line!()),
+                    Some(cause) => (from.ctx.with_timeout_cause(after, cause), line!()),
+                };
+                let live = self.adopt(&[&from], made, limit, None);
+                self.keep(live.ctx, live.node, live.values);
+            }
+            Op::WithValue { of, key, value } => {
+                let Live { ctx, node, mut values } = self.pick(of);
+                let key = key % 3;
+                values.insert(0, (key, value));
+                let ctx = match key {
+                    0 => ctx.with_value(ValueA(value)),
+                    1 => ctx.with_value(ValueB(value)),
+                    _ => ctx.with_value(ValueC(Box::new(value))),
+                };
+                self.keep(ctx, node, values);
+            }
+            Op::WithoutCancel { of } => {
+                let Live { ctx, values, .. } = self.pick(of);
+                self.keep(ctx.without_cancel(), None, values);
+            }
+            Op::Merge { of, other } => {
+                let (from, other) = (self.pick(of), self.pick(other));
+                let made = (from.ctx.merge(&other.ctx), line!());
+                let live = self.adopt(&[&from, &other], made, None, None);
+                self.keep(live.ctx, live.node, live.values);
+            }
+            Op::WithToken { of, token } => {
+                let (from, token) = (self.pick(of), usize::from(token) % EXTERNALS);
+                let made = (from.ctx.with_token(&self.externals[token]), line!());
+                let live = self.adopt(&[&from], made, None, Some(token));
+                self.keep(live.ctx, live.node, live.values);
+            }
+            Op::Deepen { of, levels, keep_guards } => {
+                let mut from = self.pick(of);
+                for level in 0..levels % 20 + 1 {
+                    let made = with_cancel(&from.ctx, level);
+                    from = self.adopt(&[&from], made, None, None);
+                    if !keep_guards {
+                        self.guards.pop().unwrap().0.detach();
+                    }
+                }
+                self.keep(from.ctx, from.node, from.values);
+            }
+            Op::CloneContext { of } => {
+                let Live { ctx, node, values } = self.pick(of);
+                self.keep(ctx, node, values);
+            }
+            Op::DropContext { which } => {
+                // The background stays, so that there is always one to derive from.
+                if self.contexts.len() > 1 {
+                    let which = 1 + usize::from(which) % (self.contexts.len() - 1);
+                    self.contexts.remove(which);
+                }
+            }
+            Op::HandOutToken { of } => {
+                let Live { ctx, node, .. } = self.pick(of);
+                self.handed.push(Handed { token: ctx.cancellation_token(), node, cancelled: false });
+            }
+            Op::CancelHandedOut { which } => {
+                if let Some(which) = place(which, &self.handed) {
+                    self.handed[which].token.cancel();
+                    self.handed[which].cancelled = true;
+                }
+            }
+            Op::CancelToken { which } => {
+                let which = usize::from(which) % EXTERNALS;
+                self.externals[which].cancel();
+                self.reference.cancel_token(which);
+            }
+            Op::Cancel { which, line, cause } => {
+                let cause = self.next_cause(cause);
+                if let Some(which) = place(which, &self.guards) {
+                    let (guard, node) = &self.guards[which];
+                    let (line, node) = (cancel(guard, line, cause.clone()), *node);
+                    self.reference.cancel(node, Some(line), cause, self.is_waited_on(node));
+                }
+            }
+            Op::CancelByCanceller { which, line, cause } => {
+                let cause = self.next_cause(cause);
+                if let Some(which) = place(which, &self.cancellers) {
+                    let (canceller, node) = &self.cancellers[which];
+                    let (line, node) = (cancel_by(canceller, line, cause.clone()), *node);
+                    self.reference.cancel(node, Some(line), cause, self.is_waited_on(node));
+                }
+            }
+            Op::MakeCanceller { which } => {
+                if let Some(which) = place(which, &self.guards) {
+                    let (guard, node) = &self.guards[which];
+                    self.cancellers.push((guard.canceller(), *node));
+                }
+            }
+            Op::DropCanceller { which } => {
+                if let Some(which) = place(which, &self.cancellers) {
+                    self.cancellers.remove(which);
+                }
+            }
+            Op::DropGuard { which } => {
+                if let Some(which) = place(which, &self.guards) {
+                    self.drop_guard(which);
+                }
+            }
+            Op::Detach { which } => {
+                if let Some(which) = place(which, &self.guards) {
+                    self.guards.remove(which).0.detach();
+                }
+            }
+            Op::Advance { by } => {
+                let by = match by % 8 {
+                    0 => Duration::from_micros(250),
+                    1 => Duration::from_nanos(u64::from(by)),
+                    2 if by > 200 => Duration::from_secs(365 * 86_400),
+                    2 => Duration::from_secs(u64::from(by)),
+                    _ => Duration::from_millis(u64::from(by / 8)),
+                };
+                self.advance(by).await;
+            }
+            Op::AdvanceToDeadline { of, offset } => {
+                let to = self.pick(of).node.and_then(|node| self.reference.deadline(node));
+                let by = to.unwrap_or_default() + [0, 0, 1, -1][usize::from(offset % 4)];
+                let by = by - self.reference.now();
+                // Not to the end of time.
+                if (1..4_000_000 * 1_000 * MILLI).contains(&by) {
+                    self.advance(Duration::from_nanos(by as u64)).await;
+                }
+            }
+            Op::Wait { of, tired } => {
+                let Live { ctx, node, .. } = self.pick(of);
+                if self.waits.len() < MOST_WAITS {
+                    let done = Box::pin(ctx.done_owned());
+                    let wakes = Arc::default();
+                    self.waits.push(Waiting { done, node, wakes, over: false });
+                    self.poll(self.waits.len() - 1, tired);
+                }
+            }
+            Op::PollAgain { which, tired, same_waker } => {
+                if let Some(which) = place(which, &self.waits) {
+                    let before = self.waits[which].wakes.clone();
+                    if !same_waker {
+                        self.waits[which].wakes = Arc::default();
+                    }
+                    self.poll(which, tired);
+                    // The waker that was replaced is not kept; one that is over may wait for its drop.
+                    if !same_waker && !self.waits[which].over {
+                        assert_eq!(Arc::strong_count(&before), 1, "a replaced waker was kept");
+                    }
+                }
+            }
+            Op::DropWait { which } => {
+                if let Some(which) = place(which, &self.waits) {
+                    self.drop_wait(which);
+                }
+            }
+            Op::WaitOnce { of } => {
+                let Live { ctx, node, .. } = self.pick(of);
+                let wakes = Arc::default();
+                let polled = poll(pin!(ctx.done()), &wakes);
+                assert_eq!(Arc::strong_count(&wakes), 1, "a wait that was dropped left its waker");
+                self.compare_poll(node, polled);
+            }
+            Op::Ask { of, first } => {
+                let Live { ctx, node, .. } = self.pick(of);
+                self.ask(&ctx, node, first);
+            }
+            Op::AskAll { order, first } => self.ask_all(order, first),
+        }
+        // What watches for a context on behalf of a token that was handed out is a task.
+        if !self.handed.is_empty() {
+            self.pass_on_tokens();
+            give_way().await;
+        }
+    }
+
+    /// Zero, some milliseconds (the same for many), an odd time, far off, or never.
+    fn budget(&mut self, operand: u8) -> Duration {
+        self.count += 1;
+        match operand % 8 {
+            0 if operand < 16 => Duration::ZERO,
+            0 if operand < 24 => Duration::MAX,
+            0 if operand < 32 => FAR,
+            0..=4 => Duration::from_millis(u64::from(operand / 8)),
+            _ => Duration::from_nanos(u64::from(operand / 8) * 1_000_000 + u64::from(self.count)),
+        }
+    }
+
+    async fn advance(&mut self, by: Duration) {
+        tokio::time::advance(by).await;
+        self.reference.advance(by.as_nanos() as Nanos);
+        give_way().await;
+    }
+
+    fn is_waited_on(&self, node: usize) -> bool {
+        self.waits.iter().any(|wait| wait.node == Some(node) && !wait.over)
+            || self.handed.iter().any(|handed| handed.node == Some(node))
+    }
+
+    /// The tokens handed out by a context that is gone are its parent's.
+    fn pass_on_tokens(&mut self) {
+        let contexts = self.contexts.iter().filter_map(|live| live.node);
+        let guards = self.guards.iter().map(|(_, node)| *node);
+        let cancellers = self.cancellers.iter().map(|(_, node)| *node);
+        let waits = self.waits.iter().filter_map(|wait| wait.node);
+        // A task watches on behalf of those that can end without anybody ending them.
+        let handed = self.handed.iter().filter_map(|handed| handed.node);
+        let watched = handed.filter(|&node| self.reference.is_watched(node));
+        let handles = contexts.chain(guards).chain(cancellers).chain(waits).chain(watched);
+        let held = self.reference.held(handles);
+        for handed in &mut self.handed {
+            handed.node = handed.node.and_then(|node| self.reference.heir(node, &held));
+        }
+    }
+
+    fn drop_guard(&mut self, which: usize) {
+        let (guard, node) = self.guards.remove(which);
+        drop(guard);
+        self.reference.cancel(node, None, None, self.is_waited_on(node));
+    }
+
+    fn drop_wait(&mut self, which: usize) {
+        let Waiting { done, wakes, .. } = self.waits.remove(which);
+        drop(done);
+        assert_eq!(Arc::strong_count(&wakes), 1, "a wait that was dropped left its waker");
+    }
+}
+
+// Compare.
+impl World {
+    /// Compares what can be seen without asking.
+    fn look(&self) {
+        let now = Instant::now();
+        assert_eq!(self.nanos(now), self.reference.now(), "the clocks differ");
+        for Live { ctx, node, values } in &self.contexts {
+            let deadline = node.and_then(|node| self.reference.deadline(node));
+            assert_eq!(ctx.deadline().map(|at| self.nanos(at)), deadline, "deadline of {node:?}");
+            let left = deadline.map(|at| (at - self.reference.now()).max(0));
+            let remaining = ctx.remaining().map(|left| left.as_nanos() as Nanos);
+            assert_eq!(remaining, left, "time left of {node:?}");
+            let nearest = |key| values.iter().find(|(known, _)| *known == key).map(|(_, value)| *value);
+            assert_eq!(ctx.value::<ValueA>().map(|a| a.0), nearest(0), "value of {node:?}");
+            assert_eq!(ctx.value::<ValueB>().map(|b| b.0), nearest(1), "value of {node:?}");
+            assert_eq!(ctx.value::<ValueC>().map(|c| *c.0), nearest(2), "value of {node:?}");
+        }
+        for (place, Waiting { node, wakes, over, .. }) in self.waits.iter().enumerate() {
+            if *over {
+                continue;
+            }
+            if !node.is_some_and(|node| self.reference.is_done(node)) {
+                assert_eq!(wakes.count(), 0, "wait {place} on {node:?} was woken without an end");
+            }
+            if node.is_some_and(|node| self.reference.is_noticed(node)) {
+                assert!(wakes.count() > 0, "wait {place} on {node:?}, which has ended, was not woken");
+            }
+        }
+        for Handed { token, node, cancelled } in &self.handed {
+            if *cancelled || node.is_some_and(|node| self.reference.is_noticed(node)) {
+                assert!(token.is_cancelled(), "the token of {node:?} was not cancelled");
+            } else if !node.is_some_and(|node| self.reference.is_done(node)) {
+                assert!(!token.is_cancelled(), "the token of {node:?} was cancelled without an end");
+            }
+        }
+    }
+
+    fn ask_all(&mut self, order: u8, first: u8) {
+        let count = self.contexts.len();
+        for place in 0..count {
+            let place = match order % 4 {
+                0 => place,
+                1 => count - 1 - place,
+                _ => (place * 5 + usize::from(order)) % count,
+            };
+            let Live { ctx, node, .. } = self.contexts[place].clone();
+            self.ask(&ctx, node, first.wrapping_add(place as u8));
+        }
+    }
+
+    /// Asks a context in all ways, `first` first.
+    fn ask(&mut self, ctx: &Context, node: Option<usize>, first: u8) {
+        for question in 0..4 {
+            let told = match (first.wrapping_add(question)) % 4 {
+                0 => {
+                    let done = node.is_some_and(|node| self.reference.is_done(node));
+                    assert_eq!(ctx.is_done(), done, "is_done of {node:?}");
+                    continue;
+                }
+                1 => ctx.err(),
+                2 => ctx.check().err(),
+                // A wait may be late, unless the end has been told.
+                _ => {
+                    let polled = poll(pin!(ctx.done()), &Arc::default());
+                    self.compare_poll(node, polled);
+                    continue;
+                }
+            };
+            self.compare(node, told);
+        }
+    }
+
+    fn compare(&mut self, node: Option<usize>, told: Option<Error>) {
+        let done = node.is_some_and(|node| self.reference.is_done(node));
+        assert_eq!(told.is_some(), done, "whether {node:?} has ended, told {told:?}");
+        if let (Some(node), Some(error)) = (node, told) {
+            self.reference.hear(node, &self.what_is_told(&error));
+        }
+    }
+
+    fn compare_poll(&mut self, node: Option<usize>, polled: Poll<Error>) {
+        let noticed = node.is_some_and(|node| self.reference.is_noticed(node));
+        match polled {
+            Poll::Ready(error) => self.compare(node, Some(error)),
+            Poll::Pending => assert!(!noticed, "a wait on {node:?}, which has ended, is pending"),
+        }
+    }
+
+    fn poll(&mut self, which: usize, tired: bool) {
+        let wait = &mut self.waits[which];
+        wait.wakes.0.store(0, Ordering::Relaxed);
+        if tired {
+            // What is left of the task's cooperative budget is used up.
+            let mut turns = 0;
+            while poll(pin!(tokio::task::coop::consume_budget()), &Arc::default()).is_ready() {
+                turns += 1;
+                assert!(turns < 10_000, "the budget has no end");
+            }
+        }
+        let polled = poll(wait.done.as_mut(), &wait.wakes);
+        let (node, again) = (wait.node, wait.over);
+        wait.over |= polled.is_ready();
+        assert!(!again || polled.is_ready(), "a wait on {node:?} that was over is pending");
+        self.compare_poll(node, polled);
+    }
+
+    fn what_is_told(&self, error: &Error) -> Told {
+        let origin = error.origin();
+        let text = error.to_string();
+        let how = match error.kind() {
+            ErrorKind::DeadlineExceeded => How::Deadline,
+            _ if text.starts_with("context canceled: guard dropped") => How::GuardDropped,
+            _ if text.starts_with("context canceled by the CancellationToken") => How::Token,
+            _ => How::Canceled,
+        };
+        let line = |place: &Location<'_>| {
+            assert!(place.file().ends_with("interpreter.rs"), "{place}");
+            place.line()
+        };
+        Told {
+            how,
+            cause: error.cause().map(ToString::to_string),
+            address: error.cause().map(|cause| std::ptr::from_ref(cause).cast::<()>().addr()),
+            made_at: line(origin.made_at()),
+            canceled_at: origin.canceled_at().map(line),
+            budget: origin.budget(),
+            ended_at: self.nanos(origin.ended_at()),
+        }
+    }
+
+    /// Drops everything, guards, waits and contexts in one of several orders.
+    fn take_down(mut self, order: u8) {
+        for turn in 0..3 {
+            match (turn + order) % 3 {
+                0 => {
+                    while !self.guards.is_empty() {
+                        self.drop_guard(if order % 2 == 0 { 0 } else { self.guards.len() - 1 });
+                        self.pass_on_tokens();
+                        self.look();
+                    }
+                }
+                1 => {
+                    while !self.waits.is_empty() {
+                        self.drop_wait(if order % 2 == 0 { 0 } else { self.waits.len() - 1 });
+                        self.pass_on_tokens();
+                    }
+                }
+                _ => {
+                    while !self.contexts.is_empty() {
+                        self.contexts.remove(if order % 2 == 0 { 0 } else { self.contexts.len() - 1 });
+                        self.pass_on_tokens();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The place that an operand picks in a list.
+fn place<T>(operand: u8, list: &[T]) -> Option<usize> {
+    (!list.is_empty()).then(|| usize::from(operand) % list.len())
+}
+
+/// Lets timers fire, and the tasks they wake run.
+async fn give_way() {
+    for _ in 0..4 {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn poll<F: Future>(future: Pin<&mut F>, wakes: &Arc<Wakes>) -> Poll<F::Output> {
+    future.poll(&mut task::Context::from_waker(&Waker::from(wakes.clone())))
+}
+
+/// What a constructor returned, and the line that called it.
+type Made = ((Context, CancelGuard), u32);
+
+// Several lines each, so that an error tells which one it was.
+
+fn with_cancel(ctx: &Context, line: u8) -> Made {
+    match line % 3 {
+        0 => (ctx.with_cancel(), line!()),
+        1 => (ctx.with_cancel(), line!()),
+        _ => (ctx.with_cancel(), line!()),
+    }
+}
+
+macro_rules! cancel_here {
+    ($handle:expr, $cause:expr) => {{
+        match $cause {
+            None => $handle.cancel(),
+            Some(cause) => $handle.cancel_with(cause),
+        }
+        line!()
+    }};
+}
+
+fn cancel(guard: &CancelGuard, line: u8, cause: Option<String>) -> u32 {
+    match line % 3 {
+        0 => cancel_here!(guard, cause),
+        1 => cancel_here!(guard, cause),
+        _ => cancel_here!(guard, cause),
+    }
+}
+
+fn cancel_by(canceller: &Canceller, line: u8, cause: Option<String>) -> u32 {
+    match line % 3 {
+        0 => cancel_here!(canceller, cause),
+        1 => cancel_here!(canceller, cause),
+        _ => cancel_here!(canceller, cause),
+    }
+}
