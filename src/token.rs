@@ -811,7 +811,7 @@ impl Closed {
 #[derive(Default)]
 struct Aftermath {
     pushes: usize,
-    calls: Calls,
+    calls: Few<Call>,
     stories: Vec<(Error, Option<Instant>)>,
     /// Merged tokens whose other path is to be looked at first, as of then.
     forked: Vec<(Arc<Token>, Instant)>,
@@ -826,10 +826,10 @@ impl Aftermath {
     }
 
     /// Takes in what closing `token` left, but for its children and what they are to be told.
-    fn sort(&mut self, token: &Token, closed: Closed) -> Option<(Vec<Weak<Token>>, Error)> {
+    fn sort(&mut self, token: &Token, closed: Closed) -> Option<(Few<Weak<Token>>, Error)> {
         self.pushes += usize::from(closed.pushing);
         let Members { first, mut more } = closed.members;
-        let mut children = Vec::new();
+        let mut children = Few::default();
         let others = more.iter_mut().flat_map(|more| mem::take(&mut more.members));
         for member in first.into_iter().chain(others.map(|(_, member)| member)) {
             match member {
@@ -855,7 +855,7 @@ impl Aftermath {
         if self.pushes != 0 {
             PUSHES.fetch_sub(self.pushes, Ordering::AcqRel);
         }
-        let panic = self.calls.make();
+        let panic = call(self.calls);
         for (error, born) in &self.stories {
             trace::ended(error, *born);
         }
@@ -870,35 +870,48 @@ enum Call {
     Cancel(Arc<CancellationToken>),
 }
 
-/// Whom to call; the first takes no allocation.
-#[derive(Default)]
-struct Calls {
-    first: Option<Call>,
-    more: Vec<Call>,
+/// Mostly one, which takes no allocation.
+struct Few<T> {
+    first: Option<T>,
+    more: Vec<T>,
 }
 
-impl Calls {
-    fn push(&mut self, call: Call) {
+impl<T> Default for Few<T> {
+    fn default() -> Self {
+        Few { first: None, more: Vec::new() }
+    }
+}
+
+impl<T> Few<T> {
+    fn push(&mut self, item: T) {
         match &self.first {
-            None => self.first = Some(call),
-            Some(_) => self.more.push(call),
+            None => self.first = Some(item),
+            Some(_) => self.more.push(item),
         }
     }
 
-    /// Makes all of them, also if one panics, and gives back that panic.
-    fn make(self) -> Option<Panic> {
-        let mut panic = None;
-        for call in self.first.into_iter().chain(self.more) {
-            let make = || match call {
-                Call::Wake(waker) => waker.wake(),
-                Call::Cancel(token) => token.cancel(),
-            };
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(make)) {
-                panic.get_or_insert(payload);
-            }
-        }
-        panic
+    fn pop(&mut self) -> Option<T> {
+        self.more.pop().or_else(|| self.first.take())
     }
+
+    fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+}
+
+/// Makes all calls, also if one panics, and gives back that panic.
+fn call(calls: Few<Call>) -> Option<Panic> {
+    let mut panic = None;
+    for call in calls.first.into_iter().chain(calls.more) {
+        let make = || match call {
+            Call::Wake(waker) => waker.wake(),
+            Call::Cancel(token) => token.cancel(),
+        };
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(make)) {
+            panic.get_or_insert(payload);
+        }
+    }
+    panic
 }
 
 // Waiting.
@@ -1151,7 +1164,7 @@ impl Token {
     /// Wakes everyone who waits here and below, to look again.
     #[cold]
     fn rouse(self: &Arc<Self>) {
-        let mut calls = Calls::default();
+        let mut calls = Few::default();
         let mut children = Vec::new();
         // Kept until the end, as a last handle's drop runs foreign code.
         let mut handles = vec![self.clone()];
@@ -1173,7 +1186,7 @@ impl Token {
             next += 1;
             handles.extend(children.drain(..).filter_map(|child: Weak<Token>| child.upgrade()));
         }
-        let _panic = calls.make();
+        let _panic = call(calls);
     }
 }
 
