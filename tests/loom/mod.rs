@@ -26,6 +26,7 @@ use crate::token::Token;
 use crate::{Context, DoneOwned, Error, sync};
 
 mod anchors;
+mod bridge;
 mod cancel;
 mod deadline;
 mod derive;
@@ -41,8 +42,9 @@ mod wake;
 fn explore<F: Fn() + Send + Sync + Copy + 'static>(preemptions: [usize; 2], model: F) {
     let name = std::any::type_name::<F>().trim_end_matches("::{{closure}}");
     let name = name.rsplit_once("loom_models::").map_or(name, |(_, name)| name);
-    for (preemptions, stale, kind) in [(preemptions[0], false, "orders"), (preemptions[1], true, "stale")] {
-        if env::var("KIND").is_ok_and(|k| k != kind) { continue }
+    for (preemptions, stale, kind) in
+        [(preemptions[0], false, "orders"), (preemptions[1], true, "stale")]
+    {
         let counter = Arc::new(AtomicUsize::new(0));
         let mut builder = loom::model::Builder::new();
         builder.max_branches = 10_000;

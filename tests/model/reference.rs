@@ -45,6 +45,8 @@ pub struct End {
     pub how: How,
     earliest: Moment,
     latest: Moment,
+    /// Whether it has a date; if not, the first to ask gives it one.
+    dated: bool,
 }
 
 /// What an error says.
@@ -253,7 +255,11 @@ impl Reference {
                 for &(mut end) in &all[parent] {
                     if node.stillborn && node.parents.len() > 1 {
                         end.earliest.turn = 0;
+                        // Such an order is that of the dates.
                         end.latest.turn = u32::MAX;
+                        if !end.dated {
+                            end.latest = NEVER;
+                        }
                     }
                     if ends.iter().all(|known: &End| known.origin != end.origin) {
                         ends.push(end);
@@ -268,8 +274,10 @@ impl Reference {
                 ends.retain(|end| end.origin == *origin);
                 for end in &mut ends {
                     let time = told.ended_at;
-                    end.earliest = end.earliest.max(Moment { time, turn: 0 });
-                    end.latest = end.latest.min(Moment { time, turn: u32::MAX });
+                    let (first, last) = (Moment { time, turn: 0 }, Moment { time, turn: u32::MAX });
+                    end.earliest = end.earliest.max(first);
+                    end.latest = if end.dated { end.latest.min(last) } else { last };
+                    end.dated = true;
                 }
             }
             all.push(ends);
@@ -286,15 +294,15 @@ impl Reference {
         }
         if let Some(limit) = node.limit.as_ref().filter(|limit| limit.at <= self.time) {
             let at = Moment { time: limit.at, turn: 0 };
-            ends.push(End { origin: number, how: How::Deadline, earliest: at, latest: at });
+            let how = How::Deadline;
+            ends.push(End { origin: number, how, earliest: at, latest: at, dated: true });
         }
         if let Some(Cancel { at, how, dated, .. }) = node.cancel {
-            let latest = if dated { at } else { NEVER };
-            ends.push(End { origin: number, how, earliest: at, latest });
+            ends.push(End { origin: number, how, earliest: at, latest: at, dated });
         }
         if let (Some(at), None) = (node.token.and_then(|token| self.tokens[token]), &node.cancel) {
             let earliest = at.max(node.born);
-            ends.push(End { origin: number, how: How::Token, earliest, latest: NEVER });
+            ends.push(End { origin: number, how: How::Token, earliest, latest: NEVER, dated: true });
         }
         let first = ends.iter().map(|end| end.latest).min();
         ends.retain(|end| first.is_none_or(|first| end.earliest <= first));
@@ -347,7 +355,7 @@ impl Reference {
             How::Deadline => node.limit.as_ref().and_then(|limit| limit.cause.as_ref()),
             _ => cancel.and_then(|cancel| cancel.cause.as_ref()),
         };
-        let latest = end.latest.time.min(self.time);
+        let latest = if end.dated { end.latest.time.min(self.time) } else { self.time };
         told.how == end.how
             && told.cause.as_ref() == cause
             && told.made_at == node.line
