@@ -75,8 +75,13 @@ fn report([without, with, bounded, by_hand]: &[Vec<Rate>; 4]) {
     println!("| handler | requests per second | share | CPU time for each, µs | ratio | target | |");
     println!("| --- | --- | --- | --- | --- | --- | --- |");
     println!("{} | |", line("without contexts", without, without));
-    let left = share(with, without, |rate| Some(rate.per_second));
-    let verdict = if left >= Some(TARGET) { "met" } else { "MISSED" };
+    let shares = shares(with, without, |rate| Some(rate.per_second));
+    // By the middle half of the rounds: on a busy machine they may not agree.
+    let verdict = match [1, 3].map(|part| shares[part * (shares.len() - 1) / 4] >= TARGET) {
+        [true, true] => "met",
+        [false, false] => "MISSED",
+        _ => "unclear",
+    };
     println!("{} {TARGET} | {verdict} |", line("with a request's contexts", with, without));
     println!("{} | |", line("with these, and they bound its work", bounded, without));
     println!("{} | |", line("with tokens and timeout, by hand, that bound it", by_hand, without));
@@ -90,20 +95,26 @@ fn line(name: &str, rates: &[Rate], without: &[Rate]) -> String {
     format!(
         "| {name} | {} | {} | {} | {} |",
         or_none(middle(per_second), 0),
-        or_none(share(rates, without, per_second), 3),
+        or_none(median(shares(rates, without, per_second)), 3),
         or_none(middle(micros), 2),
-        or_none(share(rates, without, micros), 3),
+        or_none(median(shares(rates, without, micros)), 3),
     )
 }
 
-/// The median over the rounds, in each of which both had the same machine.
-fn share(a: &[Rate], b: &[Rate], part: fn(&Rate) -> Option<f64>) -> Option<f64> {
-    median(a.iter().zip(b).filter_map(|(a, b)| Some(part(a)? / part(b)?)).collect())
+/// Sorted: one for each round, in which both had the same machine.
+fn shares(a: &[Rate], b: &[Rate], part: fn(&Rate) -> Option<f64>) -> Vec<f64> {
+    let shares = a.iter().zip(b).filter_map(|(a, b)| Some(part(a)? / part(b)?));
+    sorted(shares.collect())
 }
 
-fn median(mut samples: Vec<f64>) -> Option<f64> {
+fn median(samples: Vec<f64>) -> Option<f64> {
+    let sorted = sorted(samples);
+    sorted.get(sorted.len() / 2).copied()
+}
+
+fn sorted(mut samples: Vec<f64>) -> Vec<f64> {
     samples.sort_unstable_by(f64::total_cmp);
-    samples.get(samples.len() / 2).copied()
+    samples
 }
 
 /// Microseconds that all threads but the first, which asks, have run; Linux alone says so.

@@ -1,4 +1,5 @@
-//! The time of a thread, not that of the wall: what else the machine runs in between does not count.
+//! The time of a thread, not that of the wall: what else the machine runs in between does not count. Where
+//! it has to be the wall's, one can tell whether that was so.
 
 use std::time::Duration;
 
@@ -30,4 +31,21 @@ fn now() -> Duration {
 
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     START.elapsed()
+}
+
+/// How often this thread has had to give up its processor without asking to.
+#[cfg(target_os = "linux")]
+pub fn preemptions() -> i64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: it writes to the place it is given, in which all zeroes are numbers as well.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    usage.ru_nivcsw
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn preemptions() -> i64 {
+    0
 }

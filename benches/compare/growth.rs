@@ -245,7 +245,7 @@ const SOON: Duration = Duration::from_secs(60);
 fn expiry_ours(count: usize) -> f64 {
     expiry(count, async |count| {
         let (ctx, _guard) = Context::background().with_timeout(SOON);
-        last_awake(count, || ctx.clone().done_owned(), async || advance(SOON).await).await
+        last_awake(count, || ctx.clone().done_owned(), async || advance(SOON).await).await.after
     })
 }
 
@@ -257,7 +257,7 @@ fn expiry_by_hand(count: usize) -> f64 {
             let token = token.clone();
             async move { tokio::time::timeout_at(at, token.cancelled()).await }
         };
-        last_awake(count, wait, async || advance(SOON).await).await
+        last_awake(count, wait, async || advance(SOON).await).await.after
     })
 }
 

@@ -77,21 +77,35 @@ pub fn count(side: &mut Side) {
 
 /// Not a number, if there are none.
 pub fn median(samples: &[f64]) -> f64 {
-    if samples.is_empty() {
-        return f64::NAN;
-    }
-    let mut sorted = samples.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() % 2 {
-        0 => (sorted[middle - 1] + sorted[middle]) / 2.0,
-        _ => sorted[middle],
-    }
+    quantile(samples, 0.5)
 }
 
-/// How many times as long as `ours` it took `peer`: the median over the rounds, in each of which both
-/// had the same machine.
-pub fn ratio(ours: &[f64], peer: &[f64]) -> f64 {
-    let ratios: Vec<f64> = ours.iter().zip(peer).map(|(ours, peer)| peer / ours).collect();
-    median(&ratios)
+fn quantile(samples: &[f64], part: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let place = part * sorted.len().saturating_sub(1) as f64;
+    let at = |place: f64| sorted.get(place as usize).copied().unwrap_or(f64::NAN);
+    (at(place.floor()) + at(place.ceil())) / 2.0
+}
+
+/// How many times as long as us it took a peer: over the rounds, in each of which both had the same
+/// machine.
+pub struct Ratio {
+    pub median: f64,
+    /// In half of the rounds it lay between these.
+    quartiles: [f64; 2],
+}
+
+impl Ratio {
+    pub fn of(ours: &[f64], peer: &[f64]) -> Ratio {
+        let ratios: Vec<f64> = ours.iter().zip(peer).map(|(ours, peer)| peer / ours).collect();
+        let quartiles = [0.25, 0.75].map(|part| quantile(&ratios, part));
+        Ratio { median: median(&ratios), quartiles }
+    }
+
+    /// Whether a target is met; `None`: the rounds do not agree.
+    pub fn reaches(&self, target: f64) -> Option<bool> {
+        let [low, high] = self.quartiles.map(|quartile| quartile >= target);
+        (low == high).then_some(low)
+    }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::measure::{median, ratio};
+use crate::measure::{Ratio, median};
 use crate::row::{Row, Side};
 
 const HEAD: [&str; 9] = [
@@ -38,23 +38,25 @@ pub fn table(rows: &[Row]) -> Vec<Vec<String>> {
 fn line(row: &Row, ours: &Side, peer: Option<&Side>) -> Vec<String> {
     let own = median(&ours.samples);
     let mut line = vec![row.work.clone(), nanos(own), taken(ours)];
-    let (mut target, mut met) = limits(row, ours, own);
+    let (mut target, within) = limits(row, ours, own);
+    let mut met = Some(within);
     match peer {
         None => line.extend(["", "", "", ""].map(String::from)),
         Some(peer) => {
-            let ratio = ratio(&ours.samples, &peer.samples);
+            let ratio = Ratio::of(&ours.samples, &peer.samples);
             line.extend([peer.who.into(), nanos(median(&peer.samples)), taken(peer)]);
-            line.push(format!("{ratio:.2}"));
+            line.push(format!("{:.2}", ratio.median));
             if let Some(wanted) = row.targets.iter().find(|target| target.against == peer.who) {
                 target.insert(0, format!("{:.1}", wanted.ratio));
-                met &= ratio >= wanted.ratio;
+                met = if within { ratio.reaches(wanted.ratio) } else { Some(false) };
             }
         }
     }
     let verdict = match (target.is_empty(), met) {
         (true, _) => "",
-        (_, true) => "met",
-        (_, false) => "MISSED",
+        (_, Some(true)) => "met",
+        (_, Some(false)) => "MISSED",
+        (_, None) => "unclear",
     };
     line.extend([target.join("; "), verdict.into()]);
     line
@@ -126,7 +128,7 @@ fn row_json(row: &Row) -> Value {
         json!({
             "who": side.who,
             "ns": median(&side.samples),
-            "ratio": ratio(ours, &side.samples),
+            "ratio": Ratio::of(ours, &side.samples).median,
             "allocations": side.taken.map(|taken| taken.0),
             "bytes": side.taken.map(|taken| taken.1),
         })

@@ -13,6 +13,7 @@ use tokio::task::yield_now;
 use tokio_ctx::Context;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::preemptions;
 use crate::derive::rooted;
 use crate::drive::{FAR, runtime, scheduled, sync};
 use crate::row::{GO, Row, Run, TIMEOUT, TOKEN};
@@ -138,18 +139,24 @@ fn wake(tasks: usize) -> Row {
     let ours = scheduled(async move |times| {
         let mut took = Duration::ZERO;
         for _ in 0..times {
-            let (ctx, guard) = Context::background().with_cancel();
-            let wait = || ctx.clone().done_owned();
-            took += last_awake(tasks, wait, async || guard.cancel()).await;
+            took += undisturbed(async || {
+                let (ctx, guard) = Context::background().with_cancel();
+                let wait = || ctx.clone().done_owned();
+                last_awake(tasks, wait, async || guard.cancel()).await
+            })
+            .await;
         }
         took
     });
     let token: Run = scheduled(async move |times| {
         let mut took = Duration::ZERO;
         for _ in 0..times {
-            let token = CancellationToken::new();
-            let wait = || token.clone().cancelled_owned();
-            took += last_awake(tasks, wait, async || token.cancel()).await;
+            took += undisturbed(async || {
+                let token = CancellationToken::new();
+                let wait = || token.clone().cancelled_owned();
+                last_awake(tasks, wait, async || token.cancel()).await
+            })
+            .await;
         }
         took
     });
@@ -159,7 +166,25 @@ fn wake(tasks: usize) -> Row {
         .uncounted()
 }
 
-pub async fn last_awake<F>(tasks: usize, wait: impl Fn() -> F, end: impl AsyncFnOnce()) -> Duration
+/// If another program had the processor in between, it is done again.
+async fn undisturbed(mut measure: impl AsyncFnMut() -> Awake) -> Duration {
+    let mut awake = measure().await;
+    for _ in 0..20 {
+        if !awake.preempted {
+            break;
+        }
+        awake = measure().await;
+    }
+    awake.after
+}
+
+pub struct Awake {
+    pub after: Duration,
+    preempted: bool,
+}
+
+/// Everything on one thread: that of the runtime.
+pub async fn last_awake<F>(tasks: usize, wait: impl Fn() -> F, end: impl AsyncFnOnce()) -> Awake
 where
     F: Future<Output: Send> + Send + 'static,
 {
@@ -180,7 +205,8 @@ where
     while waiting.load(Relaxed) != tasks {
         yield_now().await;
     }
-    let start = Instant::now();
+    let (before, start) = (preemptions(), Instant::now());
     end().await;
-    awake.await.expect("it ended") - start
+    let after = awake.await.expect("it ended") - start;
+    Awake { after, preempted: preemptions() != before }
 }
