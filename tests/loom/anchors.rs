@@ -25,7 +25,7 @@ fn seen_above_is_seen_below(levels: usize, looks: &'static [usize]) {
 
 #[test]
 fn seen_above_is_seen_below_without_an_anchor() {
-    explore([4, 2], || seen_above_is_seen_below(3, &[0, 1, 2]));
+    explore([5, 3], || seen_above_is_seen_below(3, &[0, 1, 2]));
 }
 
 #[test]
@@ -35,18 +35,18 @@ fn seen_above_is_seen_at_the_anchor() {
 
 #[test]
 fn seen_above_is_seen_below_the_anchor() {
-    explore([4, 2], || seen_above_is_seen_below(5, &[0, 3]));
+    explore([3, 2], || seen_above_is_seen_below(5, &[0, 3]));
 }
 
 #[test]
 fn seen_above_is_seen_below_two_anchors() {
-    explore([3, 2], || seen_above_is_seen_below(9, &[0]));
+    explore([3, 1], || seen_above_is_seen_below(9, &[0]));
 }
 
 /// One thread tells another, by nothing but its answer, that the root has ended.
 #[test]
 fn told_by_a_third_thread() {
-    explore([3, 2], || {
+    explore([3, 0], || {
         let (root, guard) = Context::background().with_cancel();
         let all = chain(&root, 5);
         let ender = thread::spawn(move || guard.cancel_with("why"));
@@ -71,7 +71,7 @@ fn told_by_a_third_thread() {
 /// Two anchors are born below one parent, on two threads, while the root ends.
 #[test]
 fn two_anchors_born_against_cancel() {
-    explore([2, 1], || {
+    explore([2, 0], || {
         let (root, guard) = Context::background().with_cancel();
         let parent = chain(&root, 3).remove(3);
         let ender = thread::spawn(move || guard.cancel_with("why"));
@@ -109,7 +109,7 @@ fn drop_of_an_anchor_against_cancel() {
 /// What was marked by an anchor that has gone again ends, and no push is left behind.
 #[test]
 fn cancel_where_an_anchor_was() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         let (root, guard) = Context::background().with_cancel();
         let mut all = chain(&root, 4);
         let roll = Roll::of(&all);
@@ -128,7 +128,7 @@ fn cancel_where_an_anchor_was() {
 /// two meet half-way.
 #[test]
 fn settling_against_pushing() {
-    explore([3, 2], || {
+    explore([3, 1], || {
         let (root, guard) = Context::background().with_cancel();
         let all = chain(&root, 5);
         let mut waiter = Waiter::on(&all[5]);

@@ -26,19 +26,19 @@ fn token_against_cancel(levels: usize) {
 
 #[test]
 fn token_asked_for_against_cancel() {
-    explore([5, 2], || token_against_cancel(0));
+    explore([4, 3], || token_against_cancel(0));
 }
 
 #[test]
 fn token_asked_for_against_cancel_two_levels_up() {
-    explore([3, 2], || token_against_cancel(2));
+    explore([4, 3], || token_against_cancel(2));
 }
 
 /// Two ask for the token of one context, and for that of its parent, at once; then it ends. Whoever
 /// has a token and ends the context finds it cancelled.
 #[test]
 fn two_tokens_asked_for_at_once() {
-    explore([4, 2], || {
+    explore([3, 2], || {
         let (root, guard) = Context::background().with_cancel();
         let child = chain(&root, 1).remove(1);
         let roll = Roll::of([&root, &child]);
@@ -59,7 +59,7 @@ fn two_tokens_asked_for_at_once() {
 /// A context goes while its token is asked for through its parent: nothing keeps it.
 #[test]
 fn token_asked_for_against_drop() {
-    explore([4, 2], || {
+    explore([4, 3], || {
         let (root, guard) = Context::background().with_cancel();
         let child = chain(&root, 1).remove(1);
         let roll = Roll::of([&child]);
@@ -77,7 +77,7 @@ fn token_asked_for_against_drop() {
 /// A foreign token is cancelled while the context it ends is asked, above and below.
 #[test]
 fn foreign_token_against_asking() {
-    explore([4, 2], || {
+    explore([4, 3], || {
         let foreign = CancellationToken::new();
         let (ctx, guard) = Context::background().with_token(&foreign);
         guard.detach();
@@ -104,7 +104,7 @@ fn foreign_token_against_asking() {
 /// A foreign token is cancelled while the context's parent is, and while someone waits below.
 #[test]
 fn foreign_token_against_cancel_of_the_parent() {
-    explore([3, 2], || {
+    explore([4, 2], || {
         let foreign = CancellationToken::new();
         let (parent, ends) = Context::background().with_cancel();
         let (ctx, guard) = parent.with_token(&foreign);

@@ -44,53 +44,53 @@ fn quietly(guard: CancelGuard) {
 
 #[test]
 fn cancel_against_first_wait() {
-    explore([4, 2], || end_against_wait(0, false, with_a_cause));
+    explore([5, 3], || end_against_wait(0, false, with_a_cause));
 }
 
 #[test]
 fn unseen_cancel_against_first_wait() {
-    explore([4, 2], || end_against_wait(0, false, without_a_word));
+    explore([5, 3], || end_against_wait(0, false, without_a_word));
 }
 
 #[test]
 fn quiet_end_against_first_wait() {
-    explore([4, 2], || end_against_wait(0, false, quietly));
+    explore([5, 3], || end_against_wait(0, false, quietly));
 }
 
 #[test]
 fn unseen_cancel_against_next_wait() {
-    explore([4, 2], || end_against_wait(0, true, without_a_word));
+    explore([5, 3], || end_against_wait(0, true, without_a_word));
 }
 
 #[test]
 fn quiet_end_against_next_wait() {
-    explore([4, 2], || end_against_wait(0, true, quietly));
+    explore([5, 3], || end_against_wait(0, true, quietly));
 }
 
 #[test]
 fn cancel_of_the_parent_against_first_wait() {
-    explore([4, 2], || end_against_wait(1, false, with_a_cause));
+    explore([5, 3], || end_against_wait(1, false, with_a_cause));
 }
 
 #[test]
 fn cancel_against_first_wait_two_levels_down() {
-    explore([3, 2], || end_against_wait(2, false, with_a_cause));
+    explore([4, 3], || end_against_wait(2, false, with_a_cause));
 }
 
 #[test]
 fn guard_drop_against_first_wait_two_levels_down() {
-    explore([3, 2], || end_against_wait(2, false, quietly));
+    explore([4, 3], || end_against_wait(2, false, quietly));
 }
 
 #[test]
 fn cancel_against_next_wait_two_levels_down() {
-    explore([3, 2], || end_against_wait(2, true, with_a_cause));
+    explore([5, 3], || end_against_wait(2, true, with_a_cause));
 }
 
 /// Two wait on the same context, each for the first time, while it ends.
 #[test]
 fn cancel_against_two_first_waits() {
-    explore([3, 2], || {
+    explore([5, 3], || {
         let (ctx, guard) = Context::background().with_cancel();
         let roll = Roll::of([&ctx]);
         let (mut one, mut two) = (Waiter::on(&ctx), Waiter::on(&ctx));
@@ -113,7 +113,7 @@ fn cancel_against_two_first_waits() {
 /// Cancelled while it waits for nothing but a look of its own: what a loop that computes does.
 #[test]
 fn cancel_against_asking() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         let (root, guard) = Context::background().with_cancel();
         let all = chain(&root, 2);
         let ender = thread::spawn(move || guard.cancel_with("why"));

@@ -24,22 +24,22 @@ fn end_against_derive(levels_above: usize, end: fn(CancelGuard)) {
 
 #[test]
 fn cancel_against_derive_and_wait() {
-    explore([4, 2], || end_against_derive(0, |guard| guard.cancel_with("why")));
+    explore([5, 3], || end_against_derive(0, |guard| guard.cancel_with("why")));
 }
 
 #[test]
 fn unseen_cancel_against_derive_and_wait() {
-    explore([4, 2], || end_against_derive(0, |guard| guard.cancel()));
+    explore([5, 3], || end_against_derive(0, |guard| guard.cancel()));
 }
 
 #[test]
 fn quiet_end_against_derive_and_wait() {
-    explore([4, 2], || end_against_derive(0, drop));
+    explore([5, 3], || end_against_derive(0, drop));
 }
 
 #[test]
 fn cancel_against_derive_two_levels_down() {
-    explore([3, 2], || end_against_derive(2, |guard| guard.cancel_with("why")));
+    explore([5, 3], || end_against_derive(2, |guard| guard.cancel_with("why")));
 }
 
 /// The fourth level is an anchor, which links itself and all above it at birth.
@@ -50,13 +50,13 @@ fn cancel_against_the_birth_of_an_anchor() {
 
 #[test]
 fn guard_drop_against_the_birth_of_an_anchor() {
-    explore([3, 2], || end_against_derive(3, drop));
+    explore([3, 1], || end_against_derive(3, drop));
 }
 
 /// Nobody waits on the child: it learns of the end by looking, as soon as that is known.
 #[test]
 fn quiet_end_against_derive_and_ask() {
-    explore([5, 2], || {
+    explore([5, 3], || {
         let (parent, guard) = Context::background().with_cancel();
         let ender = thread::spawn(move || drop(guard));
         let (child, mine) = parent.with_cancel();
@@ -76,7 +76,7 @@ fn quiet_end_against_derive_and_ask() {
 /// A deadline in the past does not hide that the parent had ended before the child was made.
 #[test]
 fn cancel_against_derive_with_a_deadline_that_has_passed() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         let (parent, guard) = Context::background().with_cancel();
         crate::sync::tick();
         let past = crate::sync::now() - std::time::Duration::from_secs(1);
@@ -94,7 +94,7 @@ fn cancel_against_derive_with_a_deadline_that_has_passed() {
 /// Derived in a chain, by one thread, while the root ends: all of it has ended when that is known.
 #[test]
 fn cancel_against_a_growing_chain() {
-    explore([3, 2], || {
+    explore([5, 3], || {
         let (root, guard) = Context::background().with_cancel();
         let ender = thread::spawn({
             let root = root.clone();

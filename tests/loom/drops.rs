@@ -12,7 +12,7 @@ use crate::Context;
 /// A child that waits, and its waiter, are dropped while the root ends.
 #[test]
 fn cancel_against_drop_of_a_waiting_child() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         let (root, guard) = Context::background().with_cancel();
         let (child, detached) = root.with_cancel();
         detached.detach();
@@ -33,7 +33,7 @@ fn cancel_against_drop_of_a_waiting_child() {
 /// The same with no end: the child leaves the list of a root that goes on.
 #[test]
 fn drop_of_two_children_at_once() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         let (root, _guard) = Context::background().with_cancel();
         let pair = [root.with_cancel(), root.with_cancel()].map(|(child, guard)| {
             guard.detach();
@@ -55,7 +55,7 @@ fn drop_of_two_children_at_once() {
 /// A child is dropped while another, through the same parent, is linked for the first time.
 #[test]
 fn drop_of_a_child_against_link_of_another() {
-    explore([3, 2], || {
+    explore([5, 3], || {
         let (root, guard) = Context::background().with_cancel();
         let all = chain(&root, 1);
         let (one, two) = (chain(&all[1], 1).remove(1), chain(&all[1], 1).remove(1));
@@ -74,7 +74,7 @@ fn drop_of_a_child_against_link_of_another() {
 /// The parent's own handle goes, its child goes on, and so does the root's end.
 #[test]
 fn cancel_against_drop_of_the_parent() {
-    explore([3, 2], || {
+    explore([5, 3], || {
         let (root, guard) = Context::background().with_cancel();
         let (parent, detached) = root.with_cancel();
         detached.detach();
@@ -100,7 +100,7 @@ fn cancel_against_drop_of_the_parent() {
 /// Everything a thread holds goes while the root ends: parent first, child last.
 #[test]
 fn cancel_against_drop_of_a_whole_branch() {
-    explore([3, 2], || {
+    explore([5, 3], || {
         let (root, guard) = Context::background().with_cancel();
         let mut all = chain(&root, 2);
         let roll = Roll::of(&all);
@@ -118,7 +118,7 @@ fn cancel_against_drop_of_a_whole_branch() {
 /// Two threads let go of two branches that share their parent, which neither holds: one takes it along.
 #[test]
 fn drop_of_two_branches_with_a_parent_in_common() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         let (root, _guard) = Context::background().with_cancel();
         let mut all = chain(&root, 1);
         let [one, two] = [(); 2].map(|()| chain(&all[1], 1).remove(1));
@@ -136,7 +136,7 @@ fn drop_of_two_branches_with_a_parent_in_common() {
 /// A guard goes while a canceller of the same context speaks: one end, told alike by both sides.
 #[test]
 fn drop_of_the_guard_against_cancel() {
-    explore([5, 2], || {
+    explore([5, 3], || {
         let (ctx, guard) = Context::background().with_cancel();
         let canceller = guard.canceller();
         let ender = thread::spawn({
@@ -157,7 +157,7 @@ fn drop_of_the_guard_against_cancel() {
 /// The same without a cause, where nobody needs the clock.
 #[test]
 fn drop_of_the_guard_against_unseen_cancel() {
-    explore([5, 2], || {
+    explore([5, 3], || {
         let (ctx, guard) = Context::background().with_cancel();
         let canceller = guard.canceller();
         let ender = thread::spawn({
@@ -176,7 +176,7 @@ fn drop_of_the_guard_against_unseen_cancel() {
 /// A guard goes while its context is linked and joined below a live parent, and the parent ends.
 #[test]
 fn drop_of_the_guard_against_link_against_cancel_of_the_parent() {
-    explore([3, 2], || {
+    explore([4, 2], || {
         let (parent, ends) = Context::background().with_cancel();
         let (child, guard) = parent.with_cancel();
         let roll = Roll::of([&parent, &child]);
@@ -221,7 +221,7 @@ impl Drop for Asks {
 /// is last runs the cause's drop, with no lock held, and once.
 #[test]
 fn drop_of_the_last_handle_against_the_push() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         let (parent, ends) = Context::background().with_cancel();
         let (child, guard) = parent.with_cancel();
         let roll = Roll::of([&parent, &child]);

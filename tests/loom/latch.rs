@@ -17,7 +17,7 @@ fn run_if_told(mut waiter: Waiter, latch: &Token) -> (Waiter, bool) {
 
 #[test]
 fn stop_against_run() {
-    explore([3, 2], || {
+    explore([5, 3], || {
         let (ctx, guard) = Context::background().with_cancel();
         let roll = Roll::of([&ctx]);
         let latch = Token::new(None, None, Location::caller());
@@ -44,7 +44,7 @@ fn stop_against_run() {
 
 #[test]
 fn three_stop_at_once() {
-    explore([5, 2], || {
+    explore([5, 3], || {
         let latch = Token::new(None, None, Location::caller());
         let others = [(); 2].map(|()| {
             let latch = latch.clone();

@@ -46,18 +46,18 @@ fn two_leaves(cancels: bool) {
 
 #[test]
 fn two_leaves_link_at_once() {
-    explore([4, 2], || two_leaves(false));
+    explore([4, 3], || two_leaves(false));
 }
 
 #[test]
 fn two_leaves_link_while_the_root_ends() {
-    explore([2, 2], || two_leaves(true));
+    explore([3, 2], || two_leaves(true));
 }
 
 /// A leaf and its own parent wait for the first time, at once.
 #[test]
 fn parent_and_leaf_link_at_once() {
-    explore([4, 2], || {
+    explore([3, 2], || {
         let (root, guard) = Context::background().with_cancel();
         let all = chain(&root, 3);
         let mut above = Waiter::on(&all[2]);
@@ -79,7 +79,7 @@ fn parent_and_leaf_link_at_once() {
 /// Linked by two, and let go by two: the lists are empty again, and the root goes on.
 #[test]
 fn two_leaves_come_and_go() {
-    explore([3, 2], || {
+    explore([4, 3], || {
         let (root, _guard) = Context::background().with_cancel();
         let mut all = chain(&root, 1);
         let [one, two] = [(); 2].map(|()| chain(&all[1], 1).remove(1));

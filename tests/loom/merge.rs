@@ -40,17 +40,17 @@ fn both_parents(waits: bool, levels: usize) {
 
 #[test]
 fn both_parents_end_at_once() {
-    explore([4, 2], || both_parents(false, 0));
+    explore([5, 3], || both_parents(false, 0));
 }
 
 #[test]
 fn both_parents_end_while_someone_waits() {
-    explore([4, 2], || both_parents(true, 0));
+    explore([5, 3], || both_parents(true, 0));
 }
 
 #[test]
 fn both_parents_end_while_someone_waits_below() {
-    explore([3, 2], || both_parents(true, 1));
+    explore([4, 3], || both_parents(true, 1));
 }
 
 /// One parent ends while the child of both is made.
@@ -78,7 +78,7 @@ fn cancel_against_merge() {
 /// Who has seen one parent ended sees the child ended, past the other, live, one.
 #[test]
 fn seen_above_is_seen_below_a_merge() {
-    explore([3, 2], || {
+    explore([5, 3], || {
         let (one, _guard) = Context::background().with_cancel();
         let (two, ends_two) = Context::background().with_cancel();
         let (both, detached) = one.merge(&chain(&two, 1)[1]);
@@ -98,7 +98,7 @@ fn seen_above_is_seen_below_a_merge() {
 /// The child of both ends by itself while a parent does.
 #[test]
 fn own_end_against_a_parents() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         let (one, _guard) = Context::background().with_cancel();
         let (two, ends_two) = Context::background().with_cancel();
         let (both, ends_both) = one.merge(&two);
@@ -119,7 +119,7 @@ fn own_end_against_a_parents() {
 /// The child of both is dropped while both end: nobody keeps it, and neither list holds it.
 #[test]
 fn drop_against_both_ends() {
-    explore([3, 2], || {
+    explore([4, 3], || {
         let (one, ends_one) = Context::background().with_cancel();
         let (two, ends_two) = Context::background().with_cancel();
         let (both, detached) = one.merge(&two);
@@ -139,7 +139,7 @@ fn drop_against_both_ends() {
 /// One parent's deadline has passed, which nobody has seen; the other parent is cancelled after that.
 #[test]
 fn deadline_of_one_before_cancel_of_the_other() {
-    explore([4, 2], || {
+    explore([3, 2], || {
         let (one, ends_one) = Context::background().with_cancel();
         let (two, _guard) = Context::background().with_timeout(Duration::from_secs(1));
         let (both, detached) = one.merge(&two);

@@ -13,7 +13,6 @@
 //! With `-- --nocapture` each model tells how many orders it went through. `LOOM_MAX_PREEMPTIONS`
 //! overrides every model's own bound.
 
-use std::env;
 use std::future::Future;
 use std::pin::Pin;
 use std::ptr;
@@ -42,26 +41,23 @@ mod wake;
 fn explore<F: Fn() + Send + Sync + Copy + 'static>(preemptions: [usize; 2], model: F) {
     let name = std::any::type_name::<F>().trim_end_matches("::{{closure}}");
     let name = name.rsplit_once("loom_models::").map_or(name, |(_, name)| name);
-    for (preemptions, stale, kind) in
-        [(preemptions[0], false, "orders"), (preemptions[1], true, "stale")]
-    {
-        let counter = Arc::new(AtomicUsize::new(0));
+    for (preemptions, stale) in preemptions.into_iter().zip([false, true]) {
         let mut builder = loom::model::Builder::new();
         builder.max_branches = 10_000;
-        if env::var_os("LOOM_MAX_PREEMPTIONS").is_none() {
-            builder.preemption_bound = Some(preemptions);
-        }
-        let (begun, orders) = (Instant::now(), counter.clone());
+        let bound = *builder.preemption_bound.get_or_insert(preemptions);
+        let orders = Arc::new(AtomicUsize::new(0));
+        let (begun, counter) = (Instant::now(), orders.clone());
         builder.check(move || {
-            orders.fetch_add(1, Ordering::Relaxed);
+            counter.fetch_add(1, Ordering::Relaxed);
             sync::allow_stale_loads(stale);
             // The statics before the threads: the first to touch one must not order the rest.
             census(&Context::background().with_cancel().0);
             sync::now();
             model();
         });
-        let (orders, took) = (counter.load(Ordering::Relaxed), begun.elapsed());
-        println!("{orders:>9} {kind:6} in {:>6.1} s: {name}", took.as_secs_f64());
+        let (orders, seconds) = (orders.load(Ordering::Relaxed), begun.elapsed().as_secs_f64());
+        let loads = if stale { "stale" } else { "exact" };
+        println!("{orders:>7} orders, {loads} loads, {bound} preemptions, {seconds:>5.1} s: {name}");
     }
 }
 

@@ -10,7 +10,7 @@ use crate::Context;
 /// A waiter is dropped while it is being woken.
 #[test]
 fn waiter_dropped_while_woken() {
-    explore([5, 2], || {
+    explore([5, 3], || {
         let (ctx, guard) = Context::background().with_cancel();
         let roll = Roll::of([&ctx]);
         let mut waiter = Waiter::on(&ctx);
@@ -29,7 +29,7 @@ fn waiter_dropped_while_woken() {
 /// One of two waiters is dropped, and a third takes its seat, while all are being woken.
 #[test]
 fn waiter_replaced_by_another_while_woken() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         let (ctx, guard) = Context::background().with_cancel();
         let [mut one, mut two, mut three] = [(); 3].map(|()| Waiter::on(&ctx));
         assert!(!one.poll() && !two.poll());
@@ -47,7 +47,7 @@ fn waiter_replaced_by_another_while_woken() {
 /// A waiter goes over to another task while it is being woken: the other one is woken, or told.
 #[test]
 fn waker_replaced_while_woken() {
-    explore([5, 2], || {
+    explore([5, 3], || {
         let (ctx, guard) = Context::background().with_cancel();
         let mut waiter = Waiter::on(&ctx);
         assert!(!waiter.poll());
@@ -64,7 +64,7 @@ fn waker_replaced_while_woken() {
 /// Polled again by the same task, which takes no lock, while it is being woken.
 #[test]
 fn waiter_looks_again_while_woken() {
-    explore([5, 2], || {
+    explore([5, 3], || {
         let (ctx, guard) = Context::background().with_cancel();
         let mut waiter = Waiter::on(&ctx);
         assert!(!waiter.poll());
@@ -78,7 +78,7 @@ fn waiter_looks_again_while_woken() {
 /// Two waiters change hands at once, in one list that goes on; then it ends.
 #[test]
 fn two_wakers_replaced_at_once() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         let (ctx, guard) = Context::background().with_cancel();
         let [mut one, mut two] = [(); 2].map(|()| Waiter::on(&ctx));
         assert!(!one.poll() && !two.poll());
@@ -101,7 +101,7 @@ fn two_wakers_replaced_at_once() {
 /// Waiters come and go on two threads; the list is empty again.
 #[test]
 fn waiters_come_and_go() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         let (ctx, _guard) = Context::background().with_cancel();
         let come_and_go = |ctx: Context| {
             move || {

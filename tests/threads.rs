@@ -1,0 +1,486 @@
+//! Everything at once, on real threads: eight workers derive, end, ask, wait and drop at random in one
+//! tree. When they are through, all must agree, everyone who waits must be told, and nothing be left.
+//!
+//! It runs for ten seconds, or for `TOKIO_CTX_SECONDS`. A failure names the seed of its round;
+//! `TOKIO_CTX_SEED` begins there, which repeats what each worker does, though not how they meet.
+
+mod common;
+
+use std::env;
+use std::fmt;
+use std::pin::Pin;
+use std::process;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use common::{Dice, LONG, Wakes, answer, multi_thread, poll};
+use tokio::sync::Barrier;
+use tokio::task::{JoinHandle, yield_now};
+use tokio_ctx::{AfterFunc, CancelGuard, Context, DoneOwned, Error};
+use tokio_util::sync::CancellationToken;
+
+const WORKERS: usize = 8;
+/// What each worker does in a round; as many contexts there can be, and two roots.
+const STEPS: usize = 40;
+/// A round takes milliseconds.
+const HANG: Duration = Duration::from_secs(60);
+
+/// Whose cancel it was. Counted, so that a token left behind shows by the error that it keeps.
+struct Cause(usize, Arc<AtomicUsize>);
+
+impl Cause {
+    fn new(node: usize, alive: &Arc<AtomicUsize>) -> Cause {
+        alive.fetch_add(1, Ordering::Relaxed);
+        Cause(node, alive.clone())
+    }
+}
+
+impl Drop for Cause {
+    fn drop(&mut self) {
+        self.1.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node {}", self.0)
+    }
+}
+
+impl fmt::Debug for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::error::Error for Cause {}
+
+/// A context of the tree, and what has become of it.
+struct Node {
+    parents: Vec<usize>,
+    foreign: bool,
+    ctx: Mutex<Option<Context>>,
+    guard: Mutex<Option<CancelGuard>>,
+    /// Its guard is being dropped, or has been.
+    abandoned: AtomicBool,
+    /// A cancel of it has returned.
+    cancelled: AtomicBool,
+    /// The first error that anybody was told.
+    told: OnceLock<Error>,
+}
+
+impl Node {
+    fn ctx(&self) -> Option<Context> {
+        self.ctx.lock().unwrap().clone()
+    }
+
+    /// One story: what anybody was told is what everybody is told.
+    #[track_caller]
+    fn tell(&self, error: &Error) {
+        let first = self.told.get_or_init(|| error.clone());
+        assert!(ptr::eq(first.origin(), error.origin()), "two stories:\n  {first:?}\n  {error:?}");
+    }
+
+    /// Whether it has ended; with all ways of asking, each after one that may have said so.
+    #[track_caller]
+    fn ask(&self, ctx: &Context) -> bool {
+        let said = ctx.is_done();
+        let error = ctx.err();
+        assert!(!said || error.is_some(), "ended, and has no error");
+        if let Some(error) = &error {
+            assert!(ctx.is_done(), "has an error, and has not ended");
+            self.tell(error);
+            self.tell(&ctx.check().expect_err("has an error"));
+        }
+        error.is_some()
+    }
+}
+
+/// The tree of a round. Nodes are only added.
+struct Tree {
+    nodes: Vec<OnceLock<Node>>,
+    count: AtomicUsize,
+    foreign: Vec<CancellationToken>,
+    alive: Arc<AtomicUsize>,
+}
+
+impl Tree {
+    fn new() -> Tree {
+        let tree = Tree {
+            nodes: (0..2 + WORKERS * STEPS).map(|_| OnceLock::new()).collect(),
+            count: AtomicUsize::new(0),
+            foreign: (0..4).map(|_| CancellationToken::new()).collect(),
+            alive: Arc::default(),
+        };
+        tree.add(vec![], false, Context::background().with_cancel());
+        tree.add(vec![], false, Context::background().with_cancel());
+        tree
+    }
+
+    fn add(&self, parents: Vec<usize>, foreign: bool, (ctx, guard): (Context, CancelGuard)) {
+        let node = Node {
+            parents,
+            foreign,
+            ctx: Mutex::new(Some(ctx)),
+            guard: Mutex::new(Some(guard)),
+            abandoned: AtomicBool::new(false),
+            cancelled: AtomicBool::new(false),
+            told: OnceLock::new(),
+        };
+        let place = self.count.fetch_add(1, Ordering::Relaxed);
+        assert!(self.nodes[place].set(node).is_ok());
+    }
+
+    fn all(&self) -> impl Iterator<Item = (usize, &Node)> {
+        self.nodes.iter().enumerate().filter_map(|(place, node)| Some((place, node.get()?)))
+    }
+
+    /// Any node, the latest more often than others: a deep tree has more to go wrong.
+    fn pick(&self, dice: &mut Dice) -> (usize, &Node) {
+        loop {
+            let count = self.count.load(Ordering::Relaxed);
+            let place =
+                if dice.roll(2) == 0 { dice.roll(count) } else { count - 1 - dice.roll(count.min(9)) };
+            if let Some(node) = self.nodes[place].get() {
+                return (place, node);
+            }
+        }
+    }
+
+    fn pick_live(&self, dice: &mut Dice) -> (usize, &Node, Context) {
+        loop {
+            let (place, node) = self.pick(dice);
+            if let Some(ctx) = node.ctx() {
+                return (place, node, ctx);
+            }
+        }
+    }
+
+    /// Cancels a node if its guard is still there.
+    fn cancel(&self, place: usize, node: &Node) {
+        let canceller = node.guard.lock().unwrap().as_ref().map(CancelGuard::canceller);
+        if let Some(canceller) = canceller {
+            canceller.cancel_with(Cause::new(place, &self.alive));
+            node.cancelled.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether one and all of these are true of the node or of something above it.
+    fn here_or_above(&self, place: usize, is: &dyn Fn(usize, &Node) -> bool) -> bool {
+        let node = self.nodes[place].get().expect("added before its children");
+        is(place, node) || node.parents.iter().any(|parent| self.here_or_above(*parent, is))
+    }
+
+    /// That a node ended, and with this error, has its reason in the node or above it.
+    fn explain(&self, place: usize, ctx: &Context, error: &Error) {
+        let explained = match error.cause_as::<Cause>() {
+            Some(cause) => self.here_or_above(place, &|above, _| above == cause.0),
+            None if error.is_deadline_exceeded() => {
+                let ended_at = error.origin().ended_at();
+                ctx.deadline().is_some_and(|deadline| deadline <= ended_at)
+                    && ended_at <= tokio::time::Instant::now()
+            }
+            None => self
+                .here_or_above(place, &|_, node| node.foreign || node.abandoned.load(Ordering::Acquire)),
+        };
+        assert!(explained, "node {place} ended without a reason: {error:?}");
+    }
+}
+
+/// A wait in no task's hands, and the waker that it was given last.
+struct Parked {
+    place: usize,
+    done: Pin<Box<DoneOwned>>,
+    wakes: Arc<Wakes>,
+}
+
+impl Parked {
+    /// Looks again, on behalf of another task. True: it has been told.
+    fn look(&mut self, tree: &Tree) -> bool {
+        let (wakes, waker) = Wakes::new();
+        self.wakes = wakes;
+        match poll(self.done.as_mut(), &waker) {
+            std::task::Poll::Pending => false,
+            std::task::Poll::Ready(error) => {
+                tree.nodes[self.place].get().expect("it is waited on").tell(&error);
+                true
+            }
+        }
+    }
+}
+
+/// What a worker leaves for the end of the round.
+#[derive(Default)]
+struct Left {
+    waits: Vec<(usize, JoinHandle<Error>)>,
+    parked: Vec<Parked>,
+    cleanups: Vec<Cleanup>,
+    tokens: Vec<(Context, CancellationToken)>,
+}
+
+struct Cleanup {
+    handle: AfterFunc,
+    ran: Arc<AtomicUsize>,
+    stopped: bool,
+}
+
+async fn work(tree: Arc<Tree>, mut dice: Dice) -> Left {
+    let mut left = Left::default();
+    for _ in 0..STEPS {
+        step(&tree, &mut dice, &mut left).await;
+    }
+    left
+}
+
+async fn step(tree: &Tree, dice: &mut Dice, left: &mut Left) {
+    match dice.roll(24) {
+        0..=4 => {
+            let (place, _, ctx) = tree.pick_live(dice);
+            tree.add(vec![place], false, ctx.with_cancel());
+        }
+        5 | 6 => {
+            let (place, _, ctx) = tree.pick_live(dice);
+            let after =
+                if dice.roll(2) == 0 { LONG } else { Duration::from_micros(dice.roll(4_000) as u64) };
+            let (child, guard) = ctx.with_timeout(after);
+            assert!(child.deadline() <= ctx.deadline().or(child.deadline()), "a deadline grew");
+            tree.add(vec![place], false, (child, guard));
+        }
+        7 => {
+            let (one, _, a) = tree.pick_live(dice);
+            let (two, _, b) = tree.pick_live(dice);
+            tree.add(vec![one, two], false, a.merge(&b));
+        }
+        8 => {
+            let (place, _, ctx) = tree.pick_live(dice);
+            let token = &tree.foreign[dice.roll(tree.foreign.len())];
+            tree.add(vec![place], true, ctx.with_token(token));
+        }
+        9 if dice.roll(8) == 0 => tree.foreign[dice.roll(tree.foreign.len())].cancel(),
+        // The two roots stay, for the end of the round.
+        10 | 11 => {
+            let (place, node) = tree.pick(dice);
+            if place > 1 {
+                tree.cancel(place, node);
+                let ctx = node.ctx();
+                assert!(ctx.is_none_or(|ctx| node.ask(&ctx)) || !node.cancelled.load(Ordering::Acquire));
+            }
+        }
+        12 | 13 => {
+            let (place, node) = tree.pick(dice);
+            let guard = node.guard.lock().unwrap().take_if(|_| place > 1);
+            if let Some(guard) = guard {
+                if dice.roll(2) == 0 {
+                    guard.detach();
+                } else {
+                    node.abandoned.store(true, Ordering::Release);
+                    drop(guard);
+                }
+            }
+        }
+        14 | 15 => {
+            let (place, node) = tree.pick(dice);
+            let ctx = node.ctx.lock().unwrap().take_if(|_| place > 1);
+            drop(ctx);
+        }
+        16 => {
+            let (place, _, ctx) = tree.pick_live(dice);
+            left.waits.push((place, tokio::spawn(async move { ctx.done_owned().await })));
+        }
+        17 => {
+            let (place, _, ctx) = tree.pick_live(dice);
+            let wakes = Wakes::new().0;
+            let mut parked = Parked { place, done: Box::pin(ctx.done_owned()), wakes };
+            if !parked.look(tree) {
+                left.parked.push(parked);
+            }
+        }
+        18 if !left.parked.is_empty() => {
+            let place = dice.roll(left.parked.len());
+            if dice.roll(2) == 0 || left.parked[place].look(tree) {
+                left.parked.swap_remove(place);
+            }
+        }
+        19 => {
+            let (_, node, ctx) = tree.pick_live(dice);
+            let nap = tokio::time::sleep(Duration::from_micros(dice.roll(1_500) as u64));
+            if let Err(error) = ctx.run(nap).await {
+                node.tell(&error);
+            }
+        }
+        20 => {
+            let (_, _, ctx) = tree.pick_live(dice);
+            let ran = Arc::new(AtomicUsize::new(0));
+            let runs = ran.clone();
+            let handle = ctx.after_func(move || async move {
+                runs.fetch_add(1, Ordering::Relaxed);
+            });
+            let stopped = dice.roll(3) == 0 && handle.stop();
+            left.cleanups.push(Cleanup { handle, ran, stopped });
+        }
+        21 => {
+            let (_, _, ctx) = tree.pick_live(dice);
+            let token = ctx.cancellation_token();
+            left.tokens.push((ctx, token));
+        }
+        22 => yield_now().await,
+        // Who has seen a parent ended sees the child ended.
+        _ => {
+            let (_, node, ctx) = tree.pick_live(dice);
+            for parent in &node.parents {
+                let parent = tree.nodes[*parent].get().expect("added before its children");
+                if parent.ctx().is_some_and(|above| parent.ask(&above)) {
+                    assert!(node.ask(&ctx), "the parent has ended, and the child has not");
+                }
+            }
+            node.ask(&ctx);
+        }
+    }
+}
+
+async fn round(seed: u64) {
+    let tree = Arc::new(Tree::new());
+    let start = Arc::new(Barrier::new(WORKERS));
+    let workers: Vec<_> = (0..WORKERS)
+        .map(|worker| {
+            let (tree, start) = (tree.clone(), start.clone());
+            let dice = Dice::new(seed.wrapping_mul(WORKERS as u64).wrapping_add(worker as u64));
+            tokio::spawn(async move {
+                start.wait().await;
+                work(tree, dice).await
+            })
+        })
+        .collect();
+    let mut left = Vec::new();
+    for worker in workers {
+        left.push(worker.await.expect("a worker failed"));
+    }
+    check(&tree);
+    end(&tree).await;
+    for left in left {
+        settle(&tree, left).await;
+    }
+    let alive = tree.alive.clone();
+    drop(tree);
+    // What a task or a token's watcher still holds goes with it.
+    until(|| alive.load(Ordering::Relaxed) == 0).await;
+}
+
+/// All quiet: what has ended has a reason, and what has a reason has ended.
+fn check(tree: &Tree) {
+    for (place, node) in tree.all() {
+        let Some(ctx) = node.ctx() else { continue };
+        let above_ended = node.parents.iter().any(|parent| {
+            let parent = tree.nodes[*parent].get().expect("added before its children");
+            parent.cancelled.load(Ordering::Acquire)
+                || parent.abandoned.load(Ordering::Acquire)
+                || parent.ctx().is_some_and(|ctx| parent.ask(&ctx))
+        });
+        let over = above_ended
+            || node.cancelled.load(Ordering::Acquire)
+            || node.abandoned.load(Ordering::Acquire);
+        let ended = node.ask(&ctx);
+        assert!(ended || !over, "node {place} should have ended");
+        if let (true, Some(error)) = (ended, ctx.err()) {
+            tree.explain(place, &ctx, &error);
+        }
+    }
+}
+
+/// The roots end, and with them, before the cancel returns, everything.
+async fn end(tree: &Tree) {
+    for place in [0, 1] {
+        let root = tree.nodes[place].get().expect("the first to be added");
+        assert!(!root.ask(&root.ctx().expect("the roots stay")), "an end went up");
+        tree.cancel(place, root);
+    }
+    for (place, node) in tree.all() {
+        let Some(ctx) = node.ctx() else { continue };
+        assert!(ctx.is_done(), "node {place} outlived the roots");
+        let error = answer(&ctx).expect("has ended");
+        node.tell(&error);
+        tree.explain(place, &ctx, &error);
+    }
+}
+
+/// Everyone who waits is told; nothing is left of who does not.
+async fn settle(tree: &Tree, left: Left) {
+    for (place, wait) in left.waits {
+        tree.nodes[place].get().expect("it is waited on").tell(&wait.await.expect("only waits"));
+    }
+    for mut parked in left.parked {
+        assert!(parked.wakes.count() > 0, "a lost wake-up at node {}", parked.place);
+        let wakes = parked.wakes.clone();
+        assert!(parked.look(tree), "woken for nothing at node {}", parked.place);
+        drop(parked);
+        assert_eq!(Arc::strong_count(&wakes), 1, "a waker left behind");
+    }
+    for Cleanup { handle, ran, stopped } in left.cleanups {
+        until(|| stopped || ran.load(Ordering::Relaxed) == 1).await;
+        assert_eq!(ran.load(Ordering::Relaxed), usize::from(!stopped), "stopped, and ran");
+        assert!(!handle.stop(), "over, and stopped");
+    }
+    for (ctx, token) in left.tokens {
+        assert!(ctx.is_done(), "its tree has ended");
+        // A watcher may have to come round first.
+        until(|| token.is_cancelled()).await;
+    }
+}
+
+async fn until(is: impl Fn() -> bool) {
+    while !is() {
+        yield_now().await;
+    }
+}
+
+/// Ends the process if no word comes for too long: a thread that hangs does not fail by itself.
+fn watchdog() -> mpsc::Sender<u64> {
+    let (alive, words) = mpsc::channel();
+    thread::spawn(move || {
+        let mut seed = None;
+        loop {
+            match words.recv_timeout(HANG) {
+                Ok(next) => seed = Some(next),
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {
+                    eprintln!("HANG: no word for {HANG:?} in the round of TOKIO_CTX_SEED={seed:?}");
+                    process::abort();
+                }
+            }
+        }
+    });
+    alive
+}
+
+fn number(name: &str) -> Option<u64> {
+    env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}: a number")))
+}
+
+#[test]
+fn eight_threads_at_random() {
+    let time = Duration::from_secs(number("TOKIO_CTX_SECONDS").unwrap_or(10));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    let first = number("TOKIO_CTX_SEED").unwrap_or(now.as_nanos() as u64 >> 10);
+    println!("TOKIO_CTX_SEED={first}");
+    let runtime = multi_thread(WORKERS);
+    let alive = watchdog();
+    let begun = Instant::now();
+    let mut rounds = 0;
+    while begun.elapsed() < time {
+        let seed = first.wrapping_add(rounds);
+        alive.send(seed).expect("the watchdog watches");
+        let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            runtime.block_on(round(seed));
+        }));
+        if let Err(panic) = played {
+            eprintln!("failed in the round of TOKIO_CTX_SEED={seed}");
+            std::panic::resume_unwind(panic);
+        }
+        rounds += 1;
+    }
+    println!("{rounds} rounds of {WORKERS} × {STEPS} steps in {:?}", begun.elapsed());
+}
