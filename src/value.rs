@@ -1,10 +1,10 @@
 //! Request-scoped values: a list of its own, beside the token, keyed by type.
 //!
 //! [`Context::with_value`](crate::Context::with_value) puts one entry in front of the list: one
-//! allocation, nothing copied. A lookup never walks far: every entry knows, in 64 bits, which types
-//! can lie behind it, so that a miss mostly ends at once; and every [`STRIDE`] entries there is an
-//! *index*, an entry that holds all that is visible behind it and ends the search. A merged context
-//! begins with an index made of both lists.
+//! allocation, nothing copied. A lookup never walks far: every [`STRIDE`] entries there is an *index* of
+//! all that is visible from there, which the entries in front of it share. Every entry knows, in 64
+//! bits, which types can lie between it and its index, and an index which it can hold, so that what is
+//! not there is mostly not looked for. A merged context begins with an index made of both lists.
 
 use std::any::{Any, TypeId, type_name};
 use std::hash::{Hash, Hasher};
@@ -21,10 +21,11 @@ type Link = Arc<Entry<dyn Any + Send + Sync>>;
 pub(crate) struct Values(Option<Link>);
 
 struct Entry<V: ?Sized> {
+    /// The one behind, if it is not in the index.
     next: Option<Link>,
-    /// Instead of `next`: the nearest entry of each type behind this one.
-    index: Option<Box<Index>>,
-    /// One bit for each type in this entry or behind it.
+    /// The nearest entry of each type behind the last `next`.
+    index: Option<Arc<Index>>,
+    /// One bit for each type in this entry or the `next` ones.
     types: u64,
     id: TypeId,
     name: fn() -> &'static str,
@@ -38,11 +39,16 @@ struct Entry<V: ?Sized> {
 struct Index {
     slots: Vec<Option<Link>>,
     links: usize,
+    /// One bit for each type.
+    types: u64,
 }
 
 impl Index {
     #[inline]
     fn get(&self, id: TypeId) -> Option<&Link> {
+        if self.types & bit(id) == 0 {
+            return None;
+        }
         let mut slot = hash(id) as usize;
         while let Some(link) = &self.slots[slot & (self.slots.len() - 1)] {
             if link.id == id {
@@ -59,6 +65,7 @@ impl Index {
         }
         if self.get(link.id).is_none() {
             self.links += 1;
+            self.types |= bit(link.id);
             self.put(link.clone());
         }
     }
@@ -96,7 +103,7 @@ impl Values {
                 Values::indexed(index, value)
             }
             next => Values(Some(Arc::new(Entry {
-                index: None,
+                index: next.as_ref().and_then(|next| next.index.clone()),
                 types: next.as_ref().map_or(0, |next| next.types) | bit(TypeId::of::<T>()),
                 id: TypeId::of::<T>(),
                 name: type_name::<T>,
@@ -110,17 +117,15 @@ impl Values {
     #[inline]
     pub(crate) fn get<T: 'static>(&self) -> Option<&T> {
         let id = TypeId::of::<T>();
-        let mut link = self.0.as_ref()?;
-        if link.types & bit(id) == 0 {
-            return None;
+        let first = self.0.as_ref()?;
+        let mut next = Some(first).filter(|first| first.types & bit(id) != 0);
+        while let Some(link) = next {
+            if link.id == id {
+                return link.value.downcast_ref();
+            }
+            next = link.next.as_ref();
         }
-        while link.id != id {
-            link = match &link.index {
-                None => link.next.as_ref()?,
-                Some(index) => index.get(id)?,
-            };
-        }
-        link.value.downcast_ref()
+        first.index.as_ref()?.get(id)?.value.downcast_ref()
     }
 
     /// These values first, then those of `other`.
@@ -151,8 +156,8 @@ impl Values {
         let id = TypeId::of::<T>();
         Values(Some(Arc::new(Entry {
             next: None,
-            types: index.links().fold(bit(id), |types, link| types | bit(link.id)),
-            index: Some(Box::new(index)),
+            types: bit(id),
+            index: Some(Arc::new(index)),
             id,
             name: type_name::<T>,
             depth: 0,
@@ -167,11 +172,10 @@ impl Values {
             if link.id != TypeId::of::<Merged>() {
                 index.add(link);
             }
-            for behind in link.index.iter().flat_map(|index| index.links()) {
-                index.add(behind);
-            }
             next = link.next.as_ref();
         }
+        let behind = self.0.as_ref().and_then(|first| first.index.as_ref());
+        behind.iter().flat_map(|behind| behind.links()).for_each(|link| index.add(link));
     }
 }
 
@@ -191,7 +195,7 @@ impl<V: ?Sized> Drop for Entry<V> {
 }
 
 fn unhook<V: ?Sized>(entry: &mut Entry<V>, pending: &mut Vec<Link>) -> Option<Link> {
-    if let Some(index) = entry.index.take() {
+    if let Some(index) = entry.index.take().and_then(Arc::into_inner) {
         pending.extend(index.slots.into_iter().flatten());
     }
     entry.next.take()
