@@ -83,18 +83,30 @@ impl<C: Borrow<Context>> Wait<C> {
     }
 
     /// Resolves when the context ends. Polled again, it gives the same error again.
+    #[inline]
     pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
+        let Some(token) = self.ctx().token() else { return Poll::Pending };
+        // Polled again by the same task, it waits as it did.
+        let stays = token.is_undisturbed() && self.waker == name_of(cx.waker());
+        if stays && token.deadline().is_none() && !token.is_foreign() {
+            return Poll::Pending;
+        }
+        self.look(cx, stays)
+    }
+
+    fn look(self: Pin<&mut Self>, cx: &mut task::Context<'_>, stays: bool) -> Poll<Error> {
         let mut this = self.project();
         let ctx: &Context = (*this.ctx).borrow();
         let Some(token) = ctx.token() else { return Poll::Pending };
+        // Not even a task keeps to its runtime, if one lends it another's timers.
         let here = if token.deadline().is_some() { here() } else { None };
         let over = match *this.seat == Seat::default() {
-            true => enter(token, this.timer, here, this.foreign),
+            true => enter(token, here, this.foreign),
             false => token.ended(),
         };
         if over
-            || !sit(token, this.seat, this.waker, cx.waker())
-            || poll_foreign(token, this.foreign, cx).is_ready()
+            || !(stays || sit(token, this.seat, this.waker, this.timer, here, cx.waker()))
+            || (token.is_foreign() && poll_foreign(token, this.foreign, cx).is_ready())
             || (token.deadline().is_some()
                 && (is_overdue(token, this.turns)
                     || poll_timer(token, this.timer, this.sleep.as_mut(), here, cx).is_ready()))
@@ -109,12 +121,8 @@ impl<C: Borrow<Context>> Wait<C> {
 type Foreign = Vec<Pin<Box<WaitForCancellationFutureOwned>>>;
 
 /// Sees to it that the token will be told of its ancestors' end; true if it has ended.
-fn enter(
-    token: &Arc<Token>,
-    timer: &mut Timer,
-    here: Option<runtime::Id>,
-    foreign: &mut Foreign,
-) -> bool {
+#[inline]
+fn enter(token: &Arc<Token>, here: Option<runtime::Id>, foreign: &mut Foreign) -> bool {
     if token.ended() || (!token.link() && token.is_done()) {
         return true;
     }
@@ -123,16 +131,7 @@ fn enter(
         *foreign = tokens.map(|token| Box::pin(token.cancelled_owned())).collect();
     }
     // A timer tells the time without a look at the clock, from now and then apart; but here must be one.
-    if token.deadline().is_none() {
-        return false;
-    }
-    if here.is_none() || token.is_turn_for_clock() {
-        return token.is_done();
-    }
-    if token.deadline_owner().is_armed_here(here) {
-        *timer = Timer::Alarm(here);
-    }
-    false
+    token.deadline().is_some() && (here.is_none() || token.is_turn_for_clock()) && token.is_done()
 }
 
 fn here() -> Option<runtime::Id> {
@@ -140,13 +139,24 @@ fn here() -> Option<runtime::Id> {
 }
 
 /// Has the token wake `waker` when it ends; false if it has.
-fn sit(token: &Token, seat: &mut Seat, sitting: &mut (usize, usize), waker: &Waker) -> bool {
-    if *seat != Seat::default() && *sitting == name_of(waker) && !token.is_roused() {
-        return true;
+#[inline]
+fn sit(
+    token: &Arc<Token>,
+    seat: &mut Seat,
+    sitting: &mut (usize, usize),
+    timer: &mut Timer,
+    here: Option<runtime::Id>,
+    waker: &Waker,
+) -> bool {
+    *sitting = name_of(waker);
+    let Some(armed) = token.join(seat, waker.clone(), here) else { return false };
+    if here.is_some() && *timer == Timer::Unset {
+        let owner = token.deadline_owner();
+        if armed || (!Arc::ptr_eq(owner, token) && owner.is_armed_here(here)) {
+            *timer = Timer::Alarm(here);
+        }
     }
-    let waker = waker.clone();
-    *sitting = name_of(&waker);
-    token.join(seat, waker)
+    true
 }
 
 /// A waker's address, which is its own for as long as it sits in the list.
@@ -254,6 +264,7 @@ impl DoneOwned {
 impl Future for Done<'_> {
     type Output = Error;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
         self.project().wait.poll(cx)
     }
@@ -262,6 +273,7 @@ impl Future for Done<'_> {
 impl Future for DoneOwned {
     type Output = Error;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
         self.project().wait.poll(cx)
     }

@@ -8,17 +8,21 @@
 //! list holds it weakly. A member is a child or a waiter; one of them sits in the token itself, more in
 //! a [`Slab`].
 //!
-//! So that the walk stays short in a deep tree, every [`STRIDE`]th level is an *anchor*, linked at
-//! birth (and so is a merged token). The walk stops there, as ends are *pushed* to anchors. While a
-//! push is under way anywhere above an anchor, [`PUSHES`] is not zero, and the walk goes on instead.
+//! So that the walk stays short in a deep tree, who has a long way up makes every [`STRIDE`]th level an
+//! *anchor*: he links it (a merged token is one from birth). Later walks stop there, as ends are *pushed*
+//! to anchors. While a push is under way anywhere above an anchor, [`PUSHES`] is not zero, and the walk
+//! goes on instead. A tree that nobody looks up from deep down has no anchors and pays for none.
 //!
 //! # Ending
 //!
 //! [`Token::close`] ends one token, under its lock: it publishes what the end was, takes the members
 //! out, and sets `ENDED` in `state`. [`Token::finish`] then closes all linked descendants, with a
-//! worklist, and only when all are closed does it wake anybody. One case needs no lock: a guard
-//! dropped while `state` is still 0 (no child, no member ever) moves it from 0 to `ENDED`. Such an end
-//! has stopped nobody, so that it need not even be dated: who asks first does that.
+//! worklist, and only when all are closed does it wake anybody. What ends with its parent says so
+//! (`INHERITED`), and its error is found by a walk up; every [`STRIDE`]th level keeps a copy.
+//!
+//! Two cases need no lock. A guard dropped while `state` is still 0 (no child, no member ever) moves it
+//! from 0 to `ENDED`: such an end has stopped nobody, so that it need not even be dated; who asks first
+//! does that. And a token without members is closed with its parent by one step in `state`.
 //!
 //! # Why it is right
 //!
@@ -30,10 +34,11 @@
 //! 3. *No end is missed.* A token is linked top down, each step under the parent's lock, which refuses
 //!    if the parent has ended. From then on every ancestor's end reaches it.
 //! 4. *An ancestor's end is seen at once.* Below an anchor the walk reads every ancestor. At an anchor:
-//!    before `ENDED` is set on a token with an anchor below it (`DEEP`, set at the anchor's birth in
-//!    the same word, or the birth sees the end), `PUSHES` goes up, and it goes down when the anchor has
-//!    been closed. A reader that knows of the end therefore reads `PUSHES` above zero and walks on, or
-//!    reads zero, synchronises with the decrement, and finds the anchor closed when it looks again.
+//!    before `ENDED` is set on a token with an anchor below it (`DEEP`, set in the same word before the
+//!    anchor is `ANCHORED`, or whoever sets it sees the end, and closes the anchor first), `PUSHES` goes
+//!    up, and it goes down when the anchor has been closed. A reader that knows of the end therefore
+//!    reads `PUSHES` above zero and walks on, or reads zero, synchronises with the decrement, and finds
+//!    the anchor closed when it looks again.
 //! 5. *The earliest end wins.* Ends carry their time. A child whose own deadline is not later than the
 //!    end that reaches it has ended by that deadline; a merged one looks at its other path first. Any
 //!    end that can be compared with another is dated when it comes: `PARENT` in `state` tells.
@@ -64,7 +69,7 @@ use crate::error::{BoxError, Error, How, Origin};
 use crate::sync::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Mutex, Ordering, now};
 use crate::trace;
 
-/// Every so many levels is an anchor: what a walk costs at most, against what a deep chain costs.
+/// Every so many levels may be an anchor: what a walk costs at most, against what a deep chain costs.
 const STRIDE: u8 = if cfg!(tokio_ctx_loom) { 4 } else { 8 };
 /// So many waits, or polls of one, may go without a look at the clock.
 pub(crate) const UNCLOCKED: u8 = 64;
@@ -80,6 +85,10 @@ const DEEP: u8 = 4;
 const ENDED: u8 = 8;
 /// Some of its waiters' wakers have been taken, and must be put back.
 const ROUSED: u8 = 16;
+/// A walk up may stop here.
+const ANCHORED: u8 = 32;
+/// Ended with its parent, whose error is its own.
+const INHERITED: u8 = 64;
 
 /// Ends that have been published but have not yet reached every anchor below them.
 #[cfg(not(tokio_ctx_loom))]
@@ -95,8 +104,10 @@ pub(crate) struct Token {
     linked: AtomicBool,
     /// Whether a waiter carries, or carried, a timer for this token's own deadline.
     timed: AtomicBool,
-    /// Levels down from the last anchor; 0: this is one, or a root.
+    /// Levels down from the last that may be an anchor; 0: this may be one, or is a root.
     level: u8,
+    /// Whether a walk up has to look closer here: an anchor, or foreign.
+    halts: bool,
     /// Whether `deadline` is its own, not an ancestor's.
     owns_deadline: bool,
     /// Whether a `CancellationToken` can end it or an ancestor.
@@ -154,6 +165,7 @@ enum Ending {
     /// Where it was cancelled, unless its guard was dropped, and when, unless nobody looked.
     Canceled(Caller, Option<Instant>),
     Told(Error),
+    Inherited,
 }
 
 /// The line that cancels; none for a guard that is dropped.
@@ -216,6 +228,28 @@ enum Ancestors {
     Unclear,
 }
 
+/// When it ended, and whether by its deadline.
+#[derive(Clone, Copy)]
+struct End {
+    at: Instant,
+    canceled: bool,
+}
+
+/// The members of a token that has ended, of whom the children are to end with it.
+struct Layer {
+    /// None: where it all began.
+    token: Option<Arc<Token>>,
+    first: Option<Member>,
+    more: slab::IntoIter<Member>,
+    end: End,
+}
+
+impl Layer {
+    fn next(&mut self) -> Option<Member> {
+        self.first.take().or_else(|| self.more.next().map(|(_, member)| member))
+    }
+}
+
 /// What closing a token leaves to be done.
 struct Closed {
     members: Members,
@@ -261,7 +295,7 @@ impl Token {
         }
         let token = token.born();
         if at <= now {
-            token.settle(now);
+            token.settle_by(Some(now));
         }
         token
     }
@@ -278,11 +312,14 @@ impl Token {
             (a, b) => a.or(b),
         };
         token.level = 0;
+        token.halts = true;
         token.foreign |= other.foreign;
         other.note(PARENT);
         let second = Second { parent: other.clone(), seat: AtomicU32::new(0) };
         token.rare = Some(Box::new(Rare { second: Some(second), ..Rare::default() }));
-        token.born()
+        let token = token.born();
+        token.drop_anchor();
+        token
     }
 
     /// A child that also ends when `token` is cancelled.
@@ -294,6 +331,7 @@ impl Token {
         let rare = Rare { token: Some(token), ..Rare::default() };
         let mut token = Token::plain(parent, made_at);
         token.foreign = true;
+        token.halts = true;
         token.rare = Some(Box::new(rare));
         token.born()
     }
@@ -303,13 +341,16 @@ impl Token {
         if let Some(parent) = parent {
             parent.note(PARENT);
         }
+        let level = parent.map_or(0, |parent| (parent.level + 1) % STRIDE);
+        let foreign = parent.is_some_and(|parent| parent.foreign);
         Token {
             state: AtomicU8::new(0),
             linked: AtomicBool::new(parent.is_none()),
             timed: AtomicBool::new(false),
-            level: parent.map_or(0, |parent| (parent.level + 1) % STRIDE),
+            level,
+            halts: foreign || (level == 0 && parent.is_some()),
             owns_deadline: false,
-            foreign: parent.is_some_and(|parent| parent.foreign),
+            foreign,
             turns: AtomicU8::new(0),
             seat: AtomicU32::new(0),
             parent: parent.cloned(),
@@ -324,18 +365,17 @@ impl Token {
 
     #[inline]
     fn born(self) -> Arc<Self> {
-        if self.is_anchor() { self.born_anchor() } else { Arc::new(self) }
+        let inherits = self.deadline.is_some() || self.foreign;
+        if inherits && self.may_anchor() { self.born_knowing() } else { Arc::new(self) }
     }
 
     #[cold]
-    fn born_anchor(mut self) -> Arc<Self> {
+    fn born_knowing(mut self) -> Arc<Self> {
         let above = Above { owner: self.find_owner(), foreign: self.find_foreign() };
         if above.owner.is_some() || above.foreign.is_some() {
             self.rare.get_or_insert_default().above = above;
         }
-        let token = Arc::new(self);
-        token.drop_anchor();
-        token
+        Arc::new(self)
     }
 
     fn find_owner(&self) -> Option<Arc<Token>> {
@@ -355,7 +395,7 @@ impl Token {
             while let Some(token) = above {
                 found.extend(token.foreign_token().map(|_| token.clone()));
                 lists.extend(token.above().and_then(|above| above.foreign.as_ref()));
-                above = token.parent.as_ref().filter(|_| !token.is_anchor());
+                above = token.parent.as_ref().filter(|_| !token.may_anchor());
             }
         }
         // Mostly there is nothing new since the last anchor.
@@ -374,10 +414,26 @@ impl Token {
         self.rare.as_ref().map(|rare| &rare.above)
     }
 
+    /// Makes anchors of those above that may be, from the top down.
+    #[cold]
+    fn anchor_above(&self) {
+        let mut bare = Vec::new();
+        let mut above = self.parent.as_ref();
+        while let Some(token) = above.filter(|token| !token.is_anchored()) {
+            if token.may_anchor() {
+                bare.push(token);
+            }
+            above = token.parent.as_ref();
+        }
+        for token in bare.into_iter().rev() {
+            token.drop_anchor();
+        }
+    }
+
     fn drop_anchor(self: &Arc<Self>) {
         for parent in self.parents() {
             let mut above = parent;
-            while !above.note(DEEP) && !above.is_anchor() {
+            while !above.note(DEEP) && !above.is_anchored() {
                 let Some(parent) = &above.parent else { break };
                 above = parent;
             }
@@ -388,8 +444,9 @@ impl Token {
         }
         // Whoever had ended before it was told of the anchor does not push to it.
         if self.parents().any(|parent| parent.ended() || !parent.none_above_ended()) {
-            self.settle(now());
+            self.settle();
         }
+        self.note(ANCHORED);
     }
 
     /// Notes `bit` in the state; true if it has ended.
@@ -403,8 +460,12 @@ impl Token {
     }
 
     #[inline]
-    fn is_anchor(&self) -> bool {
+    fn may_anchor(&self) -> bool {
         self.level == 0 && self.parent.is_some()
+    }
+
+    fn is_anchored(&self) -> bool {
+        self.state.load(Ordering::Acquire) & ANCHORED != 0
     }
 
     fn parents(&self) -> impl Iterator<Item = &Arc<Token>> {
@@ -431,7 +492,7 @@ impl Token {
         }
         match self.deadline {
             None if self.none_above_ended() => false,
-            None => self.settle(now()),
+            None => self.settle(),
             Some(_) => self.is_over(now()),
         }
     }
@@ -441,7 +502,7 @@ impl Token {
         let live = |token: &Token| {
             token.deadline.is_none_or(|deadline| now < deadline) && token.none_above_ended()
         };
-        self.ended() || (!live(self) && self.settle(now))
+        self.ended() || (!live(self) && self.settle_by(Some(now)))
     }
 
     #[inline]
@@ -453,30 +514,74 @@ impl Token {
     #[inline]
     fn look_up(&self) -> Ancestors {
         let mut token = self;
+        while let (false, Some(parent)) = (token.halts, &token.parent) {
+            if parent.ended() {
+                return Ancestors::Ended;
+            }
+            token = parent;
+        }
+        if !token.halts {
+            Ancestors::Live
+        } else if token.is_held() && !token.foreign {
+            token.as_ancestor()
+        } else {
+            token.look_on(self)
+        }
+    }
+
+    /// Whether this is an anchor that every end above has reached.
+    #[inline]
+    fn is_held(&self) -> bool {
+        self.is_anchored() && PUSHES.load(Ordering::Acquire) == 0
+    }
+
+    #[inline]
+    fn as_ancestor(&self) -> Ancestors {
+        if self.ended() { Ancestors::Ended } else { Ancestors::Live }
+    }
+
+    /// From where an anchor may be. Who has a long way to go leaves some for the next.
+    fn look_on(&self, from: &Token) -> Ancestors {
+        let mut token = self;
+        let mut far = false;
         loop {
             if token.foreign && token.rare.as_ref().is_some_and(|rare| rare.is_canceled_from_outside()) {
                 return Ancestors::Unclear;
             }
-            let Some(parent) = &token.parent else { return Ancestors::Live };
+            let Some(parent) = &token.parent else { break };
             if token.level == 0 {
-                if PUSHES.load(Ordering::Acquire) == 0 {
-                    return if token.ended() { Ancestors::Ended } else { Ancestors::Live };
+                if token.is_held() {
+                    match token.as_ancestor() {
+                        Ancestors::Live => break,
+                        ended => return ended,
+                    }
                 }
                 if token.second().is_some() {
                     return Ancestors::Unclear;
                 }
+                far |= !std::ptr::eq(token, from);
             }
             if parent.ended() {
                 return Ancestors::Ended;
             }
             token = parent;
         }
+        if far {
+            from.anchor_above();
+        }
+        Ancestors::Live
     }
 
     /// Looks at all ancestors for the earliest end, one that is due included, and ends everything from
     /// there down to this token. False: there is none.
     #[cold]
-    fn settle(&self, now: Instant) -> bool {
+    fn settle(&self) -> bool {
+        self.settle_by((self.deadline.is_some() || self.foreign).then(now))
+    }
+
+    /// With no deadline on any path it takes no clock.
+    #[cold]
+    fn settle_by(&self, now: Option<Instant>) -> bool {
         let mut aftermath = Aftermath::default();
         let settled = self.close_path(now, &mut aftermath);
         // Who only asked, often Tokio's timer, is not to fall over a stranger's waker.
@@ -484,7 +589,7 @@ impl Token {
         settled
     }
 
-    fn close_path(&self, now: Instant, aftermath: &mut Aftermath) -> bool {
+    fn close_path(&self, now: Option<Instant>, aftermath: &mut Aftermath) -> bool {
         let seen = self.ancestry(|token| !token.ended());
         let mut earliest: Option<(Rank, usize)> = None;
         for (place, (token, _)) in seen.iter().enumerate() {
@@ -498,17 +603,54 @@ impl Token {
                 }
             }
         }
-        let Some((_, mut place)) = earliest else { return false };
-        let token = seen[place].0;
-        let error = match token.is_overdue(now) {
-            true => token.expiry(),
-            false => Error::new(token.origin(How::Token, now), None),
+        let Some((rank, mut place)) = earliest else { return false };
+        let end = match rank {
+            Rank::Dated(at, canceled) => End { at, canceled },
+            Rank::Noticed => End { at: now.unwrap_or_else(crate::sync::now), canceled: true },
         };
-        token.close_all(Ending::Told(error), Story::Own, aftermath);
+        seen[place].0.close_by_itself(end, aftermath);
         while place != 0 {
-            let error = seen[place].0.error();
+            let parent = seen[place].0;
             place = seen[place].1;
-            seen[place].0.close_all(Ending::Told(error), Story::Other, aftermath);
+            seen[place].0.close_with(parent, end, aftermath);
+        }
+        true
+    }
+
+    /// Ends it by its deadline, or as a foreign token says.
+    fn close_by_itself(&self, end: End, aftermath: &mut Aftermath) {
+        if self.ended() {
+            return;
+        }
+        let error = match end.canceled {
+            false => self.expiry(),
+            true => Error::new(self.origin(How::Token, end.at), None),
+        };
+        self.close_all(Ending::Told(error), end, Story::Own, aftermath);
+    }
+
+    /// Ends it with one of its parents, which has ended.
+    fn close_with(&self, parent: &Token, end: End, aftermath: &mut Aftermath) {
+        if self.second().is_some() {
+            self.close_all(Ending::Told(parent.error()), end, Story::Other, aftermath);
+        } else if !self.inherit_unseen() {
+            self.close_all(Ending::Inherited, end, Story::Other, aftermath);
+        }
+    }
+
+    /// Ends it with its parent, which has ended, if it is in no list and has none.
+    fn inherit_unseen(&self) -> bool {
+        let state = self.state.load(Ordering::Acquire);
+        let ended = state | ENDED | INHERITED;
+        state & !PARENT == 0
+            && self.state.compare_exchange(state, ended, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            && self.remember_inherited()
+    }
+
+    /// Every so often on the way down, so that no way up to an error is long; always true.
+    fn remember_inherited(&self) -> bool {
+        if let (0, Some(parent)) = (self.level, &self.parent) {
+            let _told = self.told.set(parent.error());
         }
         true
     }
@@ -516,7 +658,8 @@ impl Token {
     /// This token and its ancestors, each with the place of the child it was reached from; those above
     /// one that is not to be passed are left out.
     fn ancestry(&self, pass: impl Fn(&Token) -> bool) -> Vec<(&Token, usize)> {
-        let mut seen: Vec<(&Token, usize)> = vec![(self, 0)];
+        let mut seen: Vec<(&Token, usize)> = Vec::with_capacity(2 * STRIDE as usize);
+        seen.push((self, 0));
         let mut merged = HashSet::new();
         let mut next = 0;
         while let Some(&(token, _)) = seen.get(next) {
@@ -534,7 +677,7 @@ impl Token {
     }
 
     /// Whether it has ended, or has to, and what that comes before.
-    fn rank(&self, now: Instant) -> Option<Rank> {
+    fn rank(&self, now: Option<Instant>) -> Option<Rank> {
         if self.ended() {
             let error = self.error();
             Some(Rank::Dated(error.origin().ended_at(), error.is_canceled()))
@@ -560,13 +703,14 @@ impl Token {
             tokens.extend(token.foreign_token().cloned());
             let above = token.above().and_then(|above| above.foreign.as_deref()).unwrap_or_default();
             tokens.extend(above.iter().filter_map(|token| token.foreign_token().cloned()));
-            next = token.parent.as_deref().filter(|_| !token.is_anchor());
+            next = token.parent.as_deref().filter(|_| !token.may_anchor());
         }
         tokens
     }
 
-    fn is_overdue(&self, now: Instant) -> bool {
-        self.owns_deadline && self.deadline.is_some_and(|deadline| deadline <= now)
+    fn is_overdue(&self, now: Option<Instant>) -> bool {
+        let over = |deadline| now.is_some_and(|now| deadline <= now);
+        self.owns_deadline && self.deadline.is_some_and(over)
     }
 
     pub(crate) fn foreign_token(&self) -> Option<&CancellationToken> {
@@ -595,17 +739,37 @@ impl Token {
 
     /// What the end was. Only for a token that has ended.
     pub(crate) fn error(&self) -> Error {
-        if let Some(error) = self.told.get() {
-            return error.clone();
+        let mut token = self;
+        loop {
+            if let Some(error) = token.told.get().cloned().or_else(|| token.own_error()) {
+                return error;
+            }
+            // Only a child inherits.
+            match &token.parent {
+                Some(parent) => token = parent,
+                None => return token.tell_canceled(None, None),
+            }
+        }
+    }
+
+    /// What its own end was; none if it ended with its parent.
+    fn own_error(&self) -> Option<Error> {
+        if self.state.load(Ordering::Acquire) & INHERITED != 0 {
+            return None;
         }
         let (caller, at) = match &*self.inner.lock() {
             Inner::Closed(Ending::Told(error)) => {
                 let error = error.clone();
-                return self.told.get_or_init(|| error).clone();
+                return Some(self.told.get_or_init(|| error).clone());
             }
+            Inner::Closed(Ending::Inherited) => return None,
             Inner::Closed(Ending::Canceled(caller, at)) => (*caller, *at),
             Inner::Open(_) => (None, None),
         };
+        Some(self.tell_canceled(caller, at))
+    }
+
+    fn tell_canceled(&self, caller: Caller, at: Option<Instant>) -> Error {
         let origin = self.origin(How::by(caller), at.unwrap_or_else(now));
         self.told.get_or_init(|| Error::new(origin, None)).clone()
     }
@@ -624,24 +788,23 @@ impl Token {
         }
         match self.look_up() {
             Ancestors::Live => {}
-            // Over; whoever asks settles with what.
-            Ancestors::Ended => return false,
-            Ancestors::Unclear if self.settle(now()) => return false,
-            Ancestors::Unclear => {}
+            // Settled, so that the next one below has not as far to walk.
+            Ancestors::Ended | Ancestors::Unclear if self.settle() => return false,
+            Ancestors::Ended | Ancestors::Unclear => {}
         }
         let story = if caller.is_some() { Story::Own } else { Story::Other };
         if caller.is_none() && self.close_unseen() {
             return true;
         }
         let now = now();
-        if self.deadline.is_some_and(|deadline| deadline <= now) && self.settle(now) {
+        if self.deadline.is_some_and(|deadline| deadline <= now) && self.settle_by(Some(now)) {
             return false;
         }
-        let end = match cause {
+        let ending = match cause {
             None => Ending::Canceled(caller, Some(now)),
             cause => Ending::Told(Error::new(self.origin(How::by(caller), now), cause)),
         };
-        self.finish(end, story)
+        self.finish(ending, End { at: now, canceled: true }, story)
     }
 
     /// Ends one that nobody waits on and that is of nobody's concern; true if it had not ended.
@@ -652,15 +815,16 @@ impl Token {
     /// What a dropped guard does.
     #[inline]
     pub(crate) fn abandon(self: &Arc<Self>) {
+        let state = self.state.load(Ordering::Acquire);
         // With no handle left but this one, and no bridge in its list, there is nobody to tell.
-        let alone = Arc::strong_count(self) == 1 && self.state.load(Ordering::Acquire) & OCCUPIED == 0;
-        if !alone {
+        let alone = state & OCCUPIED == 0 && Arc::strong_count(self) == 1;
+        if state & ENDED == 0 && !alone {
             self.cancel(None, None);
         }
     }
 
-    /// Ends it as its guard goes, with no look at the clock, if it matters to nobody yet when that was: it has no member,
-    /// never had a child, and has no deadline that could have come first.
+    /// Ends it as its guard goes, with no look at the clock, if it matters to nobody yet when that was: it
+    /// has no member, never had a child, and has no deadline that could have come first.
     #[inline]
     fn close_unseen(&self) -> bool {
         let state = self.state.load(Ordering::Acquire);
@@ -697,13 +861,13 @@ impl Token {
     }
 
     /// Ends it and all that is linked below it; false if it had ended.
-    fn finish(&self, end: Ending, story: Story) -> bool {
-        let Some(closed) = self.close(end) else { return false };
+    fn finish(&self, ending: Ending, end: End, story: Story) -> bool {
+        let Some(closed) = self.close(ending) else { return false };
         if closed.is_all() && !story.is_told() {
             return true;
         }
         let mut aftermath = Aftermath::default();
-        self.spread(closed, story, &mut aftermath);
+        self.spread(closed, end, story, &mut aftermath);
         match aftermath.clear_up() {
             Some(panic) if !std::thread::panicking() => resume_unwind(panic),
             _ => true,
@@ -711,55 +875,79 @@ impl Token {
     }
 
     /// Closes it and all that is linked below it, and leaves the rest to `aftermath`.
-    fn close_all(&self, end: Ending, story: Story, aftermath: &mut Aftermath) {
-        if let Some(closed) = self.close(end) {
-            self.spread(closed, story, aftermath);
+    fn close_all(&self, ending: Ending, end: End, story: Story, aftermath: &mut Aftermath) {
+        if let Some(closed) = self.close(ending) {
+            self.spread(closed, end, story, aftermath);
         }
     }
 
-    fn spread(&self, closed: Closed, story: Story, aftermath: &mut Aftermath) {
+    fn spread(&self, closed: Closed, end: End, story: Story, aftermath: &mut Aftermath) {
         if story.is_told() {
             aftermath.tell(self);
         }
-        let mut pending = Vec::from_iter(aftermath.sort(self, closed));
-        while let Some((children, error)) = pending.last_mut() {
-            let Some(child) = children.pop() else {
-                pending.pop();
+        let mut layers = Vec::from_iter(aftermath.sort(closed, end));
+        while let Some(layer) = layers.last_mut() {
+            let child = match layer.next() {
+                Some(Member::Child(child)) => child.upgrade(),
+                Some(Member::Waiter(waker)) => {
+                    aftermath.calls.push(Call::Wake(waker));
+                    continue;
+                }
+                None => {
+                    aftermath.handles.extend(layers.pop().and_then(|layer| layer.token));
+                    continue;
+                }
+            };
+            let Some(child) = child else { continue };
+            if child.was_over_before(layer.end) {
+                aftermath.forked.push((child, layer.end.at));
+                continue;
+            }
+            let parent = layer.token.as_deref().unwrap_or(self);
+            let (ending, end, story) = child.ending_below(parent, layer.end);
+            let Some(closed) = child.close(ending) else {
+                aftermath.handles.push(child);
                 continue;
             };
-            let Some(child) = child.upgrade() else { continue };
-            let ended_at = error.origin().ended_at();
-            if child.was_over_before(error) {
-                aftermath.forked.push((child, ended_at));
-                continue;
+            if story.is_told() {
+                aftermath.tell(&child);
             }
-            let expired = child.is_overdue(ended_at);
-            let error = if expired { child.expiry() } else { error.clone() };
-            if let Some(closed) = child.close(Ending::Told(error)) {
-                if expired && trace::listens() {
-                    aftermath.tell(&child);
-                }
-                pending.extend(aftermath.sort(&child, closed));
+            match aftermath.sort(closed, end) {
+                Some(layer) => layers.push(Layer { token: Some(child), ..layer }),
+                None if child.rare.is_some() => aftermath.handles.push(child),
+                // What has nothing rare in it drops nothing foreign.
+                None => {}
             }
-            aftermath.handles.push(child);
+        }
+    }
+
+    /// What it ends by when a parent has ended: its own deadline, if that came before.
+    fn ending_below(&self, parent: &Token, end: End) -> (Ending, End, Story) {
+        match self.deadline {
+            Some(deadline) if self.owns_deadline && deadline <= end.at => {
+                let end = End { at: deadline, canceled: false };
+                (Ending::Told(self.expiry()), end, Story::Own)
+            }
+            _ if self.second().is_some() => (Ending::Told(parent.error()), end, Story::Other),
+            _ => (Ending::Inherited, end, Story::Other),
         }
     }
 
     /// Whether a merged token, about to be told of an end, had ended before by its other path.
-    fn was_over_before(&self, error: &Error) -> bool {
-        let ended_at = error.origin().ended_at();
-        let over = |at| at < ended_at || (at == ended_at && error.is_canceled());
+    fn was_over_before(&self, end: End) -> bool {
+        let over = |at| at < end.at || (at == end.at && end.canceled);
         self.second().is_some() && self.deadline.is_some_and(over)
     }
 
     /// Ends this token alone.
-    fn close(&self, end: Ending) -> Option<Closed> {
+    fn close(&self, ending: Ending) -> Option<Closed> {
         let mut inner = self.inner.lock();
         if self.ended() {
             return None;
         }
         // A quiet end may come in between; it has no story of its own, and shares this one.
-        let members = match mem::replace(&mut *inner, Inner::Closed(end)) {
+        let inherited = if matches!(ending, Ending::Inherited) { INHERITED } else { 0 };
+        let members = match mem::replace(&mut *inner, Inner::Closed(ending)) {
             Inner::Open(members) => members,
             Inner::Closed(_) => Members::default(),
         };
@@ -770,13 +958,18 @@ impl Token {
                 pushing = true;
                 PUSHES.fetch_add(1, Ordering::AcqRel);
             }
-            let ended = state | ENDED;
+            let ended = state | ENDED | inherited;
             match self.state.compare_exchange(state, ended, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return Some(Closed { members, pushing }),
+                Ok(_) => break,
                 Err(now) if now & ENDED != 0 => return None,
                 Err(now) => state = now,
             }
         }
+        drop(inner);
+        if inherited != 0 {
+            self.remember_inherited();
+        }
+        Some(Closed { members, pushing })
     }
 }
 
@@ -817,7 +1010,7 @@ struct Aftermath {
     forked: Vec<(Arc<Token>, Instant)>,
     /// Kept until then, as a last handle's drop runs foreign code.
     handles: Vec<Arc<Token>>,
-    rooms: Vec<More>,
+    alarms: Vec<Alarm>,
 }
 
 impl Aftermath {
@@ -825,31 +1018,37 @@ impl Aftermath {
         self.stories.push((token.error(), token.born_at()));
     }
 
-    /// Takes in what closing `token` left, but for its children and what they are to be told.
-    fn sort(&mut self, token: &Token, closed: Closed) -> Option<(Few<Weak<Token>>, Error)> {
+    /// Takes in what closing a token left, but for its members if there are several, or children.
+    #[inline]
+    fn sort(&mut self, closed: Closed, end: End) -> Option<Layer> {
         self.pushes += usize::from(closed.pushing);
-        let Members { first, mut more } = closed.members;
-        let mut children = Few::default();
-        let others = more.iter_mut().flat_map(|more| mem::take(&mut more.members));
-        for member in first.into_iter().chain(others.map(|(_, member)| member)) {
-            match member {
-                Member::Waiter(waker) => self.calls.push(Call::Wake(waker)),
-                Member::Child(child) => children.push(child),
+        let Members { first, more } = closed.members;
+        let more = match (&first, more) {
+            (_, Some(more)) => self.unpack(*more),
+            (Some(Member::Child(_)), None) => Slab::new(),
+            (_, None) => {
+                if let Some(Member::Waiter(waker)) = first {
+                    self.calls.push(Call::Wake(waker));
+                }
+                return None;
             }
+        };
+        Some(Layer { token: None, first, more: more.into_iter(), end })
+    }
+
+    fn unpack(&mut self, more: More) -> Slab<Member> {
+        if let Some(bridge) = more.bridge {
+            self.calls.push(Call::Cancel(bridge.outer));
         }
-        if let Some(more) = more {
-            if let Some(bridge) = &more.bridge {
-                self.calls.push(Call::Cancel(bridge.outer.clone()));
-            }
-            self.rooms.push(*more);
-        }
-        (!children.is_empty()).then(|| (children, token.error()))
+        self.alarms.extend(more.alarm);
+        self.calls.more.reserve(more.members.len());
+        more.members
     }
 
     /// Gives back the first panic of somebody else's code.
     fn clear_up(mut self) -> Option<Panic> {
         while let Some((token, at)) = self.forked.pop() {
-            token.close_path(at, &mut self);
+            token.close_path(Some(at), &mut self);
             self.handles.push(token);
         }
         if self.pushes != 0 {
@@ -889,14 +1088,6 @@ impl<T> Few<T> {
             Some(_) => self.more.push(item),
         }
     }
-
-    fn pop(&mut self) -> Option<T> {
-        self.more.pop().or_else(|| self.first.take())
-    }
-
-    fn is_empty(&self) -> bool {
-        self.first.is_none()
-    }
 }
 
 /// Makes all calls, also if one panics, and gives back that panic.
@@ -917,13 +1108,28 @@ fn call(calls: Few<Call>) -> Option<Panic> {
 // Waiting.
 impl Token {
     /// Enters the list of its parent, and that one of its own; false if an ancestor has ended.
+    #[inline]
     pub(crate) fn link(self: &Arc<Self>) -> bool {
+        self.is_linked() || self.link_path()
+    }
+
+    fn link_path(self: &Arc<Self>) -> bool {
         while !self.is_linked() {
             let mut child = self;
             let mut above = self.parent.as_ref();
+            let mut steps = 0;
             while let Some(parent) = above.filter(|parent| !parent.is_linked()) {
+                if parent.ended() {
+                    return false;
+                }
                 child = parent;
                 above = parent.parent.as_ref();
+                steps += 1;
+            }
+            // A long way is gone once, from anchor to anchor.
+            if steps > 2 * STRIDE as usize {
+                self.anchor_above();
+                continue;
             }
             if above.is_some_and(|parent| !parent.admit(child, &child.seat)) {
                 return false;
@@ -933,6 +1139,7 @@ impl Token {
         true
     }
 
+    #[inline]
     fn is_linked(&self) -> bool {
         self.linked.load(Ordering::Acquire)
     }
@@ -949,6 +1156,7 @@ impl Token {
     }
 
     /// The list, for who enters it. Ended quietly, a token has one that is of no use any more.
+    #[inline]
     fn open<'a>(&self, inner: &'a mut Inner) -> Option<&'a mut Members> {
         match inner {
             Inner::Open(members) if !self.note(OCCUPIED) => Some(members),
@@ -956,23 +1164,30 @@ impl Token {
         }
     }
 
-    /// Enters a waiter at `seat`, or has the one that sits there wake `waker` from now on; false if
-    /// the token has ended.
-    pub(crate) fn join(&self, seat: &mut Seat, waker: Waker) -> bool {
-        // What is left of a waker is dropped without the lock.
-        let (joined, _unused) = self.put(seat, waker);
-        joined
+    /// Enters a waiter at `seat`, or has the one that sits there wake `waker` from now on. Answers
+    /// whether there is an alarm of the runtime `here`; none if the token has ended.
+    #[inline]
+    pub(crate) fn join(
+        &self,
+        seat: &mut Seat,
+        mut waker: Waker,
+        here: Option<runtime::Id>,
+    ) -> Option<bool> {
+        // What is left of the waker, a parameter, is dropped after the lock.
+        let mut inner = self.inner.lock();
+        let members = self.open(&mut inner)?;
+        let armed = members.alarm().is_some_and(|alarm| Some(alarm.runtime) == here);
+        match members.waker(*seat) {
+            Some(present) => mem::swap(present, &mut waker),
+            None => *seat = members.insert(Member::Waiter(waker)),
+        }
+        Some(armed)
     }
 
-    fn put(&self, seat: &mut Seat, mut waker: Waker) -> (bool, Option<Waker>) {
-        let mut inner = self.inner.lock();
-        let Some(members) = self.open(&mut inner) else { return (false, Some(waker)) };
-        if let Some(present) = members.waker(*seat) {
-            mem::swap(present, &mut waker);
-            return (true, Some(waker));
-        }
-        *seat = members.insert(Member::Waiter(waker));
-        (true, None)
+    /// Whether it lives, and no waker has been taken from here.
+    #[inline]
+    pub(crate) fn is_undisturbed(&self) -> bool {
+        self.state.load(Ordering::Acquire) & (ENDED | ROUSED) == 0
     }
 
     /// Whether wakers have been taken from here, so that a waiter cannot count on its own being there.
@@ -981,6 +1196,7 @@ impl Token {
     }
 
     /// A waiter, or a child, leaves.
+    #[inline]
     pub(crate) fn leave(&self, seat: Seat) {
         if self.ended() {
             return;
@@ -1003,13 +1219,22 @@ impl Members {
         self.first.is_none() && self.more.as_deref().is_none_or(idle)
     }
 
+    #[inline]
     fn insert(&mut self, member: Member) -> Seat {
         if self.first.is_none() {
             self.first = Some(member);
             return Seat(1);
         }
+        self.insert_more(member)
+    }
+
+    fn insert_more(&mut self, member: Member) -> Seat {
         let more = self.more.get_or_insert_default();
         Seat(u32::try_from(more.members.insert(member) + 2).expect("fewer than 2^32 members"))
+    }
+
+    fn alarm(&self) -> Option<&Alarm> {
+        self.more.as_ref().and_then(|more| more.alarm.as_ref())
     }
 
     fn waker(&mut self, seat: Seat) -> Option<&mut Waker> {
@@ -1024,20 +1249,23 @@ impl Members {
         }
     }
 
+    #[inline]
     fn remove(&mut self, seat: Seat) -> Option<Member> {
         match seat.0 {
             0 => None,
             1 => self.first.take(),
-            at => {
-                let more = self.more.as_mut()?;
-                let member = more.members.try_remove(at as usize - 2);
-                // What a crowd left behind is given back.
-                if more.members.is_empty() && more.members.capacity() > ROOMY {
-                    more.members = Slab::new();
-                }
-                member
-            }
+            at => self.remove_more(at as usize - 2),
         }
+    }
+
+    fn remove_more(&mut self, key: usize) -> Option<Member> {
+        let more = self.more.as_mut()?;
+        let member = more.members.try_remove(key);
+        // What a crowd left behind is given back.
+        if more.members.is_empty() && more.members.capacity() > ROOMY {
+            more.members = Slab::new();
+        }
+        member
     }
 }
 
@@ -1112,7 +1340,7 @@ impl Token {
         let waker = Waker::from(ring.clone());
         let mut sleep = Box::pin(unconstrained(sleep_until(deadline)));
         if sleep.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
-            return self.settle(deadline.max(now()));
+            return self.settle_by(Some(deadline.max(now())));
         }
         // What is left of it is dropped without the lock.
         let _spare = self.keep_alarm(Alarm { runtime, _sleep: sleep }, &ring);
@@ -1137,8 +1365,7 @@ impl Token {
         match &*self.inner.lock() {
             Inner::Closed(_) => Some(true),
             Inner::Open(members) => {
-                let alarm = members.more.as_ref()?.alarm.as_ref()?;
-                Some(here.is_none_or(|here| alarm.runtime == here))
+                members.alarm().map(|alarm| here.is_none_or(|here| alarm.runtime == here))
             }
         }
     }
@@ -1157,7 +1384,7 @@ impl Token {
     /// Ends it by its deadline, whatever the clock says: a timer has.
     pub(crate) fn expire_now(&self, deadline: Instant) {
         if !self.ended() {
-            self.settle(deadline.max(now()));
+            self.settle_by(Some(deadline.max(now())));
         }
     }
 
@@ -1271,31 +1498,44 @@ impl Token {
 /// Leaves the parents' lists, and takes a chain of ancestors apart one by one, so that its length never
 /// becomes stack depth.
 impl Drop for Token {
+    #[inline]
     fn drop(&mut self) {
-        let mut pending = Vec::new();
-        let mut next = self.depart(&mut pending);
-        while let Some(parent) = next.take().or_else(|| pending.pop()) {
-            if let Some(mut token) = Arc::into_inner(parent) {
-                // Before the token goes: its cause's drop may panic, and the rest must go all the same.
-                next = token.depart(&mut pending);
-            }
+        let second = self.leave_second();
+        let parent = self.leave_parent().and_then(Arc::into_inner);
+        if parent.is_some() || second.is_some() {
+            take_apart(parent, Vec::from_iter(second));
         }
     }
 }
 
+/// Takes the last handles' tokens apart, `next` first.
+#[cold]
+fn take_apart(mut next: Option<Token>, mut pending: Vec<Arc<Token>>) {
+    loop {
+        // Before the token goes: its cause's drop may panic, and the rest must go all the same.
+        while let Some(mut token) = next.take() {
+            pending.extend(token.leave_second());
+            next = token.leave_parent().and_then(Arc::into_inner);
+        }
+        let Some(other) = pending.pop() else { break };
+        next = Arc::into_inner(other);
+    }
+}
+
 impl Token {
-    /// Leaves the parents' lists and gives the parents away, a merged one's second into `others`.
     #[inline]
-    fn depart(&mut self, others: &mut Vec<Arc<Token>>) -> Option<Arc<Token>> {
-        let parent = self.parent.take();
-        if let Some(parent) = &parent {
-            parent.leave_if_seated(&self.seat);
-        }
-        if let Some(second) = self.rare.as_mut().and_then(|rare| rare.second.take()) {
-            second.parent.leave_if_seated(&second.seat);
-            others.push(second.parent);
-        }
-        parent
+    fn leave_parent(&mut self) -> Option<Arc<Token>> {
+        let parent = self.parent.take()?;
+        parent.leave_if_seated(&self.seat);
+        Some(parent)
+    }
+
+    /// Leaves a merged one's other parent.
+    #[inline]
+    fn leave_second(&mut self) -> Option<Arc<Token>> {
+        let second = self.rare.as_mut()?.second.take()?;
+        second.parent.leave_if_seated(&second.seat);
+        Some(second.parent)
     }
 
     #[inline]

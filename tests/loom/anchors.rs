@@ -5,10 +5,19 @@ use loom::thread;
 use super::{Roll, Waiter, chain, explore, one_story, same, story, why};
 use crate::Context;
 
+/// A chain, and whether anchors lie in it: then somebody has looked up from below each.
+fn with_anchors(root: &Context, levels: usize, laid: bool) -> Vec<Context> {
+    let all = chain(root, levels);
+    if laid {
+        assert!(!chain(&all[levels], 1)[1].is_done());
+    }
+    all
+}
+
 /// Who has seen an ancestor ended sees all below it ended, whoever is still pushing the end down.
-fn seen_above_is_seen_below(levels: usize, looks: &'static [usize]) {
+fn seen_above_is_seen_below(levels: usize, laid: bool, looks: &'static [usize]) {
     let (root, guard) = Context::background().with_cancel();
-    let all = chain(&root, levels);
+    let all = with_anchors(&root, levels, laid);
     let roll = Roll::of(&all);
     let ender = thread::spawn(move || guard.cancel_with("why"));
     for &look in looks {
@@ -25,22 +34,33 @@ fn seen_above_is_seen_below(levels: usize, looks: &'static [usize]) {
 
 #[test]
 fn seen_above_is_seen_below_without_an_anchor() {
-    explore([5, 3], || seen_above_is_seen_below(3, &[0, 1, 2]));
+    explore([5, 3], || seen_above_is_seen_below(3, false, &[0, 1, 2]));
 }
 
 #[test]
 fn seen_above_is_seen_at_the_anchor() {
-    explore([4, 2], || seen_above_is_seen_below(4, &[0, 2]));
+    explore([4, 2], || seen_above_is_seen_below(4, true, &[0, 2]));
 }
 
 #[test]
 fn seen_above_is_seen_below_the_anchor() {
-    explore([3, 2], || seen_above_is_seen_below(5, &[0, 3]));
+    explore([3, 2], || seen_above_is_seen_below(5, true, &[0, 3]));
+}
+
+/// The first look from below lays the anchor while the root ends.
+#[test]
+fn seen_above_is_seen_below_an_anchor_being_laid() {
+    explore([3, 2], || seen_above_is_seen_below(5, false, &[5, 0]));
 }
 
 #[test]
 fn seen_above_is_seen_below_two_anchors() {
-    explore([3, 1], || seen_above_is_seen_below(9, &[0]));
+    explore([3, 1], || seen_above_is_seen_below(9, true, &[0]));
+}
+
+#[test]
+fn seen_above_is_seen_below_two_anchors_being_laid() {
+    explore([2, 1], || seen_above_is_seen_below(9, false, &[9]));
 }
 
 /// One thread tells another, by nothing but its answer, that the root has ended.
@@ -48,7 +68,7 @@ fn seen_above_is_seen_below_two_anchors() {
 fn told_by_a_third_thread() {
     explore([3, 0], || {
         let (root, guard) = Context::background().with_cancel();
-        let all = chain(&root, 5);
+        let all = with_anchors(&root, 5, true);
         let ender = thread::spawn(move || guard.cancel_with("why"));
         let asker = thread::spawn({
             let (middle, leaf) = (all[2].clone(), all[5].clone());
@@ -68,21 +88,25 @@ fn told_by_a_third_thread() {
     });
 }
 
-/// Two anchors are born below one parent, on two threads, while the root ends.
+/// Two lay the same anchor from two leaves below it, while the root ends.
 #[test]
-fn two_anchors_born_against_cancel() {
+fn two_lay_an_anchor_against_cancel() {
     explore([2, 0], || {
         let (root, guard) = Context::background().with_cancel();
-        let parent = chain(&root, 3).remove(3);
+        let all = chain(&root, 5);
+        let other = chain(&all[4], 1).remove(1);
         let ender = thread::spawn(move || guard.cancel_with("why"));
-        let other = thread::spawn({
-            let parent = parent.clone();
-            move || chain(&parent, 1).remove(1)
+        let asker = thread::spawn({
+            let other = other.clone();
+            move || other.is_done()
         });
-        let mine = chain(&parent, 1).remove(1);
+        let mine = all[5].is_done();
+        if mine {
+            assert!(other.is_done(), "ended above, and not below");
+        }
+        asker.join().unwrap();
         ender.join().unwrap();
-        let theirs = other.join().unwrap();
-        one_story([&root, &parent, &mine, &theirs]);
+        one_story(all.iter().chain([&other]));
     });
 }
 
@@ -91,11 +115,12 @@ fn two_anchors_born_against_cancel() {
 fn drop_of_an_anchor_against_cancel() {
     explore([3, 2], || {
         let (root, guard) = Context::background().with_cancel();
-        let mut all = chain(&root, 4);
+        let mut all = with_anchors(&root, 4, true);
         let roll = Roll::of(&all);
         let ender = thread::spawn(move || guard.cancel_with("why"));
         drop(all.remove(4));
-        let next = chain(&all[3], 1).remove(1);
+        let next = chain(&all[3], 2).remove(2);
+        next.is_done();
         if root.is_done() {
             assert!(next.is_done(), "ended above, and not below");
         }
@@ -111,7 +136,7 @@ fn drop_of_an_anchor_against_cancel() {
 fn cancel_where_an_anchor_was() {
     explore([5, 3], || {
         let (root, guard) = Context::background().with_cancel();
-        let mut all = chain(&root, 4);
+        let mut all = with_anchors(&root, 4, true);
         let roll = Roll::of(&all);
         let canceller = guard.canceller();
         drop(all.remove(4));
@@ -130,7 +155,7 @@ fn cancel_where_an_anchor_was() {
 fn settling_against_pushing() {
     explore([3, 1], || {
         let (root, guard) = Context::background().with_cancel();
-        let all = chain(&root, 5);
+        let all = with_anchors(&root, 5, true);
         let mut waiter = Waiter::on(&all[5]);
         assert!(!waiter.poll());
         let ender = thread::spawn({

@@ -42,14 +42,14 @@ fn cancel_against_derive_two_levels_down() {
     explore([5, 3], || end_against_derive(2, |guard| guard.cancel_with("why")));
 }
 
-/// The fourth level is an anchor, which links itself and all above it at birth.
+/// The child's first wait links all four levels above it.
 #[test]
-fn cancel_against_the_birth_of_an_anchor() {
+fn cancel_against_derive_below_four_levels() {
     explore([3, 2], || end_against_derive(3, |guard| guard.cancel_with("why")));
 }
 
 #[test]
-fn guard_drop_against_the_birth_of_an_anchor() {
+fn guard_drop_against_derive_below_four_levels() {
     explore([3, 1], || end_against_derive(3, drop));
 }
 

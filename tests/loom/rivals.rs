@@ -89,12 +89,12 @@ fn two_cancel_a_root_with_half_linked() {
 }
 
 #[test]
-fn two_cancel_a_root_with_an_anchor_below() {
+fn two_cancel_a_root_four_levels_up() {
     explore([3, 1], || two_against_a_root(4, 0));
 }
 
 #[test]
-fn two_cancel_a_root_with_more_below_the_anchor() {
+fn two_cancel_a_root_five_levels_up() {
     explore([3, 1], || two_against_a_root(5, 0));
 }
 
