@@ -77,6 +77,22 @@ fn what_failed_once_holds() {
     }
 }
 
+/// What the fuzzer keeps as scripts that each do something new.
+#[test]
+fn what_the_fuzzer_starts_from_holds() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/ops");
+    let Ok(scripts) = std::fs::read_dir(corpus) else {
+        println!("skipped: the packaged crate has no corpus; a checkout of the repository does");
+        return;
+    };
+    let mut ran = 0;
+    for script in scripts {
+        interpreter::run_bytes(&std::fs::read(script.unwrap().path()).unwrap());
+        ran += 1;
+    }
+    assert!(ran > 100, "the corpus has {ran} scripts");
+}
+
 fn unhex(digits: &str) -> Vec<u8> {
     let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("two hexadecimal digits");
     (0..digits.len()).step_by(2).map(byte).collect()
