@@ -39,26 +39,34 @@ mod wake;
 /// Goes through the orders of `model`: first with up to `preemptions[0]` in each, then, threads reading
 /// also what is no longer the latest, with up to `preemptions[1]`.
 fn explore<F: Fn() + Send + Sync + Copy + 'static>(preemptions: [usize; 2], model: F) {
+    explore_with(false, preemptions[0], model);
+    explore_with(true, preemptions[1], model);
+}
+
+/// The same without stale loads, which are too many for three threads far from each other.
+fn explore_exact<F: Fn() + Send + Sync + Copy + 'static>(preemptions: usize, model: F) {
+    explore_with(false, preemptions, model);
+}
+
+fn explore_with<F: Fn() + Send + Sync + Copy + 'static>(stale: bool, preemptions: usize, model: F) {
     let name = std::any::type_name::<F>().trim_end_matches("::{{closure}}");
     let name = name.rsplit_once("loom_models::").map_or(name, |(_, name)| name);
-    for (preemptions, stale) in preemptions.into_iter().zip([false, true]) {
-        let mut builder = loom::model::Builder::new();
-        builder.max_branches = 10_000;
-        let bound = *builder.preemption_bound.get_or_insert(preemptions);
-        let orders = Arc::new(AtomicUsize::new(0));
-        let (begun, counter) = (Instant::now(), orders.clone());
-        builder.check(move || {
-            counter.fetch_add(1, Ordering::Relaxed);
-            sync::allow_stale_loads(stale);
-            // The statics before the threads: the first to touch one must not order the rest.
-            census(&Context::background().with_cancel().0);
-            sync::now();
-            model();
-        });
-        let (orders, seconds) = (orders.load(Ordering::Relaxed), begun.elapsed().as_secs_f64());
-        let loads = if stale { "stale" } else { "exact" };
-        println!("{orders:>7} orders, {loads} loads, {bound} preemptions, {seconds:>5.1} s: {name}");
-    }
+    let mut builder = loom::model::Builder::new();
+    builder.max_branches = 10_000;
+    let bound = *builder.preemption_bound.get_or_insert(preemptions);
+    let orders = Arc::new(AtomicUsize::new(0));
+    let (begun, counter) = (Instant::now(), orders.clone());
+    builder.check(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+        sync::allow_stale_loads(stale);
+        // The statics before the threads: the first to touch one must not order the rest.
+        census(&Context::background().with_cancel().0);
+        sync::now();
+        model();
+    });
+    let (orders, seconds) = (orders.load(Ordering::Relaxed), begun.elapsed().as_secs_f64());
+    let loads = if stale { "stale" } else { "exact" };
+    println!("{orders:>7} orders, {loads} loads, {bound} preemptions, {seconds:>5.1} s: {name}");
 }
 
 /// A root, and a chain of so many levels below it whose guards are detached.
