@@ -1,4 +1,4 @@
-//! `bounded_by`, for futures and streams that are at hand already.
+//! `bounded_by` and its like, for futures and streams that are at hand already.
 
 use std::fmt;
 use std::future::Future;
@@ -9,7 +9,9 @@ use futures_core::stream::{FusedStream, Stream};
 use pin_project_lite::pin_project;
 
 use crate::done::Wait;
+use crate::group::{Fault, GroupError};
 use crate::run::Run;
+use crate::workers::for_each_task;
 use crate::{Context, Error};
 
 /// [`bounded_by`](FutureExt::bounded_by) for every future.
@@ -42,7 +44,13 @@ pub trait FutureExt: Future {
 
 impl<F: Future> FutureExt for F {}
 
-/// [`bounded_by`](StreamExt::bounded_by) for every stream.
+/// Streams that end with a context, and a task for each of their items.
+///
+/// | the context ended | use |
+/// |---|---|
+/// | the stream just ends | [`bounded_by`](Self::bounded_by) |
+/// | its last item says why | [`checked_by`](Self::checked_by) |
+/// | the same, for a stream of results | [`try_bounded_by`](Self::try_bounded_by) |
 pub trait StreamExt: Stream {
     /// Yields the stream's items until the context ends, then drops the stream and ends.
     ///
@@ -68,7 +76,126 @@ pub trait StreamExt: Stream {
     where
         Self: Sized,
     {
-        Bounded { stream: Some(self), wait: Box::pin(Wait::new(ctx)) }
+        Bounded::new(self, ctx)
+    }
+
+    /// [`bounded_by`](Self::bounded_by), with the reason as its last item if the context ended first.
+    ///
+    /// Each item comes as if behind a [`ctx.check()?`](Context::check). A stream that runs dry has no
+    /// such item.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use futures::TryStreamExt as _;
+    /// use tokio::sync::mpsc;
+    /// use tokio_ctx::{Context, StreamExt as _};
+    /// use tokio_stream::wrappers::ReceiverStream;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(50));
+    /// let (_prices, incoming) = mpsc::channel::<u32>(8); // nobody sends
+    /// let mut incoming = ReceiverStream::new(incoming).checked_by(&ctx);
+    ///
+    /// let stopped = incoming.try_next().await.unwrap_err();
+    /// assert!(stopped.is_deadline_exceeded());
+    /// assert_eq!(incoming.try_next().await.unwrap(), None);
+    /// # }
+    /// ```
+    fn checked_by(self, ctx: &Context) -> Checked<'_, Self>
+    where
+        Self: Sized,
+    {
+        Checked { bounded: Bounded::new(self, ctx) }
+    }
+
+    /// [`checked_by`](Self::checked_by) for a stream of results whose error type can hold an [`Error`],
+    /// as [`Context::try_run`] is for futures.
+    ///
+    /// The stream's own errors are items like others: it goes on after them.
+    ///
+    /// ```
+    /// use std::io;
+    /// use std::time::Duration;
+    /// use futures::{StreamExt as _, TryStreamExt as _, stream};
+    /// use tokio_ctx::{Context, StreamExt as _};
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(50));
+    /// let lines = stream::iter([Ok("a"), Ok("b")]).chain(stream::pending::<io::Result<_>>());
+    ///
+    /// let read: io::Result<Vec<_>> = lines.try_bounded_by(&ctx).try_collect().await;
+    /// assert_eq!(read.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    /// # }
+    /// ```
+    fn try_bounded_by<T, E>(self, ctx: &Context) -> TryBounded<'_, Self>
+    where
+        Self: Stream<Item = Result<T, E>> + Sized,
+        E: From<Error>,
+    {
+        TryBounded { bounded: Bounded::new(self, ctx) }
+    }
+
+    /// Runs a task for each item, at most `n` at once, until one fails: a pool of `n` workers.
+    ///
+    /// `work` is given the pool's context, a child of `ctx` which is also
+    /// [`current`](Context::current) in the task, and the item; the future it returns runs in a task of
+    /// its own. The stream is asked for an item only when a worker is free for it, so never more than
+    /// `n` items are under way, and a slow pool holds up its source. It is read here, not in a task: it
+    /// may borrow, and need not be `Send`. The first error ends the pool's context, with that error as
+    /// the cause; no further item is taken, and this resolves when all tasks have really ended. Dropped,
+    /// this drops the stream and aborts the tasks.
+    ///
+    /// It is a [`Group`](crate::Group) with a [limit](crate::Group::limit), and has its
+    /// [traps](crate::group): a worker is told of the end, and has to look. Go's counterpart is `n`
+    /// goroutines of an `errgroup` that range over a channel. Where nothing needs a task of its own,
+    /// `try_for_each_concurrent` of `futures`, on a stream that is [`checked_by`](Self::checked_by) the
+    /// context, does.
+    ///
+    /// # Errors
+    ///
+    /// The first task's error. Without one, if the context ended before the stream did, that end: then
+    /// not every item has been worked on.
+    ///
+    /// # Panics
+    ///
+    /// If `n` is zero; outside a Tokio runtime, as [`tokio::spawn`]; and as the task that panicked, once
+    /// all have ended.
+    ///
+    /// ```
+    /// use std::io;
+    /// use futures::stream;
+    /// use tokio_ctx::{Context, StreamExt as _};
+    ///
+    /// async fn fetch(ctx: &Context, page: u32) -> io::Result<()> {
+    ///     ctx.run(async { println!("page {page}") }).await?;
+    ///     if page == 7 { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let ctx = Context::background();
+    /// let pages = stream::iter(1..);
+    /// let pool = pages.for_each_task(&ctx, 4, async |ctx, page| fetch(&ctx, page).await);
+    /// let failed = pool.await.unwrap_err();
+    /// assert_eq!(failed.error().unwrap().kind(), io::ErrorKind::ConnectionReset);
+    /// # }
+    /// ```
+    #[track_caller]
+    fn for_each_task<F, Fut, E, Kind>(
+        self,
+        ctx: &Context,
+        n: usize,
+        work: F,
+    ) -> impl Future<Output = Result<(), GroupError<E>>>
+    where
+        Self: Sized,
+        F: FnMut(Context, Self::Item) -> Fut,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: Fault<Kind>,
+    {
+        for_each_task(self, ctx, n, work)
     }
 }
 
@@ -91,25 +218,44 @@ pin_project! {
     }
 }
 
+impl<'a, S: Stream> Bounded<'a, S> {
+    fn new(stream: S, ctx: &'a Context) -> Self {
+        Bounded { stream: Some(stream), wait: Box::pin(Wait::new(ctx)) }
+    }
+
+    /// The next item, or, once, why there is none because the context ended.
+    fn poll_checked(
+        self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<S::Item, Error>>> {
+        let mut this = self.project();
+        let Some(stream) = this.stream.as_mut().as_pin_mut() else { return Poll::Ready(None) };
+        if let Poll::Ready(error) = this.wait.as_mut().poll(cx) {
+            this.stream.set(None);
+            return Poll::Ready(Some(Err(error)));
+        }
+        let next = ready!(stream.poll_next(cx));
+        if next.is_none() {
+            this.stream.set(None);
+        }
+        Poll::Ready(next.map(Ok))
+    }
+
+    /// How many items are left at most: the context may end it before the next.
+    fn at_most(&self) -> Option<usize> {
+        self.stream.as_ref().map_or(Some(0), |stream| stream.size_hint().1)
+    }
+}
+
 impl<S: Stream> Stream for Bounded<'_, S> {
     type Item = S::Item;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<S::Item>> {
-        let mut this = self.project();
-        let Some(stream) = this.stream.as_mut().as_pin_mut() else { return Poll::Ready(None) };
-        let next = match this.wait.as_mut().poll(cx) {
-            Poll::Ready(Error { .. }) => None,
-            Poll::Pending => ready!(stream.poll_next(cx)),
-        };
-        if next.is_none() {
-            this.stream.set(None);
-        }
-        Poll::Ready(next)
+        self.poll_checked(cx).map(|next| next.and_then(Result::ok))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        // The context may end it before the next item.
-        (0, self.stream.as_ref().map_or(Some(0), |stream| stream.size_hint().1))
+        (0, self.at_most())
     }
 }
 
@@ -122,5 +268,97 @@ impl<S: Stream> FusedStream for Bounded<'_, S> {
 impl<S> fmt::Debug for Bounded<'_, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Bounded").field(self.wait.ctx()).finish()
+    }
+}
+
+pin_project! {
+    /// A stream, until the context ends, with the reason as its last item. Made by
+    /// [`StreamExt::checked_by`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Bounded`].
+    #[must_use = "streams do nothing unless polled"]
+    pub struct Checked<'a, S> {
+        #[pin]
+        bounded: Bounded<'a, S>,
+    }
+}
+
+pin_project! {
+    /// A stream of results, until the context ends, with the reason as its last item. Made by
+    /// [`StreamExt::try_bounded_by`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Bounded`].
+    #[must_use = "streams do nothing unless polled"]
+    pub struct TryBounded<'a, S> {
+        #[pin]
+        bounded: Bounded<'a, S>,
+    }
+}
+
+impl<S: Stream> Stream for Checked<'_, S> {
+    type Item = Result<S::Item, Error>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        self.project().bounded.poll_checked(cx)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        checked_size(&self.bounded)
+    }
+}
+
+impl<S, T, E> Stream for TryBounded<'_, S>
+where
+    S: Stream<Item = Result<T, E>>,
+    E: From<Error>,
+{
+    type Item = Result<T, E>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        self.project().bounded.poll_checked(cx).map(|next| next.map(|checked| checked?))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        checked_size(&self.bounded)
+    }
+}
+
+/// One more than the stream's own at most: the reason takes the place of an item, or of its end.
+fn checked_size<S: Stream>(bounded: &Bounded<'_, S>) -> (usize, Option<usize>) {
+    if bounded.is_terminated() {
+        return (0, Some(0));
+    }
+    (0, bounded.at_most().and_then(|most| most.checked_add(1)))
+}
+
+impl<S: Stream> FusedStream for Checked<'_, S> {
+    fn is_terminated(&self) -> bool {
+        self.bounded.is_terminated()
+    }
+}
+
+impl<S, T, E> FusedStream for TryBounded<'_, S>
+where
+    S: Stream<Item = Result<T, E>>,
+    E: From<Error>,
+{
+    fn is_terminated(&self) -> bool {
+        self.bounded.is_terminated()
+    }
+}
+
+impl<S> fmt::Debug for Checked<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Checked").field(self.bounded.wait.ctx()).finish()
+    }
+}
+
+impl<S> fmt::Debug for TryBounded<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TryBounded").field(self.bounded.wait.ctx()).finish()
     }
 }

@@ -126,6 +126,13 @@ impl Canceller {
         cancel(self.0.as_ref(), None);
     }
 
+    /// [`cancel_with`](Self::cancel_with), in the name of another line.
+    pub(crate) fn cancel_at(&self, place: &'static Location<'static>, cause: BoxError) {
+        if let Some(token) = &self.0 {
+            token.cancel(Some(place), Some(cause));
+        }
+    }
+
     /// See [`CancelGuard::cancel_with`].
     ///
     /// ```

@@ -45,6 +45,9 @@
 //! | carry a request id | [`Context::with_value`], [`Context::value`] |
 //! | reach the context without passing it | [`Context::scope`], [`Context::spawn`], [`Context::current`] |
 //! | speak to code that takes a `CancellationToken` | [`Context::cancellation_token`], [`Context::with_token`] |
+//! | run parts of one answer at once, all or nothing | [`Group`] |
+//! | end a stream with the context | [`StreamExt::bounded_by`], [`StreamExt::checked_by`] |
+//! | work off a stream, so many at once | [`StreamExt::for_each_task`] |
 //! | learn why and where it ended | [`Error`], [`Origin`] |
 //!
 //! # What holds
@@ -70,6 +73,7 @@ mod current;
 mod done;
 mod error;
 mod ext;
+pub mod group;
 mod guard;
 mod interop;
 mod merge;
@@ -78,6 +82,7 @@ mod sync;
 mod token;
 mod trace;
 mod value;
+mod workers;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
@@ -87,7 +92,9 @@ pub use after_func::AfterFunc;
 pub use context::Context;
 pub use done::{Done, DoneOwned};
 pub use error::{BoxError, Error, ErrorKind, Origin};
-pub use ext::{Bounded, FutureExt, StreamExt};
+pub use ext::{Bounded, Checked, FutureExt, StreamExt, TryBounded};
+#[doc(inline)]
+pub use group::Group;
 pub use guard::{CancelGuard, Canceller};
 pub use run::{Run, TryRun};
 

@@ -259,3 +259,108 @@ mod streams_are_bounded {
         assert_eq!(bounded.next().await, None);
     }
 }
+
+mod streams_are_checked {
+    use std::io;
+    use std::pin::{Pin, pin};
+    use std::task::{self, Poll, Waker};
+
+    use futures::stream::{self, FusedStream as _, Stream, StreamExt as _};
+    use tokio::sync::mpsc;
+    use tokio_ctx::{Context, Error, StreamExt as _};
+    use tokio_stream::wrappers::UnboundedReceiverStream;
+
+    use crate::common::{Cause, Drops, assert_same, ended, ms, on_both, word};
+
+    static BACKGROUND: Context = Context::background();
+
+    fn poll_next<S: Stream>(stream: Pin<&mut S>) -> Poll<Option<S::Item>> {
+        stream.poll_next(&mut task::Context::from_waker(Waker::noop()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn with_the_reason_as_the_last_item() {
+        let (ctx, _guard) = BACKGROUND.with_timeout(ms(50));
+        let source = stream::iter([1, 2]).chain(stream::pending());
+        let items: Vec<_> = source.checked_by(&ctx).collect().await;
+        assert!(matches!(items[..2], [Ok(1), Ok(2)]));
+        assert_eq!(items.len(), 3);
+        assert_same(items[2].as_ref().unwrap_err(), &ended(&ctx));
+    }
+
+    #[tokio::test]
+    async fn without_one_if_they_run_dry() {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let mut bounded = pin!(stream::iter([1]).checked_by(&ctx));
+        assert!(matches!(bounded.next().await, Some(Ok(1))));
+        assert!(bounded.next().await.is_none());
+        guard.cancel();
+        assert!(bounded.next().await.is_none(), "it had ended before");
+    }
+
+    #[test]
+    fn and_dropped_before_the_reason_is_given_which_is_given_once() {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let drops = Drops::default();
+        let counted = drops.counted();
+        let endless = stream::poll_fn(move |_| {
+            let _ = &counted;
+            Poll::Ready(Some(()))
+        });
+        let mut checked = pin!(endless.checked_by(&ctx));
+        assert!(matches!(poll_next(checked.as_mut()), Poll::Ready(Some(Ok(())))));
+        assert!(!checked.is_terminated());
+        guard.cancel_with(Cause("enough"));
+        let Poll::Ready(Some(Err(error))) = poll_next(checked.as_mut()) else { panic!("no reason") };
+        assert_eq!(word(&error), Some("enough"));
+        assert_eq!(drops.count(), 1);
+        assert!(checked.is_terminated());
+        assert!(matches!(poll_next(checked.as_mut()), Poll::Ready(None)));
+    }
+
+    #[tokio::test]
+    async fn with_nothing_but_the_reason_by_a_dead_context() {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        guard.cancel();
+        let polled = stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("work for the dead") });
+        let items: Vec<_> = polled.checked_by(&ctx).collect().await;
+        assert!(matches!(items[..], [Err(_)]));
+    }
+
+    /// A stream of results keeps its error type, and goes on after its own errors.
+    #[test]
+    fn and_results_stay_results() {
+        on_both(|| async {
+            let (ctx, guard) = BACKGROUND.with_cancel();
+            let (send, receive) = mpsc::unbounded_channel::<io::Result<u32>>();
+            send.send(Ok(1)).unwrap();
+            send.send(Err(io::ErrorKind::InvalidData.into())).unwrap();
+            send.send(Ok(2)).unwrap();
+            let mut results = pin!(UnboundedReceiverStream::new(receive).try_bounded_by(&ctx));
+            assert_eq!(results.next().await.unwrap().unwrap(), 1);
+            let own = results.next().await.unwrap().unwrap_err();
+            assert_eq!(own.kind(), io::ErrorKind::InvalidData);
+            assert_eq!(results.next().await.unwrap().unwrap(), 2);
+            guard.cancel_with(Cause("enough"));
+            let error = results.next().await.unwrap().unwrap_err();
+            let inner = error.get_ref().unwrap().downcast_ref::<Error>().unwrap();
+            assert_eq!(word(inner), Some("enough"));
+            assert!(results.is_terminated());
+            assert!(results.next().await.is_none());
+            assert!(send.is_closed(), "the source is dropped");
+        });
+    }
+
+    #[test]
+    fn and_promise_room_for_the_reason() {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let mut checked = pin!(stream::iter(1..=5).checked_by(&ctx));
+        assert_eq!(checked.size_hint(), (0, Some(6)));
+        assert_eq!(stream::repeat(()).checked_by(&ctx).size_hint(), (0, None));
+        let results = stream::iter([Ok::<_, Error>(1)]).try_bounded_by(&ctx);
+        assert_eq!(results.size_hint(), (0, Some(2)));
+        guard.cancel();
+        assert!(poll_next(checked.as_mut()).is_ready());
+        assert_eq!(checked.size_hint(), (0, Some(0)));
+    }
+}

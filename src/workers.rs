@@ -1,0 +1,48 @@
+//! A task for each item of a stream, so many at once: a [`Group`] with a limit, fed as it has room.
+
+use std::future::{Future, poll_fn};
+use std::panic::Location;
+
+use futures_core::stream::Stream;
+use tokio::task::coop::consume_budget;
+
+use crate::Context;
+use crate::ext::StreamExt;
+use crate::group::{Fault, Group, GroupError};
+
+#[track_caller]
+pub(crate) fn for_each_task<S, F, Fut, E, Kind>(
+    stream: S,
+    ctx: &Context,
+    n: usize,
+    mut work: F,
+) -> impl Future<Output = Result<(), GroupError<E>>>
+where
+    S: Stream,
+    F: FnMut(Context, S::Item) -> Fut,
+    Fut: Future<Output = Result<(), E>> + Send + 'static,
+    E: Fault<Kind>,
+{
+    let spawned_at = Location::caller();
+    let (group, ctx) = Group::new(ctx);
+    let mut group = group.limit(n);
+    async move {
+        let mut items = Box::pin(stream.checked_by(&ctx));
+        let stopped = loop {
+            if let Err(stopped) = group.turn().await {
+                break Some(stopped);
+            }
+            group.forget_values();
+            match poll_fn(|cx| items.as_mut().poll_next(cx)).await {
+                None => break None,
+                Some(Err(stopped)) => break Some(stopped),
+                Some(Ok(item)) => group.spawn_in_turn(work(ctx.clone(), item), spawned_at),
+            }
+            // A source that is always ready must not keep the workers from their turn.
+            consume_budget().await;
+        };
+        // Whatever the source holds is let go of before the last workers are waited for.
+        drop(items);
+        group.finish(stopped).await
+    }
+}

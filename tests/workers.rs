@@ -1,0 +1,444 @@
+//! `for_each_task`: a task for each item of a stream, so many at once; the first error wins, the context
+//! ends it, and the source is never asked for more than there are workers.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::future::pending;
+use std::panic::panic_any;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use common::{Cause, Drops, LONG, answer, current_thread, ms, on_both, panic_text, paused, poll, word};
+use futures::{StreamExt as _, stream};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, sleep};
+use tokio_ctx::{BoxError, Context, Error, StreamExt as _};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+static BACKGROUND: Context = Context::background();
+
+struct Counting;
+
+thread_local! {
+    /// Of this thread alone: other tests run meanwhile.
+    static LIVE: Cell<isize> = const { Cell::new(0) };
+}
+
+fn count(bytes: isize) {
+    // A thread that is ending has none any more.
+    let _ = LIVE.try_with(|live| live.set(live.get() + bytes));
+}
+
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        count(-(layout.size() as isize));
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn every_item_has_its_turn() {
+    on_both(|| async {
+        let sum = Arc::new(AtomicUsize::new(0));
+        let pool = stream::iter(1..=1000).for_each_task(&BACKGROUND, 7, |_, item| {
+            let sum = sum.clone();
+            async move {
+                tokio::task::yield_now().await;
+                sum.fetch_add(item, Ordering::Relaxed);
+                Ok::<_, Cause>(())
+            }
+        });
+        pool.await.unwrap();
+        assert_eq!(sum.load(Ordering::Relaxed), 500_500);
+    });
+}
+
+#[test]
+fn no_items_are_no_error() {
+    on_both(|| async {
+        let none = stream::empty::<()>();
+        none.for_each_task(&BACKGROUND, 1, async |_, ()| Err(Cause("none"))).await.unwrap();
+    });
+}
+
+/// What has been taken from the source and is not worked off is never more than there are workers.
+#[test]
+fn the_source_is_not_asked_before_a_worker_is_free() {
+    on_both(|| async {
+        const WORKERS: usize = 5;
+        let under_way = Arc::new(AtomicUsize::new(0));
+        let left = Arc::new(AtomicUsize::new(300));
+        let (seen, took) = (under_way.clone(), left.clone());
+        let source = stream::poll_fn(move |_| {
+            assert!(seen.load(Ordering::SeqCst) < WORKERS, "asked while every worker was at work");
+            if took.load(Ordering::SeqCst) == 0 {
+                return Poll::Ready(None);
+            }
+            took.fetch_sub(1, Ordering::SeqCst);
+            seen.fetch_add(1, Ordering::SeqCst);
+            Poll::Ready(Some(()))
+        });
+        let pool = source.for_each_task(&BACKGROUND, WORKERS, |_, ()| {
+            let under_way = under_way.clone();
+            async move {
+                for _ in 0..3 {
+                    tokio::task::yield_now().await;
+                }
+                under_way.fetch_sub(1, Ordering::SeqCst);
+                Ok::<_, Cause>(())
+            }
+        });
+        pool.await.unwrap();
+        assert_eq!(left.load(Ordering::SeqCst), 0);
+    });
+}
+
+#[test]
+fn all_workers_are_used() {
+    paused().block_on(async {
+        let start = Instant::now();
+        let pool =
+            stream::iter(0..12).for_each_task(&BACKGROUND, 4, async |ctx, _| ctx.sleep(ms(10)).await);
+        pool.await.unwrap();
+        assert_eq!(start.elapsed(), ms(30));
+    });
+}
+
+#[test]
+fn the_pools_context_is_given_and_current() {
+    on_both(|| async {
+        let ctx = BACKGROUND.with_value("seven");
+        let pool = stream::iter(0..3).for_each_task(&ctx, 2, async |ctx, _| {
+            assert_eq!(ctx.value::<&str>(), Some(&"seven"));
+            assert_eq!(Context::current().value::<&str>(), Some(&"seven"));
+            Ok::<_, Cause>(())
+        });
+        pool.await.unwrap();
+        assert!(answer(&ctx).is_none());
+    });
+}
+
+#[test]
+fn the_first_error_wins_and_nothing_more_is_taken() {
+    on_both(|| async {
+        let taken = Arc::new(AtomicUsize::new(0));
+        let drops = Drops::default();
+        let (took, counted, dropped) = (taken.clone(), drops.counted(), drops.clone());
+        let source = stream::iter(0..).inspect(move |_| {
+            let _ = &counted;
+            took.fetch_add(1, Ordering::SeqCst);
+        });
+        let told = Arc::new(AtomicUsize::new(0));
+        let line = line!() + 1;
+        let pool = source.for_each_task(&BACKGROUND, 3, |ctx, item| {
+            let (told, dropped) = (told.clone(), dropped.clone());
+            async move {
+                if item == 5 {
+                    return Err(Cause("five"));
+                }
+                if item > 2 {
+                    let why = ctx.done().await;
+                    assert_eq!(word(&why), Some("five"));
+                    told.fetch_add(1, Ordering::SeqCst);
+                    // The source is let go of before the last worker is.
+                    while dropped.count() == 0 {
+                        tokio::task::yield_now().await;
+                    }
+                }
+                Ok(())
+            }
+        });
+        let failed = pool.await.unwrap_err();
+        assert_eq!(failed.error(), Some(&Cause("five")));
+        assert_eq!(failed.failure().unwrap().spawned_at().line(), line);
+        assert_eq!(word(failed.context_error().unwrap()), Some("five"));
+        assert_eq!(told.load(Ordering::SeqCst), 2, "all had ended");
+        assert_eq!(taken.load(Ordering::SeqCst), 6);
+        assert_eq!(drops.count(), 1);
+    });
+}
+
+#[test]
+fn an_end_while_the_source_is_waited_for_is_seen_at_once() {
+    paused().block_on(async {
+        let start = Instant::now();
+        let (ctx, _guard) = BACKGROUND.with_timeout(ms(50));
+        let source = stream::iter([1]).chain(stream::pending());
+        let worked = Arc::new(AtomicUsize::new(0));
+        let pool = source.for_each_task(&ctx, 2, |_, item| {
+            let worked = worked.clone();
+            async move {
+                worked.fetch_add(item, Ordering::SeqCst);
+                Ok::<_, Cause>(())
+            }
+        });
+        let stopped = pool.await.unwrap_err();
+        assert!(start.elapsed() <= ms(51));
+        assert_eq!(worked.load(Ordering::SeqCst), 1);
+        assert!(stopped.error().is_none());
+        assert!(stopped.context_error().unwrap().is_deadline_exceeded());
+        assert!(stopped.to_string().starts_with("context deadline exceeded: 50ms budget set at "));
+    });
+}
+
+/// Who is at work may finish; that not all items were worked on is an error all the same.
+#[test]
+fn an_end_while_every_worker_is_at_work_takes_nothing_more() {
+    paused().block_on(async {
+        let start = Instant::now();
+        let (ctx, _guard) = BACKGROUND.with_timeout(ms(50));
+        let mut taken = 0;
+        let source = stream::iter(0..).inspect(|_| taken += 1);
+        let pool = source.for_each_task(&ctx, 2, async |ctx, _| {
+            ctx.done().await;
+            sleep(ms(20)).await;
+            Ok::<_, Cause>(())
+        });
+        let stopped = pool.await.unwrap_err();
+        assert!(start.elapsed() >= ms(70) && start.elapsed() <= ms(72));
+        assert!(stopped.context_error().unwrap().is_deadline_exceeded());
+        assert_eq!(taken, 2);
+    });
+}
+
+#[test]
+fn an_end_after_the_last_item_is_none_of_its_business() {
+    paused().block_on(async {
+        let (ctx, _guard) = BACKGROUND.with_timeout(ms(50));
+        let pool = stream::iter(0..2).for_each_task(&ctx, 4, async |_, _| {
+            sleep(ms(80)).await;
+            Ok::<_, Cause>(())
+        });
+        pool.await.unwrap();
+    });
+}
+
+#[test]
+fn a_dead_context_takes_nothing() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        guard.cancel_with(Cause("dead"));
+        let source = stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("work for the dead") });
+        let pool = source.for_each_task(&ctx, 4, async |_, _| Ok::<_, Cause>(()));
+        let stopped = pool.await.unwrap_err();
+        assert_eq!(word(stopped.context_error().unwrap()), Some("dead"));
+    });
+}
+
+/// Neither a source that is always ready nor workers that never wait keep the end from being seen.
+#[test]
+fn a_busy_pool_still_ends_in_time() {
+    on_both(|| async {
+        let (ctx, _guard) = BACKGROUND.with_timeout(ms(20));
+        let pool = stream::repeat(()).for_each_task(&ctx, usize::MAX, async |_, ()| Ok::<_, Cause>(()));
+        assert!(pool.await.unwrap_err().context_error().unwrap().is_deadline_exceeded());
+        let (ctx, _guard) = BACKGROUND.with_timeout(ms(20));
+        let pool = stream::repeat(()).for_each_task(&ctx, 2, async |_, ()| Ok::<_, Cause>(()));
+        assert!(pool.await.unwrap_err().context_error().unwrap().is_deadline_exceeded());
+    });
+}
+
+/// What was taken from a channel is worked on, however the end falls; the rest is still in there.
+#[test]
+fn no_item_is_taken_and_then_lost() {
+    on_both(|| async {
+        for round in 0..50 {
+            let (send, receive) = mpsc::unbounded_channel();
+            (0..100).for_each(|item| send.send(item).unwrap());
+            let worked = Arc::new(AtomicUsize::new(0));
+            let mut source = UnboundedReceiverStream::new(receive);
+            let (ctx, guard) = BACKGROUND.with_cancel();
+            let pool = (&mut source).for_each_task(&ctx, 3, |_, item| {
+                let worked = worked.clone();
+                if item == round {
+                    guard.cancel();
+                }
+                async move {
+                    tokio::task::yield_now().await;
+                    worked.fetch_add(1, Ordering::SeqCst);
+                    Ok::<_, Cause>(())
+                }
+            });
+            assert!(pool.await.is_err());
+            drop(send);
+            let left = source.count().await;
+            assert_eq!(worked.load(Ordering::SeqCst) + left, 100);
+            assert_eq!(left, 100 - (round + 1));
+        }
+    });
+}
+
+/// The stream is read where the pool is awaited: it may borrow, and need not be `Send`.
+#[test]
+fn the_source_may_be_bound_to_its_place() {
+    current_thread().block_on(async {
+        let items = Rc::new([1, 2, 3]);
+        let borrowed = &items;
+        let source = stream::iter(0..3).map(|nth| borrowed[nth]);
+        let pool = source.for_each_task(&BACKGROUND, 2, async |_, item| {
+            if item > 3 { Err(Cause("too large")) } else { Ok(()) }
+        });
+        pool.await.unwrap();
+    });
+}
+
+#[test]
+fn its_future_can_be_sent() {
+    fn check<T: Send>(value: T) -> T {
+        value
+    }
+    drop(check(stream::iter(0..3).for_each_task(&BACKGROUND, 2, async |_, _| Ok::<_, Cause>(()))));
+}
+
+#[test]
+fn dropped_it_drops_the_source_and_aborts_the_workers() {
+    on_both(|| async {
+        let drops = Drops::default();
+        let (source, work) = (drops.counted(), Arc::new(drops.counted()));
+        let endless = stream::repeat(()).map(move |()| {
+            let _ = &source;
+        });
+        let mut pool = Box::pin(endless.for_each_task(&BACKGROUND, 3, move |_, ()| {
+            let work = work.clone();
+            async move {
+                let _work = work;
+                pending::<Result<(), Cause>>().await
+            }
+        }));
+        assert!(poll(pool.as_mut(), Waker::noop()).is_pending());
+        drop(pool);
+        while drops.count() < 2 {
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+#[test]
+fn a_panic_is_resumed_when_all_have_ended() {
+    on_both(|| async {
+        let (ended, was_ended) = oneshot::channel();
+        let ended = Arc::new(std::sync::Mutex::new(Some(ended)));
+        let pool = stream::iter(0..).for_each_task(&BACKGROUND, 2, move |ctx, item: u32| {
+            let ended = ended.clone();
+            async move {
+                if item == 1 {
+                    panic_any(item);
+                }
+                ctx.done().await;
+                ended.lock().unwrap().take().unwrap().send(()).unwrap();
+                Ok::<_, Cause>(())
+            }
+        });
+        let joined = tokio::spawn(pool).await.unwrap_err();
+        assert_eq!(*joined.into_panic().downcast::<u32>().unwrap(), 1);
+        was_ended.await.unwrap();
+    });
+}
+
+#[test]
+fn a_panic_of_the_source_or_of_the_function_leaves_no_worker() {
+    on_both(|| async {
+        let drops = Drops::default();
+        let counted = Arc::new(drops.counted());
+        let source = stream::iter(0..).inspect(|item| assert!(*item < 2, "the source broke"));
+        let pool = source.for_each_task(&BACKGROUND, 5, move |_, _| {
+            let counted = counted.clone();
+            async move {
+                let _counted = counted;
+                pending::<Result<(), Cause>>().await
+            }
+        });
+        let joined = tokio::spawn(pool).await.unwrap_err();
+        assert_eq!(*joined.into_panic().downcast::<&str>().unwrap(), "the source broke");
+        while drops.count() < 1 {
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+#[test]
+fn no_workers_are_refused_with_a_clear_word() {
+    let text = panic_text(|| {
+        let pool = stream::iter(0..3).for_each_task(&BACKGROUND, 0, async |_, _| Ok::<_, Cause>(()));
+        drop(pool);
+    });
+    assert!(text.contains("cannot be 0; use at least 1"), "{text}");
+}
+
+#[test]
+fn errors_may_be_boxed() {
+    on_both(|| async {
+        let pool = stream::iter(["1", "two"]).for_each_task(&BACKGROUND, 1, async |_, text: &str| {
+            text.parse::<u32>()?;
+            Ok::<_, BoxError>(())
+        });
+        let failed = pool.await.unwrap_err();
+        assert_eq!(failed.error().unwrap().to_string(), "invalid digit found in string");
+    });
+}
+
+/// A worker that waits for its context, under an error of that type.
+#[test]
+fn what_the_workers_say_of_the_end_is_told() {
+    paused().block_on(async {
+        let (ctx, _guard) = BACKGROUND.with_timeout(ms(50));
+        let pool = stream::iter(0..).for_each_task(&ctx, 2, async |ctx, _| ctx.sleep(LONG).await);
+        let failed = pool.await.unwrap_err();
+        let error: &Error = failed.error().unwrap();
+        assert!(error.is_deadline_exceeded());
+    });
+}
+
+/// As long as it runs it keeps nothing of the items that are done.
+#[test]
+fn a_long_run_takes_no_more_memory_than_a_short_one() {
+    current_thread().block_on(async {
+        let (mut early, mut late) = (0, 0);
+        let pool = stream::iter(0..40_000).for_each_task(&BACKGROUND, 4, |_, item| {
+            match item {
+                2_000 => early = LIVE.get(),
+                39_999 => late = LIVE.get(),
+                _ => {}
+            }
+            async { Ok::<_, Cause>(()) }
+        });
+        pool.await.unwrap();
+        assert!(late - early < 4_096, "{} bytes more", late - early);
+    });
+}
+
+/// The others work on while one is slow, and the pool waits for it in the end.
+#[test]
+fn one_slow_worker_holds_up_nobody_but_the_end() {
+    paused().block_on(async {
+        let start = Instant::now();
+        let release = Arc::new(Notify::new());
+        let pool = stream::iter(0..20_u64).for_each_task(&BACKGROUND, 2, |_, item| {
+            let release = release.clone();
+            async move {
+                match item {
+                    0 => release.notified().await,
+                    19 => release.notify_one(),
+                    _ => sleep(ms(1)).await,
+                }
+                Ok::<_, Cause>(())
+            }
+        });
+        pin!(pool).await.unwrap();
+        assert_eq!(start.elapsed(), Duration::from_millis(18));
+    });
+}
