@@ -12,6 +12,7 @@
 //! | whichever ends first, one by one | [`Group::next`] |
 //! | an optional part beside critical ones | a task that returns `Ok` of its own result |
 //! | a stream of jobs without end | [`for_each_task`](crate::StreamExt::for_each_task), which keeps nothing |
+//! | a service's connections | [`Shutdown`](crate::Shutdown) |
 //! | two or three futures that need no tasks | `tokio::try_join!` in [`Context::run`] |
 //!
 //! # Traps

@@ -48,6 +48,7 @@
 //! | run parts of one answer at once, all or nothing | [`Group`] |
 //! | end a stream with the context | [`StreamExt::bounded_by`], [`StreamExt::checked_by`] |
 //! | work off a stream, so many at once | [`StreamExt::for_each_task`] |
+//! | shut a service down, gently first | [`Shutdown`] |
 //! | learn why and where it ended | [`Error`], [`Origin`] |
 //!
 //! # What holds
@@ -78,6 +79,7 @@ mod guard;
 mod interop;
 mod merge;
 mod run;
+pub mod shutdown;
 mod sync;
 mod token;
 mod trace;
@@ -97,6 +99,8 @@ pub use ext::{Bounded, Checked, FutureExt, StreamExt, TryBounded};
 pub use group::Group;
 pub use guard::{CancelGuard, Canceller};
 pub use run::{Run, TryRun};
+#[doc(inline)]
+pub use shutdown::Shutdown;
 
 #[cfg(all(test, tokio_ctx_loom))]
 #[path = "../tests/loom/mod.rs"]

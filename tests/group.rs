@@ -18,7 +18,7 @@ use common::{
     Cause, Drops, LONG, answer, current_thread, ended, ms, multi_thread, on_both, panic_text, paused,
     poll, poll_once, watched, word,
 };
-use tokio::sync::{Barrier, Notify, oneshot};
+use tokio::sync::{Barrier, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_ctx::group::{End, GroupError, TaskPanicked, TrySpawnError};
 use tokio_ctx::{BoxError, Context, Error, Group};
@@ -649,11 +649,11 @@ mod a_limit {
         on_both(|| async {
             let (group, _ctx) = Group::<(), Cause>::new(&BACKGROUND);
             let mut group = group.limit(42);
-            let release = Arc::new(Notify::new());
+            let release = Arc::new(Semaphore::new(0));
             let task = || {
                 let release = release.clone();
                 async move {
-                    release.notified().await;
+                    release.acquire().await.unwrap().forget();
                     Ok(())
                 }
             };
@@ -662,14 +662,13 @@ mod a_limit {
             }
             let refused = group.try_spawn(task()).unwrap_err();
             assert!(refused.to_string().starts_with("the group is full"), "{refused}");
-            for _ in 0..42 {
-                release.notify_one();
-                tokio::task::yield_now().await;
-            }
-            while group.next().await.is_none_or(|_| group.try_spawn(ready(Ok(()))).is_err()) {}
-            release.notify_waiters();
-            for _ in 0..42 {
-                release.notify_one();
+
+            release.add_permits(1);
+            assert!(group.next().await.is_some());
+            assert!(group.try_spawn(task()).is_ok());
+            assert!(group.try_spawn(task()).is_err());
+            release.add_permits(42);
+            while group.try_spawn(ready(Ok(()))).is_err() {
                 tokio::task::yield_now().await;
             }
             group.wait().await.unwrap();

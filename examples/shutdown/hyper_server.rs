@@ -1,0 +1,69 @@
+//! A hyper server that is part of a shutdown.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_ctx::Shutdown;
+
+use super::story::answer;
+
+/// Accepts until the soft end; the accept loop is work as its connections are.
+pub fn start(listener: TcpListener, shutdown: &Shutdown) {
+    let http = shutdown.named("hyper");
+    http.spawn(accept(listener, http.clone()));
+}
+
+async fn accept(listener: TcpListener, http: Shutdown) {
+    while let Ok(accepted) = http.soft().run(listener.accept()).await {
+        match accepted {
+            Ok((stream, peer)) => {
+                let connection = http.named(peer.to_string());
+                connection.spawn(serve(stream, http.clone()));
+            }
+            Err(error) => {
+                // Too many open files, say: let some of them be closed.
+                eprintln!("hyper: accept: {error}");
+                let _ended = http.soft().sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    // Dropped here, the listener refuses whoever comes now.
+}
+
+/// Serves a connection; at the soft end, only the request that is under way.
+async fn serve(stream: TcpStream, http: Shutdown) {
+    let service = service_fn(|request| respond(request, &http));
+    let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        _soft_end = http.soft().done() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        eprintln!("hyper: {error}");
+    }
+}
+
+/// Each request is work with a name, cut off by the hard end.
+async fn respond(request: Request<Incoming>, http: &Shutdown) -> Result<Response<String>, Infallible> {
+    let request_line = format!("{} {}", request.method(), request.uri().path());
+    let work = http.named(request_line).track(answer(request.uri().path()));
+    let mut response = Response::new(String::new());
+    match http.hard().run(work).await {
+        Ok(text) => *response.body_mut() = text,
+        Err(stopped) => {
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            *response.body_mut() = stopped.to_string();
+        }
+    }
+    Ok(response)
+}

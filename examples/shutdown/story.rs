@@ -1,0 +1,108 @@
+//! What happens to a server that is shut down, as its clients see it.
+
+use std::future::pending;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_ctx::shutdown::Fate;
+use tokio_ctx::{BoxError, Context, Shutdown};
+
+/// How long the slow answer takes: well within the grace.
+const SLOW: Duration = Duration::from_millis(200);
+const GRACE: Duration = Duration::from_millis(1200);
+const CLEANUP: Duration = Duration::from_millis(400);
+/// What the client gives up after: nothing here takes a tenth of it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Requests that a handler has begun to answer, over all servers.
+static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+
+/// What both servers answer: one is slow, the other stuck.
+pub async fn answer(path: &str) -> String {
+    UNDER_WAY.fetch_add(1, Ordering::SeqCst);
+    match path {
+        "/slow" => sleep(SLOW).await,
+        _ => pending().await,
+    }
+    format!("{path} is done\n")
+}
+
+/// Starts a server, asks it for both, shuts it down meanwhile, and insists on what must come of it.
+pub async fn tell(name: &str, start: fn(TcpListener, &Shutdown)) -> Result<(), BoxError> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let address = listener.local_addr()?;
+    let shutdown = Shutdown::new(&Context::background()).grace(GRACE).cleanup(CLEANUP);
+    start(listener, &shutdown);
+    // Looks at no context at all.
+    shutdown.named("mailer").spawn(pending::<()>());
+
+    let before = UNDER_WAY.load(Ordering::SeqCst);
+    let slow = tokio::spawn(get(address, "/slow"));
+    let stuck = tokio::spawn(get(address, "/stuck"));
+    timeout(PATIENCE, async {
+        while UNDER_WAY.load(Ordering::SeqCst) < before + 2 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await?;
+
+    let begun = Instant::now();
+    shutdown.begin("new version deployed");
+    let phases = async { tokio::join!(shutdown.wait(), refused(address), slow, stuck) };
+    let (report, refused_at, slow, stuck) = timeout(PATIENCE, phases).await?;
+    let after = |at: Instant| (at - begun).as_millis();
+
+    println!("{name}: new connections refused after {} ms", after(refused_at));
+    let (slow, slow_at) = slow??;
+    expect(slow.starts_with("HTTP/1.1 200 OK"), "the slow request to be answered", &slow)?;
+    println!("{name}: /slow answered after {} ms: {}", after(slow_at), first_line(&slow));
+    let (stuck, stuck_at) = stuck??;
+    expect(stuck.starts_with("HTTP/1.1 503 "), "the stuck request to be turned away", &stuck)?;
+    println!("{name}: /stuck cut off after {} ms: {}", after(stuck_at), last_line(&stuck));
+    println!("{name}: {report}");
+
+    expect(refused_at < stuck_at, "refusals within the grace", &after(refused_at))?;
+    expect(slow_at < stuck_at, "an answer within the grace", &after(slow_at))?;
+    let fate = |name: &str| {
+        let overdue = report.overdue().iter().find(|overdue| overdue.name() == Some(name));
+        overdue.map(|overdue| overdue.fate())
+    };
+    let names = [format!("{name}/GET /slow"), format!("{name}/GET /stuck"), "mailer".into()];
+    let fates = names.map(|name| fate(&name));
+    expect(fates == [None, Some(Fate::Canceled), Some(Fate::Aborted)], "other fates", &fates)
+}
+
+/// Asks for a path, on a connection of its own; gives all that came back, and when.
+async fn get(address: SocketAddr, path: &'static str) -> io::Result<(String, Instant)> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await?;
+    Ok((response, Instant::now()))
+}
+
+/// Knocks until nobody opens.
+async fn refused(address: SocketAddr) -> Instant {
+    while TcpStream::connect(address).await.is_ok() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    Instant::now()
+}
+
+fn expect(holds: bool, what: &str, instead: &dyn std::fmt::Debug) -> Result<(), BoxError> {
+    if holds { Ok(()) } else { Err(format!("expected {what}, but it was {instead:?}").into()) }
+}
+
+fn first_line(response: &str) -> &str {
+    response.lines().next().unwrap_or_default()
+}
+
+fn last_line(response: &str) -> &str {
+    response.lines().last().unwrap_or_default()
+}
