@@ -1,0 +1,173 @@
+//! A product page from three services at once: the product itself, which the page cannot do without, and
+//! reviews and recommendations, which it can.
+//!
+//! All three run in one group, under one budget. A critical part that fails ends the others at once; an
+//! optional one that fails, or is late, is left out. Four pages are asked for, and it fails if one of
+//! them does not come out as it should:
+//!
+//! ```text
+//! cargo run --example fan_out
+//! ```
+
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_ctx::group::GroupError;
+use tokio_ctx::{BoxError, Context, Error, Group};
+
+/// What a page may take, all in all.
+const BUDGET: Duration = Duration::from_millis(900);
+/// What it waits for an optional part.
+const OPTIONAL_BUDGET: Duration = Duration::from_millis(400);
+
+/// A service's answer, or its refusal, and how long it takes to give it.
+#[derive(Clone, Copy)]
+struct Service {
+    name: &'static str,
+    takes: Duration,
+    answer: Result<&'static str, io::ErrorKind>,
+}
+
+const PRODUCT: Service = works("product", 60, "a teapot");
+const REVIEWS: Service = works("reviews", 40, "4.5 stars");
+const SIMILAR: Service = works("similar", 80, "cups");
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match pages().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failed) => {
+            eprintln!("fan_out: {failed}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The four pages, and what each must be.
+async fn pages() -> Result<(), BoxError> {
+    println!("all services are well");
+    let (asked, whole) = ask(PRODUCT, REVIEWS, SIMILAR).await;
+    expect(matches!(&whole, Ok(page) if page.to_string() == "a teapot, 4.5 stars, cups"), &whole)?;
+    expect(asked < OPTIONAL_BUDGET, &asked)?;
+
+    println!("reviews are down, recommendations are slow");
+    let down = Service { answer: Err(io::ErrorKind::ConnectionRefused), ..REVIEWS };
+    let (asked, poorer) = ask(PRODUCT, down, Service { takes: BUDGET * 10, ..SIMILAR }).await;
+    expect(matches!(&poorer, Ok(page) if page.to_string() == "a teapot"), &poorer)?;
+    expect(asked >= OPTIONAL_BUDGET && asked < BUDGET, &asked)?;
+
+    println!("there is no such product");
+    let unknown = Service { answer: Err(io::ErrorKind::NotFound), ..PRODUCT };
+    let (asked, none) = ask(unknown, REVIEWS, Service { takes: BUDGET * 10, ..SIMILAR }).await;
+    let why = none.as_ref().err().and_then(|failed| failed.error()).map(Unavailable::kind);
+    expect(why == Some(io::ErrorKind::NotFound), &none)?;
+    // Nobody waited for the recommendations: they were told.
+    expect(asked < OPTIONAL_BUDGET, &asked)?;
+
+    println!("the product is slow");
+    let (asked, late) = ask(Service { takes: BUDGET * 10, ..PRODUCT }, REVIEWS, SIMILAR).await;
+    let why = late.as_ref().err().and_then(|failed| failed.error()).map(Unavailable::kind);
+    expect(why == Some(io::ErrorKind::TimedOut), &late)?;
+    expect(asked >= BUDGET && asked < BUDGET * 2, &asked)
+}
+
+/// Makes a page, and says how it went and how long it took.
+async fn ask(
+    product: Service,
+    reviews: Service,
+    similar: Service,
+) -> (Duration, Result<Page, GroupError<Unavailable>>) {
+    let start = Instant::now();
+    let (request, _guard) = Context::background().with_timeout(BUDGET);
+    let page = fan_out(&request, product, reviews, similar).await;
+    let took = start.elapsed();
+    match &page {
+        Ok(page) => println!("  after {} ms: {page}", took.as_millis()),
+        Err(failed) => println!("  after {} ms: {failed}", took.as_millis()),
+    }
+    (took, page)
+}
+
+/// One critical part and two optional ones. Who fails, fails the page; so an optional part does not.
+async fn fan_out(
+    request: &Context,
+    product: Service,
+    reviews: Service,
+    similar: Service,
+) -> Result<Page, GroupError<Unavailable>> {
+    let (mut group, _ctx) = Group::new(request);
+    group.spawn(async move { call(product).await.map(Some) });
+    for service in [reviews, similar] {
+        group.spawn(async move { Ok(optional(service).await) });
+    }
+    // All have ended when this returns, also if it is with an error.
+    let parts = group.wait().await?;
+    Ok(Page { parts: parts.into_iter().flatten().collect() })
+}
+
+/// A part that is left out if it fails, or is late: within a budget of its own.
+async fn optional(service: Service) -> Option<&'static str> {
+    let ctx = Context::current();
+    let left_out = match ctx.within(OPTIONAL_BUDGET, async |_| call(service).await).await {
+        Ok(Ok(part)) => return Some(part),
+        Ok(Err(unavailable)) => unavailable.to_string(),
+        Err(late) => late.to_string(),
+    };
+    println!("  without {}: {left_out}", service.name);
+    None
+}
+
+/// Stands for a request over the network. It knows of no budget: its context does.
+async fn call(service: Service) -> Result<&'static str, Unavailable> {
+    let unavailable = |why| Unavailable { service: service.name, why };
+    let in_time = Context::current().sleep(service.takes).await;
+    in_time.map_err(|stopped: Error| unavailable(stopped.into()))?;
+    service.answer.map_err(|kind| unavailable(kind.into()))
+}
+
+const fn works(name: &'static str, millis: u64, answer: &'static str) -> Service {
+    Service { name, takes: Duration::from_millis(millis), answer: Ok(answer) }
+}
+
+#[derive(Debug)]
+struct Page {
+    parts: Vec<&'static str>,
+}
+
+impl fmt::Display for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.parts.join(", "))
+    }
+}
+
+/// A service that did not answer, or not in time.
+#[derive(Debug)]
+struct Unavailable {
+    service: &'static str,
+    why: io::Error,
+}
+
+impl Unavailable {
+    fn kind(&self) -> io::ErrorKind {
+        self.why.kind()
+    }
+}
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.service, self.why)
+    }
+}
+
+impl std::error::Error for Unavailable {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.why)
+    }
+}
+
+fn expect(holds: bool, instead: &dyn fmt::Debug) -> Result<(), BoxError> {
+    if holds { Ok(()) } else { Err(format!("that should not be: {instead:?}").into()) }
+}
