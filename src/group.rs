@@ -29,7 +29,8 @@
 //!   [`Context::spawn`] makes a member; both outlive the group.
 //! - **An end from outside is no failure.** If the parent is cancelled or a deadline passes, and every
 //!   task returns `Ok` all the same, [`wait`](Group::wait) gives the values: finished work is not
-//!   thrown away. So does Go. Whoever must know asks the context.
+//!   thrown away. So does Go. Whoever must know asks the context. (A task that was aborted, or whose
+//!   turn never came, has no value to give: then `wait` fails.)
 //! - **A group keeps every value** until it is waited for: one that lives as long as its service does
 //!   grows as long.
 //! - Drop the future of [`wait`](Group::wait), say in a `select!` or a timeout, and the group is
@@ -124,6 +125,8 @@ struct Crew<T, E> {
     grace: Option<Duration>,
     grace_over: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     overdue: bool,
+    // The end came before somebody's turn.
+    gave_up: bool,
 }
 
 /// What came of a task, and the how-manieth it was to be spawned.
@@ -186,6 +189,7 @@ impl<T, E> Group<T, E> {
             grace: None,
             grace_over: None,
             overdue: false,
+            gave_up: false,
         };
         (Group { crew, limit: Unlimited(()) }, ctx)
     }
@@ -278,13 +282,31 @@ where
     ///
     /// # Errors
     ///
-    /// Why the context ended, if that is before the task's turn; the task is dropped then, and
-    /// [`wait`](Self::wait) does not know of it.
+    /// Why the context ended, if that is before the task's turn; the task is dropped then. So that
+    /// nobody takes the values of some tasks for those of all, [`wait`](Self::wait) fails as well.
     ///
     /// # Panics
     ///
     /// Outside a Tokio runtime, as [`tokio::spawn`]; if the context has a deadline, as
     /// [`Context::done`].
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::{Context, Error, Group};
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Error> {
+    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(100));
+    /// let (group, _ctx) = Group::<(), Error>::new(&ctx);
+    /// let mut group = group.limit(1);
+    ///
+    /// group.spawn(async { Context::current().sleep(Duration::from_millis(60)).await }).await?;
+    /// group.spawn(async { Context::current().sleep(Duration::from_millis(60)).await }).await?;
+    /// // At 60 ms it was the second's turn; the third's does not come in time.
+    /// assert!(group.spawn(async { Ok(()) }).await.is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[track_caller]
     pub fn spawn<F>(&mut self, task: F) -> impl Future<Output = Result<(), Error>> + use<'_, T, E, F>
     where
@@ -342,13 +364,13 @@ where
     /// Resolves when another task may run; fails when none may any more.
     pub(crate) async fn turn(&mut self) -> Result<(), Error> {
         let ctx = self.crew.ctx.clone();
-        while self.crew.tasks.len() >= self.limit.0 {
-            if let Some(ended) = ctx.run(self.crew.next_to_end()).await? {
-                self.crew.ended().push_back(ended);
-            }
+        let mut stopped = Ok(());
+        while stopped.is_ok() && self.crew.tasks.len() >= self.limit.0 {
+            let ended = ctx.run(self.crew.next_to_end()).await;
+            stopped = ended.map(|ended| self.crew.ended().extend(ended));
         }
         // The end may have made room: what was stopped by it is a result that is ready.
-        ctx.check()
+        stopped.and_then(|()| ctx.check()).inspect_err(|_| self.give_up())
     }
 
     /// Spawns a task whose turn it is.
@@ -364,15 +386,9 @@ where
         self.crew.ended().retain(|(_, outcome)| !matches!(outcome.end, End::Done(_)));
     }
 
-    /// [`wait`](Self::wait), for whom it is an error too if the context's end kept tasks from being
-    /// spawned.
-    pub(crate) async fn finish(mut self, stopped: Option<Error>) -> Result<(), GroupError<E>> {
-        let outcomes = self.crew.all().await;
-        self.crew.sum_up(outcomes)?;
-        match stopped {
-            Some(_) => Err(GroupError { failure: None, stopped, aborted: Vec::new() }),
-            None => Ok(()),
-        }
+    /// Takes note that the context's end kept a task from being spawned.
+    pub(crate) fn give_up(&mut self) {
+        self.crew.gave_up = true;
     }
 }
 
@@ -454,6 +470,14 @@ impl<T, E, L> Group<T, E, L> {
     }
 
     /// The group's context.
+    ///
+    /// ```
+    /// use tokio_ctx::{Context, Error, Group};
+    ///
+    /// let (group, ctx) = Group::<(), Error>::new(&Context::background());
+    /// drop(group);
+    /// assert!(ctx.is_done());
+    /// ```
     pub fn context(&self) -> &Context {
         &self.crew.ctx
     }
@@ -492,8 +516,8 @@ where
     /// # Errors
     ///
     /// The first task's error, if one failed; what others return once that has ended the context is
-    /// not told. Without one, if tasks had to be aborted after the context's end, that end. See
-    /// [`GroupError`].
+    /// not told. Without one, the context's end, if tasks had to be aborted after it, or could not be
+    /// spawned because of it. See [`GroupError`].
     ///
     /// # Panics
     ///
@@ -501,6 +525,21 @@ where
     /// task that was spawned first. Outside a Tokio
     /// runtime, as [`tokio::time::sleep`], if there is a [`grace`](Self::grace) and the context has
     /// ended or has a deadline.
+    ///
+    /// ```
+    /// use tokio_ctx::{BoxError, Context, Group};
+    ///
+    /// # async fn load(part: &'static str) -> Result<usize, BoxError> { Ok(part.len()) }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let (mut group, _ctx) = Group::new(&Context::background());
+    /// group.spawn(load("header"));
+    /// group.spawn(load("body"));
+    /// let [header, body] = group.wait().await?[..] else { unreachable!("two values of two tasks") };
+    /// assert_eq!((header, body), (6, 4));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn wait(mut self) -> Result<Vec<T>, GroupError<E>> {
         let outcomes = self.crew.all().await;
         self.crew.sum_up(outcomes)
@@ -515,6 +554,22 @@ where
     /// # Panics
     ///
     /// As [`wait`](Self::wait), without a time driver.
+    ///
+    /// ```
+    /// use tokio_ctx::group::End;
+    /// use tokio_ctx::{Context, Error, Group};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let (group, _ctx) = Group::<_, Error>::new(&Context::background());
+    /// let mut group = group.keep_going();
+    /// group.spawn(async { Ok(1) });
+    /// group.spawn(async { panic!("no") });
+    /// let outcomes = group.outcomes().await;
+    /// assert!(matches!(outcomes[0].end, End::Done(1)));
+    /// assert!(matches!(outcomes[1].end, End::Panicked(_)));
+    /// # }
+    /// ```
     pub async fn outcomes(mut self) -> Vec<Outcome<T, E>> {
         self.crew.all().await.into_iter().map(|(_, outcome)| outcome).collect()
     }
@@ -646,7 +701,7 @@ impl<T: Send + 'static, E: Send + Sync + 'static> Crew<T, E> {
             }
         }
         let failure = self.common.first.get().cloned();
-        if failure.is_none() && aborted.is_empty() {
+        if failure.is_none() && aborted.is_empty() && !self.gave_up {
             return Ok(values);
         }
         Err(GroupError { failure, stopped: self.ctx.err(), aborted })

@@ -421,7 +421,7 @@ impl Common {
     /// Notes who is at work, and then ends the hard context: once they are told, they may be gone.
     fn end_hard(&self, cause: BoxError, place: &'static Location<'static>) {
         if !self.hard.is_done() {
-            self.work.mark(Fate::Canceled);
+            self.work.mark();
             self.force.canceller().cancel_at(place, cause);
         }
     }
@@ -529,35 +529,61 @@ impl Work {
         ctx.run(emptied).await.is_ok() || self.lock().running.is_empty()
     }
 
-    /// Takes those at work down as overdue, with what is about to become of them.
-    fn mark(&self, fate: Fate) {
+    /// Takes those at work down as overdue.
+    fn mark(&self) {
         let mut list = self.lock();
         let List { running, overdue, .. } = &mut *list;
         for (id, (task, _)) in running {
-            overdue.insert(*id, Overdue { task: task.clone(), fate });
+            let task = task.clone();
+            overdue.entry(*id).or_insert(Overdue { task, fate: Fate::Canceled });
         }
     }
 
+    /// Aborts those at work that can be.
     fn abort(&self) {
-        self.mark(Fate::Aborted);
+        self.mark();
         let mut list = self.lock();
         list.aborting = true;
-        let handles: Vec<_> = list.running.values_mut().filter_map(|(_, abort)| abort.take()).collect();
+        let List { running, overdue, .. } = &mut *list;
+        let mut handles = Vec::new();
+        for (id, (_, abort)) in running {
+            if let (Some(overdue), Some(handle)) = (overdue.get_mut(id), abort.take()) {
+                overdue.fate = Fate::Aborted;
+                handles.push(handle);
+            }
+        }
         drop(list);
         for handle in handles {
             handle.abort();
         }
     }
 
-    /// Who has not ended in time; who has not ended at all is taken down as such.
+    /// Who had not ended in time, and what has become of them by now.
     fn overdue(&self) -> Vec<Overdue> {
-        self.mark(Fate::Running);
-        self.lock().overdue.values().cloned().collect()
+        self.mark();
+        let list = self.lock();
+        let by_now = |(id, overdue): (&u64, &Overdue)| {
+            let task = overdue.task.clone();
+            let fate = if list.running.contains_key(id) { Fate::Running } else { overdue.fate };
+            Overdue { task, fate }
+        };
+        list.overdue.iter().map(by_now).collect()
     }
 }
 
 pin_project! {
     /// A future that a [`Shutdown`] waits for. Made by [`Shutdown::track`].
+    ///
+    /// ```
+    /// use tokio_ctx::{Context, Shutdown};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let shutdown = Shutdown::new(&Context::background());
+    /// let tracked = shutdown.track(async { 3 });
+    /// assert_eq!(tracked.await, 3);
+    /// # }
+    /// ```
     #[must_use = "futures do nothing unless polled"]
     pub struct Tracked<F> {
         // Before the ticket: what it held is gone when the ticket is.
@@ -598,6 +624,23 @@ impl<F> fmt::Debug for Tracked<F> {
 
 /// Something to hold while at work: a [`Shutdown`] waits until it is dropped. Made by
 /// [`Shutdown::ticket`].
+///
+/// ```
+/// use tokio_ctx::{Context, Shutdown};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let shutdown = Shutdown::new(&Context::background());
+/// let ticket = shutdown.named("backup").ticket();
+/// let backup = tokio::task::spawn_blocking(move || {
+///     let _ticket = ticket;
+///     // … copies files …
+/// });
+/// shutdown.begin("over");
+/// assert!(shutdown.wait().await.is_clean());
+/// # backup.await.unwrap();
+/// # }
+/// ```
 #[must_use = "a ticket that is dropped is not waited for"]
 pub struct Ticket {
     id: u64,
@@ -665,6 +708,22 @@ impl StdError for GraceOver {
 /// How a shutdown went: why it began, how long it took, and who had not ended in time.
 ///
 /// Its [`Display`](fmt::Display) is for the log, on one line.
+///
+/// ```
+/// use tokio_ctx::{Context, Shutdown};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let shutdown = Shutdown::new(&Context::background());
+/// shutdown.begin("SIGTERM");
+/// let report = shutdown.wait().await;
+/// // shut down in 0 ms, context canceled at src/main.rs:4: SIGTERM; all work ended in time
+/// println!("{report}");
+/// assert_eq!(report.why().cause().unwrap().to_string(), "SIGTERM");
+/// assert_eq!(report.took().as_millis(), 0);
+/// assert!(report.is_clean());
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "it says who did not end"]
 pub struct Report {
@@ -739,6 +798,24 @@ impl StdError for Report {
 }
 
 /// Work that had not ended when the hard context did.
+///
+/// ```
+/// use tokio_ctx::shutdown::Fate;
+/// use tokio_ctx::{Context, Shutdown};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let shutdown = Shutdown::new(&Context::background());
+/// let _never_dropped = shutdown.named("export").ticket();
+/// let line = line!() - 1;
+/// shutdown.force("power is failing");
+///
+/// let report = shutdown.wait().await;
+/// let export = &report.overdue()[0];
+/// assert_eq!((export.name(), export.fate()), (Some("export"), Fate::Running));
+/// assert_eq!(export.spawned_at().line(), line);
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Overdue {
     task: Task,

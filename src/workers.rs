@@ -28,21 +28,18 @@ where
     let mut group = group.limit(n);
     async move {
         let mut items = Box::pin(stream.checked_by(&ctx));
-        let stopped = loop {
-            if let Err(stopped) = group.turn().await {
-                break Some(stopped);
-            }
+        while group.turn().await.is_ok() {
             group.forget_values();
             match poll_fn(|cx| items.as_mut().poll_next(cx)).await {
-                None => break None,
-                Some(Err(stopped)) => break Some(stopped),
+                None => break,
+                Some(Err(_stopped)) => group.give_up(),
                 Some(Ok(item)) => group.spawn_in_turn(work(ctx.clone(), item), spawned_at),
             }
             // A source that is always ready must not keep the workers from their turn.
             consume_budget().await;
-        };
+        }
         // Whatever the source holds is let go of before the last workers are waited for.
         drop(items);
-        group.finish(stopped).await
+        group.wait().await.map(drop)
     }
 }

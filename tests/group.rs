@@ -20,6 +20,7 @@ use common::{
 };
 use tokio::sync::{Barrier, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout};
+use tokio_ctx::group::fault::Boxed;
 use tokio_ctx::group::{End, GroupError, TaskPanicked, TrySpawnError};
 use tokio_ctx::{BoxError, Context, Error, Group};
 
@@ -341,6 +342,18 @@ mod errors_of_every_type {
         });
     }
 
+    /// An error itself, and with an error inside: which of them is meant must be said.
+    #[test]
+    fn shared() {
+        type Shared = Arc<dyn StdError + Send + Sync>;
+        on_both(|| async {
+            let (mut group, ctx) = Group::<(), Shared>::new::<Boxed>(&BACKGROUND);
+            group.spawn(fails(Arc::new(Cause("shared")) as Shared));
+            assert!(group.wait().await.is_err());
+            assert_eq!(word(&ended(&ctx)), Some("shared"));
+        });
+    }
+
     #[test]
     fn that_only_know_they_are_errors() {
         async fn all<E: StdError + Send + Sync + 'static>(error: E) -> GroupError<E> {
@@ -603,7 +616,10 @@ mod a_limit {
             assert!(start.elapsed() <= ms(51), "before the other has ended");
             let gave_up = group.spawn(async { unreachable!() }).await.unwrap_err();
             assert!(gave_up.is_deadline_exceeded());
-            assert_eq!(group.wait().await.unwrap(), ["cleaned up"]);
+            // One value of two or three would be taken for all.
+            let failed = group.wait().await.unwrap_err();
+            assert!(failed.error().is_none() && failed.aborted().is_empty());
+            assert!(failed.context_error().unwrap().is_deadline_exceeded());
         });
     }
 
@@ -686,6 +702,8 @@ mod a_limit {
                 Err(TrySpawnError::Ended(_, why)) => assert_eq!(word(&why), Some("over")),
                 other => panic!("{other:?}"),
             }
+            // The task was handed back: nobody gave it up.
+            assert_eq!(group.wait().await.unwrap(), [""; 0]);
         });
     }
 

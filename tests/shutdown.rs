@@ -489,6 +489,25 @@ mod waiting {
         });
     }
 
+    /// It says what has become of them by then.
+    #[test]
+    fn again_later_tells_who_has_ended_after_all() {
+        on_paused(async {
+            let shutdown = shutdown();
+            let (late, later) = (shutdown.named("late").ticket(), shutdown.named("later").ticket());
+            shutdown.begin("deploy");
+            tokio::spawn(async move {
+                sleep(ms(650)).await;
+                drop(late);
+            });
+            let report = shutdown.wait().await;
+            assert_eq!(fates(&report), [("late", Fate::Canceled), ("later", Fate::Running)]);
+            drop(later);
+            let report = shutdown.wait().await;
+            assert_eq!(fates(&report), [("late", Fate::Canceled), ("later", Fate::Canceled)]);
+        });
+    }
+
     #[test]
     fn only_after_the_grace_gives_none() {
         on_paused(async {

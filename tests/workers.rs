@@ -352,22 +352,28 @@ fn a_panic_is_resumed_when_all_have_ended() {
 #[test]
 fn a_panic_of_the_source_or_of_the_function_leaves_no_worker() {
     on_both(|| async {
-        let drops = Drops::default();
-        let counted = Arc::new(drops.counted());
-        let source = stream::iter(0..).inspect(|item| assert!(*item < 2, "the source broke"));
-        let pool = source.for_each_task(&BACKGROUND, 5, move |_, _| {
-            let counted = counted.clone();
-            async move {
-                let _counted = counted;
-                pending::<Result<(), Cause>>().await
-            }
-        });
-        let joined = tokio::spawn(pool).await.unwrap_err();
-        assert_eq!(*joined.into_panic().downcast::<&str>().unwrap(), "the source broke");
-        while drops.count() < 1 {
-            tokio::task::yield_now().await;
+        breaks(2, usize::MAX, "the source broke").await;
+        breaks(usize::MAX, 2, "the function broke").await;
+    });
+}
+
+async fn breaks(source: usize, function: usize, text: &str) {
+    let drops = Drops::default();
+    let counted = Arc::new(drops.counted());
+    let source = stream::iter(0..).inspect(move |item| assert!(*item < source, "the source broke"));
+    let pool = source.for_each_task(&BACKGROUND, 5, move |_, item| {
+        assert!(item < function, "the function broke");
+        let counted = counted.clone();
+        async move {
+            let _counted = counted;
+            pending::<Result<(), Cause>>().await
         }
     });
+    let joined = tokio::spawn(pool).await.unwrap_err();
+    assert_eq!(*joined.into_panic().downcast::<&str>().unwrap(), text);
+    while drops.count() < 1 {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::error::Place;
 ///
 /// Implemented for all that implement [`std::error::Error`], and for all that give one by [`AsRef`], as
 /// boxed errors do. `Kind` tells the two apart and is inferred; only of a type that is both, such as
-/// `Arc<dyn Error + Send + Sync>`, it must be said: `Group::new::<fault::Plain>(&ctx)`.
+/// `Arc<dyn Error + Send + Sync>`, it must be said: `Group::<T, E>::new::<Boxed>(&ctx)`.
 ///
 /// ```
 /// use tokio_ctx::group::Fault;
@@ -39,10 +39,26 @@ pub trait Fault<Kind>: Send + Sync + 'static {
 }
 
 /// The kind of [`Fault`] that is an error itself.
+///
+/// ```
+/// use tokio_ctx::group::Fault;
+/// use tokio_ctx::group::fault::Plain;
+///
+/// fn fits<E: Fault<Plain>>() {}
+/// fits::<std::num::ParseIntError>();
+/// ```
 #[derive(Debug)]
 pub enum Plain {}
 
 /// The kind of [`Fault`] that has an error inside.
+///
+/// ```
+/// use tokio_ctx::group::Fault;
+/// use tokio_ctx::group::fault::Boxed;
+///
+/// fn fits<E: Fault<Boxed>>() {}
+/// fits::<tokio_ctx::BoxError>();
+/// ```
 #[derive(Debug)]
 pub enum Boxed {}
 
@@ -105,6 +121,18 @@ impl<E> Failure<E> {
     }
 
     /// The line that spawned the task.
+    ///
+    /// ```
+    /// use tokio_ctx::{Context, Group};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let (mut group, _ctx) = Group::new(&Context::background());
+    /// group.spawn(async { "x".parse::<u32>() });
+    /// let failed = group.wait().await.unwrap_err();
+    /// assert_eq!(failed.failure().unwrap().spawned_at().line(), line!() - 2);
+    /// # }
+    /// ```
     pub fn spawned_at(&self) -> &'static Location<'static> {
         self.0.spawned_at
     }
@@ -117,6 +145,24 @@ impl<E> Failure<E> {
     /// # Errors
     ///
     /// This failure again, if it is shared.
+    ///
+    /// ```
+    /// use std::num::ParseIntError;
+    /// use tokio_ctx::group::End;
+    /// use tokio_ctx::{Context, Group};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let (group, _ctx) = Group::new(&Context::background());
+    /// let mut group = group.keep_going();
+    /// group.spawn(async { "x".parse::<u32>() });
+    /// for outcome in group.outcomes().await {
+    ///     if let End::Failed(failure) = outcome.end {
+    ///         let _owned: ParseIntError = failure.try_into_inner().unwrap();
+    ///     }
+    /// }
+    /// # }
+    /// ```
     pub fn try_into_inner(self) -> Result<E, Failure<E>> {
         Arc::try_unwrap(self.0).map(|failed| failed.error).map_err(Failure)
     }
@@ -195,7 +241,20 @@ impl TaskPanicked {
         TaskPanicked { message, spawned_at }
     }
 
-    /// What it said.
+    /// What it said; that it said something else than a text, if so.
+    ///
+    /// ```
+    /// use tokio_ctx::group::TaskPanicked;
+    ///
+    /// fn log(stopped: &tokio_ctx::Error) {
+    ///     if let Some(panicked) = stopped.cause_as::<TaskPanicked>() {
+    ///         println!("{} panicked: {}", panicked.spawned_at(), panicked.message());
+    ///     }
+    /// }
+    /// # let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
+    /// # guard.cancel();
+    /// # log(&ctx.err().unwrap());
+    /// ```
     pub fn message(&self) -> &str {
         &self.message
     }

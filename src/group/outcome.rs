@@ -13,6 +13,18 @@ use crate::group::fault::Failure;
 /// How one task of a [`Group`](super::Group) ended, and the line that spawned it.
 ///
 /// Made by [`Group::outcomes`](super::Group::outcomes) and [`Group::next`](super::Group::next).
+///
+/// ```
+/// use tokio_ctx::{Context, Error, Group};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let (mut group, _ctx) = Group::<_, Error>::new(&Context::background());
+/// group.spawn(async { Ok(3) });
+/// let outcome = group.next().await.unwrap();
+/// assert_eq!(outcome.spawned_at.line(), line!() - 2);
+/// # }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Outcome<T, E> {
@@ -23,6 +35,20 @@ pub struct Outcome<T, E> {
 }
 
 /// What came of a task.
+///
+/// ```
+/// use tokio_ctx::group::End;
+///
+/// fn describe<E>(end: &End<u32, E>) -> String {
+///     match end {
+///         End::Done(value) => format!("{value}"),
+///         End::Failed(failure) => format!("failed: {failure}"),
+///         End::Panicked(_) => "panicked".to_owned(),
+///         End::Aborted => "had to be aborted".to_owned(),
+///     }
+/// }
+/// assert_eq!(describe(&End::<_, tokio_ctx::Error>::Done(3)), "3");
+/// ```
 #[derive(Debug)]
 pub enum End<T, E> {
     /// It returned `Ok`, with this value.
@@ -64,7 +90,7 @@ impl<T, E> Outcome<T, E> {
 /// Why [`Group::wait`](super::Group::wait) has not got a value of every task.
 ///
 /// Either a task failed: then [`failure`](Self::failure) is the first that did. Or none did, but the
-/// context ended, and tasks had to be aborted, or a stream was not read to its end.
+/// context ended, and tasks had to be aborted, could not be spawned, or a stream was not read to its end.
 /// It reads like the answer, on one line; its [`source`](StdError::source) is the task's own error, or
 /// the context's. With `?` it converts into boxed errors, `anyhow::Error` and [`io::Error`].
 ///
@@ -95,6 +121,19 @@ pub struct GroupError<E> {
 
 impl<E> GroupError<E> {
     /// The first task's error, with the line that spawned it; `None` if no task returned one.
+    ///
+    /// ```
+    /// use tokio_ctx::{Context, Group};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let (mut group, _ctx) = Group::new(&Context::background());
+    /// group.spawn(async { "nine".parse::<u32>() });
+    /// let failed = group.wait().await.unwrap_err();
+    /// let failure = failed.failure().unwrap();
+    /// assert!(failed.to_string().contains(&failure.to_string()));
+    /// # }
+    /// ```
     pub fn failure(&self) -> Option<&Failure<E>> {
         self.failure.as_ref()
     }
@@ -124,11 +163,42 @@ impl<E> GroupError<E> {
 
     /// Why the group's context ended, if it has. Its cause is the [`failure`](Self::failure), unless
     /// something else ended it before.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::{Context, Error, Group};
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(20));
+    /// let (mut group, _ctx) = Group::<(), Error>::new(&ctx);
+    /// group.spawn(async { Context::current().sleep(Duration::from_secs(1)).await });
+    /// let failed = group.wait().await.unwrap_err();
+    /// assert!(failed.context_error().unwrap().is_deadline_exceeded());
+    /// # }
+    /// ```
     pub fn context_error(&self) -> Option<&Error> {
         self.stopped.as_ref()
     }
 
     /// The lines that spawned the tasks that had to be aborted, in the order in which they did.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::{Context, Error, Group};
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let (ctx, guard) = Context::background().with_cancel();
+    /// let (group, _ctx) = Group::<(), Error>::new(&ctx);
+    /// let mut group = group.grace(Duration::ZERO);
+    /// group.spawn(std::future::pending());
+    /// guard.cancel();
+    /// for line in group.wait().await.unwrap_err().aborted() {
+    ///     println!("did not end by itself: {line}");
+    /// }
+    /// # }
+    /// ```
     pub fn aborted(&self) -> &[&'static Location<'static>] {
         &self.aborted
     }
@@ -200,6 +270,21 @@ impl<E: Send + Sync + 'static> From<GroupError<E>> for io::Error {
 }
 
 /// Why [`try_spawn`](super::Group::try_spawn) has not spawned a task, and the task.
+///
+/// ```
+/// use std::future::ready;
+/// use tokio_ctx::group::TrySpawnError;
+/// use tokio_ctx::{Context, Error, Group};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let (group, _ctx) = Group::<_, Error>::new(&Context::background());
+/// let mut group = group.limit(8);
+/// if let Err(TrySpawnError::Full(task)) = group.try_spawn(ready(Ok(3))) {
+///     let _here_then = task.await;
+/// }
+/// # }
+/// ```
 pub enum TrySpawnError<F> {
     /// As many run as may at once.
     Full(F),
@@ -209,6 +294,12 @@ pub enum TrySpawnError<F> {
 
 impl<F> TrySpawnError<F> {
     /// The task that was not spawned.
+    ///
+    /// ```
+    /// use tokio_ctx::group::TrySpawnError;
+    ///
+    /// assert_eq!(TrySpawnError::Full("a task").into_inner(), "a task");
+    /// ```
     pub fn into_inner(self) -> F {
         match self {
             TrySpawnError::Full(task) | TrySpawnError::Ended(task, _) => task,
