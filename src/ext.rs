@@ -59,6 +59,10 @@ pub trait StreamExt: Stream {
     /// [`ctx.err()`](Context::err) afterwards whether it ran dry or was stopped. The Go counterpart is
     /// the "or-done" loop around `select { case <-ctx.Done(): … case v := <-c: … }`.
     ///
+    /// A trap: the source is dropped when the end is *seen*, that is when this is next polled. And it
+    /// borrows the context; where a stream must own it, say in a response that is streamed,
+    /// `take_until(ctx.done_owned())` of `futures` does, which keeps its source until it is dropped.
+    ///
     /// ```
     /// use futures::StreamExt as _;
     /// use tokio_ctx::{Context, StreamExt as _};

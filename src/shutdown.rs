@@ -429,11 +429,12 @@ impl Common {
 
 impl fmt::Debug for Shutdown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let running = self.common.work.lock().running.len();
         f.debug_struct("Shutdown")
             .field("name", &self.name)
             .field("soft", &self.common.soft)
             .field("hard", &self.common.hard)
-            .field("running", &self.common.work.lock().running.len())
+            .field("running", &running)
             .finish()
     }
 }
@@ -574,6 +575,10 @@ impl Work {
 pin_project! {
     /// A future that a [`Shutdown`] waits for. Made by [`Shutdown::track`].
     ///
+    /// # Panics
+    ///
+    /// If it is polled again after it has resolved.
+    ///
     /// ```
     /// use tokio_ctx::{Context, Shutdown};
     ///
@@ -602,9 +607,6 @@ impl<F> Tracked<F> {
 impl<F: Future> Future for Tracked<F> {
     type Output = F::Output;
 
-    /// # Panics
-    ///
-    /// If it is polled after it has resolved.
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<F::Output> {
         let mut this = self.project();
         let future =

@@ -2,9 +2,9 @@
 //! ends it, and the source is never asked for more than there are workers.
 
 mod common;
+#[path = "common/live.rs"]
+mod live;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::future::pending;
 use std::panic::panic_any;
 use std::pin::pin;
@@ -22,33 +22,6 @@ use tokio_ctx::{BoxError, Context, Error, StreamExt as _};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 static BACKGROUND: Context = Context::background();
-
-struct Counting;
-
-thread_local! {
-    /// Of this thread alone: other tests run meanwhile.
-    static LIVE: Cell<isize> = const { Cell::new(0) };
-}
-
-fn count(bytes: isize) {
-    // A thread that is ending has none any more.
-    let _ = LIVE.try_with(|live| live.set(live.get() + bytes));
-}
-
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn every_item_has_its_turn() {
@@ -416,8 +389,8 @@ fn a_long_run_takes_no_more_memory_than_a_short_one() {
         let (mut early, mut late) = (0, 0);
         let pool = stream::iter(0..40_000).for_each_task(&BACKGROUND, 4, |_, item| {
             match item {
-                2_000 => early = LIVE.get(),
-                39_999 => late = LIVE.get(),
+                2_000 => early = live::live(),
+                39_999 => late = live::live(),
                 _ => {}
             }
             async { Ok::<_, Cause>(()) }

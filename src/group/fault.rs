@@ -84,7 +84,8 @@ pub(super) type AsError<E> = fn(&E) -> &(dyn StdError + Send + Sync + 'static);
 ///
 /// It dereferences to the error, and reads like it. The first failure of a [`Group`](super::Group) is
 /// shared between [`wait`](super::Group::wait) and the context, whose cause it is; an `E` need not be
-/// `Clone` for that.
+/// `Clone` for that. As [any cause](crate::CancelGuard::cancel_with), an error that holds the group's
+/// own context is never freed.
 ///
 /// ```
 /// use std::io;
