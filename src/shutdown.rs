@@ -61,7 +61,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
 use std::panic::Location;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
@@ -518,9 +518,8 @@ impl Work {
         };
         let emptied = async {
             loop {
-                let mut notified = pin!(self.emptied.notified());
-                // Enlisted before the look: who leaves after it is heard.
-                notified.as_mut().enable();
+                // Before the look: a notified hears of whoever leaves from its making on.
+                let notified = self.emptied.notified();
                 if self.lock().running.is_empty() {
                     return;
                 }

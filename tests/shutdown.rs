@@ -399,25 +399,29 @@ mod work {
         on_paused(async {
             let shutdown = shutdown();
             let late = shutdown.clone();
+            let third = Arc::new(AtomicUsize::new(0));
+            let ran = third.clone();
             shutdown.named("first").spawn(async move {
                 Context::current().done().await;
                 late.named("second").spawn(async move {
                     sleep(ms(150)).await;
                     unreachable!("aborted before");
                 });
-                struct Last(Shutdown);
+                struct Last(Shutdown, Arc<AtomicUsize>);
                 impl Drop for Last {
                     fn drop(&mut self) {
-                        self.0.named("third").spawn(async { unreachable!("aborted at birth") });
+                        let ran = self.1.clone();
+                        self.0.named("third").spawn(async move { ran.fetch_add(1, Ordering::SeqCst) });
                     }
                 }
-                let _last = Last(late);
+                let _last = Last(late, ran);
                 pending::<()>().await;
             });
             shutdown.begin("deploy");
             let report = shutdown.wait().await;
             assert_eq!(fates(&report)[..2], [("first", Fate::Aborted), ("second", Fate::Aborted)]);
-            assert!(report.overdue().len() == 2, "{report}");
+            sleep(ms(1)).await;
+            assert_eq!(third.load(Ordering::SeqCst), 0, "it was to be aborted at birth");
         });
     }
 
