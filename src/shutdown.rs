@@ -39,6 +39,35 @@
 //! [`TaskTracker`]: https://docs.rs/tokio-util/latest/tokio_util/task/struct.TaskTracker.html
 //! [`Group`]: crate::Group
 //!
+//! # When a part fails
+//!
+//! A part without which the service is none begins the shutdown itself, and somebody does for it if it
+//! panics:
+//!
+//! ```
+//! use std::io;
+//! use tokio::task::JoinHandle;
+//! use tokio_ctx::{Context, Shutdown};
+//!
+//! async fn must_run(shutdown: Shutdown, part: JoinHandle<io::Result<()>>) {
+//!     match part.await {
+//!         Ok(Ok(())) => shutdown.begin("a part that must run has ended"),
+//!         Ok(Err(failed)) => shutdown.begin(failed),
+//!         Err(panicked) => shutdown.begin(panicked),
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() {
+//! let shutdown = Shutdown::new(&Context::background());
+//! let consumer = shutdown.named("consumer").spawn(async { Err(io::ErrorKind::BrokenPipe.into()) });
+//! shutdown.spawn(must_run(shutdown.clone(), consumer));
+//!
+//! let report = shutdown.wait().await;
+//! assert!(report.why().cause_as::<io::Error>().is_some());
+//! # }
+//! ```
+//!
 //! # Traps
 //!
 //! - **Somebody must [`wait`](Shutdown::wait).** It is what keeps the time: without it the grace never
@@ -366,8 +395,8 @@ impl Shutdown {
 
     /// Waits for the begin, takes the shutdown through its phases, and reports.
     ///
-    /// When it returns, both contexts have ended, and all work that could be has. Cancel-safe: dropped
-    /// and called again, and called by several, it goes on from where the shutdown is.
+    /// When it returns, both contexts have ended, and all work has that could be made to. Cancel-safe:
+    /// dropped and called again, and called by several, it goes on from where the shutdown is.
     ///
     /// # Panics
     ///
@@ -400,7 +429,7 @@ impl Shutdown {
             self.common.end_hard(cause, self.common.made_at);
             self.clean_up().await;
         }
-        self.common.force.cancel();
+        self.common.force.canceller().cancel_at(self.common.made_at, "the shutdown is over".into());
         let overdue = work.overdue();
         Report { why, took: Instant::now().saturating_duration_since(began), overdue }
     }

@@ -79,7 +79,10 @@ fn without_work_it_is_over_at_once() {
             format!("context canceled at tests/shutdown.rs:{line}: deploy; all work ended in time");
         assert!(report.to_string().ends_with(&text), "{report}");
         assert!(report.into_result().is_ok());
-        assert!(ended(shutdown.hard()).cause().is_none(), "it ends with the wait");
+        // It ends with the wait, in the name of the line that made it.
+        let hard = ended(shutdown.hard());
+        assert!(hard.to_string().ends_with(": the shutdown is over"), "{hard}");
+        assert_eq!(hard.origin().canceled_at(), Some(hard.origin().made_at()));
     });
 }
 
