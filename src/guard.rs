@@ -144,6 +144,13 @@ impl Canceller {
     pub fn cancel_with(&self, cause: impl Into<BoxError>) {
         cancel(self.0.as_ref(), Some(cause.into()));
     }
+
+    /// [`cancel_with`](Self::cancel_with) in the name of a line that asked for it beforehand.
+    pub(crate) fn cancel_for(&self, caller: &'static Location<'static>, cause: BoxError) {
+        if let Some(token) = &self.0 {
+            token.cancel(Some(caller), Some(cause));
+        }
+    }
 }
 
 #[track_caller]

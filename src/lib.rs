@@ -43,6 +43,7 @@
 //! | stop a loop that computes | [`Context::check`], with `?` |
 //! | clean up after the end | [`Context::after_func`], [`Context::without_cancel`] |
 //! | carry a request id | [`Context::with_value`], [`Context::value`] |
+//! | end work when something happens: a message, a flag, a lost lease | [`Context::with_cancel_when`] |
 //! | reach the context without passing it | [`Context::scope`], [`Context::spawn`], [`Context::current`] |
 //! | speak to code that takes a `CancellationToken` | [`Context::cancellation_token`], [`Context::with_token`] |
 //! | run parts of one answer at once, all or nothing | [`Group`] |
@@ -85,6 +86,7 @@ mod token;
 mod trace;
 mod value;
 mod workers;
+mod when;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
