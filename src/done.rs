@@ -91,10 +91,15 @@ impl<C: Borrow<Context>> Wait<C> {
         if stays && token.deadline().is_none() && !token.is_foreign() {
             return Poll::Pending;
         }
-        self.look(cx, stays)
+        self.look(cx, stays, true)
     }
 
-    fn look(self: Pin<&mut Self>, cx: &mut task::Context<'_>, stays: bool) -> Poll<Error> {
+    /// Without a timer: for who looks at the clock when the deadline has passed.
+    pub(crate) fn poll_untimed(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
+        self.look(cx, false, false)
+    }
+
+    fn look(self: Pin<&mut Self>, cx: &mut task::Context<'_>, stays: bool, timed: bool) -> Poll<Error> {
         let mut this = self.project();
         let ctx: &Context = (*this.ctx).borrow();
         let Some(token) = ctx.token() else { return Poll::Pending };
@@ -107,7 +112,8 @@ impl<C: Borrow<Context>> Wait<C> {
         if over
             || !(stays || sit(token, this.seat, this.waker, this.timer, here, cx.waker()))
             || (token.is_foreign() && poll_foreign(token, this.foreign, cx).is_ready())
-            || (token.deadline().is_some()
+            || (timed
+                && token.deadline().is_some()
                 && (is_overdue(token, this.turns)
                     || poll_timer(token, this.timer, this.sleep.as_mut(), here, cx).is_ready()))
         {

@@ -44,6 +44,7 @@
 //! | clean up after the end | [`Context::after_func`], [`Context::without_cancel`] |
 //! | carry a request id | [`Context::with_value`], [`Context::value`] |
 //! | end work when something happens: a message, a flag, a lost lease | [`Context::with_cancel_when`] |
+//! | run code that blocks | [`Context::spawn_blocking`], [`Context::done_blocking`], [`Context::sleep_blocking`] |
 //! | reach the context without passing it | [`Context::scope`], [`Context::spawn`], [`Context::current`] |
 //! | speak to code that takes a `CancellationToken` | [`Context::cancellation_token`], [`Context::with_token`] |
 //! | run parts of one answer at once, all or nothing | [`Group`] |
@@ -70,6 +71,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod after_func;
+mod blocking;
 mod context;
 mod current;
 mod done;
@@ -85,8 +87,8 @@ mod sync;
 mod token;
 mod trace;
 mod value;
-mod workers;
 mod when;
+mod workers;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -1,0 +1,249 @@
+//! Code that blocks: `spawn_blocking`, and waits on threads with and without a runtime.
+
+mod common;
+
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{
+    Cause, LONG, assert_same, current_thread, ended, ms, multi_thread, on_both, panic_text, paused,
+    spin_until, watched, word,
+};
+use tokio::runtime::Builder;
+use tokio_ctx::Context;
+use tokio_util::sync::CancellationToken;
+
+static BACKGROUND: Context = Context::background();
+
+#[test]
+fn spawn_blocking_takes_the_context_along() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_value("blue").with_cancel();
+        let (sender, receiver) = mpsc::channel();
+        let spawned = ctx.spawn_blocking(move || {
+            let ctx = Context::current();
+            assert_eq!(ctx.value::<&str>(), Some(&"blue"));
+            sender.send(()).unwrap();
+            let mut turns = 0_u64;
+            while ctx.check().is_ok() {
+                turns += 1;
+            }
+            (turns, ctx.err().unwrap())
+        });
+        spin_until(|| receiver.try_recv().is_ok());
+        guard.cancel_with(Cause("enough"));
+        let (turns, error) = spawned.await.unwrap();
+        assert!(turns > 0);
+        assert_same(&error, &ended(&ctx));
+        assert!(!Context::current().is_done());
+    });
+}
+
+/// As `spawn`: it tells, and does not stop.
+#[test]
+fn spawn_blocking_runs_even_so() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        guard.cancel();
+        assert!(ctx.spawn_blocking(|| Context::current().is_done()).await.unwrap());
+    });
+}
+
+#[test]
+fn a_plain_thread_waits_for_a_cancel() {
+    watched(|| {
+        for _round in 0..300 {
+            let (ctx, guard) = BACKGROUND.with_cancel();
+            let (child, _guard) = ctx.with_cancel();
+            let waits = thread::spawn(move || child.done_blocking());
+            thread::yield_now();
+            guard.cancel_with(Cause("now"));
+            let error = waits.join().unwrap();
+            assert_eq!(word(&error), Some("now"));
+            assert_same(&error, &ended(&ctx));
+        }
+    });
+}
+
+#[test]
+fn a_plain_thread_waits_for_a_deadline() {
+    watched(|| {
+        let begun = Instant::now();
+        let (ctx, _guard) = BACKGROUND.with_timeout_cause(ms(50), Cause("late"));
+        let (child, _guard) = ctx.with_timeout(LONG);
+        let error = child.done_blocking();
+        assert!(begun.elapsed() >= ms(50));
+        assert!(error.is_deadline_exceeded());
+        assert_eq!(word(&error), Some("late"));
+        // Ended, it does not wait.
+        assert_same(&child.done_blocking(), &error);
+    });
+}
+
+#[test]
+fn a_plain_thread_waits_for_a_token_and_a_merge() {
+    watched(|| {
+        let token = CancellationToken::new();
+        let (ctx, _guard) = BACKGROUND.with_token(&token);
+        let (other, _guard) = BACKGROUND.with_timeout(LONG);
+        let (ctx, _guard) = other.merge(&ctx);
+        let waits = thread::spawn(move || ctx.done_blocking());
+        thread::sleep(ms(5));
+        token.cancel();
+        assert!(waits.join().unwrap().is_canceled());
+    });
+}
+
+/// An end that comes while the deadline is far off must not wait for it.
+#[test]
+fn a_cancel_long_before_the_deadline_wakes_it() {
+    watched(|| {
+        let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+        let waits: Vec<_> = (0..4)
+            .map(|_| {
+                let ctx = ctx.clone();
+                thread::spawn(move || ctx.done_blocking())
+            })
+            .collect();
+        thread::sleep(ms(5));
+        guard.cancel();
+        for wait in waits {
+            assert!(wait.join().unwrap().is_canceled());
+        }
+    });
+}
+
+/// Another's unpark must not be taken for the end.
+#[test]
+fn it_does_not_wake_without_a_reason() {
+    watched(|| {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let (sender, receiver) = mpsc::channel();
+        let waits = thread::spawn(move || {
+            let error = ctx.done_blocking();
+            sender.send(()).unwrap();
+            error
+        });
+        for _ in 0..100 {
+            waits.thread().unpark();
+            thread::yield_now();
+        }
+        assert!(receiver.try_recv().is_err());
+        guard.cancel();
+        assert!(waits.join().unwrap().is_canceled());
+    });
+}
+
+#[test]
+fn on_a_blocking_thread_it_waits_for_either() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let waits = ctx.spawn_blocking(|| Context::current().done_blocking());
+        guard.cancel();
+        assert!(waits.await.unwrap().is_canceled());
+
+        let (ctx, _guard) = BACKGROUND.with_timeout(ms(30));
+        let waits = ctx.spawn_blocking(|| Context::current().done_blocking());
+        assert!(waits.await.unwrap().is_deadline_exceeded());
+    });
+}
+
+#[test]
+fn it_needs_no_time_driver() {
+    watched(|| {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let (ctx, _guard) = BACKGROUND.with_timeout(ms(30));
+        runtime.block_on(async {
+            let waits = ctx.spawn_blocking(|| Context::current().done_blocking());
+            assert!(waits.await.unwrap().is_deadline_exceeded());
+        });
+    });
+}
+
+#[test]
+fn it_outlives_its_runtime() {
+    watched(|| {
+        let runtime = multi_thread(1);
+        let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+        let (sender, receiver) = mpsc::channel();
+        runtime.block_on(async {
+            let begun = mpsc::channel();
+            ctx.spawn_blocking(move || {
+                begun.0.send(()).unwrap();
+                sender.send(Context::current().done_blocking()).unwrap();
+            });
+            begun.1.recv().unwrap();
+        });
+        runtime.shutdown_background();
+        guard.cancel();
+        assert!(receiver.recv().unwrap().is_canceled());
+    });
+}
+
+/// Moved by a test, the runtime's clock is what counts.
+#[test]
+fn it_follows_a_paused_clock() {
+    watched(|| {
+        paused().block_on(async {
+            let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
+            let waits = ctx.spawn_blocking(|| Context::current().done_blocking());
+            tokio::time::advance(LONG).await;
+            assert!(waits.await.unwrap().is_deadline_exceeded());
+        });
+    });
+}
+
+#[test]
+fn in_a_task_it_says_that_it_would_block() {
+    let words = "Cannot block the current thread from within a runtime";
+    let (ended, guard) = BACKGROUND.with_cancel();
+    guard.cancel();
+    current_thread().block_on(async {
+        // Be it that it would not.
+        for ctx in [BACKGROUND.clone(), ended] {
+            let text = panic_text(|| ctx.done_blocking());
+            assert!(text.starts_with(words), "{text}");
+            let text = panic_text(|| ctx.sleep_blocking(ms(1)));
+            assert!(text.starts_with(words), "{text}");
+        }
+    });
+}
+
+#[test]
+fn in_block_in_place_it_may() {
+    watched(|| {
+        multi_thread(2).block_on(async {
+            let (ctx, _guard) = BACKGROUND.with_timeout(ms(10));
+            let task =
+                ctx.spawn(async { tokio::task::block_in_place(|| Context::current().done_blocking()) });
+            assert!(task.await.unwrap().is_deadline_exceeded());
+        });
+    });
+}
+
+#[test]
+fn sleeping_ends_with_the_time_or_the_context() {
+    watched(|| {
+        let begun = Instant::now();
+        BACKGROUND.sleep_blocking(ms(30)).unwrap();
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        ctx.sleep_blocking(ms(30)).unwrap();
+        assert!(begun.elapsed() >= ms(60));
+        ctx.sleep_blocking(Duration::ZERO).unwrap();
+
+        let sleeps = thread::spawn({
+            let ctx = ctx.clone();
+            move || [LONG, Duration::MAX].map(|long| ctx.sleep_blocking(long).unwrap_err())
+        });
+        thread::sleep(ms(5));
+        guard.cancel();
+        for error in sleeps.join().unwrap() {
+            assert_same(&error, &ended(&ctx));
+        }
+        assert!(ctx.sleep_blocking(Duration::ZERO).is_err());
+
+        let (ctx, _guard) = BACKGROUND.with_timeout(ms(20));
+        assert!(ctx.sleep_blocking(LONG).unwrap_err().is_deadline_exceeded());
+    });
+}
