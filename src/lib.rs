@@ -45,6 +45,7 @@
 //! | carry a request id | [`Context::with_value`], [`Context::value`] |
 //! | end work when something happens: a message, a flag, a lost lease | [`Context::with_cancel_when`] |
 //! | run code that blocks | [`Context::spawn_blocking`], [`Context::done_blocking`], [`Context::sleep_blocking`] |
+//! | give a socket to code that knows no contexts | `Context::io`, in the module [`io`](io/index.html) |
 //! | reach the context without passing it | [`Context::scope`], [`Context::spawn`], [`Context::current`] |
 //! | speak to code that takes a `CancellationToken` | [`Context::cancellation_token`], [`Context::with_token`] |
 //! | run parts of one answer at once, all or nothing | [`Group`] |
@@ -65,6 +66,11 @@
 //! `tracing` (default): one `DEBUG` event, target `tokio_ctx`, when a context ends by its deadline or is
 //! cancelled, with the fields `kind`, `cause`, `budget_ms`, `derived_at`, `canceled_at` and `lived_ms`;
 //! and `Context::instrument`.
+//!
+//! Named like Tokio's own, what not everyone needs, each with what it takes of Tokio:
+//!
+//! - `io`: the module `io`, readers and writers that end with a context.
+//! - `full`: all of these.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -80,6 +86,9 @@ mod ext;
 pub mod group;
 mod guard;
 mod interop;
+#[cfg(feature = "io")]
+#[cfg_attr(docsrs, doc(cfg(feature = "io")))]
+pub mod io;
 mod merge;
 mod run;
 pub mod shutdown;
