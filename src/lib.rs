@@ -45,6 +45,7 @@
 //! | carry a request id | [`Context::with_value`], [`Context::value`] |
 //! | end work when something happens: a message, a flag, a lost lease | [`Context::with_cancel_when`] |
 //! | run code that blocks | [`Context::spawn_blocking`], [`Context::done_blocking`], [`Context::sleep_blocking`] |
+//! | stop on Ctrl-C or SIGTERM | the module [`signal`](signal/index.html) |
 //! | give a socket to code that knows no contexts | `Context::io`, in the module [`io`](io/index.html) |
 //! | reach the context without passing it | [`Context::scope`], [`Context::spawn`], [`Context::current`] |
 //! | speak to code that takes a `CancellationToken` | [`Context::cancellation_token`], [`Context::with_token`] |
@@ -70,6 +71,7 @@
 //! Named like Tokio's own, what not everyone needs, each with what it takes of Tokio:
 //!
 //! - `io`: the module `io`, readers and writers that end with a context.
+//! - `signal`: the module `signal`, contexts that end on a signal.
 //! - `full`: all of these.
 
 #![forbid(unsafe_code)]
@@ -92,6 +94,9 @@ pub mod io;
 mod merge;
 mod run;
 pub mod shutdown;
+#[cfg(feature = "signal")]
+#[cfg_attr(docsrs, doc(cfg(feature = "signal")))]
+pub mod signal;
 mod sync;
 mod token;
 mod trace;
