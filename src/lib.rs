@@ -46,6 +46,7 @@
 //! | end work when something happens: a message, a flag, a lost lease | [`Context::with_cancel_when`] |
 //! | run code that blocks | [`Context::spawn_blocking`], [`Context::done_blocking`], [`Context::sleep_blocking`] |
 //! | stop on Ctrl-C or SIGTERM | the module [`signal`](signal/index.html) |
+//! | run a program as a child process | the module [`process`](process/index.html) |
 //! | give a socket to code that knows no contexts | `Context::io`, in the module [`io`](io/index.html) |
 //! | reach the context without passing it | [`Context::scope`], [`Context::spawn`], [`Context::current`] |
 //! | speak to code that takes a `CancellationToken` | [`Context::cancellation_token`], [`Context::with_token`] |
@@ -71,6 +72,7 @@
 //! Named like Tokio's own, what not everyone needs, each with what it takes of Tokio:
 //!
 //! - `io`: the module `io`, readers and writers that end with a context.
+//! - `process`: the module `process`, child processes that do.
 //! - `signal`: the module `signal`, contexts that end on a signal.
 //! - `full`: all of these.
 
@@ -92,6 +94,9 @@ mod interop;
 #[cfg_attr(docsrs, doc(cfg(feature = "io")))]
 pub mod io;
 mod merge;
+#[cfg(feature = "process")]
+#[cfg_attr(docsrs, doc(cfg(feature = "process")))]
+pub mod process;
 mod run;
 pub mod shutdown;
 #[cfg(feature = "signal")]

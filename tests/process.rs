@@ -1,0 +1,532 @@
+//! `process`: real children, most of them shells. Whether a process is there is asked of the system, and
+//! asked again until the answer is the right one: nothing here waits for a time to pass and hopes.
+
+#![cfg(all(unix, feature = "process"))]
+
+mod common;
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{Cause, LONG, assert_same, current_thread, ended, ms, on_both, spin_until, watched, word};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{ChildStdout, Command};
+use tokio::signal::unix::SignalKind;
+use tokio_ctx::process::{self, Child, CommandExt};
+use tokio_ctx::{Context, FutureExt as _};
+
+static BACKGROUND: Context = Context::background();
+
+/// A shell that runs this script, its output piped.
+fn sh(script: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped());
+    command
+}
+
+/// What a child prints, line by line.
+fn lines(child: &mut Child) -> Lines<BufReader<ChildStdout>> {
+    BufReader::new(child.stdout.take().unwrap()).lines()
+}
+
+/// The process ids that the next line tells.
+async fn pids(lines: &mut Lines<BufReader<ChildStdout>>) -> Vec<u32> {
+    let line = lines.next_line().await.unwrap().expect("a line of process ids");
+    line.split(' ').map(|pid| pid.parse().unwrap()).collect()
+}
+
+/// Whether there is such a process, other than one that has exited and waits to be reaped.
+fn is_running(pid: u32) -> bool {
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => !stat.rsplit(')').next().unwrap().trim_start().starts_with(['Z', 'X']),
+        Err(_) if Path::new("/proc/self/stat").exists() => false,
+        Err(_) => is_there(pid),
+    }
+}
+
+/// Whether there is such a process at all.
+fn is_there(pid: u32) -> bool {
+    // SAFETY: it touches no memory, and signal 0 does nothing.
+    unsafe { libc::kill(pid as libc::pid_t, 0) == 0 }
+}
+
+/// A file by which a script tells how far it has come.
+struct Marker(PathBuf);
+
+impl Marker {
+    fn new(name: &str) -> Marker {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let file = format!("tokio-ctx-{}-{number}-{name}", std::process::id());
+        Marker(std::env::temp_dir().join(file))
+    }
+
+    fn is_there(&self) -> bool {
+        self.0.exists()
+    }
+}
+
+impl fmt::Display for Marker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.display().fmt(f)
+    }
+}
+
+impl Drop for Marker {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_file(&self.0);
+    }
+}
+
+async fn until(answer: impl Fn() -> bool) {
+    while !answer() {
+        tokio::time::sleep(ms(1)).await;
+    }
+}
+
+fn signal_of(error: &process::Error) -> Option<i32> {
+    error.status().unwrap().signal()
+}
+
+/// Runs a test on both flavours of runtime, with a script's child and the guard that stops it.
+fn with_child<F: Future<Output = ()>>(
+    script: &'static str,
+    test: impl Fn(Child, tokio_ctx::CancelGuard, Context) -> F + Copy + Send + 'static,
+) {
+    on_both(move || async move {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let child = sh(script).bounded_by(&ctx).grace(LONG).spawn().unwrap();
+        test(child, guard, ctx).await;
+    });
+}
+
+#[test]
+fn one_that_exits_by_itself_is_told_as_it_is() {
+    on_both(|| async {
+        let status = sh("exit 0").bounded_by(&BACKGROUND).status().await.unwrap();
+        assert!(status.success());
+        let status = sh("exit 7").bounded_by(&BACKGROUND).status().await.unwrap();
+        assert_eq!(status.code(), Some(7));
+        let status = sh("kill -9 $$").bounded_by(&BACKGROUND).status().await.unwrap();
+        assert_eq!(status.signal(), Some(9));
+
+        let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
+        let output = sh("echo out; echo err >&2; exit 3").bounded_by(&ctx).output().await.unwrap();
+        assert_eq!((&*output.stdout, &*output.stderr), (&b"out\n"[..], &b"err\n"[..]));
+        assert_eq!(output.status.code(), Some(3));
+    });
+}
+
+#[test]
+fn one_that_obeys_is_stopped_by_sigterm() {
+    with_child(
+        "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.01; done",
+        |mut child, guard, ctx| async move {
+            let mut lines = lines(&mut child);
+            assert_eq!(lines.next_line().await.unwrap().unwrap(), "ready");
+            let pid = child.id().unwrap();
+            guard.cancel_with(Cause("enough"));
+
+            let error = child.wait().await.unwrap_err();
+            assert_eq!(error.status().unwrap().code(), Some(5));
+            assert_same(error.context().unwrap(), &ended(&ctx));
+            assert!(!error.was_killed());
+            assert_eq!(lines.next_line().await.unwrap().unwrap(), "bye");
+            assert!(!is_there(pid), "reaped");
+            assert_eq!(child.id(), None);
+            // The same answer again.
+            assert_eq!(child.wait().await.unwrap_err().to_string(), error.to_string());
+        },
+    );
+}
+
+#[test]
+fn the_error_says_program_exit_and_cause_on_one_line() {
+    on_both(|| async {
+        let (ctx, _guard) = BACKGROUND.with_timeout_cause(ms(20), Cause("too slow"));
+        let mut sleep = Command::new("sleep");
+        let error = sleep.arg("3600").bounded_by(&ctx).status().await.unwrap_err();
+        let text = error.to_string();
+        let begin = "sleep: signal: 15 (SIGTERM): context deadline exceeded: 20ms budget set at tests/";
+        assert!(text.starts_with(begin), "{text}");
+        assert!(text.ends_with(": too slow"), "{text}");
+        assert!(!text.contains("3600"), "arguments may be secret");
+
+        let source = std::error::Error::source(&error).unwrap();
+        assert_eq!(word(source.downcast_ref().unwrap()), Some("too slow"));
+        let error = io::Error::from(error);
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(error.get_ref().unwrap().is::<process::Error>());
+    });
+}
+
+#[test]
+fn one_that_ignores_sigterm_is_killed_after_the_grace_period() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let mut stubborn = sh("trap '' TERM; echo ready; while :; do sleep 0.01; done");
+        let mut child = stubborn.bounded_by(&ctx).grace(ms(100)).spawn().unwrap();
+        let mut lines = lines(&mut child);
+        lines.next_line().await.unwrap();
+        let pid = child.id().unwrap();
+        let stopped = Instant::now();
+        guard.cancel();
+
+        let error = child.wait().await.unwrap_err();
+        assert!(stopped.elapsed() >= ms(100), "not before");
+        assert_eq!(signal_of(&error), Some(9));
+        assert!(error.was_killed());
+        assert!(!is_there(pid));
+    });
+}
+
+#[test]
+fn no_grace_is_not_to_ask() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let mut obedient = sh("trap 'exit 0' TERM; echo ready; while :; do sleep 0.01; done");
+        let mut child = obedient.bounded_by(&ctx).grace(Duration::ZERO).spawn().unwrap();
+        lines(&mut child).next_line().await.unwrap();
+        guard.cancel();
+        assert_eq!(signal_of(&child.wait().await.unwrap_err()), Some(9));
+
+        // Which does not cut off the output of one that exits by itself.
+        let mut echo = sh("echo all");
+        let output = echo.bounded_by(&BACKGROUND).grace(Duration::ZERO).output();
+        assert_eq!(output.await.unwrap().stdout, b"all\n");
+    });
+}
+
+#[test]
+fn the_grace_may_be_endless() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let mut obedient = sh("trap 'exit 4' TERM; echo ready; while :; do sleep 0.01; done");
+        let mut child = obedient.bounded_by(&ctx).grace(Duration::MAX).spawn().unwrap();
+        let mut output = child.stdout.take().unwrap();
+        output.read_u8().await.unwrap();
+        child.stdout = Some(output);
+        guard.cancel();
+        let error = child.wait_with_output().await.unwrap_err();
+        assert_eq!(error.status().unwrap().code(), Some(4));
+        assert_eq!(error.output().unwrap().stdout, b"eady\n");
+    });
+}
+
+#[test]
+fn another_signal_can_be_chosen() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let mut polite = sh("trap 'exit 6' INT; echo ready; while :; do sleep 0.01; done");
+        let bounded = polite.bounded_by(&ctx).grace(LONG).stop_signal(SignalKind::interrupt());
+        let mut child = bounded.spawn().unwrap();
+        lines(&mut child).next_line().await.unwrap();
+        guard.cancel();
+        assert_eq!(child.wait().await.unwrap_err().status().unwrap().code(), Some(6));
+
+        let odd = SignalKind::from_raw(-4);
+        let error = sh("exit").bounded_by(&BACKGROUND).stop_signal(odd).spawn().unwrap_err();
+        let text = "sh: could not be started: there is no signal -4 to stop it with: take SIGTERM";
+        assert_eq!(error.to_string(), text);
+        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::InvalidInput);
+    });
+}
+
+/// A shell whose grandchild is told of as well.
+const FAMILY: &str = "sleep 3600 & echo $$ $!; wait";
+
+#[test]
+fn grandchildren_live_on_unless_the_group_is_stopped() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let mut child = sh(FAMILY).bounded_by(&ctx).spawn().unwrap();
+        let pids = pids(&mut lines(&mut child)).await;
+        guard.cancel();
+        child.wait().await.unwrap_err();
+        assert!(!is_there(pids[0]));
+        assert!(is_running(pids[1]));
+        // SAFETY: it touches no memory.
+        unsafe { libc::kill(pids[1] as libc::pid_t, libc::SIGKILL) };
+    });
+}
+
+#[test]
+fn the_whole_group_is_stopped_on_request() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let mut child = sh(FAMILY).bounded_by(&ctx).process_group(true).spawn().unwrap();
+        let pids = pids(&mut lines(&mut child)).await;
+        assert_eq!(child.id(), Some(pids[0]));
+        guard.cancel();
+        let error = child.wait().await.unwrap_err();
+        assert_eq!(signal_of(&error), Some(15));
+        assert!(!is_there(pids[0]));
+        assert!(!is_running(pids[1]));
+    });
+}
+
+/// The leader obeys at once; who else is in the group has the rest of the grace period.
+#[test]
+fn in_a_group_everybody_has_the_grace_period() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let slow = "(trap 'sleep 0.2; echo cleaned; exit' TERM; echo ready; while :; do sleep 0.01; done) & wait";
+        let mut child = sh(slow).bounded_by(&ctx).grace(LONG).process_group(true).spawn().unwrap();
+        let mut lines = lines(&mut child);
+        assert_eq!(lines.next_line().await.unwrap().unwrap(), "ready");
+        guard.cancel();
+        // Its number is not told any more once it may be another's, although the group is not through.
+        until(|| child.id().is_none()).await;
+        assert!(!child.wait().await.unwrap_err().was_killed());
+        assert_eq!(lines.next_line().await.unwrap().unwrap(), "cleaned");
+        assert!(lines.next_line().await.unwrap().is_none());
+    });
+}
+
+#[test]
+fn in_a_group_who_ignores_sigterm_is_killed() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let stubborn = "(trap '' TERM; echo ready; while :; do sleep 0.01; done) & echo $$ $!; wait";
+        let bounded_script = format!("exec 2>/dev/null; {stubborn}");
+        let mut command = sh(&bounded_script);
+        let mut child = command.bounded_by(&ctx).grace(ms(100)).process_group(true).spawn().unwrap();
+        let mut lines = lines(&mut child);
+        let (mut pids, mut ready) = (None, false);
+        while pids.is_none() || !ready {
+            match lines.next_line().await.unwrap().unwrap() {
+                line if line == "ready" => ready = true,
+                line => {
+                    pids = Some(line.split(' ').map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>())
+                }
+            }
+        }
+        let stopped = Instant::now();
+        guard.cancel();
+        let error = child.wait().await.unwrap_err();
+        assert!(stopped.elapsed() >= ms(100));
+        assert!(error.was_killed());
+        assert_eq!(signal_of(&error), Some(15), "the shell itself obeyed");
+        until(|| !is_running(pids.as_ref().unwrap()[1])).await;
+    });
+}
+
+#[test]
+fn what_a_command_leaves_in_the_background_by_itself_is_left_alone() {
+    on_both(|| async {
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let mut leaves = sh("sleep 3600 >/dev/null 2>&1 & echo $!");
+        let output = leaves.bounded_by(&ctx).process_group(true).output().await.unwrap();
+        let pid: u32 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+        guard.cancel();
+        assert!(is_running(pid));
+        // SAFETY: it touches no memory.
+        unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
+    });
+}
+
+#[test]
+fn a_pipe_that_a_grandchild_holds_open_is_not_waited_for_forever() {
+    on_both(|| async {
+        let mut holds = sh("echo $$; sleep 20 & exit 3");
+        let begun = Instant::now();
+        let error = holds.bounded_by(&BACKGROUND).grace(ms(10)).output().await.unwrap_err();
+        assert!(begun.elapsed() >= Duration::from_secs(1), "a second at least");
+        assert_eq!(error.status().unwrap().code(), Some(3));
+        assert!(error.context().is_none());
+        let text = "sh: exit status: 3: its output was held open by others, 1s after it had exited";
+        assert_eq!(error.to_string(), text);
+        assert!(!error.output().unwrap().stdout.is_empty(), "what was read is kept");
+        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::TimedOut);
+
+        // The same after an end, which is then what the error is about.
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let marker = Marker::new("held");
+        let script = format!("echo first; touch {marker}; sleep 20");
+        let mut holds = sh(&script);
+        let output = holds.bounded_by(&ctx).grace(ms(10)).output();
+        let (output, ()) = tokio::join!(output, async {
+            until(|| marker.is_there()).await;
+            guard.cancel();
+        });
+        let error = output.unwrap_err();
+        assert!(error.context().unwrap().is_canceled());
+        assert_eq!(error.output().unwrap().stdout, b"first\n");
+    });
+}
+
+#[test]
+fn an_ended_context_starts_nothing() {
+    on_both(|| async {
+        let marker = Marker::new("dead");
+        let script = format!("touch {marker}");
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        guard.cancel_with(Cause("dead"));
+        let error = sh(&script).bounded_by(&ctx).status().await.unwrap_err();
+        assert!(error.to_string().starts_with("sh: not started: context canceled at "), "{error}");
+        assert_same(error.context().unwrap(), &ended(&ctx));
+        assert!(error.status().is_none() && error.output().is_none());
+        assert!(sh(&script).bounded_by(&ctx).output().await.is_err());
+        assert!(sh(&script).bounded_by(&ctx).spawn().is_err());
+        assert!(!marker.is_there());
+    });
+}
+
+#[test]
+fn what_is_no_program_is_named() {
+    on_both(|| async {
+        let mut none = Command::new("/no/such/program");
+        let error = none.arg("secret").bounded_by(&BACKGROUND).output().await.unwrap_err();
+        let text = "/no/such/program: could not be started: No such file or directory (os error 2)";
+        assert_eq!(error.to_string(), text);
+        assert!(error.context().is_none() && error.status().is_none() && !error.was_killed());
+        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::NotFound);
+    });
+}
+
+#[test]
+fn much_output_on_both_pipes_is_read_at_the_same_time() {
+    on_both(|| async {
+        let much = "head -c 3000000 /dev/zero; head -c 3000000 /dev/zero >&2; head -c 5 /dev/zero";
+        let output = sh(much).bounded_by(&BACKGROUND).output().await.unwrap();
+        assert_eq!((output.stdout.len(), output.stderr.len()), (3_000_005, 3_000_000));
+    });
+}
+
+#[test]
+fn standard_input_can_be_written_while_output_is_read() {
+    on_both(|| async {
+        let mut cat = Command::new("cat");
+        cat.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = cat.bounded_by(&BACKGROUND).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let writes = tokio::spawn(async move { stdin.write_all(&vec![b'x'; 1_000_000]).await });
+        let output = child.wait_with_output().await.unwrap();
+        writes.await.unwrap().unwrap();
+        assert_eq!(output.stdout.len(), 1_000_000);
+
+        // Not taken, it is closed.
+        let mut child = cat.bounded_by(&BACKGROUND).spawn().unwrap();
+        assert!(child.wait().await.unwrap().success());
+    });
+}
+
+#[test]
+fn nobody_needs_to_wait_for_it_to_be_stopped() {
+    with_child(FAMILY, |mut child, guard, _| async move {
+        let pids = pids(&mut lines(&mut child)).await;
+        guard.cancel();
+        until(|| !is_there(pids[0])).await;
+        // SAFETY: it touches no memory.
+        unsafe { libc::kill(pids[1] as libc::pid_t, libc::SIGKILL) };
+        assert_eq!(signal_of(&child.wait().await.unwrap_err()), Some(15));
+    });
+}
+
+#[test]
+fn a_child_that_is_dropped_is_stopped_and_reaped() {
+    with_child(
+        "trap 'exit 0' TERM; echo $$; while :; do sleep 0.01; done",
+        |mut child, guard, ctx| async move {
+            let pids = pids(&mut lines(&mut child)).await;
+            drop(child);
+            until(|| !is_there(pids[0])).await;
+            assert!(!ctx.is_done(), "that is the child's own end");
+            drop(guard);
+        },
+    );
+}
+
+#[test]
+fn so_is_one_whose_future_is_dropped() {
+    on_both(|| async {
+        let marker = Marker::new("dropped");
+        let script = format!("echo $$ > {marker}.new; mv {marker}.new {marker}; exec sleep 3600");
+        let mut sleeps = sh(&script);
+        // The context that drops the future is not the one that the process is tied to.
+        let (ctx, guard) = BACKGROUND.with_cancel();
+        let output = sleeps.bounded_by(&BACKGROUND).output().bounded_by(&ctx);
+        let (output, ()) = tokio::join!(output, async {
+            until(|| marker.is_there()).await;
+            guard.cancel();
+        });
+        assert!(output.is_err());
+        let pid: u32 = std::fs::read_to_string(&marker.0).unwrap().trim().parse().unwrap();
+        until(|| !is_there(pid)).await;
+    });
+}
+
+#[test]
+fn a_wait_that_is_dropped_loses_nothing() {
+    on_both(|| async {
+        let mut child =
+            sh("read line; exit 9").stdin(Stdio::piped()).bounded_by(&BACKGROUND).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let (short, _guard) = BACKGROUND.with_timeout(ms(20));
+        assert!(child.wait().bounded_by(&short).await.is_err());
+        stdin.write_all(b"go\n").await.unwrap();
+        assert_eq!(child.wait().await.unwrap().code(), Some(9));
+    });
+}
+
+/// The runtime goes before the process has: it is killed, and with it its group.
+#[test]
+fn a_runtime_that_is_shut_down_leaves_nothing_behind() {
+    watched(|| {
+        for own_group in [false, true] {
+            let runtime = current_thread();
+            let (pids, child) = runtime.block_on(async {
+                let mut stubborn = sh("trap '' TERM; sleep 3600 & echo $$ $!; wait");
+                let bounded = stubborn.bounded_by(&BACKGROUND).process_group(own_group);
+                let mut child = bounded.spawn().unwrap();
+                (pids(&mut lines(&mut child)).await, child)
+            });
+            drop(runtime);
+            let begun = Instant::now();
+            while is_running(pids[0]) || (own_group && is_running(pids[1])) {
+                assert!(begun.elapsed() < LONG);
+                std::thread::yield_now();
+            }
+            if !own_group {
+                assert!(is_running(pids[1]));
+                // SAFETY: it touches no memory.
+                unsafe { libc::kill(pids[1] as libc::pid_t, libc::SIGKILL) };
+            }
+            let mut child = child;
+            let error = current_thread().block_on(child.wait()).unwrap_err();
+            assert!(error.to_string().starts_with("sh: could not be waited for: "), "{error}");
+        }
+    });
+}
+
+/// Who exits at the very moment of the end is told as one or the other, and reaped in any case.
+#[test]
+fn exits_and_ends_that_race_are_told_as_one_or_the_other() {
+    watched(|| {
+        let runtime = common::multi_thread(2);
+        runtime.block_on(async {
+            let (mut exited, mut stopped) = (0, 0);
+            for round in 0..200 {
+                let (ctx, _guard) = BACKGROUND.with_timeout(Duration::from_micros(500 + round * 20));
+                match sh("exit 0").bounded_by(&ctx).status().await {
+                    Ok(status) => {
+                        assert!(status.success());
+                        exited += 1;
+                    }
+                    Err(error) => {
+                        assert!(error.context().unwrap().is_deadline_exceeded());
+                        stopped += 1;
+                    }
+                }
+            }
+            assert_eq!(exited + stopped, 200);
+        });
+        spin_until(|| runtime.metrics().num_alive_tasks() == 0);
+    });
+}
