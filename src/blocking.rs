@@ -59,6 +59,14 @@ impl Context {
         R: Send + 'static,
     {
         let ctx = self.clone();
+        #[cfg(feature = "test-util")]
+        let f = {
+            let entry = crate::testing::Entry::new(self, std::panic::Location::caller());
+            move || {
+                let _entry = entry;
+                f()
+            }
+        };
         tokio::task::spawn_blocking(move || ctx.sync_scope(f))
     }
 

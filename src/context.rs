@@ -578,6 +578,14 @@ impl Context {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
+        #[cfg(feature = "test-util")]
+        let f = {
+            let entry = crate::testing::Entry::new(self, Location::caller());
+            async move {
+                let _entry = entry;
+                f.await
+            }
+        };
         tokio::spawn(self.scope(f))
     }
 

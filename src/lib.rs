@@ -48,6 +48,7 @@
 //! | stop on Ctrl-C or SIGTERM | the module [`signal`](signal/index.html) |
 //! | run a program as a child process | the module [`process`](process/index.html) |
 //! | give a socket to code that knows no contexts | `Context::io`, in the module [`io`](io/index.html) |
+//! | test code that takes a context | the module [`testing`](testing/index.html) |
 //! | reach the context without passing it | [`Context::scope`], [`Context::spawn`], [`Context::current`] |
 //! | speak to code that takes a `CancellationToken` | [`Context::cancellation_token`], [`Context::with_token`] |
 //! | run parts of one answer at once, all or nothing | [`Group`] |
@@ -74,6 +75,7 @@
 //! - `io`: the module `io`, readers and writers that end with a context.
 //! - `process`: the module `process`, child processes that do.
 //! - `signal`: the module `signal`, contexts that end on a signal.
+//! - `test-util`: the module `testing`, a context that ends with its test and fails it if something is left.
 //! - `full`: all of these.
 
 #![forbid(unsafe_code)]
@@ -103,6 +105,9 @@ pub mod shutdown;
 #[cfg_attr(docsrs, doc(cfg(feature = "signal")))]
 pub mod signal;
 mod sync;
+#[cfg(feature = "test-util")]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
+pub mod testing;
 mod token;
 mod trace;
 mod value;

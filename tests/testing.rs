@@ -1,0 +1,174 @@
+//! `testing::scope`: silent when nothing is left, and exact about what is.
+
+#![cfg(feature = "test-util")]
+
+mod common;
+
+use std::future::{Future, pending};
+use std::panic::AssertUnwindSafe;
+
+use common::{Drops, LONG, current_thread, ms, multi_thread, on_both, panic_text, paused, watched};
+use futures::FutureExt as _;
+use tokio_ctx::{Context, testing};
+
+/// What a scope complains about, at once: its patience is that of a paused clock.
+fn complaint<T>(body: impl AsyncFnOnce(&Context) -> T) -> String {
+    panic_text(|| paused().block_on(testing::scope(body)))
+}
+
+/// A future's panic, as text.
+async fn panicked(future: impl Future) -> String {
+    let Err(panic) = AssertUnwindSafe(future).catch_unwind().await else {
+        panic!("should have panicked")
+    };
+    panic_text(|| std::panic::resume_unwind(panic))
+}
+
+#[test]
+fn nothing_left_is_nothing_said() {
+    on_both(|| async {
+        let seen = testing::scope(async |test| {
+            let (child, _guard) = test.with_timeout(LONG);
+            let answer = child.spawn(async { 42 }).await.unwrap();
+            let waits = child.clone();
+            test.spawn(async move { waits.done().await });
+            test.spawn_blocking(|| Context::current().done_blocking());
+            let waits = test.clone();
+            tokio::spawn(async move { waits.sleep(LONG).await });
+            test.after_func(|| async { tokio::time::sleep(ms(1)).await });
+            answer
+        })
+        .await;
+        assert_eq!(seen, 42);
+    });
+}
+
+#[test]
+fn it_ends_with_the_body() {
+    on_both(|| async {
+        let (tell, told) = tokio::sync::oneshot::channel();
+        testing::scope(async |test| {
+            assert!(!test.is_done());
+            let waits = test.clone();
+            test.spawn(async move { tell.send(waits.done().await) });
+        })
+        .await;
+        assert!(told.await.unwrap().to_string().ends_with(": the test is over"));
+    });
+}
+
+#[test]
+fn a_task_that_is_left_is_named_by_its_line() {
+    let line = line!() + 3;
+    let text = complaint(async |test| {
+        let (child, _guard) = test.with_cancel();
+        child.spawn(pending::<()>());
+        test.spawn(async {}).await.unwrap();
+    });
+    assert!(text.starts_with("the test's context, made at tests/testing.rs:"), "{text}");
+    assert!(
+        text.ends_with(&format!(":\n  a task spawned at tests/testing.rs:{line} is still there")),
+        "{text}"
+    );
+}
+
+#[test]
+fn so_is_each_of_several() {
+    let text = complaint(async |test| {
+        test.spawn(pending::<()>());
+        let deep = test.with_value("deep").without_cancel();
+        deep.spawn(pending::<()>());
+    });
+    assert_eq!(text.matches("is still there").count(), 2, "{text}");
+}
+
+#[test]
+fn a_context_that_is_held_by_a_task_of_nobodys_is_found() {
+    let text = complaint(async |test| {
+        let (child, _guard) = test.with_cancel();
+        tokio::spawn(async move {
+            pending::<()>().await;
+            drop(child);
+        });
+    });
+    let end = "\n  it, or one derived from it, is still held, by no task it has spawned";
+    assert!(text.ends_with(end), "{text}");
+}
+
+#[test]
+fn a_blocking_task_that_is_left_is_named_too() {
+    watched(|| {
+        let runtime = current_thread();
+        let text = runtime.block_on(async {
+            let (stop, stopped) = std::sync::mpsc::channel::<()>();
+            let line = line!() + 2;
+            let text = panicked(testing::scope(async |test| {
+                test.spawn_blocking(move || stopped.recv());
+            }))
+            .await;
+            assert!(text.contains(&format!("spawned at tests/testing.rs:{line} is still")), "{text}");
+            stop.send(()).unwrap();
+            text
+        });
+        assert_eq!(text.lines().count(), 2, "{text}");
+    });
+}
+
+#[test]
+fn a_task_that_panicked_fails_the_test() {
+    let text = complaint(async |test| {
+        let failed = test.spawn(async { panic!("in a task") });
+        assert!(failed.await.is_err());
+    });
+    assert_eq!(text.matches(" panicked").count(), 1, "{text}");
+}
+
+#[test]
+fn the_bodys_own_panic_is_all_there_is() {
+    let drops = Drops::default();
+    let counted = drops.counted();
+    let runtime = paused();
+    let text = panic_text(|| {
+        runtime.block_on(testing::scope(async |test| {
+            let waits = test.clone();
+            test.spawn(async move {
+                let _counted = counted;
+                waits.done().await;
+                tokio::task::yield_now().await;
+            });
+            tokio::task::yield_now().await;
+            panic!("the test failed");
+        }))
+    });
+    assert_eq!(text, "the test failed");
+    // Its context has ended all the same.
+    runtime.block_on(async {
+        while drops.count() == 0 {
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+#[test]
+fn who_needs_some_time_to_end_gets_it() {
+    multi_thread(2).block_on(async {
+        testing::scope(async |test| {
+            let waits = test.clone();
+            test.spawn(async move {
+                waits.done().await;
+                tokio::time::sleep(ms(50)).await;
+            });
+        })
+        .await;
+    });
+}
+
+#[test]
+fn other_contexts_are_not_looked_at() {
+    paused().block_on(async {
+        let stranger = Context::background().with_cancel();
+        let task = stranger.0.spawn(pending::<()>());
+        testing::scope(async |test| assert!(!test.is_done())).await;
+        assert!(!task.is_finished());
+    });
+}
