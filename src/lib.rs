@@ -57,6 +57,13 @@
 //! | shut a service down, gently first | [`Shutdown`] |
 //! | learn why and where it ended | [`Error`], [`Origin`] |
 //!
+//! # Guides
+//!
+//! Beside this reference stand four guides, all of whose code is tested: [Coming from
+//! Go](guide/coming_from_go/index.html), [Coming from `CancellationToken` and
+//! `timeout`](guide/coming_from_tokens/index.html), [Cancel safety](guide/cancel_safety/index.html) and
+//! [Testing code that takes a context](guide/testing/index.html).
+//!
 //! # What holds
 //!
 //! A context ends once: at the first of its guard's cancel or drop, its deadline, and its parent's end;
@@ -91,6 +98,15 @@ mod error;
 mod ext;
 pub mod group;
 mod guard;
+// Costs nobody anything: there is nothing in it but documentation.
+#[cfg(all(
+    any(doc, doctest),
+    feature = "io",
+    feature = "process",
+    feature = "signal",
+    feature = "test-util"
+))]
+pub mod guide;
 mod interop;
 #[cfg(feature = "io")]
 #[cfg_attr(docsrs, doc(cfg(feature = "io")))]

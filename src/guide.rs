@@ -1,0 +1,21 @@
+//! Guides: how to get from what you know to what this crate has. All their code is tested.
+//!
+//! - [Coming from Go](coming_from_go): every function of package `context`, the idioms around it, and the
+//!   programs of the tutorials, side by side.
+//! - [Coming from `CancellationToken` and `timeout`](coming_from_tokens): before and after.
+//! - [Cancel safety](cancel_safety): what becomes of a future that is dropped half-way, and what to do about
+//!   it.
+//! - [Testing code that takes a context](testing): a clock that stands still, ends on demand, and tests that
+//!   fail if something is left behind.
+
+#[doc = include_str!("guide/coming_from_go.md")]
+pub mod coming_from_go {}
+
+#[doc = include_str!("guide/coming_from_tokens.md")]
+pub mod coming_from_tokens {}
+
+#[doc = include_str!("guide/cancel_safety.md")]
+pub mod cancel_safety {}
+
+#[doc = include_str!("guide/testing.md")]
+pub mod testing {}
