@@ -143,7 +143,9 @@ fn that_shut_down_beside_a_sleeping_one_do_not_take_its_deadline_along() {
                                     let mut waits: Vec<_> =
                                         (0..waits_there).map(|_| Box::pin(child.done())).collect();
                                     for wait in &mut waits {
-                                        assert!(poll_once(wait.as_mut()).is_pending());
+                                        // Unless this machine is so slow that the deadline has passed.
+                                        let polled = poll_once(wait.as_mut());
+                                        assert!(polled.is_pending() || child.is_done());
                                     }
                                     waiting.send(()).unwrap();
                                     futures::future::join_all(waits).await
