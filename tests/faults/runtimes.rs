@@ -193,7 +193,10 @@ fn that_lent_a_timer_and_are_gone_are_replaced() {
                             })
                         }));
                         let mut join = Box::pin(timeout(HANG, join));
-                        assert!(futures::poll!(join.as_mut()).is_pending());
+                        if futures::poll!(join.as_mut()).is_ready() {
+                            // So slow a machine leaves nothing to see here.
+                            return assert!(ctx.is_done());
+                        }
                         // In a runtime one may not wait for another to shut down.
                         let lender = lender.take().unwrap();
                         thread::spawn(move || shut_down(lender)).join().unwrap();
@@ -226,7 +229,8 @@ fn may_change_in_the_middle_of_a_wait() {
                     for at in [first, second] {
                         runtimes[at].as_ref().unwrap().block_on(async {
                             for other in &mut others {
-                                assert!(poll(other.as_mut(), Waker::noop()).is_pending());
+                                let polled = poll(other.as_mut(), Waker::noop());
+                                assert!(polled.is_pending() || ctx.is_done());
                             }
                             let polled = poll(wait.as_mut(), Waker::noop());
                             // Unless this machine is so slow that the deadline has passed.
