@@ -250,8 +250,14 @@ impl World {
         let node = self.reference.derive(&parents, limit, token, line);
         self.nodes += 1;
         self.guards.push((guard, node));
-        // Looked up in the first, then in the second.
-        let values = from.iter().flat_map(|live| live.values.iter().copied()).collect();
+        // Looked up in the first, then in the second. The nearest of a key is all that can be seen, and
+        // of merges of merges one would keep very many.
+        let mut values: Vec<(u8, u8)> = Vec::new();
+        for &(key, value) in from.iter().flat_map(|live| &live.values) {
+            if !values.iter().any(|(known, _)| *known == key) {
+                values.push((key, value));
+            }
+        }
         Live { ctx, node: Some(node), values }
     }
 
