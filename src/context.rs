@@ -15,6 +15,8 @@ use crate::error::{BoxError, Error, Place};
 use crate::guard::CancelGuard;
 use crate::run::{Run, TryRun};
 use crate::sync::now;
+#[cfg(feature = "test-util")]
+use crate::testing::Entry;
 use crate::token::{Limit, Token};
 use crate::value::Values;
 
@@ -579,13 +581,7 @@ impl Context {
         F::Output: Send + 'static,
     {
         #[cfg(feature = "test-util")]
-        let f = {
-            let entry = crate::testing::Entry::new(self, Location::caller());
-            async move {
-                let _entry = entry;
-                f.await
-            }
-        };
+        let f = Entry::new(self, Location::caller()).held_by(f);
         tokio::spawn(self.scope(f))
     }
 
@@ -621,6 +617,11 @@ impl Context {
         F: FnOnce() -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
+        #[cfg(feature = "test-util")]
+        let f = {
+            let entry = Entry::new(self, Location::caller());
+            move || entry.held_by(async move { f().await })
+        };
         after_func(self.clone(), f)
     }
 }

@@ -612,6 +612,8 @@ impl<T: Send + 'static, E: Send + Sync + 'static> Crew<T, E> {
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
+        #[cfg(feature = "test-util")]
+        let task = crate::testing::Entry::new(&self.ctx, spawned_at).held_by(task);
         let task = self.ctx.scope(task);
         let handle = self.tasks.spawn(Working { task, common: self.common.clone(), spawned_at });
         self.running.insert(handle.id(), Member { nth: self.spawned, spawned_at });

@@ -340,7 +340,7 @@ impl Shutdown {
     {
         let tracked = self.track(task);
         let id = tracked.id();
-        let handle = self.common.hard.spawn(tracked);
+        let handle = tokio::spawn(self.common.hard.scope(tracked));
         self.common.work.attach(id, handle.abort_handle());
         handle
     }
@@ -389,8 +389,14 @@ impl Shutdown {
     /// ```
     #[track_caller]
     pub fn ticket(&self) -> Ticket {
-        let task = Task { name: self.name.clone(), spawned_at: Location::caller() };
-        Ticket { id: self.common.work.enter(task), work: self.common.work.clone() }
+        let spawned_at = Location::caller();
+        let task = Task { name: self.name.clone(), spawned_at };
+        Ticket {
+            id: self.common.work.enter(task),
+            work: self.common.work.clone(),
+            #[cfg(feature = "test-util")]
+            _entry: crate::testing::Entry::new(&self.common.hard, spawned_at),
+        }
     }
 
     /// Waits for the begin, takes the shutdown through its phases, and reports.
@@ -675,6 +681,8 @@ impl<F> fmt::Debug for Tracked<F> {
 pub struct Ticket {
     id: u64,
     work: Arc<Work>,
+    #[cfg(feature = "test-util")]
+    _entry: crate::testing::Entry,
 }
 
 impl Drop for Ticket {

@@ -66,9 +66,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # Panics
 ///
 /// If, 5 seconds after the end (of the runtime's clock, which may be a paused one), a task is left that was
-/// started by [`Context::spawn`] or [`Context::spawn_blocking`] of this context or one derived from it, or
-/// if anybody still holds such a context; and if such a task has panicked. The message names the lines that
-/// spawned the tasks. If the body has panicked, its panic is all there is.
+/// started in this context or one derived from it, or if anybody still holds such a context; and if such a
+/// task has panicked. The message names the lines that started the tasks: those of [`Context::spawn`],
+/// [`Context::spawn_blocking`] and [`Context::after_func`], of a [`Group`](crate::Group) and of
+/// [`for_each_task`](crate::StreamExt::for_each_task), and whatever a [`Shutdown`](crate::Shutdown) waits
+/// for. If the body has panicked, its panic is all there is.
 ///
 /// Outside a Tokio runtime, or in one without a time driver.
 ///
@@ -160,22 +162,37 @@ impl Census {
     }
 }
 
-/// A task's entry in the census, as long as it is there.
+/// The entry of a task in the census, for as long as the task is there. Of no test: no entry.
 pub(crate) struct Entry {
+    _entered: Option<Entered>,
+}
+
+struct Entered {
     census: Census,
     key: usize,
+    // Last: who is entered is waited for, also if it holds no context by itself.
+    _test: Context,
 }
 
 impl Entry {
     /// For a task that is spawned in this context, if that is a test's.
-    pub(crate) fn new(ctx: &Context, spawned_at: &'static Location<'static>) -> Option<Entry> {
-        let census = ctx.value::<Member>()?.census.clone();
-        let key = census.tasks().alive.insert(spawned_at);
-        Some(Entry { census, key })
+    pub(crate) fn new(ctx: &Context, spawned_at: &'static Location<'static>) -> Entry {
+        let enter = |member: &Member| {
+            let census = member.census.clone();
+            let key = census.tasks().alive.insert(spawned_at);
+            Entered { census, key, _test: ctx.without_cancel() }
+        };
+        Entry { _entered: ctx.value().map(enter) }
+    }
+
+    /// The task, which holds its entry until it is through or dropped.
+    pub(crate) async fn held_by<F: Future>(self, task: F) -> F::Output {
+        let _entry = self;
+        task.await
     }
 }
 
-impl Drop for Entry {
+impl Drop for Entered {
     fn drop(&mut self) {
         let mut tasks = self.census.tasks();
         let spawned_at = tasks.alive.remove(self.key);

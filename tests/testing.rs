@@ -6,10 +6,12 @@ mod common;
 
 use std::future::{Future, pending};
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 
 use common::{Drops, LONG, current_thread, ms, multi_thread, on_both, panic_text, paused, watched};
-use futures::FutureExt as _;
-use tokio_ctx::{Context, testing};
+use futures::{FutureExt as _, stream};
+use tokio::sync::Notify;
+use tokio_ctx::{BoxError, Context, Error, Group, Shutdown, StreamExt as _, testing};
 
 /// What a scope complains about, at once: its patience is that of a paused clock.
 fn complaint<T>(body: impl AsyncFnOnce(&Context) -> T) -> String {
@@ -112,6 +114,115 @@ fn a_blocking_task_that_is_left_is_named_too() {
         });
         assert_eq!(text.lines().count(), 2, "{text}");
     });
+}
+
+/// A scope complains of one thing, and that is what was started on this line.
+#[track_caller]
+fn left_at<T>(line: u32, body: impl AsyncFnOnce(&Context) -> T) {
+    let text = complaint(body);
+    let left = format!("a task spawned at tests/testing.rs:{line} is still there");
+    assert!(text.ends_with(&left), "{text}");
+    assert_eq!(text.lines().count(), 2, "{text}");
+}
+
+/// It waits, in a task of nobody's, for ever.
+fn forget(wait: impl Future + Send + 'static) {
+    tokio::spawn(async move {
+        wait.await;
+    });
+}
+
+#[test]
+fn so_is_a_member_of_a_group_that_lives_on() {
+    left_at(line!() + 2, async |test| {
+        let (mut group, _ctx) = Group::<(), Error>::new(test);
+        group.spawn(pending());
+        group.spawn(async { Ok(()) });
+        forget(async move { group.wait().await.is_ok() });
+    });
+    left_at(line!() + 2, async |test| {
+        let mut group = Group::<(), Error>::new(test).0.limit(1);
+        group.spawn(pending()).await.unwrap();
+        forget(async move { group.wait().await.is_ok() });
+    });
+    left_at(line!() + 4, async |test| {
+        let (begun, begins) = (Arc::new(Notify::new()), test.clone());
+        let jobs = begun.clone();
+        forget(async move {
+            let work = stream::iter([1, 2]).for_each_task(&begins, 1, |_, _| {
+                jobs.notify_one();
+                pending::<Result<(), BoxError>>()
+            });
+            work.await.is_ok()
+        });
+        begun.notified().await;
+    });
+}
+
+#[test]
+fn so_is_what_a_shutdown_waits_for() {
+    left_at(line!() + 2, async |test| {
+        let shutdown = Shutdown::new(test);
+        shutdown.spawn(pending::<()>());
+    });
+    left_at(line!() + 1, async |test| {
+        forget(Shutdown::new(test).track(pending::<()>()));
+    });
+    left_at(line!() + 2, async |test| {
+        let shutdown = Shutdown::new(test);
+        let ticket = shutdown.named("thread").ticket();
+        // Neither the thread nor its ticket holds a context.
+        std::thread::spawn(move || {
+            let _ticket = ticket;
+            std::thread::park();
+        });
+    });
+}
+
+#[test]
+fn so_is_a_clean_up_that_does_not_end() {
+    left_at(line!() + 1, async |test| {
+        test.after_func(pending::<()>);
+    });
+}
+
+#[test]
+fn groups_and_shutdowns_that_end_leave_nothing() {
+    on_both(|| async {
+        testing::scope(async |test| {
+            // Waited for, dropped, and told to stop.
+            let (mut group, ctx) = Group::<(), Error>::new(test);
+            group.spawn(async move { Err(ctx.done().await) });
+            group.canceller().cancel();
+            assert!(group.wait().await.is_err());
+            let (mut group, _ctx) = Group::<(), Error>::new(test);
+            group.spawn(pending());
+            drop(group);
+            let shutdown = Shutdown::new(test).grace(ms(1)).cleanup(ms(1));
+            let tracked = shutdown.track(pending::<()>());
+            shutdown.spawn(pending::<()>());
+            shutdown.begin("over");
+            assert_eq!(shutdown.wait().await.overdue().len(), 2);
+            drop(tracked);
+            let cleanup = test.after_func(pending::<()>);
+            assert!(cleanup.stop());
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_member_that_panicked_fails_the_test_also_if_its_group_is_dropped() {
+    let line = line!() + 3;
+    let text = complaint(async |test| {
+        let (mut group, ctx) = Group::<(), Error>::new(test);
+        group.spawn(async { panic!("in a member") });
+        ctx.done().await;
+    });
+    assert!(
+        text.ends_with(&format!(":\n  a task spawned at tests/testing.rs:{line} panicked")),
+        "{text}"
+    );
 }
 
 #[test]
