@@ -5,13 +5,13 @@
 //! cargo run --example supervise -- --wait    # until you press Ctrl-C; twice, to get out at once
 //! ```
 //!
-//! Two contexts make the two phases. The *soft* one ends on the signal: nothing new is begun, the child is
-//! asked to stop. The *hard* one ends a grace period later, and stops what is left. In the end everyone's
-//! account is printed, and checked.
+//! `Shutdown` has a context for each phase. The *soft* one ends on the signal: nothing new is begun, the child
+//! is asked to stop. The *hard* one ends a grace period later, and stops what is left. In the end everyone's
+//! account is printed, and who did not end in time, and both are checked.
 
 #[cfg(unix)]
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn main() -> Result<(), tokio_ctx::BoxError> {
     supervisor::run(std::env::args().any(|arg| arg == "--wait")).await
 }
 
@@ -22,7 +22,6 @@ fn main() {
 
 #[cfg(unix)]
 mod supervisor {
-    use std::error::Error;
     use std::process::{ExitStatus, Stdio};
     use std::sync::Arc;
     use std::time::Duration;
@@ -30,11 +29,10 @@ mod supervisor {
     use tokio::io::{AsyncBufReadExt, BufReader};
     use tokio::process::Command;
     use tokio::sync::Notify;
-    use tokio::task::JoinSet;
-    use tokio::time::Instant;
     use tokio_ctx::process::{self, CommandExt};
+    use tokio_ctx::shutdown::{Fate, Report};
     use tokio_ctx::signal::{self, Signal};
-    use tokio_ctx::{CancelGuard, Context};
+    use tokio_ctx::{BoxError, Context, Shutdown};
 
     /// From the signal until what is left is stopped.
     const GRACE: Duration = Duration::from_secs(2);
@@ -51,62 +49,33 @@ mod supervisor {
         done
     "#;
 
-    /// The two phases of a shutdown.
-    struct Shutdown {
-        soft: Context,
-        hard: Context,
-        _guards: [CancelGuard; 2],
-    }
-
-    impl Shutdown {
-        fn on_signal(grace: Duration) -> std::io::Result<Shutdown> {
-            let (soft, on_signal) = signal::shutdown(&Context::background())?;
-            let begun = soft.clone();
-            let (hard, after_grace) = Context::background().with_cancel_when(async move {
-                let stopped = begun.done().await;
-                tokio::time::sleep(grace).await;
-                // The story goes on: why it was stopped at all.
-                stopped
-            });
-            Ok(Shutdown { soft, hard, _guards: [on_signal, after_grace] })
-        }
-    }
-
-    /// How a part ended: its name, and its own account of it.
-    type Account = (&'static str, String);
-
-    pub async fn run(wait: bool) -> Result<(), Box<dyn Error>> {
-        let shutdown = Shutdown::on_signal(GRACE)?;
-        let mut parts = JoinSet::new();
+    pub async fn run(wait: bool) -> Result<(), BoxError> {
+        let (until_signal, _guard) = signal::shutdown(&Context::background())?;
+        let shutdown = Shutdown::new(&until_signal).grace(GRACE);
+        let soft = shutdown.soft();
         let runs = Arc::new(Notify::new());
-        parts.spawn(keep_child_running(shutdown.soft.clone(), runs.clone()));
-        parts.spawn(work_off_jobs(shutdown.soft.clone(), shutdown.hard.clone()));
-        parts.spawn(hold_on(shutdown.hard.clone()));
+        let child = shutdown.named("child").spawn(keep_child_running(soft.clone(), runs.clone()));
+        let jobs = shutdown.named("jobs").spawn(work_off_jobs(soft.clone()));
+        let peer = shutdown.named("peer").spawn(hold_on());
 
         if !wait {
-            shutdown.soft.run(runs.notified()).await?;
+            soft.run(runs.notified()).await?;
             send_myself_sigterm().await?;
         }
-        let stopped = shutdown.soft.done().await;
-        let begun = Instant::now();
-        println!("soft: {stopped}");
+        println!("soft: {}", soft.done().await);
+        let report = shutdown.wait().await;
 
-        let mut accounts: Vec<Account> = Vec::new();
-        while let Some(account) = parts.join_next().await {
-            let (name, text) = account?;
-            println!("{:>4} ms  {name}: {text}", begun.elapsed().as_millis());
-            accounts.push((name, text));
-        }
+        let (child, jobs, peer) = (child.await?, jobs.await?, peer.await?);
+        println!("child: {child}\njobs: {jobs}\npeer: {peer}\n{report}");
         if !wait {
-            assert_eq!(stopped.cause_as(), Some(&Signal::TERM));
-            assert!(begun.elapsed() >= GRACE, "the hard phase comes after the grace period");
-            check(&accounts);
+            check(&child, &jobs, &peer);
+            check_report(&report);
         }
         Ok(())
     }
 
     /// Runs the child, and runs it again when it crashes, until the shutdown begins.
-    async fn keep_child_running(soft: Context, runs: Arc<Notify>) -> Account {
+    async fn keep_child_running(soft: Context, runs: Arc<Notify>) -> String {
         let mut crashes = 0;
         let ended = loop {
             match run_child(&soft, crashes + 1, &runs).await {
@@ -120,7 +89,7 @@ mod supervisor {
                 break stopped.to_string();
             }
         };
-        ("child", format!("{crashes} crash, then {ended}"))
+        format!("{crashes} crash, then {ended}")
     }
 
     async fn run_child(ctx: &Context, run: u32, runs: &Notify) -> Result<ExitStatus, process::Error> {
@@ -142,24 +111,25 @@ mod supervisor {
     }
 
     /// Begins no new job once the shutdown has begun, and finishes the one that it has.
-    async fn work_off_jobs(soft: Context, hard: Context) -> Account {
+    async fn work_off_jobs(soft: Context) -> String {
+        let hard = Context::current();
         let mut finished = 0;
         while soft.check().is_ok() {
             let job = tokio::time::sleep(Duration::from_millis(300));
             match hard.run(job).await {
                 Ok(()) => finished += 1,
-                Err(stopped) => return ("jobs", format!("one cut short: {stopped}")),
+                Err(stopped) => return format!("one cut short: {stopped}"),
             }
         }
-        ("jobs", format!("{finished} finished, none cut short"))
+        format!("{finished} finished, none cut short")
     }
 
     /// A connection whose peer does not think of going.
-    async fn hold_on(hard: Context) -> Account {
+    async fn hold_on() -> String {
         let peer = std::future::pending::<()>();
-        match hard.run(peer).await {
-            Ok(()) => ("peer", "went".to_owned()),
-            Err(stopped) => ("peer", format!("cut off: {stopped}")),
+        match Context::current().run(peer).await {
+            Ok(()) => "went".to_owned(),
+            Err(stopped) => format!("cut off: {stopped}"),
         }
     }
 
@@ -171,19 +141,20 @@ mod supervisor {
         Ok(())
     }
 
-    /// Everyone ended as they should have, and in this order.
-    fn check(accounts: &[Account]) {
-        let said = |name: &str| {
-            let place = accounts.iter().position(|(of, _)| *of == name).expect("everyone ends");
-            (place, accounts[place].1.as_str())
-        };
-        let (_, child) = said("child");
+    /// Everyone ended as they should have.
+    fn check(child: &str, jobs: &str, peer: &str) {
         assert!(child.starts_with("1 crash, then sh: exit status: 0: context canceled at "), "{child}");
         assert!(child.ends_with(": SIGTERM received"), "{child}");
-        let (_, jobs) = said("jobs");
         assert!(jobs.ends_with("none cut short"), "{jobs}");
-        let (place, peer) = said("peer");
-        assert_eq!(place, 2, "only the hard phase stops it");
+        assert!(peer.starts_with("cut off: context canceled at "), "{peer}");
         assert!(peer.ends_with(": SIGTERM received"), "{peer}");
+    }
+
+    /// Only the hard phase stopped the peer, and it alone had to be stopped by it.
+    fn check_report(report: &Report) {
+        assert_eq!(report.why().cause_as(), Some(&Signal::TERM));
+        assert!(report.took() >= GRACE, "{report}");
+        let overdue: Vec<_> = report.overdue().iter().map(|late| (late.name(), late.fate())).collect();
+        assert_eq!(overdue, [(Some("peer"), Fate::Canceled)]);
     }
 }
