@@ -43,26 +43,19 @@
 //! | stop a loop that computes | [`Context::check`], with `?` |
 //! | clean up after the end | [`Context::after_func`], [`Context::without_cancel`] |
 //! | carry a request id | [`Context::with_value`], [`Context::value`] |
-//! | end work when something happens: a message, a flag, a lost lease | [`Context::with_cancel_when`] |
-//! | run code that blocks | [`Context::spawn_blocking`], [`Context::done_blocking`], [`Context::sleep_blocking`] |
-//! | stop on Ctrl-C or SIGTERM | the module [`signal`](signal/index.html) |
-//! | run a program as a child process | the module [`process`](process/index.html) |
-//! | give a socket to code that knows no contexts | `Context::io`, in the module [`io`](io/index.html) |
-//! | test code that takes a context | the module [`testing`](testing/index.html) |
 //! | reach the context without passing it | [`Context::scope`], [`Context::spawn`], [`Context::current`] |
+//! | end work when something happens: a message, a flag, a lost lease | [`Context::with_cancel_when`] |
 //! | speak to code that takes a `CancellationToken` | [`Context::cancellation_token`], [`Context::with_token`] |
 //! | run parts of one answer at once, all or nothing | [`Group`] |
 //! | end a stream with the context | [`StreamExt::bounded_by`], [`StreamExt::checked_by`] |
 //! | work off a stream, so many at once | [`StreamExt::for_each_task`] |
 //! | shut a service down, gently first | [`Shutdown`] |
+//! | stop on Ctrl-C or SIGTERM | the module [`signal`](signal/index.html) |
+//! | run a program as a child process | the module [`process`](process/index.html) |
+//! | give a socket to code that knows no contexts | `Context::io`, in the module [`io`](io/index.html) |
+//! | run code that blocks | [`Context::spawn_blocking`], [`Context::done_blocking`], [`Context::sleep_blocking`] |
+//! | test code that takes a context | the module [`testing`](testing/index.html) |
 //! | learn why and where it ended | [`Error`], [`Origin`] |
-//!
-//! # Guides
-//!
-//! Beside this reference stand four guides, all of whose code is tested: [Coming from
-//! Go](guide/coming_from_go/index.html), [Coming from `CancellationToken` and
-//! `timeout`](guide/coming_from_tokens/index.html), [Cancel safety](guide/cancel_safety/index.html) and
-//! [Testing code that takes a context](guide/testing/index.html).
 //!
 //! # What holds
 //!
@@ -77,13 +70,20 @@
 //! cancelled, with the fields `kind`, `cause`, `budget_ms`, `derived_at`, `canceled_at` and `lived_ms`;
 //! and `Context::instrument`.
 //!
-//! Named like Tokio's own, what not everyone needs, each with what it takes of Tokio:
+//! Not everyone needs the others, which are named like Tokio's own:
 //!
-//! - `io`: the module `io`, readers and writers that end with a context.
-//! - `process`: the module `process`, child processes that do.
 //! - `signal`: the module `signal`, contexts that end on a signal.
+//! - `process`: the module `process`, child processes that end with a context.
+//! - `io`: the module `io`, readers and writers that do.
 //! - `test-util`: the module `testing`, a context that ends with its test and fails it if something is left.
-//! - `full`: all of these.
+//! - `full`: all of these, and the guides.
+//!
+//! # Guides
+//!
+//! Beside this reference stand four guides, all of whose code is tested: [Coming from
+//! Go](guide/coming_from_go/index.html), [Coming from `CancellationToken` and
+//! `timeout`](guide/coming_from_tokens/index.html), [Cancel safety](guide/cancel_safety/index.html) and
+//! [Testing code that takes a context](guide/testing/index.html).
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
