@@ -28,9 +28,11 @@ pin_project! {
         // Whose waker sits there: its address, as nothing but a name.
         waker: (usize, usize),
         ended: bool,
-        // The `CancellationToken`s that can end it.
-        foreign: Foreign,
         timer: Timer,
+        // The runtime whose timer that is.
+        runtime: Option<runtime::Id>,
+        // The `CancellationToken`s that can end it.
+        foreign: Option<Box<Foreign>>,
         // Counts polls, most of which do not look at the clock.
         turns: u8,
         // Unconstrained, so that a neighbour which has used up the task's budget does not hide the end.
@@ -53,22 +55,21 @@ pin_project! {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Timer {
     Unset,
-    /// Its own, of this runtime.
-    Own(Option<runtime::Id>),
-    /// The token's, as seen from this runtime.
-    Alarm(Option<runtime::Id>),
+    Own,
+    /// The token's.
+    Alarm,
 }
 
 impl<C: Borrow<Context>> Wait<C> {
     pub(crate) fn new(ctx: C) -> Self {
-        let (seat, timer) = (Seat::default(), Timer::Unset);
         Wait {
             ctx,
-            seat,
+            seat: Seat::default(),
             waker: (0, 0),
             ended: false,
-            foreign: Vec::new(),
-            timer,
+            timer: Timer::Unset,
+            runtime: None,
+            foreign: None,
             turns: 0,
             sleep: None,
         }
@@ -110,12 +111,14 @@ impl<C: Borrow<Context>> Wait<C> {
             false => token.ended(),
         };
         if over
-            || !(stays || sit(token, this.seat, this.waker, this.timer, here, cx.waker()))
+            || !(stays
+                || sit(token, this.seat, this.waker, cx.waker(), (this.timer, this.runtime), here))
             || (token.is_foreign() && poll_foreign(token, this.foreign, cx).is_ready())
             || (timed
                 && token.deadline().is_some()
                 && (is_overdue(token, this.turns)
-                    || poll_timer(token, this.timer, this.sleep.as_mut(), here, cx).is_ready()))
+                    || poll_timer(token, (this.timer, this.runtime), this.sleep.as_mut(), here, cx)
+                        .is_ready()))
         {
             *this.ended = true;
             return Poll::Ready(token.error());
@@ -124,17 +127,22 @@ impl<C: Borrow<Context>> Wait<C> {
     }
 }
 
-type Foreign = Vec<Pin<Box<WaitForCancellationFutureOwned>>>;
+/// In a box, as few have any.
+struct Foreign(Vec<Pin<Box<WaitForCancellationFutureOwned>>>);
+
+/// A [`Wait`]'s timer, and the runtime that it is of.
+type Chosen<'a> = (&'a mut Timer, &'a mut Option<runtime::Id>);
 
 /// Sees to it that the token will be told of its ancestors' end; true if it has ended.
 #[inline]
-fn enter(token: &Arc<Token>, here: Option<runtime::Id>, foreign: &mut Foreign) -> bool {
+fn enter(token: &Arc<Token>, here: Option<runtime::Id>, foreign: &mut Option<Box<Foreign>>) -> bool {
     if token.ended() || (!token.link() && token.is_done()) {
         return true;
     }
     if token.is_foreign() {
         let tokens = token.foreign_tokens().into_iter();
-        *foreign = tokens.map(|token| Box::pin(token.cancelled_owned())).collect();
+        let tokens = tokens.map(|token| Box::pin(token.cancelled_owned()));
+        *foreign = Some(Box::new(Foreign(tokens.collect())));
     }
     // A timer tells the time without a look at the clock, from now and then apart; but here must be one.
     token.deadline().is_some() && (here.is_none() || token.is_turn_for_clock()) && token.is_done()
@@ -150,16 +158,16 @@ fn sit(
     token: &Arc<Token>,
     seat: &mut Seat,
     sitting: &mut (usize, usize),
-    timer: &mut Timer,
-    here: Option<runtime::Id>,
     waker: &Waker,
+    (timer, runtime): Chosen<'_>,
+    here: Option<runtime::Id>,
 ) -> bool {
     *sitting = name_of(waker);
     let Some(armed) = token.join(seat, waker.clone(), here) else { return false };
     if here.is_some() && *timer == Timer::Unset {
         let owner = token.deadline_owner();
         if armed || (!Arc::ptr_eq(owner, token) && owner.is_armed_here(here)) {
-            *timer = Timer::Alarm(here);
+            (*timer, *runtime) = (Timer::Alarm, here);
         }
     }
     true
@@ -170,8 +178,13 @@ fn name_of(waker: &Waker) -> (usize, usize) {
     (waker.data() as usize, std::ptr::from_ref(waker.vtable()) as usize)
 }
 
-fn poll_foreign(token: &Token, foreign: &mut Foreign, cx: &mut task::Context<'_>) -> Poll<()> {
-    let cancelled = foreign.iter_mut().any(|token| token.as_mut().poll(cx).is_ready());
+fn poll_foreign(
+    token: &Token,
+    foreign: &mut Option<Box<Foreign>>,
+    cx: &mut task::Context<'_>,
+) -> Poll<()> {
+    let mut tokens = foreign.iter_mut().flat_map(|foreign| &mut foreign.0);
+    let cancelled = tokens.any(|token| token.as_mut().poll(cx).is_ready());
     if cancelled && token.is_done() { Poll::Ready(()) } else { Poll::Pending }
 }
 
@@ -185,27 +198,27 @@ fn is_overdue(token: &Token, turns: &mut u8) -> bool {
 #[track_caller]
 fn poll_timer(
     token: &Arc<Token>,
-    timer: &mut Timer,
+    (timer, runtime): Chosen<'_>,
     sleep: Pin<&mut Option<Unconstrained<Sleep>>>,
     here: Option<runtime::Id>,
     cx: &mut task::Context<'_>,
 ) -> Poll<()> {
     let Some(deadline) = token.deadline() else { return Poll::Pending };
     match *timer {
-        Timer::Own(_) => {}
-        Timer::Alarm(seen) if !token.is_roused() && (here.is_none() || seen == here) => {
+        Timer::Own => {}
+        Timer::Alarm if !token.is_roused() && (here.is_none() || *runtime == here) => {
             return Poll::Pending;
         }
-        Timer::Unset if token.deadline_owner().is_first_timer() => *timer = Timer::Own(None),
-        Timer::Unset | Timer::Alarm(_) => {
-            *timer = Timer::Alarm(here);
+        Timer::Unset if token.deadline_owner().is_first_timer() => *timer = Timer::Own,
+        Timer::Unset | Timer::Alarm => {
+            (*timer, *runtime) = (Timer::Alarm, here);
             if token.deadline_owner().arm(here) {
                 return if token.ended() { Poll::Ready(()) } else { Poll::Pending };
             }
-            *timer = Timer::Own(None);
+            (*timer, *runtime) = (Timer::Own, None);
         }
     }
-    ready!(poll_sleep(sleep, timer, here, deadline, cx));
+    ready!(poll_sleep(sleep, runtime, here, deadline, cx));
     token.expire_now(deadline);
     Poll::Ready(())
 }
@@ -214,13 +227,13 @@ fn poll_timer(
 #[track_caller]
 fn poll_sleep(
     mut sleep: Pin<&mut Option<Unconstrained<Sleep>>>,
-    timer: &mut Timer,
+    runtime: &mut Option<runtime::Id>,
     here: Option<runtime::Id>,
     deadline: Instant,
     cx: &mut task::Context<'_>,
 ) -> Poll<()> {
-    if sleep.is_none() || (here.is_some() && *timer != Timer::Own(here)) {
-        *timer = Timer::Own(here);
+    if sleep.is_none() || (here.is_some() && *runtime != here) {
+        *runtime = here;
         sleep.set(Some(unconstrained(sleep_until(deadline))));
     }
     match sleep.as_mut().as_pin_mut() {
