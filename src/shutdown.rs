@@ -39,6 +39,31 @@
 //! [`TaskTracker`]: https://docs.rs/tokio-util/latest/tokio_util/task/struct.TaskTracker.html
 //! [`Group`]: crate::Group
 //!
+//! # On a signal
+//!
+//! The feature `signal` has the context to make it of, in the module [`signal`](../signal/index.html). All of a
+//! `main`:
+//!
+//! ```no_run
+//! use tokio::net::TcpListener;
+//! use tokio_ctx::{BoxError, Context, Shutdown, signal};
+//!
+//! # async fn accept(_: TcpListener, _: Shutdown) {}
+//! #[tokio::main]
+//! async fn main() -> Result<(), BoxError> {
+//!     let (until_signal, _guard) = signal::shutdown(&Context::background())?;
+//!     let shutdown = Shutdown::new(&until_signal);
+//!
+//!     let listener = TcpListener::bind("127.0.0.1:8080").await?;
+//!     shutdown.named("accept").spawn(accept(listener, shutdown.clone()));
+//!
+//!     Ok(shutdown.wait().await.into_result()?) // an error if somebody did not end in time
+//! }
+//! ```
+//!
+//! A second signal then ends the process at once, in whatever phase. To have it [`force`](Shutdown::force)
+//! instead, turn that off there.
+//!
 //! # When a part fails
 //!
 //! A part without which the service is none begins the shutdown itself, and somebody does for it if it
@@ -74,6 +99,8 @@
 //!   ends. Let it be the last thing that `main` awaits.
 //! - **Who takes work is work.** Spawn or track the accept loop as well; else `wait` may find nothing to
 //!   wait for before the loop has noticed, and what it spawns then is not waited for.
+//! - **A connection that waits for its next request** is work, and takes all the grace unless it looks at
+//!   [`soft`](Shutdown::soft) there: `shutdown.soft().run(read_request()).await`.
 //! - **A task is told, not stopped**, until the abort. Work that should be cut off by the hard end looks
 //!   at [`Context::current`], which is `hard` in there, or is run by it: `ctx.run(work)`.
 //! - **Servers that spawn by themselves** (axum's `serve`, tonic) end when all their connections have.
@@ -311,8 +338,9 @@ impl Shutdown {
     /// Spawns a task that the shutdown waits for, in which [`hard`](Self::hard) is
     /// [`current`](Context::current).
     ///
-    /// It is spawned whatever the phase. The handle may be dropped; a panic is told by the handle, as
-    /// with [`tokio::spawn`], and not by the report.
+    /// It is spawned whatever the phase. The handle may be dropped; an error or a panic is told by the
+    /// handle, as with [`tokio::spawn`], and not by the report, nor does it
+    /// [begin the shutdown](crate::shutdown#when-a-part-fails).
     ///
     /// # Panics
     ///

@@ -3,7 +3,8 @@
 //! [`shutdown`] is what most programs want: a context that ends on the first SIGINT or SIGTERM (on
 //! Windows on Ctrl-C, Ctrl-Break, the window's close, log-off and shutdown). [`notify`] takes any set of
 //! signals, [`Signals`] says the rest. The cause is a [`Signal`]. Go's counterpart is
-//! `signal.NotifyContext`.
+//! `signal.NotifyContext`. A service makes a [`Shutdown`](crate::Shutdown) of it, which then takes the
+//! phases from there.
 //!
 //! ```no_run
 //! use tokio_ctx::signal::{self, Signal};
