@@ -46,6 +46,8 @@
 //! | reach the context without passing it | [`Context::scope`], [`Context::spawn`], [`Context::current`] |
 //! | speak to code that takes a `CancellationToken` | [`Context::cancellation_token`], [`Context::with_token`] |
 //! | learn why and where it ended | [`Error`], [`Origin`] |
+//! | give each request of a server a context, and pass it on | `wire::ServerLayer`, `wire::ClientLayer` |
+//! | do that without tower | `Context::extract`, `Context::inject` |
 //!
 //! # What holds
 //!
@@ -58,7 +60,11 @@
 //!
 //! `tracing` (default): one `DEBUG` event, target `tokio_ctx`, when a context ends by its deadline or is
 //! cancelled, with the fields `kind`, `cause`, `budget_ms`, `derived_at`, `canceled_at` and `lived_ms`;
-//! and `Context::instrument`.
+//! and `Context::instrument`. A `WARN` for a header of a request that is left aside.
+//!
+//! `http`: the module `wire`, a context in the headers of a request. `tower`: its layers for servers and
+//! clients. `axum`: `Context` as an extractor, `Error` as a response. `tonic`: `Error` as a `Status` and
+//! back. `full`: all of them.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -78,6 +84,10 @@ mod sync;
 mod token;
 mod trace;
 mod value;
+
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+pub mod wire;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
