@@ -378,9 +378,9 @@ impl Body for Endless {
 
 #[tokio::test]
 async fn an_endless_body_ends_with_the_context() {
+    let start = Instant::now();
     let service = layer(Inbound::new().max_budget(ms(20)));
     let mut body = call(service, request(), async |_| Response::new(Endless)).await.into_body();
-    let start = Instant::now();
     while let Some(Ok(_)) = body.frame().await {
         assert!(start.elapsed() < common::HANG);
     }

@@ -18,6 +18,8 @@
 //! - The layers go outside of whatever moves a request to another task (`tower::buffer`, say): the current
 //!   context stays behind there.
 //! - A server that has not read a request's body to its end may not notice, over HTTP/1, that the client has left.
+//! - Deadlines of some ten milliseconds need `TCP_NODELAY` on every side, or a small body waits up to 40 ms
+//!   for an acknowledgment. tonic's channels set it; hyper-util's `HttpConnector` and `axum::serve` have to be told.
 //! - A proxy that buffers hides a client that has left, and one that retries sends the same time twice.
 
 mod baggage;
