@@ -52,11 +52,8 @@ libfuzzer_sys::fuzz_target!(|lines: &[u8]| {
         DeadlineHeader::Envoy,
         DeadlineHeader::Millis(HeaderName::from_static("x-budget-ms")),
     ];
-    let inbound = Inbound::new()
-        .believe(all.clone())
-        .max_budget(MOST)
-        .carry::<Name>()
-        .carry_in_baggage::<Name>();
+    let inbound =
+        Inbound::new().believe(all.clone()).max_budget(MOST).carry::<Name>().carry_in_baggage::<Name>();
     let budget = inbound.budget(&sent).unwrap().unwrap();
     assert!(budget <= MOST);
     if let Ok(strict) = inbound.clone().strict().budget(&sent) {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Every suite is a crate of its own and uses its part of this.
 
+pub mod grpc;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
