@@ -21,7 +21,7 @@
 //! curl -i --max-time 0.1 http://127.0.0.1:7001/search/slow
 //! ```
 //!
-//! `mesh/services.rs` has the services; `search.rs` beside it what they say to each other, `sqlite.rs` how
+//! `mesh/services.rs` has the services; `search.rs` beside it what they say to each other, `recipes/sqlite.rs` how
 //! a query ends with its context, `cases.rs` the client, `journal.rs` the table.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -41,7 +41,7 @@ mod journal;
 mod search;
 #[path = "mesh/services.rs"]
 mod services;
-#[path = "mesh/sqlite.rs"]
+#[path = "recipes/sqlite.rs"]
 mod sqlite;
 
 #[tokio::main]
