@@ -292,19 +292,52 @@ async fn failures_and_panics_of_a_handler_are_told_as_such() {
     assert_eq!(seen.end(), RequestEnd::Panicked);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_layer_within_another_shrinks_and_ends_with_both() {
+    for ends in [0, 1] {
+        let (services, stops): (Vec<_>, Vec<_>) =
+            (0..2).map(|_| Context::background().with_cancel()).unzip();
+        let inner = ServerLayer::new(services[0].clone(), Inbound::new().max_budget(ms(200)));
+        let outer = ServerLayer::new(services[1].clone(), Inbound::new().max_budget(ms(100)));
+        let seen = Seen::default();
+        let service = service_fn(|request: Request<()>| {
+            seen.note(&request);
+            pending::<Result<Response<Full<Bytes>>, Infallible>>()
+        });
+        let mut answer = pin!(outer.layer(inner.layer(service)).oneshot(request()));
+        assert!(poll(answer.as_mut(), Waker::noop()).is_pending());
+        assert_eq!(seen.ctx().remaining(), Some(ms(100)));
+        stops[ends].cancel();
+        assert!(seen.ctx().is_done());
+        assert_eq!(answer.await.unwrap().status(), 503);
+    }
+}
+
 // The body.
+
+type Sender = mpsc::UnboundedSender<Result<Frame<Bytes>, BoxError>>;
 
 /// A handler that streams what is sent, with the context noted.
 async fn streaming(
     layer: ServerLayer,
     request: Request<()>,
     seen: &Seen,
-) -> (mpsc::UnboundedSender<Result<Frame<Bytes>, BoxError>>, ServerBody<ChannelBody>) {
+) -> (Sender, ServerBody<ChannelBody>) {
+    streaming_as("text/plain", layer, request, seen).await
+}
+
+async fn streaming_as(
+    content_type: &str,
+    layer: ServerLayer,
+    request: Request<()>,
+    seen: &Seen,
+) -> (Sender, ServerBody<ChannelBody>) {
     let (send, body) = channel_body();
     let body = Mutex::new(Some(body));
     let response = call(layer, request, async |request| {
         seen.note(&request);
-        Response::new(body.lock().unwrap().take().unwrap())
+        let body = body.lock().unwrap().take().unwrap();
+        Response::builder().header("content-type", content_type).body(body).unwrap()
     })
     .await;
     (send, response.into_body())
@@ -351,7 +384,14 @@ async fn a_deadline_amidst_the_body_breaks_it_off() {
     assert!(body.frame().await.is_none());
     assert!(send.is_closed(), "the body was dropped");
 
+    // Asked for as gRPC, but answered as nothing of the kind: trailers would make it look whole.
     let (send, mut body) = streaming(layer(Inbound::new()), grpc("50m"), &seen).await;
+    send.send(Ok(Frame::data("a".into()))).unwrap();
+    assert!(body.frame().await.unwrap().unwrap().is_data());
+    assert!(body.frame().await.unwrap().is_err());
+
+    let (send, mut body) =
+        streaming_as("application/grpc", layer(Inbound::new()), grpc("50m"), &seen).await;
     send.send(Ok(Frame::data("a".into()))).unwrap();
     assert!(body.frame().await.unwrap().unwrap().is_data());
     let trailers = body.frame().await.unwrap().unwrap().into_trailers().unwrap();
@@ -408,6 +448,37 @@ async fn sizes_pass_through() {
         call(layer(Inbound::new()), request(), async |_| Response::new(Empty::<Bytes>::new())).await;
     assert_eq!(empty.body().size_hint().exact(), Some(0));
     assert!(empty.body().is_end_stream());
+}
+
+/// Over from the start, which it does not say in its size.
+struct Over;
+
+impl Body for Over {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_over_at_once_is_answered_at_once() {
+    let seen = Seen::default();
+    let response = call(layer(Inbound::new()), request(), async |request| {
+        seen.note(&request);
+        Response::new(Over)
+    })
+    .await;
+    assert_eq!(seen.end(), RequestEnd::Answered);
+    drop(response);
 }
 
 /// Says how long it is, and does not know its own end.

@@ -29,6 +29,9 @@ use crate::{BoxError, Context, Error};
 /// The error is then an [`Error`] in a box, or, for a gRPC call and with the feature `tonic`, the `Status`
 /// that says the same.
 ///
+/// What comes before the request is not bounded, for lack of one: a service that may take long to be ready
+/// is waited for within [`run`](Context::run).
+///
 /// ```
 /// use bytes::Bytes;
 /// use http_body_util::Empty;

@@ -17,6 +17,8 @@
 //!
 //! - The layers go outside of whatever moves a request to another task (`tower::buffer`, say): the current
 //!   context stays behind there.
+//! - A WebSocket outlives its request, and so does what is to be finished for a client that has left: derive
+//!   its context from [`without_cancel`](crate::Context::without_cancel).
 //! - A server that has not read a request's body to its end may not notice, over HTTP/1, that the client has left.
 //! - Deadlines of some ten milliseconds need `TCP_NODELAY` on every side, or a small body waits up to 40 ms
 //!   for an acknowledgment. tonic's channels set it; hyper-util's `HttpConnector` and `axum::serve` have to be told.

@@ -37,7 +37,8 @@ use crate::{BoxError, Context};
 /// - with the service: the same, with `503 Service Unavailable`, for gRPC `UNAVAILABLE`. To let requests
 ///   come to their end first, end the service's context after them.
 ///
-/// What the client is told is those words and no more.
+/// What the client is told is those words and no more. Of two such layers, one within the other, the inner
+/// one's contexts are below the outer one's.
 ///
 /// Where a gRPC call gives a timeout, two milliseconds of it (an eighth, if that is less) are kept back, so
 /// that the answer comes before the client's own timer and before that of tonic's server, which answers
@@ -126,7 +127,11 @@ where
         let Config { service, inbound, place } = &*self.config;
         let reply = Reply::to(request.headers());
         let head_start = if reply == Reply::Http { |_| Duration::ZERO } else { head_start };
-        let (ctx, guard) = match inbound.derive(service, request.headers(), place, head_start) {
+        let parent = match request.extensions().get::<Context>() {
+            None => service.clone(),
+            Some(outer) => under_both(outer, service),
+        };
+        let (ctx, guard) = match inbound.derive(&parent, request.headers(), place, head_start) {
             Ok(child) => child,
             Err(bad) => return ServerFuture::refused(reply.bad_header(&bad), service),
         };
@@ -139,6 +144,13 @@ where
         let handler = ctx.sync_scope(|| live.ending.watch(|| self.inner.call(request)));
         ServerFuture { live: Some(live), refusal: None, wait: Wait::new(ctx), handler: Some(handler) }
     }
+}
+
+/// What the requests of a layer within another are derived from: deadlines shrink there as well.
+fn under_both(outer: &Context, service: &Context) -> Context {
+    let (both, guard) = outer.merge(service);
+    guard.detach();
+    both
 }
 
 /// What is kept back of the time that a gRPC call gave: more than timers are coarse.
@@ -245,21 +257,16 @@ impl Live {
             head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         let left = length.or(body.size_hint().exact());
         let silent = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        if self.bodiless || silent || head.status.is_informational() || left == Some(0) {
+        let over = body.is_end_stream();
+        if over || self.bodiless || silent || head.status.is_informational() || left == Some(0) {
             // Whoever sends this may drop the body without a look at it.
             self.ending.expect(RequestEnd::Answered);
         }
-        let ending = match body.is_end_stream() {
-            true => None,
-            false => Some(self.ending),
-        };
-        let body = ServerBody {
-            ending,
-            reply: self.reply,
-            left,
-            own: None,
-            body: Some(Bounded::new(ctx.clone(), body)),
-        };
+        // What was asked for as gRPC need not be answered so; a body of another kind is broken off.
+        let reply = Reply::to(&head.headers);
+        let ending = Some(self.ending).filter(|_| !over);
+        let body =
+            ServerBody { ending, reply, left, own: None, body: Some(Bounded::new(ctx.clone(), body)) };
         Response::from_parts(head, body)
     }
 }
