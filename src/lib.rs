@@ -85,6 +85,7 @@ mod token;
 mod trace;
 mod value;
 
+pub mod guide;
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub mod wire;
