@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_ctx::Context;
 use tokio_ctx::wire::{ClientLayer, ClientService, Inbound, Outbound, ServerLayer};
+use tower::util::MapFutureLayer;
 use tower::{Layer, ServiceExt};
 
 use crate::load::{busy, has_wrk, load};
@@ -23,8 +24,8 @@ use crate::{quartiles, verdict};
 
 /// The least share of the requests per second that is to be left.
 const TARGET: f64 = 0.98;
-/// Each with its layers, after the same without.
-const PATHS: [&str; 4] = ["/bare", "/layered", "/asks-bare", "/asks-layered"];
+/// Without a layer, with a timeout by hand, with ours; and one that asks the others, without and with.
+const PATHS: [&str; 5] = ["/bare", "/timeout", "/layered", "/asks-bare", "/asks-layered"];
 
 type Plain = Client<HttpConnector, Body>;
 
@@ -42,8 +43,10 @@ pub fn report(rounds: usize) {
     println!("### An axum server, load by {by}\n");
     println!("| | requests per second | with the layers | share left | of CPU time, ratio | target | |");
     println!("| --- | --- | --- | --- | --- | --- | --- |");
-    let [bare, layered, asks_bare, asks_layered] = &rates;
+    let [bare, timeout, layered, asks_bare, asks_layered] = &rates;
+    line("for comparison, `tokio::time::timeout` by hand", bare, timeout);
     line("the server's layer", bare, layered);
+    line("the server's layer, beside the timeout by hand", timeout, layered);
     line("the server's layers and the client's, in one that asks the other", asks_bare, asks_layered);
 }
 
@@ -113,6 +116,12 @@ fn serve() -> SocketAddr {
     let without = Router::new()
         .route("/bare", get(answer))
         .route("/asks-bare", get(asks_bare).with_state((at, client)));
-    runtime.spawn(async { axum::serve(listener, without.merge(with)).await.expect("it serves") });
+    // What a deadline costs by itself: a timer for each request.
+    let by_hand = MapFutureLayer::new(|answer| async {
+        tokio::time::timeout(Duration::from_secs(20), answer).await.expect("in time")
+    });
+    let by_hand = Router::new().route("/timeout", get(answer)).layer(by_hand);
+    let all = without.merge(by_hand).merge(with);
+    runtime.spawn(async { axum::serve(listener, all).await.expect("it serves") });
     at
 }

@@ -52,23 +52,27 @@ impl<B: Body> Bounded<B> {
         let mut this = self.project();
         let Some(mut body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(Step::Over) };
         let ctx = &*this.ctx;
-        let ended = match ctx.sync_scope(|| body.as_mut().poll_frame(cx)) {
+        let step = match ctx.sync_scope(|| body.as_mut().poll_frame(cx)) {
             Poll::Ready(Some(Ok(frame))) if frame.is_trailers() || body.is_end_stream() => {
-                return Poll::Ready(Step::Last(frame));
+                Step::Last(frame)
             }
             Poll::Ready(Some(Ok(frame))) => match ctx.err() {
                 None => return Poll::Ready(Step::Frame(frame)),
-                Some(ended) => ended,
+                Some(ended) => Step::Ended(ended),
             },
-            Poll::Ready(Some(Err(error))) => return Poll::Ready(Step::Failed(error)),
-            Poll::Ready(None) => return Poll::Ready(Step::Over),
+            Poll::Ready(Some(Err(error))) => Step::Failed(error),
+            Poll::Ready(None) => Step::Over,
             Poll::Pending => {
                 let wait = this.wait.get_or_insert_with(|| Box::pin(Wait::new(ctx.clone())));
-                ready!(wait.as_mut().poll(cx))
+                Step::Ended(ready!(wait.as_mut().poll(cx)))
             }
         };
-        ctx.sync_scope(|| this.body.set(None));
-        Poll::Ready(Step::Ended(ended))
+        // Nobody waits any more: what comes of the context now need not wake this task.
+        *this.wait = None;
+        if let Step::Ended(_) = step {
+            ctx.sync_scope(|| this.body.set(None));
+        }
+        Poll::Ready(step)
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {

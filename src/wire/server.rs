@@ -184,7 +184,7 @@ pin_project! {
     pub struct ServerFuture<F> {
         live: Option<Live>,
         // The layer's own answer, for a request that the handler is not asked.
-        refusal: Option<Response<Bytes>>,
+        refusal: Option<Box<Response<Bytes>>>,
         #[pin]
         wait: Wait<Context>,
         #[pin]
@@ -204,7 +204,7 @@ pin_project! {
 impl<F> ServerFuture<F> {
     fn refused(response: Response<Bytes>, service: &Context) -> Self {
         let wait = Wait::new(service.clone());
-        ServerFuture { live: None, refusal: Some(response), wait, handler: None }
+        ServerFuture { live: None, refusal: Some(Box::new(response)), wait, handler: None }
     }
 }
 
@@ -219,7 +219,7 @@ where
         const OVER: &str = "polled again after the response";
         let mut this = self.project();
         if let Some(refusal) = this.refusal.take() {
-            return Poll::Ready(Ok(refusal.map(ServerBody::own)));
+            return Poll::Ready(Ok((*refusal).map(ServerBody::own)));
         }
         let live = this.live.as_mut().expect(OVER);
         let handler = this.handler.as_mut().as_pin_mut().expect(OVER);
@@ -227,7 +227,10 @@ where
         let answer = match polled {
             Poll::Ready(Ok(response)) => {
                 let live = this.live.take().expect(OVER);
-                Ok(live.respond(response, this.wait.ctx()))
+                let ctx = this.wait.ctx().clone();
+                // Nobody waits here any more: the end need not wake this task.
+                this.wait.set(Wait::new(ctx.clone()));
+                Ok(live.respond(response, ctx))
             }
             Poll::Ready(Err(error)) => {
                 live.ending.expect(RequestEnd::Failed);
@@ -251,7 +254,7 @@ impl<F> fmt::Debug for ServerFuture<F> {
 }
 
 impl Live {
-    fn respond<B: Body>(mut self, response: Response<B>, ctx: &Context) -> Response<ServerBody<B>> {
+    fn respond<B: Body>(mut self, response: Response<B>, ctx: Context) -> Response<ServerBody<B>> {
         let (head, body) = response.into_parts();
         let length =
             head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
@@ -265,8 +268,7 @@ impl Live {
         // What was asked for as gRPC need not be answered so; a body of another kind is broken off.
         let reply = Reply::to(&head.headers);
         let ending = Some(self.ending).filter(|_| !over);
-        let body =
-            ServerBody { ending, reply, left, own: None, body: Some(Bounded::new(ctx.clone(), body)) };
+        let body = ServerBody { ending, reply, left, own: None, body: Some(Bounded::new(ctx, body)) };
         Response::from_parts(head, body)
     }
 }
