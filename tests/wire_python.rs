@@ -162,7 +162,7 @@ async fn our_end_ends_it_there() {
     assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Cancelled);
     assert_eq!(peer.says().await, ["ended"]);
 
-    let (ctx, _guard) = Context::background().with_timeout(ms(500));
+    let (ctx, _guard) = Context::background().with_timeout(ms(2000));
     let status = ctx.scope(health.check(ask("stuck"))).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert_eq!(peer.says().await[0], "remaining");

@@ -33,11 +33,11 @@ class Health(health_pb2_grpc.HealthServicer):
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 
     def Watch(self, request, context):
-        yield health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+        # By a callback: after an end, nobody comes back to what follows a yield.
         ended = threading.Event()
-        if context.add_callback(ended.set):
-            ended.wait(60)
-        say("ended")
+        context.add_callback(lambda: (say("ended"), ended.set()))
+        yield health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+        ended.wait(60)
 
 
 def serve():
