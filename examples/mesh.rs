@@ -77,6 +77,13 @@ async fn all() -> Result<(), BoxError> {
 
 /// One of them, until Ctrl-C.
 async fn alone(only: &str, port: u16, next: Option<SocketAddr>) -> Result<(), BoxError> {
+    if !["edge", "middle", "leaf"].contains(&only) {
+        return Err("--only takes edge, middle or leaf".into());
+    }
+    let next = next.ok_or("--next is missing: the address of the service behind this one");
+    if only != "leaf" {
+        next?;
+    }
     let (service, stop) = Context::background().with_cancel();
     tokio::spawn(async move {
         let why = match tokio::signal::ctrl_c().await {
@@ -89,12 +96,10 @@ async fn alone(only: &str, port: u16, next: Option<SocketAddr>) -> Result<(), Bo
     tokio::spawn(print(entries));
     let listener = listen(port).await?;
     println!("{only} at {}", listener.local_addr()?);
-    let next = next.ok_or("--next is missing: the address of the service behind this one");
     match only {
         "edge" => services::edge(service, listener, next?, journal).await,
         "middle" => services::middle(service, listener, next?, journal).await,
-        "leaf" => services::leaf(service, listener, journal).await,
-        _ => Err("--only takes edge, middle or leaf".into()),
+        _ => services::leaf(service, listener, journal).await,
     }
 }
 

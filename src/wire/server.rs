@@ -196,7 +196,9 @@ pin_project! {
             let mut this = this.project();
             // In this order: what a handler does when it is dropped may look at why.
             *this.live = None;
-            this.wait.ctx().sync_scope(|| this.handler.set(None));
+            if this.handler.is_some() {
+                this.wait.ctx().sync_scope(|| this.handler.set(None));
+            }
         }
     }
 }
