@@ -79,3 +79,31 @@ async fn an_end_before_the_query_begins_stops_it_all_the_same() {
     let error = sqlite::query(&ctx, opened, count).await.unwrap_err();
     assert!(sqlite::is_interrupt(&error));
 }
+
+#[test]
+fn a_runtime_that_shuts_down_amidst_a_query_does_not_wait_for_it() {
+    let runtime = common::current_thread();
+    let (started, is_started) = std::sync::mpsc::channel();
+    let (ctx, _guard) = Context::background().with_cancel();
+    runtime.spawn(async move {
+        let open = move || {
+            let connection = Connection::open_in_memory()?;
+            let mut started = Some(started);
+            let tick = move || {
+                if let Some(started) = started.take() {
+                    started.send(()).unwrap();
+                }
+                false
+            };
+            connection.progress_handler(100, Some(tick));
+            Ok(connection)
+        };
+        sqlite::query(&ctx, open, count).await
+    });
+    runtime.block_on(async {
+        while is_started.try_recv().is_err() {
+            tokio::time::sleep(ms(1)).await;
+        }
+    });
+    drop(runtime);
+}

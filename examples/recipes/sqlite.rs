@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rusqlite::{Connection, Error, ErrorCode};
+use rusqlite::{Connection, Error, ErrorCode, InterruptHandle};
 use tokio_ctx::Context;
 
 /// Runs `query` on a thread for blocking work, until `ctx` ends: then SQLite itself stops, with
@@ -22,14 +22,14 @@ pub async fn query<T: Send + 'static>(
     let ctx = ctx.clone();
     let run = move || {
         let connection = connection()?;
-        let interrupt = connection.get_interrupt_handle();
+        let interrupt = Interrupt(connection.get_interrupt_handle());
         let over = Arc::new(AtomicBool::new(false));
         let stop = ctx.after_func({
             let over = over.clone();
             // Again and again: an interrupt that comes between two statements is lost.
             move || async move {
                 while !over.load(Ordering::Acquire) {
-                    interrupt.interrupt();
+                    interrupt.0.interrupt();
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
             }
@@ -40,6 +40,15 @@ pub async fn query<T: Send + 'static>(
         result
     };
     tokio::task::spawn_blocking(run).await.expect("a query does not panic")
+}
+
+/// Also interrupts when it is dropped: a runtime that shuts down would wait for the query for ever.
+struct Interrupt(InterruptHandle);
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        self.0.interrupt();
+    }
 }
 
 /// Whether it was the context that stopped the query.
