@@ -176,10 +176,21 @@ impl Context {
         budget: Duration,
         cause: Option<BoxError>,
     ) -> (Context, CancelGuard) {
-        // Tokio's timer rounds up: what lies at the very end of time would overflow there.
-        let at = at.filter(|at| at.checked_add(Duration::from_secs(1)).is_some());
-        let limit = at.map(|at| Limit { at, now, budget, cause });
-        self.derive(Token::new(self.token(), limit, Location::caller()))
+        self.derive(Token::new(self.token(), limit(at, now, budget, cause), Location::caller()))
+    }
+
+    /// A child that is told to have been made at that line, for those whose own line says nothing.
+    #[cfg(feature = "http")]
+    pub(crate) fn child_made_at(
+        &self,
+        made_at: &'static Location<'static>,
+        budget: Option<(Duration, BoxError)>,
+    ) -> (Context, CancelGuard) {
+        let limit = budget.and_then(|(budget, cause)| {
+            let now = now();
+            limit(now.checked_add(budget), now, budget, Some(cause))
+        });
+        self.derive(Token::new(self.token(), limit, made_at))
     }
 
     /// A context that carries `value` as well, found by its type. Go's `context.WithValue`.
@@ -244,6 +255,12 @@ impl Context {
     pub(crate) fn is_todo(&self) -> bool {
         self.todo
     }
+}
+
+fn limit(at: Option<Instant>, now: Instant, budget: Duration, cause: Option<BoxError>) -> Option<Limit> {
+    // Tokio's timer rounds up: what lies at the very end of time would overflow there.
+    let at = at.filter(|at| at.checked_add(Duration::from_secs(1)).is_some());
+    at.map(|at| Limit { at, now, budget, cause })
 }
 
 // Ask.

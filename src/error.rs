@@ -92,11 +92,25 @@ pub(crate) enum How {
     Canceled(&'static Location<'static>),
     GuardDropped,
     Token,
+    /// By a context of another process, of which no more than the kind is known.
+    #[cfg(feature = "tonic")]
+    Peer(ErrorKind),
 }
 
 impl Error {
     pub(crate) fn new(origin: Origin, cause: Option<BoxError>) -> Error {
         Error(Arc::new(Record { origin, cause }))
+    }
+
+    /// What a peer said, at the line where that is made an error.
+    #[cfg(feature = "tonic")]
+    pub(crate) fn told_by_peer(
+        kind: ErrorKind,
+        made_at: &'static Location<'static>,
+        cause: BoxError,
+    ) -> Error {
+        let (how, ended_at) = (How::Peer(kind), crate::sync::now());
+        Error::new(Origin { made_at, how, budget: None, ended_at }, Some(cause))
     }
 
     /// What kind of end it was.
@@ -112,6 +126,8 @@ impl Error {
         match self.0.origin.how {
             How::Deadline => ErrorKind::DeadlineExceeded,
             How::Canceled(_) | How::GuardDropped | How::Token => ErrorKind::Canceled,
+            #[cfg(feature = "tonic")]
+            How::Peer(kind) => kind,
         }
     }
 
@@ -218,7 +234,7 @@ impl Origin {
     pub fn canceled_at(&self) -> Option<&'static Location<'static>> {
         match self.how {
             How::Canceled(place) => Some(place),
-            How::Deadline | How::GuardDropped | How::Token => None,
+            _ => None,
         }
     }
 
@@ -273,6 +289,14 @@ impl fmt::Display for Error {
             }
             (How::Token, _) => {
                 write!(f, "context canceled by the CancellationToken given at {made_at}")?
+            }
+            #[cfg(feature = "tonic")]
+            (How::Peer(ErrorKind::DeadlineExceeded), _) => {
+                write!(f, "context deadline exceeded: told by a peer at {made_at}")?
+            }
+            #[cfg(feature = "tonic")]
+            (How::Peer(ErrorKind::Canceled), _) => {
+                write!(f, "context canceled: told by a peer at {made_at}")?
             }
         }
         match &self.0.cause {

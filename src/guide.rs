@@ -7,6 +7,8 @@
 //!   it.
 //! - [Testing code that takes a context](testing): a clock that stands still, ends on demand, and tests that
 //!   fail if something is left behind.
+//! - [From service to service](from_service_to_service): the same deadline one service further, put into an
+//!   existing axum or tonic program in ten lines.
 
 #[doc = include_str!("guide/coming_from_go.md")]
 pub mod coming_from_go {}
@@ -19,3 +21,6 @@ pub mod cancel_safety {}
 
 #[doc = include_str!("guide/testing.md")]
 pub mod testing {}
+
+#[doc = include_str!("guide/from_service_to_service.md")]
+pub mod from_service_to_service {}

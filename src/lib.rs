@@ -56,6 +56,8 @@
 //! | run code that blocks | [`Context::spawn_blocking`], [`Context::done_blocking`], [`Context::sleep_blocking`] |
 //! | test code that takes a context | the module [`testing`](testing/index.html) |
 //! | learn why and where it ended | [`Error`], [`Origin`] |
+//! | give each request of a server a context, and pass it on | `wire::ServerLayer`, `wire::ClientLayer` |
+//! | do that without tower | `Context::extract`, `Context::inject` |
 //!
 //! # What holds
 //!
@@ -68,22 +70,27 @@
 //!
 //! `tracing` (default): one `DEBUG` event, target `tokio_ctx`, when a context ends by its deadline or is
 //! cancelled, with the fields `kind`, `cause`, `budget_ms`, `derived_at`, `canceled_at` and `lived_ms`;
-//! and `Context::instrument`.
+//! and `Context::instrument`. A `WARN` for a header of a request that is left aside.
 //!
-//! Not everyone needs the others, which are named like Tokio's own:
+//! Not everyone needs the others, which are named like Tokio's own, or like what they are for:
 //!
 //! - `signal`: the module `signal`, contexts that end on a signal.
 //! - `process`: the module `process`, child processes that end with a context.
 //! - `io`: the module `io`, readers and writers that do.
+//! - `http`: the module `wire`, a context in the headers of a request.
+//! - `tower`: its layers for servers and clients.
+//! - `axum`: `Context` as an extractor, `Error` as a response.
+//! - `tonic`: `Error` as a `Status` and back, `Context` in requests.
 //! - `test-util`: the module `testing`, a context that ends with its test and fails it if something is left.
 //! - `full`: all of these, and the guides.
 //!
 //! # Guides
 //!
-//! Beside this reference stand four guides, all of whose code is tested: [Coming from
+//! Beside this reference stand five guides, all of whose code is tested: [Coming from
 //! Go](guide/coming_from_go/index.html), [Coming from `CancellationToken` and
-//! `timeout`](guide/coming_from_tokens/index.html), [Cancel safety](guide/cancel_safety/index.html) and
-//! [Testing code that takes a context](guide/testing/index.html).
+//! `timeout`](guide/coming_from_tokens/index.html), [Cancel safety](guide/cancel_safety/index.html),
+//! [Testing code that takes a context](guide/testing/index.html) and [From service to
+//! service](guide/from_service_to_service/index.html).
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -101,10 +108,12 @@ mod guard;
 // Costs nobody anything: there is nothing in it but documentation.
 #[cfg(all(
     any(doc, doctest),
+    feature = "axum",
     feature = "io",
     feature = "process",
     feature = "signal",
-    feature = "test-util"
+    feature = "test-util",
+    feature = "tonic"
 ))]
 pub mod guide;
 mod interop;
@@ -128,6 +137,9 @@ mod token;
 mod trace;
 mod value;
 mod when;
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+pub mod wire;
 mod workers;
 
 #[cfg(doctest)]

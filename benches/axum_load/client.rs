@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::Load;
+use super::Load;
 
 const CONNECTIONS: usize = 32;
 
-pub fn load(at: SocketAddr, route: &str, seconds: u64) -> Load {
-    let request = format!("GET /{route}/7 HTTP/1.1\r\nhost: {at}\r\n\r\n");
+pub fn load(at: SocketAddr, path: &str, headers: &[&str], seconds: u64) -> Load {
+    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {at}\r\n{headers}\r\n");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {
         let start = Instant::now();

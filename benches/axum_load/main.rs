@@ -8,12 +8,10 @@
 //! Requests per second are what the machine had left for this. Where it has other work as well, the time
 //! that the server's threads took for a request says more; it is given beside them.
 
-mod client;
+mod load;
 mod routes;
 
-use std::fs;
 use std::net::SocketAddr;
-use std::process::{self, Command};
 
 use tokio::net::TcpListener;
 use tokio_ctx::Context;
@@ -28,12 +26,6 @@ const ROUTES: [&str; 4] = ["without", "with", "bounded", "by-hand"];
 struct Plan {
     rounds: usize,
     seconds: u64,
-}
-
-/// What a load came to.
-pub struct Load {
-    requests: f64,
-    seconds: f64,
 }
 
 /// Requests per second, and the microseconds that the server's threads took for each.
@@ -63,14 +55,14 @@ fn main() {
 }
 
 fn rate(at: SocketAddr, route: &str, seconds: u64) -> Rate {
-    let before = busy();
-    let load = if has_wrk() { wrk(at, route, seconds) } else { client::load(at, route, seconds) };
-    let micros = busy().zip(before).map(|(after, before)| (after - before) / load.requests);
+    let before = load::busy();
+    let load = load::load(at, &format!("/{route}/7"), &[], seconds);
+    let micros = load::busy().zip(before).map(|(after, before)| (after - before) / load.requests);
     Rate { per_second: load.requests / load.seconds, micros }
 }
 
 fn report([without, with, bounded, by_hand]: &[Vec<Rate>; 4]) {
-    let by = if has_wrk() { "wrk" } else { "a plain client" };
+    let by = if load::has_wrk() { "wrk" } else { "a plain client" };
     println!("### An axum handler, load by {by}\n");
     println!("| handler | requests per second | share | CPU time for each, µs | ratio | target | |");
     println!("| --- | --- | --- | --- | --- | --- | --- |");
@@ -117,18 +109,6 @@ fn sorted(mut samples: Vec<f64>) -> Vec<f64> {
     samples
 }
 
-/// Microseconds that all threads but the first, which asks, have run; Linux alone says so.
-fn busy() -> Option<f64> {
-    let mut nanos = 0.0;
-    for thread in fs::read_dir("/proc/self/task").ok()?.flatten() {
-        if thread.file_name() != *process::id().to_string() {
-            let said = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-            nanos += said.split(' ').next()?.parse::<f64>().ok()?;
-        }
-    }
-    Some(nanos / 1e3)
-}
-
 /// A server, as `#[tokio::main]` would run it, for as long as the process lives.
 fn serve() -> SocketAddr {
     let runtime = Box::leak(Box::new(tokio::runtime::Runtime::new().expect("a runtime")));
@@ -139,25 +119,4 @@ fn serve() -> SocketAddr {
     let at = listener.local_addr().expect("an address");
     runtime.spawn(async { axum::serve(listener, routes).await.expect("it serves") });
     at
-}
-
-fn has_wrk() -> bool {
-    Command::new("wrk").arg("-v").output().is_ok()
-}
-
-fn wrk(at: SocketAddr, route: &str, seconds: u64) -> Load {
-    let url = format!("http://{at}/{route}/7");
-    let mut command = Command::new("wrk");
-    command.args(["-t1", "-c32", &format!("-d{seconds}s"), &url]);
-    let said = command.output().expect("wrk runs").stdout;
-    let said = String::from_utf8_lossy(&said);
-    assert!(!said.contains("Non-2xx"), "{said}");
-    // "  20434 requests in 2.00s, 2.14MB read"
-    let counted = said.lines().find_map(|line| line.split_once(" requests in "));
-    let (requests, rest) = counted.unwrap_or_else(|| panic!("no count in: {said}"));
-    let seconds = rest.split_once('s').map(|(seconds, _)| seconds.parse().expect("a number"));
-    Load {
-        requests: requests.trim().parse().expect("a number"),
-        seconds: seconds.expect("how long it took"),
-    }
 }

@@ -1,0 +1,54 @@
+//! Load for a server, by `wrk` or without, and what it costs the server.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::{self, Command};
+
+#[path = "client.rs"]
+mod client;
+
+/// What a load came to.
+pub struct Load {
+    pub requests: f64,
+    pub seconds: f64,
+}
+
+pub fn load(at: SocketAddr, path: &str, headers: &[&str], seconds: u64) -> Load {
+    if has_wrk() { wrk(at, path, headers, seconds) } else { client::load(at, path, headers, seconds) }
+}
+
+/// Microseconds that all threads but the first, which asks, have run; Linux alone says so.
+pub fn busy() -> Option<f64> {
+    let mut nanos = 0.0;
+    for thread in fs::read_dir("/proc/self/task").ok()?.flatten() {
+        if thread.file_name() != *process::id().to_string() {
+            let said = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            nanos += said.split(' ').next()?.parse::<f64>().ok()?;
+        }
+    }
+    Some(nanos / 1e3)
+}
+
+pub fn has_wrk() -> bool {
+    Command::new("wrk").arg("-v").output().is_ok()
+}
+
+fn wrk(at: SocketAddr, path: &str, headers: &[&str], seconds: u64) -> Load {
+    let url = format!("http://{at}{path}");
+    let mut command = Command::new("wrk");
+    command.args(["-t1", "-c32", &format!("-d{seconds}s"), &url]);
+    for header in headers {
+        command.args(["-H", header]);
+    }
+    let said = command.output().expect("wrk runs").stdout;
+    let said = String::from_utf8_lossy(&said);
+    assert!(!said.contains("Non-2xx"), "{said}");
+    // "  20434 requests in 2.00s, 2.14MB read"
+    let counted = said.lines().find_map(|line| line.split_once(" requests in "));
+    let (requests, rest) = counted.unwrap_or_else(|| panic!("no count in: {said}"));
+    let seconds = rest.split_once('s').map(|(seconds, _)| seconds.parse().expect("a number"));
+    Load {
+        requests: requests.trim().parse().expect("a number"),
+        seconds: seconds.expect("how long it took"),
+    }
+}

@@ -1,0 +1,100 @@
+//! axum: a context as an extractor, an error as a response.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
+use axum_core::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::request::Parts;
+
+use crate::{Context, Error, ErrorKind};
+
+/// The request's context, which a [`ServerLayer`](crate::wire::ServerLayer) around the route has made.
+///
+/// Without one the request is answered `500 Internal Server Error`, by [`MissingContext`]: a handler that
+/// counts on a deadline is not to run without. `Option<Context>` takes it as it comes.
+///
+/// ```
+/// use axum::{Router, routing::get};
+/// use tokio_ctx::{Context, wire::{Inbound, ServerLayer}};
+///
+/// async fn left(ctx: Context) -> String {
+///     format!("{:?} left", ctx.remaining())
+/// }
+///
+/// let layer = ServerLayer::new(Context::background(), Inbound::new());
+/// let app: Router = Router::new().route("/left", get(left)).layer(layer);
+/// ```
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+impl<S: Sync> FromRequestParts<S> for Context {
+    type Rejection = MissingContext;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, MissingContext> {
+        parts.extensions.get::<Context>().cloned().ok_or(MissingContext(()))
+    }
+}
+
+/// The request's context, if there is a [`ServerLayer`](crate::wire::ServerLayer) around the route.
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+impl<S: Sync> OptionalFromRequestParts<S> for Context {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Option<Self>, Self::Rejection> {
+        Ok(parts.extensions.get::<Context>().cloned())
+    }
+}
+
+/// Why a handler got no [`Context`]: there is no [`ServerLayer`](crate::wire::ServerLayer) around its route.
+///
+/// ```
+/// use axum::extract::FromRequestParts;
+/// use tokio_ctx::Context;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let (mut parts, ()) = http::Request::new(()).into_parts();
+/// let missing = <Context as FromRequestParts<()>>::from_request_parts(&mut parts, &()).await.unwrap_err();
+/// assert!(missing.to_string().contains("ServerLayer"));
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct MissingContext(());
+
+impl fmt::Display for MissingContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the request has no context: put a tokio_ctx::wire::ServerLayer around the route")
+    }
+}
+
+impl StdError for MissingContext {}
+
+impl IntoResponse for MissingContext {
+    fn into_response(self) -> Response {
+        (StatusCode::INTERNAL_SERVER_ERROR, self.to_string()).into_response()
+    }
+}
+
+/// `504 Gateway Timeout` for a deadline, `503 Service Unavailable` for a cancel, and a few words.
+///
+/// Lines, causes and budgets stay here.
+///
+/// ```
+/// use std::time::Duration;
+/// use axum::response::IntoResponse;
+/// use tokio_ctx::Context;
+///
+/// let (ctx, _guard) = Context::background().with_timeout(Duration::ZERO);
+/// let response = ctx.err().unwrap().into_response();
+/// assert_eq!(response.status(), 504);
+/// ```
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        match self.kind() {
+            ErrorKind::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "deadline exceeded\n"),
+            ErrorKind::Canceled => (StatusCode::SERVICE_UNAVAILABLE, "request canceled\n"),
+        }
+        .into_response()
+    }
+}

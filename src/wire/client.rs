@@ -1,0 +1,230 @@
+//! The client's layer: a call within a context, told to the far side.
+
+use std::fmt;
+use std::future::Future;
+use std::panic::Location;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{self, Poll, ready};
+
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::body::{Bounded, Step};
+use super::outbound::Outbound;
+use super::reply::Reply;
+use crate::done::Wait;
+use crate::{BoxError, Context, Error};
+
+/// Bounds the calls of a client by their context, and tells the far side how much time is left.
+///
+/// The context is the one in the request's extensions, if there is one, otherwise
+/// [`current`](Context::current). If it has ended, the call fails at once and nothing is sent. If it ends
+/// during the call, the request is dropped, which resets an HTTP/2 stream and closes an HTTP/1 connection, so
+/// that the far side learns of it; so is a response's body that has not ended.
+///
+/// The error is then an [`Error`] in a box, or, for a gRPC call and with the feature `tonic`, the `Status`
+/// that says the same.
+///
+/// What comes before the request is not bounded, for lack of one: a service that may take long to be ready
+/// is waited for within [`run`](Context::run).
+///
+/// ```
+/// use bytes::Bytes;
+/// use http_body_util::Empty;
+/// use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+/// use tokio_ctx::{Context, Error, wire::{ClientLayer, Outbound}};
+/// use tower::{Layer, Service, ServiceExt};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+/// let mut client = ClientLayer::new(Outbound::new()).layer(client);
+///
+/// let (ctx, guard) = Context::background().with_cancel();
+/// guard.cancel();
+/// let request = http::Request::get("http://127.0.0.1:9/").extension(ctx).body(Empty::new()).unwrap();
+/// let error = client.ready().await.unwrap().call(request).await.unwrap_err();
+/// assert!(error.downcast_ref::<Error>().unwrap().is_canceled());
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct ClientLayer {
+    outbound: Arc<Outbound>,
+    place: &'static Location<'static>,
+}
+
+impl ClientLayer {
+    /// A layer that tells the far side what `outbound` says.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::wire::{ClientLayer, Outbound};
+    ///
+    /// let layer = ClientLayer::new(Outbound::new().margin(Duration::from_millis(5)));
+    /// ```
+    #[track_caller]
+    pub fn new(outbound: Outbound) -> ClientLayer {
+        ClientLayer { outbound: Arc::new(outbound), place: Location::caller() }
+    }
+}
+
+impl<S> Layer<S> for ClientLayer {
+    type Service = ClientService<S>;
+
+    fn layer(&self, inner: S) -> ClientService<S> {
+        ClientService { inner, layer: self.clone() }
+    }
+}
+
+/// A service whose calls are bounded by their context. Made by [`ClientLayer`].
+#[derive(Clone, Debug)]
+pub struct ClientService<S> {
+    inner: S,
+    layer: ClientLayer,
+}
+
+impl<S, A, B> Service<Request<A>> for ClientService<S>
+where
+    S: Service<Request<A>, Response = Response<B>>,
+    S::Error: Into<BoxError>,
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<ClientBody<B>>;
+    type Error = BoxError;
+    type Future = ClientFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, mut request: Request<A>) -> Self::Future {
+        let ctx = request.extensions().get::<Context>().cloned().unwrap_or_else(Context::current);
+        let grpc = Reply::to(request.headers()) != Reply::Http;
+        let ClientLayer { outbound, place } = &self.layer;
+        let (call, refusal) = match outbound.inject(&ctx, request.headers_mut(), place) {
+            Ok(()) => (Some(self.inner.call(request)), None),
+            Err(ended) => (None, Some(ended)),
+        };
+        ClientFuture { wait: Wait::new(ctx), call, refusal, grpc }
+    }
+}
+
+pin_project! {
+    /// The response to come. Made by [`ClientService`].
+    ///
+    /// # Panics
+    ///
+    /// When polled again after it was ready; and as [`Context::done`] without a time driver.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ClientFuture<F> {
+        #[pin]
+        wait: Wait<Context>,
+        #[pin]
+        call: Option<F>,
+        refusal: Option<Error>,
+        grpc: bool,
+    }
+}
+
+impl<F, B, E> Future for ClientFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    E: Into<BoxError>,
+    B: Body,
+{
+    type Output = Result<Response<ClientBody<B>>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        if let Some(refusal) = this.refusal.take() {
+            return Poll::Ready(Err(ended(refusal, *this.grpc)));
+        }
+        let call = this.call.as_mut().as_pin_mut().expect("polled again after the response");
+        let answer = match call.poll(cx) {
+            Poll::Ready(Ok(response)) => Ok(response.map(|body| ClientBody {
+                body: Bounded::new(this.wait.ctx().clone(), body),
+                grpc: *this.grpc,
+            })),
+            Poll::Ready(Err(error)) => Err(failed(error.into(), *this.grpc)),
+            Poll::Pending => Err(ended(ready!(this.wait.as_mut().poll(cx)), *this.grpc)),
+        };
+        this.call.set(None);
+        Poll::Ready(answer)
+    }
+}
+
+/// The error of a context, as the client's code above expects it.
+fn ended(error: Error, grpc: bool) -> BoxError {
+    #[cfg(feature = "tonic")]
+    if grpc {
+        return tonic::Status::from(error).into();
+    }
+    let _ = grpc;
+    error.into()
+}
+
+/// An error of the call itself.
+fn failed(error: BoxError, grpc: bool) -> BoxError {
+    #[cfg(feature = "tonic")]
+    if grpc {
+        return super::tonic::known_timeout(error);
+    }
+    let _ = grpc;
+    error
+}
+
+impl<F> fmt::Debug for ClientFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ClientFuture").field(self.wait.ctx()).finish()
+    }
+}
+
+pin_project! {
+    /// A response's body, until the context ends: with that error. Made by [`ClientService`].
+    pub struct ClientBody<B> {
+        #[pin]
+        body: Bounded<B>,
+        grpc: bool,
+    }
+}
+
+impl<B> Body for ClientBody<B>
+where
+    B: Body,
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let this = self.project();
+        Poll::Ready(match ready!(this.body.poll_step(cx)) {
+            Step::Frame(frame) | Step::Last(frame) => Some(Ok(frame)),
+            Step::Over => None,
+            Step::Failed(error) => Some(Err(error.into())),
+            Step::Ended(error) => Some(Err(ended(error, *this.grpc))),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<B> fmt::Debug for ClientBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientBody").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,361 @@
+//! What a server believes of a request's headers, and the context it makes of them.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::panic::Location;
+use std::time::Duration;
+
+use http::HeaderMap;
+
+use super::timeout::{BadHeader, DeadlineHeader};
+use super::travel::{Carried, Travel};
+use super::warn::warn;
+use crate::{CancelGuard, Context};
+
+/// What a server believes of the headers of its requests.
+///
+/// [`new`](Self::new) believes all three deadline headers that are known, sets no deadline of its own,
+/// and takes no values over. A server that wants no request to run for ever gives a
+/// [`max_budget`](Self::max_budget), which also counts where the headers say nothing.
+///
+/// ```
+/// use std::time::Duration;
+/// use http::HeaderMap;
+/// use tokio_ctx::wire::Inbound;
+///
+/// let inbound =
+///     Inbound::new().max_budget(Duration::from_secs(30)).default_budget(Duration::from_secs(5));
+/// let budget = |timeout: Option<&'static str>| {
+///     let timeout = timeout.map(|timeout| ("grpc-timeout".parse().unwrap(), timeout.parse().unwrap()));
+///     inbound.budget(&HeaderMap::from_iter(timeout)).unwrap().unwrap()
+/// };
+/// assert_eq!(budget(Some("300m")), Duration::from_millis(300));
+/// assert_eq!(budget(Some("1H")), Duration::from_secs(30));
+/// assert_eq!(budget(None), Duration::from_secs(5));
+/// assert_eq!(budget(Some("soon")), Duration::from_secs(5));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Inbound {
+    believed: Vec<DeadlineHeader>,
+    max: Option<Duration>,
+    default: Option<Duration>,
+    strict: bool,
+    untrusted: bool,
+    carried: Carried,
+}
+
+impl Default for Inbound {
+    fn default() -> Self {
+        Inbound::new()
+    }
+}
+
+impl Inbound {
+    /// Believes `grpc-timeout`, `connect-timeout-ms` and `x-envoy-expected-rq-timeout-ms`.
+    ///
+    /// ```
+    /// use http::HeaderMap;
+    /// use tokio_ctx::wire::Inbound;
+    ///
+    /// assert_eq!(Inbound::new().budget(&HeaderMap::new()).unwrap(), None);
+    /// ```
+    pub fn new() -> Inbound {
+        Inbound {
+            believed: vec![DeadlineHeader::Grpc, DeadlineHeader::Connect, DeadlineHeader::Envoy],
+            max: None,
+            default: None,
+            strict: false,
+            untrusted: false,
+            carried: Carried::default(),
+        }
+    }
+
+    /// Believes these deadline headers and no others. If there are several, the earliest deadline counts.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use http::{HeaderMap, HeaderName};
+    /// use tokio_ctx::wire::{DeadlineHeader, Inbound};
+    ///
+    /// let own = DeadlineHeader::Millis(HeaderName::from_static("x-budget-ms"));
+    /// let inbound = Inbound::new().believe([own, DeadlineHeader::Grpc]);
+    /// let mut headers = HeaderMap::new();
+    /// headers.insert("x-budget-ms", "250".parse().unwrap());
+    /// headers.insert("connect-timeout-ms", "50".parse().unwrap());
+    /// assert_eq!(inbound.budget(&headers).unwrap(), Some(Duration::from_millis(250)));
+    /// ```
+    pub fn believe(mut self, headers: impl IntoIterator<Item = DeadlineHeader>) -> Self {
+        self.believed = headers.into_iter().collect();
+        self
+    }
+
+    /// The most time a request gets, whatever its headers say, and if they say nothing.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use http::HeaderMap;
+    /// use tokio_ctx::wire::Inbound;
+    ///
+    /// let inbound = Inbound::new().max_budget(Duration::from_secs(30));
+    /// let mut headers = HeaderMap::new();
+    /// headers.insert("grpc-timeout", "99999999H".parse().unwrap());
+    /// assert_eq!(inbound.budget(&headers).unwrap(), Some(Duration::from_secs(30)));
+    /// ```
+    pub fn max_budget(mut self, max: Duration) -> Self {
+        self.max = Some(max);
+        self
+    }
+
+    /// The time a request gets if no header that is believed says so, or one says it wrongly.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use http::HeaderMap;
+    /// use tokio_ctx::wire::Inbound;
+    ///
+    /// let inbound = Inbound::new().default_budget(Duration::from_secs(5));
+    /// assert_eq!(inbound.budget(&HeaderMap::new()).unwrap(), Some(Duration::from_secs(5)));
+    /// ```
+    pub fn default_budget(mut self, default: Duration) -> Self {
+        self.default = Some(default);
+        self
+    }
+
+    /// Refuses a request with a bad deadline header, which gets the default and a `WARN` otherwise.
+    ///
+    /// The answer is then `400 Bad Request`, with `INVALID_ARGUMENT` for gRPC.
+    ///
+    /// ```
+    /// use http::HeaderMap;
+    /// use tokio_ctx::wire::Inbound;
+    ///
+    /// let mut headers = HeaderMap::new();
+    /// headers.insert("grpc-timeout", "1e9S".parse().unwrap());
+    /// assert!(Inbound::new().budget(&headers).is_ok());
+    /// assert!(Inbound::new().strict().budget(&headers).is_err());
+    /// ```
+    pub fn strict(mut self) -> Self {
+        self.strict = true;
+        self
+    }
+
+    /// Believes nothing, whatever else is asked for: for the edge, where anybody can send anything.
+    ///
+    /// What is left are the default and the maximum, and the context to send on.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use http::HeaderMap;
+    /// use tokio_ctx::wire::Inbound;
+    ///
+    /// let edge = Inbound::new().untrusted().default_budget(Duration::from_secs(2));
+    /// let mut headers = HeaderMap::new();
+    /// headers.insert("grpc-timeout", "1n".parse().unwrap());
+    /// assert_eq!(edge.budget(&headers).unwrap(), Some(Duration::from_secs(2)));
+    /// ```
+    pub fn untrusted(mut self) -> Self {
+        self.untrusted = true;
+        self
+    }
+
+    /// Takes values of this type over, from the header of that name.
+    ///
+    /// See [`Travel`].
+    ///
+    /// ```
+    /// # use std::borrow::Cow;
+    /// # use tokio_ctx::wire::Travel;
+    /// # struct RequestId(String);
+    /// # impl Travel for RequestId {
+    /// #     const NAME: &'static str = "x-request-id";
+    /// #     fn encode(&self) -> Cow<'_, str> { Cow::Borrowed(&self.0) }
+    /// #     fn decode(text: &str) -> Option<Self> { Some(RequestId(text.into())) }
+    /// # }
+    /// use http::HeaderMap;
+    /// use tokio_ctx::{Context, wire::Inbound};
+    ///
+    /// let mut headers = HeaderMap::new();
+    /// headers.insert("x-request-id", "b7".parse().unwrap());
+    /// let inbound = Inbound::new().carry::<RequestId>();
+    /// let (ctx, _guard) = Context::background().extract(&headers, &inbound)?;
+    /// assert_eq!(ctx.value::<RequestId>().unwrap().0, "b7");
+    /// # Ok::<(), tokio_ctx::wire::BadHeader>(())
+    /// ```
+    pub fn carry<T: Travel>(mut self) -> Self {
+        self.carried.add::<T>(false);
+        self
+    }
+
+    /// Takes values of this type over, from the member with that key of the W3C `baggage` header.
+    ///
+    /// See [`Travel`]. A `baggage` header beyond the specification's limits, 8,192 bytes and 180
+    /// members, is dropped whole.
+    ///
+    /// ```
+    /// # use std::borrow::Cow;
+    /// # use tokio_ctx::wire::Travel;
+    /// # struct Tenant(String);
+    /// # impl Travel for Tenant {
+    /// #     const NAME: &'static str = "tenant";
+    /// #     fn encode(&self) -> Cow<'_, str> { Cow::Borrowed(&self.0) }
+    /// #     fn decode(text: &str) -> Option<Self> { Some(Tenant(text.into())) }
+    /// # }
+    /// use http::HeaderMap;
+    /// use tokio_ctx::{Context, wire::Inbound};
+    ///
+    /// let mut headers = HeaderMap::new();
+    /// headers.insert("baggage", "region=eu, tenant=caf%C3%A9;public".parse().unwrap());
+    /// let inbound = Inbound::new().carry_in_baggage::<Tenant>();
+    /// let (ctx, _guard) = Context::background().extract(&headers, &inbound)?;
+    /// assert_eq!(ctx.value::<Tenant>().unwrap().0, "café");
+    /// # Ok::<(), tokio_ctx::wire::BadHeader>(())
+    /// ```
+    pub fn carry_in_baggage<T: Travel>(mut self) -> Self {
+        self.carried.add::<T>(true);
+        self
+    }
+
+    /// The time that a request with these headers gets; `None`: as much as the service has.
+    ///
+    /// # Errors
+    ///
+    /// A bad deadline header, if [`strict`](Self::strict).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use http::HeaderMap;
+    /// use tokio_ctx::wire::Inbound;
+    ///
+    /// let mut headers = HeaderMap::new();
+    /// headers.insert("grpc-timeout", "2S".parse().unwrap());
+    /// assert_eq!(Inbound::new().budget(&headers).unwrap(), Some(Duration::from_secs(2)));
+    /// ```
+    pub fn budget(&self, headers: &HeaderMap) -> Result<Option<Duration>, BadHeader> {
+        Ok(self.told(headers)?.map(|(budget, _)| budget))
+    }
+
+    fn told(&self, headers: &HeaderMap) -> Result<Option<(Duration, Budget)>, BadHeader> {
+        let mut told = None;
+        let mut wrong = false;
+        let believed = if self.untrusted { &[][..] } else { &self.believed };
+        for header in believed {
+            match header.read(headers) {
+                Ok(timeout) => told = earliest(told, timeout, Budget::Caller),
+                Err(bad) if self.strict => return Err(bad),
+                Err(bad) => {
+                    warn(bad.name(), &bad);
+                    wrong = true;
+                }
+            }
+        }
+        if wrong || told.is_none() {
+            told = earliest(told, self.default, Budget::Default);
+        }
+        Ok(earliest(told, self.max, Budget::Maximum))
+    }
+
+    /// A child of `root` for a request with these headers, made at that line, with `head_start` of
+    /// what its caller gave kept back.
+    pub(crate) fn derive(
+        &self,
+        root: &Context,
+        headers: &HeaderMap,
+        made_at: &'static Location<'static>,
+        head_start: fn(Duration) -> Duration,
+    ) -> Result<(Context, CancelGuard), BadHeader> {
+        let budget = self.told(headers)?.map(|(budget, whose)| match whose {
+            Budget::Caller => (budget - head_start(budget), whose.into()),
+            Budget::Default | Budget::Maximum => (budget, whose.into()),
+        });
+        let (ctx, guard) = root.child_made_at(made_at, budget);
+        let ctx = if self.untrusted { ctx } else { self.carried.read(ctx, headers) };
+        Ok((ctx, guard))
+    }
+}
+
+fn earliest(
+    told: Option<(Duration, Budget)>,
+    other: Option<Duration>,
+    whose: Budget,
+) -> Option<(Duration, Budget)> {
+    match (told, other) {
+        (Some((budget, whose)), other) if other.is_none_or(|other| budget <= other) => {
+            Some((budget, whose))
+        }
+        (told, other) => other.map(|other| (other, whose)).or(told),
+    }
+}
+
+/// Who set a request's budget: the cause of an end by its deadline.
+///
+/// ```
+/// use std::time::Duration;
+/// use http::HeaderMap;
+/// use tokio_ctx::wire::{Budget, Inbound};
+/// use tokio_ctx::Context;
+///
+/// let mut headers = HeaderMap::new();
+/// headers.insert("grpc-timeout", "0n".parse().unwrap());
+/// let (ctx, _guard) = Context::background().extract(&headers, &Inbound::new())?;
+/// assert_eq!(ctx.err().unwrap().cause_as::<Budget>(), Some(&Budget::Caller));
+/// # Ok::<(), tokio_ctx::wire::BadHeader>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Budget {
+    /// The caller, in a header.
+    Caller,
+    /// The server: its [default](Inbound::default_budget).
+    Default,
+    /// The server: its [maximum](Inbound::max_budget).
+    Maximum,
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Budget::Caller => "as the caller asked",
+            Budget::Default => "the server's default",
+            Budget::Maximum => "the server's maximum",
+        })
+    }
+}
+
+impl StdError for Budget {}
+
+impl Context {
+    /// A child of this context for a request with these headers: what a server does that has no
+    /// [`ServerLayer`](crate::wire::ServerLayer).
+    ///
+    /// This context is the service's, so that the request ends with it. The deadline is what the headers
+    /// say, as far as `inbound` believes them, and no later than this context's own; an end by it has
+    /// the cause [`Budget`]. The values that `inbound` carries are in the child. The
+    /// guard ends it: keep it until the response has been sent.
+    ///
+    /// # Errors
+    ///
+    /// A bad deadline header, if `inbound` is [`strict`](Inbound::strict).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use http::HeaderMap;
+    /// use tokio_ctx::{Context, wire::Inbound};
+    ///
+    /// let (service, _stop) = Context::background().with_cancel();
+    /// let mut headers = HeaderMap::new();
+    /// headers.insert("grpc-timeout", "300m".parse().unwrap());
+    ///
+    /// let (ctx, _guard) = service.extract(&headers, &Inbound::new())?;
+    /// assert!(ctx.remaining().unwrap() <= Duration::from_millis(300));
+    /// # Ok::<(), tokio_ctx::wire::BadHeader>(())
+    /// ```
+    #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+    #[track_caller]
+    pub fn extract(
+        &self,
+        headers: &HeaderMap,
+        inbound: &Inbound,
+    ) -> Result<(Context, CancelGuard), BadHeader> {
+        inbound.derive(self, headers, Location::caller(), |_| Duration::ZERO)
+    }
+}

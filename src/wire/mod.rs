@@ -1,0 +1,70 @@
+//! From service to service: one service's context becomes the next one's.
+//!
+//! What crosses is the time that is left, never a date, so no clocks have to agree; the cancellation,
+//! since a request that is dropped closes its connection or resets its stream; and those values that
+//! were marked to [`Travel`].
+//!
+//! | | feature | use |
+//! |---|---|---|
+//! | a server on tower: axum, tonic, hyper | `tower` | [`ServerLayer`] |
+//! | a client on tower: hyper-util's, tonic's channels | `tower` | [`ClientLayer`] |
+//! | any other server | `http` | [`Context::extract`](crate::Context::extract) |
+//! | any other client, `reqwest` say | `http` | [`Context::inject`](crate::Context::inject), and [`run`](crate::Context::run) around the call |
+//! | the request's context in an axum handler | `axum` | [`Context`](crate::Context) as an argument; `?` on an [`Error`](crate::Error) answers 504 or 503 |
+//! | the request's context in a tonic handler | `tonic` | [`Context::of_request`](crate::Context::of_request); `?` on an `Error` gives a `Status` |
+//!
+//! # Traps
+//!
+//! - The layers go outside of whatever moves a request to another task (`tower::buffer`, say): the current
+//!   context stays behind there.
+//! - A WebSocket outlives its request, and so does what is to be finished for a client that has left: derive
+//!   its context from [`without_cancel`](crate::Context::without_cancel).
+//! - A server that has not read a request's body to its end may not notice, over HTTP/1, that the client has left.
+//! - Deadlines of some ten milliseconds need `TCP_NODELAY` on every side, or a small body waits up to 40 ms
+//!   for an acknowledgment. tonic's channels set it; hyper-util's `HttpConnector` and `axum::serve` have to be told.
+//! - A proxy that buffers hides a client that has left, and one that retries sends the same time twice.
+
+mod baggage;
+mod inbound;
+mod outbound;
+mod timeout;
+mod travel;
+mod warn;
+
+#[cfg(feature = "tower")]
+mod body;
+#[cfg(feature = "tower")]
+mod client;
+#[cfg(feature = "tower")]
+mod end;
+#[cfg(feature = "tower")]
+mod reply;
+#[cfg(feature = "tower")]
+mod server;
+
+#[cfg(feature = "axum")]
+mod axum;
+#[cfg(feature = "tonic")]
+mod tonic;
+
+pub use inbound::{Budget, Inbound};
+pub use outbound::Outbound;
+pub use timeout::{BadHeader, DeadlineHeader};
+pub use travel::Travel;
+
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use client::{ClientBody, ClientFuture, ClientLayer, ClientService};
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use end::RequestEnd;
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use server::{ServerBody, ServerFuture, ServerLayer, ServerService};
+
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+pub use axum::MissingContext;
+#[cfg(feature = "tonic")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
+pub use tonic::StatusExt;

@@ -1,0 +1,372 @@
+//! The server's layer: a context for each request, from its head to the end of its response.
+
+use std::fmt;
+use std::future::Future;
+use std::panic::Location;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{self, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use http::header::CONTENT_LENGTH;
+use http::{Method, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::body::{Bounded, Step};
+use super::end::{Ending, RequestEnd};
+use super::inbound::Inbound;
+use super::reply::Reply;
+use crate::done::Wait;
+use crate::{BoxError, Context};
+
+/// Gives each request of a server a context: for axum, tonic, hyper, and whatever else takes tower's layers.
+///
+/// The context is a child of the service's. Its deadline is what the request's headers say, as far as
+/// [`Inbound`] believes them. It is in the request's extensions and is
+/// [`current`](Context::current) in the handler, in the response's body, and in what the handler starts
+/// with [`Context::spawn`]. It ends:
+///
+/// - when the response's body has ended, trailers included, with the cause [`RequestEnd::Answered`];
+/// - when the client leaves before that, with [`RequestEnd::ClientLeft`];
+/// - by its deadline: the handler is dropped, and the answer is `504 Gateway Timeout`, or for gRPC
+///   `DEADLINE_EXCEEDED`; amidst a body, an error that breaks it off, or for gRPC the same status;
+/// - with the service: the same, with `503 Service Unavailable`, for gRPC `UNAVAILABLE`. To let requests
+///   come to their end first, end the service's context after them.
+///
+/// What the client is told is those words and no more. Of two such layers, one within the other, the inner
+/// one's contexts are below the outer one's.
+///
+/// Where a gRPC call gives a timeout, two milliseconds of it (an eighth, if that is less) are kept back, so
+/// that the answer comes before the client's own timer and before that of tonic's server, which answers
+/// `CANCELLED`.
+///
+/// ```
+/// use std::time::Duration;
+/// use axum::{Router, routing::get};
+/// use tokio_ctx::{Context, Error, wire::{Inbound, ServerLayer}};
+///
+/// async fn report(ctx: Context) -> Result<String, Error> {
+///     ctx.run(async { "all is well".to_string() }).await
+/// }
+///
+/// let (service, stop) = Context::background().with_cancel();
+/// let inbound = Inbound::new().max_budget(Duration::from_secs(30));
+/// let app: Router = Router::new()
+///     .route("/report", get(report))
+///     .layer(ServerLayer::new(service, inbound));
+/// # let _stop = stop;
+/// ```
+#[derive(Clone)]
+pub struct ServerLayer(Arc<Config>);
+
+struct Config {
+    service: Context,
+    inbound: Inbound,
+    place: &'static Location<'static>,
+}
+
+impl ServerLayer {
+    /// A layer whose requests end with the context `service`.
+    ///
+    /// The line of this call is the one that errors name as the context's origin.
+    ///
+    /// ```
+    /// use tokio_ctx::{Context, wire::{Inbound, ServerLayer}};
+    ///
+    /// let (service, _stop) = Context::background().with_cancel();
+    /// let layer = ServerLayer::new(service, Inbound::new());
+    /// ```
+    #[track_caller]
+    pub fn new(service: Context, inbound: Inbound) -> ServerLayer {
+        ServerLayer(Arc::new(Config { service, inbound, place: Location::caller() }))
+    }
+}
+
+impl<S> Layer<S> for ServerLayer {
+    type Service = ServerService<S>;
+
+    fn layer(&self, inner: S) -> ServerService<S> {
+        ServerService { inner, config: self.0.clone() }
+    }
+}
+
+impl fmt::Debug for ServerLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Config { service, inbound, .. } = &*self.0;
+        f.debug_struct("ServerLayer").field("service", service).field("inbound", inbound).finish()
+    }
+}
+
+/// A service whose requests have a context each. Made by [`ServerLayer`].
+#[derive(Clone)]
+pub struct ServerService<S> {
+    inner: S,
+    config: Arc<Config>,
+}
+
+impl<S, A, B> Service<Request<A>> for ServerService<S>
+where
+    S: Service<Request<A>, Response = Response<B>>,
+    B: Body,
+    B::Data: From<Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<ServerBody<B>>;
+    type Error = S::Error;
+    type Future = ServerFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<A>) -> Self::Future {
+        let Config { service, inbound, place } = &*self.config;
+        let reply = Reply::to(request.headers());
+        let head_start = if reply == Reply::Http { |_| Duration::ZERO } else { head_start };
+        let parent = match request.extensions().get::<Context>() {
+            None => service.clone(),
+            Some(outer) => under_both(outer, service),
+        };
+        let (ctx, guard) = match inbound.derive(&parent, request.headers(), place, head_start) {
+            Ok(child) => child,
+            Err(bad) => return ServerFuture::refused(reply.bad_header(&bad), service),
+        };
+        if let Some(ended) = ctx.err() {
+            return ServerFuture::refused(reply.ended(&ended), service);
+        }
+        let bodiless = matches!(*request.method(), Method::HEAD | Method::CONNECT);
+        let mut live = Live { ending: Ending::new(guard, place), reply, bodiless };
+        request.extensions_mut().insert(ctx.clone());
+        let handler = ctx.sync_scope(|| live.ending.watch(|| self.inner.call(request)));
+        ServerFuture { live: Some(live), refusal: None, wait: Wait::new(ctx), handler: Some(handler) }
+    }
+}
+
+/// What the requests of a layer within another are derived from: deadlines shrink there as well.
+fn under_both(outer: &Context, service: &Context) -> Context {
+    let (both, guard) = outer.merge(service);
+    guard.detach();
+    both
+}
+
+/// What is kept back of the time that a gRPC call gave: more than timers are coarse.
+fn head_start(budget: Duration) -> Duration {
+    Duration::from_millis(2).min(budget / 8)
+}
+
+impl<S: fmt::Debug> fmt::Debug for ServerService<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ServerService").field(&self.inner).finish()
+    }
+}
+
+/// A request that has been given to the handler.
+struct Live {
+    ending: Ending,
+    reply: Reply,
+    /// Whatever the response's body is, nobody will ask for it.
+    bodiless: bool,
+}
+
+pin_project! {
+    /// The response to come. Made by [`ServerService`].
+    ///
+    /// Dropped before it has come, it ends the request's context: the client has left.
+    ///
+    /// # Panics
+    ///
+    /// When polled again after it was ready; and as [`Context::done`] without a time driver.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ServerFuture<F> {
+        live: Option<Live>,
+        // The layer's own answer, for a request that the handler is not asked.
+        refusal: Option<Box<Response<Bytes>>>,
+        #[pin]
+        wait: Wait<Context>,
+        #[pin]
+        handler: Option<F>,
+    }
+
+    impl<F> PinnedDrop for ServerFuture<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            // In this order: what a handler does when it is dropped may look at why.
+            *this.live = None;
+            if this.handler.is_some() {
+                this.wait.ctx().sync_scope(|| this.handler.set(None));
+            }
+        }
+    }
+}
+
+impl<F> ServerFuture<F> {
+    fn refused(response: Response<Bytes>, service: &Context) -> Self {
+        let wait = Wait::new(service.clone());
+        ServerFuture { live: None, refusal: Some(Box::new(response)), wait, handler: None }
+    }
+}
+
+impl<F, B, E> Future for ServerFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    B: Body,
+{
+    type Output = Result<Response<ServerBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        const OVER: &str = "polled again after the response";
+        let mut this = self.project();
+        if let Some(refusal) = this.refusal.take() {
+            return Poll::Ready(Ok((*refusal).map(ServerBody::own)));
+        }
+        let live = this.live.as_mut().expect(OVER);
+        let handler = this.handler.as_mut().as_pin_mut().expect(OVER);
+        let polled = this.wait.ctx().sync_scope(|| live.ending.watch(|| handler.poll(cx)));
+        let answer = match polled {
+            Poll::Ready(Ok(response)) => {
+                let live = this.live.take().expect(OVER);
+                let ctx = this.wait.ctx().clone();
+                // Nobody waits here any more: the end need not wake this task.
+                this.wait.set(Wait::new(ctx.clone()));
+                Ok(live.respond(response, ctx))
+            }
+            Poll::Ready(Err(error)) => {
+                live.ending.expect(RequestEnd::Failed);
+                Err(error)
+            }
+            Poll::Pending => {
+                let ended = ready!(this.wait.as_mut().poll(cx));
+                Ok(live.reply.ended(&ended).map(ServerBody::own))
+            }
+        };
+        *this.live = None;
+        this.wait.ctx().sync_scope(|| this.handler.set(None));
+        Poll::Ready(answer)
+    }
+}
+
+impl<F> fmt::Debug for ServerFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ServerFuture").field(self.wait.ctx()).finish()
+    }
+}
+
+impl Live {
+    fn respond<B: Body>(mut self, response: Response<B>, ctx: Context) -> Response<ServerBody<B>> {
+        let (head, body) = response.into_parts();
+        let length =
+            head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let left = length.or(body.size_hint().exact());
+        let silent = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let over = body.is_end_stream();
+        if over || self.bodiless || silent || head.status.is_informational() || left == Some(0) {
+            // Whoever sends this may drop the body without a look at it.
+            self.ending.expect(RequestEnd::Answered);
+        }
+        // What was asked for as gRPC need not be answered so; a body of another kind is broken off.
+        let reply = Reply::to(&head.headers);
+        let ending = Some(self.ending).filter(|_| !over);
+        let body = ServerBody { ending, reply, left, own: None, body: Some(Bounded::new(ctx, body)) };
+        Response::from_parts(head, body)
+    }
+}
+
+pin_project! {
+    /// A response's body, which keeps the request's context until it has ended. Made by [`ServerService`].
+    ///
+    /// Dropped before that, it ends the context: the client has left.
+    pub struct ServerBody<B> {
+        // Before the body, so that the context has ended when that is dropped.
+        ending: Option<Ending>,
+        reply: Reply,
+        // How many bytes the response still owes, if that is known: it may be dropped after them.
+        left: Option<u64>,
+        // The layer's own answer.
+        own: Option<Bytes>,
+        #[pin]
+        body: Option<Bounded<B>>,
+    }
+
+}
+
+impl<B> ServerBody<B> {
+    fn own(text: Bytes) -> Self {
+        let own = Some(text).filter(|text| !text.is_empty());
+        ServerBody { ending: None, reply: Reply::Http, left: None, own, body: None }
+    }
+}
+
+impl<B> Body for ServerBody<B>
+where
+    B: Body,
+    B::Data: From<Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        let mut this = self.project();
+        if let Some(own) = this.own.take() {
+            return Poll::Ready(Some(Ok(Frame::data(own.into()))));
+        }
+        let Some(body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
+        let step = match this.ending.as_mut() {
+            // Ended by its own account, but asked all the same.
+            None => ready!(body.poll_step(cx)),
+            Some(ending) => ready!(ending.watch(|| body.poll_step(cx))),
+        };
+        let frame = match step {
+            Step::Frame(frame) => {
+                let sent = frame.data_ref().map_or(0, |data| data.remaining() as u64);
+                *this.left = this.left.map(|left| left.saturating_sub(sent));
+                if *this.left == Some(0) {
+                    expect(this.ending, RequestEnd::Answered);
+                }
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            Step::Last(frame) => Some(Ok(frame)),
+            Step::Over => None,
+            Step::Failed(error) => Some(Err(error.into())),
+            Step::Ended(ended) => Some(match this.reply.trailers(&ended) {
+                Some(trailers) => Ok(Frame::trailers(trailers)),
+                None => Err(ended.into()),
+            }),
+        };
+        let failed = frame.as_ref().is_some_and(Result::is_err);
+        expect(this.ending, if failed { RequestEnd::Failed } else { RequestEnd::Answered });
+        *this.ending = None;
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.own.is_none() && self.body.as_ref().is_none_or(Bounded::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match (&self.own, &self.body) {
+            (Some(own), _) => SizeHint::with_exact(own.len() as u64),
+            (None, Some(body)) => body.size_hint(),
+            (None, None) => SizeHint::with_exact(0),
+        }
+    }
+}
+
+fn expect(ending: &mut Option<Ending>, how: RequestEnd) {
+    if let Some(ending) = ending {
+        ending.expect(how);
+    }
+}
+
+impl<B> fmt::Debug for ServerBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerBody").field("ended", &self.ending.is_none()).finish_non_exhaustive()
+    }
+}

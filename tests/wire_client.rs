@@ -1,0 +1,325 @@
+//! The client's layer, and the calls without it: what is sent, what is not, and what the far side learns.
+
+mod common;
+mod wire;
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::Waker;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Empty, Full};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_ctx::wire::{
+    ClientBody, ClientLayer, DeadlineHeader, Inbound, Outbound, RequestEnd, ServerLayer,
+};
+use tokio_ctx::{BoxError, Context, Error};
+use tower::{Layer, Service, ServiceExt, service_fn};
+
+use common::{ended, ms, poll};
+use wire::{Version, channel_body, client, serve};
+
+fn request() -> Request<Empty<Bytes>> {
+    Request::get("http://far.side/").body(Empty::new()).unwrap()
+}
+
+fn layer() -> ClientLayer {
+    ClientLayer::new(Outbound::new())
+}
+
+fn context_error(error: BoxError) -> Error {
+    error.downcast_ref::<Error>().unwrap_or_else(|| panic!("{error} is no context's")).clone()
+}
+
+/// A far side that answers at once and notes what it was sent.
+fn noting(
+    sent: Arc<Mutex<Vec<HeaderMap>>>,
+) -> impl Service<
+    Request<Empty<Bytes>>,
+    Response = Response<Full<Bytes>>,
+    Error = Infallible,
+    Future: Future<Output = Result<Response<Full<Bytes>>, Infallible>>,
+> + Clone {
+    service_fn(move |request: Request<Empty<Bytes>>| {
+        sent.lock().unwrap().push(request.headers().clone());
+        async { Ok(Response::new(Full::from("done"))) }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_says_what_is_left_of_its_context() {
+    let sent = Arc::new(Mutex::new(Vec::new()));
+    let call = async |ctx: &Context, request: Request<_>, outbound: Outbound| {
+        let service = ClientLayer::new(outbound).layer(noting(sent.clone()));
+        let response = ctx.scope(async { service.oneshot(request).await }).await.unwrap();
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "done");
+        sent.lock().unwrap().pop().unwrap()
+    };
+    let (ctx, _guard) = Context::background().with_timeout(ms(300));
+    let headers = call(&ctx, request(), Outbound::new()).await;
+    assert_eq!(headers["grpc-timeout"], "300000u");
+    let connect = Outbound::new().write([DeadlineHeader::Connect]).margin(ms(20));
+    assert_eq!(call(&ctx, request(), connect).await["connect-timeout-ms"], "280");
+    assert!(call(&ctx, request(), Outbound::new().write([])).await.is_empty());
+    assert!(call(&Context::background(), request(), Outbound::new()).await.is_empty());
+
+    // What is in the request goes before what is around.
+    let (nearer, _guard) = ctx.with_timeout(ms(100));
+    let mut own = request();
+    own.extensions_mut().insert(nearer);
+    assert_eq!(call(&ctx, own, Outbound::new()).await["grpc-timeout"], "100000u");
+}
+
+#[tokio::test]
+async fn an_ended_context_sends_nothing() {
+    let sent = Arc::new(Mutex::new(Vec::new()));
+    let (ctx, guard) = Context::background().with_timeout(Duration::from_secs(60));
+    let late =
+        ClientLayer::new(Outbound::new().margin(Duration::from_secs(61))).layer(noting(sent.clone()));
+    let error = ctx.scope(async { late.oneshot(request()).await }).await.unwrap_err();
+    assert!(context_error(error).is_deadline_exceeded());
+
+    guard.cancel_with("enough");
+    let service = layer().layer(noting(sent.clone()));
+    let error = ctx.scope(async { service.oneshot(request()).await }).await.unwrap_err();
+    common::assert_same(&context_error(error), &ended(&ctx));
+    assert!(sent.lock().unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_drops_the_call_and_says_why() {
+    let drops = common::Drops::default();
+    let (ctx, _guard) = Context::background().with_timeout(ms(50));
+    let service = service_fn(|_: Request<Empty<Bytes>>| {
+        let counted = drops.counted();
+        async move {
+            let _counted = counted;
+            pending::<Result<Response<Full<Bytes>>, Infallible>>().await
+        }
+    });
+    let mut call = pin!(ctx.scope(layer().layer(service).oneshot(request())));
+    assert!(poll(call.as_mut(), Waker::noop()).is_pending());
+    tokio::time::advance(ms(50)).await;
+    let error = context_error(call.as_mut().await.unwrap_err());
+    assert_eq!(drops.count(), 1, "before the call's own future is");
+    common::assert_same(&error, &ended(&ctx));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_breaks_a_body_off_and_drops_it() {
+    let (ctx, guard) = Context::background().with_cancel();
+    let (send, body) = channel_body();
+    let body = Mutex::new(Some(body));
+    let service = service_fn(|_: Request<Empty<Bytes>>| {
+        let body = body.lock().unwrap().take().unwrap();
+        async move { Ok::<_, Infallible>(Response::new(body)) }
+    });
+    let response = ctx.scope(layer().layer(service).oneshot(request())).await.unwrap();
+    let mut body: ClientBody<_> = response.into_body();
+    send.send(Ok(Frame::data("a".into()))).unwrap();
+    assert!(body.frame().await.unwrap().is_ok());
+    assert!(!body.is_end_stream());
+    guard.cancel_with("enough");
+    let error = context_error(body.frame().await.unwrap().unwrap_err());
+    assert_eq!(error.cause().unwrap().to_string(), "enough");
+    assert!(send.is_closed());
+    assert!(body.is_end_stream() && body.frame().await.is_none());
+}
+
+#[tokio::test]
+async fn errors_of_the_call_and_of_the_body_stay_what_they_are() {
+    let failing = service_fn(|_: Request<Empty<Bytes>>| async {
+        Err::<Response<Full<Bytes>>, BoxError>("no route".into())
+    });
+    let error = layer().layer(failing).oneshot(request()).await.unwrap_err();
+    assert_eq!(error.to_string(), "no route");
+
+    let (send, body) = channel_body();
+    send.send(Err("torn".into())).unwrap();
+    let body = Mutex::new(Some(body));
+    let service = service_fn(|_: Request<Empty<Bytes>>| {
+        let body = body.lock().unwrap().take().unwrap();
+        async move { Ok::<_, Infallible>(Response::new(body)) }
+    });
+    let response = layer().layer(service).oneshot(request()).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap_err().to_string(), "torn");
+}
+
+// Over connections.
+
+/// A far side that notes its contexts and never answers `/wait`, nor ends `/stream`.
+async fn far_side(version: Version) -> (wire::Server, mpsc::UnboundedReceiver<Context>) {
+    let (seen, contexts) = mpsc::unbounded_channel();
+    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+        let ctx = Context::current();
+        seen.send(ctx.clone()).unwrap();
+        async move {
+            if request.uri().path() == "/wait" {
+                pending::<()>().await;
+            }
+            let (send, body) = channel_body();
+            send.send(Ok(Frame::data("first".into()))).unwrap();
+            ctx.after_func(|| async move { drop(send) });
+            Ok::<_, Infallible>(Response::new(body))
+        }
+    });
+    let layer = ServerLayer::new(Context::background(), Inbound::new());
+    (serve(version, layer.layer(service)).await, contexts)
+}
+
+async fn assert_left(ctx: &Context) {
+    wire::eventually("the far side learns of it", || ctx.is_done()).await;
+    assert_eq!(ended(ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft));
+}
+
+#[tokio::test]
+async fn hyper_utils_client_under_the_layer() {
+    for version in [Version::Http1, Version::Http2] {
+        let (server, mut contexts) = far_side(version).await;
+        let (ctx, guard) = Context::background().with_timeout(common::LONG);
+        // One client throughout: over HTTP/2 its connection stays, and the stream alone is reset.
+        let client = layer().layer(client::<Empty<Bytes>>(version));
+        let get = async |path| {
+            let request =
+                Request::get(format!("http://{}{path}", server.at)).body(Empty::new()).unwrap();
+            ctx.scope(client.clone().oneshot(request)).await
+        };
+        let mut response = get("/stream").await.unwrap().into_body();
+        assert!(response.frame().await.unwrap().is_ok());
+        let streaming = contexts.recv().await.unwrap();
+        let left = ctx.remaining().unwrap();
+        assert!(streaming.remaining().unwrap() <= left + ms(1000));
+        assert!(!streaming.is_done());
+
+        let mut waiting = pin!(get("/wait"));
+        let waited = tokio::select! {
+            _ = waiting.as_mut() => unreachable!("no answer comes"),
+            ctx = contexts.recv() => ctx.unwrap(),
+        };
+        assert!(!waited.is_done());
+
+        guard.cancel();
+        assert!(context_error(waiting.await.unwrap_err()).is_canceled());
+        assert!(context_error(response.frame().await.unwrap().unwrap_err()).is_canceled());
+        assert_left(&waited).await;
+        assert_left(&streaming).await;
+    }
+}
+
+/// A far side that speaks bare HTTP/2, and says with what code each of its streams was reset.
+async fn resets() -> (std::net::SocketAddr, mpsc::UnboundedReceiver<h2::Reason>, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let (tell, told) = mpsc::unbounded_channel();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counts = asked.clone();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        while let Some(Ok((_request, mut respond))) = connection.accept().await {
+            counts.fetch_add(1, Ordering::SeqCst);
+            let tell = tell.clone();
+            tokio::spawn(async move {
+                let reason = std::future::poll_fn(|cx| respond.poll_reset(cx)).await.unwrap();
+                tell.send(reason).unwrap();
+            });
+        }
+    });
+    (at, told, asked)
+}
+
+#[tokio::test]
+async fn an_end_resets_the_stream_and_leaves_the_connection() {
+    let (at, mut told, asked) = resets().await;
+    let client = layer().layer(client::<Empty<Bytes>>(Version::Http2));
+    for round in 1..=3 {
+        let (ctx, guard) = Context::background().with_cancel();
+        let request = Request::get(format!("http://{at}/")).extension(ctx).body(Empty::new()).unwrap();
+        let call = tokio::spawn(client.clone().oneshot(request));
+        // All over the one connection that is ever accepted.
+        wire::eventually("the request arrives", || asked.load(Ordering::SeqCst) == round).await;
+        guard.cancel();
+        assert!(context_error(call.await.unwrap().unwrap_err()).is_canceled());
+        assert_eq!(told.recv().await.unwrap(), h2::Reason::CANCEL);
+    }
+}
+
+#[tokio::test]
+async fn reqwest_by_hand() {
+    let (server, mut contexts) = far_side(Version::Http1).await;
+    let client = reqwest::Client::new();
+    let (ctx, guard) = Context::background().with_timeout(common::LONG);
+
+    // As the guide shows it.
+    let get = async |path: &str| -> Result<reqwest::Response, BoxError> {
+        let mut request = client.get(format!("http://{}{path}", server.at)).build()?;
+        ctx.inject(request.headers_mut())?;
+        Ok(ctx.run(client.execute(request)).await??)
+    };
+    let mut response = get("/stream").await.unwrap();
+    assert_eq!(ctx.run(response.chunk()).await.unwrap().unwrap().unwrap(), "first");
+    let streaming = contexts.recv().await.unwrap();
+    assert!(streaming.deadline().is_some() && !streaming.is_done());
+
+    let mut waiting = Box::pin(get("/wait"));
+    let waited = tokio::select! {
+        _ = waiting.as_mut() => unreachable!("no answer comes"),
+        ctx = contexts.recv() => ctx.unwrap(),
+    };
+    guard.cancel();
+    assert!(context_error(waiting.await.unwrap_err()).is_canceled());
+    assert!(ctx.run(response.chunk()).await.is_err());
+    drop(response);
+    assert_left(&waited).await;
+    assert_left(&streaming).await;
+    assert!(get("/wait").await.is_err());
+    assert!(contexts.try_recv().is_err(), "nothing was sent");
+}
+
+#[tokio::test]
+async fn both_layers_carry_the_deadline_from_hop_to_hop() {
+    // The last of three asks nobody; each of the others asks the next.
+    let (seen, mut contexts) = mpsc::unbounded_channel();
+    let mut next: Option<wire::Server> = None;
+    for _ in 0..3 {
+        let (seen, ask) = (seen.clone(), next.as_ref().map(|server| server.at));
+        let onward = layer().layer(client::<Empty<Bytes>>(Version::Http2));
+        let service = service_fn(move |_: Request<hyper::body::Incoming>| {
+            let (seen, onward) = (seen.clone(), onward.clone());
+            async move {
+                seen.send(Context::current()).unwrap();
+                let Some(at) = ask else { return pending().await };
+                let request = Request::get(format!("http://{at}/")).body(Empty::new()).unwrap();
+                let answer = onward.oneshot(request).await?;
+                Ok::<_, BoxError>(Response::new(answer.into_body()))
+            }
+        });
+        let layer = ServerLayer::new(Context::background(), Inbound::new());
+        let before = next.replace(serve(Version::Http2, layer.layer(service)).await);
+        // They serve for as long as the test runs.
+        std::mem::forget(before);
+    }
+    let edge = next.unwrap();
+    let (ctx, guard) = Context::background().with_timeout(common::LONG);
+    let mut headers = HeaderMap::new();
+    ctx.inject(&mut headers).unwrap();
+    let call =
+        tokio::spawn(edge.send("/", &[("grpc-timeout", headers["grpc-timeout"].to_str().unwrap())]));
+    let mut hops = Vec::new();
+    for _ in 0..3 {
+        hops.push(contexts.recv().await.unwrap());
+    }
+    assert!(hops.iter().all(|hop| !hop.is_done() && hop.deadline().is_some()));
+    call.abort();
+    for hop in &hops {
+        assert_left(hop).await;
+    }
+    drop(guard);
+}

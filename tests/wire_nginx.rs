@@ -1,0 +1,137 @@
+//! An nginx in the middle: what its client's end, and its caller's deadline, come to behind it.
+//!
+//! Without an nginx the tests say so and do nothing else.
+
+mod common;
+mod wire;
+
+use std::convert::Infallible;
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Empty;
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+use tokio_ctx::Context;
+use tokio_ctx::wire::{Inbound, Outbound, RequestEnd, ServerLayer};
+use tonic::Code;
+use tower::{Layer, service_fn};
+
+use common::{HANG, LONG, ended, ms};
+use wire::grpc::{ask, client, serving};
+use wire::{Version, eventually, serve};
+
+struct Nginx {
+    at: SocketAddr,
+    place: PathBuf,
+    _child: Child,
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.place).ok();
+    }
+}
+
+/// In front of `behind`, with this to say in its server's block; `None` where there is no nginx.
+async fn nginx(name: &str, listen: &str, location: &str) -> Option<Nginx> {
+    if std::process::Command::new("nginx").arg("-v").stderr(Stdio::null()).status().is_err() {
+        eprintln!("skipped: no nginx here (apt-get install nginx-light)");
+        return None;
+    }
+    // Free a moment ago, and nobody else asks for one by number.
+    let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let place = std::env::temp_dir().join(format!("tokio-ctx-nginx-{name}-{}", at.port()));
+    fs::create_dir_all(&place).unwrap();
+    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|what| format!("{what}_temp_path {}/{what};", place.display()))
+        .join("\n");
+    let configuration = format!(
+        // One process: what is killed leaves no workers behind.
+        "daemon off; master_process off; pid {place}/pid; error_log {place}/error.log;
+         events {{ worker_connections 64; }}
+         http {{ access_log off; {temporary}
+                 server {{ listen {at}{listen}; location / {{ {location} }} }} }}",
+        place = place.display(),
+    );
+    fs::write(place.join("nginx.conf"), configuration).unwrap();
+    let child = Command::new("nginx")
+        .args(["-e", "stderr", "-c"])
+        .arg(place.join("nginx.conf"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let nginx = Nginx { at, place, _child: child };
+    let hang = tokio::time::Instant::now() + HANG;
+    while TcpStream::connect(at).await.is_err() {
+        assert!(tokio::time::Instant::now() < hang, "nginx does not listen");
+        tokio::time::sleep(ms(5)).await;
+    }
+    Some(nginx)
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_nginx_leaves_what_is_behind() {
+    let (seen, mut contexts) = mpsc::unbounded_channel();
+    let service = service_fn(move |_: Request<hyper::body::Incoming>| {
+        seen.send(Context::current()).unwrap();
+        std::future::pending::<Result<Response<Empty<Bytes>>, Infallible>>()
+    });
+    let behind =
+        serve(Version::Http1, ServerLayer::new(Context::background(), Inbound::new()).layer(service))
+            .await;
+    let location = format!("proxy_pass http://{};", behind.at);
+    let Some(nginx) = nginx("http", "", &location).await else { return };
+    let call = tokio::spawn(
+        reqwest::Client::builder()
+            .no_proxy()
+            .build()
+            .unwrap()
+            .get(format!("http://{}/", nginx.at))
+            .header("connect-timeout-ms", "3600000")
+            .send(),
+    );
+    let ctx = contexts.recv().await.unwrap();
+    assert!(ctx.remaining().unwrap() <= LONG, "the header went through");
+    assert!(!ctx.is_done());
+    call.abort();
+    eventually("the end comes through", || ctx.is_done()).await;
+    assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft));
+}
+
+#[tokio::test]
+async fn a_grpc_call_through_nginx_keeps_its_deadline_and_its_status() {
+    let (at, mut contexts) = serving(Some(Inbound::new())).await;
+    let location = format!("grpc_pass grpc://{at};");
+    let Some(nginx) = nginx("grpc", " http2", &location).await else { return };
+    let mut health = client(nginx.at, Outbound::new());
+
+    let (ctx, _guard) = Context::background().with_timeout(LONG);
+    ctx.scope(health.check(ask(""))).await.unwrap();
+    let there = contexts.recv().await.unwrap();
+    assert!(there.deadline().unwrap() <= ctx.deadline().unwrap() + ms(1000));
+    eventually("the call is over", || there.is_done()).await;
+    assert_eq!(ended(&there).cause_as::<RequestEnd>(), Some(&RequestEnd::Answered));
+
+    let (ctx, _guard) = Context::background().with_timeout(ms(500));
+    let status = ctx.scope(health.check(ask("stuck"))).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    let there = contexts.recv().await.unwrap();
+    eventually("the deadline holds there", || there.is_done()).await;
+
+    let (ctx, guard) = Context::background().with_cancel();
+    let call = ctx.spawn(async move { health.check(ask("stuck")).await });
+    let there = contexts.recv().await.unwrap();
+    assert!(!there.is_done());
+    guard.cancel();
+    assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Cancelled);
+    eventually("the end comes through", || there.is_done()).await;
+    assert_eq!(ended(&there).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft));
+}

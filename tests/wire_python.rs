@@ -1,0 +1,186 @@
+//! gRPC's own Python on the other side of tonic under our layers, in both directions.
+//!
+//! `.ci/python-peers` makes the environment that this needs; without it, every test here says so and does
+//! nothing else.
+
+mod common;
+mod wire;
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio_ctx::wire::{Budget, Inbound, Outbound, RequestEnd, StatusExt};
+use tokio_ctx::{Context, ErrorKind};
+use tonic::Code;
+
+use common::{HANG, ended, ms};
+use wire::eventually;
+use wire::grpc::{ask, client, serving};
+
+/// A Python at work, killed when dropped.
+struct Peer {
+    lines: Lines<BufReader<ChildStdout>>,
+    stdin: ChildStdin,
+    _child: Child,
+}
+
+impl Peer {
+    /// `None` where there is no such Python.
+    fn start(arguments: &[&str]) -> Option<Peer> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let python = root.join("target/python-peers/bin/python");
+        if !python.exists() {
+            eprintln!("skipped: no Python with grpcio; .ci/python-peers makes one");
+            return None;
+        }
+        let mut child = Command::new(python)
+            .arg(root.join("tests/python/peer.py"))
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Some(Peer { lines, stdin: child.stdin.take().unwrap(), _child: child })
+    }
+
+    /// The words of the next line it says.
+    async fn says(&mut self) -> Vec<String> {
+        let line = tokio::time::timeout(HANG, self.lines.next_line()).await.unwrap().unwrap();
+        line.expect("it has more to say").split(' ').map(Into::into).collect()
+    }
+
+    /// How a call ended: code, seconds, details.
+    async fn outcome(&mut self) -> (String, f64, String) {
+        let words = self.says().await;
+        (words[0].clone(), words[1].parse().unwrap(), words[2..].join(" "))
+    }
+}
+
+// Their client, our server.
+
+#[tokio::test]
+async fn their_deadline_is_seen_here_and_told_in_their_terms() {
+    let (at, mut contexts) = serving(Some(Inbound::new())).await;
+    let port = at.port().to_string();
+    let Some(mut peer) = Peer::start(&["call", &port, "stuck", "2"]) else { return };
+    let ctx = contexts.recv().await.unwrap();
+    assert!(ctx.remaining().unwrap() <= ms(2000), "{ctx:?}");
+    assert!(ctx.remaining().unwrap() >= ms(100), "{ctx:?}");
+    let (code, seconds, details) = peer.outcome().await;
+    assert_eq!(code, "DEADLINE_EXCEEDED");
+    assert!(seconds < 2.5, "{seconds}");
+    // Ours, if it was there before their own clock.
+    assert!(["deadline exceeded", "Deadline Exceeded"].contains(&&*details), "{details}");
+    eventually("the context ends", || ctx.is_done()).await;
+    let end = ended(&ctx);
+    assert!(
+        end.cause_as::<Budget>() == Some(&Budget::Caller)
+            || end.cause_as::<RequestEnd>() == Some(&RequestEnd::ClientLeft),
+        "{end}"
+    );
+}
+
+#[tokio::test]
+async fn our_own_deadline_is_told_in_their_terms() {
+    let (at, _contexts) = serving(Some(Inbound::new().max_budget(ms(300)))).await;
+    let port = at.port().to_string();
+    let Some(mut peer) = Peer::start(&["call", &port, "stuck", "0"]) else { return };
+    let (code, _, details) = peer.outcome().await;
+    assert_eq!((&*code, &*details), ("DEADLINE_EXCEEDED", "deadline exceeded"));
+
+    // Amidst a stream, after a message.
+    let mut peer = Peer::start(&["watch", &port, "0"]).unwrap();
+    assert_eq!(peer.says().await, ["message"]);
+    let (code, _, details) = peer.outcome().await;
+    assert_eq!((&*code, &*details), ("DEADLINE_EXCEEDED", "deadline exceeded"));
+}
+
+#[tokio::test]
+async fn what_they_take_back_ends_here() {
+    let (at, mut contexts) = serving(Some(Inbound::new())).await;
+    let port = at.port().to_string();
+    let Some(mut peer) = Peer::start(&["cancel", &port, "stuck"]) else { return };
+    let ctx = contexts.recv().await.unwrap();
+    assert!(ctx.deadline().is_none() && !ctx.is_done());
+    peer.stdin.write_all(b"now\n").await.unwrap();
+    assert_eq!(peer.outcome().await.0, "CANCELLED");
+    eventually("the context ends", || ctx.is_done()).await;
+    assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft));
+
+    // A stream that goes because its process does.
+    let mut peer = Peer::start(&["watch", &port, "0"]).unwrap();
+    assert_eq!(peer.says().await, ["message"]);
+    let ctx = contexts.recv().await.unwrap();
+    assert!(!ctx.is_done());
+    drop(peer);
+    eventually("the context ends", || ctx.is_done()).await;
+    assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft));
+}
+
+// Our client, their server.
+
+async fn their_server() -> Option<(Peer, std::net::SocketAddr)> {
+    let mut peer = Peer::start(&["server"])?;
+    let port: u16 = peer.says().await[1].parse().unwrap();
+    Some((peer, (std::net::Ipv4Addr::LOCALHOST, port).into()))
+}
+
+#[tokio::test]
+async fn our_deadline_is_seen_there() {
+    let Some((mut peer, at)) = their_server().await else { return };
+    let mut health = client(at, Outbound::new());
+    health.check(ask("")).await.unwrap();
+    assert_eq!(peer.says().await, ["remaining", "none"]);
+
+    let (ctx, _guard) = Context::background().with_timeout(Duration::from_secs(20));
+    ctx.scope(health.check(ask(""))).await.unwrap();
+    let remaining: f64 = peer.says().await[1].parse().unwrap();
+    assert!((10.0..=20.0).contains(&remaining), "{remaining}");
+
+    let mut with_margin = client(at, Outbound::new().margin(Duration::from_secs(15)));
+    ctx.scope(with_margin.check(ask(""))).await.unwrap();
+    let remaining: f64 = peer.says().await[1].parse().unwrap();
+    assert!(remaining <= 5.0, "{remaining}");
+}
+
+#[tokio::test]
+async fn our_end_ends_it_there() {
+    let Some((mut peer, at)) = their_server().await else { return };
+    let mut health = client(at, Outbound::new());
+    let (ctx, guard) = Context::background().with_cancel();
+    let call = ctx.spawn({
+        let mut health = health.clone();
+        async move { health.check(ask("stuck")).await }
+    });
+    assert_eq!(peer.says().await[0], "remaining");
+    guard.cancel();
+    assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Cancelled);
+    assert_eq!(peer.says().await, ["ended"]);
+
+    let (ctx, _guard) = Context::background().with_timeout(ms(2000));
+    let status = ctx.scope(health.check(ask("stuck"))).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_eq!(peer.says().await[0], "remaining");
+    assert_eq!(peer.says().await, ["ended"]);
+
+    let (ctx, guard) = Context::background().with_cancel();
+    let mut stream = ctx.scope(health.watch(ask(""))).await.unwrap().into_inner();
+    assert!(stream.message().await.unwrap().is_some());
+    guard.cancel();
+    assert_eq!(stream.message().await.unwrap_err().code(), Code::Cancelled);
+    assert_eq!(peer.says().await, ["ended"]);
+}
+
+#[tokio::test]
+async fn their_status_is_an_error_of_a_context_here() {
+    let Some((_peer, at)) = their_server().await else { return };
+    let status = client(at, Outbound::new()).check(ask("late")).await.unwrap_err();
+    let error = status.context_error().unwrap();
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    assert!(error.to_string().ends_with("too slow for me\""), "{error}");
+}

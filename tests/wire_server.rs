@@ -1,0 +1,658 @@
+//! The server's layer, in the process and over real connections: who ends a request's context, when, and
+//! what the client is told.
+
+mod common;
+mod wire;
+
+use std::convert::Infallible;
+use std::future::{Future, pending};
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Empty, Full};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_ctx::wire::{Budget, DeadlineHeader, Inbound, RequestEnd, ServerBody, ServerLayer};
+use tokio_ctx::{BoxError, Context, Error};
+use tower::{Layer, ServiceExt, service_fn};
+
+use common::{ended, ms, poll};
+use wire::{ChannelBody, Version, channel_body, eventually, serve};
+
+/// Calls a handler once, under a layer.
+async fn call<B, F>(
+    layer: ServerLayer,
+    request: Request<()>,
+    handler: impl Fn(Request<()>) -> F,
+) -> Response<ServerBody<B>>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>>,
+    F: Future<Output = Response<B>>,
+{
+    let service = service_fn(|request| handler(request).map(Ok::<_, Infallible>));
+    let Ok(response) = layer.layer(service).oneshot(request).await;
+    response
+}
+
+fn layer(inbound: Inbound) -> ServerLayer {
+    ServerLayer::new(Context::background(), inbound)
+}
+
+fn request() -> Request<()> {
+    Request::new(())
+}
+
+fn grpc(timeout: &'static str) -> Request<()> {
+    Request::builder()
+        .header("content-type", "application/grpc")
+        .header("grpc-timeout", timeout)
+        .body(())
+        .unwrap()
+}
+
+/// Where a handler leaves its context for the test to ask.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<Option<Context>>>);
+
+impl Seen {
+    fn note(&self, request: &Request<()>) {
+        let ctx = request.extensions().get::<Context>().expect("the layer put it there");
+        *self.0.lock().unwrap() = Some(ctx.clone());
+    }
+
+    fn ctx(&self) -> Context {
+        self.0.lock().unwrap().clone().expect("the handler ran")
+    }
+
+    /// How the request ended, by the cause of its context.
+    fn end(&self) -> RequestEnd {
+        *ended(&self.ctx()).cause_as::<RequestEnd>().expect("an end of the request itself")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_handler_has_the_context_in_hand_and_around_it() {
+    let seen = Seen::default();
+    let response = call(layer(Inbound::new()), grpc("300m"), async |request| {
+        seen.note(&request);
+        let current = Context::current();
+        assert_eq!(current.deadline(), seen.ctx().deadline());
+        let spawned = current.spawn(async { Context::current().deadline() }).await.unwrap();
+        assert_eq!(spawned, current.deadline());
+        Response::new(Full::from("done"))
+    });
+    let response = response.await;
+    assert!(!seen.ctx().is_done(), "the body is still to come");
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "done");
+    assert_eq!(seen.end(), RequestEnd::Answered);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_is_called_in_the_context_already() {
+    let called = Arc::new(Mutex::new(None));
+    let service = service_fn(|_: Request<()>| {
+        *called.lock().unwrap() = Context::current().deadline();
+        async { Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())) }
+    });
+    layer(Inbound::new().max_budget(ms(100))).layer(service).oneshot(request()).await.unwrap();
+    assert!(called.lock().unwrap().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grpc_call_gets_its_time_less_a_head_start() {
+    for (timeout, left) in [("300m", Duration::from_millis(298)), ("8m", ms(7)), ("0n", Duration::ZERO)]
+    {
+        let start = Instant::now();
+        let deadline = Mutex::new(None);
+        call(layer(Inbound::new()), grpc(timeout), async |_| -> Response<Empty<Bytes>> {
+            *deadline.lock().unwrap() = Context::current().deadline();
+            pending().await
+        })
+        .await;
+        let deadline = deadline.into_inner().unwrap();
+        assert_eq!(deadline.map(|deadline| deadline - start).unwrap_or_default(), left, "{timeout}");
+    }
+    // Neither of what the server itself gives, nor of a plain request's.
+    for (request, inbound) in [
+        (grpc("1S"), Inbound::new().max_budget(ms(300))),
+        (Request::builder().header("grpc-timeout", "300m").body(()).unwrap(), Inbound::new()),
+    ] {
+        let start = Instant::now();
+        call(layer(inbound), request, async |_| -> Response<Empty<Bytes>> { pending().await }).await;
+        assert_eq!(start.elapsed(), ms(300));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_deadline_is_answered_504_and_drops_the_handler() {
+    let seen = Seen::default();
+    let drops = common::Drops::default();
+    let response = call(layer(Inbound::new().max_budget(ms(50))), request(), async |request| {
+        seen.note(&request);
+        let _counted = drops.counted();
+        pending::<Response<Full<Bytes>>>().await
+    })
+    .await;
+    assert_eq!(drops.count(), 1);
+    assert_eq!(response.status(), 504);
+    assert_eq!(response.headers()["content-type"], "text/plain; charset=utf-8");
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "deadline exceeded\n");
+    let end = ended(&seen.ctx());
+    assert!(end.is_deadline_exceeded());
+    assert_eq!(end.cause_as::<Budget>(), Some(&Budget::Maximum));
+    assert_eq!(end.origin().made_at().file(), file!(), "where the layer was made");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grpc_call_is_answered_in_trailers_only() {
+    for (content_type, answered) in [
+        ("application/grpc", "application/grpc"),
+        ("application/grpc+proto", "application/grpc"),
+        ("application/grpc-web+proto", "application/grpc-web+proto"),
+        ("application/grpc-web-text", "application/grpc-web-text+proto"),
+    ] {
+        let mut request = grpc("50m");
+        request.headers_mut().insert("content-type", content_type.parse().unwrap());
+        let response =
+            call(layer(Inbound::new()), request, async |_| -> Response<Full<Bytes>> { pending().await })
+                .await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], answered);
+        assert_eq!(response.headers()["grpc-status"], "4");
+        assert_eq!(response.headers()["grpc-message"], "deadline exceeded");
+        assert!(response.body().is_end_stream());
+        assert_eq!(response.headers().len(), 3, "and nothing else");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_services_end_is_the_requests() {
+    for (request, status, grpc_status) in [(request(), 503, None), (grpc("1H"), 200, Some("14"))] {
+        let (service, stop) = Context::background().with_cancel();
+        let seen = Seen::default();
+        let answer = call(ServerLayer::new(service, Inbound::new()), request, async |request| {
+            seen.note(&request);
+            pending::<Response<Full<Bytes>>>().await
+        });
+        let mut answer = pin!(answer);
+        assert!(poll(answer.as_mut(), Waker::noop()).is_pending());
+        stop.cancel_with("secret maintenance");
+        let response = answer.await;
+        assert_eq!(response.status(), status);
+        assert_eq!(
+            response.headers().get("grpc-status").map(|status| status.to_str().unwrap()),
+            grpc_status
+        );
+        let told = format!(
+            "{:?}",
+            (response.headers().clone(), response.into_body().collect().await.unwrap().to_bytes())
+        );
+        assert!(!told.contains("secret") && !told.contains(".rs"), "{told}");
+        assert_eq!(ended(&seen.ctx()).cause().unwrap().to_string(), "secret maintenance");
+    }
+}
+
+#[tokio::test]
+async fn who_has_no_time_left_is_not_served() {
+    let (service, stop) = Context::background().with_cancel();
+    stop.cancel();
+    for (layer, request, status) in [
+        (layer(Inbound::new()), grpc("0m"), 200),
+        (layer(Inbound::new().max_budget(Duration::ZERO)), request(), 504),
+        (ServerLayer::new(service, Inbound::new()), request(), 503),
+    ] {
+        let response =
+            call(layer, request, async |_| -> Response<Full<Bytes>> { unreachable!("not served") })
+                .await;
+        assert_eq!(response.status(), status);
+    }
+}
+
+#[tokio::test]
+async fn a_strict_server_refuses_a_bad_deadline() {
+    let strict = || layer(Inbound::new().strict());
+    let unserved = async |_| -> Response<Full<Bytes>> { unreachable!("not served") };
+    let plain = Request::builder().header("connect-timeout-ms", "-1").body(()).unwrap();
+    let response = call(strict(), plain, unserved).await;
+    assert_eq!(response.status(), 400);
+    let text = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(text, "bad header connect-timeout-ms: it takes 1 to 10 digits, for milliseconds\n");
+
+    let response = call(strict(), grpc("soon"), unserved).await;
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["grpc-status"]),
+        (400, &"3".parse().unwrap())
+    );
+
+    let lenient = layer(Inbound::new().default_budget(ms(200)));
+    let seen = Seen::default();
+    let response = call(lenient, grpc("soon"), async |request| {
+        seen.note(&request);
+        assert!(Context::current().remaining().is_some());
+        Response::new(Empty::<Bytes>::new())
+    });
+    assert_eq!(response.await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_handler_that_is_dropped_has_lost_its_client() {
+    let seen = Seen::default();
+    let at_drop = Arc::new(Mutex::new(None));
+    struct Asks(Arc<Mutex<Option<Option<Error>>>>);
+    impl Drop for Asks {
+        fn drop(&mut self) {
+            *self.0.lock().unwrap() = Some(Context::current().err());
+        }
+    }
+    {
+        let asks = at_drop.clone();
+        let answer = call(layer(Inbound::new()), request(), |request| {
+            seen.note(&request);
+            let asks = Asks(asks.clone());
+            async move {
+                let _asks = asks;
+                pending::<Response<Full<Bytes>>>().await
+            }
+        });
+        let mut answer = pin!(answer);
+        assert!(poll(answer.as_mut(), Waker::noop()).is_pending());
+        assert!(!seen.ctx().is_done());
+    }
+    assert_eq!(seen.end(), RequestEnd::ClientLeft);
+    let error = ended(&seen.ctx());
+    assert!(error.is_canceled());
+    assert_eq!(error.origin().canceled_at().unwrap().file(), file!(), "no line of the layer's own");
+    let told =
+        at_drop.lock().unwrap().clone().expect("dropped").expect("in the context, which has ended");
+    common::assert_same(&told, &error);
+}
+
+#[tokio::test]
+async fn failures_and_panics_of_a_handler_are_told_as_such() {
+    let seen = Seen::default();
+    let failing = service_fn(|request: Request<()>| {
+        seen.note(&request);
+        async { Err::<Response<Full<Bytes>>, _>("no") }
+    });
+    assert!(layer(Inbound::new()).layer(failing).oneshot(request()).await.is_err());
+    assert_eq!(seen.end(), RequestEnd::Failed);
+
+    let panicking = call(layer(Inbound::new()), request(), async |request| -> Response<Full<Bytes>> {
+        seen.note(&request);
+        panic!("on purpose")
+    });
+    assert!(AssertUnwindSafe(panicking).catch_unwind().await.is_err());
+    assert_eq!(seen.end(), RequestEnd::Panicked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layer_within_another_shrinks_and_ends_with_both() {
+    for ends in [0, 1] {
+        let (services, stops): (Vec<_>, Vec<_>) =
+            (0..2).map(|_| Context::background().with_cancel()).unzip();
+        let inner = ServerLayer::new(services[0].clone(), Inbound::new().max_budget(ms(200)));
+        let outer = ServerLayer::new(services[1].clone(), Inbound::new().max_budget(ms(100)));
+        let seen = Seen::default();
+        let service = service_fn(|request: Request<()>| {
+            seen.note(&request);
+            pending::<Result<Response<Full<Bytes>>, Infallible>>()
+        });
+        let mut answer = pin!(outer.layer(inner.layer(service)).oneshot(request()));
+        assert!(poll(answer.as_mut(), Waker::noop()).is_pending());
+        assert_eq!(seen.ctx().remaining(), Some(ms(100)));
+        stops[ends].cancel();
+        assert!(seen.ctx().is_done());
+        assert_eq!(answer.await.unwrap().status(), 503);
+    }
+}
+
+// The body.
+
+type Sender = mpsc::UnboundedSender<Result<Frame<Bytes>, BoxError>>;
+
+/// A handler that streams what is sent, with the context noted.
+async fn streaming(
+    layer: ServerLayer,
+    request: Request<()>,
+    seen: &Seen,
+) -> (Sender, ServerBody<ChannelBody>) {
+    streaming_as("text/plain", layer, request, seen).await
+}
+
+async fn streaming_as(
+    content_type: &str,
+    layer: ServerLayer,
+    request: Request<()>,
+    seen: &Seen,
+) -> (Sender, ServerBody<ChannelBody>) {
+    let (send, body) = channel_body();
+    let body = Mutex::new(Some(body));
+    let response = call(layer, request, async |request| {
+        seen.note(&request);
+        let body = body.lock().unwrap().take().unwrap();
+        Response::builder().header("content-type", content_type).body(body).unwrap()
+    })
+    .await;
+    (send, response.into_body())
+}
+
+#[tokio::test]
+async fn the_context_lives_until_the_trailers_and_no_longer() {
+    let seen = Seen::default();
+    let (send, mut body) = streaming(layer(Inbound::new()), request(), &seen).await;
+    send.send(Ok(Frame::data("a".into()))).unwrap();
+    assert!(body.frame().await.unwrap().unwrap().is_data());
+    assert!(!seen.ctx().is_done());
+    send.send(Ok(Frame::trailers(HeaderMap::new()))).unwrap();
+    assert!(body.frame().await.unwrap().unwrap().is_trailers());
+    assert_eq!(seen.end(), RequestEnd::Answered);
+}
+
+#[tokio::test]
+async fn a_body_that_runs_dry_fails_or_is_dropped_ends_it() {
+    let seen = Seen::default();
+    let (send, mut body) = streaming(layer(Inbound::new()), request(), &seen).await;
+    drop(send);
+    assert!(body.frame().await.is_none());
+    assert_eq!(seen.end(), RequestEnd::Answered);
+
+    let (send, mut body) = streaming(layer(Inbound::new()), request(), &seen).await;
+    send.send(Err("disk gone".into())).unwrap();
+    assert_eq!(body.frame().await.unwrap().unwrap_err().to_string(), "disk gone");
+    assert_eq!(seen.end(), RequestEnd::Failed);
+
+    let (_send, body) = streaming(layer(Inbound::new()), request(), &seen).await;
+    drop(body);
+    assert_eq!(seen.end(), RequestEnd::ClientLeft);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_amidst_the_body_breaks_it_off() {
+    let seen = Seen::default();
+    let (send, mut body) = streaming(layer(Inbound::new().max_budget(ms(50))), request(), &seen).await;
+    send.send(Ok(Frame::data("a".into()))).unwrap();
+    assert!(body.frame().await.unwrap().unwrap().is_data());
+    let error = body.frame().await.unwrap().unwrap_err();
+    assert!(error.downcast_ref::<Error>().unwrap().is_deadline_exceeded());
+    assert!(body.frame().await.is_none());
+    assert!(send.is_closed(), "the body was dropped");
+
+    // Asked for as gRPC, but answered as nothing of the kind: trailers would make it look whole.
+    let (send, mut body) = streaming(layer(Inbound::new()), grpc("50m"), &seen).await;
+    send.send(Ok(Frame::data("a".into()))).unwrap();
+    assert!(body.frame().await.unwrap().unwrap().is_data());
+    assert!(body.frame().await.unwrap().is_err());
+
+    let (send, mut body) =
+        streaming_as("application/grpc", layer(Inbound::new()), grpc("50m"), &seen).await;
+    send.send(Ok(Frame::data("a".into()))).unwrap();
+    assert!(body.frame().await.unwrap().unwrap().is_data());
+    let trailers = body.frame().await.unwrap().unwrap().into_trailers().unwrap();
+    assert_eq!((&trailers["grpc-status"], trailers.len()), (&"4".parse().unwrap(), 2));
+    assert!(body.is_end_stream());
+    assert!(body.frame().await.is_none());
+}
+
+/// Always has a frame, and asks for the context that is current.
+struct Endless;
+
+impl Body for Endless {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        assert!(Context::current().deadline().is_some(), "it is current in the body");
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"again")))))
+    }
+}
+
+#[tokio::test]
+async fn an_endless_body_ends_with_the_context() {
+    let start = Instant::now();
+    let service = layer(Inbound::new().max_budget(ms(20)));
+    let mut body = call(service, request(), async |_| Response::new(Endless)).await.into_body();
+    while let Some(Ok(_)) = body.frame().await {
+        assert!(start.elapsed() < common::HANG);
+    }
+    assert!(start.elapsed() >= ms(20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_complete_is_not_thrown_away_at_the_deadline() {
+    let body = call(layer(Inbound::new().max_budget(ms(50))), request(), async |_| {
+        Response::new(Full::<Bytes>::from("done"))
+    });
+    let body = body.await.into_body();
+    tokio::time::advance(ms(60)).await;
+    assert_eq!(body.collect().await.unwrap().to_bytes(), "done");
+}
+
+#[tokio::test]
+async fn sizes_pass_through() {
+    let full =
+        call(layer(Inbound::new()), request(), async |_| Response::new(Full::<Bytes>::from("four")))
+            .await;
+    assert_eq!(full.body().size_hint().exact(), Some(4));
+    assert!(!full.body().is_end_stream());
+    let empty =
+        call(layer(Inbound::new()), request(), async |_| Response::new(Empty::<Bytes>::new())).await;
+    assert_eq!(empty.body().size_hint().exact(), Some(0));
+    assert!(empty.body().is_end_stream());
+}
+
+/// Over from the start, which it does not say in its size.
+struct Over;
+
+impl Body for Over {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_over_at_once_is_answered_at_once() {
+    let seen = Seen::default();
+    let response = call(layer(Inbound::new()), request(), async |request| {
+        seen.note(&request);
+        Response::new(Over)
+    })
+    .await;
+    assert_eq!(seen.end(), RequestEnd::Answered);
+    drop(response);
+}
+
+/// Says how long it is, and does not know its own end.
+struct Measured(u64);
+
+impl Body for Measured {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.0 {
+            0 => Poll::Ready(None),
+            _ => {
+                self.0 -= 1;
+                Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x")))))
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0)
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_sent_whole_or_not_at_all_lost_no_client() {
+    let seen = Seen::default();
+    let mut whole = call(layer(Inbound::new()), request(), async |request| {
+        seen.note(&request);
+        Response::new(Measured(2))
+    })
+    .await
+    .into_body();
+    whole.frame().await.unwrap().unwrap();
+    assert!(!seen.ctx().is_done());
+    whole.frame().await.unwrap().unwrap();
+    drop(whole);
+    assert_eq!(seen.end(), RequestEnd::Answered);
+
+    for (method, status) in [("HEAD", 200), ("GET", 204), ("GET", 304), ("CONNECT", 200), ("GET", 101)] {
+        let request = Request::builder().method(method).body(()).unwrap();
+        let response = call(layer(Inbound::new()), request, async |request| {
+            seen.note(&request);
+            Response::builder().status(status).body(Measured(2)).unwrap()
+        })
+        .await;
+        drop(response);
+        assert_eq!(seen.end(), RequestEnd::Answered, "{method} {status}");
+    }
+}
+
+// Over connections.
+
+/// A server whose handler waits for ever, one that streams for ever, and what they say of their end.
+async fn stuck(
+    version: Version,
+) -> (wire::Server, mpsc::UnboundedReceiver<Context>, mpsc::UnboundedReceiver<&'static str>) {
+    let (seen, contexts) = mpsc::unbounded_channel();
+    let (tell, told) = mpsc::unbounded_channel();
+    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+        let ctx = Context::current();
+        seen.send(ctx.clone()).unwrap();
+        let tell = tell.clone();
+        // Work of the handler's own, which hyper knows nothing of.
+        ctx.spawn(async move {
+            Context::current().done().await;
+            tell.send("stopped").unwrap();
+        });
+        async move {
+            if request.uri().path() == "/stream" {
+                let (send, body) = channel_body();
+                send.send(Ok(Frame::data("first".into()))).unwrap();
+                // The sender stays, so that the body does not end.
+                ctx.spawn(async move {
+                    let _send = send;
+                    Context::current().done().await;
+                });
+                return Ok::<_, Infallible>(Response::new(body));
+            }
+            pending().await
+        }
+    });
+    let server =
+        serve(version, ServerLayer::new(Context::background(), Inbound::new()).layer(service)).await;
+    (server, contexts, told)
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_ends_the_handler_and_what_it_started() {
+    for version in [Version::Http1, Version::Http2] {
+        let (server, mut contexts, mut told) = stuck(version).await;
+        let call = tokio::spawn(server.get("/wait"));
+        let ctx = contexts.recv().await.unwrap();
+        assert!(!ctx.is_done());
+        call.abort();
+        assert_eq!(told.recv().await.unwrap(), "stopped");
+        assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft), "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_amidst_the_body_ends_it_too() {
+    for version in [Version::Http1, Version::Http2] {
+        let (server, mut contexts, mut told) = stuck(version).await;
+        let mut response = server.get("/stream").await.unwrap();
+        assert_eq!(response.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
+        let ctx = contexts.recv().await.unwrap();
+        assert!(!ctx.is_done());
+        drop(response);
+        assert_eq!(told.recv().await.unwrap(), "stopped");
+        assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft), "{version:?}");
+    }
+}
+
+#[tokio::test]
+async fn answered_over_a_connection_is_answered() {
+    for version in [Version::Http1, Version::Http2] {
+        let (seen, mut contexts) = mpsc::unbounded_channel();
+        let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+            seen.send(Context::current()).unwrap();
+            async move {
+                Ok::<_, Infallible>(match request.uri().path() {
+                    "/full" => Response::new(Full::<Bytes>::from("full").boxed()),
+                    "/sized" => Response::new(Measured(3).boxed()),
+                    "/empty" => Response::new(Empty::new().boxed()),
+                    _ => Response::builder().status(204).body(Empty::new().boxed()).unwrap(),
+                })
+            }
+        });
+        let server = serve(version, layer(Inbound::new()).layer(service)).await;
+        for path in ["/full", "/sized", "/empty", "/nothing"] {
+            let response = server.get(path).await.unwrap();
+            response.collect().await.unwrap();
+            let ctx = contexts.recv().await.unwrap();
+            eventually("the context ends", || ctx.is_done()).await;
+            assert_eq!(
+                ended(&ctx).cause_as::<RequestEnd>(),
+                Some(&RequestEnd::Answered),
+                "{version:?} {path}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_over_a_connection_is_answered_or_breaks_off() {
+    for version in [Version::Http1, Version::Http2] {
+        let (_hold, held) = oneshot::channel::<()>();
+        let held = held.shared();
+        let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+            let held = held.clone();
+            async move {
+                if request.uri().path() == "/wait" {
+                    held.await.ok();
+                }
+                let (send, body) = channel_body();
+                send.send(Ok(Frame::data("first".into()))).unwrap();
+                Context::current().after_func(|| async move { drop(send) });
+                Ok::<_, Infallible>(Response::new(body))
+            }
+        });
+        let inbound = Inbound::new().believe([DeadlineHeader::Connect]);
+        let server = serve(version, layer(inbound).layer(service)).await;
+        let with_deadline = |path| server.send(path, &[("connect-timeout-ms", "60")]);
+
+        let response = with_deadline("/wait").await.unwrap();
+        assert_eq!(response.status, 504);
+        assert_eq!(response.collect().await.unwrap(), "deadline exceeded\n");
+
+        let response = with_deadline("/stream").await.unwrap();
+        assert_eq!(response.status, 200);
+        assert!(response.collect().await.is_err(), "{version:?}: broken off, not ended");
+    }
+}
