@@ -228,7 +228,7 @@ enum Ancestors {
     Unclear,
 }
 
-/// When it ended, and whether by its deadline.
+/// When it ended, and whether it was cancelled; by its deadline, if not.
 #[derive(Clone, Copy)]
 struct End {
     at: Instant,
