@@ -312,7 +312,6 @@ impl Token {
             (a, b) => a.or(b),
         };
         token.level = 0;
-        token.halts = true;
         token.foreign |= other.foreign;
         other.note(PARENT);
         let second = Second { parent: other.clone(), seat: AtomicU32::new(0) };
@@ -331,7 +330,6 @@ impl Token {
         let rare = Rare { token: Some(token), ..Rare::default() };
         let mut token = Token::plain(parent, made_at);
         token.foreign = true;
-        token.halts = true;
         token.rare = Some(Box::new(rare));
         token.born()
     }
@@ -341,16 +339,14 @@ impl Token {
         if let Some(parent) = parent {
             parent.note(PARENT);
         }
-        let level = parent.map_or(0, |parent| (parent.level + 1) % STRIDE);
-        let foreign = parent.is_some_and(|parent| parent.foreign);
         Token {
             state: AtomicU8::new(0),
             linked: AtomicBool::new(parent.is_none()),
             timed: AtomicBool::new(false),
-            level,
-            halts: foreign || (level == 0 && parent.is_some()),
+            level: parent.map_or(0, |parent| (parent.level + 1) % STRIDE),
+            halts: false,
             owns_deadline: false,
-            foreign,
+            foreign: parent.is_some_and(|parent| parent.foreign),
             turns: AtomicU8::new(0),
             seat: AtomicU32::new(0),
             parent: parent.cloned(),
@@ -364,7 +360,8 @@ impl Token {
     }
 
     #[inline]
-    fn born(self) -> Arc<Self> {
+    fn born(mut self) -> Arc<Self> {
+        self.halts = self.foreign || self.may_anchor();
         let inherits = self.deadline.is_some() || self.foreign;
         if inherits && self.may_anchor() { self.born_knowing() } else { Arc::new(self) }
     }
