@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use crate::after_func::{AfterFunc, after_func};
 use crate::done::{Done, DoneOwned};
 use crate::error::{BoxError, Error, Place};
-use crate::guard::CancelGuard;
 use crate::run::{Run, TryRun};
+use crate::scope::CancelScope;
 use crate::sync::now;
 #[cfg(feature = "test-util")]
 use crate::testing::Entry;
@@ -83,7 +83,7 @@ impl Context {
     /// assert!(ctx.is_done());
     /// ```
     #[track_caller]
-    pub fn with_cancel(&self) -> (Context, CancelGuard) {
+    pub fn with_cancel(&self) -> CancelScope {
         self.derive(Token::new(self.token(), None, Location::caller()))
     }
 
@@ -103,9 +103,8 @@ impl Context {
     /// assert_eq!(ctx.deadline(), Some(at));
     /// ```
     #[track_caller]
-    pub fn with_deadline(&self, at: Instant) -> (Context, CancelGuard) {
-        let now = now();
-        self.limited(Some(at), now, at.saturating_duration_since(now), None)
+    pub fn with_deadline(&self, at: Instant) -> CancelScope {
+        self.derive(Token::new(self.token(), until(at, None), Location::caller()))
     }
 
     /// A child that also ends when this much time has passed. Go's `context.WithTimeout`.
@@ -121,9 +120,8 @@ impl Context {
     /// assert!(ctx.remaining().unwrap() <= Duration::from_millis(250));
     /// ```
     #[track_caller]
-    pub fn with_timeout(&self, after: Duration) -> (Context, CancelGuard) {
-        let now = now();
-        self.limited(now.checked_add(after), now, after, None)
+    pub fn with_timeout(&self, after: impl Into<Option<Duration>>) -> CancelScope {
+        self.derive(Token::new(self.token(), budget(after.into(), None), Location::caller()))
     }
 
     /// [`with_deadline`](Self::with_deadline), with the cause that the error is to have if this
@@ -137,14 +135,9 @@ impl Context {
     /// assert_eq!(ctx.err().unwrap().cause().unwrap().to_string(), "shop closes");
     /// ```
     #[track_caller]
-    pub fn with_deadline_cause(
-        &self,
-        at: Instant,
-        cause: impl Into<BoxError>,
-    ) -> (Context, CancelGuard) {
-        let cause = cause.into();
-        let now = now();
-        self.limited(Some(at), now, at.saturating_duration_since(now), Some(cause))
+    pub fn with_deadline_cause(&self, at: Instant, cause: impl Into<BoxError>) -> CancelScope {
+        let limit = until(at, Some(cause.into()));
+        self.derive(Token::new(self.token(), limit, Location::caller()))
     }
 
     /// [`with_timeout`](Self::with_timeout), with the cause that the error is to have if this timeout
@@ -160,23 +153,11 @@ impl Context {
     #[track_caller]
     pub fn with_timeout_cause(
         &self,
-        after: Duration,
+        after: impl Into<Option<Duration>>,
         cause: impl Into<BoxError>,
-    ) -> (Context, CancelGuard) {
-        let cause = cause.into();
-        let now = now();
-        self.limited(now.checked_add(after), now, after, Some(cause))
-    }
-
-    #[track_caller]
-    fn limited(
-        &self,
-        at: Option<Instant>,
-        now: Instant,
-        budget: Duration,
-        cause: Option<BoxError>,
-    ) -> (Context, CancelGuard) {
-        self.derive(Token::new(self.token(), limit(at, now, budget, cause), Location::caller()))
+    ) -> CancelScope {
+        let limit = budget(after.into(), Some(cause.into()));
+        self.derive(Token::new(self.token(), limit, Location::caller()))
     }
 
     /// A child that is told to have been made at that line, for those whose own line says nothing.
@@ -184,12 +165,9 @@ impl Context {
     pub(crate) fn child_made_at(
         &self,
         made_at: &'static Location<'static>,
-        budget: Option<(Duration, BoxError)>,
-    ) -> (Context, CancelGuard) {
-        let limit = budget.and_then(|(budget, cause)| {
-            let now = now();
-            limit(now.checked_add(budget), now, budget, Some(cause))
-        });
+        limit: Option<(Duration, BoxError)>,
+    ) -> CancelScope {
+        let limit = limit.and_then(|(after, cause)| budget(Some(after), Some(cause)));
         self.derive(Token::new(self.token(), limit, made_at))
     }
 
@@ -235,13 +213,17 @@ impl Context {
         Context { token: None, values: self.values.clone(), todo: self.todo }
     }
 
-    fn derive(&self, token: Arc<Token>) -> (Context, CancelGuard) {
-        Context::with_guard(token, self.values.clone(), self.todo)
+    fn derive(&self, token: Arc<Token>) -> CancelScope {
+        Context::scope_of(token, self.values.clone(), self.todo)
     }
 
-    pub(crate) fn with_guard(token: Arc<Token>, values: Values, todo: bool) -> (Context, CancelGuard) {
-        let guard = CancelGuard::new(token.clone());
-        (Context { token: Some(token), values, todo }, guard)
+    pub(crate) fn scope_of(token: Arc<Token>, values: Values, todo: bool) -> CancelScope {
+        CancelScope::new(Context { token: Some(token), values, todo })
+    }
+
+    /// [`with_value`](Self::with_value), in place.
+    pub(crate) fn add_value<T: Send + Sync + 'static>(&mut self, value: T) {
+        self.values = self.values.with(value);
     }
 
     pub(crate) fn token(&self) -> Option<&Arc<Token>> {
@@ -257,10 +239,23 @@ impl Context {
     }
 }
 
-fn limit(at: Option<Instant>, now: Instant, budget: Duration, cause: Option<BoxError>) -> Option<Limit> {
+/// The limit of a context that ends when this much time has passed.
+fn budget(after: Option<Duration>, cause: Option<BoxError>) -> Option<Limit> {
+    let after = after?;
+    let now = now();
+    limit(now.checked_add(after)?, now, after, cause)
+}
+
+/// The limit of a context that ends at that time.
+fn until(at: Instant, cause: Option<BoxError>) -> Option<Limit> {
+    let now = now();
+    limit(at, now, at.saturating_duration_since(now), cause)
+}
+
+fn limit(at: Instant, now: Instant, budget: Duration, cause: Option<BoxError>) -> Option<Limit> {
     // Tokio's timer rounds up: what lies at the very end of time would overflow there.
-    let at = at.filter(|at| at.checked_add(Duration::from_secs(1)).is_some());
-    at.map(|at| Limit { at, now, budget, cause })
+    at.checked_add(Duration::from_secs(1))?;
+    Some(Limit { at, now, budget, cause })
 }
 
 // Ask.
@@ -422,13 +417,13 @@ impl Context {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// let (ctx, guard) = Context::background().with_cancel();
-    /// let watcher = tokio::spawn(ctx.clone().done_owned());
+    /// let watcher = tokio::spawn(ctx.done_owned());
     /// guard.cancel();
     /// assert!(watcher.await.unwrap().is_canceled());
     /// # }
     /// ```
-    pub fn done_owned(self) -> DoneOwned {
-        DoneOwned::new(self)
+    pub fn done_owned(&self) -> DoneOwned {
+        DoneOwned::new(self.clone())
     }
 
     /// Runs a future until the context ends.
@@ -532,12 +527,11 @@ impl Context {
     #[track_caller]
     pub fn within<T>(
         &self,
-        after: Duration,
+        after: impl Into<Option<Duration>>,
         f: impl AsyncFnOnce(Context) -> T,
     ) -> impl Future<Output = Result<T, Error>> {
-        let (ctx, guard) = self.with_timeout(after);
+        let ctx = self.with_timeout(after);
         async move {
-            let _guard = guard;
             // Called only once the context has been looked at.
             ctx.run(ctx.scope(async { f(ctx.clone()).await })).await
         }

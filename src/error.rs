@@ -285,7 +285,7 @@ impl fmt::Display for Error {
             }
             (How::Canceled(place), _) => write!(f, "context canceled at {}", Place(place))?,
             (How::GuardDropped, _) => {
-                write!(f, "context canceled: guard dropped, context made at {made_at}")?
+                write!(f, "context canceled: scope dropped, context made at {made_at}")?
             }
             (How::Token, _) => {
                 write!(f, "context canceled by the CancellationToken given at {made_at}")?

@@ -52,7 +52,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::sleep_until;
 
 use crate::error::{BoxError, Place};
-use crate::{CancelGuard, Canceller, Context, Error};
+use crate::{CancelScope, Canceller, Context, Error};
 
 pub mod fault;
 mod outcome;
@@ -113,7 +113,7 @@ pub struct Limited(usize);
 /// The tasks of a group, running and ended.
 struct Crew<T, E> {
     // Before the tasks: a group that is dropped tells them before it aborts them.
-    _guard: CancelGuard,
+    ctx: CancelScope,
     tasks: JoinSet<Result<T, Failure<E>>>,
     running: HashMap<Id, Member>,
     spawned: usize,
@@ -121,7 +121,6 @@ struct Crew<T, E> {
     // for values that are not, as a `JoinSet` is.
     ended: Mutex<VecDeque<Ended<T, E>>>,
     common: Arc<Common<E>>,
-    ctx: Context,
     grace: Option<Duration>,
     grace_over: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     overdue: bool,
@@ -171,21 +170,21 @@ impl<T, E> Group<T, E> {
     where
         E: Fault<Kind>,
     {
-        let (ctx, guard) = ctx.with_cancel();
+        let scope = ctx.with_cancel();
         let common = Common {
-            canceller: guard.canceller(),
+            canceller: scope.canceller(),
             first: OnceLock::new(),
             as_error: E::as_error,
             keep_going: false,
         };
+        let ctx = scope.clone();
         let crew = Crew {
-            _guard: guard,
+            ctx: scope,
             tasks: JoinSet::new(),
             running: HashMap::new(),
             spawned: 0,
             ended: Mutex::default(),
             common: Arc::new(common),
-            ctx: ctx.clone(),
             grace: None,
             grace_over: None,
             overdue: false,

@@ -25,8 +25,8 @@ use crate::token::Token;
 pub struct CancelGuard(Option<Arc<Token>>);
 
 impl CancelGuard {
-    pub(crate) fn new(token: Arc<Token>) -> Self {
-        CancelGuard(Some(token))
+    pub(crate) fn new(token: Option<Arc<Token>>) -> Self {
+        CancelGuard(token)
     }
 
     /// Ends the context, from any thread; once it has ended, does nothing.
@@ -122,6 +122,10 @@ impl Drop for CancelGuard {
 pub struct Canceller(Option<Arc<Token>>);
 
 impl Canceller {
+    pub(crate) fn new(token: Option<Arc<Token>>) -> Self {
+        Canceller(token)
+    }
+
     /// See [`CancelGuard::cancel`].
     ///
     /// ```
@@ -162,7 +166,7 @@ impl Canceller {
 }
 
 #[track_caller]
-fn cancel(token: Option<&Arc<Token>>, cause: Option<BoxError>) {
+pub(crate) fn cancel(token: Option<&Arc<Token>>, cause: Option<BoxError>) {
     if let Some(token) = token {
         token.cancel(Some(Location::caller()), cause);
     }

@@ -6,7 +6,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::token::Token;
-use crate::{CancelGuard, Context};
+use crate::{CancelScope, Context};
 
 impl Context {
     /// A child that also ends when `token` is cancelled, as [`Canceled`](crate::ErrorKind::Canceled).
@@ -24,9 +24,9 @@ impl Context {
     /// assert!(ctx.err().unwrap().is_canceled());
     /// ```
     #[track_caller]
-    pub fn with_token(&self, token: &CancellationToken) -> (Context, CancelGuard) {
+    pub fn with_token(&self, token: &CancellationToken) -> CancelScope {
         let token = Token::foreign(self.token(), token.clone(), Location::caller());
-        Context::with_guard(token, self.values().clone(), self.is_todo())
+        Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 
     /// A token that is cancelled when this context ends; cancelling it does not touch the context.
@@ -59,7 +59,7 @@ impl Context {
         let runtime = token.needs_watch().then(Handle::current);
         let Some(outer) = token.bridge() else { return cancelled() };
         if let Some((runtime, watch)) = runtime.zip(token.watch()) {
-            let done = self.clone().done_owned();
+            let done = self.done_owned();
             runtime.spawn(async move {
                 let _watch = watch;
                 done.await;

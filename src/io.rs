@@ -138,7 +138,7 @@ impl Limits {
             Direction::Read => &mut self.reading,
             Direction::Write => &mut self.writing,
         };
-        let wait = wait.get_or_insert_with(|| Box::pin(self.ctx.clone().done_owned()));
+        let wait = wait.get_or_insert_with(|| Box::pin(self.ctx.done_owned()));
         wait.as_mut().poll(cx).map(|ended| Err(IoError::from(ended)))
     }
 }

@@ -125,6 +125,7 @@ mod merge;
 #[cfg_attr(docsrs, doc(cfg(feature = "process")))]
 pub mod process;
 mod run;
+mod scope;
 pub mod shutdown;
 #[cfg(feature = "signal")]
 #[cfg_attr(docsrs, doc(cfg(feature = "signal")))]
@@ -155,6 +156,7 @@ pub use ext::{Bounded, Checked, FutureExt, StreamExt, TryBounded};
 pub use group::Group;
 pub use guard::{CancelGuard, Canceller};
 pub use run::{Run, TryRun};
+pub use scope::CancelScope;
 #[doc(inline)]
 pub use shutdown::Shutdown;
 

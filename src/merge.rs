@@ -4,7 +4,7 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use crate::token::Token;
-use crate::{CancelGuard, Context};
+use crate::{CancelScope, Context};
 
 impl Context {
     /// A child of both: it ends when either does, with that one's error, or when its guard says so.
@@ -26,12 +26,12 @@ impl Context {
     /// assert_eq!(ctx.value::<&str>(), Some(&"alice"));
     /// ```
     #[track_caller]
-    pub fn merge(&self, other: &Context) -> (Context, CancelGuard) {
+    pub fn merge(&self, other: &Context) -> CancelScope {
         let made_at = Location::caller();
         let token = match (self.token(), other.token()) {
             (Some(a), Some(b)) if !Arc::ptr_eq(a, b) => Token::merge(a, b, made_at),
             (a, b) => Token::new(a.or(b), None, made_at),
         };
-        Context::with_guard(token, self.values().or(other.values()), self.is_todo())
+        Context::scope_of(token, self.values().or(other.values()), self.is_todo())
     }
 }

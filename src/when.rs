@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::pin::pin;
 
 use crate::error::{BoxError, Place};
-use crate::{CancelGuard, Canceller, Context};
+use crate::{CancelScope, Canceller, Context};
 
 impl Context {
     /// A child that also ends when `reason` resolves, with its output as the cause.
@@ -104,15 +104,15 @@ impl Context {
     /// # }
     /// ```
     #[track_caller]
-    pub fn with_cancel_when<F>(&self, reason: F) -> (Context, CancelGuard)
+    pub fn with_cancel_when<F>(&self, reason: F) -> CancelScope
     where
         F: Future + Send + 'static,
         F::Output: Into<BoxError>,
     {
         let asked_at = Location::caller();
-        let (ctx, guard) = self.with_cancel();
-        let watch = Watch { canceller: Some(guard.canceller()), asked_at };
-        let watched = ctx.clone();
+        let scope = self.with_cancel();
+        let watch = Watch { canceller: Some(scope.canceller()), asked_at };
+        let watched = scope.clone();
         tokio::spawn(self.scope(async move {
             match watched.run(caught(reason)).await {
                 Ok(Ok(cause)) => watch.ends_with(cause),
@@ -120,7 +120,7 @@ impl Context {
                 Err(_ended_otherwise) => watch.rests(),
             }
         }));
-        (ctx, guard)
+        scope
     }
 }
 

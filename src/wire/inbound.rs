@@ -10,7 +10,7 @@ use http::HeaderMap;
 use super::timeout::{BadHeader, DeadlineHeader};
 use super::travel::{Carried, Travel};
 use super::warn::warn;
-use crate::{CancelGuard, Context};
+use crate::{CancelScope, Context};
 
 /// What a server believes of the headers of its requests.
 ///
@@ -262,14 +262,16 @@ impl Inbound {
         headers: &HeaderMap,
         made_at: &'static Location<'static>,
         head_start: fn(Duration) -> Duration,
-    ) -> Result<(Context, CancelGuard), BadHeader> {
+    ) -> Result<CancelScope, BadHeader> {
         let budget = self.told(headers)?.map(|(budget, whose)| match whose {
             Budget::Caller => (budget - head_start(budget), whose.into()),
             Budget::Default | Budget::Maximum => (budget, whose.into()),
         });
-        let (ctx, guard) = root.child_made_at(made_at, budget);
-        let ctx = if self.untrusted { ctx } else { self.carried.read(ctx, headers) };
-        Ok((ctx, guard))
+        let mut scope = root.child_made_at(made_at, budget);
+        if !self.untrusted {
+            self.carried.read(scope.context_mut(), headers);
+        }
+        Ok(scope)
     }
 }
 
@@ -351,11 +353,7 @@ impl Context {
     /// ```
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     #[track_caller]
-    pub fn extract(
-        &self,
-        headers: &HeaderMap,
-        inbound: &Inbound,
-    ) -> Result<(Context, CancelGuard), BadHeader> {
+    pub fn extract(&self, headers: &HeaderMap, inbound: &Inbound) -> Result<CancelScope, BadHeader> {
         inbound.derive(self, headers, Location::caller(), |_| Duration::ZERO)
     }
 }

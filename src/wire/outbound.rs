@@ -168,7 +168,7 @@ impl Outbound {
 /// The error of a context that was given no time: the deadline has not passed here, but there is no use.
 fn nothing_left(ctx: &Context, place: &'static Location<'static>) -> Error {
     let budget = (Duration::ZERO, "too little is left for a call".into());
-    let (late, _guard) = ctx.child_made_at(place, Some(budget));
+    let late = ctx.child_made_at(place, Some(budget));
     late.check().expect_err("a context without time has ended at birth")
 }
 

@@ -132,7 +132,7 @@ where
             Some(outer) => under_both(outer, service),
         };
         let (ctx, guard) = match inbound.derive(&parent, request.headers(), place, head_start) {
-            Ok(child) => child,
+            Ok(scope) => scope.split(),
             Err(bad) => return ServerFuture::refused(reply.bad_header(&bad), service),
         };
         if let Some(ended) = ctx.err() {
@@ -148,9 +148,7 @@ where
 
 /// What the requests of a layer within another are derived from: deadlines shrink there as well.
 fn under_both(outer: &Context, service: &Context) -> Context {
-    let (both, guard) = outer.merge(service);
-    guard.detach();
-    both
+    outer.merge(service).detach()
 }
 
 /// What is kept back of the time that a gRPC call gave: more than timers are coarse.
