@@ -22,7 +22,8 @@ use crate::value::Values;
 
 /// Cancellation, a deadline and request-scoped values, for one piece of work and all it calls.
 ///
-/// A context is derived from another and ends with it, or before. Pass it down by reference, as Go
+/// A context is derived from another and ends with it, or before: the `with_…` methods return a
+/// [`CancelScope`], which is the new context and the right to cancel it. Pass it down by reference, as Go
 /// does, or let it flow along with the task ([`scope`](Self::scope), [`current`](Self::current)). A
 /// clone is the same context; it costs a reference count or two. The counterpart of Go's
 /// `context.Context`.
@@ -33,8 +34,8 @@ use crate::value::Values;
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() {
-/// let (request, _guard) = Context::background().with_timeout(Duration::from_millis(500));
-/// let (step, _guard) = request.with_timeout(Duration::from_millis(50));
+/// let request = Context::background().with_timeout(Duration::from_millis(500));
+/// let step = request.with_timeout(Duration::from_millis(50));
 ///
 /// tokio::select! {
 ///     stopped = step.done() => println!("{stopped}"),
@@ -75,11 +76,12 @@ impl Context {
         Context { token: None, values: Values::NONE, todo: true }
     }
 
-    /// A child that ends when its guard says so, or with this context. Go's `context.WithCancel`.
+    /// A child that ends when it is canceled or its scope dropped, or with this context. Go's
+    /// `context.WithCancel`.
     ///
     /// ```
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
-    /// guard.cancel();
+    /// let ctx = tokio_ctx::Context::background().with_cancel();
+    /// ctx.cancel();
     /// assert!(ctx.is_done());
     /// ```
     #[track_caller]
@@ -99,7 +101,7 @@ impl Context {
     /// use tokio_ctx::Context;
     ///
     /// let at = Instant::now() + Duration::from_secs(3);
-    /// let (ctx, _guard) = Context::background().with_deadline(at);
+    /// let ctx = Context::background().with_deadline(at);
     /// assert_eq!(ctx.deadline(), Some(at));
     /// ```
     #[track_caller]
@@ -109,15 +111,19 @@ impl Context {
 
     /// A child that also ends when this much time has passed. Go's `context.WithTimeout`.
     ///
-    /// Zero: it has ended at birth. [`Duration::MAX`], and whatever else the clock cannot express: no
-    /// deadline of its own.
+    /// Zero: it has ended at birth. `None`, [`Duration::MAX`], and whatever else the clock cannot express: no
+    /// deadline of its own, so that an optional limit needs no branch.
     ///
     /// ```
     /// use std::time::Duration;
     /// use tokio_ctx::Context;
     ///
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(250));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(250));
     /// assert!(ctx.remaining().unwrap() <= Duration::from_millis(250));
+    ///
+    /// let limit: Option<Duration> = None; // Of a configuration.
+    /// let step = ctx.with_timeout(limit);
+    /// assert_eq!(step.deadline(), ctx.deadline());
     /// ```
     #[track_caller]
     pub fn with_timeout(&self, after: impl Into<Option<Duration>>) -> CancelScope {
@@ -131,7 +137,7 @@ impl Context {
     /// use tokio::time::Instant;
     /// use tokio_ctx::Context;
     ///
-    /// let (ctx, _guard) = Context::background().with_deadline_cause(Instant::now(), "shop closes");
+    /// let ctx = Context::background().with_deadline_cause(Instant::now(), "shop closes");
     /// assert_eq!(ctx.err().unwrap().cause().unwrap().to_string(), "shop closes");
     /// ```
     #[track_caller]
@@ -147,7 +153,7 @@ impl Context {
     /// use std::time::Duration;
     /// use tokio_ctx::Context;
     ///
-    /// let (ctx, _guard) = Context::background().with_timeout_cause(Duration::ZERO, "index too slow");
+    /// let ctx = Context::background().with_timeout_cause(Duration::ZERO, "index too slow");
     /// assert!(ctx.err().unwrap().to_string().ends_with(": index too slow"));
     /// ```
     #[track_caller]
@@ -200,10 +206,10 @@ impl Context {
     /// # async fn write_audit_log(_: &Context) {}
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, guard) = Context::background().with_value("alice").with_cancel();
-    /// guard.cancel();
+    /// let ctx = Context::background().with_value("alice").with_cancel();
+    /// ctx.cancel();
     ///
-    /// let (cleanup, _guard) = ctx.without_cancel().with_timeout(Duration::from_secs(5));
+    /// let cleanup = ctx.without_cancel().with_timeout(Duration::from_secs(5));
     /// assert!(!cleanup.is_done());
     /// assert_eq!(cleanup.value::<&str>(), Some(&"alice"));
     /// write_audit_log(&cleanup).await;
@@ -266,8 +272,8 @@ impl Context {
     /// use std::time::Duration;
     /// use tokio_ctx::Context;
     ///
-    /// let (parent, _guard) = Context::background().with_timeout(Duration::from_secs(1));
-    /// let (child, _guard) = parent.with_timeout(Duration::from_secs(60));
+    /// let parent = Context::background().with_timeout(Duration::from_secs(1));
+    /// let child = parent.with_timeout(Duration::from_secs(60));
     /// assert_eq!(child.deadline(), parent.deadline());
     /// ```
     pub fn deadline(&self) -> Option<Instant> {
@@ -283,7 +289,7 @@ impl Context {
     /// use tokio_ctx::Context;
     ///
     /// assert_eq!(Context::background().remaining(), None);
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::ZERO);
+    /// let ctx = Context::background().with_timeout(Duration::ZERO);
     /// assert_eq!(ctx.remaining(), Some(Duration::ZERO));
     /// ```
     pub fn remaining(&self) -> Option<Duration> {
@@ -296,9 +302,9 @@ impl Context {
     /// `CancellationToken::is_cancelled`.
     ///
     /// ```
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
+    /// let ctx = tokio_ctx::Context::background().with_cancel();
     /// let work = (0..).take_while(|_| !ctx.is_done());
-    /// guard.cancel();
+    /// ctx.cancel();
     /// assert_eq!(work.count(), 0);
     /// ```
     #[inline]
@@ -309,9 +315,9 @@ impl Context {
     /// Why it ended; `None` while it has not. Go's `ctx.Err()` and `context.Cause(ctx)`.
     ///
     /// ```
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
+    /// let ctx = tokio_ctx::Context::background().with_cancel();
     /// assert!(ctx.err().is_none());
-    /// guard.cancel_with("shutting down");
+    /// ctx.cancel_with("shutting down");
     /// assert_eq!(ctx.err().unwrap().cause().unwrap().to_string(), "shutting down");
     /// ```
     #[inline]
@@ -334,9 +340,9 @@ impl Context {
     ///     Ok(sum)
     /// }
     ///
-    /// let (ctx, guard) = Context::background().with_cancel();
+    /// let ctx = Context::background().with_cancel();
     /// assert_eq!(sum(&ctx, &[1, 2, 3]).unwrap(), 6);
-    /// drop(guard);
+    /// ctx.cancel();
     /// assert!(sum(&ctx, &[1, 2, 3]).unwrap_err().is_canceled());
     /// ```
     ///
@@ -360,7 +366,7 @@ impl Context {
     /// struct Tenant(&'static str);
     ///
     /// let ctx = Context::background().with_value(Tenant("blue")).with_value(Tenant("red"));
-    /// let (ctx, _guard) = ctx.with_cancel();
+    /// let ctx = ctx.with_cancel();
     /// assert_eq!(ctx.value::<Tenant>(), Some(&Tenant("red")));
     /// ```
     #[inline]
@@ -389,7 +395,7 @@ impl Context {
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(10));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(10));
     /// let (_jobs, mut queue) = mpsc::channel::<u32>(8);
     ///
     /// let stopped = loop {
@@ -405,7 +411,7 @@ impl Context {
         Done::new(self)
     }
 
-    /// [`done`](Self::done), owning the context: for a task, or a struct.
+    /// [`done`](Self::done), holding a clone of the context: for a task, or a struct.
     ///
     /// # Panics
     ///
@@ -416,9 +422,9 @@ impl Context {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, guard) = Context::background().with_cancel();
+    /// let ctx = Context::background().with_cancel();
     /// let watcher = tokio::spawn(ctx.done_owned());
-    /// guard.cancel();
+    /// ctx.cancel();
     /// assert!(watcher.await.unwrap().is_canceled());
     /// # }
     /// ```
@@ -454,7 +460,7 @@ impl Context {
     /// # async fn runaway_query() { std::future::pending().await }
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), tokio_ctx::Error> {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(50));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(50));
     /// let rows = ctx.run(query()).await?;
     /// assert_eq!(rows, 3);
     /// assert!(ctx.run(runaway_query()).await.is_err());
@@ -482,7 +488,7 @@ impl Context {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::ZERO);
+    /// let ctx = Context::background().with_timeout(Duration::ZERO);
     /// let connected: io::Result<_> = ctx.try_run(TcpStream::connect("127.0.0.1:9")).await;
     /// assert_eq!(connected.unwrap_err().kind(), io::ErrorKind::TimedOut);
     /// # }
@@ -498,7 +504,9 @@ impl Context {
     /// One step under a budget of its own: gives `f` a child with this timeout, which is also
     /// [`current`](Self::current) in there, and runs what it returns until that child ends.
     ///
-    /// The clock starts at this call; the child ends with the step, whatever came of it.
+    /// The clock starts at this call; the child ends with the step, whatever came of it. `None` as in
+    /// [`with_timeout`](Self::with_timeout): no deadline of its own. It holds the child itself, so that it fits
+    /// into `tokio::join!` and `tokio::select!`, where `with_timeout(d).run(f)` does not compile.
     ///
     /// # Errors
     ///
@@ -515,7 +523,7 @@ impl Context {
     /// # async fn recent_activity(_: &Context) -> Vec<String> { std::future::pending().await }
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(500));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(500));
     ///
     /// let step = ctx.within(Duration::from_millis(80), async |ctx| recent_activity(&ctx).await);
     /// let activity = step.await.unwrap_or_default();
@@ -553,7 +561,7 @@ impl Context {
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(50));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(50));
     /// assert!(ctx.sleep(Duration::from_millis(30)).await.is_ok());
     /// assert!(ctx.sleep(Duration::from_millis(30)).await.is_err());
     /// # }
@@ -614,11 +622,11 @@ impl Context {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, guard) = Context::background().with_cancel();
+    /// let ctx = Context::background().with_cancel();
     /// let (interrupt, interrupted) = oneshot::channel();
     /// ctx.after_func(|| async move { interrupt.send("stop the query").unwrap() });
     ///
-    /// guard.cancel();
+    /// ctx.cancel();
     /// assert_eq!(interrupted.await.unwrap(), "stop the query");
     /// # }
     /// ```
@@ -633,7 +641,7 @@ impl Context {
             let entry = Entry::new(self, Location::caller());
             move || entry.held_by(async move { f().await })
         };
-        after_func(self.clone(), f)
+        after_func(self, f)
     }
 }
 

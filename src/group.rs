@@ -52,7 +52,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::sleep_until;
 
 use crate::error::{BoxError, Place};
-use crate::{CancelScope, Canceller, Context, Error};
+use crate::{CancelScope, Canceller, Context, DoneOwned, Error};
 
 pub mod fault;
 mod outcome;
@@ -83,7 +83,7 @@ pub use outcome::{End, GroupError, Outcome, TrySpawnError};
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() -> io::Result<()> {
-/// let (request, _guard) = Context::background().with_timeout(Duration::from_millis(80));
+/// let request = Context::background().with_timeout(Duration::from_millis(80));
 ///
 /// let (mut group, _ctx) = Group::new(&request);
 /// for kind in ["web", "image", "video"] {
@@ -295,7 +295,7 @@ where
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Error> {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(100));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(100));
     /// let (group, _ctx) = Group::<(), Error>::new(&ctx);
     /// let mut group = group.limit(1);
     ///
@@ -450,7 +450,7 @@ impl<T, E, L> Group<T, E, L> {
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(100));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(100));
     /// let (group, _ctx) = Group::<(), Error>::new(&ctx);
     /// let mut group = group.grace(Duration::from_millis(50));
     /// group.spawn(std::future::pending()); // does not look at its context
@@ -664,7 +664,8 @@ impl<T: Send + 'static, E: Send + Sync + 'static> Crew<T, E> {
     /// Aborts those that run once the grace is over; whoever joins them is woken when they are gone.
     fn poll_grace(&mut self, cx: &mut TaskContext<'_>) {
         let Some(grace) = self.grace.filter(|_| !self.overdue) else { return };
-        let over = self.grace_over.get_or_insert_with(|| Box::pin(grace_over(self.ctx.clone(), grace)));
+        let over =
+            self.grace_over.get_or_insert_with(|| Box::pin(grace_over(self.ctx.done_owned(), grace)));
         if over.as_mut().poll(cx).is_ready() {
             self.grace_over = None;
             self.overdue = true;
@@ -709,8 +710,8 @@ impl<T: Send + 'static, E: Send + Sync + 'static> Crew<T, E> {
     }
 }
 
-async fn grace_over(ctx: Context, grace: Duration) {
-    let ended_at = ctx.done_owned().await.origin().ended_at();
+async fn grace_over(done: DoneOwned, grace: Duration) {
+    let ended_at = done.await.origin().ended_at();
     // Tokio's timer rounds up: what lies at the very end of time would overflow there.
     match ended_at.checked_add(grace).filter(|at| at.checked_add(Duration::from_secs(1)).is_some()) {
         Some(over) => sleep_until(over).await,

@@ -19,7 +19,7 @@ impl Context {
     /// use tokio_util::sync::CancellationToken;
     ///
     /// let shutdown = CancellationToken::new();
-    /// let (ctx, _guard) = Context::background().with_token(&shutdown);
+    /// let ctx = Context::background().with_token(&shutdown);
     /// shutdown.cancel();
     /// assert!(ctx.err().unwrap().is_canceled());
     /// ```
@@ -31,7 +31,7 @@ impl Context {
 
     /// A token that is cancelled when this context ends; cancelling it does not touch the context.
     ///
-    /// If the context goes without having ended, its guard detached and its handles dropped, the token
+    /// If the context goes without having ended, its scope detached and its handles dropped, the token
     /// is its parent's from then on (of a merged context: of the first). If the context has a deadline,
     /// or was made [`with_token`](Self::with_token), a task of the current runtime watches for the end,
     /// and keeps it until then.
@@ -44,9 +44,9 @@ impl Context {
     /// ```
     /// use tokio_ctx::Context;
     ///
-    /// let (ctx, guard) = Context::background().with_cancel();
+    /// let ctx = Context::background().with_cancel();
     /// let token = ctx.cancellation_token();
-    /// guard.cancel();
+    /// ctx.cancel();
     /// assert!(token.is_cancelled());
     /// ```
     #[track_caller]

@@ -7,7 +7,8 @@ use crate::token::Token;
 use crate::{CancelScope, Context};
 
 impl Context {
-    /// A child of both: it ends when either does, with that one's error, or when its guard says so.
+    /// A child of both: it ends when either does, with that one's error, or when it is canceled or
+    /// its scope dropped.
     ///
     /// The earlier of the two deadlines counts. Values are looked up here first, then in `other`. Go
     /// builds this from `context.AfterFunc`; no task is needed here.
@@ -15,11 +16,11 @@ impl Context {
     /// ```
     /// use tokio_ctx::Context;
     ///
-    /// let (shutdown, stop) = Context::background().with_cancel();
-    /// let (request, _guard) = Context::background().with_value("alice").with_cancel();
+    /// let shutdown = Context::background().with_cancel();
+    /// let request = Context::background().with_value("alice").with_cancel();
     ///
-    /// let (ctx, _guard) = request.merge(&shutdown);
-    /// stop.cancel_with("going down for maintenance");
+    /// let ctx = request.merge(&shutdown);
+    /// shutdown.cancel_with("going down for maintenance");
     ///
     /// assert!(!request.is_done());
     /// assert!(ctx.err().unwrap().to_string().ends_with("going down for maintenance"));

@@ -51,7 +51,7 @@
 //! # async fn accept(_: TcpListener, _: Shutdown) {}
 //! #[tokio::main]
 //! async fn main() -> Result<(), BoxError> {
-//!     let (until_signal, _guard) = signal::shutdown(&Context::background())?;
+//!     let until_signal = signal::shutdown(&Context::background())?;
 //!     let shutdown = Shutdown::new(&until_signal);
 //!
 //!     let listener = TcpListener::bind("127.0.0.1:8080").await?;
@@ -188,9 +188,9 @@ impl Shutdown {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (until_signal, guard) = Context::background().with_cancel();
+    /// let until_signal = Context::background().with_cancel();
     /// let shutdown = Shutdown::new(&until_signal);
-    /// guard.cancel_with("SIGTERM");
+    /// until_signal.cancel_with("SIGTERM");
     /// assert!(shutdown.soft().is_done());
     /// assert!(!shutdown.hard().is_done());
     /// # }
@@ -265,7 +265,7 @@ impl Shutdown {
     /// # async fn main() {
     /// let shutdown = Shutdown::new(&Context::background());
     /// // As axum's `with_graceful_shutdown` wants to be told.
-    /// let signal = shutdown.soft().clone().done_owned();
+    /// let signal = shutdown.soft().done_owned();
     /// shutdown.begin("over");
     /// signal.await;
     /// # }
@@ -283,7 +283,7 @@ impl Shutdown {
     /// use tokio_ctx::{Context, Shutdown};
     ///
     /// let shutdown = Shutdown::new(&Context::background());
-    /// let (request, _guard) = shutdown.hard().with_cancel();
+    /// let request = shutdown.hard().with_cancel();
     /// shutdown.force("power is failing");
     /// assert_eq!(request.err().unwrap().cause().unwrap().to_string(), "power is failing");
     /// ```

@@ -37,7 +37,7 @@ impl Context {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// let (stop, stopped) = oneshot::channel::<String>();
-    /// let (ctx, _guard) = Context::background().with_cancel_when(async {
+    /// let ctx = Context::background().with_cancel_when(async {
     ///     match stopped.await {
     ///         Ok(reason) => reason,
     ///         Err(_) => std::future::pending().await,
@@ -59,7 +59,7 @@ impl Context {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// let (maintenance, mut watched) = watch::channel(false);
-    /// let (ctx, _guard) = Context::background().with_cancel_when(async move {
+    /// let ctx = Context::background().with_cancel_when(async move {
     ///     match watched.wait_for(|on| *on).await {
     ///         Ok(_) => "maintenance has begun",
     ///         Err(_) => "whoever knows of maintenance has gone",
@@ -90,7 +90,7 @@ impl Context {
     /// # async fn renew(times: u32) -> bool { times < 3 }
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
-    /// let (leading, _guard) = Context::background().with_cancel_when(async {
+    /// let leading = Context::background().with_cancel_when(async {
     ///     let mut renewals = 0;
     ///     while renew(renewals).await {
     ///         renewals += 1;

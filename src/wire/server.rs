@@ -53,12 +53,11 @@ use crate::{BoxError, Context};
 ///     ctx.run(async { "all is well".to_string() }).await
 /// }
 ///
-/// let (service, stop) = Context::background().with_cancel();
+/// let service = Context::background().with_cancel();
 /// let inbound = Inbound::new().max_budget(Duration::from_secs(30));
 /// let app: Router = Router::new()
 ///     .route("/report", get(report))
-///     .layer(ServerLayer::new(service, inbound));
-/// # let _stop = stop;
+///     .layer(ServerLayer::new(service.clone(), inbound));
 /// ```
 #[derive(Clone)]
 pub struct ServerLayer(Arc<Config>);
@@ -77,8 +76,8 @@ impl ServerLayer {
     /// ```
     /// use tokio_ctx::{Context, wire::{Inbound, ServerLayer}};
     ///
-    /// let (service, _stop) = Context::background().with_cancel();
-    /// let layer = ServerLayer::new(service, Inbound::new());
+    /// let service = Context::background().with_cancel();
+    /// let layer = ServerLayer::new(service.clone(), Inbound::new());
     /// ```
     #[track_caller]
     pub fn new(service: Context, inbound: Inbound) -> ServerLayer {

@@ -45,7 +45,7 @@ pub(crate) const MAX_VALUE: usize = 4096;
 /// ctx.inject_with(&mut headers, &Outbound::new().carry::<RequestId>())?;
 /// // … and there.
 /// let inbound = Inbound::new().carry::<RequestId>();
-/// let (ctx, _guard) = Context::background().extract(&headers, &inbound).unwrap();
+/// let ctx = Context::background().extract(&headers, &inbound).unwrap();
 /// assert_eq!(ctx.value::<RequestId>().unwrap().0, 7);
 /// # Ok::<(), tokio_ctx::Error>(())
 /// ```
