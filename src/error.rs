@@ -1,8 +1,8 @@
 //! Why a context ended, and where.
 //!
-//! An [`Error`] is one pointer to a record that is shared by everyone who is told of the same end, and
-//! it holds no context: keeping an error, or giving it to another context as its cause, keeps no tree
-//! alive.
+//! An [`Error`] is a plain value: where, when and how a context ended, and a shared handle on the cause if
+//! there is one. It holds no context: keeping an error, or giving it to another context as its cause,
+//! keeps no tree alive.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -18,11 +18,14 @@ use tokio::time::Instant;
 /// Any error converts into one, and so do `&str` and `String`.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
+/// A cause, shared by all clones of an error.
+pub(crate) type Cause = Arc<dyn StdError + Send + Sync>;
+
 /// Why a context ended: what [`Context::err`](crate::Context::err), `check`, `done` and `run` answer.
 ///
 /// Its [`Display`](fmt::Display) begins with Go's words, `context canceled` or `context deadline
 /// exceeded`, and goes on with where and why, on one line; its
-/// [`source`](std::error::Error::source) is the cause. A clone is a reference count. A context that
+/// [`source`](std::error::Error::source) is the cause. A clone shares the cause. A context that
 /// ended with its parent has its parent's error. Go's counterpart is `ctx.Err()` and
 /// `context.Cause(ctx)` in one.
 ///
@@ -40,11 +43,9 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Error(Arc<Record>);
-
-struct Record {
+pub struct Error {
     origin: Origin,
-    cause: Option<BoxError>,
+    cause: Option<Cause>,
 }
 
 /// What kind of end it was.
@@ -99,7 +100,17 @@ pub(crate) enum How {
 
 impl Error {
     pub(crate) fn new(origin: Origin, cause: Option<BoxError>) -> Error {
-        Error(Arc::new(Record { origin, cause }))
+        Error::with_cause(origin, cause.map(Arc::from))
+    }
+
+    pub(crate) fn with_cause(origin: Origin, cause: Option<Cause>) -> Error {
+        Error { origin, cause }
+    }
+
+    /// The cause, for another error to share.
+    #[allow(dead_code, reason = "for errors that are made from the parts of others")]
+    pub(crate) fn shared_cause(&self) -> Option<&Cause> {
+        self.cause.as_ref()
     }
 
     /// What a peer said, at the line where that is made an error.
@@ -123,7 +134,7 @@ impl Error {
     /// assert_eq!(ctx.err().unwrap().kind(), ErrorKind::DeadlineExceeded);
     /// ```
     pub fn kind(&self) -> ErrorKind {
-        match self.0.origin.how {
+        match self.origin.how {
             How::Deadline => ErrorKind::DeadlineExceeded,
             How::Canceled(_) | How::GuardDropped | How::Token => ErrorKind::Canceled,
             #[cfg(feature = "tonic")]
@@ -162,7 +173,7 @@ impl Error {
     /// assert_eq!(ctx.err().unwrap().cause().unwrap().to_string(), "client hung up");
     /// ```
     pub fn cause(&self) -> Option<&(dyn StdError + Send + Sync + 'static)> {
-        self.0.cause.as_deref()
+        self.cause.as_deref()
     }
 
     /// The cause, if it is an `E`, or the first `E` among what it came from.
@@ -204,7 +215,7 @@ impl Error {
     /// assert!(err.origin().made_at().file().ends_with(".rs"));
     /// ```
     pub fn origin(&self) -> &Origin {
-        &self.0.origin
+        &self.origin
     }
 }
 
@@ -274,7 +285,7 @@ impl Origin {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Origin { made_at, how, budget, .. } = self.0.origin;
+        let Origin { made_at, how, budget, .. } = self.origin;
         let made_at = Place(made_at);
         match (how, budget) {
             (How::Deadline, Some(Duration::ZERO)) => {
@@ -300,7 +311,7 @@ impl fmt::Display for Error {
                 write!(f, "context canceled: told by a peer at {made_at}")?
             }
         }
-        match &self.0.cause {
+        match &self.cause {
             Some(cause) => write!(f, ": {cause}"),
             None => Ok(()),
         }
@@ -329,15 +340,15 @@ impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Error")
             .field("kind", &self.kind())
-            .field("cause", &self.0.cause)
-            .field("origin", &self.0.origin)
+            .field("cause", &self.cause)
+            .field("origin", &self.origin)
             .finish()
     }
 }
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.cause.as_deref().map(|cause| cause as _)
+        self.cause.as_deref().map(|cause| cause as _)
     }
 }
 

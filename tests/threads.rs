@@ -10,7 +10,6 @@ use std::env;
 use std::fmt;
 use std::pin::Pin;
 use std::process;
-use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -82,7 +81,7 @@ impl Node {
     #[track_caller]
     fn tell(&self, error: &Error) {
         let first = self.told.get_or_init(|| error.clone());
-        assert!(ptr::eq(first.origin(), error.origin()), "two stories:\n  {first:?}\n  {error:?}");
+        common::assert_same(first, error);
     }
 
     /// Whether it has ended; with all ways of asking, each after one that may have said so.

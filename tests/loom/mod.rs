@@ -145,7 +145,19 @@ impl Waiter {
 
 #[track_caller]
 fn same(a: &Error, b: &Error) {
-    assert!(ptr::eq(a.origin(), b.origin()), "two stories: {a}, and {b}");
+    assert_eq!(story(a), story(b), "two stories: {a}, and {b}");
+}
+
+/// What an error tells, with places and the cause by their addresses.
+fn story(error: &Error) -> impl PartialEq + std::fmt::Debug {
+    let origin = error.origin();
+    (
+        error.kind(),
+        ptr::from_ref(origin.made_at()),
+        origin.canceled_at().map(ptr::from_ref),
+        (origin.budget(), origin.ended_at()),
+        error.cause().map(|cause| ptr::from_ref(cause).cast::<()>()),
+    )
 }
 
 /// Asks a context that has ended in every way there is.
