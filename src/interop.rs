@@ -25,7 +25,7 @@ impl Context {
     /// ```
     #[track_caller]
     pub fn with_token(&self, token: &CancellationToken) -> CancelScope {
-        let token = Token::foreign(self.token(), token.clone(), Location::caller());
+        let token = Token::with_foreign(self.token(), token, Location::caller());
         Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 
@@ -56,7 +56,7 @@ impl Context {
             return cancelled();
         }
         // Before anything is promised: panics where there is none.
-        let runtime = token.needs_watch().then(Handle::current);
+        let runtime = token.has_deadline().then(Handle::current);
         let Some(outer) = token.bridge() else { return cancelled() };
         if let Some((runtime, watch)) = runtime.zip(token.watch()) {
             let done = self.done_owned();

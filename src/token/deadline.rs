@@ -1,0 +1,327 @@
+//! Deadlines, many to a timer.
+//!
+//! A wait on a deadline registers its token in a [`Bucket`]: the deadlines of one runtime that lie in the same
+//! slot, whose width is an eighth, or less, of the time left, share one Tokio timer at the slot's start. When
+//! it fires, what is still there moves to a narrower slot, until it is due; most waits are gone long before. The
+//! last slot's timer is set to the deadline itself, so that Tokio's own rounding is all the delay there is.
+//!
+//! A thread finds the bucket of a slot in a small cache of its own, so that workers share no lock; a bucket that
+//! has been displaced there serves its members all the same. An emptied bucket keeps its timer, which fires once
+//! and finds nothing; on a paused clock it keeps none, as a timer left behind would move a test's time.
+//!
+//! # Why no deadline is lost
+//!
+//! 1. A registration is entered in the bucket under the bucket's lock, which refuses once closed, and then noted
+//!    in the token under the token's lock. The two are never held at once.
+//! 2. A bucket closes once: it sets `closed`, then takes out what is registered. What was entered before is in
+//!    there, and gets handled; what comes later is refused, and enters another bucket.
+//! 3. A registration is noted in the token only if its bucket is open, a fact that is read under the token's
+//!    lock. What handles a closed bucket notes the new place under the same lock, after `closed` was set: an old
+//!    place is never noted over a new one. A place noted in a closed bucket counts as none.
+//! 4. A timer that fires before its time tells that its runtime shuts down: the bucket then wakes the waits,
+//!    which register where they are polled next, and sets no timer there again.
+
+use std::sync::{Arc, Weak};
+use std::task::{Wake, Waker};
+
+use super::members::{Inner, IntoIter, Pages};
+use super::sync::{AtomicBool, Mutex, Ordering, RuntimeId, Timer, is_paused, runtime, spawn, thread_local};
+use super::{Stamp, Token};
+
+/// Slots are narrower than the time left by this power of two.
+const FRACTION: u32 = 3;
+/// Slots narrower than this many nanoseconds, as a power of two, are the last; about a millisecond.
+const FINEST: u32 = 20;
+/// So many buckets a thread remembers for one runtime, and so many runtimes.
+const SLOTS: usize = 128;
+const RUNTIMES: usize = 4;
+/// So many are handled at once where the timer fires; more are left to a task.
+const BATCH: usize = 1024;
+
+/// The deadlines of one runtime in one slot.
+pub(crate) struct Bucket {
+    runtime: RuntimeId,
+    at: Stamp,
+    /// Whether an empty bucket gives its timer up: the clock was paused.
+    is_exact: bool,
+    closed: AtomicBool,
+    list: Mutex<List>,
+}
+
+struct List {
+    entries: Pages<Weak<Token>>,
+    timer: Option<Timer>,
+}
+
+/// Deadlines that share a timer.
+struct Slot {
+    key: u64,
+    at: Stamp,
+}
+
+impl Slot {
+    fn new(deadline: Stamp, now: Stamp) -> Slot {
+        let left = deadline.0.saturating_sub(now.0).max(1) as u64;
+        let shift = (left >> FRACTION).max(1).ilog2();
+        if shift < FINEST {
+            // The first to come sets the time. What is due after it moves once more, what is due before it has a
+            // bucket of its own.
+            return Slot { key: Slot::key(0, deadline.0 >> (FINEST - FRACTION)), at: deadline };
+        }
+        let index = deadline.0 >> shift;
+        Slot { key: Slot::key(shift, index), at: Stamp(index << shift) }
+    }
+
+    fn key(shift: u32, index: i64) -> u64 {
+        (u64::from(shift) << 58) | (index as u64 & ((1 << 58) - 1))
+    }
+
+    /// Its place in a cache: neighbors do not collide.
+    fn place(&self) -> usize {
+        (self.key as usize).wrapping_add((self.key >> 58) as usize * 37) % SLOTS
+    }
+}
+
+type Cache = Vec<(RuntimeId, Vec<Option<(u64, Arc<Bucket>)>>)>;
+
+thread_local! {
+    static CACHE: std::cell::RefCell<Cache> = std::cell::RefCell::new(Vec::new());
+}
+
+/// Gives `f` the place in this thread's cache where the slot's bucket may be; not when the thread is ending.
+fn cached<R>(here: RuntimeId, slot: &Slot, f: impl FnOnce(&mut Option<(u64, Arc<Bucket>)>) -> R) -> Option<R> {
+    let find = |cache: &std::cell::RefCell<Cache>| {
+        let mut cache = cache.borrow_mut();
+        let known = cache.iter().position(|(runtime, _)| *runtime == here);
+        let at = known.unwrap_or_else(|| {
+            cache.truncate(RUNTIMES - 1);
+            cache.insert(0, (here, vec![None; SLOTS]));
+            0
+        });
+        f(&mut cache[at].1[slot.place()])
+    };
+    CACHE.try_with(find).ok()
+}
+
+impl Bucket {
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Enters a token; none if the bucket has closed.
+    fn admit(&self, token: &Arc<Token>) -> Option<u32> {
+        let mut list = self.list.lock();
+        (!self.is_closed()).then(|| list.entries.insert(Arc::downgrade(token)))
+    }
+
+    /// Takes an entry out.
+    pub(super) fn leave(&self, key: u32) {
+        self.leave_each([key]);
+    }
+
+    /// Takes out entries of several buckets, with few locks for many of one.
+    pub(super) fn leave_all(entries: &[(Arc<Bucket>, u32)]) {
+        for entries in entries.chunk_by(|one, other| Arc::ptr_eq(&one.0, &other.0)) {
+            for batch in entries.chunks(BATCH) {
+                batch[0].0.leave_each(batch.iter().map(|(_, key)| *key));
+            }
+        }
+    }
+
+    #[inline]
+    fn leave_each(&self, keys: impl IntoIterator<Item = u32>) {
+        let mut list = self.list.lock();
+        if self.is_closed() {
+            return;
+        }
+        for key in keys {
+            list.entries.remove(key);
+        }
+        if self.is_exact && list.entries.is_empty() {
+            self.closed.store(true, Ordering::Release);
+            let timer = list.timer.take();
+            drop(list);
+            drop(timer);
+        }
+    }
+
+    /// Makes a bucket for a slot, with its first token in it. `None`: its time has come meanwhile.
+    #[track_caller]
+    fn begin(runtime: RuntimeId, slot: &Slot, token: &Arc<Token>) -> Option<(Arc<Bucket>, u32)> {
+        let mut timer = Timer::new(slot.at.instant());
+        let list = List { entries: Pages::default(), timer: None };
+        let bucket = Arc::new(Bucket {
+            runtime,
+            at: slot.at,
+            is_exact: is_paused(),
+            closed: AtomicBool::new(false),
+            list: Mutex::new(list),
+        });
+        let key = bucket.admit(token)?;
+        if !timer.start(&Waker::from(bucket.clone())) {
+            bucket.close();
+            return None;
+        }
+        let mut list = bucket.list.lock();
+        if !bucket.is_closed() {
+            list.timer = Some(timer);
+        }
+        drop(list);
+        Some((bucket, key))
+    }
+
+    /// Closes it, and returns what was in it.
+    fn close(&self) -> Pages<Weak<Token>> {
+        let mut list = self.list.lock();
+        self.closed.store(true, Ordering::Release);
+        let (entries, timer) = (std::mem::take(&mut list.entries), list.timer.take());
+        drop(list);
+        drop(timer);
+        entries
+    }
+}
+
+/// The timer has fired.
+impl Wake for Bucket {
+    fn wake(self: Arc<Self>) {
+        let entries = self.close();
+        let is_due = self.at <= Stamp::now() && runtime() == Some(self.runtime);
+        let is_crowd = entries.len() > BATCH;
+        let mut firing = Firing { runtime: is_due.then_some(self.runtime), entries: entries.into_iter() };
+        if !is_due {
+            firing.runtime = None;
+        } else if is_crowd {
+            // Not in the time driver, which other timers wait for.
+            spawn(async move {
+                while firing.handle_some() {
+                    tokio::task::yield_now().await;
+                }
+            });
+        } else {
+            firing.handle_some();
+        }
+    }
+}
+
+/// What was in a bucket that has fired. What is not handled, as the runtime shuts down, is woken to look again.
+struct Firing {
+    runtime: Option<RuntimeId>,
+    entries: IntoIter<Weak<Token>>,
+}
+
+impl Firing {
+    /// Ends what is due, and moves the rest to where the time left puts it. False: that was all.
+    fn handle_some(&mut self) -> bool {
+        let Some(runtime) = self.runtime else { return false };
+        let mut some = self.entries.by_ref().take(BATCH).peekable();
+        let is_any = some.peek().is_some();
+        some.filter_map(|token| token.upgrade()).filter(Token::is_waited_on).for_each(|token| {
+            token.register_deadline(runtime);
+        });
+        is_any
+    }
+}
+
+impl Drop for Firing {
+    fn drop(&mut self) {
+        self.entries.by_ref().filter_map(|token| token.upgrade()).for_each(|token| token.rouse());
+    }
+}
+
+impl Inner {
+    /// Whether the deadline is registered with that runtime.
+    #[inline]
+    pub(super) fn is_timed_in(&self, here: RuntimeId) -> bool {
+        let serves = |bucket: &Bucket| bucket.runtime == here && !bucket.is_closed();
+        self.bucket.as_ref().is_some_and(|bucket| serves(bucket))
+            || self.more.as_ref().is_some_and(|more| more.entries.iter().any(|(bucket, _)| serves(bucket)))
+    }
+}
+
+impl Token {
+    /// Registers its deadline with the current runtime, which is `here`, or sees that it has passed; true if
+    /// the token has ended.
+    ///
+    /// # Panics
+    ///
+    /// Outside a runtime, or in one without a time driver, as `tokio::time::sleep`.
+    #[track_caller]
+    pub(crate) fn register_deadline(self: &Arc<Self>, here: RuntimeId) -> bool {
+        let now = Stamp::now();
+        if self.deadline <= now {
+            return self.settle(Some(now));
+        }
+        if let Some((bucket, key)) = self.enter_bucket(here, now) {
+            if let Some((bucket, key)) = self.keep_entry(bucket, key) {
+                bucket.leave(key);
+            }
+        }
+        self.ended()
+    }
+
+    /// Enters the bucket of its slot; `None` if its time came meanwhile, and there is nothing to wait for.
+    #[track_caller]
+    fn enter_bucket(self: &Arc<Self>, here: RuntimeId, now: Stamp) -> Option<(Arc<Bucket>, u32)> {
+        let slot = Slot::new(self.deadline, now);
+        let present = cached(here, &slot, |place| match place {
+            Some((key, bucket)) if *key == slot.key && bucket.at <= self.deadline => {
+                Some((bucket.clone(), bucket.admit(self)?))
+            }
+            _ => None,
+        });
+        if let Some(entry) = present.flatten() {
+            return Some(entry);
+        }
+        let Some((bucket, key)) = Bucket::begin(here, &slot, self) else {
+            match slot.at < self.deadline {
+                true => self.register_deadline(here),
+                false => self.settle(Some(self.deadline)),
+            };
+            return None;
+        };
+        let displaced = cached(here, &slot, |place| place.replace((slot.key, bucket.clone())));
+        drop(displaced);
+        Some((bucket, key))
+    }
+
+    /// Whether a waiter is there that a timer is to wake. What waits later finds the bucket closed.
+    fn is_waited_on(self: &Arc<Self>) -> bool {
+        self.inner.lock().has_waiters()
+    }
+
+    /// Notes where the deadline is registered, or returns a registration that is not needed.
+    fn keep_entry(&self, bucket: Arc<Bucket>, key: u32) -> Option<(Arc<Bucket>, u32)> {
+        let Some(mut inner) = self.open() else { return Some((bucket, key)) };
+        if bucket.is_closed() {
+            return None;
+        }
+        if inner.is_timed_in(bucket.runtime) {
+            return Some((bucket, key));
+        }
+        if inner.bucket.as_ref().is_none_or(|present| present.is_closed()) {
+            inner.bucket = Some(bucket);
+            self.word.store(key.into(), Ordering::Relaxed);
+        } else {
+            let entries = &mut inner.more().entries;
+            entries.retain(|(bucket, _)| !bucket.is_closed());
+            entries.push((bucket, key));
+        }
+        None
+    }
+
+    /// Takes the registration out of a token that ends.
+    #[inline]
+    pub(super) fn take_entry(&self, inner: &mut Inner) -> Option<(Arc<Bucket>, u32)> {
+        let bucket = inner.bucket.take()?;
+        let key = self.word.load(Ordering::Relaxed) as u32;
+        self.word.store(0, Ordering::Relaxed);
+        Some((bucket, key))
+    }
+
+    /// On a paused clock, the registration of a token that has no waiters left.
+    #[inline]
+    pub(super) fn idle_entry(&self, inner: &mut Inner) -> Option<(Arc<Bucket>, u32)> {
+        let is_exact = inner.bucket.as_ref().is_some_and(|bucket| bucket.is_exact);
+        if is_exact && !inner.has_waiters() { self.take_entry(inner) } else { None }
+    }
+}

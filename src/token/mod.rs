@@ -1,0 +1,288 @@
+//! (docs)
+
+mod deadline;
+mod end;
+mod interop;
+mod members;
+pub(crate) mod sync;
+mod tree;
+
+use std::panic::Location;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::BoxError;
+use crate::trace;
+use members::Inner;
+pub(crate) use members::Seat;
+use sync::{AtomicI64, AtomicU8, AtomicU16, AtomicU32, Mutex, Ordering};
+
+/// So many polls of a wait, or waits made on a token, may go without a look at the clock.
+pub(crate) const UNCLOCKED: u8 = 64;
+/// A walk up that is longer than this links the path.
+const LONG: usize = if cfg!(tokio_ctx_loom) { 3 } else { 32 };
+/// Every so many levels an inherited error is copied.
+const STRIDE: u8 = if cfg!(tokio_ctx_loom) { 4 } else { 32 };
+
+const ENDED: u16 = 1;
+/// Ended with its parent, whose error it has.
+const INHERITED: u16 = 1 << 1;
+/// How it ended, if by itself: otherwise its scope was dropped.
+const CALLED: u16 = 1 << 2;
+const EXPIRED: u16 = 1 << 3;
+const FOREIGN: u16 = CALLED | EXPIRED;
+/// The time of its end is known, and compared with others.
+const DATED: u16 = 1 << 4;
+/// Its error is kept under the lock.
+const KEPT: u16 = 1 << 5;
+/// In its parent's list; a root is.
+const LINKED: u16 = 1 << 6;
+/// Its list has, or had, a member, or something else is under the lock.
+const OCCUPIED: u16 = 1 << 7;
+/// A deadline lies below.
+const TIMED: u16 = 1 << 8;
+/// What is linked below it is being closed.
+const CLOSING: u16 = 1 << 9;
+const BRIDGED: u16 = 1 << 10;
+const MERGED: u16 = 1 << 11;
+/// Wakers have been taken out before the end.
+const DISTURBED: u16 = 1 << 12;
+/// Its deadline has a cause.
+const CAUSED: u16 = 1 << 13;
+
+pub(crate) struct Token {
+    state: AtomicU16,
+    /// Levels below the last one that copies an inherited error.
+    level: u8,
+    /// Counts waits that did not look at the clock.
+    turns: AtomicU8,
+    /// Its place in the parent's list.
+    seat: AtomicU32,
+    parent: Option<Arc<Token>>,
+    /// The earliest deadline on the path.
+    deadline: Stamp,
+    /// With a deadline of its own, the budget in nanoseconds; otherwise the time of its birth, as `trace` notes it.
+    clock: u64,
+    /// Whether `deadline` is its own, not an ancestor's... see `owns_deadline`.
+    made_at: &'static Location<'static>,
+    canceled_at: OnceLock<&'static Location<'static>>,
+    /// Until the end its place in the bucket, if it is in one; from then on when it ended, 0 if that is open.
+    word: AtomicI64,
+    inner: Mutex<Inner>,
+}
+
+/// Set in `level` if the deadline is the token's own.
+const OWNS_DEADLINE: u8 = 1 << 7;
+
+/// A point in time, in nanoseconds from a common one: half as large as an `Instant`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Stamp(i64);
+
+impl Stamp {
+    /// Later than any other. What is more than 292 years away is never.
+    const NEVER: Stamp = Stamp(i64::MAX);
+
+    fn epoch() -> Instant {
+        static EPOCH: OnceLock<Instant> = OnceLock::new();
+        *EPOCH.get_or_init(Instant::now)
+    }
+
+    #[inline]
+    fn new(at: Instant) -> Stamp {
+        let epoch = Stamp::epoch();
+        let nanos = |span: Duration| i64::try_from(span.as_nanos()).unwrap_or(i64::MAX);
+        match at.checked_duration_since(epoch) {
+            Some(after) => Stamp(nanos(after)),
+            None => Stamp(-nanos(epoch - at)),
+        }
+    }
+
+    #[inline]
+    fn now() -> Stamp {
+        Stamp::new(sync::now())
+    }
+
+    fn instant(self) -> Instant {
+        let span = Duration::from_nanos(self.0.unsigned_abs());
+        let at = if self.0 < 0 { Stamp::epoch().checked_sub(span) } else { Stamp::epoch().checked_add(span) };
+        at.unwrap_or_else(Stamp::epoch)
+    }
+}
+
+/// A deadline to be.
+pub(crate) struct Limit {
+    pub(crate) at: Instant,
+    pub(crate) now: Instant,
+    pub(crate) budget: Duration,
+    pub(crate) cause: Option<BoxError>,
+}
+
+impl Token {
+    /// Makes a child of `parent`, or a root. It takes no lock, and touches the parent's count only.
+    #[inline]
+    pub(crate) fn new(
+        parent: Option<&Arc<Token>>,
+        limit: Option<Limit>,
+        made_at: &'static Location<'static>,
+    ) -> Arc<Token> {
+        match limit {
+            Some(limit) => Token::with_limit(parent, limit, made_at),
+            None => Arc::new(Token::plain(parent, made_at)),
+        }
+    }
+
+    fn with_limit(
+        parent: Option<&Arc<Token>>,
+        limit: Limit,
+        made_at: &'static Location<'static>,
+    ) -> Arc<Token> {
+        let Limit { at, now, budget, cause } = limit;
+        let mut token = Token::plain(parent, made_at);
+        let (at, now) = (Stamp::new(at), Stamp::new(now));
+        if at >= token.deadline {
+            return Arc::new(token);
+        }
+        token.deadline = at;
+        token.level |= OWNS_DEADLINE;
+        token.clock = u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX);
+        if let Some(cause) = cause {
+            token.state = AtomicU16::new(token.state.load(Ordering::Relaxed) | OCCUPIED | CAUSED);
+            token.inner.get_mut().more().expiry = Some(cause.into());
+        }
+        if let Some(parent) = parent {
+            parent.note_deadline_below();
+        }
+        let token = Arc::new(token);
+        if at <= now {
+            token.end_at_birth(now);
+        }
+        token
+    }
+
+    /// Ends one that is born past its deadline; an end above, which came before its birth, goes first.
+    #[cold]
+    fn end_at_birth(self: &Arc<Self>, now: Stamp) {
+        match &self.parent {
+            Some(parent) if parent.is_over(now) => self.end_with(parent),
+            _ => {
+                self.settle(Some(now));
+            }
+        }
+    }
+
+    /// Makes a child of both, which ends when either does. It is linked from birth.
+    pub(crate) fn merge(
+        parent: &Arc<Token>,
+        other: &Arc<Token>,
+        made_at: &'static Location<'static>,
+    ) -> Arc<Token> {
+        let mut token = Token::plain(Some(parent), made_at);
+        token.deadline = parent.deadline.min(other.deadline);
+        token.state = AtomicU16::new(OCCUPIED | MERGED);
+        token.inner.get_mut().more().second = Some((other.clone(), Seat::default()));
+        if token.deadline != Stamp::NEVER {
+            parent.note_deadline_below();
+            other.note_deadline_below();
+        }
+        let token = Arc::new(token);
+        let over = [parent, other].into_iter().find(|parent| parent.is_done());
+        match over.or_else(|| token.link_both(parent, other).err()) {
+            Some(parent) => token.end_with(parent),
+            None => drop(token.note(LINKED)),
+        }
+        token
+    }
+
+    #[inline]
+    fn plain(parent: Option<&Arc<Token>>, made_at: &'static Location<'static>) -> Token {
+        let level = parent.map_or(0, |parent| (parent.level & !OWNS_DEADLINE) + 1) % STRIDE;
+        Token {
+            state: AtomicU16::new(if parent.is_none() { LINKED } else { 0 }),
+            level,
+            turns: AtomicU8::new(0),
+            seat: AtomicU32::new(0),
+            parent: parent.cloned(),
+            deadline: parent.map_or(Stamp::NEVER, |parent| parent.deadline),
+            clock: trace::birth(),
+            made_at,
+            canceled_at: OnceLock::new(),
+            word: AtomicI64::new(0),
+            inner: Mutex::new(Inner::default()),
+        }
+    }
+
+    /// Sets `TIMED` here and on all ancestors, up to those that have it.
+    fn note_deadline_below(&self) {
+        let mut others = Vec::new();
+        self.note_deadline_path(&mut others);
+        while let Some(other) = others.pop() {
+            other.note_deadline_path(&mut others);
+        }
+    }
+
+    fn note_deadline_path(&self, others: &mut Vec<Arc<Token>>) {
+        let mut next = Some(self);
+        while let Some(token) = next {
+            if token.state.load(Ordering::Acquire) & TIMED != 0 {
+                break;
+            }
+            let state = token.state.fetch_or(TIMED, Ordering::AcqRel);
+            if state & MERGED != 0 {
+                others.extend(token.second());
+            }
+            next = token.parent.as_deref();
+        }
+    }
+
+    /// Sets `bit`; true if the token has ended.
+    #[inline]
+    fn note(&self, bit: u16) -> bool {
+        let mut state = self.state.load(Ordering::Acquire);
+        if state & bit == 0 {
+            state = self.state.fetch_or(bit, Ordering::AcqRel);
+        }
+        state & ENDED != 0
+    }
+
+    #[inline]
+    fn has(&self, bits: u16) -> bool {
+        self.state.load(Ordering::Acquire) & bits != 0
+    }
+
+    fn owns_deadline(&self) -> bool {
+        self.level & OWNS_DEADLINE != 0
+    }
+
+    /// The second parent of a merged token.
+    fn second(&self) -> Option<Arc<Token>> {
+        let inner = self.inner.lock();
+        Some(inner.more.as_ref()?.second.as_ref()?.0.clone())
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.has_deadline().then(|| self.deadline.instant())
+    }
+
+    #[inline]
+    pub(crate) fn has_deadline(&self) -> bool {
+        self.deadline != Stamp::NEVER
+    }
+
+    pub(crate) fn made_at(&self) -> &'static Location<'static> {
+        self.made_at
+    }
+
+    pub(crate) fn budget(&self) -> Option<Duration> {
+        self.owns_deadline().then(|| Duration::from_nanos(self.clock))
+    }
+
+    /// When it was made, if that is known.
+    fn born_at(&self) -> Option<Instant> {
+        match self.budget() {
+            Some(budget) => self.deadline.instant().checked_sub(budget),
+            None => trace::noted(self.clock),
+        }
+    }
+}

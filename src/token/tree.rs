@@ -1,0 +1,449 @@
+//! Linking a token to its parents, closing it with all that is linked below, and taking chains apart.
+
+use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::task::Waker;
+
+use tokio::time::Instant;
+
+use super::deadline::Bucket;
+use super::end::{End, Ending};
+use super::interop::{Bridge, Foreign};
+use super::members::{Inner, Member, Members, Seat};
+use super::sync::{MutexGuard, Ordering, RuntimeId, yield_now};
+use super::{
+    CAUSED, CLOSING, DISTURBED, ENDED, EXPIRED, KEPT, LINKED, MERGED, OCCUPIED, Stamp, TIMED, Token,
+};
+use crate::error::Error;
+use crate::trace;
+
+// Linking.
+impl Token {
+    /// Enters the list of its parent, and that one its own parent's; false if an ancestor has ended.
+    #[inline]
+    pub(crate) fn link(self: &Arc<Self>) -> bool {
+        self.has(LINKED) || self.link_path()
+    }
+
+    /// Links the path from the top down, so that an end above reaches each token from the moment it is linked.
+    fn link_path(self: &Arc<Self>) -> bool {
+        let mut path = vec![self];
+        while let Some(parent) = path[path.len() - 1].parent.as_ref().filter(|parent| !parent.has(LINKED)) {
+            path.push(parent);
+        }
+        path.into_iter().rev().all(|token| {
+            // The top of the path has a parent, as a root is linked.
+            token.parent.as_ref().is_none_or(|parent| parent.admit(token))
+        })
+    }
+
+    #[cold]
+    pub(super) fn link_parent(&self) {
+        self.parent.as_ref().is_some_and(Token::link);
+    }
+
+    /// Takes a child in; false if this token has ended.
+    fn admit(&self, child: &Arc<Token>) -> bool {
+        let Some(mut inner) = self.open() else { return false };
+        if child.seat.load(Ordering::Relaxed) == 0 {
+            let seat = inner.insert(Member::Child(Arc::downgrade(child)));
+            child.seat.store(seat.0, Ordering::Relaxed);
+            // The two lists of a merged token make one link.
+            if !child.has(MERGED) {
+                child.note(LINKED);
+            }
+        }
+        true
+    }
+
+    /// Enters a merged token in both lists, or returns the parent that has ended.
+    pub(super) fn link_both<'a>(
+        self: &Arc<Self>,
+        parent: &'a Arc<Token>,
+        other: &'a Arc<Token>,
+    ) -> Result<(), &'a Arc<Token>> {
+        if !(parent.link() && parent.admit(self)) {
+            return Err(parent);
+        }
+        if !other.link() {
+            return Err(other);
+        }
+        let seat = match other.open() {
+            Some(mut inner) => inner.insert(Member::Child(Arc::downgrade(self))),
+            None => return Err(other),
+        };
+        if let Some(second) = &mut self.inner.lock().more().second {
+            second.1 = seat;
+        }
+        self.note(LINKED);
+        Ok(())
+    }
+
+    /// Locks the list, for what enters it; none if the token has ended.
+    #[inline]
+    pub(super) fn open(&self) -> Option<MutexGuard<'_, Inner>> {
+        let inner = self.inner.lock();
+        (!self.note(OCCUPIED)).then_some(inner)
+    }
+
+    /// Enters a waiter at `seat`, or has the one there wake `waker` from now on. Returns whether its deadline, if
+    /// it has one, is registered with the runtime `here`; none if the token has ended.
+    #[inline]
+    pub(crate) fn register(&self, seat: &mut Seat, waker: Waker, here: Option<RuntimeId>) -> Option<bool> {
+        let mut inner = self.open()?;
+        let replaced = inner.register(seat, waker);
+        let is_timed = !self.has_deadline() || here.is_some_and(|here| inner.is_timed_in(here));
+        drop(inner);
+        drop(replaced);
+        Some(is_timed)
+    }
+
+    /// Takes a waiter, or a child, out of the list.
+    #[inline]
+    pub(crate) fn leave(&self, seat: Seat) {
+        if seat != Seat::default() && !self.ended() {
+            let mut inner = self.inner.lock();
+            let member = inner.remove(seat);
+            let entry = self.idle_entry(&mut inner);
+            drop(inner);
+            drop(member);
+            if let Some((bucket, key)) = entry {
+                bucket.leave(key);
+            }
+        }
+    }
+
+    /// Whether it lives, and no waker has been taken out of its list.
+    #[inline]
+    pub(crate) fn is_undisturbed(&self) -> bool {
+        !self.has(ENDED | DISTURBED)
+    }
+}
+
+// Closing.
+impl Token {
+    /// Closes it and all that is linked below it; false if it had ended.
+    pub(super) fn close_all(&self, mut ending: Ending, work: &mut Work) -> bool {
+        let Some(members) = self.close(&mut ending, work) else { return false };
+        work.report(self, &ending);
+        if members.have_children() {
+            self.close_below(members, ending.end(), work);
+            self.state.fetch_and(!CLOSING, Ordering::AcqRel);
+        } else {
+            work.wake(members);
+        }
+        true
+    }
+
+    /// Closes descendants depth first, with a stack of its own: what is `CLOSING` are the ancestors of the one
+    /// that is being closed.
+    fn close_below(&self, members: Members, end: End, work: &mut Work) {
+        let mut layers = vec![Layer { token: None, members, end }];
+        while let Some(layer) = layers.last_mut() {
+            let child = match layer.members.next() {
+                Some(Member::Child(child)) => child.upgrade(),
+                Some(Member::Waiter(waker)) => {
+                    work.wakers.push(waker);
+                    continue;
+                }
+                None => {
+                    if let Some(token) = layers.pop().and_then(|layer| layer.token) {
+                        token.state.fetch_and(!CLOSING, Ordering::AcqRel);
+                        work.keep(token);
+                    }
+                    continue;
+                }
+            };
+            let Some(child) = child else { continue };
+            let end = layer.end;
+            if child.ended_before(end) {
+                work.forked.extend(end.at.map(|at| (child, at)));
+                continue;
+            }
+            let parent = layer.token.as_deref().unwrap_or(self);
+            let mut ending = child.ending_below(parent, end);
+            match child.close(&mut ending, work) {
+                Some(members) => {
+                    work.report(&child, &ending);
+                    if members.have_children() {
+                        layers.push(Layer { token: Some(child), members, end: ending.end() });
+                    } else {
+                        work.wake(members);
+                        work.keep(child);
+                    }
+                }
+                None => {
+                    child.wait_until_closed();
+                    work.keep(child);
+                }
+            }
+        }
+    }
+
+    /// Closes this token alone, and returns its members; none if it had ended.
+    #[inline]
+    fn close(&self, ending: &mut Ending, work: &mut Work) -> Option<Members> {
+        if ending.error.is_none() && (ending.at.is_none() || !ending.is_own()) {
+            self.note_caller(ending);
+            let bars = if ending.is_own() { OCCUPIED | TIMED | ENDED } else { OCCUPIED | ENDED };
+            let mut state = self.state.load(Ordering::Acquire);
+            while state & bars == 0 {
+                match self.swap_state(state, state | ending.bits()) {
+                    Ok(_) => return Some(Members::default()),
+                    Err(now) => state = now,
+                }
+            }
+        }
+        if self.ended() { None } else { self.close_locked(ending, work) }
+    }
+
+    fn close_locked(&self, ending: &mut Ending, work: &mut Work) -> Option<Members> {
+        let mut inner = self.inner.lock();
+        let mut state = self.state.load(Ordering::Acquire);
+        if state & ENDED != 0 {
+            return None;
+        }
+        self.note_caller(ending);
+        work.entries.extend(self.take_entry(&mut inner));
+        let mut bits = 0;
+        if let Some(more) = inner.more.as_deref_mut() {
+            work.entries.append(&mut more.entries);
+            work.bridges.extend(more.bridge.take());
+            work.foreign.extend(more.foreign.take());
+            if ending.kind == EXPIRED {
+                let expiry = more.expiry.take();
+                ending.error = expiry.map(|cause| Error::with_cause(self.expiry_origin(), Some(cause)));
+            }
+        }
+        if let Some(error) = ending.error.take() {
+            inner.more().error = Some(error);
+            bits |= KEPT;
+        }
+        let members = inner.take_members();
+        if members.have_children() {
+            bits |= CLOSING;
+        }
+        loop {
+            if state & TIMED != 0 && ending.is_own() {
+                ending.at.get_or_insert_with(Stamp::now);
+            }
+            if let (Some(at), true) = (ending.at, ending.is_own()) {
+                self.set_date(at);
+            }
+            match self.swap_state(state, state | bits | ending.bits()) {
+                Ok(_) => return Some(members),
+                Err(now) if now & ENDED != 0 => return None,
+                Err(now) => state = now,
+            }
+        }
+    }
+}
+
+impl Token {
+    /// Sets the state; else returns what it is by now.
+    #[inline]
+    fn swap_state(&self, from: u16, to: u16) -> Result<u16, u16> {
+        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+    }
+
+    #[inline]
+    fn note_caller(&self, ending: &Ending) {
+        if let Some(caller) = ending.caller {
+            // Of two cancels at once either line may be the one.
+            let _first = self.canceled_at.set(caller);
+        }
+    }
+
+    /// Waits until all its linked descendants have been closed, if another thread is about it. No foreign code
+    /// runs there, and what waits does so for a token further down than all that it holds up: no circle, and
+    /// not for long.
+    #[inline]
+    pub(super) fn wait_until_closed(&self) {
+        while self.has(CLOSING) {
+            yield_now();
+        }
+    }
+
+    /// Wakes all that wait on this very token, to look again.
+    #[cold]
+    pub(super) fn rouse(&self) {
+        let Some(mut inner) = self.open() else { return };
+        self.note(DISTURBED);
+        let wakers = inner.take_wakers();
+        drop(inner);
+        wakers.into_iter().for_each(|waker| quietly(|| waker.wake()));
+    }
+}
+
+/// A token that has been closed and whose members are to be.
+struct Layer {
+    /// None: where it all began.
+    token: Option<Arc<Token>>,
+    members: Members,
+    end: End,
+}
+
+/// What is left to be done once everything is closed. All of it may run foreign code.
+pub(super) struct Work {
+    wakers: Few<Waker>,
+    bridges: Vec<Bridge>,
+    entries: Vec<(Arc<Bucket>, u32)>,
+    foreign: Vec<Foreign>,
+    /// Merged tokens that had ended by their other path when an end reached them, and when that was.
+    forked: Vec<(Arc<Token>, Stamp)>,
+    /// Tokens whose drop may run foreign code.
+    handles: Vec<Arc<Token>>,
+    is_traced: bool,
+    ends: Vec<(Error, Option<Instant>)>,
+}
+
+impl Work {
+    #[inline]
+    pub(super) fn new() -> Work {
+        Work {
+            wakers: Few { first: None, more: Vec::new() },
+            bridges: Vec::new(),
+            entries: Vec::new(),
+            foreign: Vec::new(),
+            forked: Vec::new(),
+            handles: Vec::new(),
+            is_traced: trace::listens(),
+            ends: Vec::new(),
+        }
+    }
+
+    #[inline]
+    fn report(&mut self, token: &Token, ending: &Ending) {
+        if self.is_traced && ending.is_reported() {
+            self.ends.push((token.error(), token.born_at()));
+        }
+    }
+
+    #[inline]
+    fn wake(&mut self, members: Members) {
+        if let Some(Member::Waiter(waker)) = members.first {
+            self.wakers.push(waker);
+        }
+    }
+
+    #[inline]
+    fn keep(&mut self, token: Arc<Token>) {
+        if token.has(KEPT | CAUSED | MERGED) {
+            self.handles.push(token);
+        }
+    }
+
+    /// Does it, also if some of it panics: that is a matter of what panicked, and of the panic hook.
+    #[inline]
+    pub(super) fn finish(mut self) {
+        while let Some((token, at)) = self.forked.pop() {
+            token.close_path(Some(at), &mut self);
+            self.handles.push(token);
+        }
+        for waker in self.wakers.first.into_iter().chain(self.wakers.more) {
+            quietly(|| waker.wake());
+        }
+        for bridge in self.bridges {
+            quietly(|| bridge.cancel());
+        }
+        Bucket::leave_all(&self.entries);
+        for (error, born) in &self.ends {
+            trace::ended(error, *born);
+        }
+        if !self.handles.is_empty() || !self.foreign.is_empty() {
+            quietly(|| drop((self.handles, self.foreign)));
+        }
+    }
+}
+
+/// Runs foreign code whose panic must not become that of the code which ended a context.
+#[inline]
+fn quietly(f: impl FnOnce()) {
+    let _panic = catch_unwind(AssertUnwindSafe(f));
+}
+
+/// Mostly one, which takes no allocation.
+struct Few<T> {
+    first: Option<T>,
+    more: Vec<T>,
+}
+
+impl<T> Few<T> {
+    #[inline]
+    fn push(&mut self, item: T) {
+        match &self.first {
+            None => self.first = Some(item),
+            Some(_) => self.more.push(item),
+        }
+    }
+}
+
+/// Leaves the lists of its parents and of its timers, and takes a chain of ancestors apart one by one, so that
+/// its length never becomes stack depth.
+impl Drop for Token {
+    #[inline]
+    fn drop(&mut self) {
+        if *self.state.get_mut() & OCCUPIED != 0 {
+            self.leave_timers();
+        }
+        let second = self.leave_second();
+        let parent = self.leave_parent().and_then(Arc::into_inner);
+        if parent.is_some() || second.is_some() {
+            take_apart(parent, Vec::from_iter(second));
+        }
+    }
+}
+
+/// Takes the last handles' tokens apart, `next` first.
+#[cold]
+fn take_apart(mut next: Option<Token>, mut pending: Vec<Arc<Token>>) {
+    loop {
+        // Before the token goes: its cause's drop may panic, and the rest must go all the same.
+        while let Some(mut token) = next.take() {
+            pending.extend(token.leave_second());
+            next = token.leave_parent().and_then(Arc::into_inner);
+        }
+        let Some(other) = pending.pop() else { break };
+        next = Arc::into_inner(other);
+    }
+}
+
+impl Token {
+    #[inline]
+    fn leave_parent(&mut self) -> Option<Arc<Token>> {
+        let parent = self.parent.take()?;
+        parent.leave(Seat(*self.seat.get_mut()));
+        Some(parent)
+    }
+
+    /// Leaves a merged token's other parent.
+    #[inline]
+    fn leave_second(&mut self) -> Option<Arc<Token>> {
+        if *self.state.get_mut() & MERGED == 0 {
+            return None;
+        }
+        let (second, seat) = self.inner.get_mut().more.as_mut()?.second.take()?;
+        second.leave(seat);
+        Some(second)
+    }
+
+    fn leave_timers(&mut self) {
+        let key = *self.word.get_mut();
+        let inner = self.inner.get_mut();
+        if let Some(bucket) = inner.bucket.take() {
+            bucket.leave(key as u32);
+        }
+        if let Some(more) = &mut inner.more {
+            Bucket::leave_all(&mem::take(&mut more.entries));
+        }
+    }
+}
+
+#[cfg(all(test, tokio_ctx_loom))]
+impl Token {
+    /// What is registered here: for the models' last look.
+    pub(crate) fn census(&self) -> usize {
+        if self.ended() { 0 } else { self.inner.lock().census() }
+    }
+}
