@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::future::Future;
-use std::panic::Location;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::task::AbortHandle;
 
 use crate::Context;
 use crate::token::Token;
+use crate::token::sync::{AtomicBool, Ordering};
 
 /// Stops an [`after_func`](Context::after_func). Dropping it changes nothing.
 ///
@@ -24,16 +24,16 @@ use crate::token::Token;
 /// # }
 /// ```
 pub struct AfterFunc {
-    // A token of its own, which the function's start and `stop` race to end: whoever does has won.
-    latch: Arc<Token>,
-    watcher: AbortHandle,
+    // Swapped to true once, by the function's start or by `stop`: the one that finds it false has won.
+    claimed: Arc<AtomicBool>,
+    watcher: Option<(Weak<Token>, AbortHandle)>,
 }
 
 impl AfterFunc {
-    /// Keeps the function from running. True: it will never run, and this call made it so; false: it
-    /// has started, on a task of its own, or was stopped before. Go's `stop`.
+    /// Keeps the function from running. True: it will never run, and this call made it so. False: the context
+    /// has ended, so that the function has run, runs, or is about to; or it was stopped before. Go's `stop`.
     ///
-    /// It does not wait for a function that has started.
+    /// It does not wait for the function.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -45,9 +45,14 @@ impl AfterFunc {
     /// # }
     /// ```
     pub fn stop(&self) -> bool {
-        let stopped = self.latch.trip();
+        let Some((ctx, watcher)) = &self.watcher else {
+            return !self.claimed.swap(true, Ordering::AcqRel);
+        };
+        // The task keeps the context until the end.
+        let ended = ctx.upgrade().is_none_or(|ctx| ctx.is_done());
+        let stopped = !ended && !self.claimed.swap(true, Ordering::AcqRel);
         if stopped {
-            self.watcher.abort();
+            watcher.abort();
         }
         stopped
     }
@@ -59,21 +64,24 @@ where
     F: FnOnce() -> Fut + Send + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    let latch = Token::new(None, None, Location::caller());
-    let start = latch.clone();
-    // The context is not kept while `f` runs.
-    let (done, cleanup) = (ctx.done_owned(), ctx.without_cancel());
-    let watcher = tokio::spawn(async move {
+    let claimed = Arc::new(AtomicBool::new(false));
+    // For a context that can never end no task waits.
+    let Some(token) = ctx.token().map(Arc::downgrade) else {
+        return AfterFunc { claimed, watcher: None };
+    };
+    let (done, start) = (ctx.done_owned(), claimed.clone());
+    let cleanup = ctx.without_cancel();
+    let task = tokio::spawn(async move {
         done.await;
-        if start.trip() {
+        if !start.swap(true, Ordering::AcqRel) {
             cleanup.scope(async move { f().await }).await;
         }
     });
-    AfterFunc { latch, watcher: watcher.abort_handle() }
+    AfterFunc { claimed, watcher: Some((token, task.abort_handle())) }
 }
 
 impl fmt::Debug for AfterFunc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AfterFunc").field("over", &self.latch.ended()).finish()
+        f.debug_struct("AfterFunc").field("over", &self.claimed.load(Ordering::Acquire)).finish()
     }
 }

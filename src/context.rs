@@ -14,9 +14,9 @@ use crate::done::{Done, DoneOwned};
 use crate::error::{BoxError, Error, Place};
 use crate::run::{Run, TryRun};
 use crate::scope::CancelScope;
-use crate::sync::now;
 #[cfg(feature = "test-util")]
 use crate::testing::Entry;
+use crate::token::sync::now;
 use crate::token::{Limit, Token};
 use crate::value::Values;
 

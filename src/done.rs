@@ -1,43 +1,33 @@
-//! The futures that wait for the end, and the deadline's timer.
+//! The futures that wait for the end.
 //!
-//! [`Wait`] is the one that all others are made of: it sits in its token's list with its task's waker,
-//! and sees to it that a timer ends the token at the deadline. That is a [`Sleep`] inside it if it is
-//! the first to wait on that deadline, and the token's own alarm otherwise. Dropped, it leaves the list.
+//! [`Wait`] is the one that all others are made of: it registers its task's waker in its token's list, and its
+//! token's deadline with the runtime where it is polled. Dropped, it leaves the list.
 
 use std::borrow::Borrow;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{self, Poll, Waker, ready};
+use std::task::{self, Poll, Waker};
 
 use futures_core::future::FusedFuture;
 use pin_project_lite::pin_project;
-use tokio::runtime::{self, Handle};
-use tokio::task::coop::{Unconstrained, unconstrained};
-use tokio::time::{Instant, Sleep, sleep_until};
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use crate::token::{Seat, Token, UNCLOCKED};
+use crate::token::sync::{RuntimeId, require_runtime, runtime};
+use crate::token::{Seat, UNCLOCKED};
 use crate::{Context, Error};
 
 pin_project! {
     pub(crate) struct Wait<C: Borrow<Context>> {
         ctx: C,
         seat: Seat,
-        // Whose waker sits there: its address, as nothing but a name.
-        waker: (usize, usize),
+        // Counts polls, most of which do not read the clock.
+        polls: u8,
         ended: bool,
-        timer: Timer,
-        // The runtime whose timer that is.
-        runtime: Option<runtime::Id>,
-        // The `CancellationToken`s that can end it.
-        foreign: Option<Box<Foreign>>,
-        // Counts polls, most of which do not look at the clock.
-        turns: u8,
-        // Unconstrained, so that a neighbour which has used up the task's budget does not hide the end.
-        #[pin]
-        sleep: Option<Unconstrained<Sleep>>,
+        // The address of the waker in the list. That one lives for as long as it is there, so that no other
+        // task's can have the same address.
+        waker: (usize, usize),
+        // The runtime with which the deadline is registered.
+        runtime: Option<RuntimeId>,
     }
 
     impl<C: Borrow<Context>> PinnedDrop for Wait<C> {
@@ -51,28 +41,9 @@ pin_project! {
     }
 }
 
-/// Which timer a [`Wait`] counts on.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Timer {
-    Unset,
-    Own,
-    /// The token's.
-    Alarm,
-}
-
 impl<C: Borrow<Context>> Wait<C> {
     pub(crate) fn new(ctx: C) -> Self {
-        Wait {
-            ctx,
-            seat: Seat::default(),
-            waker: (0, 0),
-            ended: false,
-            timer: Timer::Unset,
-            runtime: None,
-            foreign: None,
-            turns: 0,
-            sleep: None,
-        }
+        Wait { ctx, seat: Seat::default(), polls: 0, ended: false, waker: (0, 0), runtime: None }
     }
 
     pub(crate) fn ctx(&self) -> &Context {
@@ -83,163 +54,59 @@ impl<C: Borrow<Context>> Wait<C> {
         self.ended
     }
 
-    /// Resolves when the context ends. Polled again, it gives the same error again.
+    /// Resolves when the context ends. Polled again, it returns the same error again.
     #[inline]
+    #[track_caller]
     pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
         let Some(token) = self.ctx().token() else { return Poll::Pending };
         // Polled again by the same task, it waits as it did.
-        let stays = token.is_undisturbed() && self.waker == name_of(cx.waker());
-        if stays && token.deadline().is_none() && !token.is_foreign() {
+        let stays = token.is_undisturbed() && self.waker == address(cx.waker());
+        if stays && !token.has_deadline() {
             return Poll::Pending;
         }
         self.look(cx, stays, true)
     }
 
-    /// Without a timer: for who looks at the clock when the deadline has passed.
+    /// Registers no deadline: for what reads the clock when that has passed.
     pub(crate) fn poll_untimed(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
         self.look(cx, false, false)
     }
 
+    #[track_caller]
     fn look(self: Pin<&mut Self>, cx: &mut task::Context<'_>, stays: bool, timed: bool) -> Poll<Error> {
-        let mut this = self.project();
+        let this = self.project();
         let ctx: &Context = (*this.ctx).borrow();
         let Some(token) = ctx.token() else { return Poll::Pending };
-        // Not even a task keeps to its runtime, if one lends it another's timers.
-        let here = if token.deadline().is_some() { here() } else { None };
-        let over = match *this.seat == Seat::default() {
-            true => enter(token, here, this.foreign),
-            false => token.ended(),
-        };
-        if over
-            || !(stays
-                || sit(token, this.seat, this.waker, cx.waker(), (this.timer, this.runtime), here))
-            || (token.is_foreign() && poll_foreign(token, this.foreign, cx).is_ready())
-            || (timed
-                && token.deadline().is_some()
-                && (is_overdue(token, this.turns)
-                    || poll_timer(token, (this.timer, this.runtime), this.sleep.as_mut(), here, cx)
-                        .is_ready()))
-        {
-            *this.ended = true;
-            return Poll::Ready(token.error());
-        }
-        Poll::Pending
-    }
-}
-
-/// In a box, as few have any.
-struct Foreign(Vec<Pin<Box<WaitForCancellationFutureOwned>>>);
-
-/// A [`Wait`]'s timer, and the runtime that it is of.
-type Chosen<'a> = (&'a mut Timer, &'a mut Option<runtime::Id>);
-
-/// Sees to it that the token will be told of its ancestors' end; true if it has ended.
-#[inline]
-fn enter(token: &Arc<Token>, here: Option<runtime::Id>, foreign: &mut Option<Box<Foreign>>) -> bool {
-    if token.ended() || (!token.link() && token.is_done()) {
-        return true;
-    }
-    if token.is_foreign() {
-        let tokens = token.foreign_tokens().into_iter();
-        let tokens = tokens.map(|token| Box::pin(token.cancelled_owned()));
-        *foreign = Some(Box::new(Foreign(tokens.collect())));
-    }
-    // A timer tells the time without a look at the clock, from now and then apart; but here must be one.
-    token.deadline().is_some() && (here.is_none() || token.is_turn_for_clock()) && token.is_done()
-}
-
-fn here() -> Option<runtime::Id> {
-    Handle::try_current().ok().map(|handle| handle.id())
-}
-
-/// Has the token wake `waker` when it ends; false if it has.
-#[inline]
-fn sit(
-    token: &Arc<Token>,
-    seat: &mut Seat,
-    sitting: &mut (usize, usize),
-    waker: &Waker,
-    (timer, runtime): Chosen<'_>,
-    here: Option<runtime::Id>,
-) -> bool {
-    *sitting = name_of(waker);
-    let Some(armed) = token.join(seat, waker.clone(), here) else { return false };
-    if here.is_some() && *timer == Timer::Unset {
-        let owner = token.deadline_owner();
-        if armed || (!Arc::ptr_eq(owner, token) && owner.is_armed_here(here)) {
-            (*timer, *runtime) = (Timer::Alarm, here);
-        }
-    }
-    true
-}
-
-/// A waker's address, which is its own for as long as it sits in the list.
-fn name_of(waker: &Waker) -> (usize, usize) {
-    (waker.data() as usize, std::ptr::from_ref(waker.vtable()) as usize)
-}
-
-fn poll_foreign(
-    token: &Token,
-    foreign: &mut Option<Box<Foreign>>,
-    cx: &mut task::Context<'_>,
-) -> Poll<()> {
-    let mut tokens = foreign.iter_mut().flat_map(|foreign| &mut foreign.0);
-    let cancelled = tokens.any(|token| token.as_mut().poll(cx).is_ready());
-    if cancelled && token.is_done() { Poll::Ready(()) } else { Poll::Pending }
-}
-
-/// Looks at the clock now and then: in a loop that never lets its runtime go on no timer fires.
-fn is_overdue(token: &Token, turns: &mut u8) -> bool {
-    *turns = (*turns + 1) % UNCLOCKED;
-    *turns == 0 && token.is_done()
-}
-
-/// Resolves when the deadline has passed, or the token has ended otherwise.
-#[track_caller]
-fn poll_timer(
-    token: &Arc<Token>,
-    (timer, runtime): Chosen<'_>,
-    sleep: Pin<&mut Option<Unconstrained<Sleep>>>,
-    here: Option<runtime::Id>,
-    cx: &mut task::Context<'_>,
-) -> Poll<()> {
-    let Some(deadline) = token.deadline() else { return Poll::Pending };
-    match *timer {
-        Timer::Own => {}
-        Timer::Alarm if !token.is_roused() && (here.is_none() || *runtime == here) => {
-            return Poll::Pending;
-        }
-        Timer::Unset if token.deadline_owner().is_first_timer() => *timer = Timer::Own,
-        Timer::Unset | Timer::Alarm => {
-            (*timer, *runtime) = (Timer::Alarm, here);
-            if token.deadline_owner().arm(here) {
-                return if token.ended() { Poll::Ready(()) } else { Poll::Pending };
+        let timed = timed && token.has_deadline();
+        // Asked at every poll: within a task as well, `Handle::enter` may have put another runtime here.
+        let here = if timed { runtime() } else { None };
+        let first = *this.seat == Seat::default();
+        *this.polls = (*this.polls + 1) % UNCLOCKED;
+        // In a loop that never lets its runtime go on, no timer fires.
+        let is_overdue =
+            || timed && (*this.polls == 0 || (first && token.is_turn_for_clock())) && token.is_done();
+        let mut ended = (first && !token.link() && token.is_done()) || is_overdue();
+        let mut is_timed = here == *this.runtime;
+        if !ended && !stays {
+            let waker = cx.waker().clone();
+            *this.waker = address(&waker);
+            match token.register(this.seat, waker, here) {
+                Some(registered) => is_timed = registered,
+                None => ended = true,
             }
-            (*timer, *runtime) = (Timer::Own, None);
         }
+        if !ended && timed && (!is_timed || here.is_none()) {
+            ended = token.register_deadline(here.unwrap_or_else(require_runtime));
+        }
+        *this.runtime = here;
+        *this.ended = ended;
+        if ended { Poll::Ready(token.error()) } else { Poll::Pending }
     }
-    ready!(poll_sleep(sleep, runtime, here, deadline, cx));
-    token.expire_now(deadline);
-    Poll::Ready(())
 }
 
-/// Polls the waiter's own timer, which is of the runtime that the waiter is on.
-#[track_caller]
-fn poll_sleep(
-    mut sleep: Pin<&mut Option<Unconstrained<Sleep>>>,
-    runtime: &mut Option<runtime::Id>,
-    here: Option<runtime::Id>,
-    deadline: Instant,
-    cx: &mut task::Context<'_>,
-) -> Poll<()> {
-    if sleep.is_none() || (here.is_some() && *runtime != here) {
-        *runtime = here;
-        sleep.set(Some(unconstrained(sleep_until(deadline))));
-    }
-    match sleep.as_mut().as_pin_mut() {
-        Some(sleep) => sleep.poll(cx),
-        None => Poll::Pending,
-    }
+/// A waker's address: as long as the waker lives, its name.
+fn address(waker: &Waker) -> (usize, usize) {
+    (waker.data() as usize, std::ptr::from_ref(waker.vtable()) as usize)
 }
 
 pin_project! {

@@ -120,7 +120,7 @@ impl Error {
         made_at: &'static Location<'static>,
         cause: BoxError,
     ) -> Error {
-        let (how, ended_at) = (How::Peer(kind), crate::sync::now());
+        let (how, ended_at) = (How::Peer(kind), crate::token::sync::now());
         Error::new(Origin { made_at, how, budget: None, ended_at }, Some(cause))
     }
 

@@ -25,7 +25,9 @@ use std::sync::{Arc, Weak};
 use std::task::{Wake, Waker};
 
 use super::members::{Inner, IntoIter, Pages};
-use super::sync::{AtomicBool, Mutex, Ordering, RuntimeId, Timer, is_paused, runtime, spawn, thread_local};
+use super::sync::{
+    AtomicBool, Mutex, Ordering, RuntimeId, Timer, is_paused, runtime, spawn, thread_local,
+};
 use super::{Stamp, Token};
 
 /// Slots are narrower than the time left by this power of two.
@@ -89,7 +91,11 @@ thread_local! {
 }
 
 /// Gives `f` the place in this thread's cache where the slot's bucket may be; not when the thread is ending.
-fn cached<R>(here: RuntimeId, slot: &Slot, f: impl FnOnce(&mut Option<(u64, Arc<Bucket>)>) -> R) -> Option<R> {
+fn cached<R>(
+    here: RuntimeId,
+    slot: &Slot,
+    f: impl FnOnce(&mut Option<(u64, Arc<Bucket>)>) -> R,
+) -> Option<R> {
     let find = |cache: &std::cell::RefCell<Cache>| {
         let mut cache = cache.borrow_mut();
         let known = cache.iter().position(|(runtime, _)| *runtime == here);
@@ -187,7 +193,8 @@ impl Wake for Bucket {
         let entries = self.close();
         let is_due = self.at <= Stamp::now() && runtime() == Some(self.runtime);
         let is_crowd = entries.len() > BATCH;
-        let mut firing = Firing { runtime: is_due.then_some(self.runtime), entries: entries.into_iter() };
+        let mut firing =
+            Firing { runtime: is_due.then_some(self.runtime), entries: entries.into_iter() };
         if !is_due {
             firing.runtime = None;
         } else if is_crowd {
@@ -234,7 +241,10 @@ impl Inner {
     pub(super) fn is_timed_in(&self, here: RuntimeId) -> bool {
         let serves = |bucket: &Bucket| bucket.runtime == here && !bucket.is_closed();
         self.bucket.as_ref().is_some_and(|bucket| serves(bucket))
-            || self.more.as_ref().is_some_and(|more| more.entries.iter().any(|(bucket, _)| serves(bucket)))
+            || self
+                .more
+                .as_ref()
+                .is_some_and(|more| more.entries.iter().any(|(bucket, _)| serves(bucket)))
     }
 }
 

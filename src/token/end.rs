@@ -3,11 +3,11 @@
 use std::panic::Location;
 use std::sync::Arc;
 
-use super::sync::{Ordering, now};
+use super::sync::{Ordering, fence, now};
 use super::tree::Work;
 use super::{
-    BRIDGED, CALLED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LINKED, LONG, MERGED, OWNS_DEADLINE, Stamp,
-    TIMED, Token,
+    BRIDGED, CALLED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LINKED, LONG, MERGED,
+    OWNS_DEADLINE, Stamp, TIMED, Token,
 };
 use crate::error::{BoxError, Error, How, Origin};
 
@@ -160,7 +160,9 @@ impl Token {
     fn parent_towards(&self, deadline: Option<Stamp>) -> Option<Arc<Token>> {
         let parent = self.parent.as_ref();
         match deadline {
-            Some(deadline) if self.has(MERGED) && parent.is_some_and(|parent| parent.deadline != deadline) => {
+            Some(deadline)
+                if self.has(MERGED) && parent.is_some_and(|parent| parent.deadline != deadline) =>
+            {
                 self.second()
             }
             _ => parent.cloned(),
@@ -215,7 +217,10 @@ impl Token {
     /// nothing that could see an end, and none is made.
     #[inline]
     pub(crate) fn abandon(self: &Arc<Self>) {
-        if Arc::strong_count(self) > 1 || self.has(BRIDGED) {
+        let is_last = Arc::strong_count(self) == 1;
+        // The count first: what the handles that have gone did before is seen in the state.
+        fence(Ordering::Acquire);
+        if !is_last || self.has(BRIDGED) {
             self.cancel(None, None);
         }
     }

@@ -11,11 +11,13 @@ use std::task::{Context, Wake, Waker};
 use tokio::task::coop::{Unconstrained, unconstrained};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use super::{BRIDGED, OCCUPIED, Token};
-use crate::token::sync::Ordering;
+use super::sync::Ordering;
+use super::{BRIDGED, Token};
 
 /// The registration with a foreign token: dropped, it is gone.
-pub(super) struct Foreign(Pin<Box<Unconstrained<WaitForCancellationFutureOwned>>>);
+pub(super) struct Foreign(#[expect(dead_code, reason = "held to be dropped")] Registration);
+
+type Registration = Pin<Box<Unconstrained<WaitForCancellationFutureOwned>>>;
 
 struct Link {
     node: Weak<Token>,

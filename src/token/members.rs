@@ -111,7 +111,8 @@ impl Inner {
     }
 
     pub(super) fn has_waiters(&self) -> bool {
-        matches!(self.first, Some(Member::Waiter(_))) || self.more.as_ref().is_some_and(|more| more.waiters > 0)
+        matches!(self.first, Some(Member::Waiter(_)))
+            || self.more.as_ref().is_some_and(|more| more.waiters > 0)
     }
 
     /// Takes the wakers out; the seats stay the waiters', which register again when they are polled.
@@ -166,8 +167,7 @@ pub(super) struct Pages<T> {
     roomy: Vec<u32>,
 }
 
-pub(super) type IntoIter<T> =
-    iter::Map<iter::Flatten<vec::IntoIter<Slab<T>>>, fn((usize, T)) -> T>;
+pub(super) type IntoIter<T> = iter::Map<iter::Flatten<vec::IntoIter<Slab<T>>>, fn((usize, T)) -> T>;
 
 impl<T> Default for Pages<T> {
     fn default() -> Self {

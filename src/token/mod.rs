@@ -106,7 +106,8 @@ impl Stamp {
 
     fn instant(self) -> Instant {
         let span = Duration::from_nanos(self.0.unsigned_abs());
-        let at = if self.0 < 0 { Stamp::epoch().checked_sub(span) } else { Stamp::epoch().checked_add(span) };
+        let at =
+            if self.0 < 0 { Stamp::epoch().checked_sub(span) } else { Stamp::epoch().checked_add(span) };
         at.unwrap_or_else(Stamp::epoch)
     }
 }
@@ -276,6 +277,13 @@ impl Token {
 
     pub(crate) fn budget(&self) -> Option<Duration> {
         self.owns_deadline().then(|| Duration::from_nanos(self.clock))
+    }
+
+    /// Whether a wait that begins now is one that is to read the clock. Most need not, as there is a timer.
+    pub(crate) fn is_turn_for_clock(&self) -> bool {
+        let turns = self.turns.load(Ordering::Relaxed).wrapping_add(1);
+        self.turns.store(turns, Ordering::Relaxed);
+        turns % UNCLOCKED == 0
     }
 
     /// When it was made, if that is known.

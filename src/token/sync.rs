@@ -3,8 +3,11 @@
 #[cfg(not(tokio_ctx_loom))]
 mod imp {
     use std::pin::Pin;
-    pub(crate) use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, Ordering};
-    use std::sync::{MutexGuard, PoisonError};
+    pub(crate) use std::sync::MutexGuard;
+    use std::sync::PoisonError;
+    pub(crate) use std::sync::atomic::{
+        AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, Ordering, fence,
+    };
     use std::task::{Context, Waker};
     pub(crate) use std::thread::yield_now;
     pub(crate) use std::thread_local;
@@ -52,6 +55,12 @@ mod imp {
         Handle::try_current().ok().map(|handle| handle.id())
     }
 
+    /// Panics as Tokio's timers do outside a runtime; inside one, returns it.
+    #[track_caller]
+    pub(crate) fn require_runtime() -> RuntimeId {
+        Handle::current().id()
+    }
+
     /// Runs a future as a task of the current runtime.
     pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
         if let Ok(runtime) = Handle::try_current() {
@@ -84,9 +93,9 @@ mod imp {
     use std::task::Waker;
     use std::time::Duration;
 
-    use loom::sync::MutexGuard;
+    pub(crate) use loom::sync::MutexGuard;
     use loom::sync::atomic;
-    pub(crate) use loom::sync::atomic::Ordering;
+    pub(crate) use loom::sync::atomic::{Ordering, fence};
     pub(crate) use loom::thread::yield_now;
     pub(crate) use loom::thread_local;
     use tokio::time::Instant;
@@ -225,6 +234,10 @@ mod imp {
         RUNTIME.with(Cell::get)
     }
 
+    pub(crate) fn require_runtime() -> RuntimeId {
+        runtime().expect("a model enters a runtime before it waits on a deadline")
+    }
+
     #[cfg(test)]
     pub(crate) fn enter_runtime(id: RuntimeId) {
         RUNTIME.with(|runtime| runtime.set(Some(id)));
@@ -246,7 +259,7 @@ mod imp {
         }
 
         pub(crate) fn start(&mut self, waker: &Waker) -> bool {
-            let runtime = runtime().expect("a model enters a runtime before it waits on a deadline");
+            let runtime = require_runtime();
             let mut timers = TIMERS.lock();
             self.id = timers.last().map_or(1, |(id, ..)| id + 1);
             if self.at > now() {

@@ -29,7 +29,9 @@ impl Token {
     /// Links the path from the top down, so that an end above reaches each token from the moment it is linked.
     fn link_path(self: &Arc<Self>) -> bool {
         let mut path = vec![self];
-        while let Some(parent) = path[path.len() - 1].parent.as_ref().filter(|parent| !parent.has(LINKED)) {
+        while let Some(parent) =
+            path[path.len() - 1].parent.as_ref().filter(|parent| !parent.has(LINKED))
+        {
             path.push(parent);
         }
         path.into_iter().rev().all(|token| {
@@ -40,7 +42,7 @@ impl Token {
 
     #[cold]
     pub(super) fn link_parent(&self) {
-        self.parent.as_ref().is_some_and(Token::link);
+        let _linked = self.parent.as_ref().is_none_or(Token::link);
     }
 
     /// Takes a child in; false if this token has ended.
@@ -90,7 +92,12 @@ impl Token {
     /// Enters a waiter at `seat`, or has the one there wake `waker` from now on. Returns whether its deadline, if
     /// it has one, is registered with the runtime `here`; none if the token has ended.
     #[inline]
-    pub(crate) fn register(&self, seat: &mut Seat, waker: Waker, here: Option<RuntimeId>) -> Option<bool> {
+    pub(crate) fn register(
+        &self,
+        seat: &mut Seat,
+        waker: Waker,
+        here: Option<RuntimeId>,
+    ) -> Option<bool> {
         let mut inner = self.open()?;
         let replaced = inner.register(seat, waker);
         let is_timed = !self.has_deadline() || here.is_some_and(|here| inner.is_timed_in(here));
