@@ -86,17 +86,14 @@ impl<C: Borrow<Context>> Wait<C> {
         let is_overdue =
             || timed && (*this.polls == 0 || (first && token.is_turn_for_clock())) && token.is_done();
         let mut ended = (first && !token.link() && token.is_done()) || is_overdue();
-        let mut is_timed = here == *this.runtime;
-        if !ended && !stays {
+        if !ended && !(stays && here == *this.runtime) {
             let waker = cx.waker().clone();
             *this.waker = address(&waker);
-            match token.register(this.seat, waker, here) {
-                Some(registered) => is_timed = registered,
-                None => ended = true,
-            }
-        }
-        if !ended && timed && (!is_timed || here.is_none()) {
-            ended = token.register_deadline(here.unwrap_or_else(require_runtime));
+            ended = match token.register(this.seat, waker, here) {
+                None => true,
+                Some(is_timed) if is_timed || !timed => false,
+                Some(_) => token.register_deadline(here.unwrap_or_else(require_runtime)),
+            };
         }
         *this.runtime = here;
         *this.ended = ended;

@@ -10,7 +10,7 @@ use std::thread;
 use common::{Cause, Drops, HANG, LONG, current_thread, ended, ms, on_both, watched, word};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
-use tokio_ctx::Context;
+use tokio_ctx::{CancelScope, Context};
 
 static BACKGROUND: Context = Context::background();
 
@@ -82,13 +82,44 @@ fn stopped_it_never_runs() {
 fn stopped_before_its_task_was_ever_polled_it_never_runs() {
     current_thread().block_on(async {
         let ctx = BACKGROUND.with_cancel();
-        ctx.cancel();
         let (tell, told) = oneshot::channel::<()>();
         // No await in between: its task has not run yet.
         let handle = ctx.after_func(|| async { tell.send(()).unwrap() });
         assert!(handle.stop());
+        ctx.cancel();
         assert!(told.await.is_err(), "it ran after all");
     });
+}
+
+/// Also before its task has run, and when another thread ended it, or its deadline did.
+#[test]
+fn once_the_context_has_ended_stop_answers_false_and_it_runs() {
+    let ends: [fn(&CancelScope); 3] = [
+        |scope| scope.cancel(),
+        |scope| std::thread::scope(|threads| drop(threads.spawn(|| scope.cancel()).join())),
+        |_deadline| std::thread::sleep(ms(2)),
+    ];
+    for (number, end) in ends.into_iter().enumerate() {
+        for ended_before in [false, true] {
+            current_thread().block_on(async {
+                let ctx = BACKGROUND.with_timeout(if number == 2 { ms(1) } else { LONG });
+                let (tell, told) = oneshot::channel();
+                let f = || async { tell.send("ran").unwrap() };
+                // No await in between: its task has not run yet.
+                let handle = if ended_before {
+                    end(&ctx);
+                    ctx.after_func(f)
+                } else {
+                    let handle = ctx.after_func(f);
+                    end(&ctx);
+                    handle
+                };
+                assert!(!handle.stop());
+                assert!(!handle.stop());
+                assert_eq!(told.await, Ok("ran"));
+            });
+        }
+    }
 }
 
 #[test]
@@ -223,17 +254,17 @@ fn it_runs_when_the_cancel_comes_from_outside_the_runtime() {
 }
 
 #[test]
-fn one_on_background_waits_forever_and_can_be_stopped() {
-    current_thread().block_on(async {
+fn one_on_a_context_that_never_ends_keeps_nothing_and_can_be_stopped() {
+    let ctx = BACKGROUND.with_value(1).with_cancel();
+    for never in [BACKGROUND.clone(), BACKGROUND.with_value(1), ctx.without_cancel()] {
         let drops = Drops::default();
         let counted = drops.counted();
-        let handle = BACKGROUND.after_func(|| async move { drop(counted) });
-        settle().await;
-        assert_eq!(drops.count(), 0);
+        // No task waits for what never comes, so that it takes no runtime.
+        let handle = never.after_func(|| async move { drop(counted) });
+        assert_eq!(drops.count(), 1, "it should be dropped");
         assert!(handle.stop());
-        settle().await;
-        assert_eq!(drops.count(), 1, "stopped, it should be dropped");
-    });
+        assert!(!handle.stop());
+    }
 }
 
 #[test]

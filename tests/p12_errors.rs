@@ -221,40 +221,40 @@ async fn the_origin_tells_when_it_ended() {
     let ctx = BACKGROUND.with_timeout(ms(100));
     advance(ms(250)).await;
     assert_eq!(ended(&ctx).origin().ended_at(), start + ms(100));
-    // By a cancel: then, however late somebody looked.
-    let ctx = BACKGROUND.with_cancel();
-    let child = ctx.with_cancel();
-    ctx.cancel();
-    advance(ms(250)).await;
-    assert_eq!(ended(&child).origin().ended_at(), start + ms(250));
-    assert_eq!(ended(&ctx).origin().ended_at(), start + ms(250));
-    // By a cancel of one that nobody waits on and nothing was derived from: likewise.
-    for hand in [|scope: CancelScope| scope.cancel(), |scope: CancelScope| scope.cancel_with("cause")] {
+    // Where a deadline is on the path, or was below, that an end can be compared with: then, however late
+    // somebody looked.
+    let hands: [fn(CancelScope); 3] = [|scope| scope.cancel(), |scope| scope.cancel_with("cause"), drop];
+    for hand in hands {
+        let at = Instant::now();
+        let bounded = BACKGROUND.with_timeout(ms(1000));
+        let below = bounded.with_cancel();
+        let above = BACKGROUND.with_cancel();
+        drop(above.with_cancel().with_timeout(ms(1000)));
+        let merged = BACKGROUND.with_cancel();
+        drop(merged.merge(&bounded));
+        for scope in [below, above, merged, bounded] {
+            let (ctx, child) = (scope.clone(), scope.with_cancel());
+            hand(scope);
+            advance(ms(1)).await;
+            assert_eq!(ended(&child).origin().ended_at(), ended(&ctx).origin().ended_at());
+            assert!(ended(&ctx).origin().ended_at() <= at + ms(3));
+            assert!(ended(&ctx).origin().ended_at() < Instant::now());
+        }
+    }
+    // Elsewhere when first asked, and from then on the same; with a cause the error is made with the end.
+    for (hand, known) in hands.into_iter().zip([false, true, false]) {
         let at = Instant::now();
         let scope = BACKGROUND.with_cancel();
-        let ctx = scope.clone();
+        let (ctx, child) = (scope.clone(), scope.with_cancel());
+        let wait = tokio::spawn(ctx.done_owned());
         hand(scope);
         advance(ms(250)).await;
-        assert_eq!(ended(&ctx).origin().ended_at(), at);
+        let asked = ended(&child).origin().ended_at();
+        assert_eq!(asked, if known { at } else { at + ms(250) });
+        advance(ms(250)).await;
+        assert_same(&wait.await.unwrap(), &ended(&ctx));
+        assert_eq!(ended(&ctx).origin().ended_at(), asked);
     }
-    let start = Instant::now() - ms(500);
-    // By a scope's drop under a waiter: then.
-    let scope = BACKGROUND.with_cancel();
-    let ctx = scope.clone();
-    let wait = tokio::spawn(ctx.done_owned());
-    tokio::task::yield_now().await;
-    drop(scope);
-    advance(ms(250)).await;
-    assert_eq!(ended(&ctx).origin().ended_at(), start + ms(500));
-    assert_same(&wait.await.unwrap(), &ended(&ctx));
-    // By a scope's drop that nobody noticed: when first asked, and from then on the same.
-    let scope = BACKGROUND.with_cancel();
-    let ctx = scope.clone();
-    drop(scope);
-    let asked = ended(&ctx).origin().ended_at();
-    assert!(asked >= start + ms(750));
-    advance(ms(250)).await;
-    assert_eq!(ended(&ctx).origin().ended_at(), asked);
 }
 
 #[test]

@@ -236,10 +236,10 @@ impl Drop for Firing {
 }
 
 impl Inner {
-    /// Whether the deadline is registered with that runtime.
+    /// Whether the deadline is registered with that runtime; with any, if there is none.
     #[inline]
-    pub(super) fn is_timed_in(&self, here: RuntimeId) -> bool {
-        let serves = |bucket: &Bucket| bucket.runtime == here && !bucket.is_closed();
+    pub(super) fn is_timed_in(&self, here: Option<RuntimeId>) -> bool {
+        let serves = |bucket: &Bucket| here.is_none_or(|here| bucket.runtime == here) && !bucket.is_closed();
         self.bucket.as_ref().is_some_and(|bucket| serves(bucket))
             || self
                 .more
@@ -305,7 +305,7 @@ impl Token {
         if bucket.is_closed() {
             return None;
         }
-        if inner.is_timed_in(bucket.runtime) {
+        if inner.is_timed_in(Some(bucket.runtime)) {
             return Some((bucket, key));
         }
         if inner.bucket.as_ref().is_none_or(|present| present.is_closed()) {

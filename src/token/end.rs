@@ -131,7 +131,10 @@ impl Token {
             path[first].close_all(path[first].expiring(), work);
         }
         for at in (0..first).rev() {
-            path[at].close_with(&path[at + 1], work);
+            let (token, parent) = (&path[at], &path[at + 1]);
+            if !token.ended() {
+                token.close_all(token.ending_below(parent, parent.end()), work);
+            }
         }
         true
     }
@@ -169,17 +172,11 @@ impl Token {
         }
     }
 
-    /// Ends it with one of its parents, which has ended.
+    /// Ends one that is being born with a parent that had ended before.
     pub(super) fn end_with(self: &Arc<Self>, parent: &Token) {
         let mut work = Work::new();
-        self.close_with(parent, &mut work);
+        self.close_all(self.inheriting(parent, parent.end()), &mut work);
         work.finish();
-    }
-
-    fn close_with(self: &Arc<Self>, parent: &Token, work: &mut Work) {
-        if !self.ended() {
-            self.close_all(self.ending_below(parent, parent.end()), work);
-        }
     }
 }
 
@@ -231,9 +228,13 @@ impl Token {
 
     /// How it ends when a parent has ended: by its own deadline, if that came before.
     pub(super) fn ending_below(&self, parent: &Token, end: End) -> Ending {
-        if self.owns_deadline() && end.is_after(self.deadline) {
-            return self.expiring();
+        match self.owns_deadline() && end.is_after(self.deadline) {
+            true => self.expiring(),
+            false => self.inheriting(parent, end),
         }
+    }
+
+    fn inheriting(&self, parent: &Token, end: End) -> Ending {
         let copies = self.has(MERGED) || self.level & !OWNS_DEADLINE == 0;
         Ending { kind: INHERITED, caller: None, at: end.at, error: copies.then(|| parent.error()) }
     }
@@ -288,7 +289,7 @@ impl Token {
 
     /// Sets the time of its end, once: 0 stands for none.
     pub(super) fn set_date(&self, at: Stamp) -> Stamp {
-        let at = at.0.max(1);
+        let at = if at.0 == 0 { 1 } else { at.0 };
         match self.word.compare_exchange(0, at, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Stamp(at),
             Err(before) => Stamp(before),

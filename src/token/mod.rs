@@ -76,14 +76,19 @@ pub(crate) struct Token {
 /// Set in `level` if the deadline is the token's own.
 const OWNS_DEADLINE: u8 = 1 << 7;
 
-/// A point in time, in nanoseconds from a common one: half as large as an `Instant`.
+/// A point in time in nanoseconds: half as large as an `Instant`.
+///
+/// They reach from a hundred years before the first to 484 years after it; a deadline beyond that is none.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Stamp(i64);
 
+/// The first stamp's time, below zero: zero stands for a time that is not set.
+const BIAS: i128 = 192 * 365 * 86_400 * 1_000_000_000;
+
 impl Stamp {
-    /// Later than any other. What is more than 292 years away is never.
     const NEVER: Stamp = Stamp(i64::MAX);
 
+    #[inline]
     fn epoch() -> Instant {
         static EPOCH: OnceLock<Instant> = OnceLock::new();
         *EPOCH.get_or_init(Instant::now)
@@ -92,11 +97,12 @@ impl Stamp {
     #[inline]
     fn new(at: Instant) -> Stamp {
         let epoch = Stamp::epoch();
-        let nanos = |span: Duration| i64::try_from(span.as_nanos()).unwrap_or(i64::MAX);
-        match at.checked_duration_since(epoch) {
-            Some(after) => Stamp(nanos(after)),
-            None => Stamp(-nanos(epoch - at)),
-        }
+        let nanos = |span: Duration| i128::try_from(span.as_nanos()).unwrap_or(i128::MAX);
+        let after = match at.checked_duration_since(epoch) {
+            Some(after) => nanos(after) - BIAS,
+            None => (-BIAS - nanos(epoch - at)).max(i64::MIN.into()),
+        };
+        i64::try_from(after).map_or(Stamp::NEVER, Stamp)
     }
 
     #[inline]
@@ -105,10 +111,11 @@ impl Stamp {
     }
 
     fn instant(self) -> Instant {
-        let span = Duration::from_nanos(self.0.unsigned_abs());
-        let at =
-            if self.0 < 0 { Stamp::epoch().checked_sub(span) } else { Stamp::epoch().checked_add(span) };
-        at.unwrap_or_else(Stamp::epoch)
+        let after = i128::from(self.0) + BIAS;
+        let span = Duration::from_nanos(u64::try_from(after.unsigned_abs()).unwrap_or(u64::MAX));
+        let epoch = Stamp::epoch();
+        let at = if after < 0 { epoch.checked_sub(span) } else { epoch.checked_add(span) };
+        at.unwrap_or(epoch)
     }
 }
 

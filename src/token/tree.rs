@@ -90,17 +90,13 @@ impl Token {
     }
 
     /// Enters a waiter at `seat`, or has the one there wake `waker` from now on. Returns whether its deadline, if
-    /// it has one, is registered with the runtime `here`; none if the token has ended.
+    /// it has one, is registered with the runtime `here`, or with any if there is none here. `None`: the token has
+    /// ended.
     #[inline]
-    pub(crate) fn register(
-        &self,
-        seat: &mut Seat,
-        waker: Waker,
-        here: Option<RuntimeId>,
-    ) -> Option<bool> {
+    pub(crate) fn register(&self, seat: &mut Seat, waker: Waker, here: Option<RuntimeId>) -> Option<bool> {
         let mut inner = self.open()?;
         let replaced = inner.register(seat, waker);
-        let is_timed = !self.has_deadline() || here.is_some_and(|here| inner.is_timed_in(here));
+        let is_timed = !self.has_deadline() || inner.is_timed_in(here);
         drop(inner);
         drop(replaced);
         Some(is_timed)

@@ -371,7 +371,7 @@ impl World {
                 if let Some(which) = place(which, &self.owners) {
                     let (owner, node) = &self.owners[which];
                     let (line, node) = (cancel(owner, line, cause.clone()), *node);
-                    self.reference.cancel(node, Some(line), cause, self.is_waited_on(node));
+                    self.reference.cancel(node, Some(line), cause);
                 }
             }
             Op::CancelByCanceller { which, line, cause } => {
@@ -379,7 +379,7 @@ impl World {
                 if let Some(which) = place(which, &self.cancellers) {
                     let (canceller, node) = &self.cancellers[which];
                     let (line, node) = (cancel_by(canceller, line, cause.clone()), *node);
-                    self.reference.cancel(node, Some(line), cause, self.is_waited_on(node));
+                    self.reference.cancel(node, Some(line), cause);
                 }
             }
             Op::MakeCanceller { which } => {
@@ -487,11 +487,6 @@ impl World {
         give_way().await;
     }
 
-    fn is_waited_on(&self, node: usize) -> bool {
-        self.waits.iter().any(|wait| wait.node == Some(node) && !wait.over)
-            || self.handed.iter().any(|handed| handed.node == Some(node))
-    }
-
     /// The tokens handed out by a context that is gone are its parent's.
     fn pass_on_tokens(&mut self) {
         let contexts = self.contexts.iter().filter_map(|live| live.node);
@@ -511,7 +506,7 @@ impl World {
     fn drop_owner(&mut self, which: usize) {
         let (owner, node) = self.owners.remove(which);
         drop(owner);
-        self.reference.cancel(node, None, None, self.is_waited_on(node));
+        self.reference.cancel(node, None, None);
     }
 
     fn drop_wait(&mut self, which: usize) {

@@ -27,7 +27,6 @@ pub struct Moment {
     pub turn: u32,
 }
 
-const NEVER: Moment = Moment { time: Nanos::MAX, turn: u32::MAX };
 
 /// By what a node ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,10 +92,9 @@ struct Node {
     /// The earliest deadline on its path.
     deadline: Option<Nanos>,
     token: Option<usize>,
-    /// Whether a `CancellationToken` can end it or an ancestor.
-    below_token: bool,
     cancel: Option<Cancel>,
-    was_derived_from: bool,
+    /// Whether a deadline lies, or lay, below.
+    is_timed: bool,
     /// Which node's end was reported for this one, and how.
     told: Option<(usize, Told)>,
 }
@@ -142,18 +140,18 @@ impl Reference {
         line: u32,
     ) -> usize {
         let born = self.next_moment();
-        for &parent in parents {
-            self.nodes[parent].was_derived_from = true;
-        }
         let inherited = parents.iter().filter_map(|&parent| self.nodes[parent].deadline).min();
         let limit = limit.filter(|limit| inherited.is_none_or(|inherited| limit.at < inherited));
         let deadline = limit.as_ref().map(|limit| limit.at).or(inherited);
 
+        if limit.is_some() || (parents.len() > 1 && deadline.is_some()) {
+            self.note_deadline_below(parents);
+        }
         let derived_from = parents.to_vec();
-        let below_token = token.is_some() || parents.iter().any(|&p| self.nodes[p].below_token);
         let ended: Vec<usize> = parents.iter().copied().filter(|&p| self.is_done(p)).collect();
         let stillborn = !ended.is_empty();
-        let parents = if stillborn { ended } else { parents.to_vec() };
+        // Both ended before: it has the first's end.
+        let parents = if stillborn { vec![ended[0]] } else { parents.to_vec() };
         self.nodes.push(Node {
             derived_from,
             parents,
@@ -163,27 +161,33 @@ impl Reference {
             limit,
             deadline,
             token,
-            below_token,
             cancel: None,
-            was_derived_from: false,
+            is_timed: false,
             told: None,
         });
         self.conclude();
         self.nodes.len() - 1
     }
 
+    fn note_deadline_below(&mut self, parents: &[usize]) {
+        for &parent in parents {
+            if !self.nodes[parent].is_timed {
+                self.nodes[parent].is_timed = true;
+                self.note_deadline_below(&self.nodes[parent].derived_from.clone());
+            }
+        }
+    }
+
     /// Cancels a node, unless it has ended: at a line, or by dropping its scope or guard.
-    ///
-    /// `waited_on`: somebody waits for its end, or has a token that is cancelled then.
-    pub fn cancel(&mut self, node: usize, line: Option<u32>, cause: Option<String>, waited_on: bool) {
+    pub fn cancel(&mut self, node: usize, line: Option<u32>, cause: Option<String>) {
         let at = self.next_moment();
         if self.is_done(node) {
             return;
         }
         let target = &mut self.nodes[node];
         let how = if line.is_some() { How::Canceled } else { How::OwnerDropped };
-        // Of no concern to anybody yet, it is dated by the first to ask.
-        let dated = line.is_some() || target.deadline.is_some() || target.was_derived_from || waited_on;
+        // With no deadline to compare it with, it is dated by the first question.
+        let dated = cause.is_some() || target.deadline.is_some() || target.is_timed;
         target.cancel = Some(Cancel { at, how, line, cause, dated });
         self.conclude();
     }
@@ -229,8 +233,7 @@ impl Reference {
     /// Whether a task watches for its end once it has handed out a token: it can end without anybody
     /// ending it.
     pub fn is_watched(&self, number: usize) -> bool {
-        let node = &self.nodes[number];
-        (node.deadline.is_some() || node.below_token) && !self.is_done(number)
+        self.nodes[number].deadline.is_some() && !self.is_done(number)
     }
 
     /// Whether it has ended, and that cannot have gone unnoticed: what waits must have been woken.
@@ -252,15 +255,7 @@ impl Reference {
             let node = &self.nodes[number];
             let mut ends = self.own_ends(number);
             for &parent in &node.parents {
-                for &(mut end) in &all[parent] {
-                    if node.stillborn && node.parents.len() > 1 {
-                        end.earliest.turn = 0;
-                        // Such an order is that of the dates.
-                        end.latest.turn = u32::MAX;
-                        if !end.dated {
-                            end.latest = NEVER;
-                        }
-                    }
+                for &end in &all[parent] {
                     if ends.iter().all(|known: &End| known.origin != end.origin) {
                         ends.push(end);
                     }
@@ -272,12 +267,12 @@ impl Reference {
             }
             if let Some((origin, told)) = &node.told {
                 ends.retain(|end| end.origin == *origin);
-                for end in &mut ends {
+                // What an end without a date is told to have been at is later than it was.
+                for end in ends.iter_mut().filter(|end| end.dated) {
                     let time = told.ended_at;
                     let (first, last) = (Moment { time, turn: 0 }, Moment { time, turn: u32::MAX });
                     end.earliest = end.earliest.max(first);
-                    end.latest = if end.dated { end.latest.min(last) } else { last };
-                    end.dated = true;
+                    end.latest = end.latest.min(last);
                 }
             }
             all.push(ends);
@@ -302,7 +297,7 @@ impl Reference {
         }
         if let (Some(at), None) = (node.token.and_then(|token| self.tokens[token]), &node.cancel) {
             let earliest = at.max(node.born);
-            ends.push(End { origin: number, how: How::Token, earliest, latest: NEVER, dated: true });
+            ends.push(End { origin: number, how: How::Token, earliest, latest: earliest, dated: false });
         }
         let first = ends.iter().map(|end| end.latest).min();
         ends.retain(|end| first.is_none_or(|first| end.earliest <= first));
