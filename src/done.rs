@@ -78,8 +78,9 @@ impl<C: Borrow<Context>> Wait<C> {
         let ctx: &Context = (*this.ctx).borrow();
         let Some(token) = ctx.token() else { return Poll::Pending };
         let timed = timed && token.has_deadline();
-        // Asked at every poll: within a task as well, `Handle::enter` may have put another runtime here.
-        let here = if timed { runtime() } else { None };
+        // Asked at every poll: within a task as well, `Handle::enter` may have put another runtime here. Where there
+        // is none, the one where it was polled before goes on.
+        let here = if timed { runtime().or(*this.runtime) } else { None };
         let first = *this.seat == Seat::default();
         *this.polls = (*this.polls + 1) % UNCLOCKED;
         // In a loop that never lets its runtime go on, no timer fires.
@@ -88,7 +89,9 @@ impl<C: Borrow<Context>> Wait<C> {
         let mut ended = (first && !token.link() && token.is_done()) || is_overdue();
         if !ended && !(stays && here == *this.runtime) {
             let waker = cx.waker().clone();
-            *this.waker = address(&waker);
+            // Some wakers' clones lie elsewhere: then the first one's address may soon be another's.
+            let stays = waker.data() == cx.waker().data();
+            *this.waker = address(if stays { cx.waker() } else { &waker });
             ended = match token.register(this.seat, waker, here) {
                 None => true,
                 Some(is_timed) if is_timed || !timed => false,

@@ -214,7 +214,8 @@ mod without_a_runtime {
         assert!(answer(&ctx).is_none());
         ctx.cancel();
         assert_clear(&panic_text(|| ctx.after_func(|| async { unreachable!() })));
-        assert_clear(&panic_text(|| BACKGROUND.after_func(|| async { unreachable!() })));
+        // What never ends needs no task.
+        BACKGROUND.after_func(|| async { unreachable!() });
     }
 
     /// The wait that panicked is out of the tree: those beside it end as ever.
@@ -376,7 +377,7 @@ mod wakers_that_panic {
                     1 => scope.cancel_with(Cause("by hand")),
                     _ => drop(scope),
                 }));
-                assert!(outcome.is_err(), "the panic was swallowed");
+                assert!(outcome.is_ok(), "the panic is not that of what cancels");
                 assert_eq!(bad.0.load(Ordering::SeqCst), 1);
                 assert_eq!(wakes.count(), 5, "bad one at {bad_at}");
                 let error = ended(&root);
@@ -400,7 +401,7 @@ mod wakers_that_panic {
         for (at, wait) in waits.iter_mut().enumerate() {
             assert!(poll(wait.as_mut(), if at % 3 == 0 { &bad_waker } else { &waker }).is_pending());
         }
-        assert!(catch_unwind(AssertUnwindSafe(|| root.cancel())).is_err());
+        root.cancel();
         assert_eq!(bad.0.load(Ordering::SeqCst), 7);
         assert_eq!(wakes.count(), 13);
         assert!(root.is_done() && child.is_done());
@@ -456,7 +457,7 @@ mod wakers_that_panic {
                 let (_bad, bad_waker) = PanicsWhenWoken::new();
                 let mut wait = Box::pin(chain[30].done());
                 assert!(poll(wait.as_mut(), &bad_waker).is_pending());
-                assert!(catch_unwind(AssertUnwindSafe(|| chain[0].cancel())).is_err());
+                chain[0].cancel();
                 assert!(chain.iter().all(|ctx| ctx.is_done()));
                 drop(wait);
             }

@@ -62,8 +62,7 @@ struct Slot {
 }
 
 impl Slot {
-    fn new(deadline: Stamp, now: Stamp) -> Slot {
-        let left = deadline.0.saturating_sub(now.0).max(1) as u64;
+    fn new(deadline: Stamp, left: u64) -> Slot {
         let shift = (left >> FRACTION).max(1).ilog2();
         if shift < FINEST {
             // The first to come sets the time. What is due after it moves once more, what is due before it has a
@@ -223,7 +222,7 @@ impl Firing {
         let mut some = self.entries.by_ref().take(BATCH).peekable();
         let is_any = some.peek().is_some();
         some.filter_map(|token| token.upgrade()).filter(Token::is_waited_on).for_each(|token| {
-            token.register_deadline(runtime);
+            token.expire_or_register(runtime);
         });
         is_any
     }
@@ -236,10 +235,10 @@ impl Drop for Firing {
 }
 
 impl Inner {
-    /// Whether the deadline is registered with that runtime; with any, if there is none.
+    /// Whether the deadline is registered with that runtime.
     #[inline]
-    pub(super) fn is_timed_in(&self, here: Option<RuntimeId>) -> bool {
-        let serves = |bucket: &Bucket| here.is_none_or(|here| bucket.runtime == here) && !bucket.is_closed();
+    pub(super) fn is_timed_in(&self, here: RuntimeId) -> bool {
+        let serves = |bucket: &Bucket| bucket.runtime == here && !bucket.is_closed();
         self.bucket.as_ref().is_some_and(|bucket| serves(bucket))
             || self
                 .more
@@ -249,49 +248,56 @@ impl Inner {
 }
 
 impl Token {
-    /// Registers its deadline with the current runtime, which is `here`, or sees that it has passed; true if
-    /// the token has ended.
+    /// Registers its deadline with the current runtime, which is `here`; true if the token has ended.
     ///
     /// # Panics
     ///
     /// Outside a runtime, or in one without a time driver, as `tokio::time::sleep`.
     #[track_caller]
     pub(crate) fn register_deadline(self: &Arc<Self>, here: RuntimeId) -> bool {
-        let now = Stamp::now();
-        if self.deadline <= now {
-            return self.settle(Some(now));
+        // Mostly a wait begins soon after its context: its budget is about the time left, and costs no clock.
+        match self.owns_deadline() {
+            true => self.register_in(here, self.clock),
+            false => self.expire_or_register(here),
         }
-        if let Some((bucket, key)) = self.enter_bucket(here, now) {
-            if let Some((bucket, key)) = self.keep_entry(bucket, key) {
-                bucket.leave(key);
-            }
-        }
-        self.ended()
     }
 
-    /// Enters the bucket of its slot; `None` if its time came meanwhile, and there is nothing to wait for.
+    /// Ends it if its deadline has passed, or registers that by the time left.
     #[track_caller]
-    fn enter_bucket(self: &Arc<Self>, here: RuntimeId, now: Stamp) -> Option<(Arc<Bucket>, u32)> {
-        let slot = Slot::new(self.deadline, now);
+    fn expire_or_register(self: &Arc<Self>, here: RuntimeId) -> bool {
+        let now = Stamp::now();
+        match u64::try_from(self.deadline.0.saturating_sub(now.0)) {
+            Ok(left) if left > 0 => self.register_in(here, left),
+            _ => self.settle(Some(now)),
+        }
+    }
+
+    #[track_caller]
+    fn register_in(self: &Arc<Self>, here: RuntimeId, left: u64) -> bool {
+        let slot = Slot::new(self.deadline, left);
         let present = cached(here, &slot, |place| match place {
             Some((key, bucket)) if *key == slot.key && bucket.at <= self.deadline => {
                 Some((bucket.clone(), bucket.admit(self)?))
             }
             _ => None,
         });
-        if let Some(entry) = present.flatten() {
-            return Some(entry);
+        let entry = present.flatten().or_else(|| {
+            let (bucket, key) = Bucket::begin(here, &slot, self)?;
+            let displaced = cached(here, &slot, |place| place.replace((slot.key, bucket.clone())));
+            drop(displaced);
+            Some((bucket, key))
+        });
+        match entry {
+            Some((bucket, key)) => {
+                if let Some((bucket, key)) = self.keep_entry(bucket, key) {
+                    bucket.leave(key);
+                }
+                self.ended()
+            }
+            // The slot's time has come, by the timer's clock.
+            None if slot.at < self.deadline => self.expire_or_register(here),
+            None => self.settle(Some(self.deadline)),
         }
-        let Some((bucket, key)) = Bucket::begin(here, &slot, self) else {
-            match slot.at < self.deadline {
-                true => self.register_deadline(here),
-                false => self.settle(Some(self.deadline)),
-            };
-            return None;
-        };
-        let displaced = cached(here, &slot, |place| place.replace((slot.key, bucket.clone())));
-        drop(displaced);
-        Some((bucket, key))
     }
 
     /// Whether a waiter is there that a timer is to wake. What waits later finds the bucket closed.
@@ -305,7 +311,7 @@ impl Token {
         if bucket.is_closed() {
             return None;
         }
-        if inner.is_timed_in(Some(bucket.runtime)) {
+        if inner.is_timed_in(bucket.runtime) {
             return Some((bucket, key));
         }
         if inner.bucket.as_ref().is_none_or(|present| present.is_closed()) {

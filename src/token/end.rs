@@ -6,10 +6,11 @@ use std::sync::Arc;
 use super::sync::{Ordering, fence, now};
 use super::tree::Work;
 use super::{
-    BRIDGED, CALLED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LINKED, LONG, MERGED,
-    OWNS_DEADLINE, Stamp, TIMED, Token,
+    BRIDGED, CALLED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LONG, MERGED, OWNS_DEADLINE,
+    Stamp, TIMED, Token,
 };
 use crate::error::{BoxError, Error, How, Origin};
+use crate::trace;
 
 /// The line that cancels; none for a scope or a guard that is dropped.
 pub(crate) type Caller = Option<&'static Location<'static>>;
@@ -21,6 +22,7 @@ pub(super) struct Ending {
     pub(super) caller: Caller,
     /// When, if that is known.
     pub(super) at: Option<Stamp>,
+    is_canceled: bool,
     /// The error, where the token alone does not tell.
     pub(super) error: Option<Error>,
 }
@@ -41,12 +43,12 @@ impl End {
 }
 
 impl Ending {
-    fn own(kind: u16, caller: Caller, at: Option<Stamp>, error: Option<Error>) -> Ending {
-        Ending { kind, caller, at, error }
+    pub(super) fn own(kind: u16, caller: Caller, at: Option<Stamp>, error: Option<Error>) -> Ending {
+        Ending { kind, caller, at, is_canceled: kind != EXPIRED, error }
     }
 
     pub(super) fn end(&self) -> End {
-        End { at: self.at, canceled: self.kind != EXPIRED }
+        End { at: self.at, canceled: self.is_canceled }
     }
 
     pub(super) fn is_own(&self) -> bool {
@@ -81,7 +83,7 @@ impl Token {
         } else if self.has_deadline() {
             self.is_over(Stamp::now())
         } else {
-            state & LINKED == 0 && self.is_over_above()
+            !self.is_linked() && self.is_over_above()
         }
     }
 
@@ -94,7 +96,7 @@ impl Token {
     #[inline]
     fn is_over_above(self: &Arc<Self>) -> bool {
         let (mut token, mut steps) = (self, 0);
-        while let (false, Some(parent)) = (token.has(LINKED), &token.parent) {
+        while let (false, Some(parent)) = (token.is_linked(), &token.parent) {
             if parent.ended() {
                 return self.settle(None);
             }
@@ -130,10 +132,12 @@ impl Token {
         if !path[first].ended() {
             path[first].close_all(path[first].expiring(), work);
         }
+        let mut end = path[first].end();
         for at in (0..first).rev() {
-            let (token, parent) = (&path[at], &path[at + 1]);
-            if !token.ended() {
-                token.close_all(token.ending_below(parent, parent.end()), work);
+            if !path[at].ended() {
+                let ending = path[at].ending_below(&path[at + 1], end);
+                end = ending.end();
+                path[at].close_all(ending, work);
             }
         }
         true
@@ -149,7 +153,7 @@ impl Token {
                 owner = Some(path.len() - 1);
             }
             let is_sought = due && owner.is_none();
-            if token.ended() || (!is_sought && token.has(LINKED)) {
+            if token.ended() || (!is_sought && token.is_linked()) {
                 return (path, owner);
             }
             match token.parent_towards(is_sought.then_some(self.deadline)) {
@@ -196,7 +200,7 @@ impl Token {
         let state = self.state.load(Ordering::Acquire);
         let is_dated = state & TIMED != 0 || self.has_deadline() || cause.is_some();
         let at = (is_dated && state & ENDED == 0).then(Stamp::now);
-        if self.ended() || at.map_or_else(|| self.is_over_above(), |at| self.is_over(at)) {
+        if state & ENDED != 0 || at.map_or_else(|| self.is_over_above(), |at| self.is_over(at)) {
             self.wait_until_closed();
             return false;
         }
@@ -204,9 +208,16 @@ impl Token {
             let ended_at = at.map_or_else(now, Stamp::instant);
             Error::new(self.origin(How::by(kind, caller), ended_at), Some(cause))
         });
+        let mut ending = Ending::own(kind, caller, at, error);
+        if !trace::listens() && self.close_unseen(&mut ending) {
+            return true;
+        }
         let mut work = Work::new();
-        let first = self.close_all(Ending::own(kind, caller, at, error), &mut work);
+        let first = self.close_all(ending, &mut work);
         work.finish();
+        if !first {
+            self.wait_until_closed();
+        }
         first
     }
 
@@ -236,7 +247,8 @@ impl Token {
 
     fn inheriting(&self, parent: &Token, end: End) -> Ending {
         let copies = self.has(MERGED) || self.level & !OWNS_DEADLINE == 0;
-        Ending { kind: INHERITED, caller: None, at: end.at, error: copies.then(|| parent.error()) }
+        let error = copies.then(|| parent.error());
+        Ending { kind: INHERITED, caller: None, at: end.at, is_canceled: end.canceled, error }
     }
 
     /// Whether a merged token, which an end is about to reach, has ended before by its other path.

@@ -37,8 +37,6 @@ const FOREIGN: u16 = CALLED | EXPIRED;
 const DATED: u16 = 1 << 4;
 /// Its error is kept under the lock.
 const KEPT: u16 = 1 << 5;
-/// In its parent's list; a root is.
-const LINKED: u16 = 1 << 6;
 /// Its list has, or had, a member, or something else is under the lock.
 const OCCUPIED: u16 = 1 << 7;
 /// A deadline lies below.
@@ -58,7 +56,7 @@ pub(crate) struct Token {
     level: u8,
     /// Counts waits that did not look at the clock.
     turns: AtomicU8,
-    /// Its place in the parent's list.
+    /// Its place in the parent's list, once it is linked.
     seat: AtomicU32,
     parent: Option<Arc<Token>>,
     /// The earliest deadline on the path.
@@ -73,6 +71,9 @@ pub(crate) struct Token {
     inner: Mutex<Inner>,
 }
 
+/// The seat of a root, which counts as linked.
+const ROOT: u32 = u32::MAX;
+
 /// Set in `level` if the deadline is the token's own.
 const OWNS_DEADLINE: u8 = 1 << 7;
 
@@ -83,7 +84,8 @@ const OWNS_DEADLINE: u8 = 1 << 7;
 struct Stamp(i64);
 
 /// The first stamp's time, below zero: zero stands for a time that is not set.
-const BIAS: i128 = 192 * 365 * 86_400 * 1_000_000_000;
+const BIAS: i64 = 192 * 365 * 86_400;
+const SECOND: i64 = 1_000_000_000;
 
 impl Stamp {
     const NEVER: Stamp = Stamp(i64::MAX);
@@ -96,13 +98,20 @@ impl Stamp {
 
     #[inline]
     fn new(at: Instant) -> Stamp {
-        let epoch = Stamp::epoch();
-        let nanos = |span: Duration| i128::try_from(span.as_nanos()).unwrap_or(i128::MAX);
-        let after = match at.checked_duration_since(epoch) {
-            Some(after) => nanos(after) - BIAS,
-            None => (-BIAS - nanos(epoch - at)).max(i64::MIN.into()),
-        };
-        i64::try_from(after).map_or(Stamp::NEVER, Stamp)
+        let after = at.saturating_duration_since(Stamp::epoch());
+        match i64::try_from(after.as_secs()) {
+            Ok(0) if after.is_zero() => Stamp::before(at),
+            Ok(secs) if secs < i64::MAX / SECOND + BIAS => {
+                Stamp((secs - BIAS) * SECOND + i64::from(after.subsec_nanos()))
+            }
+            _ => Stamp::NEVER,
+        }
+    }
+
+    #[cold]
+    fn before(at: Instant) -> Stamp {
+        let before = i64::try_from((Stamp::epoch() - at).as_nanos()).unwrap_or(i64::MAX);
+        Stamp((-BIAS * SECOND).saturating_sub(before))
     }
 
     #[inline]
@@ -110,11 +119,11 @@ impl Stamp {
         Stamp::new(sync::now())
     }
 
+    #[inline]
     fn instant(self) -> Instant {
-        let after = i128::from(self.0) + BIAS;
-        let span = Duration::from_nanos(u64::try_from(after.unsigned_abs()).unwrap_or(u64::MAX));
-        let epoch = Stamp::epoch();
-        let at = if after < 0 { epoch.checked_sub(span) } else { epoch.checked_add(span) };
+        const FIRST: i64 = -BIAS * SECOND;
+        let (epoch, span) = (Stamp::epoch(), Duration::from_nanos(self.0.abs_diff(FIRST)));
+        let at = if self.0 < FIRST { epoch.checked_sub(span) } else { epoch.checked_add(span) };
         at.unwrap_or(epoch)
     }
 }
@@ -198,7 +207,7 @@ impl Token {
         let over = [parent, other].into_iter().find(|parent| parent.is_done());
         match over.or_else(|| token.link_both(parent, other).err()) {
             Some(parent) => token.end_with(parent),
-            None => drop(token.note(LINKED)),
+            None => {}
         }
         token
     }
@@ -207,10 +216,10 @@ impl Token {
     fn plain(parent: Option<&Arc<Token>>, made_at: &'static Location<'static>) -> Token {
         let level = parent.map_or(0, |parent| (parent.level & !OWNS_DEADLINE) + 1) % STRIDE;
         Token {
-            state: AtomicU16::new(if parent.is_none() { LINKED } else { 0 }),
+            state: AtomicU16::new(0),
             level,
             turns: AtomicU8::new(0),
-            seat: AtomicU32::new(0),
+            seat: AtomicU32::new(if parent.is_none() { ROOT } else { 0 }),
             parent: parent.cloned(),
             deadline: parent.map_or(Stamp::NEVER, |parent| parent.deadline),
             clock: trace::birth(),
@@ -252,6 +261,12 @@ impl Token {
             state = self.state.fetch_or(bit, Ordering::AcqRel);
         }
         state & ENDED != 0
+    }
+
+    /// Whether it is in its parent's list, so that an end above reaches it; or a root.
+    #[inline]
+    fn is_linked(&self) -> bool {
+        self.seat.load(Ordering::Acquire) != 0
     }
 
     #[inline]

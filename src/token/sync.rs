@@ -152,8 +152,13 @@ mod imp {
                     &self.value
                 }
 
+                /// What is loaded relaxed is read under the lock that it is written under, or by the last owner.
+                /// That the count of an `Arc` brings that one up to date loom cannot see: it reads the latest.
                 pub(crate) fn load(&self, order: Ordering) -> $value {
-                    if STALE.get() { self.at().load(order) } else { self.value.fetch_or($none, order) }
+                    match STALE.get() && order != Ordering::Relaxed {
+                        true => self.at().load(order),
+                        false => self.value.fetch_or($none, order),
+                    }
                 }
 
                 pub(crate) fn store(&self, value: $value, order: Ordering) {
@@ -182,25 +187,8 @@ mod imp {
     atomic!(AtomicBool, bool, false, swap);
     atomic!(AtomicU8, u8, 0,);
     atomic!(AtomicU16, u16, 0, fetch_or, fetch_and);
+    atomic!(AtomicU32, u32, 0, fetch_add);
     atomic!(AtomicI64, i64, 0,);
-
-    /// A seat, which is read under its parent's lock, or by the last owner. That the count of an `Arc`
-    /// brings the last owner up to date loom cannot see: a load always takes the latest value.
-    pub(crate) struct AtomicU32(atomic::AtomicU32);
-
-    impl AtomicU32 {
-        pub(crate) fn new(value: u32) -> Self {
-            AtomicU32(atomic::AtomicU32::new(value))
-        }
-
-        pub(crate) fn load(&self, order: Ordering) -> u32 {
-            self.0.fetch_or(0, order)
-        }
-
-        pub(crate) fn store(&self, value: u32, order: Ordering) {
-            self.0.store(value, order);
-        }
-    }
 
     loom::lazy_static! {
         static ref START: Instant = Instant::now();
@@ -220,7 +208,7 @@ mod imp {
     /// Moves the model's clock on by a second.
     #[cfg(test)]
     pub(crate) fn tick() {
-        SECONDS.0.fetch_add(1, Ordering::AcqRel);
+        SECONDS.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn is_paused() -> bool {

@@ -13,7 +13,7 @@ use super::interop::{Bridge, Foreign};
 use super::members::{Inner, Member, Members, Seat};
 use super::sync::{MutexGuard, Ordering, RuntimeId, yield_now};
 use super::{
-    CAUSED, CLOSING, DISTURBED, ENDED, EXPIRED, KEPT, LINKED, MERGED, OCCUPIED, Stamp, TIMED, Token,
+    CAUSED, CLOSING, DISTURBED, ENDED, EXPIRED, INHERITED, KEPT, MERGED, OCCUPIED, Stamp, TIMED, Token,
 };
 use crate::error::Error;
 use crate::trace;
@@ -23,14 +23,19 @@ impl Token {
     /// Enters the list of its parent, and that one its own parent's; false if an ancestor has ended.
     #[inline]
     pub(crate) fn link(self: &Arc<Self>) -> bool {
-        self.has(LINKED) || self.link_path()
+        match &self.parent {
+            _ if self.is_linked() => true,
+            Some(parent) if parent.is_linked() => parent.admit(self),
+            _ => self.link_path(),
+        }
     }
 
     /// Links the path from the top down, so that an end above reaches each token from the moment it is linked.
+    #[cold]
     fn link_path(self: &Arc<Self>) -> bool {
         let mut path = vec![self];
         while let Some(parent) =
-            path[path.len() - 1].parent.as_ref().filter(|parent| !parent.has(LINKED))
+            path[path.len() - 1].parent.as_ref().filter(|parent| !parent.is_linked())
         {
             path.push(parent);
         }
@@ -50,11 +55,7 @@ impl Token {
         let Some(mut inner) = self.open() else { return false };
         if child.seat.load(Ordering::Relaxed) == 0 {
             let seat = inner.insert(Member::Child(Arc::downgrade(child)));
-            child.seat.store(seat.0, Ordering::Relaxed);
-            // The two lists of a merged token make one link.
-            if !child.has(MERGED) {
-                child.note(LINKED);
-            }
+            child.seat.store(seat.0, Ordering::Release);
         }
         true
     }
@@ -65,9 +66,6 @@ impl Token {
         parent: &'a Arc<Token>,
         other: &'a Arc<Token>,
     ) -> Result<(), &'a Arc<Token>> {
-        if !(parent.link() && parent.admit(self)) {
-            return Err(parent);
-        }
         if !other.link() {
             return Err(other);
         }
@@ -78,8 +76,8 @@ impl Token {
         if let Some(second) = &mut self.inner.lock().more().second {
             second.1 = seat;
         }
-        self.note(LINKED);
-        Ok(())
+        // Linked only now that it is in both lists.
+        if parent.link() && parent.admit(self) { Ok(()) } else { Err(parent) }
     }
 
     /// Locks the list, for what enters it; none if the token has ended.
@@ -90,13 +88,17 @@ impl Token {
     }
 
     /// Enters a waiter at `seat`, or has the one there wake `waker` from now on. Returns whether its deadline, if
-    /// it has one, is registered with the runtime `here`, or with any if there is none here. `None`: the token has
-    /// ended.
+    /// it has one, is registered with the runtime `here`. `None`: the token has ended.
     #[inline]
-    pub(crate) fn register(&self, seat: &mut Seat, waker: Waker, here: Option<RuntimeId>) -> Option<bool> {
+    pub(crate) fn register(
+        &self,
+        seat: &mut Seat,
+        waker: Waker,
+        here: Option<RuntimeId>,
+    ) -> Option<bool> {
         let mut inner = self.open()?;
         let replaced = inner.register(seat, waker);
-        let is_timed = !self.has_deadline() || inner.is_timed_in(here);
+        let is_timed = !self.has_deadline() || here.is_some_and(|here| inner.is_timed_in(here));
         drop(inner);
         drop(replaced);
         Some(is_timed)
@@ -187,18 +189,21 @@ impl Token {
     /// Closes this token alone, and returns its members; none if it had ended.
     #[inline]
     fn close(&self, ending: &mut Ending, work: &mut Work) -> Option<Members> {
-        if ending.error.is_none() && (ending.at.is_none() || !ending.is_own()) {
-            self.note_caller(ending);
-            let bars = if ending.is_own() { OCCUPIED | TIMED | ENDED } else { OCCUPIED | ENDED };
-            let mut state = self.state.load(Ordering::Acquire);
-            while state & bars == 0 {
-                match self.swap_state(state, state | ending.bits()) {
-                    Ok(_) => return Some(Members::default()),
-                    Err(now) => state = now,
-                }
-            }
+        if self.close_unseen(ending) {
+            return Some(Members::default());
         }
         if self.ended() { None } else { self.close_locked(ending, work) }
+    }
+
+    /// Ends one that nothing waits on: it takes no lock.
+    #[inline]
+    pub(super) fn close_unseen(&self, ending: &mut Ending) -> bool {
+        let state = self.state.load(Ordering::Acquire);
+        if state & (OCCUPIED | ENDED) != 0 || ending.error.is_some() {
+            return false;
+        }
+        self.prepare(ending, state);
+        self.swap_state(state, state | ending.bits()).is_ok()
     }
 
     fn close_locked(&self, ending: &mut Ending, work: &mut Work) -> Option<Members> {
@@ -207,7 +212,6 @@ impl Token {
         if state & ENDED != 0 {
             return None;
         }
-        self.note_caller(ending);
         work.entries.extend(self.take_entry(&mut inner));
         let mut bits = 0;
         if let Some(more) = inner.more.as_deref_mut() {
@@ -228,12 +232,7 @@ impl Token {
             bits |= CLOSING;
         }
         loop {
-            if state & TIMED != 0 && ending.is_own() {
-                ending.at.get_or_insert_with(Stamp::now);
-            }
-            if let (Some(at), true) = (ending.at, ending.is_own()) {
-                self.set_date(at);
-            }
+            self.prepare(ending, state);
             match self.swap_state(state, state | bits | ending.bits()) {
                 Ok(_) => return Some(members),
                 Err(now) if now & ENDED != 0 => return None,
@@ -250,11 +249,20 @@ impl Token {
         self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
     }
 
+    /// Notes when and where it is about to end, before it is published. Of two ends at once, either's are right.
     #[inline]
-    fn note_caller(&self, ending: &Ending) {
+    fn prepare(&self, ending: &mut Ending, state: u16) {
+        if ending.kind == INHERITED {
+            return;
+        }
         if let Some(caller) = ending.caller {
-            // Of two cancels at once either line may be the one.
             let _first = self.canceled_at.set(caller);
+        }
+        if state & TIMED != 0 && ending.at.is_none() {
+            ending.at = Some(Stamp::now());
+        }
+        if let Some(at) = ending.at {
+            self.set_date(at);
         }
     }
 
@@ -387,7 +395,7 @@ impl<T> Few<T> {
 impl Drop for Token {
     #[inline]
     fn drop(&mut self) {
-        if *self.state.get_mut() & OCCUPIED != 0 {
+        if self.state.load(Ordering::Relaxed) & OCCUPIED != 0 {
             self.leave_timers();
         }
         let second = self.leave_second();
@@ -416,14 +424,14 @@ impl Token {
     #[inline]
     fn leave_parent(&mut self) -> Option<Arc<Token>> {
         let parent = self.parent.take()?;
-        parent.leave(Seat(*self.seat.get_mut()));
+        parent.leave(Seat(self.seat.load(Ordering::Relaxed)));
         Some(parent)
     }
 
     /// Leaves a merged token's other parent.
     #[inline]
     fn leave_second(&mut self) -> Option<Arc<Token>> {
-        if *self.state.get_mut() & MERGED == 0 {
+        if self.state.load(Ordering::Relaxed) & MERGED == 0 {
             return None;
         }
         let (second, seat) = self.inner.get_mut().more.as_mut()?.second.take()?;
@@ -432,7 +440,7 @@ impl Token {
     }
 
     fn leave_timers(&mut self) {
-        let key = *self.word.get_mut();
+        let key = self.word.load(Ordering::Relaxed);
         let inner = self.inner.get_mut();
         if let Some(bucket) = inner.bucket.take() {
             bucket.leave(key as u32);

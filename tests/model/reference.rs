@@ -27,7 +27,6 @@ pub struct Moment {
     pub turn: u32,
 }
 
-
 /// By what a node ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
