@@ -662,9 +662,15 @@ impl fmt::Display for Context {
     }
 }
 
-/// Where it was made and how it stands; of its values the types, never the values.
+/// One short line, which `#[tracing::instrument]` records: `Context(src/main.rs:12, 250ms left)`, and once it
+/// has ended why: `Context(canceled at src/main.rs:88: client hung up)`.
+///
+/// `{:#?}` shows the fields, and of the values the types, never the values.
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return self.fmt_brief(f);
+        }
         let mut debug = f.debug_struct("Context");
         match &self.token {
             None => debug.field("root", &if self.todo { "todo" } else { "background" }),
@@ -675,5 +681,29 @@ impl fmt::Debug for Context {
                 .field("err", &self.err()),
         };
         debug.field("values", &self.values.names()).finish()
+    }
+}
+
+impl Context {
+    fn fmt_brief(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LONGEST: usize = 160;
+        let Some(token) = &self.token else {
+            return f.write_str(if self.todo { "Context(todo)" } else { "Context(background)" });
+        };
+        if let Some(error) = self.err() {
+            // A cause may have many lines.
+            let text = error.to_string();
+            let text = text.strip_prefix("context ").unwrap_or(&text);
+            let brief: String = text.chars().take_while(|c| !c.is_control()).take(LONGEST).collect();
+            let rest = if brief.len() < text.len() { "…" } else { "" };
+            return write!(f, "Context({brief}{rest})");
+        }
+        write!(f, "Context({}", Place(token.made_at()))?;
+        if let Some(left) = self.remaining() {
+            // Below a millisecond, all of it: it is not over yet.
+            let nanos = if left.as_millis() > 0 { left.subsec_nanos() % 1_000_000 } else { 0 };
+            write!(f, ", {:?} left", left - Duration::from_nanos(nanos.into()))?;
+        }
+        f.write_str(")")
     }
 }

@@ -38,6 +38,7 @@
 //! | give work a way to be stopped | [`Context::with_cancel`], and keep the [`CancelScope`] |
 //! | give work a budget | [`Context::with_timeout`], [`Context::with_deadline`] |
 //! | bound one step by a budget of its own | `ctx.with_timeout(d).run(step)`, [`Context::within`] |
+//! | refuse a step that the time left is too short for | [`Context::require`] |
 //! | let other code cancel the work | [`CancelScope::canceller`], [`CancelScope::split`] |
 //! | run a future until the context ends | [`Context::run`], [`FutureExt::bounded_by`] |
 //! | race the end against other branches | [`Context::done`] in `tokio::select!` |
@@ -134,6 +135,7 @@ mod current;
 mod done;
 mod error;
 mod ext;
+mod finished;
 pub mod group;
 mod guard;
 // Costs nobody anything: there is nothing in it but documentation.
@@ -155,6 +157,7 @@ mod merge;
 #[cfg(feature = "process")]
 #[cfg_attr(docsrs, doc(cfg(feature = "process")))]
 pub mod process;
+mod require;
 mod run;
 mod scope;
 pub mod shutdown;
@@ -186,6 +189,7 @@ pub use ext::{Bounded, Checked, FutureExt, StreamExt, TryBounded};
 #[doc(inline)]
 pub use group::Group;
 pub use guard::{CancelGuard, Canceller};
+pub use require::NotEnoughTime;
 pub use run::{Run, TryRun};
 pub use scope::CancelScope;
 #[doc(inline)]
