@@ -40,6 +40,8 @@ mod end;
 #[cfg(feature = "tower")]
 mod reply;
 #[cfg(feature = "tower")]
+mod request_line;
+#[cfg(feature = "tower")]
 mod server;
 
 #[cfg(feature = "axum")]
