@@ -35,6 +35,8 @@
 //! | returns the errors of the work | `JoinHandle`, as Tokio | collected in an error | `JoinHandle`, as Tokio |
 //! | wait again after more work | no, a shutdown is final | no | yes, `reopen` |
 //!
+//! [`ServerLayer::with_shutdown`]: ../wire/struct.ServerLayer.html#method.with_shutdown
+//! [A service that drains]: ../guide/services/index.html
 //! [tokio-graceful-shutdown]: https://docs.rs/tokio-graceful-shutdown
 //! [`TaskTracker`]: https://docs.rs/tokio-util/latest/tokio_util/task/struct.TaskTracker.html
 //! [`Group`]: crate::Group
@@ -104,8 +106,10 @@
 //! - **A task is told, not stopped**, until the abort. Work that should be cut off by the hard end looks
 //!   at [`Context::current`], which is `hard` in there, or is run by it: `ctx.run(work)`.
 //! - **Servers that spawn by themselves** (axum's `serve`, tonic) end when all their connections have.
-//!   Aborted, they leave those connections behind. Bound each request by `hard` in a middleware and
-//!   [`track`](Shutdown::track) it there: it is cut off in time, and named in the report.
+//!   Aborted, they leave those connections behind. [`ServerLayer::with_shutdown`] makes each request part
+//!   of the shutdown: it is cut off in time, and named in the report. [A service that drains] has all of it.
+//! - **A wait in a task of the same shutdown** leaves that task out, and no other: a task that awaits that
+//!   one, and a ticket in its own hand, keep it waiting until the grace and the clean-up are over.
 //! - **Threads and `spawn_blocking` cannot be aborted.** With a [`ticket`](Shutdown::ticket) they are
 //!   waited for and reported; let them [`check`](Context::check) the context. A runtime waits for its
 //!   blocking tasks when it is dropped: after a report that names some, end the process, or use
