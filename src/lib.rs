@@ -118,11 +118,12 @@
 //!
 //! # Guides
 //!
-//! Beside this reference stand five guides, all of whose code is tested: [Coming from
+//! Beside this reference stand the guides, all of whose code is tested: [Coming from
 //! Go](guide/coming_from_go/index.html), [Coming from `CancellationToken` and
 //! `timeout`](guide/coming_from_tokens/index.html), [Cancel safety](guide/cancel_safety/index.html),
-//! [Testing code that takes a context](guide/testing/index.html) and [From service to
-//! service](guide/from_service_to_service/index.html).
+//! [Testing code that takes a context](guide/testing/index.html), [From service to
+//! service](guide/from_service_to_service/index.html), [A service that drains](guide/services/index.html),
+//! [Recipes](guide/recipes/index.html) and [Traps](guide/traps/index.html).
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

@@ -63,6 +63,8 @@
 //! }
 //! ```
 //!
+//! [A service that drains] has the same with a server of axum or tonic, to the last line.
+//!
 //! A second signal then ends the process at once, in whatever phase. To have it [`force`](Shutdown::force)
 //! instead, turn that off there.
 //!

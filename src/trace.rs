@@ -78,7 +78,7 @@ mod imp {
     /// Emits the event of an end, unless the end says that the work was done.
     #[cold]
     pub(crate) fn ended(error: &Error, born: Option<Instant>) {
-        if error.cause().is_some_and(|cause| finished::is_normal(cause)) {
+        if error.cause().is_some_and(finished::is_normal) {
             return;
         }
         let millis = |duration: Duration| duration.as_secs_f64() * 1e3;

@@ -55,9 +55,9 @@ fn app(layer: ServerLayer) -> Router {
     Router::new()
         .route("/fast", get(async || "fast"))
         .route("/report/{id}", get(async move || sleeps(200).await))
-        .route("/stuck/{id}", get(|| pending::<()>()))
-        .nest("/inner", Router::new().route("/stuck/{id}", get(|| pending::<()>())))
-        .fallback(|| pending::<()>())
+        .route("/stuck/{id}", get(pending::<()>))
+        .nest("/inner", Router::new().route("/stuck/{id}", get(pending::<()>)))
+        .fallback(pending::<()>)
         .layer(layer)
 }
 
