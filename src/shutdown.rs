@@ -516,24 +516,26 @@ impl Shutdown {
         let waiter = Waiter::here(work);
         let why = soft.done().await;
         let (began, grace) = (why.origin().ended_at(), work.lock().grace);
-        if !waiter.work_ends_by(Some(hard), began.checked_add(grace)).await {
+        let mut ended = waiter.work_ends_by(Some(hard), began.checked_add(grace)).await;
+        if !ended {
             let cause = Box::new(GraceOver { grace, why: why.clone() });
             self.common.end_hard(cause, made_at);
-            self.clean_up(&waiter).await;
+            ended = self.clean_up(&waiter).await;
         }
+        let overdue = work.conclude(ended);
         hard.cancel_at(made_at, Box::new(Finished("the shutdown is over")));
-        let overdue = work.overdue();
         Report { why, took: Instant::now().saturating_duration_since(began), overdue }
     }
 
-    /// From the hard end on.
-    async fn clean_up(&self, waiter: &Waiter<'_>) {
+    /// From the hard end on; returns whether all work has ended.
+    async fn clean_up(&self, waiter: &Waiter<'_>) -> bool {
         let Common { hard, work, .. } = &*self.common;
         let (canceled, cleanup) = (hard.done().await.origin().ended_at(), work.lock().cleanup);
-        if !waiter.work_ends_by(None, canceled.checked_add(cleanup)).await {
-            work.abort();
-            waiter.work_ends_by(None, Instant::now().checked_add(cleanup)).await;
+        if waiter.work_ends_by(None, canceled.checked_add(cleanup)).await {
+            return true;
         }
+        work.abort();
+        waiter.work_ends_by(None, Instant::now().checked_add(cleanup)).await
     }
 }
 
@@ -579,6 +581,8 @@ struct List {
     running: BTreeMap<u64, Running>,
     /// How many of the running ones wait for the shutdown themselves.
     waiting: usize,
+    /// A wait has come to its end: what is left are others like it, and what they do afterwards.
+    over: bool,
     overdue: BTreeMap<u64, Overdue>,
     aborting: bool,
     grace: Duration,
@@ -591,6 +595,7 @@ impl Default for List {
             next: 0,
             running: BTreeMap::new(),
             waiting: 0,
+            over: false,
             overdue: BTreeMap::new(),
             aborting: false,
             grace: GRACE,
@@ -691,22 +696,30 @@ impl Work {
         }
     }
 
-    /// What had not ended in time, and what has become of it by now.
-    fn overdue(&self) -> Vec<Overdue> {
+    /// Notes that a wait is over; returns what had not ended in time, and what has become of it by now.
+    ///
+    /// What ends it is one look at the list: a task that waited as well then, and runs on since, is not late.
+    fn conclude(&self, ended: bool) -> Vec<Overdue> {
         let mut list = self.lock();
-        list.mark();
+        list.over = true;
+        if !ended {
+            list.mark();
+        }
         let by_now = |(id, overdue): (&u64, &Overdue)| {
             let fate = if list.running.contains_key(id) { Fate::Running } else { overdue.fate };
             Overdue { fate, ..overdue.clone() }
         };
-        list.overdue.iter().map(by_now).collect()
+        let overdue = list.overdue.iter().map(by_now).collect();
+        drop(list);
+        self.emptied.notify_waiters();
+        overdue
     }
 }
 
 impl List {
     /// Whether no work is left; for a wait that is part of the work, none but such waits.
     fn has_ended(&self, inside: bool) -> bool {
-        self.running.len() == if inside { self.waiting } else { 0 }
+        if inside { self.over || self.running.len() == self.waiting } else { self.running.is_empty() }
     }
 
     /// What waits for the rest is not late, as the rest is.

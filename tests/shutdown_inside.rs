@@ -99,6 +99,27 @@ fn a_wait_outside_includes_the_task_that_waits_inside() {
     });
 }
 
+/// What a task does after its wait is not late, for those that wait in other tasks.
+#[test]
+fn the_first_wait_that_is_over_ends_the_others_inside() {
+    on_paused(async {
+        let start = Instant::now();
+        let shutdown = shutdown();
+        let (first, second) = (shutdown.clone(), shutdown.clone());
+        let slow = shutdown.named("slow").spawn(async move {
+            assert!(first.wait().await.is_clean());
+            sleep(ms(50)).await;
+        });
+        let quick = shutdown.named("quick").spawn(async move { second.wait().await });
+        sleep(ms(10)).await;
+        shutdown.begin(Cause("over"));
+        assert!(quick.await.unwrap().is_clean());
+        assert!(start.elapsed() <= ms(13), "{:?}", start.elapsed());
+        assert!(shutdown.wait().await.is_clean());
+        slow.await.unwrap();
+    });
+}
+
 /// Through all the phases: what waits inside is neither aborted nor reported for that.
 #[test]
 fn a_stuck_task_is_aborted_and_the_one_that_waits_is_not() {
