@@ -112,7 +112,8 @@ impl Context {
     /// A child that also ends when this much time has passed. Go's `context.WithTimeout`.
     ///
     /// Zero: it has ended at birth. `None`, [`Duration::MAX`], and whatever else the clock cannot express: no
-    /// deadline of its own, so that an optional limit needs no branch.
+    /// deadline of its own, so that an optional limit needs no branch. On Linux and macOS the clock stands still
+    /// while the machine is suspended: [Traps](guide/traps/index.html#a-machine-that-sleeps).
     ///
     /// ```
     /// use std::time::Duration;
@@ -181,7 +182,8 @@ impl Context {
     ///
     /// It is the same context otherwise: it ends when this one does. A private newtype is a private
     /// key; a value of a type that is there already hides the older one. Values are for what a request
-    /// carries across borders (its id, who it is for), not for parameters.
+    /// carries across borders (its id, who it is for), not for parameters. [Traps](guide/traps/index.html) has
+    /// more of what follows, and [A service that drains](guide/services/index.html) a middleware that sets a value.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -190,7 +192,11 @@ impl Context {
     ///
     /// let ctx = Context::background().with_value(RequestId(7));
     /// assert_eq!(ctx.value::<RequestId>().unwrap().0, 7);
+    ///
+    /// // The type is the exact one: a literal is a `&'static str`, and no `String`.
+    /// let ctx = ctx.with_value("alice");
     /// assert!(ctx.value::<String>().is_none());
+    /// assert_eq!(ctx.value::<&str>(), Some(&"alice"));
     /// ```
     pub fn with_value<T: Send + Sync + 'static>(&self, value: T) -> Context {
         Context { token: self.token.clone(), values: self.values.with(value), todo: self.todo }
