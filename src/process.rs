@@ -546,9 +546,11 @@ impl Child {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), tokio_ctx::process::Error> {
     /// let shutdown = Context::background().with_cancel();
-    /// let mut sleep = Command::new("sh");
-    /// let sleep = sleep.args(["-c", "trap '' TERM; while :; do sleep 1; done"]);
-    /// let mut child = sleep.bounded_by(&shutdown).grace(Duration::from_secs(60)).process_group(true).spawn()?;
+    /// let mut server = Command::new("sh");
+    /// server.args(["-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done"]);
+    /// # server.stdout(std::process::Stdio::piped());
+    /// let mut child = server.bounded_by(&shutdown).grace(Duration::from_secs(60)).spawn()?;
+    /// # tokio::io::AsyncReadExt::read_u8(&mut child.stdout.take().unwrap()).await.unwrap();
     ///
     /// shutdown.cancel();
     /// if tokio::time::timeout(Duration::from_millis(50), child.wait()).await.is_err() {
