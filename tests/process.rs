@@ -473,6 +473,37 @@ fn a_run_leaves_no_process_group_in_the_command() {
     });
 }
 
+/// Its own group lies outside of its PID namespace, and has no number there to go back to.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_process_that_cannot_see_its_own_group_can_start_others() {
+    const ROLE: &str = "TOKIO_CTX_PROCESS_NAMESPACE";
+    if std::env::var_os(ROLE).is_some() {
+        // SAFETY: it has no preconditions.
+        assert_eq!(unsafe { libc::getpgrp() }, 0);
+        return current_thread().block_on(async {
+            let mut command = sh("exit 3");
+            for own_group in [true, false, true] {
+                let bounded = command.bounded_by(&BACKGROUND).process_group(own_group);
+                assert_eq!(bounded.status().await.unwrap().code(), Some(3));
+            }
+        });
+    }
+    on_both(|| async {
+        let mut namespace = Command::new("unshare");
+        namespace.args(["--pid", "--fork", "--kill-child"]).stderr(Stdio::null());
+        if !namespace.arg("true").status().await.is_ok_and(|status| status.success()) {
+            eprintln!("skipped: no PID namespace can be made here");
+            return;
+        }
+        let mut namespace = Command::new("unshare");
+        namespace.args(["--pid", "--fork", "--kill-child"]).arg(std::env::current_exe().unwrap());
+        namespace.args(["a_process_that_cannot_see_its_own_group_can_start_others", "--exact"]);
+        let output = namespace.env(ROLE, "child").bounded_by(&BACKGROUND).output().await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    });
+}
+
 /// Its signal waits until it goes on.
 #[test]
 #[cfg(target_os = "linux")]

@@ -236,10 +236,10 @@ mod unix {
     /// The group of this process; `None` if it lies in a PID namespace outside of this one.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn own_group() -> Option<i32> {
-        let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-        // `4711 (program name) S ppid pgrp …`
-        let group = stat.rsplit(')').next()?.split_whitespace().nth(2)?.parse().ok()?;
-        Some(group).filter(|group| *group > 0)
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        // From the namespace that `/proc` was mounted in down to the innermost, whose numbers are ours.
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpgid:"))?;
+        numbers.split_whitespace().last()?.parse().ok().filter(|group| *group > 0)
     }
 
     #[cfg(not(any(target_os = "linux", target_os = "android")))]

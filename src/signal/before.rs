@@ -24,7 +24,6 @@ const NO_EFFECT: &[i32] = &[
     consts::SIGWINCH,
     #[cfg(any(
         target_os = "macos",
-        target_os = "ios",
         target_os = "freebsd",
         target_os = "dragonfly",
         target_os = "netbsd",

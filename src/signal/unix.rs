@@ -221,7 +221,10 @@ impl Seats {
         write.set_nonblocking(true)?;
         let last = Arc::new(AtomicUsize::new(0));
         let noted = last.clone();
-        thread::Builder::new().name("tokio-ctx-signal".into()).spawn(move || watch(read, &noted))?;
+        let thread = thread::Builder::new().name("tokio-ctx-signal".into());
+        thread.spawn(move || watch(read, &noted)).map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot start the thread for later signals: {error}"))
+        })?;
         let write = self.left.insert(write);
         for &signal in signals {
             let actions = Actions::register(signal, &last, write.try_clone()?);
