@@ -10,12 +10,15 @@ use std::future::pending;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt};
 use std::panic::Location;
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio, exit};
+#[cfg(target_os = "linux")]
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use common::{LONG, current_thread, ended, multi_thread, panic_text, spin_until, watched};
+#[cfg(target_os = "linux")]
 use tokio::signal::unix::SignalKind;
 use tokio_ctx::Context;
 use tokio_ctx::signal::{self, Signal, Signals, until_termination};
@@ -36,6 +39,27 @@ fn raise(signal: Signal) {
     kill(std::process::id(), signal);
 }
 
+/// This program, to be run once more.
+fn this_program() -> Command {
+    with_defaults(&env::current_exe().unwrap())
+}
+
+/// A program that starts with the defaults of these signals, although the tests may run in the background of a
+/// shell, or under `nohup`, and so ignore them.
+fn with_defaults(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    let defaults = || {
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+            // SAFETY: it sets no handler.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: `signal` may be called between fork and exec.
+    unsafe { command.pre_exec(defaults) };
+    command
+}
+
 /// A child that runs the other half of a test.
 struct Other {
     child: Child,
@@ -47,7 +71,7 @@ struct Other {
 impl Other {
     /// Runs `child` and exits with 0, if this is the child; otherwise starts it.
     fn start<F: Future<Output = ()>>(test: &str, child: impl FnOnce() -> F) -> Other {
-        Other::start_as(test, Command::new(env::current_exe().unwrap()), child)
+        Other::start_as(test, this_program(), child)
     }
 
     /// The same, with a command that runs this program, and may do more.
@@ -109,6 +133,7 @@ impl Other {
     }
 
     /// Waits until the system has suspended it.
+    #[cfg(target_os = "linux")]
     fn is_suspended(&mut self) -> &mut Other {
         let stat = format!("/proc/{}/stat", self.child.id());
         spin_until(|| {
@@ -402,7 +427,7 @@ fn one_that_is_ignored_by_default_is_ignored_afterwards() {
 fn one_that_the_process_was_started_with_ignoring_is_ignored_afterwards() {
     watched(|| {
         let test = "one_that_the_process_was_started_with_ignoring_is_ignored_afterwards";
-        let mut nohup = Command::new(env::current_exe().unwrap());
+        let mut nohup = this_program();
         let ignore = || {
             for signal in [libc::SIGHUP, libc::SIGINT] {
                 // SAFETY: it sets no handler.
@@ -498,8 +523,8 @@ fn a_call_that_fails_takes_no_signals_default_away() {
     });
 }
 
-/// Signal by signal, whether it comes before or after the context has gone, none counts twice and none is lost.
 #[test]
+#[cfg(target_os = "linux")]
 fn a_default_that_ends_the_process_does_so_by_the_signal_itself() {
     watched(|| {
         let test = "a_default_that_ends_the_process_does_so_by_the_signal_itself";
@@ -507,7 +532,7 @@ fn a_default_that_ends_the_process_does_so_by_the_signal_itself() {
         let numbers = [libc::SIGHUP, libc::SIGQUIT, libc::SIGALRM, libc::SIGUSR1, real_time];
         for number in numbers {
             let signal = Signal::from_raw(number);
-            let mut this = Command::new(env::current_exe().unwrap());
+            let mut this = this_program();
             this.env("SIGNAL", number.to_string());
             let mut other = Other::start_as(test, this, || async {
                 let number = env::var("SIGNAL").unwrap().parse().unwrap();
@@ -535,7 +560,7 @@ fn as_process_1_a_second_signal_exits() {
             eprintln!("skipped: no PID namespace can be made here");
             return;
         }
-        let mut namespace = Command::new("unshare");
+        let mut namespace = with_defaults("unshare".as_ref());
         namespace.args(["--pid", "--fork", "--kill-child"]).arg(env::current_exe().unwrap());
         Other::start_as("as_process_1_a_second_signal_exits", namespace, || async {
             assert_eq!(std::process::id(), 1);
@@ -560,7 +585,7 @@ fn a_second_signal_kills_the_children_first() {
 
     watched(|| {
         for stuck in ["", "stuck"] {
-            let mut this = Command::new(env::current_exe().unwrap());
+            let mut this = this_program();
             this.env("STUCK", stuck);
             let mut other =
                 Other::start_as("a_second_signal_kills_the_children_first", this, || async {
@@ -615,8 +640,12 @@ fn a_second_signal_kills_the_children_first() {
 /// Whether there is such a process, other than one that has exited and waits to be reaped.
 #[cfg(feature = "process")]
 fn is_running(pid: &str) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap().trim_start().starts_with(['Z', 'X']))
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => !stat.rsplit(')').next().unwrap().trim_start().starts_with(['Z', 'X']),
+        Err(_) if cfg!(target_os = "linux") => false,
+        // SAFETY: it touches no memory, and signal 0 does nothing.
+        Err(_) => unsafe { libc::kill(pid.parse().unwrap(), 0) == 0 },
+    }
 }
 
 async fn no_task_is_left() {

@@ -78,6 +78,7 @@ pub(super) struct Supervisor {
     shared: Arc<Shared>,
     /// Kills it if the process that this runs in ends without unwinding.
     entry: Option<Entry>,
+    #[cfg(unix)]
     stop: Stop,
     /// The group that is to be gone when this is dropped.
     #[cfg(unix)]
@@ -403,8 +404,8 @@ mod other {
     }
 
     impl Supervisor {
-        pub(in super::super) fn new(child: Child, stop: Stop, entry: Option<Entry>) -> Supervisor {
-            Supervisor { child, shared: Arc::default(), entry, stop }
+        pub(in super::super) fn new(child: Child, _: Stop, entry: Option<Entry>) -> Supervisor {
+            Supervisor { child, shared: Arc::default(), entry }
         }
 
         pub(super) fn has_group(&self) -> bool {

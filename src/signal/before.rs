@@ -13,6 +13,7 @@ pub(super) enum Before {
     /// Nothing, as the process was started so (`nohup`), or has set it so.
     Ignored,
     /// A handler of the program, or of another library: it is called as ever.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
     Handled,
 }
 
