@@ -637,6 +637,61 @@ fn a_second_signal_kills_the_children_first() {
     });
 }
 
+/// Each start is either done, and its child killed, or refused: none lies in between.
+#[test]
+#[cfg(all(feature = "process", target_os = "linux"))]
+fn a_second_signal_misses_no_child_that_is_being_started() {
+    use tokio_ctx::process::CommandExt;
+
+    const MARK: &str = "TOKIO_CTX_SIGNAL_FAMILY";
+
+    watched(|| {
+        let test = "a_second_signal_misses_no_child_that_is_being_started";
+        for round in 0..5 {
+            let family = format!("{}-{round}", std::process::id());
+            let mut this = this_program();
+            this.env(MARK, &family);
+            let mut other = Other::start_as(test, this, || async {
+                let threads = (0..2).map(|_| {
+                    thread::spawn(|| {
+                        current_thread().block_on(async {
+                            let mut children = Vec::new();
+                            let mut sleep = tokio::process::Command::new("sleep");
+                            sleep.arg("3600").stdout(Stdio::null());
+                            loop {
+                                let bounded = sleep.bounded_by(&BACKGROUND).process_group(true);
+                                // It fails once the process is about to end, and is not any more then.
+                                children.extend(bounded.spawn().ok().filter(|_| children.len() < 200));
+                            }
+                        })
+                    })
+                });
+                let _threads = Vec::from_iter(threads);
+                let ctx = until_termination(&BACKGROUND).unwrap();
+                println!("ready");
+                ctx.done().await;
+                println!("stopping");
+                pending::<()>().await
+            });
+            other.says("ready").is_sent(Signal::TERM).says("stopping").is_sent(Signal::INT);
+            let status = other.child.wait().unwrap();
+            assert_eq!(status.signal(), Some(libc::SIGINT), "{status}");
+            let mark = format!("{MARK}={family}");
+            spin_until(|| !some_process_has(&mark));
+        }
+    });
+}
+
+/// Whether a process that runs has this in its environment.
+#[cfg(all(feature = "process", target_os = "linux"))]
+fn some_process_has(variable: &str) -> bool {
+    let mut processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes.any(|process| {
+        let environment = std::fs::read(process.path().join("environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|found| found == variable.as_bytes())
+    })
+}
+
 /// Whether there is such a process, other than one that has exited and waits to be reaped.
 #[cfg(feature = "process")]
 fn is_running(pid: &str) -> bool {
