@@ -43,8 +43,9 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::{JoinError, JoinHandle};
+use tokio_ctx::signal::until_termination;
 use tokio_ctx::wire::{Inbound, ServerLayer};
-use tokio_ctx::{BoxError, Context, Shutdown, signal};
+use tokio_ctx::{BoxError, Context, Shutdown};
 
 use services::{Event, Part, Slow, Visit};
 
@@ -81,7 +82,7 @@ async fn main() -> ExitCode {
 
 /// Stays up on `port` until a signal; without a port, goes through the six cases.
 async fn run(port: Option<u16>) -> Result<(), BoxError> {
-    let until_signal = signal::shutdown(&Context::background())?;
+    let until_signal = until_termination(&Context::background())?;
     let shutdown = Shutdown::new(&until_signal).grace(GRACE);
     // A shutdown of their own: requests that the gateway still finishes need the services.
     let for_services = Shutdown::new(&Context::background());
