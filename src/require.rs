@@ -53,7 +53,7 @@ impl Context {
         if left >= least {
             return Ok(());
         }
-        let owner = token.deadline_owner();
+        let Some(owner) = token.deadline_owner() else { return Ok(()) };
         let (set_at, budget) = (owner.made_at(), owner.budget().unwrap_or_default());
         short(Why::Short { left, deadline, set_at, budget })
     }
