@@ -39,6 +39,7 @@
 //! [`JoinSet`]: tokio::task::JoinSet
 
 use std::collections::{HashMap, VecDeque};
+use std::error::Error as StdError;
 use std::fmt;
 use std::future::{Future, pending, poll_fn};
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
@@ -765,6 +766,11 @@ where
             }
         }
     }
+}
+
+/// What an error of this module holds and does not return as its source.
+pub(crate) fn held_by<'a>(_error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+    None
 }
 
 impl<T, E, L: fmt::Debug> fmt::Debug for Group<T, E, L> {

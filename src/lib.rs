@@ -134,6 +134,7 @@ mod current;
 mod done;
 mod error;
 mod ext;
+mod find;
 pub mod group;
 mod guard;
 // Costs nobody anything: there is nothing in it but documentation.

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::stop::Stopped;
+use crate::error::fmt_with_sources;
 
 /// A process did not start, or did not exit by itself: the context ended, or something failed.
 ///
 /// Its `Display` is one line: the program (never its arguments), how the process exited, and why. Its
-/// [`source`](StdError::source) is the context's [`Error`](crate::Error), or the `io::Error`. It converts
-/// into an `io::Error`, with itself inside.
+/// [`source`](StdError::source) is what lies behind that; the context's error itself is [`context`](Self::context),
+/// and [`crate::Error::find`] finds it. It converts into an `io::Error`, with itself inside.
 ///
 /// ```
 /// use tokio::process::Command;
@@ -31,7 +32,6 @@ use super::stop::Stopped;
 /// assert!(error.status().is_none());
 /// # }
 /// ```
-#[derive(Debug)]
 pub struct Error(Box<Record>);
 
 #[derive(Debug)]
@@ -179,14 +179,28 @@ impl fmt::Display for Error {
     }
 }
 
-impl StdError for Error {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+/// The line of `Display`, then what lies behind it; `{:#?}` shows the fields.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if f.alternate() { self.0.fmt(f) } else { fmt_with_sources(self, f) }
+    }
+}
+
+impl Error {
+    /// The error that `Display` prints the end of its line from.
+    pub(crate) fn held(&self) -> Option<&(dyn StdError + 'static)> {
         match &self.0.why {
             Why::NotStarted(why) | Why::Stopped(Stopped { why, .. }) => Some(why),
             Why::NoStart(error) | Why::Unread(error) => Some(error),
             Why::Lost(error) => Some(&**error),
             Why::HeldOpen(_) => None,
         }
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.held()?.source()
     }
 }
 
