@@ -194,7 +194,7 @@ fn its_drop_lets_a_future_go_that_was_to_end_it() {
 /// A handle that goes on another thread may leave a bridge behind: the drop must not overlook it.
 #[test]
 fn its_drop_never_overlooks_a_token_that_is_made_meanwhile() {
-    for turn in 0..1_000 {
+    for turn in 0..5_000 {
         let scope = BACKGROUND.with_cancel();
         let ctx = scope.clone();
         let start = AtomicUsize::new(0);
