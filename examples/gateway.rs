@@ -315,10 +315,7 @@ impl Server {
 }
 
 async fn serve(stop: Context, listener: TcpListener, app: Router) -> Result<(), BoxError> {
-    let stopped = stop.done_owned();
-    let server = axum::serve(listener, app).with_graceful_shutdown(async move {
-        stopped.await;
-    });
+    let server = axum::serve(listener, app).with_graceful_shutdown(stop.ended_owned());
     let overdue = async {
         stop.done().await;
         tokio::time::sleep(DRAIN_BUDGET).await;

@@ -7,7 +7,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
-use std::panic::Location;
+use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -377,6 +377,10 @@ impl StdError for Error {
         cause.source()
     }
 }
+
+/// A cause is shared, and so never changed.
+impl UnwindSafe for Error {}
+impl RefUnwindSafe for Error {}
 
 /// A deadline becomes [`TimedOut`](io::ErrorKind::TimedOut), a cancel
 /// [`Other`](io::ErrorKind::Other), with the [`Error`] inside.

@@ -10,6 +10,7 @@ use pin_project_lite::pin_project;
 
 use crate::done::Wait;
 use crate::group::{Fault, GroupError};
+use crate::refusal::Entry;
 use crate::run::Run;
 use crate::workers::for_each_task;
 use crate::{Context, Error};
@@ -219,12 +220,14 @@ pin_project! {
         stream: Option<S>,
         // Boxed, so that it takes no pinning to ask a bounded stream for its next item.
         wait: Pin<Box<Wait<&'a Context>>>,
+        // Each item is an operation of its own.
+        entry: Entry,
     }
 }
 
 impl<'a, S: Stream> Bounded<'a, S> {
     fn new(stream: S, ctx: &'a Context) -> Self {
-        Bounded { stream: Some(stream), wait: Box::pin(Wait::new(ctx)) }
+        Bounded { stream: Some(stream), wait: Box::pin(Wait::new(ctx)), entry: Entry::Fresh }
     }
 
     /// The next item, or, once, why there is none because the context ended.
@@ -233,12 +236,18 @@ impl<'a, S: Stream> Bounded<'a, S> {
         cx: &mut TaskContext<'_>,
     ) -> Poll<Option<Result<S::Item, Error>>> {
         let mut this = self.project();
-        let Some(stream) = this.stream.as_mut().as_pin_mut() else { return Poll::Ready(None) };
+        let Some(stream) = this.stream.as_mut().as_pin_mut() else {
+            ready!(this.entry.poll_refused(cx));
+            return Poll::Ready(None);
+        };
         if let Poll::Ready(error) = this.wait.as_mut().poll(cx) {
+            ready!(this.entry.poll_refused(cx));
             this.stream.set(None);
             return Poll::Ready(Some(Err(error)));
         }
-        let next = ready!(stream.poll_next(cx));
+        let next = stream.poll_next(cx);
+        this.entry.note(&next);
+        let next = ready!(next);
         if next.is_none() {
             this.stream.set(None);
         }

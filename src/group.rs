@@ -42,7 +42,7 @@ use std::collections::{HashMap, VecDeque};
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::{Future, pending, poll_fn};
-use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, Location, RefUnwindSafe, UnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context as TaskContext, Poll};
@@ -772,6 +772,10 @@ where
 pub(crate) fn held_by<'a>(_error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
     None
 }
+
+/// As a `JoinHandle`: what tasks share with each other is theirs to keep safe.
+impl<T, E, L> UnwindSafe for Group<T, E, L> {}
+impl<T, E, L> RefUnwindSafe for Group<T, E, L> {}
 
 impl<T, E, L: fmt::Debug> fmt::Debug for Group<T, E, L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

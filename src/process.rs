@@ -70,6 +70,7 @@ use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::refusal::checked;
 use crate::{CancelScope, Context};
 
 mod capture;
@@ -257,6 +258,7 @@ impl Bounded<'_> {
     /// # }
     /// ```
     pub async fn status(self) -> Result<ExitStatus, Error> {
+        let _refused = checked(self.ctx).await; // In `spawn`, which names the program.
         self.spawn()?.wait().await
     }
 
@@ -296,6 +298,7 @@ impl Bounded<'_> {
     /// # }
     /// ```
     pub async fn output(self) -> Result<Output, Error> {
+        let _refused = checked(self.ctx).await;
         self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
         self.spawn()?.wait_with_output().await
     }

@@ -116,7 +116,7 @@ use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
-use std::panic::Location;
+use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context as TaskContext, Poll, ready};
@@ -264,8 +264,8 @@ impl Shutdown {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// let shutdown = Shutdown::new(&Context::background());
-    /// // As axum's `with_graceful_shutdown` wants to be told.
-    /// let signal = shutdown.soft().done_owned();
+    /// // What axum's `with_graceful_shutdown` takes, and tonic's `serve_with_shutdown`.
+    /// let signal = shutdown.soft().ended_owned();
     /// shutdown.begin("over");
     /// signal.await;
     /// # }
@@ -487,6 +487,12 @@ impl Common {
         }
     }
 }
+
+/// The list of work is changed whole, under a lock that a panic does not poison.
+impl UnwindSafe for Shutdown {}
+impl RefUnwindSafe for Shutdown {}
+impl UnwindSafe for Ticket {}
+impl RefUnwindSafe for Ticket {}
 
 impl fmt::Debug for Shutdown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

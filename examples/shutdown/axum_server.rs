@@ -19,13 +19,10 @@ pub fn start(listener: TcpListener, shutdown: &Shutdown) {
         .route("/stuck", get(|| answer("/stuck")))
         .layer(from_fn_with_state(http.clone(), until_the_hard_end));
 
-    let soft_end = shutdown.soft().done_owned();
+    let soft_end = shutdown.soft().ended_owned();
     http.spawn(async move {
-        let told = async move {
-            soft_end.await;
-        };
-        // Drops the listener when told, and ends when its connections have.
-        axum::serve(listener, app).with_graceful_shutdown(told).await
+        // Drops the listener at the soft end, and ends when its connections have.
+        axum::serve(listener, app).with_graceful_shutdown(soft_end).await
     });
 }
 
