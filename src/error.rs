@@ -110,7 +110,6 @@ impl Error {
     }
 
     /// The cause, for another error to share.
-    #[allow(dead_code, reason = "for errors that are made from the parts of others")]
     pub(crate) fn shared_cause(&self) -> Option<&Cause> {
         self.cause.as_ref()
     }
