@@ -244,7 +244,21 @@ mod the_first_error {
             group.spawn(async move { ctx.check() });
             Ok(group.join().await?.len())
         }
+        /// A handler of tonic's, and one of axum's.
+        async fn rpc() -> Result<usize, tonic::Status> {
+            let (mut group, ctx) = Group::new(&BACKGROUND);
+            group.spawn(async move { Ok::<_, tonic::Status>(ctx.check()?) });
+            group.spawn(async { Err(tonic::Status::not_found("no such page")) });
+            Ok(group.join().await?.len())
+        }
+        async fn page() -> Result<String, Error> {
+            let (mut group, ctx) = Group::new(&BACKGROUND);
+            group.spawn(async move { ctx.run(async { "part" }).await });
+            Ok(group.join().await?.concat())
+        }
+        let _router: axum::Router = axum::Router::new().route("/", axum::routing::get(page));
         on_both(|| async {
+            assert_eq!(rpc().await.unwrap_err().code(), tonic::Code::NotFound);
             assert_eq!(own().await.unwrap_err().word(), "doomed");
             assert_eq!(anyhows().await.unwrap_err().downcast::<Failure>().unwrap().word(), "doomed");
             assert_eq!(boxed().await.unwrap_err().downcast::<Failure>().unwrap().word(), "doomed");
@@ -376,7 +390,7 @@ mod errors_of_every_type {
                 group.spawn(fails(io::Error::from(kind)));
                 let joined = group.join().await;
                 assert_eq!(said(&ended(&ctx)), Some(&*io::Error::from(kind).to_string()));
-                Ok(joined?)
+                joined
             }
             let error = broken(io::ErrorKind::AddrInUse).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
