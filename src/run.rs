@@ -16,6 +16,9 @@ use crate::{CancelScope, Context, Error};
 impl Context {
     /// [`run`](Self::run), holding a clone of the context: for a task, or a struct.
     ///
+    /// That of a [`CancelScope`](CancelScope::run_owned) holds the scope; `scope.context().run_owned(f)` leaves
+    /// it where it is.
+    ///
     /// # Errors
     ///
     /// The context's [`err`](Self::err), if it ended first.
@@ -30,7 +33,7 @@ impl Context {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// let ctx = Context::background().with_cancel();
-    /// let listening = tokio::spawn(ctx.run_owned(std::future::pending::<()>()));
+    /// let listening = tokio::spawn(ctx.context().run_owned(std::future::pending::<()>()));
     /// ctx.cancel();
     /// assert!(listening.await.unwrap().unwrap_err().is_canceled());
     /// # }
