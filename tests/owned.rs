@@ -255,19 +255,3 @@ fn handles_cross_a_catch_unwind() {
     assert!(unwound.is_err() && seen.is_done());
     let _also = catch_unwind(AssertUnwindSafe(|| ()));
 }
-
-#[test]
-fn a_context_debugs_on_one_short_line() {
-    struct RequestId;
-    let ctx = Context::background().with_value(RequestId).with_timeout(LONG);
-    let line = format!("context made at {}:{}", file!(), line!() - 1);
-    let text = format!("{ctx:?}", ctx = ctx.context());
-    assert!(text.starts_with(&line) && text.contains("RequestId"), "{text}");
-    assert!(text.lines().count() == 1 && text.len() < 160, "{text}");
-    ctx.cancel_with("client hung up");
-    let text = format!("{:?}", ctx.context());
-    assert!(text.starts_with(&ended(&ctx).to_string()), "{text}");
-    assert_eq!(text.lines().count(), 1);
-    assert_eq!(format!("{:?}", Context::background()), "context background");
-    assert!(format!("{:#?}", ctx.context()).contains("values: ["));
-}
