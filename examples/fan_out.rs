@@ -15,7 +15,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_ctx::group::GroupError;
 use tokio_ctx::{BoxError, Context, Error, Group};
 
 /// What a page may take, all in all.
@@ -62,14 +61,14 @@ async fn pages() -> Result<(), BoxError> {
     println!("there is no such product");
     let unknown = Service { answer: Err(io::ErrorKind::NotFound), ..PRODUCT };
     let (asked, none) = ask(unknown, REVIEWS, Service { takes: BUDGET * 10, ..SIMILAR }).await;
-    let why = none.as_ref().err().and_then(|failed| failed.error()).map(Unavailable::kind);
+    let why = none.as_ref().err().map(Unavailable::kind);
     expect(why == Some(io::ErrorKind::NotFound), &none)?;
-    // Nobody waited for the recommendations: they were told.
+    // The recommendations were not waited for: the failure ended them.
     expect(asked < OPTIONAL_BUDGET, &asked)?;
 
     println!("the product is slow");
     let (asked, late) = ask(Service { takes: BUDGET * 10, ..PRODUCT }, REVIEWS, SIMILAR).await;
-    let why = late.as_ref().err().and_then(|failed| failed.error()).map(Unavailable::kind);
+    let why = late.as_ref().err().map(Unavailable::kind);
     expect(why == Some(io::ErrorKind::TimedOut), &late)?;
     expect(asked >= BUDGET && asked < BUDGET * 2, &asked)
 }
@@ -79,7 +78,7 @@ async fn ask(
     product: Service,
     reviews: Service,
     similar: Service,
-) -> (Duration, Result<Page, GroupError<Unavailable>>) {
+) -> (Duration, Result<Page, Unavailable>) {
     let start = Instant::now();
     let page = fan_out(&Context::background().with_timeout(BUDGET), product, reviews, similar).await;
     let took = start.elapsed();
@@ -90,40 +89,40 @@ async fn ask(
     (took, page)
 }
 
-/// One critical part and two optional ones. Who fails, fails the page; so an optional part does not.
+/// One critical part and two optional ones. A task that fails, fails the page; so an optional part does not.
 async fn fan_out(
     request: &Context,
     product: Service,
     reviews: Service,
     similar: Service,
-) -> Result<Page, GroupError<Unavailable>> {
+) -> Result<Page, Unavailable> {
     let (mut group, _ctx) = Group::new(request);
     group.spawn(async move { call(product).await.map(Some) });
     for service in [reviews, similar] {
         group.spawn(async move { Ok(optional(service).await) });
     }
     // All have ended when this returns, also if it is with an error.
-    let parts = group.wait().await?;
+    let parts = group.join().await?;
     Ok(Page { parts: parts.into_iter().flatten().collect() })
 }
 
 /// A part that is left out if it fails, or is late: within a budget of its own.
 async fn optional(service: Service) -> Option<&'static str> {
     let ctx = Context::current();
-    let left_out = match ctx.within(OPTIONAL_BUDGET, async |_| call(service).await).await {
-        Ok(Ok(part)) => return Some(part),
-        Ok(Err(unavailable)) => unavailable.to_string(),
-        Err(late) => late.to_string(),
-    };
-    println!("  without {}: {left_out}", service.name);
-    None
+    match ctx.try_within(OPTIONAL_BUDGET, async |_| call(service).await).await {
+        Ok(part) => Some(part),
+        Err(left_out) => {
+            println!("  without {}: {left_out}", service.name);
+            None
+        }
+    }
 }
 
 /// Stands for a request over the network. It knows of no budget: its context does.
 async fn call(service: Service) -> Result<&'static str, Unavailable> {
     let unavailable = |why| Unavailable { service: service.name, why };
     let in_time = Context::current().sleep(service.takes).await;
-    in_time.map_err(|stopped: Error| unavailable(stopped.into()))?;
+    in_time.map_err(|ended| unavailable(ended.into()))?;
     service.answer.map_err(|kind| unavailable(kind.into()))
 }
 
@@ -152,6 +151,13 @@ struct Unavailable {
 impl Unavailable {
     fn kind(&self) -> io::ErrorKind {
         self.why.kind()
+    }
+}
+
+/// The page's own end: no service had failed until then.
+impl From<Error> for Unavailable {
+    fn from(ended: Error) -> Unavailable {
+        Unavailable { service: "page", why: ended.into() }
     }
 }
 

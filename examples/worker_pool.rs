@@ -24,7 +24,6 @@ use futures::{Stream, stream};
 use sha2::{Digest, Sha256};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
-use tokio_ctx::group::GroupError;
 use tokio_ctx::{BoxError, Context, StreamExt as _};
 
 const BLOCK: usize = 64 * 1024;
@@ -84,7 +83,7 @@ fn unexpected(what: &str) -> ExitCode {
 }
 
 /// Hashes every file below the directory; gives their paths in order, if that could be done in time.
-async fn hash_all(options: &Options) -> Result<Vec<PathBuf>, GroupError<BoxError>> {
+async fn hash_all(options: &Options) -> Result<Vec<PathBuf>, BoxError> {
     let start = Instant::now();
     let ctx = Context::background().with_timeout(options.budget);
     let (done, hashed) = mpsc::channel();

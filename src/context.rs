@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::panic::Location;
+use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -223,6 +223,39 @@ impl Context {
     /// ```
     pub fn without_cancel(&self) -> Context {
         Context { token: None, values: self.values.clone(), todo: self.todo }
+    }
+
+    /// A context with the same values and the same deadline that does not end before it: for what is to be
+    /// finished even if the caller leaves, but not later than it had to be.
+    ///
+    /// Neither the end of this context nor of those above it is seen; one that was canceled has a living one.
+    /// A deadline that has passed is kept as well, so that it has ended at birth. Without a deadline it is
+    /// [`without_cancel`](Self::without_cancel). Go has no counterpart.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    ///
+    /// # async fn fill_cache(_: Context) {}
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let request = Context::background().with_value("alice").with_timeout(Duration::from_secs(5));
+    /// let fill = request.keeping_deadline();
+    /// request.cancel_with("client hung up");
+    ///
+    /// assert!(!fill.is_done());
+    /// assert_eq!(fill.deadline(), request.deadline());
+    /// assert_eq!(fill.value::<&str>(), Some(&"alice"));
+    /// tokio::spawn(fill_cache(fill));
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn keeping_deadline(&self) -> Context {
+        let free = self.without_cancel();
+        match self.deadline() {
+            Some(at) => free.with_deadline(at).detach(),
+            None => free,
+        }
     }
 
     fn derive(&self, token: Arc<Token>) -> CancelScope {
@@ -511,8 +544,10 @@ impl Context {
     /// [`current`](Self::current) in there, and runs what it returns until that child ends.
     ///
     /// The clock starts at this call; the child ends with the step, whatever came of it. `None` as in
-    /// [`with_timeout`](Self::with_timeout): no deadline of its own. It holds the child itself, so that it fits
-    /// into `tokio::join!` and `tokio::select!`, where `with_timeout(d).run(f)` does not compile.
+    /// [`with_timeout`](Self::with_timeout): no deadline of its own. It holds the child itself, and borrows
+    /// nothing but what `f` does, so that it can be spawned, and fits into `tokio::join!` and `tokio::select!`,
+    /// where `with_timeout(d).run(f)` does not compile. A step that can fail goes
+    /// [`try_within`](Self::try_within).
     ///
     /// # Errors
     ///
@@ -539,16 +574,67 @@ impl Context {
     /// # }
     /// ```
     #[track_caller]
-    pub fn within<T>(
+    pub fn within<T, D, F>(
         &self,
-        after: impl Into<Option<Duration>>,
-        f: impl AsyncFnOnce(Context) -> T,
-    ) -> impl Future<Output = Result<T, Error>> {
+        after: D,
+        f: F,
+    ) -> impl Future<Output = Result<T, Error>> + use<T, D, F>
+    where
+        D: Into<Option<Duration>>,
+        F: AsyncFnOnce(Context) -> T,
+    {
         let ctx = self.with_timeout(after);
         async move {
             // Called only once the context has been looked at.
             ctx.run(ctx.scope(async { f(ctx.clone()).await })).await
         }
+    }
+
+    /// [`within`](Self::within) for a step that can fail, whose error type can hold an [`Error`]: one flat
+    /// result.
+    ///
+    /// At its deadline such a step returns its own error if it notices first, and else the context's, by chance.
+    /// Here both are an `E`.
+    ///
+    /// # Errors
+    ///
+    /// The step's own, or the child's [`err`](Self::err), converted, if it ended before the step did.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    ///
+    /// ```
+    /// use std::io;
+    /// use std::time::Duration;
+    /// use tokio::net::TcpStream;
+    /// use tokio_ctx::Context;
+    ///
+    /// async fn greet(ctx: &Context, addr: &str) -> io::Result<()> {
+    ///     let limit = Duration::from_millis(80);
+    ///     let connection = ctx.try_within(limit, async |_| TcpStream::connect(addr).await).await?;
+    ///     connection.set_nodelay(true)
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_timeout(Duration::ZERO);
+    /// assert_eq!(greet(&ctx, "127.0.0.1:9").await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn try_within<T, E, D, F>(
+        &self,
+        after: D,
+        f: F,
+    ) -> impl Future<Output = Result<T, E>> + use<T, E, D, F>
+    where
+        E: From<Error>,
+        D: Into<Option<Duration>>,
+        F: AsyncFnOnce(Context) -> Result<T, E>,
+    {
+        let step = self.within(after, f);
+        async move { step.await? }
     }
 
     /// Sleeps, unless the context ends first.
@@ -580,8 +666,8 @@ impl Context {
     /// Spawns a task in which this context is [`current`](Self::current): [`tokio::spawn`] in
     /// [`scope`](Self::scope).
     ///
-    /// The task is told of the end; it is not stopped by it. What should be is run bounded in there:
-    /// `ctx.spawn(async { Context::current().run(work()).await })`.
+    /// The task sees the end; it is not stopped by it. [`spawn_bounded`](Self::spawn_bounded) stops its task,
+    /// and [`spawn_with`](Self::spawn_with) hands it the context.
     ///
     /// # Panics
     ///
@@ -713,3 +799,9 @@ impl Context {
         f.write_str(")")
     }
 }
+
+/// Nothing that a panic could leave half-done is seen through a context: its state changes at once.
+impl UnwindSafe for Context {}
+impl RefUnwindSafe for Context {}
+impl UnwindSafe for AfterFunc {}
+impl RefUnwindSafe for AfterFunc {}

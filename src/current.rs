@@ -10,7 +10,7 @@ tokio::task_local! {
 
 impl Context {
     /// The task's context: the one of the innermost [`scope`](Self::scope), [`sync_scope`],
-    /// [`spawn`](Self::spawn), [`within`](Self::within) or `instrument` around; the background outside.
+    /// [`spawn`](Self::spawn), [`within`](Self::within) or `run_in_span` around; the background outside.
     ///
     /// A task that is started with [`tokio::spawn`] begins without one: `current()` is the background there, and
     /// nothing says so. [`Context::spawn`] takes the context along. Go has no counterpart: there a context is
@@ -77,7 +77,8 @@ impl Context {
     /// Runs a future bounded by this context, with it as [`current`](Self::current), and in a span.
     ///
     /// [`run`](Self::run) in [`scope`](Self::scope), with the span entered whenever it is polled. If the
-    /// span has a field `deadline_ms`, the time left is recorded there, in milliseconds.
+    /// span has a field `deadline_ms`, the time left is recorded there, in milliseconds. It holds the context,
+    /// so that it can be spawned.
     ///
     /// # Errors
     ///
@@ -90,30 +91,30 @@ impl Context {
     /// ```
     /// use std::time::Duration;
     /// use tokio_ctx::Context;
-    /// use tracing::{field, info_span};
+    /// use tracing::{Instrument as _, field, info_span};
     ///
     /// # async fn load_profile(_id: u32) -> String { "ada".into() }
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), tokio_ctx::Error> {
     /// let ctx = Context::background().with_timeout(Duration::from_millis(80));
     /// let span = info_span!("profile", id = 7, deadline_ms = field::Empty);
-    /// let profile = ctx.instrument(span, load_profile(7)).await?;
+    /// let profile = ctx.run_in_span(span, load_profile(7)).await?;
     /// assert_eq!(profile, "ada");
     /// # Ok(())
     /// # }
     /// ```
     #[cfg(feature = "tracing")]
     #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
-    pub fn instrument<F: Future>(
+    pub fn run_in_span<F: Future>(
         &self,
         span: tracing::Span,
         f: F,
-    ) -> impl Future<Output = Result<F::Output, crate::Error>> {
+    ) -> impl Future<Output = Result<F::Output, crate::Error>> + use<F> {
         use tracing::Instrument;
 
         if let Some(left) = self.remaining().filter(|_| !span.is_disabled()) {
             span.record("deadline_ms", left.as_secs_f64() * 1e3);
         }
-        self.scope(self.run(f)).instrument(span)
+        self.scope(self.run_owned(f)).instrument(span)
     }
 }

@@ -7,7 +7,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
-use std::panic::Location;
+use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,10 +24,12 @@ pub(crate) type Cause = Arc<dyn StdError + Send + Sync>;
 /// Why a context ended: what [`Context::err`](crate::Context::err), `check`, `done` and `run` answer.
 ///
 /// Its [`Display`](fmt::Display) begins with Go's words, `context canceled` or `context deadline
-/// exceeded`, and goes on with where and why, on one line; its
-/// [`source`](std::error::Error::source) is the cause. A clone shares the cause. A context that
-/// ended with its parent has its parent's error. Go's counterpart is `ctx.Err()` and
-/// `context.Cause(ctx)` in one.
+/// exceeded`, and goes on with where and why, on one line, the [`cause`](Self::cause) included. Its
+/// [`source`](std::error::Error::source) is therefore the cause's own source, so that `anyhow`'s `{:#}`, or
+/// any printed chain, says each thing once; a loop over `source` does not meet the cause, for which
+/// [`cause_as`](Self::cause_as) looks. [`Debug`](fmt::Debug), as `main` prints it, is the same line and what
+/// the cause came from. A clone shares the cause. A context that ended with its parent has its parent's
+/// error. Go's counterpart is `ctx.Err()` and `context.Cause(ctx)` in one.
 ///
 /// ```
 /// use std::time::Duration;
@@ -108,7 +110,6 @@ impl Error {
     }
 
     /// The cause, for another error to share.
-    #[allow(dead_code, reason = "for errors that are made from the parts of others")]
     pub(crate) fn shared_cause(&self) -> Option<&Cause> {
         self.cause.as_ref()
     }
@@ -167,6 +168,8 @@ impl Error {
 
     /// The cause that was given with the end, if one was. Go's `context.Cause`.
     ///
+    /// [`cause_as`](Self::cause_as) asks for it by its type.
+    ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
     /// ctx.cancel_with("client hung up");
@@ -174,34 +177,6 @@ impl Error {
     /// ```
     pub fn cause(&self) -> Option<&(dyn StdError + Send + Sync + 'static)> {
         self.cause.as_deref()
-    }
-
-    /// The cause, if it is an `E`, or the first `E` among what it came from.
-    ///
-    /// A cause that is itself an [`Error`] of this crate, say a group's first failure, is looked
-    /// through along [`source`](std::error::Error::source). Go's counterpart is
-    /// `errors.As(context.Cause(ctx), &e)`.
-    ///
-    /// ```
-    /// use std::io;
-    /// use tokio_ctx::Context;
-    ///
-    /// let ctx = Context::background().with_cancel();
-    /// ctx.cancel_with(io::Error::from(io::ErrorKind::BrokenPipe));
-    ///
-    /// let err = ctx.err().unwrap();
-    /// assert_eq!(err.cause_as::<io::Error>().unwrap().kind(), io::ErrorKind::BrokenPipe);
-    /// assert!(err.cause_as::<std::fmt::Error>().is_none());
-    /// ```
-    pub fn cause_as<E: StdError + 'static>(&self) -> Option<&E> {
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            if let Some(found) = error.downcast_ref::<E>() {
-                return Some(found);
-            }
-            cause = error.source();
-        }
-        None
     }
 
     /// Where the ended context was made, where it was cancelled, its time budget, and when it ended.
@@ -336,8 +311,12 @@ fn legible(budget: Duration) -> Duration {
     u64::try_from(micros).map_or(budget, Duration::from_micros)
 }
 
+/// The line of `Display`, then what the cause came from; `{:#?}` shows the fields.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return fmt_with_sources(self, f);
+        }
         f.debug_struct("Error")
             .field("kind", &self.kind())
             .field("cause", &self.cause)
@@ -346,11 +325,61 @@ impl fmt::Debug for Error {
     }
 }
 
+/// Prints an error as `main` is to return it: its line, then its sources.
+pub(crate) fn fmt_with_sources(
+    error: &(dyn StdError + 'static),
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    write!(f, "{error}")?;
+    for (nth, source) in chain(error.source(), |error| error.source()).enumerate() {
+        let heading = if nth == 0 { "\n\nCaused by:" } else { "" };
+        write!(f, "{heading}\n    {source}")?;
+    }
+    Ok(())
+}
+
+/// The errors from `first` on, as `next` leads from one to the other; one that leads back ends it.
+pub(crate) fn chain<'a>(
+    first: Option<&'a (dyn StdError + 'static)>,
+    next: impl Fn(&'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)>,
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    // Brent's: every error is compared with one that is left behind ever farther.
+    let (mut mark, mut steps, mut stride) = (first, 0_u64, 1_u64);
+    std::iter::successors(first, move |error| {
+        let following = next(*error)?;
+        if mark.is_some_and(|mark| is_same(mark, following)) {
+            return None;
+        }
+        steps += 1;
+        if steps == stride {
+            (mark, steps, stride) = (Some(following), 0, stride * 2);
+        }
+        Some(following)
+    })
+}
+
+/// Whether it is the same error: at one address there may be an error and the first of its fields.
+#[allow(ambiguous_wide_pointer_comparisons, reason = "a loop that is seen one turn later ends as well")]
+fn is_same(a: &(dyn StdError + 'static), b: &(dyn StdError + 'static)) -> bool {
+    std::ptr::eq(a, b)
+}
+
 impl StdError for Error {
+    /// What the cause came from: the cause itself is in the line that `Display` prints. See
+    /// [`cause`](Error::cause) and [`cause_as`](Error::cause_as).
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.cause.as_deref().map(|cause| cause as _)
+        let mut cause = self.cause()?;
+        // A loop, as such causes may be many.
+        while let Some(error) = cause.downcast_ref::<Error>() {
+            cause = error.cause()?;
+        }
+        cause.source()
     }
 }
+
+/// A cause is shared, and so never changed.
+impl UnwindSafe for Error {}
+impl RefUnwindSafe for Error {}
 
 /// A deadline becomes [`TimedOut`](io::ErrorKind::TimedOut), a cancel
 /// [`Other`](io::ErrorKind::Other), with the [`Error`] inside.

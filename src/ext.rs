@@ -9,7 +9,7 @@ use futures_core::stream::{FusedStream, Stream};
 use pin_project_lite::pin_project;
 
 use crate::done::Wait;
-use crate::group::{Fault, GroupError};
+use crate::refusal::Entry;
 use crate::run::Run;
 use crate::workers::for_each_task;
 use crate::{Context, Error};
@@ -147,20 +147,20 @@ pub trait StreamExt: Stream {
     /// [`current`](Context::current) in the task, and the item; the future it returns runs in a task of
     /// its own. The stream is asked for an item only when a worker is free for it, so never more than
     /// `n` items are under way, and a slow pool holds up its source. It is read here, not in a task: it
-    /// may borrow, and need not be `Send`. The first error ends the pool's context, with that error as
-    /// the cause; no further item is taken, and this resolves when all tasks have really ended. Dropped,
+    /// may borrow, and need not be `Send`. The first error ends the pool's context, with a
+    /// [`TaskFailed`](crate::group::TaskFailed) as the cause; no further item is taken, and this resolves when all tasks have really ended. Dropped,
     /// this drops the stream and aborts the tasks.
     ///
     /// It is a [`Group`](crate::Group) with a [limit](crate::Group::limit), and has its
-    /// [traps](crate::group): a worker is told of the end, and has to look. Go's counterpart is `n`
+    /// [traps](crate::group): a worker sees the end, if it looks. A task that has ended is freed at once. Go's counterpart is `n`
     /// goroutines of an `errgroup` that range over a channel. Where nothing needs a task of its own,
     /// `try_for_each_concurrent` of `futures`, on a stream that is [`checked_by`](Self::checked_by) the
     /// context, does.
     ///
     /// # Errors
     ///
-    /// The first task's error. Without one, if the context ended before the stream did, that end: then
-    /// not every item has been worked on.
+    /// The first task's error, by value. Without one, if the context ended before the stream did, that end,
+    /// converted: then not every item has been worked on.
     ///
     /// # Panics
     ///
@@ -169,35 +169,46 @@ pub trait StreamExt: Stream {
     ///
     /// ```
     /// use std::io;
+    /// use std::sync::Arc;
     /// use futures::stream;
     /// use tokio_ctx::{Context, StreamExt as _};
     ///
-    /// async fn fetch(ctx: &Context, page: u32) -> io::Result<()> {
-    ///     ctx.run(async { println!("page {page}") }).await?;
-    ///     if page == 7 { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
+    /// struct Client;
+    ///
+    /// impl Client {
+    ///     async fn fetch(&self, page: u32) -> io::Result<()> {
+    ///         if page == 7 { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
+    ///     }
+    /// }
+    ///
+    /// async fn crawl(ctx: Context, client: Arc<Client>) -> io::Result<()> {
+    ///     let pages = stream::iter(1..);
+    ///     let pool = pages.for_each_task(&ctx, 4, |ctx, page| {
+    ///         let client = client.clone(); // One for each task.
+    ///         async move { ctx.try_run(client.fetch(page)).await }
+    ///     });
+    ///     pool.await
     /// }
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let ctx = Context::background();
-    /// let pages = stream::iter(1..);
-    /// let pool = pages.for_each_task(&ctx, 4, async |ctx, page| fetch(&ctx, page).await);
-    /// let failed = pool.await.unwrap_err();
-    /// assert_eq!(failed.error().unwrap().kind(), io::ErrorKind::ConnectionReset);
+    /// let crawler = Context::background().spawn_with(|ctx| crawl(ctx, Arc::new(Client)));
+    /// let failed = crawler.await.unwrap().unwrap_err();
+    /// assert_eq!(failed.kind(), io::ErrorKind::ConnectionReset);
     /// # }
     /// ```
     #[track_caller]
-    fn for_each_task<F, Fut, E, Kind>(
+    fn for_each_task<F, Fut, E>(
         self,
         ctx: &Context,
         n: usize,
         work: F,
-    ) -> impl Future<Output = Result<(), GroupError<E>>>
+    ) -> impl Future<Output = Result<(), E>>
     where
         Self: Sized,
         F: FnMut(Context, Self::Item) -> Fut,
         Fut: Future<Output = Result<(), E>> + Send + 'static,
-        E: Fault<Kind>,
+        E: From<Error> + fmt::Display + Send + 'static,
     {
         for_each_task(self, ctx, n, work)
     }
@@ -219,12 +230,14 @@ pin_project! {
         stream: Option<S>,
         // Boxed, so that it takes no pinning to ask a bounded stream for its next item.
         wait: Pin<Box<Wait<&'a Context>>>,
+        // Each item is an operation of its own.
+        entry: Entry,
     }
 }
 
 impl<'a, S: Stream> Bounded<'a, S> {
     fn new(stream: S, ctx: &'a Context) -> Self {
-        Bounded { stream: Some(stream), wait: Box::pin(Wait::new(ctx)) }
+        Bounded { stream: Some(stream), wait: Box::pin(Wait::new(ctx)), entry: Entry::Fresh }
     }
 
     /// The next item, or, once, why there is none because the context ended.
@@ -233,12 +246,18 @@ impl<'a, S: Stream> Bounded<'a, S> {
         cx: &mut TaskContext<'_>,
     ) -> Poll<Option<Result<S::Item, Error>>> {
         let mut this = self.project();
-        let Some(stream) = this.stream.as_mut().as_pin_mut() else { return Poll::Ready(None) };
+        let Some(stream) = this.stream.as_mut().as_pin_mut() else {
+            ready!(this.entry.poll_refused(cx));
+            return Poll::Ready(None);
+        };
         if let Poll::Ready(error) = this.wait.as_mut().poll(cx) {
+            ready!(this.entry.poll_refused(cx));
             this.stream.set(None);
             return Poll::Ready(Some(Err(error)));
         }
-        let next = ready!(stream.poll_next(cx));
+        let next = stream.poll_next(cx);
+        this.entry.note(&next);
+        let next = ready!(next);
         if next.is_none() {
             this.stream.set(None);
         }

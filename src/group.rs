@@ -6,7 +6,7 @@
 //!
 //! | for | use |
 //! |---|---|
-//! | parts of one answer, which is worth nothing if one of them fails | [`Group::spawn`], [`Group::wait`] |
+//! | parts of one answer, which is worth nothing if one of them fails | [`Group::spawn`], [`Group::join`] |
 //! | the same, but only so many at once | [`Group::limit`] |
 //! | parts that succeed or fail each on its own | [`Group::keep_going`], [`Group::outcomes`] |
 //! | whichever ends first, one by one | [`Group::next`] |
@@ -15,33 +15,42 @@
 //! | a service's connections | [`Shutdown`](crate::Shutdown) |
 //! | two or three futures that need no tasks | `tokio::try_join!` in [`Context::run`] |
 //!
+//! # What the tasks fail with
+//!
+//! Any error type `E` that converts from [`Error`]: `anyhow::Error`, an enum with `#[from] tokio_ctx::Error`,
+//! `io::Error`, [`BoxError`], [`Error`] itself. [`join`](Group::join) returns the first failure by value, so
+//! that `group.join().await?` fits a function that returns the same `E`; what ended the context from outside
+//! arrives converted. The other tasks see the failure's text and line, as a [`TaskFailed`]. Tasks of which only
+//! [`outcomes`](Group::outcomes) are asked may fail with any type that prints.
+//!
 //! # Traps
 //!
-//! - **The end is told, not enforced.** A task learns of it from its context, which is
+//! - **The end is seen, not enforced.** A task learns of it from its context, which is
 //!   [`current`](Context::current) in there, and has to look: `ctx.run(…)`, `ctx.check()?`,
-//!   `ctx.done()`. One that never looks keeps [`wait`](Group::wait) waiting, as in Go. With
+//!   `ctx.done()`. One that never looks keeps [`join`](Group::join) waiting, as in Go. With
 //!   [`grace`](Group::grace) it is aborted; `grace(Duration::ZERO)` stops every task at its next
 //!   `await`, as trio and Kotlin do.
 //! - **Nothing stops a task that does not await.** Neither an abort nor a drop of the group reaches one
-//!   that computes, or blocks, before its next `await`; `wait` waits for it all the same. Let it
+//!   that computes, or blocks, before its next `await`; `join` waits for it all the same. Let it
 //!   [`check`](Context::check), or put it on [`spawn_blocking`](tokio::task::spawn_blocking).
 //! - **What a task spawns by itself is not of the group.** Neither `tokio::spawn` nor
 //!   [`Context::spawn`] makes a member; both outlive the group.
-//! - **An end from outside is no failure.** If the parent is cancelled or a deadline passes, and every
-//!   task returns `Ok` all the same, [`wait`](Group::wait) gives the values: finished work is not
-//!   thrown away. So does Go. Whoever must know asks the context. (A task that was aborted, or whose
-//!   turn never came, has no value to give: then `wait` fails.)
-//! - **A group keeps every value** until it is waited for: one that lives as long as its service does
+//! - **An end from outside is no failure.** If the parent is canceled or a deadline passes, and every
+//!   task returns `Ok` all the same, [`join`](Group::join) returns the values: finished work is not
+//!   thrown away. So does Go. To know, ask the context. (A task that was aborted, or whose
+//!   turn never came, has no value: then `join` fails.)
+//! - **A group keeps every value** until it is joined: one that lives as long as its service does
 //!   grows as long.
-//! - Drop the future of [`wait`](Group::wait), say in a `select!` or a timeout, and the group is
+//! - Drop the future of [`join`](Group::join), say in a `select!` or a timeout, and the group is
 //!   dropped. To bound a group in time, give it a context with a deadline.
 //!
 //! [`JoinSet`]: tokio::task::JoinSet
 
 use std::collections::{HashMap, VecDeque};
+use std::error::Error as StdError;
 use std::fmt;
 use std::future::{Future, pending, poll_fn};
-use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, Location, RefUnwindSafe, UnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context as TaskContext, Poll};
@@ -51,20 +60,23 @@ use pin_project_lite::pin_project;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::sleep_until;
 
-use crate::error::{BoxError, Place};
+#[cfg(doc)]
+use crate::error::BoxError;
+use crate::error::Place;
+use crate::refusal::checked;
 use crate::{CancelScope, Canceller, Context, DoneOwned, Error};
 
-pub mod fault;
+mod failed;
 mod outcome;
 
-use fault::AsError;
-pub use fault::{Failure, Fault, TaskPanicked};
-pub use outcome::{End, GroupError, Outcome, TrySpawnError};
+use failed::Aborted;
+pub use failed::TaskFailed;
+pub use outcome::{End, Outcome};
 
 /// Tasks that belong together: the first error ends the others, and nobody is left behind.
 ///
 /// [`new`](Self::new) gives the group and its context, which ends with the first task that fails or
-/// panics, when [`wait`](Self::wait) is through, and when the group is dropped. A group that is dropped
+/// panics, when [`join`](Self::join) is through, and when the group is dropped. A group that is dropped
 /// cancels its tasks and aborts them: each ends at its next `await`. Its counterparts are Go's
 /// `errgroup.Group`, whose `WithContext` is `new`, and Tokio's [`JoinSet`], which it is built on. See
 /// the [module](crate::group) for when to use it, and for its traps.
@@ -89,7 +101,7 @@ pub use outcome::{End, GroupError, Outcome, TrySpawnError};
 /// for kind in ["web", "image", "video"] {
 ///     group.spawn(search(kind, "golang"));
 /// }
-/// let pages = group.wait().await?; // in the order of the spawns
+/// let pages = group.join().await?; // in the order of the spawns
 ///
 /// assert_eq!(pages.len(), 3);
 /// assert_eq!(pages[0].0, "web result for \"golang\"");
@@ -114,17 +126,17 @@ pub struct Limited(usize);
 struct Crew<T, E> {
     // Before the tasks: a group that is dropped tells them before it aborts them.
     ctx: CancelScope,
-    tasks: JoinSet<Result<T, Failure<E>>>,
+    tasks: JoinSet<Result<T, E>>,
     running: HashMap<Id, Member>,
     spawned: usize,
-    // Those nobody has taken, in the order in which they ended. Never locked: it makes the group `Sync`
+    // Those that were not taken, in the order in which they ended. Never locked: it makes the group `Sync`
     // for values that are not, as a `JoinSet` is.
     ended: Mutex<VecDeque<Ended<T, E>>>,
-    common: Arc<Common<E>>,
+    common: Arc<Common>,
     grace: Option<Duration>,
     grace_over: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     overdue: bool,
-    // The end came before somebody's turn.
+    // The end came before a task's turn.
     gave_up: bool,
 }
 
@@ -138,45 +150,36 @@ struct Member {
 }
 
 /// What every task of a group has a hand on.
-struct Common<E> {
+struct Common {
     canceller: Canceller,
-    first: OnceLock<Failure<E>>,
-    as_error: AsError<E>,
+    // The how-manieth task was the first to fail.
+    first: OnceLock<usize>,
     keep_going: bool,
 }
 
 impl<T, E> Group<T, E> {
     /// A group, and its context: a child of `ctx`, which is [`current`](Context::current) in its tasks.
     ///
-    /// The context ends with the first task that fails, with that error as its cause:
-    /// [`cause_as::<E>()`](Error::cause_as) finds it. `Kind` is inferred, see [`Fault`]. Go's
+    /// The context ends with the first task that fails, with a [`TaskFailed`] as its cause. Go's
     /// `errgroup.WithContext`.
     ///
     /// ```
-    /// use std::io;
     /// use tokio_ctx::{Context, Group};
     ///
+    /// # async fn load(_part: &str) -> anyhow::Result<String> { Ok(String::new()) }
+    /// async fn page(request: &Context) -> anyhow::Result<String> {
+    ///     let (mut group, _ctx) = Group::new(request);
+    ///     group.spawn(load("header"));
+    ///     group.spawn(load("body"));
+    ///     Ok(group.join().await?.concat())
+    /// }
     /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() {
-    /// let (mut group, ctx) = Group::<(), io::Error>::new(&Context::background());
-    /// group.spawn(async { Err(io::ErrorKind::BrokenPipe.into()) });
-    ///
-    /// let stopped = ctx.done().await;
-    /// assert_eq!(stopped.cause_as::<io::Error>().unwrap().kind(), io::ErrorKind::BrokenPipe);
-    /// # }
+    /// # async fn main() { page(&Context::background()).await.unwrap(); }
     /// ```
     #[track_caller]
-    pub fn new<Kind>(ctx: &Context) -> (Group<T, E>, Context)
-    where
-        E: Fault<Kind>,
-    {
+    pub fn new(ctx: &Context) -> (Group<T, E>, Context) {
         let scope = ctx.with_cancel();
-        let common = Common {
-            canceller: scope.canceller(),
-            first: OnceLock::new(),
-            as_error: E::as_error,
-            keep_going: false,
-        };
+        let common = Common { canceller: scope.canceller(), first: OnceLock::new(), keep_going: false };
         let ctx = scope.clone();
         let crew = Crew {
             ctx: scope,
@@ -207,15 +210,15 @@ impl<T, E> Group<T, E> {
     ///
     /// # async fn thumbnail(_image: u32) -> Result<(), tokio_ctx::Error> { Ok(()) }
     /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), tokio_ctx::BoxError> {
+    /// # async fn main() -> Result<(), tokio_ctx::Error> {
     /// let (group, _ctx) = Group::new(&Context::background());
     /// let mut group = group.limit(4);
     /// for image in 0..20 {
-    ///     if group.spawn(thumbnail(image)).await.is_err() {
-    ///         break; // it has ended: `wait` says why
+    ///     if !group.spawn(thumbnail(image)).await {
+    ///         break; // The context has ended: `join` says why.
     ///     }
     /// }
-    /// group.wait().await?;
+    /// group.join().await?;
     /// # Ok(())
     /// # }
     /// ```
@@ -232,12 +235,12 @@ impl<T, E> Group<T, E> {
 impl<T, E> Group<T, E>
 where
     T: Send + 'static,
-    E: Send + Sync + 'static,
+    E: fmt::Display + Send + 'static,
 {
     /// Spawns a task, in which the group's context is [`current`](Context::current).
     ///
-    /// It runs at once, whether anybody waits or not, also if the context has ended: then it finds
-    /// that out by itself, as in Go. The line of this call is remembered, and told of a task that
+    /// It runs at once, joined or not, also if the context has ended: then it finds
+    /// that out by itself, as in Go. The line of this call is remembered, and named if the task
     /// fails, panics or is aborted. Go's `Group.Go`.
     ///
     /// # Panics
@@ -254,8 +257,7 @@ where
     /// group.spawn(async move { Ok(ctx.sleep(Duration::from_secs(60)).await?) });
     /// group.spawn(async { Err("the disk is full")? });
     ///
-    /// let failed = group.wait().await.unwrap_err(); // at once: the sleeper was told
-    /// let error: &BoxError = failed.error().unwrap();
+    /// let error: BoxError = group.join().await.unwrap_err(); // At once: the sleeper was canceled.
     /// assert_eq!(error.to_string(), "the disk is full");
     /// # }
     /// ```
@@ -271,18 +273,17 @@ where
 impl<T, E> Group<T, E, Limited>
 where
     T: Send + 'static,
-    E: Send + Sync + 'static,
+    E: fmt::Display + Send + 'static,
 {
     /// Waits until fewer tasks run than the limit says, then spawns this one, as the `spawn` of a group
-    /// without a limit.
+    /// without a limit. Returns whether the task was taken.
     ///
-    /// Nothing is queued: who spawns too fast is held up here. Dropped before it resolves, it drops the
-    /// task, which then has never run. Go's `Group.Go` after `SetLimit`, which cannot give up.
+    /// It is not if the context ends before its turn: then it is dropped without having run, and
+    /// [`join`](Self::join) fails, so that the values of some tasks are not taken for those of all. What went
+    /// wrong is what `join` returns.
     ///
-    /// # Errors
-    ///
-    /// Why the context ended, if that is before the task's turn; the task is dropped then. So that
-    /// nobody takes the values of some tasks for those of all, [`wait`](Self::wait) fails as well.
+    /// Nothing is queued: a caller that spawns too fast is held up here. Dropped before it resolves, it drops
+    /// the task, which then has never run. Go's `Group.Go` after `SetLimit`, which cannot give up.
     ///
     /// # Panics
     ///
@@ -294,82 +295,85 @@ where
     /// use tokio_ctx::{Context, Error, Group};
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
-    /// # async fn main() -> Result<(), Error> {
+    /// # async fn main() {
     /// let ctx = Context::background().with_timeout(Duration::from_millis(100));
     /// let (group, _ctx) = Group::<(), Error>::new(&ctx);
     /// let mut group = group.limit(1);
     ///
-    /// group.spawn(async { Context::current().sleep(Duration::from_millis(60)).await }).await?;
-    /// group.spawn(async { Context::current().sleep(Duration::from_millis(60)).await }).await?;
+    /// group.spawn(async { Context::current().sleep(Duration::from_millis(60)).await }).await;
+    /// group.spawn(async { Context::current().sleep(Duration::from_millis(60)).await }).await;
     /// // At 60 ms it was the second's turn; the third's does not come in time.
-    /// assert!(group.spawn(async { Ok(()) }).await.is_err());
-    /// # Ok(())
+    /// assert!(!group.spawn(async { Ok(()) }).await);
+    /// assert!(group.join().await.unwrap_err().is_deadline_exceeded());
     /// # }
     /// ```
     #[track_caller]
-    pub fn spawn<F>(&mut self, task: F) -> impl Future<Output = Result<(), Error>> + use<'_, T, E, F>
+    pub fn spawn<F>(&mut self, task: F) -> impl Future<Output = bool> + use<'_, T, E, F>
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
         let spawned_at = Location::caller();
         async move {
-            self.turn().await?;
-            self.crew.start(task, spawned_at);
-            Ok(())
+            let taken = self.turn().await;
+            if taken {
+                self.crew.start(task, spawned_at);
+            }
+            taken
         }
     }
 
-    /// Spawns a task unless as many run as may, or the context has ended. Go's `TryGo`.
+    /// Spawns a task, unless as many run as may, or the context has ended. Go's `TryGo`.
     ///
     /// # Errors
     ///
-    /// [`Full`](TrySpawnError::Full) or [`Ended`](TrySpawnError::Ended), with the task.
+    /// The task, which was not spawned. `group.context().is_done()` tells the two reasons apart.
     ///
     /// # Panics
     ///
     /// Outside a Tokio runtime, as [`tokio::spawn`].
     ///
     /// ```
-    /// use tokio_ctx::group::TrySpawnError;
     /// use tokio_ctx::{Context, Error, Group};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (group, ctx) = Group::new(&Context::background());
+    /// let (group, _ctx) = Group::<_, Error>::new(&Context::background());
     /// let mut group = group.limit(1);
-    /// assert!(group.try_spawn(async { Ok::<_, Error>("first") }).is_ok());
-    /// match group.try_spawn(async { Ok("second") }) {
-    ///     Err(TrySpawnError::Full(_)) => println!("busy, come back later"),
-    ///     other => unreachable!("{other:?}"),
+    /// assert!(group.try_spawn(async { Ok("first") }).is_ok());
+    /// if let Err(task) = group.try_spawn(async { Ok("second") }) {
+    ///     assert_eq!(task.await.unwrap(), "second"); // Here, then.
     /// }
     /// # }
     /// ```
     #[track_caller]
-    pub fn try_spawn<F>(&mut self, task: F) -> Result<(), TrySpawnError<F>>
+    pub fn try_spawn<F>(&mut self, task: F) -> Result<(), F>
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
-        if let Err(why) = self.crew.ctx.check() {
-            return Err(TrySpawnError::Ended(task, why));
-        }
         self.crew.collect();
-        if self.crew.tasks.len() >= self.limit.0 {
-            return Err(TrySpawnError::Full(task));
+        if self.crew.ctx.is_done() || self.crew.tasks.len() >= self.limit.0 {
+            return Err(task);
         }
         self.crew.start(task, Location::caller());
         Ok(())
     }
 
-    /// Resolves when another task may run; fails when none may any more.
-    pub(crate) async fn turn(&mut self) -> Result<(), Error> {
+    /// Resolves when another task may run, or none may any more; returns which.
+    pub(crate) async fn turn(&mut self) -> bool {
         let ctx = self.crew.ctx.clone();
-        let mut stopped = Ok(());
-        while stopped.is_ok() && self.crew.tasks.len() >= self.limit.0 {
-            let ended = ctx.run(self.crew.next_to_end()).await;
-            stopped = ended.map(|ended| self.crew.ended().extend(ended));
+        let mut open = checked(&ctx).await.is_ok();
+        while open && self.crew.tasks.len() >= self.limit.0 {
+            match ctx.run(self.crew.next_to_end()).await {
+                Ok(ended) => self.crew.ended().extend(ended),
+                Err(_ended) => open = false,
+            }
         }
         // The end may have made room: what was stopped by it is a result that is ready.
-        stopped.and_then(|()| ctx.check()).inspect_err(|_| self.give_up())
+        open = open && !ctx.is_done();
+        if !open {
+            self.give_up();
+        }
+        open
     }
 
     /// Spawns a task whose turn it is.
@@ -380,9 +384,15 @@ where
         self.crew.start(task, spawned_at);
     }
 
-    /// Forgets the values of tasks that have ended, so that a group can live for ever.
-    pub(crate) fn forget_values(&mut self) {
-        self.crew.ended().retain(|(_, outcome)| !matches!(outcome.end, End::Done(_)));
+    /// Frees the tasks that have ended, and their values, so that a group can live for ever; wakes when another
+    /// has.
+    pub(crate) fn poll_forget(&mut self, cx: &mut TaskContext<'_>) {
+        let is_kept = |(_, outcome): &Ended<T, E>| !matches!(outcome.end, End::Done(_));
+        while let Poll::Ready(Some(joined)) = self.crew.tasks.poll_join_next_with_id(cx) {
+            let ended = self.crew.note(joined);
+            self.crew.ended().push_back(ended);
+        }
+        self.crew.ended().retain(is_kept);
     }
 
     /// Takes note that the context's end kept a task from being spawned.
@@ -392,15 +402,15 @@ where
 }
 
 impl<T, E, L> Group<T, E, L> {
-    /// Keeps going when a task fails or panics: the others are not told, and the context goes on.
+    /// Keeps going when a task fails or panics: the context goes on, and the other tasks with it.
     ///
-    /// [`outcomes`](Self::outcomes) then gives all that came of them; [`wait`](Self::wait) still gives
+    /// [`outcomes`](Self::outcomes) then returns all that came of them; [`join`](Self::join) still returns
     /// the first error, but only when the last task has run its course. Go's `errgroup.Group` without
     /// `WithContext`.
     ///
     /// # Panics
     ///
-    /// If a task was spawned already: nobody could say whether its error is to end the others.
+    /// If a task was spawned already: whether its error is to end the others would be left open.
     ///
     /// ```
     /// use tokio_ctx::group::End;
@@ -437,9 +447,9 @@ impl<T, E, L> Group<T, E, L> {
     /// Aborts the tasks that still run this long after the context's end.
     ///
     /// Until then they may clean up. An aborted task is dropped at its `await`, and
-    /// [`wait`](Self::wait) and [`outcomes`](Self::outcomes) name the line that spawned it. The time
-    /// runs from the [end](crate::Origin::ended_at) itself, and is kept while somebody waits for the
-    /// group: in `wait`, `outcomes`, `next`, or for a turn to spawn. Zero stops every task where it
+    /// [`join`](Self::join) and [`outcomes`](Self::outcomes) name the line that spawned it. The time
+    /// runs from the [end](crate::Origin::ended_at) itself, and is kept while the group is waited for:
+    /// in `join`, `outcomes`, `next`, or for a turn to spawn. Zero stops every task where it
     /// awaits, as trio and Kotlin do; without this call, tasks have all the time they take, as in Go.
     ///
     /// Waiting then needs a time driver.
@@ -456,10 +466,10 @@ impl<T, E, L> Group<T, E, L> {
     /// group.spawn(std::future::pending()); // does not look at its context
     /// let line = line!() - 1;
     ///
-    /// // context deadline exceeded: 100ms budget set at src/main.rs:6; aborted: 1 task spawned at src/main.rs:9
-    /// let failed = group.wait().await.unwrap_err();
-    /// assert_eq!(failed.aborted()[0].line(), line);
-    /// assert!(failed.context_error().unwrap().is_deadline_exceeded());
+    /// // context deadline exceeded: 100ms budget set at src/main.rs:6: aborted: 1 task spawned at src/main.rs:9
+    /// let ended = group.join().await.unwrap_err();
+    /// assert!(ended.is_deadline_exceeded());
+    /// assert!(ended.to_string().ends_with(&format!(":{line}")));
     /// # }
     /// ```
     pub fn grace(mut self, after_the_end: Duration) -> Self {
@@ -481,9 +491,9 @@ impl<T, E, L> Group<T, E, L> {
         &self.crew.ctx
     }
 
-    /// Ends the group's context when told to: for whoever finds that the others are not needed.
+    /// Ends the group's context: for a task that finds that the others are not needed.
     ///
-    /// What the others return then counts as ever: an `Err` is a failure.
+    /// What the others return then counts as always: an `Err` is a failure.
     ///
     /// ```
     /// use tokio_ctx::{Context, Group};
@@ -494,7 +504,7 @@ impl<T, E, L> Group<T, E, L> {
     /// let enough = group.canceller();
     /// group.spawn(async move { Ok(enough.cancel_with("found it")) });
     /// group.spawn(async move { Ok({ ctx.done().await; }) });
-    /// assert_eq!(group.wait().await.unwrap().len(), 2);
+    /// assert_eq!(group.join().await.unwrap().len(), 2);
     /// # }
     /// ```
     pub fn canceller(&self) -> Canceller {
@@ -505,18 +515,18 @@ impl<T, E, L> Group<T, E, L> {
 impl<T, E, L> Group<T, E, L>
 where
     T: Send + 'static,
-    E: Send + Sync + 'static,
+    E: Send + 'static,
 {
-    /// Waits until every task has really ended, and gives their values, in the order of the spawns.
+    /// Waits until every task has really ended, and returns their values, in the order of the spawns.
     ///
     /// Whatever a task does after the end, its clean-up included, is over when this resolves, and what
     /// it held is dropped. Then the context ends. Dropped, this drops the group. Go's `Group.Wait`.
     ///
     /// # Errors
     ///
-    /// The first task's error, if one failed; what others return once that has ended the context is
-    /// not told. Without one, the context's end, if tasks had to be aborted after it, or could not be
-    /// spawned because of it. See [`GroupError`].
+    /// The first task's error, by value, if one failed; what others return once that has ended the context is
+    /// dropped. Without one, the context's end, converted, if tasks had to be aborted after it (then it names
+    /// their lines), or could not be spawned because of it.
     ///
     /// # Panics
     ///
@@ -526,33 +536,60 @@ where
     /// ended or has a deadline.
     ///
     /// ```
-    /// use tokio_ctx::{BoxError, Context, Group};
+    /// use tokio_ctx::{Context, Group};
     ///
-    /// # async fn load(part: &'static str) -> Result<usize, BoxError> { Ok(part.len()) }
+    /// #[derive(Debug)]
+    /// enum PageError {
+    ///     NotFound(&'static str),
+    ///     Ended(tokio_ctx::Error),
+    /// }
+    /// # impl std::fmt::Display for PageError {
+    /// #     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { write!(f, "{self:?}") }
+    /// # }
+    ///
+    /// impl From<tokio_ctx::Error> for PageError {
+    ///     fn from(error: tokio_ctx::Error) -> Self {
+    ///         PageError::Ended(error)
+    ///     }
+    /// }
+    ///
+    /// # async fn load(part: &'static str) -> Result<usize, PageError> {
+    /// #     if part == "body" { Err(PageError::NotFound(part)) } else { Ok(part.len()) }
+    /// # }
+    /// async fn page(request: &Context) -> Result<usize, PageError> {
+    ///     let (mut group, _ctx) = Group::new(request);
+    ///     group.spawn(load("header"));
+    ///     group.spawn(load("body"));
+    ///     Ok(group.join().await?.into_iter().sum())
+    /// }
+    ///
     /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), BoxError> {
-    /// let (mut group, _ctx) = Group::new(&Context::background());
-    /// group.spawn(load("header"));
-    /// group.spawn(load("body"));
-    /// let [header, body] = group.wait().await?[..] else { unreachable!("two values of two tasks") };
-    /// assert_eq!((header, body), (6, 4));
-    /// # Ok(())
+    /// # async fn main() {
+    /// match page(&Context::background()).await {
+    ///     Err(PageError::NotFound(part)) => println!("404: {part}"),
+    ///     Err(PageError::Ended(why)) => println!("503: {why}"),
+    ///     Ok(size) => println!("{size} bytes"),
+    /// }
+    /// # assert!(matches!(page(&Context::background()).await, Err(PageError::NotFound("body"))));
     /// # }
     /// ```
-    pub async fn wait(mut self) -> Result<Vec<T>, GroupError<E>> {
+    pub async fn join(mut self) -> Result<Vec<T>, E>
+    where
+        E: From<Error>,
+    {
         let outcomes = self.crew.all().await;
         self.crew.sum_up(outcomes)
     }
 
-    /// Waits until every task has really ended, and gives what came of each, in the order of the spawns.
+    /// Waits until every task has really ended, and returns what came of each, in the order of the spawns.
     ///
     /// Panics are among the outcomes; none is resumed. Without [`keep_going`](Self::keep_going) the
-    /// first error or panic still ends the context, and what the others make of that is told here. What
-    /// [`next`](Self::next) gave is not given again. Dropped, this drops the group.
+    /// first error or panic still ends the context, and what the others make of that is among them. What
+    /// [`next`](Self::next) returned is not returned again. Dropped, this drops the group.
     ///
     /// # Panics
     ///
-    /// As [`wait`](Self::wait), without a time driver.
+    /// As [`join`](Self::join), without a time driver.
     ///
     /// ```
     /// use tokio_ctx::group::End;
@@ -570,19 +607,22 @@ where
     /// # }
     /// ```
     pub async fn outcomes(mut self) -> Vec<Outcome<T, E>> {
-        self.crew.all().await.into_iter().map(|(_, outcome)| outcome).collect()
+        let mut outcomes = self.crew.all().await;
+        outcomes.sort_by_key(|(nth, _)| *nth);
+        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
     }
 
     /// Waits for the next task to end, and takes what came of it out of the group; `None` if no task is
     /// left.
     ///
-    /// [`wait`](Self::wait) then gives the other values, and still the first error; a panic that was
-    /// taken is not resumed. Cancel-safe: dropped, it takes nothing. Tokio's
+    /// [`join`](Self::join) then returns the other values, or the first of the other errors. An error that was
+    /// taken here is the caller's; if it has ended the context, `join` returns that end. A panic that was taken
+    /// is not resumed. Cancel-safe: dropped, it takes nothing. Tokio's
     /// [`JoinSet::join_next`](tokio::task::JoinSet::join_next).
     ///
     /// # Panics
     ///
-    /// As [`wait`](Self::wait), without a time driver.
+    /// As [`join`](Self::join), without a time driver.
     ///
     /// ```
     /// use std::time::Duration;
@@ -606,30 +646,32 @@ where
     }
 }
 
-impl<T: Send + 'static, E: Send + Sync + 'static> Crew<T, E> {
+impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
     fn start<F>(&mut self, task: F, spawned_at: &'static Location<'static>)
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
+        E: fmt::Display,
     {
+        // What has ended keeps its future's room until then.
+        self.collect();
         #[cfg(feature = "test-util")]
         let task = crate::testing::Entry::new(&self.ctx, spawned_at).held_by(task);
         let task = self.ctx.scope(task);
-        let handle = self.tasks.spawn(Working { task, common: self.common.clone(), spawned_at });
-        self.running.insert(handle.id(), Member { nth: self.spawned, spawned_at });
+        let member = Member { nth: self.spawned, spawned_at };
+        let handle = self.tasks.spawn(Working { task, common: self.common.clone(), member });
+        self.running.insert(handle.id(), member);
         self.spawned += 1;
         if self.overdue {
             handle.abort();
         }
     }
 
-    /// Every outcome that nobody has taken, in the order of the spawns, once all tasks have ended.
+    /// Every outcome that was not taken, in the order in which they ended, once all tasks have.
     async fn all(&mut self) -> Vec<Ended<T, E>> {
         while let Some(ended) = self.next_to_end().await {
             self.ended().push_back(ended);
         }
-        let mut outcomes = Vec::from(std::mem::take(self.ended()));
-        outcomes.sort_by_key(|(nth, _)| *nth);
-        outcomes
+        Vec::from(std::mem::take(self.ended()))
     }
 
     fn ended(&mut self) -> &mut VecDeque<Ended<T, E>> {
@@ -661,7 +703,7 @@ impl<T: Send + 'static, E: Send + Sync + 'static> Crew<T, E> {
         })
     }
 
-    /// Aborts those that run once the grace is over; whoever joins them is woken when they are gone.
+    /// Aborts those that run once the grace is over; what joins them is woken when they are gone.
     fn poll_grace(&mut self, cx: &mut TaskContext<'_>) {
         let Some(grace) = self.grace.filter(|_| !self.overdue) else { return };
         let over =
@@ -673,18 +715,18 @@ impl<T: Send + 'static, E: Send + Sync + 'static> Crew<T, E> {
         }
     }
 
-    fn note(&mut self, joined: Result<(Id, Result<T, Failure<E>>), JoinError>) -> Ended<T, E> {
+    fn note(&mut self, joined: Result<(Id, Result<T, E>), JoinError>) -> Ended<T, E> {
         let id = joined.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
         let Member { nth, spawned_at } =
             self.running.remove(&id).expect("every task of the set is noted when it is spawned");
         let end = match joined {
             Ok((_, Ok(value))) => End::Done(value),
-            Ok((_, Err(failure))) => End::Failed(failure),
+            Ok((_, Err(error))) => End::Failed(error),
             Err(lost) => match lost.try_into_panic() {
                 Ok(panic) => End::Panicked(panic),
                 Err(_aborted) => {
                     // Not by the grace, or the context would have ended: by its runtime's end.
-                    self.common.stop("a task was aborted: its runtime shut down", spawned_at);
+                    self.common.stop(spawned_at, || TaskFailed::new(LOST.to_owned(), spawned_at));
                     End::Aborted
                 }
             },
@@ -692,22 +734,57 @@ impl<T: Send + 'static, E: Send + Sync + 'static> Crew<T, E> {
         (nth, Outcome { spawned_at, end })
     }
 
-    fn sum_up(&self, outcomes: Vec<Ended<T, E>>) -> Result<Vec<T>, GroupError<E>> {
-        let (mut values, mut aborted) = (Vec::with_capacity(outcomes.len()), Vec::new());
-        for (_, Outcome { spawned_at, end }) in outcomes {
+    fn sum_up(&self, outcomes: Vec<Ended<T, E>>) -> Result<Vec<T>, E>
+    where
+        E: From<Error>,
+    {
+        let (mut values, mut panics, mut aborted) = (Vec::new(), Vec::new(), Vec::new());
+        let mut failure = None;
+        for (nth, Outcome { spawned_at, end }) in outcomes {
             match end {
-                End::Done(value) => values.push(value),
+                End::Done(value) => values.push((nth, value)),
+                // They are told apart by when they failed, which is not the order in which they were joined.
+                End::Failed(error) if failure.is_none() || self.common.first.get() == Some(&nth) => {
+                    failure = Some(error);
+                }
                 End::Failed(_) => {}
-                End::Panicked(panic) => resume_unwind(panic),
-                End::Aborted => aborted.push(spawned_at),
+                End::Panicked(panic) => panics.push((nth, panic)),
+                End::Aborted => aborted.push((nth, spawned_at)),
             }
         }
-        let failure = self.common.first.get().cloned();
-        if failure.is_none() && aborted.is_empty() && !self.gave_up {
-            return Ok(values);
+        if let Some((_, panic)) = panics.into_iter().min_by_key(|(nth, _)| *nth) {
+            resume_unwind(panic);
         }
-        Err(GroupError { failure, stopped: self.ctx.err(), aborted })
+        match failure {
+            Some(error) => Err(error),
+            None if aborted.is_empty() && !self.gave_up && !self.has_failed() => Ok(in_order(values)),
+            None => {
+                let aborted = in_order(aborted);
+                Err(E::from(Aborted::under(&self.end(&aborted), aborted)))
+            }
+        }
     }
+
+    /// Whether a task's error has ended the context, also one that `next` has returned.
+    fn has_failed(&self) -> bool {
+        self.common.first.get().is_some() && !self.common.keep_going
+    }
+
+    /// Why the context has ended, or else now does: a group that keeps going has lost tasks.
+    fn end(&self, aborted: &[&'static Location<'static>]) -> Error {
+        if let Some(lost) = aborted.first() {
+            self.ctx.cancel_at(lost, LOST.into());
+        }
+        self.ctx.err().expect("a task was lost, or refused because the context had ended")
+    }
+}
+
+/// What is said of a task that was neither canceled nor failed.
+const LOST: &str = "aborted, as its runtime shut down";
+
+fn in_order<V>(mut numbered: Vec<(usize, V)>) -> Vec<V> {
+    numbered.sort_by_key(|(nth, _)| *nth);
+    numbered.into_iter().map(|(_, value)| value).collect()
 }
 
 async fn grace_over(done: DoneOwned, grace: Duration) {
@@ -719,53 +796,63 @@ async fn grace_over(done: DoneOwned, grace: Duration) {
     }
 }
 
-impl<E: Send + Sync + 'static> Common<E> {
+impl Common {
     /// Takes note of a task's error, which ends the context if it is the first.
-    fn fail(&self, error: E, spawned_at: &'static Location<'static>) -> Failure<E> {
-        let failure = Failure::new(error, self.as_error, spawned_at);
-        if self.first.set(failure.clone()).is_ok() {
-            self.stop(failure.clone(), spawned_at);
+    fn fail(&self, error: &impl fmt::Display, member: Member) {
+        if self.first.set(member.nth).is_ok() {
+            self.stop(member.spawned_at, || TaskFailed::new(format!("{error:#}"), member.spawned_at));
         }
-        failure
     }
 
-    fn stop(&self, why: impl Into<BoxError>, spawned_at: &'static Location<'static>) {
+    fn stop(&self, spawned_at: &'static Location<'static>, why: impl FnOnce() -> TaskFailed) {
         if !self.keep_going {
-            self.canceller.cancel_at(spawned_at, why.into());
+            self.canceller.cancel_at(spawned_at, why().into());
         }
     }
 }
 
 pin_project! {
-    /// A task at its work, which tells the others when it fails or panics: whether anybody waits or not.
-    struct Working<F, E> {
+    /// A task at its work, which ends the context when it fails or panics: whether it is waited for or not.
+    struct Working<F> {
         #[pin]
         task: F,
-        common: Arc<Common<E>>,
-        spawned_at: &'static Location<'static>,
+        common: Arc<Common>,
+        member: Member,
     }
 }
 
-impl<F, T, E> Future for Working<F, E>
+impl<F, T, E> Future for Working<F>
 where
     F: Future<Output = Result<T, E>>,
-    E: Send + Sync + 'static,
+    E: fmt::Display,
 {
-    type Output = Result<T, Failure<E>>;
+    type Output = Result<T, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        match catch_unwind(AssertUnwindSafe(|| this.task.poll(cx))) {
-            Ok(polled) => {
-                polled.map(|output| output.map_err(|error| this.common.fail(error, this.spawned_at)))
-            }
-            Err(panic) => {
-                this.common.stop(TaskPanicked::new(&*panic, this.spawned_at), this.spawned_at);
-                resume_unwind(panic)
-            }
-        }
+        let (common, member) = (this.common, *this.member);
+        let polled = || {
+            this.task.poll(cx).map_err(|error| {
+                common.fail(&error, member);
+                error
+            })
+        };
+        // Foreign code, as is the error's text.
+        catch_unwind(AssertUnwindSafe(polled)).unwrap_or_else(|panic| {
+            common.stop(member.spawned_at, || TaskFailed::panicked(&*panic, member.spawned_at));
+            resume_unwind(panic)
+        })
     }
 }
+
+/// What an error of this module holds and does not return as its source.
+pub(crate) fn held_by<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
+    error.downcast_ref::<Aborted>()?.held()
+}
+
+/// As a `JoinHandle`: what tasks share with each other is theirs to keep safe.
+impl<T, E, L> UnwindSafe for Group<T, E, L> {}
+impl<T, E, L> RefUnwindSafe for Group<T, E, L> {}
 
 impl<T, E, L: fmt::Debug> fmt::Debug for Group<T, E, L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,7 +1,7 @@
 //! The right to cancel a context, apart from the context: alone in a guard, or shared in cancellers.
 
 use std::fmt;
-use std::panic::Location;
+use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
 use crate::error::{BoxError, Place};
@@ -162,6 +162,11 @@ pub(crate) fn cancel(token: Option<&Arc<Token>>, cause: Option<BoxError>) {
         token.cancel(Some(Location::caller()), cause);
     }
 }
+
+impl UnwindSafe for CancelGuard {}
+impl RefUnwindSafe for CancelGuard {}
+impl UnwindSafe for Canceller {}
+impl RefUnwindSafe for Canceller {}
 
 impl fmt::Debug for CancelGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -56,13 +56,14 @@ use std::fmt;
 use std::future::Future;
 use std::io::{Error as IoError, IoSlice, Result, SeekFrom};
 use std::pin::Pin;
-use std::task::{self, Poll};
+use std::task::{self, Poll, ready};
 
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 
 #[cfg(doc)]
 use crate::Error;
+use crate::refusal::Entry;
 use crate::{Context, DoneOwned};
 
 impl Context {
@@ -91,7 +92,10 @@ impl Context {
     /// # }
     /// ```
     pub fn io<T>(&self, stream: T) -> Bounded<T> {
-        Bounded { stream, limits: Limits { ctx: self.clone(), reading: None, writing: None } }
+        Bounded {
+            stream,
+            limits: Limits { ctx: self.clone(), reading: Limit::default(), writing: Limit::default() },
+        }
     }
 }
 
@@ -106,11 +110,18 @@ pin_project! {
     }
 }
 
-/// The context, and who waits for its end. Each direction may be another task's.
+/// The context, and the waits for its end. Each direction may be another task's.
 struct Limits {
     ctx: Context,
-    reading: Option<Pin<Box<DoneOwned>>>,
-    writing: Option<Pin<Box<DoneOwned>>>,
+    reading: Limit,
+    writing: Limit,
+}
+
+/// One direction's wait, made when it first has to wait, and how far its operation has come.
+#[derive(Default)]
+struct Limit {
+    wait: Option<Pin<Box<DoneOwned>>>,
+    entry: Entry,
 }
 
 #[derive(Clone, Copy)]
@@ -120,8 +131,19 @@ enum Direction {
 }
 
 impl Limits {
-    fn check(&self) -> Result<()> {
-        Ok(self.ctx.check()?)
+    fn limit(&mut self, direction: Direction) -> (&Context, &mut Limit) {
+        match direction {
+            Direction::Read => (&self.ctx, &mut self.reading),
+            Direction::Write => (&self.ctx, &mut self.writing),
+        }
+    }
+
+    /// Fails once the context has ended, before the stream is touched.
+    fn poll_check(&mut self, direction: Direction, cx: &mut task::Context<'_>) -> Poll<Result<()>> {
+        let (ctx, limit) = self.limit(direction);
+        let Some(error) = ctx.err() else { return Poll::Ready(Ok(())) };
+        ready!(limit.entry.poll_refused(cx));
+        Poll::Ready(Err(error.into()))
     }
 
     /// What an operation gave, unless it has to wait: then the context's end, should that come.
@@ -131,15 +153,14 @@ impl Limits {
         operation: Poll<Result<R>>,
         cx: &mut task::Context<'_>,
     ) -> Poll<Result<R>> {
+        let (ctx, limit) = self.limit(direction);
+        limit.entry.note(&operation);
         if operation.is_ready() {
             return operation;
         }
-        let wait = match direction {
-            Direction::Read => &mut self.reading,
-            Direction::Write => &mut self.writing,
-        };
-        let wait = wait.get_or_insert_with(|| Box::pin(self.ctx.done_owned()));
-        wait.as_mut().poll(cx).map(|ended| Err(IoError::from(ended)))
+        let ended = limit.wait.get_or_insert_with(|| Box::pin(ctx.done_owned())).as_mut().poll(cx);
+        limit.entry.note(&ended);
+        ended.map(|ended| Err(IoError::from(ended)))
     }
 }
 
@@ -215,7 +236,7 @@ impl<T: AsyncRead> AsyncRead for Bounded<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<Result<()>> {
         let this = self.project();
-        this.limits.check()?;
+        ready!(this.limits.poll_check(Direction::Read, cx))?;
         this.limits.bound(Direction::Read, this.stream.poll_read(cx, buf), cx)
     }
 }
@@ -223,7 +244,7 @@ impl<T: AsyncRead> AsyncRead for Bounded<T> {
 impl<T: AsyncBufRead> AsyncBufRead for Bounded<T> {
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<&[u8]>> {
         let this = self.project();
-        this.limits.check()?;
+        ready!(this.limits.poll_check(Direction::Read, cx))?;
         this.limits.bound(Direction::Read, this.stream.poll_fill_buf(cx), cx)
     }
 
@@ -235,13 +256,13 @@ impl<T: AsyncBufRead> AsyncBufRead for Bounded<T> {
 impl<T: AsyncSeek> AsyncSeek for Bounded<T> {
     fn start_seek(self: Pin<&mut Self>, position: SeekFrom) -> Result<()> {
         let this = self.project();
-        this.limits.check()?;
+        this.limits.ctx.check()?;
         this.stream.start_seek(position)
     }
 
     fn poll_complete(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<u64>> {
         let this = self.project();
-        this.limits.check()?;
+        ready!(this.limits.poll_check(Direction::Read, cx))?;
         this.limits.bound(Direction::Read, this.stream.poll_complete(cx), cx)
     }
 }
@@ -249,7 +270,7 @@ impl<T: AsyncSeek> AsyncSeek for Bounded<T> {
 impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut task::Context<'_>, buf: &[u8]) -> Poll<Result<usize>> {
         let this = self.project();
-        this.limits.check()?;
+        ready!(this.limits.poll_check(Direction::Write, cx))?;
         this.limits.bound(Direction::Write, this.stream.poll_write(cx, buf), cx)
     }
 
@@ -259,7 +280,7 @@ impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
         let this = self.project();
-        this.limits.check()?;
+        ready!(this.limits.poll_check(Direction::Write, cx))?;
         this.limits.bound(Direction::Write, this.stream.poll_write_vectored(cx, bufs), cx)
     }
 
@@ -269,13 +290,13 @@ impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<()>> {
         let this = self.project();
-        this.limits.check()?;
+        ready!(this.limits.poll_check(Direction::Write, cx))?;
         this.limits.bound(Direction::Write, this.stream.poll_flush(cx), cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<()>> {
         let this = self.project();
-        this.limits.check()?;
+        ready!(this.limits.poll_check(Direction::Write, cx))?;
         this.limits.bound(Direction::Write, this.stream.poll_shutdown(cx), cx)
     }
 }

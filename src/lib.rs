@@ -37,13 +37,15 @@
 //! |---|---|
 //! | give work a way to be stopped | [`Context::with_cancel`], and keep the [`CancelScope`] |
 //! | give work a budget | [`Context::with_timeout`], [`Context::with_deadline`] |
-//! | bound one step by a budget of its own | `ctx.with_timeout(d).run(step)`, [`Context::within`] |
+//! | bound one step by a budget of its own | `ctx.with_timeout(d).run(step)`, [`Context::within`], [`Context::try_within`] |
 //! | refuse a step that the time left is too short for | [`Context::require`] |
 //! | let other code cancel the work | [`CancelScope::canceller`], [`CancelScope::split`] |
 //! | run a future until the context ends | [`Context::run`], [`FutureExt::bounded_by`] |
+//! | spawn a task that stops at the end, or that is handed its context | [`Context::spawn_bounded`], [`Context::spawn_with`] |
+//! | tell a server when to stop | [`Context::ended_owned`] |
 //! | race the end against other branches | [`Context::done`] in `tokio::select!` |
 //! | stop a loop that computes | [`Context::check`], with `?` |
-//! | clean up after the end | [`Context::after_func`], [`Context::without_cancel`] |
+//! | clean up after the end | [`Context::after_func`], [`Context::without_cancel`], [`Context::keeping_deadline`] |
 //! | carry a request id | [`Context::with_value`], [`Context::value`] |
 //! | reach the context without passing it | [`Context::scope`], [`Context::spawn`], [`Context::current`] |
 //! | end work when something happens: a message, a flag, a lost lease | [`Context::with_cancel_when`] |
@@ -58,6 +60,7 @@
 //! | run code that blocks | [`Context::spawn_blocking`], [`Context::done_blocking`], [`Context::sleep_blocking`] |
 //! | test code that takes a context | the module [`testing`](testing/index.html) |
 //! | learn why and where it ended | [`Error`], [`Origin`] |
+//! | ask whether an error is the context's, wherever it went | [`Error::find`] |
 //! | give each request of a server a context, and pass it on | `wire::ServerLayer`, `wire::ClientLayer` |
 //! | do that without tower | `Context::extract`, `Context::inject` |
 //!
@@ -102,7 +105,7 @@
 //!
 //! `tracing` (default): one `DEBUG` event, target `tokio_ctx`, when a context ends by its deadline or is
 //! cancelled, with the fields `kind`, `cause`, `budget_ms`, `derived_at`, `canceled_at` and `lived_ms`;
-//! and `Context::instrument`. A `WARN` for a header of a request that is left aside.
+//! and `Context::run_in_span`. A `WARN` for a header of a request that is left aside.
 //!
 //! Not everyone needs the others, which are named like Tokio's own, or like what they are for:
 //!
@@ -134,8 +137,10 @@ mod blocking;
 mod context;
 mod current;
 mod done;
+mod ended;
 mod error;
 mod ext;
+mod find;
 mod finished;
 pub mod group;
 mod guard;
@@ -158,6 +163,7 @@ mod merge;
 #[cfg(feature = "process")]
 #[cfg_attr(docsrs, doc(cfg(feature = "process")))]
 pub mod process;
+mod refusal;
 mod require;
 mod run;
 mod scope;
@@ -165,6 +171,7 @@ pub mod shutdown;
 #[cfg(feature = "signal")]
 #[cfg_attr(docsrs, doc(cfg(feature = "signal")))]
 pub mod signal;
+mod spawn;
 #[cfg(feature = "test-util")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
 pub mod testing;
@@ -184,6 +191,7 @@ struct Readme;
 pub use after_func::AfterFunc;
 pub use context::Context;
 pub use done::{Done, DoneOwned};
+pub use ended::{Ended, EndedOwned};
 pub use error::{BoxError, Error, ErrorKind, Origin};
 pub use ext::{Bounded, Checked, FutureExt, StreamExt, TryBounded};
 #[doc(inline)]

@@ -96,6 +96,7 @@ use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::refusal::checked;
 use crate::{CancelScope, Context};
 
 mod capture;
@@ -292,6 +293,7 @@ impl Bounded<'_> {
     /// # }
     /// ```
     pub async fn status(self) -> Result<ExitStatus, Error> {
+        let _refused = checked(self.ctx).await; // In `spawn`, which names the program.
         let mut child = self.spawn()?;
         // Nothing reads them: kept open, they would block a process that writes much.
         drop((child.stdout.take(), child.stderr.take()));
@@ -335,6 +337,7 @@ impl Bounded<'_> {
     /// # }
     /// ```
     pub async fn output(self) -> Result<Output, Error> {
+        let _refused = checked(self.ctx).await;
         let Bounded { command, ctx, program, stop } = self;
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = Bounded { command: &mut *command, ctx, program, stop }.spawn();

@@ -1,5 +1,6 @@
 //! Futures that are bounded by a context: what `run`, `try_run` and `bounded_by` return.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
@@ -9,44 +10,96 @@ use std::task::{Context as TaskContext, Poll, ready};
 use pin_project_lite::pin_project;
 
 use crate::done::Wait;
-use crate::{Context, Error};
+use crate::refusal::Entry;
+use crate::{CancelScope, Context, Error};
 
-pin_project! {
-    /// A future, until the context ends. Made by [`Context::run`] and
-    /// [`FutureExt::bounded_by`](crate::FutureExt::bounded_by).
+impl Context {
+    /// [`run`](Self::run), holding a clone of the context: for a task, or a struct.
+    ///
+    /// That of a [`CancelScope`](CancelScope::run_owned) holds the scope; `scope.context().run_owned(f)` leaves
+    /// it where it is.
+    ///
+    /// # Errors
+    ///
+    /// The context's [`err`](Self::err), if it ended first.
     ///
     /// # Panics
     ///
-    /// When polled, if it has to wait, the context has a deadline, and there is no Tokio runtime here
-    /// or one without a time driver, as [`tokio::time::sleep`] does.
-    #[must_use = "futures do nothing unless polled"]
-    pub struct Run<'a, F> {
-        started: bool,
-        // None: the context ended first.
+    /// As [`run`](Self::run).
+    ///
+    /// ```
+    /// use tokio_ctx::Context;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_cancel();
+    /// let listening = tokio::spawn(ctx.context().run_owned(std::future::pending::<()>()));
+    /// ctx.cancel();
+    /// assert!(listening.await.unwrap().unwrap_err().is_canceled());
+    /// # }
+    /// ```
+    pub fn run_owned<F: Future>(&self, f: F) -> impl Future<Output = Result<F::Output, Error>> + use<F> {
+        Bound::new(self.clone(), f)
+    }
+}
+
+impl CancelScope {
+    /// [`Context::run`], holding the scope, which ends when the future is dropped: a bounded step that can be
+    /// spawned.
+    ///
+    /// # Errors
+    ///
+    /// The context's [`err`](Context::err), if it ended first.
+    ///
+    /// # Panics
+    ///
+    /// As [`Context::run`].
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    ///
+    /// # async fn fetch(_url: &str) -> u32 { 200 }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let request = Context::background();
+    /// let limit = Duration::from_millis(80);
+    /// let step = tokio::spawn(request.with_timeout(limit).run_owned(fetch("/news")));
+    /// assert_eq!(step.await.unwrap().unwrap(), 200);
+    /// # }
+    /// ```
+    pub fn run_owned<F: Future>(self, f: F) -> impl Future<Output = Result<F::Output, Error>> + use<F> {
+        Bound::new(self, f)
+    }
+}
+
+pin_project! {
+    /// A future, until the context ends, which is borrowed or owned.
+    struct Bound<C: Borrow<Context>, F> {
+        entry: Entry,
+        // None: the context ended first. Dropped before the context, which may be a scope.
         #[pin]
         future: Option<F>,
         #[pin]
-        wait: Wait<&'a Context>,
+        wait: Wait<C>,
     }
 }
 
-impl<'a, F> Run<'a, F> {
-    pub(crate) fn new(ctx: &'a Context, future: F) -> Self {
-        Run { started: false, future: Some(future), wait: Wait::new(ctx) }
+impl<C: Borrow<Context>, F> Bound<C, F> {
+    fn new(ctx: C, future: F) -> Self {
+        Bound { entry: Entry::Fresh, future: Some(future), wait: Wait::new(ctx) }
     }
 }
 
-impl<F: Future> Future for Run<'_, F> {
+impl<C: Borrow<Context>, F: Future> Future for Bound<C, F> {
     type Output = Result<F::Output, Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        if !*this.started {
-            if let Some(error) = this.wait.ctx().err() {
-                this.future.set(None);
-                return Poll::Ready(Err(error));
-            }
-            *this.started = true;
+        if let Err(error) = ready!(this.entry.poll(this.wait.ctx(), cx)) {
+            this.future.set(None);
+            return Poll::Ready(Err(error));
         }
         if let Some(future) = this.future.as_mut().as_pin_mut() {
             if let Poll::Ready(output) = future.poll(cx) {
@@ -59,9 +112,43 @@ impl<F: Future> Future for Run<'_, F> {
     }
 }
 
+pin_project! {
+    /// A future, until the context ends. Made by [`Context::run`] and
+    /// [`FutureExt::bounded_by`](crate::FutureExt::bounded_by).
+    ///
+    /// # Panics
+    ///
+    /// When polled, if it has to wait, the context has a deadline, and there is no Tokio runtime here
+    /// or one without a time driver, as [`tokio::time::sleep`] does.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Run<'a, F> {
+        #[pin]
+        bound: Bound<&'a Context, F>,
+    }
+}
+
+impl<'a, F> Run<'a, F> {
+    pub(crate) fn new(ctx: &'a Context, future: F) -> Self {
+        Run { bound: Bound::new(ctx, future) }
+    }
+
+    fn ctx(&self) -> &Context {
+        self.bound.wait.ctx()
+    }
+}
+
+impl<F: Future> Future for Run<'_, F> {
+    type Output = Result<F::Output, Error>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        self.project().bound.poll(cx)
+    }
+}
+
 impl<F> fmt::Debug for Run<'_, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Run").field(self.wait.ctx()).finish()
+        f.debug_tuple("Run").field(self.ctx()).finish()
     }
 }
 
@@ -95,6 +182,6 @@ where
 
 impl<F, T, E> fmt::Debug for TryRun<'_, F, T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("TryRun").field(self.run.wait.ctx()).finish()
+        f.debug_tuple("TryRun").field(self.run.ctx()).finish()
     }
 }

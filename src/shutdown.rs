@@ -135,7 +135,7 @@ use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep_until};
 
-use crate::error::{BoxError, Place};
+use crate::error::{BoxError, Place, fmt_with_sources};
 use crate::finished::Finished;
 use crate::{CancelScope, Context, Error};
 
@@ -950,7 +950,7 @@ impl fmt::Debug for Ticket {
 
 /// Why the hard context ended: the time that work had to end by itself was over.
 ///
-/// Its [`source`](StdError::source) is why the shutdown began.
+/// It prints why the shutdown began, and [`cause_as`](Error::cause_as) looks there as well.
 ///
 /// ```
 /// use std::time::Duration;
@@ -980,6 +980,11 @@ impl GraceOver {
     pub fn grace(&self) -> Duration {
         self.grace
     }
+
+    /// Why the shutdown began: the soft context's error.
+    pub fn why(&self) -> &Error {
+        &self.why
+    }
 }
 
 impl fmt::Display for GraceOver {
@@ -990,7 +995,7 @@ impl fmt::Display for GraceOver {
 
 impl StdError for GraceOver {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        Some(&self.why)
+        self.why.source()
     }
 }
 
@@ -1013,7 +1018,7 @@ impl StdError for GraceOver {
 /// assert!(report.is_clean());
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use = "it says who did not end"]
 pub struct Report {
     why: Error,
@@ -1080,9 +1085,23 @@ impl fmt::Display for Report {
     }
 }
 
+/// The line of `Display`, then what its cause came from; `{:#?}` shows the fields.
+impl fmt::Debug for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return fmt_with_sources(self, f);
+        }
+        f.debug_struct("Report")
+            .field("why", &self.why)
+            .field("took", &self.took)
+            .field("overdue", &self.overdue)
+            .finish()
+    }
+}
+
 impl StdError for Report {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        Some(&self.why)
+        self.why.source()
     }
 }
 

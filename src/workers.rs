@@ -1,38 +1,43 @@
 //! A task for each item of a stream, so many at once: a [`Group`] with a limit, fed as it has room.
 
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::panic::Location;
 
 use futures_core::stream::Stream;
 use tokio::task::coop::consume_budget;
 
-use crate::Context;
 use crate::ext::StreamExt;
-use crate::group::{Fault, Group, GroupError};
+use crate::group::Group;
+use crate::{Context, Error};
 
 #[track_caller]
-pub(crate) fn for_each_task<S, F, Fut, E, Kind>(
+pub(crate) fn for_each_task<S, F, Fut, E>(
     stream: S,
     ctx: &Context,
     n: usize,
     mut work: F,
-) -> impl Future<Output = Result<(), GroupError<E>>>
+) -> impl Future<Output = Result<(), E>>
 where
     S: Stream,
     F: FnMut(Context, S::Item) -> Fut,
     Fut: Future<Output = Result<(), E>> + Send + 'static,
-    E: Fault<Kind>,
+    E: From<Error> + fmt::Display + Send + 'static,
 {
     let spawned_at = Location::caller();
     let (group, ctx) = Group::new(ctx);
     let mut group = group.limit(n);
     async move {
         let mut items = Box::pin(stream.checked_by(&ctx));
-        while group.turn().await.is_ok() {
-            group.forget_values();
-            match poll_fn(|cx| items.as_mut().poll_next(cx)).await {
+        while group.turn().await {
+            let next = poll_fn(|cx| {
+                // However long the next item takes, what has ended meanwhile is let go.
+                group.poll_forget(cx);
+                items.as_mut().poll_next(cx)
+            });
+            match next.await {
                 None => break,
-                Some(Err(_stopped)) => group.give_up(),
+                Some(Err(_ended)) => group.give_up(),
                 Some(Ok(item)) => group.spawn_in_turn(work(ctx.clone(), item), spawned_at),
             }
             // A source that is always ready must not keep the workers from their turn.
@@ -40,6 +45,6 @@ where
         }
         // Whatever the source holds is let go of before the last workers are waited for.
         drop(items);
-        group.wait().await.map(drop)
+        group.join().await.map(drop)
     }
 }

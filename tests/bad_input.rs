@@ -305,7 +305,7 @@ mod causes_that_panic {
                 root.cancel();
                 assert!(root.with_cancel().is_done());
                 assert_eq!(panic_text(|| ended(&root).to_string()), "unspeakable");
-                assert!(format!("{:?}", ended(&root)).contains("Unspeakable"));
+                assert!(format!("{:#?}", ended(&root)).contains("Unspeakable"));
             };
             if talkative { with_a_talkative_subscriber(check) } else { check() }
         }

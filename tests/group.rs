@@ -1,4 +1,4 @@
-//! `Group`: the first error ends the others and is what `wait` gives; nobody is left behind. Go's
+//! `Group`: the first error ends the others and is what `join` returns; no task is left behind. Go's
 //! `errgroup_test.go` is the checklist, and every promise of the docs is here.
 
 mod common;
@@ -22,13 +22,63 @@ use common::{
 };
 use tokio::sync::{Barrier, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_ctx::group::fault::Boxed;
-use tokio_ctx::group::{End, GroupError, TaskPanicked, TrySpawnError};
+use tokio_ctx::group::{End, TaskFailed};
 use tokio_ctx::{BoxError, Context, Error, Group};
 
 static BACKGROUND: Context = Context::background();
 
-type Words = Group<&'static str, Cause>;
+/// What the tasks fail with, as callers write it.
+#[derive(Debug)]
+enum Failure {
+    Own(&'static str),
+    Ended(Error),
+}
+
+use Failure::{Ended, Own};
+
+impl Failure {
+    /// The task's own word.
+    #[track_caller]
+    fn word(&self) -> &'static str {
+        match self {
+            Own(word) => word,
+            Ended(error) => panic!("not a task's own error: {error}"),
+        }
+    }
+
+    /// The context's end.
+    #[track_caller]
+    fn end(&self) -> &Error {
+        match self {
+            Own(word) => panic!("a task's own error: {word}"),
+            Ended(error) => error,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Own(word) => f.write_str(word),
+            Ended(error) => error.fmt(f),
+        }
+    }
+}
+
+impl StdError for Failure {}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Ended(error)
+    }
+}
+
+type Words = Group<&'static str, Failure>;
+
+/// What the task said that ended the context.
+fn said(error: &Error) -> Option<&str> {
+    error.cause_as::<TaskFailed>().map(TaskFailed::message)
+}
 
 /// Runs a test on a clock that stands still.
 fn on_paused<F: Future<Output = ()>>(test: F) {
@@ -36,7 +86,7 @@ fn on_paused<F: Future<Output = ()>>(test: F) {
 }
 
 /// Ends after the context does, and after some cleaning up.
-async fn cleans_up(takes: Duration) -> Result<&'static str, Cause> {
+async fn cleans_up(takes: Duration) -> Result<&'static str, Failure> {
     Context::current().done().await;
     sleep(takes).await;
     Ok("cleaned up")
@@ -48,14 +98,14 @@ mod values {
     #[test]
     fn come_in_the_order_of_the_spawns() {
         on_paused(async {
-            let (mut group, _ctx) = Group::<_, Cause>::new(&BACKGROUND);
+            let (mut group, _ctx) = Group::<_, Failure>::new(&BACKGROUND);
             for (nth, delay) in [30, 10, 20, 0].into_iter().enumerate() {
                 group.spawn(async move {
                     sleep(ms(delay)).await;
                     Ok(nth)
                 });
             }
-            assert_eq!(group.wait().await.unwrap(), [0, 1, 2, 3]);
+            assert_eq!(group.join().await.unwrap(), [0, 1, 2, 3]);
         });
     }
 
@@ -64,7 +114,7 @@ mod values {
         on_both(|| async {
             let (group, ctx) = Words::new(&BACKGROUND);
             assert!(answer(&ctx).is_none());
-            assert_eq!(group.wait().await.unwrap(), [""; 0]);
+            assert_eq!(group.join().await.unwrap(), [""; 0]);
             assert!(ended(&ctx).is_canceled());
         });
     }
@@ -79,7 +129,7 @@ mod values {
             group.spawn(async { Ok(told.await.unwrap()) });
             assert!(answer(&ctx).is_none());
             tell.send("well").unwrap();
-            assert_eq!(group.wait().await.unwrap(), ["well"]);
+            assert_eq!(group.join().await.unwrap(), ["well"]);
             let error = ended(&ctx);
             assert_eq!(error.origin().made_at().line(), line);
             assert!(error.cause().is_none());
@@ -94,7 +144,7 @@ mod values {
             let (mut group, ctx) = Words::new(&parent);
             group.spawn(async { Ok("early") });
             group.spawn(cleans_up(ms(10)));
-            assert_eq!(group.wait().await.unwrap(), ["early", "cleaned up"]);
+            assert_eq!(group.join().await.unwrap(), ["early", "cleaned up"]);
             assert!(ended(&ctx).is_deadline_exceeded());
         });
     }
@@ -117,7 +167,7 @@ mod the_context {
             group.canceller().cancel_with(Cause("over"));
             assert_eq!(word(&ended(&ctx)), Some("over"));
             assert_eq!(word(&ended(group.context())), Some("over"));
-            assert_eq!(group.wait().await.unwrap(), ["seven", "told"]);
+            assert_eq!(group.join().await.unwrap(), ["seven", "told"]);
             assert!(answer(&parent).is_none(), "an end goes down, never up");
         });
     }
@@ -130,8 +180,7 @@ mod the_context {
             parent.cancel_with(Cause("dead"));
             let (mut group, _ctx) = Group::<(), Error>::new(&parent);
             group.spawn(async { Context::current().check() });
-            let failed = group.wait().await.unwrap_err();
-            assert_eq!(word(failed.error().unwrap()), Some("dead"));
+            assert_eq!(word(&group.join().await.unwrap_err()), Some("dead"));
         });
     }
 }
@@ -139,40 +188,90 @@ mod the_context {
 mod the_first_error {
     use super::*;
 
+    /// By value, while the others and the context are still there; they have its text and line.
     #[test]
-    fn is_the_cause_for_the_others_and_what_wait_gives() {
+    fn is_returned_by_value_and_told_to_the_others() {
         on_both(|| async {
-            let (mut group, ctx) = Group::<(), Cause>::new(&BACKGROUND);
+            let (mut group, ctx) = Group::<(), Failure>::new(&BACKGROUND);
             let (tell, told) = oneshot::channel();
             group.spawn(async {
                 tell.send(Context::current().done().await).unwrap();
                 Ok(())
             });
-            group.spawn(async { Err(Cause("doomed")) });
+            group.spawn(async { Err(Own("doomed")) });
             let line = line!() - 1;
 
-            let failed = group.wait().await.unwrap_err();
-            let failure = failed.failure().unwrap();
-            assert_eq!(**failure, Cause("doomed"));
-            assert_eq!(failure.spawned_at().line(), line);
-            assert!(failed.aborted().is_empty());
+            let failure: Failure = group.join().await.unwrap_err();
+            assert_eq!(failure.word(), "doomed");
 
-            // One and the same value, not a copy of it.
             let told = told.await.unwrap();
-            for error in [&told, &ended(&ctx), failed.context_error().unwrap()] {
-                let cause = error.cause_as::<Cause>().unwrap();
-                assert!(std::ptr::eq(cause, &raw const **failure));
+            for error in [&told, &ended(&ctx)] {
+                let failed = error.cause_as::<TaskFailed>().unwrap();
+                assert_eq!(
+                    failed.to_string(),
+                    format!("task spawned at tests/group.rs:{line} failed: doomed")
+                );
+                assert_eq!((failed.message(), failed.is_panic()), ("doomed", false));
+                assert_eq!(failed.spawned_at().line(), line);
                 assert_eq!(error.origin().canceled_at().unwrap().line(), line);
             }
         });
     }
 
+    /// In a function of the caller's own error, whatever it is.
     #[test]
-    fn ends_the_others_also_if_nobody_waits() {
+    fn goes_through_the_question_mark() {
+        async fn own() -> Result<usize, Failure> {
+            let (mut group, _ctx) = Group::new(&BACKGROUND);
+            group.spawn(async { Ok("value") });
+            group.spawn(async { Err(Own("doomed")) });
+            Ok(group.join().await?.len())
+        }
+        async fn anyhows() -> anyhow::Result<usize> {
+            let (mut group, _ctx) = Group::new(&BACKGROUND);
+            group.spawn(async { anyhow::Ok(own().await?) });
+            Ok(group.join().await?.len())
+        }
+        async fn boxed() -> Result<usize, BoxError> {
+            let (mut group, _ctx) = Group::<usize, BoxError>::new(&BACKGROUND);
+            group.spawn(async { Ok(own().await?) });
+            Ok(group.join().await?.len())
+        }
+        async fn contexts() -> Result<usize, Error> {
+            let dead = BACKGROUND.with_cancel();
+            dead.cancel_with(Cause("dead"));
+            let (mut group, ctx) = Group::new(&dead);
+            group.spawn(async move { ctx.check() });
+            Ok(group.join().await?.len())
+        }
+        /// A handler of tonic's, and one of axum's.
+        async fn rpc() -> Result<usize, tonic::Status> {
+            let (mut group, ctx) = Group::new(&BACKGROUND);
+            group.spawn(async move { Ok::<_, tonic::Status>(ctx.check()?) });
+            group.spawn(async { Err(tonic::Status::not_found("no such page")) });
+            Ok(group.join().await?.len())
+        }
+        async fn page() -> Result<String, Error> {
+            let (mut group, ctx) = Group::new(&BACKGROUND);
+            group.spawn(async move { ctx.run(async { "part" }).await });
+            Ok(group.join().await?.concat())
+        }
+        let _router: axum::Router = axum::Router::new().route("/", axum::routing::get(page));
+        on_both(|| async {
+            assert_eq!(rpc().await.unwrap_err().code(), tonic::Code::NotFound);
+            assert_eq!(own().await.unwrap_err().word(), "doomed");
+            assert_eq!(anyhows().await.unwrap_err().downcast::<Failure>().unwrap().word(), "doomed");
+            assert_eq!(boxed().await.unwrap_err().downcast::<Failure>().unwrap().word(), "doomed");
+            assert_eq!(word(&contexts().await.unwrap_err()), Some("dead"));
+        });
+    }
+
+    #[test]
+    fn ends_the_others_also_if_it_is_not_waited_for() {
         on_both(|| async {
             let (mut group, ctx) = Words::new(&BACKGROUND);
-            group.spawn(async { Err(Cause("doomed")) });
-            assert_eq!(word(&ctx.done().await), Some("doomed"));
+            group.spawn(async { Err(Own("doomed")) });
+            assert_eq!(said(&ctx.done().await), Some("doomed"));
         });
     }
 
@@ -190,13 +289,13 @@ mod the_first_error {
                 Err("second")?
             });
             let start = Instant::now();
-            let failed = group.wait().await.unwrap_err();
+            let failed = group.join().await.unwrap_err();
             assert_eq!(start.elapsed(), ms(30), "the sleeper was told");
-            assert_eq!(failed.error().unwrap().to_string(), "first");
+            assert_eq!(failed.to_string(), "first");
         });
     }
 
-    /// The context had ended: its cause stays what it was, and `wait` tells what the task made of it.
+    /// The context had ended: its cause stays what it was, and `join` returns what the task made of it.
     #[test]
     fn does_not_rewrite_an_end_from_outside() {
         on_both(|| async {
@@ -204,19 +303,17 @@ mod the_first_error {
             let (mut group, ctx) = Words::new(&parent);
             group.spawn(async {
                 Context::current().done().await;
-                Err(Cause("could not clean up"))
+                Err(Own("could not clean up"))
             });
             parent.cancel_with(Cause("shutdown"));
-            let failed = group.wait().await.unwrap_err();
-            assert_eq!(*failed.error().unwrap(), Cause("could not clean up"));
-            assert_eq!(word(failed.context_error().unwrap()), Some("shutdown"));
+            assert_eq!(group.join().await.unwrap_err().word(), "could not clean up");
             assert_eq!(word(&ended(&ctx)), Some("shutdown"));
         });
     }
 
-    /// Whichever it is, everybody names the same.
+    /// Whichever it is, all name the same.
     #[test]
-    fn of_many_at_once_is_one_for_everybody() {
+    fn of_many_at_once_is_one_for_all() {
         let runtime = multi_thread(4);
         for _ in 0..300 {
             let round = async {
@@ -229,9 +326,9 @@ mod the_first_error {
                         Err(Box::new(Numbered(nth)) as BoxError)
                     });
                 }
-                let failed = group.wait().await.unwrap_err();
-                let first = failed.error().unwrap().downcast_ref::<Numbered>().unwrap();
-                assert_eq!(ended(&ctx).cause_as::<Numbered>().unwrap().0, first.0);
+                let failed = group.join().await.unwrap_err();
+                let first = failed.downcast_ref::<Numbered>().unwrap();
+                assert_eq!(said(&ended(&ctx)), Some(&*first.to_string()));
             };
             runtime.block_on(round);
         }
@@ -245,22 +342,21 @@ mod the_first_error {
             for _ in 0..300 {
                 runtime.block_on(async {
                     let parent = BACKGROUND.with_cancel();
-                    let (mut group, _ctx) = Words::new(&parent);
+                    let (mut group, ctx) = Words::new(&parent);
                     let barrier = Arc::new(Barrier::new(2));
                     let meet = barrier.clone();
                     group.spawn(async move {
                         meet.wait().await;
-                        Err(Cause("doomed"))
+                        Err(Own("doomed"))
                     });
                     group.spawn(cleans_up(Duration::ZERO));
                     let cancel = tokio::spawn(async move {
                         barrier.wait().await;
                         parent.cancel_with(Cause("above"));
                     });
-                    let failed = group.wait().await.unwrap_err();
-                    assert_eq!(*failed.error().unwrap(), Cause("doomed"));
-                    let why = word(failed.context_error().unwrap());
-                    assert!(matches!(why, Some("doomed" | "above")), "{why:?}");
+                    assert_eq!(group.join().await.unwrap_err().word(), "doomed");
+                    let why = ended(&ctx);
+                    assert!(said(&why) == Some("doomed") || word(&why) == Some("above"), "{why}");
                     cancel.await.unwrap();
                 });
             }
@@ -292,14 +388,13 @@ mod errors_of_every_type {
             async fn broken(kind: io::ErrorKind) -> io::Result<Vec<()>> {
                 let (mut group, ctx) = Group::new(&BACKGROUND);
                 group.spawn(fails(io::Error::from(kind)));
-                let waited = group.wait().await;
-                assert_eq!(ended(&ctx).cause_as::<io::Error>().unwrap().kind(), kind);
-                Ok(waited?)
+                let joined = group.join().await;
+                assert_eq!(said(&ended(&ctx)), Some(&*io::Error::from(kind).to_string()));
+                joined
             }
             let error = broken(io::ErrorKind::AddrInUse).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-            let inner = error.get_ref().unwrap().downcast_ref::<GroupError<io::Error>>().unwrap();
-            assert_eq!(inner.error().unwrap().kind(), io::ErrorKind::AddrInUse);
+            assert!(error.get_ref().is_none(), "it is the task's own");
         });
     }
 
@@ -308,26 +403,22 @@ mod errors_of_every_type {
         on_both(|| async {
             let (mut group, ctx) = Group::<(), BoxError>::new(&BACKGROUND);
             group.spawn(fails(Box::new(Cause("boxed")) as BoxError));
-            let failed: BoxError = group.wait().await.unwrap_err().into();
-            assert_eq!(word(&ended(&ctx)), Some("boxed"));
-            assert_eq!(*failed.source().unwrap().downcast_ref::<Cause>().unwrap(), Cause("boxed"));
+            let failed: BoxError = group.join().await.unwrap_err();
+            assert_eq!(said(&ended(&ctx)), Some("boxed"));
+            assert_eq!(*failed.downcast::<Cause>().unwrap(), Cause("boxed"));
         });
     }
 
+    /// The others are told the whole chain.
     #[test]
     fn anyhow() {
         on_both(|| async {
-            async fn wrapped() -> anyhow::Result<()> {
-                let (mut group, ctx) = Group::<(), anyhow::Error>::new(&BACKGROUND);
-                group.spawn(fails(anyhow::Error::new(Cause("inner")).context("while testing")));
-                let failed = group.wait().await.unwrap_err();
-                assert_eq!(word(&ended(&ctx)), Some("inner"));
-                assert_eq!(failed.error().unwrap().downcast_ref(), Some(&Cause("inner")));
-                Err(failed)?
-            }
-            let error = wrapped().await.unwrap_err();
-            assert!(error.to_string().ends_with(" failed: while testing"), "{error}");
-            assert!(error.chain().any(|cause| cause.is::<Cause>()));
+            let (mut group, ctx) = Group::<(), anyhow::Error>::new(&BACKGROUND);
+            group.spawn(fails(anyhow::Error::new(Cause("inner")).context("while testing")));
+            let failed = group.join().await.unwrap_err();
+            assert_eq!(said(&ended(&ctx)), Some("while testing: inner"));
+            assert_eq!(failed.to_string(), "while testing");
+            assert_eq!(failed.downcast_ref(), Some(&Cause("inner")));
         });
     }
 
@@ -336,55 +427,84 @@ mod errors_of_every_type {
     fn of_contexts() {
         on_paused(async {
             let parent = BACKGROUND.with_timeout(ms(20));
-            let (mut group, _ctx) = Group::<(), Error>::new(&parent);
+            let (mut group, ctx) = Group::<(), Error>::new(&parent);
             group.spawn(async { Context::current().sleep(LONG).await });
-            let failed = group.wait().await.unwrap_err();
-            assert!(failed.error().unwrap().is_deadline_exceeded());
-            assert_eq!(io::Error::from(failed).kind(), io::ErrorKind::Other);
+            common::assert_same(&group.join().await.unwrap_err(), &ended(&ctx));
         });
     }
 
-    /// An error itself, and with an error inside: which of them is meant must be said.
+    /// Neither `Sync`, nor an error, nor made of a context's: such a group is asked for its outcomes.
     #[test]
-    fn shared() {
-        type Shared = Arc<dyn StdError + Send + Sync>;
-        on_both(|| async {
-            let (mut group, ctx) = Group::<(), Shared>::new::<Boxed>(&BACKGROUND);
-            group.spawn(fails(Arc::new(Cause("shared")) as Shared));
-            assert!(group.wait().await.is_err());
-            assert_eq!(word(&ended(&ctx)), Some("shared"));
-        });
-    }
-
-    #[test]
-    fn that_only_know_they_are_errors() {
-        async fn all<E: StdError + Send + Sync + 'static>(error: E) -> GroupError<E> {
-            let (mut group, _ctx) = Group::new(&BACKGROUND);
-            group.spawn(fails(error));
-            group.wait().await.unwrap_err()
+    fn that_only_print() {
+        struct Plain(std::cell::Cell<u8>);
+        impl fmt::Display for Plain {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "plain {}", self.0.get())
+            }
         }
-        on_both(|| async { assert_eq!(all(Cause("generic")).await.error(), Some(&Cause("generic"))) });
+        on_both(|| async {
+            let (mut group, ctx) = Group::<(), Plain>::new(&BACKGROUND);
+            group.spawn(fails(Plain(std::cell::Cell::new(3))));
+            let outcome = group.outcomes().await.pop().unwrap();
+            assert_eq!(said(&ended(&ctx)), Some("plain 3"));
+            assert!(matches!(outcome.end, End::Failed(Plain(three)) if three.get() == 3));
+        });
     }
 
-    /// The failure is freed with the last who has it: the error of `wait`, and the context.
+    /// A text that panics is the task's own panic, and costs no other task its end.
+    #[test]
+    fn that_do_not_print() {
+        #[derive(Debug)]
+        struct Unspeakable;
+        impl fmt::Display for Unspeakable {
+            fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+                panic!("unspeakable")
+            }
+        }
+        on_both(|| async {
+            let (mut group, ctx) = Group::<(), Unspeakable>::new(&BACKGROUND);
+            group.spawn(fails(Unspeakable));
+            group.spawn(async {
+                Context::current().done().await;
+                Ok(())
+            });
+            let outcomes = group.outcomes().await;
+            assert_eq!(said(&ended(&ctx)), Some("unspeakable"));
+            assert!(matches!(outcomes[0].end, End::Panicked(_)));
+            assert!(matches!(outcomes[1].end, End::Done(())));
+        });
+    }
+
+    /// The first is the caller's, and none is kept elsewhere.
     #[test]
     fn are_dropped_once() {
+        #[derive(Debug)]
+        struct Counted(#[allow(dead_code, reason = "it is there for its drop")] common::CountsDrop);
+        impl fmt::Display for Counted {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("counted")
+            }
+        }
+        impl From<Error> for Counted {
+            fn from(error: Error) -> Counted {
+                panic!("no end from outside: {error}")
+            }
+        }
         on_both(|| async {
             let drops = Drops::default();
-            let (mut group, ctx) = Group::<(), common::CountsDrop>::new(&BACKGROUND);
-            group.spawn(fails(drops.counted()));
-            group.spawn(fails(drops.counted()));
-            let failed = group.wait().await.unwrap_err();
+            let (mut group, ctx) = Group::<(), Counted>::new(&BACKGROUND);
+            group.spawn(fails(Counted(drops.counted())));
+            group.spawn(fails(Counted(drops.counted())));
+            let failed = group.join().await.unwrap_err();
             assert_eq!(drops.count(), 1, "only the first is kept");
             drop(failed);
-            assert_eq!(drops.count(), 1);
+            assert_eq!(drops.count(), 2, "although the context is there");
             drop(ctx);
-            assert_eq!(drops.count(), 2);
         });
     }
 }
 
-mod wait {
+mod join {
     use super::*;
 
     #[test]
@@ -394,12 +514,12 @@ mod wait {
             let drops = Drops::default();
             let counted = drops.counted();
             let (mut group, _ctx) = Words::new(&BACKGROUND);
-            group.spawn(async { Err(Cause("doomed")) });
+            group.spawn(async { Err(Own("doomed")) });
             group.spawn(async move {
                 let _counted = counted;
                 cleans_up(ms(100)).await
             });
-            assert!(group.wait().await.is_err());
+            assert!(group.join().await.is_err());
             assert_eq!(start.elapsed(), ms(100));
             assert_eq!(drops.count(), 1);
         });
@@ -418,7 +538,7 @@ mod wait {
                     std::task::Poll::Ready(Ok("done"))
                 }));
             }
-            group.wait().await.unwrap();
+            group.join().await.unwrap();
             assert_eq!(drops.count(), 50);
         });
     }
@@ -430,10 +550,9 @@ mod wait {
         }
         fn shared<T: Send + Sync>() {}
         shared::<Words>();
-        shared::<Group<std::cell::Cell<u8>, Cause>>();
-        shared::<GroupError<Cause>>();
+        shared::<Group<std::cell::Cell<u8>, std::cell::Cell<u8>>>();
         let (group, _ctx) = Words::new(&BACKGROUND);
-        drop(check(group.wait()));
+        drop(check(group.join()));
         let (group, _ctx) = Words::new(&BACKGROUND);
         let mut group = group.limit(1);
         drop(check(group.spawn(ready(Ok("")))));
@@ -449,7 +568,7 @@ mod wait {
                 let _counted = counted;
                 pending().await
             });
-            let mut waiting = Box::pin(group.wait());
+            let mut waiting = Box::pin(group.join());
             assert!(poll(waiting.as_mut(), Waker::noop()).is_pending());
             assert!(answer(&ctx).is_none());
             drop(waiting);
@@ -458,26 +577,43 @@ mod wait {
         });
     }
 
+    /// What had to be aborted is named, beside the cause, which is found as it was.
     #[test]
-    fn says_what_happened_on_one_line() {
+    fn names_the_aborted_on_one_line() {
         on_paused(async {
-            let (group, _ctx) = Words::new(&BACKGROUND);
+            let parent = BACKGROUND.with_cancel();
+            let (group, _ctx) = Words::new(&parent);
             let mut group = group.grace(ms(10));
-            group.spawn(async { Err(Cause("disk full")) });
-            let line = line!() - 1;
+            let line = line!() + 2;
             for _ in 0..2 {
                 group.spawn(pending());
             }
             group.spawn(pending());
-            let failed = group.wait().await.unwrap_err();
+            parent.cancel_with(Cause("disk full"));
+            let failed = group.join().await.unwrap_err();
             let expected = format!(
-                "task spawned at tests/group.rs:{line} failed: disk full; aborted: 2 tasks spawned at \
-                 tests/group.rs:{}, 1 at tests/group.rs:{}",
+                "context canceled at tests/group.rs:{}: disk full; aborted: 2 tasks spawned at \
+                 tests/group.rs:{line}, 1 at tests/group.rs:{}",
                 line + 3,
-                line + 5
+                line + 2
             );
             assert_eq!(failed.to_string(), expected);
-            assert!(format!("{failed:?}").contains("disk full"));
+            assert_eq!(word(failed.end()), Some("disk full"));
+            assert_eq!(format!("{:#}", anyhow::Error::new(failed)).matches("disk full").count(), 1);
+        });
+    }
+
+    /// Without a task's error the caller gets the context's, converted.
+    #[test]
+    fn converts_the_contexts_end() {
+        on_paused(async {
+            let parent = BACKGROUND.with_timeout(ms(20));
+            let (group, _ctx) = Group::<(), io::Error>::new(&parent);
+            let mut group = group.grace(Duration::ZERO);
+            group.spawn(pending());
+            let error = group.join().await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            assert!(Error::find(&error).unwrap().is_deadline_exceeded());
         });
     }
 }
@@ -555,14 +691,31 @@ mod a_dropped_group {
         });
         drop(runtime);
         assert_eq!(drops.count(), 1);
-        // Nobody ends: its tasks are gone, and whoever waits is told.
+        // Its tasks are gone, and `join` says so.
         let failed = current_thread().block_on(async {
             group.spawn(cleans_up(Duration::ZERO));
-            group.wait().await.unwrap_err()
+            group.join().await.unwrap_err()
         });
-        assert!(failed.error().is_none());
-        assert_eq!(failed.aborted().len(), 1);
+        assert!(failed.end().is_canceled());
         assert!(failed.to_string().contains("its runtime shut down; aborted: 1 task"), "{failed}");
+    }
+
+    /// The context goes on, and then says it as well.
+    #[test]
+    fn that_keeps_going_says_so_too() {
+        let runtime = multi_thread(2);
+        let (group, ctx) = runtime.block_on(async {
+            let (group, ctx) = Words::new(&BACKGROUND);
+            let mut group = group.keep_going();
+            group.spawn(pending());
+            (group, ctx)
+        });
+        let line = line!() - 3;
+        drop(runtime);
+        let failed = current_thread().block_on(group.join()).unwrap_err();
+        assert_eq!(failed.end().origin().canceled_at().unwrap().line(), line);
+        assert!(failed.to_string().contains("its runtime shut down; aborted: 1 task"), "{failed}");
+        assert!(ended(&ctx).to_string().ends_with("its runtime shut down"));
     }
 }
 
@@ -574,7 +727,7 @@ mod a_limit {
         on_both(|| async {
             const LIMIT: usize = 10;
             let active = Arc::new(AtomicUsize::new(0));
-            let (group, _ctx) = Group::<(), Cause>::new(&BACKGROUND);
+            let (group, _ctx) = Group::<(), Failure>::new(&BACKGROUND);
             let mut group = group.limit(LIMIT);
             for _ in 0..1000 {
                 let active = active.clone();
@@ -582,11 +735,11 @@ mod a_limit {
                     let now = active.fetch_add(1, Ordering::SeqCst) + 1;
                     tokio::task::yield_now().await;
                     active.fetch_sub(1, Ordering::SeqCst);
-                    if now > LIMIT { Err(Cause("too many")) } else { Ok(()) }
+                    if now > LIMIT { Err(Own("too many")) } else { Ok(()) }
                 };
-                group.spawn(task).await.unwrap();
+                assert!(group.spawn(task).await);
             }
-            assert_eq!(group.wait().await.unwrap().len(), 1000);
+            assert_eq!(group.join().await.unwrap().len(), 1000);
         });
     }
 
@@ -594,17 +747,17 @@ mod a_limit {
     fn is_used_up_to_the_full() {
         on_paused(async {
             let start = Instant::now();
-            let (group, _ctx) = Group::<usize, Cause>::new(&BACKGROUND);
+            let (group, _ctx) = Group::<usize, Failure>::new(&BACKGROUND);
             let mut group = group.limit(4);
             for nth in 0..12 {
                 let task = async move {
                     sleep(ms(10)).await;
                     Ok(nth)
                 };
-                group.spawn(task).await.unwrap();
+                assert!(group.spawn(task).await);
                 assert_eq!(start.elapsed(), ms(10) * (nth as u32 / 4), "task {nth}");
             }
-            assert_eq!(group.wait().await.unwrap(), Vec::from_iter(0..12));
+            assert_eq!(group.join().await.unwrap(), Vec::from_iter(0..12));
             assert_eq!(start.elapsed(), ms(30));
         });
     }
@@ -616,10 +769,10 @@ mod a_limit {
             let (tell, told) = oneshot::channel();
             group.spawn(async { Ok(told.await.unwrap()) });
             let mut group = group.limit(1);
-            assert!(matches!(group.try_spawn(ready(Ok("two"))), Err(TrySpawnError::Full(_))));
+            assert!(group.try_spawn(ready(Ok("two"))).is_err());
             tell.send("one").unwrap();
-            group.spawn(ready(Ok("two"))).await.unwrap();
-            assert_eq!(group.wait().await.unwrap(), ["one", "two"]);
+            assert!(group.spawn(ready(Ok("two"))).await);
+            assert_eq!(group.join().await.unwrap(), ["one", "two"]);
         });
     }
 
@@ -629,17 +782,14 @@ mod a_limit {
             let parent = BACKGROUND.with_timeout(ms(50));
             let (group, _ctx) = Words::new(&parent);
             let mut group = group.limit(1);
-            group.spawn(cleans_up(ms(20))).await.unwrap();
+            assert!(group.spawn(cleans_up(ms(20))).await);
             let start = Instant::now();
-            let gave_up = group.spawn(async { unreachable!() }).await.unwrap_err();
-            assert!(gave_up.is_deadline_exceeded());
+            assert!(!group.spawn(async { unreachable!() }).await);
             assert!(start.elapsed() <= ms(51), "before the other has ended");
-            let gave_up = group.spawn(async { unreachable!() }).await.unwrap_err();
-            assert!(gave_up.is_deadline_exceeded());
+            assert!(!group.spawn(async { unreachable!() }).await);
             // One value of two or three would be taken for all.
-            let failed = group.wait().await.unwrap_err();
-            assert!(failed.error().is_none() && failed.aborted().is_empty());
-            assert!(failed.context_error().unwrap().is_deadline_exceeded());
+            let failed = group.join().await.unwrap_err();
+            common::assert_same(failed.end(), &ended(&parent));
         });
     }
 
@@ -649,10 +799,10 @@ mod a_limit {
         on_both(|| async {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.limit(1);
-            group.spawn(async { Err(Cause("doomed")) }).await.unwrap();
-            let gave_up = group.spawn(async { unreachable!() }).await.unwrap_err();
-            assert_eq!(word(&gave_up), Some("doomed"));
-            assert_eq!(*group.wait().await.unwrap_err().error().unwrap(), Cause("doomed"));
+            assert!(group.spawn(async { Err(Own("doomed")) }).await);
+            assert!(!group.spawn(async { unreachable!() }).await);
+            // Not the refusal, which is only its echo.
+            assert_eq!(group.join().await.unwrap_err().word(), "doomed");
         });
     }
 
@@ -664,7 +814,7 @@ mod a_limit {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.limit(1);
             let (tell, told) = oneshot::channel();
-            group.spawn(async { Ok(told.await.unwrap()) }).await.unwrap();
+            assert!(group.spawn(async { Ok(told.await.unwrap()) }).await);
             {
                 let never = async move {
                     let _counted = counted;
@@ -675,7 +825,7 @@ mod a_limit {
             }
             assert_eq!(drops.count(), 1);
             tell.send("one").unwrap();
-            assert_eq!(group.wait().await.unwrap(), ["one"]);
+            assert_eq!(group.join().await.unwrap(), ["one"]);
         });
     }
 
@@ -683,7 +833,7 @@ mod a_limit {
     #[test]
     fn makes_try_spawn_say_no() {
         on_both(|| async {
-            let (group, _ctx) = Group::<(), Cause>::new(&BACKGROUND);
+            let (group, _ctx) = Group::<(), Failure>::new(&BACKGROUND);
             let mut group = group.limit(42);
             let release = Arc::new(Semaphore::new(0));
             let task = || {
@@ -696,8 +846,8 @@ mod a_limit {
             for _ in 0..42 {
                 assert!(group.try_spawn(task()).is_ok());
             }
-            let refused = group.try_spawn(task()).unwrap_err();
-            assert!(refused.to_string().starts_with("the group is full"), "{refused}");
+            let refused = group.try_spawn(task()).err().unwrap();
+            assert!(!group.context().is_done(), "it is full");
 
             release.add_permits(1);
             assert!(group.next().await.is_some());
@@ -707,8 +857,8 @@ mod a_limit {
             while group.try_spawn(ready(Ok(()))).is_err() {
                 tokio::task::yield_now().await;
             }
-            group.wait().await.unwrap();
-            drop(refused.into_inner());
+            group.join().await.unwrap();
+            drop(refused);
         });
     }
 
@@ -718,12 +868,10 @@ mod a_limit {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.limit(1);
             group.canceller().cancel_with(Cause("over"));
-            match group.try_spawn(async { unreachable!() }) {
-                Err(TrySpawnError::Ended(_, why)) => assert_eq!(word(&why), Some("over")),
-                other => panic!("{other:?}"),
-            }
-            // The task was handed back: nobody gave it up.
-            assert_eq!(group.wait().await.unwrap(), [""; 0]);
+            assert!(group.try_spawn(async { unreachable!() }).is_err());
+            assert_eq!(word(&ended(group.context())), Some("over"));
+            // The task was handed back, not given up.
+            assert_eq!(group.join().await.unwrap(), [""; 0]);
         });
     }
 
@@ -738,8 +886,8 @@ mod a_limit {
         on_both(|| async {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.limit(usize::MAX);
-            group.spawn(ready(Ok("one"))).await.unwrap();
-            assert_eq!(group.wait().await.unwrap(), ["one"]);
+            assert!(group.spawn(ready(Ok("one"))).await);
+            assert_eq!(group.join().await.unwrap(), ["one"]);
         });
     }
 
@@ -749,7 +897,7 @@ mod a_limit {
             let (group, ctx) = Words::new(&BACKGROUND);
             let mut group = group.keep_going().limit(1);
             for _ in 0..3 {
-                group.spawn(async { Err(Cause("failed")) }).await.unwrap();
+                assert!(group.spawn(async { Err(Own("failed")) }).await);
             }
             assert!(answer(&ctx).is_none());
             assert_eq!(group.outcomes().await.len(), 3);
@@ -774,14 +922,14 @@ mod a_panic {
             let line = line!() - 1;
 
             let stopped = ctx.done().await;
-            let cause = stopped.cause_as::<TaskPanicked>().unwrap();
-            assert_eq!(cause.message(), "task 7 broke");
+            let cause = stopped.cause_as::<TaskFailed>().unwrap();
+            assert_eq!((cause.message(), cause.is_panic()), ("task 7 broke", true));
             assert_eq!(cause.spawned_at().line(), line);
-            let expected = format!("the task spawned at tests/group.rs:{line} panicked: task 7 broke");
+            let expected = format!("task spawned at tests/group.rs:{line} panicked: task 7 broke");
             assert_eq!(cause.to_string(), expected);
             assert_eq!(stopped.origin().canceled_at().unwrap().line(), line);
 
-            let joined = tokio::spawn(group.wait()).await.unwrap_err();
+            let joined = tokio::spawn(group.join()).await.unwrap_err();
             assert_eq!(drops.count(), 1, "resumed before all had ended");
             assert_eq!(*joined.into_panic().downcast::<String>().unwrap(), "task 7 broke");
         });
@@ -791,7 +939,7 @@ mod a_panic {
     fn is_resumed_as_it_is_and_before_any_error() {
         on_paused(async {
             let (mut group, _ctx) = Words::new(&BACKGROUND);
-            group.spawn(async { Err(Cause("doomed")) });
+            group.spawn(async { Err(Own("doomed")) });
             group.spawn(async {
                 sleep(ms(20)).await;
                 panic_any(42)
@@ -800,7 +948,7 @@ mod a_panic {
                 sleep(ms(10)).await;
                 panic_any(43)
             });
-            let joined = tokio::spawn(group.wait()).await.unwrap_err();
+            let joined = tokio::spawn(group.join()).await.unwrap_err();
             assert_eq!(*joined.into_panic().downcast::<i32>().unwrap(), 42, "the first spawned");
         });
     }
@@ -811,8 +959,7 @@ mod a_panic {
             let (mut group, ctx) = Words::new(&BACKGROUND);
             group.spawn(async { panic_any(Cause("odd")) });
             let stopped = ctx.done().await;
-            let told = stopped.cause_as::<TaskPanicked>().unwrap();
-            assert_eq!(told.message(), "something that is no text");
+            assert_eq!(said(&stopped), Some("something that is no text"));
         });
     }
 
@@ -833,7 +980,7 @@ mod a_panic {
             });
             sleep(ms(1)).await;
             group.canceller().cancel();
-            let joined = tokio::spawn(group.wait()).await.unwrap_err();
+            let joined = tokio::spawn(group.join()).await.unwrap_err();
             assert_eq!(*joined.into_panic().downcast::<&str>().unwrap(), "in the clean-up");
         });
     }
@@ -848,7 +995,7 @@ mod keeping_going {
             let (group, ctx) = Words::new(&BACKGROUND);
             let mut group = group.keep_going();
             let line = line!() + 1;
-            group.spawn(async { Err(Cause("failed")) });
+            group.spawn(async { Err(Own("failed")) });
             group.spawn(async { panic!("broke") });
             group.spawn(async {
                 Context::current().sleep(ms(50)).await.expect("the others' ends were told");
@@ -863,9 +1010,7 @@ mod keeping_going {
             assert_eq!(lines, [line, line + 1, line + 2]);
             let mut ends = outcomes.into_iter().map(|outcome| outcome.end);
             match ends.next().unwrap() {
-                End::Failed(failure) => {
-                    assert_eq!(failure.try_into_inner().unwrap(), Cause("failed"));
-                }
+                End::Failed(failure) => assert_eq!(failure.word(), "failed"),
                 other => panic!("{other:?}"),
             }
             match ends.next().unwrap() {
@@ -878,7 +1023,7 @@ mod keeping_going {
 
     /// Go's `TestZeroGroup`: the first error in time, when all have run their course.
     #[test]
-    fn still_gives_the_first_error_to_wait() {
+    fn still_gives_the_first_error_to_join() {
         on_paused(async {
             let start = Instant::now();
             let (group, _ctx) = Words::new(&BACKGROUND);
@@ -886,13 +1031,12 @@ mod keeping_going {
             for (delay, error) in [(20, Some("second")), (10, Some("first")), (30, None)] {
                 group.spawn(async move {
                     Context::current().sleep(ms(delay)).await.expect("nothing ends it");
-                    error.map_or(Ok("done"), |error| Err(Cause(error)))
+                    error.map_or(Ok("done"), |error| Err(Own(error)))
                 });
             }
-            let failed = group.wait().await.unwrap_err();
+            let failed = group.join().await.unwrap_err();
             assert_eq!(start.elapsed(), ms(30));
-            assert_eq!(*failed.error().unwrap(), Cause("first"));
-            assert!(failed.context_error().is_none(), "nothing ended it before the wait was over");
+            assert_eq!(failed.word(), "first");
         });
     }
 
@@ -947,16 +1091,12 @@ mod a_grace {
                 cleans_up(ms(60)).await
             });
             let line = line!() - 4;
-            let failed = group.wait().await.unwrap_err();
+            let failed = group.join().await.unwrap_err();
             assert!(start.elapsed() >= ms(150) && start.elapsed() <= ms(152), "{:?}", start.elapsed());
             assert_eq!(drops.count(), 2);
-            assert!(failed.error().is_none());
-            assert_eq!(failed.aborted().len(), 1);
-            assert_eq!(failed.aborted()[0].line(), line);
-            assert!(failed.context_error().unwrap().is_deadline_exceeded());
-            let source = failed.source().unwrap().downcast_ref::<Error>().unwrap();
-            assert!(source.is_deadline_exceeded());
-            assert_eq!(io::Error::from(failed).kind(), io::ErrorKind::TimedOut);
+            assert!(failed.end().is_deadline_exceeded());
+            let aborted = format!("aborted: 1 task spawned at tests/group.rs:{line}");
+            assert!(failed.to_string().ends_with(&aborted), "{failed}");
         });
     }
 
@@ -969,7 +1109,7 @@ mod a_grace {
             group.canceller().cancel();
             let end = Instant::now();
             sleep(ms(40)).await;
-            group.wait().await.unwrap_err();
+            group.join().await.unwrap_err();
             assert!(end.elapsed() >= ms(50) && end.elapsed() <= ms(51), "{:?}", end.elapsed());
         });
     }
@@ -984,7 +1124,7 @@ mod a_grace {
                 sleep(LONG).await;
                 Ok("done")
             });
-            assert_eq!(group.wait().await.unwrap(), ["done"]);
+            assert_eq!(group.join().await.unwrap(), ["done"]);
         });
     }
 
@@ -993,11 +1133,15 @@ mod a_grace {
         on_both(|| async {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.grace(Duration::ZERO);
-            group.spawn(pending());
-            group.spawn(async { Err(Cause("doomed")) });
-            let failed = group.wait().await.unwrap_err();
-            assert_eq!(*failed.error().unwrap(), Cause("doomed"));
-            assert_eq!(failed.aborted().len(), 1);
+            let drops = Drops::default();
+            let counted = drops.counted();
+            group.spawn(async move {
+                let _counted = counted;
+                pending().await
+            });
+            group.spawn(async { Err(Own("doomed")) });
+            assert_eq!(group.join().await.unwrap_err().word(), "doomed");
+            assert_eq!(drops.count(), 1);
         });
     }
 
@@ -1009,7 +1153,7 @@ mod a_grace {
                 let mut group = group.grace(grace);
                 group.spawn(cleans_up(LONG));
                 group.canceller().cancel();
-                assert_eq!(group.wait().await.unwrap(), ["cleaned up"]);
+                assert_eq!(group.join().await.unwrap(), ["cleaned up"]);
             }
         });
     }
@@ -1055,7 +1199,7 @@ mod next {
     #[test]
     fn gives_them_as_they_end_and_wait_the_rest() {
         on_paused(async {
-            let (mut group, _ctx) = Group::<u64, Cause>::new(&BACKGROUND);
+            let (mut group, _ctx) = Group::<u64, Failure>::new(&BACKGROUND);
             for delay in [30, 10, 20, 40] {
                 group.spawn(async move {
                     sleep(ms(delay)).await;
@@ -1064,7 +1208,7 @@ mod next {
             }
             assert_eq!(group.next().await.unwrap().value(), Some(10));
             assert_eq!(group.next().await.unwrap().value(), Some(20));
-            assert_eq!(group.wait().await.unwrap(), [30, 40]);
+            assert_eq!(group.join().await.unwrap(), [30, 40]);
         });
     }
 
@@ -1094,13 +1238,33 @@ mod next {
         });
     }
 
+    /// An error that was taken is the caller's. The group has failed all the same.
     #[test]
-    fn leaves_the_first_error_to_wait() {
+    fn takes_the_error_and_leaves_the_end_to_join() {
         on_both(|| async {
+            let (mut group, ctx) = Words::new(&BACKGROUND);
+            group.spawn(async { Err(Own("doomed")) });
+            match group.next().await.unwrap().end {
+                End::Failed(failure) => assert_eq!(failure.word(), "doomed"),
+                other => panic!("{other:?}"),
+            }
+            group.spawn(ready(Ok("some value of two")));
+            let failed = group.join().await.unwrap_err();
+            common::assert_same(failed.end(), &ended(&ctx));
+            assert_eq!(said(failed.end()), Some("doomed"));
+            // What is left of the errors comes first.
             let (mut group, _ctx) = Words::new(&BACKGROUND);
-            group.spawn(async { Err(Cause("doomed")) });
+            group.spawn(async { Err(Own("first")) });
             assert!(matches!(group.next().await.unwrap().end, End::Failed(_)));
-            assert_eq!(*group.wait().await.unwrap_err().error().unwrap(), Cause("doomed"));
+            group.spawn(async { Err(Own("second")) });
+            assert_eq!(group.join().await.unwrap_err().word(), "second");
+            // One that keeps going has not failed.
+            let (group, _ctx) = Words::new(&BACKGROUND);
+            let mut group = group.keep_going();
+            group.spawn(async { Err(Own("first")) });
+            assert!(matches!(group.next().await.unwrap().end, End::Failed(_)));
+            group.spawn(ready(Ok("value")));
+            assert_eq!(group.join().await.unwrap(), ["value"]);
         });
     }
 }
@@ -1122,17 +1286,14 @@ fn every_combination_of_errors_and_none() {
             // One after the other, so that it is clear which comes first.
             let mut group = group.limit(1);
             for error in errors.iter().copied() {
-                let task = async move { error.map_or(Ok(""), |error| Err(Cause(error))) };
-                if group.spawn(task).await.is_err() {
+                let task = async move { error.map_or(Ok(""), |error| Err(Own(error))) };
+                if !group.spawn(task).await {
                     break;
                 }
             }
-            let waited = group.wait().await;
-            assert_eq!(
-                waited.as_ref().err().and_then(|failed| failed.error()).map(|cause| cause.0),
-                want
-            );
-            assert_eq!(word(&ended(&ctx)), want);
+            let waited = group.join().await;
+            assert_eq!(waited.as_ref().err().map(Failure::word), want);
+            assert_eq!(said(&ended(&ctx)), want);
         }
     });
 }
@@ -1145,7 +1306,7 @@ fn spawning_without_a_runtime_says_so_and_leaves_the_group_whole() {
     let mut group = group;
     current_thread().block_on(async {
         group.spawn(ready(Ok("one")));
-        assert_eq!(group.wait().await.unwrap(), ["one"]);
+        assert_eq!(group.join().await.unwrap(), ["one"]);
     });
 }
 
@@ -1153,23 +1314,22 @@ fn spawning_without_a_runtime_says_so_and_leaves_the_group_whole() {
 #[test]
 fn a_group_under_groups() {
     on_paused(async {
-        let (mut outer, _ctx) = Group::<usize, BoxError>::new(&BACKGROUND);
+        let (mut outer, ctx) = Group::<usize, BoxError>::new(&BACKGROUND);
         for size in 1..4_usize {
             outer.spawn(async move {
-                let (mut inner, _ctx) = Group::<usize, Cause>::new(&Context::current());
+                let (mut inner, _ctx) = Group::<usize, Failure>::new(&Context::current());
                 for nth in 0..size {
                     inner.spawn(async move {
-                        Context::current().sleep(ms(10)).await.map_err(|_| Cause("stopped"))?;
-                        if nth == 2 { Err(Cause("the third")) } else { Ok(nth) }
+                        Context::current().sleep(ms(10)).await?;
+                        if nth == 2 { Err(Own("the third")) } else { Ok(nth) }
                     });
                 }
-                Ok(inner.wait().await?.len())
+                Ok(inner.join().await?.len())
             });
         }
-        let failed = outer.wait().await.unwrap_err();
-        let inner = failed.error().unwrap().downcast_ref::<GroupError<Cause>>().unwrap();
-        assert_eq!(inner.error(), Some(&Cause("the third")));
-        assert_eq!(word(failed.context_error().unwrap()), Some("the third"));
+        let failed = outer.join().await.unwrap_err();
+        assert_eq!(failed.downcast::<Failure>().unwrap().word(), "the third");
+        assert_eq!(said(&ended(&ctx)), Some("the third"));
     });
 }
 
@@ -1177,21 +1337,21 @@ fn a_group_under_groups() {
 #[test]
 fn it_leaves_nothing_behind() {
     async fn life(parent: &Context) {
-        let (mut values, _ctx) = Group::<_, Cause>::new(parent);
+        let (mut values, _ctx) = Group::<_, Failure>::new(parent);
         (0..3).for_each(|nth| values.spawn(ready(Ok(nth))));
-        values.wait().await.unwrap();
+        values.join().await.unwrap();
 
         let (fails, _ctx) = Group::<(), BoxError>::new(parent);
         let mut fails = fails.grace(ms(1));
         fails.spawn(async { Ok(Context::current().sleep(LONG).await?) });
         fails.spawn(pending());
         fails.spawn(async { Err("doomed")? });
-        fails.wait().await.unwrap_err();
+        fails.join().await.unwrap_err();
 
         let (group, _ctx) = Words::new(parent);
         let mut limited = group.keep_going().limit(1);
         for _ in 0..3 {
-            limited.spawn(async { Err(Cause("failed")) }).await.unwrap();
+            assert!(limited.spawn(async { Err(Own("failed")) }).await);
         }
         assert!(limited.next().await.is_some());
         limited.outcomes().await;

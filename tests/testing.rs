@@ -139,12 +139,12 @@ fn so_is_a_member_of_a_group_that_lives_on() {
         let (mut group, _ctx) = Group::<(), Error>::new(test);
         group.spawn(pending());
         group.spawn(async { Ok(()) });
-        forget(async move { group.wait().await.is_ok() });
+        forget(async move { group.join().await.is_ok() });
     });
     left_at(line!() + 2, async |test| {
         let mut group = Group::<(), Error>::new(test).0.limit(1);
-        group.spawn(pending()).await.unwrap();
-        forget(async move { group.wait().await.is_ok() });
+        assert!(group.spawn(pending()).await);
+        forget(async move { group.join().await.is_ok() });
     });
     left_at(line!() + 4, async |test| {
         let (begun, begins) = (Arc::new(Notify::new()), test.clone());
@@ -195,7 +195,7 @@ fn groups_and_shutdowns_that_end_leave_nothing() {
             let (mut group, ctx) = Group::<(), Error>::new(test);
             group.spawn(async move { Err(ctx.done().await) });
             group.canceller().cancel();
-            assert!(group.wait().await.is_err());
+            assert!(group.join().await.is_err());
             let (mut group, _ctx) = Group::<(), Error>::new(test);
             group.spawn(pending());
             drop(group);

@@ -1,4 +1,4 @@
-//! What tracing is told: one DEBUG event from each context that ended by itself, and `instrument`, which
+//! What tracing is told: one DEBUG event from each context that ended by itself, and `run_in_span`, which
 //! runs a future in a context and in a span.
 #![cfg(feature = "tracing")]
 
@@ -298,12 +298,12 @@ fn the_event_is_in_a_span_of_whoever_derived_or_ended_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn instrument_runs_in_the_context_and_in_the_span() {
+async fn run_in_span_runs_in_the_context_and_in_the_span() {
     listen();
     let ctx = BACKGROUND.with_value("carried").with_timeout(ms(80));
     let span = info_span!("step", id = 7, deadline_ms = field::Empty);
     let (value, name) = ctx
-        .instrument(span, async {
+        .run_in_span(span, async {
             tokio::task::yield_now().await;
             let value = Context::current().value::<&str>().copied();
             (value, tracing::Span::current().metadata().map(|metadata| metadata.name()))
@@ -321,32 +321,32 @@ async fn instrument_runs_in_the_context_and_in_the_span() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn instrument_is_bounded_by_the_context() {
+async fn run_in_span_is_bounded_by_the_context() {
     listen();
     let scope = BACKGROUND.with_timeout(ms(80));
     let ctx = scope.clone();
-    let error = ctx.instrument(info_span!("slow"), pending::<()>()).await.unwrap_err();
+    let error = ctx.run_in_span(info_span!("slow"), pending::<()>()).await.unwrap_err();
     assert_same(&error, &ended(&ctx));
     assert_eq!(one_event().spans.last().map(String::as_str), Some("slow"));
     drop(scope);
 
     let work = async { unreachable!("a dead context started work") };
-    let error = ctx.instrument(info_span!("dead"), work).await.unwrap_err();
+    let error = ctx.run_in_span(info_span!("dead"), work).await.unwrap_err();
     assert_same(&error, &ended(&ctx));
 }
 
 /// Without the field, without a deadline, and with a span that nobody listens to.
 #[tokio::test(start_paused = true)]
-async fn instrument_takes_any_span() {
+async fn run_in_span_takes_any_span() {
     listen();
     let timed = BACKGROUND.with_timeout(ms(80));
     let plain = BACKGROUND.with_cancel();
     for ctx in [&timed, &plain, &BACKGROUND] {
-        assert_eq!(ctx.instrument(info_span!("bare"), async { 1 }).await.unwrap(), 1);
-        assert_eq!(ctx.instrument(tracing::Span::none(), async { 2 }).await.unwrap(), 2);
+        assert_eq!(ctx.run_in_span(info_span!("bare"), async { 1 }).await.unwrap(), 1);
+        assert_eq!(ctx.run_in_span(tracing::Span::none(), async { 2 }).await.unwrap(), 2);
     }
     let span = info_span!("no deadline", deadline_ms = field::Empty);
-    assert_eq!(plain.instrument(span, async { 3 }).await.unwrap(), 3);
+    assert_eq!(plain.run_in_span(span, async { 3 }).await.unwrap(), 3);
     let recorded = RECORDED.take();
     assert!(recorded.iter().all(|(_, fields)| !fields.contains_key("deadline_ms")), "{recorded:?}");
 }

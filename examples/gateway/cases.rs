@@ -130,7 +130,7 @@ impl Driver {
         let id = RequestId("case-4".to_owned());
         let ctx = Context::background().with_cancel();
         let answer = self.get(&id, "/user/4?slow=all");
-        let client = ctx.spawn(async { Context::current().run(answer).await });
+        let client = ctx.spawn_bounded(answer);
         self.hear(&id, &Part::ALL, Progress::is_started).await?;
 
         let hung_up = Instant::now();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::stop::Survived;
+use crate::error::fmt_with_sources;
 
 /// A process did not start, or did not exit by itself: the context ended, or something failed.
 ///
@@ -238,32 +239,33 @@ impl fmt::Display for Survived {
     }
 }
 
-/// One line and the chain, as it is shown when `main` returns it; `{:#?}` shows the fields.
+/// The line of `Display`, then what lies behind it; `{:#?}` shows the fields.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if f.alternate() {
-            return f.debug_tuple("Error").field(&self.0).finish();
+        if !f.alternate() {
+            return fmt_with_sources(self, f);
         }
-        write!(f, "{self}")?;
-        let mut source = self.source();
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
+        f.debug_tuple("Error").field(&self.0).finish()
+    }
+}
+
+impl Error {
+    /// The error that `Display` prints at the end of its line.
+    pub(crate) fn held(&self) -> Option<&(dyn StdError + 'static)> {
+        match &self.0.why {
+            Why::NotStarted(ended) | Why::Stopped { ended, .. } | Why::CutOff(ended) => Some(ended),
+            Why::Survived { ended, .. } => ended.as_ref().map(|ended| ended as _),
+            Why::NoStart(error) | Why::Unread(error) => Some(error),
+            Why::Lost(error) => Some(&**error),
+            Why::HeldOpen(_) => None,
         }
-        Ok(())
     }
 }
 
 /// `Display` includes the error that this one is about, so that the chain goes on with that one's source.
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        match &self.0.why {
-            Why::NotStarted(ended) | Why::Stopped { ended, .. } | Why::CutOff(ended) => ended.source(),
-            Why::Survived { ended, .. } => ended.as_ref()?.source(),
-            Why::NoStart(error) | Why::Unread(error) => error.source(),
-            Why::Lost(error) => error.source(),
-            Why::HeldOpen(_) => None,
-        }
+        self.held()?.source()
     }
 }
 

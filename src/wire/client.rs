@@ -17,6 +17,7 @@ use super::body::{Bounded, Step};
 use super::outbound::Outbound;
 use super::reply::Reply;
 use crate::done::Wait;
+use crate::refusal::Entry;
 use crate::{BoxError, Context, Error};
 
 /// Bounds the calls of a client by their context, and tells the far side how much time is left.
@@ -110,7 +111,7 @@ where
             Ok(()) => (Some(self.inner.call(request)), None),
             Err(ended) => (None, Some(ended)),
         };
-        ClientFuture { wait: Wait::new(ctx), call, refusal, grpc }
+        ClientFuture { wait: Wait::new(ctx), call, refusal, entry: Entry::Fresh, grpc }
     }
 }
 
@@ -127,6 +128,7 @@ pin_project! {
         #[pin]
         call: Option<F>,
         refusal: Option<Error>,
+        entry: Entry,
         grpc: bool,
     }
 }
@@ -141,6 +143,9 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        if this.refusal.is_some() {
+            ready!(this.entry.poll_refused(cx));
+        }
         if let Some(refusal) = this.refusal.take() {
             return Poll::Ready(Err(ended(refusal, *this.grpc)));
         }

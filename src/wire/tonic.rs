@@ -68,7 +68,7 @@ pub trait StatusExt {
 impl StatusExt for Status {
     #[track_caller]
     fn context_error(&self) -> Option<Error> {
-        if let Some(error) = in_chain::<Error>(self) {
+        if let Some(error) = Error::find(self) {
             return Some(error.clone());
         }
         let kind = match self.code() {
