@@ -20,23 +20,22 @@ fn main() {
 
 #[divan::bench]
 fn derive_drop(bencher: Bencher) {
-    let (parent, _guard) = Context::background().with_cancel();
+    let parent = Context::background().with_cancel();
     bencher.bench_local(|| drop(black_box(&parent).with_cancel()));
 }
 
 #[divan::bench]
 fn derive_cancel(bencher: Bencher) {
-    let (parent, _guard) = Context::background().with_cancel();
+    let parent = Context::background().with_cancel();
     bencher.bench_local(|| {
-        let (ctx, guard) = black_box(&parent).with_cancel();
-        guard.cancel();
-        drop(ctx);
+        let ctx = black_box(&parent).with_cancel();
+        ctx.cancel();
     });
 }
 
 #[divan::bench]
 fn derive_timeout(bencher: Bencher) {
-    let (parent, _guard) = Context::background().with_cancel();
+    let parent = Context::background().with_cancel();
     bencher.bench_local(|| drop(black_box(&parent).with_timeout(FAR)));
 }
 
@@ -44,35 +43,35 @@ fn derive_timeout(bencher: Bencher) {
 fn is_done(bencher: Bencher, depth: usize) {
     let mut chain = vec![Context::background().with_cancel()];
     while chain.len() < depth {
-        chain.push(chain[chain.len() - 1].0.with_cancel());
+        chain.push(chain[chain.len() - 1].with_cancel());
     }
-    bencher.bench_local(|| black_box(&chain[depth - 1].0).is_done());
+    bencher.bench_local(|| black_box(&chain[depth - 1]).is_done());
 }
 
 #[divan::bench]
 fn err_ended(bencher: Bencher) {
-    let (ctx, guard) = Context::background().with_cancel();
-    guard.cancel();
+    let ctx = Context::background().with_cancel();
+    ctx.cancel();
     bencher.bench_local(|| black_box(&ctx).err());
 }
 
 #[divan::bench]
 fn turn(bencher: Bencher) {
-    let (ctx, _guard) = Context::background().with_cancel();
+    let ctx = Context::background().with_cancel();
     bencher.bench_local(|| wait_one_turn(&ctx));
 }
 
 #[divan::bench]
 fn turn_deadline(bencher: Bencher) {
-    let (ctx, _guard) = Context::background().with_timeout(FAR);
+    let ctx = Context::background().with_timeout(FAR);
     bencher.bench_local(|| wait_one_turn(&ctx));
 }
 
 #[divan::bench]
 fn derive_timeout_turn(bencher: Bencher) {
-    let (parent, _guard) = Context::background().with_cancel();
+    let parent = Context::background().with_cancel();
     bencher.bench_local(|| {
-        let (ctx, _guard) = black_box(&parent).with_timeout(FAR);
+        let ctx = black_box(&parent).with_timeout(FAR);
         wait_one_turn(&ctx);
     });
 }
@@ -90,9 +89,9 @@ fn chain_cancelled(bencher: Bencher, depth: usize) {
     bencher.bench_local(|| {
         let mut chain = vec![Context::background().with_cancel()];
         while chain.len() < depth {
-            chain.push(chain[chain.len() - 1].0.with_cancel());
+            chain.push(chain[chain.len() - 1].with_cancel());
         }
-        chain[0].1.cancel();
+        chain[0].cancel();
         while chain.pop().is_some() {}
     });
 }

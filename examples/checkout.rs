@@ -34,7 +34,7 @@ async fn main() -> ExitCode {
 
     println!("checkout with a budget of {budget:?}");
     let started = Instant::now();
-    let (ctx, _guard) = Context::background().with_timeout(budget);
+    let ctx = Context::background().with_timeout(budget);
     match checkout(&ctx).await {
         Ok(()) => {
             println!("paid and sent after {} ms", started.elapsed().as_millis());

@@ -81,8 +81,7 @@ async fn ask(
     similar: Service,
 ) -> (Duration, Result<Page, GroupError<Unavailable>>) {
     let start = Instant::now();
-    let (request, _guard) = Context::background().with_timeout(BUDGET);
-    let page = fan_out(&request, product, reviews, similar).await;
+    let page = fan_out(&Context::background().with_timeout(BUDGET), product, reviews, similar).await;
     let took = start.elapsed();
     match &page {
         Ok(page) => println!("  after {} ms: {page}", took.as_millis()),

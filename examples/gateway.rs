@@ -82,9 +82,9 @@ async fn main() -> ExitCode {
 async fn run(port: Option<u16>) -> Result<(), BoxError> {
     let stop = until_ctrl_c()?;
     // Not under `stop`: requests that the gateway still finishes then need the services.
-    let (services_stop, _guard) = Context::background().with_cancel();
+    let services_stop = Context::background().with_cancel();
     let (log, events) = unbounded_channel();
-    let services = Server::start(services_stop, 0, services::router(log)).await?;
+    let services = Server::start(services_stop.clone(), 0, services::router(log)).await?;
     let gateway = Server::start(stop.clone(), port.unwrap_or(0), router(services.addr)?).await?;
     println!("gateway at http://{}", gateway.addr);
     println!("services at http://{}", services.addr);
@@ -139,14 +139,14 @@ async fn user(
     let slow = Slow::in_query(query.as_deref()).map_err(bad_request)?;
     let request_id = RequestId::of(&headers);
 
-    // The guard belongs to this future, and axum drops this future when the client hangs up. That
+    // The scope belongs to this future, and axum drops this future when the client hangs up. That
     // ends the context, and with it everything that is done for the client, on whatever task.
-    let (ctx, _guard) = Context::background().with_value(request_id.clone()).with_timeout(BUDGET);
+    let ctx = Context::background().with_timeout(BUDGET).with_value(request_id.clone());
     let profile = ctx.spawn(profile(gateway.request(Part::Profile, id, slow)));
     let preferences = ctx.spawn(preferences(gateway.request(Part::Preferences, id, slow)));
     let activity = ctx.spawn(activity(gateway.request(Part::Activity, id, slow)));
 
-    // No answer without a profile. To return here is to drop the guard: the other two end as well.
+    // No answer without a profile. To return here is to drop the scope: the other two end as well.
     let profile = joined(profile)
         .await
         .map_err(|failure| (failure.status(), format!("{}: {failure}", Part::Profile)))?;
@@ -315,7 +315,7 @@ impl Server {
 }
 
 async fn serve(stop: Context, listener: TcpListener, app: Router) -> Result<(), BoxError> {
-    let stopped = stop.clone().done_owned();
+    let stopped = stop.done_owned();
     let server = axum::serve(listener, app).with_graceful_shutdown(async move {
         stopped.await;
     });
@@ -339,7 +339,8 @@ fn until_ctrl_c() -> io::Result<Context> {
     #[cfg(windows)]
     let mut ctrl_c = tokio::signal::windows::ctrl_c()?;
 
-    let (ctx, guard) = Context::background().with_cancel();
+    // The task alone can end it; the caller gets a context like any other.
+    let (ctx, guard) = Context::background().with_cancel().split();
     tokio::spawn(async move {
         ctrl_c.recv().await;
         guard.cancel_with("Ctrl-C");

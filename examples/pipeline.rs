@@ -37,15 +37,15 @@ type Outcome = (&'static str, Result<usize, Error>);
 
 /// Starts everyone under one context, and waits for all of them.
 async fn pipeline() -> Result<[Outcome; 4], JoinError> {
-    let (ctx, guard) = Context::background().with_cancel();
+    let ctx = Context::background().with_cancel();
     // Small channels, so that nobody runs far ahead of a stage that is about to fail.
     let (prices, to_parse) = channel(2);
     let (parsed, to_tax) = channel(2);
     let (taxed, to_print) = channel(2);
 
     let generate = ctx.spawn(generate(prices));
-    let parse = ctx.spawn(stage(guard.canceller(), to_parse, parsed, parse));
-    let tax = ctx.spawn(stage(guard.canceller(), to_tax, taxed, add_tax));
+    let parse = ctx.spawn(stage(ctx.canceller(), to_parse, parsed, parse));
+    let tax = ctx.spawn(stage(ctx.canceller(), to_tax, taxed, add_tax));
     let print = ctx.spawn(print(to_print));
 
     Ok([

@@ -50,7 +50,7 @@ mod supervisor {
     "#;
 
     pub async fn run(wait: bool) -> Result<(), BoxError> {
-        let (until_signal, _guard) = signal::shutdown(&Context::background())?;
+        let until_signal = signal::shutdown(&Context::background())?;
         let shutdown = Shutdown::new(&until_signal).grace(GRACE);
         let soft = shutdown.soft();
         let runs = Arc::new(Notify::new());

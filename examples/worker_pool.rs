@@ -67,8 +67,7 @@ async fn itself() -> ExitCode {
     }
 
     let start = Instant::now();
-    let ctx = Context::background();
-    let (ctx, _guard) = ctx.with_timeout(Duration::from_millis(100));
+    let ctx = Context::background().with_timeout(Duration::from_millis(100));
     let endless = spawn_blocking(move || digest(&ctx, io::repeat(0))).await;
     match endless {
         Ok(Err(stopped)) if stopped.kind() == io::ErrorKind::TimedOut => {
@@ -87,7 +86,7 @@ fn unexpected(what: &str) -> ExitCode {
 /// Hashes every file below the directory; gives their paths in order, if that could be done in time.
 async fn hash_all(options: &Options) -> Result<Vec<PathBuf>, GroupError<BoxError>> {
     let start = Instant::now();
-    let (ctx, _guard) = Context::background().with_timeout(options.budget);
+    let ctx = Context::background().with_timeout(options.budget);
     let (done, hashed) = mpsc::channel();
 
     let pool = files(&options.directory).for_each_task(&ctx, options.workers, move |ctx, file| {

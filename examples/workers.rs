@@ -16,7 +16,7 @@ const BUDGET: Duration = Duration::from_millis(100);
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
-    let (ctx, _guard) = Context::background().with_timeout(BUDGET);
+    let ctx = Context::background().with_timeout(BUDGET);
 
     // `spawn` carries the context into each task, where `Context::current` finds it again.
     let workers = ["ada", "grace"].map(|name| ctx.spawn(work(name, started)));

@@ -17,10 +17,10 @@ use crate::token::Token;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
-/// let (ctx, guard) = Context::background().with_cancel();
+/// let ctx = Context::background().with_cancel();
 /// let cleanup = ctx.after_func(|| async { unreachable!("stopped in time") });
 /// assert!(cleanup.stop());
-/// guard.cancel();
+/// ctx.cancel();
 /// # }
 /// ```
 pub struct AfterFunc {
@@ -38,7 +38,7 @@ impl AfterFunc {
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, _guard) = tokio_ctx::Context::background().with_cancel();
+    /// let ctx = tokio_ctx::Context::background().with_cancel();
     /// let cleanup = ctx.after_func(|| async {});
     /// assert!(cleanup.stop());
     /// assert!(!cleanup.stop());
@@ -54,16 +54,17 @@ impl AfterFunc {
 }
 
 #[track_caller]
-pub(crate) fn after_func<F, Fut>(ctx: Context, f: F) -> AfterFunc
+pub(crate) fn after_func<F, Fut>(ctx: &Context, f: F) -> AfterFunc
 where
     F: FnOnce() -> Fut + Send + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
     let latch = Token::new(None, None, Location::caller());
     let start = latch.clone();
+    // The context is not kept while `f` runs.
+    let (done, cleanup) = (ctx.done_owned(), ctx.without_cancel());
     let watcher = tokio::spawn(async move {
-        let cleanup = ctx.without_cancel();
-        ctx.done_owned().await;
+        done.await;
         if start.trip() {
             cleanup.scope(async move { f().await }).await;
         }

@@ -46,7 +46,7 @@ impl Context {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(50));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(50));
     /// assert_eq!(ctx.spawn_blocking(|| count_primes(20)).await.unwrap().unwrap(), 8);
     /// let stopped = ctx.spawn_blocking(|| count_primes(u64::MAX)).await.unwrap();
     /// assert!(stopped.unwrap_err().is_deadline_exceeded());
@@ -86,13 +86,14 @@ impl Context {
     /// use std::time::Duration;
     /// use tokio_ctx::Context;
     ///
-    /// let (ctx, guard) = Context::background().with_timeout(Duration::from_secs(60));
+    /// let scope = Context::background().with_timeout(Duration::from_secs(60));
+    /// let ctx = scope.clone();
     /// let ticker = thread::spawn(move || {
     ///     let stopped = ctx.done_blocking();
     ///     println!("the ticker stops: {stopped}");
     /// });
     ///
-    /// guard.cancel();
+    /// scope.cancel();
     /// ticker.join().unwrap();
     /// ```
     #[track_caller]
@@ -121,7 +122,8 @@ impl Context {
     /// use std::time::Duration;
     /// use tokio_ctx::Context;
     ///
-    /// let (ctx, guard) = Context::background().with_cancel();
+    /// let scope = Context::background().with_cancel();
+    /// let ctx = scope.clone();
     /// let poller = thread::spawn(move || {
     ///     let mut polls = 0;
     ///     while ctx.sleep_blocking(Duration::from_millis(10)).is_ok() {
@@ -130,7 +132,7 @@ impl Context {
     ///     polls
     /// });
     ///
-    /// guard.cancel();
+    /// scope.cancel();
     /// println!("polled {} times", poller.join().unwrap());
     /// ```
     #[track_caller]

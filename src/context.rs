@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use crate::after_func::{AfterFunc, after_func};
 use crate::done::{Done, DoneOwned};
 use crate::error::{BoxError, Error, Place};
-use crate::guard::CancelGuard;
 use crate::run::{Run, TryRun};
+use crate::scope::CancelScope;
 use crate::sync::now;
 #[cfg(feature = "test-util")]
 use crate::testing::Entry;
@@ -22,7 +22,8 @@ use crate::value::Values;
 
 /// Cancellation, a deadline and request-scoped values, for one piece of work and all it calls.
 ///
-/// A context is derived from another and ends with it, or before. Pass it down by reference, as Go
+/// A context is derived from another and ends with it, or before: the `with_…` methods return a
+/// [`CancelScope`], which is the new context and the right to cancel it. Pass it down by reference, as Go
 /// does, or let it flow along with the task ([`scope`](Self::scope), [`current`](Self::current)). A
 /// clone is the same context; it costs a reference count or two. The counterpart of Go's
 /// `context.Context`.
@@ -33,8 +34,8 @@ use crate::value::Values;
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() {
-/// let (request, _guard) = Context::background().with_timeout(Duration::from_millis(500));
-/// let (step, _guard) = request.with_timeout(Duration::from_millis(50));
+/// let request = Context::background().with_timeout(Duration::from_millis(500));
+/// let step = request.with_timeout(Duration::from_millis(50));
 ///
 /// tokio::select! {
 ///     stopped = step.done() => println!("{stopped}"),
@@ -75,15 +76,16 @@ impl Context {
         Context { token: None, values: Values::NONE, todo: true }
     }
 
-    /// A child that ends when its guard says so, or with this context. Go's `context.WithCancel`.
+    /// A child that ends when it is canceled or its scope dropped, or with this context. Go's
+    /// `context.WithCancel`.
     ///
     /// ```
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
-    /// guard.cancel();
+    /// let ctx = tokio_ctx::Context::background().with_cancel();
+    /// ctx.cancel();
     /// assert!(ctx.is_done());
     /// ```
     #[track_caller]
-    pub fn with_cancel(&self) -> (Context, CancelGuard) {
+    pub fn with_cancel(&self) -> CancelScope {
         self.derive(Token::new(self.token(), None, Location::caller()))
     }
 
@@ -99,31 +101,33 @@ impl Context {
     /// use tokio_ctx::Context;
     ///
     /// let at = Instant::now() + Duration::from_secs(3);
-    /// let (ctx, _guard) = Context::background().with_deadline(at);
+    /// let ctx = Context::background().with_deadline(at);
     /// assert_eq!(ctx.deadline(), Some(at));
     /// ```
     #[track_caller]
-    pub fn with_deadline(&self, at: Instant) -> (Context, CancelGuard) {
-        let now = now();
-        self.limited(Some(at), now, at.saturating_duration_since(now), None)
+    pub fn with_deadline(&self, at: Instant) -> CancelScope {
+        self.derive(Token::new(self.token(), until(at, None), Location::caller()))
     }
 
     /// A child that also ends when this much time has passed. Go's `context.WithTimeout`.
     ///
-    /// Zero: it has ended at birth. [`Duration::MAX`], and whatever else the clock cannot express: no
-    /// deadline of its own.
+    /// Zero: it has ended at birth. `None`, [`Duration::MAX`], and whatever else the clock cannot express: no
+    /// deadline of its own, so that an optional limit needs no branch.
     ///
     /// ```
     /// use std::time::Duration;
     /// use tokio_ctx::Context;
     ///
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(250));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(250));
     /// assert!(ctx.remaining().unwrap() <= Duration::from_millis(250));
+    ///
+    /// let limit: Option<Duration> = None; // Of a configuration.
+    /// let step = ctx.with_timeout(limit);
+    /// assert_eq!(step.deadline(), ctx.deadline());
     /// ```
     #[track_caller]
-    pub fn with_timeout(&self, after: Duration) -> (Context, CancelGuard) {
-        let now = now();
-        self.limited(now.checked_add(after), now, after, None)
+    pub fn with_timeout(&self, after: impl Into<Option<Duration>>) -> CancelScope {
+        self.derive(Token::new(self.token(), budget(after.into(), None), Location::caller()))
     }
 
     /// [`with_deadline`](Self::with_deadline), with the cause that the error is to have if this
@@ -133,18 +137,13 @@ impl Context {
     /// use tokio::time::Instant;
     /// use tokio_ctx::Context;
     ///
-    /// let (ctx, _guard) = Context::background().with_deadline_cause(Instant::now(), "shop closes");
+    /// let ctx = Context::background().with_deadline_cause(Instant::now(), "shop closes");
     /// assert_eq!(ctx.err().unwrap().cause().unwrap().to_string(), "shop closes");
     /// ```
     #[track_caller]
-    pub fn with_deadline_cause(
-        &self,
-        at: Instant,
-        cause: impl Into<BoxError>,
-    ) -> (Context, CancelGuard) {
-        let cause = cause.into();
-        let now = now();
-        self.limited(Some(at), now, at.saturating_duration_since(now), Some(cause))
+    pub fn with_deadline_cause(&self, at: Instant, cause: impl Into<BoxError>) -> CancelScope {
+        let limit = until(at, Some(cause.into()));
+        self.derive(Token::new(self.token(), limit, Location::caller()))
     }
 
     /// [`with_timeout`](Self::with_timeout), with the cause that the error is to have if this timeout
@@ -154,29 +153,17 @@ impl Context {
     /// use std::time::Duration;
     /// use tokio_ctx::Context;
     ///
-    /// let (ctx, _guard) = Context::background().with_timeout_cause(Duration::ZERO, "index too slow");
+    /// let ctx = Context::background().with_timeout_cause(Duration::ZERO, "index too slow");
     /// assert!(ctx.err().unwrap().to_string().ends_with(": index too slow"));
     /// ```
     #[track_caller]
     pub fn with_timeout_cause(
         &self,
-        after: Duration,
+        after: impl Into<Option<Duration>>,
         cause: impl Into<BoxError>,
-    ) -> (Context, CancelGuard) {
-        let cause = cause.into();
-        let now = now();
-        self.limited(now.checked_add(after), now, after, Some(cause))
-    }
-
-    #[track_caller]
-    fn limited(
-        &self,
-        at: Option<Instant>,
-        now: Instant,
-        budget: Duration,
-        cause: Option<BoxError>,
-    ) -> (Context, CancelGuard) {
-        self.derive(Token::new(self.token(), limit(at, now, budget, cause), Location::caller()))
+    ) -> CancelScope {
+        let limit = budget(after.into(), Some(cause.into()));
+        self.derive(Token::new(self.token(), limit, Location::caller()))
     }
 
     /// A child that is told to have been made at that line, for those whose own line says nothing.
@@ -184,12 +171,9 @@ impl Context {
     pub(crate) fn child_made_at(
         &self,
         made_at: &'static Location<'static>,
-        budget: Option<(Duration, BoxError)>,
-    ) -> (Context, CancelGuard) {
-        let limit = budget.and_then(|(budget, cause)| {
-            let now = now();
-            limit(now.checked_add(budget), now, budget, Some(cause))
-        });
+        limit: Option<(Duration, BoxError)>,
+    ) -> CancelScope {
+        let limit = limit.and_then(|(after, cause)| budget(Some(after), Some(cause)));
         self.derive(Token::new(self.token(), limit, made_at))
     }
 
@@ -222,10 +206,10 @@ impl Context {
     /// # async fn write_audit_log(_: &Context) {}
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, guard) = Context::background().with_value("alice").with_cancel();
-    /// guard.cancel();
+    /// let ctx = Context::background().with_value("alice").with_cancel();
+    /// ctx.cancel();
     ///
-    /// let (cleanup, _guard) = ctx.without_cancel().with_timeout(Duration::from_secs(5));
+    /// let cleanup = ctx.without_cancel().with_timeout(Duration::from_secs(5));
     /// assert!(!cleanup.is_done());
     /// assert_eq!(cleanup.value::<&str>(), Some(&"alice"));
     /// write_audit_log(&cleanup).await;
@@ -235,13 +219,17 @@ impl Context {
         Context { token: None, values: self.values.clone(), todo: self.todo }
     }
 
-    fn derive(&self, token: Arc<Token>) -> (Context, CancelGuard) {
-        Context::with_guard(token, self.values.clone(), self.todo)
+    fn derive(&self, token: Arc<Token>) -> CancelScope {
+        Context::scope_of(token, self.values.clone(), self.todo)
     }
 
-    pub(crate) fn with_guard(token: Arc<Token>, values: Values, todo: bool) -> (Context, CancelGuard) {
-        let guard = CancelGuard::new(token.clone());
-        (Context { token: Some(token), values, todo }, guard)
+    pub(crate) fn scope_of(token: Arc<Token>, values: Values, todo: bool) -> CancelScope {
+        CancelScope::new(Context { token: Some(token), values, todo })
+    }
+
+    /// [`with_value`](Self::with_value), in place.
+    pub(crate) fn add_value<T: Send + Sync + 'static>(&mut self, value: T) {
+        self.values = self.values.with(value);
     }
 
     pub(crate) fn token(&self) -> Option<&Arc<Token>> {
@@ -257,10 +245,23 @@ impl Context {
     }
 }
 
-fn limit(at: Option<Instant>, now: Instant, budget: Duration, cause: Option<BoxError>) -> Option<Limit> {
+/// The limit of a context that ends when this much time has passed.
+fn budget(after: Option<Duration>, cause: Option<BoxError>) -> Option<Limit> {
+    let after = after?;
+    let now = now();
+    limit(now.checked_add(after)?, now, after, cause)
+}
+
+/// The limit of a context that ends at that time.
+fn until(at: Instant, cause: Option<BoxError>) -> Option<Limit> {
+    let now = now();
+    limit(at, now, at.saturating_duration_since(now), cause)
+}
+
+fn limit(at: Instant, now: Instant, budget: Duration, cause: Option<BoxError>) -> Option<Limit> {
     // Tokio's timer rounds up: what lies at the very end of time would overflow there.
-    let at = at.filter(|at| at.checked_add(Duration::from_secs(1)).is_some());
-    at.map(|at| Limit { at, now, budget, cause })
+    at.checked_add(Duration::from_secs(1))?;
+    Some(Limit { at, now, budget, cause })
 }
 
 // Ask.
@@ -271,8 +272,8 @@ impl Context {
     /// use std::time::Duration;
     /// use tokio_ctx::Context;
     ///
-    /// let (parent, _guard) = Context::background().with_timeout(Duration::from_secs(1));
-    /// let (child, _guard) = parent.with_timeout(Duration::from_secs(60));
+    /// let parent = Context::background().with_timeout(Duration::from_secs(1));
+    /// let child = parent.with_timeout(Duration::from_secs(60));
     /// assert_eq!(child.deadline(), parent.deadline());
     /// ```
     pub fn deadline(&self) -> Option<Instant> {
@@ -288,7 +289,7 @@ impl Context {
     /// use tokio_ctx::Context;
     ///
     /// assert_eq!(Context::background().remaining(), None);
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::ZERO);
+    /// let ctx = Context::background().with_timeout(Duration::ZERO);
     /// assert_eq!(ctx.remaining(), Some(Duration::ZERO));
     /// ```
     pub fn remaining(&self) -> Option<Duration> {
@@ -301,9 +302,9 @@ impl Context {
     /// `CancellationToken::is_cancelled`.
     ///
     /// ```
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
+    /// let ctx = tokio_ctx::Context::background().with_cancel();
     /// let work = (0..).take_while(|_| !ctx.is_done());
-    /// guard.cancel();
+    /// ctx.cancel();
     /// assert_eq!(work.count(), 0);
     /// ```
     #[inline]
@@ -314,9 +315,9 @@ impl Context {
     /// Why it ended; `None` while it has not. Go's `ctx.Err()` and `context.Cause(ctx)`.
     ///
     /// ```
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
+    /// let ctx = tokio_ctx::Context::background().with_cancel();
     /// assert!(ctx.err().is_none());
-    /// guard.cancel_with("shutting down");
+    /// ctx.cancel_with("shutting down");
     /// assert_eq!(ctx.err().unwrap().cause().unwrap().to_string(), "shutting down");
     /// ```
     #[inline]
@@ -339,9 +340,9 @@ impl Context {
     ///     Ok(sum)
     /// }
     ///
-    /// let (ctx, guard) = Context::background().with_cancel();
+    /// let ctx = Context::background().with_cancel();
     /// assert_eq!(sum(&ctx, &[1, 2, 3]).unwrap(), 6);
-    /// drop(guard);
+    /// ctx.cancel();
     /// assert!(sum(&ctx, &[1, 2, 3]).unwrap_err().is_canceled());
     /// ```
     ///
@@ -365,7 +366,7 @@ impl Context {
     /// struct Tenant(&'static str);
     ///
     /// let ctx = Context::background().with_value(Tenant("blue")).with_value(Tenant("red"));
-    /// let (ctx, _guard) = ctx.with_cancel();
+    /// let ctx = ctx.with_cancel();
     /// assert_eq!(ctx.value::<Tenant>(), Some(&Tenant("red")));
     /// ```
     #[inline]
@@ -394,7 +395,7 @@ impl Context {
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(10));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(10));
     /// let (_jobs, mut queue) = mpsc::channel::<u32>(8);
     ///
     /// let stopped = loop {
@@ -410,7 +411,7 @@ impl Context {
         Done::new(self)
     }
 
-    /// [`done`](Self::done), owning the context: for a task, or a struct.
+    /// [`done`](Self::done), holding a clone of the context: for a task, or a struct.
     ///
     /// # Panics
     ///
@@ -421,14 +422,14 @@ impl Context {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, guard) = Context::background().with_cancel();
-    /// let watcher = tokio::spawn(ctx.clone().done_owned());
-    /// guard.cancel();
+    /// let ctx = Context::background().with_cancel();
+    /// let watcher = tokio::spawn(ctx.done_owned());
+    /// ctx.cancel();
     /// assert!(watcher.await.unwrap().is_canceled());
     /// # }
     /// ```
-    pub fn done_owned(self) -> DoneOwned {
-        DoneOwned::new(self)
+    pub fn done_owned(&self) -> DoneOwned {
+        DoneOwned::new(self.clone())
     }
 
     /// Runs a future until the context ends.
@@ -459,7 +460,7 @@ impl Context {
     /// # async fn runaway_query() { std::future::pending().await }
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), tokio_ctx::Error> {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(50));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(50));
     /// let rows = ctx.run(query()).await?;
     /// assert_eq!(rows, 3);
     /// assert!(ctx.run(runaway_query()).await.is_err());
@@ -487,7 +488,7 @@ impl Context {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::ZERO);
+    /// let ctx = Context::background().with_timeout(Duration::ZERO);
     /// let connected: io::Result<_> = ctx.try_run(TcpStream::connect("127.0.0.1:9")).await;
     /// assert_eq!(connected.unwrap_err().kind(), io::ErrorKind::TimedOut);
     /// # }
@@ -503,7 +504,9 @@ impl Context {
     /// One step under a budget of its own: gives `f` a child with this timeout, which is also
     /// [`current`](Self::current) in there, and runs what it returns until that child ends.
     ///
-    /// The clock starts at this call; the child ends with the step, whatever came of it.
+    /// The clock starts at this call; the child ends with the step, whatever came of it. `None` as in
+    /// [`with_timeout`](Self::with_timeout): no deadline of its own. It holds the child itself, so that it fits
+    /// into `tokio::join!` and `tokio::select!`, where `with_timeout(d).run(f)` does not compile.
     ///
     /// # Errors
     ///
@@ -520,7 +523,7 @@ impl Context {
     /// # async fn recent_activity(_: &Context) -> Vec<String> { std::future::pending().await }
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(500));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(500));
     ///
     /// let step = ctx.within(Duration::from_millis(80), async |ctx| recent_activity(&ctx).await);
     /// let activity = step.await.unwrap_or_default();
@@ -532,12 +535,11 @@ impl Context {
     #[track_caller]
     pub fn within<T>(
         &self,
-        after: Duration,
+        after: impl Into<Option<Duration>>,
         f: impl AsyncFnOnce(Context) -> T,
     ) -> impl Future<Output = Result<T, Error>> {
-        let (ctx, guard) = self.with_timeout(after);
+        let ctx = self.with_timeout(after);
         async move {
-            let _guard = guard;
             // Called only once the context has been looked at.
             ctx.run(ctx.scope(async { f(ctx.clone()).await })).await
         }
@@ -559,7 +561,7 @@ impl Context {
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(50));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(50));
     /// assert!(ctx.sleep(Duration::from_millis(30)).await.is_ok());
     /// assert!(ctx.sleep(Duration::from_millis(30)).await.is_err());
     /// # }
@@ -620,11 +622,11 @@ impl Context {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, guard) = Context::background().with_cancel();
+    /// let ctx = Context::background().with_cancel();
     /// let (interrupt, interrupted) = oneshot::channel();
     /// ctx.after_func(|| async move { interrupt.send("stop the query").unwrap() });
     ///
-    /// guard.cancel();
+    /// ctx.cancel();
     /// assert_eq!(interrupted.await.unwrap(), "stop the query");
     /// # }
     /// ```
@@ -639,7 +641,7 @@ impl Context {
             let entry = Entry::new(self, Location::caller());
             move || entry.held_by(async move { f().await })
         };
-        after_func(self.clone(), f)
+        after_func(self, f)
     }
 }
 

@@ -50,8 +50,8 @@ impl Context {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, guard) = Context::background().with_cancel();
-    /// guard.cancel();
+    /// let ctx = Context::background().with_cancel();
+    /// ctx.cancel();
     /// let seen = ctx.scope(async { Context::current().is_done() }).await;
     /// assert!(seen);
     /// # }
@@ -94,7 +94,7 @@ impl Context {
     /// # async fn load_profile(_id: u32) -> String { "ada".into() }
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), tokio_ctx::Error> {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(80));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(80));
     /// let span = info_span!("profile", id = 7, deadline_ms = field::Empty);
     /// let profile = ctx.instrument(span, load_profile(7)).await?;
     /// assert_eq!(profile, "ada");

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A cause, as [`cancel_with`](crate::CancelGuard::cancel_with) and the `_cause` constructors take it.
+/// A cause, as [`cancel_with`](crate::CancelScope::cancel_with) and the `_cause` constructors take it.
 ///
 /// Any error converts into one, and so do `&str` and `String`.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -32,7 +32,7 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() {
-/// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(100));
+/// let ctx = Context::background().with_timeout(Duration::from_millis(100));
 /// let err = ctx.sleep(Duration::from_secs(5)).await.unwrap_err();
 ///
 /// assert!(err.is_deadline_exceeded());
@@ -52,14 +52,14 @@ struct Record {
 /// ```
 /// use tokio_ctx::{Context, ErrorKind};
 ///
-/// let (ctx, guard) = Context::background().with_cancel();
-/// guard.cancel();
+/// let ctx = Context::background().with_cancel();
+/// ctx.cancel();
 /// assert_eq!(ctx.err().unwrap().kind(), ErrorKind::Canceled);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A guard, a canceller or a token ended it. Go's `context.Canceled`.
+    /// A scope, a guard, a canceller or a token ended it. Go's `context.Canceled`.
     Canceled,
     /// Its deadline passed. Go's `context.DeadlineExceeded`.
     DeadlineExceeded,
@@ -70,8 +70,8 @@ pub enum ErrorKind {
 /// ```
 /// use tokio_ctx::Context;
 ///
-/// let (ctx, guard) = Context::background().with_cancel();
-/// guard.cancel();
+/// let ctx = Context::background().with_cancel();
+/// ctx.cancel();
 /// let err = ctx.err().unwrap();
 /// let origin = err.origin();
 /// assert!(origin.made_at().line() < origin.canceled_at().unwrap().line());
@@ -119,7 +119,7 @@ impl Error {
     /// use std::time::Duration;
     /// use tokio_ctx::{Context, ErrorKind};
     ///
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::ZERO);
+    /// let ctx = Context::background().with_timeout(Duration::ZERO);
     /// assert_eq!(ctx.err().unwrap().kind(), ErrorKind::DeadlineExceeded);
     /// ```
     pub fn kind(&self) -> ErrorKind {
@@ -134,8 +134,8 @@ impl Error {
     /// Whether somebody cancelled it.
     ///
     /// ```
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
-    /// drop(guard);
+    /// let ctx = tokio_ctx::Context::background().with_cancel();
+    /// ctx.cancel();
     /// assert!(ctx.err().unwrap().is_canceled());
     /// ```
     pub fn is_canceled(&self) -> bool {
@@ -147,7 +147,7 @@ impl Error {
     /// ```
     /// use std::time::Duration;
     ///
-    /// let (ctx, _guard) = tokio_ctx::Context::background().with_timeout(Duration::ZERO);
+    /// let ctx = tokio_ctx::Context::background().with_timeout(Duration::ZERO);
     /// assert!(ctx.err().unwrap().is_deadline_exceeded());
     /// ```
     pub fn is_deadline_exceeded(&self) -> bool {
@@ -157,8 +157,8 @@ impl Error {
     /// The cause that was given with the end, if one was. Go's `context.Cause`.
     ///
     /// ```
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
-    /// guard.cancel_with("client hung up");
+    /// let ctx = tokio_ctx::Context::background().with_cancel();
+    /// ctx.cancel_with("client hung up");
     /// assert_eq!(ctx.err().unwrap().cause().unwrap().to_string(), "client hung up");
     /// ```
     pub fn cause(&self) -> Option<&(dyn StdError + Send + Sync + 'static)> {
@@ -175,8 +175,8 @@ impl Error {
     /// use std::io;
     /// use tokio_ctx::Context;
     ///
-    /// let (ctx, guard) = Context::background().with_cancel();
-    /// guard.cancel_with(io::Error::from(io::ErrorKind::BrokenPipe));
+    /// let ctx = Context::background().with_cancel();
+    /// ctx.cancel_with(io::Error::from(io::ErrorKind::BrokenPipe));
     ///
     /// let err = ctx.err().unwrap();
     /// assert_eq!(err.cause_as::<io::Error>().unwrap().kind(), io::ErrorKind::BrokenPipe);
@@ -198,7 +198,7 @@ impl Error {
     /// ```
     /// use std::time::Duration;
     ///
-    /// let (ctx, _guard) = tokio_ctx::Context::background().with_timeout(Duration::ZERO);
+    /// let ctx = tokio_ctx::Context::background().with_timeout(Duration::ZERO);
     /// let err = ctx.err().unwrap();
     /// assert_eq!(err.origin().budget(), Some(Duration::ZERO));
     /// assert!(err.origin().made_at().file().ends_with(".rs"));
@@ -212,8 +212,9 @@ impl Origin {
     /// The line that made the context: its `with_…` or `merge` call.
     ///
     /// ```
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
-    /// drop(guard);
+    /// let scope = tokio_ctx::Context::background().with_cancel();
+    /// let ctx = scope.clone();
+    /// drop(scope);
     /// println!("made at {}", ctx.err().unwrap().origin().made_at());
     /// ```
     pub fn made_at(&self) -> &'static Location<'static> {
@@ -222,12 +223,12 @@ impl Origin {
 
     /// The line that cancelled it: its `cancel` or `cancel_with` call.
     ///
-    /// `None` for a deadline, for a guard that was dropped, and for a
+    /// `None` for a deadline, for a scope (or guard) that was dropped, and for a
     /// [`CancellationToken`](tokio_util::sync::CancellationToken).
     ///
     /// ```
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
-    /// guard.cancel();
+    /// let ctx = tokio_ctx::Context::background().with_cancel();
+    /// ctx.cancel();
     /// let line = line!() - 1;
     /// assert_eq!(ctx.err().unwrap().origin().canceled_at().unwrap().line(), line);
     /// ```
@@ -245,8 +246,8 @@ impl Origin {
     /// ```
     /// use std::time::Duration;
     ///
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_timeout(Duration::from_secs(2));
-    /// guard.cancel();
+    /// let ctx = tokio_ctx::Context::background().with_timeout(Duration::from_secs(2));
+    /// ctx.cancel();
     /// assert_eq!(ctx.err().unwrap().origin().budget(), Some(Duration::from_secs(2)));
     /// ```
     pub fn budget(&self) -> Option<Duration> {
@@ -255,15 +256,15 @@ impl Origin {
 
     /// When it ended: the deadline itself, or the moment it was cancelled.
     ///
-    /// One case is dated later: the drop of the guard of a context that had no deadline, never had a
-    /// child, and nobody waiting. That end has stopped nobody yet, so it is dated by the first to ask
-    /// (and costs no look at the clock if nobody does).
+    /// One case is dated later: the drop of the scope of a context that had no deadline, never had a
+    /// child, and has no waiter. That end has stopped nothing yet, so it is dated by the first question
+    /// (and costs no look at the clock if there is none).
     ///
     /// ```
     /// use std::time::Duration;
     /// use tokio_ctx::Context;
     ///
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::ZERO);
+    /// let ctx = Context::background().with_timeout(Duration::ZERO);
     /// assert_eq!(Some(ctx.err().unwrap().origin().ended_at()), ctx.deadline());
     /// ```
     pub fn ended_at(&self) -> Instant {
@@ -285,7 +286,7 @@ impl fmt::Display for Error {
             }
             (How::Canceled(place), _) => write!(f, "context canceled at {}", Place(place))?,
             (How::GuardDropped, _) => {
-                write!(f, "context canceled: guard dropped, context made at {made_at}")?
+                write!(f, "context canceled: scope dropped, context made at {made_at}")?
             }
             (How::Token, _) => {
                 write!(f, "context canceled by the CancellationToken given at {made_at}")?
@@ -353,7 +354,7 @@ impl StdError for Error {
 ///     Ok(())
 /// }
 ///
-/// let (ctx, _guard) = tokio_ctx::Context::background().with_timeout(Duration::ZERO);
+/// let ctx = tokio_ctx::Context::background().with_timeout(Duration::ZERO);
 /// assert_eq!(read_all(&ctx).unwrap_err().kind(), io::ErrorKind::TimedOut);
 /// ```
 impl From<Error> for io::Error {

@@ -29,7 +29,7 @@ pub trait FutureExt: Future {
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(20));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(20));
     /// let (_tx, rx) = oneshot::channel::<u32>();
     /// assert!(rx.bounded_by(&ctx).await.unwrap_err().is_deadline_exceeded());
     /// # }
@@ -69,10 +69,10 @@ pub trait StreamExt: Stream {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, guard) = Context::background().with_cancel();
+    /// let ctx = Context::background().with_cancel();
     /// let mut numbers = futures::stream::iter(1..).bounded_by(&ctx);
     /// assert_eq!(numbers.next().await, Some(1));
-    /// guard.cancel();
+    /// ctx.cancel();
     /// assert_eq!(numbers.next().await, None);
     /// # }
     /// ```
@@ -97,7 +97,7 @@ pub trait StreamExt: Stream {
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(50));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(50));
     /// let (_prices, incoming) = mpsc::channel::<u32>(8); // nobody sends
     /// let mut incoming = ReceiverStream::new(incoming).checked_by(&ctx);
     ///
@@ -126,7 +126,7 @@ pub trait StreamExt: Stream {
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(50));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(50));
     /// let lines = stream::iter([Ok("a"), Ok("b")]).chain(stream::pending::<io::Result<_>>());
     ///
     /// let read: io::Result<Vec<_>> = lines.try_bounded_by(&ctx).try_collect().await;

@@ -52,7 +52,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::sleep_until;
 
 use crate::error::{BoxError, Place};
-use crate::{CancelGuard, Canceller, Context, Error};
+use crate::{CancelScope, Canceller, Context, DoneOwned, Error};
 
 pub mod fault;
 mod outcome;
@@ -83,7 +83,7 @@ pub use outcome::{End, GroupError, Outcome, TrySpawnError};
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() -> io::Result<()> {
-/// let (request, _guard) = Context::background().with_timeout(Duration::from_millis(80));
+/// let request = Context::background().with_timeout(Duration::from_millis(80));
 ///
 /// let (mut group, _ctx) = Group::new(&request);
 /// for kind in ["web", "image", "video"] {
@@ -113,7 +113,7 @@ pub struct Limited(usize);
 /// The tasks of a group, running and ended.
 struct Crew<T, E> {
     // Before the tasks: a group that is dropped tells them before it aborts them.
-    _guard: CancelGuard,
+    ctx: CancelScope,
     tasks: JoinSet<Result<T, Failure<E>>>,
     running: HashMap<Id, Member>,
     spawned: usize,
@@ -121,7 +121,6 @@ struct Crew<T, E> {
     // for values that are not, as a `JoinSet` is.
     ended: Mutex<VecDeque<Ended<T, E>>>,
     common: Arc<Common<E>>,
-    ctx: Context,
     grace: Option<Duration>,
     grace_over: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     overdue: bool,
@@ -171,21 +170,21 @@ impl<T, E> Group<T, E> {
     where
         E: Fault<Kind>,
     {
-        let (ctx, guard) = ctx.with_cancel();
+        let scope = ctx.with_cancel();
         let common = Common {
-            canceller: guard.canceller(),
+            canceller: scope.canceller(),
             first: OnceLock::new(),
             as_error: E::as_error,
             keep_going: false,
         };
+        let ctx = scope.clone();
         let crew = Crew {
-            _guard: guard,
+            ctx: scope,
             tasks: JoinSet::new(),
             running: HashMap::new(),
             spawned: 0,
             ended: Mutex::default(),
             common: Arc::new(common),
-            ctx: ctx.clone(),
             grace: None,
             grace_over: None,
             overdue: false,
@@ -296,7 +295,7 @@ where
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Error> {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(100));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(100));
     /// let (group, _ctx) = Group::<(), Error>::new(&ctx);
     /// let mut group = group.limit(1);
     ///
@@ -451,7 +450,7 @@ impl<T, E, L> Group<T, E, L> {
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(100));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(100));
     /// let (group, _ctx) = Group::<(), Error>::new(&ctx);
     /// let mut group = group.grace(Duration::from_millis(50));
     /// group.spawn(std::future::pending()); // does not look at its context
@@ -665,7 +664,8 @@ impl<T: Send + 'static, E: Send + Sync + 'static> Crew<T, E> {
     /// Aborts those that run once the grace is over; whoever joins them is woken when they are gone.
     fn poll_grace(&mut self, cx: &mut TaskContext<'_>) {
         let Some(grace) = self.grace.filter(|_| !self.overdue) else { return };
-        let over = self.grace_over.get_or_insert_with(|| Box::pin(grace_over(self.ctx.clone(), grace)));
+        let over =
+            self.grace_over.get_or_insert_with(|| Box::pin(grace_over(self.ctx.done_owned(), grace)));
         if over.as_mut().poll(cx).is_ready() {
             self.grace_over = None;
             self.overdue = true;
@@ -710,8 +710,8 @@ impl<T: Send + 'static, E: Send + Sync + 'static> Crew<T, E> {
     }
 }
 
-async fn grace_over(ctx: Context, grace: Duration) {
-    let ended_at = ctx.done_owned().await.origin().ended_at();
+async fn grace_over(done: DoneOwned, grace: Duration) {
+    let ended_at = done.await.origin().ended_at();
     // Tokio's timer rounds up: what lies at the very end of time would overflow there.
     match ended_at.checked_add(grace).filter(|at| at.checked_add(Duration::from_secs(1)).is_some()) {
         Some(over) => sleep_until(over).await,

@@ -1,4 +1,4 @@
-//! What ends a context by hand: the guard, and its cancellers.
+//! The right to cancel a context, apart from the context: alone in a guard, or shared in cancellers.
 
 use std::fmt;
 use std::panic::Location;
@@ -7,56 +7,47 @@ use std::sync::Arc;
 use crate::error::{BoxError, Place};
 use crate::token::Token;
 
-/// Ends its context when dropped: Go's `defer cancel()`, which can't be forgotten.
+/// The right to cancel a context, apart from the context: what [`CancelScope::split`] takes off.
 ///
-/// Every constructor that makes a context of its own to end returns one beside it. Keep it in a
-/// variable for as long as the work goes on (`let _ = …` drops it at once; `let _guard = …` does not).
-/// Once the context has ended, by whatever, the guard has no effect.
+/// Dropped, it ends its context, as the scope would have. Keep it in a variable for as long as the work goes
+/// on (`let _ = …` drops it at once; `let _guard = …` does not). Once the context has ended, it has no effect.
+/// It is seldom needed: a [`CancelScope`] is context and guard in one.
 ///
 /// ```
 /// use tokio_ctx::Context;
 ///
-/// let (ctx, guard) = Context::background().with_cancel();
+/// let (ctx, guard) = Context::background().with_cancel().split();
 /// assert!(!ctx.is_done());
 /// drop(guard);
 /// assert!(ctx.is_done());
 /// ```
+///
+/// [`CancelScope`]: crate::CancelScope
+/// [`CancelScope::split`]: crate::CancelScope::split
 #[must_use = "dropping the guard ends the context"]
 pub struct CancelGuard(Option<Arc<Token>>);
 
 impl CancelGuard {
-    pub(crate) fn new(token: Arc<Token>) -> Self {
-        CancelGuard(Some(token))
+    pub(crate) fn new(token: Option<Arc<Token>>) -> Self {
+        CancelGuard(token)
     }
 
-    /// Ends the context, from any thread; once it has ended, does nothing.
-    ///
-    /// When this returns, every descendant has ended too. The line of this call is in the error. Go's
-    /// `cancel()`, tokio-util's `CancellationToken::cancel`.
+    /// Ends the context: see [`CancelScope::cancel`](crate::CancelScope::cancel).
     ///
     /// ```
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
-    /// let (child, _guard) = ctx.with_cancel();
+    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel().split();
     /// guard.cancel();
-    /// assert_eq!(child.err().unwrap().origin().canceled_at().unwrap().line(), line!() - 1);
+    /// assert_eq!(ctx.err().unwrap().origin().canceled_at().unwrap().line(), line!() - 1);
     /// ```
     #[track_caller]
     pub fn cancel(&self) {
         cancel(self.0.as_ref(), None);
     }
 
-    /// [`cancel`](Self::cancel), and says why: the cause is the error's
-    /// [`source`](std::error::Error::source). Go's `CancelCauseFunc`.
-    ///
-    /// A cause lives as long as the context; one that holds this very context, or its guard, is never
-    /// freed. An [`Error`](crate::Error) of another context, or of this one's children, holds none.
-    ///
-    /// # Panics
-    ///
-    /// If the waker of somebody who waits panics, once all others have been woken; so does `cancel`.
+    /// Ends the context, and says why: see [`CancelScope::cancel_with`](crate::CancelScope::cancel_with).
     ///
     /// ```
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
+    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel().split();
     /// guard.cancel_with("client hung up");
     /// assert!(ctx.err().unwrap().to_string().ends_with(": client hung up"));
     /// ```
@@ -73,10 +64,10 @@ impl CancelGuard {
         }
     }
 
-    /// A handle with the same two methods that can be cloned and has no effect when dropped.
+    /// A handle with the same two methods that can be cloned, and has no effect when dropped.
     ///
     /// ```
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
+    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel().split();
     /// let canceller = guard.canceller();
     /// std::thread::spawn(move || canceller.cancel_with("gave up")).join().unwrap();
     /// assert!(ctx.is_done());
@@ -88,8 +79,7 @@ impl CancelGuard {
     /// Lets the guard go without ending the context, which is left to its parent and its deadline.
     ///
     /// ```
-    /// let (parent, _guard) = tokio_ctx::Context::background().with_cancel();
-    /// let (ctx, guard) = parent.with_cancel();
+    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel().split();
     /// guard.detach();
     /// assert!(!ctx.is_done());
     /// ```
@@ -106,13 +96,14 @@ impl Drop for CancelGuard {
     }
 }
 
-/// Ends a context when told to, and not when dropped. Made by [`CancelGuard::canceller`].
+/// The right to cancel a context, shared: it can be cloned, and has no effect when dropped. Made by
+/// [`CancelScope::canceller`](crate::CancelScope::canceller).
 ///
-/// It keeps no guard alive: when the guard is dropped, the context ends all the same.
+/// It does not keep the context from ending: when the scope is dropped, the context ends all the same.
 ///
 /// ```
-/// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
-/// let first = guard.canceller();
+/// let ctx = tokio_ctx::Context::background().with_cancel();
+/// let first = ctx.canceller();
 /// let second = first.clone();
 /// second.cancel();
 /// first.cancel_with("too late: an end is final");
@@ -122,11 +113,15 @@ impl Drop for CancelGuard {
 pub struct Canceller(Option<Arc<Token>>);
 
 impl Canceller {
-    /// See [`CancelGuard::cancel`].
+    pub(crate) fn new(token: Option<Arc<Token>>) -> Self {
+        Canceller(token)
+    }
+
+    /// Ends the context: see [`CancelScope::cancel`](crate::CancelScope::cancel).
     ///
     /// ```
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
-    /// guard.canceller().cancel();
+    /// let ctx = tokio_ctx::Context::background().with_cancel();
+    /// ctx.canceller().cancel();
     /// assert!(ctx.is_done());
     /// ```
     #[track_caller]
@@ -141,11 +136,11 @@ impl Canceller {
         }
     }
 
-    /// See [`CancelGuard::cancel_with`].
+    /// Ends the context, and says why: see [`CancelScope::cancel_with`](crate::CancelScope::cancel_with).
     ///
     /// ```
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
-    /// guard.canceller().cancel_with("lease lost");
+    /// let ctx = tokio_ctx::Context::background().with_cancel();
+    /// ctx.canceller().cancel_with("lease lost");
     /// assert_eq!(ctx.err().unwrap().cause().unwrap().to_string(), "lease lost");
     /// ```
     #[track_caller]
@@ -162,7 +157,7 @@ impl Canceller {
 }
 
 #[track_caller]
-fn cancel(token: Option<&Arc<Token>>, cause: Option<BoxError>) {
+pub(crate) fn cancel(token: Option<&Arc<Token>>, cause: Option<BoxError>) {
     if let Some(token) = token {
         token.cancel(Some(Location::caller()), cause);
     }

@@ -6,7 +6,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::token::Token;
-use crate::{CancelGuard, Context};
+use crate::{CancelScope, Context};
 
 impl Context {
     /// A child that also ends when `token` is cancelled, as [`Canceled`](crate::ErrorKind::Canceled).
@@ -19,19 +19,19 @@ impl Context {
     /// use tokio_util::sync::CancellationToken;
     ///
     /// let shutdown = CancellationToken::new();
-    /// let (ctx, _guard) = Context::background().with_token(&shutdown);
+    /// let ctx = Context::background().with_token(&shutdown);
     /// shutdown.cancel();
     /// assert!(ctx.err().unwrap().is_canceled());
     /// ```
     #[track_caller]
-    pub fn with_token(&self, token: &CancellationToken) -> (Context, CancelGuard) {
+    pub fn with_token(&self, token: &CancellationToken) -> CancelScope {
         let token = Token::foreign(self.token(), token.clone(), Location::caller());
-        Context::with_guard(token, self.values().clone(), self.is_todo())
+        Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 
     /// A token that is cancelled when this context ends; cancelling it does not touch the context.
     ///
-    /// If the context goes without having ended, its guard detached and its handles dropped, the token
+    /// If the context goes without having ended, its scope detached and its handles dropped, the token
     /// is its parent's from then on (of a merged context: of the first). If the context has a deadline,
     /// or was made [`with_token`](Self::with_token), a task of the current runtime watches for the end,
     /// and keeps it until then.
@@ -44,9 +44,9 @@ impl Context {
     /// ```
     /// use tokio_ctx::Context;
     ///
-    /// let (ctx, guard) = Context::background().with_cancel();
+    /// let ctx = Context::background().with_cancel();
     /// let token = ctx.cancellation_token();
-    /// guard.cancel();
+    /// ctx.cancel();
     /// assert!(token.is_cancelled());
     /// ```
     #[track_caller]
@@ -59,7 +59,7 @@ impl Context {
         let runtime = token.needs_watch().then(Handle::current);
         let Some(outer) = token.bridge() else { return cancelled() };
         if let Some((runtime, watch)) = runtime.zip(token.watch()) {
-            let done = self.clone().done_owned();
+            let done = self.done_owned();
             runtime.spawn(async move {
                 let _watch = watch;
                 done.await;

@@ -13,7 +13,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() {
-//! let (ctx, _guard) = Context::background().with_timeout(Duration::from_secs(30));
+//! let ctx = Context::background().with_timeout(Duration::from_secs(30));
 //! # let (connection, mut _peer) = tokio::io::duplex(64);
 //! # tokio::io::AsyncWriteExt::write_all(&mut _peer, b"EHLO there\n").await.unwrap();
 //! let mut lines = BufReader::new(ctx.io(connection)).lines();
@@ -84,7 +84,7 @@ impl Context {
     /// # async fn main() -> std::io::Result<()> {
     /// # let listener = TcpListener::bind("127.0.0.1:0").await?;
     /// # let addr = listener.local_addr()?;
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(50));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(50));
     /// let mut silent = ctx.io(ctx.try_run(TcpStream::connect(addr)).await?);
     /// assert!(silent.read_u8().await.is_err());
     /// # Ok(())
@@ -138,7 +138,7 @@ impl Limits {
             Direction::Read => &mut self.reading,
             Direction::Write => &mut self.writing,
         };
-        let wait = wait.get_or_insert_with(|| Box::pin(self.ctx.clone().done_owned()));
+        let wait = wait.get_or_insert_with(|| Box::pin(self.ctx.done_owned()));
         wait.as_mut().poll(cx).map(|ended| Err(IoError::from(ended)))
     }
 }
@@ -161,9 +161,9 @@ impl<T> Bounded<T> {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> std::io::Result<()> {
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
+    /// let ctx = tokio_ctx::Context::background().with_cancel();
     /// let mut reader = ctx.io(&b"ab"[..]);
-    /// guard.cancel();
+    /// ctx.cancel();
     /// assert!(reader.read_u8().await.is_err());
     /// assert_eq!(reader.get_mut().read_u8().await?, b'a');
     /// # Ok(())
@@ -198,9 +198,9 @@ impl<T> Bounded<T> {
     /// The context.
     ///
     /// ```
-    /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
+    /// let ctx = tokio_ctx::Context::background().with_cancel();
     /// let reader = ctx.io(tokio::io::empty());
-    /// guard.cancel();
+    /// ctx.cancel();
     /// assert!(reader.context().is_done());
     /// ```
     pub fn context(&self) -> &Context {

@@ -14,7 +14,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() {
-//! let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(100));
+//! let ctx = Context::background().with_timeout(Duration::from_millis(100));
 //!
 //! let mut fetched = Vec::new();
 //! let stopped = loop {
@@ -35,9 +35,10 @@
 //!
 //! | to | use |
 //! |---|---|
-//! | give work a way to be stopped | [`Context::with_cancel`], and keep the [`CancelGuard`] |
+//! | give work a way to be stopped | [`Context::with_cancel`], and keep the [`CancelScope`] |
 //! | give work a budget | [`Context::with_timeout`], [`Context::with_deadline`] |
-//! | bound one step by a budget of its own | [`Context::within`] |
+//! | bound one step by a budget of its own | `ctx.with_timeout(d).run(step)`, [`Context::within`] |
+//! | let other code cancel the work | [`CancelScope::canceller`], [`CancelScope::split`] |
 //! | run a future until the context ends | [`Context::run`], [`FutureExt::bounded_by`] |
 //! | race the end against other branches | [`Context::done`] in `tokio::select!` |
 //! | stop a loop that computes | [`Context::check`], with `?` |
@@ -59,10 +60,40 @@
 //! | give each request of a server a context, and pass it on | `wire::ServerLayer`, `wire::ClientLayer` |
 //! | do that without tower | `Context::extract`, `Context::inject` |
 //!
+//! # One value
+//!
+//! Deriving returns a [`CancelScope`]: the context, with the right to cancel it. It is used like a `Context`, and
+//! ends it when dropped, as Go's `defer cancel()`, which cannot be forgotten. A scope is not `Clone`, because one
+//! owner decides when the work is over: its `clone()` returns a plain `Context`, which sees the end and cannot
+//! make it.
+//!
+//! ```
+//! # use std::time::Duration;
+//! # use tokio_ctx::{Context, Error};
+//! # async fn load(_: &Context, n: u32) -> Result<u32, Error> { Ok(n) }
+//! # async fn fetch() -> u32 { 1 }
+//! # async fn work(_: Context) {}
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Error> {
+//! # let parent = Context::background();
+//! let ctx = parent.with_timeout(Duration::from_millis(100));
+//! load(&ctx, 7).await?; // `&CancelScope` is `&Context`.
+//! tokio::spawn(work(ctx.clone())); // A `Context`.
+//!
+//! // A bounded step in one expression.
+//! let page = parent.with_timeout(Duration::from_millis(50)).run(fetch()).await?;
+//! # assert_eq!(page, 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What is derived or cloned from a scope ends with it: [`CancelScope`] shows the
+//! [traps](CancelScope#traps).
+//!
 //! # What holds
 //!
-//! A context ends once: at the first of its guard's cancel or drop, its deadline, and its parent's end;
-//! kind, cause and origin are then fixed, and the same for everyone who asks. An end goes down, never
+//! A context ends once: at the first of its scope's cancel or drop, its deadline, and its parent's end;
+//! kind, cause and origin are then fixed, and the same for every question. An end goes down, never
 //! up. Deadlines only shrink. Every wait is cancel-safe. No task runs per context or per deadline.
 //! Everything but waiting works outside a runtime.
 //!
@@ -125,6 +156,7 @@ mod merge;
 #[cfg_attr(docsrs, doc(cfg(feature = "process")))]
 pub mod process;
 mod run;
+mod scope;
 pub mod shutdown;
 #[cfg(feature = "signal")]
 #[cfg_attr(docsrs, doc(cfg(feature = "signal")))]
@@ -155,6 +187,7 @@ pub use ext::{Bounded, Checked, FutureExt, StreamExt, TryBounded};
 pub use group::Group;
 pub use guard::{CancelGuard, Canceller};
 pub use run::{Run, TryRun};
+pub use scope::CancelScope;
 #[doc(inline)]
 pub use shutdown::Shutdown;
 

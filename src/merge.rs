@@ -4,10 +4,11 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use crate::token::Token;
-use crate::{CancelGuard, Context};
+use crate::{CancelScope, Context};
 
 impl Context {
-    /// A child of both: it ends when either does, with that one's error, or when its guard says so.
+    /// A child of both: it ends when either does, with that one's error, or when it is canceled or
+    /// its scope dropped.
     ///
     /// The earlier of the two deadlines counts. Values are looked up here first, then in `other`. Go
     /// builds this from `context.AfterFunc`; no task is needed here.
@@ -15,23 +16,23 @@ impl Context {
     /// ```
     /// use tokio_ctx::Context;
     ///
-    /// let (shutdown, stop) = Context::background().with_cancel();
-    /// let (request, _guard) = Context::background().with_value("alice").with_cancel();
+    /// let shutdown = Context::background().with_cancel();
+    /// let request = Context::background().with_value("alice").with_cancel();
     ///
-    /// let (ctx, _guard) = request.merge(&shutdown);
-    /// stop.cancel_with("going down for maintenance");
+    /// let ctx = request.merge(&shutdown);
+    /// shutdown.cancel_with("going down for maintenance");
     ///
     /// assert!(!request.is_done());
     /// assert!(ctx.err().unwrap().to_string().ends_with("going down for maintenance"));
     /// assert_eq!(ctx.value::<&str>(), Some(&"alice"));
     /// ```
     #[track_caller]
-    pub fn merge(&self, other: &Context) -> (Context, CancelGuard) {
+    pub fn merge(&self, other: &Context) -> CancelScope {
         let made_at = Location::caller();
         let token = match (self.token(), other.token()) {
             (Some(a), Some(b)) if !Arc::ptr_eq(a, b) => Token::merge(a, b, made_at),
             (a, b) => Token::new(a.or(b), None, made_at),
         };
-        Context::with_guard(token, self.values().or(other.values()), self.is_todo())
+        Context::scope_of(token, self.values().or(other.values()), self.is_todo())
     }
 }

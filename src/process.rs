@@ -12,7 +12,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
-//! let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(50));
+//! let ctx = Context::background().with_timeout(Duration::from_millis(50));
 //!
 //! let stopped = Command::new("sleep").arg("60").bounded_by(&ctx).status().await.unwrap_err();
 //!
@@ -70,7 +70,7 @@ use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::{CancelGuard, Context};
+use crate::{CancelScope, Context};
 
 mod capture;
 mod error;
@@ -147,14 +147,14 @@ impl Bounded<'_> {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, guard) = Context::background().with_cancel();
+    /// let ctx = Context::background().with_cancel();
     /// let mut stubborn = Command::new("sh");
     /// stubborn.args(["-c", "trap '' TERM; echo ready; while :; do sleep 0.01; done"]);
     /// stubborn.stdout(std::process::Stdio::piped());
     /// let mut child = stubborn.bounded_by(&ctx).grace(Duration::from_millis(50)).spawn().unwrap();
     /// # tokio::io::AsyncReadExt::read_u8(&mut child.stdout.take().unwrap()).await.unwrap();
     ///
-    /// guard.cancel();
+    /// ctx.cancel();
     /// assert!(child.wait().await.unwrap_err().was_killed());
     /// # }
     /// # main();
@@ -179,7 +179,7 @@ impl Bounded<'_> {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(100));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(100));
     /// let mut pipeline = Command::new("sh");
     /// pipeline.args(["-c", "sleep 60 | sleep 60"]);
     /// // Neither `sleep` is left.
@@ -206,11 +206,11 @@ impl Bounded<'_> {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, guard) = Context::background().with_cancel();
+    /// let ctx = Context::background().with_cancel();
     /// let mut sleep = Command::new("sleep");
     /// let mut child =
     ///     sleep.arg("60").bounded_by(&ctx).stop_signal(SignalKind::interrupt()).spawn().unwrap();
-    /// guard.cancel();
+    /// ctx.cancel();
     /// let stopped = child.wait().await.unwrap_err();
     /// assert!(stopped.to_string().starts_with("sleep: signal: 2 (SIGINT): context canceled at "));
     /// # }
@@ -285,7 +285,7 @@ impl Bounded<'_> {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_secs(2));
+    /// let ctx = Context::background().with_timeout(Duration::from_secs(2));
     /// let mut slow = Command::new("sh");
     /// slow.args(["-c", "echo begun; exec sleep 60"]);
     ///
@@ -345,13 +345,13 @@ impl Bounded<'_> {
         stop.prepare(command.kill_on_drop(true));
         let mut child = command.spawn().map_err(|error| failed(Why::NoStart(error)))?;
 
-        let (ctx, guard) = ctx.with_cancel();
+        let scope = ctx.with_cancel();
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (id, grace) = (child.id(), stop.grace);
         let supervisor = Supervisor::new(child, stop);
         let reaped = supervisor.reaped();
-        let exit = State::Running(tokio::spawn(supervisor.run(ctx)));
-        Ok(Child { stdin, stdout, stderr, id, reaped, program, grace, exit, _guard: guard })
+        let exit = State::Running(tokio::spawn(supervisor.run(scope.clone())));
+        Ok(Child { stdin, stdout, stderr, id, reaped, program, grace, exit, _scope: scope })
     }
 }
 
@@ -367,11 +367,11 @@ impl Bounded<'_> {
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), tokio_ctx::process::Error> {
-/// let (ctx, guard) = Context::background().with_cancel();
+/// let ctx = Context::background().with_cancel();
 /// let mut child = Command::new("sleep").arg("60").bounded_by(&ctx).spawn()?;
 /// println!("started {}", child.id().unwrap());
 ///
-/// guard.cancel_with("not needed any more");
+/// ctx.cancel_with("not needed any more");
 /// let stopped = child.wait().await.unwrap_err();
 /// assert!(stopped.to_string().ends_with(": not needed any more"));
 /// # Ok(())
@@ -392,7 +392,7 @@ pub struct Child {
     grace: Duration,
     exit: State,
     // Dropped, it ends the context that the task looks to.
-    _guard: CancelGuard,
+    _scope: CancelScope,
 }
 
 enum State {

@@ -51,7 +51,7 @@
 //! # async fn accept(_: TcpListener, _: Shutdown) {}
 //! #[tokio::main]
 //! async fn main() -> Result<(), BoxError> {
-//!     let (until_signal, _guard) = signal::shutdown(&Context::background())?;
+//!     let until_signal = signal::shutdown(&Context::background())?;
 //!     let shutdown = Shutdown::new(&until_signal);
 //!
 //!     let listener = TcpListener::bind("127.0.0.1:8080").await?;
@@ -128,7 +128,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 
 use crate::error::{BoxError, Place};
-use crate::{CancelGuard, Context, Error};
+use crate::{CancelScope, Context, Error};
 
 const GRACE: Duration = Duration::from_secs(8);
 const CLEANUP: Duration = Duration::from_secs(1);
@@ -169,12 +169,10 @@ pub struct Shutdown {
 }
 
 struct Common {
-    soft: Context,
-    hard: Context,
-    begin: CancelGuard,
-    force: CancelGuard,
+    soft: CancelScope,
+    hard: CancelScope,
     made_at: &'static Location<'static>,
-    // Apart from the guards: who is at work keeps the list, and nobody from ending.
+    // Apart from the scopes: who is at work keeps the list, and nobody from ending.
     work: Arc<Work>,
 }
 
@@ -190,19 +188,19 @@ impl Shutdown {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (until_signal, guard) = Context::background().with_cancel();
+    /// let until_signal = Context::background().with_cancel();
     /// let shutdown = Shutdown::new(&until_signal);
-    /// guard.cancel_with("SIGTERM");
+    /// until_signal.cancel_with("SIGTERM");
     /// assert!(shutdown.soft().is_done());
     /// assert!(!shutdown.hard().is_done());
     /// # }
     /// ```
     #[track_caller]
     pub fn new(ctx: &Context) -> Shutdown {
-        let (hard, force) = ctx.without_cancel().with_cancel();
-        let (soft, begin) = ctx.merge(&hard);
+        let hard = ctx.without_cancel().with_cancel();
+        let soft = ctx.merge(&hard);
         let (made_at, work) = (Location::caller(), Arc::default());
-        Shutdown { common: Arc::new(Common { soft, hard, begin, force, made_at, work }), name: None }
+        Shutdown { common: Arc::new(Common { soft, hard, made_at, work }), name: None }
     }
 
     /// How long work may go on after the begin before it is cancelled.
@@ -267,7 +265,7 @@ impl Shutdown {
     /// # async fn main() {
     /// let shutdown = Shutdown::new(&Context::background());
     /// // As axum's `with_graceful_shutdown` wants to be told.
-    /// let signal = shutdown.soft().clone().done_owned();
+    /// let signal = shutdown.soft().done_owned();
     /// shutdown.begin("over");
     /// signal.await;
     /// # }
@@ -285,7 +283,7 @@ impl Shutdown {
     /// use tokio_ctx::{Context, Shutdown};
     ///
     /// let shutdown = Shutdown::new(&Context::background());
-    /// let (request, _guard) = shutdown.hard().with_cancel();
+    /// let request = shutdown.hard().with_cancel();
     /// shutdown.force("power is failing");
     /// assert_eq!(request.err().unwrap().cause().unwrap().to_string(), "power is failing");
     /// ```
@@ -308,7 +306,7 @@ impl Shutdown {
     /// ```
     #[track_caller]
     pub fn begin(&self, cause: impl Into<BoxError>) {
-        self.common.begin.cancel_with(cause);
+        self.common.soft.cancel_with(cause);
     }
 
     /// Ends the hard context, and the soft one with it, without any more grace. From any thread.
@@ -463,7 +461,7 @@ impl Shutdown {
             self.common.end_hard(cause, self.common.made_at);
             self.clean_up().await;
         }
-        self.common.force.canceller().cancel_at(self.common.made_at, "the shutdown is over".into());
+        self.common.hard.cancel_at(self.common.made_at, "the shutdown is over".into());
         let overdue = work.overdue();
         Report { why, took: Instant::now().saturating_duration_since(began), overdue }
     }
@@ -485,7 +483,7 @@ impl Common {
     fn end_hard(&self, cause: BoxError, place: &'static Location<'static>) {
         if !self.hard.is_done() {
             self.work.mark();
-            self.force.canceller().cancel_at(place, cause);
+            self.hard.cancel_at(place, cause);
         }
     }
 }
@@ -575,7 +573,7 @@ impl Work {
 
     /// Waits until nobody is at work, but no longer than until `ctx` ends or that time; says if nobody is.
     async fn ends_by(&self, ctx: &Context, at: Option<Instant>) -> bool {
-        let (ctx, _guard) = match at {
+        let ctx = match at {
             Some(at) => ctx.with_deadline(at),
             None => ctx.with_cancel(),
         };

@@ -13,7 +13,7 @@
 //! # async fn serve(_: &Context) {}
 //! #[tokio::main]
 //! async fn main() -> std::io::Result<()> {
-//!     let (ctx, _guard) = signal::shutdown(&Context::background())?;
+//!     let ctx = signal::shutdown(&Context::background())?;
 //!     serve(&ctx).await;
 //!     if let Some(signal) = ctx.err().and_then(|err| err.cause_as::<Signal>().copied()) {
 //!         eprintln!("{signal}, bye"); // SIGTERM received, bye
@@ -53,7 +53,7 @@ use std::future::poll_fn;
 use std::io;
 use std::panic::Location;
 
-use crate::{CancelGuard, Context};
+use crate::{CancelScope, Context};
 
 #[cfg(unix)]
 mod unix;
@@ -72,7 +72,7 @@ use windows as system;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> std::io::Result<()> {
-/// let (ctx, _guard) = signal::shutdown(&Context::background())?;
+/// let ctx = signal::shutdown(&Context::background())?;
 /// let stopped = ctx.done().await;
 /// if let Some(signal) = stopped.cause_as::<Signal>() {
 ///     eprintln!("{signal}"); // SIGTERM received
@@ -147,13 +147,13 @@ impl StdError for Signal {}
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> std::io::Result<()> {
-/// let (ctx, _guard) = signal::shutdown(&Context::background())?;
+/// let ctx = signal::shutdown(&Context::background())?;
 /// println!("{}", ctx.done().await); // context canceled at src/main.rs:5: SIGINT received
 /// # Ok(())
 /// # }
 /// ```
 #[track_caller]
-pub fn shutdown(ctx: &Context) -> io::Result<(Context, CancelGuard)> {
+pub fn shutdown(ctx: &Context) -> io::Result<CancelScope> {
     Signals::shutdown().notify(ctx)
 }
 
@@ -178,17 +178,14 @@ pub fn shutdown(ctx: &Context) -> io::Result<(Context, CancelGuard)> {
 /// # #[cfg(unix)]
 /// # {
 /// // SIGUSR1 sheds the optional work, and leaves the rest alone.
-/// let (optional, _guard) = signal::notify(&Context::background(), [Signal::USR1])?;
+/// let optional = signal::notify(&Context::background(), [Signal::USR1])?;
 /// optional.spawn(async { /* keeps the caches warm */ });
 /// # }
 /// # Ok(())
 /// # }
 /// ```
 #[track_caller]
-pub fn notify(
-    ctx: &Context,
-    signals: impl IntoIterator<Item = Signal>,
-) -> io::Result<(Context, CancelGuard)> {
+pub fn notify(ctx: &Context, signals: impl IntoIterator<Item = Signal>) -> io::Result<CancelScope> {
     Signals::new(signals).notify(ctx)
 }
 
@@ -202,7 +199,7 @@ pub fn notify(
 /// # async fn main() -> std::io::Result<()> {
 /// // Whoever asked it to stop waits for as long as it takes.
 /// let signals = Signals::shutdown().second_signal_ends_process(false);
-/// let (ctx, _guard) = signals.notify(&Context::background())?;
+/// let ctx = signals.notify(&Context::background())?;
 /// # ctx.done().await;
 /// # Ok(())
 /// # }
@@ -280,21 +277,21 @@ impl Signals {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> std::io::Result<()> {
-    /// let (ctx, _guard) = Signals::shutdown().notify(&Context::background())?;
+    /// let ctx = Signals::shutdown().notify(&Context::background())?;
     /// ctx.done().await;
     /// # Ok(())
     /// # }
     /// ```
     #[track_caller]
-    pub fn notify(&self, ctx: &Context) -> io::Result<(Context, CancelGuard)> {
+    pub fn notify(&self, ctx: &Context) -> io::Result<CancelScope> {
         let called_at = Location::caller();
         if self.set.is_empty() {
             let none = "no signals to listen for: name at least one";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, none));
         }
         let mut listener = system::Listener::open(&self.set, self.second_ends_process)?;
-        let (ctx, guard) = ctx.with_cancel();
-        let (canceller, watched) = (guard.canceller(), ctx.clone());
+        let scope = ctx.with_cancel();
+        let (canceller, watched) = (scope.canceller(), scope.clone());
         tokio::spawn(async move {
             if let Ok(signal) = watched.run(poll_fn(|cx| listener.poll(cx))).await {
                 canceller.cancel_for(called_at, Box::new(signal));
@@ -303,6 +300,6 @@ impl Signals {
                 listener.fired().await;
             }
         });
-        Ok((ctx, guard))
+        Ok(scope)
     }
 }

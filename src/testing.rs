@@ -53,7 +53,7 @@ use std::time::Duration;
 use slab::Slab;
 
 use crate::error::Place;
-use crate::{CancelGuard, Context};
+use crate::{CancelGuard, CancelScope, Context};
 
 /// How long what was started may take to end after the context has.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -103,23 +103,22 @@ pub fn scope<T>(body: impl AsyncFnOnce(&Context) -> T) -> impl Future<Output = T
 }
 
 struct Scope {
-    ctx: Context,
-    guard: CancelGuard,
+    ctx: CancelScope,
     census: Census,
 }
 
 impl Scope {
     /// One, and a context that ends when nobody holds the scope's context, or one derived from it.
     fn new() -> (Scope, Context) {
-        let (gone, held) = Context::background().with_cancel();
+        let (gone, held) = Context::background().with_cancel().split();
         let census = Census::default();
         let member = Member { census: census.clone(), _held: held };
-        let (ctx, guard) = Context::background().with_value(member).with_cancel();
-        (Scope { ctx, guard, census }, gone)
+        let ctx = Context::background().with_value(member).with_cancel();
+        (Scope { ctx, census }, gone)
     }
 
     fn end(self) -> Census {
-        self.guard.cancel_with("the test is over");
+        self.ctx.cancel_with("the test is over");
         self.census
     }
 }

@@ -55,6 +55,7 @@ use std::future::Future;
 use std::mem;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::pin::Pin;
+use std::sync::atomic::fence;
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
@@ -809,12 +810,16 @@ impl Token {
         self.close_unseen()
     }
 
-    /// What a dropped guard does.
+    /// Ends it as its scope or guard is dropped, unless no code can see that: with no handle left but this
+    /// one, hence no child and no waiter, and no bridge in its list, there is no end.
     #[inline]
     pub(crate) fn abandon(self: &Arc<Self>) {
+        // The count before the state: a handle that is gone may have left a bridge. The fence pairs with
+        // the count's decrement, so that the state read here is the one that it left.
+        let last = Arc::strong_count(self) == 1;
+        fence(std::sync::atomic::Ordering::Acquire);
         let state = self.state.load(Ordering::Acquire);
-        // With no handle left but this one, and no bridge in its list, there is nobody to tell.
-        let alone = state & OCCUPIED == 0 && Arc::strong_count(self) == 1;
+        let alone = last && state & OCCUPIED == 0;
         if state & ENDED == 0 && !alone {
             self.cancel(None, None);
         }

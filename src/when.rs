@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::pin::pin;
 
 use crate::error::{BoxError, Place};
-use crate::{CancelGuard, Canceller, Context};
+use crate::{CancelScope, Canceller, Context};
 
 impl Context {
     /// A child that also ends when `reason` resolves, with its output as the cause.
@@ -37,7 +37,7 @@ impl Context {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// let (stop, stopped) = oneshot::channel::<String>();
-    /// let (ctx, _guard) = Context::background().with_cancel_when(async {
+    /// let ctx = Context::background().with_cancel_when(async {
     ///     match stopped.await {
     ///         Ok(reason) => reason,
     ///         Err(_) => std::future::pending().await,
@@ -59,7 +59,7 @@ impl Context {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// let (maintenance, mut watched) = watch::channel(false);
-    /// let (ctx, _guard) = Context::background().with_cancel_when(async move {
+    /// let ctx = Context::background().with_cancel_when(async move {
     ///     match watched.wait_for(|on| *on).await {
     ///         Ok(_) => "maintenance has begun",
     ///         Err(_) => "whoever knows of maintenance has gone",
@@ -90,7 +90,7 @@ impl Context {
     /// # async fn renew(times: u32) -> bool { times < 3 }
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
-    /// let (leading, _guard) = Context::background().with_cancel_when(async {
+    /// let leading = Context::background().with_cancel_when(async {
     ///     let mut renewals = 0;
     ///     while renew(renewals).await {
     ///         renewals += 1;
@@ -104,15 +104,15 @@ impl Context {
     /// # }
     /// ```
     #[track_caller]
-    pub fn with_cancel_when<F>(&self, reason: F) -> (Context, CancelGuard)
+    pub fn with_cancel_when<F>(&self, reason: F) -> CancelScope
     where
         F: Future + Send + 'static,
         F::Output: Into<BoxError>,
     {
         let asked_at = Location::caller();
-        let (ctx, guard) = self.with_cancel();
-        let watch = Watch { canceller: Some(guard.canceller()), asked_at };
-        let watched = ctx.clone();
+        let scope = self.with_cancel();
+        let watch = Watch { canceller: Some(scope.canceller()), asked_at };
+        let watched = scope.clone();
         tokio::spawn(self.scope(async move {
             match watched.run(caught(reason)).await {
                 Ok(Ok(cause)) => watch.ends_with(cause),
@@ -120,7 +120,7 @@ impl Context {
                 Err(_ended_otherwise) => watch.rests(),
             }
         }));
-        (ctx, guard)
+        scope
     }
 }
 

@@ -18,7 +18,7 @@ use common::{
 };
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
-use tokio_ctx::{CancelGuard, Context};
+use tokio_ctx::{CancelScope, Context};
 use tokio_util::sync::CancellationToken;
 
 static BACKGROUND: Context = Context::background();
@@ -48,23 +48,20 @@ mod deadlines {
                 Instant::now().checked_add(Duration::from_secs(years * 365 * 24 * 3600)).unwrap_or(last)
             });
             for at in far.into_iter().chain(years) {
-                for (ctx, guard) in
-                    [BACKGROUND.with_deadline(at), BACKGROUND.with_deadline_cause(at, "far")]
-                {
+                for ctx in [BACKGROUND.with_deadline(at), BACKGROUND.with_deadline_cause(at, "far")] {
                     assert!(answer(&ctx).is_none(), "ended an age too soon");
                     assert!(ctx.deadline().is_none_or(|deadline| deadline == at));
                     assert!(ctx.remaining().is_none_or(|left| left > LONG));
-                    let (child, _child_guard) = ctx.with_timeout(Duration::MAX);
-                    let (near, _near_guard) = child.with_timeout(LONG);
+                    let child = ctx.with_timeout(Duration::MAX);
+                    let near = child.with_timeout(LONG);
                     assert!(near.remaining().is_some_and(|left| left <= LONG));
-                    let (merged, _merged_guard) = child.merge(&BACKGROUND);
+                    let merged = child.merge(&BACKGROUND);
                     // Two waits, as the second may use another timer than the first.
-                    let waits =
-                        [tokio::spawn(merged.clone().done_owned()), tokio::spawn(child.done_owned())];
+                    let waits = [tokio::spawn(merged.done_owned()), tokio::spawn(child.done_owned())];
                     assert!(poll_once(merged.run(std::future::pending::<()>())).is_pending());
                     tokio::task::yield_now().await;
                     assert!(waits.iter().all(|wait| !wait.is_finished()));
-                    guard.cancel_with(Cause("not that far"));
+                    ctx.cancel_with(Cause("not that far"));
                     for wait in waits {
                         assert_eq!(word(&wait.await.unwrap()), Some("not that far"));
                     }
@@ -77,26 +74,25 @@ mod deadlines {
 
     #[test]
     fn that_overflow_are_none() {
-        let (parent, _g) = BACKGROUND.with_timeout(LONG);
+        let parent = BACKGROUND.with_timeout(LONG);
         for after in
             [Duration::MAX, Duration::from_secs(u64::MAX), Duration::from_secs(u64::MAX / 2 + 1)]
         {
-            for (ctx, guard) in
-                [BACKGROUND.with_timeout(after), BACKGROUND.with_timeout_cause(after, "never")]
-            {
+            for ctx in [BACKGROUND.with_timeout(after), BACKGROUND.with_timeout_cause(after, "never")] {
                 assert!(answer(&ctx).is_none());
                 assert_eq!(ctx.deadline(), None);
-                guard.cancel();
+                ctx.cancel();
                 assert!(ended(&ctx).is_canceled());
             }
-            assert_eq!(parent.with_timeout(after).0.deadline(), parent.deadline());
+            assert_eq!(parent.with_timeout(after).deadline(), parent.deadline());
         }
     }
 
     #[test]
     fn that_overflow_are_none_in_waits_too() {
         on_both(|| async {
-            let (ctx, guard) = BACKGROUND.with_cancel();
+            let scope = BACKGROUND.with_cancel();
+            let ctx = scope.clone();
             let sleep = ctx.spawn({
                 let ctx = ctx.clone();
                 async move { ctx.sleep(Duration::MAX).await }
@@ -107,7 +103,7 @@ mod deadlines {
             });
             tokio::task::yield_now().await;
             assert!(!sleep.is_finished() && !within.is_finished());
-            guard.cancel();
+            scope.cancel();
             assert!(sleep.await.unwrap().is_err());
             match within.await.unwrap() {
                 Ok(error) | Err(error) => assert_same(&error, &ended(&ctx)),
@@ -120,7 +116,7 @@ mod deadlines {
         let now = Instant::now();
         let longest_ago =
             [1_000_000, 3600, 1, 0].into_iter().find_map(|s| now.checked_sub(Duration::from_secs(s)));
-        for (ctx, _guard) in [
+        for ctx in [
             BACKGROUND.with_timeout(Duration::ZERO),
             BACKGROUND.with_deadline(now),
             BACKGROUND.with_deadline(longest_ago.unwrap()),
@@ -136,8 +132,8 @@ mod deadlines {
 
     #[test]
     fn of_one_nanosecond_are_deadlines() {
-        let (ctx, _guard) = BACKGROUND.with_timeout(Duration::from_nanos(1));
-        let (child, _child_guard) = ctx.with_timeout(Duration::from_nanos(1));
+        let ctx = BACKGROUND.with_timeout(Duration::from_nanos(1));
+        let child = ctx.with_timeout(Duration::from_nanos(1));
         while !child.is_done() {
             thread::yield_now();
         }
@@ -147,15 +143,15 @@ mod deadlines {
 }
 
 /// Every derivation of an ended context, and of one below it, is ended with its error; none of their
-/// guards, wait or functions does anything but that.
+/// scopes, waits or functions does anything but that.
 #[test]
 fn a_dead_parent_has_dead_children_only() {
     on_both(|| async {
-        let (dead, guard) = BACKGROUND.with_cancel();
-        guard.cancel_with(Cause("dead"));
+        let dead = BACKGROUND.with_cancel();
+        dead.cancel_with(Cause("dead"));
         let error = ended(&dead);
         let token = CancellationToken::new();
-        let derive = |ctx: &Context| -> Vec<(Context, CancelGuard)> {
+        let derive = |ctx: &Context| -> Vec<CancelScope> {
             vec![
                 ctx.with_cancel(),
                 ctx.with_timeout(Duration::ZERO),
@@ -170,14 +166,15 @@ fn a_dead_parent_has_dead_children_only() {
                 ctx.with_value(1).with_cancel(),
             ]
         };
-        for (child, child_guard) in derive(&dead) {
-            for (grandchild, grandchild_guard) in derive(&child) {
+        for child in derive(&dead) {
+            for scope in derive(&child) {
+                let grandchild = scope.clone();
                 assert_same(&ended(&grandchild), &error);
-                grandchild_guard.cancel_with(Cause("too late"));
-                drop(grandchild_guard);
+                scope.cancel_with(Cause("too late"));
+                drop(scope);
                 assert_same(&ended(&grandchild), &error);
             }
-            child_guard.cancel();
+            child.cancel();
             assert_same(&ended(&child), &error);
             assert_same(
                 &child.within(LONG, async |_: Context| unreachable!()).await.unwrap_err(),
@@ -202,20 +199,20 @@ mod without_a_runtime {
 
     #[test]
     fn spawn_says_what_is_missing() {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         assert_clear(&panic_text(|| ctx.spawn(async {})));
         assert!(answer(&ctx).is_none());
-        guard.cancel();
+        ctx.cancel();
         assert!(ended(&ctx).is_canceled());
         assert_clear(&panic_text(|| ctx.spawn(async {})));
     }
 
     #[test]
     fn after_func_says_what_is_missing() {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         assert_clear(&panic_text(|| ctx.after_func(|| async { unreachable!() })));
         assert!(answer(&ctx).is_none());
-        guard.cancel();
+        ctx.cancel();
         assert_clear(&panic_text(|| ctx.after_func(|| async { unreachable!() })));
         assert_clear(&panic_text(|| BACKGROUND.after_func(|| async { unreachable!() })));
     }
@@ -224,7 +221,7 @@ mod without_a_runtime {
     #[test]
     fn a_wait_that_panicked_leaves_the_others() {
         let runtime = current_thread();
-        let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+        let ctx = BACKGROUND.with_timeout(LONG);
         let (wakes, waker) = Wakes::new();
         let mut kept = Box::pin(ctx.done());
         {
@@ -238,7 +235,7 @@ mod without_a_runtime {
             assert_eq!(Arc::strong_count(&lost), 1, "its waker was kept");
         }
         assert!(!ctx.is_done());
-        guard.cancel_with(Cause("all the same"));
+        ctx.cancel_with(Cause("all the same"));
         assert_eq!(wakes.count(), 1);
         assert_eq!(word(&ended(&ctx)), Some("all the same"));
     }
@@ -247,8 +244,8 @@ mod without_a_runtime {
     #[test]
     fn a_first_wait_that_panicked_takes_no_timer_along() {
         for tries in 0..3 {
-            let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
-            let (child, _child_guard) = ctx.with_cancel();
+            let ctx = BACKGROUND.with_timeout(LONG);
+            let child = ctx.with_cancel();
             for _ in 0..tries {
                 assert_clear(&panic_text(|| poll_once(child.done())));
             }
@@ -288,15 +285,15 @@ mod causes_that_panic {
     fn end_a_tree_as_any_other() {
         for talkative in [false, true] {
             let check = || {
-                let (root, guard) = BACKGROUND.with_cancel();
-                let (child, _child_guard) = root.with_cancel();
+                let root = BACKGROUND.with_cancel();
+                let child = root.with_cancel();
                 let (wakes, waker) = Wakes::new();
                 let mut waits = [root.done(), child.done(), child.done()].map(Box::pin);
                 for wait in &mut waits {
                     assert!(poll(wait.as_mut(), &waker).is_pending());
                 }
                 // Whether the panic of a subscriber comes out here or not: nothing else may suffer.
-                let _ = catch_unwind(AssertUnwindSafe(|| guard.cancel_with(Unspeakable)));
+                let _ = catch_unwind(AssertUnwindSafe(|| root.cancel_with(Unspeakable)));
                 assert_eq!(wakes.count(), 3);
                 for ctx in [&root, &child] {
                     assert!(ended(ctx).cause_as::<Unspeakable>().is_some());
@@ -304,8 +301,8 @@ mod causes_that_panic {
                 for mut wait in waits {
                     assert!(poll(wait.as_mut(), &waker).is_ready());
                 }
-                guard.cancel();
-                assert!(root.with_cancel().0.is_done());
+                root.cancel();
+                assert!(root.with_cancel().is_done());
                 assert_eq!(panic_text(|| ended(&root).to_string()), "unspeakable");
                 assert!(format!("{:?}", ended(&root)).contains("Unspeakable"));
             };
@@ -318,17 +315,17 @@ mod causes_that_panic {
         for talkative in [false, true] {
             let check = || {
                 paused().block_on(async {
-                    let (root, _guard) = BACKGROUND.with_timeout_cause(ms(100), Unspeakable);
-                    let (child, _child_guard) = root.with_cancel();
+                    let root = BACKGROUND.with_timeout_cause(ms(100), Unspeakable);
+                    let child = root.with_cancel();
                     let waits: Vec<_> = (0..5)
                         .flat_map(|_| [&root, &child])
-                        .map(|ctx| tokio::spawn(ctx.clone().done_owned()))
+                        .map(|ctx| tokio::spawn(ctx.done_owned()))
                         .collect();
                     for wait in waits {
                         let error = wait.await.expect("a waiter fell over the cause");
                         assert!(error.cause_as::<Unspeakable>().is_some());
                     }
-                    let (born_dead, _g) = BACKGROUND.with_timeout_cause(ms(0), Unspeakable);
+                    let born_dead = BACKGROUND.with_timeout_cause(ms(0), Unspeakable);
                     assert!(ended(&born_dead).is_deadline_exceeded());
                 });
             };
@@ -362,9 +359,10 @@ mod wakers_that_panic {
     fn keep_no_other_waiter_from_being_woken() {
         for hand in 0..3 {
             for bad_at in 0..6 {
-                let (root, guard) = BACKGROUND.with_cancel();
-                let (child, _g) = root.with_cancel();
-                let (grandchild, _g1) = child.with_cancel();
+                let scope = BACKGROUND.with_cancel();
+                let root = scope.clone();
+                let child = root.with_cancel();
+                let grandchild = child.with_cancel();
                 let (bad, bad_waker) = PanicsWhenWoken::new();
                 let (wakes, waker) = Wakes::new();
                 let contexts = [&root, &root, &child, &grandchild, &child, &grandchild];
@@ -374,9 +372,9 @@ mod wakers_that_panic {
                     assert!(poll(wait.as_mut(), waker).is_pending());
                 }
                 let outcome = catch_unwind(AssertUnwindSafe(|| match hand {
-                    0 => guard.cancel(),
-                    1 => guard.cancel_with(Cause("by hand")),
-                    _ => drop(guard),
+                    0 => scope.cancel(),
+                    1 => scope.cancel_with(Cause("by hand")),
+                    _ => drop(scope),
                 }));
                 assert!(outcome.is_err(), "the panic was swallowed");
                 assert_eq!(bad.0.load(Ordering::SeqCst), 1);
@@ -386,15 +384,15 @@ mod wakers_that_panic {
                     assert_same(&ended(ctx), &error);
                     assert!(poll(wait.as_mut(), &waker).is_ready());
                 }
-                assert!(grandchild.with_cancel().0.is_done());
+                assert!(grandchild.with_cancel().is_done());
             }
         }
     }
 
     #[test]
     fn may_be_several() {
-        let (root, guard) = BACKGROUND.with_cancel();
-        let (child, _g) = root.with_cancel();
+        let root = BACKGROUND.with_cancel();
+        let child = root.with_cancel();
         let (bad, bad_waker) = PanicsWhenWoken::new();
         let (wakes, waker) = Wakes::new();
         let mut waits: Vec<_> =
@@ -402,23 +400,24 @@ mod wakers_that_panic {
         for (at, wait) in waits.iter_mut().enumerate() {
             assert!(poll(wait.as_mut(), if at % 3 == 0 { &bad_waker } else { &waker }).is_pending());
         }
-        assert!(catch_unwind(AssertUnwindSafe(|| guard.cancel())).is_err());
+        assert!(catch_unwind(AssertUnwindSafe(|| root.cancel())).is_err());
         assert_eq!(bad.0.load(Ordering::SeqCst), 7);
         assert_eq!(wakes.count(), 13);
         assert!(root.is_done() && child.is_done());
     }
 
-    /// A guard dropped by a panic ends its context; a second panic there would abort the process.
+    /// A scope dropped by a panic ends its context; a second panic there would abort the process.
     #[test]
     fn do_not_abort_a_panic_that_is_under_way() {
-        let (root, guard) = BACKGROUND.with_cancel();
+        let scope = BACKGROUND.with_cancel();
+        let root = scope.clone();
         let (_bad, bad_waker) = PanicsWhenWoken::new();
         let (wakes, waker) = Wakes::new();
         let mut waits = [root.done(), root.done()].map(Box::pin);
         assert!(poll(waits[0].as_mut(), &bad_waker).is_pending());
         assert!(poll(waits[1].as_mut(), &waker).is_pending());
         let text = panic_text(|| {
-            let _guard = guard;
+            let _scope = scope;
             panic!("the first")
         });
         assert_eq!(text, "the first");
@@ -429,12 +428,13 @@ mod wakers_that_panic {
     /// The only waiter there is, also when a panic is under way.
     #[test]
     fn may_be_the_only_one() {
-        let (root, guard) = BACKGROUND.with_cancel();
+        let scope = BACKGROUND.with_cancel();
+        let root = scope.clone();
         let (bad, bad_waker) = PanicsWhenWoken::new();
         let mut wait = Box::pin(root.done());
         assert!(poll(wait.as_mut(), &bad_waker).is_pending());
         let text = panic_text(|| {
-            let _guard = guard;
+            let _scope = scope;
             panic!("the first")
         });
         assert_eq!(text, "the first");
@@ -446,27 +446,27 @@ mod wakers_that_panic {
     #[test]
     fn leave_the_rest_of_the_tree_in_use() {
         watched(|| {
-            let (root, root_guard) = BACKGROUND.with_cancel();
+            let root = BACKGROUND.with_cancel();
             for _ in 0..50 {
                 let mut chain = vec![root.with_cancel()];
                 for _ in 0..30 {
-                    let next = chain.last().unwrap().0.with_cancel();
+                    let next = chain.last().unwrap().with_cancel();
                     chain.push(next);
                 }
                 let (_bad, bad_waker) = PanicsWhenWoken::new();
-                let mut wait = Box::pin(chain[30].0.done());
+                let mut wait = Box::pin(chain[30].done());
                 assert!(poll(wait.as_mut(), &bad_waker).is_pending());
-                assert!(catch_unwind(AssertUnwindSafe(|| chain[0].1.cancel())).is_err());
-                assert!(chain.iter().all(|(ctx, _)| ctx.is_done()));
+                assert!(catch_unwind(AssertUnwindSafe(|| chain[0].cancel())).is_err());
+                assert!(chain.iter().all(|ctx| ctx.is_done()));
                 drop(wait);
             }
             assert!(answer(&root).is_none());
-            let (child, _g) = root.with_cancel();
+            let child = root.with_cancel();
             let waiter = thread::spawn({
                 let child = child.clone();
                 move || futures::executor::block_on(child.done())
             });
-            root_guard.cancel_with(Cause("still works"));
+            root.cancel_with(Cause("still works"));
             assert_eq!(word(&waiter.join().unwrap()), Some("still works"));
         });
     }
@@ -479,8 +479,8 @@ mod wakers_that_panic {
         let _entered = runtime.enter();
         // Once more with more time, should a deadline pass before all of them wait.
         for timeout in (2..12).map(|power| ms(1 << power)) {
-            let (root, _guard) = BACKGROUND.with_timeout(timeout);
-            let (child, _g) = root.with_cancel();
+            let root = BACKGROUND.with_timeout(timeout);
+            let child = root.with_cancel();
             let (wakes, waker) = Wakes::new();
             let (_bad, bad_waker) = PanicsWhenWoken::new();
             let mut waits = [child.done(), root.done(), child.done()].map(Box::pin);
@@ -507,17 +507,17 @@ mod functions_that_panic {
     #[test]
     fn keep_no_other_from_running() {
         on_both(|| async {
-            let (ctx, guard) = BACKGROUND.with_cancel();
-            let (child, _child_guard) = ctx.with_cancel();
+            let ctx = BACKGROUND.with_cancel();
+            let child = ctx.with_cancel();
             let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
             let bad = ctx.after_func(|| async { panic!("in the function") });
             let (early, late) = (tell.clone(), tell.clone());
             let _one = ctx.after_func(move || async move { early.send(1).unwrap() });
             let _worse = ctx.after_func(|| -> std::future::Ready<()> { panic!("before its future") });
             let _two = child.after_func(move || async move { late.send(1).unwrap() });
-            let wait = tokio::spawn(child.clone().done_owned());
+            let wait = tokio::spawn(child.done_owned());
             tokio::task::yield_now().await;
-            guard.cancel_with(Cause("over"));
+            ctx.cancel_with(Cause("over"));
             drop(tell);
             assert_eq!(told.recv().await, Some(1));
             assert_eq!(told.recv().await, Some(1));
@@ -551,17 +551,17 @@ fn a_value_or_cause_whose_drop_panics_leaves_the_tree_whole() {
     }
     impl std::error::Error for PanicsOnDrop {}
 
-    let (root, guard) = BACKGROUND.with_cancel();
-    let (child, child_guard) = root.with_cancel();
-    child_guard.cancel();
+    let root = BACKGROUND.with_cancel();
+    let child = root.with_cancel();
+    child.cancel();
     // Too late, so it is dropped at once.
-    let text = panic_text(|| child_guard.cancel_with(PanicsOnDrop));
+    let text = panic_text(|| child.cancel_with(PanicsOnDrop));
     assert_eq!(text, "in drop");
     assert!(ended(&child).cause().is_none());
 
-    let value = root.with_value(PanicsOnDrop);
+    let value = root.context().with_value(PanicsOnDrop);
     assert_eq!(panic_text(|| drop(value)), "in drop");
     assert!(answer(&root).is_none());
-    guard.cancel_with(Cause("fine"));
+    root.cancel_with(Cause("fine"));
     assert_eq!(word(&ended(&root)), Some("fine"));
 }

@@ -19,7 +19,8 @@ static BACKGROUND: Context = Context::background();
 #[test]
 fn spawn_blocking_takes_the_context_along() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_value("blue").with_cancel();
+        let scope = BACKGROUND.with_value("blue").with_cancel();
+        let ctx = scope.clone();
         let (sender, receiver) = mpsc::channel();
         let spawned = ctx.spawn_blocking(move || {
             let ctx = Context::current();
@@ -32,7 +33,7 @@ fn spawn_blocking_takes_the_context_along() {
             (turns, ctx.err().unwrap())
         });
         spin_until(|| receiver.try_recv().is_ok());
-        guard.cancel_with(Cause("enough"));
+        scope.cancel_with(Cause("enough"));
         let (turns, error) = spawned.await.unwrap();
         assert!(turns > 0);
         assert_same(&error, &ended(&ctx));
@@ -44,8 +45,8 @@ fn spawn_blocking_takes_the_context_along() {
 #[test]
 fn spawn_blocking_runs_even_so() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
-        guard.cancel();
+        let ctx = BACKGROUND.with_cancel();
+        ctx.cancel();
         assert!(ctx.spawn_blocking(|| Context::current().is_done()).await.unwrap());
     });
 }
@@ -54,11 +55,11 @@ fn spawn_blocking_runs_even_so() {
 fn a_plain_thread_waits_for_a_cancel() {
     watched(|| {
         for _round in 0..300 {
-            let (ctx, guard) = BACKGROUND.with_cancel();
-            let (child, _guard) = ctx.with_cancel();
+            let ctx = BACKGROUND.with_cancel();
+            let child = ctx.with_cancel();
             let waits = thread::spawn(move || child.done_blocking());
             thread::yield_now();
-            guard.cancel_with(Cause("now"));
+            ctx.cancel_with(Cause("now"));
             let error = waits.join().unwrap();
             assert_eq!(word(&error), Some("now"));
             assert_same(&error, &ended(&ctx));
@@ -70,8 +71,8 @@ fn a_plain_thread_waits_for_a_cancel() {
 fn a_plain_thread_waits_for_a_deadline() {
     watched(|| {
         let begun = Instant::now();
-        let (ctx, _guard) = BACKGROUND.with_timeout_cause(ms(50), Cause("late"));
-        let (child, _guard) = ctx.with_timeout(LONG);
+        let ctx = BACKGROUND.with_timeout_cause(ms(50), Cause("late"));
+        let child = ctx.with_timeout(LONG);
         let error = child.done_blocking();
         assert!(begun.elapsed() >= ms(50));
         assert!(error.is_deadline_exceeded());
@@ -85,9 +86,9 @@ fn a_plain_thread_waits_for_a_deadline() {
 fn a_plain_thread_waits_for_a_token_and_a_merge() {
     watched(|| {
         let token = CancellationToken::new();
-        let (ctx, _guard) = BACKGROUND.with_token(&token);
-        let (other, _guard) = BACKGROUND.with_timeout(LONG);
-        let (ctx, _guard) = other.merge(&ctx);
+        let ctx = BACKGROUND.with_token(&token);
+        let other = BACKGROUND.with_timeout(LONG);
+        let ctx = other.merge(&ctx);
         let waits = thread::spawn(move || ctx.done_blocking());
         thread::sleep(ms(5));
         token.cancel();
@@ -99,7 +100,8 @@ fn a_plain_thread_waits_for_a_token_and_a_merge() {
 #[test]
 fn a_cancel_long_before_the_deadline_wakes_it() {
     watched(|| {
-        let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+        let scope = BACKGROUND.with_timeout(LONG);
+        let ctx = scope.clone();
         let waits: Vec<_> = (0..4)
             .map(|_| {
                 let ctx = ctx.clone();
@@ -107,7 +109,7 @@ fn a_cancel_long_before_the_deadline_wakes_it() {
             })
             .collect();
         thread::sleep(ms(5));
-        guard.cancel();
+        scope.cancel();
         for wait in waits {
             assert!(wait.join().unwrap().is_canceled());
         }
@@ -118,7 +120,8 @@ fn a_cancel_long_before_the_deadline_wakes_it() {
 #[test]
 fn it_does_not_wake_without_a_reason() {
     watched(|| {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let scope = BACKGROUND.with_cancel();
+        let ctx = scope.clone();
         let (sender, receiver) = mpsc::channel();
         let waits = thread::spawn(move || {
             let error = ctx.done_blocking();
@@ -130,7 +133,7 @@ fn it_does_not_wake_without_a_reason() {
             thread::yield_now();
         }
         assert!(receiver.try_recv().is_err());
-        guard.cancel();
+        scope.cancel();
         assert!(waits.join().unwrap().is_canceled());
     });
 }
@@ -138,12 +141,12 @@ fn it_does_not_wake_without_a_reason() {
 #[test]
 fn on_a_blocking_thread_it_waits_for_either() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let waits = ctx.spawn_blocking(|| Context::current().done_blocking());
-        guard.cancel();
+        ctx.cancel();
         assert!(waits.await.unwrap().is_canceled());
 
-        let (ctx, _guard) = BACKGROUND.with_timeout(ms(30));
+        let ctx = BACKGROUND.with_timeout(ms(30));
         let waits = ctx.spawn_blocking(|| Context::current().done_blocking());
         assert!(waits.await.unwrap().is_deadline_exceeded());
     });
@@ -153,7 +156,7 @@ fn on_a_blocking_thread_it_waits_for_either() {
 fn it_needs_no_time_driver() {
     watched(|| {
         let runtime = Builder::new_current_thread().build().unwrap();
-        let (ctx, _guard) = BACKGROUND.with_timeout(ms(30));
+        let ctx = BACKGROUND.with_timeout(ms(30));
         runtime.block_on(async {
             let waits = ctx.spawn_blocking(|| Context::current().done_blocking());
             assert!(waits.await.unwrap().is_deadline_exceeded());
@@ -165,7 +168,7 @@ fn it_needs_no_time_driver() {
 fn it_outlives_its_runtime() {
     watched(|| {
         let runtime = multi_thread(1);
-        let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+        let ctx = BACKGROUND.with_timeout(LONG);
         let (sender, receiver) = mpsc::channel();
         runtime.block_on(async {
             let begun = mpsc::channel();
@@ -176,7 +179,7 @@ fn it_outlives_its_runtime() {
             begun.1.recv().unwrap();
         });
         runtime.shutdown_background();
-        guard.cancel();
+        ctx.cancel();
         assert!(receiver.recv().unwrap().is_canceled());
     });
 }
@@ -186,7 +189,7 @@ fn it_outlives_its_runtime() {
 fn it_follows_a_paused_clock() {
     watched(|| {
         paused().block_on(async {
-            let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
+            let ctx = BACKGROUND.with_timeout(LONG);
             let waits = ctx.spawn_blocking(|| Context::current().done_blocking());
             tokio::time::advance(LONG).await;
             assert!(waits.await.unwrap().is_deadline_exceeded());
@@ -197,11 +200,11 @@ fn it_follows_a_paused_clock() {
 #[test]
 fn in_a_task_it_says_that_it_would_block() {
     let words = "Cannot block the current thread from within a runtime";
-    let (ended, guard) = BACKGROUND.with_cancel();
-    guard.cancel();
+    let ended = BACKGROUND.with_cancel();
+    ended.cancel();
     current_thread().block_on(async {
         // Be it that it would not.
-        for ctx in [BACKGROUND.clone(), ended] {
+        for ctx in [BACKGROUND.clone(), ended.clone()] {
             let text = panic_text(|| ctx.done_blocking());
             assert!(text.starts_with(words), "{text}");
             let text = panic_text(|| ctx.sleep_blocking(ms(1)));
@@ -214,7 +217,7 @@ fn in_a_task_it_says_that_it_would_block() {
 fn in_block_in_place_it_may() {
     watched(|| {
         multi_thread(2).block_on(async {
-            let (ctx, _guard) = BACKGROUND.with_timeout(ms(10));
+            let ctx = BACKGROUND.with_timeout(ms(10));
             let task =
                 ctx.spawn(async { tokio::task::block_in_place(|| Context::current().done_blocking()) });
             assert!(task.await.unwrap().is_deadline_exceeded());
@@ -227,7 +230,8 @@ fn sleeping_ends_with_the_time_or_the_context() {
     watched(|| {
         let begun = Instant::now();
         BACKGROUND.sleep_blocking(ms(30)).unwrap();
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let scope = BACKGROUND.with_cancel();
+        let ctx = scope.clone();
         ctx.sleep_blocking(ms(30)).unwrap();
         assert!(begun.elapsed() >= ms(60));
         ctx.sleep_blocking(Duration::ZERO).unwrap();
@@ -237,13 +241,13 @@ fn sleeping_ends_with_the_time_or_the_context() {
             move || [LONG, Duration::MAX].map(|long| ctx.sleep_blocking(long).unwrap_err())
         });
         thread::sleep(ms(5));
-        guard.cancel();
+        scope.cancel();
         for error in sleeps.join().unwrap() {
             assert_same(&error, &ended(&ctx));
         }
         assert!(ctx.sleep_blocking(Duration::ZERO).is_err());
 
-        let (ctx, _guard) = BACKGROUND.with_timeout(ms(20));
+        let ctx = BACKGROUND.with_timeout(ms(20));
         assert!(ctx.sleep_blocking(LONG).unwrap_err().is_deadline_exceeded());
     });
 }

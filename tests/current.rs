@@ -47,14 +47,14 @@ fn outside_any_scope_it_is_background() {
 #[test]
 fn in_a_scope_it_is_that_context_itself() {
     on_both(|| async {
-        let (ctx, guard) = named("a").with_timeout(LONG);
+        let ctx = named("a").with_timeout(LONG);
         let (before, after) = ctx
             .scope(async {
                 assert_eq!(current(), "a");
                 assert_eq!(Context::current().deadline(), ctx.deadline());
                 let before = Context::current();
                 tokio::task::yield_now().await;
-                guard.cancel_with(Cause("same"));
+                ctx.cancel_with(Cause("same"));
                 (before, Context::current())
             })
             .await;
@@ -68,8 +68,8 @@ fn in_a_scope_it_is_that_context_itself() {
 #[test]
 fn a_scope_is_no_bound() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
-        guard.cancel();
+        let ctx = BACKGROUND.with_cancel();
+        ctx.cancel();
         let finished = ctx
             .scope(async {
                 tokio::task::yield_now().await;
@@ -238,7 +238,7 @@ fn the_future_of_a_scope_keeps_its_context() {
 #[test]
 fn spawn_takes_it_to_the_new_task() {
     on_both(|| async {
-        let (ctx, guard) = named("a").with_cancel();
+        let ctx = named("a").with_cancel();
         let (name, inner) = ctx
             .spawn(async {
                 tokio::task::yield_now().await;
@@ -251,7 +251,7 @@ fn spawn_takes_it_to_the_new_task() {
         assert_eq!(current(), "background");
 
         let waiting = ctx.spawn(async { Context::current().done().await });
-        guard.cancel_with(Cause("to the task"));
+        ctx.cancel_with(Cause("to the task"));
         assert_eq!(word(&waiting.await.unwrap()), Some("to the task"));
     });
 }
@@ -270,13 +270,13 @@ fn a_plain_spawn_begins_without() {
 #[test]
 fn a_spawned_task_is_told_of_the_end_and_not_stopped_by_it() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let (resume, resumed) = oneshot::channel();
         let task = ctx.spawn(async {
             resumed.await.unwrap();
             Context::current().is_done()
         });
-        guard.cancel();
+        ctx.cancel();
         resume.send(()).unwrap();
         assert!(task.await.unwrap());
     });

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use common::{
     Cause, Dice, Drops, HANG, LONG, Wakes, assert_same, current_thread, ended, ms, poll, poll_once, word,
 };
-use tokio_ctx::{CancelGuard, Context};
+use tokio_ctx::{CancelScope, Context};
 use tokio_util::sync::CancellationToken;
 
 static BACKGROUND: Context = Context::background();
@@ -53,7 +53,7 @@ enum Order {
 
 const ORDERS: [Order; 3] = [Order::RootFirst, Order::LeafFirst, Order::Shuffled];
 
-fn drop_in(order: Order, mut handles: Vec<(Context, CancelGuard)>) {
+fn drop_in(order: Order, mut handles: Vec<CancelScope>) {
     match order {
         Order::RootFirst => handles.drain(..).for_each(drop),
         Order::LeafFirst => while handles.pop().is_some() {},
@@ -65,7 +65,7 @@ fn drop_in(order: Order, mut handles: Vec<(Context, CancelGuard)>) {
 }
 
 /// Puts a context over its parent; gets its level, the chain's top and a bystander.
-type Derive = fn(&Context, usize, &Context, &Context) -> (Context, CancelGuard);
+type Derive = fn(&Context, usize, &Context, &Context) -> CancelScope;
 
 fn derivations() -> [(&'static str, usize, Derive); 8] {
     struct Level(#[allow(dead_code)] usize);
@@ -95,11 +95,11 @@ fn derivations() -> [(&'static str, usize, Derive); 8] {
     ]
 }
 
-/// A chain over `top`, all guards kept.
-fn chain(derive: Derive, levels: usize, top: &Context, other: &Context) -> Vec<(Context, CancelGuard)> {
-    let mut chain: Vec<(Context, CancelGuard)> = Vec::with_capacity(levels);
+/// A chain over `top`, all scopes kept.
+fn chain(derive: Derive, levels: usize, top: &Context, other: &Context) -> Vec<CancelScope> {
+    let mut chain: Vec<CancelScope> = Vec::with_capacity(levels);
     for level in 0..levels {
-        let next = derive(chain.last().map_or(top, |(last, _)| last), level, top, other);
+        let next = derive(chain.last().map_or(top, |last| last), level, top, other);
         chain.push(next);
     }
     chain
@@ -115,23 +115,23 @@ fn goes_deep(name: &'static str) {
         for order in ORDERS {
             for waited in [true, false] {
                 let start = Instant::now();
-                let (top, guard) = BACKGROUND.with_cancel();
-                let (other, _other_guard) = BACKGROUND.with_timeout(LONG * 200);
+                let top = BACKGROUND.with_cancel();
+                let other = BACKGROUND.with_timeout(LONG * 200);
                 let chain = chain(derive, levels, &top, &other);
-                let leaf = chain[levels - 1].0.clone();
+                let leaf = chain[levels - 1].clone();
                 let (wakes, waker) = Wakes::new();
-                let mut wait = Box::pin(leaf.clone().done_owned());
+                let mut wait = Box::pin(leaf.done_owned());
                 if waited {
                     assert!(poll(wait.as_mut(), &waker).is_pending());
                 }
                 assert!(!leaf.is_done());
-                guard.cancel_with(Cause("root"));
+                top.cancel_with(Cause("root"));
                 assert_eq!(wakes.count(), usize::from(waited));
                 assert!(poll(wait.as_mut(), &waker).is_ready());
                 let error = ended(&leaf);
                 assert_eq!(word(&error), Some("root"));
-                assert!(chain.iter().rev().all(|(ctx, _)| ctx.is_done()));
-                assert_same(&ended(&chain[levels / 2].0), &error);
+                assert!(chain.iter().rev().all(|ctx| ctx.is_done()));
+                assert_same(&ended(&chain[levels / 2]), &error);
                 drop((leaf, wait));
                 drop_in(order, chain);
                 assert!(!other.is_done());
@@ -141,18 +141,15 @@ fn goes_deep(name: &'static str) {
                 );
             }
         }
-        // Never ended, all guards gone before; the leaf's handle then lets go of everything.
+        // Never ended, all scopes detached before; the leaf's handle then lets go of everything.
         for order in ORDERS {
             let drops = Drops::default();
-            let (top, guard) = BACKGROUND.with_value(drops.counted()).with_cancel();
-            let (other, _other_guard) = BACKGROUND.with_timeout(LONG * 200);
-            let (contexts, guards): (Vec<_>, Vec<_>) =
-                chain(derive, levels, &top, &other).into_iter().unzip();
-            guards.into_iter().for_each(CancelGuard::detach);
-            guard.detach();
+            let top = BACKGROUND.with_value(drops.counted()).with_cancel().detach();
+            let other = BACKGROUND.with_timeout(LONG * 200);
+            let chain = chain(derive, levels, &top, &other);
+            let mut contexts: Vec<_> = chain.into_iter().map(CancelScope::detach).collect();
             assert!(poll_once(contexts[levels - 1].done()).is_pending());
             drop(top);
-            let mut contexts = contexts;
             match order {
                 Order::RootFirst => contexts.drain(..).for_each(drop),
                 Order::LeafFirst => while contexts.pop().is_some() {},
@@ -213,14 +210,14 @@ mod deep {
     #[test]
     fn with_a_waiter_at_each_level() {
         on_a_small_stack(|| {
-            let (top, guard) = BACKGROUND.with_cancel();
+            let top = BACKGROUND.with_cancel();
             let chain = chain(|last, _, _, _| last.with_cancel(), million(), &top, &top);
             let (wakes, waker) = Wakes::new();
-            let mut waits: Vec<_> = chain.iter().map(|(ctx, _)| Box::pin(ctx.done())).collect();
+            let mut waits: Vec<_> = chain.iter().map(|ctx| Box::pin(ctx.done())).collect();
             for wait in &mut waits {
                 assert!(poll(wait.as_mut(), &waker).is_pending());
             }
-            guard.cancel();
+            top.cancel();
             assert_eq!(wakes.count(), million());
         });
     }
@@ -235,16 +232,16 @@ mod deep {
                 .build()
                 .unwrap();
             runtime.block_on(async {
-                let (top, _guard) = BACKGROUND.with_cancel();
+                let top = BACKGROUND.with_cancel();
                 let derive: Derive = |last, level, _, _| match level == million() / 2 {
                     true => last.with_timeout(LONG),
                     false => last.with_cancel(),
                 };
                 let chain = chain(derive, million(), &top, &top);
-                let leaf = &chain[million() - 1].0;
+                let leaf = &chain[million() - 1];
                 assert!(leaf.done().await.is_deadline_exceeded());
-                assert!(chain[million() / 2..].iter().all(|(ctx, _)| ctx.is_done()));
-                assert!(!chain[..million() / 2].iter().any(|(ctx, _)| ctx.is_done()));
+                assert!(chain[million() / 2..].iter().all(|ctx| ctx.is_done()));
+                assert!(!chain[..million() / 2].iter().any(|ctx| ctx.is_done()));
             });
         });
     }
@@ -256,17 +253,16 @@ mod deep {
             for waited in [false, true] {
                 for values in [false, true] {
                     let drops = Drops::default();
-                    let (top, guard) = BACKGROUND.with_value(drops.counted()).with_cancel();
+                    let top = BACKGROUND.with_value(drops.counted()).with_cancel().detach();
                     let derive: Derive = match values {
                         false => |last, _, _, _| last.with_cancel(),
                         true => |last, level, _, _| last.with_value(level).with_cancel(),
                     };
                     let mut upper = chain(derive, million(), &top, &top);
                     if waited {
-                        assert!(poll_once(upper[million() - 1].0.done()).is_pending());
+                        assert!(poll_once(upper[million() - 1].done()).is_pending());
                     }
                     drop(top);
-                    guard.detach();
                     let lower = upper.split_off(million() / 2);
                     let start = Arc::new(Barrier::new(2));
                     let other = thread::Builder::new().stack_size(2 * 1024 * 1024).spawn({
@@ -367,10 +363,8 @@ mod wide {
     use super::*;
 
     struct Fan {
-        root: Context,
-        guard: CancelGuard,
-        children: Arc<Vec<Context>>,
-        _guards: Vec<CancelGuard>,
+        root: CancelScope,
+        children: Vec<CancelScope>,
         wakes: Arc<Wakes>,
         waker: Waker,
         /// Twenty levels below the first child: what is that deep has its own way of being told.
@@ -380,14 +374,14 @@ mod wide {
     impl Fan {
         /// A million children, each of which will be waited on.
         fn new(deadline: bool) -> Fan {
-            let (root, guard) = match deadline {
+            let root = match deadline {
                 false => BACKGROUND.with_cancel(),
                 true => BACKGROUND.with_timeout(LONG),
             };
-            let (children, _guards): (Vec<_>, _) = (0..million()).map(|_| root.with_cancel()).unzip();
+            let children: Vec<_> = (0..million()).map(|_| root.with_cancel()).collect();
             let (wakes, waker) = Wakes::new();
             let deep = below(&children[0], 20);
-            Fan { root, guard, children: Arc::new(children), _guards, wakes, waker, deep }
+            Fan { root, children, wakes, waker, deep }
         }
 
         fn child(&self, nth: usize) -> Context {
@@ -424,8 +418,7 @@ mod wide {
     fn below(top: &Context, levels: usize) -> Context {
         let mut last = top.clone();
         for _ in 0..levels {
-            let (next, guard) = last.with_cancel();
-            guard.detach();
+            let next = last.with_cancel().detach();
             last = next;
         }
         last
@@ -434,16 +427,14 @@ mod wide {
     /// Contexts that have nothing to do with the fan: 1000 levels deep, and a merged one below that.
     fn stranger() -> (Context, Context) {
         let deep = below(&BACKGROUND, 1_000);
-        let (other, other_guard) = BACKGROUND.with_cancel();
-        other_guard.detach();
-        let (merged, guard) = deep.merge(&other);
-        guard.detach();
+        let other = BACKGROUND.with_cancel().detach();
+        let merged = deep.merge(&other).detach();
         (deep, merged)
     }
 
     /// The longest of a reader whom nothing disturbs for as long.
     fn control(time: Duration) -> Stall {
-        let (ctx, _guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let (_, stall) = disturbed(
             move || _ = black_box(ctx.is_done()),
             || {
@@ -492,7 +483,7 @@ mod wide {
                 for wait in &mut waits {
                     assert!(poll(wait.as_mut(), &fan.waker).is_pending());
                 }
-                let (took, stall) = disturbed(ask, || fan.guard.cancel_with(Cause("root")));
+                let (took, stall) = disturbed(ask, || fan.root.cancel_with(Cause("root")));
                 assert_eq!(fan.wakes.count(), million());
                 // Who is blocked is so each time; a machine that pauses is not.
                 if judge(&format!("cancel, {name}"), took, stall, control(took)) {
@@ -526,17 +517,13 @@ mod wide {
         on_a_small_stack(|| {
             for (nth, name) in ["is_done of the last child", "err of the first child"].iter().enumerate()
             {
-                let Fan { root, guard, children, _guards, waker, .. } = {
-                    let mut fan = Fan::new(false);
-                    fan._guards.drain(..).for_each(CancelGuard::detach);
-                    fan
-                };
+                let Fan { root, children, waker, .. } = Fan::new(false);
+                let mut children: Vec<_> = children.into_iter().map(CancelScope::detach).collect();
                 let asked = [million() - 1, 0].map(|nth| children[nth].clone());
                 let [last, first] = asked;
                 let ask = move || {
                     if nth == 0 { assert!(!last.is_done()) } else { assert!(first.err().is_none()) }
                 };
-                let mut children = Arc::into_inner(children).unwrap();
                 let (came, stall) = disturbed(ask.clone(), || {
                     for child in &children {
                         assert!(poll(std::pin::pin!(child.done()), &waker).is_pending());
@@ -546,7 +533,7 @@ mod wide {
                 let (went, stall) = disturbed(ask, || children.clear());
                 assert!(judge(&format!("a crowd goes, {name}"), went, stall, control(went)));
                 assert!(!root.is_done());
-                guard.cancel();
+                root.cancel();
             }
         });
     }
@@ -557,7 +544,7 @@ mod wide {
         on_a_small_stack(|| {
             let fan = Fan::new(false);
             let mut waits: Vec<_> =
-                fan.children.iter().map(|child| Box::pin(child.clone().done_owned())).collect();
+                fan.children.iter().map(|child| Box::pin(child.done_owned())).collect();
             for wait in &mut waits {
                 assert!(poll(wait.as_mut(), &fan.waker).is_pending());
             }
@@ -572,10 +559,10 @@ mod wide {
                     });
                 }
                 start.wait();
-                fan.guard.cancel_with(Cause("root"));
+                fan.root.cancel_with(Cause("root"));
             });
             assert!(fan.wakes.count() <= million());
-            assert!(fan.children.iter().all(Context::is_done));
+            assert!(fan.children.iter().all(|child| child.is_done()));
             let Fan { wakes, waker, .. } = fan;
             drop(waker);
             assert_eq!(Arc::strong_count(&wakes), 1, "a waker was kept");

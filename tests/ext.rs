@@ -18,7 +18,7 @@ mod futures_are_bounded {
     #[tokio::test(start_paused = true)]
     async fn to_their_result_or_the_contexts_end() {
         let start = Instant::now();
-        let (ctx, _guard) = BACKGROUND.with_timeout(ms(100));
+        let ctx = BACKGROUND.with_timeout(ms(100));
         assert_eq!(ready(1).bounded_by(&ctx).await.unwrap(), 1);
         tokio::time::sleep(ms(40)).bounded_by(&ctx).await.unwrap();
         let error = tokio::time::sleep(LONG).bounded_by(&ctx).await.unwrap_err();
@@ -30,8 +30,8 @@ mod futures_are_bounded {
     #[test]
     fn unpolled_by_a_dead_context() {
         on_both(|| async {
-            let (ctx, guard) = BACKGROUND.with_cancel();
-            guard.cancel_with(Cause("dead"));
+            let ctx = BACKGROUND.with_cancel();
+            ctx.cancel_with(Cause("dead"));
             let work = async { unreachable!("a dead context started work") };
             let error = work.bounded_by(&ctx).await.unwrap_err();
             assert_eq!(word(&error), Some("dead"));
@@ -40,18 +40,18 @@ mod futures_are_bounded {
 
     #[test]
     fn with_a_ready_result_before_the_end() {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let (send, receive) = oneshot::channel();
         let mut bounded = pin!(receive.bounded_by(&ctx));
         assert!(poll(bounded.as_mut(), Waker::noop()).is_pending());
         send.send(3).unwrap();
-        guard.cancel();
+        ctx.cancel();
         assert!(matches!(poll(bounded.as_mut(), Waker::noop()), Poll::Ready(Ok(Ok(3)))));
     }
 
     #[test]
     fn and_dropped_before_they_return() {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let drops = Drops::default();
         let counted = drops.counted();
         let work = async move {
@@ -60,7 +60,7 @@ mod futures_are_bounded {
         };
         let mut bounded = pin!(work.bounded_by(&ctx));
         assert!(poll(bounded.as_mut(), Waker::noop()).is_pending());
-        guard.cancel();
+        ctx.cancel();
         assert!(matches!(poll(bounded.as_mut(), Waker::noop()), Poll::Ready(Err(_))));
         assert_eq!(drops.count(), 1);
     }
@@ -89,7 +89,7 @@ mod streams_are_bounded {
 
     #[tokio::test]
     async fn item_by_item_to_their_own_end() {
-        let (ctx, _guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let items: Vec<_> = stream::iter(1..=5).bounded_by(&ctx).collect().await;
         assert_eq!(items, [1, 2, 3, 4, 5]);
         assert!(answer(&ctx).is_none(), "running dry is not an end");
@@ -99,7 +99,7 @@ mod streams_are_bounded {
     #[tokio::test(start_paused = true)]
     async fn to_the_deadline() {
         let start = Instant::now();
-        let (ctx, _guard) = BACKGROUND.with_timeout(ms(100));
+        let ctx = BACKGROUND.with_timeout(ms(100));
         let ticks = IntervalStream::new(tokio::time::interval(ms(30)));
         let ticked = ticks.bounded_by(&ctx).count().await;
         assert_eq!(ticked, 4, "at 0, 30, 60 and 90 ms");
@@ -110,7 +110,8 @@ mod streams_are_bounded {
     #[test]
     fn to_a_cancel_while_they_wait() {
         on_both(|| async {
-            let (ctx, guard) = BACKGROUND.with_cancel();
+            let scope = BACKGROUND.with_cancel();
+            let ctx = scope.clone();
             let (send, receive) = mpsc::unbounded_channel();
             let (got, has_got) = oneshot::channel();
             let task = tokio::spawn(async move {
@@ -121,23 +122,23 @@ mod streams_are_bounded {
             });
             send.send(1).unwrap();
             assert_eq!(has_got.await.unwrap(), Some(1));
-            guard.cancel();
+            scope.cancel();
             assert_eq!(task.await.unwrap(), (None, None));
         });
     }
 
     #[tokio::test]
     async fn to_nothing_by_a_dead_context() {
-        let (ctx, guard) = BACKGROUND.with_cancel();
-        guard.cancel_with(Cause("dead"));
+        let ctx = BACKGROUND.with_cancel();
+        ctx.cancel_with(Cause("dead"));
         let polled = stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("work for the dead") });
         assert_eq!(polled.bounded_by(&ctx).next().await, None);
 
         // Made before the end, first polled after it.
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let polled = stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("work for the dead") });
         let mut bounded = pin!(polled.bounded_by(&ctx));
-        guard.cancel();
+        ctx.cancel();
         assert_eq!(bounded.next().await, None);
     }
 
@@ -145,7 +146,7 @@ mod streams_are_bounded {
     #[test]
     fn also_if_they_are_always_ready() {
         on_both(|| async {
-            let (ctx, guard) = BACKGROUND.with_cancel();
+            let (ctx, guard) = BACKGROUND.with_cancel().split();
             let (started, has_started) = oneshot::channel();
             let canceller = thread::spawn(move || {
                 has_started.blocking_recv().unwrap();
@@ -156,7 +157,7 @@ mod streams_are_bounded {
             tokio::time::timeout(HANG, endless).await.expect("never ended");
             canceller.join().unwrap();
 
-            let (ctx, _guard) = BACKGROUND.with_timeout(ms(10));
+            let ctx = BACKGROUND.with_timeout(ms(10));
             stream::repeat(()).bounded_by(&ctx).count().await;
             assert!(ended(&ctx).is_deadline_exceeded());
         });
@@ -166,7 +167,7 @@ mod streams_are_bounded {
     #[test]
     fn also_if_they_exhaust_the_tasks_budget() {
         on_both(|| async {
-            let (ctx, _guard) = BACKGROUND.with_timeout(ms(10));
+            let ctx = BACKGROUND.with_timeout(ms(10));
             let (send, receive) = mpsc::unbounded_channel();
             send.send(()).unwrap();
             let mut items = pin!(UnboundedReceiverStream::new(receive).bounded_by(&ctx));
@@ -179,7 +180,7 @@ mod streams_are_bounded {
 
     #[test]
     fn and_lose_no_item_they_have_given() {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let (send, receive) = mpsc::unbounded_channel();
         let receive = std::cell::RefCell::new(receive);
         let mut bounded =
@@ -188,7 +189,7 @@ mod streams_are_bounded {
         assert_eq!(poll_next(bounded.as_mut(), Waker::noop()), Poll::Ready(Some(1)));
         assert_eq!(poll_next(bounded.as_mut(), Waker::noop()), Poll::Pending);
         send.send(2).unwrap();
-        guard.cancel();
+        ctx.cancel();
         assert_eq!(poll_next(bounded.as_mut(), Waker::noop()), Poll::Ready(None));
         // What was not given is still where it came from.
         assert_eq!(receive.borrow_mut().try_recv(), Ok(2));
@@ -196,7 +197,7 @@ mod streams_are_bounded {
 
     #[test]
     fn and_are_dropped_when_they_end_and_stay_ended() {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let drops = Drops::default();
         let counted = drops.counted();
         let endless = stream::poll_fn(move |_| {
@@ -206,7 +207,7 @@ mod streams_are_bounded {
         let mut bounded = pin!(endless.bounded_by(&ctx));
         assert!(poll_next(bounded.as_mut(), Waker::noop()).is_ready());
         assert!(!bounded.is_terminated());
-        guard.cancel();
+        ctx.cancel();
         assert_eq!(drops.count(), 0);
         assert_eq!(poll_next(bounded.as_mut(), Waker::noop()), Poll::Ready(None));
         assert_eq!(drops.count(), 1);
@@ -216,7 +217,7 @@ mod streams_are_bounded {
 
     #[test]
     fn and_are_woken_by_their_item_and_by_the_end() {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let (send, receive) = mpsc::unbounded_channel();
         let mut bounded = pin!(UnboundedReceiverStream::new(receive).bounded_by(&ctx));
         let (wakes, waker) = Wakes::new();
@@ -225,14 +226,14 @@ mod streams_are_bounded {
         assert_eq!(wakes.count(), 1);
         assert_eq!(poll_next(bounded.as_mut(), &waker), Poll::Ready(Some(1)));
         assert!(poll_next(bounded.as_mut(), &waker).is_pending());
-        guard.cancel();
+        ctx.cancel();
         assert_eq!(wakes.count(), 2);
         assert_eq!(poll_next(bounded.as_mut(), &waker), Poll::Ready(None));
     }
 
     #[test]
     fn and_leave_no_waker_when_dropped() {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let (wakes, waker) = Wakes::new();
         {
             let mut bounded = pin!(stream::pending::<()>().bounded_by(&ctx));
@@ -240,19 +241,19 @@ mod streams_are_bounded {
         }
         drop(waker);
         assert_eq!(Arc::strong_count(&wakes), 1);
-        guard.cancel();
+        ctx.cancel();
     }
 
     #[test]
     fn and_promise_no_more_items_than_they_may_give() {
-        let (ctx, _guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         assert_eq!(stream::iter(1..=5).bounded_by(&ctx).size_hint(), (0, Some(5)));
         assert_eq!(stream::repeat(()).bounded_by(&ctx).size_hint(), (0, None));
     }
 
     #[tokio::test(start_paused = true)]
     async fn by_an_unseen_deadline() {
-        let (ctx, _guard) = BACKGROUND.with_timeout(ms(100));
+        let ctx = BACKGROUND.with_timeout(ms(100));
         let mut bounded = pin!(stream::repeat(()).bounded_by(&ctx));
         assert_eq!(bounded.next().await, Some(()));
         advance(LONG).await;
@@ -280,7 +281,7 @@ mod streams_are_checked {
 
     #[tokio::test(start_paused = true)]
     async fn with_the_reason_as_the_last_item() {
-        let (ctx, _guard) = BACKGROUND.with_timeout(ms(50));
+        let ctx = BACKGROUND.with_timeout(ms(50));
         let source = stream::iter([1, 2]).chain(stream::pending());
         let items: Vec<_> = source.checked_by(&ctx).collect().await;
         assert!(matches!(items[..2], [Ok(1), Ok(2)]));
@@ -290,17 +291,17 @@ mod streams_are_checked {
 
     #[tokio::test]
     async fn without_one_if_they_run_dry() {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let mut bounded = pin!(stream::iter([1]).checked_by(&ctx));
         assert!(matches!(bounded.next().await, Some(Ok(1))));
         assert!(bounded.next().await.is_none());
-        guard.cancel();
+        ctx.cancel();
         assert!(bounded.next().await.is_none(), "it had ended before");
     }
 
     #[test]
     fn and_dropped_before_the_reason_is_given_which_is_given_once() {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let drops = Drops::default();
         let counted = drops.counted();
         let endless = stream::poll_fn(move |_| {
@@ -310,7 +311,7 @@ mod streams_are_checked {
         let mut checked = pin!(endless.checked_by(&ctx));
         assert!(matches!(poll_next(checked.as_mut()), Poll::Ready(Some(Ok(())))));
         assert!(!checked.is_terminated());
-        guard.cancel_with(Cause("enough"));
+        ctx.cancel_with(Cause("enough"));
         let Poll::Ready(Some(Err(error))) = poll_next(checked.as_mut()) else { panic!("no reason") };
         assert_eq!(word(&error), Some("enough"));
         assert_eq!(drops.count(), 1);
@@ -320,8 +321,8 @@ mod streams_are_checked {
 
     #[tokio::test]
     async fn with_nothing_but_the_reason_by_a_dead_context() {
-        let (ctx, guard) = BACKGROUND.with_cancel();
-        guard.cancel();
+        let ctx = BACKGROUND.with_cancel();
+        ctx.cancel();
         let polled = stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("work for the dead") });
         let items: Vec<_> = polled.checked_by(&ctx).collect().await;
         assert!(matches!(items[..], [Err(_)]));
@@ -331,7 +332,7 @@ mod streams_are_checked {
     #[test]
     fn and_results_stay_results() {
         on_both(|| async {
-            let (ctx, guard) = BACKGROUND.with_cancel();
+            let ctx = BACKGROUND.with_cancel();
             let (send, receive) = mpsc::unbounded_channel::<io::Result<u32>>();
             send.send(Ok(1)).unwrap();
             send.send(Err(io::ErrorKind::InvalidData.into())).unwrap();
@@ -341,7 +342,7 @@ mod streams_are_checked {
             let own = results.next().await.unwrap().unwrap_err();
             assert_eq!(own.kind(), io::ErrorKind::InvalidData);
             assert_eq!(results.next().await.unwrap().unwrap(), 2);
-            guard.cancel_with(Cause("enough"));
+            ctx.cancel_with(Cause("enough"));
             let error = results.next().await.unwrap().unwrap_err();
             let inner = error.get_ref().unwrap().downcast_ref::<Error>().unwrap();
             assert_eq!(word(inner), Some("enough"));
@@ -353,13 +354,13 @@ mod streams_are_checked {
 
     #[test]
     fn and_promise_room_for_the_reason() {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let mut checked = pin!(stream::iter(1..=5).checked_by(&ctx));
         assert_eq!(checked.size_hint(), (0, Some(6)));
         assert_eq!(stream::repeat(()).checked_by(&ctx).size_hint(), (0, None));
         let results = stream::iter([Ok::<_, Error>(1)]).try_bounded_by(&ctx);
         assert_eq!(results.size_hint(), (0, Some(2)));
-        guard.cancel();
+        ctx.cancel();
         assert!(poll_next(checked.as_mut()).is_ready());
         assert_eq!(checked.size_hint(), (0, Some(0)));
     }

@@ -52,10 +52,10 @@ fn use_from_elsewhere(contexts: &[Context]) {
             for ctx in contexts {
                 assert_eq!(ctx.is_done(), ctx.err().is_some());
                 assert_eq!(ctx.is_done(), poll_once(ctx.done()).is_ready());
-                let (child, guard) = ctx.with_timeout(LONG);
-                let (merged, _merged_guard) = child.merge(&contexts[0]);
+                let child = ctx.with_timeout(LONG);
+                let merged = child.merge(&contexts[0]);
                 let _pending = (poll_once(child.done()), poll_once(merged.done()));
-                guard.cancel_with("from elsewhere");
+                child.cancel_with("from elsewhere");
                 assert!(child.is_done() && merged.is_done());
             }
         });

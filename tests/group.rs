@@ -90,7 +90,7 @@ mod values {
     #[test]
     fn survive_an_end_from_outside() {
         on_paused(async {
-            let (parent, _guard) = BACKGROUND.with_timeout(ms(50));
+            let parent = BACKGROUND.with_timeout(ms(50));
             let (mut group, ctx) = Words::new(&parent);
             group.spawn(async { Ok("early") });
             group.spawn(cleans_up(ms(10)));
@@ -126,8 +126,8 @@ mod the_context {
     #[test]
     fn may_have_ended_before_a_task_is_spawned() {
         on_both(|| async {
-            let (parent, guard) = BACKGROUND.with_cancel();
-            guard.cancel_with(Cause("dead"));
+            let parent = BACKGROUND.with_cancel();
+            parent.cancel_with(Cause("dead"));
             let (mut group, _ctx) = Group::<(), Error>::new(&parent);
             group.spawn(async { Context::current().check() });
             let failed = group.wait().await.unwrap_err();
@@ -200,13 +200,13 @@ mod the_first_error {
     #[test]
     fn does_not_rewrite_an_end_from_outside() {
         on_both(|| async {
-            let (parent, guard) = BACKGROUND.with_cancel();
+            let parent = BACKGROUND.with_cancel();
             let (mut group, ctx) = Words::new(&parent);
             group.spawn(async {
                 Context::current().done().await;
                 Err(Cause("could not clean up"))
             });
-            guard.cancel_with(Cause("shutdown"));
+            parent.cancel_with(Cause("shutdown"));
             let failed = group.wait().await.unwrap_err();
             assert_eq!(*failed.error().unwrap(), Cause("could not clean up"));
             assert_eq!(word(failed.context_error().unwrap()), Some("shutdown"));
@@ -244,7 +244,7 @@ mod the_first_error {
         watched(move || {
             for _ in 0..300 {
                 runtime.block_on(async {
-                    let (parent, guard) = BACKGROUND.with_cancel();
+                    let parent = BACKGROUND.with_cancel();
                     let (mut group, _ctx) = Words::new(&parent);
                     let barrier = Arc::new(Barrier::new(2));
                     let meet = barrier.clone();
@@ -255,7 +255,7 @@ mod the_first_error {
                     group.spawn(cleans_up(Duration::ZERO));
                     let cancel = tokio::spawn(async move {
                         barrier.wait().await;
-                        guard.cancel_with(Cause("above"));
+                        parent.cancel_with(Cause("above"));
                     });
                     let failed = group.wait().await.unwrap_err();
                     assert_eq!(*failed.error().unwrap(), Cause("doomed"));
@@ -335,7 +335,7 @@ mod errors_of_every_type {
     #[test]
     fn of_contexts() {
         on_paused(async {
-            let (parent, _guard) = BACKGROUND.with_timeout(ms(20));
+            let parent = BACKGROUND.with_timeout(ms(20));
             let (mut group, _ctx) = Group::<(), Error>::new(&parent);
             group.spawn(async { Context::current().sleep(LONG).await });
             let failed = group.wait().await.unwrap_err();
@@ -512,7 +512,7 @@ mod a_dropped_group {
             let error = ended(&ctx);
             assert_eq!(
                 error.to_string(),
-                format!("context canceled: guard dropped, context made at tests/group.rs:{line}")
+                format!("context canceled: scope dropped, context made at tests/group.rs:{line}")
             );
             gone(&drops, 10).await;
         });
@@ -626,7 +626,7 @@ mod a_limit {
     #[test]
     fn makes_spawn_give_up_when_the_context_ends() {
         on_paused(async {
-            let (parent, _guard) = BACKGROUND.with_timeout(ms(50));
+            let parent = BACKGROUND.with_timeout(ms(50));
             let (group, _ctx) = Words::new(&parent);
             let mut group = group.limit(1);
             group.spawn(cleans_up(ms(20))).await.unwrap();
@@ -934,7 +934,7 @@ mod a_grace {
         on_paused(async {
             let start = Instant::now();
             let drops = Drops::default();
-            let (parent, _guard) = BACKGROUND.with_timeout(ms(100));
+            let parent = BACKGROUND.with_timeout(ms(100));
             let (group, _ctx) = Words::new(&parent);
             let mut group = group.grace(ms(50));
             let (quick, slow) = (drops.counted(), drops.counted());
@@ -1202,7 +1202,7 @@ fn it_leaves_nothing_behind() {
         sleep(ms(1)).await;
     }
     on_paused(async {
-        let (parent, _guard) = BACKGROUND.with_cancel();
+        let parent = BACKGROUND.with_cancel();
         let mut least = isize::MAX;
         for round in 0..50 {
             life(&parent).await;

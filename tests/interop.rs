@@ -22,7 +22,7 @@ static BACKGROUND: Context = Context::background();
 fn a_cancelled_token_ends_the_context_at_once() {
     for asked_before in [false, true] {
         let token = CancellationToken::new();
-        let (ctx, _guard) = BACKGROUND.with_token(&token);
+        let ctx = BACKGROUND.with_token(&token);
         if asked_before {
             assert!(answer(&ctx).is_none());
         }
@@ -38,11 +38,11 @@ fn a_cancelled_token_ends_the_context_at_once() {
 fn a_token_that_was_cancelled_before_ends_it_at_birth() {
     let token = CancellationToken::new();
     token.cancel();
-    let (ctx, guard) = BACKGROUND.with_token(&token);
+    let ctx = BACKGROUND.with_token(&token);
     assert!(ctx.is_done());
     let error = ended(&ctx);
     assert!(error.is_canceled());
-    guard.cancel_with(Cause("too late"));
+    ctx.cancel_with(Cause("too late"));
     assert_same(&ended(&ctx), &error);
 }
 
@@ -51,7 +51,7 @@ fn a_parent_or_child_of_the_token_counts_as_it_does_there() {
     let above = CancellationToken::new();
     let token = above.child_token();
     let below = token.child_token();
-    let (ctx, _guard) = BACKGROUND.with_token(&token);
+    let ctx = BACKGROUND.with_token(&token);
     below.cancel();
     assert!(answer(&ctx).is_none());
     above.cancel();
@@ -62,51 +62,53 @@ fn a_parent_or_child_of_the_token_counts_as_it_does_there() {
 fn the_context_never_cancels_the_token() {
     let token = CancellationToken::new();
     for hand in 0..4 {
-        let (parent, parent_guard) = BACKGROUND.with_cancel();
-        let (ctx, guard) = parent.with_token(&token);
+        let parent = BACKGROUND.with_cancel();
+        let scope = parent.with_token(&token);
+        let ctx = scope.clone();
         match hand {
-            0 => guard.cancel(),
-            1 => drop(guard),
-            2 => parent_guard.cancel(),
-            _ => drop((ctx, guard)),
+            0 => scope.cancel(),
+            1 => drop(scope),
+            2 => parent.cancel(),
+            _ => drop((ctx, scope)),
         }
         assert!(!token.is_cancelled());
     }
 }
 
 #[test]
-fn the_context_also_ends_by_its_guard_its_parent_and_its_deadline() {
+fn the_context_also_ends_by_its_scope_its_parent_and_its_deadline() {
     let token = CancellationToken::new();
-    let (parent, parent_guard) = BACKGROUND.with_value("kept").with_cancel();
-    let (ctx, guard) = parent.with_token(&token);
+    let parent = BACKGROUND.with_value("kept").with_cancel();
+    let ctx = parent.with_token(&token);
     assert_eq!(ctx.value(), Some(&"kept"));
-    guard.cancel_with(Cause("guard"));
-    assert_eq!(word(&ended(&ctx)), Some("guard"));
+    ctx.cancel_with(Cause("scope"));
+    assert_eq!(word(&ended(&ctx)), Some("scope"));
     token.cancel();
-    assert_eq!(word(&ended(&ctx)), Some("guard"), "the first end stands");
+    assert_eq!(word(&ended(&ctx)), Some("scope"), "the first end stands");
 
     let token = CancellationToken::new();
-    let (ctx, _guard) = parent.with_token(&token);
-    parent_guard.cancel_with(Cause("parent"));
+    let ctx = parent.with_token(&token);
+    parent.cancel_with(Cause("parent"));
     token.cancel();
     assert_eq!(word(&ended(&ctx)), Some("parent"));
 
     let token = CancellationToken::new();
-    let (late, _g) = BACKGROUND.with_timeout(ms(0));
-    let (ctx, _guard) = late.with_token(&token);
+    let late = BACKGROUND.with_timeout(ms(0));
+    let ctx = late.with_token(&token);
     token.cancel();
     assert!(ended(&ctx).is_deadline_exceeded());
 }
 
 #[test]
-fn the_token_stands_against_a_later_guard() {
+fn the_token_stands_against_a_later_scope() {
     let token = CancellationToken::new();
-    let (ctx, guard) = BACKGROUND.with_token(&token);
+    let scope = BACKGROUND.with_token(&token);
+    let ctx = scope.clone();
     token.cancel();
-    guard.cancel_with(Cause("too late"));
+    scope.cancel_with(Cause("too late"));
     let error = ended(&ctx);
     assert!(error.cause().is_none(), "{error}");
-    drop(guard);
+    drop(scope);
     assert_same(&ended(&ctx), &error);
 }
 
@@ -114,8 +116,8 @@ fn the_token_stands_against_a_later_guard() {
 fn a_wait_is_woken_when_the_token_is_cancelled() {
     on_both(|| async {
         let token = CancellationToken::new();
-        let (ctx, _guard) = BACKGROUND.with_token(&token);
-        let waits: Vec<_> = (0..20).map(|_| tokio::spawn(ctx.clone().done_owned())).collect();
+        let ctx = BACKGROUND.with_token(&token);
+        let waits: Vec<_> = (0..20).map(|_| tokio::spawn(ctx.done_owned())).collect();
         let run = ctx.spawn({
             let ctx = ctx.clone();
             async move { ctx.run(std::future::pending::<()>()).await.unwrap_err() }
@@ -135,8 +137,8 @@ fn a_wait_outside_a_runtime_is_woken_when_the_token_is_cancelled() {
     watched(|| {
         for round in 0..500 {
             let token = CancellationToken::new();
-            let (ctx, _guard) = BACKGROUND.with_token(&token);
-            let (child, _child_guard) = ctx.with_cancel();
+            let ctx = BACKGROUND.with_token(&token);
+            let child = ctx.with_cancel();
             let start = Arc::new(Barrier::new(2));
             let waiter = {
                 let (waited, start) = (if round % 2 == 0 { ctx } else { child }, start.clone());
@@ -156,17 +158,15 @@ fn a_wait_outside_a_runtime_is_woken_when_the_token_is_cancelled() {
 fn what_is_below_a_token_ends_with_it() {
     for waited in [false, true] {
         let (one, two) = (CancellationToken::new(), CancellationToken::new());
-        let (top, _g1) = BACKGROUND.with_token(&one);
-        let (middle, _g2) = top.with_value("v").with_token(&two);
-        let mut chain = vec![middle.clone()];
-        let mut guards = Vec::new();
+        let top = BACKGROUND.with_token(&one);
+        let middle = top.context().with_value("v").with_token(&two);
+        let mut chain = vec![middle];
         for _ in 0..30 {
-            let (next, guard) = chain.last().unwrap().with_cancel();
+            let next = chain.last().unwrap().with_cancel();
             chain.push(next);
-            guards.push(guard);
         }
-        let (aside, _g3) = top.with_cancel();
-        let (merged, _g4) = aside.merge(&chain[30]);
+        let aside = top.with_cancel();
+        let merged = aside.merge(&chain[30]);
         let (wakes, waker) = Wakes::new();
         let mut waits = [&chain[30], &merged, &aside].map(|ctx| Box::pin(ctx.done()));
         if waited {
@@ -197,7 +197,7 @@ fn what_is_below_a_token_ends_with_it() {
 #[test]
 fn a_dropped_wait_leaves_no_waker_with_the_token() {
     let token = CancellationToken::new();
-    let (ctx, _guard) = BACKGROUND.with_token(&token);
+    let ctx = BACKGROUND.with_token(&token);
     let (wakes, waker) = Wakes::new();
     for _ in 0..100 {
         assert!(poll(pin!(ctx.done()), &waker).is_pending());
@@ -211,15 +211,15 @@ fn a_dropped_wait_leaves_no_waker_with_the_token() {
 #[tokio::test(start_paused = true)]
 async fn a_token_and_a_deadline_whichever_comes_first() {
     let token = CancellationToken::new();
-    let (timed, _g) = BACKGROUND.with_timeout(ms(100));
-    let (ctx, _guard) = timed.with_token(&token);
+    let timed = BACKGROUND.with_timeout(ms(100));
+    let ctx = timed.with_token(&token);
     assert_eq!(ctx.remaining(), Some(ms(100)));
     assert!(ctx.done().await.is_deadline_exceeded());
     token.cancel();
     assert!(ended(&ctx).is_deadline_exceeded());
 
-    let (ctx, _guard) = BACKGROUND.with_token(&token);
-    let (timed, _g) = ctx.with_timeout(ms(100));
+    let ctx = BACKGROUND.with_token(&token);
+    let timed = ctx.with_timeout(ms(100));
     advance(ms(200)).await;
     // Cancelled before it was made, let alone before its deadline.
     assert!(ended(&timed).is_canceled());
@@ -229,8 +229,8 @@ async fn a_token_and_a_deadline_whichever_comes_first() {
 fn with_token_works_inside_and_outside_of_any_runtime() {
     let check = || {
         let token = CancellationToken::new();
-        let (ctx, _guard) = BACKGROUND.with_token(&token);
-        let (child, _child_guard) = ctx.with_cancel();
+        let ctx = BACKGROUND.with_token(&token);
+        let child = ctx.with_cancel();
         assert!(!child.is_done());
         token.cancel();
         assert!(child.is_done());
@@ -244,16 +244,17 @@ fn with_token_works_inside_and_outside_of_any_runtime() {
 #[test]
 fn a_handed_out_token_is_cancelled_before_cancel_returns() {
     for hand in 0..4 {
-        let (parent, parent_guard) = BACKGROUND.with_cancel();
-        let (ctx, guard) = parent.with_cancel();
-        let token = ctx.cancellation_token();
+        let parent = BACKGROUND.with_cancel();
+        let scope = parent.with_cancel();
+        let _handles = [parent.clone(), scope.clone()];
+        let token = scope.cancellation_token();
         let child = token.child_token();
         assert!(!token.is_cancelled());
         match hand {
-            0 => guard.cancel(),
-            1 => drop(guard),
-            2 => parent_guard.cancel_with(Cause("parent")),
-            _ => drop(parent_guard),
+            0 => scope.cancel(),
+            1 => drop(scope),
+            2 => parent.cancel_with(Cause("parent")),
+            _ => drop(parent),
         }
         assert!(token.is_cancelled(), "hand {hand}");
         assert!(child.is_cancelled());
@@ -264,11 +265,11 @@ fn a_handed_out_token_is_cancelled_before_cancel_returns() {
 #[test]
 fn a_handed_out_token_of_a_timed_context_is_cancelled_before_cancel_returns() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+        let ctx = BACKGROUND.with_timeout(LONG);
         let token = ctx.cancellation_token();
         tokio::task::yield_now().await;
         assert!(!token.is_cancelled());
-        guard.cancel();
+        ctx.cancel();
         assert!(token.is_cancelled());
     });
 }
@@ -277,10 +278,10 @@ fn a_handed_out_token_of_a_timed_context_is_cancelled_before_cancel_returns() {
 fn a_handed_out_token_wakes_those_who_wait_on_it() {
     watched(|| {
         for _ in 0..500 {
-            let (ctx, guard) = BACKGROUND.with_cancel();
+            let ctx = BACKGROUND.with_cancel();
             let token = ctx.cancellation_token();
             let waiter = thread::spawn(move || futures::executor::block_on(token.cancelled()));
-            guard.cancel();
+            ctx.cancel();
             waiter.join().unwrap();
         }
     });
@@ -290,9 +291,9 @@ fn a_handed_out_token_wakes_those_who_wait_on_it() {
 async fn a_handed_out_token_is_cancelled_at_the_deadline() {
     for child in [false, true] {
         let start = Instant::now();
-        let (timed, _g) = BACKGROUND.with_timeout(ms(100));
-        let (below, _g1) = timed.with_cancel();
-        let ctx = if child { below } else { timed };
+        let timed = BACKGROUND.with_timeout(ms(100));
+        let below = timed.with_cancel();
+        let ctx = if child { below.clone() } else { timed.clone() };
         let token = ctx.cancellation_token();
         drop(ctx);
         timeout(HANG, token.cancelled()).await.expect("never cancelled");
@@ -303,9 +304,9 @@ async fn a_handed_out_token_is_cancelled_at_the_deadline() {
 #[test]
 fn cancelling_a_handed_out_token_touches_nothing_else() {
     on_both(|| async {
-        let (parent, _guard) = BACKGROUND.with_cancel();
-        let (timed, _timed_guard) = parent.with_timeout(LONG);
-        for ctx in [&parent, &timed, &Context::background()] {
+        let parent = BACKGROUND.with_cancel();
+        let timed = parent.with_timeout(LONG);
+        for ctx in [&parent, timed.context(), &Context::background()] {
             let (one, two) = (ctx.cancellation_token(), ctx.cancellation_token());
             one.cancel();
             tokio::task::yield_now().await;
@@ -318,11 +319,12 @@ fn cancelling_a_handed_out_token_touches_nothing_else() {
 
 #[test]
 fn a_token_of_an_ended_context_is_cancelled() {
-    let (canceled, guard) = BACKGROUND.with_cancel();
+    let canceled = BACKGROUND.with_cancel();
     let before = canceled.cancellation_token();
-    guard.cancel();
-    let (late, _g) = BACKGROUND.with_timeout(ms(0));
-    for ctx in [&canceled, &late, &canceled.with_value(1), &canceled.with_cancel().0] {
+    canceled.cancel();
+    let late = BACKGROUND.with_timeout(ms(0));
+    let [value, child] = [canceled.context().with_value(1), canceled.with_cancel().context().clone()];
+    for ctx in [canceled.context(), &late, &value, &child] {
         assert!(ctx.cancellation_token().is_cancelled());
     }
     assert!(before.is_cancelled());
@@ -333,35 +335,34 @@ fn a_token_of_background_is_never_cancelled() {
     let token = BACKGROUND.cancellation_token();
     assert!(!token.is_cancelled());
     assert!(poll_once(token.cancelled()).is_pending());
-    let (ctx, _guard) = BACKGROUND.with_token(&token);
+    let ctx = BACKGROUND.with_token(&token);
     assert!(answer(&ctx).is_none());
 }
 
 /// All that is left of the context is the token.
 #[test]
 fn a_handed_out_token_outlives_the_handles() {
-    let (parent, guard) = BACKGROUND.with_cancel();
+    let scope = BACKGROUND.with_cancel();
+    let parent = scope.clone();
     let token = {
-        let (child, child_guard) = parent.with_cancel();
-        child_guard.detach();
+        let child = parent.with_cancel().detach();
         child.cancellation_token()
     };
     drop(parent);
     assert!(!token.is_cancelled());
-    guard.cancel();
+    scope.cancel();
     assert!(token.is_cancelled());
 }
 
 #[test]
 fn a_token_may_go_round_in_a_circle() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let token = ctx.cancellation_token();
-    let (back, back_guard) = BACKGROUND.with_token(&token);
+    let back = BACKGROUND.with_token(&token).detach();
     let (wakes, waker) = Wakes::new();
     let mut wait = pin!(back.done());
     assert!(poll(wait.as_mut(), &waker).is_pending());
-    back_guard.detach();
-    guard.cancel_with(Cause("round"));
+    ctx.cancel_with(Cause("round"));
     assert!(wakes.count() >= 1);
     assert!(ended(&back).is_canceled());
     assert!(poll(wait.as_mut(), Waker::noop()).is_ready());
@@ -371,8 +372,8 @@ fn a_token_may_go_round_in_a_circle() {
 fn a_token_of_a_context_below_a_token_is_cancelled_with_it() {
     on_both(|| async {
         let outer = CancellationToken::new();
-        let (ctx, _guard) = BACKGROUND.with_token(&outer);
-        let (child, _child_guard) = ctx.with_cancel();
+        let ctx = BACKGROUND.with_token(&outer);
+        let child = ctx.with_cancel();
         let inner = child.cancellation_token();
         outer.cancel();
         timeout(HANG, inner.cancelled()).await.expect("never cancelled");
@@ -382,10 +383,10 @@ fn a_token_of_a_context_below_a_token_is_cancelled_with_it() {
 
 #[test]
 fn a_token_of_a_deadline_outside_a_runtime_says_what_is_missing() {
-    let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+    let ctx = BACKGROUND.with_timeout(LONG);
     let text = panic_text(|| ctx.cancellation_token());
     assert!(text.contains("Tokio") && text.contains("runtime"), "{text}");
-    guard.cancel();
+    ctx.cancel();
     assert!(ctx.cancellation_token().is_cancelled(), "an end that is there needs no runtime");
 }
 
@@ -394,12 +395,12 @@ fn a_token_of_a_deadline_outside_a_runtime_says_what_is_missing() {
 fn a_handed_out_token_survives_the_runtime_it_was_made_on() {
     watched(|| {
         for first in [current_thread(), multi_thread(1)] {
-            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+            let ctx = BACKGROUND.with_timeout(LONG);
             let token = first.block_on(async { ctx.cancellation_token() });
             first.block_on(tokio::task::yield_now());
             drop(first);
             assert!(!token.is_cancelled() && !ctx.is_done());
-            guard.cancel();
+            ctx.cancel();
             assert!(ctx.is_done());
             assert!(token.is_cancelled(), "the cancel was lost with the runtime");
         }
@@ -408,7 +409,7 @@ fn a_handed_out_token_survives_the_runtime_it_was_made_on() {
 
 #[test]
 fn a_token_asked_for_again_on_another_runtime_sees_the_deadline() {
-    let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
+    let ctx = BACKGROUND.with_timeout(LONG);
     let first = current_thread();
     let kept = first.block_on(async { ctx.cancellation_token() });
     first.block_on(tokio::task::yield_now());
@@ -426,8 +427,8 @@ fn a_token_cancelled_and_a_guard_at_once_make_one_story() {
     watched(|| {
         for _ in 0..1000 {
             let token = CancellationToken::new();
-            let (ctx, guard) = BACKGROUND.with_token(&token);
-            let (child, _child_guard) = ctx.with_cancel();
+            let (ctx, guard) = BACKGROUND.with_token(&token).split();
+            let child = ctx.with_cancel();
             let start = Arc::new(Barrier::new(3));
             let (tell, told) = mpsc::channel();
             let by_token = {

@@ -58,7 +58,7 @@ async fn connection() -> (TcpStream, TcpStream) {
 
 #[tokio::test(start_paused = true)]
 async fn a_read_that_waits_ends_at_the_deadline() {
-    let (ctx, _guard) = BACKGROUND.with_timeout(ms(100));
+    let ctx = BACKGROUND.with_timeout(ms(100));
     let (near, _far) = io::duplex(8);
     let mut near = ctx.io(near);
     let error = near.read_u8().await.unwrap_err();
@@ -71,12 +71,12 @@ async fn a_read_that_waits_ends_at_the_deadline() {
 #[test]
 fn a_read_that_waits_ends_with_a_cancel() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let (near, _far) = connection().await;
         let mut near = ctx.io(near);
         let read = tokio::spawn(async move { near.read_u8().await });
         tokio::task::yield_now().await;
-        guard.cancel_with(Cause("hung up"));
+        ctx.cancel_with(Cause("hung up"));
         let error = read.await.unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Other);
         assert_eq!(word(ours(&error)), Some("hung up"));
@@ -86,7 +86,7 @@ fn a_read_that_waits_ends_with_a_cancel() {
 #[test]
 fn a_write_that_waits_ends_with_a_cancel() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let (near, _far) = connection().await;
         let mut near = ctx.io(near);
         let write = tokio::spawn(async move {
@@ -99,7 +99,7 @@ fn a_write_that_waits_ends_with_a_cancel() {
             }
         });
         tokio::time::sleep(ms(20)).await;
-        guard.cancel_with(Cause("enough"));
+        ctx.cancel_with(Cause("enough"));
         assert_eq!(word(ours(&write.await.unwrap())), Some("enough"));
     });
 }
@@ -108,7 +108,7 @@ fn a_write_that_waits_ends_with_a_cancel() {
 #[test]
 fn both_halves_are_told_of_the_end() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let (near, _far) = io::duplex(1);
         let (mut reader, mut writer) = io::split(ctx.io(near));
         let read = tokio::spawn(async move { reader.read_u8().await.unwrap_err() });
@@ -116,7 +116,7 @@ fn both_halves_are_told_of_the_end() {
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
-        guard.cancel();
+        ctx.cancel();
         assert!(ours(&read.await.unwrap()).is_canceled());
         assert!(ours(&write.await.unwrap()).is_canceled());
     });
@@ -124,26 +124,26 @@ fn both_halves_are_told_of_the_end() {
 
 #[test]
 fn a_wait_that_moves_to_another_task_is_woken_there() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let (near, _far) = io::duplex(1);
     let mut near = ctx.io(near);
     let ((one, first), (two, second)) = (Wakes::new(), Wakes::new());
     assert!(poll(pin!(near.read_u8()), &first).is_pending());
     assert!(poll(pin!(near.read_u8()), &second).is_pending());
-    guard.cancel();
+    ctx.cancel();
     assert_eq!((one.count(), two.count()), (0, 1));
     assert!(poll_once(near.read_u8()).is_ready());
 }
 
 #[tokio::test]
 async fn what_was_not_read_is_still_there() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let (near, mut far) = connection().await;
     let mut near = ctx.io(near);
     far.write_all(b"abcdef").await.unwrap();
     assert_eq!(near.read_u8().await.unwrap(), b'a');
     near.get_ref().readable().await.unwrap();
-    guard.cancel();
+    ctx.cancel();
     // There is something to read, and it is not taken.
     assert!(near.read_u8().await.is_err());
     assert!(near.context().is_done());
@@ -157,12 +157,12 @@ async fn what_was_not_read_is_still_there() {
 /// One that never waits is looked at all the same.
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_always_has_more_ends() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    let copy = io::copy(&mut ctx.io(io::repeat(1)), &mut io::sink()).await_with(|| guard.cancel()).await;
+    let ctx = BACKGROUND.with_cancel();
+    let copy = io::copy(&mut ctx.io(io::repeat(1)), &mut io::sink()).await_with(|| ctx.cancel()).await;
     assert!(ours(&copy.unwrap_err()).is_canceled());
 
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    let copy = io::copy(&mut io::repeat(1), &mut ctx.io(io::sink())).await_with(|| guard.cancel()).await;
+    let ctx = BACKGROUND.with_cancel();
+    let copy = io::copy(&mut io::repeat(1), &mut ctx.io(io::sink())).await_with(|| ctx.cancel()).await;
     assert!(ours(&copy.unwrap_err()).is_canceled());
 }
 
@@ -188,9 +188,9 @@ impl<F: Future> AwaitWith for F {}
 
 #[test]
 fn everything_is_refused_after_the_end() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let mut file = ctx.io(Cursor::new(vec![1, 2, 3]));
-    guard.cancel();
+    ctx.cancel();
     let refused = |operation: Poll<io::Result<()>>| match operation {
         Poll::Ready(Err(error)) => assert!(ours(&error).is_canceled()),
         other => panic!("{other:?}"),
@@ -208,7 +208,7 @@ fn everything_is_refused_after_the_end() {
 #[test]
 fn before_the_end_everything_is_passed_on() {
     on_both(|| async {
-        let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
+        let ctx = BACKGROUND.with_timeout(LONG);
         let mut file = ctx.io(Cursor::new(b"one\ntwo\n".to_vec()));
         let mut line = String::new();
         assert_eq!(file.read_line(&mut line).await.unwrap(), 4);
@@ -259,17 +259,17 @@ fn vectored_writes_stay_vectored() {
 
 #[test]
 fn buffers_outside_keep_what_they_have() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let mut lines = BufReader::new(ctx.io(&b"one\ntwo"[..]));
     let mut line = String::new();
     assert!(poll_once(lines.read_line(&mut line)).is_ready());
-    guard.cancel();
+    ctx.cancel();
     assert!(matches!(poll_once(lines.read_u8()), Poll::Ready(Ok(b't'))));
 
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let mut lines = ctx.io(BufReader::new(&b"one\ntwo"[..]));
     assert!(poll_once(lines.read_line(&mut line)).is_ready());
-    guard.cancel();
+    ctx.cancel();
     assert!(matches!(poll_once(lines.read_u8()), Poll::Ready(Err(_))));
     assert_eq!(lines.get_ref().buffer(), b"two");
     let mut cx = task::Context::from_waker(Waker::noop());
@@ -280,10 +280,10 @@ fn buffers_outside_keep_what_they_have() {
 /// What a buffered writer could not write is still in it.
 #[test]
 fn what_was_not_flushed_is_still_there() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let mut writer = ctx.io(BufWriter::new(Vec::new()));
     assert!(poll_once(writer.write_all(b"kept")).is_ready());
-    guard.cancel();
+    ctx.cancel();
     assert!(matches!(poll_once(writer.flush()), Poll::Ready(Err(_))));
     let mut writer = writer.into_inner();
     assert!(poll_once(writer.flush()).is_ready());
@@ -295,7 +295,7 @@ fn what_was_not_flushed_is_still_there() {
 fn no_operation_allocates() {
     let runtime = paused();
     runtime.block_on(async {
-        let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
+        let ctx = BACKGROUND.with_timeout(LONG);
         let (near, mut far) = io::duplex(64);
         let mut near = ctx.io(near);
         let turn = async |near: &mut tokio_ctx::io::Bounded<DuplexStream>, far: &mut DuplexStream| {
@@ -321,13 +321,13 @@ fn no_operation_allocates() {
 
 #[test]
 fn dropped_while_it_waits_it_leaves_nothing() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let (near, _far) = io::duplex(1);
     let mut near = ctx.io(near);
     let (wakes, waker) = Wakes::new();
     assert!(poll(pin!(near.read_u8()), &waker).is_pending());
     drop(near);
-    guard.cancel();
+    ctx.cancel();
     assert_eq!(wakes.count(), 0);
 }
 
@@ -335,7 +335,7 @@ fn dropped_while_it_waits_it_leaves_nothing() {
 fn a_context_that_never_ends_costs_no_runtime() {
     let (near, _far) = io::duplex(1);
     assert!(poll_once(BACKGROUND.io(near).read_u8()).is_pending());
-    let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
+    let ctx = BACKGROUND.with_timeout(LONG);
     let (near, _far) = io::duplex(1);
     let mut near = ctx.io(near);
     let text = panic_text(|| poll_once(near.read_u8()).is_pending());

@@ -1,4 +1,4 @@
-//! Promise 1, *finish once*: the first of cancel, guard drop, deadline and parent's end decides how a
+//! Promise 1, *finish once*: the first of cancel, scope drop, deadline and parent's end decides how a
 //! context ended, and nothing after it changes that.
 
 mod common;
@@ -8,13 +8,17 @@ use std::thread;
 
 use common::{Cause, LONG, assert_same, ended, ms, poll_once, same, watched, word};
 use tokio::time::{Instant, advance};
-use tokio_ctx::{CancelGuard, Context, ErrorKind};
+use tokio_ctx::{CancelScope, Context, ErrorKind};
 
 static BACKGROUND: Context = Context::background();
 
-/// The three ways in which a guard can end its context.
-const HANDS: [fn(CancelGuard); 3] =
-    [|guard| guard.cancel(), |guard| guard.cancel_with(Cause("by hand")), drop];
+/// The ways in which a scope, or the guard split from it, can end its context.
+const HANDS: [fn(CancelScope); 4] = [
+    |scope| scope.cancel(),
+    |scope| scope.cancel_with(Cause("by hand")),
+    drop,
+    |scope| drop(scope.split().1),
+];
 
 #[test]
 fn background_and_todo_never_end() {
@@ -27,16 +31,16 @@ fn background_and_todo_never_end() {
 
 #[test]
 fn a_fresh_context_has_not_ended() {
-    let (ctx, _guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     assert!(common::answer(&ctx).is_none());
-    let (ctx, _guard) = ctx.with_value(1).with_cancel();
+    let ctx = ctx.context().with_value(1).with_cancel();
     assert!(common::answer(&ctx).is_none());
 }
 
 #[test]
 fn cancel_ends_it_at_once_without_a_cause() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    guard.cancel();
+    let ctx = BACKGROUND.with_cancel();
+    ctx.cancel();
     let error = ended(&ctx);
     assert_eq!(error.kind(), ErrorKind::Canceled);
     assert!(error.is_canceled() && !error.is_deadline_exceeded());
@@ -45,16 +49,27 @@ fn cancel_ends_it_at_once_without_a_cause() {
 
 #[test]
 fn cancel_with_ends_it_with_that_cause() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    guard.cancel_with(Cause("hung up"));
+    let ctx = BACKGROUND.with_cancel();
+    ctx.cancel_with(Cause("hung up"));
     let error = ended(&ctx);
     assert_eq!(error.kind(), ErrorKind::Canceled);
     assert_eq!(word(&error), Some("hung up"));
 }
 
 #[test]
+fn dropping_the_scope_ends_it() {
+    let scope = BACKGROUND.with_timeout(LONG);
+    let ctx = scope.clone();
+    drop(scope);
+    let error = ended(&ctx);
+    assert_eq!(error.kind(), ErrorKind::Canceled);
+    assert!(error.cause().is_none());
+    assert!(error.origin().canceled_at().is_none());
+}
+
+#[test]
 fn dropping_the_guard_ends_it() {
-    let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+    let (ctx, guard) = BACKGROUND.with_timeout(LONG).split();
     drop(guard);
     let error = ended(&ctx);
     assert_eq!(error.kind(), ErrorKind::Canceled);
@@ -63,10 +78,11 @@ fn dropping_the_guard_ends_it() {
 }
 
 #[test]
-fn a_guard_dropped_by_a_panic_ends_it() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+fn a_scope_dropped_by_a_panic_ends_it() {
+    let scope = BACKGROUND.with_cancel();
+    let ctx = scope.clone();
     let thread = thread::spawn(move || {
-        let _guard = guard;
+        let _scope = scope;
         panic!("on purpose");
     });
     assert!(thread.join().is_err());
@@ -75,24 +91,25 @@ fn a_guard_dropped_by_a_panic_ends_it() {
 
 #[test]
 fn later_causes_change_nothing() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    guard.cancel_with(Cause("first"));
+    let scope = BACKGROUND.with_cancel();
+    let ctx = scope.clone();
+    scope.cancel_with(Cause("first"));
     let first = ended(&ctx);
     assert_eq!(word(&first), Some("first"));
-    guard.cancel_with(Cause("second"));
-    guard.cancel();
-    guard.canceller().cancel_with(Cause("third"));
+    scope.cancel_with(Cause("second"));
+    scope.cancel();
+    scope.canceller().cancel_with(Cause("third"));
     assert_same(&ended(&ctx), &first);
-    drop(guard);
+    drop(scope);
     assert_same(&ended(&ctx), &first);
 }
 
 #[test]
 fn a_cause_after_a_plain_cancel_is_too_late() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    guard.cancel();
+    let ctx = BACKGROUND.with_cancel();
+    ctx.cancel();
     let first = ended(&ctx);
-    guard.cancel_with(Cause("late"));
+    ctx.cancel_with(Cause("late"));
     let second = ended(&ctx);
     assert_same(&second, &first);
     assert!(second.cause().is_none());
@@ -100,34 +117,34 @@ fn a_cause_after_a_plain_cancel_is_too_late() {
 
 #[test]
 fn a_cause_after_an_unobserved_cancel_is_too_late() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    guard.cancel();
+    let ctx = BACKGROUND.with_cancel();
+    ctx.cancel();
     let line = line!() - 1;
-    guard.cancel_with(Cause("late"));
+    ctx.cancel_with(Cause("late"));
     let error = ended(&ctx);
     assert!(error.cause().is_none());
     assert_eq!(error.origin().canceled_at().unwrap().line(), line);
 }
 
 #[test]
-fn a_canceller_ends_it_as_the_guard_does() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    let canceller = guard.canceller();
+fn a_canceller_ends_it_as_the_scope_does() {
+    let ctx = BACKGROUND.with_cancel();
+    let canceller = ctx.canceller();
     drop(canceller.clone());
     assert!(common::answer(&ctx).is_none(), "dropping a canceller ended it");
     canceller.cancel_with(Cause("by proxy"));
     assert_eq!(word(&ended(&ctx)), Some("by proxy"));
 
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    guard.canceller().cancel();
+    let ctx = BACKGROUND.with_cancel();
+    ctx.canceller().cancel();
     assert!(ended(&ctx).cause().is_none());
 }
 
 #[test]
-fn a_canceller_outlives_a_detached_guard() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    let canceller = guard.canceller();
-    guard.detach();
+fn a_canceller_outlives_a_detached_scope() {
+    let scope = BACKGROUND.with_cancel();
+    let canceller = scope.canceller();
+    let ctx = scope.detach();
     assert!(common::answer(&ctx).is_none());
     canceller.cancel();
     assert!(ended(&ctx).is_canceled());
@@ -135,36 +152,35 @@ fn a_canceller_outlives_a_detached_guard() {
 
 #[test]
 fn a_canceller_outliving_its_context_does_nothing() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    let canceller = guard.canceller();
+    let scope = BACKGROUND.with_cancel();
+    let ctx = scope.clone();
+    let canceller = scope.canceller();
     drop(ctx);
-    drop(guard);
+    drop(scope);
     canceller.cancel();
     canceller.cancel_with(Cause("nobody there"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_detached_guard_leaves_it_to_the_deadline() {
-    let (ctx, guard) = BACKGROUND.with_timeout(ms(10));
-    guard.detach();
+async fn a_detached_scope_leaves_it_to_the_deadline() {
+    let ctx = BACKGROUND.with_timeout(ms(10)).detach();
     assert!(common::answer(&ctx).is_none());
     advance(ms(10)).await;
     assert!(ended(&ctx).is_deadline_exceeded());
 }
 
 #[test]
-fn a_detached_guard_leaves_it_to_the_parent() {
-    let (parent, parent_guard) = BACKGROUND.with_cancel();
-    let (ctx, guard) = parent.with_cancel();
-    guard.detach();
+fn a_detached_scope_leaves_it_to_the_parent() {
+    let parent = BACKGROUND.with_cancel();
+    let ctx = parent.with_cancel().detach();
     assert!(common::answer(&ctx).is_none());
-    parent_guard.cancel_with(Cause("parent"));
+    parent.cancel_with(Cause("parent"));
     assert_eq!(word(&ended(&ctx)), Some("parent"));
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_deadline_ends_it() {
-    let (ctx, _guard) = BACKGROUND.with_timeout(ms(100));
+    let ctx = BACKGROUND.with_timeout(ms(100));
     advance(ms(99)).await;
     assert!(common::answer(&ctx).is_none());
     advance(ms(1)).await;
@@ -177,9 +193,10 @@ async fn the_deadline_ends_it() {
 #[tokio::test(start_paused = true)]
 async fn a_deadline_nobody_saw_still_comes_before_a_later_hand() {
     for hand in HANDS {
-        let (ctx, guard) = BACKGROUND.with_timeout_cause(ms(100), Cause("too slow"));
+        let scope = BACKGROUND.with_timeout_cause(ms(100), Cause("too slow"));
+        let ctx = scope.clone();
         advance(ms(150)).await;
-        hand(guard);
+        hand(scope);
         let error = ended(&ctx);
         assert!(error.is_deadline_exceeded(), "{error}");
         assert_eq!(word(&error), Some("too slow"));
@@ -190,10 +207,11 @@ async fn a_deadline_nobody_saw_still_comes_before_a_later_hand() {
 #[tokio::test(start_paused = true)]
 async fn a_deadline_that_was_seen_stands_against_a_later_hand() {
     for hand in HANDS {
-        let (ctx, guard) = BACKGROUND.with_timeout(ms(100));
+        let scope = BACKGROUND.with_timeout(ms(100));
+        let ctx = scope.clone();
         advance(ms(150)).await;
         let first = ended(&ctx);
-        hand(guard);
+        hand(scope);
         assert_same(&ended(&ctx), &first);
         assert!(first.is_deadline_exceeded());
     }
@@ -203,9 +221,10 @@ async fn a_deadline_that_was_seen_stands_against_a_later_hand() {
 async fn a_hand_before_the_deadline_stands_after_it() {
     for observed in [true, false] {
         for hand in HANDS {
-            let (ctx, guard) = BACKGROUND.with_timeout_cause(ms(100), Cause("too slow"));
+            let scope = BACKGROUND.with_timeout_cause(ms(100), Cause("too slow"));
+            let ctx = scope.clone();
             advance(ms(50)).await;
-            hand(guard);
+            hand(scope);
             let at_once = observed.then(|| ended(&ctx));
             advance(ms(100)).await;
             let error = ended(&ctx);
@@ -219,15 +238,17 @@ async fn a_hand_before_the_deadline_stands_after_it() {
 }
 
 #[test]
-fn a_context_born_past_its_deadline_is_not_canceled_by_its_guard() {
+fn a_context_born_past_its_deadline_is_not_canceled_by_its_scope() {
     for hand in HANDS {
-        let (ctx, guard) = BACKGROUND.with_timeout(ms(0));
-        hand(guard);
+        let scope = BACKGROUND.with_timeout(ms(0));
+        let ctx = scope.clone();
+        hand(scope);
         let error = ended(&ctx);
         assert!(error.is_deadline_exceeded() && error.cause().is_none());
 
-        let (ctx, guard) = BACKGROUND.with_timeout_cause(ms(0), Cause("too slow"));
-        hand(guard);
+        let scope = BACKGROUND.with_timeout_cause(ms(0), Cause("too slow"));
+        let ctx = scope.clone();
+        hand(scope);
         let error = ended(&ctx);
         assert!(error.is_deadline_exceeded());
         assert_eq!(word(&error), Some("too slow"));
@@ -236,17 +257,17 @@ fn a_context_born_past_its_deadline_is_not_canceled_by_its_guard() {
 
 #[test]
 fn a_deadline_cause_is_not_told_of_a_cancel() {
-    let (ctx, guard) = BACKGROUND.with_timeout_cause(LONG, Cause("too slow"));
-    guard.cancel();
+    let ctx = BACKGROUND.with_timeout_cause(LONG, Cause("too slow"));
+    ctx.cancel();
     assert!(ended(&ctx).cause().is_none());
 
-    let (ctx, guard) = BACKGROUND.with_deadline_cause(Instant::now() + LONG, Cause("too slow"));
-    guard.cancel_with(Cause("by hand"));
+    let ctx = BACKGROUND.with_deadline_cause(Instant::now() + LONG, Cause("too slow"));
+    ctx.cancel_with(Cause("by hand"));
     assert_eq!(word(&ended(&ctx)), Some("by hand"));
 
-    let (parent, guard) = BACKGROUND.with_cancel();
-    let (ctx, _guard) = parent.with_timeout_cause(LONG, Cause("too slow"));
-    guard.cancel_with(Cause("finished early"));
+    let parent = BACKGROUND.with_cancel();
+    let ctx = parent.with_timeout_cause(LONG, Cause("too slow"));
+    parent.cancel_with(Cause("finished early"));
     let error = ended(&ctx);
     assert!(error.is_canceled());
     assert_eq!(word(&error), Some("finished early"));
@@ -254,9 +275,9 @@ fn a_deadline_cause_is_not_told_of_a_cancel() {
 
 #[test]
 fn a_parents_later_cancel_leaves_a_deadline_that_passed_first() {
-    let (parent, guard) = BACKGROUND.with_cancel();
-    let (ctx, _guard) = parent.with_timeout_cause(ms(0), Cause("too slow"));
-    guard.cancel_with(Cause("finished early"));
+    let parent = BACKGROUND.with_cancel();
+    let ctx = parent.with_timeout_cause(ms(0), Cause("too slow"));
+    parent.cancel_with(Cause("finished early"));
     let error = ended(&ctx);
     assert!(error.is_deadline_exceeded());
     assert_eq!(word(&error), Some("too slow"));
@@ -264,67 +285,69 @@ fn a_parents_later_cancel_leaves_a_deadline_that_passed_first() {
 
 #[test]
 fn the_parents_cause_comes_before_the_childs() {
-    let (parent, parent_guard) = BACKGROUND.with_cancel();
-    let (child, child_guard) = parent.with_cancel();
-    parent_guard.cancel_with(Cause("parent"));
-    child_guard.cancel_with(Cause("child"));
+    let parent = BACKGROUND.with_cancel();
+    let child_scope = parent.with_cancel();
+    let child = child_scope.clone();
+    parent.cancel_with(Cause("parent"));
+    child_scope.cancel_with(Cause("child"));
     assert_eq!(word(&ended(&child)), Some("parent"));
-    drop(child_guard);
+    drop(child_scope);
     assert_same(&ended(&child), &ended(&parent));
 }
 
 #[test]
 fn the_childs_cause_comes_before_the_parents() {
-    let (parent, parent_guard) = BACKGROUND.with_cancel();
-    let (child, child_guard) = parent.with_cancel();
-    child_guard.cancel_with(Cause("child"));
-    parent_guard.cancel_with(Cause("parent"));
+    let parent = BACKGROUND.with_cancel();
+    let child = parent.with_cancel();
+    child.cancel_with(Cause("child"));
+    parent.cancel_with(Cause("parent"));
     assert_eq!(word(&ended(&child)), Some("child"));
     assert_eq!(word(&ended(&parent)), Some("parent"));
 }
 
 #[test]
 fn the_parents_cause_comes_before_the_childs_plain_cancel() {
-    let (parent, parent_guard) = BACKGROUND.with_cancel();
-    let (child, child_guard) = parent.with_cancel();
-    parent_guard.cancel_with(Cause("parent"));
-    child_guard.cancel();
+    let parent = BACKGROUND.with_cancel();
+    let child = parent.with_cancel();
+    parent.cancel_with(Cause("parent"));
+    child.cancel();
     assert_eq!(word(&ended(&child)), Some("parent"));
 }
 
 #[test]
 fn the_childs_plain_cancel_comes_before_the_parents_cause() {
-    let (parent, parent_guard) = BACKGROUND.with_cancel();
-    let (child, child_guard) = parent.with_cancel();
-    child_guard.cancel();
-    parent_guard.cancel_with(Cause("parent"));
+    let parent = BACKGROUND.with_cancel();
+    let child = parent.with_cancel();
+    child.cancel();
+    parent.cancel_with(Cause("parent"));
     assert!(ended(&child).cause().is_none());
 }
 
 #[test]
 fn the_parents_plain_cancel_comes_before_the_childs_cause() {
-    let (parent, parent_guard) = BACKGROUND.with_cancel();
-    let (child, child_guard) = parent.with_cancel();
-    parent_guard.cancel();
-    child_guard.cancel_with(Cause("child"));
+    let parent = BACKGROUND.with_cancel();
+    let child = parent.with_cancel();
+    parent.cancel();
+    child.cancel_with(Cause("child"));
     assert!(ended(&child).cause().is_none());
 }
 
 #[test]
 fn the_childs_cause_comes_before_the_parents_plain_cancel() {
-    let (parent, parent_guard) = BACKGROUND.with_cancel();
-    let (child, child_guard) = parent.with_cancel();
-    child_guard.cancel_with(Cause("child"));
-    parent_guard.cancel();
+    let parent = BACKGROUND.with_cancel();
+    let child = parent.with_cancel();
+    child.cancel_with(Cause("child"));
+    parent.cancel();
     assert_eq!(word(&ended(&child)), Some("child"));
 }
 
 #[test]
-fn a_dropped_child_guard_comes_before_the_parents_cause() {
-    let (parent, parent_guard) = BACKGROUND.with_cancel();
-    let (child, child_guard) = parent.with_cancel();
-    drop(child_guard);
-    parent_guard.cancel_with(Cause("parent"));
+fn a_dropped_child_scope_comes_before_the_parents_cause() {
+    let parent = BACKGROUND.with_cancel();
+    let child_scope = parent.with_cancel();
+    let child = child_scope.clone();
+    drop(child_scope);
+    parent.cancel_with(Cause("parent"));
     assert!(ended(&child).cause().is_none());
 }
 
@@ -334,15 +357,16 @@ fn a_dropped_child_guard_comes_before_the_parents_cause() {
 async fn an_unseen_deadline_before_the_parents_end_is_what_ended_the_child() {
     for waited in [false, true] {
         for hand in HANDS {
-            let (parent, guard) = BACKGROUND.with_cancel();
-            let (child, _child_guard) = parent.with_timeout(ms(100));
-            let (grandchild, _grandchild_guard) = child.with_cancel();
+            let scope = BACKGROUND.with_cancel();
+            let parent = scope.clone();
+            let child = parent.with_timeout(ms(100));
+            let grandchild = child.with_cancel();
             let mut wait = Box::pin(grandchild.done());
             if waited {
                 assert!(common::poll(wait.as_mut(), std::task::Waker::noop()).is_pending());
             }
             advance(ms(150)).await;
-            hand(guard);
+            hand(scope);
             advance(ms(50)).await;
             let error = ended(&child);
             assert!(error.is_deadline_exceeded(), "waited {waited}: {error}");
@@ -356,15 +380,16 @@ async fn an_unseen_deadline_before_the_parents_end_is_what_ended_the_child() {
 async fn the_parents_end_before_an_unseen_deadline_is_what_ended_the_child() {
     for waited in [false, true] {
         for hand in HANDS {
-            let (parent, guard) = BACKGROUND.with_cancel();
-            let (child, _child_guard) = parent.with_timeout(ms(100));
-            let (grandchild, _grandchild_guard) = child.with_cancel();
+            let scope = BACKGROUND.with_cancel();
+            let parent = scope.clone();
+            let child = parent.with_timeout(ms(100));
+            let grandchild = child.with_cancel();
             let mut wait = Box::pin(grandchild.done());
             if waited {
                 assert!(common::poll(wait.as_mut(), std::task::Waker::noop()).is_pending());
             }
             advance(ms(50)).await;
-            hand(guard);
+            hand(scope);
             advance(ms(150)).await;
             let error = ended(&grandchild);
             assert!(error.is_canceled(), "waited {waited}: {error}");
@@ -378,10 +403,11 @@ async fn the_parents_end_before_an_unseen_deadline_is_what_ended_the_child() {
 #[tokio::test(start_paused = true)]
 async fn the_parents_unseen_deadline_comes_before_the_childs_later_hand() {
     for hand in HANDS {
-        let (parent, _parent_guard) = BACKGROUND.with_timeout(ms(100));
-        let (child, guard) = parent.with_cancel();
+        let parent = BACKGROUND.with_timeout(ms(100));
+        let scope = parent.with_cancel();
+        let child = scope.clone();
         advance(ms(150)).await;
-        hand(guard);
+        hand(scope);
         let error = ended(&child);
         assert!(error.is_deadline_exceeded(), "{error}");
         assert_same(&error, &ended(&parent));
@@ -390,14 +416,14 @@ async fn the_parents_unseen_deadline_comes_before_the_childs_later_hand() {
 
 #[tokio::test(start_paused = true)]
 async fn of_two_unseen_deadlines_the_earlier_ended_it() {
-    let (parent, _g1) = BACKGROUND.with_timeout(ms(200));
-    let (child, _g2) = parent.with_timeout(ms(100));
+    let parent = BACKGROUND.with_timeout(ms(200));
+    let child = parent.with_timeout(ms(100));
     advance(ms(300)).await;
     assert_eq!(ended(&child).origin().budget(), Some(ms(100)));
     assert_eq!(ended(&parent).origin().budget(), Some(ms(200)));
 
-    let (parent, _g1) = BACKGROUND.with_timeout(ms(100));
-    let (child, _g2) = parent.with_timeout(ms(200));
+    let parent = BACKGROUND.with_timeout(ms(100));
+    let child = parent.with_timeout(ms(200));
     advance(ms(300)).await;
     assert_eq!(ended(&child).origin().budget(), Some(ms(100)));
     assert_same(&ended(&child), &ended(&parent));
@@ -405,12 +431,12 @@ async fn of_two_unseen_deadlines_the_earlier_ended_it() {
 
 #[tokio::test(start_paused = true)]
 async fn nothing_changes_an_end_that_a_waiter_was_told() {
-    let (parent, parent_guard) = BACKGROUND.with_cancel();
-    let (ctx, guard) = parent.with_timeout(ms(100));
+    let parent = BACKGROUND.with_cancel();
+    let ctx = parent.with_timeout(ms(100));
     let told = ctx.done().await;
     assert!(told.is_deadline_exceeded());
-    guard.cancel_with(Cause("late"));
-    parent_guard.cancel_with(Cause("later"));
+    ctx.cancel_with(Cause("late"));
+    parent.cancel_with(Cause("later"));
     advance(LONG).await;
     assert_same(&ended(&ctx), &told);
 }
@@ -429,9 +455,9 @@ fn of_racing_causes_exactly_one_is_kept() {
                 let (rounds, barrier) = (rounds.clone(), barrier.clone());
                 thread::spawn(move || {
                     let mut seen = Vec::with_capacity(ROUNDS);
-                    for (ctx, guard) in rounds.iter() {
+                    for ctx in rounds.iter() {
                         barrier.wait();
-                        guard.cancel_with(Cause(own));
+                        ctx.cancel_with(Cause(own));
                         seen.push(ctx.err().expect("cancelled by this very thread"));
                     }
                     seen
@@ -439,7 +465,7 @@ fn of_racing_causes_exactly_one_is_kept() {
             })
             .collect();
         let seen: Vec<_> = threads.into_iter().map(|t| t.join().unwrap()).collect();
-        for (round, (ctx, _guard)) in rounds.iter().enumerate() {
+        for (round, ctx) in rounds.iter().enumerate() {
             let error = ended(ctx);
             assert!(WORDS.contains(&word(&error).unwrap()));
             assert!(seen.iter().all(|seen| same(&seen[round], &error)), "round {round}");
@@ -449,13 +475,13 @@ fn of_racing_causes_exactly_one_is_kept() {
 
 #[test]
 fn ending_again_wakes_nobody_again() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let scope = BACKGROUND.with_cancel();
     let (wakes, waker) = common::Wakes::new();
-    let mut done = Box::pin(ctx.done());
+    let mut done = Box::pin(scope.done_owned());
     assert!(common::poll(done.as_mut(), &waker).is_pending());
-    guard.cancel();
-    guard.cancel_with(Cause("late"));
-    drop(guard);
+    scope.cancel();
+    scope.cancel_with(Cause("late"));
+    drop(scope);
     assert_eq!(wakes.count(), 1);
     assert!(poll_once(done).is_ready());
 }

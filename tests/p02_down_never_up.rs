@@ -14,24 +14,24 @@ use common::{
     watched, word,
 };
 use tokio::time::{Instant, advance};
-use tokio_ctx::{CancelGuard, Context};
+use tokio_ctx::{CancelScope, Context};
 use tokio_util::sync::CancellationToken;
 
 static BACKGROUND: Context = Context::background();
 
 /// One child of each kind that ends with its parent.
-fn one_of_each(parent: &Context) -> Vec<(&'static str, Context, Option<CancelGuard>)> {
+fn one_of_each(parent: &Context) -> Vec<(&'static str, Context, Option<CancelScope>)> {
     let in_an_hour = Instant::now() + LONG;
-    let guarded = |name, (ctx, guard)| (name, ctx, Some(guard));
+    let scoped = |name, scope: CancelScope| (name, scope.clone(), Some(scope));
     vec![
-        guarded("with_cancel", parent.with_cancel()),
-        guarded("with_deadline", parent.with_deadline(in_an_hour)),
-        guarded("with_deadline_cause", parent.with_deadline_cause(in_an_hour, "slow")),
-        guarded("with_timeout", parent.with_timeout(LONG)),
-        guarded("with_timeout_cause", parent.with_timeout_cause(LONG, "slow")),
-        guarded("merge, left", parent.merge(&Context::background())),
-        guarded("merge, right", Context::background().merge(parent)),
-        guarded("with_token", parent.with_token(&CancellationToken::new())),
+        scoped("with_cancel", parent.with_cancel()),
+        scoped("with_deadline", parent.with_deadline(in_an_hour)),
+        scoped("with_deadline_cause", parent.with_deadline_cause(in_an_hour, "slow")),
+        scoped("with_timeout", parent.with_timeout(LONG)),
+        scoped("with_timeout_cause", parent.with_timeout_cause(LONG, "slow")),
+        scoped("merge, left", parent.merge(&Context::background())),
+        scoped("merge, right", Context::background().merge(parent)),
+        scoped("with_token", parent.with_token(&CancellationToken::new())),
         ("with_value", parent.with_value(1_u8), None),
         ("clone", parent.clone(), None),
     ]
@@ -39,13 +39,13 @@ fn one_of_each(parent: &Context) -> Vec<(&'static str, Context, Option<CancelGua
 
 #[tokio::test]
 async fn cancel_reaches_children_of_every_kind_before_it_returns() {
-    let (parent, guard) = BACKGROUND.with_cancel();
+    let parent = BACKGROUND.with_cancel();
     let children = one_of_each(&parent);
     let grandchildren: Vec<_> = children.iter().flat_map(|(_, ctx, _)| one_of_each(ctx)).collect();
     for (name, ctx, _) in children.iter().chain(&grandchildren) {
         assert!(answer(ctx).is_none(), "{name} ended too soon");
     }
-    guard.cancel_with(Cause("all of you"));
+    parent.cancel_with(Cause("all of you"));
     let error = parent.err().unwrap();
     for (name, ctx, _) in children.iter().chain(&grandchildren) {
         assert!(ctx.is_done(), "{name} did not end");
@@ -55,11 +55,11 @@ async fn cancel_reaches_children_of_every_kind_before_it_returns() {
 
 #[tokio::test]
 async fn a_childs_end_of_any_kind_leaves_parent_and_siblings_alone() {
-    let (parent, _guard) = BACKGROUND.with_cancel();
+    let parent = BACKGROUND.with_cancel();
     let siblings = one_of_each(&parent);
-    for (name, ctx, guard) in one_of_each(&parent) {
-        let Some(guard) = guard else { continue };
-        guard.cancel_with(Cause("only me"));
+    for (name, ctx, scope) in one_of_each(&parent) {
+        let Some(scope) = scope else { continue };
+        scope.cancel_with(Cause("only me"));
         assert_eq!(word(&ended(&ctx)), Some("only me"), "{name}");
         assert!(answer(&parent).is_none(), "{name} ended its parent");
         for (sibling, ctx, _) in &siblings {
@@ -70,9 +70,9 @@ async fn a_childs_end_of_any_kind_leaves_parent_and_siblings_alone() {
 
 #[tokio::test(start_paused = true)]
 async fn a_childs_deadline_leaves_parent_and_siblings_alone() {
-    let (parent, _guard) = BACKGROUND.with_cancel();
-    let (child, _child_guard) = parent.with_timeout(ms(10));
-    let (sibling, _sibling_guard) = parent.with_timeout(LONG);
+    let parent = BACKGROUND.with_cancel();
+    let child = parent.with_timeout(ms(10));
+    let sibling = parent.with_timeout(LONG);
     let (wakes, waker) = Wakes::new();
     let mut waits = [parent.done(), sibling.done()].map(Box::pin);
     for wait in &mut waits {
@@ -89,21 +89,19 @@ async fn a_childs_deadline_leaves_parent_and_siblings_alone() {
 #[test]
 fn a_cancel_reaches_every_level_of_a_chain() {
     for waited in [&[][..], &[99], &[0], &[3, 17, 50], &[15, 16, 17, 31, 32, 33, 64]] {
-        let (root, root_guard) = BACKGROUND.with_cancel();
-        let mut chain = vec![(root, root_guard)];
+        let mut chain = vec![BACKGROUND.with_cancel()];
         for level in 1..100 {
-            let (above, _) = &chain[level - 1];
-            chain.push(above.with_value(level).with_cancel());
+            chain.push(chain[level - 1].context().with_value(level).with_cancel());
         }
         let (wakes, waker) = Wakes::new();
-        let mut waits: Vec<_> = waited.iter().map(|&l: &usize| Box::pin(chain[l].0.done())).collect();
+        let mut waits: Vec<_> = waited.iter().map(|&l: &usize| Box::pin(chain[l].done())).collect();
         for wait in &mut waits {
             assert!(poll(wait.as_mut(), &waker).is_pending());
         }
-        chain[0].1.cancel_with(Cause("top"));
+        chain[0].cancel_with(Cause("top"));
         assert_eq!(wakes.count(), waited.len(), "{waited:?}");
-        let error = chain[0].0.err().unwrap();
-        for (level, (ctx, _)) in chain.iter().enumerate().rev() {
+        let error = chain[0].err().unwrap();
+        for (level, ctx) in chain.iter().enumerate().rev() {
             assert!(ctx.is_done(), "level {level}, waited on at {waited:?}");
             assert_same(&ended(ctx), &error);
         }
@@ -120,14 +118,13 @@ fn a_cancel_in_the_middle_of_a_chain_parts_it() {
         for cut in [1, 15, 16, 17, 50, 98] {
             let mut chain = vec![BACKGROUND.with_cancel()];
             for level in 1..100 {
-                let (above, _) = &chain[level - 1];
-                chain.push(above.with_cancel());
+                chain.push(chain[level - 1].with_cancel());
             }
             if let Some(level) = waited {
-                assert!(poll_once(chain[level].0.done()).is_pending());
+                assert!(poll_once(chain[level].done()).is_pending());
             }
-            chain[cut].1.cancel();
-            for (level, (ctx, _)) in chain.iter().enumerate() {
+            chain[cut].cancel();
+            for (level, ctx) in chain.iter().enumerate() {
                 assert_eq!(ctx.is_done(), level >= cut, "level {level}, cut at {cut}");
             }
         }
@@ -136,10 +133,10 @@ fn a_cancel_in_the_middle_of_a_chain_parts_it() {
 
 #[test]
 fn a_child_that_ends_with_its_parent_has_the_parents_error() {
-    let (parent, guard) = BACKGROUND.with_timeout(LONG);
-    let (child, _child_guard) = parent.with_timeout_cause(ms(100), "not this one");
-    let (grandchild, _grandchild_guard) = child.with_value("v").with_cancel();
-    guard.cancel_with(Cause("parent"));
+    let parent = BACKGROUND.with_timeout(LONG);
+    let child = parent.with_timeout_cause(ms(100), "not this one");
+    let grandchild = child.context().with_value("v").with_cancel();
+    parent.cancel_with(Cause("parent"));
     let line = line!() - 1;
     let error = ended(&grandchild);
     assert_eq!(error.origin().canceled_at().unwrap().line(), line);
@@ -150,8 +147,8 @@ fn a_child_that_ends_with_its_parent_has_the_parents_error() {
 
 #[tokio::test(start_paused = true)]
 async fn a_child_that_ends_by_its_parents_deadline_has_the_parents_error() {
-    let (parent, _guard) = BACKGROUND.with_timeout_cause(ms(50), Cause("parent"));
-    let (child, _child_guard) = parent.with_timeout_cause(ms(100), Cause("child"));
+    let parent = BACKGROUND.with_timeout_cause(ms(50), Cause("parent"));
+    let child = parent.with_timeout_cause(ms(100), Cause("child"));
     let told = child.done().await;
     assert_eq!(told.origin().budget(), Some(ms(50)));
     assert_eq!(word(&told), Some("parent"));
@@ -160,32 +157,33 @@ async fn a_child_that_ends_by_its_parents_deadline_has_the_parents_error() {
 }
 
 #[test]
-fn a_dropped_guard_ends_the_descendants_too() {
-    let (parent, guard) = BACKGROUND.with_cancel();
-    let (child, _child_guard) = parent.with_cancel();
+fn a_dropped_scope_ends_the_descendants_too() {
+    let scope = BACKGROUND.with_cancel();
+    let parent = scope.clone();
+    let child = parent.with_cancel();
     let (wakes, waker) = Wakes::new();
     let mut wait = pin!(child.done());
     assert!(poll(wait.as_mut(), &waker).is_pending());
-    drop(guard);
+    drop(scope);
     assert_eq!(wakes.count(), 1);
     assert_same(&ended(&child), &ended(&parent));
 }
 
 #[tokio::test]
 async fn without_cancel_ends_neither_with_its_parent_nor_for_it() {
-    let (parent, guard) = BACKGROUND.with_timeout(LONG);
+    let parent = BACKGROUND.with_timeout(LONG);
     let free = parent.without_cancel();
-    let (below, below_guard) = free.with_cancel();
-    let (other, _other_guard) = free.with_cancel();
+    let below = free.with_cancel();
+    let other = free.with_cancel();
     let (wakes, waker) = Wakes::new();
     let mut wait = pin!(other.done());
     assert!(poll(wait.as_mut(), &waker).is_pending());
 
-    below_guard.cancel();
+    below.cancel();
     assert!(ended(&below).is_canceled());
     assert!(answer(&parent).is_none());
 
-    guard.cancel();
+    parent.cancel();
     assert!(answer(&free).is_none());
     assert!(answer(&other).is_none());
     assert_eq!(wakes.count(), 0);
@@ -193,10 +191,10 @@ async fn without_cancel_ends_neither_with_its_parent_nor_for_it() {
 
 #[test]
 fn without_cancel_of_an_ended_context_has_not_ended() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    guard.cancel_with(Cause("early"));
+    let ctx = BACKGROUND.with_cancel();
+    ctx.cancel_with(Cause("early"));
     assert!(answer(&ctx.without_cancel()).is_none());
-    let (ctx, _guard) = BACKGROUND.with_timeout(ms(0));
+    let ctx = BACKGROUND.with_timeout(ms(0));
     assert!(answer(&ctx.without_cancel()).is_none());
     assert!(answer(&BACKGROUND.without_cancel()).is_none());
 }
@@ -204,24 +202,23 @@ fn without_cancel_of_an_ended_context_has_not_ended() {
 #[tokio::test]
 async fn the_handles_in_between_may_be_gone() {
     for waited in [false, true] {
-        let (root, guard) = BACKGROUND.with_cancel();
+        let scope = BACKGROUND.with_cancel();
+        let root = scope.clone();
         let leaf = {
-            let (child, child_guard) = root.with_cancel();
-            let (grandchild, grandchild_guard) = child.with_timeout(LONG);
-            child_guard.detach();
-            grandchild_guard.detach();
+            let child = root.with_cancel().detach();
+            let grandchild = child.with_timeout(LONG).detach();
             grandchild.with_value(7).with_cancel()
         };
         let (wakes, waker) = Wakes::new();
-        let mut wait = pin!(leaf.0.done());
+        let mut wait = pin!(leaf.done());
         if waited {
             assert!(poll(wait.as_mut(), &waker).is_pending());
         }
         drop(root);
-        assert!(answer(&leaf.0).is_none(), "dropping a handle ended something");
-        guard.cancel_with(Cause("root"));
+        assert!(answer(&leaf).is_none(), "dropping a handle ended something");
+        scope.cancel_with(Cause("root"));
         assert_eq!(wakes.count(), usize::from(waited));
-        assert_eq!(word(&ended(&leaf.0)), Some("root"));
+        assert_eq!(word(&ended(&leaf)), Some("root"));
         assert!(poll(wait.as_mut(), &waker).is_ready());
     }
 }
@@ -229,12 +226,10 @@ async fn the_handles_in_between_may_be_gone() {
 #[test]
 fn dropping_handles_in_any_order_ends_nothing() {
     for backwards in [false, true] {
-        let (parent, guard) = BACKGROUND.with_cancel();
-        guard.detach();
+        let parent = BACKGROUND.with_cancel().detach();
         let mut children: Vec<_> = (0..3)
             .map(|_| {
-                let (child, guard) = parent.with_cancel();
-                guard.detach();
+                let child = parent.with_cancel().detach();
                 assert!(poll_once(child.done()).is_pending());
                 child
             })
@@ -248,10 +243,9 @@ fn dropping_handles_in_any_order_ends_nothing() {
             assert!(children.iter().all(|child| answer(child).is_none()));
         }
     }
-    let (parent, guard) = BACKGROUND.with_cancel();
-    guard.detach();
-    let (first, _first_guard) = parent.with_cancel();
-    let (second, _second_guard) = parent.with_cancel();
+    let parent = BACKGROUND.with_cancel().detach();
+    let first = parent.with_cancel();
+    let second = parent.with_cancel();
     drop(parent);
     assert!(answer(&first).is_none());
     drop(first);
@@ -260,27 +254,27 @@ fn dropping_handles_in_any_order_ends_nothing() {
 
 #[test]
 fn exactly_the_descendants_end_and_their_waiters_wake_once() {
-    let (root, _g) = BACKGROUND.with_cancel();
-    let (node, node_guard) = root.with_cancel();
-    let (sibling, _g) = root.with_cancel();
-    let (child1, _g1) = node.with_cancel();
-    let (child2, _g2) = node.with_cancel();
-    let (grandchild1, _g3) = child1.with_cancel();
-    let (grandchild2, _g4) = child1.with_cancel();
-    let (great_grandchild, _g5) = grandchild1.with_cancel();
+    let root = BACKGROUND.with_cancel();
+    let node = root.with_cancel();
+    let sibling = root.with_cancel();
+    let child1 = node.with_cancel();
+    let child2 = node.with_cancel();
+    let grandchild1 = child1.with_cancel();
+    let grandchild2 = child1.with_cancel();
+    let great_grandchild = grandchild1.with_cancel();
     let outside = [&root, &sibling];
     let inside = [&node, &child1, &child2, &grandchild1, &grandchild2, &great_grandchild];
 
     let watch = |ctx: &Context| {
         let (wakes, waker) = Wakes::new();
-        let mut done = Box::pin(ctx.clone().done_owned());
+        let mut done = Box::pin(ctx.done_owned());
         assert!(poll(done.as_mut(), &waker).is_pending());
         (wakes, waker, done)
     };
-    let mut outside_waits = outside.map(watch);
-    let mut inside_waits = inside.map(watch);
+    let mut outside_waits = outside.map(|ctx| watch(ctx));
+    let mut inside_waits = inside.map(|ctx| watch(ctx));
 
-    node_guard.cancel();
+    node.cancel();
 
     for (wakes, waker, done) in &mut inside_waits {
         assert_eq!(wakes.count(), 1);
@@ -296,23 +290,23 @@ fn exactly_the_descendants_end_and_their_waiters_wake_once() {
 
 #[test]
 fn a_parent_can_still_have_children_after_one_was_cancelled() {
-    let (parent, guard) = BACKGROUND.with_cancel();
+    let parent = BACKGROUND.with_cancel();
     let (wakes, waker) = Wakes::new();
     let mut parent_wait = pin!(parent.done());
     assert!(poll(parent_wait.as_mut(), &waker).is_pending());
 
-    let (first, first_guard) = parent.with_cancel();
+    let first = parent.with_cancel();
     let mut first_wait = pin!(first.done());
     assert!(poll(first_wait.as_mut(), &waker).is_pending());
-    first_guard.cancel();
+    first.cancel();
     assert_eq!(wakes.count(), 1);
     assert!(poll(first_wait.as_mut(), &waker).is_ready());
     assert!(poll(parent_wait.as_mut(), &waker).is_pending());
 
-    let (second, _second_guard) = parent.with_cancel();
+    let second = parent.with_cancel();
     let mut second_wait = pin!(second.done());
     assert!(poll(second_wait.as_mut(), &waker).is_pending());
-    guard.cancel();
+    parent.cancel();
     assert_eq!(wakes.count(), 3);
     assert!(poll(second_wait.as_mut(), &waker).is_ready());
     assert!(poll(parent_wait.as_mut(), &waker).is_ready());
@@ -320,25 +314,26 @@ fn a_parent_can_still_have_children_after_one_was_cancelled() {
 
 /// Paths of random derivations, cut at a random place: the leaf ends, and keeps its values.
 #[tokio::test]
-async fn random_layers_end_by_any_guard_on_the_path() {
+async fn random_layers_end_by_any_scope_on_the_path() {
     for seed in 0..500 {
         let mut dice = Dice::new(seed);
         let mut ctx = Context::background();
-        let mut guards = Vec::new();
+        let mut scopes = Vec::new();
         let mut values = 0;
-        while values + guards.len() < 40 || guards.is_empty() {
+        while values + scopes.len() < 40 || scopes.is_empty() {
             ctx = match dice.roll(4) {
                 0 => {
                     values += 1;
                     ctx.with_value::<usize>(values)
                 }
                 kind => {
-                    let (ctx, guard) = match kind {
+                    let scope = match kind {
                         1 => ctx.with_cancel(),
                         2 => ctx.with_timeout(LONG),
                         _ => ctx.merge(&Context::background()),
                     };
-                    guards.push(guard);
+                    let ctx = scope.clone();
+                    scopes.push(scope);
                     ctx
                 }
             };
@@ -348,7 +343,7 @@ async fn random_layers_end_by_any_guard_on_the_path() {
         }
         assert!(!ctx.is_done(), "seed {seed}");
         let last = ctx.value::<usize>().copied();
-        guards[dice.roll(guards.len())].cancel_with(Cause("cut"));
+        scopes[dice.roll(scopes.len())].cancel_with(Cause("cut"));
         assert!(ctx.is_done(), "seed {seed}");
         assert_eq!(word(&ended(&ctx)), Some("cut"), "seed {seed}");
         assert_eq!(ctx.value::<usize>().copied(), last, "seed {seed}");
@@ -360,22 +355,20 @@ async fn random_layers_end_by_the_earliest_deadline_on_the_path() {
     for seed in 0..100 {
         let mut dice = Dice::new(seed);
         let mut ctx = Context::background();
-        let mut guards = Vec::new();
+        let mut scopes = Vec::new();
         let mut earliest = None;
         for _ in 0..40 {
             ctx = match dice.roll(3) {
                 0 => ctx.with_value(seed),
                 1 => {
-                    let (ctx, guard) = ctx.with_cancel();
-                    guards.push(guard);
-                    ctx
+                    scopes.push(ctx.with_cancel());
+                    scopes.last().unwrap().context().clone()
                 }
                 _ => {
                     let after = 1 + dice.roll(1000) as u64;
                     earliest = Some(earliest.unwrap_or(after).min(after));
-                    let (ctx, guard) = ctx.with_timeout(ms(after));
-                    guards.push(guard);
-                    ctx
+                    scopes.push(ctx.with_timeout(ms(after)));
+                    scopes.last().unwrap().context().clone()
                 }
             };
         }
@@ -384,7 +377,7 @@ async fn random_layers_end_by_the_earliest_deadline_on_the_path() {
     }
 }
 
-/// A tree of a hundred; every guard cancels at once from its own task, every context is waited on from
+/// A tree of a hundred; every scope cancels at once from its own task, every context is waited on from
 /// its own task, in a random order. All must come to an end.
 #[test]
 fn simultaneous_cancels_all_over_a_tree_end_everything() {
@@ -395,19 +388,19 @@ fn simultaneous_cancels_all_over_a_tree_end_everything() {
             let mut parent = 0;
             while tree.len() < 100 {
                 for _ in 0..4 {
-                    let child = tree[parent].0.with_cancel();
+                    let child = tree[parent].with_cancel();
                     tree.push(child);
                 }
                 parent += 1;
             }
-            let (contexts, mut guards): (Vec<_>, Vec<_>) = tree.into_iter().unzip();
-            dice.shuffle(&mut guards);
+            let contexts: Vec<_> = tree.iter().map(|scope| scope.context().clone()).collect();
+            dice.shuffle(&mut tree);
             let mut tasks = Vec::new();
             for ctx in &contexts {
-                tasks.push(tokio::spawn(ctx.clone().done_owned()));
+                tasks.push(tokio::spawn(ctx.done_owned()));
             }
             let cancels: Vec<_> =
-                guards.into_iter().map(|guard| tokio::spawn(async move { guard.cancel() })).collect();
+                tree.into_iter().map(|scope| tokio::spawn(async move { scope.cancel() })).collect();
             for task in tasks {
                 assert!(task.await.unwrap().is_canceled());
             }
@@ -423,15 +416,16 @@ fn simultaneous_cancels_all_over_a_tree_end_everything() {
 fn a_child_cancelled_from_its_parents_waiter_does_not_deadlock() {
     on_both(|| async {
         for _ in 0..100 {
-            let (parent, parent_guard) = BACKGROUND.with_cancel();
-            let (child, child_guard) = parent.with_cancel();
+            let parent = BACKGROUND.with_cancel();
+            let scope = parent.with_cancel();
+            let (child, above) = (scope.clone(), parent.clone());
             let waiter = tokio::spawn(async move {
-                parent.done().await;
-                child_guard.cancel();
+                above.done().await;
+                scope.cancel();
             });
             let child_waiter = tokio::spawn(child.done_owned());
             tokio::task::yield_now().await;
-            parent_guard.cancel_with(Cause("parent"));
+            parent.cancel_with(Cause("parent"));
             assert_eq!(word(&child_waiter.await.unwrap()), Some("parent"));
             waiter.await.unwrap();
         }
@@ -443,7 +437,7 @@ fn what_is_derived_during_a_cancel_ends_with_it() {
     const ROUNDS: usize = 1000;
     watched(|| {
         for round in 0..ROUNDS {
-            let (parent, guard) = BACKGROUND.with_cancel();
+            let (parent, guard) = BACKGROUND.with_cancel().split();
             let start = Arc::new(Barrier::new(2));
             let returned = Arc::new(AtomicBool::new(false));
             let canceller = {
@@ -458,16 +452,16 @@ fn what_is_derived_during_a_cancel_ends_with_it() {
             let mut children = Vec::new();
             spin_until(|| {
                 let last = returned.load(Ordering::Acquire);
-                let (child, guard) = parent.with_cancel();
+                let child = parent.with_cancel();
                 if round % 2 == 0 {
                     // Registers with the parent, perhaps in the middle of its end.
                     let _ = poll_once(child.done());
                 }
-                children.push((child, guard));
+                children.push(child);
                 last
             });
             canceller.join().unwrap();
-            for (child, _guard) in &children {
+            for child in &children {
                 assert_eq!(word(&ended(child)), Some("all"));
             }
         }
@@ -493,18 +487,17 @@ fn when_cancel_has_returned_every_thread_sees_every_descendant_ended() {
             }
         });
         for _ in 0..1000 {
-            let (root, guard) = BACKGROUND.with_cancel();
-            let mut chain = vec![root];
+            let root = BACKGROUND.with_cancel();
+            let mut chain = vec![root.clone()];
             for _ in 0..20 {
-                let (next, guard) = chain.last().unwrap().with_cancel();
-                guard.detach();
+                let next = chain.last().unwrap().with_cancel().detach();
                 chain.push(next);
             }
             let (ready, is_ready) = mpsc::channel();
             let (cancelled, was_cancelled) = mpsc::channel();
             to_asker.send((chain, ready, was_cancelled)).unwrap();
             is_ready.recv().unwrap();
-            guard.cancel();
+            root.cancel();
             cancelled.send(()).unwrap();
         }
         drop(to_asker);
@@ -514,17 +507,14 @@ fn when_cancel_has_returned_every_thread_sees_every_descendant_ended() {
 
 #[tokio::test(start_paused = true)]
 async fn an_unseen_parents_deadline_ends_every_level_below() {
-    let (root, _guard) = BACKGROUND.with_timeout(ms(100));
-    let mut chain = vec![root];
-    let mut guards = Vec::new();
+    let mut chain = vec![BACKGROUND.with_timeout(ms(100))];
     for level in 0..60 {
-        let (next, guard) = match level % 3 {
+        let next = match level % 3 {
             0 => chain[level].with_cancel(),
             1 => chain[level].with_timeout(LONG),
-            _ => chain[level].with_value(level).with_cancel(),
+            _ => chain[level].context().with_value(level).with_cancel(),
         };
         chain.push(next);
-        guards.push(guard);
     }
     advance(ms(100)).await;
     // Leaf first: it has to find out from its ancestors.
@@ -537,16 +527,16 @@ async fn an_unseen_parents_deadline_ends_every_level_below() {
 
 #[test]
 fn poll_results_follow_the_tree_and_not_the_order_of_waiting() {
-    let (parent, guard) = BACKGROUND.with_cancel();
-    let (child, child_guard) = parent.with_cancel();
+    let parent = BACKGROUND.with_cancel();
+    let child = parent.with_cancel();
     // The child first, so that it enters its parent's list before the parent has a waiter of its own.
     let mut child_wait = pin!(child.done());
     assert!(poll(child_wait.as_mut(), Waker::noop()).is_pending());
     let mut parent_wait = pin!(parent.done());
     assert!(poll(parent_wait.as_mut(), Waker::noop()).is_pending());
-    child_guard.cancel();
+    child.cancel();
     assert!(matches!(poll(child_wait.as_mut(), Waker::noop()), Poll::Ready(_)));
     assert!(poll(parent_wait.as_mut(), Waker::noop()).is_pending());
-    guard.cancel();
+    parent.cancel();
     assert!(poll(parent_wait.as_mut(), Waker::noop()).is_ready());
 }

@@ -11,7 +11,7 @@ use common::{
     Cause, Dice, LONG, assert_same, ended, ms, poll, poll_once, same, spin_until, watched, word,
 };
 use tokio::time::{Instant, advance};
-use tokio_ctx::{CancelGuard, Context, Error};
+use tokio_ctx::{CancelScope, Context, Error};
 use tokio_util::sync::CancellationToken;
 
 static BACKGROUND: Context = Context::background();
@@ -28,70 +28,75 @@ type Question = (&'static str, fn(&Context) -> (bool, Option<Error>));
 /// Each takes a base (background or deeper) and returns a context that ends when 100 ms have passed.
 const ENDS: &[End] = &[
     ("cancelled", |base| {
-        let (ctx, guard) = base.with_cancel();
-        guard.cancel();
-        (ctx, Box::new(guard))
+        let ctx = base.with_cancel();
+        ctx.cancel();
+        (ctx.clone(), Box::new(ctx))
     }),
     ("cancelled with a cause", |base| {
-        let (ctx, guard) = base.with_timeout(LONG);
-        guard.cancel_with(Cause("why"));
-        (ctx, Box::new(guard))
+        let ctx = base.with_timeout(LONG);
+        ctx.cancel_with(Cause("why"));
+        (ctx.clone(), Box::new(ctx))
+    }),
+    ("scope dropped", |base| {
+        let scope = base.with_cancel();
+        (scope.clone(), Box::new(()))
     }),
     ("guard dropped", |base| {
-        let (ctx, _) = base.with_cancel();
+        let (ctx, guard) = base.with_cancel().split();
+        drop(guard);
         (ctx, Box::new(()))
     }),
     ("deadline", |base| {
-        let (ctx, guard) = base.with_timeout(ms(100));
-        (ctx, Box::new(guard))
+        let ctx = base.with_timeout(ms(100));
+        (ctx.clone(), Box::new(ctx))
     }),
     ("deadline with a cause", |base| {
-        let (ctx, guard) = base.with_timeout_cause(ms(100), Cause("slow"));
-        (ctx, Box::new(guard))
+        let ctx = base.with_timeout_cause(ms(100), Cause("slow"));
+        (ctx.clone(), Box::new(ctx))
     }),
     ("born dead", |base| {
-        let (ctx, guard) = base.with_timeout(ms(0));
-        (ctx, Box::new(guard))
+        let ctx = base.with_timeout(ms(0));
+        (ctx.clone(), Box::new(ctx))
     }),
     ("parent cancelled", |base| {
-        let (parent, guard) = base.with_cancel();
-        let (ctx, own) = parent.with_timeout(LONG);
-        guard.cancel_with(Cause("parent"));
-        (ctx, Box::new((guard, own)))
+        let parent = base.with_cancel();
+        let ctx = parent.with_timeout(LONG);
+        parent.cancel_with(Cause("parent"));
+        (ctx.clone(), Box::new((parent, ctx)))
     }),
-    ("parent's guard dropped", |base| {
-        let (parent, guard) = base.with_cancel();
-        let (ctx, own) = parent.with_cancel();
-        drop(guard);
-        (ctx, Box::new(own))
+    ("parent's scope dropped", |base| {
+        let parent = base.with_cancel();
+        let ctx = parent.with_cancel();
+        drop(parent);
+        (ctx.clone(), Box::new(ctx))
     }),
     ("parent's deadline", |base| {
-        let (parent, guard) = base.with_timeout(ms(100));
-        let (ctx, own) = parent.with_value(1).with_timeout(LONG);
-        (ctx, Box::new((guard, own)))
+        let parent = base.with_timeout(ms(100));
+        let ctx = parent.context().with_value(1).with_timeout(LONG);
+        (ctx.clone(), Box::new((parent, ctx)))
     }),
     ("left of a merge cancelled", |base| {
-        let (left, guard) = base.with_cancel();
-        let (ctx, own) = left.merge(&Context::background());
-        guard.cancel_with(Cause("left"));
-        (ctx, Box::new((guard, own)))
+        let left = base.with_cancel();
+        let ctx = left.merge(&Context::background());
+        left.cancel_with(Cause("left"));
+        (ctx.clone(), Box::new((left, ctx)))
     }),
     ("right of a merge cancelled", |base| {
-        let (right, guard) = Context::background().with_cancel();
-        let (ctx, own) = base.merge(&right);
-        guard.cancel_with(Cause("right"));
-        (ctx, Box::new((guard, own)))
+        let right = Context::background().with_cancel();
+        let ctx = base.merge(&right);
+        right.cancel_with(Cause("right"));
+        (ctx.clone(), Box::new((right, ctx)))
     }),
     ("right of a merge past its deadline", |base| {
-        let (right, guard) = Context::background().with_timeout(ms(100));
-        let (ctx, own) = base.merge(&right);
-        (ctx, Box::new((guard, own)))
+        let right = Context::background().with_timeout(ms(100));
+        let ctx = base.merge(&right);
+        (ctx.clone(), Box::new((right, ctx)))
     }),
     ("token cancelled", |base| {
         let token = CancellationToken::new();
-        let (ctx, own) = base.with_token(&token);
+        let ctx = base.with_token(&token);
         token.cancel();
-        (ctx, Box::new((token, own)))
+        (ctx.clone(), Box::new((token, ctx)))
     }),
 ];
 
@@ -121,11 +126,11 @@ async fn whichever_question_comes_first_all_agree() {
                 let case = format!("{how}, {question} first, {depth} below");
                 let (ctx, _kept) = end(&BACKGROUND);
                 let mut below = ctx.clone();
-                let mut guards: Vec<CancelGuard> = Vec::new();
+                let mut scopes: Vec<CancelScope> = Vec::new();
                 for _ in 0..depth {
-                    let (next, guard) = below.with_cancel();
-                    guards.push(guard);
-                    below = next;
+                    let next = below.with_cancel();
+                    below = next.clone();
+                    scopes.push(next);
                 }
                 advance(ms(100)).await;
                 tokio::task::yield_now().await; // lets with_token's task run, if it needs one
@@ -150,13 +155,13 @@ async fn whichever_question_comes_first_all_agree() {
 /// The same with a waiter from before the end: it is told the same.
 #[tokio::test(start_paused = true)]
 async fn a_waiter_from_before_is_told_what_everybody_else_is() {
-    let (parent, guard) = BACKGROUND.with_timeout(ms(100));
-    let (child, _child_guard) = parent.with_cancel();
-    let waits: Vec<_> = (0..5).map(|_| tokio::spawn(child.clone().done_owned())).collect();
-    let parent_waits: Vec<_> = (0..5).map(|_| tokio::spawn(parent.clone().done_owned())).collect();
+    let parent = BACKGROUND.with_timeout(ms(100));
+    let child = parent.with_cancel();
+    let waits: Vec<_> = (0..5).map(|_| tokio::spawn(child.done_owned())).collect();
+    let parent_waits: Vec<_> = (0..5).map(|_| tokio::spawn(parent.done_owned())).collect();
     tokio::task::yield_now().await;
     advance(ms(150)).await;
-    guard.cancel();
+    parent.cancel();
     let error = ended(&parent);
     for wait in waits.into_iter().chain(parent_waits) {
         assert_same(&wait.await.unwrap(), &error);
@@ -175,7 +180,7 @@ async fn what_is_derived_from_an_ended_context_has_ended_with_its_error() {
                 assert!(ctx.is_done());
             }
             let now = Instant::now();
-            let derived: Vec<(&str, (Context, CancelGuard))> = vec![
+            let derived: Vec<(&str, CancelScope)> = vec![
                 ("with_cancel", ctx.with_cancel()),
                 ("with_timeout", ctx.with_timeout(LONG)),
                 ("with_timeout zero", ctx.with_timeout(ms(0))),
@@ -193,12 +198,12 @@ async fn what_is_derived_from_an_ended_context_has_ended_with_its_error() {
             let error = ended(&ctx);
             assert_same(&ended(&value), &error);
             assert_eq!(value.value(), Some(&5));
-            for (derive, (child, guard)) in derived {
+            for (derive, child) in derived {
                 assert!(child.is_done(), "{how}, then {derive}");
                 assert!(same(&ended(&child), &error), "{how}, then {derive}: {:?}", child.err());
-                guard.cancel_with(Cause("too late"));
+                child.cancel_with(Cause("too late"));
                 assert_same(&ended(&child), &error);
-                assert_same(&ended(&child.with_cancel().0), &error);
+                assert_same(&ended(&child.with_cancel()), &error);
             }
             assert!(ctx.cancellation_token().is_cancelled(), "{how}, then cancellation_token");
             assert!(!token.is_cancelled());
@@ -208,9 +213,9 @@ async fn what_is_derived_from_an_ended_context_has_ended_with_its_error() {
 
 #[test]
 fn a_child_of_a_cancelled_parent_has_its_cause_at_once() {
-    let (parent, guard) = BACKGROUND.with_cancel();
-    guard.cancel_with(Cause("because"));
-    let (child, _guard) = parent.with_cancel();
+    let parent = BACKGROUND.with_cancel();
+    parent.cancel_with(Cause("because"));
+    let child = parent.with_cancel();
     let error = ended(&child);
     assert!(error.is_canceled());
     assert_eq!(word(&error), Some("because"));
@@ -220,9 +225,9 @@ fn a_child_of_a_cancelled_parent_has_its_cause_at_once() {
 fn a_child_of_a_parent_being_cancelled_has_its_cause() {
     watched(|| {
         for _ in 0..1000 {
-            let (parent, guard) = BACKGROUND.with_cancel();
+            let (parent, guard) = BACKGROUND.with_cancel().split();
             let canceller = thread::spawn(move || guard.cancel_with(Cause("because")));
-            let (child, _guard) = parent.with_cancel();
+            let child = parent.with_cancel();
             let error = futures::executor::block_on(child.done());
             assert_eq!(word(&error), Some("because"));
             assert_same(&error, &ended(&parent));
@@ -239,20 +244,19 @@ fn no_question_lags_behind_another_during_a_cancel() {
     watched(|| {
         for round in 0..3000 {
             let mut dice = Dice::new(round);
-            let (root, guard) = BACKGROUND.with_cancel();
-            let (mut chain, mut guards) = (vec![root], Vec::new());
+            let mut chain = vec![BACKGROUND.with_cancel()];
+            let root = chain[0].canceller();
             // Every other time the hardest: from the top to the bottom of a long way.
             let all_the_way = round % 2 == 0;
             for _ in 0..if all_the_way { 100 } else { [2, 9, 30][dice.roll(3)] } {
-                let (next, guard) = chain.last().unwrap().with_cancel();
+                let next = chain.last().unwrap().with_cancel();
                 chain.push(next);
-                guards.push(guard);
             }
             // Company, so that the end takes its time to go round.
             let waits: Vec<_> = (0..dice.roll(40))
                 .map(|_| {
                     let at = if all_the_way { chain.len() - 1 } else { dice.roll(chain.len()) };
-                    let mut wait = Box::pin(chain[at].clone().done_owned());
+                    let mut wait = Box::pin(chain[at].done_owned());
                     assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
                     wait
                 })
@@ -262,7 +266,7 @@ fn no_question_lags_behind_another_during_a_cancel() {
                 let start = start.clone();
                 thread::spawn(move || {
                     start.wait();
-                    guard.cancel_with(Cause("now"));
+                    root.cancel_with(Cause("now"));
                 })
             };
             let (_, ask) = QUESTIONS[dice.roll(4)];
@@ -298,10 +302,10 @@ fn who_hears_of_the_end_from_another_thread_sees_it_too() {
             heard
         });
         for round in 0..1000 {
-            let (parent, guard) = BACKGROUND.with_cancel();
-            let (child, child_guard) = parent.with_cancel();
+            let (parent, parent_guard) = BACKGROUND.with_cancel().split();
+            let (child, child_guard) = parent.with_cancel().split();
             let start = Arc::new(Barrier::new(3));
-            let cancellers = [(guard, "parent"), (child_guard, "child")].map(|(guard, own)| {
+            let cancellers = [(parent_guard, "parent"), (child_guard, "child")].map(|(guard, own)| {
                 let start = start.clone();
                 thread::spawn(move || {
                     start.wait();
@@ -335,8 +339,9 @@ fn a_deadline_and_a_cancel_at_the_same_time_make_one_story() {
     watched(|| {
         let runtime = common::current_thread(); // for the timers that `done` asks for
         for round in 0..400_u32 {
-            let (parent, _parent_guard) = BACKGROUND.with_timeout(ms(1));
-            let (ctx, guard) = parent.with_cancel();
+            let parent = BACKGROUND.with_timeout(ms(1));
+            let scope = parent.with_cancel();
+            let ctx = scope.clone();
             let start = Arc::new(Barrier::new(4));
             let askers: Vec<_> = (0..3)
                 .map(|asker| {
@@ -355,7 +360,7 @@ fn a_deadline_and_a_cancel_at_the_same_time_make_one_story() {
             // Sweeps from well before the deadline to well after it.
             let at = Instant::now() + std::time::Duration::from_micros(u64::from(round) * 5);
             spin_until(|| Instant::now() >= at);
-            guard.cancel_with(Cause("by hand"));
+            scope.cancel_with(Cause("by hand"));
             let error = ended(&ctx);
             for asker in askers {
                 let (one, two) = asker.join().unwrap();
@@ -375,8 +380,8 @@ fn a_deadline_and_a_cancel_at_the_same_time_make_one_story() {
 fn the_cause_is_there_as_soon_as_the_end_is() {
     watched(|| {
         for round in 0..1000 {
-            let (ctx, guard) = BACKGROUND.with_cancel();
-            let (child, _child_guard) = ctx.with_cancel();
+            let (ctx, guard) = BACKGROUND.with_cancel().split();
+            let child = ctx.with_cancel();
             let canceller = thread::spawn(move || guard.cancel_with(Cause("whole")));
             let asked = if round % 2 == 0 { &ctx } else { &child };
             let mut first = None;

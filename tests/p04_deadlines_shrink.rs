@@ -21,8 +21,14 @@ fn assert_after(start: Instant, expected: Duration) {
 
 #[test]
 fn without_a_deadline_there_is_none() {
-    let (ctx, _guard) = BACKGROUND.with_cancel();
-    for ctx in [Context::background(), Context::todo(), ctx.with_value(1), ctx.without_cancel(), ctx] {
+    let ctx = BACKGROUND.with_cancel();
+    for ctx in [
+        Context::background(),
+        Context::todo(),
+        ctx.context().with_value(1),
+        ctx.without_cancel(),
+        ctx.clone(),
+    ] {
         assert_eq!(ctx.deadline(), None);
         assert_eq!(ctx.remaining(), None);
     }
@@ -31,23 +37,23 @@ fn without_a_deadline_there_is_none() {
 #[tokio::test(start_paused = true)]
 async fn a_deadline_is_told_as_it_was_given() {
     let at = Instant::now() + ms(1500);
-    let (ctx, _guard) = BACKGROUND.with_deadline(at);
+    let ctx = BACKGROUND.with_deadline(at);
     assert_eq!(ctx.deadline(), Some(at));
-    let (ctx, _guard) = BACKGROUND.with_deadline_cause(at, Cause("slow"));
+    let ctx = BACKGROUND.with_deadline_cause(at, Cause("slow"));
     assert_eq!(ctx.deadline(), Some(at));
-    let (ctx, _guard) = BACKGROUND.with_timeout(ms(1500));
+    let ctx = BACKGROUND.with_timeout(ms(1500));
     assert_eq!(ctx.deadline(), Some(at));
-    let (ctx, _guard) = BACKGROUND.with_timeout_cause(ms(1500), Cause("slow"));
+    let ctx = BACKGROUND.with_timeout_cause(ms(1500), Cause("slow"));
     assert_eq!(ctx.deadline(), Some(at));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_later_deadline_below_changes_nothing() {
     let at = Instant::now() + ms(100);
-    let (parent, _g) = BACKGROUND.with_deadline(at);
-    let (cancel, _g1) = parent.with_cancel();
-    let (later, _g2) = cancel.with_timeout(LONG);
-    let (latest, _g3) = later.with_value("v").with_deadline_cause(at + LONG, Cause("mine"));
+    let parent = BACKGROUND.with_deadline(at);
+    let cancel = parent.with_cancel();
+    let later = cancel.with_timeout(LONG);
+    let latest = later.context().with_value("v").with_deadline_cause(at + LONG, Cause("mine"));
     for ctx in [&parent, &cancel, &later, &latest] {
         assert_eq!(ctx.deadline(), Some(at));
         assert_eq!(ctx.remaining(), Some(ms(100)));
@@ -61,9 +67,9 @@ async fn a_later_deadline_below_changes_nothing() {
 #[tokio::test(start_paused = true)]
 async fn an_earlier_deadline_below_holds_below_only() {
     let start = Instant::now();
-    let (parent, _g) = BACKGROUND.with_timeout(ms(200));
-    let (child, _g1) = parent.with_timeout(ms(100));
-    let (grandchild, _g2) = child.with_cancel();
+    let parent = BACKGROUND.with_timeout(ms(200));
+    let child = parent.with_timeout(ms(100));
+    let grandchild = child.with_cancel();
     assert_eq!(child.deadline(), Some(start + ms(100)));
     assert_eq!(grandchild.deadline(), Some(start + ms(100)));
     assert_eq!(parent.deadline(), Some(start + ms(200)));
@@ -78,11 +84,11 @@ async fn an_earlier_deadline_below_holds_below_only() {
 async fn each_further_deadline_can_only_make_it_earlier() {
     let start = Instant::now();
     let mut ctx = Context::background();
-    let mut guards = Vec::new();
+    let mut scopes = Vec::new();
     for (timeout, effective) in [(500, 500), (900, 500), (400, 400), (401, 400), (30, 30), (5000, 30)] {
-        let (next, guard) = ctx.with_timeout(ms(timeout));
-        ctx = next;
-        guards.push(guard);
+        let next = ctx.with_timeout(ms(timeout));
+        ctx = next.clone();
+        scopes.push(next);
         assert_eq!(ctx.deadline(), Some(start + ms(effective)));
     }
     let told = ctx.done().await;
@@ -94,9 +100,9 @@ async fn each_further_deadline_can_only_make_it_earlier() {
 async fn with_equal_deadlines_the_child_ends_with_its_parent() {
     let at = Instant::now() + ms(100);
     for child_first in [true, false] {
-        let (parent, _g) = BACKGROUND.with_deadline_cause(at, Cause("parent"));
-        let (child, _g1) = parent.with_deadline_cause(at, Cause("child"));
-        let (grandchild, _g2) = child.with_cancel();
+        let parent = BACKGROUND.with_deadline_cause(at, Cause("parent"));
+        let child = parent.with_deadline_cause(at, Cause("child"));
+        let grandchild = child.with_cancel();
         if child_first {
             grandchild.done().await;
         } else {
@@ -112,7 +118,7 @@ async fn with_equal_deadlines_the_child_ends_with_its_parent() {
 
 #[tokio::test(start_paused = true)]
 async fn remaining_counts_down_and_stays_at_zero() {
-    let (ctx, _guard) = BACKGROUND.with_timeout(ms(100));
+    let ctx = BACKGROUND.with_timeout(ms(100));
     assert_eq!(ctx.remaining(), Some(ms(100)));
     advance(ms(30)).await;
     assert_eq!(ctx.remaining(), Some(ms(70)));
@@ -125,10 +131,10 @@ async fn remaining_counts_down_and_stays_at_zero() {
 #[tokio::test(start_paused = true)]
 async fn a_deadline_is_still_told_after_the_end() {
     let at = Instant::now() + ms(100);
-    let (ctx, guard) = BACKGROUND.with_deadline(at);
-    guard.cancel();
+    let ctx = BACKGROUND.with_deadline(at);
+    ctx.cancel();
     assert_eq!(ctx.deadline(), Some(at));
-    let (ctx, _guard) = BACKGROUND.with_deadline(at);
+    let ctx = BACKGROUND.with_deadline(at);
     advance(ms(200)).await;
     assert!(ctx.is_done());
     assert_eq!(ctx.deadline(), Some(at));
@@ -139,7 +145,7 @@ async fn a_deadline_is_still_told_after_the_end() {
 fn zero_and_past_deadlines_end_at_birth() {
     let now = Instant::now();
     let past = now.checked_sub(ms(1)).unwrap_or(now);
-    for (ctx, _guard) in [
+    for ctx in [
         BACKGROUND.with_timeout(Duration::ZERO),
         BACKGROUND.with_timeout_cause(Duration::ZERO, "zero"),
         BACKGROUND.with_deadline(now),
@@ -149,15 +155,15 @@ fn zero_and_past_deadlines_end_at_birth() {
         let error = ended(&ctx);
         assert!(error.is_deadline_exceeded());
         assert_eq!(ctx.remaining(), Some(Duration::ZERO));
-        assert!(ended(&ctx.with_cancel().0).is_deadline_exceeded());
+        assert!(ended(&ctx.with_cancel()).is_deadline_exceeded());
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_past_deadline_under_a_live_parent_ends_the_child_alone() {
     advance(LONG).await;
-    let (parent, _g) = BACKGROUND.with_timeout(LONG);
-    let (child, _g1) = parent.with_deadline(Instant::now() - ms(1));
+    let parent = BACKGROUND.with_timeout(LONG);
+    let child = parent.with_deadline(Instant::now() - ms(1));
     assert!(ended(&child).is_deadline_exceeded());
     assert!(answer(&parent).is_none());
 }
@@ -167,19 +173,19 @@ async fn a_timeout_that_overflows_is_no_deadline_of_its_own() {
     for forever in
         [Duration::MAX, Duration::from_secs(u64::MAX), Duration::MAX - Duration::from_nanos(1)]
     {
-        let (free, _g) = BACKGROUND.with_timeout(forever);
+        let free = BACKGROUND.with_timeout(forever);
         assert_eq!(free.deadline(), None);
         assert_eq!(free.remaining(), None);
         assert!(answer(&free).is_none());
 
         let at = Instant::now() + ms(100);
-        let (parent, _g1) = BACKGROUND.with_deadline(at);
-        let (child, guard) = parent.with_timeout_cause(forever, Cause("never"));
+        let parent = BACKGROUND.with_deadline(at);
+        let child = parent.with_timeout_cause(forever, Cause("never"));
         assert_eq!(child.deadline(), Some(at));
-        let (other, _g2) = child.with_timeout(forever);
+        let other = child.with_timeout(forever);
         assert_same(&other.done().await, &ended(&parent));
         assert!(ended(&child).cause().is_none());
-        drop(guard);
+        drop(child);
 
         advance(LONG * 24 * 365 * 50).await;
         assert!(answer(&free).is_none());
@@ -196,9 +202,9 @@ async fn every_question_reads_the_clock() {
         |ctx| poll_once(ctx.done()).is_ready(),
     ];
     for ask in questions {
-        let (parent, _g) = BACKGROUND.with_timeout(ms(100));
-        let (child, _g1) = parent.with_cancel();
-        let (grandchild, _g2) = child.with_timeout(ms(200));
+        let parent = BACKGROUND.with_timeout(ms(100));
+        let child = parent.with_cancel();
+        let grandchild = child.with_timeout(ms(200));
         advance(ms(99)).await;
         for ctx in [&grandchild, &child, &parent] {
             assert!(!ask(ctx));
@@ -212,8 +218,8 @@ async fn every_question_reads_the_clock() {
 
 #[test]
 fn a_deadline_passes_on_the_real_clock_without_a_runtime() {
-    let (ctx, _guard) = BACKGROUND.with_timeout(ms(20));
-    let (child, _child_guard) = ctx.with_cancel();
+    let ctx = BACKGROUND.with_timeout(ms(20));
+    let child = ctx.with_cancel();
     let deadline = ctx.deadline().unwrap();
     loop {
         let before = Instant::now();
@@ -233,7 +239,7 @@ fn a_deadline_passes_on_the_real_clock_without_a_runtime() {
 async fn a_wait_ends_at_the_deadline() {
     for timeout in [1, 10, 100, 12_345, 3_600_000] {
         let start = Instant::now();
-        let (ctx, _guard) = BACKGROUND.with_timeout(ms(timeout));
+        let ctx = BACKGROUND.with_timeout(ms(timeout));
         assert!(ctx.done().await.is_deadline_exceeded());
         assert_after(start, ms(timeout));
     }
@@ -242,7 +248,7 @@ async fn a_wait_ends_at_the_deadline() {
 #[tokio::test(start_paused = true)]
 async fn a_wait_ends_at_a_deadline_between_two_milliseconds() {
     let start = Instant::now();
-    let (ctx, _guard) = BACKGROUND.with_timeout(Duration::from_micros(1500));
+    let ctx = BACKGROUND.with_timeout(Duration::from_micros(1500));
     assert!(ctx.done().await.is_deadline_exceeded());
     assert!(start.elapsed() >= Duration::from_micros(1500));
     assert!(start.elapsed() <= ms(3));
@@ -253,25 +259,23 @@ async fn a_wait_ends_at_a_deadline_between_two_milliseconds() {
 #[tokio::test(start_paused = true)]
 async fn a_wait_far_below_ends_at_the_ancestors_deadline() {
     let start = Instant::now();
-    let (mut ctx, guard) = BACKGROUND.with_timeout(ms(100));
-    let mut guards = vec![guard];
+    let mut chain = vec![BACKGROUND.with_timeout(ms(100))];
     for _ in 0..50 {
-        let (next, guard) = ctx.with_timeout(LONG);
-        ctx = next;
-        guards.push(guard);
+        let next = chain.last().unwrap().with_timeout(LONG);
+        chain.push(next);
     }
-    let told = ctx.done().await;
+    let told = chain.last().unwrap().done().await;
     assert_after(start, ms(100));
     assert_eq!(told.origin().budget(), Some(ms(100)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_cancel_drops_the_deadline() {
-    let (parent, _g) = BACKGROUND.with_timeout(ms(100));
+    let parent = BACKGROUND.with_timeout(ms(100));
     let free = parent.without_cancel();
     assert_eq!(free.deadline(), None);
     assert_eq!(free.remaining(), None);
-    let (own, _g1) = free.with_timeout(ms(300));
+    let own = free.with_timeout(ms(300));
     assert_eq!(own.remaining(), Some(ms(300)));
     advance(ms(200)).await;
     assert!(ended(&parent).is_deadline_exceeded());
@@ -284,9 +288,9 @@ async fn without_cancel_drops_the_deadline() {
 
 #[tokio::test(start_paused = true)]
 async fn a_cancelled_timeout_reports_the_cancel() {
-    let (parent, _g) = BACKGROUND.with_timeout(ms(1000));
-    let (child, guard) = parent.with_timeout(LONG);
-    guard.cancel();
+    let parent = BACKGROUND.with_timeout(ms(1000));
+    let child = parent.with_timeout(LONG);
+    child.cancel();
     assert!(ended(&child).is_canceled());
     assert!(answer(&parent).is_none());
     advance(ms(1000)).await;
@@ -298,14 +302,13 @@ async fn a_cancelled_timeout_reports_the_cancel() {
 #[tokio::test(start_paused = true)]
 async fn deadlines_end_in_their_order() {
     let start = Instant::now();
-    let (parent, _g) = BACKGROUND.with_timeout(ms(500));
+    let parent = BACKGROUND.with_timeout(ms(500));
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     for timeout in [700, 300, 100, 900, 200, 400] {
-        let (ctx, guard) = parent.with_timeout(ms(timeout));
+        let ctx = parent.with_timeout(ms(timeout));
         let tell = tell.clone();
         tokio::spawn(async move {
-            let _guard = guard;
-            let error = ctx.done_owned().await;
+            let error = ctx.done().await;
             tell.send((error.origin().budget().unwrap(), Instant::now())).unwrap();
         });
     }
@@ -322,10 +325,10 @@ async fn deadlines_end_in_their_order() {
 #[tokio::test(start_paused = true)]
 async fn a_wait_is_not_cut_short_by_a_childs_deadline() {
     let start = Instant::now();
-    let (parent, _g) = BACKGROUND.with_timeout(ms(200));
+    let parent = BACKGROUND.with_timeout(ms(200));
     let mut wait = Box::pin(parent.done());
     assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
-    let (child, _g1) = parent.with_timeout(ms(50));
+    let child = parent.with_timeout(ms(50));
     assert!(child.done().await.is_deadline_exceeded());
     assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
     assert_eq!(wait.await.origin().budget(), Some(ms(200)));

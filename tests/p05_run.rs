@@ -36,7 +36,7 @@ fn watched_future(polls: &Rc<Cell<usize>>, drops: &Drops) -> impl Future<Output 
 
 #[tokio::test(start_paused = true)]
 async fn run_gives_the_result_of_finished_work() {
-    let (ctx, _guard) = BACKGROUND.with_timeout(ms(100));
+    let ctx = BACKGROUND.with_timeout(ms(100));
     assert_eq!(ctx.run(ready(7)).await.unwrap(), 7);
     let slow = async {
         tokio::time::sleep(ms(50)).await;
@@ -50,7 +50,7 @@ async fn run_gives_the_result_of_finished_work() {
 #[tokio::test(start_paused = true)]
 async fn run_ends_at_the_deadline() {
     let start = Instant::now();
-    let (ctx, _guard) = BACKGROUND.with_timeout(ms(100));
+    let ctx = BACKGROUND.with_timeout(ms(100));
     let error = ctx.run(tokio::time::sleep(LONG)).await.unwrap_err();
     assert!(start.elapsed() >= ms(100) && start.elapsed() <= ms(101));
     assert!(error.is_deadline_exceeded());
@@ -60,7 +60,8 @@ async fn run_ends_at_the_deadline() {
 #[test]
 fn run_ends_by_a_cancel_from_another_task() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let scope = BACKGROUND.with_cancel();
+        let ctx = scope.clone();
         let (started, has_started) = oneshot::channel();
         let task = tokio::spawn({
             let ctx = ctx.clone();
@@ -73,7 +74,7 @@ fn run_ends_by_a_cancel_from_another_task() {
             }
         });
         has_started.await.unwrap();
-        guard.cancel_with(Cause("hung up"));
+        scope.cancel_with(Cause("hung up"));
         let error = task.await.unwrap().unwrap_err();
         assert_eq!(word(&error), Some("hung up"));
         assert_same(&error, &ended(&ctx));
@@ -84,30 +85,34 @@ fn run_ends_by_a_cancel_from_another_task() {
 #[tokio::test(start_paused = true)]
 async fn a_dead_context_never_polls_the_future() {
     type End = fn() -> (Context, Box<dyn std::any::Any>);
-    let cases: [End; 5] = [
+    let cases: [End; 6] = [
         || {
-            let (ctx, guard) = BACKGROUND.with_cancel();
-            guard.cancel();
-            (ctx, Box::new(guard))
+            let ctx = BACKGROUND.with_cancel();
+            ctx.cancel();
+            (ctx.clone(), Box::new(ctx))
         },
         || {
-            let (ctx, guard) = BACKGROUND.with_cancel();
+            let scope = BACKGROUND.with_cancel();
+            (scope.clone(), Box::new(()))
+        },
+        || {
+            let (ctx, guard) = BACKGROUND.with_cancel().split();
             drop(guard);
             (ctx, Box::new(()))
         },
         || {
-            let (ctx, guard) = BACKGROUND.with_timeout(ms(0));
-            (ctx, Box::new(guard))
+            let ctx = BACKGROUND.with_timeout(ms(0));
+            (ctx.clone(), Box::new(ctx))
         },
         || {
-            let (ctx, guard) = BACKGROUND.with_timeout(ms(100));
-            (ctx, Box::new(guard))
+            let ctx = BACKGROUND.with_timeout(ms(100));
+            (ctx.clone(), Box::new(ctx))
         },
         || {
-            let (parent, guard) = BACKGROUND.with_cancel();
-            let (ctx, own) = parent.with_cancel();
-            guard.cancel();
-            (ctx, Box::new(own))
+            let parent = BACKGROUND.with_cancel();
+            let ctx = parent.with_cancel();
+            parent.cancel();
+            (ctx.clone(), Box::new(ctx))
         },
     ];
     for (case, end) in cases.into_iter().enumerate() {
@@ -131,13 +136,13 @@ async fn a_dead_context_never_polls_the_future() {
 #[tokio::test(start_paused = true)]
 async fn a_context_that_ends_before_the_first_poll_starts_no_work() {
     for by_deadline in [true, false] {
-        let (ctx, guard) = BACKGROUND.with_timeout(ms(100));
+        let ctx = BACKGROUND.with_timeout(ms(100));
         let (polls, drops) = (Rc::default(), Drops::default());
         let run = ctx.run(watched_future(&polls, &drops));
         if by_deadline {
             advance(ms(100)).await;
         } else {
-            guard.cancel();
+            ctx.cancel();
         }
         assert!(run.await.is_err());
         assert_eq!((polls.get(), drops.count()), (0, 1));
@@ -148,7 +153,7 @@ async fn a_context_that_ends_before_the_first_poll_starts_no_work() {
 #[tokio::test(start_paused = true)]
 async fn a_ready_result_wins_over_the_end() {
     for by_deadline in [true, false] {
-        let (ctx, guard) = BACKGROUND.with_timeout(ms(100));
+        let ctx = BACKGROUND.with_timeout(ms(100));
         let (send, receive) = oneshot::channel();
         let mut run = pin!(ctx.run(receive));
         assert!(poll(run.as_mut(), Waker::noop()).is_pending());
@@ -156,7 +161,7 @@ async fn a_ready_result_wins_over_the_end() {
         if by_deadline {
             advance(ms(100)).await;
         } else {
-            guard.cancel();
+            ctx.cancel();
         }
         assert!(ctx.is_done());
         let Poll::Ready(Ok(Ok(5))) = poll(run.as_mut(), Waker::noop()) else {
@@ -168,9 +173,9 @@ async fn a_ready_result_wins_over_the_end() {
 /// The end comes while the future is being polled, by its own hand, and it finishes in that same poll.
 #[test]
 fn work_that_ends_its_own_context_and_finishes_keeps_its_result() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let run = ctx.run(async {
-        guard.cancel();
+        ctx.cancel();
         "finished"
     });
     assert!(matches!(poll_once(run), Poll::Ready(Ok("finished"))));
@@ -179,10 +184,10 @@ fn work_that_ends_its_own_context_and_finishes_keeps_its_result() {
 /// The end comes from within the first poll of a future that then pends: nobody else will wake it.
 #[test]
 fn work_that_ends_its_own_context_and_pends_is_ended() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let (wakes, waker) = Wakes::new();
     let mut run = pin!(ctx.run(async {
-        guard.cancel();
+        ctx.cancel();
         pending::<()>().await;
     }));
     let first = poll(run.as_mut(), &waker);
@@ -195,7 +200,7 @@ fn work_that_ends_its_own_context_and_pends_is_ended() {
 #[tokio::test(start_paused = true)]
 async fn the_future_is_dropped_before_run_returns() {
     for by_deadline in [true, false] {
-        let (ctx, guard) = BACKGROUND.with_timeout(ms(100));
+        let ctx = BACKGROUND.with_timeout(ms(100));
         let (polls, drops) = (Rc::default(), Drops::default());
         let mut run = pin!(ctx.run(watched_future(&polls, &drops)));
         assert!(poll(run.as_mut(), Waker::noop()).is_pending());
@@ -203,7 +208,7 @@ async fn the_future_is_dropped_before_run_returns() {
         if by_deadline {
             advance(ms(100)).await;
         } else {
-            guard.cancel();
+            ctx.cancel();
         }
         assert_eq!(drops.count(), 0, "dropped without being asked");
         assert!(poll(run.as_mut(), Waker::noop()).is_ready());
@@ -214,7 +219,7 @@ async fn the_future_is_dropped_before_run_returns() {
 
 #[test]
 fn dropping_run_drops_the_future_and_leaves_no_waker() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let (wakes, waker) = Wakes::new();
     let (polls, drops) = (Rc::default(), Drops::default());
     {
@@ -224,13 +229,13 @@ fn dropping_run_drops_the_future_and_leaves_no_waker() {
     assert_eq!(drops.count(), 1);
     drop(waker);
     assert_eq!(std::sync::Arc::strong_count(&wakes), 1, "a waker was left behind");
-    guard.cancel();
+    ctx.cancel();
     assert_eq!(wakes.count(), 0);
 }
 
 #[test]
 fn run_is_woken_by_the_future_and_by_the_context() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let (wakes, waker) = Wakes::new();
     let (send, mut receive) = mpsc::unbounded_channel();
     let mut run = pin!(ctx.run(async {
@@ -241,14 +246,14 @@ fn run_is_woken_by_the_future_and_by_the_context() {
     send.send(1).unwrap();
     assert_eq!(wakes.count(), 1);
     assert!(poll(run.as_mut(), &waker).is_pending());
-    guard.cancel();
+    ctx.cancel();
     assert_eq!(wakes.count(), 2);
     assert!(matches!(poll(run.as_mut(), &waker), Poll::Ready(Err(_))));
 }
 
 #[tokio::test]
 async fn the_future_under_run_may_borrow() {
-    let (ctx, _guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let mut count = 0;
     let text = String::from("borrowed");
     let length = ctx
@@ -280,7 +285,7 @@ async fn exhausting() {
 #[test]
 fn a_busy_future_cannot_hide_a_cancel() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let (ctx, guard) = BACKGROUND.with_cancel().split();
         let (started, has_started) = oneshot::channel();
         let canceller = thread::spawn(move || {
             has_started.blocking_recv().unwrap();
@@ -293,7 +298,7 @@ fn a_busy_future_cannot_hide_a_cancel() {
         assert!(ctx.run(work).await.unwrap_err().is_canceled());
         canceller.join().unwrap();
 
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let (ctx, guard) = BACKGROUND.with_cancel().split();
         let canceller = tokio::spawn(async move { guard.cancel() });
         assert!(ctx.run(exhausting()).await.unwrap_err().is_canceled());
         canceller.await.unwrap();
@@ -304,12 +309,12 @@ fn a_busy_future_cannot_hide_a_cancel() {
 fn a_busy_future_cannot_hide_a_deadline() {
     on_both(|| async {
         for deep in [false, true] {
-            let (parent, _g) = BACKGROUND.with_timeout(ms(20));
-            let (child, _g1) = parent.with_cancel();
+            let parent = BACKGROUND.with_timeout(ms(20));
+            let child = parent.with_cancel();
             let ctx = if deep { &child } else { &parent };
             assert!(ctx.run(busy()).await.unwrap_err().is_deadline_exceeded());
-            let (parent, _g) = BACKGROUND.with_timeout(ms(20));
-            let (child, _g1) = parent.with_cancel();
+            let parent = BACKGROUND.with_timeout(ms(20));
+            let child = parent.with_cancel();
             let ctx = if deep { &child } else { &parent };
             assert!(ctx.run(exhausting()).await.unwrap_err().is_deadline_exceeded());
         }
@@ -320,7 +325,7 @@ fn a_busy_future_cannot_hide_a_deadline() {
 fn a_busy_future_cannot_hide_a_cancelled_token() {
     on_both(|| async {
         let token = CancellationToken::new();
-        let (ctx, _guard) = BACKGROUND.with_token(&token);
+        let ctx = BACKGROUND.with_token(&token);
         let (started, has_started) = oneshot::channel();
         let canceller = thread::spawn(move || {
             has_started.blocking_recv().unwrap();
@@ -338,11 +343,11 @@ fn a_busy_future_cannot_hide_a_cancelled_token() {
 /// Under a task whose budget is gone before `run` is even polled.
 #[tokio::test]
 async fn an_exhausted_budget_does_not_hide_an_end_that_is_already_there() {
-    let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+    let ctx = BACKGROUND.with_timeout(LONG);
     let (wakes, waker) = Wakes::new();
     let mut run = pin!(ctx.run(pending::<()>()));
     assert!(poll(run.as_mut(), &waker).is_pending());
-    guard.cancel();
+    ctx.cancel();
     assert_eq!(wakes.count(), 1);
     poll_fn(|cx| {
         // Use up what the task has.
@@ -357,24 +362,24 @@ async fn an_exhausted_budget_does_not_hide_an_end_that_is_already_there() {
 
 #[tokio::test]
 async fn a_panic_in_the_future_passes_through_and_leaves_the_context_whole() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let text = panic_text(|| poll_once(ctx.run(async { panic!("in the work") })));
     assert_eq!(text, "in the work");
     assert!(answer(&ctx).is_none());
     assert_eq!(ctx.run(ready(3)).await.unwrap(), 3);
-    guard.cancel();
+    ctx.cancel();
     assert!(ended(&ctx).is_canceled());
 }
 
 #[tokio::test(start_paused = true)]
 async fn nested_runs_are_ended_by_the_earlier_context() {
-    let (outer, _g) = BACKGROUND.with_timeout(ms(200));
-    let (inner, _g1) = outer.with_timeout(ms(100));
+    let outer = BACKGROUND.with_timeout(ms(200));
+    let inner = outer.with_timeout(ms(100));
     let both = outer.run(async { inner.run(pending::<()>()).await }).await;
     let error = both.expect("the outer one had time left").unwrap_err();
     assert_eq!(error.origin().budget(), Some(ms(100)));
 
-    let (outer, _g) = BACKGROUND.with_timeout(ms(100));
+    let outer = BACKGROUND.with_timeout(ms(100));
     let free = outer.without_cancel();
     let cut = outer.run(async { free.run(pending::<()>()).await }).await;
     assert!(cut.unwrap_err().is_deadline_exceeded());
@@ -394,17 +399,17 @@ impl From<Error> for Failure {
 
 #[tokio::test(start_paused = true)]
 async fn try_run_makes_one_result_of_two() {
-    let (ctx, guard) = BACKGROUND.with_timeout(ms(100));
+    let ctx = BACKGROUND.with_timeout(ms(100));
     let ok = ctx.try_run(async { Ok::<_, Failure>(1) }).await;
     assert_eq!(ok, Ok(1));
     let own = ctx.try_run(async { Err::<(), _>(Failure::Own) }).await;
     assert_eq!(own, Err(Failure::Own));
     let late = ctx.try_run(pending::<Result<(), Failure>>()).await;
     assert_eq!(late, Err(Failure::Ended(ErrorKind::DeadlineExceeded)));
-    drop(guard);
+    drop(ctx);
 
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    guard.cancel();
+    let ctx = BACKGROUND.with_cancel();
+    ctx.cancel();
     let (polls, drops) = (Rc::default(), Drops::default());
     let work = watched_future(&polls, &drops);
     let dead = ctx
@@ -423,19 +428,19 @@ async fn try_run_makes_one_result_of_two() {
 
 #[tokio::test(start_paused = true)]
 async fn try_run_keeps_finished_work_too() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let (send, receive) = oneshot::channel();
     let mut run = pin!(ctx.try_run(async { Ok::<_, Error>(receive.await.unwrap()) }));
     assert!(poll(run.as_mut(), Waker::noop()).is_pending());
     send.send("kept").unwrap();
-    guard.cancel();
+    ctx.cancel();
     assert!(matches!(poll(run.as_mut(), Waker::noop()), Poll::Ready(Ok("kept"))));
 }
 
 #[tokio::test(start_paused = true)]
 async fn within_gives_a_shorter_deadline_and_the_result() {
     let start = Instant::now();
-    let (parent, _guard) = BACKGROUND.with_timeout(ms(100));
+    let parent = BACKGROUND.with_timeout(ms(100));
     let parent = parent.with_value("carried");
     let mut calls = 0;
     let deadline = parent
@@ -454,7 +459,7 @@ async fn within_gives_a_shorter_deadline_and_the_result() {
 #[tokio::test(start_paused = true)]
 async fn within_ends_at_its_own_deadline_and_leaves_the_parent() {
     let start = Instant::now();
-    let (parent, _guard) = BACKGROUND.with_timeout(ms(100));
+    let parent = BACKGROUND.with_timeout(ms(100));
     let drops = Drops::default();
     let counted = drops.counted();
     let error = parent
@@ -475,10 +480,10 @@ async fn within_ends_at_its_own_deadline_and_leaves_the_parent() {
 
 #[tokio::test(start_paused = true)]
 async fn within_ends_with_its_parent() {
-    let (parent, guard) = BACKGROUND.with_cancel();
+    let parent = BACKGROUND.with_cancel();
     let mut within = pin!(parent.within(ms(30), async |_ctx: Context| pending::<()>().await));
     assert!(poll(within.as_mut(), Waker::noop()).is_pending());
-    guard.cancel_with(Cause("parent"));
+    parent.cancel_with(Cause("parent"));
     let error = within.await.unwrap_err();
     assert_same(&error, &ended(&parent));
 
@@ -515,13 +520,13 @@ async fn within_no_time_starts_no_work() {
 #[tokio::test(start_paused = true)]
 async fn sleep_sleeps_to_the_end_or_until_the_context_ends() {
     let start = Instant::now();
-    let (ctx, guard) = BACKGROUND.with_timeout(ms(100));
+    let ctx = BACKGROUND.with_timeout(ms(100));
     ctx.sleep(ms(40)).await.unwrap();
     assert!(start.elapsed() >= ms(40) && start.elapsed() <= ms(41));
     let error = ctx.sleep(LONG).await.unwrap_err();
     assert!(start.elapsed() >= ms(100) && start.elapsed() <= ms(101));
     assert_same(&error, &ended(&ctx));
-    guard.cancel();
+    ctx.cancel();
 
     let start = Instant::now();
     assert_same(&ctx.sleep(ms(40)).await.unwrap_err(), &error);
@@ -534,10 +539,11 @@ async fn sleep_sleeps_to_the_end_or_until_the_context_ends() {
 #[tokio::test(start_paused = true)]
 async fn sleep_is_ended_by_a_cancel_however_long_it_was_to_be() {
     for long in [LONG, Duration::MAX] {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let scope = BACKGROUND.with_cancel();
+        let ctx = scope.clone();
         let sleeper = tokio::spawn(async move { ctx.sleep(long).await });
         tokio::task::yield_now().await;
-        guard.cancel_with(Cause("wake up"));
+        scope.cancel_with(Cause("wake up"));
         assert_eq!(word(&sleeper.await.unwrap().unwrap_err()), Some("wake up"));
     }
 }

@@ -15,7 +15,7 @@ use futures::executor::block_on;
 use futures::future::FusedFuture;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::advance;
-use tokio_ctx::{CancelGuard, Canceller, Context, Error, ErrorKind};
+use tokio_ctx::{CancelScope, Canceller, Context, Error, ErrorKind};
 
 static BACKGROUND: Context = Context::background();
 
@@ -23,12 +23,14 @@ static BACKGROUND: Context = Context::background();
 fn handles_and_waits_can_go_to_any_thread() {
     fn send_sync<T: Send + Sync>(_: &T) {}
     fn is_static<T: 'static>(_: &T) {}
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let scope = BACKGROUND.with_cancel();
+    send_sync(&scope);
+    let (ctx, guard) = scope.split();
     send_sync(&ctx);
     send_sync(&guard);
     send_sync::<Canceller>(&guard.canceller());
     send_sync(&ctx.done());
-    let owned = ctx.clone().done_owned();
+    let owned = ctx.done_owned();
     send_sync(&owned);
     is_static(&owned);
     guard.cancel();
@@ -38,14 +40,14 @@ fn handles_and_waits_can_go_to_any_thread() {
 
 #[test]
 fn a_wait_is_woken_once_and_tells_the_error() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let (wakes, waker) = Wakes::new();
     let mut polled = pin!(ctx.done());
     assert!(poll(polled.as_mut(), &waker).is_pending());
     assert_eq!(wakes.count(), 0);
     let mut unpolled = pin!(ctx.done());
 
-    guard.cancel_with(Cause("now"));
+    ctx.cancel_with(Cause("now"));
     assert_eq!(wakes.count(), 1);
     for wait in [polled.as_mut(), unpolled.as_mut()] {
         let Poll::Ready(error) = poll(wait, &waker) else { panic!("still pending") };
@@ -56,12 +58,12 @@ fn a_wait_is_woken_once_and_tells_the_error() {
 
 #[test]
 fn an_owned_wait_is_the_same() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let (wakes, waker) = Wakes::new();
-    let mut polled = Box::pin(ctx.clone().done_owned());
+    let mut polled = Box::pin(ctx.done_owned());
     assert!(poll(polled.as_mut(), &waker).is_pending());
     let mut unpolled = Box::pin(ctx.done_owned());
-    guard.cancel_with(Cause("now"));
+    ctx.cancel_with(Cause("now"));
     assert_eq!(wakes.count(), 1);
     for wait in [&mut polled, &mut unpolled] {
         let Poll::Ready(error) = poll(wait.as_mut(), &waker) else { panic!("still pending") };
@@ -71,26 +73,26 @@ fn an_owned_wait_is_the_same() {
 
 #[test]
 fn an_owned_wait_that_was_dropped_is_not_woken() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let (wakes, waker) = Wakes::new();
-    let mut wait = Box::pin(ctx.clone().done_owned());
+    let mut wait = Box::pin(ctx.done_owned());
     assert!(poll(wait.as_mut(), &waker).is_pending());
     drop(wait);
-    guard.cancel();
+    ctx.cancel();
     assert_eq!(wakes.count(), 0);
     assert!(ctx.is_done());
 }
 
 #[test]
 fn a_cancel_from_above_wakes_parent_and_child() {
-    let (parent, guard) = BACKGROUND.with_cancel();
-    let (child, _child_guard) = parent.with_cancel();
+    let parent = BACKGROUND.with_cancel();
+    let child = parent.with_cancel();
     let (wakes, waker) = Wakes::new();
     let mut child_wait = pin!(child.done());
     let mut parent_wait = pin!(parent.done());
     assert!(poll(child_wait.as_mut(), &waker).is_pending());
     assert!(poll(parent_wait.as_mut(), &waker).is_pending());
-    guard.cancel();
+    parent.cancel();
     assert_eq!(wakes.count(), 2);
     assert!(poll(child_wait.as_mut(), &waker).is_ready());
     assert!(poll(parent_wait.as_mut(), &waker).is_ready());
@@ -99,9 +101,9 @@ fn a_cancel_from_above_wakes_parent_and_child() {
 #[test]
 fn waiting_on_an_ended_context_is_ready_and_wakes_nobody() {
     for child_first in [true, false] {
-        let (parent, guard) = BACKGROUND.with_cancel();
-        guard.cancel();
-        let (child, child_guard) = parent.with_cancel();
+        let parent = BACKGROUND.with_cancel();
+        parent.cancel();
+        let child = parent.with_cancel();
         let (wakes, waker) = Wakes::new();
         assert!(poll(pin!(child.done()), &waker).is_ready());
         assert!(poll(pin!(parent.done()), &waker).is_ready());
@@ -109,18 +111,18 @@ fn waiting_on_an_ended_context_is_ready_and_wakes_nobody() {
         drop(waker);
         assert_eq!(Arc::strong_count(&wakes), 1);
         if child_first {
-            drop((child, child_guard));
-            drop((parent, guard));
+            drop(child);
+            drop(parent);
         } else {
-            drop((parent, guard));
-            drop((child, child_guard));
+            drop(parent);
+            drop(child);
         }
     }
 }
 
 #[test]
 fn a_wait_polled_again_wakes_its_latest_waker_only() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let (old, old_waker) = Wakes::new();
     let (new, new_waker) = Wakes::new();
     let mut wait = pin!(ctx.done());
@@ -129,23 +131,22 @@ fn a_wait_polled_again_wakes_its_latest_waker_only() {
     assert!(poll(wait.as_mut(), &new_waker).is_pending());
     drop(old_waker);
     assert_eq!(Arc::strong_count(&old), 1, "the old waker was kept");
-    guard.cancel();
+    ctx.cancel();
     assert_eq!((old.count(), new.count()), (0, 1));
 }
 
 /// With and without a deadline, at the root and far below: waiting and dropping leaves no waker.
 #[tokio::test(start_paused = true)]
 async fn a_dropped_wait_leaves_nothing_behind() {
-    let (root, root_guard) = BACKGROUND.with_cancel();
-    let (timed, _g) = root.with_timeout(LONG);
-    let (mut deep, guard) = timed.with_cancel();
-    let mut guards = vec![guard];
+    let root = BACKGROUND.with_cancel();
+    let timed = root.with_timeout(LONG);
+    let mut chain = vec![timed.with_cancel()];
     for _ in 0..40 {
-        let (next, guard) = deep.with_cancel();
-        deep = next;
-        guards.push(guard);
+        let next = chain.last().unwrap().with_cancel();
+        chain.push(next);
     }
-    for ctx in [&root, &timed, &deep] {
+    let deep = chain.last().unwrap();
+    for ctx in [&root, &timed, deep] {
         let (wakes, waker) = Wakes::new();
         for _ in 0..10_000 {
             let mut wait = pin!(ctx.done());
@@ -164,20 +165,20 @@ async fn a_dropped_wait_leaves_nothing_behind() {
         advance(ms(10)).await;
         assert_eq!(wakes.count(), 0);
     }
-    root_guard.cancel();
+    root.cancel();
     assert!(deep.is_done());
 }
 
 #[test]
 fn a_wait_that_ended_leaves_nothing_behind() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    let (child, _child_guard) = ctx.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
+    let child = ctx.with_cancel();
     let (wakes, waker) = Wakes::new();
     let mut waits = [ctx.done(), child.done(), child.done()].map(Box::pin);
     for wait in &mut waits {
         assert!(poll(wait.as_mut(), &waker).is_pending());
     }
-    guard.cancel();
+    ctx.cancel();
     assert_eq!(wakes.count(), 3);
     drop(waker);
     assert_eq!(Arc::strong_count(&wakes), 1, "a waker was kept after its wake-up");
@@ -185,7 +186,7 @@ fn a_wait_that_ended_leaves_nothing_behind() {
 
 #[test]
 fn dropping_some_waits_leaves_the_others() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let mut waits: Vec<_> = (0..20)
         .map(|_| {
             let (wakes, waker) = Wakes::new();
@@ -195,24 +196,24 @@ fn dropping_some_waits_leaves_the_others() {
         })
         .collect();
     let dropped: Vec<_> = [17, 11, 5, 0].map(|i| waits.remove(i).0).into();
-    guard.cancel();
+    ctx.cancel();
     assert!(dropped.iter().all(|wakes| wakes.count() == 0));
     assert!(waits.iter().all(|(wakes, _)| wakes.count() == 1));
 }
 
 #[test]
 fn a_wait_is_fused() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let mut wait = pin!(ctx.done());
     assert!(!wait.is_terminated());
     assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
     assert!(!wait.is_terminated());
-    guard.cancel();
+    ctx.cancel();
     assert!(!wait.is_terminated());
     assert!(poll(wait.as_mut(), Waker::noop()).is_ready());
     assert!(wait.is_terminated());
 
-    let mut owned = pin!(ctx.clone().done_owned());
+    let mut owned = pin!(ctx.done_owned());
     assert!(!owned.is_terminated());
     assert!(poll(owned.as_mut(), Waker::noop()).is_ready());
     assert!(owned.is_terminated());
@@ -221,7 +222,8 @@ fn a_wait_is_fused() {
 #[test]
 fn waiting_works_in_both_select_macros() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let scope = BACKGROUND.with_cancel();
+        let ctx = scope.clone();
         let (send, mut receive) = mpsc::unbounded_channel();
         let (all, has_all) = oneshot::channel();
         let looper = tokio::spawn(async move {
@@ -240,12 +242,12 @@ fn waiting_works_in_both_select_macros() {
             send.send(1).unwrap();
         }
         has_all.await.unwrap();
-        guard.cancel_with(Cause("enough"));
+        scope.cancel_with(Cause("enough"));
         let (received, error) = looper.await.unwrap();
         assert_eq!(received, 1000);
         assert_eq!(word(&error), Some("enough"));
 
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let mut done = pin!(ctx.done());
         let mut ticks = 0;
         let error = loop {
@@ -255,7 +257,7 @@ fn waiting_works_in_both_select_macros() {
                 _ = tick => ticks += 1,
             }
             if ticks == 100 {
-                guard.cancel();
+                ctx.cancel();
             }
         };
         assert!(error.is_canceled());
@@ -269,8 +271,8 @@ fn waiting_works_in_both_select_macros() {
 fn a_pinned_wait_sees_the_deadline_in_a_loop_that_never_yields() {
     watched(|| {
         common::current_thread().block_on(async {
-            let (ctx, _guard) = BACKGROUND.with_timeout(ms(10));
-            let (child, _child_guard) = ctx.with_cancel();
+            let ctx = BACKGROUND.with_timeout(ms(10));
+            let child = ctx.with_cancel();
             for ctx in [&ctx, &child] {
                 let mut done = pin!(ctx.done());
                 let error = loop {
@@ -289,8 +291,9 @@ fn a_pinned_wait_sees_the_deadline_in_a_loop_that_never_yields() {
 #[test]
 fn many_tasks_wait_on_one_context() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_timeout(LONG);
-        let (child, _child_guard) = ctx.with_cancel();
+        let scope = BACKGROUND.with_timeout(LONG);
+        let ctx = scope.clone();
+        let child = ctx.with_cancel();
         let waits: Vec<_> = (0..500)
             .map(|i| {
                 let ctx = if i % 2 == 0 { ctx.clone() } else { child.clone() };
@@ -298,7 +301,7 @@ fn many_tasks_wait_on_one_context() {
             })
             .collect();
         tokio::task::yield_now().await;
-        guard.cancel_with(Cause("everyone"));
+        scope.cancel_with(Cause("everyone"));
         let error = ended(&ctx);
         for wait in waits {
             assert_same(&wait.await.unwrap(), &error);
@@ -308,8 +311,8 @@ fn many_tasks_wait_on_one_context() {
 
 #[tokio::test(start_paused = true)]
 async fn many_tasks_wait_for_one_deadline() {
-    let (ctx, _guard) = BACKGROUND.with_timeout(ms(100));
-    let waits: Vec<_> = (0..500).map(|_| tokio::spawn(ctx.clone().done_owned())).collect();
+    let ctx = BACKGROUND.with_timeout(ms(100));
+    let waits: Vec<_> = (0..500).map(|_| tokio::spawn(ctx.done_owned())).collect();
     for wait in waits {
         assert!(wait.await.unwrap().is_deadline_exceeded());
     }
@@ -319,8 +322,8 @@ async fn many_tasks_wait_for_one_deadline() {
 #[tokio::test(start_paused = true)]
 async fn the_deadline_outlives_the_first_to_wait_for_it() {
     for go in 0..3 {
-        let (parent, _g) = BACKGROUND.with_timeout(ms(100));
-        let (child, _g1) = parent.with_cancel();
+        let parent = BACKGROUND.with_timeout(ms(100));
+        let child = parent.with_cancel();
         let (wakes, waker) = Wakes::new();
         let mut waits: Vec<_> = [&child, &parent, &child].map(|c| Box::pin(c.done())).into();
         for wait in &mut waits {
@@ -340,24 +343,24 @@ async fn the_deadline_outlives_the_first_to_wait_for_it() {
 /// of their own and nothing else looks.
 #[tokio::test(start_paused = true)]
 async fn a_wait_moves_to_another_task_and_still_ends() {
-    let (ctx, guard) = BACKGROUND.with_timeout(ms(100));
-    let mut wait = Box::pin(ctx.clone().done_owned());
+    let ctx = BACKGROUND.with_timeout(ms(100));
+    let mut wait = Box::pin(ctx.done_owned());
     assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
     let moved = tokio::spawn(wait);
     assert!(moved.await.unwrap().is_deadline_exceeded());
-    drop(guard);
+    drop(ctx);
 }
 
 #[test]
 fn no_wake_up_is_lost_between_the_first_wait_and_the_cancel() {
     watched(|| {
         for round in 0..2000 {
-            let (root, guard) = BACKGROUND.with_cancel();
-            let (middle, _g) = root.with_cancel();
-            let (leaf, _g1) = middle.with_cancel();
+            let root = BACKGROUND.with_cancel();
+            let middle = root.with_cancel();
+            let leaf = middle.with_cancel();
             let other = middle.with_cancel();
             let start = Arc::new(Barrier::new(3));
-            let waiters = [leaf, if round % 2 == 0 { other.0 } else { middle }].map(|ctx| {
+            let waiters = [leaf, if round % 2 == 0 { other } else { middle }].map(|ctx| {
                 let start = start.clone();
                 thread::spawn(move || {
                     start.wait();
@@ -365,7 +368,7 @@ fn no_wake_up_is_lost_between_the_first_wait_and_the_cancel() {
                 })
             });
             start.wait();
-            guard.cancel_with(Cause("go"));
+            root.cancel_with(Cause("go"));
             for waiter in waiters {
                 // A lost wake-up would hang here, and the watchdog would say so.
                 assert_eq!(word(&waiter.join().unwrap()), Some("go"));
@@ -378,8 +381,8 @@ fn no_wake_up_is_lost_between_the_first_wait_and_the_cancel() {
 fn no_wake_up_is_lost_while_waits_come_and_go() {
     watched(|| {
         for _ in 0..500 {
-            let (root, guard) = BACKGROUND.with_cancel();
-            let (leaf, _g) = root.with_cancel();
+            let root = BACKGROUND.with_cancel();
+            let leaf = root.with_cancel();
             let start = Arc::new(Barrier::new(3));
             let stop = Arc::new(AtomicBool::new(false));
             // Makes and drops waits on the same context all the while.
@@ -403,7 +406,7 @@ fn no_wake_up_is_lost_while_waits_come_and_go() {
                 })
             };
             start.wait();
-            guard.cancel();
+            root.cancel();
             assert!(waiter.join().unwrap().is_canceled());
             stop.store(true, Ordering::Relaxed);
             churner.join().unwrap();
@@ -415,7 +418,8 @@ fn no_wake_up_is_lost_while_waits_come_and_go() {
 fn no_wake_up_is_lost_when_the_waker_changes_during_the_cancel() {
     watched(|| {
         for _ in 0..1000 {
-            let (ctx, guard) = BACKGROUND.with_cancel();
+            let scope = BACKGROUND.with_cancel();
+            let ctx = scope.clone();
             let start = Arc::new(Barrier::new(2));
             let waiter = {
                 let start = start.clone();
@@ -433,7 +437,7 @@ fn no_wake_up_is_lost_when_the_waker_changes_during_the_cancel() {
                 })
             };
             start.wait();
-            guard.cancel_with(Cause("seen"));
+            scope.cancel_with(Cause("seen"));
             assert_eq!(word(&waiter.join().unwrap()), Some("seen"));
         }
     });
@@ -463,42 +467,44 @@ impl Wake for Reenters {
 #[test]
 fn a_waker_may_use_the_whole_tree() {
     watched(|| {
-        type Act = fn(Context, Context, CancelGuard) -> Box<dyn FnOnce() + Send>;
-        let acts: [Act; 6] = [
-            |root, _, guard| {
+        type Act = fn(Context, Context, CancelScope) -> Box<dyn FnOnce() + Send>;
+        let acts: [Act; 7] = [
+            |root, _, scope| {
                 Box::new(move || {
-                    assert!(root.with_cancel().0.is_done());
-                    guard.detach();
+                    assert!(root.with_cancel().is_done());
+                    scope.detach();
                 })
             },
-            |root, leaf, guard| {
+            |root, leaf, scope| {
                 Box::new(move || {
                     assert_same(&ended(&root), &ended(&leaf));
-                    guard.detach();
+                    scope.detach();
                 })
             },
-            |root, leaf, guard| {
+            |root, leaf, scope| {
                 Box::new(move || {
                     assert!(poll_once(root.done()).is_ready());
-                    assert!(poll_once(leaf.with_timeout(LONG).0.done()).is_ready());
-                    guard.detach();
+                    assert!(poll_once(leaf.with_timeout(LONG).done()).is_ready());
+                    scope.detach();
                 })
             },
-            |_, _, guard| Box::new(move || guard.cancel_with(Cause("inner"))),
-            |_, _, guard| Box::new(move || drop(guard)),
-            |root, leaf, guard| Box::new(move || drop((leaf, guard, root))),
+            |_, _, scope| Box::new(move || scope.cancel_with(Cause("inner"))),
+            |_, _, scope| Box::new(move || drop(scope)),
+            |_, _, scope| Box::new(move || drop(scope.split().1)),
+            |root, leaf, scope| Box::new(move || drop((leaf, scope, root))),
         ];
         for act in acts {
-            let (root, root_guard) = BACKGROUND.with_cancel();
-            let (leaf, leaf_guard) = root.with_cancel();
-            let (bystander, _g) = leaf.with_cancel();
-            let (reenters, waker) = Reenters::with(act(root.clone(), leaf.clone(), leaf_guard));
+            let root = BACKGROUND.with_cancel();
+            let scope = root.with_cancel();
+            let leaf = scope.clone();
+            let bystander = leaf.with_cancel();
+            let (reenters, waker) = Reenters::with(act(root.clone(), leaf.clone(), scope));
             let (wakes, plain) = Wakes::new();
             let mut waits = [leaf.done(), bystander.done(), root.done()].map(Box::pin);
             assert!(poll(waits[0].as_mut(), &waker).is_pending());
             assert!(poll(waits[1].as_mut(), &plain).is_pending());
             assert!(poll(waits[2].as_mut(), &plain).is_pending());
-            root_guard.cancel_with(Cause("outer"));
+            root.cancel_with(Cause("outer"));
             assert_eq!(reenters.1.load(Ordering::SeqCst), 1);
             assert_eq!(wakes.count(), 2);
             for ctx in [&root, &leaf, &bystander] {
@@ -512,7 +518,7 @@ fn a_waker_may_use_the_whole_tree() {
 #[test]
 fn a_waker_may_drop_the_wait_it_wakes() {
     watched(|| {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let slot: Arc<Mutex<Option<_>>> = Arc::default();
         let (reenters, waker) = Reenters::with({
             let slot = slot.clone();
@@ -521,7 +527,7 @@ fn a_waker_may_drop_the_wait_it_wakes() {
         let mut wait = Box::pin(ctx.done_owned());
         assert!(poll(wait.as_mut(), &waker).is_pending());
         *slot.lock().unwrap() = Some(wait);
-        guard.cancel();
+        ctx.cancel();
         assert_eq!(reenters.1.load(Ordering::SeqCst), 1);
         assert!(slot.lock().unwrap().is_none());
     });

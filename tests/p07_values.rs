@@ -104,12 +104,12 @@ fn a_private_newtype_is_a_private_key() {
 #[test]
 fn every_derivation_hands_values_on() {
     let parent = BACKGROUND.with_value(RequestId(7)).with_value(User("a"));
-    let (cancel, _g1) = parent.with_cancel();
-    let (timeout, _g2) = cancel.with_timeout(LONG);
-    let (merged, _g3) = timeout.merge(&Context::background());
-    let (token, _g4) = merged.with_token(&tokio_util::sync::CancellationToken::new());
+    let cancel = parent.with_cancel();
+    let timeout = cancel.with_timeout(LONG);
+    let merged = timeout.merge(&Context::background());
+    let token = merged.with_token(&tokio_util::sync::CancellationToken::new());
     let free = token.without_cancel();
-    for ctx in [cancel, timeout, merged, token, free] {
+    for ctx in [&cancel, &timeout, &merged, &token, &free] {
         assert_eq!(ctx.value(), Some(&RequestId(7)));
         assert_eq!(ctx.value(), Some(&User("a")));
         assert_eq!(ctx.with_value(User("b")).value(), Some(&User("b")));
@@ -118,14 +118,14 @@ fn every_derivation_hands_values_on() {
 
 #[test]
 fn without_cancel_keeps_values_also_of_an_ended_context() {
-    let (ctx, guard) = BACKGROUND.with_value(RequestId(7)).with_timeout(ms(0));
-    guard.cancel();
+    let ctx = BACKGROUND.with_value(RequestId(7)).with_timeout(ms(0));
+    ctx.cancel();
     let free = ctx.without_cancel();
     assert!(answer(&free).is_none());
     assert_eq!(free.deadline(), None);
     assert_eq!(free.value(), Some(&RequestId(7)));
-    let (below, guard) = free.with_value(User("b")).with_cancel();
-    guard.cancel();
+    let below = free.with_value(User("b")).with_cancel();
+    below.cancel();
     assert!(ended(&below).is_canceled());
     assert_eq!(below.value(), Some(&RequestId(7)));
     assert_eq!(below.value(), Some(&User("b")));
@@ -134,8 +134,8 @@ fn without_cancel_keeps_values_also_of_an_ended_context() {
 #[test]
 fn values_outlive_the_end_and_the_parents_handles() {
     let leaf = {
-        let (ctx, guard) = BACKGROUND.with_value(RequestId(7)).with_cancel();
-        guard.cancel();
+        let ctx = BACKGROUND.with_value(RequestId(7)).with_cancel();
+        ctx.cancel();
         ctx.with_value(User("a"))
     };
     assert!(leaf.is_done());
@@ -146,7 +146,7 @@ fn values_outlive_the_end_and_the_parents_handles() {
 #[test]
 fn a_value_is_shared_and_not_copied() {
     let ctx = BACKGROUND.with_value(vec![1, 2, 3]);
-    let (child, _guard) = ctx.with_cancel();
+    let child = ctx.with_cancel();
     let (one, two) = (ctx.value::<Vec<i32>>().unwrap(), child.value::<Vec<i32>>().unwrap());
     assert!(std::ptr::eq(one, two));
     assert!(std::ptr::eq(one, ctx.clone().without_cancel().value().unwrap()));
@@ -156,7 +156,7 @@ fn a_value_is_shared_and_not_copied() {
 fn a_value_is_dropped_once_with_the_last_context_that_carries_it() {
     let drops = Drops::default();
     let ctx = BACKGROUND.with_value(drops.counted());
-    let (child, guard) = ctx.with_value(User("a")).with_cancel();
+    let (child, guard) = ctx.with_value(User("a")).with_cancel().split();
     let free = child.without_cancel();
     guard.cancel();
     drop(ctx);
@@ -204,25 +204,23 @@ fn lookups_agree_with_a_map_at_every_level() {
         let kinds = [2, 5, 12, 30][dice.roll(4)];
         let mut model = HashMap::new();
         let mut levels = vec![(Context::background(), model.clone())];
-        let mut guards = Vec::new();
+        let mut scopes = Vec::new();
         for value in 0..150 {
             let (last, _) = levels.last().unwrap();
             let next = match dice.roll(5) {
                 0 => {
-                    let (next, guard) = last.with_cancel();
-                    guards.push(guard);
-                    next
+                    scopes.push(last.with_cancel());
+                    scopes.last().unwrap().context().clone()
                 }
                 1 => last.without_cancel(),
                 2 => {
                     // Merged with some earlier level: the left one's values come first.
                     let (other, others) = &levels[dice.roll(levels.len())];
-                    let (next, guard) = last.merge(other);
-                    guards.push(guard);
+                    scopes.push(last.merge(other));
                     for (slot, value) in others {
                         model.entry(*slot).or_insert(*value);
                     }
-                    next
+                    scopes.last().unwrap().context().clone()
                 }
                 _ => {
                     let slot = dice.roll(kinds);
@@ -272,14 +270,15 @@ fn debug_and_display_never_print_a_value() {
         .with_value(Shouts)
         .with_value(Box::<dyn fmt::Debug + Send + Sync>::from(Box::new("hunter2")))
         .with_value(123_456_789_u64);
-    let (child, guard) = ctx.with_timeout(LONG);
-    let canceller = guard.canceller();
+    let child = ctx.with_timeout(LONG);
+    let canceller = child.canceller();
+    let (_, guard) = ctx.with_cancel().split();
     let mut printed = vec![
         format!("{ctx:?} {ctx:#?} {ctx}"),
         format!("{child:?} {child:#?} {child}"),
         format!("{guard:?} {canceller:?} {:?}", child.done()),
     ];
-    guard.cancel();
+    child.cancel();
     printed.push(format!("{child:?} {child} {:?}", child.err()));
     for text in printed {
         assert!(!text.contains("hunter2") && !text.contains("123456789"), "{text}");

@@ -24,13 +24,13 @@ async fn settle() {
 #[test]
 fn it_runs_after_a_cancel_and_not_before() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let (tell, mut told) = mpsc::unbounded_channel();
         let asked = ctx.clone();
         let handle = ctx.after_func(move || async move { tell.send(asked.err()).unwrap() });
         settle().await;
         assert!(told.try_recv().is_err(), "it ran before the end");
-        guard.cancel_with(Cause("over"));
+        ctx.cancel_with(Cause("over"));
         let error = told.recv().await.unwrap().expect("it ran although nothing had ended");
         assert_eq!(word(&error), Some("over"));
         assert!(!handle.stop(), "it cannot be stopped any more");
@@ -41,21 +41,21 @@ fn it_runs_after_a_cancel_and_not_before() {
 #[tokio::test(start_paused = true)]
 async fn it_runs_after_a_deadline_nobody_else_waits_for() {
     let start = Instant::now();
-    let (ctx, guard) = BACKGROUND.with_timeout(ms(100));
+    let ctx = BACKGROUND.with_timeout(ms(100));
     let (tell, told) = oneshot::channel();
     let _handle = ctx.after_func(|| async { tell.send(Instant::now()).unwrap() });
     let ran = told.await.unwrap() - start;
     assert!(ran >= ms(100) && ran <= ms(101), "{ran:?}");
-    drop(guard);
+    drop(ctx);
 }
 
 #[test]
 fn it_runs_at_once_if_the_context_has_ended() {
     on_both(|| async {
-        let (canceled, guard) = BACKGROUND.with_cancel();
-        guard.cancel();
-        let (late, _g) = BACKGROUND.with_timeout(ms(0));
-        let (child, _g1) = canceled.with_cancel();
+        let canceled = BACKGROUND.with_cancel();
+        canceled.cancel();
+        let late = BACKGROUND.with_timeout(ms(0));
+        let child = canceled.with_cancel();
         for ctx in [canceled, late, child] {
             let (tell, told) = oneshot::channel();
             let _handle = ctx.after_func(|| async { tell.send(()).unwrap() });
@@ -67,12 +67,12 @@ fn it_runs_at_once_if_the_context_has_ended() {
 #[test]
 fn stopped_it_never_runs() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let (tell, told) = oneshot::channel::<()>();
         let handle = ctx.after_func(|| async { tell.send(()).unwrap() });
         assert!(handle.stop());
         assert!(!handle.stop(), "only the first call made it so");
-        guard.cancel();
+        ctx.cancel();
         assert!(!handle.stop());
         assert!(told.await.is_err(), "it ran after all");
     });
@@ -81,8 +81,8 @@ fn stopped_it_never_runs() {
 #[test]
 fn stopped_before_its_task_was_ever_polled_it_never_runs() {
     current_thread().block_on(async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
-        guard.cancel();
+        let ctx = BACKGROUND.with_cancel();
+        ctx.cancel();
         let (tell, told) = oneshot::channel::<()>();
         // No await in between: its task has not run yet.
         let handle = ctx.after_func(|| async { tell.send(()).unwrap() });
@@ -94,7 +94,7 @@ fn stopped_before_its_task_was_ever_polled_it_never_runs() {
 #[test]
 fn stop_does_not_interrupt_what_has_started() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let (tell, mut told) = mpsc::unbounded_channel();
         let go_on = Arc::new(Notify::new());
         let resume = go_on.clone();
@@ -103,7 +103,7 @@ fn stop_does_not_interrupt_what_has_started() {
             resume.notified().await;
             tell.send("finished").unwrap();
         });
-        guard.cancel();
+        ctx.cancel();
         assert_eq!(told.recv().await, Some("started"));
         assert!(!handle.stop());
         drop(handle);
@@ -116,7 +116,7 @@ fn stop_does_not_interrupt_what_has_started() {
 #[test]
 fn cancel_does_not_wait_for_it() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let (meet, met) = oneshot::channel::<()>();
         let (tell, told) = oneshot::channel();
         let _handle = ctx.after_func(|| async {
@@ -124,7 +124,7 @@ fn cancel_does_not_wait_for_it() {
             tell.send(()).unwrap();
         });
         settle().await;
-        guard.cancel();
+        ctx.cancel();
         meet.send(()).unwrap();
         told.await.unwrap();
     });
@@ -133,12 +133,12 @@ fn cancel_does_not_wait_for_it() {
 #[test]
 fn dropping_the_handle_changes_nothing() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let (tell, mut told) = mpsc::unbounded_channel();
         drop(ctx.after_func(move || async move { tell.send(()).unwrap() }));
         settle().await;
         assert!(told.try_recv().is_err(), "it ran before the end");
-        guard.cancel();
+        ctx.cancel();
         assert_eq!(told.recv().await, Some(()));
         assert_eq!(told.recv().await, None);
     });
@@ -147,15 +147,15 @@ fn dropping_the_handle_changes_nothing() {
 #[test]
 fn it_needs_no_other_handle_of_its_context() {
     on_both(|| async {
-        let (parent, guard) = BACKGROUND.with_cancel();
+        let scope = BACKGROUND.with_cancel();
+        let parent = scope.clone();
         let (tell, told) = oneshot::channel();
         {
-            let (child, child_guard) = parent.with_cancel();
-            child_guard.detach();
+            let child = parent.with_cancel().detach();
             let _handle = child.after_func(|| async { tell.send(()).unwrap() });
         }
         drop(parent);
-        guard.cancel();
+        scope.cancel();
         told.await.unwrap();
     });
 }
@@ -164,8 +164,7 @@ fn it_needs_no_other_handle_of_its_context() {
 async fn it_runs_at_the_deadline_of_a_context_nobody_holds() {
     let (tell, told) = oneshot::channel();
     {
-        let (ctx, guard) = BACKGROUND.with_timeout(ms(100));
-        guard.detach();
+        let ctx = BACKGROUND.with_timeout(ms(100)).detach();
         let _handle = ctx.after_func(|| async { tell.send(Instant::now()).unwrap() });
     }
     let before = Instant::now();
@@ -177,14 +176,14 @@ async fn it_runs_at_the_deadline_of_a_context_nobody_holds() {
 fn each_runs_on_a_task_of_its_own() {
     on_both(|| async {
         let outcome = tokio::spawn(async {
-            let (ctx, guard) = BACKGROUND.with_cancel();
+            let ctx = BACKGROUND.with_cancel();
             let (tell, mut told) = mpsc::unbounded_channel();
             for _ in 0..3 {
                 let tell = tell.clone();
                 let _handle =
                     ctx.after_func(move || async move { tell.send(tokio::task::id()).unwrap() });
             }
-            guard.cancel();
+            ctx.cancel();
             let mut ids = vec![tokio::task::id()];
             for _ in 0..3 {
                 ids.push(told.recv().await.unwrap());
@@ -202,11 +201,11 @@ fn each_runs_on_a_task_of_its_own() {
 #[test]
 fn one_that_hangs_does_not_keep_others_from_running() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let _stuck = ctx.after_func(std::future::pending);
         let (tell, told) = oneshot::channel();
         let _handle = ctx.after_func(|| async { tell.send(()).unwrap() });
-        guard.cancel();
+        ctx.cancel();
         told.await.unwrap();
     });
 }
@@ -214,7 +213,7 @@ fn one_that_hangs_does_not_keep_others_from_running() {
 #[test]
 fn it_runs_when_the_cancel_comes_from_outside_the_runtime() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let (ctx, guard) = BACKGROUND.with_cancel().split();
         let (tell, told) = oneshot::channel();
         let _handle =
             ctx.after_func(|| async { tell.send(tokio::runtime::Handle::try_current()).unwrap() });
@@ -240,14 +239,14 @@ fn one_on_background_waits_forever_and_can_be_stopped() {
 #[test]
 fn stopped_it_lets_go_of_all_it_held() {
     current_thread().block_on(async {
-        let (root, _guard) = BACKGROUND.with_cancel();
+        let root = BACKGROUND.with_cancel();
         let (values, captured) = (Drops::default(), Drops::default());
-        let (ctx, guard) = root.with_value(values.counted()).with_timeout(LONG);
+        let ctx = root.context().with_value(values.counted()).with_timeout(LONG);
         let counted = captured.counted();
         let handle = ctx.after_func(|| async move { drop(counted) });
         settle().await;
         assert!(handle.stop());
-        drop((ctx, guard));
+        drop(ctx);
         settle().await;
         assert_eq!((values.count(), captured.count()), (1, 1));
         assert!(!handle.stop(), "and the handle may stay");
@@ -261,7 +260,7 @@ fn stop_and_run_exclude_each_other() {
     watched(|| {
         for runtime in [current_thread(), common::multi_thread(2)] {
             for round in 0..1000 {
-                let (ctx, guard) = BACKGROUND.with_cancel();
+                let (ctx, guard) = BACKGROUND.with_cancel().split();
                 let runs = Arc::new(AtomicUsize::new(0));
                 let (tell, told) = oneshot::channel::<()>();
                 let handle = {
@@ -306,7 +305,7 @@ fn of_two_stops_at_once_one_made_it_so() {
     watched(|| {
         let runtime = common::multi_thread(1);
         for _ in 0..1000 {
-            let (ctx, _guard) = BACKGROUND.with_cancel();
+            let ctx = BACKGROUND.with_cancel();
             let handle = {
                 let _in_runtime = runtime.enter();
                 Arc::new(ctx.after_func(|| async { unreachable!("nothing ends it") }))
@@ -328,13 +327,13 @@ fn of_two_stops_at_once_one_made_it_so() {
 /// Its own context is over; what it does is not cut short by that.
 #[tokio::test(start_paused = true)]
 async fn what_it_does_is_not_bounded_by_the_ended_context() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let (tell, told) = oneshot::channel();
     let _handle = ctx.after_func(|| async {
         tokio::time::sleep(LONG).await;
         tell.send("cleaned up").unwrap();
     });
-    guard.cancel();
+    ctx.cancel();
     assert_eq!(told.await, Ok("cleaned up"));
     assert!(ended(&ctx).is_canceled());
 }
@@ -343,12 +342,12 @@ async fn what_it_does_is_not_bounded_by_the_ended_context() {
 #[test]
 fn two_contexts_can_be_tied_together_with_it() {
     on_both(|| async {
-        let (one, _guard) = BACKGROUND.with_cancel();
-        let (two, two_guard) = BACKGROUND.with_cancel();
-        let (tied, tied_guard) = one.with_cancel();
+        let one = BACKGROUND.with_cancel();
+        let two = BACKGROUND.with_cancel();
+        let (tied, tied_guard) = one.with_cancel().split();
         let from = two.clone();
         let _handle = two.after_func(move || async move { tied_guard.cancel_with(from.err().unwrap()) });
-        two_guard.cancel_with(Cause("two"));
+        two.cancel_with(Cause("two"));
         let error = tied.done().await;
         assert_eq!(word(&error), Some("two"));
         assert!(common::answer(&one).is_none());
@@ -358,7 +357,7 @@ fn two_contexts_can_be_tied_together_with_it() {
 /// A blocking read that only its own `shutdown` can interrupt.
 #[tokio::test]
 async fn it_interrupts_what_knows_nothing_of_contexts() {
-    let (ctx, _guard) = BACKGROUND.with_timeout(ms(1));
+    let ctx = BACKGROUND.with_timeout(ms(1));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (_peer, _) = listener.accept().await.unwrap();

@@ -13,49 +13,52 @@ use common::{
     spin_until, watched, word,
 };
 use tokio::time::{Instant, advance};
-use tokio_ctx::{CancelGuard, Context};
+use tokio_ctx::{CancelScope, Context};
 
 static BACKGROUND: Context = Context::background();
 
-const HANDS: [fn(CancelGuard); 3] =
-    [|guard| guard.cancel(), |guard| guard.cancel_with(Cause("by hand")), drop];
+/// The ways in which a scope, or the guard split from it, can end its context.
+const HANDS: [fn(CancelScope); 4] = [
+    |scope| scope.cancel(),
+    |scope| scope.cancel_with(Cause("by hand")),
+    drop,
+    |scope| drop(scope.split().1),
+];
 
 #[test]
 fn either_parent_ends_it_with_its_own_error() {
     for hand in HANDS {
         for which in [0, 1] {
             for waited in [false, true] {
-                let (left, left_guard) = BACKGROUND.with_cancel();
-                let (right, right_guard) = BACKGROUND.with_cancel();
-                let (merged, _guard) = left.merge(&right);
+                let (left, right) = (BACKGROUND.with_cancel(), BACKGROUND.with_cancel());
+                let merged = left.merge(&right);
                 assert!(answer(&merged).is_none());
                 let (wakes, waker) = Wakes::new();
                 let mut wait = pin!(merged.done());
                 if waited {
                     assert!(poll(wait.as_mut(), &waker).is_pending());
                 }
-                let [(first, guard), (second, _kept)] = match which {
-                    0 => [(&left, left_guard), (&right, right_guard)],
-                    _ => [(&right, right_guard), (&left, left_guard)],
-                };
-                hand(guard);
+                let [scope, second] = if which == 0 { [left, right] } else { [right, left] };
+                let first = scope.clone();
+                hand(scope);
                 assert_eq!(wakes.count(), usize::from(waited));
                 assert!(merged.is_done());
-                assert_same(&ended(&merged), &ended(first));
+                assert_same(&ended(&merged), &ended(&first));
                 assert!(poll(wait.as_mut(), &waker).is_ready());
-                assert!(answer(second).is_none(), "an end went up");
+                assert!(answer(&second).is_none(), "an end went up");
             }
         }
     }
 }
 
 #[tokio::test]
-async fn its_own_guard_ends_it_alone() {
+async fn its_own_scope_ends_it_alone() {
     for hand in HANDS {
-        let (left, _g1) = BACKGROUND.with_cancel();
-        let (right, _g2) = BACKGROUND.with_timeout(LONG);
-        let (merged, guard) = left.merge(&right);
-        hand(guard);
+        let left = BACKGROUND.with_cancel();
+        let right = BACKGROUND.with_timeout(LONG);
+        let scope = left.merge(&right);
+        let merged = scope.clone();
+        hand(scope);
         assert!(ended(&merged).is_canceled());
         assert!(answer(&left).is_none());
         assert!(answer(&right).is_none());
@@ -66,18 +69,16 @@ async fn its_own_guard_ends_it_alone() {
 fn the_first_of_both_ends_stands() {
     for which in [0, 1] {
         for waited in [false, true] {
-            let (left, left_guard) = BACKGROUND.with_cancel();
-            let (right, right_guard) = BACKGROUND.with_cancel();
-            let (merged, guard) = left.merge(&right);
-            let (below, _g) = merged.with_cancel();
+            let (left, right) = (BACKGROUND.with_cancel(), BACKGROUND.with_cancel());
+            let merged = left.merge(&right);
+            let below = merged.with_cancel();
             if waited {
                 assert!(poll_once(below.done()).is_pending());
             }
-            let (first, second) =
-                if which == 0 { (&left_guard, &right_guard) } else { (&right_guard, &left_guard) };
+            let (first, second) = if which == 0 { (&left, &right) } else { (&right, &left) };
             first.cancel_with(Cause("first"));
             second.cancel_with(Cause("second"));
-            guard.cancel_with(Cause("third"));
+            merged.cancel_with(Cause("third"));
             assert_eq!(word(&ended(&merged)), Some("first"));
             assert_same(&ended(&below), &ended(&merged));
         }
@@ -89,18 +90,15 @@ fn the_first_of_both_ends_stands() {
 async fn the_first_end_stands_though_nobody_saw_it() {
     for hand in HANDS {
         for which in [0, 1] {
-            let (left, left_guard) = BACKGROUND.with_cancel();
-            let (right, right_guard) = BACKGROUND.with_cancel();
-            let (merged, _guard) = left.merge(&right);
-            let (first, second, first_ctx) = match which {
-                0 => (left_guard, right_guard, &left),
-                _ => (right_guard, left_guard, &right),
-            };
+            let (left, right) = (BACKGROUND.with_cancel(), BACKGROUND.with_cancel());
+            let merged = left.merge(&right);
+            let (first, second) = if which == 0 { (left, right) } else { (right, left) };
+            let (first_ctx, _second_ctx) = (first.clone(), second.clone());
             hand(first);
             advance(ms(10)).await;
             hand(second);
             advance(ms(10)).await;
-            assert_same(&ended(&merged), &ended(first_ctx));
+            assert_same(&ended(&merged), &ended(&first_ctx));
         }
     }
 }
@@ -109,33 +107,33 @@ async fn the_first_end_stands_though_nobody_saw_it() {
 async fn the_earlier_deadline_holds_whosever_it_is() {
     let start = Instant::now();
     for (left_ms, right_ms, own) in [(100, 200, 0), (200, 100, 1)] {
-        let (left, _g1) = BACKGROUND.with_timeout(ms(left_ms));
-        let (right, _g2) = BACKGROUND.with_timeout(ms(right_ms));
-        let (merged, _g) = left.merge(&right);
+        let left = BACKGROUND.with_timeout(ms(left_ms));
+        let right = BACKGROUND.with_timeout(ms(right_ms));
+        let merged = left.merge(&right);
         let first = [&left, &right][own];
         assert_eq!(merged.deadline(), first.deadline());
         assert_eq!(merged.remaining(), Some(ms(100)));
-        let (below, _g3) = merged.with_timeout(LONG);
+        let below = merged.with_timeout(LONG);
         assert_eq!(below.deadline(), first.deadline());
-        let (sooner, _g4) = merged.with_timeout(ms(5));
+        let sooner = merged.with_timeout(ms(5));
         assert_eq!(sooner.remaining(), Some(ms(5)));
     }
-    let (timed, _g1) = BACKGROUND.with_timeout(ms(100));
-    assert_eq!(timed.merge(&BACKGROUND).0.deadline(), Some(start + ms(100)));
-    assert_eq!(BACKGROUND.merge(&timed).0.deadline(), Some(start + ms(100)));
-    let (free, _g2) = BACKGROUND.with_cancel();
-    let (other, _g3) = BACKGROUND.with_cancel();
-    assert_eq!(free.merge(&other).0.deadline(), None);
+    let timed = BACKGROUND.with_timeout(ms(100));
+    assert_eq!(timed.merge(&BACKGROUND).deadline(), Some(start + ms(100)));
+    assert_eq!(BACKGROUND.merge(&timed).deadline(), Some(start + ms(100)));
+    let free = BACKGROUND.with_cancel();
+    let other = BACKGROUND.with_cancel();
+    assert_eq!(free.merge(&other).deadline(), None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_wait_ends_at_the_earlier_deadline_with_its_error() {
     for swap in [false, true] {
         let start = Instant::now();
-        let (one, _g1) = BACKGROUND.with_timeout_cause(ms(100), Cause("one"));
-        let (two, _g2) = BACKGROUND.with_timeout_cause(ms(200), Cause("two"));
-        let (merged, _g) = if swap { two.merge(&one) } else { one.merge(&two) };
-        let (below, _g3) = merged.with_cancel();
+        let one = BACKGROUND.with_timeout_cause(ms(100), Cause("one"));
+        let two = BACKGROUND.with_timeout_cause(ms(200), Cause("two"));
+        let merged = if swap { two.merge(&one) } else { one.merge(&two) };
+        let below = merged.with_cancel();
         let told = below.done().await;
         assert!(start.elapsed() >= ms(100) && start.elapsed() <= ms(101));
         assert_eq!(word(&told), Some("one"));
@@ -150,10 +148,10 @@ async fn a_wait_ends_at_the_earlier_deadline_with_its_error() {
 async fn an_unseen_deadline_of_either_ends_it() {
     for case in 0..8 {
         let (swap, looked, waited) = (case & 1 != 0, case & 2 != 0, case & 4 != 0);
-        let (timed, _g1) = BACKGROUND.with_timeout(ms(100));
-        let (free, free_guard) = BACKGROUND.with_cancel();
-        let (merged, _g) = if swap { free.merge(&timed) } else { timed.merge(&free) };
-        let (below, _g2) = merged.with_cancel();
+        let timed = BACKGROUND.with_timeout(ms(100));
+        let free = BACKGROUND.with_cancel();
+        let merged = if swap { free.merge(&timed) } else { timed.merge(&free) };
+        let below = merged.with_cancel();
         advance(ms(99)).await;
         // Not by `answer`: its wait might leave a timer behind that sees the deadline after all.
         assert!(!merged.is_done() && !below.is_done());
@@ -166,7 +164,7 @@ async fn an_unseen_deadline_of_either_ends_it() {
             assert!(merged.is_done());
         }
         advance(ms(1)).await;
-        free_guard.cancel_with(Cause("too late"));
+        free.cancel_with(Cause("too late"));
         assert_same(&ended(&below), &ended(&timed));
         assert_same(&ended(&merged), &ended(&timed));
         assert!(ended(&merged).is_deadline_exceeded());
@@ -177,12 +175,12 @@ async fn an_unseen_deadline_of_either_ends_it() {
 fn values_come_from_self_first_then_from_other() {
     let left = BACKGROUND.with_value("left").with_value(1_u8);
     let right = BACKGROUND.with_value("right").with_value(2_u16);
-    let (merged, _g) = left.merge(&right);
+    let merged = left.merge(&right);
     assert_eq!(merged.value(), Some(&"left"));
     assert_eq!(merged.value(), Some(&1_u8));
     assert_eq!(merged.value(), Some(&2_u16));
     assert_eq!(merged.value::<u32>(), None);
-    let (other, _g1) = right.merge(&left);
+    let other = right.merge(&left);
     assert_eq!(other.value(), Some(&"right"));
     assert_eq!(other.value(), Some(&1_u8));
     let nearest = merged.with_value("nearest");
@@ -194,8 +192,8 @@ fn values_come_from_self_first_then_from_other() {
 
 #[test]
 fn merging_with_background_or_itself_or_a_relative_is_a_child() {
-    let (parent, guard) = BACKGROUND.with_cancel();
-    let (child, child_guard) = parent.with_cancel();
+    let parent = BACKGROUND.with_cancel();
+    let child = parent.with_cancel();
     let merges = [
         parent.merge(&BACKGROUND),
         BACKGROUND.merge(&parent),
@@ -205,16 +203,16 @@ fn merging_with_background_or_itself_or_a_relative_is_a_child() {
         parent.merge(&parent.clone()),
         parent.merge(&parent.without_cancel()),
     ];
-    let (never, _g) = BACKGROUND.merge(&Context::todo());
-    for (merged, _guard) in &merges {
+    let never = BACKGROUND.merge(&Context::todo());
+    for merged in &merges {
         assert!(answer(merged).is_none());
     }
-    child_guard.cancel_with(Cause("child"));
-    for (at, (merged, _guard)) in merges.iter().enumerate() {
+    child.cancel_with(Cause("child"));
+    for (at, merged) in merges.iter().enumerate() {
         assert_eq!(merged.is_done(), at == 3 || at == 4, "merge {at}");
     }
-    guard.cancel_with(Cause("parent"));
-    for (at, (merged, _guard)) in merges.iter().enumerate() {
+    parent.cancel_with(Cause("parent"));
+    for (at, merged) in merges.iter().enumerate() {
         let expected = if at == 3 || at == 4 { "child" } else { "parent" };
         assert_eq!(word(&ended(merged)), Some(expected), "merge {at}");
     }
@@ -223,20 +221,17 @@ fn merging_with_background_or_itself_or_a_relative_is_a_child() {
 
 #[test]
 fn what_is_below_a_merge_ends_with_it() {
-    let (left, _g1) = BACKGROUND.with_cancel();
-    let (right, right_guard) = BACKGROUND.with_cancel();
-    let (merged, _g) = left.merge(&right);
-    let mut chain = vec![merged];
-    let mut guards = Vec::new();
+    let left = BACKGROUND.with_cancel();
+    let right = BACKGROUND.with_cancel();
+    let mut chain = vec![left.merge(&right)];
     for _ in 0..50 {
-        let (next, guard) = chain.last().unwrap().with_cancel();
+        let next = chain.last().unwrap().with_cancel();
         chain.push(next);
-        guards.push(guard);
     }
     let (wakes, waker) = Wakes::new();
     let mut wait = pin!(chain[50].done());
     assert!(poll(wait.as_mut(), &waker).is_pending());
-    right_guard.cancel_with(Cause("right"));
+    right.cancel_with(Cause("right"));
     assert_eq!(wakes.count(), 1);
     for ctx in chain.iter().rev() {
         assert!(ctx.is_done());
@@ -249,23 +244,23 @@ fn an_ancestor_of_either_parent_ends_it() {
     for which in [0, 1] {
         for waited in [false, true] {
             let roots = [BACKGROUND.with_cancel(), BACKGROUND.with_cancel()];
-            let mut sides = [roots[0].0.clone(), roots[1].0.clone()];
-            let mut guards = Vec::new();
+            let mut sides = [roots[0].context().clone(), roots[1].context().clone()];
+            let mut scopes = Vec::new();
             for side in &mut sides {
                 for _ in 0..20 {
-                    let (next, guard) = side.with_cancel();
-                    *side = next;
-                    guards.push(guard);
+                    let next = side.with_cancel();
+                    *side = next.clone();
+                    scopes.push(next);
                 }
             }
-            let (merged, _g) = sides[0].merge(&sides[1]);
-            let (below, _g1) = merged.with_cancel();
+            let merged = sides[0].merge(&sides[1]);
+            let below = merged.with_cancel();
             if waited {
                 assert!(poll_once(below.done()).is_pending());
             }
-            roots[which].1.cancel_with(Cause("root"));
+            roots[which].cancel_with(Cause("root"));
             assert!(below.is_done());
-            assert_same(&ended(&below), &ended(&roots[which].0));
+            assert_same(&ended(&below), &ended(&roots[which]));
             assert_same(&ended(&merged), &ended(&below));
             assert!(answer(&sides[1 - which]).is_none());
         }
@@ -279,23 +274,19 @@ fn merges_of_merges_are_asked_in_no_time() {
         let runtime = common::current_thread(); // for the timers that `done` asks for
         let _entered = runtime.enter();
         for waited in [false, true] {
-            let (root, guard) = BACKGROUND.with_cancel();
-            let (mut ctx, mut guards) = (root, Vec::new());
-            let bottom = loop {
-                let (a, g1) = ctx.with_cancel();
-                let (b, g2) = ctx.with_timeout(LONG);
-                let (merged, g3) = a.merge(&b);
-                guards.extend([g1, g2, g3]);
-                ctx = merged;
-                if guards.len() >= 120 {
-                    break ctx;
-                }
-            };
+            let root = BACKGROUND.with_cancel();
+            let (mut bottom, mut scopes) = (root.clone(), Vec::new());
+            while scopes.len() < 120 {
+                let (a, b) = (bottom.with_cancel(), bottom.with_timeout(LONG));
+                let merged = a.merge(&b);
+                bottom = merged.clone();
+                scopes.extend([a, b, merged]);
+            }
             assert!(!bottom.is_done());
             if waited {
                 assert!(poll_once(bottom.done()).is_pending());
             }
-            guard.cancel_with(Cause("top"));
+            root.cancel_with(Cause("top"));
             assert_eq!(word(&ended(&bottom)), Some("top"));
         }
     });
@@ -306,33 +297,26 @@ fn merges_of_merges_are_asked_in_no_time() {
 fn an_end_spreads_along_every_edge_and_no_other() {
     for seed in 0..300 {
         let mut dice = Dice::new(seed);
-        let mut nodes: Vec<(Context, CancelGuard, Vec<usize>)> = Vec::new();
+        let mut nodes: Vec<(CancelScope, Vec<usize>)> = Vec::new();
         for _ in 0..3 {
-            let (ctx, guard) = BACKGROUND.with_cancel();
-            nodes.push((ctx, guard, vec![]));
+            nodes.push((BACKGROUND.with_cancel(), vec![]));
         }
         while nodes.len() < 60 {
             let (a, b) = (dice.roll(nodes.len()), dice.roll(nodes.len()));
-            let (ctx, guard, parents) = match dice.roll(3) {
-                0 => {
-                    let (ctx, guard) = nodes[a].0.merge(&nodes[b].0);
-                    (ctx, guard, vec![a, b])
-                }
-                _ => {
-                    let (ctx, guard) = nodes[a].0.with_cancel();
-                    (ctx, guard, vec![a])
-                }
+            let (ctx, parents) = match dice.roll(3) {
+                0 => (nodes[a].0.merge(&nodes[b].0), vec![a, b]),
+                _ => (nodes[a].0.with_cancel(), vec![a]),
             };
             if dice.roll(4) == 0 {
                 assert!(poll_once(ctx.done()).is_pending());
             }
-            nodes.push((ctx, guard, parents));
+            nodes.push((ctx, parents));
         }
         let cut = dice.roll(20);
-        nodes[cut].1.cancel_with(Cause("cut"));
+        nodes[cut].0.cancel_with(Cause("cut"));
         let mut reached = vec![false; nodes.len()];
         for at in 0..nodes.len() {
-            reached[at] = at == cut || nodes[at].2.iter().any(|&parent| reached[parent]);
+            reached[at] = at == cut || nodes[at].1.iter().any(|&parent| reached[parent]);
         }
         let mut order: Vec<_> = (0..nodes.len()).collect();
         dice.shuffle(&mut order);
@@ -348,9 +332,9 @@ fn an_end_spreads_along_every_edge_and_no_other() {
 #[test]
 fn dropping_either_parents_handle_leaves_it_to_the_other() {
     for which in [0, 1] {
-        let (left, left_guard) = BACKGROUND.with_cancel();
-        let (right, right_guard) = BACKGROUND.with_cancel();
-        let (merged, _g) = left.merge(&right);
+        let (left, left_guard) = BACKGROUND.with_cancel().split();
+        let (right, right_guard) = BACKGROUND.with_cancel().split();
+        let merged = left.merge(&right);
         let mut wait = pin!(merged.done());
         assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
         drop((left, right));
@@ -366,10 +350,10 @@ fn dropping_either_parents_handle_leaves_it_to_the_other() {
 fn both_parents_ending_at_once_make_one_story() {
     watched(|| {
         for round in 0..1000 {
-            let (left, left_guard) = BACKGROUND.with_cancel();
-            let (right, right_guard) = BACKGROUND.with_cancel();
-            let (merged, _g) = left.merge(&right);
-            let (below, _g1) = merged.with_cancel();
+            let (left, left_guard) = BACKGROUND.with_cancel().split();
+            let (right, right_guard) = BACKGROUND.with_cancel().split();
+            let merged = left.merge(&right);
+            let below = merged.with_cancel();
             if round % 2 == 0 {
                 assert!(poll_once(below.done()).is_pending());
             }
@@ -400,16 +384,15 @@ fn both_parents_ending_at_once_make_one_story() {
 fn waiting_on_a_merge_works_on_every_runtime() {
     on_both(|| async {
         for which in [0, 1] {
-            let (left, left_guard) = BACKGROUND.with_cancel();
-            let (right, right_guard) = BACKGROUND.with_cancel();
-            let (merged, guard) = left.merge(&right);
-            let waits: Vec<_> = (0..10).map(|_| tokio::spawn(merged.clone().done_owned())).collect();
+            let (left, right) = (BACKGROUND.with_cancel(), BACKGROUND.with_cancel());
+            let merged = left.merge(&right);
+            let waits: Vec<_> = (0..10).map(|_| tokio::spawn(merged.done_owned())).collect();
             tokio::task::yield_now().await;
-            [&left_guard, &right_guard][which].cancel_with(Cause("either"));
+            [&left, &right][which].cancel_with(Cause("either"));
             for wait in waits {
                 assert_eq!(word(&wait.await.unwrap()), Some("either"));
             }
-            drop(guard);
+            drop(merged);
         }
     });
 }

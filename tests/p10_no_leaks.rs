@@ -14,7 +14,7 @@ use std::thread;
 use common::{
     Cause, Drops, HANG, LONG, Wakes, current_thread, ended, ms, multi_thread, poll, poll_once, word,
 };
-use tokio_ctx::{CancelGuard, Context, DoneOwned};
+use tokio_ctx::{CancelScope, Context, DoneOwned};
 use tokio_util::sync::CancellationToken;
 
 /// Counts, for each thread, the bytes it has allocated less those it has freed, and how often it has
@@ -98,20 +98,20 @@ fn allocations<R>(mut f: impl FnMut() -> R) -> usize {
 fn deriving_allocates_once_and_asking_never() {
     let runtime = current_thread();
     let _entered = runtime.enter();
-    let (parent, _guard) = BACKGROUND.with_cancel();
-    for root in [&BACKGROUND, &parent] {
+    let parent = BACKGROUND.with_cancel();
+    for root in [&BACKGROUND, parent.context()] {
         assert_eq!(allocations(|| root.clone()), 0);
         assert_eq!(allocations(|| root.with_cancel()), 1);
         assert_eq!(allocations(|| root.with_timeout(LONG)), 1);
         assert_eq!(allocations(|| root.with_deadline(tokio::time::Instant::now() + LONG)), 1);
         assert_eq!(allocations(|| root.with_value(7_u64)), 1);
         assert_eq!(allocations(|| root.without_cancel()), 0);
-        assert_eq!(allocations(|| root.with_cancel().1.cancel()), 1);
-        assert_eq!(allocations(|| root.with_timeout(LONG).1.cancel()), 1);
+        assert_eq!(allocations(|| root.with_cancel().cancel()), 1);
+        assert_eq!(allocations(|| root.with_timeout(LONG).cancel()), 1);
     }
-    let (timed, _timed_guard) = parent.with_timeout(LONG);
-    let (child, _child_guard) = timed.with_value(1_u8).with_cancel();
-    for ctx in [&BACKGROUND, &parent, &timed, &child] {
+    let timed = parent.with_timeout(LONG);
+    let child = timed.context().with_value(1_u8).with_cancel();
+    for ctx in [&BACKGROUND, parent.context(), timed.context(), child.context()] {
         let ask = || (ctx.is_done(), ctx.err().is_none(), ctx.check().is_ok(), ctx.remaining());
         assert_eq!(allocations(ask), 0);
         assert_eq!(allocations(|| ctx.value::<u8>().copied()), 0);
@@ -120,72 +120,77 @@ fn deriving_allocates_once_and_asking_never() {
     // The first to wait needs no more, deadline or not.
     for derive in [|ctx: &Context| ctx.with_cancel(), |ctx: &Context| ctx.with_timeout(LONG)] {
         let wait = || {
-            let (ctx, _guard) = derive(&BACKGROUND);
+            let ctx = derive(&BACKGROUND);
             poll_once(ctx.done()).is_pending()
         };
         assert_eq!(allocations(wait), 1);
     }
 }
 
-type Ending = (&'static str, fn(CancelGuard));
+type Ending = (&'static str, fn(CancelScope));
 
-fn endings() -> [Ending; 4] {
+fn endings() -> [Ending; 6] {
     [
-        ("cancelled", |guard| guard.cancel()),
-        ("cancelled with a cause", |guard| guard.cancel_with(Cause("why"))),
+        ("cancelled", |scope| scope.cancel()),
+        ("cancelled with a cause", |scope| scope.cancel_with(Cause("why"))),
         ("dropped", drop),
-        ("detached", CancelGuard::detach),
+        ("detached", |scope| drop(scope.detach())),
+        ("split, the guard dropped", |scope| drop(scope.split().1)),
+        ("split, the guard detached", |scope| scope.split().1.detach()),
     ]
 }
 
 /// Every derivation, under background and under a context that lives on, asked and waited on or not,
-/// with every way for its guard to go.
+/// with every way for its scope to go.
 #[test]
 fn a_context_that_came_and_went_leaves_nothing() {
-    type Derive = fn(&Context) -> (Context, CancelGuard);
+    type Derive = fn(&Context) -> CancelScope;
     let derivations: [(&str, Derive); 9] = [
         ("with_cancel", |ctx| ctx.with_cancel()),
         ("with_timeout", |ctx| ctx.with_timeout(LONG)),
         ("with_timeout zero", |ctx| ctx.with_timeout(ms(0))),
         ("with_timeout_cause", |ctx| ctx.with_timeout_cause(LONG, Cause("slow"))),
         ("with_value", |ctx| ctx.with_value([7_u8; 100]).with_cancel()),
-        ("merge", |ctx| ctx.merge(&Context::background().with_cancel().0)),
-        ("merge with its child", |ctx| ctx.merge(&ctx.with_timeout(LONG).0)),
+        ("merge", |ctx| ctx.merge(&Context::background().with_cancel())),
+        ("merge with its child", |ctx| ctx.merge(&ctx.with_timeout(LONG))),
         ("with_token", |ctx| ctx.with_token(&CancellationToken::new())),
         ("chain", |ctx| {
-            let (mut last, mut guards) = (ctx.clone(), Vec::new());
-            for _ in 0..20 {
-                let (next, guard) = last.with_cancel();
-                last = next;
-                guards.push(guard);
+            let mut chain = vec![ctx.with_cancel()];
+            for _ in 0..19 {
+                let next = chain.last().unwrap().with_cancel();
+                chain.push(next);
             }
-            for guard in guards {
-                guard.detach();
-            }
-            last.with_timeout(LONG)
+            let chain: Vec<_> = chain.into_iter().map(CancelScope::detach).collect();
+            chain.last().unwrap().with_timeout(LONG)
         }),
     ];
     let runtime = current_thread();
     let _entered = runtime.enter();
-    let (long_lived, _guard) = BACKGROUND.with_cancel();
-    let (timed, _timed_guard) = long_lived.with_timeout(LONG);
+    let long_lived = BACKGROUND.with_cancel();
+    let timed = long_lived.with_timeout(LONG);
     let _waits = [&long_lived, &timed].map(|ctx| {
         let mut wait = Box::pin(ctx.done());
         assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
         wait
     });
-    for (root, name) in [(&BACKGROUND, "background"), (&long_lived, "long-lived"), (&timed, "timed")] {
+    let roots =
+        [(&BACKGROUND, "background"), (long_lived.context(), "long-lived"), (timed.context(), "timed")];
+    for (root, name) in roots {
         for (derivation, derive) in derivations {
             for (ending, end) in endings() {
+                leaves_nothing(&format!("{derivation} of {name}, unseen, {ending}"), || {
+                    end(derive(root))
+                });
                 for waits in [0, 1, 3] {
                     leaves_nothing(&format!("{derivation} of {name}, {waits} waits, {ending}"), || {
-                        let (ctx, guard) = derive(root);
+                        let scope = derive(root);
+                        let ctx = scope.clone();
                         let _asked = ctx.is_done();
                         let mut waiting: Vec<_> = (0..waits).map(|_| Box::pin(ctx.done())).collect();
                         for wait in &mut waiting {
                             let _ = poll(wait.as_mut(), Waker::noop());
                         }
-                        end(guard);
+                        end(scope);
                         let _error = ctx.err();
                     });
                 }
@@ -198,16 +203,14 @@ fn a_context_that_came_and_went_leaves_nothing() {
 fn handles_may_go_in_any_order() {
     let runtime = current_thread();
     let _entered = runtime.enter();
-    let (root, _guard) = BACKGROUND.with_cancel();
+    let root = BACKGROUND.with_cancel();
     for order in 0..6 {
         leaves_nothing(&format!("order {order}"), || {
-            let (parent, parent_guard) = root.with_timeout(LONG);
-            let (child, child_guard) = parent.with_cancel();
+            let parent = root.with_timeout(LONG).detach();
+            let child = parent.with_cancel().detach();
             assert!(poll_once(child.done()).is_pending());
-            child_guard.detach();
-            parent_guard.detach();
             let wait = {
-                let mut wait = Box::pin(child.clone().done_owned());
+                let mut wait = Box::pin(child.done_owned());
                 assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
                 wait
             };
@@ -225,13 +228,13 @@ fn handles_may_go_in_any_order() {
 
 #[test]
 fn a_canceller_and_an_error_keep_no_tree() {
-    let (root, _guard) = BACKGROUND.with_cancel();
+    let root = BACKGROUND.with_cancel();
     let drops = Drops::default();
-    let (ctx, guard) = root.with_value(drops.counted()).with_cancel();
-    let (child, _child_guard) = ctx.with_cancel();
-    guard.cancel_with(Cause("kept"));
-    let (error, canceller) = (child.err().unwrap(), guard.canceller());
-    drop((ctx, child, guard));
+    let ctx = root.context().with_value(drops.counted()).with_cancel();
+    let child = ctx.with_cancel();
+    ctx.cancel_with(Cause("kept"));
+    let (error, canceller) = (child.err().unwrap(), ctx.canceller());
+    drop((ctx, child));
     assert_eq!(drops.count(), 1);
     assert_eq!(word(&error), Some("kept"));
     canceller.cancel();
@@ -240,48 +243,50 @@ fn a_canceller_and_an_error_keep_no_tree() {
 #[test]
 fn a_cause_goes_with_the_last_who_was_told() {
     let drops = Drops::default();
-    let (root, _guard) = BACKGROUND.with_cancel();
-    let (ctx, guard) = root.with_cancel();
-    let (child, child_guard) = ctx.with_cancel();
+    let root = BACKGROUND.with_cancel();
+    let ctx = root.with_cancel();
+    let child = ctx.with_cancel();
     assert!(poll_once(child.done()).is_pending());
-    guard.cancel_with(drops.counted());
+    ctx.cancel_with(drops.counted());
     let error = ended(&child);
-    drop((ctx, guard));
-    drop((child, child_guard));
+    drop(ctx);
+    drop(child);
     assert_eq!(drops.count(), 0);
     drop(error);
     assert_eq!(drops.count(), 1);
 
     // A cause that came too late, and one of a deadline that did not come.
-    let (_ctx, guard) = root.with_timeout_cause(LONG, drops.counted());
-    guard.cancel();
-    guard.cancel_with(drops.counted());
+    let scope = root.with_timeout_cause(LONG, drops.counted());
+    scope.cancel();
+    scope.cancel_with(drops.counted());
     assert_eq!(drops.count(), 2, "the late cause");
-    drop((_ctx, guard));
+    drop(scope);
     assert_eq!(drops.count(), 3, "the deadline's cause");
 }
 
 /// The other of two parents lives on, as does the token.
 #[test]
 fn merges_and_tokens_leave_those_that_live_on() {
-    let (left, _g1) = BACKGROUND.with_cancel();
-    let (right, _g2) = BACKGROUND.with_cancel();
+    let left = BACKGROUND.with_cancel();
+    let right = BACKGROUND.with_cancel();
     let token = CancellationToken::new();
     for (ending, end) in endings() {
         for waited in [false, true] {
             leaves_nothing(&format!("merge, {ending}, waited {waited}"), || {
-                let (merged, guard) = left.merge(&right);
+                let scope = left.merge(&right);
+                let merged = scope.clone();
                 if waited {
                     assert!(poll_once(merged.done()).is_pending());
                 }
-                end(guard);
+                end(scope);
             });
             leaves_nothing(&format!("with_token, {ending}, waited {waited}"), || {
-                let (ctx, guard) = left.with_token(&token);
+                let scope = left.with_token(&token);
+                let ctx = scope.clone();
                 if waited {
                     assert!(poll_once(ctx.done()).is_pending());
                 }
-                end(guard);
+                end(scope);
             });
         }
     }
@@ -290,7 +295,7 @@ fn merges_and_tokens_leave_those_that_live_on() {
 /// Handing out a token keeps no context; a token that outlives its context is the parent's.
 #[test]
 fn a_handed_out_token_keeps_no_context() {
-    let (left, _guard) = BACKGROUND.with_cancel();
+    let left = BACKGROUND.with_cancel();
     let hand_out = |ctx: &Context, wait: bool| {
         let token = ctx.cancellation_token();
         assert!(!token.is_cancelled());
@@ -299,23 +304,26 @@ fn a_handed_out_token_keeps_no_context() {
     for (ending, end) in endings() {
         for wait in [false, true] {
             leaves_nothing(&format!("cancellation_token, {ending}, waited {wait}"), || {
-                let (ctx, guard) = left.with_cancel();
+                let scope = left.with_cancel();
+                let ctx = scope.clone();
                 hand_out(&ctx, wait);
-                end(guard);
+                end(scope);
             });
             leaves_nothing(&format!("cancellation_token of a root, {ending}, waited {wait}"), || {
-                let (ctx, guard) = BACKGROUND.with_cancel();
+                let scope = BACKGROUND.with_cancel();
+                let ctx = scope.clone();
                 hand_out(&ctx, wait);
-                end(guard);
+                end(scope);
             });
             leaves_nothing(
                 &format!("cancellation_token, {ending}, then its parent, waited {wait}"),
                 || {
-                    let (parent, parent_guard) = left.with_cancel();
-                    let (ctx, guard) = parent.with_cancel();
+                    let parent = left.with_cancel();
+                    let scope = parent.with_cancel();
+                    let ctx = scope.clone();
                     hand_out(&ctx, wait);
-                    end(guard);
-                    parent_guard.cancel();
+                    end(scope);
+                    parent.cancel();
                 },
             );
         }
@@ -324,14 +332,14 @@ fn a_handed_out_token_keeps_no_context() {
         assert!(!left.cancellation_token().is_cancelled());
     });
     leaves_nothing("cancellation_token held beyond its context", || {
-        let (parent, parent_guard) = left.with_cancel();
-        let (ctx, guard) = parent.with_cancel();
+        let parent_scope = left.with_cancel();
+        let parent = parent_scope.clone();
+        let ctx = parent.with_cancel().detach();
         let token = ctx.cancellation_token();
-        guard.detach();
         drop(ctx);
         assert!(!token.is_cancelled());
         drop(parent);
-        parent_guard.cancel();
+        parent_scope.cancel();
         assert!(token.is_cancelled());
     });
 }
@@ -341,9 +349,9 @@ fn a_handed_out_token_keeps_no_context() {
 fn a_million_waits_on_one_context_leave_nothing() {
     let runtime = current_thread();
     let _entered = runtime.enter();
-    let (plain, _g1) = BACKGROUND.with_cancel();
-    let (timed, _g2) = plain.with_timeout(LONG);
-    let (child, _g3) = timed.with_cancel();
+    let plain = BACKGROUND.with_cancel();
+    let timed = plain.with_timeout(LONG);
+    let child = timed.with_cancel();
     let mut beside = Box::pin(child.done());
     for contended in [false, true] {
         if contended {
@@ -362,7 +370,7 @@ fn a_million_waits_on_one_context_leave_nothing() {
 /// A crowd that came and went does not keep its room.
 #[test]
 fn a_crowd_that_left_takes_its_room_along() {
-    let (ctx, _guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     let crowd = |size: usize| {
         let waits: Vec<_> = (0..size)
             .map(|_| {
@@ -383,7 +391,7 @@ fn a_crowd_that_left_takes_its_room_along() {
 #[test]
 fn tasks_that_came_and_went_leave_nothing() {
     let runtime = current_thread();
-    let (root, _guard) = BACKGROUND.with_cancel();
+    let root = BACKGROUND.with_cancel();
     let turns = || async {
         for _ in 0..4 {
             tokio::task::yield_now().await;
@@ -391,16 +399,16 @@ fn tasks_that_came_and_went_leave_nothing() {
     };
     leaves_nothing("spawn", || {
         runtime.block_on(async {
-            let (ctx, guard) = root.with_timeout(LONG);
+            let ctx = root.with_timeout(LONG);
             let task = ctx.spawn(async { Context::current().done().await });
             tokio::task::yield_now().await;
-            guard.cancel();
+            ctx.cancel();
             assert!(task.await.unwrap().is_canceled());
         });
     });
     leaves_nothing("run", || {
         runtime.block_on(async {
-            let (ctx, _guard) = root.with_timeout(LONG);
+            let ctx = root.with_timeout(LONG);
             assert!(poll_once(ctx.run(pending::<()>())).is_pending());
             assert!(poll_once(ctx.sleep(LONG)).is_pending());
         });
@@ -415,19 +423,19 @@ fn tasks_that_came_and_went_leave_nothing() {
     });
     leaves_nothing("after_func, run", || {
         runtime.block_on(async {
-            let (ctx, guard) = root.with_timeout(LONG);
+            let ctx = root.with_timeout(LONG);
             let _handle = ctx.after_func(|| async {});
             tokio::task::yield_now().await;
-            guard.cancel();
+            ctx.cancel();
             turns().await;
         });
     });
     leaves_nothing("cancellation_token of a deadline", || {
         runtime.block_on(async {
-            let (ctx, guard) = root.with_timeout(LONG);
+            let ctx = root.with_timeout(LONG);
             let token = ctx.cancellation_token();
             tokio::task::yield_now().await;
-            guard.cancel();
+            ctx.cancel();
             turns().await;
             assert!(token.is_cancelled());
         });
@@ -440,18 +448,18 @@ fn no_task_for_a_context_a_deadline_or_a_wait() {
         runtime.block_on(async {
             let metrics = tokio::runtime::Handle::current().metrics();
             let before = metrics.num_alive_tasks();
-            let (root, _guard) = BACKGROUND.with_timeout(LONG);
-            let mut kept: Vec<(Context, CancelGuard)> = Vec::new();
+            let root = BACKGROUND.with_timeout(LONG);
+            let mut kept: Vec<CancelScope> = Vec::new();
             let mut waits: Vec<Pin<Box<DoneOwned>>> = Vec::new();
             for at in 0..1_000 {
-                let parent = kept.last().map_or(&root, |(ctx, _)| ctx);
+                let parent = kept.last().unwrap_or(&root);
                 let derived = match at % 4 {
                     0 => parent.with_timeout(LONG),
                     1 => parent.with_cancel(),
                     2 => parent.merge(&root),
                     _ => root.with_timeout_cause(LONG * 2, Cause("slow")),
                 };
-                let mut wait = Box::pin(derived.0.clone().done_owned());
+                let mut wait = Box::pin(derived.done_owned());
                 assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
                 waits.push(wait);
                 kept.push(derived);
@@ -469,12 +477,11 @@ fn the_timer_of_a_dropped_context_holds_nothing() {
     runtime.block_on(async {
         let (wakes, waker) = Wakes::new();
         for waits in [1, 2, 5] {
-            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
-            let mut waiting: Vec<_> = (0..waits).map(|_| Box::pin(ctx.clone().done_owned())).collect();
+            let ctx = BACKGROUND.with_timeout(LONG).detach();
+            let mut waiting: Vec<_> = (0..waits).map(|_| Box::pin(ctx.done_owned())).collect();
             for wait in &mut waiting {
                 assert!(poll(wait.as_mut(), &waker).is_pending());
             }
-            guard.detach();
             drop(ctx);
             drop(waiting);
         }
@@ -497,10 +504,10 @@ fn on_a_small_stack(test: impl FnOnce() + Send + 'static) {
     thread.unwrap().join().unwrap();
 }
 
-fn chain(derive: impl Fn(&Context) -> (Context, CancelGuard)) -> Vec<(Context, CancelGuard)> {
+fn chain(derive: impl Fn(&Context) -> CancelScope) -> Vec<CancelScope> {
     let mut chain = vec![derive(&BACKGROUND)];
     for level in 1..MILLION {
-        let next = derive(&chain[level - 1].0);
+        let next = derive(&chain[level - 1]);
         chain.push(next);
     }
     chain
@@ -511,14 +518,14 @@ fn a_million_deep_cancelled_and_dropped_from_the_root() {
     on_a_small_stack(|| {
         let mut chain = chain(Context::with_cancel);
         let (wakes, waker) = Wakes::new();
-        let mut wait = Box::pin(chain[MILLION - 1].0.clone().done_owned());
+        let mut wait = Box::pin(chain[MILLION - 1].done_owned());
         assert!(poll(wait.as_mut(), &waker).is_pending());
-        assert!(!chain[MILLION - 1].0.is_done());
-        chain[0].1.cancel_with(Cause("root"));
+        assert!(!chain[MILLION - 1].is_done());
+        chain[0].cancel_with(Cause("root"));
         assert_eq!(wakes.count(), 1);
         assert!(poll(wait.as_mut(), &waker).is_ready());
-        assert!(chain.iter().rev().all(|(ctx, _)| ctx.is_done()));
-        assert_eq!(word(&ended(&chain[MILLION - 1].0)), Some("root"));
+        assert!(chain.iter().rev().all(|ctx| ctx.is_done()));
+        assert_eq!(word(&ended(&chain[MILLION - 1])), Some("root"));
         // Root first: the leaf then holds them all, and lets all go at once.
         chain.drain(..MILLION - 1);
         drop(chain);
@@ -531,9 +538,9 @@ fn a_million_deep_cancelled_and_dropped_from_the_leaf() {
         let mut chain = chain(|ctx| ctx.with_timeout(LONG));
         let runtime = current_thread();
         let _entered = runtime.enter();
-        assert!(poll_once(chain[MILLION - 1].0.done()).is_pending());
-        chain[0].1.cancel();
-        assert!(chain[MILLION - 1].0.is_done());
+        assert!(poll_once(chain[MILLION - 1].done()).is_pending());
+        chain[0].cancel();
+        assert!(chain[MILLION - 1].is_done());
         while chain.pop().is_some() {}
     });
 }
@@ -543,9 +550,9 @@ fn a_million_deep_never_waited_on() {
     on_a_small_stack(|| {
         for from_the_root in [true, false] {
             let mut chain = chain(Context::with_cancel);
-            chain[0].1.cancel_with(Cause("root"));
-            assert_eq!(word(&ended(&chain[MILLION - 1].0)), Some("root"));
-            assert!(chain.iter().all(|(ctx, _)| ctx.is_done()));
+            chain[0].cancel_with(Cause("root"));
+            assert_eq!(word(&ended(&chain[MILLION - 1])), Some("root"));
+            assert!(chain.iter().all(|ctx| ctx.is_done()));
             if from_the_root {
                 chain.drain(..MILLION - 1);
             } else {
@@ -555,7 +562,7 @@ fn a_million_deep_never_waited_on() {
     });
 }
 
-/// Never cancelled at all; every guard detached, so that only the handles hold it.
+/// Never cancelled at all; every scope detached, so that only the handles hold it.
 #[test]
 fn a_million_deep_dropped_alive() {
     on_a_small_stack(|| {
@@ -563,8 +570,7 @@ fn a_million_deep_dropped_alive() {
             let before = live();
             let mut last = Context::background();
             for _ in 0..MILLION {
-                let (next, guard) = last.with_cancel();
-                guard.detach();
+                let next = last.with_cancel().detach();
                 last = next;
             }
             if waited {
@@ -582,17 +588,16 @@ fn a_million_deep_dropped_alive() {
 fn a_million_merges_deep() {
     on_a_small_stack(|| {
         for waited in [false, true] {
-            let (root, guard) = BACKGROUND.with_cancel();
+            let root = BACKGROUND.with_cancel();
             let mut last = root.clone();
             for _ in 0..MILLION {
-                let (next, guard) = last.merge(&root);
-                guard.detach();
+                let next = last.merge(&root).detach();
                 last = next;
             }
             if waited {
                 assert!(poll_once(last.done()).is_pending());
             }
-            guard.cancel_with(Cause("root"));
+            root.cancel_with(Cause("root"));
             assert!(last.is_done());
             assert_eq!(word(&last.err().unwrap()), Some("root"));
         }
@@ -623,17 +628,17 @@ fn a_million_wide() {
         for backwards in [false, true] {
             let before = live();
             {
-                let (root, guard) = BACKGROUND.with_cancel();
+                let root = BACKGROUND.with_cancel();
                 let (wakes, waker) = Wakes::new();
                 let mut fan: Vec<_> = (0..MILLION)
                     .map(|_| {
-                        let (child, guard) = root.with_cancel();
+                        let child = root.with_cancel();
                         let mut wait = Box::pin(child.done_owned());
                         assert!(poll(wait.as_mut(), &waker).is_pending());
-                        (wait, guard)
+                        (wait, child)
                     })
                     .collect();
-                guard.cancel_with(Cause("root"));
+                root.cancel_with(Cause("root"));
                 assert_eq!(wakes.count(), MILLION);
                 for (wait, _) in &mut fan {
                     assert!(poll(wait.as_mut(), &waker).is_ready());
@@ -653,12 +658,11 @@ fn a_million_wide() {
 #[test]
 fn a_million_wide_dropped_alive() {
     on_a_small_stack(|| {
-        let (root, guard) = BACKGROUND.with_cancel();
+        let root = BACKGROUND.with_cancel();
         for backwards in [false, true] {
             let mut fan: Vec<_> = (0..MILLION)
                 .map(|_| {
-                    let (child, guard) = root.with_cancel();
-                    guard.detach();
+                    let child = root.with_cancel().detach();
                     assert!(poll_once(child.done()).is_pending());
                     child
                 })
@@ -670,7 +674,7 @@ fn a_million_wide_dropped_alive() {
             }
             assert!(!root.is_done());
         }
-        guard.cancel();
+        root.cancel();
     });
 }
 
@@ -679,11 +683,10 @@ fn a_million_wide_dropped_alive() {
 fn deep_below_a_token_it_is_not_slow() {
     on_a_small_stack(|| {
         let token = CancellationToken::new();
-        let (top, _guard) = BACKGROUND.with_token(&token);
-        let mut last = top;
+        let top = BACKGROUND.with_token(&token);
+        let mut last = top.clone();
         for _ in 0..MILLION {
-            let (next, guard) = last.with_cancel();
-            guard.detach();
+            let next = last.with_cancel().detach();
             last = next;
         }
         assert!(!last.is_done());

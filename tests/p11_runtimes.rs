@@ -48,11 +48,11 @@ fn both() -> [Runtime; 2] {
 #[test]
 fn everything_but_waiting_works_outside_a_runtime() {
     assert!(tokio::runtime::Handle::try_current().is_err());
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    let (timed, timed_guard) = ctx.with_timeout_cause(LONG, Cause("slow"));
-    let (dated, _g1) = timed.with_deadline(Instant::now() + LONG * 2);
-    let (merged, _g2) = dated.with_value(7).merge(&timed);
-    let (token, _g3) = merged.with_token(&CancellationToken::new());
+    let ctx = BACKGROUND.with_cancel();
+    let timed = ctx.with_timeout_cause(LONG, Cause("slow"));
+    let dated = timed.with_deadline(Instant::now() + LONG * 2);
+    let merged = dated.context().with_value(7).merge(&timed);
+    let token = merged.with_token(&CancellationToken::new());
     let free = token.without_cancel();
     assert!(!token.is_done() && token.err().is_none() && token.check().is_ok());
     assert!(token.remaining().unwrap() > LONG / 2);
@@ -60,20 +60,20 @@ fn everything_but_waiting_works_outside_a_runtime() {
     assert_eq!(free.value(), Some(&7));
     assert!(token.sync_scope(|| Context::current().deadline().is_some()));
     assert!(matches!(block_on(token.run(async { 5 })), Ok(5)), "ready work needs no timer");
-    let canceller = timed_guard.canceller();
-    timed_guard.detach();
+    let canceller = timed.canceller();
+    drop(timed.detach());
     canceller.cancel_with(Cause("by hand"));
     assert_eq!(word(&ended(&token)), Some("by hand"));
     assert!(answer(&ctx).is_none());
-    guard.cancel();
+    ctx.cancel();
     assert!(format!("{ctx} {ctx:?} {token} {token:?}").contains("canceled"));
 }
 
 #[test]
 fn a_wait_without_a_deadline_needs_no_runtime() {
     watched(|| {
-        let (parent, guard) = BACKGROUND.with_cancel();
-        let (child, _child_guard) = parent.with_cancel();
+        let parent = BACKGROUND.with_cancel();
+        let child = parent.with_cancel();
         let (waiting, is_waiting) = mpsc::channel();
         let waiter = thread::spawn(move || {
             waiting.send(()).unwrap();
@@ -81,7 +81,7 @@ fn a_wait_without_a_deadline_needs_no_runtime() {
             (run, block_on(child.done()))
         });
         is_waiting.recv().unwrap();
-        guard.cancel_with(Cause("from outside"));
+        parent.cancel_with(Cause("from outside"));
         let (run, done) = waiter.join().unwrap();
         assert_same(&run, &done);
         assert_same(&run, &ended(&parent));
@@ -90,12 +90,12 @@ fn a_wait_without_a_deadline_needs_no_runtime() {
 
 #[test]
 fn an_ended_context_is_waited_on_anywhere() {
-    let (late, _g) = BACKGROUND.with_timeout(ms(0));
-    let (canceled, guard) = BACKGROUND.with_timeout(LONG);
-    guard.cancel();
+    let late = BACKGROUND.with_timeout(ms(0));
+    let canceled = BACKGROUND.with_timeout(LONG);
+    canceled.cancel();
     for ctx in [&late, &canceled] {
         assert_same(&block_on(ctx.done()), &ended(ctx));
-        assert_same(&block_on(ctx.clone().done_owned()), &ended(ctx));
+        assert_same(&block_on(ctx.done_owned()), &ended(ctx));
         assert_same(&block_on(ctx.run(pending::<()>())).unwrap_err(), &ended(ctx));
     }
     for runtime in without_time() {
@@ -105,12 +105,12 @@ fn an_ended_context_is_waited_on_anywhere() {
 
 #[test]
 fn waiting_on_a_deadline_outside_a_runtime_says_that_one_is_missing() {
-    let (timed, guard) = BACKGROUND.with_timeout(LONG);
-    let (child, _child_guard) = timed.with_cancel();
+    let timed = BACKGROUND.with_timeout(LONG);
+    let child = timed.with_cancel();
     for ctx in [&timed, &child] {
         for text in [
             panic_text(|| block_on(ctx.done())),
-            panic_text(|| block_on(ctx.clone().done_owned())),
+            panic_text(|| block_on(ctx.done_owned())),
             panic_text(|| block_on(ctx.run(pending::<()>()))),
             panic_text(|| block_on(ctx.sleep(LONG))),
         ] {
@@ -119,15 +119,15 @@ fn waiting_on_a_deadline_outside_a_runtime_says_that_one_is_missing() {
     }
     // Nothing is lost but that wait.
     assert!(!child.is_done());
-    guard.cancel();
+    timed.cancel();
     assert_same(&block_on(child.done()), &ended(&timed));
 }
 
 #[test]
 fn waiting_on_a_deadline_without_a_time_driver_says_how_to_enable_it() {
     for runtime in without_time() {
-        let (timed, guard) = BACKGROUND.with_timeout(LONG);
-        let (child, _child_guard) = timed.with_cancel();
+        let timed = BACKGROUND.with_timeout(LONG);
+        let child = timed.with_cancel();
         for ctx in [&timed, &child] {
             for text in [
                 panic_text(|| runtime.block_on(ctx.done())),
@@ -141,9 +141,9 @@ fn waiting_on_a_deadline_without_a_time_driver_says_how_to_enable_it() {
         // The same contexts, waited on where there is a clock, and cancelled meanwhile.
         let waiter = current_thread();
         waiter.block_on(async {
-            let wait = tokio::spawn(child.clone().done_owned());
+            let wait = tokio::spawn(child.done_owned());
             tokio::task::yield_now().await;
-            guard.cancel();
+            timed.cancel();
             assert!(wait.await.unwrap().is_canceled());
         });
     }
@@ -153,15 +153,15 @@ fn waiting_on_a_deadline_without_a_time_driver_says_how_to_enable_it() {
 fn without_a_time_driver_all_the_rest_works() {
     for runtime in without_time() {
         runtime.block_on(async {
-            let (ctx, guard) = BACKGROUND.with_cancel();
+            let ctx = BACKGROUND.with_cancel();
             let (tell, told) = tokio::sync::oneshot::channel();
             let _handle = ctx.after_func(|| async { tell.send(()).unwrap() });
             let wait = ctx.spawn(async { Context::current().done().await });
             tokio::task::yield_now().await;
-            guard.cancel();
+            ctx.cancel();
             assert!(wait.await.unwrap().is_canceled());
             told.await.unwrap();
-            let (late, _g) = BACKGROUND.with_timeout(ms(0));
+            let late = BACKGROUND.with_timeout(ms(0));
             assert!(late.done().await.is_deadline_exceeded());
         });
     }
@@ -172,8 +172,8 @@ fn real_deadlines_end_waits_on_every_flavour() {
     watched(|| {
         for runtime in both() {
             runtime.block_on(async {
-                let (ctx, _guard) = BACKGROUND.with_timeout(ms(20));
-                let waits: Vec<_> = (0..20).map(|_| tokio::spawn(ctx.clone().done_owned())).collect();
+                let ctx = BACKGROUND.with_timeout(ms(20));
+                let waits: Vec<_> = (0..20).map(|_| tokio::spawn(ctx.done_owned())).collect();
                 for wait in waits {
                     assert!(wait.await.unwrap().is_deadline_exceeded());
                 }
@@ -189,13 +189,13 @@ fn a_cancel_reaches_waiters_on_every_runtime() {
     watched(|| {
         let [one, two] = both();
         for _ in 0..200 {
-            let (ctx, guard) = BACKGROUND.with_cancel();
-            let (child, _child_guard) = ctx.with_cancel();
+            let (ctx, guard) = BACKGROUND.with_cancel().split();
+            let child = ctx.with_cancel();
             let driver = {
                 let ctx = ctx.clone();
                 thread::spawn(move || block_on(ctx.done()))
             };
-            let second = two.spawn(child.clone().done_owned());
+            let second = two.spawn(child.done_owned());
             let first = one.block_on(async {
                 let wait = tokio::spawn(child.done_owned());
                 tokio::task::yield_now().await;
@@ -217,8 +217,8 @@ fn a_deadline_reaches_waiters_on_every_runtime() {
             if swap {
                 std::mem::swap(&mut one, &mut two);
             }
-            let (ctx, _guard) = BACKGROUND.with_timeout(ms(30));
-            let (child, _child_guard) = ctx.with_cancel();
+            let ctx = BACKGROUND.with_timeout(ms(30));
+            let child = ctx.with_cancel();
             let others = thread::spawn({
                 let child = child.clone();
                 move || two.block_on(async { (child.done().await, child.done().await) })
@@ -240,8 +240,8 @@ fn a_deadline_survives_the_runtime_that_first_waited_for_it() {
         for (makes, waits) in [(0, 1), (1, 1), (0, 3), (1, 3)] {
             for shut_down in [true, false] {
                 let first = if makes == 0 { current_thread() } else { multi_thread(1) };
-                let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
-                let (child, _child_guard) = ctx.with_cancel();
+                let ctx = BACKGROUND.with_timeout(LONG);
+                let child = ctx.with_cancel();
                 let drops = Drops::default();
                 let (polled, all_polled) = mpsc::channel();
                 for _ in 0..waits {
@@ -258,7 +258,7 @@ fn a_deadline_survives_the_runtime_that_first_waited_for_it() {
                 (0..waits).for_each(|_| all_polled.recv().unwrap());
 
                 let second = paused();
-                let before = second.spawn(child.clone().done_owned());
+                let before = second.spawn(child.done_owned());
                 second.block_on(tokio::task::yield_now());
                 if shut_down {
                     first.shutdown_background();
@@ -289,11 +289,10 @@ fn a_wait_may_outlive_the_runtime_it_began_on() {
     watched(|| {
         for (others, stays) in [(0, false), (1, false), (2, false), (0, true), (1, true), (2, true)] {
             for first in both() {
-                let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
-                let (child, _child_guard) = ctx.with_cancel();
-                let mut beside: Vec<_> =
-                    (0..others).map(|_| Box::pin(child.clone().done_owned())).collect();
-                let mut wait = Box::pin(child.clone().done_owned());
+                let ctx = BACKGROUND.with_timeout(LONG);
+                let child = ctx.with_cancel();
+                let mut beside: Vec<_> = (0..others).map(|_| Box::pin(child.done_owned())).collect();
+                let mut wait = Box::pin(child.done_owned());
                 first.block_on(async {
                     for wait in &mut beside {
                         assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
@@ -318,8 +317,8 @@ fn a_wait_may_outlive_the_runtime_it_began_on() {
 fn a_shutdown_wakes_those_who_counted_on_its_timer() {
     for waits in [1, 2, 3] {
         for first in both() {
-            let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
-            let (child, _child_guard) = ctx.with_cancel();
+            let ctx = BACKGROUND.with_timeout(LONG);
+            let child = ctx.with_cancel();
             let mut waits: Vec<_> = (0..waits)
                 .map(|at| {
                     let (wakes, waker) = Wakes::new();
@@ -359,8 +358,8 @@ fn a_deadline_does_not_depend_on_a_runtime_that_stands_still() {
     watched(|| {
         for waits in [1, 2, 3] {
             let still = current_thread();
-            let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
-            let mut kept: Vec<_> = (0..waits).map(|_| Box::pin(ctx.clone().done_owned())).collect();
+            let ctx = BACKGROUND.with_timeout(LONG);
+            let mut kept: Vec<_> = (0..waits).map(|_| Box::pin(ctx.done_owned())).collect();
             {
                 let _entered = still.enter();
                 for wait in &mut kept {
@@ -378,18 +377,18 @@ fn a_deadline_does_not_depend_on_a_runtime_that_stands_still() {
     });
 }
 
-/// A guard that lived in a task ends its context when the runtime drops the task.
+/// A scope that lived in a task ends its context when the runtime drops the task.
 #[test]
-fn a_shutdown_drops_guards_and_so_ends_contexts() {
+fn a_shutdown_drops_scopes_and_so_ends_contexts() {
     for runtime in both() {
-        let (ctx, guard) = BACKGROUND.with_cancel();
-        let (child, _child_guard) = ctx.with_cancel();
+        let scope = BACKGROUND.with_cancel();
+        let child = scope.with_cancel();
         let (wakes, waker) = Wakes::new();
         let mut outside = pin!(child.done());
         assert!(poll(outside.as_mut(), &waker).is_pending());
         let (running, is_running) = mpsc::channel();
         runtime.spawn(async move {
-            let _guard = guard;
+            let _scope = scope;
             running.send(()).unwrap();
             pending::<()>().await;
         });
@@ -406,7 +405,8 @@ fn a_shutdown_drops_guards_and_so_ends_contexts() {
 fn a_shutdown_with_everything_pending_hangs_nothing() {
     watched(|| {
         for runtime in both() {
-            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+            let scope = BACKGROUND.with_timeout(LONG);
+            let ctx = scope.clone();
             let drops = Drops::default();
             let counted = drops.counted();
             let (started, has_started) = mpsc::channel();
@@ -425,7 +425,7 @@ fn a_shutdown_with_everything_pending_hangs_nothing() {
             runtime.shutdown_timeout(HANG);
             assert_eq!(drops.count(), 1, "the function was dropped with the runtime, not run");
             assert!(!ctx.is_done());
-            guard.cancel_with(Cause("afterwards"));
+            scope.cancel_with(Cause("afterwards"));
             assert_eq!(word(&ended(&ctx)), Some("afterwards"));
         }
     });
@@ -435,7 +435,8 @@ fn a_shutdown_with_everything_pending_hangs_nothing() {
 fn waiting_works_on_local_sets_in_blocking_tasks_and_unconstrained() {
     watched(|| {
         current_thread().block_on(async {
-            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+            let scope = BACKGROUND.with_timeout(LONG);
+            let ctx = scope.clone();
             let local = tokio::task::LocalSet::new();
             let not_send = std::rc::Rc::new(3);
             let wait = {
@@ -449,11 +450,11 @@ fn waiting_works_on_local_sets_in_blocking_tasks_and_unconstrained() {
                 let (ctx, handle) = (ctx.clone(), tokio::runtime::Handle::current());
                 tokio::task::spawn_blocking(move || handle.block_on(ctx.done()))
             };
-            let free = tokio::spawn(tokio::task::unconstrained(ctx.clone().done_owned()));
+            let free = tokio::spawn(tokio::task::unconstrained(ctx.done_owned()));
             local
                 .run_until(async {
                     tokio::task::yield_now().await;
-                    guard.cancel_with(Cause("all"));
+                    scope.cancel_with(Cause("all"));
                     let (error, three) = wait.await.unwrap();
                     assert_eq!((word(&error), three), (Some("all"), 3));
                     assert_same(&error, &blocking.await.unwrap());
@@ -468,12 +469,12 @@ fn waiting_works_on_local_sets_in_blocking_tasks_and_unconstrained() {
 async fn a_paused_clock_that_leaps_ends_what_lies_in_between() {
     let year = Duration::from_secs(365 * 24 * 3600);
     let contexts: Vec<_> = (1..=10).map(|tenth| BACKGROUND.with_timeout(year / 10 * tenth)).collect();
-    let (beyond, _g) = BACKGROUND.with_timeout(year * 2);
-    let waits: Vec<_> = contexts.iter().map(|(ctx, _)| tokio::spawn(ctx.clone().done_owned())).collect();
-    let beyond_wait = tokio::spawn(beyond.clone().done_owned());
+    let beyond = BACKGROUND.with_timeout(year * 2);
+    let waits: Vec<_> = contexts.iter().map(|ctx| tokio::spawn(ctx.done_owned())).collect();
+    let beyond_wait = tokio::spawn(beyond.done_owned());
     tokio::task::yield_now().await;
     advance(year).await;
-    for ((ctx, _), wait) in contexts.iter().zip(waits) {
+    for (ctx, wait) in contexts.iter().zip(waits) {
         let error = wait.await.unwrap();
         assert_same(&error, &ended(ctx));
         assert_eq!(Some(error.origin().ended_at()), ctx.deadline());
@@ -490,10 +491,10 @@ async fn a_paused_clock_that_leaps_ends_what_lies_in_between() {
 #[tokio::test(start_paused = true)]
 async fn a_paused_clock_moves_from_deadline_to_deadline() {
     let start = Instant::now();
-    let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
+    let ctx = BACKGROUND.with_timeout(LONG);
     let mut stops = Vec::new();
     for minutes in [10, 20, 30, 60] {
-        let (step, _step_guard) = ctx.with_deadline(start + Duration::from_secs(minutes * 60));
+        let step = ctx.with_deadline(start + Duration::from_secs(minutes * 60));
         step.done().await;
         stops.push((start.elapsed().as_secs_f64() / 60.0).round() as u64);
     }
@@ -505,13 +506,15 @@ async fn a_paused_clock_moves_from_deadline_to_deadline() {
 fn contexts_travel_between_threads_and_runtimes() {
     watched(|| {
         let [one, two] = both();
-        let (request, guard) = thread::spawn(|| BACKGROUND.with_timeout(ms(40))).join().unwrap();
-        let (step, step_guard) = one.block_on(async { request.with_cancel() });
-        let wait = two.spawn(step.clone().done_owned());
+        let request = thread::spawn(|| BACKGROUND.with_timeout(ms(40))).join().unwrap();
+        let step = one.block_on(async { request.with_cancel() });
+        let wait = two.spawn(step.done_owned());
         let error: Error = two.block_on(async { timeout(HANG, wait).await.expect("hung").unwrap() });
         assert!(error.is_deadline_exceeded());
-        thread::spawn(move || drop((guard, step_guard))).join().unwrap();
-        assert_same(&ended(&step), &error);
-        assert_same(&ended(&request), &error);
+        let contexts = [request.clone(), step.clone()];
+        thread::spawn(move || drop((request, step))).join().unwrap();
+        for ctx in &contexts {
+            assert_same(&ended(ctx), &error);
+        }
     });
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::{Cause, LONG, assert_same, ended, ms, word};
 use tokio::time::{Instant, advance};
-use tokio_ctx::{CancelGuard, Context, Error, ErrorKind};
+use tokio_ctx::{CancelScope, Context, Error, ErrorKind};
 use tokio_util::sync::CancellationToken;
 
 static BACKGROUND: Context = Context::background();
@@ -20,81 +20,89 @@ const FILE: &str = file!();
 
 #[test]
 fn a_cancel_names_its_line() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    guard.cancel();
+    let ctx = BACKGROUND.with_cancel();
+    ctx.cancel();
     let line = line!() - 1;
     assert_eq!(ended(&ctx).to_string(), format!("context canceled at {FILE}:{line}"));
 }
 
 #[test]
 fn a_cancel_with_a_cause_names_both() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    guard.cancel_with("client hung up");
+    let ctx = BACKGROUND.with_cancel();
+    ctx.cancel_with("client hung up");
     let line = line!() - 1;
     assert_eq!(ended(&ctx).to_string(), format!("context canceled at {FILE}:{line}: client hung up"));
 }
 
 #[test]
 fn a_canceller_names_its_own_line() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    let canceller = guard.canceller();
+    let ctx = BACKGROUND.with_cancel();
+    let canceller = ctx.canceller();
     canceller.cancel();
     let line = line!() - 1;
     assert_eq!(ended(&ctx).to_string(), format!("context canceled at {FILE}:{line}"));
 
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    guard.canceller().clone().cancel_with(String::from("lease lost"));
+    let ctx = BACKGROUND.with_cancel();
+    ctx.canceller().clone().cancel_with(String::from("lease lost"));
     let line = line!() - 1;
     assert_eq!(ended(&ctx).to_string(), format!("context canceled at {FILE}:{line}: lease lost"));
 }
 
 #[test]
-fn a_dropped_guard_names_the_line_that_made_the_context() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    let line = line!() - 1;
-    drop(guard);
-    let error = ended(&ctx);
-    let expected = format!("context canceled: guard dropped, context made at {FILE}:{line}");
-    assert_eq!(error.to_string(), expected);
-    assert!(error.origin().canceled_at().is_none());
+fn a_dropped_scope_or_guard_names_the_line_that_made_the_context() {
+    for split in [false, true] {
+        let scope = BACKGROUND.with_cancel();
+        let line = line!() - 1;
+        let ctx = scope.clone();
+        if split {
+            drop(scope.split().1)
+        } else {
+            drop(scope)
+        }
+        let error = ended(&ctx);
+        let expected = format!("context canceled: scope dropped, context made at {FILE}:{line}");
+        assert_eq!(error.to_string(), expected);
+        assert!(error.origin().canceled_at().is_none());
+    }
 }
 
 #[test]
-fn a_guard_dropped_under_a_waiter_or_a_deadline_says_the_same() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
+fn a_scope_dropped_under_a_waiter_or_a_deadline_says_the_same() {
+    let ctx = BACKGROUND.with_cancel();
     let line = line!() - 1;
-    let (child, _child_guard) = ctx.with_cancel();
+    let child = ctx.with_cancel();
     assert!(common::poll_once(child.done()).is_pending());
-    drop(guard);
-    let expected = format!("context canceled: guard dropped, context made at {FILE}:{line}");
+    drop(ctx);
+    let expected = format!("context canceled: scope dropped, context made at {FILE}:{line}");
     assert_eq!(ended(&child).to_string(), expected);
 
-    let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+    let scope = BACKGROUND.with_timeout(LONG);
     let line = line!() - 1;
-    drop(guard);
-    let expected = format!("context canceled: guard dropped, context made at {FILE}:{line}");
+    let ctx = scope.clone();
+    drop(scope);
+    let expected = format!("context canceled: scope dropped, context made at {FILE}:{line}");
     assert_eq!(ended(&ctx).to_string(), expected);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_deadline_names_its_budget_and_the_line_that_set_it() {
-    let (ctx, _guard) = BACKGROUND.with_timeout(ms(100));
+    let ctx = BACKGROUND.with_timeout(ms(100));
     let line = line!() - 1;
     let expected = format!("context deadline exceeded: 100ms budget set at {FILE}:{line}");
     assert_eq!(ctx.done().await.to_string(), expected);
 
-    let (ctx, _guard) = BACKGROUND.with_timeout_cause(ms(1500), Cause("index too slow"));
+    let ctx = BACKGROUND.with_timeout_cause(ms(1500), Cause("index too slow"));
     let line = line!() - 1;
     let expected =
         format!("context deadline exceeded: 1.5s budget set at {FILE}:{line}: index too slow");
     assert_eq!(ctx.done().await.to_string(), expected);
 
-    let (ctx, _guard) = BACKGROUND.with_deadline(Instant::now() + ms(70));
+    let ctx = BACKGROUND.with_deadline(Instant::now() + ms(70));
     let line = line!() - 1;
     let expected = format!("context deadline exceeded: 70ms budget set at {FILE}:{line}");
     assert_eq!(ctx.done().await.to_string(), expected);
 
-    let (ctx, _guard) = BACKGROUND.with_deadline_cause(Instant::now() + LONG, "closing time");
+    let ctx = BACKGROUND.with_deadline_cause(Instant::now() + LONG, "closing time");
     let line = line!() - 1;
     let expected = format!("context deadline exceeded: 3600s budget set at {FILE}:{line}: closing time");
     assert_eq!(ctx.done().await.to_string(), expected);
@@ -102,7 +110,7 @@ async fn a_deadline_names_its_budget_and_the_line_that_set_it() {
 
 #[test]
 fn a_deadline_that_was_past_at_birth_still_names_its_line() {
-    let (ctx, _guard) = BACKGROUND.with_timeout(Duration::ZERO);
+    let ctx = BACKGROUND.with_timeout(Duration::ZERO);
     let line = line!() - 1;
     let text = ended(&ctx).to_string();
     assert!(text.starts_with("context deadline exceeded"), "{text}");
@@ -115,9 +123,9 @@ async fn three_levels_down_the_budget_that_ran_out_is_named() {
     for short in 0..3 {
         let mut budgets = [ms(300), ms(400), ms(500)];
         budgets[short] = ms(20);
-        let (request, _g1) = BACKGROUND.with_timeout(budgets[0]);
-        let (step, _g2) = request.with_timeout(budgets[1]);
-        let (query, _g3) = step.with_value("deep").with_timeout(budgets[2]);
+        let request = BACKGROUND.with_timeout(budgets[0]);
+        let step = request.with_timeout(budgets[1]);
+        let query = step.context().with_value("deep").with_timeout(budgets[2]);
         let line = line!() - 3 + short as u32;
         let error = query.run(std::future::pending::<()>()).await.unwrap_err();
         let expected = format!("context deadline exceeded: 20ms budget set at {FILE}:{line}");
@@ -129,7 +137,7 @@ async fn three_levels_down_the_budget_that_ran_out_is_named() {
 #[test]
 fn a_token_says_where_it_was_given() {
     let token = CancellationToken::new();
-    let (ctx, _guard) = BACKGROUND.with_token(&token);
+    let ctx = BACKGROUND.with_token(&token);
     let line = line!() - 1;
     token.cancel();
     let error = ended(&ctx);
@@ -155,8 +163,8 @@ fn every_derivation_notes_the_callers_line() {
         BACKGROUND.merge(&other),
         BACKGROUND.with_token(&token),
     ];
-    for (offset, (ctx, guard)) in made.into_iter().enumerate() {
-        guard.cancel();
+    for (offset, ctx) in made.into_iter().enumerate() {
+        ctx.cancel();
         let error = ended(&ctx);
         let made_at = error.origin().made_at();
         assert_eq!((made_at.file(), made_at.line()), (FILE, first + offset as u32));
@@ -164,25 +172,25 @@ fn every_derivation_notes_the_callers_line() {
 }
 
 #[track_caller]
-fn stop(guard: &tokio_ctx::CancelGuard) -> &'static Location<'static> {
-    guard.cancel_with("from a helper");
+fn stop(scope: &CancelScope) -> &'static Location<'static> {
+    scope.cancel_with("from a helper");
     Location::caller()
 }
 
 /// A helper that is itself `#[track_caller]` hands its caller's line on.
 #[test]
 fn the_line_passes_through_helpers_that_track_their_caller() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    let here = stop(&guard);
+    let ctx = BACKGROUND.with_cancel();
+    let here = stop(&ctx);
     assert_eq!(ended(&ctx).origin().canceled_at(), Some(here));
 }
 
 #[test]
 fn a_child_names_where_its_parent_was_cancelled_not_itself() {
-    let (parent, guard) = BACKGROUND.with_cancel();
+    let parent = BACKGROUND.with_cancel();
     let made = line!() - 1;
-    let (child, _child_guard) = parent.with_cancel();
-    guard.cancel_with("shutting down");
+    let child = parent.with_cancel();
+    parent.cancel_with("shutting down");
     let line = line!() - 1;
     let error = ended(&child);
     assert_eq!(error.to_string(), format!("context canceled at {FILE}:{line}: shutting down"));
@@ -191,16 +199,16 @@ fn a_child_names_where_its_parent_was_cancelled_not_itself() {
 
 #[test]
 fn everything_fits_on_one_line() {
-    let (canceled, guard) = BACKGROUND.with_cancel();
-    guard.cancel_with(Cause("why"));
-    let (late, _g) = BACKGROUND.with_timeout_cause(ms(0), Cause("slow"));
-    let (dropped, _) = BACKGROUND.with_cancel();
+    let canceled = BACKGROUND.with_cancel();
+    canceled.cancel_with(Cause("why"));
+    let late = BACKGROUND.with_timeout_cause(ms(0), Cause("slow"));
+    let dropped = BACKGROUND.with_cancel().context().clone();
     for (ctx, go) in [
-        (canceled, "context canceled"),
-        (late, "context deadline exceeded"),
-        (dropped, "context canceled"),
+        (canceled.context(), "context canceled"),
+        (late.context(), "context deadline exceeded"),
+        (&dropped, "context canceled"),
     ] {
-        let text = ended(&ctx).to_string();
+        let text = ended(ctx).to_string();
         assert!(text.starts_with(go), "{text}");
         assert_eq!(text.lines().count(), 1, "{text}");
     }
@@ -210,36 +218,39 @@ fn everything_fits_on_one_line() {
 async fn the_origin_tells_when_it_ended() {
     let start = Instant::now();
     // By a deadline: at the deadline, however late somebody looked.
-    let (ctx, _guard) = BACKGROUND.with_timeout(ms(100));
+    let ctx = BACKGROUND.with_timeout(ms(100));
     advance(ms(250)).await;
     assert_eq!(ended(&ctx).origin().ended_at(), start + ms(100));
     // By a cancel: then, however late somebody looked.
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    let (child, _child_guard) = ctx.with_cancel();
-    guard.cancel();
+    let ctx = BACKGROUND.with_cancel();
+    let child = ctx.with_cancel();
+    ctx.cancel();
     advance(ms(250)).await;
     assert_eq!(ended(&child).origin().ended_at(), start + ms(250));
     assert_eq!(ended(&ctx).origin().ended_at(), start + ms(250));
     // By a cancel of one that nobody waits on and nothing was derived from: likewise.
-    for hand in [|guard: CancelGuard| guard.cancel(), |guard: CancelGuard| guard.cancel_with("cause")] {
+    for hand in [|scope: CancelScope| scope.cancel(), |scope: CancelScope| scope.cancel_with("cause")] {
         let at = Instant::now();
-        let (ctx, guard) = BACKGROUND.with_cancel();
-        hand(guard);
+        let scope = BACKGROUND.with_cancel();
+        let ctx = scope.clone();
+        hand(scope);
         advance(ms(250)).await;
         assert_eq!(ended(&ctx).origin().ended_at(), at);
     }
     let start = Instant::now() - ms(500);
-    // By a guard's drop under a waiter: then.
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    let wait = tokio::spawn(ctx.clone().done_owned());
+    // By a scope's drop under a waiter: then.
+    let scope = BACKGROUND.with_cancel();
+    let ctx = scope.clone();
+    let wait = tokio::spawn(ctx.done_owned());
     tokio::task::yield_now().await;
-    drop(guard);
+    drop(scope);
     advance(ms(250)).await;
     assert_eq!(ended(&ctx).origin().ended_at(), start + ms(500));
     assert_same(&wait.await.unwrap(), &ended(&ctx));
-    // By a guard's drop that nobody noticed: when first asked, and from then on the same.
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    drop(guard);
+    // By a scope's drop that nobody noticed: when first asked, and from then on the same.
+    let scope = BACKGROUND.with_cancel();
+    let ctx = scope.clone();
+    drop(scope);
     let asked = ended(&ctx).origin().ended_at();
     assert!(asked >= start + ms(750));
     advance(ms(250)).await;
@@ -248,20 +259,20 @@ async fn the_origin_tells_when_it_ended() {
 
 #[test]
 fn the_origin_tells_the_budget() {
-    let (ctx, guard) = BACKGROUND.with_timeout(Duration::new(12, 345_678_901));
-    guard.cancel();
+    let ctx = BACKGROUND.with_timeout(Duration::new(12, 345_678_901));
+    ctx.cancel();
     assert_eq!(ended(&ctx).origin().budget(), Some(Duration::new(12, 345_678_901)));
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    guard.cancel();
+    let ctx = BACKGROUND.with_cancel();
+    ctx.cancel();
     assert_eq!(ended(&ctx).origin().budget(), None);
-    let (ctx, _guard) = BACKGROUND.with_timeout(Duration::ZERO);
+    let ctx = BACKGROUND.with_timeout(Duration::ZERO);
     assert_eq!(ended(&ctx).origin().budget(), Some(Duration::ZERO));
 }
 
 #[test]
 fn the_cause_is_the_source_and_can_be_taken_apart() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    guard.cancel_with(io::Error::new(io::ErrorKind::BrokenPipe, "pipe gone"));
+    let ctx = BACKGROUND.with_cancel();
+    ctx.cancel_with(io::Error::new(io::ErrorKind::BrokenPipe, "pipe gone"));
     let error = ended(&ctx);
     assert_eq!(error.cause().unwrap().to_string(), "pipe gone");
     assert_eq!(error.source().unwrap().to_string(), "pipe gone");
@@ -269,8 +280,8 @@ fn the_cause_is_the_source_and_can_be_taken_apart() {
     assert_eq!(error.cause_as::<io::Error>().unwrap().kind(), io::ErrorKind::BrokenPipe);
     assert!(error.cause_as::<Cause>().is_none());
 
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    guard.cancel();
+    let ctx = BACKGROUND.with_cancel();
+    ctx.cancel();
     let error = ended(&ctx);
     assert!(error.cause().is_none() && error.source().is_none() && error.cause_as::<Cause>().is_none());
 }
@@ -278,22 +289,23 @@ fn the_cause_is_the_source_and_can_be_taken_apart() {
 #[test]
 fn causes_come_as_errors_boxes_and_texts() {
     let boxed: Box<dyn std::error::Error + Send + Sync> = Box::new(Cause("boxed"));
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    guard.cancel_with(boxed);
+    let ctx = BACKGROUND.with_cancel();
+    ctx.cancel_with(boxed);
     assert_eq!(word(&ended(&ctx)), Some("boxed"));
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    guard.cancel_with(format!("number {}", 7));
+    let ctx = BACKGROUND.with_cancel();
+    ctx.cancel_with(format!("number {}", 7));
     assert_eq!(ended(&ctx).cause().unwrap().to_string(), "number 7");
 }
 
 /// One context's error as another's cause: both stories are told, and both can be found.
 #[test]
 fn an_error_can_be_the_cause_of_another() {
-    let (inner, guard) = BACKGROUND.with_timeout_cause(ms(0), Cause("root of it"));
-    drop(guard);
+    let scope = BACKGROUND.with_timeout_cause(ms(0), Cause("root of it"));
+    let inner = scope.clone();
+    drop(scope);
     let first = ended(&inner);
-    let (outer, guard) = BACKGROUND.with_cancel();
-    guard.cancel_with(first.clone());
+    let outer = BACKGROUND.with_cancel();
+    outer.cancel_with(first.clone());
     let error = ended(&outer);
     assert!(error.is_canceled());
     assert_same(error.cause_as::<Error>().unwrap(), &first);
@@ -303,14 +315,14 @@ fn an_error_can_be_the_cause_of_another() {
 
 #[test]
 fn debug_tells_the_kind_the_cause_and_the_place() {
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    guard.cancel_with(Cause("in debug"));
+    let ctx = BACKGROUND.with_cancel();
+    ctx.cancel_with(Cause("in debug"));
     let line = line!() - 1;
     let text = format!("{:?}", ended(&ctx));
     for part in ["Canceled", "in debug", FILE, &line.to_string()] {
         assert!(text.contains(part), "{part:?} is not in {text}");
     }
-    let text = format!("{:?}", ended(&BACKGROUND.with_timeout(ms(0)).0));
+    let text = format!("{:?}", ended(&BACKGROUND.with_timeout(ms(0))));
     assert!(text.contains("DeadlineExceeded"), "{text}");
 }
 
@@ -323,9 +335,9 @@ fn an_error_goes_wherever_errors_go() {
         ctx.check()?;
         Ok(())
     }
-    let (ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     assert!(boxed(&ctx).is_ok());
-    guard.cancel_with(Cause("why"));
+    ctx.cancel_with(Cause("why"));
     let error = ended(&ctx);
     assert_same(&is_error(&error), &error);
     let boxed = boxed(&ctx).unwrap_err();
@@ -350,13 +362,13 @@ fn it_converts_into_an_io_error() {
         ctx.check()?;
         Ok(())
     }
-    let (late, _guard) = BACKGROUND.with_timeout_cause(ms(0), Cause("slow"));
-    let (canceled, guard) = BACKGROUND.with_cancel();
-    guard.cancel_with(Cause("gone"));
-    let (dropped, _) = BACKGROUND.with_cancel();
+    let late = BACKGROUND.with_timeout_cause(ms(0), Cause("slow"));
+    let canceled = BACKGROUND.with_cancel();
+    canceled.cancel_with(Cause("gone"));
+    let dropped = BACKGROUND.with_cancel().context().clone();
     for (ctx, kind) in [
-        (&late, io::ErrorKind::TimedOut),
-        (&canceled, io::ErrorKind::Other),
+        (late.context(), io::ErrorKind::TimedOut),
+        (canceled.context(), io::ErrorKind::Other),
         (&dropped, io::ErrorKind::Other),
     ] {
         let error = read(ctx).unwrap_err();
@@ -379,11 +391,11 @@ fn contexts_say_what_they_are() {
     assert!(format!("{todo:?}").contains("todo") && !format!("{todo:?}").contains("background"));
     assert_eq!(Context::default().to_string(), BACKGROUND.to_string());
 
-    let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+    let ctx = BACKGROUND.with_timeout(LONG);
     let place = format!("{FILE}:{}", line!() - 1);
     assert!(ctx.to_string().contains(&place), "{ctx}");
     assert!(format!("{ctx:?}").contains(&place), "{ctx:?}");
-    guard.cancel_with(Cause("said so"));
+    ctx.cancel_with(Cause("said so"));
     assert!(ctx.to_string().contains("said so"), "{ctx}");
     assert!(format!("{ctx:?}").contains("said so"), "{ctx:?}");
 }

@@ -19,7 +19,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{ChildStdout, Command};
 use tokio::signal::unix::SignalKind;
 use tokio_ctx::process::{self, Child, CommandExt};
-use tokio_ctx::{Context, FutureExt as _};
+use tokio_ctx::{CancelScope, Context, FutureExt as _};
 
 static BACKGROUND: Context = Context::background();
 
@@ -94,15 +94,15 @@ fn signal_of(error: &process::Error) -> Option<i32> {
     error.status().unwrap().signal()
 }
 
-/// Runs a test on both flavours of runtime, with a script's child and the guard that stops it.
+/// Runs a test on both flavours of runtime, with a script's child and the scope that stops it.
 fn with_child<F: Future<Output = ()>>(
     script: &'static str,
-    test: impl Fn(Child, tokio_ctx::CancelGuard, Context) -> F + Copy + Send + 'static,
+    test: impl Fn(Child, CancelScope) -> F + Copy + Send + 'static,
 ) {
     on_both(move || async move {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let child = sh(script).bounded_by(&ctx).grace(LONG).spawn().unwrap();
-        test(child, guard, ctx).await;
+        test(child, ctx).await;
     });
 }
 
@@ -116,7 +116,7 @@ fn one_that_exits_by_itself_is_told_as_it_is() {
         let status = sh("kill -9 $$").bounded_by(&BACKGROUND).status().await.unwrap();
         assert_eq!(status.signal(), Some(9));
 
-        let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
+        let ctx = BACKGROUND.with_timeout(LONG);
         let output = sh("echo out; echo err >&2; exit 3").bounded_by(&ctx).output().await.unwrap();
         assert_eq!((&*output.stdout, &*output.stderr), (&b"out\n"[..], &b"err\n"[..]));
         assert_eq!(output.status.code(), Some(3));
@@ -127,11 +127,11 @@ fn one_that_exits_by_itself_is_told_as_it_is() {
 fn one_that_obeys_is_stopped_by_sigterm() {
     with_child(
         "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.01; done",
-        |mut child, guard, ctx| async move {
+        |mut child, ctx| async move {
             let mut lines = lines(&mut child);
             assert_eq!(lines.next_line().await.unwrap().unwrap(), "ready");
             let pid = child.id().unwrap();
-            guard.cancel_with(Cause("enough"));
+            ctx.cancel_with(Cause("enough"));
 
             let error = child.wait().await.unwrap_err();
             assert_eq!(error.status().unwrap().code(), Some(5));
@@ -149,7 +149,7 @@ fn one_that_obeys_is_stopped_by_sigterm() {
 #[test]
 fn the_error_says_program_exit_and_cause_on_one_line() {
     on_both(|| async {
-        let (ctx, _guard) = BACKGROUND.with_timeout_cause(ms(20), Cause("too slow"));
+        let ctx = BACKGROUND.with_timeout_cause(ms(20), Cause("too slow"));
         let mut sleep = Command::new("sleep");
         let error = sleep.arg("3600").bounded_by(&ctx).status().await.unwrap_err();
         let text = error.to_string();
@@ -169,14 +169,14 @@ fn the_error_says_program_exit_and_cause_on_one_line() {
 #[test]
 fn one_that_ignores_sigterm_is_killed_after_the_grace_period() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let mut stubborn = sh("trap '' TERM; echo ready; while :; do sleep 0.01; done");
         let mut child = stubborn.bounded_by(&ctx).grace(ms(100)).spawn().unwrap();
         let mut lines = lines(&mut child);
         lines.next_line().await.unwrap();
         let pid = child.id().unwrap();
         let stopped = Instant::now();
-        guard.cancel();
+        ctx.cancel();
 
         let error = child.wait().await.unwrap_err();
         assert!(stopped.elapsed() >= ms(100), "not before");
@@ -189,11 +189,11 @@ fn one_that_ignores_sigterm_is_killed_after_the_grace_period() {
 #[test]
 fn no_grace_is_not_to_ask() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let mut obedient = sh("trap 'exit 0' TERM; echo ready; while :; do sleep 0.01; done");
         let mut child = obedient.bounded_by(&ctx).grace(Duration::ZERO).spawn().unwrap();
         lines(&mut child).next_line().await.unwrap();
-        guard.cancel();
+        ctx.cancel();
         assert_eq!(signal_of(&child.wait().await.unwrap_err()), Some(9));
 
         // Which does not cut off the output of one that exits by itself.
@@ -206,13 +206,13 @@ fn no_grace_is_not_to_ask() {
 #[test]
 fn the_grace_may_be_endless() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let mut obedient = sh("trap 'exit 4' TERM; echo ready; while :; do sleep 0.01; done");
         let mut child = obedient.bounded_by(&ctx).grace(Duration::MAX).spawn().unwrap();
         let mut output = child.stdout.take().unwrap();
         output.read_u8().await.unwrap();
         child.stdout = Some(output);
-        guard.cancel();
+        ctx.cancel();
         let error = child.wait_with_output().await.unwrap_err();
         assert_eq!(error.status().unwrap().code(), Some(4));
         assert_eq!(error.output().unwrap().stdout, b"eady\n");
@@ -222,12 +222,12 @@ fn the_grace_may_be_endless() {
 #[test]
 fn another_signal_can_be_chosen() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let mut polite = sh("trap 'exit 6' INT; echo ready; while :; do sleep 0.01; done");
         let bounded = polite.bounded_by(&ctx).grace(LONG).stop_signal(SignalKind::interrupt());
         let mut child = bounded.spawn().unwrap();
         lines(&mut child).next_line().await.unwrap();
-        guard.cancel();
+        ctx.cancel();
         assert_eq!(child.wait().await.unwrap_err().status().unwrap().code(), Some(6));
 
         let odd = SignalKind::from_raw(-4);
@@ -244,10 +244,10 @@ const FAMILY: &str = "sleep 3600 & echo $$ $!; wait";
 #[test]
 fn grandchildren_live_on_unless_the_group_is_stopped() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let mut child = sh(FAMILY).bounded_by(&ctx).spawn().unwrap();
         let pids = pids(&mut lines(&mut child)).await;
-        guard.cancel();
+        ctx.cancel();
         child.wait().await.unwrap_err();
         assert!(!is_there(pids[0]));
         assert!(is_running(pids[1]));
@@ -259,11 +259,11 @@ fn grandchildren_live_on_unless_the_group_is_stopped() {
 #[test]
 fn the_whole_group_is_stopped_on_request() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let mut child = sh(FAMILY).bounded_by(&ctx).process_group(true).spawn().unwrap();
         let pids = pids(&mut lines(&mut child)).await;
         assert_eq!(child.id(), Some(pids[0]));
-        guard.cancel();
+        ctx.cancel();
         let error = child.wait().await.unwrap_err();
         assert_eq!(signal_of(&error), Some(15));
         assert!(!is_there(pids[0]));
@@ -275,12 +275,12 @@ fn the_whole_group_is_stopped_on_request() {
 #[test]
 fn in_a_group_everybody_has_the_grace_period() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let slow = "(trap 'sleep 0.2; echo cleaned; exit' TERM; echo ready; while :; do sleep 0.01; done) & wait";
         let mut child = sh(slow).bounded_by(&ctx).grace(LONG).process_group(true).spawn().unwrap();
         let mut lines = lines(&mut child);
         assert_eq!(lines.next_line().await.unwrap().unwrap(), "ready");
-        guard.cancel();
+        ctx.cancel();
         // Its number is not told any more once it may be another's, although the group is not through.
         until(|| child.id().is_none()).await;
         assert!(!child.wait().await.unwrap_err().was_killed());
@@ -292,7 +292,7 @@ fn in_a_group_everybody_has_the_grace_period() {
 #[test]
 fn in_a_group_who_ignores_sigterm_is_killed() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let stubborn = "(trap '' TERM; echo ready; while :; do sleep 0.01; done) & echo $$ $!; wait";
         let bounded_script = format!("exec 2>/dev/null; {stubborn}");
         let mut command = sh(&bounded_script);
@@ -308,7 +308,7 @@ fn in_a_group_who_ignores_sigterm_is_killed() {
             }
         }
         let stopped = Instant::now();
-        guard.cancel();
+        ctx.cancel();
         let error = child.wait().await.unwrap_err();
         assert!(stopped.elapsed() >= ms(100));
         assert!(error.was_killed());
@@ -320,11 +320,11 @@ fn in_a_group_who_ignores_sigterm_is_killed() {
 #[test]
 fn what_a_command_leaves_in_the_background_by_itself_is_left_alone() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let mut leaves = sh("sleep 3600 >/dev/null 2>&1 & echo $!");
         let output = leaves.bounded_by(&ctx).process_group(true).output().await.unwrap();
         let pid: u32 = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
-        guard.cancel();
+        ctx.cancel();
         assert!(is_running(pid));
         // SAFETY: it touches no memory.
         unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
@@ -346,14 +346,14 @@ fn a_pipe_that_a_grandchild_holds_open_is_not_waited_for_forever() {
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::TimedOut);
 
         // The same after an end, which is then what the error is about.
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let marker = Marker::new("held");
         let script = format!("echo first; touch {marker}; sleep 20");
         let mut holds = sh(&script);
         let output = holds.bounded_by(&ctx).grace(ms(10)).output();
         let (output, ()) = tokio::join!(output, async {
             until(|| marker.is_there()).await;
-            guard.cancel();
+            ctx.cancel();
         });
         let error = output.unwrap_err();
         assert!(error.context().unwrap().is_canceled());
@@ -366,8 +366,8 @@ fn an_ended_context_starts_nothing() {
     on_both(|| async {
         let marker = Marker::new("dead");
         let script = format!("touch {marker}");
-        let (ctx, guard) = BACKGROUND.with_cancel();
-        guard.cancel_with(Cause("dead"));
+        let ctx = BACKGROUND.with_cancel();
+        ctx.cancel_with(Cause("dead"));
         let error = sh(&script).bounded_by(&ctx).status().await.unwrap_err();
         assert!(error.to_string().starts_with("sh: not started: context canceled at "), "{error}");
         assert_same(error.context().unwrap(), &ended(&ctx));
@@ -419,9 +419,9 @@ fn standard_input_can_be_written_while_output_is_read() {
 
 #[test]
 fn nobody_needs_to_wait_for_it_to_be_stopped() {
-    with_child(FAMILY, |mut child, guard, _| async move {
+    with_child(FAMILY, |mut child, ctx| async move {
         let pids = pids(&mut lines(&mut child)).await;
-        guard.cancel();
+        ctx.cancel();
         until(|| !is_there(pids[0])).await;
         // SAFETY: it touches no memory.
         unsafe { libc::kill(pids[1] as libc::pid_t, libc::SIGKILL) };
@@ -433,12 +433,12 @@ fn nobody_needs_to_wait_for_it_to_be_stopped() {
 fn a_child_that_is_dropped_is_stopped_and_reaped() {
     with_child(
         "trap 'exit 0' TERM; echo $$; while :; do sleep 0.01; done",
-        |mut child, guard, ctx| async move {
+        |mut child, ctx| async move {
             let pids = pids(&mut lines(&mut child)).await;
             drop(child);
             until(|| !is_there(pids[0])).await;
             assert!(!ctx.is_done(), "that is the child's own end");
-            drop(guard);
+            drop(ctx);
         },
     );
 }
@@ -450,11 +450,11 @@ fn so_is_one_whose_future_is_dropped() {
         let script = format!("echo $$ > {marker}.new; mv {marker}.new {marker}; exec sleep 3600");
         let mut sleeps = sh(&script);
         // The context that drops the future is not the one that the process is tied to.
-        let (ctx, guard) = BACKGROUND.with_cancel();
+        let ctx = BACKGROUND.with_cancel();
         let output = sleeps.bounded_by(&BACKGROUND).output().bounded_by(&ctx);
         let (output, ()) = tokio::join!(output, async {
             until(|| marker.is_there()).await;
-            guard.cancel();
+            ctx.cancel();
         });
         assert!(output.is_err());
         let pid: u32 = std::fs::read_to_string(&marker.0).unwrap().trim().parse().unwrap();
@@ -468,7 +468,7 @@ fn a_wait_that_is_dropped_loses_nothing() {
         let mut child =
             sh("read line; exit 9").stdin(Stdio::piped()).bounded_by(&BACKGROUND).spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
-        let (short, _guard) = BACKGROUND.with_timeout(ms(20));
+        let short = BACKGROUND.with_timeout(ms(20));
         assert!(child.wait().bounded_by(&short).await.is_err());
         stdin.write_all(b"go\n").await.unwrap();
         assert_eq!(child.wait().await.unwrap().code(), Some(9));
@@ -513,7 +513,7 @@ fn exits_and_ends_that_race_are_told_as_one_or_the_other() {
         runtime.block_on(async {
             let (mut exited, mut stopped) = (0, 0);
             for round in 0..200 {
-                let (ctx, _guard) = BACKGROUND.with_timeout(Duration::from_micros(500 + round * 20));
+                let ctx = BACKGROUND.with_timeout(Duration::from_micros(500 + round * 20));
                 match sh("exit 0").bounded_by(&ctx).status().await {
                     Ok(status) => {
                         assert!(status.success());

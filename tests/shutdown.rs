@@ -180,7 +180,7 @@ mod it_begins {
     #[test]
     fn with_the_end_of_its_context() {
         on_paused(async {
-            let (ctx, _guard) = BACKGROUND.with_value("seven").with_timeout(ms(1000));
+            let ctx = BACKGROUND.with_value("seven").with_timeout(ms(1000));
             let shutdown = Shutdown::new(&ctx).grace(ms(500));
             assert_eq!(shutdown.soft().value::<&str>(), Some(&"seven"));
             assert_eq!(shutdown.hard().value::<&str>(), Some(&"seven"));

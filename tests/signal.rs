@@ -114,7 +114,7 @@ fn each_of_the_shutdown_signals_ends_the_context_and_is_its_cause() {
             let test = "each_of_the_shutdown_signals_ends_the_context_and_is_its_cause";
             let mut other = Other::start(test, || async {
                 let line = Location::caller().line() + 1;
-                let (ctx, _guard) = signal::shutdown(&BACKGROUND).unwrap();
+                let ctx = signal::shutdown(&BACKGROUND).unwrap();
                 println!("ready");
                 let error = ctx.done().await;
                 assert!(error.is_canceled());
@@ -136,7 +136,7 @@ fn each_of_the_shutdown_signals_ends_the_context_and_is_its_cause() {
 fn a_signal_right_after_the_call_is_not_lost() {
     watched(|| {
         Other::start("a_signal_right_after_the_call_is_not_lost", || async {
-            let (ctx, _guard) = signal::shutdown(&BACKGROUND).unwrap();
+            let ctx = signal::shutdown(&BACKGROUND).unwrap();
             raise(Signal::TERM);
             assert_eq!(ctx.done().await.cause_as(), Some(&Signal::TERM));
         })
@@ -148,7 +148,7 @@ fn a_signal_right_after_the_call_is_not_lost() {
 fn a_second_signal_ends_the_process_at_once() {
     watched(|| {
         let mut other = Other::start("a_second_signal_ends_the_process_at_once", || async {
-            let (ctx, _guard) = signal::shutdown(&BACKGROUND).unwrap();
+            let ctx = signal::shutdown(&BACKGROUND).unwrap();
             println!("ready");
             ctx.done().await;
             println!("stopping");
@@ -163,7 +163,7 @@ fn so_does_another_one_of_the_set_with_its_own_status() {
     watched(|| {
         let test = "so_does_another_one_of_the_set_with_its_own_status";
         let mut other = Other::start(test, || async {
-            let (ctx, _guard) = signal::shutdown(&BACKGROUND).unwrap();
+            let ctx = signal::shutdown(&BACKGROUND).unwrap();
             println!("ready");
             ctx.done().await;
             println!("stopping");
@@ -179,7 +179,7 @@ fn a_stuck_runtime_does_not_keep_the_second_from_ending_the_process() {
     watched(|| {
         let test = "a_stuck_runtime_does_not_keep_the_second_from_ending_the_process";
         let mut other = Other::start(test, || async {
-            let (_ctx, _guard) = signal::shutdown(&BACKGROUND).unwrap();
+            let _ctx = signal::shutdown(&BACKGROUND).unwrap();
             println!("ready");
             hang();
         });
@@ -193,11 +193,11 @@ fn turned_off_later_signals_are_ignored() {
     watched(|| {
         let mut other = Other::start("turned_off_later_signals_are_ignored", || async {
             let signals = Signals::shutdown().second_signal_ends_process(false);
-            let (ctx, guard) = signals.notify(&BACKGROUND).unwrap();
+            let ctx = signals.notify(&BACKGROUND).unwrap();
             raise(Signal::TERM);
             ctx.done().await;
             raise(Signal::TERM);
-            drop((ctx, guard));
+            drop(ctx);
             raise(Signal::TERM);
             raise(Signal::INT);
             println!("still here");
@@ -211,7 +211,7 @@ fn only_the_chosen_ones_count() {
     watched(|| {
         let mut other = Other::start("only_the_chosen_ones_count", || async {
             let set = [Signal::USR1, Signal::HUP, Signal::USR1];
-            let (ctx, _guard) = signal::notify(&BACKGROUND, set).unwrap();
+            let ctx = signal::notify(&BACKGROUND, set).unwrap();
             raise(Signal::HUP);
             assert_eq!(ctx.done().await.cause_as(), Some(&Signal::HUP));
             println!("ready");
@@ -227,7 +227,7 @@ fn a_signal_that_has_no_name_can_be_chosen() {
     watched(|| {
         Other::start("a_signal_that_has_no_name_can_be_chosen", || async {
             let urgent = Signal::from_raw(libc::SIGURG);
-            let (ctx, _guard) = signal::notify(&BACKGROUND, [urgent]).unwrap();
+            let ctx = signal::notify(&BACKGROUND, [urgent]).unwrap();
             raise(urgent);
             let text = format!(": signal {} received", libc::SIGURG);
             assert!(ctx.done().await.to_string().ends_with(&text));
@@ -240,11 +240,11 @@ fn a_signal_that_has_no_name_can_be_chosen() {
 fn all_who_listen_are_told() {
     watched(|| {
         Other::start("all_who_listen_are_told", || async {
-            let (one, _guard) = signal::shutdown(&BACKGROUND).unwrap();
-            let (other, _guard) = signal::shutdown(&BACKGROUND).unwrap();
-            let (child, _guard) = one.with_cancel();
+            let one = signal::shutdown(&BACKGROUND).unwrap();
+            let other = signal::shutdown(&BACKGROUND).unwrap();
+            let child = one.with_cancel();
             raise(Signal::INT);
-            for ctx in [one, other, child] {
+            for ctx in [&one, &other, &child] {
                 assert_eq!(ctx.done().await.cause_as(), Some(&Signal::INT));
             }
         })
@@ -254,9 +254,9 @@ fn all_who_listen_are_told() {
 
 /// Tokio never gives a signal its default back: who no longer waits for it must not swallow it.
 #[test]
-fn after_the_guard_has_gone_a_signal_ends_the_process() {
+fn after_the_scope_has_gone_a_signal_ends_the_process() {
     watched(|| {
-        let test = "after_the_guard_has_gone_a_signal_ends_the_process";
+        let test = "after_the_scope_has_gone_a_signal_ends_the_process";
         let mut other = Other::start(test, || async {
             drop(signal::shutdown(&BACKGROUND).unwrap());
             no_task_is_left().await;
@@ -272,7 +272,7 @@ fn after_the_runtime_has_gone_a_signal_ends_the_process() {
     watched(|| {
         let test = "after_the_runtime_has_gone_a_signal_ends_the_process";
         let mut other = Other::start(test, || async {
-            let (ctx, guard) = thread::spawn(|| {
+            let ctx = thread::spawn(|| {
                 multi_thread(1).block_on(async { signal::shutdown(&BACKGROUND).unwrap() })
             })
             .join()
@@ -280,7 +280,7 @@ fn after_the_runtime_has_gone_a_signal_ends_the_process() {
             assert!(!ctx.is_done());
             println!("ready");
             hang();
-            drop(guard);
+            drop(ctx);
         });
         other.says("ready").is_sent(Signal::INT).ends_with(130);
     });
@@ -291,12 +291,12 @@ fn to_listen_again_is_to_start_anew() {
     watched(|| {
         let mut other = Other::start("to_listen_again_is_to_start_anew", || async {
             for _round in 0..3 {
-                let (ctx, _guard) = signal::shutdown(&BACKGROUND).unwrap();
+                let ctx = signal::shutdown(&BACKGROUND).unwrap();
                 raise(Signal::INT);
                 assert_eq!(ctx.done().await.cause_as(), Some(&Signal::INT));
             }
             // While another still waits for it, one that has gone does not end the process.
-            let (waits, _guard) = signal::shutdown(&BACKGROUND).unwrap();
+            let waits = signal::shutdown(&BACKGROUND).unwrap();
             drop(signal::shutdown(&BACKGROUND).unwrap());
             tokio::task::yield_now().await;
             raise(Signal::TERM);
@@ -318,8 +318,8 @@ fn to_listen_again_at_once_is_to_start_anew() {
                 multi_thread(2).block_on(async {
                     let mut last = None;
                     for _round in 0..500 {
-                        let (ctx, guard) = signal::shutdown(&BACKGROUND).unwrap();
-                        drop(last.replace(guard));
+                        // The one before listens until this one does.
+                        let ctx = last.insert(signal::shutdown(&BACKGROUND).unwrap());
                         raise(Signal::INT);
                         assert_eq!(ctx.done().await.cause_as(), Some(&Signal::INT));
                     }
@@ -348,21 +348,22 @@ fn the_watching_task_ends_with_the_context() {
         runtime.block_on(async {
             let chosen = [Signal::USR2];
             for _round in 0..300 {
-                let (parent, parents_guard) = BACKGROUND.with_cancel();
-                let (_ctx, _guard) = signal::notify(&parent, chosen).unwrap();
-                drop(parents_guard);
+                let parent = BACKGROUND.with_cancel();
+                let _ctx = signal::notify(&parent, chosen).unwrap();
+                drop(parent);
                 no_task_is_left().await;
 
                 drop(signal::notify(&BACKGROUND, chosen).unwrap());
                 no_task_is_left().await;
 
-                let (ended_parent, _) = BACKGROUND.with_cancel();
-                let (ctx, _guard) = signal::notify(&ended_parent, chosen).unwrap();
+                let ended_parent = BACKGROUND.with_cancel();
+                ended_parent.cancel();
+                let ctx = signal::notify(&ended_parent, chosen).unwrap();
                 ended(&ctx);
                 no_task_is_left().await;
 
-                let (short, _guard) = BACKGROUND.with_timeout(Duration::from_millis(1));
-                let (ctx, _guard) = signal::notify(&short, chosen).unwrap();
+                let short = BACKGROUND.with_timeout(Duration::from_millis(1));
+                let ctx = signal::notify(&short, chosen).unwrap();
                 assert!(ctx.done().await.is_deadline_exceeded());
                 no_task_is_left().await;
             }
@@ -373,8 +374,8 @@ fn the_watching_task_ends_with_the_context() {
 #[test]
 fn values_and_deadline_are_the_parents() {
     current_thread().block_on(async {
-        let (parent, _guard) = BACKGROUND.with_value("blue").with_timeout(LONG);
-        let (ctx, _guard) = signal::notify(&parent, [Signal::USR2]).unwrap();
+        let parent = BACKGROUND.with_value("blue").with_timeout(LONG);
+        let ctx = signal::notify(&parent, [Signal::USR2]).unwrap();
         assert_eq!(ctx.value::<&str>(), Some(&"blue"));
         assert_eq!(ctx.deadline(), parent.deadline());
     });
@@ -434,8 +435,8 @@ fn listeners_come_and_go_on_several_threads() {
             let tasks = (0..8).map(|_| {
                 tokio::spawn(async {
                     for _round in 0..50 {
-                        let (ctx, guard) = signal::notify(&BACKGROUND, [Signal::USR2]).unwrap();
-                        guard.cancel();
+                        let ctx = signal::notify(&BACKGROUND, [Signal::USR2]).unwrap();
+                        ctx.cancel();
                         ctx.done().await;
                     }
                 })

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use common::{Cause, Drops, LONG, Wakes, current_thread, ms, multi_thread, poll, poll_once};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::{JoinSet, yield_now};
-use tokio_ctx::{CancelGuard, Context, DoneOwned};
+use tokio_ctx::{CancelScope, Context, DoneOwned};
 use tokio_util::sync::CancellationToken;
 
 /// What a group of threads has allocated less what it has freed.
@@ -135,7 +135,7 @@ mod requests {
         let ctx = Context::current();
         let outcome = ctx
             .within(budget, async |step| {
-                let (call, _guard) = step.with_value(Tenant([0; 64])).with_cancel();
+                let call = step.with_value(Tenant([0; 64])).with_cancel();
                 let inner = call.within(LONG, async |ctx| ctx.run(backend(answer)).await.unwrap_or(0));
                 inner.await.unwrap_or(0)
             })
@@ -148,7 +148,8 @@ mod requests {
         use Backend::{Dead, Quick};
         let budget = if id % FATES == 1 { ms(1) } else { LONG };
         let values = server.with_value(Id(id as u64)).with_value(seen.counted());
-        let (ctx, guard) = values.with_timeout_cause(budget, Cause("out of time"));
+        let scope = values.with_timeout_cause(budget, Cause("out of time"));
+        let ctx = scope.clone();
         let (profile, optional) = match id % FATES {
             0 | 7 => (Quick, Quick),
             // Only the optional part is late.
@@ -162,10 +163,10 @@ mod requests {
             cleanups.fetch_add(1, Ordering::Relaxed);
         });
         match id % FATES {
-            3 => drop(guard),
+            3 => drop(scope),
             4 => {
                 yield_now().await;
-                guard.cancel_with(Cause("hung up"));
+                scope.cancel_with(Cause("hung up"));
             }
             5 => {
                 // What the caller waits with, and gives up.
@@ -173,23 +174,23 @@ mod requests {
                     assert!(poll_once(ctx.done()).is_pending());
                     yield_now().await;
                 }
-                guard.canceller().cancel();
+                scope.canceller().cancel();
             }
             6 => {
                 let token = CancellationToken::new();
-                let (merged, _merged_guard) = ctx.merge(&server.with_token(&token).0);
+                let merged = ctx.merge(&server.with_token(&token));
                 let bridge = merged.cancellation_token();
                 yield_now().await;
                 token.cancel();
                 bridge.cancelled().await;
-                guard.cancel();
+                scope.cancel();
             }
             7 => {
                 let _stopped = cleanup.stop();
-                guard.detach();
+                scope.detach();
             }
             _ => {
-                // Finished, or out of time: the guard goes with the request.
+                // Finished, or out of time: the scope goes with the request.
                 let mut answers = third.await.unwrap();
                 for part in parts {
                     answers += part.await.unwrap();
@@ -241,7 +242,7 @@ mod requests {
             .on_thread_start(|| account.join())
             .build()
             .unwrap();
-        let (server, _guard) = BACKGROUND.with_cancel();
+        let server = BACKGROUND.with_cancel();
         let total = size(20_000, 1_000_000);
         let seen = Drops::default();
         let start = Instant::now();
@@ -274,39 +275,36 @@ mod a_root_that_lives_on {
 
     const ALIVE: usize = 1_000;
 
-    /// What is alive of one context: it, its guard, maybe a wait on it.
-    type Alive = (Context, Option<CancelGuard>, Option<Pin<Box<DoneOwned>>>);
+    /// What is alive of one context: it, its scope, maybe a wait on it.
+    type Alive = (Context, Option<CancelScope>, Option<Pin<Box<DoneOwned>>>);
 
     fn derive(root: &Context, other: &Context, nth: usize) -> Alive {
-        let (ctx, guard) = match nth % 6 {
+        let scope = match nth % 6 {
             0 => root.with_cancel(),
             1 => root.with_timeout(LONG),
             2 => root.with_value(nth).with_timeout_cause(LONG, Cause("slow")),
             3 => root.merge(other),
             4 => {
-                let (mut ctx, mut guard) = root.with_cancel();
+                let mut scope = root.with_cancel();
                 for _ in 0..9 {
-                    guard.detach();
-                    (ctx, guard) = ctx.with_cancel();
+                    scope = scope.detach().with_cancel();
                 }
-                (ctx, guard)
+                scope
             }
             _ => other.with_deadline(tokio::time::Instant::now() + LONG * 2),
         };
+        let ctx = scope.clone();
         let wait = (nth % 4 != 0).then(|| {
-            let mut wait = Box::pin(ctx.clone().done_owned());
+            let mut wait = Box::pin(ctx.done_owned());
             assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
             wait
         });
         match nth % 3 {
-            0 => guard.cancel_with(Cause("done")),
-            1 => {
-                guard.detach();
-                return (ctx, None, wait);
-            }
+            0 => scope.cancel_with(Cause("done")),
+            1 => return (scope.detach(), None, wait),
             _ => {}
         }
-        (ctx, Some(guard), wait)
+        (ctx, Some(scope), wait)
     }
 
     fn holds_its_memory_flat(name: &str, root: &Context, other: &Context) {
@@ -337,7 +335,7 @@ mod a_root_that_lives_on {
 
     #[test]
     fn holds_its_memory_flat_alone() {
-        let (root, _guard) = BACKGROUND.with_cancel();
+        let root = BACKGROUND.with_cancel();
         holds_its_memory_flat("never waited on", &root, &BACKGROUND.with_value(1));
     }
 
@@ -345,8 +343,8 @@ mod a_root_that_lives_on {
     fn holds_its_memory_flat_with_a_deadline_and_waited_on() {
         let runtime = current_thread();
         let _entered = runtime.enter();
-        let (root, _guard) = BACKGROUND.with_timeout(LONG * 3);
-        let (other, _other_guard) = BACKGROUND.with_timeout(LONG * 4);
+        let root = BACKGROUND.with_timeout(LONG * 3);
+        let other = BACKGROUND.with_timeout(LONG * 4);
         let mut waits = [root.done(), root.done(), other.done()].map(Box::pin);
         for wait in &mut waits {
             assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
@@ -357,8 +355,8 @@ mod a_root_that_lives_on {
     #[test]
     fn holds_its_memory_flat_under_a_token() {
         let token = CancellationToken::new();
-        let (root, _guard) = BACKGROUND.with_token(&token);
-        let (other, _other_guard) = root.with_cancel();
+        let root = BACKGROUND.with_token(&token);
+        let other = root.with_cancel();
         holds_its_memory_flat("under a CancellationToken", &root, &other);
     }
 
@@ -366,7 +364,7 @@ mod a_root_that_lives_on {
     #[test]
     fn is_left_clean_by_two_threads() {
         let account = Account::open();
-        let (root, _guard) = BACKGROUND.with_cancel();
+        let root = BACKGROUND.with_cancel();
         let runtime = Arc::new(multi_thread(1));
         let round = |contexts: usize| {
             std::thread::scope(|scope| {
@@ -416,15 +414,14 @@ mod a_select_loop {
         let account = Account::open();
         let runtime = current_thread();
         let total = size(60_000, 1_000_000);
-        let (plain, _g1) = BACKGROUND.with_cancel();
-        let (timed, _g2) = plain.with_timeout(LONG);
-        let (below, _g3) = timed.with_value(1).with_cancel();
-        let (merged, _g4) = plain.merge(&timed);
+        let plain = BACKGROUND.with_cancel();
+        let timed = plain.with_timeout(LONG);
+        let below = timed.context().with_value(1).with_cancel();
+        let merged = plain.merge(&timed);
         let contexts = [("plain", &plain), ("timed", &timed), ("below", &below), ("merged", &merged)];
         for crowd in [0, 1, 3] {
             runtime.block_on(async {
-                let beside: Vec<_> =
-                    (0..crowd).map(|_| tokio::spawn(below.clone().done_owned())).collect();
+                let beside: Vec<_> = (0..crowd).map(|_| tokio::spawn(below.done_owned())).collect();
                 yield_now().await;
                 for (name, ctx) in contexts {
                     turns(ctx, 1_000).await;
@@ -452,7 +449,7 @@ mod a_select_loop {
             .on_thread_start(|| account.join())
             .build()
             .unwrap();
-        let (ctx, _guard) = BACKGROUND.with_timeout(LONG);
+        let ctx = BACKGROUND.with_timeout(LONG);
         let round = |count: usize| {
             runtime.block_on(async {
                 let mut tasks = JoinSet::new();
@@ -481,15 +478,13 @@ mod an_hour_that_was_given_up {
     use super::*;
 
     fn wait_and_drop(waits: usize, below: bool, waker: &Waker) {
-        let (ctx, guard) = BACKGROUND.with_timeout(LONG);
-        let (child, child_guard) = ctx.with_cancel();
+        let ctx = BACKGROUND.with_timeout(LONG).detach();
+        let child = ctx.with_cancel().detach();
         let waited = if below { &child } else { &ctx };
-        let mut waiting: Vec<_> = (0..waits).map(|_| Box::pin(waited.clone().done_owned())).collect();
+        let mut waiting: Vec<_> = (0..waits).map(|_| Box::pin(waited.done_owned())).collect();
         for wait in &mut waiting {
             assert!(poll(wait.as_mut(), waker).is_pending());
         }
-        child_guard.detach();
-        guard.detach();
     }
 
     #[test]
@@ -532,8 +527,7 @@ mod an_hour_that_was_given_up {
     fn holds_no_timer() {
         let idle = naps_in_a_day(|| {});
         let kept = naps_in_a_day(|| {
-            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
-            guard.detach();
+            let ctx = BACKGROUND.with_timeout(LONG).detach();
             let mut wait = Box::pin(ctx.done_owned());
             assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
             // On purpose: its timer stays.
@@ -549,12 +543,12 @@ mod an_hour_that_was_given_up {
         // Given up by being cancelled, with the context still there.
         let mut kept = None;
         let naps = naps_in_a_day(|| {
-            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
-            let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(ctx.clone().done_owned())).collect();
+            let ctx = BACKGROUND.with_timeout(LONG);
+            let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(ctx.done_owned())).collect();
             for wait in &mut waiting {
                 assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
             }
-            guard.cancel();
+            ctx.cancel();
             waiting.clear();
             kept = Some(ctx);
         });

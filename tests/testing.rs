@@ -30,7 +30,7 @@ async fn panicked(future: impl Future) -> String {
 fn nothing_left_is_nothing_said() {
     on_both(|| async {
         let seen = testing::scope(async |test| {
-            let (child, _guard) = test.with_timeout(LONG);
+            let child = test.with_timeout(LONG);
             let answer = child.spawn(async { 42 }).await.unwrap();
             let waits = child.clone();
             test.spawn(async move { waits.done().await });
@@ -63,7 +63,7 @@ fn it_ends_with_the_body() {
 fn a_task_that_is_left_is_named_by_its_line() {
     let line = line!() + 3;
     let text = complaint(async |test| {
-        let (child, _guard) = test.with_cancel();
+        let child = test.with_cancel();
         child.spawn(pending::<()>());
         test.spawn(async {}).await.unwrap();
     });
@@ -87,10 +87,11 @@ fn so_is_each_of_several() {
 #[test]
 fn a_context_that_is_held_by_a_task_of_nobodys_is_found() {
     let text = complaint(async |test| {
-        let (child, _guard) = test.with_cancel();
+        let child = test.with_cancel();
+        let held = child.clone();
         tokio::spawn(async move {
             pending::<()>().await;
-            drop(child);
+            drop(held);
         });
     });
     let end = "\n  it, or one derived from it, is still held, by no task it has spawned";
@@ -278,7 +279,7 @@ fn who_needs_some_time_to_end_gets_it() {
 fn other_contexts_are_not_looked_at() {
     paused().block_on(async {
         let stranger = Context::background().with_cancel();
-        let task = stranger.0.spawn(pending::<()>());
+        let task = stranger.spawn(pending::<()>());
         testing::scope(async |test| assert!(!test.is_done())).await;
         assert!(!task.is_finished());
     });

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use common::{Dice, LONG, Wakes, answer, multi_thread, poll};
 use tokio::sync::Barrier;
 use tokio::task::{JoinHandle, yield_now};
-use tokio_ctx::{AfterFunc, CancelGuard, Context, DoneOwned, Error};
+use tokio_ctx::{AfterFunc, CancelScope, Context, DoneOwned, Error};
 use tokio_util::sync::CancellationToken;
 
 const WORKERS: usize = 8;
@@ -64,8 +64,8 @@ struct Node {
     parents: Vec<usize>,
     foreign: bool,
     ctx: Mutex<Option<Context>>,
-    guard: Mutex<Option<CancelGuard>>,
-    /// Its guard is being dropped, or has been.
+    scope: Mutex<Option<CancelScope>>,
+    /// Its scope is being dropped, or has been.
     abandoned: AtomicBool,
     /// A cancel of it has returned.
     cancelled: AtomicBool,
@@ -121,12 +121,12 @@ impl Tree {
         tree
     }
 
-    fn add(&self, parents: Vec<usize>, foreign: bool, (ctx, guard): (Context, CancelGuard)) {
+    fn add(&self, parents: Vec<usize>, foreign: bool, scope: CancelScope) {
         let node = Node {
             parents,
             foreign,
-            ctx: Mutex::new(Some(ctx)),
-            guard: Mutex::new(Some(guard)),
+            ctx: Mutex::new(Some(scope.clone())),
+            scope: Mutex::new(Some(scope)),
             abandoned: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
             told: OnceLock::new(),
@@ -160,9 +160,9 @@ impl Tree {
         }
     }
 
-    /// Cancels a node if its guard is still there.
+    /// Cancels a node if its scope is still there.
     fn cancel(&self, place: usize, node: &Node) {
-        let canceller = node.guard.lock().unwrap().as_ref().map(CancelGuard::canceller);
+        let canceller = node.scope.lock().unwrap().as_ref().map(CancelScope::canceller);
         if let Some(canceller) = canceller {
             canceller.cancel_with(Cause::new(place, &self.alive));
             node.cancelled.store(true, Ordering::Release);
@@ -246,9 +246,9 @@ async fn step(tree: &Tree, dice: &mut Dice, left: &mut Left) {
             let (place, _, ctx) = tree.pick_live(dice);
             let after =
                 if dice.roll(2) == 0 { LONG } else { Duration::from_micros(dice.roll(4_000) as u64) };
-            let (child, guard) = ctx.with_timeout(after);
+            let child = ctx.with_timeout(after);
             assert!(child.deadline() <= ctx.deadline().or(child.deadline()), "a deadline grew");
-            tree.add(vec![place], false, (child, guard));
+            tree.add(vec![place], false, child);
         }
         7 => {
             let (one, _, a) = tree.pick_live(dice);
@@ -272,13 +272,14 @@ async fn step(tree: &Tree, dice: &mut Dice, left: &mut Left) {
         }
         12 | 13 => {
             let (place, node) = tree.pick(dice);
-            let guard = node.guard.lock().unwrap().take_if(|_| place > 1);
-            if let Some(guard) = guard {
-                if dice.roll(2) == 0 {
-                    guard.detach();
-                } else {
-                    node.abandoned.store(true, Ordering::Release);
-                    drop(guard);
+            let scope = node.scope.lock().unwrap().take_if(|_| place > 1);
+            if let Some(scope) = scope {
+                match dice.roll(4) {
+                    0 | 1 => drop(scope.detach()),
+                    roll => {
+                        node.abandoned.store(true, Ordering::Release);
+                        if roll == 2 { drop(scope) } else { drop(scope.split().1) }
+                    }
                 }
             }
         }

@@ -131,10 +131,10 @@ fn number(fields: &Fields, name: &str) -> f64 {
 #[tokio::test(start_paused = true)]
 async fn a_cancel_is_told_with_all_its_fields() {
     listen();
-    let (ctx, guard) = BACKGROUND.with_timeout(ms(500));
+    let ctx = BACKGROUND.with_timeout(ms(500));
     let made = line!() - 1;
     advance(ms(40)).await;
-    guard.cancel_with(Cause("hung up"));
+    ctx.cancel_with(Cause("hung up"));
     let canceled = line!() - 1;
     let event = one_event();
     assert_eq!(event.level, Level::DEBUG);
@@ -152,7 +152,7 @@ async fn a_cancel_is_told_with_all_its_fields() {
 #[tokio::test(start_paused = true)]
 async fn a_deadline_is_told_with_all_its_fields() {
     listen();
-    let (ctx, _guard) = BACKGROUND.with_timeout_cause(ms(100), Cause("too slow"));
+    let ctx = BACKGROUND.with_timeout_cause(ms(100), Cause("too slow"));
     let made = line!() - 1;
     ctx.done().await;
     let event = one_event();
@@ -168,24 +168,25 @@ async fn a_deadline_is_told_with_all_its_fields() {
 #[tokio::test(start_paused = true)]
 async fn what_there_is_not_is_left_out() {
     listen();
-    let (_ctx, guard) = BACKGROUND.with_cancel();
+    let ctx = BACKGROUND.with_cancel();
     advance(ms(70)).await;
-    guard.cancel();
+    ctx.cancel();
     let fields = one_event().fields;
     assert!(!fields.contains_key("cause") && !fields.contains_key("budget_ms"), "{fields:?}");
     assert_eq!(number(&fields, "lived_ms"), 70.0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guards_quiet_drop_is_not_told() {
+async fn a_scopes_quiet_drop_is_not_told() {
     listen();
-    let (ctx, guard) = BACKGROUND.with_cancel();
-    drop(guard);
+    let scope = BACKGROUND.with_cancel();
+    let ctx = scope.clone();
+    drop(scope);
     assert!(ctx.is_done());
-    let (ctx, guard) = BACKGROUND.with_timeout(LONG);
-    let (child, _child_guard) = ctx.with_cancel();
+    let ctx = BACKGROUND.with_timeout(LONG);
+    let child = ctx.with_cancel();
     assert!(poll_once(child.done()).is_pending());
-    drop(guard);
+    drop(ctx);
     assert!(ended(&child).is_canceled());
     no_event();
 }
@@ -193,40 +194,37 @@ async fn a_guards_quiet_drop_is_not_told() {
 #[tokio::test(start_paused = true)]
 async fn only_the_one_that_ended_itself_tells() {
     listen();
-    let (parent, guard) = BACKGROUND.with_cancel();
+    let parent = BACKGROUND.with_cancel();
     let made = line!() - 1;
-    let (child, child_guard) = parent.with_timeout(LONG);
-    let (grandchild, _g) = child.with_cancel();
-    let (merged, _g1) = BACKGROUND.merge(&grandchild);
+    let child = parent.with_timeout(LONG);
+    let grandchild = child.with_cancel();
+    let merged = BACKGROUND.merge(&grandchild);
     assert!(poll_once(merged.done()).is_pending());
-    guard.cancel_with(Cause("all"));
+    parent.cancel_with(Cause("all"));
     for ctx in [&parent, &child, &grandchild, &merged] {
         assert_eq!(word(&ended(ctx)), Some("all"));
     }
-    child_guard.cancel_with(Cause("too late"));
+    child.cancel_with(Cause("too late"));
     let event = one_event();
     assert_eq!(event.fields["cause"], "all");
     assert_place(&event, "derived_at", made);
     // Born dead, they end with their parent.
-    let (_late, late_guard) = parent.with_timeout(ms(0));
-    late_guard.cancel();
+    parent.with_timeout(ms(0)).cancel();
     no_event();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_deadline_is_told_once_however_many_see_it() {
     listen();
-    let (parent, _guard) = BACKGROUND.with_timeout(ms(100));
-    let (child, _child_guard) = parent.with_cancel();
+    let parent = BACKGROUND.with_timeout(ms(100));
+    let child = parent.with_cancel();
     let waits: Vec<_> = (0..5)
-        .flat_map(|_| {
-            [tokio::spawn(child.clone().done_owned()), tokio::spawn(parent.clone().done_owned())]
-        })
+        .flat_map(|_| [tokio::spawn(child.done_owned()), tokio::spawn(parent.done_owned())])
         .collect();
     for wait in waits {
         wait.await.unwrap();
     }
-    assert!(child.is_done() && parent.is_done() && child.with_cancel().0.is_done());
+    assert!(child.is_done() && parent.is_done() && child.with_cancel().is_done());
     assert_eq!(one_event().fields["kind"], "DeadlineExceeded");
 }
 
@@ -234,11 +232,11 @@ async fn a_deadline_is_told_once_however_many_see_it() {
 #[tokio::test(start_paused = true)]
 async fn an_unseen_deadline_is_told_when_it_is_found_out() {
     listen();
-    let (parent, _guard) = BACKGROUND.with_timeout(ms(100));
-    let (child, child_guard) = parent.with_cancel();
+    let parent = BACKGROUND.with_timeout(ms(100));
+    let child = parent.with_cancel();
     advance(ms(250)).await;
     no_event();
-    child_guard.cancel();
+    child.cancel();
     let event = one_event();
     assert_eq!(event.fields["kind"], "DeadlineExceeded");
     assert_eq!(number(&event.fields, "lived_ms"), 100.0);
@@ -250,11 +248,11 @@ async fn an_unseen_deadline_is_told_when_it_is_found_out() {
 #[tokio::test(start_paused = true)]
 async fn two_that_ended_by_themselves_tell_two_stories() {
     listen();
-    let (parent, guard) = BACKGROUND.with_cancel();
-    let (child, _child_guard) = parent.with_timeout(ms(100));
+    let parent = BACKGROUND.with_cancel();
+    let child = parent.with_timeout(ms(100));
     assert!(poll_once(child.done()).is_pending());
     advance(ms(150)).await;
-    guard.cancel();
+    parent.cancel();
     assert!(ended(&child).is_deadline_exceeded() && ended(&parent).is_canceled());
     let mut kinds: Vec<_> = SEEN.take().into_iter().map(|seen| seen.fields["kind"].clone()).collect();
     kinds.sort();
@@ -265,8 +263,8 @@ async fn two_that_ended_by_themselves_tell_two_stories() {
 fn a_tokens_end_is_told_once() {
     listen();
     let token = CancellationToken::new();
-    let (ctx, _guard) = BACKGROUND.with_token(&token);
-    let (child, _child_guard) = ctx.with_cancel();
+    let ctx = BACKGROUND.with_token(&token);
+    let child = ctx.with_cancel();
     token.cancel();
     assert!(child.is_done() && ctx.is_done());
     let event = one_event();
@@ -278,12 +276,13 @@ fn a_tokens_end_is_told_once() {
 #[test]
 fn a_second_cancel_tells_nothing() {
     listen();
-    let (_ctx, guard) = BACKGROUND.with_cancel();
-    guard.cancel();
+    let scope = BACKGROUND.with_cancel();
+    let _ctx = scope.clone();
+    scope.cancel();
     one_event();
-    guard.cancel();
-    guard.cancel_with(Cause("late"));
-    drop(guard);
+    scope.cancel();
+    scope.cancel_with(Cause("late"));
+    drop(scope);
     no_event();
 }
 
@@ -292,8 +291,8 @@ fn the_event_is_in_a_span_of_whoever_derived_or_ended_it() {
     listen();
     let span = info_span!("request");
     span.in_scope(|| {
-        let (_ctx, guard) = BACKGROUND.with_cancel();
-        guard.cancel();
+        let ctx = BACKGROUND.with_cancel();
+        ctx.cancel();
     });
     assert_eq!(one_event().spans, ["request"]);
 }
@@ -301,7 +300,7 @@ fn the_event_is_in_a_span_of_whoever_derived_or_ended_it() {
 #[tokio::test(start_paused = true)]
 async fn instrument_runs_in_the_context_and_in_the_span() {
     listen();
-    let (ctx, _guard) = BACKGROUND.with_value("carried").with_timeout(ms(80));
+    let ctx = BACKGROUND.with_value("carried").with_timeout(ms(80));
     let span = info_span!("step", id = 7, deadline_ms = field::Empty);
     let (value, name) = ctx
         .instrument(span, async {
@@ -324,11 +323,12 @@ async fn instrument_runs_in_the_context_and_in_the_span() {
 #[tokio::test(start_paused = true)]
 async fn instrument_is_bounded_by_the_context() {
     listen();
-    let (ctx, guard) = BACKGROUND.with_timeout(ms(80));
+    let scope = BACKGROUND.with_timeout(ms(80));
+    let ctx = scope.clone();
     let error = ctx.instrument(info_span!("slow"), pending::<()>()).await.unwrap_err();
     assert_same(&error, &ended(&ctx));
     assert_eq!(one_event().spans.last().map(String::as_str), Some("slow"));
-    drop(guard);
+    drop(scope);
 
     let work = async { unreachable!("a dead context started work") };
     let error = ctx.instrument(info_span!("dead"), work).await.unwrap_err();
@@ -339,8 +339,8 @@ async fn instrument_is_bounded_by_the_context() {
 #[tokio::test(start_paused = true)]
 async fn instrument_takes_any_span() {
     listen();
-    let (timed, _g) = BACKGROUND.with_timeout(ms(80));
-    let (plain, _g1) = BACKGROUND.with_cancel();
+    let timed = BACKGROUND.with_timeout(ms(80));
+    let plain = BACKGROUND.with_cancel();
     for ctx in [&timed, &plain, &BACKGROUND] {
         assert_eq!(ctx.instrument(info_span!("bare"), async { 1 }).await.unwrap(), 1);
         assert_eq!(ctx.instrument(tracing::Span::none(), async { 2 }).await.unwrap(), 2);

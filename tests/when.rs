@@ -25,8 +25,8 @@ fn its_output_is_the_cause_and_its_line_the_place() {
     on_both(|| async {
         let (stop, stopped) = oneshot::channel();
         let line = line!() + 1;
-        let (ctx, _guard) = BACKGROUND.with_cancel_when(async { stopped.await.unwrap() });
-        let (child, _guard) = ctx.with_cancel();
+        let ctx = BACKGROUND.with_cancel_when(async { stopped.await.unwrap() });
+        let child = ctx.with_cancel();
         assert!(!ctx.is_done());
         stop.send(Cause("asked to")).unwrap();
         let error = child.done().await;
@@ -43,7 +43,7 @@ fn a_flag_that_turns() {
     on_both(|| async {
         let (flag, mut watched) = watch::channel(0);
         let reason = async move { format!("flag {}", *watched.wait_for(|n| *n > 1).await.unwrap()) };
-        let (ctx, _guard) = BACKGROUND.with_cancel_when(reason);
+        let ctx = BACKGROUND.with_cancel_when(reason);
         flag.send(1).unwrap();
         tokio::task::yield_now().await;
         assert!(!ctx.is_done());
@@ -55,7 +55,7 @@ fn a_flag_that_turns() {
 #[test]
 fn one_that_is_ready_ends_it_soon() {
     on_both(|| async {
-        let (ctx, _guard) = BACKGROUND.with_cancel_when(ready("at once"));
+        let ctx = BACKGROUND.with_cancel_when(ready("at once"));
         assert_eq!(ctx.done().await.cause().unwrap().to_string(), "at once");
     });
 }
@@ -63,10 +63,10 @@ fn one_that_is_ready_ends_it_soon() {
 #[test]
 fn an_ended_context_does_not_poll_it() {
     on_both(|| async {
-        let (parent, guard) = BACKGROUND.with_cancel();
-        guard.cancel_with(Cause("dead"));
+        let parent = BACKGROUND.with_cancel();
+        parent.cancel_with(Cause("dead"));
         let reason = async { unreachable!("a dead context started work") as &str };
-        let (ctx, _guard) = parent.with_cancel_when(reason);
+        let ctx = parent.with_cancel_when(reason);
         assert_eq!(word(&ended(&ctx)), Some("dead"));
         no_task_is_left().await;
     });
@@ -76,19 +76,20 @@ fn an_ended_context_does_not_poll_it() {
 fn another_end_drops_it() {
     on_both(|| async {
         for end in 0..3 {
-            let (parent, parents_guard) = BACKGROUND.with_cancel();
-            let (parent, _guard) = parent.with_timeout(if end == 0 { ms(5) } else { common::LONG });
+            let above = BACKGROUND.with_cancel();
+            let parent = above.with_timeout(if end == 0 { ms(5) } else { common::LONG });
             let drops = Drops::default();
             let counted = drops.counted();
-            let (ctx, guard) = parent.with_cancel_when(async move {
+            let scope = parent.with_cancel_when(async move {
                 let _counted = counted;
                 pending::<&str>().await
             });
+            let ctx = scope.clone();
             tokio::task::yield_now().await;
             match end {
                 0 => drop(ctx.done().await),
-                1 => drop(parents_guard),
-                _ => drop(guard),
+                1 => drop(above),
+                _ => drop(scope),
             }
             no_task_is_left().await;
             assert_eq!(drops.count(), 1);
@@ -100,7 +101,7 @@ fn another_end_drops_it() {
 #[test]
 fn its_context_is_the_parent() {
     on_both(|| async {
-        let (ctx, _guard) = BACKGROUND.with_value(7_u8).with_cancel_when(async {
+        let ctx = BACKGROUND.with_value(7_u8).with_cancel_when(async {
             assert!(!Context::current().is_done());
             format!("{:?}", Context::current().value::<u8>())
         });
@@ -118,7 +119,7 @@ fn a_panic_ends_it_as_well_and_says_so() {
             #[allow(unreachable_code)]
             "unreachable"
         };
-        let (ctx, _guard) = BACKGROUND.with_cancel_when(reason);
+        let ctx = BACKGROUND.with_cancel_when(reason);
         let error = ctx.done().await;
         assert_eq!(error.cause().unwrap().to_string(), "what it was to end with panicked: no lease 3");
         no_task_is_left().await;
@@ -129,15 +130,14 @@ fn a_panic_ends_it_as_well_and_says_so() {
 fn a_runtime_that_goes_ends_it_as_well() {
     watched(|| {
         for runtime in [current_thread(), multi_thread(1)] {
-            let (ctx, guard) =
-                runtime.block_on(async { BACKGROUND.with_cancel_when(pending::<&str>()) });
+            let ctx = runtime.block_on(async { BACKGROUND.with_cancel_when(pending::<&str>()) });
             assert!(!ctx.is_done());
             drop(runtime);
             let error = ended(&ctx);
             let text = error.cause().unwrap().to_string();
             assert!(text.starts_with("the future given at tests/when.rs:"), "{text}");
             assert!(text.ends_with(" was dropped before it resolved"), "{text}");
-            drop(guard);
+            drop(ctx);
         }
     });
 }
@@ -146,8 +146,7 @@ fn a_runtime_that_goes_ends_it_as_well() {
 fn detached_it_is_left_to_the_future() {
     on_both(|| async {
         let (stop, stopped) = oneshot::channel::<&str>();
-        let (ctx, guard) = BACKGROUND.with_cancel_when(async { stopped.await.unwrap() });
-        guard.detach();
+        let ctx = BACKGROUND.with_cancel_when(async { stopped.await.unwrap() }).detach();
         tokio::task::yield_now().await;
         assert!(!ctx.is_done());
         stop.send("done").unwrap();
@@ -162,7 +161,7 @@ fn the_first_end_decides_in_a_race() {
         runtime.block_on(async {
             for _round in 0..500 {
                 let (stop, stopped) = oneshot::channel();
-                let (ctx, guard) = BACKGROUND.with_cancel_when(async { stopped.await.unwrap() });
+                let (ctx, guard) = BACKGROUND.with_cancel_when(async { stopped.await.unwrap() }).split();
                 let rival = tokio::spawn(async move { guard.cancel_with(Cause("guard")) });
                 stop.send(Cause("future")).unwrap_or(());
                 let first = word(&ctx.done().await);
@@ -178,8 +177,8 @@ fn the_first_end_decides_in_a_race() {
 #[test]
 fn a_deadline_that_comes_first_wins() {
     paused().block_on(async {
-        let (parent, _guard) = BACKGROUND.with_timeout(ms(10));
-        let (ctx, _guard) = parent.with_cancel_when(async {
+        let parent = BACKGROUND.with_timeout(ms(10));
+        let ctx = parent.with_cancel_when(async {
             tokio::time::sleep(ms(20)).await;
             "too late"
         });

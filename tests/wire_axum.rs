@@ -55,8 +55,8 @@ async fn an_error_answers_without_detail() {
         ctx.within(ms(10), async |ctx| ctx.sleep(Duration::MAX).await).await?
     };
     let canceled = async |ctx: Context| -> Result<(), Error> {
-        let (ctx, guard) = ctx.with_cancel();
-        guard.cancel_with("secret");
+        let ctx = ctx.with_cancel();
+        ctx.cancel_with("secret");
         ctx.check()
     };
     let app = Router::new().route("/late", get(late)).route("/canceled", get(canceled)).layer(layer());

@@ -56,7 +56,7 @@ async fn a_call_says_what_is_left_of_its_context() {
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "done");
         sent.lock().unwrap().pop().unwrap()
     };
-    let (ctx, _guard) = Context::background().with_timeout(ms(300));
+    let ctx = Context::background().with_timeout(ms(300));
     let headers = call(&ctx, request(), Outbound::new()).await;
     assert_eq!(headers["grpc-timeout"], "300000u");
     let connect = Outbound::new().write([DeadlineHeader::Connect]).margin(ms(20));
@@ -65,22 +65,22 @@ async fn a_call_says_what_is_left_of_its_context() {
     assert!(call(&Context::background(), request(), Outbound::new()).await.is_empty());
 
     // What is in the request goes before what is around.
-    let (nearer, _guard) = ctx.with_timeout(ms(100));
+    let nearer = ctx.with_timeout(ms(100));
     let mut own = request();
-    own.extensions_mut().insert(nearer);
+    own.extensions_mut().insert(nearer.clone());
     assert_eq!(call(&ctx, own, Outbound::new()).await["grpc-timeout"], "100000u");
 }
 
 #[tokio::test]
 async fn an_ended_context_sends_nothing() {
     let sent = Arc::new(Mutex::new(Vec::new()));
-    let (ctx, guard) = Context::background().with_timeout(Duration::from_secs(60));
+    let ctx = Context::background().with_timeout(Duration::from_secs(60));
     let late =
         ClientLayer::new(Outbound::new().margin(Duration::from_secs(61))).layer(noting(sent.clone()));
     let error = ctx.scope(async { late.oneshot(request()).await }).await.unwrap_err();
     assert!(context_error(error).is_deadline_exceeded());
 
-    guard.cancel_with("enough");
+    ctx.cancel_with("enough");
     let service = layer().layer(noting(sent.clone()));
     let error = ctx.scope(async { service.oneshot(request()).await }).await.unwrap_err();
     common::assert_same(&context_error(error), &ended(&ctx));
@@ -90,7 +90,7 @@ async fn an_ended_context_sends_nothing() {
 #[tokio::test(start_paused = true)]
 async fn the_end_drops_the_call_and_says_why() {
     let drops = common::Drops::default();
-    let (ctx, _guard) = Context::background().with_timeout(ms(50));
+    let ctx = Context::background().with_timeout(ms(50));
     let service = service_fn(|_: Request<Empty<Bytes>>| {
         let counted = drops.counted();
         async move {
@@ -108,7 +108,7 @@ async fn the_end_drops_the_call_and_says_why() {
 
 #[tokio::test(start_paused = true)]
 async fn the_end_breaks_a_body_off_and_drops_it() {
-    let (ctx, guard) = Context::background().with_cancel();
+    let ctx = Context::background().with_cancel();
     let (send, body) = channel_body();
     let body = Mutex::new(Some(body));
     let service = service_fn(|_: Request<Empty<Bytes>>| {
@@ -120,7 +120,7 @@ async fn the_end_breaks_a_body_off_and_drops_it() {
     send.send(Ok(Frame::data("a".into()))).unwrap();
     assert!(body.frame().await.unwrap().is_ok());
     assert!(!body.is_end_stream());
-    guard.cancel_with("enough");
+    ctx.cancel_with("enough");
     let error = context_error(body.frame().await.unwrap().unwrap_err());
     assert_eq!(error.cause().unwrap().to_string(), "enough");
     assert!(send.is_closed());
@@ -152,7 +152,7 @@ async fn errors_of_the_call_and_of_the_body_stay_what_they_are() {
 async fn hyper_utils_client_under_the_layer() {
     for version in [Version::Http1, Version::Http2] {
         let (server, mut contexts) = far_side(version).await;
-        let (ctx, guard) = Context::background().with_timeout(common::LONG);
+        let ctx = Context::background().with_timeout(common::LONG);
         // One client throughout: over HTTP/2 its connection stays, and the stream alone is reset.
         let client = layer().layer(client::<Empty<Bytes>>(version));
         let get = async |path| {
@@ -174,7 +174,7 @@ async fn hyper_utils_client_under_the_layer() {
         };
         assert!(!waited.is_done());
 
-        guard.cancel();
+        ctx.cancel();
         assert!(context_error(waiting.await.unwrap_err()).is_canceled());
         assert!(context_error(response.frame().await.unwrap().unwrap_err()).is_canceled());
         assert_left(&waited).await;
@@ -209,12 +209,13 @@ async fn an_end_resets_the_stream_and_leaves_the_connection() {
     let (at, mut told, asked) = resets().await;
     let client = layer().layer(client::<Empty<Bytes>>(Version::Http2));
     for round in 1..=3 {
-        let (ctx, guard) = Context::background().with_cancel();
-        let request = Request::get(format!("http://{at}/")).extension(ctx).body(Empty::new()).unwrap();
+        let ctx = Context::background().with_cancel();
+        let request =
+            Request::get(format!("http://{at}/")).extension(ctx.clone()).body(Empty::new()).unwrap();
         let call = tokio::spawn(client.clone().oneshot(request));
         // All over the one connection that is ever accepted.
         wire::eventually("the request arrives", || asked.load(Ordering::SeqCst) == round).await;
-        guard.cancel();
+        ctx.cancel();
         assert!(context_error(call.await.unwrap().unwrap_err()).is_canceled());
         assert_eq!(told.recv().await.unwrap(), h2::Reason::CANCEL);
     }
@@ -244,7 +245,7 @@ async fn both_layers_carry_the_deadline_from_hop_to_hop() {
         std::mem::forget(before);
     }
     let edge = next.unwrap();
-    let (ctx, guard) = Context::background().with_timeout(common::LONG);
+    let ctx = Context::background().with_timeout(common::LONG);
     let mut headers = HeaderMap::new();
     ctx.inject(&mut headers).unwrap();
     let call =
@@ -258,5 +259,4 @@ async fn both_layers_carry_the_deadline_from_hop_to_hop() {
     for hop in &hops {
         assert_left(hop).await;
     }
-    drop(guard);
 }

@@ -251,28 +251,28 @@ fn what_is_not_believed_is_not_even_looked_at() {
 fn who_trusts_nobody_takes_neither_deadlines_nor_values() {
     let edge = inbound().carry::<Name>().carry_in_baggage::<Name>().strict().untrusted();
     let sent = headers(&[("grpc-timeout", "junk"), ("x-name", "eve"), ("baggage", "x-name=eve")]);
-    let (ctx, _guard) = Context::background().extract(&sent, &edge).unwrap();
+    let ctx = Context::background().extract(&sent, &edge).unwrap();
     assert_eq!(edge.budget(&sent).unwrap(), Some(USUAL));
     assert!(ctx.value::<Name>().is_none());
     // In either order of asking.
     let edge = Inbound::new().untrusted().believe(all()).carry::<Name>();
-    let (ctx, _guard) = Context::background().extract(&sent, &edge).unwrap();
+    let ctx = Context::background().extract(&sent, &edge).unwrap();
     assert!(ctx.deadline().is_none() && ctx.value::<Name>().is_none());
 }
 
 #[test]
 fn the_services_own_deadline_holds_and_its_end_goes_down() {
-    let (service, stop) = Context::background().with_timeout(ms(50));
-    let (ctx, _guard) = service.extract(&headers(&[("grpc-timeout", "1H")]), &Inbound::new()).unwrap();
+    let service = Context::background().with_timeout(ms(50));
+    let ctx = service.extract(&headers(&[("grpc-timeout", "1H")]), &Inbound::new()).unwrap();
     assert_eq!(ctx.deadline(), service.deadline());
-    stop.cancel();
+    service.cancel();
     assert!(ctx.is_done());
 }
 
 #[test]
 fn an_end_names_the_line_and_whose_budget_it_was() {
     let ended = |sent: &HeaderMap, inbound: &Inbound| {
-        let (ctx, _guard) = Context::background().extract(sent, inbound).unwrap();
+        let ctx = Context::background().extract(sent, inbound).unwrap();
         let line = line!() - 1;
         let error = ctx.err().expect("it has ended at birth");
         assert_eq!((error.origin().made_at().file(), error.origin().made_at().line()), (file!(), line));
@@ -287,9 +287,9 @@ fn an_end_names_the_line_and_whose_budget_it_was() {
 #[test]
 fn a_deadline_beyond_all_clocks_is_none() {
     let forever = headers(&[("grpc-timeout", "99999999H")]);
-    let (ctx, _guard) = Context::background().extract(&forever, &Inbound::new()).unwrap();
+    let ctx = Context::background().extract(&forever, &Inbound::new()).unwrap();
     assert!(!ctx.is_done());
-    let (ctx, _guard) =
+    let ctx =
         Context::background().extract(&forever, &Inbound::new().max_budget(Duration::MAX)).unwrap();
     assert!(!ctx.is_done());
 }
@@ -330,7 +330,7 @@ proptest! {
         let inbound = inbound().carry::<Name>().carry_in_baggage::<Name>();
         let budget = inbound.budget(&sent).unwrap();
         prop_assert!(budget.unwrap() <= MOST);
-        let (ctx, _guard) = Context::background().extract(&sent, &inbound).unwrap();
+        let ctx = Context::background().extract(&sent, &inbound).unwrap();
         prop_assert!(ctx.remaining().unwrap() <= MOST);
         prop_assert!(ctx.value::<Name>().is_none_or(|name| name.0.len() <= 8192));
 
@@ -352,13 +352,13 @@ proptest! {
 
 #[tokio::test(start_paused = true)]
 async fn each_service_gets_what_the_one_before_has_left() {
-    let (edge, _guard) = Context::background().with_timeout(ms(300));
+    let edge = Context::background().with_timeout(ms(300));
     tokio::time::advance(ms(40)).await;
     let mut sent = HeaderMap::new();
     edge.inject(&mut sent).unwrap();
     assert_eq!(sent["grpc-timeout"], "260000u");
 
-    let (middle, _guard) = Context::background().extract(&sent, &Inbound::new()).unwrap();
+    let middle = Context::background().extract(&sent, &Inbound::new()).unwrap();
     tokio::time::advance(ms(100)).await;
     let mut sent = HeaderMap::new();
     middle.inject_with(&mut sent, &Outbound::new().write([own()]).margin(ms(10))).unwrap();
@@ -367,14 +367,14 @@ async fn each_service_gets_what_the_one_before_has_left() {
 
 #[test]
 fn a_context_that_has_ended_or_has_nothing_left_is_not_sent() {
-    let (ctx, guard) = Context::background().with_value(Name("ada".into())).with_cancel();
-    guard.cancel_with("enough");
+    let ctx = Context::background().with_value(Name("ada".into())).with_cancel();
+    ctx.cancel_with("enough");
     let mut sent = headers(&[("accept", "*/*")]);
     let error = ctx.inject_with(&mut sent, &Outbound::new().carry::<Name>()).unwrap_err();
     assert_eq!(error.cause().unwrap().to_string(), "enough");
     assert_eq!(sent.len(), 1);
 
-    let (ctx, _guard) = Context::background().with_timeout(ms(500));
+    let ctx = Context::background().with_timeout(ms(500));
     let outbound = Outbound::new().margin(ms(500));
     let error = ctx.inject_with(&mut sent, &outbound).unwrap_err();
     let line = line!() - 1;
@@ -386,7 +386,7 @@ fn a_context_that_has_ended_or_has_nothing_left_is_not_sent() {
 
 #[tokio::test(start_paused = true)]
 async fn a_shorter_deadline_that_was_set_for_this_call_stays() {
-    let (ctx, _guard) = Context::background().with_timeout(ms(300));
+    let ctx = Context::background().with_timeout(ms(300));
     for (there, told) in [("50m", "50000000n"), ("900m", "300000u"), ("junk", "300000u")] {
         let mut sent = headers(&[("grpc-timeout", there)]);
         ctx.inject(&mut sent).unwrap();
@@ -424,7 +424,7 @@ fn sent(name: &str, outbound: &Outbound) -> HeaderMap {
 }
 
 fn received(sent: &HeaderMap, inbound: &Inbound) -> Option<String> {
-    let (ctx, _guard) = Context::background().extract(sent, inbound).unwrap();
+    let ctx = Context::background().extract(sent, inbound).unwrap();
     ctx.value::<Name>().map(|name| name.0.clone())
 }
 

@@ -175,15 +175,15 @@ async fn a_grpc_call_is_answered_in_trailers_only() {
 #[tokio::test(start_paused = true)]
 async fn the_services_end_is_the_requests() {
     for (request, status, grpc_status) in [(request(), 503, None), (grpc("1H"), 200, Some("14"))] {
-        let (service, stop) = Context::background().with_cancel();
+        let service = Context::background().with_cancel();
         let seen = Seen::default();
-        let answer = call(ServerLayer::new(service, Inbound::new()), request, async |request| {
+        let answer = call(ServerLayer::new(service.clone(), Inbound::new()), request, async |request| {
             seen.note(&request);
             pending::<Response<Full<Bytes>>>().await
         });
         let mut answer = pin!(answer);
         assert!(poll(answer.as_mut(), Waker::noop()).is_pending());
-        stop.cancel_with("secret maintenance");
+        service.cancel_with("secret maintenance");
         let response = answer.await;
         assert_eq!(response.status(), status);
         assert_eq!(
@@ -201,12 +201,12 @@ async fn the_services_end_is_the_requests() {
 
 #[tokio::test]
 async fn who_has_no_time_left_is_not_served() {
-    let (service, stop) = Context::background().with_cancel();
-    stop.cancel();
+    let service = Context::background().with_cancel();
+    service.cancel();
     for (layer, request, status) in [
         (layer(Inbound::new()), grpc("0m"), 200),
         (layer(Inbound::new().max_budget(Duration::ZERO)), request(), 504),
-        (ServerLayer::new(service, Inbound::new()), request(), 503),
+        (ServerLayer::new(service.clone(), Inbound::new()), request(), 503),
     ] {
         let response =
             call(layer, request, async |_| -> Response<Full<Bytes>> { unreachable!("not served") })
@@ -295,8 +295,7 @@ async fn failures_and_panics_of_a_handler_are_told_as_such() {
 #[tokio::test(start_paused = true)]
 async fn a_layer_within_another_shrinks_and_ends_with_both() {
     for ends in [0, 1] {
-        let (services, stops): (Vec<_>, Vec<_>) =
-            (0..2).map(|_| Context::background().with_cancel()).unzip();
+        let services = [(); 2].map(|()| Context::background().with_cancel());
         let inner = ServerLayer::new(services[0].clone(), Inbound::new().max_budget(ms(200)));
         let outer = ServerLayer::new(services[1].clone(), Inbound::new().max_budget(ms(100)));
         let seen = Seen::default();
@@ -307,7 +306,7 @@ async fn a_layer_within_another_shrinks_and_ends_with_both() {
         let mut answer = pin!(outer.layer(inner.layer(service)).oneshot(request()));
         assert!(poll(answer.as_mut(), Waker::noop()).is_pending());
         assert_eq!(seen.ctx().remaining(), Some(ms(100)));
-        stops[ends].cancel();
+        services[ends].cancel();
         assert!(seen.ctx().is_done());
         assert_eq!(answer.await.unwrap().status(), 503);
     }

@@ -149,7 +149,7 @@ fn the_first_error_wins_and_nothing_more_is_taken() {
 fn an_end_while_the_source_is_waited_for_is_seen_at_once() {
     paused().block_on(async {
         let start = Instant::now();
-        let (ctx, _guard) = BACKGROUND.with_timeout(ms(50));
+        let ctx = BACKGROUND.with_timeout(ms(50));
         let source = stream::iter([1]).chain(stream::pending());
         let worked = Arc::new(AtomicUsize::new(0));
         let pool = source.for_each_task(&ctx, 2, |_, item| {
@@ -173,7 +173,7 @@ fn an_end_while_the_source_is_waited_for_is_seen_at_once() {
 fn an_end_while_every_worker_is_at_work_takes_nothing_more() {
     paused().block_on(async {
         let start = Instant::now();
-        let (ctx, _guard) = BACKGROUND.with_timeout(ms(50));
+        let ctx = BACKGROUND.with_timeout(ms(50));
         let mut taken = 0;
         let source = stream::iter(0..).inspect(|_| taken += 1);
         let pool = source.for_each_task(&ctx, 2, async |ctx, _| {
@@ -191,7 +191,7 @@ fn an_end_while_every_worker_is_at_work_takes_nothing_more() {
 #[test]
 fn an_end_after_the_last_item_is_none_of_its_business() {
     paused().block_on(async {
-        let (ctx, _guard) = BACKGROUND.with_timeout(ms(50));
+        let ctx = BACKGROUND.with_timeout(ms(50));
         let pool = stream::iter(0..2).for_each_task(&ctx, 4, async |_, _| {
             sleep(ms(80)).await;
             Ok::<_, Cause>(())
@@ -203,8 +203,8 @@ fn an_end_after_the_last_item_is_none_of_its_business() {
 #[test]
 fn a_dead_context_takes_nothing() {
     on_both(|| async {
-        let (ctx, guard) = BACKGROUND.with_cancel();
-        guard.cancel_with(Cause("dead"));
+        let ctx = BACKGROUND.with_cancel();
+        ctx.cancel_with(Cause("dead"));
         let source = stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("work for the dead") });
         let pool = source.for_each_task(&ctx, 4, async |_, _| Ok::<_, Cause>(()));
         let stopped = pool.await.unwrap_err();
@@ -216,10 +216,10 @@ fn a_dead_context_takes_nothing() {
 #[test]
 fn a_busy_pool_still_ends_in_time() {
     on_both(|| async {
-        let (ctx, _guard) = BACKGROUND.with_timeout(ms(20));
+        let ctx = BACKGROUND.with_timeout(ms(20));
         let pool = stream::repeat(()).for_each_task(&ctx, usize::MAX, async |_, ()| Ok::<_, Cause>(()));
         assert!(pool.await.unwrap_err().context_error().unwrap().is_deadline_exceeded());
-        let (ctx, _guard) = BACKGROUND.with_timeout(ms(20));
+        let ctx = BACKGROUND.with_timeout(ms(20));
         let pool = stream::repeat(()).for_each_task(&ctx, 2, async |_, ()| Ok::<_, Cause>(()));
         assert!(pool.await.unwrap_err().context_error().unwrap().is_deadline_exceeded());
     });
@@ -234,11 +234,11 @@ fn no_item_is_taken_and_then_lost() {
             (0..100).for_each(|item| send.send(item).unwrap());
             let worked = Arc::new(AtomicUsize::new(0));
             let mut source = UnboundedReceiverStream::new(receive);
-            let (ctx, guard) = BACKGROUND.with_cancel();
+            let ctx = BACKGROUND.with_cancel();
             let pool = (&mut source).for_each_task(&ctx, 3, |_, item| {
                 let worked = worked.clone();
                 if item == round {
-                    guard.cancel();
+                    ctx.cancel();
                 }
                 async move {
                     tokio::task::yield_now().await;
@@ -374,7 +374,7 @@ fn errors_may_be_boxed() {
 #[test]
 fn what_the_workers_say_of_the_end_is_told() {
     paused().block_on(async {
-        let (ctx, _guard) = BACKGROUND.with_timeout(ms(50));
+        let ctx = BACKGROUND.with_timeout(ms(50));
         let pool = stream::iter(0..).for_each_task(&ctx, 2, async |ctx, _| ctx.sleep(LONG).await);
         let failed = pool.await.unwrap_err();
         let error: &Error = failed.error().unwrap();

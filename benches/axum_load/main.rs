@@ -112,8 +112,7 @@ fn sorted(mut samples: Vec<f64>) -> Vec<f64> {
 /// A server, as `#[tokio::main]` would run it, for as long as the process lives.
 fn serve() -> SocketAddr {
     let runtime = Box::leak(Box::new(tokio::runtime::Runtime::new().expect("a runtime")));
-    let (server, guard) = Context::background().with_cancel();
-    guard.detach();
+    let server = Context::background().with_cancel().detach();
     let routes = routes::all(server, CancellationToken::new());
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
     let at = listener.local_addr().expect("an address");

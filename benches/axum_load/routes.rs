@@ -48,10 +48,9 @@ struct User(u64);
 struct Team(u64);
 
 async fn with(State(server): State<Context>, Path(user): Path<u64>) -> Json<Answer> {
-    let (ctx, _guard) = server.with_cancel();
-    let (ctx, _guard) = ctx.with_timeout(REQUEST);
-    let ctx = ctx.with_value(User(user)).with_value(Team(2));
-    let (step, _guard) = ctx.with_timeout(STEP);
+    let request = server.with_cancel();
+    let ctx = request.with_timeout(REQUEST).with_value(User(user)).with_value(Team(2));
+    let step = ctx.with_timeout(STEP);
     let user = step.value::<User>().map_or(0, |user| user.0);
     let team = step.value::<Team>().map_or(0, |team| team.0);
     match step.check() {
@@ -61,10 +60,9 @@ async fn with(State(server): State<Context>, Path(user): Path<u64>) -> Json<Answ
 }
 
 async fn bounded(State(server): State<Context>, Path(user): Path<u64>) -> Json<Answer> {
-    let (ctx, _guard) = server.with_cancel();
-    let (ctx, _guard) = ctx.with_timeout(REQUEST);
-    let ctx = ctx.with_value(User(user)).with_value(Team(2));
-    let (step, _guard) = ctx.with_timeout(STEP);
+    let request = server.with_cancel();
+    let ctx = request.with_timeout(REQUEST).with_value(User(user)).with_value(Team(2));
+    let step = ctx.with_timeout(STEP);
     let user = step.value::<User>().map_or(0, |user| user.0);
     let team = step.value::<Team>().map_or(0, |team| team.0);
     Json(step.run(work(user, team)).await.unwrap_or(TOO_LATE))

@@ -3,12 +3,12 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use tokio_ctx::{CancelGuard, Context};
+use tokio_ctx::{CancelScope, Context};
 use tokio_util::sync::CancellationToken;
 
 use crate::derive::rooted;
 use crate::drive::{FAR, timed, two_threads};
-use crate::row::{GO, Row, Run, TIMEOUT, TOKEN};
+use crate::row::{GO, NUMBER, Row, Run, TOKEN};
 
 pub fn rows() -> Vec<Row> {
     let mut rows = Vec::from([1, 10, 1_000].map(is_done));
@@ -17,9 +17,8 @@ pub fn rows() -> Vec<Row> {
 }
 
 fn is_done(depth: usize) -> Row {
-    let (chain, _guards) = chain(depth);
-    let ctx = chain[depth - 1].clone();
-    let ours = asked((ctx, _guards), |(ctx, _)| ctx.is_done());
+    let chain = chain(depth);
+    let ours = asked((chain[depth - 1].clone(), chain), |(ctx, _)| ctx.is_done());
     let mut tokens = vec![CancellationToken::new()];
     while tokens.len() < depth {
         tokens.push(tokens[tokens.len() - 1].child_token());
@@ -31,29 +30,24 @@ fn is_done(depth: usize) -> Row {
     if depth == 1 { row.target(TOKEN, 10.0).target(GO, 1.5) } else { row }
 }
 
-/// A chain of contexts, and the guards that keep it alive.
-pub fn chain(depth: usize) -> (Vec<Context>, Vec<CancelGuard>) {
-    let (mut chain, mut guards) = (Vec::new(), Vec::new());
-    for _ in 0..depth {
-        let (ctx, guard) = match chain.last() {
-            None => rooted(),
-            Some(parent) => Context::with_cancel(parent),
-        };
-        chain.push(ctx);
-        guards.push(guard);
+/// From the root to the leaf.
+pub fn chain(depth: usize) -> Vec<CancelScope> {
+    let mut chain = vec![rooted()];
+    while chain.len() < depth {
+        chain.push(chain[chain.len() - 1].with_cancel());
     }
-    (chain, guards)
+    chain
 }
 
 fn is_done_deadline() -> Row {
-    let ours = asked(Context::background().with_timeout(FAR), |(ctx, _)| ctx.is_done());
+    let ours = asked(Context::background().with_timeout(FAR), |ctx| ctx.is_done());
     let by_hand = (CancellationToken::new(), Instant::now() + FAR);
     let by_hand = asked(by_hand, |(token, at)| token.is_cancelled() || Instant::now() >= *at);
-    Row::new("is-done-deadline", "is_done, live, with a deadline", ours).peer(TIMEOUT, by_hand)
+    Row::new("is-done-deadline", "is_done, live, with a deadline", ours).peer(NUMBER, by_hand)
 }
 
 fn is_done_by_two() -> Row {
-    let ours = asked_by_two(rooted(), |(ctx, _)| ctx.is_done());
+    let ours = asked_by_two(rooted(), |ctx| ctx.is_done());
     Row::new("is-done-2-threads", "is_done, live, by 2 threads on one context", ours)
         .peer(TOKEN, token_by_two())
         .target(TOKEN, 50.0)
@@ -61,7 +55,7 @@ fn is_done_by_two() -> Row {
 }
 
 fn err_by_two() -> Row {
-    let ours = asked_by_two(rooted(), |(ctx, _)| ctx.err().is_some());
+    let ours = asked_by_two(rooted(), |ctx| ctx.err().is_some());
     Row::new("err-2-threads", "err, live, by 2 threads on one context", ours)
         .peer(TOKEN, token_by_two())
         .target(TOKEN, 50.0)
@@ -73,8 +67,8 @@ fn token_by_two() -> Run {
 }
 
 fn err_ended() -> Row {
-    let (ctx, guard) = rooted();
-    guard.cancel();
+    let ctx = rooted();
+    ctx.cancel();
     let ours = asked(ctx, |ctx| black_box(ctx.err()).is_some());
     let token = CancellationToken::new();
     token.cancel();

@@ -5,31 +5,29 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep_until;
 use tokio_context::context::{Context as TheirContext, RefContext};
-use tokio_ctx::Context;
+use tokio_ctx::{CancelScope, Context};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::drive::{FAR, scheduled, sync, two_threads};
-use crate::row::{GO, Row, Run, TIMEOUT, TOKEN, TOKIO_CONTEXT, WATCHER};
+use crate::row::{GO, NUMBER, Row, Run, TOKEN, TOKIO_CONTEXT, WATCHER};
 
 pub fn rows() -> Vec<Row> {
-    vec![dropped(), cancelled(), timeout(), by_two_threads(), clone()]
+    vec![dropped(), cancelled(), timeout(), timeout_held(), by_two_threads(), clone()]
 }
 
 fn dropped() -> Row {
-    let (parent, _guard) = rooted();
+    let parent = rooted();
     let ours = sync(move || {
-        let _keep = &_guard;
-        let (ctx, guard) = black_box(&parent).with_cancel();
+        let ctx = black_box(&parent).with_cancel();
         black_box(&ctx);
-        drop(guard);
     });
     let parent = CancellationToken::new();
     let token = sync(move || {
         let guard = black_box(&parent).child_token().drop_guard();
         black_box(guard.token());
     });
-    Row::new("derive-drop", "derive, guard dropped", ours)
+    Row::new("derive-drop", "derive, scope dropped", ours)
         .peer(TOKEN, token)
         .peer(TOKIO_CONTEXT, theirs(|_handle| {}))
         .target(TOKEN, 2.5)
@@ -38,12 +36,11 @@ fn dropped() -> Row {
 }
 
 fn cancelled() -> Row {
-    let (parent, _guard) = rooted();
+    let parent = rooted();
     let ours = sync(move || {
-        let _keep = &_guard;
-        let (ctx, guard) = black_box(&parent).with_cancel();
+        let ctx = black_box(&parent).with_cancel();
         black_box(&ctx);
-        guard.cancel();
+        ctx.cancel();
     });
     let parent = CancellationToken::new();
     let token = sync(move || {
@@ -59,12 +56,10 @@ fn cancelled() -> Row {
 }
 
 fn timeout() -> Row {
-    let (parent, _guard) = rooted();
+    let parent = rooted();
     let ours = sync(move || {
-        let _keep = &_guard;
-        let (ctx, guard) = black_box(&parent).with_timeout(FAR);
+        let ctx = black_box(&parent).with_timeout(FAR);
         black_box(&ctx);
-        drop(guard);
     });
     let parent = CancellationToken::new();
     // By hand there is no timer until somebody waits: a deadline is a number beside the token.
@@ -77,11 +72,34 @@ fn timeout() -> Row {
         let _keep = &_handle;
         black_box(TheirContext::with_parent(black_box(&parent), Some(FAR)));
     });
-    Row::new("derive-timeout", "derive with a timeout, guard dropped", ours)
-        .peer(TIMEOUT, by_hand)
+    Row::new("derive-timeout", "derive with a timeout, scope dropped", ours)
+        .peer(NUMBER, by_hand)
         .peer(WATCHER, watched())
         .peer(TOKIO_CONTEXT, theirs)
+        .target(NUMBER, 1.3)
         .target(GO, 4.0)
+        .at_most_allocations(1.0)
+}
+
+/// As when a task that was handed the context outlives its scope: there is an end to be seen.
+fn timeout_held() -> Row {
+    let parent = rooted();
+    let ours = sync(move || {
+        let ctx = black_box(&parent).with_timeout(FAR);
+        let other = black_box(ctx.clone());
+        drop(ctx);
+        black_box(&other);
+    });
+    let parent = CancellationToken::new();
+    let by_hand = sync(move || {
+        let guard = black_box(&parent).child_token().drop_guard();
+        let other = black_box((guard.token().clone(), Instant::now() + FAR));
+        drop(guard);
+        black_box(&other);
+    });
+    Row::new("derive-timeout-held", "the same, another handle still there", ours)
+        .peer(NUMBER, by_hand)
+        .target(NUMBER, 1.0)
         .at_most_allocations(1.0)
 }
 
@@ -130,16 +148,15 @@ pub async fn reap(live: &mut Vec<Watched>) {
 }
 
 fn by_two_threads() -> Row {
-    let ours = two_threads(rooted(), |(parent, _guard)| {
-        let (ctx, guard) = black_box(parent).with_cancel();
+    let ours = two_threads(rooted(), |parent| {
+        let ctx = black_box(parent).with_cancel();
         black_box(&ctx);
-        drop(guard);
     });
     let token = two_threads(CancellationToken::new(), |parent| {
         let guard = black_box(parent).child_token().drop_guard();
         black_box(guard.token());
     });
-    Row::new("derive-2-threads", "derive, guard dropped, by 2 threads under one parent", ours)
+    Row::new("derive-2-threads", "derive, scope dropped, by 2 threads under one parent", ours)
         .peer(TOKEN, token)
         .target(TOKEN, 4.0)
         .target(GO, 2.5)
@@ -147,10 +164,9 @@ fn by_two_threads() -> Row {
 }
 
 fn clone() -> Row {
-    let (ctx, _guard) = rooted();
+    let ctx = rooted();
     let ours = sync(move || {
-        let _keep = &_guard;
-        black_box(black_box(&ctx).clone());
+        black_box(black_box(ctx.context()).clone());
     });
     let token = CancellationToken::new();
     let token = sync(move || {
@@ -177,6 +193,6 @@ fn theirs(cancel: impl Fn(tokio_context::context::Handle) + 'static) -> Run {
     })
 }
 
-pub fn rooted() -> (Context, tokio_ctx::CancelGuard) {
+pub fn rooted() -> CancelScope {
     Context::background().with_cancel()
 }

@@ -6,7 +6,7 @@ use std::task::{Context as TaskContext, Waker};
 use std::time::Duration;
 
 use tokio::time::{advance, timeout};
-use tokio_ctx::{CancelGuard, Context};
+use tokio_ctx::{CancelScope, Context};
 use tokio_util::sync::CancellationToken;
 
 use crate::ask::chain;
@@ -59,15 +59,15 @@ fn siblings(sizes: &[usize]) -> Vec<Vec<String>> {
 }
 
 fn beside_ours(size: usize) -> [f64; 3] {
-    let (parent, _guard) = rooted();
+    let parent = rooted();
     let siblings: Vec<_> = (0..size).map(|_| parent.with_cancel()).collect();
     let plain = || drop(black_box(parent.with_cancel()));
     let waited = || {
-        let (ctx, _guard) = parent.with_cancel();
+        let ctx = parent.with_cancel();
         poll_once(ctx.done());
     };
     let idle = typical(plain);
-    let mut crowd = Crowd::new(siblings.iter().map(|(sibling, _)| sibling.done()));
+    let mut crowd = Crowd::new(siblings.iter().map(|sibling| sibling.done()));
     crowd.poll(Waker::noop());
     [idle, typical(plain), typical(waited)]
 }
@@ -120,7 +120,7 @@ fn depth(depths: &[usize]) -> Vec<Vec<String>> {
 }
 
 fn is_done(depth: usize) -> [f64; 3] {
-    let (chain, _guards) = chain(depth);
+    let chain = chain(depth);
     let leaf = &chain[depth - 1];
     let walked = typical(|| assert!(!black_box(leaf).is_done()));
     let mut wait = pin!(leaf.done());
@@ -144,13 +144,9 @@ fn take_apart(mut tokens: Vec<CancellationToken>) {
     while tokens.pop().is_some() {}
 }
 
-/// Nanoseconds for all levels. Guards are detached: a drop alone.
+/// Nanoseconds for all levels. Scopes are detached: a drop alone.
 fn drops(depth: usize) -> [f64; 5] {
-    let contexts = || {
-        let (chain, guards) = chain(depth);
-        guards.into_iter().for_each(CancelGuard::detach);
-        chain
-    };
+    let contexts = || chain(depth).into_iter().map(CancelScope::detach).collect::<Vec<_>>();
     let leaf_alone = || contexts().pop();
     let from_leaf = |mut chain: Vec<Context>| while chain.pop().is_some() {};
     [
@@ -220,7 +216,7 @@ fn begin_and_stop(count: usize) -> [[f64; 2]; 2] {
     let contexts: Vec<_> = (0..many).map(|_| Context::background().with_timeout(FAR)).collect();
     let tokens: Vec<_> = (0..many).map(|_| CancellationToken::new()).collect();
     [
-        waiting(many * count, |at| contexts[at / count].0.done()),
+        waiting(many * count, |at| contexts[at / count].done()),
         waiting(many * count, |at| timeout(FAR, tokens[at / count].cancelled())),
     ]
 }
@@ -244,8 +240,8 @@ const SOON: Duration = Duration::from_secs(60);
 
 fn expiry_ours(count: usize) -> f64 {
     expiry(count, async |count| {
-        let (ctx, _guard) = Context::background().with_timeout(SOON);
-        last_awake(count, || ctx.clone().done_owned(), async || advance(SOON).await).await.after
+        let ctx = Context::background().with_timeout(SOON);
+        last_awake(count, || ctx.done_owned(), async || advance(SOON).await).await.after
     })
 }
 

@@ -70,14 +70,14 @@ fn peers(waited: bool) -> [(&'static str, f64); 3] {
 }
 
 pub fn ours(live: usize, limit: Option<Duration>, waited: bool) -> f64 {
-    let (parent, _guard) = rooted();
+    let parent = rooted();
     let derive = |_| match limit {
         None => parent.with_cancel(),
         Some(limit) => parent.with_timeout(limit),
     };
     each(live, || {
         let contexts: Vec<_> = (0..live).map(derive).collect();
-        while_waiting(waited, contexts.iter().map(|(ctx, _)| ctx.done()))
+        while_waiting(waited, contexts.iter().map(|ctx| ctx.done()))
     })
 }
 

@@ -5,9 +5,11 @@ use std::time::Duration;
 pub const OURS: &str = "tokio-ctx";
 /// tokio-util's `CancellationToken`.
 pub const TOKEN: &str = "tokio-util";
-/// The same, with `tokio::time::timeout` or `sleep` glued to it by hand.
+/// A token, with `tokio::time::timeout` or `sleep` glued to it by hand.
 pub const TIMEOUT: &str = "token + timeout";
-/// The same, with a task per deadline that sleeps and then cancels.
+/// A token, with a number beside it for a deadline that nothing waits for yet.
+pub const NUMBER: &str = "a token and a number";
+/// A token, with a task per deadline that sleeps and then cancels.
 pub const WATCHER: &str = "watcher task";
 /// The crate of that name.
 pub const TOKIO_CONTEXT: &str = "tokio-context";

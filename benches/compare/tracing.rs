@@ -23,11 +23,10 @@ const SUBSCRIBERS: [(&str, &str); 4] = [
 ];
 
 pub fn row() -> Row {
-    let (parent, _guard) = rooted();
+    let parent = rooted();
     let ours = sync(move || {
-        let _keep = &_guard;
-        let (ctx, guard) = black_box(&parent).with_cancel();
-        guard.cancel_with("client hung up");
+        let ctx = black_box(&parent).with_cancel();
+        ctx.cancel_with("client hung up");
         black_box(&ctx);
     });
     Row::new("derive-cancel-cause", "derive, cancel with a cause, drop", ours)

@@ -32,10 +32,10 @@ fn chain(depth: usize) -> Row {
         let mut chain = Vec::with_capacity(depth);
         chain.push(rooted());
         while chain.len() < depth {
-            chain.push(chain[chain.len() - 1].0.with_cancel());
+            chain.push(chain[chain.len() - 1].with_cancel());
         }
-        chain[0].1.cancel();
-        assert!(chain[depth - 1].0.is_done());
+        chain[0].cancel();
+        assert!(chain[depth - 1].is_done());
         while chain.pop().is_some() {}
     });
     let token = sync(move || {
@@ -56,10 +56,10 @@ fn chain(depth: usize) -> Row {
 
 fn fan_out(width: usize) -> Row {
     let ours = sync(move || {
-        let (root, cancel) = rooted();
+        let root = rooted();
         let children: Vec<_> = (0..width).map(|_| root.with_cancel()).collect();
-        let crowd = Crowd::new(children.iter().map(|(child, _)| child.done()));
-        crowd.through(|| cancel.cancel());
+        let crowd = Crowd::new(children.iter().map(|child| child.done()));
+        crowd.through(|| root.cancel());
     });
     let token = sync(move || {
         let root = CancellationToken::new();
@@ -75,10 +75,10 @@ fn fan_out(width: usize) -> Row {
 fn fan_out_deadline(width: usize) -> Row {
     let ours = sync(move || {
         let _runtime = runtime().enter();
-        let (root, cancel) = rooted();
+        let root = rooted();
         let children: Vec<_> = (0..width).map(|_| root.with_timeout(FAR)).collect();
-        let crowd = Crowd::new(children.iter().map(|(child, _)| child.done()));
-        crowd.through(|| cancel.cancel());
+        let crowd = Crowd::new(children.iter().map(|child| child.done()));
+        crowd.through(|| root.cancel());
     });
     let by_hand = sync(move || {
         let _runtime = runtime().enter();
@@ -140,9 +140,9 @@ fn wake(tasks: usize) -> Row {
         let mut took = Duration::ZERO;
         for _ in 0..times {
             took += undisturbed(async || {
-                let (ctx, guard) = Context::background().with_cancel();
-                let wait = || ctx.clone().done_owned();
-                last_awake(tasks, wait, async || guard.cancel()).await
+                let ctx = Context::background().with_cancel();
+                let wait = || ctx.done_owned();
+                last_awake(tasks, wait, async || ctx.cancel()).await
             })
             .await;
         }

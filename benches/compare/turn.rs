@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::select;
 use tokio::time::{sleep_until, timeout, timeout_at};
 use tokio_context::context::{Context as TheirContext, RefContext};
-use tokio_ctx::Context;
+use tokio_ctx::{CancelScope, Context};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -45,9 +45,8 @@ fn remade_deadline() -> Row {
         .target(TOKEN, 1.0)
 }
 
-fn ours((ctx, guard): (Context, tokio_ctx::CancelGuard)) -> Run {
+fn ours(ctx: CancelScope) -> Run {
     turns(async move || {
-        let _keep = &guard;
         select! {
             _ = black_box(&ctx).done() => unreachable!(),
             () = PendingOnce::default() => {}
@@ -90,9 +89,8 @@ fn pinned_deadline() -> Row {
         .target(TIMEOUT, 1.3)
 }
 
-fn ours_pinned((ctx, guard): (Context, tokio_ctx::CancelGuard)) -> Run {
+fn ours_pinned(ctx: CancelScope) -> Run {
     looped(async move |times| {
-        let _keep = &guard;
         let mut done = pin!(ctx.done());
         let start = Clock::start();
         for _ in 0..times {
@@ -139,9 +137,8 @@ fn by_hand_pinned() -> Run {
 
 /// As in a program: the task goes through Tokio's run queue between the two polls of each turn.
 fn in_a_task() -> Row {
-    let (ctx, guard) = rooted();
+    let ctx = rooted();
     let ours = spawned(move |times| {
-        let _keep = &guard;
         let ctx = ctx.clone();
         async move {
             let start = Clock::start();
@@ -172,15 +169,14 @@ fn in_a_task() -> Row {
 }
 
 fn derived() -> Row {
-    let (parent, _guard) = rooted();
+    let parent = rooted();
     let ours = turns(async move || {
-        let _keep = &_guard;
-        let (ctx, guard) = black_box(&parent).with_cancel();
+        let ctx = black_box(&parent).with_cancel();
         select! {
             _ = black_box(&ctx).done() => unreachable!(),
             () = PendingOnce::default() => {}
         }
-        drop(guard);
+        ctx.cancel();
     });
     let parent = CancellationToken::new();
     let token = turns(async move || {
@@ -197,15 +193,13 @@ fn derived() -> Row {
 }
 
 fn derived_timeout() -> Row {
-    let (parent, _guard) = rooted();
+    let parent = rooted();
     let ours = turns(async move || {
-        let _keep = &_guard;
-        let (ctx, guard) = black_box(&parent).with_timeout(FAR);
+        let ctx = black_box(&parent).with_timeout(FAR);
         select! {
             _ = black_box(&ctx).done() => unreachable!(),
             () = PendingOnce::default() => {}
         }
-        drop(guard);
     });
     let parent = CancellationToken::new();
     let by_hand = turns(async move || {
@@ -215,7 +209,7 @@ fn derived_timeout() -> Row {
             done = timeout(FAR, PendingOnce::default()) => black_box(done).expect("far"),
         }
     });
-    Row::new("derive-timeout-turn", "derive with a timeout, wait one turn, cancel, drop", ours)
+    Row::new("derive-timeout-turn", "derive with a timeout, wait one turn, drop", ours)
         .peer(TIMEOUT, by_hand)
         .peer(WATCHER, watched())
         .peer(TOKIO_CONTEXT, theirs(Some(FAR)))

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::derive::{reap, rooted};
 use crate::drive::{scheduled, sync, timed};
-use crate::row::{GO, LIST, Row, Run, TIMEOUT, WATCHER};
+use crate::row::{GO, LIST, NUMBER, Row, Run, WATCHER};
 
 pub fn rows() -> Vec<Row> {
     vec![
@@ -113,10 +113,9 @@ fn miss(depth: usize, go: f64, ours: Context, list: List) -> Row {
 }
 
 fn with_value() -> Row {
-    let (ctx, _guard) = rooted();
+    let ctx = rooted();
     let ours = sync(move || {
-        let _keep = &_guard;
-        black_box(black_box(&ctx).with_value(User(1)));
+        black_box(black_box(ctx.context()).with_value(User(1)));
     });
     let list = List::default();
     let peer = sync(move || {
@@ -132,16 +131,15 @@ const REQUEST: Duration = Duration::from_millis(200);
 const STEP: Duration = Duration::from_millis(50);
 
 fn request_row() -> Row {
-    let (server, _guard) = rooted();
+    let server = rooted();
     let ours = sync(move || {
-        let _keep = &_guard;
         request(black_box(&server));
     });
     let server = CancellationToken::new();
     let by_hand = sync(move || request_by_hand(black_box(&server)));
     let work = "request: cancel, timeout, two values, timeout, two look-ups, a check, all dropped";
     Row::new("request", work, ours)
-        .peer(TIMEOUT, by_hand)
+        .peer(NUMBER, by_hand)
         .peer(WATCHER, request_watched())
         .target(GO, 5.0)
         .at_most_allocations(6.0)
@@ -149,10 +147,9 @@ fn request_row() -> Row {
 
 /// What a handler does with the contexts of one request.
 pub fn request(server: &Context) {
-    let (ctx, _guard) = server.with_cancel();
-    let (ctx, _guard) = ctx.with_timeout(REQUEST);
-    let ctx = ctx.with_value(User(1)).with_value(Team(2));
-    let (step, _guard) = ctx.with_timeout(STEP);
+    let request = server.with_cancel();
+    let ctx = request.with_timeout(REQUEST).with_value(User(1)).with_value(Team(2));
+    let step = ctx.with_timeout(STEP);
     assert_eq!(step.value::<User>().map(|user| user.0), Some(1));
     assert_eq!(step.value::<Team>().map(|team| team.0), Some(2));
     let _checked = black_box(step.check());

@@ -1,4 +1,4 @@
-//! Instructions of the ten hottest operations, against the committed baseline, `instructions.json`:
+//! Instructions of the hottest operations, against the committed baseline, `instructions.json`:
 //! `cargo bench --bench instructions` fails if one takes a tenth more, `-- --update` writes the baseline
 //! anew. Callgrind counts; the machine's speed and what else it does change nothing.
 //!

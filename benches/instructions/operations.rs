@@ -1,4 +1,4 @@
-//! The ten hottest operations, each in a function of its own that callgrind knows by its name.
+//! The hottest operations, each in a function of its own that callgrind knows by its name.
 
 use std::future::Future;
 use std::hint::black_box;
@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::task::{Context as TaskContext, Waker};
 use std::time::Duration;
 
-use tokio_ctx::{CancelGuard, Context};
+use tokio_ctx::{CancelScope, Context};
 
 /// How often each is done while it is counted.
 pub const TIMES: u64 = 1_000;
@@ -20,9 +20,9 @@ pub struct Operation {
 
 /// What they start from.
 struct Stage {
-    live: (Context, CancelGuard),
-    deep: Vec<(Context, CancelGuard)>,
-    limited: (Context, CancelGuard),
+    live: CancelScope,
+    deep: Vec<CancelScope>,
+    limited: CancelScope,
 }
 
 macro_rules! operations {
@@ -43,42 +43,45 @@ macro_rules! operations {
 
 operations! {
     measured_derive_drop(stage) {
-        let (ctx, guard) = black_box(&stage.live.0).with_cancel();
+        let ctx = black_box(&stage.live).with_cancel();
         black_box(&ctx);
-        drop(guard);
     }
     measured_derive_cancel(stage) {
-        let (ctx, guard) = black_box(&stage.live.0).with_cancel();
-        guard.cancel();
+        let ctx = black_box(&stage.live).with_cancel();
+        ctx.cancel();
         black_box(&ctx);
     }
     measured_derive_timeout(stage) {
-        let (ctx, guard) = black_box(&stage.live.0).with_timeout(FAR);
+        let ctx = black_box(&stage.live).with_timeout(FAR);
         black_box(&ctx);
-        drop(guard);
+    }
+    measured_derive_timeout_held(stage) {
+        let ctx = black_box(&stage.live).with_timeout(FAR);
+        let other = black_box(ctx.clone());
+        drop(ctx);
+        black_box(&other);
     }
     measured_is_done(stage) {
-        black_box(black_box(&stage.live.0).is_done());
+        black_box(black_box(&stage.live).is_done());
     }
     measured_is_done_deep(stage) {
-        black_box(black_box(&stage.deep[9].0).is_done());
+        black_box(black_box(&stage.deep[9]).is_done());
     }
     measured_clone(stage) {
-        black_box(black_box(&stage.live.0).clone());
+        black_box(black_box(stage.live.context()).clone());
     }
     measured_turn(stage) {
-        wait_one_turn(&stage.live.0);
+        wait_one_turn(&stage.live);
     }
     measured_turn_deadline(stage) {
-        wait_one_turn(&stage.limited.0);
+        wait_one_turn(&stage.limited);
     }
     measured_derive_timeout_turn(stage) {
-        let (ctx, guard) = black_box(&stage.live.0).with_timeout(FAR);
+        let ctx = black_box(&stage.live).with_timeout(FAR);
         wait_one_turn(&ctx);
-        drop(guard);
     }
     measured_request(stage) {
-        request(&stage.live.0);
+        request(&stage.live);
     }
 }
 
@@ -96,10 +99,9 @@ struct Team(u64);
 
 #[inline]
 fn request(server: &Context) {
-    let (ctx, _guard) = black_box(server).with_cancel();
-    let (ctx, _guard) = ctx.with_timeout(FAR / 2);
-    let ctx = ctx.with_value(User(1)).with_value(Team(2));
-    let (step, _guard) = ctx.with_timeout(FAR / 4);
+    let request = black_box(server).with_cancel();
+    let ctx = request.with_timeout(FAR / 2).with_value(User(1)).with_value(Team(2));
+    let step = ctx.with_timeout(FAR / 4);
     assert_eq!(step.value::<User>().map(|user| user.0), Some(1));
     assert_eq!(step.value::<Team>().map(|team| team.0), Some(2));
     assert!(black_box(step.check()).is_ok());
@@ -111,7 +113,7 @@ pub fn run_all() {
     let _runtime = runtime.enter();
     let mut deep = vec![Context::background().with_cancel()];
     while deep.len() < 10 {
-        deep.push(deep[deep.len() - 1].0.with_cancel());
+        deep.push(deep[deep.len() - 1].with_cancel());
     }
     let live = Context::background().with_cancel();
     let limited = Context::background().with_timeout(FAR);

@@ -21,8 +21,8 @@ const TARGET: f64 = 2.0;
 
 pub fn report(rounds: usize) {
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let (service, _guard) = Context::background().with_cancel();
-    let server = ServerLayer::new(service, Inbound::new().max_budget(Duration::from_secs(30)));
+    let service = Context::background().with_cancel();
+    let server = ServerLayer::new(service.clone(), Inbound::new().max_budget(Duration::from_secs(30)));
     let client = ClientLayer::new(Outbound::new());
     let (plain, grpc) = ("application/json", "application/grpc");
 
@@ -30,7 +30,7 @@ pub fn report(rounds: usize) {
     let mut served = server.layer(handler());
     let mut called = client.layer(handler());
     let mut both = client.layer(server.layer(handler()));
-    let (outer, _guard) = Context::background().with_timeout(Duration::from_secs(3600));
+    let outer = Context::background().with_timeout(Duration::from_secs(3600));
 
     let mut added: [Vec<f64>; 4] = Default::default();
     let mut alone = Vec::new();

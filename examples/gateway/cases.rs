@@ -51,8 +51,7 @@ type Account = Result<Vec<String>, BoxError>;
 /// Runs one case and prints what came of it. Returns how many failed: one, or none.
 async fn case(title: &str, case: impl Future<Output = Account>) -> usize {
     println!("\n{title}");
-    let (ctx, _guard) = Context::background().with_timeout(CASE_BUDGET);
-    match ctx.try_run(case).await {
+    match Context::background().with_timeout(CASE_BUDGET).try_run(case).await {
         Ok(lines) => {
             for line in lines {
                 println!("   {line}");
@@ -123,13 +122,13 @@ impl Driver {
 
     async fn hang_up(&mut self) -> Account {
         let id = RequestId("case-4".to_owned());
-        let (ctx, hang_up) = Context::background().with_cancel();
+        let ctx = Context::background().with_cancel();
         let answer = self.get(&id, "/user/4?slow=all");
         let client = ctx.spawn(async { Context::current().run(answer).await });
         self.hear(&id, &Part::ALL, Progress::is_started).await?;
 
         let hung_up = Instant::now();
-        hang_up.cancel_with("the user closed the page");
+        ctx.cancel_with("the user closed the page");
         let outcome = client.await?;
         let Err(why) = outcome else {
             return Err("the client got an answer, although it had hung up".into());

@@ -37,7 +37,7 @@ async fn answer(
 
     // As in the gateway: this future is dropped when the client hangs up. The work has a task of
     // its own, so that it is not dropped along but told, and can still say why it stops.
-    let (ctx, _guard) = Context::background().with_cancel();
+    let ctx = Context::background().with_cancel();
     match ctx.spawn(work.run(latency)).await {
         Ok(Ok(())) => Ok(Json(part.content(id))),
         Ok(Err(why)) => Err((StatusCode::SERVICE_UNAVAILABLE, why.to_string())),

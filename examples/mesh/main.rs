@@ -61,13 +61,13 @@ async fn main() -> ExitCode {
 
 /// All three here, and a client.
 async fn all() -> Result<(), BoxError> {
-    let (service, _stop) = Context::background().with_cancel();
+    let service = Context::background().with_cancel();
     let (journal, entries) = Journal::new();
     let (edge, middle, leaf) = (listen(0).await?, listen(0).await?, listen(0).await?);
     let [edge_at, middle_at, leaf_at] = [edge.local_addr()?, middle.local_addr()?, leaf.local_addr()?];
     tokio::spawn(services::leaf(service.clone(), leaf, journal.clone()));
     tokio::spawn(services::middle(service.clone(), middle, leaf_at, journal.clone()));
-    tokio::spawn(services::edge(service, edge, middle_at, journal));
+    tokio::spawn(services::edge(service.clone(), edge, middle_at, journal));
     cases::run(edge_at, entries).await
 }
 
@@ -80,7 +80,8 @@ async fn alone(only: &str, port: u16, next: Option<SocketAddr>) -> Result<(), Bo
     if only != "leaf" {
         next?;
     }
-    let (service, stop) = Context::background().with_cancel();
+    let service = Context::background().with_cancel();
+    let stop = service.canceller();
     tokio::spawn(async move {
         let why = match tokio::signal::ctrl_c().await {
             Ok(()) => "Ctrl-C".to_string(),
@@ -93,9 +94,9 @@ async fn alone(only: &str, port: u16, next: Option<SocketAddr>) -> Result<(), Bo
     let listener = listen(port).await?;
     println!("{only} at {}", listener.local_addr()?);
     match only {
-        "edge" => services::edge(service, listener, next?, journal).await,
-        "middle" => services::middle(service, listener, next?, journal).await,
-        _ => services::leaf(service, listener, journal).await,
+        "edge" => services::edge(service.clone(), listener, next?, journal).await,
+        "middle" => services::middle(service.clone(), listener, next?, journal).await,
+        _ => services::leaf(service.clone(), listener, journal).await,
     }
 }
 

@@ -19,7 +19,7 @@ pub fn start(listener: TcpListener, shutdown: &Shutdown) {
         .route("/stuck", get(|| answer("/stuck")))
         .layer(from_fn_with_state(http.clone(), until_the_hard_end));
 
-    let soft_end = shutdown.soft().clone().done_owned();
+    let soft_end = shutdown.soft().done_owned();
     http.spawn(async move {
         let told = async move {
             soft_end.await;

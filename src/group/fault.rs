@@ -84,7 +84,7 @@ pub(super) type AsError<E> = fn(&E) -> &(dyn StdError + Send + Sync + 'static);
 ///
 /// It dereferences to the error, and reads like it. The first failure of a [`Group`](super::Group) is
 /// shared between [`wait`](super::Group::wait) and the context, whose cause it is; an `E` need not be
-/// `Clone` for that. As [any cause](crate::CancelGuard::cancel_with), an error that holds the group's
+/// `Clone` for that. As [any cause](crate::CancelScope::cancel_with), an error that holds the group's
 /// own context is never freed.
 ///
 /// ```
@@ -252,8 +252,8 @@ impl TaskPanicked {
     ///         println!("{} panicked: {}", panicked.spawned_at(), panicked.message());
     ///     }
     /// }
-    /// # let (ctx, guard) = tokio_ctx::Context::background().with_cancel();
-    /// # guard.cancel();
+    /// # let ctx = tokio_ctx::Context::background().with_cancel();
+    /// # ctx.cancel();
     /// # log(&ctx.err().unwrap());
     /// ```
     pub fn message(&self) -> &str {

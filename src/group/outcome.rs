@@ -170,7 +170,7 @@ impl<E> GroupError<E> {
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(20));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(20));
     /// let (mut group, _ctx) = Group::<(), Error>::new(&ctx);
     /// group.spawn(async { Context::current().sleep(Duration::from_secs(1)).await });
     /// let failed = group.wait().await.unwrap_err();
@@ -189,11 +189,11 @@ impl<E> GroupError<E> {
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
-    /// let (ctx, guard) = Context::background().with_cancel();
+    /// let ctx = Context::background().with_cancel();
     /// let (group, _ctx) = Group::<(), Error>::new(&ctx);
     /// let mut group = group.grace(Duration::ZERO);
     /// group.spawn(std::future::pending());
-    /// guard.cancel();
+    /// ctx.cancel();
     /// for line in group.wait().await.unwrap_err().aborted() {
     ///     println!("did not end by itself: {line}");
     /// }

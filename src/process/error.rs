@@ -22,8 +22,8 @@ use super::stop::Stopped;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
-/// let (ctx, guard) = Context::background().with_cancel();
-/// guard.cancel_with("not today");
+/// let ctx = Context::background().with_cancel();
+/// ctx.cancel_with("not today");
 ///
 /// let error = Command::new("make").bounded_by(&ctx).status().await.unwrap_err();
 /// // make: not started: context canceled at src/main.rs:2: not today
@@ -77,7 +77,7 @@ impl Error {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(30));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(30));
     /// let error = Command::new("sleep").arg("9").bounded_by(&ctx).status().await.unwrap_err();
     /// assert!(error.context().is_some_and(|ended| ended.is_deadline_exceeded()));
     /// # }
@@ -124,7 +124,7 @@ impl Error {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(30));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(30));
     /// let error = Command::new("sleep").arg("9").bounded_by(&ctx).status().await.unwrap_err();
     /// assert!(!error.was_killed());
     /// # }
@@ -146,7 +146,7 @@ impl Error {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_secs(2));
+    /// let ctx = Context::background().with_timeout(Duration::from_secs(2));
     /// let mut slow = Command::new("sh");
     /// let slow = slow.args(["-c", "echo working >&2; exec sleep 9"]);
     /// let error = slow.bounded_by(&ctx).output().await.unwrap_err();

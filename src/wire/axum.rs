@@ -84,7 +84,7 @@ impl IntoResponse for MissingContext {
 /// use axum::response::IntoResponse;
 /// use tokio_ctx::Context;
 ///
-/// let (ctx, _guard) = Context::background().with_timeout(Duration::ZERO);
+/// let ctx = Context::background().with_timeout(Duration::ZERO);
 /// let response = ctx.err().unwrap().into_response();
 /// assert_eq!(response.status(), 504);
 /// ```

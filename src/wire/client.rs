@@ -44,9 +44,9 @@ use crate::{BoxError, Context, Error};
 /// let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
 /// let mut client = ClientLayer::new(Outbound::new()).layer(client);
 ///
-/// let (ctx, guard) = Context::background().with_cancel();
-/// guard.cancel();
-/// let request = http::Request::get("http://127.0.0.1:9/").extension(ctx).body(Empty::new()).unwrap();
+/// let ctx = Context::background().with_cancel();
+/// ctx.cancel();
+/// let request = http::Request::get("http://127.0.0.1:9/").extension(ctx.clone()).body(Empty::new()).unwrap();
 /// let error = client.ready().await.unwrap().call(request).await.unwrap_err();
 /// assert!(error.downcast_ref::<Error>().unwrap().is_canceled());
 /// # }

@@ -10,7 +10,7 @@ use http::HeaderMap;
 use super::timeout::{BadHeader, DeadlineHeader};
 use super::travel::{Carried, Travel};
 use super::warn::warn;
-use crate::{CancelGuard, Context};
+use crate::{CancelScope, Context};
 
 /// What a server believes of the headers of its requests.
 ///
@@ -177,7 +177,7 @@ impl Inbound {
     /// let mut headers = HeaderMap::new();
     /// headers.insert("x-request-id", "b7".parse().unwrap());
     /// let inbound = Inbound::new().carry::<RequestId>();
-    /// let (ctx, _guard) = Context::background().extract(&headers, &inbound)?;
+    /// let ctx = Context::background().extract(&headers, &inbound)?;
     /// assert_eq!(ctx.value::<RequestId>().unwrap().0, "b7");
     /// # Ok::<(), tokio_ctx::wire::BadHeader>(())
     /// ```
@@ -206,7 +206,7 @@ impl Inbound {
     /// let mut headers = HeaderMap::new();
     /// headers.insert("baggage", "region=eu, tenant=caf%C3%A9;public".parse().unwrap());
     /// let inbound = Inbound::new().carry_in_baggage::<Tenant>();
-    /// let (ctx, _guard) = Context::background().extract(&headers, &inbound)?;
+    /// let ctx = Context::background().extract(&headers, &inbound)?;
     /// assert_eq!(ctx.value::<Tenant>().unwrap().0, "café");
     /// # Ok::<(), tokio_ctx::wire::BadHeader>(())
     /// ```
@@ -262,14 +262,16 @@ impl Inbound {
         headers: &HeaderMap,
         made_at: &'static Location<'static>,
         head_start: fn(Duration) -> Duration,
-    ) -> Result<(Context, CancelGuard), BadHeader> {
+    ) -> Result<CancelScope, BadHeader> {
         let budget = self.told(headers)?.map(|(budget, whose)| match whose {
             Budget::Caller => (budget - head_start(budget), whose.into()),
             Budget::Default | Budget::Maximum => (budget, whose.into()),
         });
-        let (ctx, guard) = root.child_made_at(made_at, budget);
-        let ctx = if self.untrusted { ctx } else { self.carried.read(ctx, headers) };
-        Ok((ctx, guard))
+        let mut scope = root.child_made_at(made_at, budget);
+        if !self.untrusted {
+            self.carried.read(scope.context_mut(), headers);
+        }
+        Ok(scope)
     }
 }
 
@@ -296,7 +298,7 @@ fn earliest(
 ///
 /// let mut headers = HeaderMap::new();
 /// headers.insert("grpc-timeout", "0n".parse().unwrap());
-/// let (ctx, _guard) = Context::background().extract(&headers, &Inbound::new())?;
+/// let ctx = Context::background().extract(&headers, &Inbound::new())?;
 /// assert_eq!(ctx.err().unwrap().cause_as::<Budget>(), Some(&Budget::Caller));
 /// # Ok::<(), tokio_ctx::wire::BadHeader>(())
 /// ```
@@ -329,8 +331,8 @@ impl Context {
     ///
     /// This context is the service's, so that the request ends with it. The deadline is what the headers
     /// say, as far as `inbound` believes them, and no later than this context's own; an end by it has
-    /// the cause [`Budget`]. The values that `inbound` carries are in the child. The
-    /// guard ends it: keep it until the response has been sent.
+    /// the cause [`Budget`]. The values that `inbound` carries are in the child. Its
+    /// scope ends it: keep it until the response has been sent.
     ///
     /// # Errors
     ///
@@ -341,21 +343,17 @@ impl Context {
     /// use http::HeaderMap;
     /// use tokio_ctx::{Context, wire::Inbound};
     ///
-    /// let (service, _stop) = Context::background().with_cancel();
+    /// let service = Context::background().with_cancel();
     /// let mut headers = HeaderMap::new();
     /// headers.insert("grpc-timeout", "300m".parse().unwrap());
     ///
-    /// let (ctx, _guard) = service.extract(&headers, &Inbound::new())?;
+    /// let ctx = service.extract(&headers, &Inbound::new())?;
     /// assert!(ctx.remaining().unwrap() <= Duration::from_millis(300));
     /// # Ok::<(), tokio_ctx::wire::BadHeader>(())
     /// ```
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     #[track_caller]
-    pub fn extract(
-        &self,
-        headers: &HeaderMap,
-        inbound: &Inbound,
-    ) -> Result<(Context, CancelGuard), BadHeader> {
+    pub fn extract(&self, headers: &HeaderMap, inbound: &Inbound) -> Result<CancelScope, BadHeader> {
         inbound.derive(self, headers, Location::caller(), |_| Duration::ZERO)
     }
 }

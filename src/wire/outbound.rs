@@ -17,7 +17,7 @@ use crate::{Context, Error};
 /// use tokio_ctx::{Context, wire::{DeadlineHeader, Outbound}};
 ///
 /// let outbound = Outbound::new().write([DeadlineHeader::Connect]).margin(Duration::from_millis(20));
-/// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(300));
+/// let ctx = Context::background().with_timeout(Duration::from_millis(300));
 /// let mut headers = HeaderMap::new();
 /// ctx.inject_with(&mut headers, &outbound)?;
 /// let told: u64 = headers["connect-timeout-ms"].to_str().unwrap().parse().unwrap();
@@ -77,7 +77,7 @@ impl Outbound {
     /// use http::HeaderMap;
     /// use tokio_ctx::{Context, wire::Outbound};
     ///
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(10));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(10));
     /// let outbound = Outbound::new().margin(Duration::from_millis(20));
     /// let too_late = ctx.inject_with(&mut HeaderMap::new(), &outbound).unwrap_err();
     /// assert!(too_late.is_deadline_exceeded());
@@ -168,7 +168,7 @@ impl Outbound {
 /// The error of a context that was given no time: the deadline has not passed here, but there is no use.
 fn nothing_left(ctx: &Context, place: &'static Location<'static>) -> Error {
     let budget = (Duration::ZERO, "too little is left for a call".into());
-    let (late, _guard) = ctx.child_made_at(place, Some(budget));
+    let late = ctx.child_made_at(place, Some(budget));
     late.check().expect_err("a context without time has ended at birth")
 }
 
@@ -190,7 +190,7 @@ impl Context {
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), tokio_ctx::Error> {
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(300));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(300));
     /// tokio::time::advance(Duration::from_millis(100)).await;
     ///
     /// let mut headers = HeaderMap::new();
@@ -218,7 +218,7 @@ impl Context {
     /// use tokio_ctx::{Context, wire::{DeadlineHeader, Outbound}};
     ///
     /// let outbound = Outbound::new().write([DeadlineHeader::Envoy]).margin(Duration::from_millis(5));
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(300));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(300));
     /// let mut headers = HeaderMap::new();
     /// ctx.inject_with(&mut headers, &outbound)?;
     /// assert!(headers.contains_key("x-envoy-expected-rq-timeout-ms"));

@@ -53,12 +53,11 @@ use crate::{BoxError, Context};
 ///     ctx.run(async { "all is well".to_string() }).await
 /// }
 ///
-/// let (service, stop) = Context::background().with_cancel();
+/// let service = Context::background().with_cancel();
 /// let inbound = Inbound::new().max_budget(Duration::from_secs(30));
 /// let app: Router = Router::new()
 ///     .route("/report", get(report))
-///     .layer(ServerLayer::new(service, inbound));
-/// # let _stop = stop;
+///     .layer(ServerLayer::new(service.clone(), inbound));
 /// ```
 #[derive(Clone)]
 pub struct ServerLayer(Arc<Config>);
@@ -77,8 +76,8 @@ impl ServerLayer {
     /// ```
     /// use tokio_ctx::{Context, wire::{Inbound, ServerLayer}};
     ///
-    /// let (service, _stop) = Context::background().with_cancel();
-    /// let layer = ServerLayer::new(service, Inbound::new());
+    /// let service = Context::background().with_cancel();
+    /// let layer = ServerLayer::new(service.clone(), Inbound::new());
     /// ```
     #[track_caller]
     pub fn new(service: Context, inbound: Inbound) -> ServerLayer {
@@ -132,7 +131,7 @@ where
             Some(outer) => under_both(outer, service),
         };
         let (ctx, guard) = match inbound.derive(&parent, request.headers(), place, head_start) {
-            Ok(child) => child,
+            Ok(scope) => scope.split(),
             Err(bad) => return ServerFuture::refused(reply.bad_header(&bad), service),
         };
         if let Some(ended) = ctx.err() {
@@ -148,9 +147,7 @@ where
 
 /// What the requests of a layer within another are derived from: deadlines shrink there as well.
 fn under_both(outer: &Context, service: &Context) -> Context {
-    let (both, guard) = outer.merge(service);
-    guard.detach();
-    both
+    outer.merge(service).detach()
 }
 
 /// What is kept back of the time that a gRPC call gave: more than timers are coarse.

@@ -24,7 +24,7 @@ use crate::{BoxError, Context, Error, ErrorKind};
 ///     Ok(3)
 /// }
 ///
-/// let (ctx, _guard) = Context::background().with_timeout(Duration::ZERO);
+/// let ctx = Context::background().with_timeout(Duration::ZERO);
 /// let status = handler(&ctx).unwrap_err();
 /// assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "context deadline exceeded"));
 /// assert!(status.context_error().unwrap().to_string().contains(" set at "));
@@ -139,7 +139,7 @@ impl Context {
     /// use std::time::Duration;
     /// use tokio_ctx::Context;
     ///
-    /// let (ctx, _guard) = Context::background().with_timeout(Duration::from_millis(300));
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(300));
     /// let request = ctx.to_request("ada")?;
     /// assert!(request.metadata().contains_key("grpc-timeout"));
     /// # Ok::<(), tokio_ctx::Error>(())

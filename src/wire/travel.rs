@@ -45,7 +45,7 @@ pub(crate) const MAX_VALUE: usize = 4096;
 /// ctx.inject_with(&mut headers, &Outbound::new().carry::<RequestId>())?;
 /// // … and there.
 /// let inbound = Inbound::new().carry::<RequestId>();
-/// let (ctx, _guard) = Context::background().extract(&headers, &inbound).unwrap();
+/// let ctx = Context::background().extract(&headers, &inbound).unwrap();
 /// assert_eq!(ctx.value::<RequestId>().unwrap().0, 7);
 /// # Ok::<(), tokio_ctx::Error>(())
 /// ```
@@ -105,40 +105,38 @@ impl Carried {
         }
     }
 
-    /// The context with the values that these headers have.
-    pub(crate) fn read(&self, mut ctx: Context, headers: &HeaderMap) -> Context {
+    /// Adds the values that these headers have to the context.
+    pub(crate) fn read(&self, ctx: &mut Context, headers: &HeaderMap) {
         for traveller in self.0.iter().filter(|traveller| !traveller.in_baggage) {
-            match traveller.read(&ctx, headers) {
+            match traveller.read(ctx, headers) {
                 Ok(None) => {}
-                Ok(Some(with)) => ctx = with,
+                Ok(Some(with)) => *ctx = with,
                 Err(flaw) => warn(&traveller.name, flaw),
             }
         }
         if self.0.iter().any(|traveller| traveller.in_baggage) {
-            ctx = self.read_baggage(ctx, headers);
+            self.read_baggage(ctx, headers);
         }
-        ctx
     }
 
-    fn read_baggage(&self, mut ctx: Context, headers: &HeaderMap) -> Context {
+    fn read_baggage(&self, ctx: &mut Context, headers: &HeaderMap) {
         let members = match baggage::read(headers) {
             Ok(members) => members,
             Err(flaw) => {
                 warn(&baggage::NAME, flaw);
-                return ctx;
+                return;
             }
         };
         for traveller in self.0.iter().filter(|traveller| traveller.in_baggage) {
             let member = members.iter().find(|(key, _)| *key == traveller.name.as_str());
             match member
-                .map(|(_, text)| baggage::decode(text).and_then(|text| (traveller.decode)(&ctx, &text)))
+                .map(|(_, text)| baggage::decode(text).and_then(|text| (traveller.decode)(ctx, &text)))
             {
                 None => {}
-                Some(Some(with)) => ctx = with,
+                Some(Some(with)) => *ctx = with,
                 Some(None) => warn(&traveller.name, UNREADABLE),
             }
         }
-        ctx
     }
 }
 

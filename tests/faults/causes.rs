@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 
 use tokio::time::timeout;
-use tokio_ctx::{CancelGuard, Context};
+use tokio_ctx::CancelScope;
 
 use crate::common::{
     Cause, HANG, LONG, assert_same, current_thread, ended, ms, multi_thread, panic_text, word,
@@ -46,13 +46,13 @@ fn that_cannot_be_shown_hurt_no_worker() {
         for runtime in [current_thread(), multi_thread(1), multi_thread(2)] {
             for waits in [1, 2, 5] {
                 runtime.block_on(async {
-                    let (timed, _guard) = BACKGROUND.with_timeout_cause(ms(10), Unspeakable);
-                    let (child, _child_guard) = timed.with_cancel();
-                    let (other, guard) = BACKGROUND.with_cancel();
-                    let (merged, _merged_guard) = child.merge(&other);
+                    let timed = BACKGROUND.with_timeout_cause(ms(10), Unspeakable);
+                    let child = timed.with_cancel();
+                    let (other, guard) = BACKGROUND.with_cancel().split();
+                    let merged = child.merge(&other);
                     let tasks: Vec<_> = [&timed, &child, &merged]
                         .into_iter()
-                        .flat_map(|ctx| (0..waits).map(|_| ctx.clone().done_owned()))
+                        .flat_map(|ctx| (0..waits).map(|_| ctx.done_owned()))
                         .map(tokio::spawn)
                         .collect();
                     for task in tasks {
@@ -75,27 +75,27 @@ fn that_cannot_be_shown_hurt_no_worker() {
 fn may_use_contexts_in_their_drop() {
     faulty(|| {
         for too_late in [false, true] {
-            let (root, root_guard) = BACKGROUND.with_cancel();
-            let (ctx, guard) = root.with_cancel();
-            let (beside, beside_guard) = root.with_cancel();
+            let root = BACKGROUND.with_cancel();
+            let ctx = root.with_cancel();
+            let (beside, beside_guard) = root.with_cancel().split();
             let contexts = [root.clone(), beside.clone()];
             let will = LastWill::new(move || {
                 use_from_elsewhere(&contexts);
-                let (derived, derived_guard) = contexts[0].with_cancel();
-                derived_guard.cancel_with(Cause("of the will"));
+                let derived = contexts[0].with_cancel();
+                derived.cancel_with(Cause("of the will"));
                 assert_eq!(word(&ended(&derived)), Some("of the will"));
                 drop(beside_guard);
             });
             if too_late {
-                guard.cancel();
+                ctx.cancel();
             }
-            guard.cancel_with(will);
+            ctx.cancel_with(will);
             assert_eq!(beside.is_done(), too_late);
             assert_eq!(ended(&ctx).cause().is_none(), too_late);
-            drop((ctx, guard));
+            drop(ctx);
             assert!(beside.is_done(), "the cause was not dropped with the last who was told");
             assert!(!root.is_done());
-            root_guard.cancel();
+            root.cancel();
         }
     });
 }
@@ -107,20 +107,19 @@ fn of_a_deadline_that_did_not_come_may_too() {
     faulty(|| {
         let runtime = current_thread();
         let _entered = runtime.enter();
-        let (root, root_guard) = BACKGROUND.with_cancel();
-        let (beside, beside_guard) = root.with_cancel();
+        let root = BACKGROUND.with_cancel();
+        let (beside, beside_guard) = root.with_cancel().split();
         let contexts = [root.clone(), beside.clone()];
         let will = LastWill::new(move || {
             use_from_elsewhere(&contexts);
             drop(beside_guard);
         });
-        let (timed, timed_guard) = root.with_timeout_cause(LONG, will);
-        timed_guard.detach();
+        let timed = root.with_timeout_cause(LONG, will).detach();
         assert!(!beside.is_done());
         drop(timed);
         assert!(beside.is_done());
         assert!(!root.is_done());
-        drop(root_guard);
+        drop(root);
     });
 }
 
@@ -129,27 +128,27 @@ fn of_a_deadline_that_did_not_come_may_too() {
 #[test]
 fn may_hold_the_guards_of_their_own_tree() {
     faulty(|| {
-        let (root, root_guard) = BACKGROUND.with_cancel();
-        let (ctx, guard) = root.with_cancel();
-        let (below, below_guard) = ctx.with_cancel();
+        let (root, root_guard) = BACKGROUND.with_cancel().split();
+        let ctx = root.with_cancel();
+        let (below, below_guard) = ctx.with_cancel().split();
         let will = LastWill::new(move || {
             below_guard.cancel_with(Cause("late"));
             root_guard.cancel_with(Cause("from below"));
         });
         // Below it has a story of its own, so that it does not share this cause.
-        let (gone, gone_guard) = below.with_cancel();
-        gone_guard.cancel_with(will);
+        let gone = below.with_cancel();
+        gone.cancel_with(will);
         let waiter = thread::spawn({
             let root = root.clone();
             move || futures::executor::block_on(root.done())
         });
         assert!(!root.is_done() && !below.is_done());
-        drop((gone, gone_guard));
+        drop(gone);
         assert_eq!(word(&ended(&below)), Some("late"));
         assert_eq!(word(&ended(&root)), Some("from below"));
         assert_same(&ended(&ctx), &ended(&root));
         assert_same(&waiter.join().unwrap(), &ended(&root));
-        drop(guard);
+        drop(ctx);
     });
 }
 
@@ -160,36 +159,38 @@ fn that_panic_in_their_drop_leave_the_tree_whole() {
         let runtime = current_thread();
         let _entered = runtime.enter();
         let panics = || LastWill::new(|| panic!("in drop"));
-        let (root, root_guard) = BACKGROUND.with_cancel();
-        // With the last handle, the guard's or the context's.
-        for guard_last in [false, true] {
-            let (ctx, guard) = root.with_cancel();
-            guard.cancel_with(panics());
-            let text = match guard_last {
+        let root = BACKGROUND.with_cancel();
+        // With the last handle, the scope's or a clone.
+        for scope_last in [false, true] {
+            let scope = root.with_cancel();
+            let ctx = scope.clone();
+            scope.cancel_with(panics());
+            let text = match scope_last {
                 true => {
                     drop(ctx);
-                    panic_text(|| drop(guard))
+                    panic_text(|| drop(scope))
                 }
                 false => {
-                    drop(guard);
+                    drop(scope);
                     panic_text(|| drop(ctx))
                 }
             };
             assert_eq!(text, "in drop");
         }
         // With the last error.
-        let (ctx, guard) = root.with_cancel();
-        guard.cancel_with(panics());
+        let ctx = root.with_cancel();
+        ctx.cancel_with(panics());
         let error = ended(&ctx);
-        drop((ctx, guard));
+        drop(ctx);
         assert_eq!(panic_text(|| drop(error)), "in drop");
         // In the middle of a chain that is taken apart: all the rest is let go of.
         let drops = crate::common::Drops::default();
-        let (top, top_guard) =
-            root.with_value(drops.counted()).with_timeout_cause(LONG, drops.counted());
-        let (middle, middle_guard) = top.with_timeout_cause(LONG / 2, panics());
-        let (leaf, leaf_guard) = middle.with_timeout_cause(LONG / 3, drops.counted());
-        [top_guard, middle_guard, leaf_guard].into_iter().for_each(CancelGuard::detach);
+        let valued = root.context().with_value(drops.counted());
+        let top = valued.with_timeout_cause(LONG, drops.counted());
+        let middle = top.with_timeout_cause(LONG / 2, panics());
+        let leaf = middle.with_timeout_cause(LONG / 3, drops.counted());
+        let [top, middle, leaf] = [top, middle, leaf].map(CancelScope::detach);
+        drop(valued);
         assert!(crate::common::poll_once(leaf.done()).is_pending());
         drop((top, middle));
         assert_eq!(panic_text(|| drop(leaf)), "in drop");
@@ -198,7 +199,7 @@ fn that_panic_in_their_drop_leave_the_tree_whole() {
         let (wakes, waker) = crate::common::Wakes::new();
         let mut wait = Box::pin(root.done());
         assert!(crate::common::poll(wait.as_mut(), &waker).is_pending());
-        root_guard.cancel_with(Cause("fine"));
+        root.cancel_with(Cause("fine"));
         assert_eq!(wakes.count(), 1);
         assert_eq!(word(&ended(&root)), Some("fine"));
     });
@@ -209,12 +210,12 @@ fn that_panic_in_their_drop_leave_the_tree_whole() {
 #[test]
 fn may_be_errors_of_other_contexts() {
     faulty(|| {
-        let (first, guard) = BACKGROUND.with_cancel();
-        guard.cancel_with(Cause("the first"));
+        let first = BACKGROUND.with_cancel();
+        first.cancel_with(Cause("the first"));
         let mut error = ended(&first);
         for _ in 0..100 {
-            let (next, guard) = BACKGROUND.with_cancel();
-            guard.cancel_with(error);
+            let next = BACKGROUND.with_cancel();
+            next.cancel_with(error);
             error = ended(&next);
         }
         assert_eq!(word(&error), Some("the first"));
@@ -222,19 +223,20 @@ fn may_be_errors_of_other_contexts() {
     });
 }
 
-/// A task that panics while it holds a guard, with a cause that cannot be shown beside it.
+/// A task that panics while it holds a scope, with a cause that cannot be shown beside it.
 #[test]
 fn that_cannot_be_shown_do_not_abort_a_panic_under_way() {
     faulty(|| {
-        struct CancelsOnDrop(CancelGuard);
+        struct CancelsOnDrop(CancelScope);
         impl Drop for CancelsOnDrop {
             fn drop(&mut self) {
                 self.0.cancel_with(Unspeakable);
             }
         }
-        let (ctx, guard): (Context, CancelGuard) = BACKGROUND.with_cancel();
+        let scope = BACKGROUND.with_cancel();
+        let ctx = scope.clone();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let _cancels = CancelsOnDrop(guard);
+            let _cancels = CancelsOnDrop(scope);
             panic!("the first")
         }));
         assert!(outcome.is_err());

@@ -32,17 +32,17 @@ fn that_leaps_over_years_ends_what_lies_in_between() {
         for leap in [1, 3, 10, 50] {
             let lengths = [years(leap) / 100, years(leap) / 2, years(leap) - DAY, years(leap)];
             let due: Vec<_> = lengths.iter().map(|length| BACKGROUND.with_timeout(*length)).collect();
-            let (beyond, _guard) = BACKGROUND.with_timeout(years(leap) + DAY);
+            let beyond = BACKGROUND.with_timeout(years(leap) + DAY);
             let wait = |ctx: &Context, waits: usize| -> Vec<_> {
-                (0..waits).map(|_| tokio::spawn(ctx.clone().done_owned())).collect()
+                (0..waits).map(|_| tokio::spawn(ctx.done_owned())).collect()
             };
-            let waits: Vec<_> = due.iter().zip(1..).map(|((ctx, _), nth)| wait(ctx, nth)).collect();
+            let waits: Vec<_> = due.iter().zip(1..).map(|(ctx, nth)| wait(ctx, nth)).collect();
             let pending = wait(&beyond, 3);
-            let (inner, _inner_guard) = beyond.with_timeout(years(leap) - DAY * 2);
+            let inner = beyond.with_timeout(years(leap) - DAY * 2);
             let inner_waits = wait(&inner, 2);
             yield_now().await;
             advance(years(leap)).await;
-            for (((ctx, _), waits), length) in due.iter().zip(waits).zip(lengths) {
+            for ((ctx, waits), length) in due.iter().zip(waits).zip(lengths) {
                 for wait in waits {
                     // The auto-advancing clock would hide that nobody was woken by the leap.
                     let before = Instant::now();
@@ -69,10 +69,9 @@ fn that_is_left_to_itself_stops_at_each_deadline() {
         for length in [years(1), years(2), years(3), years(10), years(100)] {
             for waits in [1, 2, 4] {
                 let start = Instant::now();
-                let (ctx, _guard) = BACKGROUND.with_timeout(length);
-                let (child, _child_guard) = ctx.with_cancel();
-                let tasks: Vec<_> =
-                    (0..waits).map(|_| tokio::spawn(child.clone().done_owned())).collect();
+                let ctx = BACKGROUND.with_timeout(length);
+                let child = ctx.with_cancel();
+                let tasks: Vec<_> = (0..waits).map(|_| tokio::spawn(child.done_owned())).collect();
                 for task in tasks {
                     let error = task.await.unwrap();
                     assert!(error.is_deadline_exceeded());
@@ -91,8 +90,8 @@ fn that_is_left_to_itself_stops_at_each_deadline() {
 fn that_goes_in_steps_ends_nothing_too_early() {
     paused(|| async {
         let start = Instant::now();
-        let (ctx, _guard) = BACKGROUND.with_timeout(years(7));
-        let tasks: Vec<_> = (0..3).map(|_| tokio::spawn(ctx.clone().done_owned())).collect();
+        let ctx = BACKGROUND.with_timeout(years(7));
+        let tasks: Vec<_> = (0..3).map(|_| tokio::spawn(ctx.done_owned())).collect();
         yield_now().await;
         while start.elapsed() + DAY * 30 < years(7) {
             assert!(answer(&ctx).is_none());
@@ -111,9 +110,9 @@ fn that_goes_in_steps_ends_nothing_too_early() {
 fn that_leaps_at_any_moment_tells_one_story() {
     paused(|| async {
         for moment in 0..4 {
-            let (ctx, guard) = BACKGROUND.with_timeout_cause(DAY, Cause("due"));
-            let (child, child_guard) = ctx.with_timeout(DAY * 2);
-            let mut wait = Box::pin(child.clone().done_owned());
+            let ctx = BACKGROUND.with_timeout_cause(DAY, Cause("due"));
+            let child = ctx.with_timeout(DAY * 2);
+            let mut wait = Box::pin(child.done_owned());
             if moment == 0 {
                 assert!(!child.is_done());
             }
@@ -126,8 +125,8 @@ fn that_leaps_at_any_moment_tells_one_story() {
             }
             advance(years(1)).await;
             // Too late by a year, if the clock says so before anybody asked.
-            child_guard.cancel_with(Cause("late"));
-            guard.cancel_with(Cause("late"));
+            child.cancel_with(Cause("late"));
+            ctx.cancel_with(Cause("late"));
             let error = wait.await;
             assert_eq!(word(&error), Some("due"), "moment {moment}");
             assert_eq!(Some(error.origin().ended_at()), ctx.deadline());
@@ -141,7 +140,7 @@ fn that_leaps_at_any_moment_tells_one_story() {
 #[test]
 fn that_leaps_ends_work_and_starts_what_comes_after() {
     paused(|| async {
-        let (ctx, _guard) = BACKGROUND.with_timeout(years(3));
+        let ctx = BACKGROUND.with_timeout(years(3));
         let (tell, told) = tokio::sync::oneshot::channel();
         let _handle = ctx.after_func(|| async { tell.send(Instant::now()).unwrap() });
         let slept = tokio::spawn({
@@ -168,16 +167,16 @@ fn a_deadline_ten_years_off_is_an_ordinary_one() {
     faulty(|| {
         for runtime in [current_thread(), multi_thread(2)] {
             runtime.block_on(async {
-                let (decade, guard) = BACKGROUND.with_timeout(years(10));
-                let tasks: Vec<_> = (0..5).map(|_| tokio::spawn(decade.clone().done_owned())).collect();
-                let (short, _short_guard) = decade.with_timeout(ms(10));
+                let decade = BACKGROUND.with_timeout(years(10));
+                let tasks: Vec<_> = (0..5).map(|_| tokio::spawn(decade.done_owned())).collect();
+                let short = decade.with_timeout(ms(10));
                 assert!(short.done().await.is_deadline_exceeded());
                 assert!(timeout(ms(10), decade.done()).await.is_err());
                 assert!(decade.sleep(ms(1)).await.is_ok());
                 sleep(ms(1)).await;
                 assert!(answer(&decade).is_none());
                 assert!(tasks.iter().all(|task| !task.is_finished()));
-                guard.cancel_with(Cause("patience"));
+                decade.cancel_with(Cause("patience"));
                 for task in tasks {
                     assert_eq!(word(&task.await.unwrap()), Some("patience"));
                 }

@@ -24,10 +24,10 @@ fn may_drop_guards() {
     faulty(|| {
         on_both(|| async {
             for whose in 0..4 {
-                let (root, root_guard) = BACKGROUND.with_cancel();
-                let (ctx, guard) = root.with_timeout(LONG);
-                let (beside, beside_guard) = root.with_timeout(LONG);
-                let (far, far_guard) = BACKGROUND.with_timeout(LONG);
+                let (root, root_guard) = BACKGROUND.with_cancel().split();
+                let (ctx, guard) = root.with_timeout(LONG).split();
+                let (beside, beside_guard) = root.with_timeout(LONG).split();
+                let (far, far_guard) = BACKGROUND.with_timeout(LONG).split();
                 let canceller = guard.canceller();
                 let mut guards = [Some(guard), Some(root_guard), Some(beside_guard), Some(far_guard)];
                 let dropped = guards[whose].take();
@@ -36,7 +36,7 @@ fn may_drop_guards() {
                     drop(dropped);
                     tell.send(()).unwrap();
                 });
-                let waits = [&root, &beside, &far].map(|ctx| tokio::spawn(ctx.clone().done_owned()));
+                let waits = [&root, &beside, &far].map(|ctx| tokio::spawn(ctx.done_owned()));
                 yield_now().await;
                 canceller.cancel_with(Cause("over"));
                 told.await.unwrap();
@@ -60,28 +60,28 @@ fn may_end_the_next_context() {
     faulty(|| {
         on_both(|| async {
             let (tell, mut told) = mpsc::unbounded_channel();
-            let (first, mut guard) = BACKGROUND.with_cancel();
+            let mut first = BACKGROUND.with_cancel();
             let mut last = first.clone();
             for nth in 0..100 {
-                let (next, next_guard) = BACKGROUND.with_cancel();
+                let (next, guard) = BACKGROUND.with_cancel().split();
                 let tell = tell.clone();
                 let _handle = last.after_func(move || async move {
                     tell.send(nth).unwrap();
-                    drop(next_guard);
+                    drop(guard);
                 });
                 last = next;
             }
             drop(tell);
             yield_now().await;
-            guard.cancel();
+            first.cancel();
             for nth in 0..100 {
                 assert_eq!(told.recv().await, Some(nth));
             }
             assert_eq!(told.recv().await, None);
             assert!(last.done().await.is_canceled());
-            // And the first guard may be replaced while it is the one in use.
-            guard = BACKGROUND.with_cancel().1;
-            drop(guard);
+            // And the first scope may be replaced while it is the one in use.
+            first = BACKGROUND.with_cancel();
+            drop(first);
         });
     });
 }
@@ -91,7 +91,7 @@ fn may_stop_themselves_and_each_other() {
     faulty(|| {
         on_both(|| async {
             for _ in 0..50 {
-                let (ctx, guard) = BACKGROUND.with_cancel();
+                let ctx = BACKGROUND.with_cancel();
                 let handles: Arc<Mutex<Vec<AfterFunc>>> = Arc::default();
                 let (tell, mut told) = mpsc::unbounded_channel();
                 for _ in 0..3 {
@@ -104,7 +104,7 @@ fn may_stop_themselves_and_each_other() {
                 }
                 drop(tell);
                 yield_now().await;
-                guard.cancel();
+                ctx.cancel();
                 let (mut ran, mut stopped) = (0, 0);
                 while let Some(count) = told.recv().await {
                     ran += 1;
@@ -124,9 +124,9 @@ fn that_panic_drop_their_guards() {
     faulty(|| {
         on_both(|| async {
             for before_its_future in [false, true] {
-                let (ctx, guard) = BACKGROUND.with_cancel();
-                let (other, other_guard) = BACKGROUND.with_timeout(LONG);
-                let wait = tokio::spawn(other.clone().done_owned());
+                let ctx = BACKGROUND.with_cancel();
+                let (other, other_guard) = BACKGROUND.with_timeout(LONG).split();
+                let wait = tokio::spawn(other.done_owned());
                 yield_now().await;
                 let _handle = match before_its_future {
                     true => ctx.after_func(move || -> std::future::Ready<()> {
@@ -139,7 +139,7 @@ fn that_panic_drop_their_guards() {
                         panic!("in its future")
                     }),
                 };
-                guard.cancel();
+                ctx.cancel();
                 assert!(timeout(HANG, wait).await.expect("hung").unwrap().is_canceled());
             }
         });
@@ -152,7 +152,8 @@ fn futures_that_panic_leave_the_context_in_use() {
     faulty(|| {
         on_both(|| async {
             let drops = Drops::default();
-            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+            let scope = BACKGROUND.with_timeout(LONG);
+            let ctx = scope.clone();
             for at_once in [true, false] {
                 let panics = || {
                     let counted = drops.counted();
@@ -194,7 +195,7 @@ fn futures_that_panic_leave_the_context_in_use() {
             });
             assert!(task.await.unwrap_err().is_panic());
             assert_eq!(wakes.count(), 0);
-            guard.cancel_with(Cause("fine"));
+            scope.cancel_with(Cause("fine"));
             assert_eq!(wakes.count(), 1);
             assert_eq!(word(&ended(&ctx)), Some("fine"));
         });
@@ -212,8 +213,9 @@ fn futures_whose_drop_is_a_fault_do_not_change_the_end() {
                     panic!("in drop");
                 }
             }
-            let (root, root_guard) = BACKGROUND.with_cancel();
-            let (ctx, guard) = root.with_timeout(LONG);
+            let (root, root_guard) = BACKGROUND.with_cancel().split();
+            let scope = root.with_timeout(LONG);
+            let ctx = scope.clone();
             let (held, task_ctx) = (PanicsOnDrop, ctx.clone());
             let task = tokio::spawn(async move {
                 let work = async move {
@@ -233,7 +235,7 @@ fn futures_whose_drop_is_a_fault_do_not_change_the_end() {
                 }
             });
             yield_now().await;
-            guard.cancel_with(Cause("stop"));
+            scope.cancel_with(Cause("stop"));
             assert!(task.await.unwrap_err().is_panic());
             let error = second.await.unwrap();
             assert_same(&error, &ended(&ctx));

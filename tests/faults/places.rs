@@ -29,16 +29,17 @@ const BOTH: [By; 2] = [By::Hand, By::Deadline];
 
 /// A context that ends soon, or when the sender is used, by another thread.
 fn ending(by: By) -> (Context, mpsc::Sender<()>) {
-    let (ctx, guard) = match by {
+    let scope = match by {
         By::Hand => BACKGROUND.with_timeout(LONG),
         By::Deadline => BACKGROUND.with_timeout(ms(20)),
     };
+    let ctx = scope.clone();
     let (waits, wait) = mpsc::channel();
     thread::spawn(move || {
         if wait.recv().is_ok() && by == By::Hand {
-            guard.cancel_with(Cause("by hand"));
+            scope.cancel_with(Cause("by hand"));
         } else {
-            guard.detach();
+            scope.detach();
         }
     });
     (ctx, waits)
@@ -111,12 +112,12 @@ fn in_a_local_set() {
                     assert_eq!(Rc::strong_count(&not_send), 1);
                 }));
                 // Dropped with tasks that wait: their seats are given up.
-                let (kept, guard) = BACKGROUND.with_timeout(LONG);
+                let kept = BACKGROUND.with_timeout(LONG);
                 let local = LocalSet::new();
-                local.spawn_local(kept.clone().done_owned());
+                local.spawn_local(kept.done_owned());
                 runtime.block_on(local.run_until(yield_now()));
                 drop(local);
-                guard.cancel();
+                kept.cancel();
                 assert!(kept.is_done());
             }
         }
@@ -162,8 +163,8 @@ fn in_blocking_code() {
 #[test]
 fn outside_tokio() {
     faulty(|| {
-        let (parent, guard) = BACKGROUND.with_cancel();
-        let (child, _child_guard) = parent.with_value(7).with_cancel();
+        let parent = BACKGROUND.with_cancel();
+        let child = parent.context().with_value(7).with_cancel();
         let (begun, has_begun) = mpsc::channel();
         let blocked = thread::spawn({
             let (child, begun) = (child.clone(), begun.clone());
@@ -180,7 +181,7 @@ fn outside_tokio() {
                 let mut pool = LocalPool::new();
                 let spawner = pool.spawner();
                 let waits: Vec<_> = (0..10)
-                    .map(|_| spawner.spawn_local_with_handle(child.clone().done_owned()).unwrap())
+                    .map(|_| spawner.spawn_local_with_handle(child.done_owned()).unwrap())
                     .collect();
                 pool.run_until_stalled();
                 begun.send(()).unwrap();
@@ -201,7 +202,7 @@ fn outside_tokio() {
             }
         });
         (0..3).for_each(|_| has_begun.recv_timeout(HANG).unwrap());
-        guard.cancel_with(Cause("everywhere"));
+        parent.cancel_with(Cause("everywhere"));
         let mut errors = vec![blocked.join().unwrap()];
         errors.extend(pooled.join().unwrap());
         errors.extend(unordered.join().unwrap());
@@ -218,7 +219,7 @@ fn outside_tokio() {
 fn in_a_loop_that_never_pauses() {
     faulty(|| {
         on_both(|| async {
-            let (ctx, _guard) = BACKGROUND.with_timeout(ms(20));
+            let ctx = BACKGROUND.with_timeout(ms(20));
             let start = Instant::now();
             let error = loop {
                 tokio::select! {

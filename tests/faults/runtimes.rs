@@ -56,18 +56,19 @@ fn that_shut_down_drop_all_that_is_pending() {
                 let name = format!("{flavour}, {way}");
                 let runtime = make();
                 let drops = Drops::default();
-                let (root, root_guard) = BACKGROUND.with_timeout(LONG);
-                let (ended_by_task, guard) = root.with_cancel();
+                let root = BACKGROUND.with_timeout(LONG);
+                let scope = root.with_cancel();
+                let ended_by_task = scope.clone();
                 let outer = CancellationToken::new();
-                let (foreign, _foreign_guard) = root.with_token(&outer);
+                let foreign = root.with_token(&outer);
                 let (polled, are_polled) = mpsc::channel();
                 let bridges = runtime.block_on(async {
                     for nth in 0..12 {
-                        let (child, _child_guard) = root.with_timeout(LONG / 2);
-                        let contexts = [root.clone(), child, foreign.clone()];
+                        let child = root.with_timeout(LONG / 2);
+                        let contexts = [root.clone(), child.clone(), foreign.clone()];
                         let (counted, polled) = (drops.counted(), polled.clone());
                         tokio::spawn(async move {
-                            let (_counted, _child_guard) = (counted, _child_guard);
+                            let (_counted, _child) = (counted, child);
                             let ctx = &contexts[nth % 3];
                             let mut run = Box::pin(ctx.run(pending::<()>()));
                             assert!(poll_once(run.as_mut()).is_pending());
@@ -84,7 +85,7 @@ fn that_shut_down_drop_all_that_is_pending() {
                     let counted = drops.counted();
                     let polled = polled.clone();
                     tokio::spawn(async move {
-                        let (_counted, _guard) = (counted, guard);
+                        let (_counted, _scope) = (counted, scope);
                         polled.send(()).unwrap();
                         pending::<()>().await
                     });
@@ -94,7 +95,7 @@ fn that_shut_down_drop_all_that_is_pending() {
                 (0..13).for_each(|_| are_polled.recv_timeout(HANG).unwrap());
                 let elsewhere = current_thread();
                 let (wakes, waker) = Wakes::new();
-                let mut beside = Box::pin(root.clone().done_owned());
+                let mut beside = Box::pin(root.done_owned());
                 {
                     let _entered = elsewhere.enter();
                     assert!(poll(beside.as_mut(), &waker).is_pending());
@@ -110,7 +111,7 @@ fn that_shut_down_drop_all_that_is_pending() {
                 outer.cancel();
                 assert!(ended(&foreign).is_canceled());
                 assert!(poll(beside.as_mut(), &waker).is_pending(), "{name}");
-                root_guard.cancel_with(Cause("afterwards"));
+                root.cancel_with(Cause("afterwards"));
                 assert_eq!(word(&ended(&root)), Some("afterwards"));
                 assert!(wakes.count() > woken_for_nothing, "{name}: the waiter elsewhere was forgotten");
                 assert!(poll(beside.as_mut(), &waker).is_ready());
@@ -129,10 +130,10 @@ fn that_shut_down_beside_a_sleeping_one_do_not_take_its_deadline_along() {
                 for waits_here in [1, 3] {
                     for waits_there in [1, 3] {
                         let first = make();
-                        let (ctx, _guard) = BACKGROUND.with_timeout(ms(40));
-                        let (child, _child_guard) = ctx.with_cancel();
+                        let ctx = BACKGROUND.with_timeout(ms(40));
+                        let child = ctx.with_cancel();
                         for _ in 0..waits_here {
-                            first.spawn(child.clone().done_owned());
+                            first.spawn(child.done_owned());
                         }
                         first.block_on(tokio::task::yield_now());
                         let (waiting, is_waiting) = mpsc::channel();
@@ -177,14 +178,13 @@ fn that_lent_a_timer_and_are_gone_are_replaced() {
         for (_, make) in flavours() {
             for (_, shut_down) in ways() {
                 for waits in [1, 2, 3] {
-                    let (ctx, _guard) = BACKGROUND.with_timeout(ms(30));
-                    let (child, _child_guard) = ctx.with_cancel();
+                    let ctx = BACKGROUND.with_timeout(ms(30));
+                    let child = ctx.with_cancel();
                     let lender = make();
                     let handle = lender.handle().clone();
                     let mut lender = Some(lender);
                     current_thread().block_on(async {
-                        let mut all: Vec<_> =
-                            (0..waits).map(|_| Box::pin(child.clone().done_owned())).collect();
+                        let mut all: Vec<_> = (0..waits).map(|_| Box::pin(child.done_owned())).collect();
                         let join = futures::future::join_all(all.iter_mut().map(|wait| {
                             let (mut first, handle) = (true, handle.clone());
                             std::future::poll_fn(move |cx| {
@@ -218,13 +218,12 @@ fn may_change_in_the_middle_of_a_wait() {
         for beside in [0, 1, 2] {
             for path in [[0, 1, 2], [0, 1, 0], [1, 0, 1], [2, 1, 2], [0, 2, 1]] {
                 for keep_still in [true, false] {
-                    let (ctx, _guard) = BACKGROUND.with_timeout(ms(40));
-                    let (child, _child_guard) = ctx.with_cancel();
+                    let ctx = BACKGROUND.with_timeout(ms(40));
+                    let child = ctx.with_cancel();
                     let mut runtimes: Vec<_> =
                         flavours().into_iter().map(|(_, make)| Some(make())).collect();
-                    let mut others: Vec<_> =
-                        (0..beside).map(|_| Box::pin(child.clone().done_owned())).collect();
-                    let mut wait = Box::pin(child.clone().done_owned());
+                    let mut others: Vec<_> = (0..beside).map(|_| Box::pin(child.done_owned())).collect();
+                    let mut wait = Box::pin(child.done_owned());
                     let [first, second, last] = path;
                     for at in [first, second] {
                         runtimes[at].as_ref().unwrap().block_on(async {
@@ -263,14 +262,14 @@ fn may_change_in_the_middle_of_a_wait() {
 fn need_not_be_there_to_see_a_cancel() {
     faulty(|| {
         for (_, make) in flavours() {
-            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
-            let mut wait = Box::pin(ctx.clone().done_owned());
+            let ctx = BACKGROUND.with_timeout(LONG);
+            let mut wait = Box::pin(ctx.done_owned());
             let runtime = make();
             runtime.block_on(async {
                 assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
             });
             let waiter = thread::spawn(move || futures::executor::block_on(wait));
-            guard.cancel_with(Cause("by hand"));
+            ctx.cancel_with(Cause("by hand"));
             assert_eq!(word(&waiter.join().unwrap()), Some("by hand"));
             drop(runtime);
         }
@@ -284,11 +283,11 @@ fn that_stood_still_catch_up() {
         for waits in [1, 2, 4] {
             let still = current_thread();
             let moving = multi_thread(1);
-            let (ctx, _guard) = BACKGROUND.with_timeout(ms(20));
-            let (child, _child_guard) = ctx.with_cancel();
-            let (live, live_guard) = BACKGROUND.with_cancel();
+            let ctx = BACKGROUND.with_timeout(ms(20));
+            let child = ctx.with_cancel();
+            let live = BACKGROUND.with_cancel();
             let spawn = |runtime: &Runtime, ctx: &Context| -> Vec<_> {
-                (0..waits).map(|_| runtime.spawn(ctx.clone().done_owned())).collect()
+                (0..waits).map(|_| runtime.spawn(ctx.done_owned())).collect()
             };
             let asleep = [spawn(&still, &child), spawn(&still, &live)];
             let (ran, has_run) = mpsc::channel();
@@ -302,7 +301,7 @@ fn that_stood_still_catch_up() {
                 let all = timeout(HANG, futures::future::join_all(awake)).await;
                 all.expect("hung on one that stands still").remove(0).unwrap()
             });
-            live_guard.cancel_with(Cause("meanwhile"));
+            live.cancel_with(Cause("meanwhile"));
             assert!(asleep.iter().flatten().all(|task| !task.is_finished()));
             assert!(has_run.try_recv().is_err());
             let [timed_out, canceled] = asleep;
@@ -332,11 +331,12 @@ fn that_shut_down_in_the_middle_of_an_end_lose_nothing() {
             let (_, shut_down) = ways()[round / 3 % 3];
             let runtime = make();
             let drops = Drops::default();
-            let (ctx, guard) = match round % 2 {
+            let scope = match round % 2 {
                 0 => BACKGROUND.with_timeout(LONG),
                 _ => BACKGROUND.with_timeout(ms(1)),
             };
-            let (child, _child_guard) = ctx.with_cancel();
+            let ctx = scope.clone();
+            let child = ctx.with_cancel();
             for _ in 0..6 {
                 let (ctx, counted) = (child.clone(), drops.counted());
                 runtime.spawn(async move {
@@ -348,14 +348,14 @@ fn that_shut_down_in_the_middle_of_an_end_lose_nothing() {
                 let _handle = child.after_func(|| async move { drop(counted) });
             }
             let elsewhere = current_thread();
-            let here = elsewhere.spawn(child.clone().done_owned());
+            let here = elsewhere.spawn(child.done_owned());
             elsewhere.block_on(tokio::task::yield_now());
             let start = Arc::new(Barrier::new(3));
             let cancel = {
                 let start = start.clone();
                 thread::spawn(move || {
                     start.wait();
-                    guard.cancel_with(Cause("race"));
+                    scope.cancel_with(Cause("race"));
                 })
             };
             let shutdown = {
@@ -384,14 +384,14 @@ fn may_be_shut_down_from_inside() {
         for (flavour, make) in flavours() {
             let runtime = make();
             let handle = runtime.handle().clone();
-            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
-            let (child, _child_guard) = ctx.with_cancel();
+            let scope = BACKGROUND.with_timeout(LONG);
+            let (ctx, child) = (scope.clone(), scope.with_cancel());
             let waiter = thread::spawn({
                 let child = child.clone();
                 move || current_thread().block_on(child.done_owned())
             });
             let held = handle.spawn(async move {
-                let _guard = guard;
+                let _scope = scope;
                 pending::<()>().await
             });
             runtime.block_on(tokio::task::yield_now());
@@ -402,7 +402,7 @@ fn may_be_shut_down_from_inside() {
                 })
                 .await
             };
-            // Either it is dropped, or it is told that the context has ended as the guard was dropped.
+            // Either it is dropped, or it is told that the context has ended as the scope was dropped.
             thread::spawn(move || {
                 let _task = handle.spawn(inside);
                 drop(held);

@@ -12,25 +12,24 @@ fn may_derive_and_cancel_in_their_drop() {
     faulty(|| {
         let runtime = current_thread();
         let _entered = runtime.enter();
-        let (root, root_guard) = BACKGROUND.with_timeout(LONG);
+        let (root, root_guard) = BACKGROUND.with_timeout(LONG).split();
         let (wakes, waker) = Wakes::new();
         let mut wait = Box::pin(root.done());
         assert!(poll(wait.as_mut(), &waker).is_pending());
         let contexts = [root.clone()];
         let valued = root.with_value(LastWill::new(move || {
             use_from_elsewhere(&contexts);
-            let (mut last, mut guards) = (contexts[0].clone(), Vec::new());
-            for _ in 0..50 {
-                let (next, guard) = last.with_cancel();
-                last = next;
-                guards.push(guard);
+            let mut chain = vec![contexts[0].with_cancel()];
+            for _ in 1..50 {
+                let next = chain.last().unwrap().with_cancel();
+                chain.push(next);
             }
-            assert!(poll_once(last.done()).is_pending());
-            guards[0].cancel_with(Cause("of the will"));
-            assert_eq!(word(&ended(&last)), Some("of the will"));
+            assert!(poll_once(chain[49].done()).is_pending());
+            chain[0].cancel_with(Cause("of the will"));
+            assert_eq!(word(&ended(&chain[49])), Some("of the will"));
             root_guard.cancel_with(Cause("the root too"));
         }));
-        let (child, _child_guard) = valued.with_cancel();
+        let child = valued.with_cancel();
         drop(valued);
         assert!(!root.is_done());
         drop(child);
@@ -45,11 +44,11 @@ fn may_hold_the_guard_of_their_own_context() {
     faulty(|| {
         struct Keeps(#[allow(dead_code)] CancelGuard);
         let drops = Drops::default();
-        let (ctx, guard) = BACKGROUND.with_value(drops.counted()).with_cancel();
+        let (ctx, guard) = BACKGROUND.with_value(drops.counted()).with_cancel().split();
         let valued = ctx.with_value(Keeps(guard));
-        let (child, _child_guard) = valued.with_cancel();
+        let child = valued.with_cancel();
         let (wakes, waker) = Wakes::new();
-        let mut wait = Box::pin(ctx.clone().done_owned());
+        let mut wait = Box::pin(ctx.done_owned());
         assert!(poll(wait.as_mut(), &waker).is_pending());
         drop(valued);
         assert!(!ctx.is_done());
@@ -67,7 +66,7 @@ fn may_end_their_own_context_as_its_task_ends() {
     faulty(|| {
         for runtime in [current_thread(), multi_thread(2)] {
             runtime.block_on(async {
-                let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+                let (ctx, guard) = BACKGROUND.with_timeout(LONG).split();
                 let valued = ctx.with_value(LastWill::new(move || guard.cancel_with(Cause("last"))));
                 let task = valued.spawn(async { tokio::task::yield_now().await });
                 drop(valued);
@@ -95,11 +94,12 @@ fn that_panic_in_their_drop_keep_no_other_value() {
                         }
                         ctx
                     };
-                    let (left, left_guard) = fill(Context::background(), true).with_cancel();
-                    let (ctx, guard) = match merged {
+                    let (left, left_guard) = fill(Context::background(), true).with_cancel().split();
+                    let derived = match merged {
                         false => left.with_cancel(),
-                        true => left.merge(&fill(Context::background(), false).with_cancel().0),
+                        true => left.merge(&fill(Context::background(), false).with_cancel()),
                     };
+                    let (ctx, guard) = derived.split();
                     drop(left);
                     assert_eq!(panic_text(|| drop(ctx)), "in drop");
                     let count = if merged { 2 * values } else { values };

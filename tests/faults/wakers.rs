@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
 use tokio::time::timeout;
-use tokio_ctx::{CancelGuard, Context, DoneOwned};
+use tokio_ctx::{CancelGuard, CancelScope, DoneOwned};
 
 use crate::common::{
     Cause, HANG, LONG, Wakes, assert_same, current_thread, ended, ms, multi_thread, panic_text, poll,
@@ -28,10 +28,10 @@ fn drops(guard: CancelGuard) -> Option<crate::Hook> {
 }
 
 /// A chain of 20 contexts and a wait on each, so that an end has a way to go.
-fn chain() -> Vec<(Context, CancelGuard)> {
+fn chain() -> Vec<CancelScope> {
     let mut chain = vec![BACKGROUND.with_cancel()];
     for level in 1..20 {
-        let next = chain[level - 1].0.with_cancel();
+        let next = chain[level - 1].with_cancel();
         chain.push(next);
     }
     chain
@@ -42,10 +42,10 @@ fn chain() -> Vec<(Context, CancelGuard)> {
 fn that_drop_guards_change_no_story() {
     faulty(|| {
         for whose in 0..4 {
-            let (root, root_guard) = BACKGROUND.with_cancel();
-            let (ctx, guard) = root.with_cancel();
-            let (below, below_guard) = ctx.with_cancel();
-            let (beside, beside_guard) = root.with_cancel();
+            let (root, root_guard) = BACKGROUND.with_cancel().split();
+            let (ctx, guard) = root.with_cancel().split();
+            let (below, below_guard) = ctx.with_cancel().split();
+            let (beside, beside_guard) = root.with_cancel().split();
             let canceller = guard.canceller();
             let mut guards = [Some(guard), Some(root_guard), Some(below_guard), Some(beside_guard)];
             let waker = Hooks { wake: drops(guards[whose].take().unwrap()), ..Hooks::default() }.waker();
@@ -81,12 +81,12 @@ fn may_wait_for_others_who_use_the_tree() {
         let runtime = current_thread();
         let _entered = runtime.enter();
         for timed in [false, true] {
-            let (root, guard) = match timed {
+            let root = match timed {
                 false => BACKGROUND.with_cancel(),
                 true => BACKGROUND.with_timeout(LONG),
             };
-            let (child, _child_guard) = root.with_cancel();
-            let (merged, _merged_guard) = child.merge(&root);
+            let child = root.with_cancel();
+            let merged = child.merge(&root);
             let contexts = [root.clone(), child.clone(), merged.clone()];
             let calls = Arc::new(AtomicUsize::new(0));
             let busy = || {
@@ -109,7 +109,7 @@ fn may_wait_for_others_who_use_the_tree() {
             for wait in &mut kept {
                 assert!(poll(wait.as_mut(), &wakers[0]).is_pending());
             }
-            guard.cancel_with(Cause("busy"));
+            root.cancel_with(Cause("busy"));
             assert!(contexts.iter().all(|ctx| word(&ended(ctx)) == Some("busy")));
             drop(kept);
             drop(wakers);
@@ -124,9 +124,9 @@ fn that_drop_guards_as_they_go_end_those_contexts() {
     faulty(|| {
         for replaced in [false, true] {
             for whose in 0..3 {
-                let (root, root_guard) = BACKGROUND.with_cancel();
-                let (ctx, guard) = root.with_cancel();
-                let (below, below_guard) = ctx.with_cancel();
+                let (root, root_guard) = BACKGROUND.with_cancel().split();
+                let (ctx, guard) = root.with_cancel().split();
+                let (below, below_guard) = ctx.with_cancel().split();
                 let mut guards = [Some(root_guard), Some(guard), Some(below_guard)];
                 let waker = {
                     let dropped = AtomicUsize::new(0);
@@ -138,7 +138,7 @@ fn that_drop_guards_as_they_go_end_those_contexts() {
                     });
                     Hooks { drop: last, ..Hooks::default() }.waker()
                 };
-                let mut wait = Box::pin(ctx.clone().done_owned());
+                let mut wait = Box::pin(ctx.done_owned());
                 assert!(poll(wait.as_mut(), &waker).is_pending());
                 drop(waker);
                 assert!(!below.is_done());
@@ -170,14 +170,14 @@ fn that_poll_drop_or_begin_waits_are_served() {
         type Slot = Arc<Mutex<Option<Pin<Box<DoneOwned>>>>>;
         for what in 0..3 {
             let chain = chain();
-            let leaf = &chain[19].0;
+            let leaf = &chain[19];
             let results = Arc::new(Mutex::new(Vec::new()));
             let slots: Vec<Slot> = (0..10).map(|_| Slot::default()).collect();
             let (wakes, counting) = Wakes::new();
             for (nth, slot) in slots.iter().enumerate() {
                 let (all, results, counting) = (slots.clone(), results.clone(), counting.clone());
                 let mine = slot.clone();
-                let ctx = chain[nth * 2].0.clone();
+                let ctx = chain[nth * 2].clone();
                 let wake = hook(move || match what {
                     0 => {
                         let mut wait = mine.lock().unwrap();
@@ -200,11 +200,11 @@ fn that_poll_drop_or_begin_waits_are_served() {
                     }
                 });
                 let waker = Hooks { wake, ..Hooks::default() }.waker();
-                let mut wait = Box::pin(chain[nth * 2].0.clone().done_owned());
+                let mut wait = Box::pin(chain[nth * 2].done_owned());
                 assert!(poll(wait.as_mut(), &waker).is_pending());
                 *slot.lock().unwrap() = Some(wait);
             }
-            chain[0].1.cancel_with(Cause("root"));
+            chain[0].cancel_with(Cause("root"));
             let error = ended(leaf);
             let results = std::mem::take(&mut *results.lock().unwrap());
             assert_eq!(results.len(), if what == 1 { 0 } else { 10 });
@@ -224,18 +224,17 @@ fn that_panic_when_cloned_or_dropped_leave_the_tree_whole() {
         let _entered = runtime.enter();
         for timed in [false, true] {
             for others in [0, 2] {
-                let (ctx, guard) = match timed {
+                let ctx = match timed {
                     false => BACKGROUND.with_cancel(),
                     true => BACKGROUND.with_timeout(LONG),
                 };
                 let (wakes, counting) = Wakes::new();
-                let mut beside: Vec<_> =
-                    (0..others).map(|_| Box::pin(ctx.clone().done_owned())).collect();
+                let mut beside: Vec<_> = (0..others).map(|_| Box::pin(ctx.done_owned())).collect();
                 for wait in &mut beside {
                     assert!(poll(wait.as_mut(), &counting).is_pending());
                 }
                 let uncloneable = Hooks { clone: hook(|| panic!("cloned")), ..Hooks::default() }.waker();
-                let mut wait = Box::pin(ctx.clone().done_owned());
+                let mut wait = Box::pin(ctx.done_owned());
                 assert_eq!(panic_text(|| poll(wait.as_mut(), &uncloneable)), "cloned");
                 assert!(!ctx.is_done());
                 assert!(poll(wait.as_mut(), &counting).is_pending());
@@ -250,21 +249,21 @@ fn that_panic_when_cloned_or_dropped_leave_the_tree_whole() {
                     Hooks { drop, ..Hooks::default() }.waker()
                 };
                 // It sits in the list, and is then thrown out.
-                let mut second = Box::pin(ctx.clone().done_owned());
+                let mut second = Box::pin(ctx.done_owned());
                 assert!(poll(second.as_mut(), &undroppable).is_pending());
                 armed.store(1, Ordering::SeqCst);
                 let _thrown = catch_unwind(AssertUnwindSafe(|| poll(second.as_mut(), &counting)));
                 armed.store(0, Ordering::SeqCst);
                 assert!(poll(second.as_mut(), &counting).is_pending());
                 // Or leaves with its wait.
-                let mut third = Box::pin(ctx.clone().done_owned());
+                let mut third = Box::pin(ctx.done_owned());
                 assert!(poll(third.as_mut(), &undroppable).is_pending());
                 armed.store(1, Ordering::SeqCst);
                 assert_eq!(panic_text(|| drop(third)), "dropped");
                 armed.store(0, Ordering::SeqCst);
 
-                let (child, _child_guard) = ctx.with_cancel();
-                guard.cancel_with(Cause("over"));
+                let child = ctx.with_cancel();
+                ctx.cancel_with(Cause("over"));
                 assert_eq!(wakes.count(), 2 + others);
                 assert_same(&ended(&child), &ended(&ctx));
             }
@@ -280,19 +279,17 @@ fn that_panic_at_a_deadline_take_nobody_elsewhere_along() {
         for bad_waits in 1..4 {
             for bad_first in [true, false] {
                 let elsewhere = multi_thread(2);
-                let (ctx, _guard) = BACKGROUND.with_timeout(ms(30));
-                let (child, _child_guard) = ctx.with_cancel();
+                let ctx = BACKGROUND.with_timeout(ms(30));
+                let child = ctx.with_cancel();
                 let begin = || {
-                    let waits =
-                        [&ctx, &child, &child].map(|ctx| elsewhere.spawn(ctx.clone().done_owned()));
+                    let waits = [&ctx, &child, &child].map(|ctx| elsewhere.spawn(ctx.done_owned()));
                     elsewhere.block_on(tokio::task::yield_now());
                     waits
                 };
                 let early = if bad_first { None } else { Some(begin()) };
                 let here = current_thread();
                 let bad = Hooks { wake: hook(|| panic!("woken")), ..Hooks::default() }.waker();
-                let mut waits: Vec<_> =
-                    (0..bad_waits).map(|_| Box::pin(child.clone().done_owned())).collect();
+                let mut waits: Vec<_> = (0..bad_waits).map(|_| Box::pin(child.done_owned())).collect();
                 {
                     let _entered = here.enter();
                     for wait in &mut waits {
@@ -314,9 +311,9 @@ fn that_panic_at_a_deadline_take_nobody_elsewhere_along() {
                 errors.iter().for_each(|error| assert_same(error, &errors[0]));
                 assert!(errors[0].is_deadline_exceeded());
                 // Nor is what is derived and waited on afterwards.
-                let (next, guard) = BACKGROUND.with_cancel();
+                let next = BACKGROUND.with_cancel();
                 let wait = elsewhere.spawn(next.done_owned());
-                guard.cancel();
+                next.cancel();
                 assert!(elsewhere.block_on(wait).unwrap().is_canceled());
             }
         }
@@ -330,14 +327,14 @@ fn that_panic_in_a_cancel_on_a_worker_leave_the_worker_at_work() {
     watched(|| {
         let runtime = multi_thread(1);
         for _ in 0..20 {
-            let (ctx, guard) = BACKGROUND.with_timeout(LONG);
+            let (ctx, guard) = BACKGROUND.with_timeout(LONG).split();
             let bad = Hooks { wake: hook(|| panic!("woken")), ..Hooks::default() }.waker();
-            let mut wait = Box::pin(ctx.clone().done_owned());
+            let mut wait = Box::pin(ctx.done_owned());
             {
                 let _entered = runtime.enter();
                 assert!(poll(wait.as_mut(), &bad).is_pending());
             }
-            let good: Vec<_> = (0..4).map(|_| runtime.spawn(ctx.clone().done_owned())).collect();
+            let good: Vec<_> = (0..4).map(|_| runtime.spawn(ctx.done_owned())).collect();
             let culprit = runtime.spawn(async move { guard.cancel_with(Cause("bad company")) });
             runtime.block_on(async {
                 assert!(culprit.await.unwrap_err().is_panic(), "the panic was swallowed");

@@ -16,7 +16,7 @@ fn with_anchors(root: &Context, levels: usize, laid: bool) -> Vec<Context> {
 
 /// Who has seen an ancestor ended sees all below it ended, whoever is still pushing the end down.
 fn seen_above_is_seen_below(levels: usize, laid: bool, looks: &'static [usize]) {
-    let (root, guard) = Context::background().with_cancel();
+    let (root, guard) = Context::background().with_cancel().split();
     let all = with_anchors(&root, levels, laid);
     let roll = Roll::of(&all);
     let ender = thread::spawn(move || guard.cancel_with("why"));
@@ -67,7 +67,7 @@ fn seen_above_is_seen_below_two_anchors_being_laid() {
 #[test]
 fn told_by_a_third_thread() {
     explore([3, 0], || {
-        let (root, guard) = Context::background().with_cancel();
+        let (root, guard) = Context::background().with_cancel().split();
         let all = with_anchors(&root, 5, true);
         let ender = thread::spawn(move || guard.cancel_with("why"));
         let asker = thread::spawn({
@@ -92,7 +92,7 @@ fn told_by_a_third_thread() {
 #[test]
 fn two_lay_an_anchor_against_cancel() {
     explore_exact(2, || {
-        let (root, guard) = Context::background().with_cancel();
+        let (root, guard) = Context::background().with_cancel().split();
         let all = chain(&root, 5);
         let other = chain(&all[4], 1).remove(1);
         let ender = thread::spawn(move || guard.cancel_with("why"));
@@ -114,7 +114,7 @@ fn two_lay_an_anchor_against_cancel() {
 #[test]
 fn drop_of_an_anchor_against_cancel() {
     explore([3, 2], || {
-        let (root, guard) = Context::background().with_cancel();
+        let (root, guard) = Context::background().with_cancel().split();
         let mut all = with_anchors(&root, 4, true);
         let roll = Roll::of(&all);
         let ender = thread::spawn(move || guard.cancel_with("why"));
@@ -135,16 +135,16 @@ fn drop_of_an_anchor_against_cancel() {
 #[test]
 fn cancel_where_an_anchor_was() {
     explore([5, 3], || {
-        let (root, guard) = Context::background().with_cancel();
+        let root = Context::background().with_cancel();
         let mut all = with_anchors(&root, 4, true);
         let roll = Roll::of(&all);
-        let canceller = guard.canceller();
+        let canceller = root.canceller();
         drop(all.remove(4));
         let ender = thread::spawn(move || canceller.cancel_with("one"));
-        guard.cancel_with("two");
+        root.cancel_with("two");
         ender.join().unwrap();
         one_story(&all);
-        drop((root, all, guard));
+        drop((root, all));
         roll.is_gone();
     });
 }
@@ -154,7 +154,7 @@ fn cancel_where_an_anchor_was() {
 #[test]
 fn settling_against_pushing() {
     explore([3, 1], || {
-        let (root, guard) = Context::background().with_cancel();
+        let (root, guard) = Context::background().with_cancel().split();
         let all = with_anchors(&root, 5, true);
         let mut waiter = Waiter::on(&all[5]);
         assert!(!waiter.poll());

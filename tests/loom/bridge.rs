@@ -9,9 +9,21 @@ use tokio_util::sync::CancellationToken;
 use super::{Roll, Waiter, chain, explore, one_story, same, story, why};
 use crate::Context;
 
+/// A scope goes while a token is asked for by the only other handle, which goes too.
+#[test]
+fn token_asked_for_against_drop_of_the_scope() {
+    explore([4, 3], || {
+        let scope = Context::background().with_cancel();
+        let ctx = scope.clone();
+        let other = thread::spawn(move || ctx.cancellation_token());
+        drop(scope);
+        assert!(other.join().unwrap().is_cancelled(), "the context has ended");
+    });
+}
+
 /// A token is asked for while the context ends: it is cancelled, then or at once.
 fn token_against_cancel(levels: usize) {
-    let (root, guard) = Context::background().with_cancel();
+    let (root, guard) = Context::background().with_cancel().split();
     let all = chain(&root, levels);
     let roll = Roll::of(&all);
     let ender = thread::spawn(move || guard.cancel_with("why"));
@@ -39,7 +51,7 @@ fn token_asked_for_against_cancel_two_levels_up() {
 #[test]
 fn two_tokens_asked_for_at_once() {
     explore([3, 2], || {
-        let (root, guard) = Context::background().with_cancel();
+        let root = Context::background().with_cancel();
         let child = chain(&root, 1).remove(1);
         let roll = Roll::of([&root, &child]);
         let other = thread::spawn({
@@ -47,11 +59,11 @@ fn two_tokens_asked_for_at_once() {
             move || child.cancellation_token()
         });
         let [mine, parents] = [&child, &root].map(Context::cancellation_token);
-        guard.cancel_with("why");
+        root.cancel_with("why");
         assert!(mine.is_cancelled() && parents.is_cancelled(), "the context has ended");
         assert!(other.join().unwrap().is_cancelled(), "the context has ended");
         one_story([&root, &child]);
-        drop((root, child, guard));
+        drop((root, child));
         roll.is_gone();
     });
 }
@@ -60,7 +72,7 @@ fn two_tokens_asked_for_at_once() {
 #[test]
 fn token_asked_for_against_drop() {
     explore([4, 3], || {
-        let (root, guard) = Context::background().with_cancel();
+        let root = Context::background().with_cancel();
         let child = chain(&root, 1).remove(1);
         let roll = Roll::of([&child]);
         let other = thread::spawn(move || child.cancellation_token());
@@ -68,7 +80,7 @@ fn token_asked_for_against_drop() {
         let token = other.join().unwrap();
         roll.is_gone();
         assert!(!mine.is_cancelled() && !token.is_cancelled());
-        guard.cancel();
+        root.cancel();
         assert!(mine.is_cancelled(), "the context has ended");
         assert!(token.is_cancelled(), "it is the parent's now");
     });
@@ -79,8 +91,7 @@ fn token_asked_for_against_drop() {
 fn foreign_token_against_asking() {
     explore([4, 3], || {
         let foreign = CancellationToken::new();
-        let (ctx, guard) = Context::background().with_token(&foreign);
-        guard.detach();
+        let ctx = Context::background().with_token(&foreign).detach();
         let all = chain(&ctx, 1);
         let roll = Roll::of(&all);
         let ender = thread::spawn({
@@ -106,9 +117,8 @@ fn foreign_token_against_asking() {
 fn foreign_token_against_cancel_of_the_parent() {
     explore([4, 2], || {
         let foreign = CancellationToken::new();
-        let (parent, ends) = Context::background().with_cancel();
-        let (ctx, guard) = parent.with_token(&foreign);
-        guard.detach();
+        let (parent, ends) = Context::background().with_cancel().split();
+        let ctx = parent.with_token(&foreign).detach();
         let below = chain(&ctx, 1).remove(1);
         let mut waiter = Waiter::on(&below);
         assert!(!waiter.poll());

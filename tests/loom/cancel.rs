@@ -3,11 +3,12 @@
 use loom::thread;
 
 use super::{Roll, Waiter, chain, explore, one_story, why};
-use crate::{CancelGuard, Context};
+use crate::{CancelScope, Context};
 
 /// The root of a chain ends on one thread, its last looks for the first time on the other.
-fn end_against_wait(levels: usize, waited_before: bool, end: fn(CancelGuard)) {
-    let (root, guard) = Context::background().with_cancel();
+fn end_against_wait(levels: usize, waited_before: bool, end: fn(CancelScope)) {
+    let scope = Context::background().with_cancel();
+    let root = scope.clone();
     let all = chain(&root, levels);
     let roll = Roll::of(&all);
     if waited_before {
@@ -17,7 +18,7 @@ fn end_against_wait(levels: usize, waited_before: bool, end: fn(CancelGuard)) {
     let ender = thread::spawn({
         let all = all.clone();
         move || {
-            end(guard);
+            end(scope);
             assert!(all.iter().all(Context::is_done), "a descendant outlives the end");
         }
     });
@@ -30,16 +31,16 @@ fn end_against_wait(levels: usize, waited_before: bool, end: fn(CancelGuard)) {
     roll.is_gone();
 }
 
-fn with_a_cause(guard: CancelGuard) {
-    guard.cancel_with("why");
+fn with_a_cause(scope: CancelScope) {
+    scope.cancel_with("why");
 }
 
-fn without_a_word(guard: CancelGuard) {
-    guard.cancel();
+fn without_a_word(scope: CancelScope) {
+    scope.cancel();
 }
 
-fn quietly(guard: CancelGuard) {
-    drop(guard);
+fn quietly(scope: CancelScope) {
+    drop(scope);
 }
 
 #[test]
@@ -91,7 +92,7 @@ fn cancel_against_next_wait_two_levels_down() {
 #[test]
 fn cancel_against_two_first_waits() {
     explore([5, 3], || {
-        let (ctx, guard) = Context::background().with_cancel();
+        let (ctx, guard) = Context::background().with_cancel().split();
         let roll = Roll::of([&ctx]);
         let (mut one, mut two) = (Waiter::on(&ctx), Waiter::on(&ctx));
         let first = thread::spawn(move || {
@@ -114,7 +115,7 @@ fn cancel_against_two_first_waits() {
 #[test]
 fn cancel_against_asking() {
     explore([5, 3], || {
-        let (root, guard) = Context::background().with_cancel();
+        let (root, guard) = Context::background().with_cancel().split();
         let all = chain(&root, 2);
         let ender = thread::spawn(move || guard.cancel_with("why"));
         let seen = all[2].err();

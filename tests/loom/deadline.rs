@@ -14,19 +14,19 @@ const SECOND: Duration = Duration::from_secs(1);
 #[test]
 fn two_see_it_pass_while_a_third_cancels() {
     explore([3, 1], || {
-        let (ctx, guard) = Context::background().with_timeout(SECOND);
-        let (child, _guard) = ctx.with_cancel();
-        let roll = Roll::of([&ctx, &child]);
+        let ctx = Context::background().with_timeout(SECOND);
+        let child = ctx.with_cancel();
+        let roll = Roll::of([ctx.context(), &child]);
         assert!(!ctx.is_done() && !child.is_done());
         tick();
         let askers = [ctx.clone(), child.clone()].map(|ctx| thread::spawn(move || ctx.err()));
-        guard.cancel_with("too late");
-        let error = one_story([&ctx, &child]);
+        ctx.cancel_with("too late");
+        let error = one_story([ctx.context(), &child]);
         assert!(error.is_deadline_exceeded());
         for asker in askers {
             same(&error, &asker.join().unwrap().expect("has passed"));
         }
-        drop((ctx, child, guard, _guard));
+        drop((ctx, child));
         roll.is_gone();
     });
 }
@@ -35,7 +35,7 @@ fn two_see_it_pass_while_a_third_cancels() {
 #[test]
 fn it_passes_against_cancel() {
     explore([3, 2], || {
-        let (ctx, guard) = Context::background().with_timeout(SECOND);
+        let ctx = Context::background().with_timeout(SECOND);
         let child = chain(&ctx, 1).remove(1);
         let clock = thread::spawn({
             let child = child.clone();
@@ -44,7 +44,7 @@ fn it_passes_against_cancel() {
                 story(&child)
             }
         });
-        guard.cancel_with("why");
+        ctx.cancel_with("why");
         let mine = one_story([&ctx, &child]);
         same(&mine, &clock.join().unwrap());
         assert!(mine.is_deadline_exceeded() || why(&mine) == "why");
@@ -54,8 +54,8 @@ fn it_passes_against_cancel() {
 /// A child's deadline passes before its parent is cancelled, whoever is the first to look, and whether
 /// or not the child is in its parent's list.
 fn child_before_parent(linked: bool) {
-    let (parent, guard) = Context::background().with_cancel();
-    let (child, _guard) = parent.with_timeout(SECOND);
+    let (parent, guard) = Context::background().with_cancel().split();
+    let child = parent.with_timeout(SECOND);
     let below = chain(&child, 1).remove(1);
     if linked {
         assert!(below.token().expect("not the background").link());
@@ -89,8 +89,8 @@ fn child_before_parent_out_of_the_list() {
 #[test]
 fn two_deadlines_pass_at_once() {
     explore([5, 3], || {
-        let (parent, _one) = Context::background().with_timeout(2 * SECOND);
-        let (child, _two) = parent.with_timeout(SECOND);
+        let parent = Context::background().with_timeout(2 * SECOND);
+        let child = parent.with_timeout(SECOND);
         tick();
         tick();
         let asker = thread::spawn({

@@ -3,15 +3,15 @@
 use loom::thread;
 
 use super::{Roll, Waiter, chain, explore, one_story, same, story, why};
-use crate::{CancelGuard, Context};
+use crate::{CancelScope, Context};
 
 /// The parent ends on one thread; on the other a child is derived from it, and waited on.
-fn end_against_derive(levels_above: usize, end: fn(CancelGuard)) {
-    let (root, guard) = Context::background().with_cancel();
+fn end_against_derive(levels_above: usize, end: fn(CancelScope)) {
+    let scope = Context::background().with_cancel();
+    let root = scope.clone();
     let all = chain(&root, levels_above);
-    let ender = thread::spawn(move || end(guard));
-    let (child, detached) = all[levels_above].with_cancel();
-    detached.detach();
+    let ender = thread::spawn(move || end(scope));
+    let child = all[levels_above].with_cancel().detach();
     let mut waiter = Waiter::on(&child);
     waiter.poll();
     ender.join().unwrap();
@@ -24,12 +24,12 @@ fn end_against_derive(levels_above: usize, end: fn(CancelGuard)) {
 
 #[test]
 fn cancel_against_derive_and_wait() {
-    explore([5, 3], || end_against_derive(0, |guard| guard.cancel_with("why")));
+    explore([5, 3], || end_against_derive(0, |scope| scope.cancel_with("why")));
 }
 
 #[test]
 fn unseen_cancel_against_derive_and_wait() {
-    explore([5, 3], || end_against_derive(0, |guard| guard.cancel()));
+    explore([5, 3], || end_against_derive(0, |scope| scope.cancel()));
 }
 
 #[test]
@@ -39,17 +39,17 @@ fn quiet_end_against_derive_and_wait() {
 
 #[test]
 fn cancel_against_derive_two_levels_down() {
-    explore([5, 3], || end_against_derive(2, |guard| guard.cancel_with("why")));
+    explore([5, 3], || end_against_derive(2, |scope| scope.cancel_with("why")));
 }
 
 /// The child's first wait links all four levels above it.
 #[test]
 fn cancel_against_derive_below_four_levels() {
-    explore([3, 2], || end_against_derive(3, |guard| guard.cancel_with("why")));
+    explore([3, 2], || end_against_derive(3, |scope| scope.cancel_with("why")));
 }
 
 #[test]
-fn guard_drop_against_derive_below_four_levels() {
+fn scope_drop_against_derive_below_four_levels() {
     explore([3, 1], || end_against_derive(3, drop));
 }
 
@@ -57,9 +57,11 @@ fn guard_drop_against_derive_below_four_levels() {
 #[test]
 fn quiet_end_against_derive_and_ask() {
     explore([5, 3], || {
-        let (parent, guard) = Context::background().with_cancel();
-        let ender = thread::spawn(move || drop(guard));
-        let (child, mine) = parent.with_cancel();
+        let scope = Context::background().with_cancel();
+        let parent = scope.clone();
+        let ender = thread::spawn(move || drop(scope));
+        let mine = parent.with_cancel();
+        let child = mine.clone();
         let parents = parent.err();
         let childs = child.err();
         if let Some(parents) = &parents {
@@ -77,12 +79,12 @@ fn quiet_end_against_derive_and_ask() {
 #[test]
 fn cancel_against_derive_with_a_deadline_that_has_passed() {
     explore([5, 3], || {
-        let (parent, guard) = Context::background().with_cancel();
+        let (parent, guard) = Context::background().with_cancel().split();
         crate::sync::tick();
         let past = crate::sync::now() - std::time::Duration::from_secs(1);
         let ender = thread::spawn(move || guard.cancel_with("why"));
         let ended_before = parent.is_done();
-        let (child, _guard) = parent.with_deadline(past);
+        let child = parent.with_deadline(past);
         let error = story(&child);
         assert!(!ended_before || why(&error) == "why", "ended before its birth");
         ender.join().unwrap();
@@ -95,7 +97,7 @@ fn cancel_against_derive_with_a_deadline_that_has_passed() {
 #[test]
 fn cancel_against_a_growing_chain() {
     explore([5, 3], || {
-        let (root, guard) = Context::background().with_cancel();
+        let (root, guard) = Context::background().with_cancel().split();
         let ender = thread::spawn({
             let root = root.clone();
             move || {

@@ -13,9 +13,8 @@ use crate::Context;
 #[test]
 fn cancel_against_drop_of_a_waiting_child() {
     explore([5, 3], || {
-        let (root, guard) = Context::background().with_cancel();
-        let (child, detached) = root.with_cancel();
-        detached.detach();
+        let (root, guard) = Context::background().with_cancel().split();
+        let child = root.with_cancel().detach();
         let roll = Roll::of([&root, &child]);
         let mut waiter = Waiter::on(&child);
         assert!(!waiter.poll());
@@ -34,9 +33,9 @@ fn cancel_against_drop_of_a_waiting_child() {
 #[test]
 fn drop_of_two_children_at_once() {
     explore([5, 3], || {
-        let (root, _guard) = Context::background().with_cancel();
-        let pair = [root.with_cancel(), root.with_cancel()].map(|(child, guard)| {
-            guard.detach();
+        let root = Context::background().with_cancel();
+        let pair = [root.with_cancel(), root.with_cancel()].map(|scope| {
+            let child = scope.detach();
             assert!(!Waiter::on(&child).poll());
             child
         });
@@ -56,7 +55,7 @@ fn drop_of_two_children_at_once() {
 #[test]
 fn drop_of_a_child_against_link_of_another() {
     explore([5, 3], || {
-        let (root, guard) = Context::background().with_cancel();
+        let root = Context::background().with_cancel();
         let all = chain(&root, 1);
         let (one, two) = (chain(&all[1], 1).remove(1), chain(&all[1], 1).remove(1));
         assert!(!Waiter::on(&one).poll());
@@ -66,7 +65,7 @@ fn drop_of_a_child_against_link_of_another() {
         dropper.join().unwrap();
         assert_eq!(census(&root).0, 1);
         assert_eq!(census(&all[1]).0, 1);
-        guard.cancel_with("why");
+        root.cancel_with("why");
         waiter.finish(&one_story(all.iter().chain([&two])));
     });
 }
@@ -75,11 +74,9 @@ fn drop_of_a_child_against_link_of_another() {
 #[test]
 fn cancel_against_drop_of_the_parent() {
     explore([5, 3], || {
-        let (root, guard) = Context::background().with_cancel();
-        let (parent, detached) = root.with_cancel();
-        detached.detach();
-        let (child, detached) = parent.with_cancel();
-        detached.detach();
+        let (root, guard) = Context::background().with_cancel().split();
+        let parent = root.with_cancel().detach();
+        let child = parent.with_cancel().detach();
         let roll = Roll::of([&root, &parent, &child]);
         let mut waiter = Waiter::on(&child);
         assert!(!waiter.poll());
@@ -101,7 +98,7 @@ fn cancel_against_drop_of_the_parent() {
 #[test]
 fn cancel_against_drop_of_a_whole_branch() {
     explore([5, 3], || {
-        let (root, guard) = Context::background().with_cancel();
+        let (root, guard) = Context::background().with_cancel().split();
         let mut all = chain(&root, 2);
         let roll = Roll::of(&all);
         assert!(!Waiter::on(&all[2]).poll());
@@ -119,7 +116,7 @@ fn cancel_against_drop_of_a_whole_branch() {
 #[test]
 fn drop_of_two_branches_with_a_parent_in_common() {
     explore([5, 3], || {
-        let (root, _guard) = Context::background().with_cancel();
+        let root = Context::background().with_cancel();
         let mut all = chain(&root, 1);
         let [one, two] = [(); 2].map(|()| chain(&all[1], 1).remove(1));
         let roll = Roll::of([&all[1], &one, &two]);
@@ -133,12 +130,13 @@ fn drop_of_two_branches_with_a_parent_in_common() {
     });
 }
 
-/// A guard goes while a canceller of the same context speaks: one end, told alike by both sides.
+/// A scope goes while a canceller of the same context speaks: one end, told alike by both sides.
 #[test]
-fn drop_of_the_guard_against_cancel() {
+fn drop_of_the_scope_against_cancel() {
     explore([5, 3], || {
-        let (ctx, guard) = Context::background().with_cancel();
-        let canceller = guard.canceller();
+        let scope = Context::background().with_cancel();
+        let ctx = scope.clone();
+        let canceller = scope.canceller();
         let ender = thread::spawn({
             let ctx = ctx.clone();
             move || {
@@ -146,7 +144,7 @@ fn drop_of_the_guard_against_cancel() {
                 story(&ctx)
             }
         });
-        drop(guard);
+        drop(scope);
         let mine = story(&ctx);
         let theirs = ender.join().unwrap();
         super::same(&mine, &theirs);
@@ -156,10 +154,11 @@ fn drop_of_the_guard_against_cancel() {
 
 /// The same without a cause, where nobody needs the clock.
 #[test]
-fn drop_of_the_guard_against_unseen_cancel() {
+fn drop_of_the_scope_against_unseen_cancel() {
     explore([5, 3], || {
-        let (ctx, guard) = Context::background().with_cancel();
-        let canceller = guard.canceller();
+        let scope = Context::background().with_cancel();
+        let ctx = scope.clone();
+        let canceller = scope.canceller();
         let ender = thread::spawn({
             let ctx = ctx.clone();
             move || {
@@ -167,9 +166,48 @@ fn drop_of_the_guard_against_unseen_cancel() {
                 story(&ctx)
             }
         });
-        drop(guard);
+        drop(scope);
         let mine = story(&ctx);
         super::same(&mine, &ender.join().unwrap());
+    });
+}
+
+/// A scope goes as the only other handle becomes a child: whichever comes first, the child is told.
+#[test]
+fn drop_of_the_scope_against_derive_from_its_clone() {
+    explore([5, 3], || {
+        let scope = Context::background().with_cancel();
+        let ctx = scope.clone();
+        let other = thread::spawn(move || {
+            let child = ctx.with_cancel().detach();
+            drop(ctx);
+            let mut waiter = Waiter::on(&child);
+            waiter.poll();
+            (child, waiter)
+        });
+        drop(scope);
+        let (child, waiter) = other.join().unwrap();
+        waiter.finish(&story(&child));
+        let roll = Roll::of([&child]);
+        drop(child);
+        roll.is_gone();
+    });
+}
+
+/// A scope goes that nothing else holds, out of the list of a parent that ends.
+#[test]
+fn drop_of_an_unseen_scope_against_cancel_of_the_parent() {
+    explore([5, 3], || {
+        let (parent, ends) = Context::background().with_cancel().split();
+        let scope = parent.with_cancel();
+        let roll = Roll::of([&parent, scope.context()]);
+        assert!(!Waiter::on(&scope).poll());
+        let ender = thread::spawn(move || ends.cancel_with("why"));
+        drop(scope);
+        ender.join().unwrap();
+        assert_eq!(why(&story(&parent)), "why");
+        drop(parent);
+        roll.is_gone();
     });
 }
 
@@ -177,8 +215,8 @@ fn drop_of_the_guard_against_unseen_cancel() {
 #[test]
 fn drop_of_the_guard_against_link_against_cancel_of_the_parent() {
     explore([4, 2], || {
-        let (parent, ends) = Context::background().with_cancel();
-        let (child, guard) = parent.with_cancel();
+        let (parent, ends) = Context::background().with_cancel().split();
+        let (child, guard) = parent.with_cancel().split();
         let roll = Roll::of([&parent, &child]);
         let mut waiter = Waiter::on(&child);
         let ender = thread::spawn(move || ends.cancel_with("why"));
@@ -222,15 +260,16 @@ impl Drop for Asks {
 #[test]
 fn drop_of_the_last_handle_against_the_push() {
     explore([5, 3], || {
-        let (parent, ends) = Context::background().with_cancel();
-        let (child, guard) = parent.with_cancel();
+        let (parent, ends) = Context::background().with_cancel().split();
+        let scope = parent.with_cancel();
+        let child = scope.clone();
         let roll = Roll::of([&parent, &child]);
         let drops = Arc::new(AtomicUsize::new(0));
         let mut sibling = Waiter::on(&chain(&parent, 1)[1]);
         assert!(!sibling.poll());
         assert!(!Waiter::on(&child).poll());
-        guard.cancel_with(Asks(parent.clone(), drops.clone()));
-        drop(guard);
+        scope.cancel_with(Asks(parent.clone(), drops.clone()));
+        drop(scope);
         let ender = thread::spawn(move || ends.cancel_with("why"));
         drop(child);
         ender.join().unwrap();

@@ -18,7 +18,7 @@ fn run_if_told(mut waiter: Waiter, latch: &Token) -> (Waiter, bool) {
 #[test]
 fn stop_against_run() {
     explore([5, 3], || {
-        let (ctx, guard) = Context::background().with_cancel();
+        let (ctx, guard) = Context::background().with_cancel().split();
         let roll = Roll::of([&ctx]);
         let latch = Token::new(None, None, Location::caller());
         let waiter = Waiter::on(&ctx);

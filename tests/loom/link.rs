@@ -7,7 +7,7 @@ use crate::Context;
 
 /// Two leaves below one parent wait for the first time, at once: each token on the way sits once.
 fn two_leaves(cancels: bool) {
-    let (root, guard) = Context::background().with_cancel();
+    let (root, guard) = Context::background().with_cancel().split();
     let middle = chain(&root, 1).remove(1);
     let [one, two] = [(); 2].map(|()| chain(&middle, 1).remove(1));
     let roll = Roll::of([&root, &middle, &one, &two]);
@@ -58,7 +58,7 @@ fn two_leaves_link_while_the_root_ends() {
 #[test]
 fn parent_and_leaf_link_at_once() {
     explore([3, 2], || {
-        let (root, guard) = Context::background().with_cancel();
+        let root = Context::background().with_cancel();
         let all = chain(&root, 3);
         let mut above = Waiter::on(&all[2]);
         let mut below = Waiter::on(&all[3]);
@@ -69,7 +69,7 @@ fn parent_and_leaf_link_at_once() {
         assert!(!below.poll());
         let above = other.join().unwrap();
         assert_eq!(all.iter().map(|ctx| census(ctx).0).collect::<Vec<_>>(), [1, 1, 2, 1]);
-        guard.cancel_with("why");
+        root.cancel_with("why");
         let error = one_story(&all);
         above.finish(&error);
         below.finish(&error);
@@ -80,7 +80,7 @@ fn parent_and_leaf_link_at_once() {
 #[test]
 fn two_leaves_come_and_go() {
     explore([4, 3], || {
-        let (root, _guard) = Context::background().with_cancel();
+        let root = Context::background().with_cancel();
         let mut all = chain(&root, 1);
         let [one, two] = [(); 2].map(|()| chain(&all[1], 1).remove(1));
         let roll = Roll::of([&all[1], &one, &two]);

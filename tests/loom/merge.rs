@@ -10,10 +10,9 @@ use crate::sync::tick;
 
 /// Both parents end at once, each with a cause; someone waits on the child of both.
 fn both_parents(waits: bool, levels: usize) {
-    let (one, ends_one) = Context::background().with_cancel();
-    let (two, ends_two) = Context::background().with_cancel();
-    let (both, detached) = one.merge(&two);
-    detached.detach();
+    let one = Context::background().with_cancel();
+    let (two, ends_two) = Context::background().with_cancel().split();
+    let both = one.merge(&two).detach();
     let all = chain(&both, levels);
     let roll = Roll::of([&one, &two].into_iter().chain(&all));
     let mut waiter = Waiter::on(&all[levels]);
@@ -25,7 +24,7 @@ fn both_parents(waits: bool, levels: usize) {
             story(&below)
         }
     });
-    ends_one.cancel_with("one");
+    one.cancel_with("one");
     let mine = one_story(all.iter().rev());
     waiter.poll();
     same(&mine, &other.join().unwrap());
@@ -34,7 +33,7 @@ fn both_parents(waits: bool, levels: usize) {
     assert_eq!((why(&ones).as_str(), why(&twos).as_str()), ("one", "two"));
     same(&mine, if why(&mine) == "one" { &ones } else { &twos });
     waiter.finish(&mine);
-    drop((one, two, both, all, ends_one));
+    drop((one, two, both, all));
     roll.is_gone();
 }
 
@@ -57,20 +56,20 @@ fn both_parents_end_while_someone_waits_below() {
 #[test]
 fn cancel_against_merge() {
     explore([4, 2], || {
-        let (one, _guard) = Context::background().with_cancel();
-        let (two, ends_two) = Context::background().with_cancel();
+        let one = Context::background().with_cancel();
+        let (two, ends_two) = Context::background().with_cancel().split();
         let two = chain(&two, 1);
         let ender = thread::spawn(move || ends_two.cancel_with("two"));
-        let (both, _both) = one.merge(&two[1]);
+        let both = one.merge(&two[1]);
         if two[0].is_done() {
             assert!(both.is_done(), "ended above, and not below");
         }
         let mut waiter = Waiter::on(&both);
         waiter.poll();
         ender.join().unwrap();
-        waiter.finish(&one_story(two.iter().chain([&both])));
+        waiter.finish(&one_story(two.iter().chain([both.context()])));
         assert!(!one.is_done());
-        drop((both, _both));
+        drop(both);
         assert_eq!(census(&one), (0, 0));
     });
 }
@@ -79,10 +78,9 @@ fn cancel_against_merge() {
 #[test]
 fn seen_above_is_seen_below_a_merge() {
     explore([5, 3], || {
-        let (one, _guard) = Context::background().with_cancel();
-        let (two, ends_two) = Context::background().with_cancel();
-        let (both, detached) = one.merge(&chain(&two, 1)[1]);
-        detached.detach();
+        let one = Context::background().with_cancel();
+        let (two, ends_two) = Context::background().with_cancel().split();
+        let both = one.merge(&chain(&two, 1)[1]).detach();
         let below = chain(&both, 1);
         let ender = thread::spawn(move || ends_two.cancel_with("two"));
         if two.is_done() {
@@ -99,9 +97,10 @@ fn seen_above_is_seen_below_a_merge() {
 #[test]
 fn own_end_against_a_parents() {
     explore([5, 3], || {
-        let (one, _guard) = Context::background().with_cancel();
-        let (two, ends_two) = Context::background().with_cancel();
-        let (both, ends_both) = one.merge(&two);
+        let one = Context::background().with_cancel();
+        let (two, ends_two) = Context::background().with_cancel().split();
+        let ends_both = one.merge(&two);
+        let both = ends_both.clone();
         let ender = thread::spawn({
             let both = both.clone();
             move || {
@@ -120,10 +119,9 @@ fn own_end_against_a_parents() {
 #[test]
 fn drop_against_both_ends() {
     explore([4, 3], || {
-        let (one, ends_one) = Context::background().with_cancel();
-        let (two, ends_two) = Context::background().with_cancel();
-        let (both, detached) = one.merge(&two);
-        detached.detach();
+        let (one, ends_one) = Context::background().with_cancel().split();
+        let (two, ends_two) = Context::background().with_cancel().split();
+        let both = one.merge(&two).detach();
         let roll = Roll::of([&one, &two, &both]);
         let first = thread::spawn(move || ends_one.cancel_with("one"));
         let second = thread::spawn(move || ends_two.cancel_with("two"));
@@ -140,10 +138,9 @@ fn drop_against_both_ends() {
 #[test]
 fn deadline_of_one_before_cancel_of_the_other() {
     explore([3, 2], || {
-        let (one, ends_one) = Context::background().with_cancel();
-        let (two, _guard) = Context::background().with_timeout(Duration::from_secs(1));
-        let (both, detached) = one.merge(&two);
-        detached.detach();
+        let (one, ends_one) = Context::background().with_cancel().split();
+        let two = Context::background().with_timeout(Duration::from_secs(1));
+        let both = one.merge(&two).detach();
         let below = chain(&both, 1);
         let roll = Roll::of([&one, &two].into_iter().chain(&below));
         tick();
@@ -158,9 +155,9 @@ fn deadline_of_one_before_cancel_of_the_other() {
         let mine = story(&below[1]);
         assert!(mine.is_deadline_exceeded());
         same(&mine, &ender.join().unwrap());
-        same(&mine, &one_story(below.iter().chain([&two])));
+        same(&mine, &one_story(below.iter().chain([two.context()])));
         assert_eq!(why(&story(&one)), "one");
-        drop((one, two, both, below, _guard));
+        drop((one, two, both, below));
         roll.is_gone();
     });
 }

@@ -60,7 +60,7 @@ fn explore_with<F: Fn() + Send + Sync + Copy + 'static>(stale: bool, preemptions
         counter.fetch_add(1, Ordering::Relaxed);
         sync::allow_stale_loads(stale);
         // The statics before the threads: the first to touch one must not order the rest.
-        census(&Context::background().with_cancel().0);
+        census(&Context::background().with_cancel());
         sync::now();
         model();
     });
@@ -73,8 +73,7 @@ fn explore_with<F: Fn() + Send + Sync + Copy + 'static>(stale: bool, preemptions
 fn chain(root: &Context, levels: usize) -> Vec<Context> {
     let mut all = vec![root.clone()];
     for level in 0..levels {
-        let (child, guard) = all[level].with_cancel();
-        guard.detach();
+        let child = all[level].with_cancel().detach();
         all.push(child);
     }
     all
@@ -112,7 +111,7 @@ struct Waiter {
 
 impl Waiter {
     fn on(ctx: &Context) -> Waiter {
-        let done = Box::pin(ctx.clone().done_owned());
+        let done = Box::pin(ctx.done_owned());
         Waiter { done, bell: Arc::default(), heard: 0, told: None }
     }
 
@@ -186,7 +185,7 @@ impl Roll {
     #[track_caller]
     fn is_gone(self) {
         assert!(self.0.iter().all(|token| token.strong_count() == 0), "a token left behind");
-        let (probe, _guard) = Context::background().with_cancel();
+        let probe = Context::background().with_cancel();
         assert_eq!(census(&probe).1, 0, "a push that never ended");
     }
 }

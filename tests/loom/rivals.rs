@@ -7,10 +7,10 @@ use crate::Context;
 
 /// Parent and child are cancelled at once, each with a cause; someone waits below.
 fn parent_against_child(linked: bool) {
-    let (parent, ends_parent) = Context::background().with_cancel();
-    let (child, ends_child) = parent.with_cancel();
-    let (below, detached) = child.with_cancel();
-    detached.detach();
+    let (parent, ends_parent) = Context::background().with_cancel().split();
+    let ends_child = parent.with_cancel();
+    let child = ends_child.clone();
+    let below = child.with_cancel().detach();
     let roll = Roll::of([&parent, &child, &below]);
     let mut waiter = Waiter::on(&below);
     if linked {
@@ -50,26 +50,26 @@ fn parent_against_child_with_nobody_below() {
 /// Two threads end the same root. When either call returns everything below has ended, also what the
 /// other one has yet to reach, and each of them tells the same.
 fn two_against_a_root(levels: usize, linked: usize) {
-    let (root, guard) = Context::background().with_cancel();
+    let root = Context::background().with_cancel();
     let all = chain(&root, levels);
     let roll = Roll::of(&all);
     let mut waiter = Waiter::on(&all[linked]);
     assert!(linked == 0 || !waiter.poll());
     let other = thread::spawn({
-        let (all, canceller) = (all.clone(), guard.canceller());
+        let (all, canceller) = (all.clone(), root.canceller());
         move || {
             canceller.cancel_with("one");
             assert!(all.iter().rev().all(Context::is_done), "a descendant outlives the end");
             all[levels].err()
         }
     });
-    guard.cancel_with("two");
+    root.cancel_with("two");
     assert!(all.iter().rev().all(Context::is_done), "a descendant outlives the end");
     let error = one_story(&all);
     same(&error, &other.join().unwrap().expect("ended"));
     waiter.poll();
     waiter.finish(&error);
-    drop((root, all, guard));
+    drop((root, all));
     roll.is_gone();
 }
 
@@ -102,8 +102,9 @@ fn two_cancel_a_root_five_levels_up() {
 #[test]
 fn cause_against_no_cause() {
     explore([5, 3], || {
-        let (ctx, guard) = Context::background().with_cancel();
-        let canceller = guard.canceller();
+        let scope = Context::background().with_cancel();
+        let ctx = scope.clone();
+        let canceller = scope.canceller();
         let other = thread::spawn({
             let ctx = ctx.clone();
             move || {
@@ -111,7 +112,7 @@ fn cause_against_no_cause() {
                 story(&ctx)
             }
         });
-        guard.cancel_with("why");
+        scope.cancel_with("why");
         let mine = story(&ctx);
         same(&mine, &other.join().unwrap());
         same(&mine, &story(&ctx));
@@ -122,9 +123,10 @@ fn cause_against_no_cause() {
 #[test]
 fn three_generations_at_once() {
     explore([3, 1], || {
-        let (a, ends_a) = Context::background().with_cancel();
-        let (b, ends_b) = a.with_cancel();
-        let (c, ends_c) = b.with_cancel();
+        let (a, ends_a) = Context::background().with_cancel().split();
+        let (b, ends_b) = a.with_cancel().split();
+        let ends_c = b.with_cancel();
+        let c = ends_c.clone();
         let mut waiter = Waiter::on(&c);
         assert!(!waiter.poll());
         let first = thread::spawn({

@@ -11,7 +11,7 @@ use crate::Context;
 #[test]
 fn waiter_dropped_while_woken() {
     explore([5, 3], || {
-        let (ctx, guard) = Context::background().with_cancel();
+        let (ctx, guard) = Context::background().with_cancel().split();
         let roll = Roll::of([&ctx]);
         let mut waiter = Waiter::on(&ctx);
         assert!(!waiter.poll());
@@ -30,7 +30,7 @@ fn waiter_dropped_while_woken() {
 #[test]
 fn waiter_replaced_by_another_while_woken() {
     explore([5, 3], || {
-        let (ctx, guard) = Context::background().with_cancel();
+        let (ctx, guard) = Context::background().with_cancel().split();
         let [mut one, mut two, mut three] = [(); 3].map(|()| Waiter::on(&ctx));
         assert!(!one.poll() && !two.poll());
         let ender = thread::spawn(move || guard.cancel_with("why"));
@@ -48,7 +48,7 @@ fn waiter_replaced_by_another_while_woken() {
 #[test]
 fn waker_replaced_while_woken() {
     explore([5, 3], || {
-        let (ctx, guard) = Context::background().with_cancel();
+        let (ctx, guard) = Context::background().with_cancel().split();
         let mut waiter = Waiter::on(&ctx);
         assert!(!waiter.poll());
         let before = waiter.bell.clone();
@@ -65,7 +65,7 @@ fn waker_replaced_while_woken() {
 #[test]
 fn waiter_looks_again_while_woken() {
     explore([5, 3], || {
-        let (ctx, guard) = Context::background().with_cancel();
+        let (ctx, guard) = Context::background().with_cancel().split();
         let mut waiter = Waiter::on(&ctx);
         assert!(!waiter.poll());
         let ender = thread::spawn(move || guard.cancel_with("why"));
@@ -79,7 +79,7 @@ fn waiter_looks_again_while_woken() {
 #[test]
 fn two_wakers_replaced_at_once() {
     explore([5, 3], || {
-        let (ctx, guard) = Context::background().with_cancel();
+        let ctx = Context::background().with_cancel();
         let [mut one, mut two] = [(); 2].map(|()| Waiter::on(&ctx));
         assert!(!one.poll() && !two.poll());
         let other = thread::spawn(move || {
@@ -91,7 +91,7 @@ fn two_wakers_replaced_at_once() {
         two.poll();
         let one = other.join().unwrap();
         assert_eq!(census(&ctx).0, 2);
-        guard.cancel();
+        ctx.cancel();
         let error = story(&ctx);
         one.finish(&error);
         two.finish(&error);
@@ -102,7 +102,7 @@ fn two_wakers_replaced_at_once() {
 #[test]
 fn waiters_come_and_go() {
     explore([5, 3], || {
-        let (ctx, _guard) = Context::background().with_cancel();
+        let ctx = Context::background().with_cancel();
         let come_and_go = |ctx: Context| {
             move || {
                 let mut waiter = Waiter::on(&ctx);

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::runtime::Builder;
 use tokio::time::Instant;
-use tokio_ctx::{CancelGuard, Canceller, Context, DoneOwned, Error, ErrorKind};
+use tokio_ctx::{CancelGuard, CancelScope, Canceller, Context, DoneOwned, Error, ErrorKind};
 use tokio_util::sync::CancellationToken;
 
 use crate::reference::{How, Limit, Nanos, Reference, Told};
@@ -33,7 +33,7 @@ const MOST_NODES: usize = 400;
 
 /// One step. Operands pick among what is there, modulo its number; with nothing there it does nothing.
 ///
-/// `Deepen` makes a chain of children, of which only the last is kept, and the guards of all or of none.
+/// `Deepen` makes a chain of children, of which only the last is kept, and the owners of all or of none.
 /// A `tired` poll comes when the task's cooperative budget is used up.
 #[derive(Clone, Copy, Debug)]
 pub enum Op {
@@ -44,7 +44,7 @@ pub enum Op {
     WithoutCancel { of: u8 },
     Merge { of: u8, other: u8 },
     WithToken { of: u8, token: u8 },
-    Deepen { of: u8, levels: u8, keep_guards: bool },
+    Deepen { of: u8, levels: u8, keep_owners: bool },
     CloneContext { of: u8 },
     DropContext { which: u8 },
     HandOutToken { of: u8 },
@@ -54,7 +54,7 @@ pub enum Op {
     CancelByCanceller { which: u8, line: u8, cause: bool },
     MakeCanceller { which: u8 },
     DropCanceller { which: u8 },
-    DropGuard { which: u8 },
+    DropOwner { which: u8 },
     Detach { which: u8 },
     Advance { by: u8 },
     AdvanceToDeadline { of: u8, offset: u8 },
@@ -77,7 +77,7 @@ impl Op {
             10 => Op::WithoutCancel { of: a },
             11..=13 => Op::Merge { of: a, other: b },
             14..=15 => Op::WithToken { of: a, token: b },
-            16 => Op::Deepen { of: a, levels: b, keep_guards: odd(c) },
+            16 => Op::Deepen { of: a, levels: b, keep_owners: odd(c) },
             17 => Op::CloneContext { of: a },
             18..=19 => Op::DropContext { which: a },
             20 => Op::HandOutToken { of: a },
@@ -87,7 +87,7 @@ impl Op {
             26 => Op::CancelByCanceller { which: a, line: b, cause: odd(c) },
             27 => Op::MakeCanceller { which: a },
             28 => Op::DropCanceller { which: a },
-            29..=30 => Op::DropGuard { which: a },
+            29..=30 => Op::DropOwner { which: a },
             31 => Op::Detach { which: a },
             32..=34 => Op::Advance { by: a },
             35..=37 => Op::AdvanceToDeadline { of: a, offset: b },
@@ -188,7 +188,7 @@ struct World {
     start: Instant,
     reference: Reference,
     contexts: Vec<Live>,
-    guards: Vec<(CancelGuard, usize)>,
+    owners: Vec<(Owner, usize)>,
     cancellers: Vec<(Canceller, usize)>,
     externals: Vec<CancellationToken>,
     handed: Vec<Handed>,
@@ -207,7 +207,7 @@ impl World {
             start: Instant::now(),
             reference,
             contexts: vec![background],
-            guards: Vec::new(),
+            owners: Vec::new(),
             cancellers: Vec::new(),
             externals: (0..EXTERNALS).map(|_| CancellationToken::new()).collect(),
             handed: Vec::new(),
@@ -244,12 +244,13 @@ impl World {
 
     /// Enters a derived context, made at `line`.
     fn adopt(&mut self, from: &[&Live], made: Made, limit: Option<Limit>, token: Option<usize>) -> Live {
-        let ((ctx, guard), line) = made;
+        let (scope, line) = made;
         let mut parents: Vec<usize> = from.iter().filter_map(|live| live.node).collect();
         parents.dedup();
         let node = self.reference.derive(&parents, limit, token, line);
         self.nodes += 1;
-        self.guards.push((guard, node));
+        let ctx = scope.clone();
+        self.owners.push((Owner::of(scope, self.nodes), node));
         // Looked up in the first, then in the second. The nearest of a key is all that can be seen, and
         // of merges of merges one would keep very many.
         let mut values: Vec<(u8, u8)> = Vec::new();
@@ -328,13 +329,13 @@ impl World {
                 let live = self.adopt(&[&from], made, None, Some(token));
                 self.keep(live.ctx, live.node, live.values);
             }
-            Op::Deepen { of, levels, keep_guards } => {
+            Op::Deepen { of, levels, keep_owners } => {
                 let mut from = self.pick(of);
                 for level in 0..levels % 20 + 1 {
                     let made = with_cancel(&from.ctx, level);
                     from = self.adopt(&[&from], made, None, None);
-                    if !keep_guards {
-                        self.guards.pop().unwrap().0.detach();
+                    if !keep_owners {
+                        self.owners.pop().unwrap().0.detach();
                     }
                 }
                 self.keep(from.ctx, from.node, from.values);
@@ -367,9 +368,9 @@ impl World {
             }
             Op::Cancel { which, line, cause } => {
                 let cause = self.next_cause(cause);
-                if let Some(which) = place(which, &self.guards) {
-                    let (guard, node) = &self.guards[which];
-                    let (line, node) = (cancel(guard, line, cause.clone()), *node);
+                if let Some(which) = place(which, &self.owners) {
+                    let (owner, node) = &self.owners[which];
+                    let (line, node) = (cancel(owner, line, cause.clone()), *node);
                     self.reference.cancel(node, Some(line), cause, self.is_waited_on(node));
                 }
             }
@@ -382,9 +383,9 @@ impl World {
                 }
             }
             Op::MakeCanceller { which } => {
-                if let Some(which) = place(which, &self.guards) {
-                    let (guard, node) = &self.guards[which];
-                    self.cancellers.push((guard.canceller(), *node));
+                if let Some(which) = place(which, &self.owners) {
+                    let (owner, node) = &self.owners[which];
+                    self.cancellers.push((owner.canceller(), *node));
                 }
             }
             Op::DropCanceller { which } => {
@@ -392,14 +393,14 @@ impl World {
                     self.cancellers.remove(which);
                 }
             }
-            Op::DropGuard { which } => {
-                if let Some(which) = place(which, &self.guards) {
-                    self.drop_guard(which);
+            Op::DropOwner { which } => {
+                if let Some(which) = place(which, &self.owners) {
+                    self.drop_owner(which);
                 }
             }
             Op::Detach { which } => {
-                if let Some(which) = place(which, &self.guards) {
-                    self.guards.remove(which).0.detach();
+                if let Some(which) = place(which, &self.owners) {
+                    self.owners.remove(which).0.detach();
                 }
             }
             Op::Advance { by } => {
@@ -494,22 +495,22 @@ impl World {
     /// The tokens handed out by a context that is gone are its parent's.
     fn pass_on_tokens(&mut self) {
         let contexts = self.contexts.iter().filter_map(|live| live.node);
-        let guards = self.guards.iter().map(|(_, node)| *node);
+        let owners = self.owners.iter().map(|(_, node)| *node);
         let cancellers = self.cancellers.iter().map(|(_, node)| *node);
         let waits = self.waits.iter().filter_map(|wait| wait.node);
         // A task watches on behalf of those that can end without anybody ending them.
         let handed = self.handed.iter().filter_map(|handed| handed.node);
         let watched = handed.filter(|&node| self.reference.is_watched(node));
-        let handles = contexts.chain(guards).chain(cancellers).chain(waits).chain(watched);
+        let handles = contexts.chain(owners).chain(cancellers).chain(waits).chain(watched);
         let held = self.reference.held(handles);
         for handed in &mut self.handed {
             handed.node = handed.node.and_then(|node| self.reference.heir(node, &held));
         }
     }
 
-    fn drop_guard(&mut self, which: usize) {
-        let (guard, node) = self.guards.remove(which);
-        drop(guard);
+    fn drop_owner(&mut self, which: usize) {
+        let (owner, node) = self.owners.remove(which);
+        drop(owner);
         self.reference.cancel(node, None, None, self.is_waited_on(node));
     }
 
@@ -631,7 +632,7 @@ impl World {
         let text = error.to_string();
         let how = match error.kind() {
             ErrorKind::DeadlineExceeded => How::Deadline,
-            _ if text.starts_with("context canceled: guard dropped") => How::GuardDropped,
+            _ if text.starts_with("context canceled: scope dropped") => How::OwnerDropped,
             _ if text.starts_with("context canceled by the CancellationToken") => How::Token,
             _ => How::Canceled,
         };
@@ -650,13 +651,13 @@ impl World {
         }
     }
 
-    /// Drops everything, guards, waits and contexts in one of several orders.
+    /// Drops everything, owners, waits and contexts in one of several orders.
     fn take_down(mut self, order: u8) {
         for turn in 0..3 {
             match (turn + order) % 3 {
                 0 => {
-                    while !self.guards.is_empty() {
-                        self.drop_guard(if order % 2 == 0 { 0 } else { self.guards.len() - 1 });
+                    while !self.owners.is_empty() {
+                        self.drop_owner(if order % 2 == 0 { 0 } else { self.owners.len() - 1 });
                         self.pass_on_tokens();
                         self.look();
                     }
@@ -695,7 +696,49 @@ fn poll<F: Future>(future: Pin<&mut F>, wakes: &Arc<Wakes>) -> Poll<F::Output> {
 }
 
 /// What a constructor returned, and the line that called it.
-type Made = ((Context, CancelGuard), u32);
+type Made = (CancelScope, u32);
+
+/// What ends a context when it is dropped: its scope, or every other time the guard split from it.
+enum Owner {
+    Scope(CancelScope),
+    Guard(CancelGuard),
+}
+
+impl Owner {
+    fn of(scope: CancelScope, nth: usize) -> Owner {
+        if nth % 2 == 0 { Owner::Scope(scope) } else { Owner::Guard(scope.split().1) }
+    }
+
+    #[track_caller]
+    fn cancel(&self) {
+        match self {
+            Owner::Scope(scope) => scope.cancel(),
+            Owner::Guard(guard) => guard.cancel(),
+        }
+    }
+
+    #[track_caller]
+    fn cancel_with(&self, cause: String) {
+        match self {
+            Owner::Scope(scope) => scope.cancel_with(cause),
+            Owner::Guard(guard) => guard.cancel_with(cause),
+        }
+    }
+
+    fn canceller(&self) -> Canceller {
+        match self {
+            Owner::Scope(scope) => scope.canceller(),
+            Owner::Guard(guard) => guard.canceller(),
+        }
+    }
+
+    fn detach(self) {
+        match self {
+            Owner::Scope(scope) => drop(scope.detach()),
+            Owner::Guard(guard) => guard.detach(),
+        }
+    }
+}
 
 // Several lines each, so that an error tells which one it was.
 
@@ -717,11 +760,11 @@ macro_rules! cancel_here {
     }};
 }
 
-fn cancel(guard: &CancelGuard, line: u8, cause: Option<String>) -> u32 {
+fn cancel(owner: &Owner, line: u8, cause: Option<String>) -> u32 {
     match line % 3 {
-        0 => cancel_here!(guard, cause),
-        1 => cancel_here!(guard, cause),
-        _ => cancel_here!(guard, cause),
+        0 => cancel_here!(owner, cause),
+        1 => cancel_here!(owner, cause),
+        _ => cancel_here!(owner, cause),
     }
 }
 

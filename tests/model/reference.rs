@@ -9,7 +9,7 @@
 //!
 //! - A `CancellationToken` does not say when it was cancelled: its end falls anywhere between the
 //!   cancel and the first look at it.
-//! - A guard's drop that stopped nobody is dated by the first to ask (see `Origin::ended_at`).
+//! - A scope's or guard's drop that stopped nobody is dated by the first to ask (see `Origin::ended_at`).
 //! - Two parents of a merged context may have ended at the same instant before it was made, or may have
 //!   the same deadline.
 
@@ -34,7 +34,7 @@ const NEVER: Moment = Moment { time: Nanos::MAX, turn: u32::MAX };
 pub enum How {
     Deadline,
     Canceled,
-    GuardDropped,
+    OwnerDropped,
     Token,
 }
 
@@ -172,7 +172,7 @@ impl Reference {
         self.nodes.len() - 1
     }
 
-    /// Cancels a node, unless it has ended: at a line, or by dropping its guard.
+    /// Cancels a node, unless it has ended: at a line, or by dropping its scope or guard.
     ///
     /// `waited_on`: somebody waits for its end, or has a token that is cancelled then.
     pub fn cancel(&mut self, node: usize, line: Option<u32>, cause: Option<String>, waited_on: bool) {
@@ -181,7 +181,7 @@ impl Reference {
             return;
         }
         let target = &mut self.nodes[node];
-        let how = if line.is_some() { How::Canceled } else { How::GuardDropped };
+        let how = if line.is_some() { How::Canceled } else { How::OwnerDropped };
         // Of no concern to anybody yet, it is dated by the first to ask.
         let dated = line.is_some() || target.deadline.is_some() || target.was_derived_from || waited_on;
         target.cancel = Some(Cancel { at, how, line, cause, dated });

@@ -91,7 +91,7 @@ async fn curl_that_says_how_long_it_waits_gets_an_answer() {
 async fn reqwest_by_hand() {
     let (server, mut contexts) = far_side(Version::Http1).await;
     let client = reqwest::Client::new();
-    let (ctx, guard) = Context::background().with_timeout(LONG);
+    let ctx = Context::background().with_timeout(LONG);
 
     // As the guide shows it.
     let get = async |path: &str| -> Result<reqwest::Response, BoxError> {
@@ -109,7 +109,7 @@ async fn reqwest_by_hand() {
         _ = waiting.as_mut() => unreachable!("no answer comes"),
         ctx = contexts.recv() => ctx.unwrap(),
     };
-    guard.cancel();
+    ctx.cancel();
     assert!(context_error(waiting.await.unwrap_err()).is_canceled());
     assert!(ctx.run(response.chunk()).await.is_err());
     drop(response);

@@ -160,18 +160,18 @@ async fn with_tokio_postgres_the_server_stops() {
     let at = format!("{}:{}", part(&address, "host="), part(&address, "port=")).parse().unwrap();
 
     // By a cancel.
-    let (ctx, guard) = Context::background().with_cancel();
+    let ctx = Context::background().with_cancel();
     let (result, ()) =
         tokio::join!(by_tokio_postgres::query(&ctx, &client, at, "SELECT pg_sleep(3600)"), async {
             until_running(&observer, "pg_sleep(3600)", true).await;
-            guard.cancel();
+            ctx.cancel();
         });
     assert!(by_tokio_postgres::is_canceled(&result.unwrap_err()));
     until_running(&observer, "pg_sleep(3600)", false).await;
 
     // By a deadline, of a query that computes; the connection is good for the next each time.
     for _ in 0..20 {
-        let (ctx, _guard) = Context::background().with_timeout(ms(20));
+        let ctx = Context::background().with_timeout(ms(20));
         let runaway = "DO 'BEGIN LOOP END LOOP; END'";
         let result = by_tokio_postgres::query(&ctx, &client, at, runaway).await;
         assert!(by_tokio_postgres::is_canceled(&result.unwrap_err()));
@@ -189,16 +189,16 @@ async fn with_sqlx_the_server_stops() {
     let url = format!("postgres://{user}@{host}:{port}/postgres");
     let pool = PgPoolOptions::new().max_connections(3).connect(&url).await.unwrap();
 
-    let (ctx, guard) = Context::background().with_cancel();
+    let ctx = Context::background().with_cancel();
     let (result, ()) = tokio::join!(by_sqlx::query(&ctx, &pool, "SELECT pg_sleep(7200)"), async {
         until_running(&observer, "pg_sleep(7200)", true).await;
-        guard.cancel();
+        ctx.cancel();
     });
     assert!(by_sqlx::is_canceled(&result.unwrap_err()));
     until_running(&observer, "pg_sleep(7200)", false).await;
 
     for _ in 0..20 {
-        let (ctx, _guard) = Context::background().with_timeout(ms(20));
+        let ctx = Context::background().with_timeout(ms(20));
         let runaway = "DO 'BEGIN LOOP END LOOP; END'";
         let result = by_sqlx::query(&ctx, &pool, runaway).await;
         assert!(by_sqlx::is_canceled(&result.unwrap_err()));

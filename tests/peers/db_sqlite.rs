@@ -22,7 +22,7 @@ fn count(connection: &Connection) -> Result<u64, Error> {
 /// How long after its deadline of 50 ms SQLite took its last steps.
 async fn overrun() -> Duration {
     let last_step = Arc::new(Mutex::new(Instant::now()));
-    let (ctx, _guard) = Context::background().with_timeout(ms(50));
+    let ctx = Context::background().with_timeout(ms(50));
     let open = {
         let last_step = last_step.clone();
         move || {
@@ -58,21 +58,22 @@ async fn a_runaway_query_stops_within_20_ms_of_its_deadline() {
 
 #[tokio::test]
 async fn a_query_that_is_done_in_time_is_left_alone() {
-    let (ctx, guard) = Context::background().with_cancel();
+    let ctx = Context::background().with_cancel();
     let three = |connection: &Connection| {
         connection.query_row("SELECT count(*) FROM (VALUES (1), (2), (3))", (), |row| row.get(0))
     };
     let rows: u64 = sqlite::query(&ctx, Connection::open_in_memory, three).await.unwrap();
     assert_eq!(rows, 3);
-    guard.cancel();
+    ctx.cancel();
 }
 
 #[tokio::test]
 async fn an_end_before_the_query_begins_stops_it_all_the_same() {
-    let (ctx, guard) = Context::background().with_cancel();
+    let ctx = Context::background().with_cancel();
+    let canceller = ctx.canceller();
     let opened = move || {
         let connection = Connection::open_in_memory()?;
-        guard.cancel();
+        canceller.cancel();
         Ok(connection)
     };
     let error = sqlite::query(&ctx, opened, count).await.unwrap_err();
@@ -83,7 +84,9 @@ async fn an_end_before_the_query_begins_stops_it_all_the_same() {
 fn a_runtime_that_shuts_down_amidst_a_query_does_not_wait_for_it() {
     let runtime = common::current_thread();
     let (started, is_started) = std::sync::mpsc::channel();
-    let (ctx, _guard) = Context::background().with_cancel();
+    // It outlives the task, so that the query is not stopped by the scope's drop.
+    let scope = Context::background().with_cancel();
+    let ctx = scope.clone();
     runtime.spawn(async move {
         let open = move || {
             let connection = Connection::open_in_memory()?;

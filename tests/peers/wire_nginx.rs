@@ -116,24 +116,24 @@ async fn a_grpc_call_through_nginx_keeps_its_deadline_and_its_status() {
     let Some(nginx) = nginx("grpc", " http2", &location).await else { return };
     let mut health = client(nginx.at, Outbound::new());
 
-    let (ctx, _guard) = Context::background().with_timeout(LONG);
+    let ctx = Context::background().with_timeout(LONG);
     ctx.scope(health.check(ask(""))).await.unwrap();
     let there = contexts.recv().await.unwrap();
     assert!(there.deadline().unwrap() <= ctx.deadline().unwrap() + ms(1000));
     eventually("the call is over", || there.is_done()).await;
     assert_eq!(ended(&there).cause_as::<RequestEnd>(), Some(&RequestEnd::Answered));
 
-    let (ctx, _guard) = Context::background().with_timeout(ms(500));
+    let ctx = Context::background().with_timeout(ms(500));
     let status = ctx.scope(health.check(ask("stuck"))).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
     let there = contexts.recv().await.unwrap();
     eventually("the deadline holds there", || there.is_done()).await;
 
-    let (ctx, guard) = Context::background().with_cancel();
+    let ctx = Context::background().with_cancel();
     let call = ctx.spawn(async move { health.check(ask("stuck")).await });
     let there = contexts.recv().await.unwrap();
     assert!(!there.is_done());
-    guard.cancel();
+    ctx.cancel();
     assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Cancelled);
     eventually("the end comes through", || there.is_done()).await;
     assert_eq!(ended(&there).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft));

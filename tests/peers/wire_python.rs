@@ -140,7 +140,7 @@ async fn our_deadline_is_seen_there() {
     health.check(ask("")).await.unwrap();
     assert_eq!(peer.says().await, ["remaining", "none"]);
 
-    let (ctx, _guard) = Context::background().with_timeout(Duration::from_secs(20));
+    let ctx = Context::background().with_timeout(Duration::from_secs(20));
     ctx.scope(health.check(ask(""))).await.unwrap();
     let remaining: f64 = peer.says().await[1].parse().unwrap();
     assert!((10.0..=20.0).contains(&remaining), "{remaining}");
@@ -155,26 +155,26 @@ async fn our_deadline_is_seen_there() {
 async fn our_end_ends_it_there() {
     let Some((mut peer, at)) = their_server().await else { return };
     let mut health = client(at, Outbound::new());
-    let (ctx, guard) = Context::background().with_cancel();
+    let ctx = Context::background().with_cancel();
     let call = ctx.spawn({
         let mut health = health.clone();
         async move { health.check(ask("stuck")).await }
     });
     assert_eq!(peer.says().await[0], "remaining");
-    guard.cancel();
+    ctx.cancel();
     assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Cancelled);
     assert_eq!(peer.says().await, ["ended"]);
 
-    let (ctx, _guard) = Context::background().with_timeout(ms(2000));
+    let ctx = Context::background().with_timeout(ms(2000));
     let status = ctx.scope(health.check(ask("stuck"))).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert_eq!(peer.says().await[0], "remaining");
     assert_eq!(peer.says().await, ["ended"]);
 
-    let (ctx, guard) = Context::background().with_cancel();
+    let ctx = Context::background().with_cancel();
     let mut stream = ctx.scope(health.watch(ask(""))).await.unwrap().into_inner();
     assert!(stream.message().await.unwrap().is_some());
-    guard.cancel();
+    ctx.cancel();
     assert_eq!(stream.message().await.unwrap_err().code(), Code::Cancelled);
     assert_eq!(peer.says().await, ["ended"]);
 }

@@ -57,7 +57,7 @@ async fn the_deadline_is_told_before_tonics_own_timer() {
 #[tokio::test]
 async fn a_handler_sees_the_callers_deadline() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
-    let (ctx, _guard) = Context::background().with_timeout(LONG);
+    let ctx = Context::background().with_timeout(LONG);
     let mut client = client(at, Outbound::new());
     ctx.scope(client.check(ask("anything"))).await.unwrap();
     let seen = contexts.recv().await.unwrap();
@@ -70,10 +70,10 @@ async fn a_handler_sees_the_callers_deadline() {
 #[tokio::test]
 async fn the_callers_end_is_a_status_here_and_a_client_that_left_there() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
-    let (ctx, guard) = Context::background().with_cancel();
+    let ctx = Context::background().with_cancel();
     let call = ctx.spawn(async move { client(at, Outbound::new()).check(ask("stuck")).await });
     let seen = contexts.recv().await.unwrap();
-    guard.cancel_with("enough");
+    ctx.cancel_with("enough");
     let status = call.await.unwrap().unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::Cancelled, "context canceled"));
     common::assert_same(&status.context_error().unwrap(), &ended(&ctx));
@@ -89,7 +89,7 @@ async fn the_callers_deadline_is_one_whoever_tells_it_first() {
     {
         let (at, _contexts) = serving(inbound).await;
         for _ in 0..5 {
-            let (ctx, _guard) = Context::background().with_timeout(ms(80));
+            let ctx = Context::background().with_timeout(ms(80));
             let mut client = client(at, Outbound::new().margin(ms(margin)));
             let status = ctx.scope(client.check(ask("stuck"))).await.unwrap_err();
             assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
@@ -101,8 +101,8 @@ async fn the_callers_deadline_is_one_whoever_tells_it_first() {
 #[tokio::test]
 async fn a_context_that_has_ended_sends_no_call() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
-    let (ctx, guard) = Context::background().with_cancel();
-    guard.cancel();
+    let ctx = Context::background().with_cancel();
+    ctx.cancel();
     let status = ctx.scope(client(at, Outbound::new()).check(ask(""))).await.unwrap_err();
     assert_eq!(status.code(), Code::Cancelled);
     assert!(contexts.try_recv().is_err());
@@ -111,13 +111,13 @@ async fn a_context_that_has_ended_sends_no_call() {
 #[tokio::test]
 async fn a_stream_ends_with_the_callers_context() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
-    let (ctx, guard) = Context::background().with_cancel();
+    let ctx = Context::background().with_cancel();
     let mut client = client(at, Outbound::new());
     let mut stream = ctx.scope(client.watch(ask(""))).await.unwrap().into_inner();
     assert_eq!(stream.message().await.unwrap(), Some(SERVING));
     let seen = contexts.recv().await.unwrap();
     assert!(!seen.is_done());
-    guard.cancel();
+    ctx.cancel();
     let status = stream.message().await.unwrap_err();
     assert_eq!(status.code(), Code::Cancelled);
     common::assert_same(&status.context_error().unwrap(), &ended(&ctx));
@@ -156,7 +156,7 @@ async fn what_a_handler_returns_crosses_without_its_origin() {
 async fn by_hand_without_layers() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     let mut client = HealthClient::new(channel(at));
-    let (ctx, guard) = Context::background().with_timeout(LONG);
+    let ctx = Context::background().with_timeout(LONG);
     let request = ctx.to_request(ask("anything")).unwrap();
     let answer = ctx.try_run(client.check(request)).await.unwrap();
     assert_eq!(answer.into_inner(), SERVING);
@@ -166,7 +166,7 @@ async fn by_hand_without_layers() {
     let call = ctx.try_run(client.check(request));
     let (status, seen) = tokio::join!(call, async {
         let seen = contexts.recv().await.unwrap();
-        guard.cancel();
+        ctx.cancel();
         seen
     });
     let status: Status = status.unwrap_err();
@@ -177,8 +177,8 @@ async fn by_hand_without_layers() {
 
 #[test]
 fn a_status_and_an_error_are_told_apart_and_back() {
-    let (ctx, guard) = Context::background().with_cancel();
-    guard.cancel_with("secret reason");
+    let ctx = Context::background().with_cancel();
+    ctx.cancel_with("secret reason");
     let status = Status::from(ended(&ctx));
     assert_eq!((status.code(), status.message()), (Code::Cancelled, "context canceled"));
     common::assert_same(&status.context_error().unwrap(), &ended(&ctx));
