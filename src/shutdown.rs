@@ -47,13 +47,14 @@
 #![cfg_attr(feature = "signal", doc = "```no_run")]
 #![cfg_attr(not(feature = "signal"), doc = "```ignore")]
 //! use tokio::net::TcpListener;
-//! use tokio_ctx::{BoxError, Context, Shutdown, signal};
+//! use tokio_ctx::signal::until_termination;
+//! use tokio_ctx::{BoxError, Context, Shutdown};
 //!
 //! # async fn accept(_: TcpListener, _: Shutdown) {}
 //! #[tokio::main]
 //! async fn main() -> Result<(), BoxError> {
-//!     let until_signal = signal::shutdown(&Context::background())?;
-//!     let shutdown = Shutdown::new(&until_signal);
+//!     let ctx = until_termination(&Context::background())?;
+//!     let shutdown = Shutdown::new(&ctx);
 //!
 //!     let listener = TcpListener::bind("127.0.0.1:8080").await?;
 //!     shutdown.named("accept").spawn(accept(listener, shutdown.clone()));

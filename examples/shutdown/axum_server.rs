@@ -21,11 +21,11 @@ pub fn start(listener: TcpListener, shutdown: &Shutdown) {
 
     let soft_end = shutdown.soft().done_owned();
     http.spawn(async move {
-        let told = async move {
+        let stop = async move {
             soft_end.await;
         };
-        // Drops the listener when told, and ends when its connections have.
-        axum::serve(listener, app).with_graceful_shutdown(told).await
+        // Drops the listener then, and ends when its connections have.
+        axum::serve(listener, app).with_graceful_shutdown(stop).await
     });
 }
 
