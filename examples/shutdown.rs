@@ -37,3 +37,11 @@ async fn both() -> Result<(), BoxError> {
     story::tell("axum", axum_server::start).await?;
     story::tell("hyper", hyper_server::start).await
 }
+
+/// Requests under way are answered within the grace, new connections are refused, and what is stuck is cut off and
+/// named.
+#[cfg(test)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_take_no_more_and_finish_what_they_have() {
+    both().await.unwrap();
+}

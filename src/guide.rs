@@ -26,7 +26,8 @@ pub mod cancel_safety {}
 #[doc = include_str!("guide/testing.md")]
 pub mod testing {}
 
-#[doc = include_str!("guide/from_service_to_service.md")]
+// Its code needs gRPC servers and more: the tests in `tests/peers` run it.
+#[cfg_attr(not(doctest), doc = include_str!("guide/from_service_to_service.md"))]
 pub mod from_service_to_service {}
 
 #[doc = include_str!("guide/services.md")]

@@ -46,7 +46,8 @@
 //! The feature `signal` has the context to make it of, in the module [`signal`](../signal/index.html). All of a
 //! `main`:
 //!
-//! ```no_run
+#![cfg_attr(feature = "signal", doc = "```no_run")]
+#![cfg_attr(not(feature = "signal"), doc = "```ignore")]
 //! use tokio::net::TcpListener;
 //! use tokio_ctx::signal::until_termination;
 //! use tokio_ctx::{BoxError, Context, Shutdown};

@@ -1,16 +1,9 @@
 //! `Shutdown`: no more work, a grace, a cancel, an abort, a report; by begin, by force, and by the end
-//! of the context it was made of; and two servers on real sockets.
+//! of the context it was made of.
 
 mod common;
 #[path = "common/live.rs"]
 mod live;
-
-#[path = "../examples/shutdown/axum_server.rs"]
-mod axum_server;
-#[path = "../examples/shutdown/hyper_server.rs"]
-mod hyper_server;
-#[path = "../examples/shutdown/story.rs"]
-mod story;
 
 use std::future::{pending, ready};
 use std::panic::AssertUnwindSafe;
@@ -670,17 +663,5 @@ fn a_wait_that_nobody_polls_holds_up_nobody() {
         shutdown.begin("deploy");
         let _ = poll_once(shutdown.wait());
         assert_eq!(job.await.unwrap(), 7);
-    });
-}
-
-/// The example's story, on real sockets and the real clock: requests under way are answered within the
-/// grace, new connections are refused, and what is stuck is cut off and named.
-#[test]
-fn servers_take_no_more_and_finish_what_they_have() {
-    watched(|| {
-        multi_thread(2).block_on(async {
-            story::tell("axum", axum_server::start).await.unwrap();
-            story::tell("hyper", hyper_server::start).await.unwrap();
-        });
     });
 }

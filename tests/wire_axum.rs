@@ -2,17 +2,14 @@
 
 mod common;
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::Body;
 use axum::routing::get;
-use axum::{Router, serve};
 use http::{Request, Response};
 use http_body_util::BodyExt;
-use tokio::net::TcpListener;
-use tokio::sync::mpsc;
-use tokio_ctx::wire::{Inbound, RequestEnd, ServerLayer};
+use tokio_ctx::wire::{Inbound, ServerLayer};
 use tokio_ctx::{Context, Error};
 use tower::ServiceExt;
 
@@ -72,74 +69,4 @@ async fn the_layer_answers_for_a_handler_that_does_not() {
     let stuck = async || std::future::pending::<()>().await;
     let app = Router::new().route("/", get(stuck)).layer(layer());
     assert_eq!(answer(app, "/").await, (504, "deadline exceeded\n".to_string()));
-}
-
-async fn serving(app: Router) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = listener.local_addr().unwrap();
-    tokio::spawn(async { serve(listener, app).await.unwrap() });
-    at
-}
-
-#[tokio::test]
-async fn a_client_with_a_time_of_its_own_ends_what_the_handler_started() {
-    let (seen, mut contexts) = mpsc::unbounded_channel();
-    let (tell, mut told) = mpsc::unbounded_channel();
-    let stuck = async move |ctx: Context| {
-        ctx.spawn(async move { tell.send(Context::current().done().await).unwrap() });
-        seen.send(ctx).unwrap();
-        std::future::pending::<()>().await
-    };
-    let layer = ServerLayer::new(Context::background(), Inbound::new());
-    let at = serving(Router::new().route("/", get(stuck)).layer(layer)).await;
-    let gave_up = reqwest::Client::new().get(format!("http://{at}/")).timeout(ms(100)).send().await;
-    assert!(gave_up.unwrap_err().is_timeout());
-    assert_eq!(told.recv().await.unwrap().cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft));
-    assert!(contexts.recv().await.unwrap().is_done());
-}
-
-/// `curl --max-time`, where there is a curl.
-#[tokio::test]
-async fn curl_that_gives_up_ends_the_request() {
-    if std::process::Command::new("curl").arg("--version").output().is_err() {
-        eprintln!("skipped: no curl here (apt-get install curl)");
-        return;
-    }
-    let (tell, mut told) = mpsc::unbounded_channel();
-    let stuck = async move |ctx: Context| {
-        ctx.spawn(async move { tell.send(Context::current().done().await).unwrap() });
-        std::future::pending::<()>().await
-    };
-    let layer = ServerLayer::new(Context::background(), Inbound::new());
-    let at = serving(Router::new().route("/", get(stuck)).layer(layer)).await;
-    for version in ["--http1.1", "--http2-prior-knowledge"] {
-        let mut curl = tokio::process::Command::new("curl");
-        let curl = curl.args(["-sS", "--max-time", "0.2", version, &format!("http://{at}/")]).output();
-        let curl = curl.await.unwrap();
-        const TIMED_OUT: i32 = 28;
-        let said = String::from_utf8_lossy(&curl.stderr);
-        assert_eq!(curl.status.code(), Some(TIMED_OUT), "{version}: {said}");
-        assert_eq!(
-            told.recv().await.unwrap().cause_as::<RequestEnd>(),
-            Some(&RequestEnd::ClientLeft),
-            "{version}"
-        );
-    }
-}
-
-/// One that sends the header is answered in time, before its own clock has run out.
-#[tokio::test]
-async fn curl_that_says_how_long_it_waits_gets_an_answer() {
-    if std::process::Command::new("curl").arg("--version").output().is_err() {
-        eprintln!("skipped: no curl here (apt-get install curl)");
-        return;
-    }
-    let stuck = async || std::future::pending::<()>().await;
-    let layer = ServerLayer::new(Context::background(), Inbound::new());
-    let at = serving(Router::new().route("/", get(stuck)).layer(layer)).await;
-    let curl = tokio::process::Command::new("curl")
-        .args(["-sS", "--max-time", "300", "-H", "connect-timeout-ms: 100", "-w", "%{http_code}"])
-        .arg(format!("http://{at}/"))
-        .output();
-    assert_eq!(String::from_utf8(curl.await.unwrap().stdout).unwrap(), "deadline exceeded\n504");
 }

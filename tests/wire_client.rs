@@ -17,14 +17,12 @@ use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_ctx::wire::{
-    ClientBody, ClientLayer, DeadlineHeader, Inbound, Outbound, RequestEnd, ServerLayer,
-};
-use tokio_ctx::{BoxError, Context, Error};
+use tokio_ctx::wire::{ClientBody, ClientLayer, DeadlineHeader, Inbound, Outbound, ServerLayer};
+use tokio_ctx::{BoxError, Context};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use common::{ended, ms, poll};
-use wire::{Version, channel_body, client, serve};
+use wire::{Version, assert_left, channel_body, client, context_error, far_side, serve};
 
 fn request() -> Request<Empty<Bytes>> {
     Request::get("http://far.side/").body(Empty::new()).unwrap()
@@ -32,10 +30,6 @@ fn request() -> Request<Empty<Bytes>> {
 
 fn layer() -> ClientLayer {
     ClientLayer::new(Outbound::new())
-}
-
-fn context_error(error: BoxError) -> Error {
-    error.downcast_ref::<Error>().unwrap_or_else(|| panic!("{error} is no context's")).clone()
 }
 
 /// A far side that answers at once and notes what it was sent.
@@ -154,31 +148,6 @@ async fn errors_of_the_call_and_of_the_body_stay_what_they_are() {
 
 // Over connections.
 
-/// A far side that notes its contexts and never answers `/wait`, nor ends `/stream`.
-async fn far_side(version: Version) -> (wire::Server, mpsc::UnboundedReceiver<Context>) {
-    let (seen, contexts) = mpsc::unbounded_channel();
-    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let ctx = Context::current();
-        seen.send(ctx.clone()).unwrap();
-        async move {
-            if request.uri().path() == "/wait" {
-                pending::<()>().await;
-            }
-            let (send, body) = channel_body();
-            send.send(Ok(Frame::data("first".into()))).unwrap();
-            ctx.after_func(|| async move { drop(send) });
-            Ok::<_, Infallible>(Response::new(body))
-        }
-    });
-    let layer = ServerLayer::new(Context::background(), Inbound::new());
-    (serve(version, layer.layer(service)).await, contexts)
-}
-
-async fn assert_left(ctx: &Context) {
-    wire::eventually("the far side learns of it", || ctx.is_done()).await;
-    assert_eq!(ended(ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft));
-}
-
 #[tokio::test]
 async fn hyper_utils_client_under_the_layer() {
     for version in [Version::Http1, Version::Http2] {
@@ -250,38 +219,6 @@ async fn an_end_resets_the_stream_and_leaves_the_connection() {
         assert!(context_error(call.await.unwrap().unwrap_err()).is_canceled());
         assert_eq!(told.recv().await.unwrap(), h2::Reason::CANCEL);
     }
-}
-
-#[tokio::test]
-async fn reqwest_by_hand() {
-    let (server, mut contexts) = far_side(Version::Http1).await;
-    let client = reqwest::Client::new();
-    let ctx = Context::background().with_timeout(common::LONG);
-
-    // As the guide shows it.
-    let get = async |path: &str| -> Result<reqwest::Response, BoxError> {
-        let mut request = client.get(format!("http://{}{path}", server.at)).build()?;
-        ctx.inject(request.headers_mut())?;
-        Ok(ctx.run(client.execute(request)).await??)
-    };
-    let mut response = get("/stream").await.unwrap();
-    assert_eq!(ctx.run(response.chunk()).await.unwrap().unwrap().unwrap(), "first");
-    let streaming = contexts.recv().await.unwrap();
-    assert!(streaming.deadline().is_some() && !streaming.is_done());
-
-    let mut waiting = Box::pin(get("/wait"));
-    let waited = tokio::select! {
-        _ = waiting.as_mut() => unreachable!("no answer comes"),
-        ctx = contexts.recv() => ctx.unwrap(),
-    };
-    ctx.cancel();
-    assert!(context_error(waiting.await.unwrap_err()).is_canceled());
-    assert!(ctx.run(response.chunk()).await.is_err());
-    drop(response);
-    assert_left(&waited).await;
-    assert_left(&streaming).await;
-    assert!(get("/wait").await.is_err());
-    assert!(contexts.try_recv().is_err(), "nothing was sent");
 }
 
 #[tokio::test]

@@ -107,7 +107,7 @@ fn cost(line: &str) -> Option<u64> {
 fn baseline() -> PathBuf {
     // At run time, so that a program that was built elsewhere finds its own.
     let root = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
-    root.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).join("benches/instructions.json")
+    root.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).join("instructions.json")
 }
 
 fn update(now: &Baseline) -> ExitCode {

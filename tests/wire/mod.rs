@@ -2,9 +2,8 @@
 
 #![allow(dead_code)] // Every suite is a crate of its own and uses its part of this.
 
-pub mod grpc;
-
-use std::future::Future;
+use std::convert::Infallible;
+use std::future::{Future, pending};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
@@ -23,10 +22,11 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio_ctx::BoxError;
-use tower::Service;
+use tokio_ctx::wire::{Inbound, RequestEnd, ServerLayer};
+use tokio_ctx::{BoxError, Context, Error};
+use tower::{Layer, Service, service_fn};
 
-use crate::common::HANG;
+use crate::common::{HANG, ended};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Version {
@@ -151,4 +151,33 @@ pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(tokio::time::Instant::now() < hang, "never: {what}");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+}
+
+/// A far side that notes its contexts and never answers `/wait`, nor ends `/stream`.
+pub async fn far_side(version: Version) -> (Server, mpsc::UnboundedReceiver<Context>) {
+    let (seen, contexts) = mpsc::unbounded_channel();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let ctx = Context::current();
+        seen.send(ctx.clone()).unwrap();
+        async move {
+            if request.uri().path() == "/wait" {
+                pending::<()>().await;
+            }
+            let (send, body) = channel_body();
+            send.send(Ok(Frame::data("first".into()))).unwrap();
+            ctx.after_func(|| async move { drop(send) });
+            Ok::<_, Infallible>(Response::new(body))
+        }
+    });
+    let layer = ServerLayer::new(Context::background(), Inbound::new());
+    (serve(version, layer.layer(service)).await, contexts)
+}
+
+pub async fn assert_left(ctx: &Context) {
+    eventually("the far side learns of it", || ctx.is_done()).await;
+    assert_eq!(ended(ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft));
+}
+
+pub fn context_error(error: BoxError) -> Error {
+    error.downcast_ref::<Error>().unwrap_or_else(|| panic!("{error} is no context's")).clone()
 }

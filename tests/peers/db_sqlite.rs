@@ -1,17 +1,16 @@
 //! The recipe for SQLite: a runaway query stops with its context, as SQLite itself tells.
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::sync::{Arc, Mutex};
 
+use recipes::sqlite;
 use rusqlite::{Connection, Error};
 use tokio::time::{Duration, Instant};
 use tokio_ctx::Context;
 
 use common::ms;
-
-#[path = "../examples/recipes/sqlite.rs"]
-mod sqlite;
 
 const RUNAWAY: &str =
     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";

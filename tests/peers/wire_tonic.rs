@@ -1,6 +1,9 @@
 //! tonic on both sides: its servers, its channels, its statuses, over HTTP/2 on loopback.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod grpc;
+#[path = "../wire/mod.rs"]
 mod wire;
 
 use std::error::Error as _;
@@ -17,8 +20,8 @@ use tonic::{Code, Status};
 use tonic_health::pb::health_client::HealthClient;
 
 use common::{LONG, ended, ms};
+use grpc::{SERVING, ask, channel, client, serving};
 use wire::eventually;
-use wire::grpc::{SERVING, ask, channel, client, serving};
 
 /// What the server itself says, seen without a client that has a clock of its own.
 async fn told(at: SocketAddr, timeout: &str) -> (u16, Option<String>, Option<String>, Duration) {
@@ -134,7 +137,7 @@ async fn a_stream_ends_with_the_servers_budget() {
     assert!(
         error
             .to_string()
-            .starts_with("context deadline exceeded: told by a peer at tests/wire_tonic.rs:"),
+            .starts_with("context deadline exceeded: told by a peer at tests/peers/wire_tonic.rs:"),
         "{error}"
     );
     assert_eq!(ended(&contexts.recv().await.unwrap()).cause_as::<Budget>(), Some(&Budget::Maximum));

@@ -21,7 +21,7 @@
 //! curl -i --max-time 0.1 http://127.0.0.1:7001/search/slow
 //! ```
 //!
-//! `mesh/services.rs` has the services; `search.rs` beside it what they say to each other, `recipes/sqlite.rs` how
+//! `services.rs` has the services; `search.rs` beside it what they say to each other, `../recipes/sqlite.rs` how
 //! a query ends with its context, `cases.rs` the client, `journal.rs` the table.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -33,15 +33,11 @@ use tokio_ctx::{BoxError, Context};
 
 use journal::{Entry, Journal};
 
-#[path = "mesh/cases.rs"]
 mod cases;
-#[path = "mesh/journal.rs"]
 mod journal;
-#[path = "mesh/search.rs"]
 mod search;
-#[path = "mesh/services.rs"]
 mod services;
-#[path = "recipes/sqlite.rs"]
+#[path = "../recipes/sqlite.rs"]
 mod sqlite;
 
 #[tokio::main]

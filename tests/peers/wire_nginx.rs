@@ -2,7 +2,10 @@
 //!
 //! Without an nginx the tests say so and do nothing else.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod grpc;
+#[path = "../wire/mod.rs"]
 mod wire;
 
 use std::convert::Infallible;
@@ -23,7 +26,7 @@ use tonic::Code;
 use tower::{Layer, service_fn};
 
 use common::{HANG, LONG, ended, ms};
-use wire::grpc::{ask, client, serving};
+use grpc::{ask, client, serving};
 use wire::{Version, eventually, serve};
 
 struct Nginx {

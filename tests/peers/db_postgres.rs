@@ -6,6 +6,7 @@
 
 #![cfg(unix)]
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use std::net::TcpListener;
@@ -15,17 +16,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::{env, fs};
 
+use recipes::{sqlx as by_sqlx, tokio_postgres as by_tokio_postgres};
 use sqlx::postgres::PgPoolOptions;
 use tokio::time::{Instant, sleep};
 use tokio_ctx::Context;
 use tokio_postgres::{Client, NoTls};
 
 use common::{HANG, ms};
-
-#[path = "../examples/recipes/sqlx.rs"]
-mod by_sqlx;
-#[path = "../examples/recipes/tokio_postgres.rs"]
-mod by_tokio_postgres;
 
 /// A server; gone when dropped, with all it wrote.
 struct Postgres {

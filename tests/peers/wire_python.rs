@@ -3,7 +3,10 @@
 //! `.ci/python-peers` makes the environment that this needs; without it, every test here says so and does
 //! nothing else.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod grpc;
+#[path = "../wire/mod.rs"]
 mod wire;
 
 use std::path::Path;
@@ -17,8 +20,8 @@ use tokio_ctx::{Context, ErrorKind};
 use tonic::Code;
 
 use common::{HANG, ended, ms};
+use grpc::{ask, client, serving};
 use wire::eventually;
-use wire::grpc::{ask, client, serving};
 
 /// A Python at work, killed when dropped.
 struct Peer {
@@ -30,14 +33,14 @@ struct Peer {
 impl Peer {
     /// `None` where there is no such Python.
     fn start(arguments: &[&str]) -> Option<Peer> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
         let python = root.join("target/python-peers/bin/python");
         if !python.exists() {
             eprintln!("skipped: no Python with grpcio; .ci/python-peers makes one");
             return None;
         }
         let mut child = Command::new(python)
-            .arg(root.join("tests/python/peer.py"))
+            .arg(root.join("tests/peers/peer.py"))
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
