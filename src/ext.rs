@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::mem;
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll, ready};
 
@@ -221,15 +222,19 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// When polled, if the context has a deadline and there is no Tokio runtime here, or one without a
-    /// time driver, as [`tokio::time::sleep`] does.
+    /// When polled, if it has to wait, the context has a deadline, and there is no Tokio runtime here,
+    /// or one without a time driver, as [`tokio::time::sleep`] does.
     #[must_use = "streams do nothing unless polled"]
     pub struct Bounded<'a, S> {
         // None: it ran dry, or the context ended.
         #[pin]
         stream: Option<S>,
-        // Boxed, so that it takes no pinning to ask a bounded stream for its next item.
-        wait: Pin<Box<Wait<&'a Context>>>,
+        ctx: &'a Context,
+        // Made when it first has to wait, and boxed, so that it takes no pinning to ask a bounded stream for
+        // its next item.
+        wait: Option<Pin<Box<Wait<&'a Context>>>>,
+        // Whether the wait is for an item that is still to come.
+        waits: bool,
         // Each item is an operation of its own.
         entry: Entry,
     }
@@ -237,10 +242,12 @@ pin_project! {
 
 impl<'a, S: Stream> Bounded<'a, S> {
     fn new(stream: S, ctx: &'a Context) -> Self {
-        Bounded { stream: Some(stream), wait: Box::pin(Wait::new(ctx)), entry: Entry::Fresh }
+        Bounded { stream: Some(stream), ctx, wait: None, waits: false, entry: Entry::Fresh }
     }
 
     /// The next item, or, once, why there is none because the context ended.
+    ///
+    /// An item that has come takes its task's waker along: the stream may be kept for as long as it likes.
     fn poll_checked(
         self: Pin<&mut Self>,
         cx: &mut TaskContext<'_>,
@@ -250,18 +257,32 @@ impl<'a, S: Stream> Bounded<'a, S> {
             ready!(this.entry.poll_refused(cx));
             return Poll::Ready(None);
         };
-        if let Poll::Ready(error) = this.wait.as_mut().poll(cx) {
-            ready!(this.entry.poll_refused(cx));
+        let ctx = *this.ctx;
+        let next = match ctx.err() {
+            Some(error) => {
+                ready!(this.entry.poll_refused(cx));
+                Some(Err(error))
+            }
+            None => match stream.poll_next(cx) {
+                Poll::Ready(next) => next.map(Ok),
+                Poll::Pending => {
+                    *this.waits = true;
+                    let wait = this.wait.get_or_insert_with(|| Box::pin(Wait::new(ctx)));
+                    let ended = wait.as_mut().poll(cx);
+                    this.entry.note(&ended);
+                    Some(Err(ready!(ended)))
+                }
+            },
+        };
+        *this.entry = Entry::Fresh;
+        if !matches!(next, Some(Ok(_))) {
             this.stream.set(None);
-            return Poll::Ready(Some(Err(error)));
+            *this.wait = None;
+        } else if mem::take(this.waits) {
+            // In its place, so that the next item allocates nothing.
+            this.wait.iter_mut().for_each(|wait| wait.set(Wait::new(ctx)));
         }
-        let next = stream.poll_next(cx);
-        this.entry.note(&next);
-        let next = ready!(next);
-        if next.is_none() {
-            this.stream.set(None);
-        }
-        Poll::Ready(next.map(Ok))
+        Poll::Ready(next)
     }
 
     /// How many items are left at most: the context may end it before the next.
@@ -290,7 +311,7 @@ impl<S: Stream> FusedStream for Bounded<'_, S> {
 
 impl<S> fmt::Debug for Bounded<'_, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Bounded").field(self.wait.ctx()).finish()
+        f.debug_tuple("Bounded").field(self.ctx).finish()
     }
 }
 
@@ -376,12 +397,12 @@ where
 
 impl<S> fmt::Debug for Checked<'_, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Checked").field(self.bounded.wait.ctx()).finish()
+        f.debug_tuple("Checked").field(self.bounded.ctx).finish()
     }
 }
 
 impl<S> fmt::Debug for TryBounded<'_, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("TryBounded").field(self.bounded.wait.ctx()).finish()
+        f.debug_tuple("TryBounded").field(self.bounded.ctx).finish()
     }
 }

@@ -38,8 +38,10 @@
 //!
 //! The context is looked at before the stream is: once it has ended, the stream is not touched any more, so
 //! that no byte is taken from it and then not given. [`get_mut`](Bounded::get_mut) and
-//! [`into_inner`](Bounded::into_inner) lead to what is still there. No operation allocates or makes a timer:
-//! one wait for each direction, made when it first has to wait, lasts as long as the wrapper.
+//! [`into_inner`](Bounded::into_inner) lead to what is still there. No operation allocates after the first of
+//! its direction that had to wait. An operation that completes leaves nothing of its task behind, so that a
+//! stream may rest in a pool; one that is dropped while it waits leaves its waker, as on Tokio's own streams,
+//! until the next of the same kind completes.
 //!
 //! # Traps
 //!
@@ -54,7 +56,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::io::{Error as IoError, IoSlice, Result, SeekFrom};
+use std::io::{IoSlice, Result, SeekFrom};
 use std::pin::Pin;
 use std::task::{self, Poll, ready};
 
@@ -92,10 +94,7 @@ impl Context {
     /// # }
     /// ```
     pub fn io<T>(&self, stream: T) -> Bounded<T> {
-        Bounded {
-            stream,
-            limits: Limits { ctx: self.clone(), reading: Limit::default(), writing: Limit::default() },
-        }
+        Bounded { stream, limits: Limits::new(self.clone()) }
     }
 }
 
@@ -113,54 +112,83 @@ pin_project! {
 /// The context, and the waits for its end. Each direction may be another task's.
 struct Limits {
     ctx: Context,
-    reading: Limit,
-    writing: Limit,
+    reading: Half,
+    writing: Half,
 }
 
-/// One direction's wait, made when it first has to wait, and how far its operation has come.
+/// The wait of one direction, and the operations that it is for.
 #[derive(Default)]
-struct Limit {
+struct Half {
     wait: Option<Pin<Box<DoneOwned>>>,
+    /// One bit for each operation that was pending when it was last polled.
+    pending: u8,
     entry: Entry,
 }
 
+/// What is done on a stream, each with its bit in [`Half::pending`].
 #[derive(Clone, Copy)]
-enum Direction {
-    Read,
-    Write,
+enum Operation {
+    Read = 1,
+    Seek = 2,
+    Write = 4,
+    Flush = 8,
+    Shutdown = 16,
+}
+
+impl Operation {
+    fn reads(self) -> bool {
+        matches!(self, Operation::Read | Operation::Seek)
+    }
+}
+
+impl Half {
+    /// Drops the waker that waits, if it is for this operation and for no other.
+    fn leave(&mut self, operation: Operation, ctx: &Context) {
+        let others = self.pending & !(operation as u8);
+        if let (Some(wait), true, 0) = (&mut self.wait, self.pending != 0, others) {
+            // In its place, so that the next operation allocates nothing.
+            wait.set(ctx.done_owned());
+        }
+        self.pending = others;
+    }
 }
 
 impl Limits {
-    fn limit(&mut self, direction: Direction) -> (&Context, &mut Limit) {
-        match direction {
-            Direction::Read => (&self.ctx, &mut self.reading),
-            Direction::Write => (&self.ctx, &mut self.writing),
-        }
+    fn new(ctx: Context) -> Self {
+        Limits { ctx, reading: Half::default(), writing: Half::default() }
     }
 
-    /// Fails once the context has ended, before the stream is touched.
-    fn poll_check(&mut self, direction: Direction, cx: &mut task::Context<'_>) -> Poll<Result<()>> {
-        let (ctx, limit) = self.limit(direction);
-        let Some(error) = ctx.err() else { return Poll::Ready(Ok(())) };
-        ready!(limit.entry.poll_refused(cx));
-        Poll::Ready(Err(error.into()))
+    /// Refuses an operation after the end, which nothing in its direction waits for any more.
+    fn poll_check(&mut self, operation: Operation, cx: &mut task::Context<'_>) -> Poll<Result<()>> {
+        let Some(ended) = self.ctx.err() else { return Poll::Ready(Ok(())) };
+        let half = if operation.reads() { &mut self.reading } else { &mut self.writing };
+        ready!(half.entry.poll_refused(cx));
+        *half = Half::default();
+        Poll::Ready(Err(ended.into()))
     }
 
-    /// What an operation gave, unless it has to wait: then the context's end, should that come.
+    /// Returns what `polled` says, unless the operation has to wait: then the context's end, once it comes.
+    ///
+    /// An operation that is over takes its waker along, unless another of its direction still waits: a
+    /// write may be pending while a flush is ready at once.
     fn bound<R>(
         &mut self,
-        direction: Direction,
-        operation: Poll<Result<R>>,
+        operation: Operation,
+        polled: Poll<Result<R>>,
         cx: &mut task::Context<'_>,
     ) -> Poll<Result<R>> {
-        let (ctx, limit) = self.limit(direction);
-        limit.entry.note(&operation);
-        if operation.is_ready() {
-            return operation;
+        let Limits { ctx, reading, writing } = self;
+        let half = if operation.reads() { reading } else { writing };
+        half.entry.note(&polled);
+        if polled.is_ready() {
+            half.leave(operation, ctx);
+            return polled;
         }
-        let ended = limit.wait.get_or_insert_with(|| Box::pin(ctx.done_owned())).as_mut().poll(cx);
-        limit.entry.note(&ended);
-        ended.map(|ended| Err(IoError::from(ended)))
+        half.pending |= operation as u8;
+        let wait = half.wait.get_or_insert_with(|| Box::pin(ctx.done_owned()));
+        let ended = ready!(wait.as_mut().poll(cx));
+        *half = Half::default();
+        Poll::Ready(Err(ended.into()))
     }
 }
 
@@ -236,16 +264,16 @@ impl<T: AsyncRead> AsyncRead for Bounded<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<Result<()>> {
         let this = self.project();
-        ready!(this.limits.poll_check(Direction::Read, cx))?;
-        this.limits.bound(Direction::Read, this.stream.poll_read(cx, buf), cx)
+        ready!(this.limits.poll_check(Operation::Read, cx))?;
+        this.limits.bound(Operation::Read, this.stream.poll_read(cx, buf), cx)
     }
 }
 
 impl<T: AsyncBufRead> AsyncBufRead for Bounded<T> {
     fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<&[u8]>> {
         let this = self.project();
-        ready!(this.limits.poll_check(Direction::Read, cx))?;
-        this.limits.bound(Direction::Read, this.stream.poll_fill_buf(cx), cx)
+        ready!(this.limits.poll_check(Operation::Read, cx))?;
+        this.limits.bound(Operation::Read, this.stream.poll_fill_buf(cx), cx)
     }
 
     fn consume(self: Pin<&mut Self>, amount: usize) {
@@ -262,16 +290,16 @@ impl<T: AsyncSeek> AsyncSeek for Bounded<T> {
 
     fn poll_complete(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<u64>> {
         let this = self.project();
-        ready!(this.limits.poll_check(Direction::Read, cx))?;
-        this.limits.bound(Direction::Read, this.stream.poll_complete(cx), cx)
+        ready!(this.limits.poll_check(Operation::Seek, cx))?;
+        this.limits.bound(Operation::Seek, this.stream.poll_complete(cx), cx)
     }
 }
 
 impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut task::Context<'_>, buf: &[u8]) -> Poll<Result<usize>> {
         let this = self.project();
-        ready!(this.limits.poll_check(Direction::Write, cx))?;
-        this.limits.bound(Direction::Write, this.stream.poll_write(cx, buf), cx)
+        ready!(this.limits.poll_check(Operation::Write, cx))?;
+        this.limits.bound(Operation::Write, this.stream.poll_write(cx, buf), cx)
     }
 
     fn poll_write_vectored(
@@ -280,8 +308,8 @@ impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
         let this = self.project();
-        ready!(this.limits.poll_check(Direction::Write, cx))?;
-        this.limits.bound(Direction::Write, this.stream.poll_write_vectored(cx, bufs), cx)
+        ready!(this.limits.poll_check(Operation::Write, cx))?;
+        this.limits.bound(Operation::Write, this.stream.poll_write_vectored(cx, bufs), cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -290,14 +318,14 @@ impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<()>> {
         let this = self.project();
-        ready!(this.limits.poll_check(Direction::Write, cx))?;
-        this.limits.bound(Direction::Write, this.stream.poll_flush(cx), cx)
+        ready!(this.limits.poll_check(Operation::Flush, cx))?;
+        this.limits.bound(Operation::Flush, this.stream.poll_flush(cx), cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<()>> {
         let this = self.project();
-        ready!(this.limits.poll_check(Direction::Write, cx))?;
-        this.limits.bound(Direction::Write, this.stream.poll_shutdown(cx), cx)
+        ready!(this.limits.poll_check(Operation::Shutdown, cx))?;
+        this.limits.bound(Operation::Shutdown, this.stream.poll_shutdown(cx), cx)
     }
 }
 

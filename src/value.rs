@@ -8,8 +8,9 @@
 
 use std::any::{Any, TypeId, type_name};
 use std::hash::{Hash, Hasher};
-use std::mem;
 use std::sync::Arc;
+
+use hashbrown::HashTable;
 
 /// How many entries may be walked before an index.
 const STRIDE: u8 = 8;
@@ -34,11 +35,10 @@ struct Entry<V: ?Sized> {
     value: V,
 }
 
-/// Links by their types: an open table, half empty or more, so that a look into it is mostly one step.
+/// The nearest entry of each type.
 #[derive(Default)]
 struct Index {
-    slots: Vec<Option<Link>>,
-    links: usize,
+    links: HashTable<Link>,
     /// One bit for each type.
     types: u64,
 }
@@ -49,43 +49,15 @@ impl Index {
         if self.types & bit(id) == 0 {
             return None;
         }
-        let mut slot = hash(id) as usize;
-        while let Some(link) = &self.slots[slot & (self.slots.len() - 1)] {
-            if link.id == id {
-                return Some(link);
-            }
-            slot += 1;
-        }
-        None
+        self.links.find(hash(id), |link| link.id == id)
     }
 
+    /// Adds an entry, unless there is a nearer one of its type.
     fn add(&mut self, link: &Link) {
-        if self.links * 2 >= self.slots.len() {
-            self.grow();
-        }
-        if self.get(link.id).is_none() {
-            self.links += 1;
-            self.types |= bit(link.id);
-            self.put(link.clone());
-        }
-    }
-
-    fn put(&mut self, link: Link) {
-        let (mut slot, mask) = (hash(link.id) as usize, self.slots.len() - 1);
-        while self.slots[slot & mask].is_some() {
-            slot += 1;
-        }
-        self.slots[slot & mask] = Some(link);
-    }
-
-    fn grow(&mut self) {
-        let room = (self.slots.len() * 2).max(4 * usize::from(STRIDE));
-        let slots = mem::replace(&mut self.slots, Vec::from_iter((0..room).map(|_| None)));
-        slots.into_iter().flatten().for_each(|link| self.put(link));
-    }
-
-    fn links(&self) -> impl Iterator<Item = &Link> {
-        self.slots.iter().flatten()
+        let id = link.id;
+        let entry = self.links.entry(hash(id), |link| link.id == id, |link| hash(link.id));
+        entry.or_insert_with(|| link.clone());
+        self.types |= bit(id);
     }
 }
 
@@ -147,7 +119,7 @@ impl Values {
     pub(crate) fn names(&self) -> Vec<&'static str> {
         let mut index = Index::default();
         self.collect(&mut index);
-        let mut names: Vec<_> = index.links().map(|link| (link.name)()).collect();
+        let mut names: Vec<_> = index.links.iter().map(|link| (link.name)()).collect();
         names.sort_unstable();
         names
     }
@@ -175,7 +147,7 @@ impl Values {
             next = link.next.as_ref();
         }
         let behind = self.0.as_ref().and_then(|first| first.index.as_ref());
-        behind.iter().flat_map(|behind| behind.links()).for_each(|link| index.add(link));
+        behind.iter().flat_map(|behind| &behind.links).for_each(|link| index.add(link));
     }
 }
 
@@ -196,7 +168,7 @@ impl<V: ?Sized> Drop for Entry<V> {
 
 fn unhook<V: ?Sized>(entry: &mut Entry<V>, pending: &mut Vec<Link>) -> Option<Link> {
     if let Some(index) = entry.index.take().and_then(Arc::into_inner) {
-        pending.extend(index.slots.into_iter().flatten());
+        pending.extend(index.links);
     }
     entry.next.take()
 }
@@ -226,7 +198,7 @@ impl Hasher for AsItIs {
     // Not what a `TypeId` writes today, but what it might.
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
         }
     }
 

@@ -244,6 +244,38 @@ mod streams_are_bounded {
         ctx.cancel();
     }
 
+    /// Nor once an item has come, or the stream has run dry, or the context has ended: whatever keeps the
+    /// stream after that keeps no task.
+    #[tokio::test(start_paused = true)]
+    async fn and_leave_no_waker_when_they_do_not_wait() {
+        let parent = BACKGROUND.with_timeout(LONG * 2);
+        let child = parent.with_cancel();
+        for ctx in [BACKGROUND.with_cancel(), BACKGROUND.with_timeout(LONG), child] {
+            let (wakes, waker) = Wakes::new();
+            for last in ["item", "dry", "end"] {
+                let (send, receive) = mpsc::unbounded_channel();
+                let mut bounded = pin!(UnboundedReceiverStream::new(receive).bounded_by(&ctx));
+                for item in 0..3 {
+                    assert!(poll_next(bounded.as_mut(), &waker).is_pending());
+                    send.send(item).unwrap();
+                    assert_eq!(poll_next(bounded.as_mut(), &waker), Poll::Ready(Some(item)));
+                    assert_eq!(Arc::strong_count(&wakes), 2, "a waker was kept by an item");
+                }
+                assert!(poll_next(bounded.as_mut(), &waker).is_pending());
+                match last {
+                    "item" => send.send(3).unwrap(),
+                    "dry" => drop(send),
+                    _ if ctx.deadline().is_some_and(|at| at <= Instant::now() + LONG) => {
+                        advance(LONG + ms(1)).await;
+                    }
+                    _ => ctx.cancel(),
+                }
+                assert!(poll_next(bounded.as_mut(), &waker).is_ready());
+                assert_eq!(Arc::strong_count(&wakes), 2, "a waker was kept at the {last}");
+            }
+        }
+    }
+
     #[test]
     fn and_promise_no_more_items_than_they_may_give() {
         let ctx = BACKGROUND.with_cancel();

@@ -9,35 +9,40 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{Cursor, ErrorKind, IoSlice, SeekFrom};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{self, Poll, Waker};
 
 use common::{
     Cause, LONG, Wakes, assert_same, ended, ms, on_both, panic_text, paused, poll, poll_once, word,
 };
 use tokio::io::{
-    self, AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt,
-    BufReader, BufWriter, DuplexStream,
+    self, AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncSeek, AsyncSeekExt, AsyncWrite,
+    AsyncWriteExt, BufReader, BufWriter, DuplexStream, ReadBuf,
 };
 use tokio::net::{TcpListener, TcpStream};
-use tokio_ctx::{Context, Error};
+use tokio_ctx::io::Bounded;
+use tokio_ctx::{CancelScope, Context, Error};
 
 static BACKGROUND: Context = Context::background();
 
-/// Counts the allocations of each thread.
+/// Counts the allocations of each thread, and the bytes that it has allocated and not freed.
 struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+    static LIVE: Cell<isize> = const { Cell::new(0) };
 }
 
 // SAFETY: everything is passed on to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        let _ = LIVE.try_with(|live| live.set(live.get() + layout.size() as isize));
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        let _ = LIVE.try_with(|live| live.set(live.get() - layout.size() as isize));
         unsafe { System.dealloc(block, layout) }
     }
 }
@@ -298,7 +303,7 @@ fn no_operation_allocates() {
         let ctx = BACKGROUND.with_timeout(LONG);
         let (near, mut far) = io::duplex(64);
         let mut near = ctx.io(near);
-        let turn = async |near: &mut tokio_ctx::io::Bounded<DuplexStream>, far: &mut DuplexStream| {
+        let turn = async |near: &mut Bounded<DuplexStream>, far: &mut DuplexStream| {
             // A budget for each turn.
             tokio::task::yield_now().await;
             let mut byte = [0];
@@ -317,6 +322,195 @@ fn no_operation_allocates() {
         }
         assert_eq!(ALLOCATIONS.get() - before, 0);
     });
+}
+
+/// What a finished operation leaves behind is of its task no more: a connection in a pool keeps the context's
+/// company for hours, and would keep the memory of the last task that used it as long.
+mod an_operation_that_is_over_keeps_no_waker {
+    use super::*;
+
+    /// Polls once, and insists that what is ready leaves no waker.
+    #[track_caller]
+    fn over<F: Future>(operation: F, wakes: &Arc<Wakes>, waker: &Waker) -> F::Output {
+        let Poll::Ready(output) = poll(pin!(operation), waker) else { panic!("it still waits") };
+        assert_eq!(Arc::strong_count(wakes), 2, "a waker was kept");
+        output
+    }
+
+    fn contexts() -> [CancelScope; 3] {
+        let parent = BACKGROUND.with_timeout(LONG * 2).detach();
+        [BACKGROUND.with_cancel(), BACKGROUND.with_timeout(LONG), parent.with_cancel()]
+    }
+
+    /// A task's waker keeps the memory of the task.
+    #[tokio::test]
+    async fn of_a_task_that_is_gone() {
+        // Tokio boxes a future that is larger than two of these, and frees the box earlier.
+        const TASK: usize = 1024;
+        let ctx = BACKGROUND.with_timeout(LONG);
+        let (near, mut far) = io::duplex(64);
+        let mut pooled = ctx.io(near);
+        // The wait itself is there to stay.
+        assert!(poll_once(pooled.read_u8()).is_pending());
+        let before = LIVE.get();
+        for _ in 0..2 {
+            let task = tokio::spawn(async move {
+                let kept_across = [0_u8; TASK];
+                pooled.read_u8().await.unwrap();
+                assert_eq!(std::hint::black_box(kept_across)[0], 0);
+                pooled
+            });
+            tokio::task::yield_now().await;
+            assert!(LIVE.get() - before > TASK as isize);
+            far.write_all(b"x").await.unwrap();
+            pooled = task.await.unwrap();
+            let kept = LIVE.get() - before;
+            assert!(kept < TASK as isize, "{kept} bytes are kept by {pooled:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn of_reads_and_writes() {
+        for ctx in contexts() {
+            let (near, mut far) = io::duplex(4);
+            let mut near = ctx.io(near);
+            let (wakes, waker) = Wakes::new();
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+                let mut bytes = [0; 2];
+                let mut read = pin!(near.read_exact(&mut bytes));
+                assert!(poll(read.as_mut(), &waker).is_pending());
+                assert!(Arc::strong_count(&wakes) > 2, "it does not wait");
+                far.write_all(b"ab").await.unwrap();
+                over(read, &wakes, &waker).unwrap();
+
+                let mut write = pin!(near.write_all(b"abcde"));
+                assert!(poll(write.as_mut(), &waker).is_pending());
+                assert!(Arc::strong_count(&wakes) > 2, "it does not wait");
+                far.read_exact(&mut [0; 4]).await.unwrap();
+                over(write, &wakes, &waker).unwrap();
+                far.read_exact(&mut [0; 1]).await.unwrap();
+            }
+            // An end of the stream is a result as well.
+            let mut read = pin!(near.read_u8());
+            assert!(poll(read.as_mut(), &waker).is_pending());
+            drop(far);
+            assert_eq!(over(read, &wakes, &waker).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        }
+    }
+
+    /// Nor one that the context ended, by a cancel or by its deadline.
+    #[tokio::test(start_paused = true)]
+    async fn of_one_that_the_context_ended() {
+        for (ctx, cancels) in contexts().into_iter().zip([true, false, true]) {
+            let (near, _far) = io::duplex(1);
+            let (mut reader, mut writer) = io::split(ctx.io(near));
+            let ((reads, read_waker), (writes, write_waker)) = (Wakes::new(), Wakes::new());
+            let mut read = pin!(reader.read_u8());
+            let mut write = pin!(writer.write_all(b"ab"));
+            assert!(poll(read.as_mut(), &read_waker).is_pending());
+            assert!(poll(write.as_mut(), &write_waker).is_pending());
+            if cancels {
+                ctx.cancel();
+            } else {
+                tokio::time::advance(LONG + ms(1)).await;
+            }
+            assert!(reads.count() > 0 && writes.count() > 0, "not woken");
+            let Poll::Ready(read) = poll(read, &read_waker) else { panic!("it still waits") };
+            assert_eq!(ours(&read.unwrap_err()).is_canceled(), cancels);
+            // The duplex stream keeps the wakers that it was given, and has no use for.
+            assert!(Arc::strong_count(&reads) <= 3, "a waker was kept");
+            let Poll::Ready(write) = poll(write, &write_waker) else { panic!("it still waits") };
+            assert_eq!(ours(&write.unwrap_err()).is_canceled(), cancels);
+            assert!(Arc::strong_count(&writes) <= 3, "a waker was kept");
+        }
+    }
+
+    /// Says of each operation whether it is ready; keeps no waker.
+    struct Gates {
+        write: bool,
+        flush: bool,
+        read: bool,
+        seek: bool,
+    }
+
+    fn gate<T>(open: bool, value: T) -> Poll<io::Result<T>> {
+        if open { Poll::Ready(Ok(value)) } else { Poll::Pending }
+    }
+
+    impl AsyncWrite for Gates {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut task::Context<'_>,
+            buf: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            gate(self.write, buf.len())
+        }
+        fn poll_flush(self: Pin<&mut Self>, _: &mut task::Context<'_>) -> Poll<io::Result<()>> {
+            gate(self.flush, ())
+        }
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut task::Context<'_>) -> Poll<io::Result<()>> {
+            gate(self.flush, ())
+        }
+    }
+
+    impl AsyncRead for Gates {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut task::Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            gate(self.read, ())
+        }
+    }
+
+    impl AsyncSeek for Gates {
+        fn start_seek(self: Pin<&mut Self>, _: SeekFrom) -> io::Result<()> {
+            Ok(())
+        }
+        fn poll_complete(self: Pin<&mut Self>, _: &mut task::Context<'_>) -> Poll<io::Result<u64>> {
+            gate(self.seek, 0)
+        }
+    }
+
+    /// A task may wait for a write while another operation of the same direction comes to its result at
+    /// once, as a flush of a socket always does: the one that still waits is woken by the end.
+    #[test]
+    fn but_another_that_waits_is_woken_even_so() {
+        let shut = || Gates { write: false, flush: false, read: false, seek: false };
+        type Operation = fn(Pin<&mut Bounded<Gates>>, &mut task::Context<'_>) -> bool;
+        let write: Operation = |io, cx| io.poll_write(cx, b"x").is_pending();
+        let vectored: Operation =
+            |io, cx| io.poll_write_vectored(cx, &[IoSlice::new(b"x")]).is_pending();
+        let flush: Operation = |io, cx| io.poll_flush(cx).is_pending();
+        let shutdown: Operation = |io, cx| io.poll_shutdown(cx).is_pending();
+        let read: Operation = |io, cx| io.poll_read(cx, &mut ReadBuf::new(&mut [0])).is_pending();
+        let seek: Operation = |io, cx| io.poll_complete(cx).is_pending();
+        type Open = fn(&mut Gates);
+        let opens_flush: Open = |gates| gates.flush = true;
+        let opens_write: Open = |gates| gates.write = true;
+        let opens_seek: Open = |gates| gates.seek = true;
+        let opens_read: Open = |gates| gates.read = true;
+        let pairs = [
+            (write, opens_flush, flush),
+            (vectored, opens_flush, shutdown),
+            (flush, opens_write, write),
+            (shutdown, opens_write, vectored),
+            (read, opens_seek, seek),
+            (seek, opens_read, read),
+        ];
+        for (waits, opens, completes) in pairs {
+            let ctx = BACKGROUND.with_cancel();
+            let (wakes, waker) = Wakes::new();
+            let mut cx = task::Context::from_waker(&waker);
+            let mut io = pin!(ctx.io(shut()));
+            assert!(waits(io.as_mut(), &mut cx));
+            opens(io.as_mut().get_pin_mut().get_mut());
+            assert!(!completes(io.as_mut(), &mut cx));
+            ctx.cancel();
+            assert_eq!(wakes.count(), 1, "what still waits was not woken");
+        }
+    }
 }
 
 #[test]

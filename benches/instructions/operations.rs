@@ -23,6 +23,9 @@ struct Stage {
     live: CancelScope,
     deep: Vec<CancelScope>,
     limited: CancelScope,
+    /// With so many values.
+    ten: Context,
+    hundred: Context,
 }
 
 macro_rules! operations {
@@ -83,6 +86,67 @@ operations! {
     measured_request(stage) {
         request(&stage.live);
     }
+    measured_value_10_hits(stage) {
+        look_up(&stage.ten, &LOOKS[0], true);
+    }
+    measured_value_10_misses(stage) {
+        look_up(&stage.ten, MISSES.as_flattened(), false);
+    }
+    measured_value_100_hits(stage) {
+        look_up(&stage.hundred, LOOKS.as_flattened(), true);
+    }
+    measured_value_100_misses(stage) {
+        look_up(&stage.hundred, MISSES.as_flattened(), false);
+    }
+    measured_with_value(stage) {
+        black_box(black_box(stage.live.context()).with_value(User(1)));
+    }
+    measured_with_100_values(_stage) {
+        black_box(with_values(black_box(PUTS.as_flattened())));
+    }
+}
+
+struct Key<const N: usize>(#[allow(dead_code)] usize);
+type Look = fn(&Context) -> bool;
+type Put = fn(&Context) -> Context;
+
+fn look<const N: usize>(ctx: &Context) -> bool {
+    ctx.value::<Key<N>>().is_some()
+}
+
+fn miss<const N: usize>(ctx: &Context) -> bool {
+    struct Missing<const N: usize>;
+    ctx.value::<Missing<N>>().is_some()
+}
+
+fn put<const N: usize>(ctx: &Context) -> Context {
+    ctx.with_value(Key::<N>(N))
+}
+
+macro_rules! ten {
+    ($each:ident, $tens:literal) => { ten!($each, $tens; 0 1 2 3 4 5 6 7 8 9) };
+    ($each:ident, $tens:literal; $($ones:literal)*) => { [$($each::<{ $tens * 10 + $ones }>),*] };
+}
+
+macro_rules! hundred {
+    ($each:ident) => { hundred!($each; 0 1 2 3 4 5 6 7 8 9) };
+    ($each:ident; $($tens:literal)*) => { [$(ten!($each, $tens)),*] };
+}
+
+const LOOKS: [[Look; 10]; 10] = hundred!(look);
+const MISSES: [[Look; 10]; 10] = hundred!(miss);
+const PUTS: [[Put; 10]; 10] = hundred!(put);
+
+/// Looks for many types: which of them have a bit in common changes with every build.
+#[inline]
+fn look_up(ctx: &Context, looks: &[Look], found: bool) {
+    for look in looks {
+        assert_eq!(look(black_box(ctx)), found);
+    }
+}
+
+fn with_values(puts: &[Put]) -> Context {
+    puts.iter().fold(Context::background(), |ctx, put| put(&ctx))
 }
 
 /// Polled twice and dropped, as by a `select!` whose other branch was pending once.
@@ -117,7 +181,8 @@ pub fn run_all() {
     }
     let live = Context::background().with_cancel();
     let limited = Context::background().with_timeout(FAR);
-    let stage = Stage { live, deep, limited };
+    let (ten, hundred) = (with_values(&PUTS[0]), with_values(PUTS.as_flattened()));
+    let stage = Stage { live, deep, limited, ten, hundred };
     for operation in ALL {
         (operation.run)(&stage);
     }

@@ -3,6 +3,10 @@
 //! A script is bytes: one for the policy, then four for each operation, what it is and three operands.
 //! Every sequence of bytes is a script, so that proptest and a fuzzer can share this.
 //!
+//! Contexts are waited on from two runtimes: the first runs the script, the second is there once it is
+//! asked for. Both have a paused clock, and the second's goes with the first's. It may stand still, so that
+//! its timers do not fire, and be shut down at any time, with waits of its own still pending.
+//!
 //! Asking a context settles what was open until then. So a script also says when to ask: after every
 //! step, only where it has an operation for it, and in which order; at the end everything is asked.
 //! What can be seen without asking is compared after every step.
@@ -15,16 +19,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{self, Poll, Wake, Waker};
 use std::time::Duration;
 
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::Instant;
 use tokio_ctx::{CancelGuard, CancelScope, Canceller, Context, DoneOwned, Error, ErrorKind};
 use tokio_util::sync::CancellationToken;
 
-use crate::reference::{How, Limit, Nanos, Reference, Told};
+use crate::reference::{How, Limit, Nanos, Reference, Timers, Told};
 
 const MILLI: Nanos = 1_000_000;
 /// Farther than Tokio's timer can see.
 const FAR: Duration = Duration::from_secs(300 * 365 * 86_400);
+/// Half of what the wheel of Tokio's timers holds, which is the most that it may leap at once.
+const FARTHEST_LEAP: Duration = Duration::from_millis(1 << 35);
 const EXTERNALS: usize = 3;
 /// More than these are not kept at once.
 const MOST_CONTEXTS: usize = 24;
@@ -34,7 +40,7 @@ const MOST_NODES: usize = 400;
 /// One step. Operands pick among what is there, modulo its number; with nothing there it does nothing.
 ///
 /// `Deepen` makes a chain of children, of which only the last is kept, and the owners of all or of none.
-/// A `tired` poll comes when the task's cooperative budget is used up.
+/// A `tired` poll comes when the task's cooperative budget is used up. `…Elsewhere` is on the second runtime.
 #[derive(Clone, Copy, Debug)]
 pub enum Op {
     WithCancel { of: u8, line: u8 },
@@ -64,11 +70,30 @@ pub enum Op {
     WaitOnce { of: u8 },
     Ask { of: u8, first: u8 },
     AskAll { order: u8, first: u8 },
+    WaitElsewhere { of: u8, tired: bool },
+    PollElsewhere { which: u8, tired: bool, same_waker: bool },
+    WaitOnceElsewhere { of: u8 },
+    WithScaledTimeout { of: u8, scale: u8, cause: bool },
+    Leap { scale: u8 },
+    AdvancePartway { of: u8, eighths: u8 },
+    StopOrStartElsewhere,
+    DropElsewhere,
 }
 
 impl Op {
     pub fn decode([code, a, b, c]: [u8; 4]) -> Op {
         let odd = |byte: u8| byte % 2 == 1;
+        match code {
+            240..=242 => return Op::WaitElsewhere { of: a, tired: odd(b) },
+            243..=244 => return Op::PollElsewhere { which: a, tired: odd(b), same_waker: odd(c) },
+            245 => return Op::WaitOnceElsewhere { of: a },
+            246..=248 => return Op::WithScaledTimeout { of: a, scale: b, cause: odd(c) },
+            249..=250 => return Op::Leap { scale: a },
+            251..=253 => return Op::AdvancePartway { of: a, eighths: b },
+            254 => return Op::StopOrStartElsewhere,
+            255 => return Op::DropElsewhere,
+            _ => {}
+        }
         match code % 48 {
             0..=2 => Op::WithCancel { of: a, line: b },
             3..=5 => Op::WithDeadline { of: a, at: b, cause: odd(c) },
@@ -120,20 +145,31 @@ pub fn run_bytes(script: &[u8]) {
 
 /// Runs a script; panics if anything differs from what is right.
 pub fn run(policy: Policy, script: impl IntoIterator<Item = Op>) {
-    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async {
-        let mut world = World::new();
-        for op in script {
-            world.step(op).await;
+    let here = paused();
+    let mut elsewhere = None;
+    let mut world = here.block_on(async { World::new() });
+    for op in script {
+        world.step_elsewhere(op, &here, &mut elsewhere);
+        here.block_on(world.step(op));
+        if let Some(runtime) = elsewhere.as_ref().filter(|_| !world.stands_still) {
+            runtime.block_on(give_way());
+        }
+        here.block_on(async {
             if policy.asks_after_every_step() {
                 world.ask_all(policy.0 / 4, policy.0 / 16);
             }
             world.look();
-        }
+        });
+    }
+    here.block_on(async {
         world.ask_all(policy.0 / 4, policy.0 / 16);
         world.look();
         world.take_down(policy.0 / 4);
     });
+}
+
+fn paused() -> Runtime {
+    Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
 }
 
 /// A context and what is known of it: its node, none for one that never ends, and its values.
@@ -150,8 +186,10 @@ struct Waiting {
     done: Pin<Box<DoneOwned>>,
     node: Option<usize>,
     wakes: Arc<Wakes>,
-    /// What it resolved to.
+    /// Whether it has resolved.
     over: bool,
+    /// Whether it was last polled on the second runtime.
+    elsewhere: bool,
 }
 
 struct Handed {
@@ -193,6 +231,12 @@ struct World {
     externals: Vec<CancellationToken>,
     handed: Vec<Handed>,
     waits: Vec<Waiting>,
+    /// The second runtime, if it is there.
+    elsewhere: Option<Handle>,
+    /// Whether that one's timers do not fire.
+    stands_still: bool,
+    /// Whether what is done now is done there.
+    is_elsewhere: bool,
     /// Numbers budgets and causes, so that no two are the same.
     count: u32,
     nodes: usize,
@@ -212,6 +256,9 @@ impl World {
             externals: (0..EXTERNALS).map(|_| CancellationToken::new()).collect(),
             handed: Vec::new(),
             waits: Vec::new(),
+            elsewhere: None,
+            stands_still: false,
+            is_elsewhere: false,
             count: 0,
             nodes: 0,
         }
@@ -289,18 +336,8 @@ impl World {
                 self.keep(live.ctx, live.node, live.values);
             }
             Op::WithTimeout { of, after, cause } => {
-                let from = self.pick(of);
-                let cause = self.next_cause(cause);
                 let after = self.budget(after);
-                let at = self.reference.now() + after.as_nanos() as Nanos;
-                let limit =
-                    (after != Duration::MAX).then(|| Limit { at, budget: after, cause: cause.clone() });
-                let made = match cause {
-                    None => (from.ctx.with_timeout(after), line!()),
-                    Some(cause) => (from.ctx.with_timeout_cause(after, cause), line!()),
-                };
-                let live = self.adopt(&[&from], made, limit, None);
-                self.keep(live.ctx, live.node, live.values);
+                self.with_timeout(of, after, cause);
             }
             Op::WithValue { of, key, value } => {
                 let Live { ctx, node, mut values } = self.pick(of);
@@ -422,51 +459,91 @@ impl World {
                     self.advance(Duration::from_nanos(by as u64)).await;
                 }
             }
-            Op::Wait { of, tired } => {
-                let Live { ctx, node, .. } = self.pick(of);
-                if self.waits.len() < MOST_WAITS {
-                    let done = Box::pin(ctx.done_owned());
-                    let wakes = Arc::default();
-                    self.waits.push(Waiting { done, node, wakes, over: false });
-                    self.poll(self.waits.len() - 1, tired);
-                }
-            }
-            Op::PollAgain { which, tired, same_waker } => {
-                if let Some(which) = place(which, &self.waits) {
-                    let before = self.waits[which].wakes.clone();
-                    if !same_waker {
-                        self.waits[which].wakes = Arc::default();
-                    }
-                    self.poll(which, tired);
-                    // The waker that was replaced is not kept; one that is over may wait for its drop.
-                    if !same_waker && !self.waits[which].over {
-                        assert_eq!(Arc::strong_count(&before), 1, "a replaced waker was kept");
-                    }
-                }
-            }
+            Op::Wait { of, tired } => self.wait(of, tired),
+            Op::PollAgain { which, tired, same_waker } => self.poll_again(which, tired, same_waker),
             Op::DropWait { which } => {
                 if let Some(which) = place(which, &self.waits) {
                     self.drop_wait(which);
                 }
             }
-            Op::WaitOnce { of } => {
-                let Live { ctx, node, .. } = self.pick(of);
-                let wakes = Arc::default();
-                let polled = poll(pin!(ctx.done()), &wakes);
-                assert_eq!(Arc::strong_count(&wakes), 1, "a wait that was dropped left its waker");
-                self.compare_poll(node, polled);
-            }
+            Op::WaitOnce { of } => self.wait_once(of),
             Op::Ask { of, first } => {
                 let Live { ctx, node, .. } = self.pick(of);
                 self.ask(&ctx, node, first);
             }
             Op::AskAll { order, first } => self.ask_all(order, first),
+            Op::WithScaledTimeout { of, scale, cause } => {
+                let after = Duration::from_millis(1 << (scale % 40)) + Duration::from_nanos(self.odd());
+                self.with_timeout(of, after, cause);
+            }
+            Op::Leap { scale } => {
+                let by = Duration::from_millis(1 << (scale % 36));
+                self.advance(by + Duration::from_nanos(u64::from(scale / 36))).await;
+            }
+            Op::AdvancePartway { of, eighths } => {
+                let to = self.pick(of).node.and_then(|node| self.reference.deadline(node));
+                let left = to.unwrap_or_default() - self.reference.now();
+                let by = left * Nanos::from(eighths % 8 + 1) / 8;
+                if (1..=FARTHEST_LEAP.as_nanos() as Nanos).contains(&by) {
+                    self.advance(Duration::from_nanos(by as u64)).await;
+                }
+            }
+            Op::WaitElsewhere { .. }
+            | Op::PollElsewhere { .. }
+            | Op::WaitOnceElsewhere { .. }
+            | Op::StopOrStartElsewhere
+            | Op::DropElsewhere => {}
         }
         // What watches for a context on behalf of a token that was handed out is a task.
         if !self.handed.is_empty() {
             self.pass_on_tokens();
             give_way().await;
         }
+    }
+
+    fn with_timeout(&mut self, of: u8, after: Duration, cause: bool) {
+        let from = self.pick(of);
+        let cause = self.next_cause(cause);
+        let at = self.reference.now() + after.as_nanos() as Nanos;
+        let limit = (after != Duration::MAX).then(|| Limit { at, budget: after, cause: cause.clone() });
+        let made = match cause {
+            None => (from.ctx.with_timeout(after), line!()),
+            Some(cause) => (from.ctx.with_timeout_cause(after, cause), line!()),
+        };
+        let live = self.adopt(&[&from], made, limit, None);
+        self.keep(live.ctx, live.node, live.values);
+    }
+
+    /// Begins to wait.
+    fn wait(&mut self, of: u8, tired: bool) {
+        let Live { ctx, node, .. } = self.pick(of);
+        if self.waits.len() < MOST_WAITS {
+            let done = Box::pin(ctx.done_owned());
+            let wakes = Arc::default();
+            self.waits.push(Waiting { done, node, wakes, over: false, elsewhere: false });
+            self.poll(self.waits.len() - 1, tired);
+        }
+    }
+
+    fn poll_again(&mut self, which: u8, tired: bool, same_waker: bool) {
+        let Some(which) = place(which, &self.waits) else { return };
+        let before = self.waits[which].wakes.clone();
+        if !same_waker {
+            self.waits[which].wakes = Arc::default();
+        }
+        self.poll(which, tired);
+        // The waker that was replaced is not kept; one that is over may wait for its drop.
+        if !same_waker && !self.waits[which].over {
+            assert_eq!(Arc::strong_count(&before), 1, "a replaced waker was kept");
+        }
+    }
+
+    fn wait_once(&mut self, of: u8) {
+        let Live { ctx, node, .. } = self.pick(of);
+        let wakes = Arc::default();
+        let polled = poll(pin!(ctx.done()), &wakes);
+        assert_eq!(Arc::strong_count(&wakes), 1, "a wait that was dropped left its waker");
+        self.compare_poll(node, polled);
     }
 
     /// Zero, some milliseconds (the same for many), an odd time, far off, or never.
@@ -481,7 +558,18 @@ impl World {
         }
     }
 
+    /// Nothing half of the time, else a number that no other is.
+    fn odd(&mut self) -> u64 {
+        self.count += 1;
+        u64::from(self.count) * u64::from(self.count % 2)
+    }
+
+    /// Moves both clocks; on the second runtime timers fire later, when it has its turn.
     async fn advance(&mut self, by: Duration) {
+        if let Some(elsewhere) = &self.elsewhere {
+            let _entered = elsewhere.enter();
+            let _moved = poll(pin!(tokio::time::advance(by)), &Arc::default());
+        }
         tokio::time::advance(by).await;
         self.reference.advance(by.as_nanos() as Nanos);
         give_way().await;
@@ -516,6 +604,87 @@ impl World {
     }
 }
 
+// On the second runtime.
+impl World {
+    /// Does what has to be done outside of the first runtime.
+    fn step_elsewhere(&mut self, op: Op, here: &Runtime, runtime: &mut Option<Runtime>) {
+        if self.nodes >= MOST_NODES {
+            return;
+        }
+        match op {
+            Op::WaitElsewhere { of, tired } => {
+                self.elsewhere(here, runtime, |world| world.wait(of, tired));
+            }
+            Op::PollElsewhere { which, tired, same_waker } => {
+                self.elsewhere(here, runtime, |world| world.poll_again(which, tired, same_waker));
+            }
+            Op::WaitOnceElsewhere { of } => self.elsewhere(here, runtime, |world| world.wait_once(of)),
+            Op::StopOrStartElsewhere => self.stands_still = !self.stands_still,
+            Op::DropElsewhere => {
+                *runtime = None;
+                self.elsewhere = None;
+                self.stands_still = false;
+                here.block_on(async { self.move_here() });
+            }
+            _ => {}
+        }
+    }
+
+    /// Does something on the second runtime: in its turn, or, if it stands still, with it entered.
+    fn elsewhere(
+        &mut self,
+        here: &Runtime,
+        runtime: &mut Option<Runtime>,
+        what: impl FnOnce(&mut World),
+    ) {
+        let runtime = runtime.get_or_insert_with(|| self.start_elsewhere(here));
+        self.is_elsewhere = true;
+        if self.stands_still {
+            here.block_on(async {
+                let _entered = runtime.enter();
+                what(self);
+            });
+        } else {
+            runtime.block_on(async { what(self) });
+        }
+        self.is_elsewhere = false;
+    }
+
+    /// A second runtime, whose clock says what the first one's says.
+    fn start_elsewhere(&mut self, here: &Runtime) -> Runtime {
+        let runtime = paused();
+        let now = |runtime: &Runtime| runtime.block_on(async { Instant::now() });
+        // A paused clock cannot go back. By full milliseconds, so that the first one's timers keep step.
+        let ahead = now(&runtime).saturating_duration_since(now(here));
+        if !ahead.is_zero() {
+            here.block_on(self.advance(Duration::from_millis(ahead.as_millis() as u64 + 1)));
+        }
+        let to = now(here);
+        runtime.block_on(async {
+            while Instant::now() < to {
+                tokio::time::advance(FARTHEST_LEAP.min(to - Instant::now())).await;
+            }
+        });
+        self.elsewhere = Some(runtime.handle().clone());
+        runtime
+    }
+
+    /// Polls what the end of the second runtime woke; what counted on its timers must be among that.
+    fn move_here(&mut self) {
+        for which in 0..self.waits.len() {
+            let Waiting { node, wakes, over, elsewhere, .. } = &mut self.waits[which];
+            let deadline = node.and_then(|node| self.reference.deadline(node));
+            let was_woken = wakes.count() > 0;
+            let lost = !*over && *elsewhere && deadline.is_some() && !was_woken;
+            assert!(!lost, "wait {which} on {node:?} was not woken when its runtime went");
+            *elsewhere = false;
+            if was_woken && !*over {
+                self.poll(which, false);
+            }
+        }
+    }
+}
+
 // Compare.
 impl World {
     /// Compares what can be seen without asking.
@@ -533,19 +702,20 @@ impl World {
             assert_eq!(ctx.value::<ValueB>().map(|b| b.0), nearest(1), "value of {node:?}");
             assert_eq!(ctx.value::<ValueC>().map(|c| *c.0), nearest(2), "value of {node:?}");
         }
-        for (place, Waiting { node, wakes, over, .. }) in self.waits.iter().enumerate() {
+        for (place, Waiting { node, wakes, over, elsewhere, .. }) in self.waits.iter().enumerate() {
             if *over {
                 continue;
             }
             if !node.is_some_and(|node| self.reference.is_done(node)) {
                 assert_eq!(wakes.count(), 0, "wait {place} on {node:?} was woken without an end");
             }
-            if node.is_some_and(|node| self.reference.is_noticed(node)) {
+            let timers = self.timers(*elsewhere);
+            if node.is_some_and(|node| self.reference.is_noticed(node, timers)) {
                 assert!(wakes.count() > 0, "wait {place} on {node:?}, which has ended, was not woken");
             }
         }
         for Handed { token, node, cancelled } in &self.handed {
-            if *cancelled || node.is_some_and(|node| self.reference.is_noticed(node)) {
+            if *cancelled || node.is_some_and(|node| self.reference.is_noticed(node, Timers::InStep)) {
                 assert!(token.is_cancelled(), "the token of {node:?} was not cancelled");
             } else if !node.is_some_and(|node| self.reference.is_done(node)) {
                 assert!(!token.is_cancelled(), "the token of {node:?} was cancelled without an end");
@@ -597,15 +767,26 @@ impl World {
     }
 
     fn compare_poll(&mut self, node: Option<usize>, polled: Poll<Error>) {
-        let noticed = node.is_some_and(|node| self.reference.is_noticed(node));
+        let timers = self.timers(self.is_elsewhere);
+        let noticed = node.is_some_and(|node| self.reference.is_noticed(node, timers));
         match polled {
             Poll::Ready(error) => self.compare(node, Some(error)),
             Poll::Pending => assert!(!noticed, "a wait on {node:?}, which has ended, is pending"),
         }
     }
 
+    /// Which timers a wait counts on.
+    fn timers(&self, elsewhere: bool) -> Timers {
+        match elsewhere {
+            false => Timers::InStep,
+            true if self.stands_still => Timers::Still,
+            true => Timers::OutOfStep,
+        }
+    }
+
     fn poll(&mut self, which: usize, tired: bool) {
         let wait = &mut self.waits[which];
+        wait.elsewhere = self.is_elsewhere;
         wait.wakes.0.store(0, Ordering::Relaxed);
         if tired {
             // What is left of the task's cooperative budget is used up.

@@ -27,6 +27,17 @@ pub struct Moment {
     pub turn: u32,
 }
 
+/// What tells a wait of a deadline.
+#[derive(Clone, Copy, Debug)]
+pub enum Timers {
+    /// Those of a runtime that was started when the case began.
+    InStep,
+    /// Those of one whose milliseconds begin at another time.
+    OutOfStep,
+    /// Those of a runtime that does not run.
+    Still,
+}
+
 /// By what a node ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
@@ -238,11 +249,15 @@ impl Reference {
     /// Whether it has ended, and that cannot have gone unnoticed: what waits must have been woken.
     ///
     /// Tokio's timers fire at full milliseconds. Between a deadline and the next of these, it counts
-    /// for who asks, but who waits may not have been told.
-    pub fn is_noticed(&self, node: usize) -> bool {
+    /// for what asks, but what waits may not have been woken.
+    pub fn is_noticed(&self, node: usize, timers: Timers) -> bool {
         let unnoticed = |end: &End| {
-            let millisecond = 1_000_000;
-            let fires = (end.earliest.time + millisecond - 1).div_euclid(millisecond) * millisecond;
+            let (millisecond, at) = (1_000_000, end.earliest.time);
+            let fires = match timers {
+                Timers::InStep => (at + millisecond - 1).div_euclid(millisecond) * millisecond,
+                Timers::OutOfStep => at + millisecond,
+                Timers::Still => Nanos::MAX,
+            };
             end.how == How::Deadline && self.time < fires && self.nodes[end.origin].told.is_none()
         };
         self.ends[node].iter().any(|end| !unnoticed(end))
