@@ -27,12 +27,12 @@ type Question = (&'static str, fn(&Context) -> (bool, Option<Error>));
 
 /// Each takes a base (background or deeper) and returns a context that ends when 100 ms have passed.
 const ENDS: &[End] = &[
-    ("cancelled", |base| {
+    ("canceled", |base| {
         let ctx = base.with_cancel();
         ctx.cancel();
         (ctx.clone(), Box::new(ctx))
     }),
-    ("cancelled with a cause", |base| {
+    ("canceled with a cause", |base| {
         let ctx = base.with_timeout(LONG);
         ctx.cancel_with(Cause("why"));
         (ctx.clone(), Box::new(ctx))
@@ -58,7 +58,7 @@ const ENDS: &[End] = &[
         let ctx = base.with_timeout(ms(0));
         (ctx.clone(), Box::new(ctx))
     }),
-    ("parent cancelled", |base| {
+    ("parent canceled", |base| {
         let parent = base.with_cancel();
         let ctx = parent.with_timeout(LONG);
         parent.cancel_with(Cause("parent"));
@@ -75,13 +75,13 @@ const ENDS: &[End] = &[
         let ctx = parent.context().with_value(1).with_timeout(LONG);
         (ctx.clone(), Box::new((parent, ctx)))
     }),
-    ("left of a merge cancelled", |base| {
+    ("left of a merge canceled", |base| {
         let left = base.with_cancel();
         let ctx = left.merge(&Context::background());
         left.cancel_with(Cause("left"));
         (ctx.clone(), Box::new((left, ctx)))
     }),
-    ("right of a merge cancelled", |base| {
+    ("right of a merge canceled", |base| {
         let right = Context::background().with_cancel();
         let ctx = base.merge(&right);
         right.cancel_with(Cause("right"));
@@ -92,7 +92,7 @@ const ENDS: &[End] = &[
         let ctx = base.merge(&right);
         (ctx.clone(), Box::new((right, ctx)))
     }),
-    ("token cancelled", |base| {
+    ("token canceled", |base| {
         let token = CancellationToken::new();
         let ctx = base.with_token(&token);
         token.cancel();
@@ -212,7 +212,7 @@ async fn what_is_derived_from_an_ended_context_has_ended_with_its_error() {
 }
 
 #[test]
-fn a_child_of_a_cancelled_parent_has_its_cause_at_once() {
+fn a_child_of_a_canceled_parent_has_its_cause_at_once() {
     let parent = BACKGROUND.with_cancel();
     parent.cancel_with(Cause("because"));
     let child = parent.with_cancel();
@@ -222,16 +222,16 @@ fn a_child_of_a_cancelled_parent_has_its_cause_at_once() {
 }
 
 #[test]
-fn a_child_of_a_parent_being_cancelled_has_its_cause() {
+fn a_child_of_a_parent_being_canceled_has_its_cause() {
     watched(|| {
         for _ in 0..1000 {
             let (parent, guard) = BACKGROUND.with_cancel().split();
-            let canceller = thread::spawn(move || guard.cancel_with(Cause("because")));
+            let canceler = thread::spawn(move || guard.cancel_with(Cause("because")));
             let child = parent.with_cancel();
             let error = futures::executor::block_on(child.done());
             assert_eq!(word(&error), Some("because"));
             assert_same(&error, &ended(&parent));
-            canceller.join().unwrap();
+            canceler.join().unwrap();
         }
     });
 }
@@ -245,7 +245,7 @@ fn no_question_lags_behind_another_during_a_cancel() {
         for round in 0..3000 {
             let mut dice = Dice::new(round);
             let mut chain = vec![BACKGROUND.with_cancel()];
-            let root = chain[0].canceller();
+            let root = chain[0].canceler();
             // Every other time the hardest: from the top to the bottom of a long way.
             let all_the_way = round % 2 == 0;
             for _ in 0..if all_the_way { 100 } else { [2, 9, 30][dice.roll(3)] } {
@@ -262,7 +262,7 @@ fn no_question_lags_behind_another_during_a_cancel() {
                 })
                 .collect();
             let start = Arc::new(Barrier::new(2));
-            let canceller = {
+            let canceler = {
                 let start = start.clone();
                 thread::spawn(move || {
                     start.wait();
@@ -282,7 +282,7 @@ fn no_question_lags_behind_another_during_a_cancel() {
             for ctx in &chain {
                 assert_same(&ended(ctx), &error);
             }
-            canceller.join().unwrap();
+            canceler.join().unwrap();
             drop(waits);
         }
     });
@@ -305,7 +305,7 @@ fn who_hears_of_the_end_from_another_thread_sees_it_too() {
             let (parent, parent_guard) = BACKGROUND.with_cancel().split();
             let (child, child_guard) = parent.with_cancel().split();
             let start = Arc::new(Barrier::new(3));
-            let cancellers = [(parent_guard, "parent"), (child_guard, "child")].map(|(guard, own)| {
+            let cancelers = [(parent_guard, "parent"), (child_guard, "child")].map(|(guard, own)| {
                 let start = start.clone();
                 thread::spawn(move || {
                     start.wait();
@@ -317,8 +317,8 @@ fn who_hears_of_the_end_from_another_thread_sees_it_too() {
             spin_until(|| ask(&child).0);
             let error = child.err().unwrap();
             tell.send((child.clone(), error.clone())).unwrap();
-            for canceller in cancellers {
-                canceller.join().unwrap();
+            for canceler in cancelers {
+                canceler.join().unwrap();
             }
             // Whichever came first for the child; the parent only ever has its own.
             assert_same(&ended(&child), &error);
@@ -382,7 +382,7 @@ fn the_cause_is_there_as_soon_as_the_end_is() {
         for round in 0..1000 {
             let (ctx, guard) = BACKGROUND.with_cancel().split();
             let child = ctx.with_cancel();
-            let canceller = thread::spawn(move || guard.cancel_with(Cause("whole")));
+            let canceler = thread::spawn(move || guard.cancel_with(Cause("whole")));
             let asked = if round % 2 == 0 { &ctx } else { &child };
             let mut first = None;
             spin_until(|| {
@@ -392,7 +392,7 @@ fn the_cause_is_there_as_soon_as_the_end_is() {
             let error = first.unwrap();
             assert_eq!(word(&error), Some("whole"));
             assert!(error.origin().canceled_at().is_some());
-            canceller.join().unwrap();
+            canceler.join().unwrap();
         }
     });
 }

@@ -46,7 +46,7 @@ fn that_drop_guards_change_no_story() {
             let (ctx, guard) = root.with_cancel().split();
             let (below, below_guard) = ctx.with_cancel().split();
             let (beside, beside_guard) = root.with_cancel().split();
-            let canceller = guard.canceller();
+            let canceler = guard.canceler();
             let mut guards = [Some(guard), Some(root_guard), Some(below_guard), Some(beside_guard)];
             let waker = Hooks { wake: drops(guards[whose].take().unwrap()), ..Hooks::default() }.waker();
             let (wakes, counting) = Wakes::new();
@@ -56,7 +56,7 @@ fn that_drop_guards_change_no_story() {
                 let waker = if nth == 0 { &waker } else { &counting };
                 assert!(poll(wait.as_mut(), waker).is_pending());
             }
-            canceller.cancel_with(Cause("once"));
+            canceler.cancel_with(Cause("once"));
             let error = ended(&ctx);
             assert_eq!(word(&error), Some("once"));
             assert_same(&ended(&below), &error);

@@ -7,7 +7,7 @@
 //! Which of two ends came first is certain but for three cases, in which either may be reported, and
 //! from then on that one only:
 //!
-//! - A `CancellationToken` does not say when it was cancelled: its end falls anywhere between the
+//! - A `CancellationToken` does not say when it was canceled: its end falls anywhere between the
 //!   cancel and the first look at it.
 //! - A scope's or guard's drop that stopped nobody is dated by the first to ask (see `Origin::ended_at`).
 //! - Two parents of a merged context may have ended at the same instant before it was made, or may have
@@ -104,7 +104,7 @@ struct Node {
 #[derive(Default)]
 pub struct Reference {
     nodes: Vec<Node>,
-    /// When each `CancellationToken` was cancelled.
+    /// When each `CancellationToken` was canceled.
     tokens: Vec<Option<Moment>>,
     time: Nanos,
     turn: u32,
@@ -174,7 +174,7 @@ impl Reference {
 
     /// Cancels a node, unless it has ended: at a line, or by dropping its scope or guard.
     ///
-    /// `waited_on`: somebody waits for its end, or has a token that is cancelled then.
+    /// `waited_on`: somebody waits for its end, or has a token that is canceled then.
     pub fn cancel(&mut self, node: usize, line: Option<u32>, cause: Option<String>, waited_on: bool) {
         let at = self.next_moment();
         if self.is_done(node) {
