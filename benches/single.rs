@@ -85,7 +85,7 @@ fn wait_one_turn(ctx: &Context) {
 }
 
 #[divan::bench(args = [1, 10, 1_000])]
-fn chain_cancelled(bencher: Bencher, depth: usize) {
+fn chain_canceled(bencher: Bencher, depth: usize) {
     bencher.bench_local(|| {
         let mut chain = vec![Context::background().with_cancel()];
         while chain.len() < depth {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinError;
-use tokio_ctx::{Canceller, Context, Error};
+use tokio_ctx::{Canceler, Context, Error};
 
 /// Prices in cents, as they came in. The sixth was typed by hand.
 const PRICES: [&str; 9] = ["1250", "399", "8000", "75", "1999", "12,50", "640", "310", "5"];
@@ -44,8 +44,8 @@ async fn pipeline() -> Result<[Outcome; 4], JoinError> {
     let (taxed, to_print) = channel(2);
 
     let generate = ctx.spawn(generate(prices));
-    let parse = ctx.spawn(stage(ctx.canceller(), to_parse, parsed, parse));
-    let tax = ctx.spawn(stage(ctx.canceller(), to_tax, taxed, add_tax));
+    let parse = ctx.spawn(stage(ctx.canceler(), to_parse, parsed, parse));
+    let tax = ctx.spawn(stage(ctx.canceler(), to_tax, taxed, add_tax));
     let print = ctx.spawn(print(to_print));
 
     Ok([
@@ -76,7 +76,7 @@ async fn generate(output: Sender<Record<&'static str>>) -> Result<usize, Error> 
 
 /// A stage: does `work` on each record and hands the result on. Its failure ends the pipeline.
 async fn stage<In, Out>(
-    canceller: Canceller,
+    canceler: Canceler,
     mut input: Receiver<Record<In>>,
     output: Sender<Record<Out>>,
     work: impl Fn(Record<In>) -> Result<Record<Out>, BadPrice>,
@@ -93,7 +93,7 @@ async fn stage<In, Out>(
             Err(failure) => {
                 // Before this function returns and closes its channels. Whoever finds a channel
                 // closed can then ask the context whether that was the end of the records.
-                canceller.cancel_with(failure);
+                canceler.cancel_with(failure);
                 break;
             }
         }

@@ -321,7 +321,7 @@ impl Context {
 
     /// The time left until the deadline, zero once it has passed; `None` if there is no deadline.
     ///
-    /// A context that was cancelled before its deadline still has time left.
+    /// A context that was canceled before its deadline still has time left.
     ///
     /// ```
     /// use std::time::Duration;
@@ -475,7 +475,7 @@ impl Context {
     ///
     /// It looks at the context before it polls the future for the first time: an ended context starts
     /// no work. After that a result that is ready wins over the end, so finished work is never thrown
-    /// away. If the context ends first, the future is dropped before this returns: it is cancelled
+    /// away. If the context ends first, the future is dropped before this returns: it is canceled
     /// where it awaits, as with [`tokio::time::timeout`], so let it be one that may be. Dropped, this
     /// drops the future.
     ///

@@ -62,7 +62,7 @@ pub struct Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A scope, a guard, a canceller or a token ended it. Go's `context.Canceled`.
+    /// A scope, a guard, a canceler or a token ended it. Go's `context.Canceled`.
     Canceled,
     /// Its deadline passed. Go's `context.DeadlineExceeded`.
     DeadlineExceeded,
@@ -143,7 +143,7 @@ impl Error {
         }
     }
 
-    /// Whether somebody cancelled it.
+    /// Whether somebody canceled it.
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
@@ -179,7 +179,7 @@ impl Error {
         self.cause.as_deref()
     }
 
-    /// Where the ended context was made, where it was cancelled, its time budget, and when it ended.
+    /// Where the ended context was made, where it was canceled, its time budget, and when it ended.
     ///
     /// ```
     /// use std::time::Duration;
@@ -207,7 +207,7 @@ impl Origin {
         self.made_at
     }
 
-    /// The line that cancelled it: its `cancel` or `cancel_with` call.
+    /// The line that canceled it: its `cancel` or `cancel_with` call.
     ///
     /// `None` for a deadline, for a scope (or guard) that was dropped, and for a
     /// [`CancellationToken`](tokio_util::sync::CancellationToken).
@@ -240,7 +240,7 @@ impl Origin {
         self.budget
     }
 
-    /// When it ended: the deadline itself, or the moment it was cancelled.
+    /// When it ended: the deadline itself, or the moment it was canceled.
     ///
     /// One case is dated later: the drop of the scope of a context that had no deadline, never had a
     /// child, and has no waiter. That end has stopped nothing yet, so it is dated by the first question

@@ -64,7 +64,7 @@ use tokio::time::sleep_until;
 use crate::error::BoxError;
 use crate::error::Place;
 use crate::refusal::checked;
-use crate::{CancelScope, Canceller, Context, DoneOwned, Error};
+use crate::{CancelScope, Canceler, Context, DoneOwned, Error};
 
 mod failed;
 mod outcome;
@@ -151,7 +151,7 @@ struct Member {
 
 /// What every task of a group has a hand on.
 struct Common {
-    canceller: Canceller,
+    canceler: Canceler,
     // The how-manieth task was the first to fail.
     first: OnceLock<usize>,
     keep_going: bool,
@@ -179,7 +179,7 @@ impl<T, E> Group<T, E> {
     #[track_caller]
     pub fn new(ctx: &Context) -> (Group<T, E>, Context) {
         let scope = ctx.with_cancel();
-        let common = Common { canceller: scope.canceller(), first: OnceLock::new(), keep_going: false };
+        let common = Common { canceler: scope.canceler(), first: OnceLock::new(), keep_going: false };
         let ctx = scope.clone();
         let crew = Crew {
             ctx: scope,
@@ -501,14 +501,14 @@ impl<T, E, L> Group<T, E, L> {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// let (mut group, ctx) = Group::<_, tokio_ctx::Error>::new(&Context::background());
-    /// let enough = group.canceller();
+    /// let enough = group.canceler();
     /// group.spawn(async move { Ok(enough.cancel_with("found it")) });
     /// group.spawn(async move { Ok({ ctx.done().await; }) });
     /// assert_eq!(group.join().await.unwrap().len(), 2);
     /// # }
     /// ```
-    pub fn canceller(&self) -> Canceller {
-        self.crew.common.canceller.clone()
+    pub fn canceler(&self) -> Canceler {
+        self.crew.common.canceler.clone()
     }
 }
 
@@ -806,7 +806,7 @@ impl Common {
 
     fn stop(&self, spawned_at: &'static Location<'static>, why: impl FnOnce() -> TaskFailed) {
         if !self.keep_going {
-            self.canceller.cancel_at(spawned_at, why().into());
+            self.canceler.cancel_at(spawned_at, why().into());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The right to cancel a context, apart from the context: alone in a guard, or shared in cancellers.
+//! The right to cancel a context, apart from the context: alone in a guard, or shared in cancelers.
 
 use std::fmt;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
@@ -68,12 +68,12 @@ impl CancelGuard {
     ///
     /// ```
     /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel().split();
-    /// let canceller = guard.canceller();
-    /// std::thread::spawn(move || canceller.cancel_with("gave up")).join().unwrap();
+    /// let canceler = guard.canceler();
+    /// std::thread::spawn(move || canceler.cancel_with("gave up")).join().unwrap();
     /// assert!(ctx.is_done());
     /// ```
-    pub fn canceller(&self) -> Canceller {
-        Canceller(self.0.clone())
+    pub fn canceler(&self) -> Canceler {
+        Canceler(self.0.clone())
     }
 
     /// Lets the guard go without ending the context, which is left to its parent and its deadline.
@@ -97,31 +97,31 @@ impl Drop for CancelGuard {
 }
 
 /// The right to cancel a context, shared: it can be cloned, and has no effect when dropped. Made by
-/// [`CancelScope::canceller`](crate::CancelScope::canceller).
+/// [`CancelScope::canceler`](crate::CancelScope::canceler).
 ///
 /// It does not keep the context from ending: when the scope is dropped, the context ends all the same.
 ///
 /// ```
 /// let ctx = tokio_ctx::Context::background().with_cancel();
-/// let first = ctx.canceller();
+/// let first = ctx.canceler();
 /// let second = first.clone();
 /// second.cancel();
 /// first.cancel_with("too late: an end is final");
 /// assert!(ctx.err().unwrap().cause().is_none());
 /// ```
 #[derive(Clone)]
-pub struct Canceller(Option<Arc<Token>>);
+pub struct Canceler(Option<Arc<Token>>);
 
-impl Canceller {
+impl Canceler {
     pub(crate) fn new(token: Option<Arc<Token>>) -> Self {
-        Canceller(token)
+        Canceler(token)
     }
 
     /// Ends the context: see [`CancelScope::cancel`](crate::CancelScope::cancel).
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
-    /// ctx.canceller().cancel();
+    /// ctx.canceler().cancel();
     /// assert!(ctx.is_done());
     /// ```
     #[track_caller]
@@ -140,7 +140,7 @@ impl Canceller {
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
-    /// ctx.canceller().cancel_with("lease lost");
+    /// ctx.canceler().cancel_with("lease lost");
     /// assert_eq!(ctx.err().unwrap().cause().unwrap().to_string(), "lease lost");
     /// ```
     #[track_caller]
@@ -165,8 +165,8 @@ pub(crate) fn cancel(token: Option<&Arc<Token>>, cause: Option<BoxError>) {
 
 impl UnwindSafe for CancelGuard {}
 impl RefUnwindSafe for CancelGuard {}
-impl UnwindSafe for Canceller {}
-impl RefUnwindSafe for Canceller {}
+impl UnwindSafe for Canceler {}
+impl RefUnwindSafe for Canceler {}
 
 impl fmt::Debug for CancelGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -174,9 +174,9 @@ impl fmt::Debug for CancelGuard {
     }
 }
 
-impl fmt::Debug for Canceller {
+impl fmt::Debug for Canceler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt_handle("Canceller", self.0.as_deref(), f)
+        fmt_handle("Canceler", self.0.as_deref(), f)
     }
 }
 

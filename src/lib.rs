@@ -39,7 +39,7 @@
 //! | give work a budget | [`Context::with_timeout`], [`Context::with_deadline`] |
 //! | bound one step by a budget of its own | `ctx.with_timeout(d).run(step)`, [`Context::within`], [`Context::try_within`] |
 //! | refuse a step that the time left is too short for | [`Context::require`] |
-//! | let other code cancel the work | [`CancelScope::canceller`], [`CancelScope::split`] |
+//! | let other code cancel the work | [`CancelScope::canceler`], [`CancelScope::split`] |
 //! | run a future until the context ends | [`Context::run`], [`FutureExt::bounded_by`] |
 //! | spawn a task that stops at the end, or that is handed its context | [`Context::spawn_bounded`], [`Context::spawn_with`] |
 //! | tell a server when to stop | [`Context::ended_owned`] |
@@ -104,7 +104,7 @@
 //! # Features
 //!
 //! `tracing` (default): one `DEBUG` event, target `tokio_ctx`, when a context ends by its deadline or is
-//! cancelled, with the fields `kind`, `cause`, `budget_ms`, `derived_at`, `canceled_at` and `lived_ms`;
+//! canceled, with the fields `kind`, `cause`, `budget_ms`, `derived_at`, `canceled_at` and `lived_ms`;
 //! and `Context::run_in_span`. A `WARN` for a header of a request that is left aside.
 //!
 //! Not everyone needs the others, which are named like Tokio's own, or like what they are for:
@@ -196,7 +196,7 @@ pub use error::{BoxError, Error, ErrorKind, Origin};
 pub use ext::{Bounded, Checked, FutureExt, StreamExt, TryBounded};
 #[doc(inline)]
 pub use group::Group;
-pub use guard::{CancelGuard, Canceller};
+pub use guard::{CancelGuard, Canceler};
 pub use require::NotEnoughTime;
 pub use run::{Run, TryRun};
 pub use scope::CancelScope;

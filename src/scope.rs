@@ -11,7 +11,7 @@ use std::panic::Location;
 
 use crate::Context;
 use crate::error::BoxError;
-use crate::guard::{self, CancelGuard, Canceller};
+use crate::guard::{self, CancelGuard, Canceler};
 
 /// A context that ends when this is dropped: Go's `ctx, cancel := …` and `defer cancel()` in one value.
 ///
@@ -21,7 +21,7 @@ use crate::guard::{self, CancelGuard, Canceller};
 ///
 /// A scope is not `Clone`: one owner decides when the work is over. `clone()` returns a plain `Context`, which
 /// sees the end and cannot make it. To pass the right to cancel on, move the scope; to share it, hand out a
-/// [`canceller`](Self::canceller); to keep it apart from the context, [`split`](Self::split) the two.
+/// [`canceler`](Self::canceler); to keep it apart from the context, [`split`](Self::split) the two.
 ///
 /// ```compile_fail,E0308
 /// # use tokio_ctx::{CancelScope, Context};
@@ -265,12 +265,12 @@ impl CancelScope {
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
-    /// let canceller = ctx.canceller();
-    /// std::thread::spawn(move || canceller.cancel_with("gave up")).join().unwrap();
+    /// let canceler = ctx.canceler();
+    /// std::thread::spawn(move || canceler.cancel_with("gave up")).join().unwrap();
     /// assert!(ctx.is_done());
     /// ```
-    pub fn canceller(&self) -> Canceller {
-        Canceller::new(self.0.token().cloned())
+    pub fn canceler(&self) -> Canceler {
+        Canceler::new(self.0.token().cloned())
     }
 
     /// The same scope, whose context carries `value` as well: [`Context::with_value`], keeping the owner.
@@ -441,7 +441,7 @@ mod tests {
             assert!(!ends(&scope), "scope {nth}");
             // What came and went leaves nothing behind.
             drop(scope.clone());
-            drop(scope.canceller());
+            drop(scope.canceler());
             drop(scope.context().with_value(1_u8));
             drop(scope.with_timeout(LONG));
             drop(scope.done());
@@ -455,7 +455,7 @@ mod tests {
     fn a_scope_that_something_sees_makes_one() {
         let keepers: [fn(&CancelScope) -> Box<dyn std::any::Any>; 6] = [
             |scope| Box::new(scope.context().clone()),
-            |scope| Box::new(scope.canceller()),
+            |scope| Box::new(scope.canceler()),
             |scope| Box::new(scope.context().with_value(1_u8)),
             |scope| Box::new(scope.with_cancel()),
             |scope| Box::new(scope.with_cancel().detach()),

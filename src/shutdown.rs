@@ -1,5 +1,5 @@
 //! [`Shutdown`]: how a service ends. First it takes no more work, then, after a grace period, what is
-//! left is cancelled, and in the end it says who did not end.
+//! left is canceled, and in the end it says who did not end.
 //!
 //! # The phases
 //!
@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | running | [`Shutdown::new`] | nobody |
 //! | soft | [`begin`](Shutdown::begin), or the end of the context it was made of, say of a signal | [`soft`](Shutdown::soft) ends: accept loops, consumers and schedulers take no more work |
-//! | hard | the [`grace`](Shutdown::grace) after that, or [`force`](Shutdown::force) | [`hard`](Shutdown::hard) ends: what is under way is cancelled, and cleans up |
+//! | hard | the [`grace`](Shutdown::grace) after that, or [`force`](Shutdown::force) | [`hard`](Shutdown::hard) ends: what is under way is canceled, and cleans up |
 //! | abort | the [`cleanup`](Shutdown::cleanup) time after that | tasks of [`spawn`](Shutdown::spawn) are aborted where they await |
 //! | report | all work has ended, or does not, the `cleanup` time after that | [`wait`](Shutdown::wait) returns the [`Report`] |
 //!
@@ -213,7 +213,7 @@ impl Shutdown {
         Shutdown { common: Arc::new(Common { soft, hard, made_at, work }), name: None }
     }
 
-    /// How long work may go on after the begin before it is cancelled.
+    /// How long work may go on after the begin before it is canceled.
     ///
     /// ```
     /// use std::time::Duration;
@@ -227,7 +227,7 @@ impl Shutdown {
         self
     }
 
-    /// How long cancelled work may clean up before it is aborted, and then until it is given up.
+    /// How long canceled work may clean up before it is aborted, and then until it is given up.
     ///
     /// ```
     /// use std::time::Duration;

@@ -352,12 +352,12 @@ impl Signals {
         }
         let mut listener = system::Listener::open(&self.set, self.second_ends_process)?;
         let scope = ctx.with_cancel();
-        let (canceller, watched) = (scope.canceller(), scope.clone());
+        let (canceler, watched) = (scope.canceler(), scope.clone());
         tokio::spawn(async move {
             if let Ok(signal) = watched.run(poll_fn(|cx| listener.poll(cx))).await {
-                canceller.cancel_for(called_at, Box::new(signal));
+                canceler.cancel_for(called_at, Box::new(signal));
                 // The context is not kept while it waits for the second.
-                drop((watched, canceller));
+                drop((watched, canceler));
                 listener.fired().await;
             }
         });

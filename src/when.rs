@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::pin::pin;
 
 use crate::error::{BoxError, Place};
-use crate::{CancelScope, Canceller, Context};
+use crate::{CancelScope, Canceler, Context};
 
 impl Context {
     /// A child that also ends when `reason` resolves, with its output as the cause.
@@ -111,7 +111,7 @@ impl Context {
     {
         let asked_at = Location::caller();
         let scope = self.with_cancel();
-        let watch = Watch { canceller: Some(scope.canceller()), asked_at };
+        let watch = Watch { canceler: Some(scope.canceler()), asked_at };
         let watched = scope.clone();
         tokio::spawn(self.scope(async move {
             match watched.run(caught(reason)).await {
@@ -126,28 +126,28 @@ impl Context {
 
 /// Ends the context, if only by being dropped.
 struct Watch {
-    canceller: Option<Canceller>,
+    canceler: Option<Canceler>,
     asked_at: &'static Location<'static>,
 }
 
 impl Watch {
     fn ends_with(mut self, cause: BoxError) {
-        if let Some(canceller) = self.canceller.take() {
-            canceller.cancel_for(self.asked_at, cause);
+        if let Some(canceler) = self.canceler.take() {
+            canceler.cancel_for(self.asked_at, cause);
         }
     }
 
     fn rests(mut self) {
-        self.canceller = None;
+        self.canceler = None;
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        if let Some(canceller) = self.canceller.take() {
+        if let Some(canceler) = self.canceler.take() {
             let text =
                 format!("the future given at {} was dropped before it resolved", Place(self.asked_at));
-            canceller.cancel_for(self.asked_at, text.into());
+            canceler.cancel_for(self.asked_at, text.into());
         }
     }
 }

@@ -105,7 +105,7 @@ fn chain(derive: Derive, levels: usize, top: &Context, other: &Context) -> Vec<C
     chain
 }
 
-/// Derived, waited on at the leaf, cancelled at the root, asked, dropped.
+/// Derived, waited on at the leaf, canceled at the root, asked, dropped.
 fn goes_deep(name: &'static str) {
     on_a_small_stack(move || {
         let runtime = current_thread();
@@ -763,7 +763,7 @@ mod wide {
 
     /// The fan dropped by two threads while a third cancels: everyone is woken once or had left.
     #[test]
-    fn dropped_by_two_threads_while_it_is_cancelled() {
+    fn dropped_by_two_threads_while_it_is_canceled() {
         on_a_small_stack(|| {
             let fan = Fan::new(false);
             let mut waits: Vec<_> =

@@ -148,14 +148,14 @@ mod streams_are_bounded {
         on_both(|| async {
             let (ctx, guard) = BACKGROUND.with_cancel().split();
             let (started, has_started) = oneshot::channel();
-            let canceller = thread::spawn(move || {
+            let canceler = thread::spawn(move || {
                 has_started.blocking_recv().unwrap();
                 guard.cancel();
             });
             started.send(()).unwrap();
             let endless = stream::repeat(()).bounded_by(&ctx).count();
             tokio::time::timeout(HANG, endless).await.expect("never ended");
-            canceller.join().unwrap();
+            canceler.join().unwrap();
 
             let ctx = BACKGROUND.with_timeout(ms(10));
             stream::repeat(()).bounded_by(&ctx).count().await;

@@ -164,7 +164,7 @@ mod the_context {
                 assert_eq!(word(&error), Some("over"));
                 Ok("told")
             });
-            group.canceller().cancel_with(Cause("over"));
+            group.canceler().cancel_with(Cause("over"));
             assert_eq!(word(&ended(&ctx)), Some("over"));
             assert_eq!(word(&ended(group.context())), Some("over"));
             assert_eq!(group.join().await.unwrap(), ["seven", "told"]);
@@ -867,7 +867,7 @@ mod a_limit {
         on_both(|| async {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.limit(1);
-            group.canceller().cancel_with(Cause("over"));
+            group.canceler().cancel_with(Cause("over"));
             assert!(group.try_spawn(async { unreachable!() }).is_err());
             assert_eq!(word(&ended(group.context())), Some("over"));
             // The task was handed back, not given up.
@@ -979,7 +979,7 @@ mod a_panic {
                 pending().await
             });
             sleep(ms(1)).await;
-            group.canceller().cancel();
+            group.canceler().cancel();
             let joined = tokio::spawn(group.join()).await.unwrap_err();
             assert_eq!(*joined.into_panic().downcast::<&str>().unwrap(), "in the clean-up");
         });
@@ -1106,7 +1106,7 @@ mod a_grace {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.grace(ms(50));
             group.spawn(pending());
-            group.canceller().cancel();
+            group.canceler().cancel();
             let end = Instant::now();
             sleep(ms(40)).await;
             group.join().await.unwrap_err();
@@ -1152,7 +1152,7 @@ mod a_grace {
                 let (group, _ctx) = Words::new(&BACKGROUND);
                 let mut group = group.grace(grace);
                 group.spawn(cleans_up(LONG));
-                group.canceller().cancel();
+                group.canceler().cancel();
                 assert_eq!(group.join().await.unwrap(), ["cleaned up"]);
             }
         });
@@ -1165,7 +1165,7 @@ mod a_grace {
             let mut group = group.grace(ms(50));
             group.spawn(pending());
             group.spawn(cleans_up(ms(10)));
-            group.canceller().cancel();
+            group.canceler().cancel();
             assert!(matches!(group.next().await.unwrap().end, End::Done("cleaned up")));
             assert!(matches!(group.next().await.unwrap().end, End::Aborted));
             // Too late for anybody: it is aborted as soon as it is spawned.
@@ -1182,7 +1182,7 @@ mod a_grace {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.grace(ms(50));
             group.spawn(pending());
-            group.canceller().cancel();
+            group.canceler().cancel();
             let end = Instant::now();
             for _ in 0..4 {
                 assert!(timeout(ms(10), group.next()).await.is_err());

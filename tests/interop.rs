@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 static BACKGROUND: Context = Context::background();
 
 #[test]
-fn a_cancelled_token_ends_the_context_at_once() {
+fn a_canceled_token_ends_the_context_at_once() {
     for asked_before in [false, true] {
         let token = CancellationToken::new();
         let ctx = BACKGROUND.with_token(&token);
@@ -35,7 +35,7 @@ fn a_cancelled_token_ends_the_context_at_once() {
 }
 
 #[test]
-fn a_token_that_was_cancelled_before_ends_it_at_birth() {
+fn a_token_that_was_canceled_before_ends_it_at_birth() {
     let token = CancellationToken::new();
     token.cancel();
     let ctx = BACKGROUND.with_token(&token);
@@ -113,7 +113,7 @@ fn the_token_stands_against_a_later_scope() {
 }
 
 #[test]
-fn a_wait_is_woken_when_the_token_is_cancelled() {
+fn a_wait_is_woken_when_the_token_is_canceled() {
     on_both(|| async {
         let token = CancellationToken::new();
         let ctx = BACKGROUND.with_token(&token);
@@ -133,7 +133,7 @@ fn a_wait_is_woken_when_the_token_is_cancelled() {
 }
 
 #[test]
-fn a_wait_outside_a_runtime_is_woken_when_the_token_is_cancelled() {
+fn a_wait_outside_a_runtime_is_woken_when_the_token_is_canceled() {
     watched(|| {
         for round in 0..500 {
             let token = CancellationToken::new();
@@ -221,7 +221,7 @@ async fn a_token_and_a_deadline_whichever_comes_first() {
     let ctx = BACKGROUND.with_token(&token);
     let timed = ctx.with_timeout(ms(100));
     advance(ms(200)).await;
-    // Cancelled before it was made, let alone before its deadline.
+    // Canceled before it was made, let alone before its deadline.
     assert!(ended(&timed).is_canceled());
 }
 
@@ -242,7 +242,7 @@ fn with_token_works_inside_and_outside_of_any_runtime() {
 }
 
 #[test]
-fn a_handed_out_token_is_cancelled_before_cancel_returns() {
+fn a_handed_out_token_is_canceled_before_cancel_returns() {
     for hand in 0..4 {
         let parent = BACKGROUND.with_cancel();
         let scope = parent.with_cancel();
@@ -263,7 +263,7 @@ fn a_handed_out_token_is_cancelled_before_cancel_returns() {
 
 /// A deadline is no reason to learn of a cancel later than others do.
 #[test]
-fn a_handed_out_token_of_a_timed_context_is_cancelled_before_cancel_returns() {
+fn a_handed_out_token_of_a_timed_context_is_canceled_before_cancel_returns() {
     on_both(|| async {
         let ctx = BACKGROUND.with_timeout(LONG);
         let token = ctx.cancellation_token();
@@ -288,7 +288,7 @@ fn a_handed_out_token_wakes_those_who_wait_on_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handed_out_token_is_cancelled_at_the_deadline() {
+async fn a_handed_out_token_is_canceled_at_the_deadline() {
     for child in [false, true] {
         let start = Instant::now();
         let timed = BACKGROUND.with_timeout(ms(100));
@@ -296,13 +296,13 @@ async fn a_handed_out_token_is_cancelled_at_the_deadline() {
         let ctx = if child { below.clone() } else { timed.clone() };
         let token = ctx.cancellation_token();
         drop(ctx);
-        timeout(HANG, token.cancelled()).await.expect("never cancelled");
+        timeout(HANG, token.cancelled()).await.expect("never canceled");
         assert!(start.elapsed() >= ms(100) && start.elapsed() <= ms(101));
     }
 }
 
 #[test]
-fn cancelling_a_handed_out_token_touches_nothing_else() {
+fn canceling_a_handed_out_token_touches_nothing_else() {
     on_both(|| async {
         let parent = BACKGROUND.with_cancel();
         let timed = parent.with_timeout(LONG);
@@ -311,14 +311,14 @@ fn cancelling_a_handed_out_token_touches_nothing_else() {
             one.cancel();
             tokio::task::yield_now().await;
             assert!(answer(ctx).is_none());
-            assert!(!two.is_cancelled(), "cancelled by another's token");
+            assert!(!two.is_cancelled(), "canceled by another's token");
             assert!(!ctx.cancellation_token().is_cancelled());
         }
     });
 }
 
 #[test]
-fn a_token_of_an_ended_context_is_cancelled() {
+fn a_token_of_an_ended_context_is_canceled() {
     let canceled = BACKGROUND.with_cancel();
     let before = canceled.cancellation_token();
     canceled.cancel();
@@ -331,7 +331,7 @@ fn a_token_of_an_ended_context_is_cancelled() {
 }
 
 #[test]
-fn a_token_of_background_is_never_cancelled() {
+fn a_token_of_background_is_never_canceled() {
     let token = BACKGROUND.cancellation_token();
     assert!(!token.is_cancelled());
     assert!(poll_once(token.cancelled()).is_pending());
@@ -369,14 +369,14 @@ fn a_token_may_go_round_in_a_circle() {
 }
 
 #[test]
-fn a_token_of_a_context_below_a_token_is_cancelled_with_it() {
+fn a_token_of_a_context_below_a_token_is_canceled_with_it() {
     on_both(|| async {
         let outer = CancellationToken::new();
         let ctx = BACKGROUND.with_token(&outer);
         let child = ctx.with_cancel();
         let inner = child.cancellation_token();
         outer.cancel();
-        timeout(HANG, inner.cancelled()).await.expect("never cancelled");
+        timeout(HANG, inner.cancelled()).await.expect("never canceled");
         assert!(child.is_done());
     });
 }
@@ -416,14 +416,14 @@ fn a_token_asked_for_again_on_another_runtime_sees_the_deadline() {
     drop(first);
     paused().block_on(async {
         let token = ctx.cancellation_token();
-        timeout(LONG * 2, token.cancelled()).await.expect("never cancelled");
+        timeout(LONG * 2, token.cancelled()).await.expect("never canceled");
         assert!(ctx.is_done());
         assert!(kept.is_cancelled());
     });
 }
 
 #[test]
-fn a_token_cancelled_and_a_guard_at_once_make_one_story() {
+fn a_token_canceled_and_a_guard_at_once_make_one_story() {
     watched(|| {
         for _ in 0..1000 {
             let token = CancellationToken::new();

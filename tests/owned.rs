@@ -13,7 +13,7 @@ use futures::future::FusedFuture;
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::{Instant, advance};
-use tokio_ctx::{CancelGuard, CancelScope, Canceller, Context, Error, Group, Shutdown};
+use tokio_ctx::{CancelGuard, CancelScope, Canceler, Context, Error, Group, Shutdown};
 
 fn spawnable<F: Future + Send + 'static>(future: F) -> F {
     future
@@ -111,8 +111,8 @@ async fn run_owned_goes_into_a_task() {
     assert_same(&error, &ended(&seen));
     // A result that is ready wins.
     let scope = Context::background().with_cancel();
-    let canceller = scope.canceller();
-    assert_eq!(scope.run_owned(async move { canceller.cancel() }).await.unwrap(), ());
+    let canceler = scope.canceler();
+    assert_eq!(scope.run_owned(async move { canceler.cancel() }).await.unwrap(), ());
 }
 
 #[tokio::test(start_paused = true)]
@@ -231,7 +231,7 @@ fn handles_cross_a_catch_unwind() {
     safe::<Context>();
     safe::<CancelScope>();
     safe::<CancelGuard>();
-    safe::<Canceller>();
+    safe::<Canceler>();
     safe::<Error>();
     safe::<Shutdown>();
     safe::<Group<std::cell::Cell<u8>, Error>>();

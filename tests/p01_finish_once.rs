@@ -98,7 +98,7 @@ fn later_causes_change_nothing() {
     assert_eq!(word(&first), Some("first"));
     scope.cancel_with(Cause("second"));
     scope.cancel();
-    scope.canceller().cancel_with(Cause("third"));
+    scope.canceler().cancel_with(Cause("third"));
     assert_same(&ended(&ctx), &first);
     drop(scope);
     assert_same(&ended(&ctx), &first);
@@ -127,38 +127,38 @@ fn a_cause_after_an_unobserved_cancel_is_too_late() {
 }
 
 #[test]
-fn a_canceller_ends_it_as_the_scope_does() {
+fn a_canceler_ends_it_as_the_scope_does() {
     let ctx = BACKGROUND.with_cancel();
-    let canceller = ctx.canceller();
-    drop(canceller.clone());
-    assert!(common::answer(&ctx).is_none(), "dropping a canceller ended it");
-    canceller.cancel_with(Cause("by proxy"));
+    let canceler = ctx.canceler();
+    drop(canceler.clone());
+    assert!(common::answer(&ctx).is_none(), "dropping a canceler ended it");
+    canceler.cancel_with(Cause("by proxy"));
     assert_eq!(word(&ended(&ctx)), Some("by proxy"));
 
     let ctx = BACKGROUND.with_cancel();
-    ctx.canceller().cancel();
+    ctx.canceler().cancel();
     assert!(ended(&ctx).cause().is_none());
 }
 
 #[test]
-fn a_canceller_outlives_a_detached_scope() {
+fn a_canceler_outlives_a_detached_scope() {
     let scope = BACKGROUND.with_cancel();
-    let canceller = scope.canceller();
+    let canceler = scope.canceler();
     let ctx = scope.detach();
     assert!(common::answer(&ctx).is_none());
-    canceller.cancel();
+    canceler.cancel();
     assert!(ended(&ctx).is_canceled());
 }
 
 #[test]
-fn a_canceller_outliving_its_context_does_nothing() {
+fn a_canceler_outliving_its_context_does_nothing() {
     let scope = BACKGROUND.with_cancel();
     let ctx = scope.clone();
-    let canceller = scope.canceller();
+    let canceler = scope.canceler();
     drop(ctx);
     drop(scope);
-    canceller.cancel();
-    canceller.cancel_with(Cause("nobody there"));
+    canceler.cancel();
+    canceler.cancel_with(Cause("nobody there"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -458,7 +458,7 @@ fn of_racing_causes_exactly_one_is_kept() {
                     for ctx in rounds.iter() {
                         barrier.wait();
                         ctx.cancel_with(Cause(own));
-                        seen.push(ctx.err().expect("cancelled by this very thread"));
+                        seen.push(ctx.err().expect("canceled by this very thread"));
                     }
                     seen
                 })

@@ -289,7 +289,7 @@ fn exactly_the_descendants_end_and_their_waiters_wake_once() {
 }
 
 #[test]
-fn a_parent_can_still_have_children_after_one_was_cancelled() {
+fn a_parent_can_still_have_children_after_one_was_canceled() {
     let parent = BACKGROUND.with_cancel();
     let (wakes, waker) = Wakes::new();
     let mut parent_wait = pin!(parent.done());
@@ -413,7 +413,7 @@ fn simultaneous_cancels_all_over_a_tree_end_everything() {
 }
 
 #[test]
-fn a_child_cancelled_from_its_parents_waiter_does_not_deadlock() {
+fn a_child_canceled_from_its_parents_waiter_does_not_deadlock() {
     on_both(|| async {
         for _ in 0..100 {
             let parent = BACKGROUND.with_cancel();
@@ -440,7 +440,7 @@ fn what_is_derived_during_a_cancel_ends_with_it() {
             let (parent, guard) = BACKGROUND.with_cancel().split();
             let start = Arc::new(Barrier::new(2));
             let returned = Arc::new(AtomicBool::new(false));
-            let canceller = {
+            let canceler = {
                 let (start, returned) = (start.clone(), returned.clone());
                 thread::spawn(move || {
                     start.wait();
@@ -460,7 +460,7 @@ fn what_is_derived_during_a_cancel_ends_with_it() {
                 children.push(child);
                 last
             });
-            canceller.join().unwrap();
+            canceler.join().unwrap();
             for child in &children {
                 assert_eq!(word(&ended(child)), Some("all"));
             }
@@ -474,7 +474,7 @@ fn when_cancel_has_returned_every_thread_sees_every_descendant_ended() {
     watched(|| {
         let (to_asker, asker) = mpsc::channel::<(Vec<Context>, mpsc::Sender<()>, mpsc::Receiver<()>)>();
         let thread = thread::spawn(move || {
-            for (contexts, ready, cancelled) in asker {
+            for (contexts, ready, canceled) in asker {
                 for ctx in contexts.iter().rev() {
                     let _ = poll_once(ctx.done());
                 }
@@ -482,7 +482,7 @@ fn when_cancel_has_returned_every_thread_sees_every_descendant_ended() {
                 for ctx in contexts.iter().rev() {
                     let _ = poll_once(ctx.done()); // while the cancel runs
                 }
-                cancelled.recv().unwrap();
+                canceled.recv().unwrap();
                 assert!(contexts.iter().all(Context::is_done));
             }
         });
@@ -494,11 +494,11 @@ fn when_cancel_has_returned_every_thread_sees_every_descendant_ended() {
                 chain.push(next);
             }
             let (ready, is_ready) = mpsc::channel();
-            let (cancelled, was_cancelled) = mpsc::channel();
-            to_asker.send((chain, ready, was_cancelled)).unwrap();
+            let (canceled, was_canceled) = mpsc::channel();
+            to_asker.send((chain, ready, was_canceled)).unwrap();
             is_ready.recv().unwrap();
             root.cancel();
-            cancelled.send(()).unwrap();
+            canceled.send(()).unwrap();
         }
         drop(to_asker);
         thread.join().unwrap();

@@ -226,12 +226,12 @@ fn a_child_of_a_parent_being_cancelled_has_its_cause() {
     watched(|| {
         for _ in 0..1000 {
             let (parent, guard) = BACKGROUND.with_cancel().split();
-            let canceller = thread::spawn(move || guard.cancel_with(Cause("because")));
+            let canceler = thread::spawn(move || guard.cancel_with(Cause("because")));
             let child = parent.with_cancel();
             let error = futures::executor::block_on(child.done());
             assert_eq!(word(&error), Some("because"));
             assert_same(&error, &ended(&parent));
-            canceller.join().unwrap();
+            canceler.join().unwrap();
         }
     });
 }
@@ -244,7 +244,7 @@ fn no_question_lags_behind_another_during_a_cancel() {
         for round in 0..3000 {
             let mut dice = Dice::new(round);
             let mut chain = vec![BACKGROUND.with_cancel()];
-            let root = chain[0].canceller();
+            let root = chain[0].canceler();
             // Every other time the hardest: from the top to the bottom of a long way.
             let all_the_way = round % 2 == 0;
             for _ in 0..if all_the_way { 100 } else { [2, 9, 30][dice.roll(3)] } {
@@ -261,7 +261,7 @@ fn no_question_lags_behind_another_during_a_cancel() {
                 })
                 .collect();
             let start = Arc::new(Barrier::new(2));
-            let canceller = {
+            let canceler = {
                 let start = start.clone();
                 thread::spawn(move || {
                     start.wait();
@@ -276,7 +276,7 @@ fn no_question_lags_behind_another_during_a_cancel() {
             assert!(ask(&chain[asked]).0, "{question} lags behind at level {asked}");
             let error = ended(&chain[asked]);
             assert_eq!(word(&error), Some("now"));
-            canceller.join().unwrap();
+            canceler.join().unwrap();
             dice.shuffle(&mut chain);
             for ctx in &chain {
                 assert_same(&ended(ctx), &error);
@@ -303,7 +303,7 @@ fn who_hears_of_the_end_from_another_thread_sees_it_too() {
             let (parent, parent_guard) = BACKGROUND.with_cancel().split();
             let (child, child_guard) = parent.with_cancel().split();
             let start = Arc::new(Barrier::new(3));
-            let cancellers = [(parent_guard, "parent"), (child_guard, "child")].map(|(guard, own)| {
+            let cancelers = [(parent_guard, "parent"), (child_guard, "child")].map(|(guard, own)| {
                 let start = start.clone();
                 thread::spawn(move || {
                     start.wait();
@@ -315,8 +315,8 @@ fn who_hears_of_the_end_from_another_thread_sees_it_too() {
             spin_until(|| ask(&child).0);
             let error = child.err().unwrap();
             tell.send((child.clone(), error.clone())).unwrap();
-            for canceller in cancellers {
-                canceller.join().unwrap();
+            for canceler in cancelers {
+                canceler.join().unwrap();
             }
             // Whichever came first for the child; the parent only ever has its own.
             assert_same(&ended(&child), &error);
@@ -380,7 +380,7 @@ fn the_cause_is_there_as_soon_as_the_end_is() {
         for round in 0..1000 {
             let (ctx, guard) = BACKGROUND.with_cancel().split();
             let child = ctx.with_cancel();
-            let canceller = thread::spawn(move || guard.cancel_with(Cause("whole")));
+            let canceler = thread::spawn(move || guard.cancel_with(Cause("whole")));
             let asked = if round % 2 == 0 { &ctx } else { &child };
             let mut first = None;
             spin_until(|| {
@@ -390,7 +390,7 @@ fn the_cause_is_there_as_soon_as_the_end_is() {
             let error = first.unwrap();
             assert_eq!(word(&error), Some("whole"));
             assert!(error.origin().canceled_at().is_some());
-            canceller.join().unwrap();
+            canceler.join().unwrap();
         }
     });
 }

@@ -287,7 +287,7 @@ async fn without_cancel_drops_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancelled_timeout_reports_the_cancel() {
+async fn a_canceled_timeout_reports_the_cancel() {
     let parent = BACKGROUND.with_timeout(ms(1000));
     let child = parent.with_timeout(LONG);
     child.cancel();

@@ -287,7 +287,7 @@ fn a_busy_future_cannot_hide_a_cancel() {
     on_both(|| async {
         let (ctx, guard) = BACKGROUND.with_cancel().split();
         let (started, has_started) = oneshot::channel();
-        let canceller = thread::spawn(move || {
+        let canceler = thread::spawn(move || {
             has_started.blocking_recv().unwrap();
             guard.cancel();
         });
@@ -296,12 +296,12 @@ fn a_busy_future_cannot_hide_a_cancel() {
             busy().await;
         };
         assert!(ctx.run(work).await.unwrap_err().is_canceled());
-        canceller.join().unwrap();
+        canceler.join().unwrap();
 
         let (ctx, guard) = BACKGROUND.with_cancel().split();
-        let canceller = tokio::spawn(async move { guard.cancel() });
+        let canceler = tokio::spawn(async move { guard.cancel() });
         assert!(ctx.run(exhausting()).await.unwrap_err().is_canceled());
-        canceller.await.unwrap();
+        canceler.await.unwrap();
     });
 }
 
@@ -322,12 +322,12 @@ fn a_busy_future_cannot_hide_a_deadline() {
 }
 
 #[test]
-fn a_busy_future_cannot_hide_a_cancelled_token() {
+fn a_busy_future_cannot_hide_a_canceled_token() {
     on_both(|| async {
         let token = CancellationToken::new();
         let ctx = BACKGROUND.with_token(&token);
         let (started, has_started) = oneshot::channel();
-        let canceller = thread::spawn(move || {
+        let canceler = thread::spawn(move || {
             has_started.blocking_recv().unwrap();
             token.cancel();
         });
@@ -336,7 +336,7 @@ fn a_busy_future_cannot_hide_a_cancelled_token() {
             busy().await;
         };
         assert!(ctx.run(work).await.unwrap_err().is_canceled());
-        canceller.join().unwrap();
+        canceler.join().unwrap();
     });
 }
 

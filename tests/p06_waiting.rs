@@ -15,7 +15,7 @@ use futures::executor::block_on;
 use futures::future::FusedFuture;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::advance;
-use tokio_ctx::{CancelScope, Canceller, Context, Error, ErrorKind};
+use tokio_ctx::{CancelScope, Canceler, Context, Error, ErrorKind};
 
 static BACKGROUND: Context = Context::background();
 
@@ -28,7 +28,7 @@ fn handles_and_waits_can_go_to_any_thread() {
     let (ctx, guard) = scope.split();
     send_sync(&ctx);
     send_sync(&guard);
-    send_sync::<Canceller>(&guard.canceller());
+    send_sync::<Canceler>(&guard.canceler());
     send_sync(&ctx.done());
     let owned = ctx.done_owned();
     send_sync(&owned);

@@ -271,12 +271,12 @@ fn debug_and_display_never_print_a_value() {
         .with_value(Box::<dyn fmt::Debug + Send + Sync>::from(Box::new("hunter2")))
         .with_value(123_456_789_u64);
     let child = ctx.with_timeout(LONG);
-    let canceller = child.canceller();
+    let canceler = child.canceler();
     let (_, guard) = ctx.with_cancel().split();
     let mut printed = vec![
         format!("{ctx:?} {ctx:#?} {ctx}"),
         format!("{child:?} {child:#?} {child}"),
-        format!("{guard:?} {canceller:?} {:?}", child.done()),
+        format!("{guard:?} {canceler:?} {:?}", child.done()),
     ];
     child.cancel();
     printed.push(format!("{child:?} {child} {:?}", child.err()));

@@ -292,7 +292,7 @@ fn merges_of_merges_are_asked_in_no_time() {
     });
 }
 
-/// Random graphs of derivations and merges, one context cancelled: exactly those it leads to have ended.
+/// Random graphs of derivations and merges, one context canceled: exactly those it leads to have ended.
 #[test]
 fn an_end_spreads_along_every_edge_and_no_other() {
     for seed in 0..300 {

@@ -131,8 +131,8 @@ type Ending = (&'static str, fn(CancelScope));
 
 fn endings() -> [Ending; 6] {
     [
-        ("cancelled", |scope| scope.cancel()),
-        ("cancelled with a cause", |scope| scope.cancel_with(Cause("why"))),
+        ("canceled", |scope| scope.cancel()),
+        ("canceled with a cause", |scope| scope.cancel_with(Cause("why"))),
         ("dropped", drop),
         ("detached", |scope| drop(scope.detach())),
         ("split, the guard dropped", |scope| drop(scope.split().1)),
@@ -227,17 +227,17 @@ fn handles_may_go_in_any_order() {
 }
 
 #[test]
-fn a_canceller_and_an_error_keep_no_tree() {
+fn a_canceler_and_an_error_keep_no_tree() {
     let root = BACKGROUND.with_cancel();
     let drops = Drops::default();
     let ctx = root.context().with_value(drops.counted()).with_cancel();
     let child = ctx.with_cancel();
     ctx.cancel_with(Cause("kept"));
-    let (error, canceller) = (child.err().unwrap(), ctx.canceller());
+    let (error, canceler) = (child.err().unwrap(), ctx.canceler());
     drop((ctx, child));
     assert_eq!(drops.count(), 1);
     assert_eq!(word(&error), Some("kept"));
-    canceller.cancel();
+    canceler.cancel();
 }
 
 #[test]
@@ -514,7 +514,7 @@ fn chain(derive: impl Fn(&Context) -> CancelScope) -> Vec<CancelScope> {
 }
 
 #[test]
-fn a_million_deep_cancelled_and_dropped_from_the_root() {
+fn a_million_deep_canceled_and_dropped_from_the_root() {
     on_a_small_stack(|| {
         let mut chain = chain(Context::with_cancel);
         let (wakes, waker) = Wakes::new();
@@ -533,7 +533,7 @@ fn a_million_deep_cancelled_and_dropped_from_the_root() {
 }
 
 #[test]
-fn a_million_deep_cancelled_and_dropped_from_the_leaf() {
+fn a_million_deep_canceled_and_dropped_from_the_leaf() {
     on_a_small_stack(|| {
         let mut chain = chain(|ctx| ctx.with_timeout(LONG));
         let runtime = current_thread();
@@ -562,7 +562,7 @@ fn a_million_deep_never_waited_on() {
     });
 }
 
-/// Never cancelled at all; every scope detached, so that only the handles hold it.
+/// Never canceled at all; every scope detached, so that only the handles hold it.
 #[test]
 fn a_million_deep_dropped_alive() {
     on_a_small_stack(|| {
@@ -621,7 +621,7 @@ fn a_million_values_deep() {
     });
 }
 
-/// A million children, each waited on; cancelled at once, dropped in both orders.
+/// A million children, each waited on; canceled at once, dropped in both orders.
 #[test]
 fn a_million_wide() {
     on_a_small_stack(|| {

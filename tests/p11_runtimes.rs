@@ -60,9 +60,9 @@ fn everything_but_waiting_works_outside_a_runtime() {
     assert_eq!(free.value(), Some(&7));
     assert!(token.sync_scope(|| Context::current().deadline().is_some()));
     assert!(matches!(block_on(token.run(async { 5 })), Ok(5)), "ready work needs no timer");
-    let canceller = timed.canceller();
+    let canceler = timed.canceler();
     drop(timed.detach());
-    canceller.cancel_with(Cause("by hand"));
+    canceler.cancel_with(Cause("by hand"));
     assert_eq!(word(&ended(&token)), Some("by hand"));
     assert!(answer(&ctx).is_none());
     ctx.cancel();
@@ -138,7 +138,7 @@ fn waiting_on_a_deadline_without_a_time_driver_says_how_to_enable_it() {
             }
         }
         assert!(!child.is_done());
-        // The same contexts, waited on where there is a clock, and cancelled meanwhile.
+        // The same contexts, waited on where there is a clock, and canceled meanwhile.
         let waiter = current_thread();
         waiter.block_on(async {
             let wait = tokio::spawn(child.done_owned());

@@ -35,15 +35,15 @@ fn a_cancel_with_a_cause_names_both() {
 }
 
 #[test]
-fn a_canceller_names_its_own_line() {
+fn a_canceler_names_its_own_line() {
     let ctx = BACKGROUND.with_cancel();
-    let canceller = ctx.canceller();
-    canceller.cancel();
+    let canceler = ctx.canceler();
+    canceler.cancel();
     let line = line!() - 1;
     assert_eq!(ended(&ctx).to_string(), format!("context canceled at {FILE}:{line}"));
 
     let ctx = BACKGROUND.with_cancel();
-    ctx.canceller().clone().cancel_with(String::from("lease lost"));
+    ctx.canceler().clone().cancel_with(String::from("lease lost"));
     let line = line!() - 1;
     assert_eq!(ended(&ctx).to_string(), format!("context canceled at {FILE}:{line}: lease lost"));
 }
@@ -186,7 +186,7 @@ fn the_line_passes_through_helpers_that_track_their_caller() {
 }
 
 #[test]
-fn a_child_names_where_its_parent_was_cancelled_not_itself() {
+fn a_child_names_where_its_parent_was_canceled_not_itself() {
     let parent = BACKGROUND.with_cancel();
     let made = line!() - 1;
     let child = parent.with_cancel();

@@ -30,8 +30,8 @@ fn lets_others_run<R>(what: &'static str, operation: impl AsyncFn(&Context) -> R
             let dead = BACKGROUND.with_cancel();
             dead.cancel();
             let bound = BACKGROUND.with_cancel();
-            let canceller = bound.canceller();
-            tokio::spawn(async move { canceller.cancel() });
+            let canceler = bound.canceler();
+            tokio::spawn(async move { canceler.cancel() });
             let mut turns = 0_u64;
             let looping = async {
                 loop {

@@ -1,5 +1,5 @@
 //! One value: what derives returns a `CancelScope`, which is the context and ends it when dropped; and what it
-//! gives away by `clone`, `canceller`, `detach` and `split`.
+//! gives away by `clone`, `canceler`, `detach` and `split`.
 
 mod common;
 
@@ -96,7 +96,7 @@ fn its_drop_ends_a_child() {
 }
 
 #[test]
-fn its_drop_is_seen_through_a_canceller_a_value_and_a_token() {
+fn its_drop_is_seen_through_a_canceler_a_value_and_a_token() {
     // A value only: the same context, by another handle.
     let scope = BACKGROUND.with_cancel();
     let made_at = line!() - 1;
@@ -104,11 +104,11 @@ fn its_drop_is_seen_through_a_canceller_a_value_and_a_token() {
     drop(scope);
     assert_dropped(&ended(&valued), made_at);
 
-    // A canceller is no context: it comes too late.
+    // A canceler is no context: it comes too late.
     let scope = BACKGROUND.with_cancel();
-    let canceller = scope.canceller();
+    let canceler = scope.canceler();
     drop(scope);
-    canceller.cancel_with(Cause("late"));
+    canceler.cancel_with(Cause("late"));
 
     // A token is the only trace of it.
     let scope = BACKGROUND.with_cancel();
@@ -241,10 +241,10 @@ async fn the_first_end_stays() {
 
     // A cancel of its own, and one that comes after the drop.
     let scope = BACKGROUND.with_cancel();
-    let (ctx, canceller) = (scope.clone(), scope.canceller());
+    let (ctx, canceler) = (scope.clone(), scope.canceler());
     scope.cancel_with(Cause("its own"));
     drop(scope);
-    canceller.cancel_with(Cause("late"));
+    canceler.cancel_with(Cause("late"));
     assert_eq!(word(&ended(&ctx)), Some("its own"));
 }
 
@@ -279,10 +279,10 @@ fn a_cancel_names_its_line_and_its_cause() {
     assert_eq!(word(&ended(&scope)), Some("enough"));
 
     let scope = BACKGROUND.with_cancel();
-    let canceller = scope.canceller();
-    let (first, second) = (canceller.clone(), canceller);
+    let canceler = scope.canceler();
+    let (first, second) = (canceler.clone(), canceler);
     drop(first);
-    assert!(!scope.is_done(), "a canceller that is dropped has no effect");
+    assert!(!scope.is_done(), "a canceler that is dropped has no effect");
     thread::spawn(move || second.cancel_with(Cause("from afar"))).join().unwrap();
     assert_eq!(word(&ended(&scope)), Some("from afar"));
 }
@@ -293,12 +293,12 @@ fn a_cancel_names_its_line_and_its_cause() {
 async fn detached_it_is_left_to_its_parent_and_its_deadline() {
     let parent = BACKGROUND.with_cancel();
     let scope = parent.with_cancel();
-    let canceller = scope.canceller();
+    let canceler = scope.canceler();
     let ctx = scope.detach();
     assert!(!ctx.is_done());
     drop(parent);
     assert!(ended(&ctx).is_canceled());
-    canceller.cancel();
+    canceler.cancel();
 
     let ctx = BACKGROUND.with_timeout(ms(10)).with_value("alice").detach();
     assert_eq!(ctx.value(), Some(&"alice"));
@@ -306,9 +306,9 @@ async fn detached_it_is_left_to_its_parent_and_its_deadline() {
     assert!(timeout(HANG, ctx.done()).await.unwrap().is_deadline_exceeded());
 
     let scope = BACKGROUND.with_cancel();
-    let canceller = scope.canceller();
+    let canceler = scope.canceler();
     let ctx = scope.detach();
-    canceller.cancel_with(Cause("it can be canceled even so"));
+    canceler.cancel_with(Cause("it can be canceled even so"));
     assert!(ctx.is_done());
 }
 
@@ -326,8 +326,8 @@ fn split_the_guard_ends_the_context() {
     assert_eq!(word(&ended(&ctx)), Some("by the guard"));
 
     let (ctx, guard) = BACKGROUND.with_cancel().split();
-    guard.canceller().cancel_with(Cause("by its canceller"));
-    assert_eq!(word(&ended(&ctx)), Some("by its canceller"));
+    guard.canceler().cancel_with(Cause("by its canceler"));
+    assert_eq!(word(&ended(&ctx)), Some("by its canceler"));
 
     let (ctx, guard) = BACKGROUND.with_cancel().split();
     guard.detach();

@@ -80,7 +80,7 @@ fn without_work_it_is_over_at_once() {
 }
 
 #[test]
-fn work_that_ends_within_the_grace_is_not_cancelled() {
+fn work_that_ends_within_the_grace_is_not_canceled() {
     on_paused(async {
         let shutdown = shutdown();
         let start = Instant::now();

@@ -174,7 +174,7 @@ mod requests {
                     assert!(poll_once(ctx.done()).is_pending());
                     yield_now().await;
                 }
-                scope.canceller().cancel();
+                scope.canceler().cancel();
             }
             6 => {
                 let token = CancellationToken::new();
@@ -540,7 +540,7 @@ mod an_hour_that_was_given_up {
                 assert_eq!(naps, idle, "a timer was left by {waits} waits");
             }
         }
-        // Given up by being cancelled, with the context still there.
+        // Given up by being canceled, with the context still there.
         let mut kept = None;
         let naps = naps_in_a_day(|| {
             let ctx = BACKGROUND.with_timeout(LONG);

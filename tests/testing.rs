@@ -194,7 +194,7 @@ fn groups_and_shutdowns_that_end_leave_nothing() {
             // Waited for, dropped, and told to stop.
             let (mut group, ctx) = Group::<(), Error>::new(test);
             group.spawn(async move { Err(ctx.done().await) });
-            group.canceller().cancel();
+            group.canceler().cancel();
             assert!(group.join().await.is_err());
             let (mut group, _ctx) = Group::<(), Error>::new(test);
             group.spawn(pending());

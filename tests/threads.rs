@@ -67,7 +67,7 @@ struct Node {
     /// Its scope is being dropped, or has been.
     abandoned: AtomicBool,
     /// A cancel of it has returned.
-    cancelled: AtomicBool,
+    canceled: AtomicBool,
     /// The first error that anybody was told.
     told: OnceLock<Error>,
 }
@@ -127,7 +127,7 @@ impl Tree {
             ctx: Mutex::new(Some(scope.clone())),
             scope: Mutex::new(Some(scope)),
             abandoned: AtomicBool::new(false),
-            cancelled: AtomicBool::new(false),
+            canceled: AtomicBool::new(false),
             told: OnceLock::new(),
         };
         let place = self.count.fetch_add(1, Ordering::Relaxed);
@@ -161,10 +161,10 @@ impl Tree {
 
     /// Cancels a node if its scope is still there.
     fn cancel(&self, place: usize, node: &Node) {
-        let canceller = node.scope.lock().unwrap().as_ref().map(CancelScope::canceller);
-        if let Some(canceller) = canceller {
-            canceller.cancel_with(Cause::new(place, &self.alive));
-            node.cancelled.store(true, Ordering::Release);
+        let canceler = node.scope.lock().unwrap().as_ref().map(CancelScope::canceler);
+        if let Some(canceler) = canceler {
+            canceler.cancel_with(Cause::new(place, &self.alive));
+            node.canceled.store(true, Ordering::Release);
         }
     }
 
@@ -266,7 +266,7 @@ async fn step(tree: &Tree, dice: &mut Dice, left: &mut Left) {
             if place > 1 {
                 tree.cancel(place, node);
                 let ctx = node.ctx();
-                assert!(ctx.is_none_or(|ctx| node.ask(&ctx)) || !node.cancelled.load(Ordering::Acquire));
+                assert!(ctx.is_none_or(|ctx| node.ask(&ctx)) || !node.canceled.load(Ordering::Acquire));
             }
         }
         12 | 13 => {
@@ -376,12 +376,12 @@ fn check(tree: &Tree) {
         let Some(ctx) = node.ctx() else { continue };
         let above_ended = node.parents.iter().any(|parent| {
             let parent = tree.nodes[*parent].get().expect("added before its children");
-            parent.cancelled.load(Ordering::Acquire)
+            parent.canceled.load(Ordering::Acquire)
                 || parent.abandoned.load(Ordering::Acquire)
                 || parent.ctx().is_some_and(|ctx| parent.ask(&ctx))
         });
         let over = above_ended
-            || node.cancelled.load(Ordering::Acquire)
+            || node.canceled.load(Ordering::Acquire)
             || node.abandoned.load(Ordering::Acquire);
         let ended = node.ask(&ctx);
         assert!(ended || !over, "node {place} should have ended");

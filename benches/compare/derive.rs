@@ -13,7 +13,7 @@ use crate::drive::{FAR, scheduled, sync, two_threads};
 use crate::row::{GO, NUMBER, Row, Run, TOKEN, TOKIO_CONTEXT, WATCHER};
 
 pub fn rows() -> Vec<Row> {
-    vec![dropped(), cancelled(), timeout(), timeout_held(), by_two_threads(), clone()]
+    vec![dropped(), canceled(), timeout(), timeout_held(), by_two_threads(), clone()]
 }
 
 fn dropped() -> Row {
@@ -35,7 +35,7 @@ fn dropped() -> Row {
         .at_most_allocations(1.0)
 }
 
-fn cancelled() -> Row {
+fn canceled() -> Row {
     let parent = rooted();
     let ours = sync(move || {
         let ctx = black_box(&parent).with_cancel();

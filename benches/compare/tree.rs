@@ -48,7 +48,7 @@ fn chain(depth: usize) -> Row {
         assert!(chain[depth - 1].is_cancelled());
         while chain.pop().is_some() {}
     });
-    Row::new(format!("chain-{depth}"), format!("chain of {depth}, root cancelled, dropped"), ours)
+    Row::new(format!("chain-{depth}"), format!("chain of {depth}, root canceled, dropped"), ours)
         .peer(TOKEN, token)
         .target(TOKEN, 2.5)
         .target(GO, 4.0)
@@ -67,7 +67,7 @@ fn fan_out(width: usize) -> Row {
         let crowd = Crowd::new(children.iter().map(CancellationToken::cancelled));
         crowd.through(|| root.cancel());
     });
-    let work = format!("{width} children, each waited on, root cancelled, dropped");
+    let work = format!("{width} children, each waited on, root canceled, dropped");
     Row::new(format!("fan-out-{width}"), work, ours).peer(TOKEN, token).target(TOKEN, 1.3)
 }
 
@@ -88,7 +88,7 @@ fn fan_out_deadline(width: usize) -> Row {
         let crowd = Crowd::new(children.iter().map(limited));
         crowd.through(|| root.cancel());
     });
-    let work = format!("{width} children with a timeout, each waited on, root cancelled, dropped");
+    let work = format!("{width} children with a timeout, each waited on, root canceled, dropped");
     Row::new(format!("fan-out-timeout-{width}"), work, ours).peer(TIMEOUT, by_hand)
 }
 

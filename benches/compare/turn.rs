@@ -106,11 +106,11 @@ fn ours_pinned(ctx: CancelScope) -> Run {
 fn token_pinned() -> Run {
     let token = CancellationToken::new();
     looped(async move |times| {
-        let mut cancelled = pin!(token.cancelled());
+        let mut canceled = pin!(token.cancelled());
         let start = Clock::start();
         for _ in 0..times {
             select! {
-                () = &mut cancelled => unreachable!(),
+                () = &mut canceled => unreachable!(),
                 () = PendingOnce::default() => {}
             }
         }
@@ -121,12 +121,12 @@ fn token_pinned() -> Run {
 fn by_hand_pinned() -> Run {
     let token = CancellationToken::new();
     looped(async move |times| {
-        let mut cancelled = pin!(token.cancelled());
+        let mut canceled = pin!(token.cancelled());
         let mut late = pin!(sleep_until(tokio::time::Instant::now() + FAR));
         let start = Clock::start();
         for _ in 0..times {
             select! {
-                () = &mut cancelled => unreachable!(),
+                () = &mut canceled => unreachable!(),
                 () = &mut late => unreachable!(),
                 () = PendingOnce::default() => {}
             }

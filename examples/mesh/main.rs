@@ -81,7 +81,7 @@ async fn alone(only: &str, port: u16, next: Option<SocketAddr>) -> Result<(), Bo
         next?;
     }
     let service = Context::background().with_cancel();
-    let stop = service.canceller();
+    let stop = service.canceler();
     tokio::spawn(async move {
         let why = match tokio::signal::ctrl_c().await {
             Ok(()) => "Ctrl-C".to_string(),

@@ -161,7 +161,7 @@ fn that_leaps_ends_work_and_starts_what_comes_after() {
     });
 }
 
-/// On a real clock, where ten years do not pass: waited on, cancelled, dropped, and short ones beside.
+/// On a real clock, where ten years do not pass: waited on, canceled, dropped, and short ones beside.
 #[test]
 fn a_deadline_ten_years_off_is_an_ordinary_one() {
     faulty(|| {

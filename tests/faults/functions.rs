@@ -28,7 +28,7 @@ fn may_drop_guards() {
                 let (ctx, guard) = root.with_timeout(LONG).split();
                 let (beside, beside_guard) = root.with_timeout(LONG).split();
                 let (far, far_guard) = BACKGROUND.with_timeout(LONG).split();
-                let canceller = guard.canceller();
+                let canceler = guard.canceler();
                 let mut guards = [Some(guard), Some(root_guard), Some(beside_guard), Some(far_guard)];
                 let dropped = guards[whose].take();
                 let (tell, told) = oneshot::channel();
@@ -38,7 +38,7 @@ fn may_drop_guards() {
                 });
                 let waits = [&root, &beside, &far].map(|ctx| tokio::spawn(ctx.done_owned()));
                 yield_now().await;
-                canceller.cancel_with(Cause("over"));
+                canceler.cancel_with(Cause("over"));
                 told.await.unwrap();
                 assert_eq!(word(&ended(&ctx)), Some("over"));
                 assert_eq!(

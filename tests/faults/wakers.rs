@@ -46,7 +46,7 @@ fn that_drop_guards_change_no_story() {
             let (ctx, guard) = root.with_cancel().split();
             let (below, below_guard) = ctx.with_cancel().split();
             let (beside, beside_guard) = root.with_cancel().split();
-            let canceller = guard.canceller();
+            let canceler = guard.canceler();
             let mut guards = [Some(guard), Some(root_guard), Some(below_guard), Some(beside_guard)];
             let waker = Hooks { wake: drops(guards[whose].take().unwrap()), ..Hooks::default() }.waker();
             let (wakes, counting) = Wakes::new();
@@ -56,7 +56,7 @@ fn that_drop_guards_change_no_story() {
                 let waker = if nth == 0 { &waker } else { &counting };
                 assert!(poll(wait.as_mut(), waker).is_pending());
             }
-            canceller.cancel_with(Cause("once"));
+            canceler.cancel_with(Cause("once"));
             let error = ended(&ctx);
             assert_eq!(word(&error), Some("once"));
             assert_same(&ended(&below), &error);
@@ -335,14 +335,14 @@ fn that_panic_in_a_cancel_on_a_worker_leave_the_worker_at_work() {
                 assert!(poll(wait.as_mut(), &bad).is_pending());
             }
             let good: Vec<_> = (0..4).map(|_| runtime.spawn(ctx.done_owned())).collect();
-            let canceller = runtime.spawn(async move {
+            let canceler = runtime.spawn(async move {
                 match turn % 2 {
                     0 => guard.cancel_with(Cause("bad company")),
                     _ => drop(guard),
                 }
             });
             runtime.block_on(async {
-                assert!(canceller.await.is_ok(), "the panic is not that of what cancels");
+                assert!(canceler.await.is_ok(), "the panic is not that of what cancels");
                 for wait in good {
                     let error = timeout(HANG, wait).await.expect("not woken").unwrap();
                     assert_eq!(word(&error), (turn % 2 == 0).then_some("bad company"));

@@ -138,9 +138,9 @@ fn cancel_where_an_anchor_was() {
         let root = Context::background().with_cancel();
         let mut all = with_anchors(&root, 4, true);
         let roll = Roll::of(&all);
-        let canceller = root.canceller();
+        let canceler = root.canceler();
         drop(all.remove(4));
-        let ender = thread::spawn(move || canceller.cancel_with("one"));
+        let ender = thread::spawn(move || canceler.cancel_with("one"));
         root.cancel_with("two");
         ender.join().unwrap();
         one_story(&all);

@@ -130,17 +130,17 @@ fn drop_of_two_branches_with_a_parent_in_common() {
     });
 }
 
-/// A scope goes while a canceller of the same context speaks: one end, told alike by both sides.
+/// A scope goes while a canceler of the same context speaks: one end, told alike by both sides.
 #[test]
 fn drop_of_the_scope_against_cancel() {
     explore([5, 3], || {
         let scope = Context::background().with_cancel();
         let ctx = scope.clone();
-        let canceller = scope.canceller();
+        let canceler = scope.canceler();
         let ender = thread::spawn({
             let ctx = ctx.clone();
             move || {
-                canceller.cancel_with("why");
+                canceler.cancel_with("why");
                 story(&ctx)
             }
         });
@@ -158,11 +158,11 @@ fn drop_of_the_scope_against_unseen_cancel() {
     explore([5, 3], || {
         let scope = Context::background().with_cancel();
         let ctx = scope.clone();
-        let canceller = scope.canceller();
+        let canceler = scope.canceler();
         let ender = thread::spawn({
             let ctx = ctx.clone();
             move || {
-                canceller.cancel();
+                canceler.cancel();
                 story(&ctx)
             }
         });

@@ -56,9 +56,9 @@ fn two_against_a_root(levels: usize, linked: usize) {
     let mut waiter = Waiter::on(&all[linked]);
     assert!(linked == 0 || !waiter.poll());
     let other = thread::spawn({
-        let (all, canceller) = (all.clone(), root.canceller());
+        let (all, canceler) = (all.clone(), root.canceler());
         move || {
-            canceller.cancel_with("one");
+            canceler.cancel_with("one");
             assert!(all.iter().rev().all(Context::is_done), "a descendant outlives the end");
             all[levels].err()
         }
@@ -104,11 +104,11 @@ fn cause_against_no_cause() {
     explore([5, 3], || {
         let scope = Context::background().with_cancel();
         let ctx = scope.clone();
-        let canceller = scope.canceller();
+        let canceler = scope.canceler();
         let other = thread::spawn({
             let ctx = ctx.clone();
             move || {
-                canceller.cancel();
+                canceler.cancel();
                 story(&ctx)
             }
         });

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::Instant;
-use tokio_ctx::{CancelGuard, CancelScope, Canceller, Context, DoneOwned, Error, ErrorKind};
+use tokio_ctx::{CancelGuard, CancelScope, Canceler, Context, DoneOwned, Error, ErrorKind};
 use tokio_util::sync::CancellationToken;
 
 use crate::reference::{How, Limit, Nanos, Reference, Timers, Told};
@@ -57,9 +57,9 @@ pub enum Op {
     CancelHandedOut { which: u8 },
     CancelToken { which: u8 },
     Cancel { which: u8, line: u8, cause: bool },
-    CancelByCanceller { which: u8, line: u8, cause: bool },
-    MakeCanceller { which: u8 },
-    DropCanceller { which: u8 },
+    CancelByCanceler { which: u8, line: u8, cause: bool },
+    MakeCanceler { which: u8 },
+    DropCanceler { which: u8 },
     DropOwner { which: u8 },
     Detach { which: u8 },
     Advance { by: u8 },
@@ -109,9 +109,9 @@ impl Op {
             21 => Op::CancelHandedOut { which: a },
             22 => Op::CancelToken { which: a },
             23..=25 => Op::Cancel { which: a, line: b, cause: odd(c) },
-            26 => Op::CancelByCanceller { which: a, line: b, cause: odd(c) },
-            27 => Op::MakeCanceller { which: a },
-            28 => Op::DropCanceller { which: a },
+            26 => Op::CancelByCanceler { which: a, line: b, cause: odd(c) },
+            27 => Op::MakeCanceler { which: a },
+            28 => Op::DropCanceler { which: a },
             29..=30 => Op::DropOwner { which: a },
             31 => Op::Detach { which: a },
             32..=34 => Op::Advance { by: a },
@@ -227,7 +227,7 @@ struct World {
     reference: Reference,
     contexts: Vec<Live>,
     owners: Vec<(Owner, usize)>,
-    cancellers: Vec<(Canceller, usize)>,
+    cancelers: Vec<(Canceler, usize)>,
     externals: Vec<CancellationToken>,
     handed: Vec<Handed>,
     waits: Vec<Waiting>,
@@ -252,7 +252,7 @@ impl World {
             reference,
             contexts: vec![background],
             owners: Vec::new(),
-            cancellers: Vec::new(),
+            cancelers: Vec::new(),
             externals: (0..EXTERNALS).map(|_| CancellationToken::new()).collect(),
             handed: Vec::new(),
             waits: Vec::new(),
@@ -411,23 +411,23 @@ impl World {
                     self.reference.cancel(node, Some(line), cause);
                 }
             }
-            Op::CancelByCanceller { which, line, cause } => {
+            Op::CancelByCanceler { which, line, cause } => {
                 let cause = self.next_cause(cause);
-                if let Some(which) = place(which, &self.cancellers) {
-                    let (canceller, node) = &self.cancellers[which];
-                    let (line, node) = (cancel_by(canceller, line, cause.clone()), *node);
+                if let Some(which) = place(which, &self.cancelers) {
+                    let (canceler, node) = &self.cancelers[which];
+                    let (line, node) = (cancel_by(canceler, line, cause.clone()), *node);
                     self.reference.cancel(node, Some(line), cause);
                 }
             }
-            Op::MakeCanceller { which } => {
+            Op::MakeCanceler { which } => {
                 if let Some(which) = place(which, &self.owners) {
                     let (owner, node) = &self.owners[which];
-                    self.cancellers.push((owner.canceller(), *node));
+                    self.cancelers.push((owner.canceler(), *node));
                 }
             }
-            Op::DropCanceller { which } => {
-                if let Some(which) = place(which, &self.cancellers) {
-                    self.cancellers.remove(which);
+            Op::DropCanceler { which } => {
+                if let Some(which) = place(which, &self.cancelers) {
+                    self.cancelers.remove(which);
                 }
             }
             Op::DropOwner { which } => {
@@ -579,12 +579,12 @@ impl World {
     fn pass_on_tokens(&mut self) {
         let contexts = self.contexts.iter().filter_map(|live| live.node);
         let owners = self.owners.iter().map(|(_, node)| *node);
-        let cancellers = self.cancellers.iter().map(|(_, node)| *node);
+        let cancelers = self.cancelers.iter().map(|(_, node)| *node);
         let waits = self.waits.iter().filter_map(|wait| wait.node);
         // A task watches on behalf of those that can end without anybody ending them.
         let handed = self.handed.iter().filter_map(|handed| handed.node);
         let watched = handed.filter(|&node| self.reference.is_watched(node));
-        let handles = contexts.chain(owners).chain(cancellers).chain(waits).chain(watched);
+        let handles = contexts.chain(owners).chain(cancelers).chain(waits).chain(watched);
         let held = self.reference.held(handles);
         for handed in &mut self.handed {
             handed.node = handed.node.and_then(|node| self.reference.heir(node, &held));
@@ -901,10 +901,10 @@ impl Owner {
         }
     }
 
-    fn canceller(&self) -> Canceller {
+    fn canceler(&self) -> Canceler {
         match self {
-            Owner::Scope(scope) => scope.canceller(),
-            Owner::Guard(guard) => guard.canceller(),
+            Owner::Scope(scope) => scope.canceler(),
+            Owner::Guard(guard) => guard.canceler(),
         }
     }
 
@@ -944,10 +944,10 @@ fn cancel(owner: &Owner, line: u8, cause: Option<String>) -> u32 {
     }
 }
 
-fn cancel_by(canceller: &Canceller, line: u8, cause: Option<String>) -> u32 {
+fn cancel_by(canceler: &Canceler, line: u8, cause: Option<String>) -> u32 {
     match line % 3 {
-        0 => cancel_here!(canceller, cause),
-        1 => cancel_here!(canceller, cause),
-        _ => cancel_here!(canceller, cause),
+        0 => cancel_here!(canceler, cause),
+        1 => cancel_here!(canceler, cause),
+        _ => cancel_here!(canceler, cause),
     }
 }

@@ -70,10 +70,10 @@ async fn a_query_that_is_done_in_time_is_left_alone() {
 #[tokio::test]
 async fn an_end_before_the_query_begins_stops_it_all_the_same() {
     let ctx = Context::background().with_cancel();
-    let canceller = ctx.canceller();
+    let canceler = ctx.canceler();
     let opened = move || {
         let connection = Connection::open_in_memory()?;
-        canceller.cancel();
+        canceler.cancel();
         Ok(connection)
     };
     let error = sqlite::query(&ctx, opened, count).await.unwrap_err();
