@@ -1,0 +1,370 @@
+//! Promise 10, what a crowd leaves behind: its room is given back when it has gone, also if one member
+//! stays, and what it cost grew with its size alone.
+//!
+//! A crowd is a million if `TOKIO_CTX_FULL=1` says so, else smaller.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::Waker;
+use std::time::Duration;
+
+use common::{Dice, LONG, current_thread, ms, poll, poll_once};
+use tokio_ctx::{CancelScope, Context, DoneOwned};
+use tokio_util::sync::CancellationToken;
+
+/// Counts, for each thread, the bytes it has allocated less those it has freed, and all it has allocated.
+struct Counting;
+
+thread_local! {
+    static LIVE: Cell<isize> = const { Cell::new(0) };
+    static TAKEN: Cell<usize> = const { Cell::new(0) };
+}
+
+fn count(bytes: isize) {
+    // Not there any more while the thread ends, when nothing asks.
+    let _ = LIVE.try_with(|live| live.set(live.get() + bytes));
+    let _ = TAKEN.try_with(|taken| taken.set(taken.get() + usize::try_from(bytes).unwrap_or(0)));
+}
+
+// SAFETY: everything is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        count(-(layout.size() as isize));
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(-(layout.size() as isize));
+        count(size as isize);
+        unsafe { System.realloc(block, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+static BACKGROUND: Context = Context::background();
+
+/// The time that this thread has computed: what else the machine does is left out.
+fn computed() -> Duration {
+    #[cfg(unix)]
+    {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: it is given a place to write to.
+        let failed = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+        assert_eq!(failed, 0, "this thread's clock");
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    }
+    #[cfg(not(unix))]
+    {
+        static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
+        START.get_or_init(std::time::Instant::now).elapsed()
+    }
+}
+
+/// A million, or a fiftieth of it.
+fn million() -> usize {
+    let full = std::env::var_os("TOKIO_CTX_FULL").is_some_and(|set| set != "0");
+    if full { 1_000_000 } else { 20_000 }
+}
+
+mod given_back {
+    use super::*;
+
+    /// What those that stay, and what is left of the crowd's room, may take: a small part of what it needed.
+    fn most(crowd: usize) -> isize {
+        48 * 1024 + crowd as isize / 2
+    }
+
+    type Wait = Pin<Box<DoneOwned>>;
+
+    fn wait_on(ctx: &Context) -> Wait {
+        let mut wait = Box::pin(ctx.done_owned());
+        assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+        wait
+    }
+
+    /// One of a crowd; its wait goes before its scope.
+    type Guest = (Wait, Option<CancelScope>);
+
+    /// Enters the nth of a crowd.
+    type Enter = fn(&Context, usize) -> Guest;
+
+    fn below(scope: CancelScope) -> Guest {
+        (wait_on(&scope), Some(scope))
+    }
+
+    fn crowds() -> [(&'static str, Enter); 7] {
+        [
+            ("waits", |root, _| (wait_on(root), None)),
+            ("children", |root, _| below(root.with_cancel())),
+            ("grandchildren", |root, _| {
+                let parent = root.with_cancel().detach();
+                below(parent.with_cancel())
+            }),
+            ("children with one deadline", |root, _| below(root.with_timeout(LONG))),
+            ("children with deadlines from near to far", |root, nth| {
+                // Not so near that they pass meanwhile.
+                below(
+                    root.with_timeout(LONG / 4 + ms(1 << (nth % 40)) + Duration::from_nanos(nth as u64)),
+                )
+            }),
+            ("merges", |root, _| below(root.merge(&BACKGROUND.with_cancel().detach()))),
+            ("children with a token", |root, _| below(root.with_token(&CancellationToken::new()))),
+        ]
+    }
+
+    /// In which order a crowd goes.
+    #[derive(Clone, Copy, Debug)]
+    enum Order {
+        FirstFirst,
+        LastFirst,
+        Random,
+        /// One comes as one goes, after half of them are there.
+        Flowing,
+    }
+
+    fn come_and_go(root: &Context, size: usize, enter: Enter, order: Order) {
+        let mut crowd = VecDeque::new();
+        for nth in 0..size {
+            crowd.push_back(enter(root, nth));
+            if matches!(order, Order::Flowing) && nth >= size / 2 {
+                crowd.pop_front();
+            }
+        }
+        match order {
+            Order::FirstFirst | Order::Flowing => while crowd.pop_front().is_some() {},
+            Order::LastFirst => while crowd.pop_back().is_some() {},
+            Order::Random => {
+                Dice::new(5).shuffle(crowd.make_contiguous());
+                crowd.clear();
+            }
+        }
+    }
+
+    /// A root on which two wait all the time, and a third since the crowd was at its largest.
+    fn stays_small(name: &str, enter: Enter, order: Order) {
+        let runtime = current_thread();
+        let _entered = runtime.enter();
+        let before = LIVE.get();
+        let root = BACKGROUND.with_timeout(LONG * 24 * 365 * 100);
+        let _first = [wait_on(&root), wait_on(&root)];
+        let mut last = Vec::new();
+        for round in 0..3 {
+            let size = if round == 0 { million() } else { million() / 10 };
+            let half: Vec<_> = (0..size / 2).map(|nth| enter(&root, nth)).collect();
+            // Its place is behind all of theirs.
+            last.push(wait_on(&root));
+            come_and_go(&root, size / 2, enter, order);
+            drop(half);
+            let kept = LIVE.get() - before;
+            assert!(
+                kept < most(million()),
+                "{kept} bytes kept after {size} {name} went, {order:?}, round {round}"
+            );
+        }
+        root.cancel();
+        assert!(last.iter_mut().all(|wait| poll(wait.as_mut(), Waker::noop()).is_ready()));
+    }
+
+    #[test]
+    fn by_a_crowd_of_which_one_stays() {
+        for (name, enter) in crowds() {
+            for order in [Order::FirstFirst, Order::LastFirst, Order::Random, Order::Flowing] {
+                stays_small(name, enter, order);
+            }
+        }
+    }
+
+    /// How long the end takes at best.
+    fn shortest_end(mut crowd: impl FnMut(&Context)) -> Duration {
+        let ends = (0..5).map(|_| {
+            let root = BACKGROUND.with_cancel();
+            let _waits = [wait_on(&root), wait_on(&root)];
+            crowd(&root);
+            let _last = wait_on(&root);
+            let start = computed();
+            root.cancel();
+            computed() - start
+        });
+        ends.min().unwrap()
+    }
+
+    /// What is empty is not walked.
+    #[test]
+    fn so_that_the_end_of_those_that_stay_is_quick() {
+        let alone = shortest_end(|_| {});
+        for (name, enter) in &crowds()[..3] {
+            let after = shortest_end(|root| come_and_go(root, million(), *enter, Order::Random));
+            assert!(
+                after < alone * 10 + Duration::from_micros(100),
+                "{after:?} after {name}, not {alone:?}"
+            );
+        }
+    }
+}
+
+mod linear {
+    use super::*;
+
+    const FEW: usize = 1_000;
+    const TIMES: usize = 8;
+
+    /// What `f` allocates in all, and how long it takes at best.
+    fn cost(mut f: impl FnMut()) -> (usize, Duration) {
+        let runs = (0..5).map(|_| {
+            let (taken, start) = (TAKEN.get(), computed());
+            f();
+            (TAKEN.get() - taken, computed() - start)
+        });
+        runs.fold((usize::MAX, Duration::MAX), |a, b| (a.0.min(b.0), a.1.min(b.1)))
+    }
+
+    /// Puts one context over another.
+    type Nest = fn(&Context) -> CancelScope;
+
+    fn nests() -> [(&'static str, Nest); 7] {
+        [
+            ("with_cancel", |last| last.with_cancel()),
+            ("with_token", |last| last.with_token(&CancellationToken::new())),
+            ("with_token and with_timeout", |last| {
+                let timed = last.with_token(&CancellationToken::new()).detach().with_timeout(LONG);
+                timed.detach().with_cancel()
+            }),
+            ("merge on the left", |last| last.merge(&BACKGROUND.with_cancel().detach())),
+            ("merge on the right", |last| BACKGROUND.with_cancel().detach().merge(last)),
+            ("merge with a child of its own", |last| last.merge(&last.with_cancel().detach())),
+            ("merge of tokens", |last| {
+                let other = BACKGROUND.with_token(&CancellationToken::new()).detach();
+                last.with_token(&CancellationToken::new()).detach().merge(&other)
+            }),
+        ]
+    }
+
+    fn nested(nest: Nest, levels: usize, top: &Context) -> Context {
+        let mut last = top.clone();
+        for _ in 0..levels {
+            let next = nest(&last).detach();
+            last = next;
+        }
+        last
+    }
+
+    /// Made, asked, waited on by many, ended, dropped: eight times the levels cost eight times as much,
+    /// and not many times that.
+    #[test]
+    fn in_the_levels_of_every_kind() {
+        let runtime = current_thread();
+        let _entered = runtime.enter();
+        for (name, nest) in nests() {
+            for waits in [0, 3] {
+                for ends in [false, true] {
+                    let life = |levels: usize| {
+                        cost(|| {
+                            let top = BACKGROUND.with_cancel();
+                            let leaf = nested(nest, levels, &top);
+                            assert!(!leaf.is_done());
+                            for _ in 0..waits {
+                                assert!(poll_once(leaf.done()).is_pending());
+                            }
+                            if ends {
+                                top.cancel();
+                                assert!(leaf.is_done());
+                            } else {
+                                top.detach();
+                            }
+                        })
+                    };
+                    let (few, many) = (life(FEW), life(TIMES * FEW));
+                    let what = format!("{name}, {waits} waits, ended {ends}: {few:?} and {many:?}");
+                    assert!(many.0 < few.0 * TIMES * 3 / 2, "bytes, {what}");
+                    assert!(many.1 < few.1 * TIMES as u32 * 5, "time, {what}");
+                }
+            }
+        }
+    }
+
+    /// Asking, and waiting anew, cost no more the deeper one is.
+    #[test]
+    fn and_level_to_those_who_ask_again() {
+        let runtime = current_thread();
+        let _entered = runtime.enter();
+        for (name, nest) in nests() {
+            let again = |levels: usize| {
+                let top = BACKGROUND.with_cancel();
+                let leaf = nested(nest, levels, &top);
+                assert!(!leaf.is_done());
+                assert!(poll_once(leaf.done()).is_pending());
+                let ask = cost(|| (0..1_000).for_each(|_| assert!(!leaf.is_done())));
+                let wait =
+                    cost(|| (0..1_000).for_each(|_| assert!(poll_once(leaf.done()).is_pending())));
+                [ask, wait]
+            };
+            for (few, many) in again(FEW).into_iter().zip(again(TIMES * FEW)) {
+                let what = format!("{name}: {few:?} and {many:?}");
+                assert!(many.0 <= few.0 + 1024, "bytes, {what}");
+                assert!(many.1 < few.1 * 5, "time, {what}");
+            }
+        }
+    }
+
+    /// Below one token a wait that is made anew costs what it does elsewhere, roughly.
+    #[test]
+    fn below_a_token_as_elsewhere() {
+        let turns = |ctx: &Context| {
+            let turn = || assert!(poll_once(ctx.done()).is_pending());
+            turn();
+            cost(|| (0..10_000).for_each(|_| turn()))
+        };
+        let token = CancellationToken::new();
+        let plain = BACKGROUND.with_cancel();
+        let bound = BACKGROUND.with_token(&token);
+        let child = bound.with_cancel();
+        let merged = child.merge(&plain);
+        let elsewhere = turns(&plain);
+        for (name, ctx) in [("itself", &bound), ("child", &child), ("merged", &merged)] {
+            let below = turns(ctx);
+            assert_eq!(below.0, 0, "{name} allocates");
+            assert!(below.1 < elsewhere.1 * 3, "{name}: {below:?}, elsewhere {elsewhere:?}");
+        }
+    }
+
+    /// The paths through these double at each level.
+    #[test]
+    fn not_in_the_paths() {
+        for derive in [
+            (|last, _| last.merge(&last.with_cancel().detach()))
+                as fn(&Context, &Context) -> CancelScope,
+            |last, _| last.with_cancel().detach().merge(&last.with_cancel().detach()),
+            |last, token| {
+                let token = last.with_token(&CancellationToken::new()).detach().merge(token);
+                last.with_timeout(LONG).detach().merge(&token.detach())
+            },
+        ] {
+            for waited in [false, true] {
+                let runtime = current_thread();
+                let _entered = runtime.enter();
+                let top = BACKGROUND.with_cancel();
+                let token = BACKGROUND.with_token(&CancellationToken::new()).detach();
+                let mut last = top.clone();
+                for level in 0..100 {
+                    let next = derive(&last, &token).detach();
+                    last = next;
+                    assert!(!last.is_done(), "level {level}");
+                    assert!(!waited || poll_once(last.done()).is_pending());
+                }
+                top.cancel();
+                assert!(last.is_done());
+            }
+        }
+    }
+}
