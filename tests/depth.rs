@@ -74,7 +74,7 @@ fn derivations() -> [(&'static str, usize, Derive); 8] {
         ("with_cancel", million(), |last, _, _, _| last.with_cancel()),
         // Every deadline earlier than the one above, so that each level has its own.
         ("with_timeout", million(), |last, level, _, _| {
-            last.with_timeout(LONG * 100 - Duration::from_micros(level as u64))
+            last.with_timeout(LONG * 100 - ms(level as u64))
         }),
         ("with_timeout_cause", hundred_thousand, |last, level, _, _| {
             last.with_timeout_cause(LONG * 100 - ms(level as u64), Cause("slow"))
@@ -279,6 +279,224 @@ mod deep {
                 }
             }
         });
+    }
+}
+
+/// Every kind of context at random: what holds what above it differs by kind, and so does how a chain of
+/// them comes apart.
+mod mixed {
+    use super::*;
+
+    struct Level(usize);
+
+    /// How the chain's contexts go.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Way {
+        /// Scope by scope, each of which cancels what lies below.
+        Dropped,
+        /// Without an end: the scopes were detached before.
+        Detached,
+        /// After the root was canceled.
+        Canceled,
+        /// After a token bound near the root was canceled.
+        Token,
+        /// After all deadlines have passed.
+        Expired,
+    }
+
+    /// In which order the handles go.
+    #[derive(Clone, Copy, Debug)]
+    enum From {
+        Top,
+        Bottom,
+        Middle,
+        Random,
+    }
+
+    const ORDERS: [From; 4] = [From::Top, From::Bottom, From::Middle, From::Random];
+
+    fn drop_from<T>(order: From, mut handles: Vec<T>) {
+        match order {
+            From::Top => handles.drain(..).for_each(drop),
+            From::Bottom => while handles.pop().is_some() {},
+            From::Middle => {
+                let below = handles.split_off(handles.len() / 2);
+                for (above, below) in handles.into_iter().rev().zip(below) {
+                    drop((above, below));
+                }
+            }
+            From::Random => {
+                Dice::new(11).shuffle(&mut handles);
+                handles.drain(..).for_each(drop);
+            }
+        }
+    }
+
+    struct Chain {
+        top: CancelScope,
+        token: CancellationToken,
+        scopes: Vec<CancelScope>,
+        /// The last level that has a value.
+        valued: Option<usize>,
+        /// How many have a cause that counts its drop, and the count: a node's, and one value's of all.
+        causes: usize,
+        dropped: Drops,
+    }
+
+    impl Chain {
+        /// Deadlines are each a little earlier than all above, so that every one has an owner of its own.
+        fn new(levels: usize, dice: &mut Dice) -> Chain {
+            let start = tokio::time::Instant::now();
+            let earlier = |level: usize| start + LONG * 100 - ms(level as u64);
+            let dropped = Drops::default();
+            let top = BACKGROUND.with_value(dropped.counted()).with_cancel();
+            let (token, far) = (CancellationToken::new(), BACKGROUND.with_timeout(LONG * 200).detach());
+            let mut scopes = vec![top.with_token(&token)];
+            let (mut valued, mut causes) = (None, 0);
+            for level in 1..levels {
+                let last = &scopes[level - 1];
+                let next = match dice.roll(12) {
+                    0..=2 => last.with_cancel(),
+                    3 => last.with_timeout(earlier(level) - tokio::time::Instant::now()),
+                    4 => last.with_deadline(earlier(level)),
+                    5 => {
+                        causes += 1;
+                        last.with_deadline_cause(earlier(level), dropped.counted())
+                    }
+                    6 => {
+                        valued = Some(level);
+                        last.context().with_value(Level(level)).with_cancel()
+                    }
+                    7 => last.merge(&far),
+                    8 => far.merge(last),
+                    9 => last.merge(&scopes[dice.roll(level)]),
+                    10 => last.with_token(&CancellationToken::new()),
+                    _ => last.with_token(&token),
+                };
+                scopes.push(next);
+            }
+            Chain { top, token, scopes, valued, causes, dropped }
+        }
+
+        fn leaf(&self) -> &Context {
+            &self.scopes[self.scopes.len() - 1]
+        }
+    }
+
+    async fn go(way: Way, order: From, waited: bool, levels: usize, seed: usize) {
+        let began = Instant::now();
+        let chain = Chain::new(levels, &mut Dice::new(seed as u64));
+        let leaf = chain.leaf().with_cancel().detach();
+        assert_eq!(leaf.value::<Level>().map(|level| level.0), chain.valued);
+        let (wakes, waker) = Wakes::new();
+        let mut wait = Box::pin(leaf.done_owned());
+        if waited {
+            assert!(poll(wait.as_mut(), &waker).is_pending());
+        }
+        assert!(!leaf.is_done());
+        match way {
+            Way::Dropped | Way::Detached => {}
+            Way::Canceled => chain.top.cancel_with(Cause("root")),
+            Way::Token => chain.token.cancel(),
+            Way::Expired => tokio::time::advance(LONG * 101).await,
+        }
+        if !matches!(way, Way::Dropped | Way::Detached) {
+            assert!(!waited || wakes.count() > 0, "the leaf was not woken");
+            assert!(poll(wait.as_mut(), &waker).is_ready());
+            let error = ended(&leaf);
+            match way {
+                Way::Canceled => assert_eq!(word(&error), Some("root")),
+                Way::Token => assert!(error.is_canceled() && word(&error).is_none(), "{error}"),
+                _ => assert!(error.is_deadline_exceeded(), "{error}"),
+            }
+            let ended = chain.scopes.iter().rev().filter(|ctx| ctx.is_done()).count();
+            // Expired, what lies above the uppermost deadline has not ended.
+            assert!(
+                ended == levels || (way == Way::Expired && ended > levels / 2),
+                "{ended} have ended"
+            );
+        }
+        drop((wait, leaf));
+        let Chain { top, token, mut scopes, causes, dropped, .. } = chain;
+        assert!(dropped.count() == 0);
+        if way == Way::Detached {
+            drop(top.detach());
+            drop_from(order, scopes.drain(..).map(CancelScope::detach).collect());
+        } else {
+            drop(top);
+            drop_from(order, scopes);
+        }
+        assert_eq!(dropped.count(), causes + 1);
+        drop(token);
+        println!(
+            "{way:?} from {order:?}, {levels} deep, waited {waited}: {:.2} s",
+            began.elapsed().as_secs_f64()
+        );
+    }
+
+    fn goes(way: Way) {
+        for (seed, order) in ORDERS.into_iter().enumerate() {
+            for waited in [false, true] {
+                on_a_small_stack(move || {
+                    let runtime = tokio::runtime::Builder::new_current_thread()
+                        .enable_all()
+                        .start_paused(true)
+                        .build()
+                        .unwrap();
+                    runtime.block_on(go(way, order, waited, million(), 2 * seed + usize::from(waited)));
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn dropped_scope_by_scope() {
+        goes(Way::Dropped);
+    }
+
+    #[test]
+    fn dropped_without_an_end() {
+        goes(Way::Detached);
+    }
+
+    #[test]
+    fn canceled_at_the_root() {
+        goes(Way::Canceled);
+    }
+
+    #[test]
+    fn canceled_by_a_token() {
+        goes(Way::Token);
+    }
+
+    #[test]
+    fn ended_by_deadlines() {
+        goes(Way::Expired);
+    }
+
+    /// The least of it: a deadline and a cancel in turns, where a deadline is held by what it is asked
+    /// of, not by its parent alone.
+    #[test]
+    fn deadlines_and_cancels_in_turns() {
+        let derivations: [Derive; 2] = [
+            |last, level, _, _| match level % 2 {
+                0 => last.with_timeout(LONG * 100 - ms(level as u64)),
+                _ => last.with_cancel(),
+            },
+            |last, level, _, _| match level % 2 {
+                0 => last.with_cancel(),
+                _ => last.with_timeout(LONG * 100 - ms(level as u64)),
+            },
+        ];
+        for (derive, order) in
+            derivations.into_iter().flat_map(|derive| ORDERS.map(|order| (derive, order)))
+        {
+            on_a_small_stack(move || {
+                let chain = chain(derive, million(), &BACKGROUND, &BACKGROUND);
+                assert!(!chain[million() - 1].is_done());
+                drop_from(order, chain.into_iter().map(CancelScope::detach).collect());
+            });
+        }
     }
 }
 
