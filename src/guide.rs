@@ -30,7 +30,8 @@ pub mod testing {}
 #[cfg_attr(not(doctest), doc = include_str!("guide/from_service_to_service.md"))]
 pub mod from_service_to_service {}
 
-#[doc = include_str!("guide/services.md")]
+// As above.
+#[cfg_attr(not(doctest), doc = include_str!("guide/services.md"))]
 pub mod services {}
 
 #[doc = include_str!("guide/recipes.md")]
