@@ -18,13 +18,15 @@
 //! 3. A registration is noted in the token only if its bucket is open, a fact that is read under the token's
 //!    lock. What handles a closed bucket notes the new place under the same lock, after `closed` was set: an old
 //!    place is never noted over a new one. A place noted in a closed bucket counts as none.
-//! 4. A timer that fires before its time tells that its runtime shuts down: the bucket then wakes the waits,
-//!    which register where they are polled next, and sets no timer there again.
+//! 4. A runtime that shuts down fires all timers, and drops all tasks. Either wakes the waits, which register where
+//!    they are polled next. No timer is set from where one fires.
 
 use std::sync::{Arc, Weak};
 use std::task::{Wake, Waker};
 
-use super::members::{Inner, IntoIter, Pages};
+use tokio::task::yield_now;
+
+use super::members::{Inner, Pages};
 use super::sync::{
     AtomicBool, Mutex, Ordering, RuntimeId, Timer, is_paused, runtime, spawn, thread_local,
 };
@@ -34,10 +36,11 @@ use super::{Stamp, Token};
 const FRACTION: u32 = 3;
 /// Slots narrower than this many nanoseconds, as a power of two, are the last; about a millisecond.
 const FINEST: u32 = 20;
-/// So many buckets a thread remembers for one runtime, and so many runtimes.
-const SLOTS: usize = 128;
+/// So many buckets a thread remembers for one runtime: sixteen for each width, which has at most nine at a time.
+const SLOTS: usize = 512;
+/// So many runtimes a thread remembers.
 const RUNTIMES: usize = 4;
-/// So many are handled at once where the timer fires; more are left to a task.
+/// So many are handled at once; where the timer fires, more are left to a task.
 const BATCH: usize = 1024;
 
 /// The deadlines of one runtime in one slot.
@@ -67,7 +70,7 @@ impl Slot {
         if shift < FINEST {
             // The first to come sets the time. What is due after it moves once more, what is due before it has a
             // bucket of its own.
-            return Slot { key: Slot::key(0, deadline.0 >> (FINEST - FRACTION)), at: deadline };
+            return Slot { key: Slot::key(0, deadline.0 >> (FINEST - 1)), at: deadline };
         }
         let index = deadline.0 >> shift;
         Slot { key: Slot::key(shift, index), at: Stamp(index << shift) }
@@ -77,9 +80,10 @@ impl Slot {
         (u64::from(shift) << 58) | (index as u64 & ((1 << 58) - 1))
     }
 
-    /// Its place in a cache: neighbors do not collide.
+    /// Its place in a cache.
     fn place(&self) -> usize {
-        (self.key as usize).wrapping_add((self.key >> 58) as usize * 37) % SLOTS
+        let (shift, index) = (self.key >> 58, self.key);
+        (((shift % 32) << 4) | (index & 15)) as usize
     }
 }
 
@@ -186,51 +190,50 @@ impl Bucket {
     }
 }
 
-/// The timer has fired.
+/// The timer has fired: what is due ends here and now. A task moves the rest, and a crowd: the time driver, which
+/// this runs in, has other timers to fire, and may be shutting down.
 impl Wake for Bucket {
     fn wake(self: Arc<Self>) {
-        let entries = self.close();
-        let is_due = self.at <= Stamp::now() && runtime() == Some(self.runtime);
-        let is_crowd = entries.len() > BATCH;
-        let mut firing =
-            Firing { runtime: is_due.then_some(self.runtime), entries: entries.into_iter() };
-        if !is_due {
-            firing.runtime = None;
-        } else if is_crowd {
-            // Not in the time driver, which other timers wait for.
-            spawn(async move {
-                while firing.handle_some() {
-                    tokio::task::yield_now().await;
-                }
-            });
-        } else {
-            firing.handle_some();
+        let mut moving = Moving { runtime: self.runtime, tokens: self.close().into_iter().collect() };
+        let now = Stamp::now();
+        if now < self.at || runtime() != Some(self.runtime) {
+            return;
+        }
+        if moving.tokens.len() <= BATCH {
+            moving.tokens.retain(|token| token.upgrade().is_some_and(|token| !token.is_due(now)));
+        }
+        if !moving.tokens.is_empty() {
+            spawn(moving.run());
         }
     }
 }
 
-/// What was in a bucket that has fired. What is not handled, as the runtime shuts down, is woken to look again.
-struct Firing {
-    runtime: Option<RuntimeId>,
-    entries: IntoIter<Weak<Token>>,
+/// What was in a bucket that has fired. What has not been moved when this is dropped, as the runtime shuts down,
+/// is woken to register where it is polled next.
+struct Moving {
+    runtime: RuntimeId,
+    tokens: Vec<Weak<Token>>,
 }
 
-impl Firing {
-    /// Ends what is due, and moves the rest to where the time left puts it. False: that was all.
-    fn handle_some(&mut self) -> bool {
-        let Some(runtime) = self.runtime else { return false };
-        let mut some = self.entries.by_ref().take(BATCH).peekable();
-        let is_any = some.peek().is_some();
-        some.filter_map(|token| token.upgrade()).filter(Token::is_waited_on).for_each(|token| {
-            token.expire_or_register(runtime);
-        });
-        is_any
+impl Moving {
+    /// Moves each to the slot that the time left puts it in.
+    async fn run(mut self) {
+        let mut moved = 0;
+        while let Some(token) = self.tokens.pop() {
+            if let Some(token) = token.upgrade().filter(Token::is_waited_on) {
+                token.expire_or_register(self.runtime);
+            }
+            moved += 1;
+            if moved % BATCH == 0 {
+                yield_now().await;
+            }
+        }
     }
 }
 
-impl Drop for Firing {
+impl Drop for Moving {
     fn drop(&mut self) {
-        self.entries.by_ref().filter_map(|token| token.upgrade()).for_each(|token| token.rouse());
+        self.tokens.drain(..).filter_map(|token| token.upgrade()).for_each(|token| token.rouse());
     }
 }
 
@@ -300,6 +303,11 @@ impl Token {
         }
     }
 
+    /// Ends it if its deadline has passed; true if there is nothing left to do for a timer.
+    fn is_due(self: &Arc<Self>, now: Stamp) -> bool {
+        if self.deadline <= now { self.settle(Some(now)) } else { !self.is_waited_on() }
+    }
+
     /// Whether a waiter is there that a timer is to wake. What waits later finds the bucket closed.
     fn is_waited_on(self: &Arc<Self>) -> bool {
         self.inner.lock().has_waiters()
@@ -316,7 +324,7 @@ impl Token {
         }
         if inner.bucket.as_ref().is_none_or(|present| present.is_closed()) {
             inner.bucket = Some(bucket);
-            self.word.store(key.into(), Ordering::Relaxed);
+            self.word.store(i64::from(key) + 1, Ordering::Relaxed);
         } else {
             let entries = &mut inner.more().entries;
             entries.retain(|(bucket, _)| !bucket.is_closed());
@@ -329,9 +337,9 @@ impl Token {
     #[inline]
     pub(super) fn take_entry(&self, inner: &mut Inner) -> Option<(Arc<Bucket>, u32)> {
         let bucket = inner.bucket.take()?;
-        let key = self.word.load(Ordering::Relaxed) as u32;
+        let key = self.word.load(Ordering::Relaxed) - 1;
         self.word.store(0, Ordering::Relaxed);
-        Some((bucket, key))
+        Some((bucket, key as u32))
     }
 
     /// On a paused clock, the registration of a token that has no waiters left.

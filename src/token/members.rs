@@ -180,10 +180,6 @@ impl<T> Pages<T> {
         self.pages.iter().all(Slab::is_empty)
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.pages.iter().map(Slab::len).sum()
-    }
-
     pub(super) fn insert(&mut self, item: T) -> u32 {
         let at = self.roomy_page();
         let page = &mut self.pages[at as usize];

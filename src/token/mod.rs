@@ -142,7 +142,7 @@ pub(crate) struct Token {
     clock: u64,
     made_at: &'static Location<'static>,
     canceled_at: OnceLock<&'static Location<'static>>,
-    /// Until the end its place in the bucket, if it is in one; from then on when it ended, 0 if that is open.
+    /// Until the end 1 above its place in the bucket, if it is in one; from then on when it ended. 0 is neither.
     word: AtomicI64,
     inner: Mutex<Inner>,
 }

@@ -440,7 +440,7 @@ impl Token {
     }
 
     fn leave_timers(&mut self) {
-        let key = self.word.load(Ordering::Relaxed);
+        let key = self.word.load(Ordering::Relaxed) - 1;
         let inner = self.inner.get_mut();
         if let Some(bucket) = inner.bucket.take() {
             bucket.leave(key as u32);

@@ -1,7 +1,8 @@
 //! Loom in the place of std, and a model's clock, runtimes and timers in that of Tokio's.
 
 use std::cell::Cell;
-use std::task::Waker;
+use std::pin::pin;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 pub(crate) use loom::sync::MutexGuard;
@@ -29,6 +30,8 @@ impl<T> Mutex<T> {
 
 std::thread_local! {
     static STALE: Cell<bool> = const { Cell::new(false) };
+    static PAUSED: Cell<bool> = const { Cell::new(false) };
+    static SHUT_DOWN: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Whether loads may take a stale value, as the memory model allows: far more to try.
@@ -104,7 +107,7 @@ atomic!(AtomicI64, i64, 0,);
 loom::lazy_static! {
     static ref START: Instant = Instant::now();
     static ref SECONDS: AtomicU32 = AtomicU32::new(0);
-    static ref TIMERS: Mutex<Vec<(u64, RuntimeId, Instant, Waker)>> = Mutex::new(Vec::new());
+    static ref TIMERS: Mutex<(u64, Timers)> = Mutex::new((0, Vec::new()));
 }
 
 loom::thread_local! {
@@ -123,7 +126,13 @@ pub(crate) fn tick() {
 }
 
 pub(crate) fn is_paused() -> bool {
-    false
+    PAUSED.get()
+}
+
+/// Whether the models' clock counts as paused.
+#[cfg(test)]
+pub(crate) fn pause(paused: bool) {
+    PAUSED.set(paused);
 }
 
 pub(crate) type RuntimeId = u8;
@@ -142,9 +151,15 @@ pub(crate) fn enter_runtime(id: RuntimeId) {
     RUNTIME.with(|runtime| runtime.set(Some(id)));
 }
 
-pub(crate) fn spawn(_: impl Future<Output = ()> + Send + 'static) {
-    unreachable!("no model has so many members");
+/// Runs a task at once, or drops it, if the runtime shuts down. No model's task has to wait.
+pub(crate) fn spawn(future: impl Future<Output = ()>) {
+    if !SHUT_DOWN.get() {
+        let polled = pin!(future).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(polled.is_ready());
+    }
 }
+
+type Timers = Vec<(u64, RuntimeId, Instant, Waker)>;
 
 /// What stands for Tokio's timer: the model fires it.
 pub(crate) struct Timer {
@@ -160,17 +175,23 @@ impl Timer {
     pub(crate) fn start(&mut self, waker: &Waker) -> bool {
         let runtime = require_runtime();
         let mut timers = TIMERS.lock();
-        self.id = timers.last().map_or(1, |(id, ..)| id + 1);
-        if self.at > now() {
-            timers.push((self.id, runtime, self.at, waker.clone()));
+        let is_ahead = self.at > now();
+        if is_ahead {
+            timers.0 += 1;
+            self.id = timers.0;
+            timers.1.push((self.id, runtime, self.at, waker.clone()));
         }
-        self.at > now()
+        is_ahead
     }
 }
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        TIMERS.lock().retain(|(id, ..)| *id != self.id);
+        let mut timers = TIMERS.lock();
+        let at = timers.1.iter().position(|(id, ..)| *id == self.id);
+        let timer = at.map(|at| timers.1.remove(at));
+        drop(timers);
+        drop(timer);
     }
 }
 
@@ -179,10 +200,14 @@ impl Drop for Timer {
 pub(crate) fn fire_timers(shut_down: bool) {
     let (now, here) = (now(), runtime());
     let mut timers = TIMERS.lock();
-    let all = std::mem::take(&mut *timers);
+    let all = std::mem::take(&mut timers.1);
     let due = |at: Instant, runtime| (shut_down || at <= now) && Some(runtime) == here;
     let (fired, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, id, at, _)| due(*at, *id));
-    *timers = rest;
+    timers.1 = rest;
     drop(timers);
-    fired.into_iter().for_each(|(.., waker)| waker.wake());
+    for (.., waker) in fired {
+        SHUT_DOWN.set(shut_down);
+        waker.wake();
+        SHUT_DOWN.set(false);
+    }
 }
