@@ -7,7 +7,8 @@
 //!
 //! A thread finds the bucket of a slot in a small cache of its own, so that workers share no lock; a bucket that
 //! has been displaced there serves its members all the same. An emptied bucket keeps its timer, which fires once
-//! and finds nothing; on a paused clock it keeps none, as a timer left behind would move a test's time.
+//! and finds nothing. It keeps none once no cache knows it, so that threads that come and go leave none behind; nor
+//! on a paused clock, as a timer left behind would move a test's time.
 //!
 //! # Why no deadline is lost
 //!
@@ -47,8 +48,8 @@ const BATCH: usize = 1024;
 pub(crate) struct Bucket {
     runtime: RuntimeId,
     at: Stamp,
-    /// Whether an empty bucket gives its timer up: the clock was paused.
-    is_exact: bool,
+    /// Whether it closes as soon as it is empty: its clock is paused, or no cache knows it any more.
+    is_brief: AtomicBool,
     closed: AtomicBool,
     list: Mutex<List>,
 }
@@ -87,24 +88,33 @@ impl Slot {
     }
 }
 
-type Cache = Vec<(RuntimeId, Vec<Option<(u64, Arc<Bucket>)>>)>;
+/// A slot's bucket in a cache. One that is displaced, or whose thread ends, is not left behind with its timer.
+struct Kept {
+    key: u64,
+    bucket: Arc<Bucket>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.bucket.is_brief.store(true, Ordering::Release);
+        self.bucket.leave_each([]);
+    }
+}
+
+type Cache = Vec<(RuntimeId, Vec<Option<Kept>>)>;
 
 thread_local! {
     static CACHE: std::cell::RefCell<Cache> = std::cell::RefCell::new(Vec::new());
 }
 
 /// Gives `f` the place in this thread's cache where the slot's bucket may be; not when the thread is ending.
-fn cached<R>(
-    here: RuntimeId,
-    slot: &Slot,
-    f: impl FnOnce(&mut Option<(u64, Arc<Bucket>)>) -> R,
-) -> Option<R> {
+fn cached<R>(here: RuntimeId, slot: &Slot, f: impl FnOnce(&mut Option<Kept>) -> R) -> Option<R> {
     let find = |cache: &std::cell::RefCell<Cache>| {
         let mut cache = cache.borrow_mut();
         let known = cache.iter().position(|(runtime, _)| *runtime == here);
         let at = known.unwrap_or_else(|| {
             cache.truncate(RUNTIMES - 1);
-            cache.insert(0, (here, vec![None; SLOTS]));
+            cache.insert(0, (here, (0..SLOTS).map(|_| None).collect()));
             0
         });
         f(&mut cache[at].1[slot.place()])
@@ -146,7 +156,7 @@ impl Bucket {
         for key in keys {
             list.entries.remove(key);
         }
-        if self.is_exact && list.entries.is_empty() {
+        if self.is_brief.load(Ordering::Acquire) && list.entries.is_empty() {
             self.closed.store(true, Ordering::Release);
             let timer = list.timer.take();
             drop(list);
@@ -162,7 +172,7 @@ impl Bucket {
         let bucket = Arc::new(Bucket {
             runtime,
             at: slot.at,
-            is_exact: is_paused(),
+            is_brief: AtomicBool::new(is_paused()),
             closed: AtomicBool::new(false),
             list: Mutex::new(list),
         });
@@ -279,14 +289,15 @@ impl Token {
     fn register_in(self: &Arc<Self>, here: RuntimeId, left: u64) -> bool {
         let slot = Slot::new(self.deadline, left);
         let present = cached(here, &slot, |place| match place {
-            Some((key, bucket)) if *key == slot.key && bucket.at <= self.deadline => {
+            Some(Kept { key, bucket }) if *key == slot.key && bucket.at <= self.deadline => {
                 Some((bucket.clone(), bucket.admit(self)?))
             }
             _ => None,
         });
         let entry = present.flatten().or_else(|| {
             let (bucket, key) = Bucket::begin(here, &slot, self)?;
-            let displaced = cached(here, &slot, |place| place.replace((slot.key, bucket.clone())));
+            let kept = Kept { key: slot.key, bucket: bucket.clone() };
+            let displaced = cached(here, &slot, |place| place.replace(kept));
             drop(displaced);
             Some((bucket, key))
         });
@@ -342,10 +353,14 @@ impl Token {
         Some((bucket, key as u32))
     }
 
-    /// On a paused clock, the registration of a token that has no waiters left.
+    /// The registration of a token that has no waiters left, if a timer should not outlive them.
     #[inline]
     pub(super) fn idle_entry(&self, inner: &mut Inner) -> Option<(Arc<Bucket>, u32)> {
-        let is_exact = inner.bucket.as_ref().is_some_and(|bucket| bucket.is_exact);
-        if is_exact && !inner.has_waiters() { self.take_entry(inner) } else { None }
+        let is_brief = |bucket: &Arc<Bucket>| bucket.is_brief.load(Ordering::Acquire);
+        if inner.bucket.as_ref().is_some_and(is_brief) && !inner.has_waiters() {
+            self.take_entry(inner)
+        } else {
+            None
+        }
     }
 }
