@@ -334,7 +334,10 @@ async fn step(tree: &Tree, dice: &mut Dice, left: &mut Left) {
             for parent in &node.parents {
                 let parent = tree.nodes[*parent].get().expect("added before its children");
                 let is_over = parent.canceled.load(Ordering::Acquire);
-                assert!(node.ask(&ctx) || !is_over, "the parent was canceled, and the child has not ended");
+                assert!(
+                    node.ask(&ctx) || !is_over,
+                    "the parent was canceled, and the child has not ended"
+                );
             }
             node.ask(&ctx);
         }

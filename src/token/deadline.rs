@@ -31,7 +31,8 @@ use super::members::{Inner, Pages};
 use super::sync::{
     AtomicBool, Mutex, Ordering, RuntimeId, Timer, is_paused, runtime, spawn, thread_local,
 };
-use super::{Stamp, Token};
+use super::tree::quietly;
+use super::{ENDED, OCCUPIED, Stamp, Token};
 
 /// Slots are narrower than the time left by this power of two.
 const FRACTION: u32 = 3;
@@ -53,6 +54,9 @@ pub(crate) struct Bucket {
     closed: AtomicBool,
     list: Mutex<List>,
 }
+
+/// A place in a bucket.
+pub(crate) type Entry = (Arc<Bucket>, u32);
 
 struct List {
     entries: Pages<Weak<Token>>,
@@ -139,7 +143,7 @@ impl Bucket {
     }
 
     /// Takes out entries of several buckets, with few locks for many of one.
-    pub(super) fn leave_all(entries: &[(Arc<Bucket>, u32)]) {
+    pub(super) fn leave_all(entries: &[Entry]) {
         for entries in entries.chunk_by(|one, other| Arc::ptr_eq(&one.0, &other.0)) {
             for batch in entries.chunks(BATCH) {
                 batch[0].0.leave_each(batch.iter().map(|(_, key)| *key));
@@ -166,7 +170,7 @@ impl Bucket {
 
     /// Makes a bucket for a slot, with its first token in it. `None`: its time has come meanwhile.
     #[track_caller]
-    fn begin(runtime: RuntimeId, slot: &Slot, token: &Arc<Token>) -> Option<(Arc<Bucket>, u32)> {
+    fn begin(runtime: RuntimeId, slot: &Slot, token: &Arc<Token>) -> Option<Entry> {
         let mut timer = Timer::new(slot.at.instant());
         let list = List { entries: Pages::default(), timer: None };
         let bucket = Arc::new(Bucket {
@@ -204,6 +208,12 @@ impl Bucket {
 /// this runs in, has other timers to fire, and may be shutting down.
 impl Wake for Bucket {
     fn wake(self: Arc<Self>) {
+        quietly(|| self.fire());
+    }
+}
+
+impl Bucket {
+    fn fire(&self) {
         let mut moving = Moving { runtime: self.runtime, tokens: self.close().into_iter().collect() };
         let now = Stamp::now();
         if now < self.at || runtime() != Some(self.runtime) {
@@ -288,30 +298,46 @@ impl Token {
     #[track_caller]
     fn register_in(self: &Arc<Self>, here: RuntimeId, left: u64) -> bool {
         let slot = Slot::new(self.deadline, left);
-        let present = cached(here, &slot, |place| match place {
-            Some(Kept { key, bucket }) if *key == slot.key && bucket.at <= self.deadline => {
-                Some((bucket.clone(), bucket.admit(self)?))
-            }
-            _ => None,
-        });
-        let entry = present.flatten().or_else(|| {
-            let (bucket, key) = Bucket::begin(here, &slot, self)?;
-            let kept = Kept { key: slot.key, bucket: bucket.clone() };
-            let displaced = cached(here, &slot, |place| place.replace(kept));
-            drop(displaced);
-            Some((bucket, key))
-        });
-        match entry {
-            Some((bucket, key)) => {
-                if let Some((bucket, key)) = self.keep_entry(bucket, key) {
-                    bucket.leave(key);
-                }
+        match self.enter(here, &slot) {
+            Some(entry) => {
+                let spare = match self.open() {
+                    Some(mut inner) => self.keep(&mut inner, entry),
+                    None => Some(entry),
+                };
+                Bucket::leave_all(spare.as_slice());
                 self.ended()
             }
             // The slot's time has come, by the timer's clock.
             None if slot.at < self.deadline => self.expire_or_register(here),
             None => self.settle(Some(self.deadline)),
         }
+    }
+
+    /// Enters the bucket where a first wait is likely to want its deadline, to be kept under the lock that the
+    /// waiter takes anyway.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn enter_at_first(self: &Arc<Self>, here: Option<RuntimeId>) -> Option<Entry> {
+        let is_first = self.owns_deadline() && !self.has(OCCUPIED | ENDED);
+        self.enter(here.filter(|_| is_first)?, &Slot::new(self.deadline, self.clock))
+    }
+
+    /// Enters the bucket of a slot; `None` if its time has come.
+    #[track_caller]
+    fn enter(self: &Arc<Self>, here: RuntimeId, slot: &Slot) -> Option<Entry> {
+        let present = cached(here, slot, |place| match place {
+            Some(Kept { key, bucket }) if *key == slot.key && bucket.at <= self.deadline => {
+                Some((bucket.clone(), bucket.admit(self)?))
+            }
+            _ => None,
+        });
+        present.flatten().or_else(|| {
+            let (bucket, key) = Bucket::begin(here, slot, self)?;
+            let kept = Kept { key: slot.key, bucket: bucket.clone() };
+            let displaced = cached(here, slot, |place| place.replace(kept));
+            drop(displaced);
+            Some((bucket, key))
+        })
     }
 
     /// Ends it if its deadline has passed; true if there is nothing left to do for a timer.
@@ -325,8 +351,7 @@ impl Token {
     }
 
     /// Notes where the deadline is registered, or returns a registration that is not needed.
-    fn keep_entry(&self, bucket: Arc<Bucket>, key: u32) -> Option<(Arc<Bucket>, u32)> {
-        let Some(mut inner) = self.open() else { return Some((bucket, key)) };
+    pub(super) fn keep(&self, inner: &mut Inner, (bucket, key): Entry) -> Option<Entry> {
         if bucket.is_closed() {
             return None;
         }
@@ -346,7 +371,7 @@ impl Token {
 
     /// Takes the registration out of a token that ends.
     #[inline]
-    pub(super) fn take_entry(&self, inner: &mut Inner) -> Option<(Arc<Bucket>, u32)> {
+    pub(super) fn take_entry(&self, inner: &mut Inner) -> Option<Entry> {
         let bucket = inner.bucket.take()?;
         let key = self.word.load(Ordering::Relaxed) - 1;
         self.word.store(0, Ordering::Relaxed);
@@ -355,7 +380,7 @@ impl Token {
 
     /// The registration of a token that has no waiters left, if a timer should not outlive them.
     #[inline]
-    pub(super) fn idle_entry(&self, inner: &mut Inner) -> Option<(Arc<Bucket>, u32)> {
+    pub(super) fn idle_entry(&self, inner: &mut Inner) -> Option<Entry> {
         let is_brief = |bucket: &Arc<Bucket>| bucket.is_brief.load(Ordering::Acquire);
         if inner.bucket.as_ref().is_some_and(is_brief) && !inner.has_waiters() {
             self.take_entry(inner)
