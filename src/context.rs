@@ -288,19 +288,13 @@ impl Context {
 fn budget(after: Option<Duration>, cause: Option<BoxError>) -> Option<Limit> {
     let after = after?;
     let now = now();
-    limit(now.checked_add(after)?, now, after, cause)
+    Some(Limit { at: now.checked_add(after)?, now, budget: after, cause })
 }
 
 /// The limit of a context that ends at that time.
 fn until(at: Instant, cause: Option<BoxError>) -> Option<Limit> {
     let now = now();
-    limit(at, now, at.saturating_duration_since(now), cause)
-}
-
-fn limit(at: Instant, now: Instant, budget: Duration, cause: Option<BoxError>) -> Option<Limit> {
-    // Tokio's timer rounds up: what lies at the very end of time would overflow there.
-    at.checked_add(Duration::from_secs(1))?;
-    Some(Limit { at, now, budget, cause })
+    Some(Limit { at, now, budget: at.saturating_duration_since(now), cause })
 }
 
 // Ask.

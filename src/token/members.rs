@@ -62,6 +62,12 @@ impl Inner {
         self.more.get_or_insert_default()
     }
 
+    /// Whether all that has been in it has gone again.
+    #[inline]
+    pub(super) fn is_deserted(&self) -> bool {
+        self.first.is_none() && self.more.is_none() && self.bucket.is_none()
+    }
+
     pub(super) fn error(&self) -> Option<&Error> {
         self.more.as_ref()?.error.as_ref()
     }

@@ -233,11 +233,11 @@ impl Token {
     ) -> Arc<Token> {
         let Limit { at, now, budget, cause } = limit;
         let mut token = Token::plain(parent, made_at);
-        let (at, now) = (Stamp::new(at), Stamp::new(now));
-        if at >= token.deadline {
+        let deadline = Stamp::new(at);
+        if deadline >= token.deadline {
             return Arc::new(token);
         }
-        token.deadline = at;
+        token.deadline = deadline;
         token.level |= OWNS_DEADLINE;
         token.clock = u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX);
         if let Some(cause) = cause {
@@ -249,7 +249,7 @@ impl Token {
         }
         let token = Arc::new(token);
         if at <= now {
-            token.end_at_birth(now);
+            token.end_at_birth(Stamp::new(now));
         }
         token
     }

@@ -212,6 +212,17 @@ impl Token {
         self.swap_state(state, state | ending.bits()).is_ok()
     }
 
+    /// [`close_unseen`](Self::close_unseen) for one whose list is empty again.
+    pub(super) fn close_deserted(&self, ending: &mut Ending) -> bool {
+        let inner = self.inner.lock();
+        let state = self.state.load(Ordering::Acquire);
+        if state & ENDED != 0 || ending.error.is_some() || !inner.is_deserted() {
+            return false;
+        }
+        self.prepare(ending, state);
+        self.swap_state(state, state | ending.bits()).is_ok()
+    }
+
     fn close_locked(&self, ending: &mut Ending, work: &mut Work) -> Option<Members> {
         let mut inner = self.inner.lock();
         let mut state = self.state.load(Ordering::Acquire);
