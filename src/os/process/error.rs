@@ -47,16 +47,16 @@ struct Record {
 #[derive(Debug)]
 pub(super) enum Why {
     /// The context had ended before.
-    NotStarted(crate::Error),
+    NotStarted(crate::error::Error),
     NoStart(io::Error),
     /// The context's end stopped it.
     Stopped {
-        ended: crate::Error,
+        ended: crate::error::Error,
         killed: bool,
     },
     /// It is still running, after the context's end if that is why it was to stop.
     Survived {
-        ended: Option<crate::Error>,
+        ended: Option<crate::error::Error>,
         survived: Survived,
     },
     /// It could not be waited for.
@@ -66,7 +66,7 @@ pub(super) enum Why {
     /// Its output was held open by other processes for this long.
     HeldOpen(Duration),
     /// Its output was held open by other processes until the context ended.
-    CutOff(crate::Error),
+    CutOff(crate::error::Error),
 }
 
 impl Error {
@@ -97,7 +97,7 @@ impl Error {
     /// # main();
     /// # }
     /// ```
-    pub fn context(&self) -> Option<&crate::Error> {
+    pub fn context(&self) -> Option<&crate::error::Error> {
         match &self.0.why {
             Why::NotStarted(ended) | Why::Stopped { ended, .. } | Why::CutOff(ended) => Some(ended),
             Why::Survived { ended, .. } => ended.as_ref(),

@@ -317,7 +317,7 @@ fn act_as_before(number: usize) {
         return;
     }
     #[cfg(feature = "process")]
-    crate::process::kill_all();
+    crate::os::process::kill_all();
     // Process 1 of a PID namespace cannot be ended by a signal that it does not handle.
     if std::process::id() != 1 {
         let _unknown = low_level::emulate_default_handler(number);

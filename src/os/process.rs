@@ -96,8 +96,8 @@ use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::refusal::checked;
-use crate::{CancelScope, Context};
+use crate::context::refusal::checked;
+use crate::context::{CancelScope, Context};
 
 mod capture;
 mod error;

@@ -8,7 +8,8 @@ use std::task::{self, Poll};
 use futures_core::future::FusedFuture;
 use pin_project_lite::pin_project;
 
-use crate::{Context, Done, DoneOwned};
+use super::context::Context;
+use super::done::{Done, DoneOwned};
 
 impl Context {
     /// Resolves when the context ends: [`done`](Self::done), with `()` for its output.

@@ -3,8 +3,9 @@
 use std::panic::Location;
 use std::sync::Arc;
 
+use super::context::Context;
+use super::scope::CancelScope;
 use crate::token::Token;
-use crate::{CancelScope, Context};
 
 impl Context {
     /// A child of both: it ends when either does, with that one's error, or when it is canceled or

@@ -11,8 +11,9 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::done::Wait;
-use crate::{Context, Error};
+use crate::context::Context;
+use crate::context::done::Wait;
+use crate::error::Error;
 
 /// Within a runtime the clock may be one that a test moves: it is looked at so often at least.
 const LOOK: Duration = Duration::from_millis(100);
@@ -61,7 +62,7 @@ impl Context {
         let ctx = self.clone();
         #[cfg(feature = "test-util")]
         let f = {
-            let entry = crate::testing::Entry::new(self, std::panic::Location::caller());
+            let entry = crate::context::census::Entry::new(self, std::panic::Location::caller());
             move || {
                 let _entry = entry;
                 f()

@@ -9,9 +9,9 @@ use std::mem;
 use std::ops::Deref;
 use std::panic::Location;
 
-use crate::Context;
+use super::context::Context;
+use super::guard::{self, CancelGuard, Canceler};
 use crate::error::BoxError;
-use crate::guard::{self, CancelGuard, Canceler};
 
 /// A context that ends when this is dropped: Go's `ctx, cancel := …` and `defer cancel()` in one value.
 ///
@@ -453,7 +453,8 @@ mod tests {
 
     #[test]
     fn a_scope_that_something_sees_makes_one() {
-        let keepers: [fn(&CancelScope) -> Box<dyn std::any::Any>; 6] = [
+        type Keep = fn(&CancelScope) -> Box<dyn std::any::Any>;
+        let keepers: [Keep; 6] = [
             |scope| Box::new(scope.context().clone()),
             |scope| Box::new(scope.canceler()),
             |scope| Box::new(scope.context().with_value(1_u8)),

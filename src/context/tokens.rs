@@ -5,8 +5,9 @@ use std::panic::Location;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use super::context::Context;
+use super::scope::CancelScope;
 use crate::token::Token;
-use crate::{CancelScope, Context};
 
 impl Context {
     /// A child that also ends when `token` is cancelled, as [`Canceled`](crate::ErrorKind::Canceled).

@@ -1,12 +1,48 @@
-//! Tasks beside [`Context::spawn`]: one that is stopped at the end, and one that is handed its context.
+//! Tasks of a context: one that has it as the current one, one that is stopped at the end, and one that is handed it.
 
 use std::future::Future;
 
 use tokio::task::JoinHandle;
 
-use crate::{Context, Error};
+#[cfg(feature = "test-util")]
+use super::census::Entry;
+use super::context::Context;
+use crate::error::Error;
 
 impl Context {
+    /// Spawns a task in which this context is [`current`](Self::current): [`tokio::spawn`] in
+    /// [`scope`](Self::scope).
+    ///
+    /// The task sees the end; it is not stopped by it. [`spawn_bounded`](Self::spawn_bounded) stops its task,
+    /// and [`spawn_with`](Self::spawn_with) hands it the context.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime, as [`tokio::spawn`].
+    ///
+    /// ```
+    /// use tokio_ctx::Context;
+    ///
+    /// struct RequestId(u64);
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_value(RequestId(7));
+    /// let id = ctx.spawn(async { Context::current().value::<RequestId>().map(|id| id.0) });
+    /// assert_eq!(id.await.unwrap(), Some(7));
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn spawn<F>(&self, f: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        #[cfg(feature = "test-util")]
+        let f = Entry::new(self, std::panic::Location::caller()).held_by(f);
+        tokio::spawn(self.scope(f))
+    }
+
     /// Spawns a task that runs until the context ends: [`spawn`](Self::spawn) of [`run`](Self::run).
     ///
     /// At the end the future is dropped where it awaits, as by [`run`](Self::run), and the task resolves to

@@ -60,11 +60,11 @@ use pin_project_lite::pin_project;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::sleep_until;
 
+use crate::context::refusal::checked;
+use crate::context::{CancelScope, Canceler, Context, DoneOwned};
 #[cfg(doc)]
 use crate::error::BoxError;
-use crate::error::Place;
-use crate::refusal::checked;
-use crate::{CancelScope, Canceler, Context, DoneOwned, Error};
+use crate::error::{Error, Place};
 
 mod failed;
 mod outcome;
@@ -655,7 +655,7 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
         // What has ended keeps its future's room until then.
         self.collect();
         #[cfg(feature = "test-util")]
-        let task = crate::testing::Entry::new(&self.ctx, spawned_at).held_by(task);
+        let task = crate::context::census::Entry::new(&self.ctx, spawned_at).held_by(task);
         let task = self.ctx.scope(task);
         let member = Member { nth: self.spawned, spawned_at };
         let handle = self.tasks.spawn(Working { task, common: self.common.clone(), member });

@@ -83,7 +83,7 @@ use std::future::poll_fn;
 use std::io;
 use std::panic::Location;
 
-use crate::{CancelScope, Context};
+use crate::context::{CancelScope, Context};
 
 #[cfg(unix)]
 mod before;

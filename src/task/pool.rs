@@ -7,9 +7,9 @@ use std::panic::Location;
 use futures_core::stream::Stream;
 use tokio::task::coop::consume_budget;
 
-use crate::ext::StreamExt;
-use crate::group::Group;
-use crate::{Context, Error};
+use super::group::Group;
+use crate::context::{Checked, Context};
+use crate::error::Error;
 
 #[track_caller]
 pub(crate) fn for_each_task<S, F, Fut, E>(
@@ -28,7 +28,7 @@ where
     let (group, ctx) = Group::new(ctx);
     let mut group = group.limit(n);
     async move {
-        let mut items = Box::pin(stream.checked_by(&ctx));
+        let mut items = Box::pin(Checked::new(stream, &ctx));
         while group.turn().await {
             let next = poll_fn(|cx| {
                 // However long the next item takes, what has ended meanwhile is let go.

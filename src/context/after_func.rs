@@ -2,13 +2,58 @@
 
 use std::fmt;
 use std::future::Future;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::{Arc, Weak};
 
 use tokio::task::AbortHandle;
 
-use crate::Context;
+#[cfg(feature = "test-util")]
+use super::census::Entry;
+use super::context::Context;
 use crate::token::Token;
 use crate::token::sync::{AtomicBool, Ordering};
+
+impl Context {
+    /// Runs `f`, once, on a task of its own, when the context has ended; at once if it has already.
+    /// Go's `context.AfterFunc`.
+    ///
+    /// [`AfterFunc::stop`] keeps it from running; dropping the handle changes nothing. In `f`,
+    /// [`current`](Self::current) is this context [`without_cancel`](Self::without_cancel): its values
+    /// are there, its end is not. Until the end, the task that watches for it keeps the context.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime, as [`tokio::spawn`]. A context with a deadline needs a time driver,
+    /// without which the task panics.
+    ///
+    /// ```
+    /// use tokio::sync::oneshot;
+    /// use tokio_ctx::Context;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_cancel();
+    /// let (interrupt, interrupted) = oneshot::channel();
+    /// ctx.after_func(|| async move { interrupt.send("stop the query").unwrap() });
+    ///
+    /// ctx.cancel();
+    /// assert_eq!(interrupted.await.unwrap(), "stop the query");
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn after_func<F, Fut>(&self, f: F) -> AfterFunc
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        #[cfg(feature = "test-util")]
+        let f = {
+            let entry = Entry::new(self, std::panic::Location::caller());
+            move || entry.held_by(async move { f().await })
+        };
+        after_func(self, f)
+    }
+}
 
 /// Stops an [`after_func`](Context::after_func). Dropping it changes nothing.
 ///
@@ -85,3 +130,6 @@ impl fmt::Debug for AfterFunc {
         f.debug_struct("AfterFunc").field("over", &self.claimed.load(Ordering::Acquire)).finish()
     }
 }
+
+impl UnwindSafe for AfterFunc {}
+impl RefUnwindSafe for AfterFunc {}

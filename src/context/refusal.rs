@@ -12,7 +12,8 @@ use std::task::{Context as TaskContext, Poll, ready};
 
 use tokio::task::coop::poll_proceed;
 
-use crate::{Context, Error};
+use super::context::Context;
+use crate::error::Error;
 
 /// How far an operation has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

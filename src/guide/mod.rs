@@ -14,28 +14,28 @@
 //! - [Recipes](recipes): what is built beside a context, each in about ten lines.
 //! - [Traps](traps): what surprises, and what to write instead.
 
-#[doc = include_str!("guide/coming_from_go.md")]
+#[doc = include_str!("coming_from_go.md")]
 pub mod coming_from_go {}
 
-#[doc = include_str!("guide/coming_from_tokens.md")]
+#[doc = include_str!("coming_from_tokens.md")]
 pub mod coming_from_tokens {}
 
-#[doc = include_str!("guide/cancel_safety.md")]
+#[doc = include_str!("cancel_safety.md")]
 pub mod cancel_safety {}
 
-#[doc = include_str!("guide/testing.md")]
+#[doc = include_str!("testing.md")]
 pub mod testing {}
 
 // Its code needs gRPC servers and more: the tests in `tests/peers` run it.
-#[cfg_attr(not(doctest), doc = include_str!("guide/from_service_to_service.md"))]
+#[cfg_attr(not(doctest), doc = include_str!("from_service_to_service.md"))]
 pub mod from_service_to_service {}
 
 // As above.
-#[cfg_attr(not(doctest), doc = include_str!("guide/services.md"))]
+#[cfg_attr(not(doctest), doc = include_str!("services.md"))]
 pub mod services {}
 
-#[doc = include_str!("guide/recipes.md")]
+#[doc = include_str!("recipes.md")]
 pub mod recipes {}
 
-#[doc = include_str!("guide/traps.md")]
+#[doc = include_str!("traps.md")]
 pub mod traps {}

@@ -24,7 +24,8 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::live::Entry;
-use crate::{Context, Error};
+use crate::context::Context;
+use crate::error::Error;
 
 /// How long a process may take to exit once it was killed, or if it cannot be signaled.
 const REAP: Duration = Duration::from_secs(5);

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use crate::Context;
+use super::context::Context;
 
 tokio::task_local! {
     static CURRENT: Context;
@@ -109,7 +109,7 @@ impl Context {
         &self,
         span: tracing::Span,
         f: F,
-    ) -> impl Future<Output = Result<F::Output, crate::Error>> + use<F> {
+    ) -> impl Future<Output = Result<F::Output, crate::error::Error>> + use<F> {
         use tracing::Instrument;
 
         if let Some(left) = self.remaining().filter(|_| !span.is_disabled()) {

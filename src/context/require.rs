@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::error::{How, Origin, Place};
-use crate::{Context, Error};
+use super::context::Context;
+use crate::error::{Error, How, Origin, Place};
 
 impl Context {
     /// `Err` unless at least this much time is left: for a step that is not worth beginning with less.

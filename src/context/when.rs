@@ -7,8 +7,10 @@ use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::pin::pin;
 
+use super::context::Context;
+use super::guard::Canceler;
+use super::scope::CancelScope;
 use crate::error::{BoxError, Place};
-use crate::{CancelScope, Canceler, Context};
 
 impl Context {
     /// A child that also ends when `reason` resolves, with its output as the cause.

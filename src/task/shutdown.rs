@@ -136,9 +136,9 @@ use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep_until};
 
-use crate::error::{BoxError, Place, fmt_with_sources};
+use crate::context::{CancelScope, Context};
+use crate::error::{BoxError, Error, Place, fmt_with_sources};
 use crate::finished::Finished;
-use crate::{CancelScope, Context, Error};
 
 const GRACE: Duration = Duration::from_secs(8);
 const CLEANUP: Duration = Duration::from_secs(1);
@@ -477,7 +477,7 @@ impl Shutdown {
             id: self.common.work.enter(name, spawned_at),
             work: self.common.work.clone(),
             #[cfg(feature = "test-util")]
-            _entry: crate::testing::Entry::new(&self.common.hard, spawned_at),
+            _entry: crate::context::census::Entry::new(&self.common.hard, spawned_at),
         }
     }
 
@@ -927,7 +927,7 @@ pub struct Ticket {
     id: u64,
     work: Arc<Work>,
     #[cfg(feature = "test-util")]
-    _entry: crate::testing::Entry,
+    _entry: crate::context::census::Entry,
 }
 
 impl Ticket {

@@ -12,9 +12,67 @@ use std::task::{self, Poll, Waker};
 use futures_core::future::FusedFuture;
 use pin_project_lite::pin_project;
 
+use super::context::Context;
+use crate::error::Error;
 use crate::token::sync::{RuntimeId, require_runtime, runtime};
 use crate::token::{Seat, UNCLOCKED};
-use crate::{Context, Error};
+
+impl Context {
+    /// Resolves when it ends, to why: for `tokio::select!`. Go's `<-ctx.Done()`.
+    ///
+    /// Cancel-safe: it can be made, polled, dropped and made again at any rate, by any number of tasks,
+    /// and leaves nothing behind. It never resolves for a context that never ends. tokio-util's
+    /// `CancellationToken::cancelled`.
+    ///
+    /// # Panics
+    ///
+    /// When polled, if the context has a deadline and there is no Tokio runtime here, or one without a
+    /// time driver.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio::{sync::mpsc, time::timeout};
+    /// use tokio_ctx::Context;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(10));
+    /// let (_jobs, mut queue) = mpsc::channel::<u32>(8);
+    ///
+    /// let stopped = loop {
+    ///     tokio::select! {
+    ///         stopped = ctx.done() => break stopped,
+    ///         Some(job) = queue.recv() => println!("job {job}"),
+    ///     }
+    /// };
+    /// assert!(stopped.is_deadline_exceeded());
+    /// # }
+    /// ```
+    pub fn done(&self) -> Done<'_> {
+        Done::new(self)
+    }
+
+    /// [`done`](Self::done), holding a clone of the context: for a task, or a struct.
+    ///
+    /// # Panics
+    ///
+    /// As [`done`](Self::done).
+    ///
+    /// ```
+    /// use tokio_ctx::Context;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_cancel();
+    /// let watcher = tokio::spawn(ctx.done_owned());
+    /// ctx.cancel();
+    /// assert!(watcher.await.unwrap().is_canceled());
+    /// # }
+    /// ```
+    pub fn done_owned(&self) -> DoneOwned {
+        DoneOwned::new(self.clone())
+    }
+}
 
 pin_project! {
     pub(crate) struct Wait<C: Borrow<Context>> {
