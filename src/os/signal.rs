@@ -87,6 +87,7 @@ use crate::context::{CancelScope, Context};
 
 #[cfg(unix)]
 mod before;
+mod number;
 #[cfg(unix)]
 mod unix;
 #[cfg(unix)]
@@ -96,36 +97,9 @@ mod windows;
 #[cfg(windows)]
 use windows as system;
 
-/// A signal, and the cause of a context that ended on it.
-///
-/// ```no_run
-/// use tokio_ctx::Context;
-/// use tokio_ctx::signal::{Signal, until_termination};
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> std::io::Result<()> {
-/// let ctx = until_termination(&Context::background())?;
-/// let stopped = ctx.done().await;
-/// if let Some(signal) = stopped.cause_as::<Signal>() {
-///     eprintln!("{signal}"); // SIGTERM received
-/// }
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Signal(i32);
+pub use number::Signal;
 
 impl Signal {
-    /// Its number: of the signal on Unix, of the console's control event on Windows.
-    ///
-    /// ```
-    /// # #[cfg(unix)]
-    /// assert_eq!(tokio_ctx::signal::Signal::TERM.number(), 15);
-    /// ```
-    pub const fn number(self) -> i32 {
-        self.0
-    }
-
     /// The status by which a shell reports a process that a signal has ended: 128 + [`number`](Self::number);
     /// on Windows `STATUS_CONTROL_C_EXIT`.
     ///

@@ -37,8 +37,8 @@ use signal_hook::consts;
 use signal_hook::{SigId, flag, low_level};
 use tokio::signal::unix;
 
-use super::Signal;
 use super::before::Before;
+use super::number::Signal;
 
 pub(super) const TERMINATION: &[Signal] = &[Signal::INT, Signal::TERM];
 

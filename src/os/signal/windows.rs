@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use tokio::signal::windows;
 
-use super::Signal;
+use super::number::Signal;
 
 pub(super) const TERMINATION: &[Signal] = &[
     Signal::CTRL_C,
