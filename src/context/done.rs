@@ -145,7 +145,7 @@ impl<C: Borrow<Context>> Wait<C> {
         let is_overdue =
             || timed && (*this.polls == 0 || (first && token.is_turn_for_clock())) && token.is_done();
         let mut ended = (first && !token.link() && token.is_done()) || is_overdue();
-        if !ended && !(stays && here == *this.runtime) {
+        if !ended && (!stays || here != *this.runtime) {
             let waker = cx.waker().clone();
             // Some wakers' clones lie elsewhere: then the first one's address may soon be another's.
             let stays = waker.data() == cx.waker().data();

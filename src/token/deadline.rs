@@ -90,7 +90,7 @@ impl Slot {
 type Cache = Vec<(RuntimeId, Vec<Option<(u64, Arc<Bucket>)>>)>;
 
 thread_local! {
-    static CACHE: std::cell::RefCell<Cache> = std::cell::RefCell::new(Vec::new());
+    static CACHE: std::cell::RefCell<Cache> = std::cell::RefCell::default();
 }
 
 /// Gives `f` the place in this thread's cache where the slot's bucket may be; not when the thread is ending.

@@ -281,9 +281,8 @@ impl Token {
         }
         let token = Arc::new(token);
         let over = [parent, other].into_iter().find(|parent| parent.is_done());
-        match over.or_else(|| token.link_both(parent, other).err()) {
-            Some(parent) => token.end_with(parent),
-            None => {}
+        if let Some(parent) = over.or_else(|| token.link_both(parent, other).err()) {
+            token.end_with(parent);
         }
         token
     }
