@@ -150,7 +150,8 @@ impl<C: Borrow<Context>> Wait<C> {
             // Some wakers' clones lie elsewhere: then the first one's address may soon be another's.
             let stays = waker.data() == cx.waker().data();
             *this.waker = address(if stays { cx.waker() } else { &waker });
-            ended = match token.register(this.seat, waker, here) {
+            let entry = if first { token.enter_at_first(here) } else { None };
+            ended = match token.register(this.seat, waker, here, entry) {
                 None => true,
                 Some(is_timed) if is_timed || !timed => false,
                 Some(_) => token.register_deadline(here.unwrap_or_else(require_runtime)),

@@ -474,6 +474,10 @@ impl<T, E, L> Group<T, E, L> {
     /// ```
     pub fn grace(mut self, after_the_end: Duration) -> Self {
         self.crew.grace = Some(after_the_end);
+        // It runs from the end, which is dated only where that matters.
+        if let Some(token) = self.crew.ctx.token() {
+            token.date_ends();
+        }
         self.crew.grace_over = None;
         self
     }

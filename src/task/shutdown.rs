@@ -209,6 +209,8 @@ impl Shutdown {
     pub fn new(ctx: &Context) -> Shutdown {
         let hard = ctx.without_cancel().with_cancel();
         let soft = ctx.merge(&hard);
+        // The grace and the clean-up run from the two ends.
+        [&soft, &hard].into_iter().filter_map(|scope| scope.token()).for_each(|token| token.date_ends());
         let (made_at, work) = (Location::caller(), Arc::default());
         Shutdown { common: Arc::new(Common { soft, hard, made_at, work }), name: None }
     }

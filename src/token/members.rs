@@ -12,7 +12,7 @@ use std::{iter, vec};
 use slab::Slab;
 
 use super::Token;
-use super::deadline::Bucket;
+use super::deadline::{Bucket, Entry};
 use super::interop::{Bridge, Foreign};
 use crate::error::{Cause, Error};
 
@@ -47,7 +47,7 @@ pub(super) struct More {
     waiters: u32,
     pub(super) bridge: Option<Bridge>,
     /// Registrations with the timers of further runtimes.
-    pub(super) entries: Vec<(Arc<Bucket>, u32)>,
+    pub(super) entries: Vec<Entry>,
     /// The second parent of a merged token, and the place in its list.
     pub(super) second: Option<(Arc<Token>, Seat)>,
     /// The cause of the error, if its own deadline ends it.
