@@ -108,7 +108,7 @@ impl Drop for Kept {
 type Cache = Vec<(RuntimeId, Vec<Option<Kept>>)>;
 
 thread_local! {
-    static CACHE: std::cell::RefCell<Cache> = std::cell::RefCell::new(Vec::new());
+    static CACHE: std::cell::RefCell<Cache> = std::cell::RefCell::default();
 }
 
 /// Gives `f` the place in this thread's cache where the slot's bucket may be; not when the thread is ending.
