@@ -13,6 +13,7 @@ use crate::error::{Error, chain};
 use crate::group;
 #[cfg(feature = "process")]
 use crate::process;
+use crate::require::NotEnoughTime;
 use crate::shutdown::{GraceOver, Report};
 
 type Dyn = dyn StdError + 'static;
@@ -117,6 +118,9 @@ fn held_by(error: &Dyn) -> Option<&Dyn> {
     }
     if let Some(shared) = error.downcast_ref::<Arc<dyn StdError + Send + Sync>>() {
         return Some(&**shared);
+    }
+    if let Some(short) = as_a::<NotEnoughTime>(error) {
+        return short.context_error().map(|ended| ended as _);
     }
     if let Some(grace) = as_a::<GraceOver>(error) {
         return Some(grace.why());

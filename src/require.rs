@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::error::{How, Origin, Place};
+use crate::error::{How, Origin, Place, fmt_with_sources};
 use crate::{Context, Error};
 
 impl Context {
@@ -121,12 +121,13 @@ impl NotEnoughTime {
     }
 }
 
-/// `not enough time left: 2s required, 300ms left of the 500ms budget set at src/main.rs:8`.
+/// `not enough time left: 2s required, 300ms left of the 500ms budget set at src/main.rs:8`, or what ended the
+/// context: `not enough time left: context canceled at src/main.rs:9`.
 impl fmt::Display for NotEnoughTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let required = self.required;
         match &self.why {
-            Why::Ended(_) => f.write_str("not enough time left, as the context has ended"),
+            Why::Ended(error) => write!(f, "not enough time left: {error}"),
             Why::Short { left, .. } if self.is_cause => {
                 write!(f, "not enough time left: {required:?} required, {:?} left", legible(*left))
             }
@@ -139,21 +140,25 @@ impl fmt::Display for NotEnoughTime {
     }
 }
 
-/// As `Display`, and the context's error if it had ended: what is seen where `main` returns it.
+/// The line of `Display`, then what the context's cause came from; `{:#?}` shows the fields.
 impl fmt::Debug for NotEnoughTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)?;
-        match &self.why {
-            Why::Ended(error) => write!(f, ": {error}"),
-            Why::Short { .. } => Ok(()),
+        if !f.alternate() {
+            return fmt_with_sources(self, f);
         }
+        f.debug_struct("NotEnoughTime")
+            .field("required", &self.required)
+            .field("left", &self.left())
+            .field("set_at", &self.set_at())
+            .field("context_error", &self.context_error())
+            .finish()
     }
 }
 
-/// Its source is the context's error, if that had ended.
+/// `Display` includes the context's error, so that the chain goes on with that one's source.
 impl StdError for NotEnoughTime {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.context_error().map(|error| error as _)
+        self.context_error()?.source()
     }
 }
 
