@@ -53,7 +53,10 @@ impl Context {
         if left >= least {
             return Ok(());
         }
-        let Some(owner) = token.deadline_owner() else { return Ok(()) };
+        let Some(owner) = token.deadline_owner() else {
+            // It has ended meanwhile.
+            return self.err().map_or(Ok(()), |ended| short(Why::Ended(ended)));
+        };
         let (set_at, budget) = (owner.made_at(), owner.budget().unwrap_or_default());
         short(Why::Short { left, deadline, set_at, budget })
     }

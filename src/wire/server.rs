@@ -22,6 +22,7 @@ use super::inbound::Inbound;
 use super::reply::Reply;
 use super::request_line::RequestLine;
 use crate::done::Wait;
+use crate::refusal::Entry;
 use crate::shutdown::Ticket;
 use crate::{BoxError, Context, Shutdown};
 
@@ -196,7 +197,8 @@ where
         request.extensions_mut().insert(ctx.clone());
         let handler = ctx.sync_scope(|| live.ending.watch(|| self.inner.call(request)));
         let wait = Wait::new(ctx);
-        ServerFuture { live: Some(live), refusal: None, wait, handler: Some(handler), ticket }
+        let (live, handler, entry) = (Some(live), Some(handler), Entry::Fresh);
+        ServerFuture { live, refusal: None, entry, wait, handler, ticket }
     }
 }
 
@@ -237,6 +239,7 @@ pin_project! {
         live: Option<Live>,
         // The layer's own answer, for a request that the handler is not asked.
         refusal: Option<Box<Response<Bytes>>>,
+        entry: Entry,
         #[pin]
         wait: Wait<Context>,
         #[pin]
@@ -260,7 +263,8 @@ pin_project! {
 impl<F> ServerFuture<F> {
     fn refused(response: Response<Bytes>, service: &Context) -> Self {
         let wait = Wait::new(service.clone());
-        ServerFuture { live: None, refusal: Some(Box::new(response)), wait, handler: None, ticket: None }
+        let (refusal, entry) = (Some(Box::new(response)), Entry::Fresh);
+        ServerFuture { live: None, refusal, entry, wait, handler: None, ticket: None }
     }
 }
 
@@ -274,6 +278,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         const OVER: &str = "polled again after the response";
         let mut this = self.project();
+        if this.refusal.is_some() {
+            ready!(this.entry.poll_refused(cx));
+        }
         if let Some(refusal) = this.refusal.take() {
             return Poll::Ready(Ok((*refusal).map(ServerBody::own)));
         }
@@ -286,10 +293,7 @@ where
         let answer = match polled {
             Poll::Ready(Ok(response)) => {
                 let live = this.live.take().expect(OVER);
-                let ctx = this.wait.ctx().clone();
-                // Nobody waits here any more: the end need not wake this task.
-                this.wait.set(Wait::new(ctx.clone()));
-                Ok(live.respond(response, ctx, this.ticket))
+                Ok(live.respond(response, this.wait.ctx().clone(), this.ticket))
             }
             Poll::Ready(Err(error)) => {
                 live.ending.expect(RequestEnd::Failed);
@@ -303,6 +307,9 @@ where
         *this.live = None;
         this.wait.ctx().sync_scope(|| this.handler.set(None));
         *this.ticket = None;
+        // Nothing waits here any more: the end need not wake this task.
+        let ctx = this.wait.ctx().clone();
+        this.wait.set(Wait::new(ctx));
         Poll::Ready(answer)
     }
 }
