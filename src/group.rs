@@ -244,6 +244,48 @@ where
     /// that out by itself, as in Go. The line of this call is remembered, and named if the task
     /// fails, panics or is aborted. Go's `Group.Go`.
     ///
+    /// # The error's type
+    ///
+    /// In `async move { …?; Ok(()) }` the `?` converts into some error, and nothing says into which. It is inferred
+    /// where `group.join().await?` is in a function of the same error, or `join`'s result is given a type. Otherwise
+    /// the compiler says `type annotations needed`: name the error at the group, or at the `Ok`.
+    ///
+    /// ```
+    /// use std::io;
+    /// use tokio_ctx::{Context, Group};
+    ///
+    /// # async fn save() -> io::Result<()> { Ok(()) }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let (mut group, ctx) = Group::<_, io::Error>::new(&Context::background());
+    /// group.spawn(async move {
+    ///     ctx.run(save()).await??; // `tokio_ctx::Error` converts into `io::Error`.
+    ///     Ok(())
+    /// });
+    /// assert!(group.join().await.is_ok());
+    ///
+    /// let (mut group, _ctx) = Group::new(&Context::background());
+    /// group.spawn(async move {
+    ///     save().await?;
+    ///     Ok::<_, io::Error>(())
+    /// });
+    /// assert!(group.join().await.is_ok());
+    /// # }
+    /// ```
+    ///
+    /// ```compile_fail,E0282
+    /// # use tokio_ctx::{Context, Group};
+    /// # async fn save() -> std::io::Result<()> { Ok(()) }
+    /// # async fn all() {
+    /// let (mut group, _ctx) = Group::new(&Context::background());
+    /// group.spawn(async move {
+    ///     save().await?;
+    ///     Ok(())
+    /// });
+    /// assert!(group.join().await.is_ok());
+    /// # }
+    /// ```
+    ///
     /// # Panics
     ///
     /// Outside a Tokio runtime, as [`tokio::spawn`].

@@ -392,9 +392,9 @@ fn a_chain_that_threads_share_is_freed_once() {
         shares[nth % 3].push(error.clone());
     }
     drop(error);
-    let threads = shares.into_iter().map(|share| {
-        thread::Builder::new().stack_size(256 * 1024).spawn(move || drop(share)).unwrap()
-    });
+    let threads = shares
+        .into_iter()
+        .map(|share| thread::Builder::new().stack_size(256 * 1024).spawn(move || drop(share)).unwrap());
     threads.collect::<Vec<_>>().into_iter().for_each(|thread| thread.join().unwrap());
     assert_eq!(drops.count(), 1);
 }

@@ -660,7 +660,8 @@ async fn a_deadline_over_a_connection_is_answered_or_breaks_off() {
 #[tokio::test]
 async fn what_was_answered_keeps_no_waker() {
     for fails in [false, true] {
-        let service = ServerLayer::new(Context::background().with_timeout(LONG).detach(), Inbound::new());
+        let service =
+            ServerLayer::new(Context::background().with_timeout(LONG).detach(), Inbound::new());
         let (send, receiver) = oneshot::channel::<Result<(), &str>>();
         let receiver = Mutex::new(Some(receiver));
         let mut service = service.layer(service_fn(|_: Request<()>| {
