@@ -3,12 +3,19 @@
 //! An [`Error`] is a plain value: where, when and how a context ended, and a shared handle on the cause if
 //! there is one. It holds no context: keeping an error, or giving it to another context as its cause,
 //! keeps no tree alive.
+//!
+//! An error may be the cause of the next, and a loop makes a chain of any length of them. Neither to print nor to
+//! free it recurses: `Display` and `source` go from error to error in a loop, and [`release`] lets the drops that
+//! a drop leads to wait for it.
 
+use std::cell::Cell;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
-use std::panic::{Location, RefUnwindSafe, UnwindSafe};
+use std::mem::{self, ManuallyDrop};
+use std::panic::{AssertUnwindSafe, Location, RefUnwindSafe, UnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -259,35 +266,54 @@ impl Origin {
     }
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Error {
+    /// Prints the line without the cause.
+    fn fmt_end(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Origin { made_at, how, budget, .. } = self.origin;
         let made_at = Place(made_at);
         match (how, budget) {
             (How::Deadline, Some(Duration::ZERO)) => {
-                write!(f, "context deadline exceeded: no time was left when it was set at {made_at}")?
+                write!(f, "context deadline exceeded: no time was left when it was set at {made_at}")
             }
             (How::Deadline, budget) => {
                 let budget = legible(budget.unwrap_or_default());
-                write!(f, "context deadline exceeded: {budget:?} budget set at {made_at}")?
+                write!(f, "context deadline exceeded: {budget:?} budget set at {made_at}")
             }
-            (How::Canceled(place), _) => write!(f, "context canceled at {}", Place(place))?,
+            (How::Canceled(place), _) => write!(f, "context canceled at {}", Place(place)),
             (How::GuardDropped, _) => {
-                write!(f, "context canceled: scope dropped, context made at {made_at}")?
+                write!(f, "context canceled: scope dropped, context made at {made_at}")
             }
             (How::Token, _) => {
-                write!(f, "context canceled by the CancellationToken given at {made_at}")?
+                write!(f, "context canceled by the CancellationToken given at {made_at}")
             }
             #[cfg(feature = "tonic")]
             (How::Peer(ErrorKind::DeadlineExceeded), _) => {
-                write!(f, "context deadline exceeded: told by a peer at {made_at}")?
+                write!(f, "context deadline exceeded: told by a peer at {made_at}")
             }
             #[cfg(feature = "tonic")]
             (How::Peer(ErrorKind::Canceled), _) => {
-                write!(f, "context canceled: told by a peer at {made_at}")?
+                write!(f, "context canceled: told by a peer at {made_at}")
             }
         }
-        match &self.cause {
+    }
+
+    /// The cause, if it is an error of a context itself.
+    fn ended_by(&self) -> Option<&Error> {
+        self.cause()?.downcast_ref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut error = self;
+        error.fmt_end(f)?;
+        // A loop, as such causes may be many.
+        while let Some(cause) = error.ended_by() {
+            f.write_str(": ")?;
+            cause.fmt_end(f)?;
+            error = cause;
+        }
+        match error.cause() {
             Some(cause) => write!(f, ": {cause}"),
             None => Ok(()),
         }
@@ -318,11 +344,13 @@ impl fmt::Debug for Error {
         if !f.alternate() {
             return fmt_with_sources(self, f);
         }
-        f.debug_struct("Error")
-            .field("kind", &self.kind())
-            .field("cause", &self.cause)
-            .field("origin", &self.origin)
-            .finish()
+        let mut fields = f.debug_struct("Error");
+        fields.field("kind", &self.kind());
+        match self.ended_by() {
+            Some(cause) => fields.field("cause", &format_args!("{cause}")),
+            None => fields.field("cause", &self.cause),
+        };
+        fields.field("origin", &self.origin).finish()
     }
 }
 
@@ -369,12 +397,57 @@ impl StdError for Error {
     /// What the cause came from: the cause itself is in the line that `Display` prints. See
     /// [`cause`](Error::cause) and [`cause_as`](Error::cause_as).
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        let mut cause = self.cause()?;
-        // A loop, as such causes may be many.
-        while let Some(error) = cause.downcast_ref::<Error>() {
-            cause = error.cause()?;
+        let mut error = self;
+        while let Some(cause) = error.ended_by() {
+            error = cause;
         }
-        cause.source()
+        error.cause()?.source()
+    }
+}
+
+impl Drop for Error {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(cause) = self.cause.take() {
+            release(cause);
+        }
+    }
+}
+
+thread_local! {
+    /// The causes that wait for the drop of another to return; `None` while none is dropped here.
+    ///
+    /// Emptied by the call that has filled it, and without a destructor of its own, so that it is there to the end
+    /// of the thread.
+    static WAITING: Cell<Option<ManuallyDrop<Vec<Cause>>>> = const { Cell::new(None) };
+}
+
+/// Drops a cause, and then, one after the other, the causes of the errors that were dropped with it, whatever
+/// lies between: so that a chain of any length takes no more stack than one of its links.
+fn release(cause: Cause) {
+    if let Some(mut waiting) = WAITING.take() {
+        waiting.push(cause);
+        WAITING.set(Some(waiting));
+        return;
+    }
+    WAITING.set(Some(ManuallyDrop::default()));
+    let (mut next, mut panicked) = (Some(cause), None);
+    while let Some(cause) = next {
+        // Foreign code. What waits behind it is freed all the same, as the other fields of a value are.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(cause))) {
+            match panicked {
+                None => panicked = Some(panic),
+                // Its own drop may panic again.
+                Some(_) => mem::forget(panic),
+            }
+        }
+        let mut waiting = WAITING.take().unwrap_or_default();
+        next = waiting.pop();
+        WAITING.set(Some(waiting));
+    }
+    WAITING.take().map(ManuallyDrop::into_inner);
+    if let Some(panic) = panicked.filter(|_| !thread::panicking()) {
+        resume_unwind(panic);
     }
 }
 

@@ -9,6 +9,7 @@ use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
 
+use crate::context::require::NotEnoughTime;
 use crate::error::{Error, chain};
 #[cfg(feature = "process")]
 use crate::os::process;
@@ -117,6 +118,9 @@ fn held_by(error: &Dyn) -> Option<&Dyn> {
     }
     if let Some(shared) = error.downcast_ref::<Arc<dyn StdError + Send + Sync>>() {
         return Some(&**shared);
+    }
+    if let Some(short) = as_a::<NotEnoughTime>(error) {
+        return short.context_error().map(|ended| ended as _);
     }
     if let Some(grace) = as_a::<GraceOver>(error) {
         return Some(grace.why());

@@ -91,8 +91,22 @@
 //! # }
 //! ```
 //!
-//! What is derived or cloned from a scope ends with it: [`CancelScope`] shows the
-//! [traps](CancelScope#traps).
+//! What is derived or cloned from a scope ends with it, also where the scope has no name and is dropped at the end
+//! of its statement. The error then names the line:
+//!
+//! ```
+//! # use std::time::Duration;
+//! # let parent = tokio_ctx::Context::background();
+//! let step = parent.with_timeout(Duration::from_secs(1)).with_cancel(); // The timeout's scope ends here,
+//! // context canceled: scope dropped, context made at src/main.rs:3
+//! assert!(step.is_done());
+//!
+//! let limit = parent.with_timeout(Duration::from_secs(1)); // and here with the variable.
+//! let step = limit.with_cancel();
+//! assert!(!step.is_done());
+//! ```
+//!
+//! [`CancelScope`] shows the other [traps](CancelScope#traps).
 //!
 //! # What holds
 //!
@@ -105,7 +119,7 @@
 //!
 //! `tracing` (default): one `DEBUG` event, target `tokio_ctx`, when a context ends by its deadline or is
 //! canceled, with the fields `kind`, `cause`, `budget_ms`, `derived_at`, `canceled_at` and `lived_ms`;
-//! and `Context::run_in_span`. A `WARN` for a header of a request that is left aside.
+//! and `Context::run_in_span`, `try_run_in_span`. A `WARN` for a header of a request that is left aside.
 //!
 //! Not everyone needs the others, which are named like Tokio's own, or like what they are for:
 //!

@@ -6,14 +6,16 @@ mod common;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use common::{Cause, assert_same, ended, ms};
+use common::{Cause, CountsDrop, Drops, assert_same, ended, ms, panic_text};
 use tokio::process::Command;
 use tokio_ctx::process::CommandExt;
 use tokio_ctx::shutdown::GraceOver;
-use tokio_ctx::{BoxError, Context, Error, Shutdown};
+use tokio_ctx::{BoxError, Context, Error, Group, Shutdown};
 
 /// An error that prints its own text, and has a source.
 #[derive(Debug)]
@@ -247,4 +249,225 @@ fn a_chain_that_leads_back_to_itself_ends_the_search() {
     assert!(error.cause_as::<fmt::Error>().is_none());
     assert!(format!("{error:?}").lines().count() < 10);
     assert!(format!("{:?}", canceled_with(Own)).lines().count() < 10);
+}
+
+/// What this crate's errors hold and leave out of `source`, as they are and under what hides it again.
+#[tokio::test(start_paused = true)]
+async fn the_contexts_error_is_found_in_every_error_of_the_crate() {
+    let ctx = Context::background().with_cancel();
+    ctx.cancel_with(Layer("client hung up", Cause("reset")));
+    let end = ended(&ctx);
+
+    let process = || async { Command::new("make").bounded_by(&ctx).status().await.unwrap_err() };
+    let shutdown = Shutdown::new(&ctx);
+    let report = || async { shutdown.wait().await };
+    let unfit = || ctx.require(ms(1)).unwrap_err();
+    let mut found: Vec<Box<dyn StdError>> = vec![
+        Box::new(process().await),
+        Box::new(Arc::new(process().await)),
+        Box::new(io::Error::from(process().await)),
+        Box::new(Layer("building", io::Error::from(process().await))),
+        Box::new(report().await),
+        Box::new(io::Error::other(report().await)),
+        Box::new(unfit()),
+        Box::new(Box::new(unfit())),
+        Box::new(io::Error::other(unfit())),
+        Box::new(io::Error::from(unfit())),
+        Box::new(Error::from(unfit())),
+    ];
+    // What a group had to abort tells the lines in addition.
+    let (group, _ctx) = Group::<(), Error>::new(&ctx);
+    let mut group = group.grace(Duration::ZERO);
+    group.spawn(std::future::pending());
+    found.push(Box::new(group.join().await.unwrap_err()));
+    for (nth, error) in found.iter().enumerate() {
+        let inner = Error::find(&**error).unwrap_or_else(|| panic!("not found in {nth}: {error}"));
+        assert!(inner.is_canceled() && inner.origin().canceled_at() == end.origin().canceled_at());
+        assert_eq!(inner.cause_as::<Cause>(), Some(&Cause("reset")), "{nth}: {error}");
+        assert_once(&format!("{error:?}"), &["context canceled at", "client hung up", "reset"]);
+    }
+
+    // A task that failed says so to the others in words; its own error is what `join` returns.
+    let (mut group, ctx) = Group::<(), io::Error>::new(&Context::background());
+    group.spawn(async { Err(expired().into()) });
+    let seen = ctx.done().await;
+    assert_once(&printed(seen.clone()), &["context canceled at", "failed: context deadline exceeded"]);
+    assert!(Error::find(&group.join().await.unwrap_err()).unwrap().is_deadline_exceeded());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_for_lack_of_time_says_each_message_once() {
+    let ctx = Context::background().with_timeout(ms(500));
+    let short = ctx.require(ms(600)).unwrap_err();
+    assert_once(&printed(short.clone()), &["not enough time left", "budget set at"]);
+    assert_once(&printed(Error::from(short)), &["not enough time left", "budget set at"]);
+    ctx.cancel_with(Layer("client hung up", Cause("reset")));
+    let ended = ctx.require(ms(1)).unwrap_err();
+    assert_once(&printed(ended), &["not enough time left", "client hung up", "reset"]);
+}
+
+const LINKS: usize = 200_000;
+
+fn on_a_small_stack(f: impl FnOnce() + Send + 'static) {
+    let thread = thread::Builder::new().stack_size(2 * 1024 * 1024).spawn(f);
+    thread.unwrap().join().unwrap();
+}
+
+/// Each error the cause of the next, in whatever `wrap` puts around it.
+fn chained(first: BoxError, wrap: impl Fn(Error) -> BoxError) -> Error {
+    let mut error = canceled_with(first);
+    for _ in 0..LINKS {
+        error = canceled_with(wrap(error));
+    }
+    error
+}
+
+/// A turn of a loop that gives each error to the next context, for days.
+#[test]
+fn a_chain_of_hundreds_of_thousands_is_printed_searched_and_freed() {
+    on_a_small_stack(|| {
+        let drops = Drops::default();
+        let error = chained(Box::new(Layer("bottom", Counted(drops.counted()))), |error| error.into());
+        let text = error.to_string();
+        assert!(text.ends_with(": bottom"));
+        assert_eq!(text.matches("context canceled at").count(), LINKS + 1);
+        assert_eq!(format!("{error:?}"), format!("{text}\n\nCaused by:\n    counted"));
+        assert!(format!("{error:#?}").contains("bottom"));
+        assert_eq!(error.source().unwrap().to_string(), "counted");
+        assert!(error.cause_as::<Counted>().is_some());
+        assert!(error.cause_as::<fmt::Error>().is_none());
+        // A clone keeps it all, and so does a link in the middle.
+        let clone = error.clone();
+        drop(error);
+        let mut middle = &clone;
+        for _ in 0..LINKS / 2 {
+            middle = middle.cause_as().unwrap();
+        }
+        let middle = middle.clone();
+        drop(clone);
+        assert_eq!(drops.count(), 0);
+        drop(middle);
+        assert_eq!(drops.count(), 1);
+    });
+}
+
+/// Whatever lies between one error and the next.
+#[test]
+fn a_chain_of_errors_in_others_is_freed() {
+    let between: [fn(Error) -> BoxError; 6] = [
+        |error| Box::new(Layer("between", error)),
+        |error| Box::new(io::Error::from(error)),
+        |error| Box::new(Arc::new(Layer("between", Box::new(error)))),
+        |error| anyhow::Error::new(error).context("between").into(),
+        |error| Box::new(Layer("between", Held(Some(error.clone()), vec![error]))),
+        |error| {
+            let ctx = Context::background().with_cancel();
+            ctx.cancel_with(error);
+            Box::new(ctx.require(ms(1)).unwrap_err())
+        },
+    ];
+    for wrap in between {
+        on_a_small_stack(move || {
+            let drops = Drops::default();
+            let error = chained(Box::new(Counted(drops.counted())), wrap);
+            assert!(error.cause().is_some_and(|cause| !cause.is::<Error>()));
+            assert_eq!(drops.count(), 0);
+            // By a context that has it, too.
+            let ctx = Context::background().with_cancel();
+            ctx.cancel_with(error);
+            drop(ctx);
+            assert_eq!(drops.count(), 1);
+        });
+    }
+}
+
+/// From many threads, of which any may be the last that holds a link.
+#[test]
+fn a_chain_that_threads_share_is_freed_once() {
+    let drops = Drops::default();
+    let mut error = canceled_with(Counted(drops.counted()));
+    let mut shares = vec![Vec::new(), Vec::new(), Vec::new()];
+    for nth in 0..LINKS / 4 {
+        error = canceled_with(error);
+        shares[nth % 3].push(error.clone());
+    }
+    drop(error);
+    let threads = shares
+        .into_iter()
+        .map(|share| thread::Builder::new().stack_size(256 * 1024).spawn(move || drop(share)).unwrap());
+    threads.collect::<Vec<_>>().into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(drops.count(), 1);
+}
+
+/// A cause whose drop panics costs the rest of the chain nothing, nor later ones.
+#[test]
+fn a_cause_that_panics_when_dropped_leaves_nothing_behind() {
+    let drops = Drops::default();
+    let layers = |drops: &Drops| {
+        let bottom = canceled_with(Counted(drops.counted()));
+        let error = canceled_with(Layer("above", Breaks(Some(canceled_with(Breaks(Some(bottom)))))));
+        canceled_with(error)
+    };
+    let error = layers(&drops);
+    assert_eq!(panic_text(move || drop(error)), "broken");
+    assert_eq!(drops.count(), 1);
+    drop(canceled_with(Counted(drops.counted())));
+    assert_eq!(drops.count(), 2);
+    // While another panic unwinds.
+    let error = layers(&drops);
+    let unwound = catch_unwind(AssertUnwindSafe(move || {
+        let _error = error;
+        panic!("first");
+    }));
+    assert_eq!(unwound.unwrap_err().downcast_ref(), Some(&"first"));
+    assert_eq!(drops.count(), 3);
+}
+
+struct Counted(#[allow(dead_code, reason = "counts its drop")] CountsDrop);
+
+impl fmt::Debug for Counted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Counted")
+    }
+}
+
+impl fmt::Display for Counted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("counted")
+    }
+}
+
+impl StdError for Counted {}
+
+/// Holds errors and shows none.
+#[derive(Debug)]
+struct Held(
+    #[allow(dead_code, reason = "to be dropped")] Option<Error>,
+    #[allow(dead_code, reason = "to be dropped")] Vec<Error>,
+);
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("held")
+    }
+}
+
+impl StdError for Held {}
+
+/// Panics when it is dropped.
+#[derive(Debug)]
+struct Breaks(#[allow(dead_code, reason = "to be dropped")] Option<Error>);
+
+impl fmt::Display for Breaks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("breaks")
+    }
+}
+
+impl StdError for Breaks {}
+
+impl Drop for Breaks {
+    fn drop(&mut self) {
+        panic!("broken");
+    }
 }

@@ -200,8 +200,8 @@ async fn spawn_with_hands_the_task_its_context() {
 async fn keeping_deadline_keeps_all_but_the_cancel() {
     let parent = Context::background().with_cancel();
     let request = parent.with_timeout(ms(100)).with_value("alice");
-    let kept = request.keeping_deadline();
     let line = line!() - 1;
+    let kept = request.keeping_deadline();
     parent.cancel_with("client hung up");
     assert!(request.is_done() && !kept.is_done());
     // Also of one that was canceled before.
@@ -215,7 +215,16 @@ async fn keeping_deadline_keeps_all_but_the_cancel() {
     let error = kept.done().await;
     assert_eq!(start.elapsed(), ms(100));
     assert!(error.is_deadline_exceeded());
-    assert_eq!(error.origin().made_at().line(), line);
+    // It names the line that set the deadline, as the request's error does, and that one's budget; also from
+    // far below, from a merge, and once more.
+    let origin = error.origin();
+    assert_eq!((origin.made_at().line(), origin.budget()), (line, Some(ms(100))));
+    let below = request.with_timeout(Duration::from_secs(60)).detach().with_cancel().keeping_deadline();
+    let merged = Context::background().with_cancel().merge(&kept).keeping_deadline();
+    for ctx in [late.keeping_deadline(), below, merged] {
+        assert_eq!(ended(&ctx).to_string(), error.to_string());
+        assert_eq!(ended(&ctx).origin().ended_at(), origin.ended_at());
+    }
     // Passed, it is passed; and without one there is none.
     advance(ms(50)).await;
     assert!(request.keeping_deadline().err().unwrap().is_deadline_exceeded());

@@ -544,3 +544,120 @@ fn a_wait_on_background_never_ends_and_costs_nothing() {
     assert_eq!(wakes.count(), 0);
     assert_eq!(Arc::strong_count(&wakes), 1, "background can never wake anybody");
 }
+
+/// A future that has resolved may be kept for as long as its owner likes, in a struct or a `join_all`. It keeps
+/// no task's waker, whatever it was that it returned.
+mod what_is_over_keeps_no_waker {
+    use std::future::Future;
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use tokio_ctx::{FutureExt as _, Group};
+
+    use super::*;
+
+    type Output = Result<u8, Error>;
+
+    /// Polls a future until what it waits for is there, and looks for its waker while it is still around.
+    #[track_caller]
+    fn over<F: Future<Output = Output>>(future: F, resolve: impl FnOnce()) -> Output {
+        let (wakes, waker) = Wakes::new();
+        let mut future = Box::pin(future);
+        assert!(poll(future.as_mut(), &waker).is_pending());
+        assert!(Arc::strong_count(&wakes) > 2, "it does not wait");
+        resolve();
+        let Poll::Ready(output) = poll(future.as_mut(), &waker) else { panic!("it still waits") };
+        assert_eq!(Arc::strong_count(&wakes), 2, "a waker was kept");
+        drop(future);
+        output
+    }
+
+    type Bounded<'a> = Pin<Box<dyn Future<Output = Output> + 'a>>;
+    type Received = oneshot::Receiver<u8>;
+
+    type Bound = for<'a> fn(&'a Context, Received) -> Bounded<'a>;
+
+    fn bounds() -> Vec<Bound> {
+        async fn fallible(receiver: Received) -> Output {
+            Ok(receiver.await.unwrap())
+        }
+        vec![
+            |ctx, receiver| Box::pin(ctx.run(receiver).map(|received| Ok(received?.unwrap()))),
+            |ctx, receiver| Box::pin(ctx.try_run(fallible(receiver))),
+            |ctx, receiver| Box::pin(fallible(receiver).bounded_by(ctx).map(|received| received?)),
+            |ctx, receiver| Box::pin(ctx.run_owned(receiver).map(|received| Ok(received?.unwrap()))),
+            |ctx, receiver| {
+                let run = ctx.with_cancel().run_owned(receiver);
+                Box::pin(run.map(|received| Ok(received?.unwrap())))
+            },
+            |ctx, receiver| Box::pin(ctx.try_within(LONG, async |_| fallible(receiver).await)),
+        ]
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_bounded_future() {
+        let timed = BACKGROUND.with_timeout(LONG).detach();
+        for bound in bounds() {
+            for ctx in [BACKGROUND.with_cancel(), timed.with_cancel()] {
+                let (send, receiver) = oneshot::channel();
+                let output = over(bound(&ctx, receiver), || send.send(7).unwrap());
+                assert_eq!(output.unwrap(), 7);
+                let (_send, receiver) = oneshot::channel();
+                let output = over(bound(&ctx, receiver), || ctx.cancel());
+                assert_same(&output.unwrap_err(), &ended(&ctx));
+            }
+        }
+    }
+
+    /// A scope that a step has for itself ends with the step.
+    #[test]
+    fn nor_its_scope() {
+        let scope = BACKGROUND.with_cancel();
+        let ctx = scope.clone();
+        let (send, receiver) = oneshot::channel();
+        let mut step = Box::pin(scope.run_owned(receiver));
+        assert!(poll(step.as_mut(), Waker::noop()).is_pending());
+        send.send(7).unwrap();
+        assert!(poll(step.as_mut(), Waker::noop()).is_ready());
+        assert!(ctx.is_done());
+        drop(step);
+    }
+
+    /// One that is polled again says so, as an `async fn` does.
+    #[test]
+    #[should_panic(expected = "polled again after it was ready")]
+    fn nor_may_it_be_polled_again() {
+        let ctx = BACKGROUND.with_cancel();
+        let mut run = pin!(ctx.run(std::future::ready(1)));
+        assert!(poll(run.as_mut(), Waker::noop()).is_ready());
+        assert_eq!(format!("{run:?}"), "Run(..)");
+        let _ = poll(run, Waker::noop());
+    }
+
+    /// A group with a grace waits for its context's end in `next`, and no longer.
+    #[tokio::test(start_paused = true)]
+    async fn a_group() {
+        for dropped in [false, true] {
+            let (group, ctx) = Group::<u8, Error>::new(&BACKGROUND);
+            let mut group = group.grace(Duration::from_secs(1));
+            let (send, receiver) = oneshot::channel();
+            group.spawn(async { Ok(receiver.await.unwrap()) });
+            let (wakes, waker) = Wakes::new();
+            {
+                let mut next = Box::pin(group.next());
+                assert!(poll(next.as_mut(), &waker).is_pending());
+                if !dropped {
+                    send.send(7).unwrap();
+                    tokio::task::yield_now().await;
+                    assert!(poll(next.as_mut(), &waker).is_ready());
+                }
+            }
+            // Tokio's own set keeps the waker that it was given last; the context does not.
+            let before = wakes.count();
+            ctx.with_cancel().cancel();
+            group.canceler().cancel();
+            assert_eq!(wakes.count(), before, "a waker was kept, dropped: {dropped}");
+        }
+    }
+}

@@ -165,6 +165,22 @@ fn calls_that_are_refused_let_others_run() {
     });
 }
 
+/// Nor does a server spin that is called in a loop.
+#[test]
+fn requests_that_are_refused_let_others_run() {
+    use tokio_ctx::wire::{Inbound, ServerLayer};
+    use tower::{Layer as _, ServiceExt as _, service_fn};
+
+    type Body = http_body_util::Empty<bytes::Bytes>;
+    let handler =
+        service_fn(async |_: http::Request<Body>| Ok::<_, io::Error>(http::Response::new(Body::new())));
+    lets_others_run("a request", async move |ctx| {
+        let server = ServerLayer::new(ctx.clone(), Inbound::new()).layer(handler);
+        let refused = server.oneshot(http::Request::new(Body::new())).await.unwrap();
+        assert!(refused.status().is_server_error());
+    });
+}
+
 /// The loop's own context is the bound.
 #[test]
 fn a_loop_that_ignores_its_contexts_end_is_ended_by_it() {

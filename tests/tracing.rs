@@ -10,9 +10,10 @@ use std::fmt;
 use std::future::pending;
 use std::sync::Once;
 
-use common::{Cause, LONG, assert_same, ended, ms, poll_once, word};
+use common::{Cause, LONG, assert_same, ended, ms, poll, poll_once, word};
+use futures::FutureExt as _;
 use tokio::time::advance;
-use tokio_ctx::Context;
+use tokio_ctx::{Context, Error};
 use tokio_util::sync::CancellationToken;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -334,6 +335,62 @@ async fn run_in_span_is_bounded_by_the_context() {
     let work = async { unreachable!("a dead context started work") };
     let error = ctx.run_in_span(info_span!("dead"), work).await.unwrap_err();
     assert_same(&error, &ended(&ctx));
+}
+
+/// What was recorded as the status of the last span, and for OpenTelemetry.
+#[track_caller]
+fn status() -> (String, Option<String>) {
+    let mut fields: Fields = RECORDED.take().into_iter().flat_map(|(_, fields)| fields).collect();
+    (fields.remove("status").expect("a status"), fields.remove("otel.status_code"))
+}
+
+fn step() -> tracing::Span {
+    info_span!("step", status = field::Empty, "otel.status_code" = field::Empty)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_spans_status_tells_canceled_from_failed_and_dropped_from_done() {
+    listen();
+    let told = |word: &str, code: Option<&str>| {
+        assert_eq!(status(), (word.to_owned(), code.map(str::to_owned)));
+    };
+    let error = Some("ERROR");
+    BACKGROUND.run_in_span(step(), async {}).await.unwrap();
+    told("done", None);
+    BACKGROUND.try_run_in_span(step(), async { Ok::<_, std::io::Error>(()) }).await.unwrap();
+    told("done", None);
+    let broken = async { Err::<(), _>(std::io::Error::other("broken")) };
+    BACKGROUND.try_run_in_span(step(), broken).await.unwrap_err();
+    told("failed", error);
+
+    // The end, also one that the step itself has seen and passes on.
+    let timed = BACKGROUND.with_timeout(ms(10));
+    timed.run_in_span(step(), pending::<()>()).await.unwrap_err();
+    told("deadline exceeded", error);
+    let scope = BACKGROUND.with_cancel();
+    let ctx = scope.clone();
+    let passes_on = async move {
+        scope.cancel();
+        scope.check().map_err(std::io::Error::from)
+    };
+    ctx.try_run_in_span(step(), passes_on).await.unwrap_err();
+    told("canceled", None);
+    ctx.run_in_span(step(), async {}).await.unwrap_err();
+    told("canceled", None);
+    ctx.try_run_in_span(step(), async { Ok::<_, Error>(()) }).await.unwrap_err();
+    told("canceled", None);
+
+    // Dropped before the first poll, and after.
+    drop(BACKGROUND.run_in_span(step(), async {}));
+    told("dropped", None);
+    let mut waits = Box::pin(BACKGROUND.run_in_span(step(), pending::<()>()));
+    assert!(poll(waits.as_mut(), std::task::Waker::noop()).is_pending());
+    assert!(RECORDED.take().iter().all(|(_, fields)| !fields.contains_key("status")));
+    drop(waits);
+    told("dropped", None);
+    let panics = BACKGROUND.run_in_span(step(), async { panic!("broken") });
+    assert!(std::panic::AssertUnwindSafe(panics).catch_unwind().await.is_err());
+    told("panicked", error);
 }
 
 /// Without the field, without a deadline, and with a span that nobody listens to.

@@ -8,7 +8,7 @@ use std::future::pending;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,12 +16,12 @@ use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_ctx::wire::{ClientBody, ClientLayer, DeadlineHeader, Inbound, Outbound, ServerLayer};
 use tokio_ctx::{BoxError, Context};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
-use common::{ended, ms, poll};
+use common::{LONG, Wakes, ended, ms, poll};
 use wire::{Version, assert_left, channel_body, client, context_error, far_side, serve};
 
 fn request() -> Request<Empty<Bytes>> {
@@ -144,6 +144,38 @@ async fn errors_of_the_call_and_of_the_body_stay_what_they_are() {
     });
     let response = layer().layer(service).oneshot(request()).await.unwrap();
     assert_eq!(response.into_body().collect().await.unwrap_err().to_string(), "torn");
+}
+
+/// A response that is kept, and a body between two frames, keep no waker of the task that asked for them.
+#[tokio::test]
+async fn what_has_come_keeps_no_waker() {
+    for ctx in [Context::background().with_cancel(), Context::background().with_timeout(LONG)] {
+        let (answer, receiver) = oneshot::channel();
+        let receiver = Mutex::new(Some(receiver));
+        let service = service_fn(|_: Request<Empty<Bytes>>| {
+            let receiver = receiver.lock().unwrap().take().unwrap();
+            async move { Ok::<_, Infallible>(Response::new(receiver.await.unwrap())) }
+        });
+        let (wakes, waker) = Wakes::new();
+        let mut service = layer().layer(service);
+        let mut call = pin!(ctx.sync_scope(|| service.call(request())));
+        assert!(poll(call.as_mut(), &waker).is_pending());
+        let (send, body) = channel_body();
+        assert!(answer.send(body).is_ok());
+        let Poll::Ready(Ok(response)) = poll(call.as_mut(), &waker) else { panic!("no response") };
+        assert_eq!(Arc::strong_count(&wakes), 2, "a waker was kept by the response");
+
+        let mut body = response.into_body();
+        for last in [false, false, true] {
+            assert!(poll(pin!(body.frame()), &waker).is_pending());
+            assert!(Arc::strong_count(&wakes) > 3, "it does not wait");
+            let frame = if last { Frame::trailers(HeaderMap::new()) } else { Frame::data("a".into()) };
+            send.send(Ok(frame)).unwrap();
+            assert!(matches!(poll(pin!(body.frame()), &waker), Poll::Ready(Some(Ok(_)))));
+            assert_eq!(Arc::strong_count(&wakes), 2, "a waker was kept by a frame");
+        }
+        assert!(!ctx.is_done());
+    }
 }
 
 // Over connections.

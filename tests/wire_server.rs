@@ -23,7 +23,7 @@ use tokio_ctx::wire::{Budget, DeadlineHeader, Inbound, RequestEnd, ServerBody, S
 use tokio_ctx::{BoxError, Context, Error};
 use tower::{Layer, ServiceExt, service_fn};
 
-use common::{ended, ms, poll};
+use common::{LONG, Wakes, ended, ms, poll};
 use wire::{ChannelBody, Version, channel_body, eventually, serve};
 
 /// Calls a handler once, under a layer.
@@ -653,5 +653,28 @@ async fn a_deadline_over_a_connection_is_answered_or_breaks_off() {
         let response = with_deadline("/stream").await.unwrap();
         assert_eq!(response.status, 200);
         assert!(response.collect().await.is_err(), "{version:?}: broken off, not ended");
+    }
+}
+
+/// A response, or an error, that is kept keeps no waker of the task that asked for it.
+#[tokio::test]
+async fn what_was_answered_keeps_no_waker() {
+    for fails in [false, true] {
+        let service =
+            ServerLayer::new(Context::background().with_timeout(LONG).detach(), Inbound::new());
+        let (send, receiver) = oneshot::channel::<Result<(), &str>>();
+        let receiver = Mutex::new(Some(receiver));
+        let mut service = service.layer(service_fn(|_: Request<()>| {
+            let receiver = receiver.lock().unwrap().take().unwrap();
+            async move { receiver.await.unwrap().map(|()| Response::new(Empty::<Bytes>::new())) }
+        }));
+        let (wakes, waker) = Wakes::new();
+        let mut answer = pin!(tower::Service::call(&mut service, request()));
+        assert!(poll(answer.as_mut(), &waker).is_pending());
+        assert!(Arc::strong_count(&wakes) > 3, "it does not wait");
+        send.send(if fails { Err("no route") } else { Ok(()) }).unwrap();
+        let Poll::Ready(answer) = poll(answer.as_mut(), &waker) else { panic!("no answer") };
+        assert_eq!(answer.is_err(), fails);
+        assert_eq!(Arc::strong_count(&wakes), 2, "a waker was kept");
     }
 }

@@ -20,6 +20,9 @@ use crate::token::sync::now;
 /// clone is the same context; it costs a reference count or two. The counterpart of Go's
 /// `context.Context`.
 ///
+/// `anyhow::Context` and `std::task::Context` have the same name:
+/// [what to write](guide/traps/index.html#names-that-clash).
+///
 /// ```
 /// use std::time::Duration;
 /// use tokio_ctx::Context;

@@ -3,6 +3,10 @@
 use std::future::Future;
 
 use super::context::Context;
+#[cfg(feature = "tracing")]
+use crate::error::{Error, ErrorKind};
+#[cfg(feature = "tracing")]
+use crate::trace::shielded;
 
 tokio::task_local! {
     static CURRENT: Context;
@@ -76,9 +80,13 @@ impl Context {
 
     /// Runs a future bounded by this context, with it as [`current`](Self::current), and in a span.
     ///
-    /// [`run`](Self::run) in [`scope`](Self::scope), with the span entered whenever it is polled. If the
-    /// span has a field `deadline_ms`, the time left is recorded there, in milliseconds. It holds the context,
-    /// so that it can be spawned.
+    /// [`run`](Self::run) in [`scope`](Self::scope), with the span entered whenever it is polled. It holds the
+    /// context, so that it can be spawned.
+    ///
+    /// Of these fields those are recorded that the span has: `deadline_ms`, the time left, in milliseconds, and
+    /// when it is over `status`: `done`, `canceled` or `deadline exceeded` by the context, `dropped`, or `panicked`.
+    /// For [OpenTelemetry](https://docs.rs/tracing-opentelemetry), `otel.status_code` is `ERROR` after a deadline and
+    /// a panic. A step that can fail is one for [`try_run_in_span`](Self::try_run_in_span).
     ///
     /// # Errors
     ///
@@ -97,7 +105,7 @@ impl Context {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), tokio_ctx::Error> {
     /// let ctx = Context::background().with_timeout(Duration::from_millis(80));
-    /// let span = info_span!("profile", id = 7, deadline_ms = field::Empty);
+    /// let span = info_span!("profile", id = 7, deadline_ms = field::Empty, status = field::Empty);
     /// let profile = ctx.run_in_span(span, load_profile(7)).await?;
     /// assert_eq!(profile, "ada");
     /// # Ok(())
@@ -109,12 +117,118 @@ impl Context {
         &self,
         span: tracing::Span,
         f: F,
-    ) -> impl Future<Output = Result<F::Output, crate::error::Error>> + use<F> {
+    ) -> impl Future<Output = Result<F::Output, Error>> + use<F> {
+        self.bounded_in_span(span, self.run_owned(f), |_, run| match run {
+            Ok(_) => Status::Done,
+            Err(ended) => Status::Ended(ended.kind()),
+        })
+    }
+
+    /// [`run_in_span`](Self::run_in_span) for a future that can fail, with one flat result, as
+    /// [`try_run`](Self::try_run).
+    ///
+    /// The status of a future that returns an error is `failed`, with `ERROR` for `otel.status_code`; but if the
+    /// context has ended by then, it is how that ended: a step that passes the end on has not failed.
+    ///
+    /// # Errors
+    ///
+    /// The future's own; the context's [`err`](Self::err), converted, if it ended first.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    ///
+    /// ```
+    /// use std::io;
+    /// use tokio_ctx::Context;
+    /// use tracing::{field, info_span};
+    ///
+    /// # async fn load_profile(_id: u32) -> io::Result<String> { Ok("ada".into()) }
+    /// async fn profile(ctx: &Context, id: u32) -> io::Result<String> {
+    ///     let span = info_span!("profile", id, status = field::Empty);
+    ///     ctx.try_run_in_span(span, load_profile(id)).await
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() { assert_eq!(profile(&Context::background(), 7).await.unwrap(), "ada"); }
+    /// ```
+    #[cfg(feature = "tracing")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
+    pub fn try_run_in_span<F, T, E>(
+        &self,
+        span: tracing::Span,
+        f: F,
+    ) -> impl Future<Output = Result<T, E>> + use<F, T, E>
+    where
+        F: Future<Output = Result<T, E>>,
+        E: From<Error>,
+    {
+        let bounded = self.run_owned(f);
+        self.bounded_in_span(span, async move { bounded.await? }, |ctx, result| match result {
+            Ok(_) => Status::Done,
+            Err(_) => ctx.err().map_or(Status::Failed, |ended| Status::Ended(ended.kind())),
+        })
+    }
+
+    #[cfg(feature = "tracing")]
+    fn bounded_in_span<F, S>(
+        &self,
+        span: tracing::Span,
+        bounded: F,
+        status: S,
+    ) -> impl Future<Output = F::Output> + use<F, S>
+    where
+        F: Future,
+        S: FnOnce(&Context, &F::Output) -> Status,
+    {
         use tracing::Instrument;
 
         if let Some(left) = self.remaining().filter(|_| !span.is_disabled()) {
-            span.record("deadline_ms", left.as_secs_f64() * 1e3);
+            shielded(|| span.record("deadline_ms", left.as_secs_f64() * 1e3).is_disabled());
         }
-        self.scope(self.run_owned(f)).instrument(span)
+        let mut recorder = Recorder { span: span.clone(), status: None };
+        let (ctx, bounded) = (self.clone(), self.scope(bounded));
+        let recorded = async move {
+            let output = bounded.await;
+            recorder.status = Some(status(&ctx, &output));
+            drop(recorder);
+            output
+        };
+        recorded.instrument(span)
+    }
+}
+
+/// How what ran in a span was over, if it was not dropped.
+#[cfg(feature = "tracing")]
+enum Status {
+    Done,
+    Failed,
+    Ended(ErrorKind),
+}
+
+/// Records in a span how what ran in it was over; without a status, it was dropped.
+#[cfg(feature = "tracing")]
+struct Recorder {
+    span: tracing::Span,
+    status: Option<Status>,
+}
+
+#[cfg(feature = "tracing")]
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        let (status, is_error) = match self.status {
+            Some(Status::Done) => ("done", false),
+            Some(Status::Failed) => ("failed", true),
+            Some(Status::Ended(ErrorKind::Canceled)) => ("canceled", false),
+            Some(Status::Ended(ErrorKind::DeadlineExceeded)) => ("deadline exceeded", true),
+            None if std::thread::panicking() => ("panicked", true),
+            None => ("dropped", false),
+        };
+        // A subscriber that panics must not do so in a drop.
+        shielded(|| {
+            self.span.record("status", status);
+            if is_error {
+                self.span.record("otel.status_code", "ERROR");
+            }
+        });
     }
 }

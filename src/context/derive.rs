@@ -121,7 +121,8 @@ impl Context {
     ///
     /// Neither the end of this context nor of those above it is seen; one that was canceled has a living one.
     /// A deadline that has passed is kept as well, so that it has ended at birth. Without a deadline it is
-    /// [`without_cancel`](Self::without_cancel). Go has no counterpart.
+    /// [`without_cancel`](Self::without_cancel). Its error names the line and the budget of the context that set
+    /// the deadline, not that one's cause. Go has no counterpart.
     ///
     /// ```
     /// use std::time::Duration;
@@ -143,10 +144,23 @@ impl Context {
     #[track_caller]
     pub fn keeping_deadline(&self) -> Context {
         let free = self.without_cancel();
-        match self.deadline() {
-            Some(at) => free.with_deadline(at).detach(),
-            None => free,
+        let Some(at) = self.deadline() else { return free };
+        let now = now();
+        let (set_at, budget) = self.deadline_origin(at).unwrap_or_else(|| {
+            // Canceled, so that it no longer knows.
+            (Location::caller(), at.saturating_duration_since(now))
+        });
+        free.derive(Token::new(None, Some(Limit { at, now, budget, cause: None }), set_at)).detach()
+    }
+
+    /// The line that set this deadline of the context, and the budget.
+    fn deadline_origin(&self, at: Instant) -> Option<(&'static Location<'static>, Duration)> {
+        if let Some(owner) = self.token()?.deadline_owner() {
+            return Some((owner.made_at(), owner.budget()?));
         }
+        let ended = self.err().filter(|ended| ended.is_deadline_exceeded())?;
+        let origin = ended.origin();
+        (origin.ended_at() == at).then_some((origin.made_at(), origin.budget()?))
     }
 
     fn derive(&self, token: Arc<Token>) -> CancelScope {

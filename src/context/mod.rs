@@ -15,7 +15,7 @@ mod ext;
 mod guard;
 mod merge;
 pub(crate) mod refusal;
-mod require;
+pub(crate) mod require;
 mod run;
 mod scope;
 mod spawn;

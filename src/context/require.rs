@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::context::Context;
-use crate::error::{Error, How, Origin, Place};
+use crate::error::{Error, How, Origin, Place, fmt_with_sources};
 
 impl Context {
     /// `Err` unless at least this much time is left: for a step that is not worth beginning with less.
@@ -53,7 +53,10 @@ impl Context {
         if left >= least {
             return Ok(());
         }
-        let Some(owner) = token.deadline_owner() else { return Ok(()) };
+        let Some(owner) = token.deadline_owner() else {
+            // It has ended meanwhile.
+            return self.err().map_or(Ok(()), |ended| short(Why::Ended(ended)));
+        };
         let (set_at, budget) = (owner.made_at(), owner.budget().unwrap_or_default());
         short(Why::Short { left, deadline, set_at, budget })
     }
@@ -121,12 +124,13 @@ impl NotEnoughTime {
     }
 }
 
-/// `not enough time left: 2s required, 300ms left of the 500ms budget set at src/main.rs:8`.
+/// `not enough time left: 2s required, 300ms left of the 500ms budget set at src/main.rs:8`, or what ended the
+/// context: `not enough time left: context canceled at src/main.rs:9`.
 impl fmt::Display for NotEnoughTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let required = self.required;
         match &self.why {
-            Why::Ended(_) => f.write_str("not enough time left, as the context has ended"),
+            Why::Ended(error) => write!(f, "not enough time left: {error}"),
             Why::Short { left, .. } if self.is_cause => {
                 write!(f, "not enough time left: {required:?} required, {:?} left", legible(*left))
             }
@@ -139,21 +143,25 @@ impl fmt::Display for NotEnoughTime {
     }
 }
 
-/// As `Display`, and the context's error if it had ended: what is seen where `main` returns it.
+/// The line of `Display`, then what the context's cause came from; `{:#?}` shows the fields.
 impl fmt::Debug for NotEnoughTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)?;
-        match &self.why {
-            Why::Ended(error) => write!(f, ": {error}"),
-            Why::Short { .. } => Ok(()),
+        if !f.alternate() {
+            return fmt_with_sources(self, f);
         }
+        f.debug_struct("NotEnoughTime")
+            .field("required", &self.required)
+            .field("left", &self.left())
+            .field("set_at", &self.set_at())
+            .field("context_error", &self.context_error())
+            .finish()
     }
 }
 
-/// Its source is the context's error, if that had ended.
+/// `Display` includes the context's error, so that the chain goes on with that one's source.
 impl StdError for NotEnoughTime {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.context_error().map(|error| error as _)
+        self.context_error()?.source()
     }
 }
 

@@ -239,8 +239,8 @@ impl Context {
 }
 
 impl CancelScope {
-    /// [`Context::run`], holding the scope, which ends when the future is dropped: a bounded step that can be
-    /// spawned.
+    /// [`Context::run`], holding the scope, which ends with the step, or when this is dropped: a bounded step that
+    /// can be spawned.
     ///
     /// # Errors
     ///
@@ -272,17 +272,22 @@ pin_project! {
     /// A future, until the context ends, which is borrowed or owned.
     struct Bound<C: Borrow<Context>, F> {
         entry: Entry,
-        // None: the context ended first. Dropped before the context, which may be a scope.
+        // None: it is over. Dropped before the context, which may be a scope.
         #[pin]
         future: Option<F>,
+        // None: it is over, and nothing waits here any more, however long this is kept.
         #[pin]
-        wait: Wait<C>,
+        wait: Option<Wait<C>>,
     }
 }
 
 impl<C: Borrow<Context>, F> Bound<C, F> {
     fn new(ctx: C, future: F) -> Self {
-        Bound { entry: Entry::Fresh, future: Some(future), wait: Wait::new(ctx) }
+        Bound { entry: Entry::Fresh, future: Some(future), wait: Some(Wait::new(ctx)) }
+    }
+
+    fn ctx(&self) -> Option<&Context> {
+        self.wait.as_ref().map(Wait::ctx)
     }
 }
 
@@ -291,19 +296,19 @@ impl<C: Borrow<Context>, F: Future> Future for Bound<C, F> {
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        const OVER: &str = "polled again after it was ready";
         let mut this = self.project();
-        if let Err(error) = ready!(this.entry.poll(this.wait.ctx(), cx)) {
-            this.future.set(None);
-            return Poll::Ready(Err(error));
-        }
-        if let Some(future) = this.future.as_mut().as_pin_mut() {
-            if let Poll::Ready(output) = future.poll(cx) {
-                return Poll::Ready(Ok(output));
-            }
-        }
-        let error = ready!(this.wait.poll(cx));
+        let mut wait = this.wait.as_mut().as_pin_mut().expect(OVER);
+        let output = match ready!(this.entry.poll(wait.ctx(), cx)) {
+            Err(refused) => Err(refused),
+            Ok(()) => match this.future.as_mut().as_pin_mut().expect(OVER).poll(cx) {
+                Poll::Ready(output) => Ok(output),
+                Poll::Pending => Err(ready!(wait.as_mut().poll(cx))),
+            },
+        };
         this.future.set(None);
-        Poll::Ready(Err(error))
+        this.wait.set(None);
+        Poll::Ready(output)
     }
 }
 
@@ -314,7 +319,7 @@ pin_project! {
     /// # Panics
     ///
     /// When polled, if it has to wait, the context has a deadline, and there is no Tokio runtime here
-    /// or one without a time driver, as [`tokio::time::sleep`] does.
+    /// or one without a time driver, as [`tokio::time::sleep`] does; and when polled again after it was ready.
     #[must_use = "futures do nothing unless polled"]
     pub struct Run<'a, F> {
         #[pin]
@@ -327,8 +332,11 @@ impl<'a, F> Run<'a, F> {
         Run { bound: Bound::new(ctx, future) }
     }
 
-    fn ctx(&self) -> &Context {
-        self.bound.wait.ctx()
+    fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.bound.ctx() {
+            Some(ctx) => f.debug_tuple(name).field(ctx).finish(),
+            None => f.debug_tuple(name).finish_non_exhaustive(),
+        }
     }
 }
 
@@ -343,12 +351,16 @@ impl<F: Future> Future for Run<'_, F> {
 
 impl<F> fmt::Debug for Run<'_, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Run").field(self.ctx()).finish()
+        self.fmt_as("Run", f)
     }
 }
 
 pin_project! {
     /// A fallible future, until the context ends. Made by [`Context::try_run`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Run`].
     #[must_use = "futures do nothing unless polled"]
     pub struct TryRun<'a, F, T, E> {
         #[pin]
@@ -377,6 +389,6 @@ where
 
 impl<F, T, E> fmt::Debug for TryRun<'_, F, T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("TryRun").field(self.run.ctx()).finish()
+        self.run.fmt_as("TryRun", f)
     }
 }

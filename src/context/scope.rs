@@ -238,7 +238,8 @@ impl CancelScope {
     ///
     /// A cause lives as long as the context; one that holds this very context, or its guard, is never
     /// freed. An [`Error`](crate::Error) of another context, or of this one's children, holds none; but a loop
-    /// that gives each error to the next context builds a [chain](guide/traps/index.html) without bound.
+    /// that gives each error to the next context builds a
+    /// [chain](guide/traps/index.html#an-error-as-the-cause-of-the-next) without bound.
     ///
     /// # Panics
     ///

@@ -245,7 +245,8 @@ impl Bounded<'_> {
     ///     sleep.arg("60").bounded_by(&ctx).stop_signal(SignalKind::interrupt()).spawn().unwrap();
     /// ctx.cancel();
     /// let stopped = child.wait().await.unwrap_err();
-    /// assert!(stopped.to_string().starts_with("sleep: signal: 2 (SIGINT): context canceled at "));
+    /// // sleep: signal: 2 (SIGINT): context canceled at src/main.rs:10
+    /// assert!(stopped.context().unwrap().is_canceled());
     /// # }
     /// ```
     ///

@@ -134,11 +134,13 @@ struct Crew<T, E> {
     ended: Mutex<VecDeque<Ended<T, E>>>,
     common: Arc<Common>,
     grace: Option<Duration>,
-    grace_over: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     overdue: bool,
     // The end came before a task's turn.
     gave_up: bool,
 }
+
+/// Resolves when the grace of a group is over.
+type GraceOver = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 /// What came of a task, and the how-manieth it was to be spawned.
 type Ended<T, E> = (usize, Outcome<T, E>);
@@ -189,7 +191,6 @@ impl<T, E> Group<T, E> {
             ended: Mutex::default(),
             common: Arc::new(common),
             grace: None,
-            grace_over: None,
             overdue: false,
             gave_up: false,
         };
@@ -242,6 +243,48 @@ where
     /// It runs at once, joined or not, also if the context has ended: then it finds
     /// that out by itself, as in Go. The line of this call is remembered, and named if the task
     /// fails, panics or is aborted. Go's `Group.Go`.
+    ///
+    /// # The error's type
+    ///
+    /// In `async move { …?; Ok(()) }` the `?` converts into some error, and nothing says into which. It is inferred
+    /// where `group.join().await?` is in a function of the same error, or `join`'s result is given a type. Otherwise
+    /// the compiler says `type annotations needed`: name the error at the group, or at the `Ok`.
+    ///
+    /// ```
+    /// use std::io;
+    /// use tokio_ctx::{Context, Group};
+    ///
+    /// # async fn save() -> io::Result<()> { Ok(()) }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let (mut group, ctx) = Group::<_, io::Error>::new(&Context::background());
+    /// group.spawn(async move {
+    ///     ctx.run(save()).await??; // `tokio_ctx::Error` converts into `io::Error`.
+    ///     Ok(())
+    /// });
+    /// assert!(group.join().await.is_ok());
+    ///
+    /// let (mut group, _ctx) = Group::new(&Context::background());
+    /// group.spawn(async move {
+    ///     save().await?;
+    ///     Ok::<_, io::Error>(())
+    /// });
+    /// assert!(group.join().await.is_ok());
+    /// # }
+    /// ```
+    ///
+    /// ```compile_fail,E0282
+    /// # use tokio_ctx::{Context, Group};
+    /// # async fn save() -> std::io::Result<()> { Ok(()) }
+    /// # async fn all() {
+    /// let (mut group, _ctx) = Group::new(&Context::background());
+    /// group.spawn(async move {
+    ///     save().await?;
+    ///     Ok(())
+    /// });
+    /// assert!(group.join().await.is_ok());
+    /// # }
+    /// ```
     ///
     /// # Panics
     ///
@@ -363,7 +406,7 @@ where
         let ctx = self.crew.ctx.clone();
         let mut open = checked(&ctx).await.is_ok();
         while open && self.crew.tasks.len() >= self.limit.0 {
-            match ctx.run(self.crew.next_to_end()).await {
+            match ctx.run(self.crew.next_to_end(&mut None)).await {
                 Ok(ended) => self.crew.ended().extend(ended),
                 Err(_ended) => open = false,
             }
@@ -478,7 +521,6 @@ impl<T, E, L> Group<T, E, L> {
         if let Some(token) = self.crew.ctx.token() {
             token.date_ends();
         }
-        self.crew.grace_over = None;
         self
     }
 
@@ -672,7 +714,8 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
 
     /// Every outcome that was not taken, in the order in which they ended, once all tasks have.
     async fn all(&mut self) -> Vec<Ended<T, E>> {
-        while let Some(ended) = self.next_to_end().await {
+        let mut grace_over = None;
+        while let Some(ended) = self.next_to_end(&mut grace_over).await {
             self.ended().push_back(ended);
         }
         Vec::from(std::mem::take(self.ended()))
@@ -685,7 +728,7 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
     async fn take(&mut self) -> Option<Ended<T, E>> {
         match self.ended().pop_front() {
             Some(ended) => Some(ended),
-            None => self.next_to_end().await,
+            None => self.next_to_end(&mut None).await,
         }
     }
 
@@ -697,23 +740,27 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
         }
     }
 
-    fn next_to_end(&mut self) -> impl Future<Output = Option<Ended<T, E>>> {
+    /// Waits for the next task to end, and keeps the grace meanwhile: with a wait that is the caller's, so that
+    /// none outlives the call.
+    fn next_to_end<'a>(
+        &'a mut self,
+        grace_over: &'a mut Option<GraceOver>,
+    ) -> impl Future<Output = Option<Ended<T, E>>> + use<'a, T, E> {
         poll_fn(|cx| match self.tasks.poll_join_next_with_id(cx) {
             Poll::Ready(joined) => Poll::Ready(joined.map(|joined| self.note(joined))),
             Poll::Pending => {
-                self.poll_grace(cx);
+                self.poll_grace(grace_over, cx);
                 Poll::Pending
             }
         })
     }
 
     /// Aborts those that run once the grace is over; what joins them is woken when they are gone.
-    fn poll_grace(&mut self, cx: &mut TaskContext<'_>) {
+    fn poll_grace(&mut self, grace_over: &mut Option<GraceOver>, cx: &mut TaskContext<'_>) {
         let Some(grace) = self.grace.filter(|_| !self.overdue) else { return };
-        let over =
-            self.grace_over.get_or_insert_with(|| Box::pin(grace_over(self.ctx.done_owned(), grace)));
+        let over = grace_over.get_or_insert_with(|| Box::pin(until_over(self.ctx.done_owned(), grace)));
         if over.as_mut().poll(cx).is_ready() {
-            self.grace_over = None;
+            *grace_over = None;
             self.overdue = true;
             self.tasks.abort_all();
         }
@@ -791,7 +838,7 @@ fn in_order<V>(mut numbered: Vec<(usize, V)>) -> Vec<V> {
     numbered.into_iter().map(|(_, value)| value).collect()
 }
 
-async fn grace_over(done: DoneOwned, grace: Duration) {
+async fn until_over(done: DoneOwned, grace: Duration) {
     let ended_at = done.await.origin().ended_at();
     // Tokio's timer rounds up: what lies at the very end of time would overflow there.
     match ended_at.checked_add(grace).filter(|at| at.checked_add(Duration::from_secs(1)).is_some()) {

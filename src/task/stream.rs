@@ -11,6 +11,9 @@ use crate::error::Error;
 
 /// Streams that end with a context, and a task for each of their items.
 ///
+/// Beside the `StreamExt` of `futures` or `tokio_stream`, import both as `_`:
+/// [names that clash](guide/traps/index.html#names-that-clash).
+///
 /// | the context ended | use |
 /// |---|---|
 /// | the stream just ends | [`bounded_by`](Self::bounded_by) |

@@ -1,5 +1,6 @@
 //! A body, until a context ends: what the bodies of both layers are made of.
 
+use std::mem;
 use std::pin::Pin;
 use std::task::{self, Poll, ready};
 
@@ -15,6 +16,8 @@ pin_project! {
         ctx: Context,
         // Made when there is something to wait for, and boxed, so that pinning the body is all it takes.
         wait: Option<Pin<Box<Wait<Context>>>>,
+        // Whether the wait is for a frame that is still to come.
+        waits: bool,
         // None: it is over, one way or the other.
         #[pin]
         body: Option<B>,
@@ -41,11 +44,12 @@ pub(crate) enum Step<D, E> {
 
 impl<B: Body> Bounded<B> {
     pub(crate) fn new(ctx: Context, body: B) -> Self {
-        Bounded { ctx, wait: None, body: Some(body) }
+        Bounded { ctx, wait: None, waits: false, body: Some(body) }
     }
 
     /// What is ready goes first, but after the end nothing that more is to follow: a body that always has a
-    /// frame ready ends as well, and one that is complete is not thrown away.
+    /// frame ready ends as well, and one that is complete is not thrown away. A frame that has come takes its
+    /// task's waker along: what sends it may take its time.
     pub(crate) fn poll_step(
         self: Pin<&mut Self>,
         cx: &mut task::Context<'_>,
@@ -58,12 +62,19 @@ impl<B: Body> Bounded<B> {
                 Step::Last(frame)
             }
             Poll::Ready(Some(Ok(frame))) => match ctx.err() {
-                None => return Poll::Ready(Step::Frame(frame)),
+                None => {
+                    if mem::take(this.waits) {
+                        // In its place, so that the next frame allocates nothing.
+                        this.wait.iter_mut().for_each(|wait| wait.set(Wait::new(ctx.clone())));
+                    }
+                    return Poll::Ready(Step::Frame(frame));
+                }
                 Some(ended) => Step::Ended(ended),
             },
             Poll::Ready(Some(Err(error))) => Step::Failed(error),
             Poll::Ready(None) => Step::Over,
             Poll::Pending => {
+                *this.waits = true;
                 let wait = this.wait.get_or_insert_with(|| Box::pin(Wait::new(ctx.clone())));
                 Step::Ended(ready!(wait.as_mut().poll(cx)))
             }

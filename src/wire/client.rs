@@ -160,6 +160,9 @@ where
             Poll::Pending => Err(ended(ready!(this.wait.as_mut().poll(cx)), *this.grpc)),
         };
         this.call.set(None);
+        // Nothing waits here any more: the end need not wake this task.
+        let ctx = this.wait.ctx().clone();
+        this.wait.set(Wait::new(ctx));
         Poll::Ready(answer)
     }
 }

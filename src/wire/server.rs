@@ -23,6 +23,7 @@ use super::reply::Reply;
 use super::request_line::RequestLine;
 use crate::context::Context;
 use crate::context::done::Wait;
+use crate::context::refusal::Entry;
 use crate::error::BoxError;
 use crate::task::Shutdown;
 use crate::task::shutdown::Ticket;
@@ -198,7 +199,8 @@ where
         request.extensions_mut().insert(ctx.clone());
         let handler = ctx.sync_scope(|| live.ending.watch(|| self.inner.call(request)));
         let wait = Wait::new(ctx);
-        ServerFuture { live: Some(live), refusal: None, wait, handler: Some(handler), ticket }
+        let (live, handler, entry) = (Some(live), Some(handler), Entry::Fresh);
+        ServerFuture { live, refusal: None, entry, wait, handler, ticket }
     }
 }
 
@@ -239,6 +241,7 @@ pin_project! {
         live: Option<Live>,
         // The layer's own answer, for a request that the handler is not asked.
         refusal: Option<Box<Response<Bytes>>>,
+        entry: Entry,
         #[pin]
         wait: Wait<Context>,
         #[pin]
@@ -262,7 +265,8 @@ pin_project! {
 impl<F> ServerFuture<F> {
     fn refused(response: Response<Bytes>, service: &Context) -> Self {
         let wait = Wait::new(service.clone());
-        ServerFuture { live: None, refusal: Some(Box::new(response)), wait, handler: None, ticket: None }
+        let (refusal, entry) = (Some(Box::new(response)), Entry::Fresh);
+        ServerFuture { live: None, refusal, entry, wait, handler: None, ticket: None }
     }
 }
 
@@ -276,6 +280,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         const OVER: &str = "polled again after the response";
         let mut this = self.project();
+        if this.refusal.is_some() {
+            ready!(this.entry.poll_refused(cx));
+        }
         if let Some(refusal) = this.refusal.take() {
             return Poll::Ready(Ok((*refusal).map(ServerBody::own)));
         }
@@ -288,10 +295,7 @@ where
         let answer = match polled {
             Poll::Ready(Ok(response)) => {
                 let live = this.live.take().expect(OVER);
-                let ctx = this.wait.ctx().clone();
-                // Nobody waits here any more: the end need not wake this task.
-                this.wait.set(Wait::new(ctx.clone()));
-                Ok(live.respond(response, ctx, this.ticket))
+                Ok(live.respond(response, this.wait.ctx().clone(), this.ticket))
             }
             Poll::Ready(Err(error)) => {
                 live.ending.expect(RequestEnd::Failed);
@@ -305,6 +309,9 @@ where
         *this.live = None;
         this.wait.ctx().sync_scope(|| this.handler.set(None));
         *this.ticket = None;
+        // Nothing waits here any more: the end need not wake this task.
+        let ctx = this.wait.ctx().clone();
+        this.wait.set(Wait::new(ctx));
         Poll::Ready(answer)
     }
 }
