@@ -1,8 +1,9 @@
 //! How a side's work is run: on this thread, on two, or as a future.
 
+use std::cell::LazyCell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::{Barrier, OnceLock};
+use std::sync::{Arc, Barrier, OnceLock};
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -71,6 +72,13 @@ impl Lane {
         Lane { start, end: Instant::now(), preempted: preemptions() != before }
     }
 
+    /// The same for a task, which stays on its thread while no other is idle.
+    async fn run_async(work: impl Future<Output = ()>) -> Lane {
+        let (before, start) = (preemptions(), Instant::now());
+        work.await;
+        Lane { start, end: Instant::now(), preempted: preemptions() != before }
+    }
+
     fn took(&self) -> Duration {
         self.end - self.start
     }
@@ -112,6 +120,75 @@ where
     Box::new(move |times| {
         let task = work(times);
         runtime().block_on(async { tokio::spawn(unconstrained(task)).await.expect("no panic") })
+    })
+}
+
+/// As the only work of a `current_thread` runtime of its own.
+pub fn alone<F: Future>(work: impl Fn(u64) -> F + 'static) -> Run {
+    let runtime = LazyCell::new(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime")
+    });
+    Box::new(move |times| {
+        let work = work(times);
+        runtime.block_on(async {
+            let start = Clock::start();
+            work.await;
+            start.elapsed()
+        })
+    })
+}
+
+/// By both workers of a runtime of its own at once, so many times each, beside so many tasks that are `idle`. The
+/// time is the wall's, as with [`two_threads`].
+pub fn two_workers<F, I>(
+    pending: usize,
+    idle: impl Fn(Duration) -> I + 'static,
+    work: impl Fn(u64) -> F + 'static,
+) -> Run
+where
+    F: Future<Output = ()> + Send + 'static,
+    I: Future<Output = ()> + Send + 'static,
+{
+    let runtime = LazyCell::new(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all();
+        let runtime = runtime.build().expect("a runtime");
+        for at in 0..pending {
+            // Made in the runtime, and on its way before anything is measured.
+            let _entered = runtime.enter();
+            runtime.spawn(idle(Duration::from_millis(at as u64)));
+        }
+        while runtime.metrics().global_queue_depth() > 0 {
+            thread::yield_now();
+        }
+        thread::sleep(Duration::from_millis(100));
+        runtime
+    });
+    Box::new(move |times| {
+        let both = || {
+            let start = Arc::new(Barrier::new(2));
+            let lane = || {
+                let (start, work) = (start.clone(), work(times));
+                runtime.spawn(async move {
+                    // Blocks the worker: the other takes the other.
+                    start.wait();
+                    Lane::run_async(work).await
+                })
+            };
+            let lanes = [lane(), lane()];
+            runtime.block_on(async {
+                let [one, other] = lanes;
+                [one.await.expect("no panic"), other.await.expect("no panic")]
+            })
+        };
+        let mut lanes = both();
+        for _ in 0..20 {
+            if Lane::side_by_side(&lanes) {
+                break;
+            }
+            lanes = both();
+        }
+        lanes.iter().map(Lane::took).sum::<Duration>() / 2
     })
 }
 

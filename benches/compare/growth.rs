@@ -9,7 +9,7 @@ use tokio::time::{advance, timeout};
 use tokio_ctx::{CancelScope, Context};
 use tokio_util::sync::CancellationToken;
 
-use crate::ask::chain;
+use crate::ask::{chain, tokens};
 use crate::clock::Clock;
 use crate::derive::rooted;
 use crate::drive::{FAR, runtime, timed};
@@ -130,14 +130,6 @@ fn is_done(depth: usize) -> [f64; 3] {
     let token = typical(|| assert!(!black_box(&tokens[depth - 1]).is_cancelled()));
     take_apart(tokens);
     [walked, waited, token]
-}
-
-fn tokens(depth: usize) -> Vec<CancellationToken> {
-    let mut tokens = vec![CancellationToken::new()];
-    while tokens.len() < depth {
-        tokens.push(tokens[tokens.len() - 1].child_token());
-    }
-    tokens
 }
 
 fn take_apart(mut tokens: Vec<CancellationToken>) {
