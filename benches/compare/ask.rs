@@ -16,7 +16,8 @@ use crate::row::{GO, NUMBER, Row, Run, TOKEN};
 pub fn rows() -> Vec<Row> {
     let mut rows = Vec::from([1, 10, 1_000].map(is_done));
     rows.extend([1, 10, 1_000].map(is_done_waited_on));
-    rows.extend([is_done_deadline(), is_done_by_two(), err_by_two(), err_ended(), err_ended_by_two()]);
+    rows.extend([is_done_deadline(), is_done_by_two(), err_by_two(), err_ended()]);
+    rows.extend([err_ended_by_two(), err_ended_with_cause_by_two()]);
     rows
 }
 
@@ -113,6 +114,19 @@ fn err_ended_by_two() -> Row {
     Row::new("err-ended-2-threads", "err, ended, by 2 threads on one context", ours)
         .peer(TOKEN, token)
         .target(TOKEN, 10.0)
+        .uncounted()
+}
+
+/// The error is shared then, and kept under a lock.
+fn err_ended_with_cause_by_two() -> Row {
+    let ctx = rooted();
+    ctx.cancel_with("a cause");
+    let ours = asked_by_two(ctx, |ctx| black_box(ctx.err()).is_some());
+    let token = CancellationToken::new();
+    token.cancel();
+    let token = asked_by_two(token, CancellationToken::is_cancelled);
+    Row::new("err-ended-cause-2-threads", "err, ended with a cause, by 2 threads on one context", ours)
+        .peer(TOKEN, token)
         .uncounted()
 }
 

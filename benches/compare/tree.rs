@@ -22,7 +22,7 @@ pub fn rows() -> Vec<Row> {
     let mut rows = Vec::from([(1, 1.0), (10, 1.2), (100, 1.3), (1_000, 1.5)].map(chain));
     rows.extend([10, 1_000, 100_000].map(fan_out));
     rows.extend([10, 1_000, 100_000].map(fan_out_deadline));
-    rows.push(first_woken());
+    rows.extend([first_woken(), expired()]);
     rows.extend([1, 100, 10_000].map(wake));
     rows
 }
@@ -114,6 +114,44 @@ fn first_woken() -> Row {
     Row::new("first-woken", "cancel to the first of 300,000 children woken", ours)
         .peer(TOKEN, token)
         .uncounted()
+}
+
+/// Tasks whose deadlines pass one after the other: what it costs that a deadline moves to narrower slots.
+fn expired() -> Row {
+    const TASKS: u64 = 50_000;
+    let after = |at| Duration::from_millis(20 + at * 480 / TASKS);
+    let ours = scheduled(async move |times| {
+        let start = Clock::start();
+        for _ in 0..times {
+            let root = rooted();
+            let tasks = (0..TASKS).map(|at| {
+                let ctx = root.with_timeout(after(at));
+                tokio::spawn(async move { drop(ctx.done().await) })
+            });
+            all(tasks.collect()).await;
+        }
+        start.elapsed()
+    });
+    let by_hand = scheduled(async move |times| {
+        let start = Clock::start();
+        for _ in 0..times {
+            let root = CancellationToken::new();
+            let tasks = (0..TASKS).map(|at| {
+                let (child, after) = (root.child_token(), after(at));
+                tokio::spawn(async move { drop(tokio::time::timeout(after, child.cancelled()).await) })
+            });
+            all(tasks.collect()).await;
+        }
+        start.elapsed()
+    });
+    let work = "50,000 tasks, until the deadline of each has passed, over half a second";
+    Row::new("expired", work, ours).peer(TIMEOUT, by_hand)
+}
+
+async fn all(tasks: Vec<tokio::task::JoinHandle<()>>) {
+    for task in tasks {
+        task.await.expect("no panic");
+    }
 }
 
 /// So many times, of which only a part is measured.
