@@ -1,6 +1,9 @@
 //! Has it ended, and why?
 
+use std::future::Future;
 use std::hint::black_box;
+use std::pin::Pin;
+use std::task::{Context as TaskContext, Waker};
 use std::time::Instant;
 
 use tokio_ctx::{CancelScope, Context};
@@ -12,22 +15,49 @@ use crate::row::{GO, NUMBER, Row, Run, TOKEN};
 
 pub fn rows() -> Vec<Row> {
     let mut rows = Vec::from([1, 10, 1_000].map(is_done));
+    rows.extend([1, 10, 1_000].map(is_done_waited_on));
     rows.extend([is_done_deadline(), is_done_by_two(), err_by_two(), err_ended()]);
+    rows.extend([err_ended_by_two(), err_ended_with_cause_by_two()]);
     rows
 }
 
 fn is_done(depth: usize) -> Row {
     let chain = chain(depth);
     let ours = asked((chain[depth - 1].clone(), chain), |(ctx, _)| ctx.is_done());
+    let tokens = tokens(depth);
+    let token = asked((tokens[depth - 1].clone(), tokens), |(token, _)| token.is_cancelled());
+    let row = Row::new(format!("is-done-{depth}"), format!("is_done, live, depth {depth}"), ours);
+    let row = row.peer(TOKEN, token).at_most_ns(16.0);
+    if depth == 1 { row.target(GO, 1.5) } else { row }
+}
+
+/// As what a service asks in a loop, while something else waits on the context.
+fn is_done_waited_on(depth: usize) -> Row {
+    let chain = chain(depth);
+    let ctx = chain[depth - 1].clone();
+    let wait = waiting(ctx.done_owned());
+    let ours = asked((ctx, chain, wait), |(ctx, ..)| ctx.is_done());
+    let tokens = tokens(depth);
+    let token = tokens[depth - 1].clone();
+    let wait = waiting(token.clone().cancelled_owned());
+    let token = asked((token, tokens, wait), |(token, ..)| token.is_cancelled());
+    let work = format!("is_done, live, waited on, depth {depth}");
+    Row::new(format!("is-done-waited-on-{depth}"), work, ours).peer(TOKEN, token).target(TOKEN, 2.0)
+}
+
+fn waiting<F: Future + 'static>(wait: F) -> Pin<Box<F>> {
+    let mut wait = Box::pin(wait);
+    assert!(wait.as_mut().poll(&mut TaskContext::from_waker(Waker::noop())).is_pending());
+    wait
+}
+
+/// As [`chain`].
+pub fn tokens(depth: usize) -> Vec<CancellationToken> {
     let mut tokens = vec![CancellationToken::new()];
     while tokens.len() < depth {
         tokens.push(tokens[tokens.len() - 1].child_token());
     }
-    let last = tokens[depth - 1].clone();
-    let token = asked((last, tokens), |(token, _)| token.is_cancelled());
-    let row = Row::new(format!("is-done-{depth}"), format!("is_done, live, depth {depth}"), ours);
-    let row = row.peer(TOKEN, token).at_most_ns(16.0);
-    if depth == 1 { row.target(TOKEN, 10.0).target(GO, 1.5) } else { row }
+    tokens
 }
 
 /// From the root to the leaf.
@@ -50,7 +80,6 @@ fn is_done_by_two() -> Row {
     let ours = asked_by_two(rooted(), |ctx| ctx.is_done());
     Row::new("is-done-2-threads", "is_done, live, by 2 threads on one context", ours)
         .peer(TOKEN, token_by_two())
-        .target(TOKEN, 50.0)
         .uncounted()
 }
 
@@ -58,7 +87,6 @@ fn err_by_two() -> Row {
     let ours = asked_by_two(rooted(), |ctx| ctx.err().is_some());
     Row::new("err-2-threads", "err, live, by 2 threads on one context", ours)
         .peer(TOKEN, token_by_two())
-        .target(TOKEN, 50.0)
         .uncounted()
 }
 
@@ -74,6 +102,32 @@ fn err_ended() -> Row {
     token.cancel();
     let token = asked(token, CancellationToken::is_cancelled);
     Row::new("err-ended", "err, ended", ours).peer(TOKEN, token).target(GO, 2.0)
+}
+
+fn err_ended_by_two() -> Row {
+    let ctx = rooted();
+    ctx.cancel();
+    let ours = asked_by_two(ctx, |ctx| black_box(ctx.err()).is_some());
+    let token = CancellationToken::new();
+    token.cancel();
+    let token = asked_by_two(token, CancellationToken::is_cancelled);
+    Row::new("err-ended-2-threads", "err, ended, by 2 threads on one context", ours)
+        .peer(TOKEN, token)
+        .target(TOKEN, 10.0)
+        .uncounted()
+}
+
+/// The error is shared then, and kept under a lock.
+fn err_ended_with_cause_by_two() -> Row {
+    let ctx = rooted();
+    ctx.cancel_with("a cause");
+    let ours = asked_by_two(ctx, |ctx| black_box(ctx.err()).is_some());
+    let token = CancellationToken::new();
+    token.cancel();
+    let token = asked_by_two(token, CancellationToken::is_cancelled);
+    Row::new("err-ended-cause-2-threads", "err, ended with a cause, by 2 threads on one context", ours)
+        .peer(TOKEN, token)
+        .uncounted()
 }
 
 /// The answers are added up: a cheaper use of them than to put each into memory.

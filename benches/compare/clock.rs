@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+#[derive(Debug)]
 pub struct Clock(Duration);
 
 impl Clock {

@@ -13,7 +13,15 @@ use crate::drive::{FAR, scheduled, sync, two_threads};
 use crate::row::{GO, NUMBER, Row, Run, TOKEN, TOKIO_CONTEXT, WATCHER};
 
 pub fn rows() -> Vec<Row> {
-    vec![dropped(), canceled(), timeout(), timeout_held(), by_two_threads(), clone()]
+    vec![
+        dropped(),
+        canceled(),
+        timeout(),
+        timeout_held(),
+        dropped_by_two_threads(),
+        canceled_by_two_threads(),
+        clone(),
+    ]
 }
 
 fn dropped() -> Row {
@@ -30,7 +38,7 @@ fn dropped() -> Row {
     Row::new("derive-drop", "derive, scope dropped", ours)
         .peer(TOKEN, token)
         .peer(TOKIO_CONTEXT, theirs(|_handle| {}))
-        .target(TOKEN, 2.5)
+        .target(TOKEN, 2.0)
         .target(GO, 2.5)
         .at_most_allocations(1.0)
 }
@@ -50,7 +58,7 @@ fn canceled() -> Row {
     Row::new("derive-cancel", "derive, cancel, drop", ours)
         .peer(TOKEN, token)
         .peer(TOKIO_CONTEXT, theirs(|handle| handle.cancel()))
-        .target(TOKEN, 2.5)
+        .target(TOKEN, 1.2)
         .target(GO, 2.5)
         .at_most_allocations(1.0)
 }
@@ -147,7 +155,7 @@ pub async fn reap(live: &mut Vec<Watched>) {
     tokio::task::yield_now().await;
 }
 
-fn by_two_threads() -> Row {
+fn dropped_by_two_threads() -> Row {
     let ours = two_threads(rooted(), |parent| {
         let ctx = black_box(parent).with_cancel();
         black_box(&ctx);
@@ -161,6 +169,19 @@ fn by_two_threads() -> Row {
         .target(TOKEN, 4.0)
         .target(GO, 2.5)
         .uncounted()
+}
+
+fn canceled_by_two_threads() -> Row {
+    let ours = two_threads(rooted(), |parent| {
+        let ctx = black_box(parent).with_cancel();
+        black_box(&ctx).cancel();
+    });
+    let token = two_threads(CancellationToken::new(), |parent| {
+        let child = black_box(parent).child_token();
+        black_box(&child).cancel();
+    });
+    let work = "derive, cancel, drop, by 2 threads under one parent";
+    Row::new("derive-cancel-2-threads", work, ours).peer(TOKEN, token).target(TOKEN, 3.0).uncounted()
 }
 
 fn clone() -> Row {

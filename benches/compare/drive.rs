@@ -1,14 +1,16 @@
 //! How a side's work is run: on this thread, on two, or as a future.
 
+use std::cell::LazyCell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::{Barrier, OnceLock};
+use std::sync::{Arc, Barrier, Mutex, OnceLock};
 use std::task::{Context, Poll};
-use std::thread;
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use tokio::task::coop::unconstrained;
+use tokio::task::yield_now;
 
 use crate::clock::{Clock, preemptions};
 use crate::row::Run;
@@ -61,6 +63,7 @@ pub fn two_threads<T: Sync + 'static>(shared: T, op: impl Fn(&T) + Sync + 'stati
 struct Lane {
     start: Instant,
     end: Instant,
+    thread: ThreadId,
     preempted: bool,
 }
 
@@ -68,7 +71,19 @@ impl Lane {
     fn run(work: impl FnOnce()) -> Lane {
         let (before, start) = (preemptions(), Instant::now());
         work();
-        Lane { start, end: Instant::now(), preempted: preemptions() != before }
+        Lane::since(start, before)
+    }
+
+    /// The same for a task, which stays on its thread while no other is idle.
+    async fn run_async(work: impl Future<Output = ()>) -> Lane {
+        let (before, start) = (preemptions(), Instant::now());
+        work.await;
+        Lane::since(start, before)
+    }
+
+    fn since(start: Instant, preemptions_before: i64) -> Lane {
+        let preempted = preemptions() != preemptions_before;
+        Lane { start, end: Instant::now(), thread: thread::current().id(), preempted }
     }
 
     fn took(&self) -> Duration {
@@ -78,7 +93,7 @@ impl Lane {
     fn side_by_side([a, b]: &[Lane; 2]) -> bool {
         let together = a.end.min(b.end).saturating_duration_since(a.start.max(b.start));
         let all = a.end.max(b.end) - a.start.min(b.start);
-        !a.preempted && !b.preempted && together > all.mul_f64(0.8)
+        a.thread != b.thread && !a.preempted && !b.preempted && together > all.mul_f64(0.8)
     }
 }
 
@@ -113,6 +128,89 @@ where
         let task = work(times);
         runtime().block_on(async { tokio::spawn(unconstrained(task)).await.expect("no panic") })
     })
+}
+
+/// As the only work of a `current_thread` runtime of its own.
+pub fn alone<F: Future>(work: impl Fn(u64) -> F + 'static) -> Run {
+    let runtime = LazyCell::new(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime")
+    });
+    Box::new(move |times| {
+        let work = work(times);
+        runtime.block_on(async {
+            let start = Clock::start();
+            work.await;
+            start.elapsed()
+        })
+    })
+}
+
+/// By both workers of a runtime of its own at once, so many times each, beside so many tasks that are `idle`. The
+/// time is the wall's, as with [`two_threads`].
+pub fn two_workers<F, I>(
+    pending: usize,
+    idle: impl Fn(Duration) -> I + 'static,
+    work: impl Fn(u64) -> F + 'static,
+) -> Run
+where
+    F: Future<Output = ()> + Send + 'static,
+    I: Future<Output = ()> + Send + 'static,
+{
+    let runtime = LazyCell::new(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        for at in 0..pending {
+            // Made in the runtime, and on its way before anything is measured.
+            let _entered = runtime.enter();
+            runtime.spawn(idle(Duration::from_millis(at as u64)));
+        }
+        while runtime.metrics().global_queue_depth() > 0 {
+            thread::yield_now();
+        }
+        thread::sleep(Duration::from_millis(100));
+        runtime
+    });
+    Box::new(move |times| {
+        let both = || {
+            let places = Arc::new(Mutex::new([None; 2]));
+            let lane = |at| {
+                let (places, work) = (places.clone(), work(times));
+                runtime.spawn(async move {
+                    come_apart(&places, at).await;
+                    Lane::run_async(work).await
+                })
+            };
+            let lanes = [lane(0), lane(1)];
+            runtime.block_on(async {
+                let [one, other] = lanes;
+                [one.await.expect("no panic"), other.await.expect("no panic")]
+            })
+        };
+        let mut lanes = both();
+        for _ in 0..20 {
+            if Lane::side_by_side(&lanes) {
+                break;
+            }
+            lanes = both();
+        }
+        lanes.iter().map(Lane::took).sum::<Duration>() / 2
+    })
+}
+
+/// Lets two tasks begin once they are on two threads.
+async fn come_apart(places: &Mutex<[Option<ThreadId>; 2]>, at: usize) {
+    for _ in 0..100_000 {
+        let all = {
+            let mut places = places.lock().expect("no panic");
+            places[at] = Some(thread::current().id());
+            *places
+        };
+        if matches!(all, [Some(one), Some(other)] if one != other) {
+            break;
+        }
+        yield_now().await;
+    }
 }
 
 /// One runtime for all sides.

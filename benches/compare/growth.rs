@@ -9,7 +9,7 @@ use tokio::time::{advance, timeout};
 use tokio_ctx::{CancelScope, Context};
 use tokio_util::sync::CancellationToken;
 
-use crate::ask::chain;
+use crate::ask::{chain, tokens};
 use crate::clock::Clock;
 use crate::derive::rooted;
 use crate::drive::{FAR, runtime, timed};
@@ -31,6 +31,7 @@ pub fn tables(quick: bool) -> Vec<Table> {
         Table("Live siblings: ns per derive, cancel, drop", siblings(sizes)),
         Table("Depth: ns", depth(depths)),
         Table("Live contexts: bytes for each", memory(live)),
+        Table("How late another task's timer is while a crowd's deadline passes: ms", late(live)),
         Table("One deadline, waited on by many", waiters(&[1, 100, 10_000])),
     ]
 }
@@ -132,14 +133,6 @@ fn is_done(depth: usize) -> [f64; 3] {
     [walked, waited, token]
 }
 
-fn tokens(depth: usize) -> Vec<CancellationToken> {
-    let mut tokens = vec![CancellationToken::new()];
-    while tokens.len() < depth {
-        tokens.push(tokens[tokens.len() - 1].child_token());
-    }
-    tokens
-}
-
 fn take_apart(mut tokens: Vec<CancellationToken>) {
     while tokens.pop().is_some() {}
 }
@@ -185,6 +178,88 @@ fn memory(live: usize) -> Vec<Vec<String>> {
         lines.push(line);
     }
     lines
+}
+
+fn late(crowd: usize) -> Vec<Vec<String>> {
+    let mut lines = lines(&[
+        "crowd",
+        "one deadline above",
+        "a deadline each",
+        "cancel() from a task",
+        "tokio: a timer each",
+    ]);
+    let after = Duration::from_micros(2 * crowd as u64) + Duration::from_millis(200);
+    let above = latest(after, move || {
+        let root = Context::background().with_timeout(after);
+        let children: Vec<_> = (0..crowd).map(|_| root.with_cancel()).collect();
+        let mut waits = Crowd::new(children.iter().map(|child| child.done_owned()));
+        waits.poll(Waker::noop());
+        (Box::new((root, children, waits)), || {})
+    });
+    let each = latest(after, move || {
+        let root = Context::background().with_cancel();
+        let children: Vec<_> = (0..crowd).map(|_| root.with_timeout(after)).collect();
+        let mut waits = Crowd::new(children.iter().map(|child| child.done_owned()));
+        waits.poll(Waker::noop());
+        (Box::new((root, children, waits)), || {})
+    });
+    let canceled = latest(after, move || {
+        let root = Context::background().with_cancel();
+        let canceler = root.canceler();
+        let children: Vec<_> = (0..crowd).map(|_| root.with_cancel()).collect();
+        let mut waits = Crowd::new(children.iter().map(|child| child.done_owned()));
+        waits.poll(Waker::noop());
+        (Box::new((root, children, waits)), move || canceler.cancel())
+    });
+    let timers = latest(after, move || {
+        let at = tokio::time::Instant::now() + after;
+        let mut waits = Crowd::new((0..crowd).map(|_| tokio::time::sleep_until(at)));
+        waits.poll(Waker::noop());
+        (Box::new(waits), || {})
+    });
+    let mut line = vec![thousands(crowd as u64)];
+    line.extend([above, each, canceled, timers].map(|late| format!("{:.1}", late.as_secs_f64() * 1e3)));
+    lines.push(line);
+    lines
+}
+
+/// The most that a task which sleeps a millisecond at a time on a runtime of two workers was late, from when `make`
+/// has made a crowd until after what that does `after` its beginning; the middle one of five times.
+fn latest<T: Send + 'static, E: FnOnce() + Send + 'static>(
+    after: Duration,
+    make: impl Fn() -> (Box<T>, E) + Copy + Send + 'static,
+) -> Duration {
+    let once = |_| {
+        let run = move || {
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+            let runtime = runtime.expect("a runtime");
+            runtime.block_on(async move {
+                let start = std::time::Instant::now();
+                let (crowd, end) = make();
+                tokio::spawn(async move {
+                    tokio::time::sleep_until((start + after).into()).await;
+                    end();
+                });
+                let ticks = tokio::spawn(async move {
+                    let mut late = Duration::ZERO;
+                    while start.elapsed() < after + Duration::from_millis(300) {
+                        let before = std::time::Instant::now();
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                        late = late.max(before.elapsed().saturating_sub(Duration::from_millis(1)));
+                    }
+                    late
+                });
+                let late = ticks.await.expect("no panic");
+                drop(crowd);
+                late
+            })
+        };
+        std::thread::spawn(run).join().expect("no panic")
+    };
+    let mut late: Vec<Duration> = (0..5).map(once).collect();
+    late.sort_unstable();
+    late[2]
 }
 
 fn waiters(counts: &[usize]) -> Vec<Vec<String>> {

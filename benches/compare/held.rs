@@ -1,18 +1,20 @@
 //! What live contexts hold: their heap, and the handles and futures one keeps beside it.
 
+use std::hint::black_box;
 use std::task::Waker;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 use tokio_context::context::{Context as TheirContext, RefContext};
+use tokio_ctx::Context;
 use tokio_util::sync::CancellationToken;
 
 use crate::alloc::{counted, held};
 use crate::derive::{Watched, reap, rooted, watch};
 use crate::drive::{FAR, runtime};
 use crate::report::thousands;
-use crate::row::{GO, OURS, TIMEOUT, TOKIO_CONTEXT, WATCHER};
+use crate::row::{GO, OURS, TIMEOUT, TOKEN, TOKIO_CONTEXT, WATCHER};
 use crate::tree::Crowd;
 
 /// Enough that what a runtime takes for itself does not count.
@@ -32,7 +34,7 @@ const ALL: [Held; 2] = [
 ];
 
 /// As a table, and in the form of rows.
-pub fn both() -> (Vec<Vec<String>>, Vec<Value>) {
+pub fn held_live() -> (Vec<Vec<String>>, Vec<Value>) {
     let head = ["bytes held by a live context with a timeout", "ours", "peer", "bytes", "ratio"];
     let mut lines = vec![head.map(String::from).to_vec()];
     let mut rows = list();
@@ -57,6 +59,55 @@ pub fn list() -> Vec<Value> {
         json!({ "id": held.id, "work": work, "sides": [], "targets": { GO: held.target } })
     };
     ALL.iter().map(row).collect()
+}
+
+/// The heap of a node, as the allocator counts it, and the size of the future that waits on one.
+pub fn sizes() -> (Vec<Vec<String>>, Vec<Value>) {
+    let head = ["bytes of one", "ours", "peer", "bytes", "ratio", "target", ""];
+    let (root, token) = (rooted(), CancellationToken::new());
+    let _runtime = runtime().enter();
+    let parts = [
+        ("size-node", "node", node(&root), TOKEN, token_node(&token), 128),
+        ("size-wait", "wait", size_of_val(&root.done()), TOKEN, size_of_val(&token.cancelled()), 64),
+        (
+            "size-wait-timeout",
+            "wait with a deadline",
+            size_of_val(&root.done()),
+            TIMEOUT,
+            size_of_val(&tokio::time::timeout(FAR, token.cancelled())),
+            64,
+        ),
+    ];
+    let mut lines = vec![head.map(String::from).to_vec()];
+    let mut rows = Vec::new();
+    for (id, what, own, who, peer, most) in parts {
+        let ratio = peer as f64 / own as f64;
+        let verdict = if own <= most { "met" } else { "MISSED" };
+        let numbers = [own.to_string(), who.into(), peer.to_string(), format!("{ratio:.2}")];
+        let target = [format!("≤ {most}"), verdict.into()];
+        lines.push([what.to_string()].into_iter().chain(numbers).chain(target).collect());
+        rows.push(json!({
+            "id": id,
+            "work": format!("bytes of a {what}"),
+            "sides": [
+                { "who": OURS, "bytes": own },
+                { "who": who, "bytes": peer, "ratio": ratio },
+            ],
+            "targets": {},
+            "at_most_bytes": most,
+        }));
+    }
+    (lines, rows)
+}
+
+fn node(parent: &Context) -> usize {
+    counted(|| drop(black_box(parent.with_cancel()))).1 as usize
+}
+
+fn token_node(parent: &CancellationToken) -> usize {
+    // The list of the parent's children has its room by then.
+    drop(parent.child_token());
+    counted(|| drop(black_box(parent.child_token()))).1 as usize
 }
 
 /// Our side alone, if this is one of these.

@@ -97,9 +97,10 @@ fn all(args: &Args) {
         json = report::json(&rows);
     }
     if args.wants("held") {
-        let (table, held) = held::both();
-        section("Held", &table);
-        json.extend(held);
+        for (head, (table, rows)) in [("Held", held::held_live()), ("Sizes", held::sizes())] {
+            section(head, &table);
+            json.extend(rows);
+        }
     }
     if args.wants("floor") {
         section("Floor", &floor::table(plan));

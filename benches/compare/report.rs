@@ -47,7 +47,7 @@ fn line(row: &Row, ours: &Side, peer: Option<&Side>) -> Vec<String> {
             line.extend([peer.who.into(), nanos(median(&peer.samples)), taken(peer)]);
             line.push(format!("{:.2}", ratio.median));
             if let Some(wanted) = row.targets.iter().find(|target| target.against == peer.who) {
-                target.insert(0, format!("{:.1}", wanted.ratio));
+                target.insert(0, format!("{:?}", wanted.ratio));
                 met = if within { ratio.reaches(wanted.ratio) } else { Some(false) };
             }
         }

@@ -15,7 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::derive::{Watched, reap, rooted, watch};
-use crate::drive::{FAR, PendingOnce, WakeOnce, at_once, looped, scheduled, spawned, turns};
+use crate::drive::{
+    FAR, PendingOnce, WakeOnce, alone, at_once, looped, scheduled, spawned, turns, two_workers,
+};
+use crate::report::thousands;
 use crate::row::{GO, Row, Run, TIMEOUT, TOKEN, TOKIO_CONTEXT, WATCHER};
 
 pub fn rows() -> Vec<Row> {
@@ -27,6 +30,9 @@ pub fn rows() -> Vec<Row> {
         in_a_task(),
         derived(),
         derived_timeout(),
+        derived_timeout_scheduled(),
+        derived_timeout_by_two_workers(0, 1.6),
+        derived_timeout_by_two_workers(10_000, 1.3),
     ]
 }
 
@@ -41,7 +47,7 @@ fn remade_deadline() -> Row {
     Row::new("turn-deadline", "turn, done() re-made, far deadline", ours(ctx))
         .peer(TIMEOUT, by_hand_remade())
         .peer(TOKEN, token_remade())
-        .target(TIMEOUT, 2.5)
+        .target(TIMEOUT, 3.0)
         .target(TOKEN, 1.0)
 }
 
@@ -78,7 +84,7 @@ fn by_hand_remade() -> Run {
 fn pinned() -> Row {
     Row::new("turn-pinned", "turn, done() pinned outside the loop", ours_pinned(rooted()))
         .peer(TOKEN, token_pinned())
-        .target(TOKEN, 1.3)
+        .target(TOKEN, 1.9)
 }
 
 fn pinned_deadline() -> Row {
@@ -86,7 +92,7 @@ fn pinned_deadline() -> Row {
     Row::new("turn-pinned-deadline", "turn, done() pinned, far deadline", ours_pinned(ctx))
         .peer(TIMEOUT, by_hand_pinned())
         .peer(TOKEN, token_pinned())
-        .target(TIMEOUT, 1.3)
+        .target(TIMEOUT, 1.9)
 }
 
 fn ours_pinned(ctx: CancelScope) -> Run {
@@ -189,7 +195,7 @@ fn derived() -> Row {
     Row::new("derive-turn", "derive, wait one turn, cancel, drop", ours)
         .peer(TOKEN, token)
         .peer(TOKIO_CONTEXT, theirs(None))
-        .target(TOKEN, 1.6)
+        .target(TOKEN, 1.4)
 }
 
 fn derived_timeout() -> Row {
@@ -213,10 +219,66 @@ fn derived_timeout() -> Row {
         .peer(TIMEOUT, by_hand)
         .peer(WATCHER, watched())
         .peer(TOKIO_CONTEXT, theirs(Some(FAR)))
-        .target(TIMEOUT, 1.4)
-        .target(WATCHER, 2.2)
-        .target(TOKIO_CONTEXT, 1.6)
+        .target(TIMEOUT, 1.3)
         .target(GO, 2.0)
+}
+
+/// One request after the other on a `current_thread` runtime that has no other timer: each turn wakes its driver
+/// by a system call, and so does each timer that is the nearest.
+fn derived_timeout_scheduled() -> Row {
+    let parent = rooted();
+    let ours = alone(move |times| one_shots(parent.clone(), times));
+    let parent = CancellationToken::new();
+    let by_hand = alone(move |times| one_shots_by_hand(parent.clone(), times));
+    let work = "derive with a timeout, wait a turn, drop, on a current_thread runtime";
+    Row::new("derive-timeout-turn-current-thread", work, ours)
+        .peer(TIMEOUT, by_hand)
+        .target(TIMEOUT, 1.15)
+}
+
+/// The same by both workers of a runtime at once, for one parent, while so many tasks wait for deadlines of their
+/// own: each side has a runtime, and has these deadlines in its own way.
+fn derived_timeout_by_two_workers(pending: usize, target: f64) -> Row {
+    let parent = rooted();
+    let idle = move |at| {
+        let ctx = Context::background().with_timeout(FAR + at);
+        async move { drop(ctx.done().await) }
+    };
+    let ours = two_workers(pending, idle, move |times| one_shots(parent.clone(), times));
+    let parent = CancellationToken::new();
+    let idle = move |at| {
+        let token = CancellationToken::new();
+        async move { drop(timeout(FAR + at, token.cancelled()).await) }
+    };
+    let by_hand = two_workers(pending, idle, move |times| one_shots_by_hand(parent.clone(), times));
+    let work = format!(
+        "derive with a timeout, wait a turn, drop, by 2 workers, {} other deadlines pending",
+        thousands(pending as u64)
+    );
+    Row::new(format!("derive-timeout-turn-2-workers-{pending}"), work, ours)
+        .peer(TIMEOUT, by_hand)
+        .target(TIMEOUT, target)
+        .uncounted()
+}
+
+async fn one_shots(parent: Context, times: u64) {
+    for _ in 0..times {
+        let ctx = black_box(&parent).with_timeout(FAR);
+        select! {
+            _ = black_box(&ctx).done() => unreachable!(),
+            () = WakeOnce::default() => {}
+        }
+    }
+}
+
+async fn one_shots_by_hand(parent: CancellationToken, times: u64) {
+    for _ in 0..times {
+        let guard = black_box(&parent).child_token().drop_guard();
+        select! {
+            () = black_box(guard.token()).cancelled() => unreachable!(),
+            done = timeout(FAR, WakeOnce::default()) => black_box(done).expect("far"),
+        }
+    }
 }
 
 fn watched() -> Run {

@@ -141,6 +141,7 @@ fn request_row() -> Row {
     Row::new("request", work, ours)
         .peer(NUMBER, by_hand)
         .peer(WATCHER, request_watched())
+        .target(NUMBER, 1.1)
         .target(GO, 5.0)
         .at_most_allocations(6.0)
 }
