@@ -126,9 +126,10 @@ impl Error {
     pub(crate) fn told_by_peer(
         kind: ErrorKind,
         made_at: &'static Location<'static>,
+        ended_at: Instant,
         cause: BoxError,
     ) -> Error {
-        let (how, ended_at) = (How::Peer(kind), crate::token::sync::now());
+        let how = How::Peer(kind);
         Error::new(Origin { made_at, how, budget: None, ended_at }, Some(cause))
     }
 

@@ -9,12 +9,12 @@ use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
 
+use crate::context::NotEnoughTime;
 use crate::error::{Error, chain};
-use crate::group;
 #[cfg(feature = "process")]
-use crate::process;
-use crate::require::NotEnoughTime;
-use crate::shutdown::{GraceOver, Report};
+use crate::os::process;
+use crate::task::group;
+use crate::task::shutdown::{GraceOver, Report};
 
 type Dyn = dyn StdError + 'static;
 

@@ -63,10 +63,10 @@ use std::task::{self, Poll, ready};
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 
+use crate::context::refusal::Entry;
+use crate::context::{Context, DoneOwned};
 #[cfg(doc)]
-use crate::Error;
-use crate::refusal::Entry;
-use crate::{Context, DoneOwned};
+use crate::error::Error;
 
 impl Context {
     /// Wraps a reader, a writer, or both, so that all its operations end with this context.

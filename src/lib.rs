@@ -146,18 +146,32 @@
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod after_func;
-mod blocking;
-mod context;
-mod current;
-mod done;
-mod ended;
+// The rooms, from the ground up: `ARCHITECTURE.md` says what may import what.
 mod error;
-mod ext;
-mod find;
 mod finished;
-pub mod group;
-mod guard;
+mod trace;
+
+mod token;
+
+mod context;
+
+mod task;
+
+#[cfg(feature = "io")]
+#[cfg_attr(docsrs, doc(cfg(feature = "io")))]
+pub mod io;
+#[cfg(any(feature = "process", feature = "signal"))]
+mod os;
+#[cfg(feature = "test-util")]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
+pub mod testing;
+
+mod find;
+
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+pub mod wire;
+
 // Costs nobody anything: there is nothing in it but documentation.
 #[cfg(all(
     any(doc, doctest),
@@ -169,53 +183,24 @@ mod guard;
     feature = "tonic"
 ))]
 pub mod guide;
-mod interop;
-#[cfg(feature = "io")]
-#[cfg_attr(docsrs, doc(cfg(feature = "io")))]
-pub mod io;
-mod merge;
+
+pub use context::{
+    AfterFunc, Bounded, CancelGuard, CancelScope, Canceler, Checked, Context, Done, DoneOwned, Ended,
+    EndedOwned, FutureExt, NotEnoughTime, Run, TryBounded, TryRun,
+};
+pub use error::{BoxError, Error, ErrorKind, Origin};
 #[cfg(feature = "process")]
 #[cfg_attr(docsrs, doc(cfg(feature = "process")))]
-pub mod process;
-mod refusal;
-mod require;
-mod run;
-mod scope;
-pub mod shutdown;
+pub use os::process;
 #[cfg(feature = "signal")]
 #[cfg_attr(docsrs, doc(cfg(feature = "signal")))]
-pub mod signal;
-mod spawn;
-#[cfg(feature = "test-util")]
-#[cfg_attr(docsrs, doc(cfg(feature = "test-util")))]
-pub mod testing;
-mod token;
-mod trace;
-mod value;
-mod when;
-#[cfg(feature = "http")]
-#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
-pub mod wire;
-mod workers;
+pub use os::signal;
+#[doc(inline)]
+pub use task::{Group, Shutdown, StreamExt, group, shutdown};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
-
-pub use after_func::AfterFunc;
-pub use context::Context;
-pub use done::{Done, DoneOwned};
-pub use ended::{Ended, EndedOwned};
-pub use error::{BoxError, Error, ErrorKind, Origin};
-pub use ext::{Bounded, Checked, FutureExt, StreamExt, TryBounded};
-#[doc(inline)]
-pub use group::Group;
-pub use guard::{CancelGuard, Canceler};
-pub use require::NotEnoughTime;
-pub use run::{Run, TryRun};
-pub use scope::CancelScope;
-#[doc(inline)]
-pub use shutdown::Shutdown;
 
 #[cfg(all(test, tokio_ctx_loom))]
 #[path = "../tests/loom/mod.rs"]

@@ -43,18 +43,14 @@
 //! - **A paused clock runs ahead** whenever all tasks are idle, also if they wait for a socket or a child
 //!   process: then those 5 seconds are over at once. Pause it only where nothing real is waited for.
 
-use std::fmt::Write as _;
 use std::future::Future;
 use std::panic::Location;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
-use slab::Slab;
-
+use crate::context::census::{Census, Member};
+use crate::context::{CancelScope, Context};
 use crate::error::Place;
 use crate::finished::Finished;
-use crate::{CancelGuard, CancelScope, Context};
 
 /// How long what was started may take to end after the context has.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -113,7 +109,7 @@ impl Scope {
     fn new() -> (Scope, Context) {
         let (gone, held) = Context::background().with_cancel().split();
         let census = Census::default();
-        let member = Member { census: census.clone(), _held: held };
+        let member = Member::new(census.clone(), held);
         let ctx = Context::background().with_value(member).with_cancel();
         (Scope { ctx, census }, gone)
     }
@@ -121,83 +117,5 @@ impl Scope {
     fn end(self) -> Census {
         self.ctx.cancel_with(Finished("the test is over"));
         self.census
-    }
-}
-
-/// The value by which a context is known to be of a test. It is shared by all that are derived.
-struct Member {
-    census: Census,
-    _held: CancelGuard,
-}
-
-/// The tasks of a test: those that are there, and those that panicked.
-#[derive(Clone, Default)]
-struct Census(Arc<Mutex<Tasks>>);
-
-#[derive(Default)]
-struct Tasks {
-    alive: Slab<&'static Location<'static>>,
-    panicked: Vec<&'static Location<'static>>,
-}
-
-impl Census {
-    fn tasks(&self) -> MutexGuard<'_, Tasks> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What is wrong, one line for each task.
-    fn complaint(&self, nothing_is_held: bool) -> Option<String> {
-        let tasks = self.tasks();
-        let mut text = String::new();
-        for place in &tasks.panicked {
-            let _ = write!(text, "\n  a task spawned at {} panicked", Place(place));
-        }
-        for (_, place) in &tasks.alive {
-            let _ = write!(text, "\n  a task spawned at {} is still there", Place(place));
-        }
-        if !nothing_is_held && tasks.alive.is_empty() {
-            text.push_str("\n  it, or one derived from it, is still held, by no task it has spawned");
-        }
-        (!text.is_empty()).then_some(text)
-    }
-}
-
-/// The entry of a task in the census, for as long as the task is there. Of no test: no entry.
-pub(crate) struct Entry {
-    _entered: Option<Entered>,
-}
-
-struct Entered {
-    census: Census,
-    key: usize,
-    // Last: who is entered is waited for, also if it holds no context by itself.
-    _test: Context,
-}
-
-impl Entry {
-    /// For a task that is spawned in this context, if that is a test's.
-    pub(crate) fn new(ctx: &Context, spawned_at: &'static Location<'static>) -> Entry {
-        let enter = |member: &Member| {
-            let census = member.census.clone();
-            let key = census.tasks().alive.insert(spawned_at);
-            Entered { census, key, _test: ctx.without_cancel() }
-        };
-        Entry { _entered: ctx.value().map(enter) }
-    }
-
-    /// The task, which holds its entry until it is through or dropped.
-    pub(crate) async fn held_by<F: Future>(self, task: F) -> F::Output {
-        let _entry = self;
-        task.await
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        let mut tasks = self.census.tasks();
-        let spawned_at = tasks.alive.remove(self.key);
-        if thread::panicking() {
-            tasks.panicked.push(spawned_at);
-        }
     }
 }

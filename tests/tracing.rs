@@ -328,7 +328,8 @@ async fn run_in_span_is_bounded_by_the_context() {
     let ctx = scope.clone();
     let error = ctx.run_in_span(info_span!("slow"), pending::<()>()).await.unwrap_err();
     assert_same(&error, &ended(&ctx));
-    assert_eq!(one_event().spans.last().map(String::as_str), Some("slow"));
+    // A timer that many share is in no span.
+    assert_eq!(one_event().spans.last(), None);
     drop(scope);
 
     let work = async { unreachable!("a dead context started work") };

@@ -7,7 +7,8 @@
 //!
 //! A thread finds the bucket of a slot in a small cache of its own, so that workers share no lock; a bucket that
 //! has been displaced there serves its members all the same. An emptied bucket keeps its timer, which fires once
-//! and finds nothing; on a paused clock it keeps none, as a timer left behind would move a test's time.
+//! and finds nothing. It keeps none once no cache knows it, so that threads that come and go leave none behind; nor
+//! on a paused clock, as a timer left behind would move a test's time.
 //!
 //! # Why no deadline is lost
 //!
@@ -30,7 +31,8 @@ use super::members::{Inner, Pages};
 use super::sync::{
     AtomicBool, Mutex, Ordering, RuntimeId, Timer, is_paused, runtime, spawn, thread_local,
 };
-use super::{Stamp, Token};
+use super::tree::quietly;
+use super::{ENDED, OCCUPIED, Stamp, Token};
 
 /// Slots are narrower than the time left by this power of two.
 const FRACTION: u32 = 3;
@@ -47,11 +49,14 @@ const BATCH: usize = 1024;
 pub(crate) struct Bucket {
     runtime: RuntimeId,
     at: Stamp,
-    /// Whether an empty bucket gives its timer up: the clock was paused.
-    is_exact: bool,
+    /// Whether it closes as soon as it is empty: its clock is paused, or no cache knows it any more.
+    is_brief: AtomicBool,
     closed: AtomicBool,
     list: Mutex<List>,
 }
+
+/// A place in a bucket.
+pub(crate) type Entry = (Arc<Bucket>, u32);
 
 struct List {
     entries: Pages<Weak<Token>>,
@@ -87,24 +92,33 @@ impl Slot {
     }
 }
 
-type Cache = Vec<(RuntimeId, Vec<Option<(u64, Arc<Bucket>)>>)>;
+/// A slot's bucket in a cache. One that is displaced, or whose thread ends, is not left behind with its timer.
+struct Kept {
+    key: u64,
+    bucket: Arc<Bucket>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.bucket.is_brief.store(true, Ordering::Release);
+        self.bucket.leave_each([]);
+    }
+}
+
+type Cache = Vec<(RuntimeId, Vec<Option<Kept>>)>;
 
 thread_local! {
-    static CACHE: std::cell::RefCell<Cache> = std::cell::RefCell::new(Vec::new());
+    static CACHE: std::cell::RefCell<Cache> = std::cell::RefCell::default();
 }
 
 /// Gives `f` the place in this thread's cache where the slot's bucket may be; not when the thread is ending.
-fn cached<R>(
-    here: RuntimeId,
-    slot: &Slot,
-    f: impl FnOnce(&mut Option<(u64, Arc<Bucket>)>) -> R,
-) -> Option<R> {
+fn cached<R>(here: RuntimeId, slot: &Slot, f: impl FnOnce(&mut Option<Kept>) -> R) -> Option<R> {
     let find = |cache: &std::cell::RefCell<Cache>| {
         let mut cache = cache.borrow_mut();
         let known = cache.iter().position(|(runtime, _)| *runtime == here);
         let at = known.unwrap_or_else(|| {
             cache.truncate(RUNTIMES - 1);
-            cache.insert(0, (here, vec![None; SLOTS]));
+            cache.insert(0, (here, (0..SLOTS).map(|_| None).collect()));
             0
         });
         f(&mut cache[at].1[slot.place()])
@@ -129,7 +143,7 @@ impl Bucket {
     }
 
     /// Takes out entries of several buckets, with few locks for many of one.
-    pub(super) fn leave_all(entries: &[(Arc<Bucket>, u32)]) {
+    pub(super) fn leave_all(entries: &[Entry]) {
         for entries in entries.chunk_by(|one, other| Arc::ptr_eq(&one.0, &other.0)) {
             for batch in entries.chunks(BATCH) {
                 batch[0].0.leave_each(batch.iter().map(|(_, key)| *key));
@@ -146,7 +160,7 @@ impl Bucket {
         for key in keys {
             list.entries.remove(key);
         }
-        if self.is_exact && list.entries.is_empty() {
+        if self.is_brief.load(Ordering::Acquire) && list.entries.is_empty() {
             self.closed.store(true, Ordering::Release);
             let timer = list.timer.take();
             drop(list);
@@ -156,13 +170,13 @@ impl Bucket {
 
     /// Makes a bucket for a slot, with its first token in it. `None`: its time has come meanwhile.
     #[track_caller]
-    fn begin(runtime: RuntimeId, slot: &Slot, token: &Arc<Token>) -> Option<(Arc<Bucket>, u32)> {
+    fn begin(runtime: RuntimeId, slot: &Slot, token: &Arc<Token>) -> Option<Entry> {
         let mut timer = Timer::new(slot.at.instant());
         let list = List { entries: Pages::default(), timer: None };
         let bucket = Arc::new(Bucket {
             runtime,
             at: slot.at,
-            is_exact: is_paused(),
+            is_brief: AtomicBool::new(is_paused()),
             closed: AtomicBool::new(false),
             list: Mutex::new(list),
         });
@@ -194,6 +208,12 @@ impl Bucket {
 /// this runs in, has other timers to fire, and may be shutting down.
 impl Wake for Bucket {
     fn wake(self: Arc<Self>) {
+        quietly(|| self.fire());
+    }
+}
+
+impl Bucket {
+    fn fire(&self) {
         let mut moving = Moving { runtime: self.runtime, tokens: self.close().into_iter().collect() };
         let now = Stamp::now();
         if now < self.at || runtime() != Some(self.runtime) {
@@ -278,29 +298,46 @@ impl Token {
     #[track_caller]
     fn register_in(self: &Arc<Self>, here: RuntimeId, left: u64) -> bool {
         let slot = Slot::new(self.deadline, left);
-        let present = cached(here, &slot, |place| match place {
-            Some((key, bucket)) if *key == slot.key && bucket.at <= self.deadline => {
-                Some((bucket.clone(), bucket.admit(self)?))
-            }
-            _ => None,
-        });
-        let entry = present.flatten().or_else(|| {
-            let (bucket, key) = Bucket::begin(here, &slot, self)?;
-            let displaced = cached(here, &slot, |place| place.replace((slot.key, bucket.clone())));
-            drop(displaced);
-            Some((bucket, key))
-        });
-        match entry {
-            Some((bucket, key)) => {
-                if let Some((bucket, key)) = self.keep_entry(bucket, key) {
-                    bucket.leave(key);
-                }
+        match self.enter(here, &slot) {
+            Some(entry) => {
+                let spare = match self.open() {
+                    Some(mut inner) => self.keep(&mut inner, entry),
+                    None => Some(entry),
+                };
+                Bucket::leave_all(spare.as_slice());
                 self.ended()
             }
             // The slot's time has come, by the timer's clock.
             None if slot.at < self.deadline => self.expire_or_register(here),
             None => self.settle(Some(self.deadline)),
         }
+    }
+
+    /// Enters the bucket where a first wait is likely to want its deadline, to be kept under the lock that the
+    /// waiter takes anyway.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn enter_at_first(self: &Arc<Self>, here: Option<RuntimeId>) -> Option<Entry> {
+        let is_first = self.owns_deadline() && !self.has(OCCUPIED | ENDED);
+        self.enter(here.filter(|_| is_first)?, &Slot::new(self.deadline, self.clock))
+    }
+
+    /// Enters the bucket of a slot; `None` if its time has come.
+    #[track_caller]
+    fn enter(self: &Arc<Self>, here: RuntimeId, slot: &Slot) -> Option<Entry> {
+        let present = cached(here, slot, |place| match place {
+            Some(Kept { key, bucket }) if *key == slot.key && bucket.at <= self.deadline => {
+                Some((bucket.clone(), bucket.admit(self)?))
+            }
+            _ => None,
+        });
+        present.flatten().or_else(|| {
+            let (bucket, key) = Bucket::begin(here, slot, self)?;
+            let kept = Kept { key: slot.key, bucket: bucket.clone() };
+            let displaced = cached(here, slot, |place| place.replace(kept));
+            drop(displaced);
+            Some((bucket, key))
+        })
     }
 
     /// Ends it if its deadline has passed; true if there is nothing left to do for a timer.
@@ -314,8 +351,7 @@ impl Token {
     }
 
     /// Notes where the deadline is registered, or returns a registration that is not needed.
-    fn keep_entry(&self, bucket: Arc<Bucket>, key: u32) -> Option<(Arc<Bucket>, u32)> {
-        let Some(mut inner) = self.open() else { return Some((bucket, key)) };
+    pub(super) fn keep(&self, inner: &mut Inner, (bucket, key): Entry) -> Option<Entry> {
         if bucket.is_closed() {
             return None;
         }
@@ -335,17 +371,21 @@ impl Token {
 
     /// Takes the registration out of a token that ends.
     #[inline]
-    pub(super) fn take_entry(&self, inner: &mut Inner) -> Option<(Arc<Bucket>, u32)> {
+    pub(super) fn take_entry(&self, inner: &mut Inner) -> Option<Entry> {
         let bucket = inner.bucket.take()?;
         let key = self.word.load(Ordering::Relaxed) - 1;
         self.word.store(0, Ordering::Relaxed);
         Some((bucket, key as u32))
     }
 
-    /// On a paused clock, the registration of a token that has no waiters left.
+    /// The registration of a token that has no waiters left, if a timer should not outlive them.
     #[inline]
-    pub(super) fn idle_entry(&self, inner: &mut Inner) -> Option<(Arc<Bucket>, u32)> {
-        let is_exact = inner.bucket.as_ref().is_some_and(|bucket| bucket.is_exact);
-        if is_exact && !inner.has_waiters() { self.take_entry(inner) } else { None }
+    pub(super) fn idle_entry(&self, inner: &mut Inner) -> Option<Entry> {
+        let is_brief = |bucket: &Arc<Bucket>| bucket.is_brief.load(Ordering::Acquire);
+        if inner.bucket.as_ref().is_some_and(is_brief) && !inner.has_waiters() {
+            self.take_entry(inner)
+        } else {
+            None
+        }
     }
 }

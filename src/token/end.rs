@@ -215,7 +215,7 @@ impl Token {
             Error::new(self.origin(How::by(kind, caller), ended_at), Some(cause))
         });
         let mut ending = Ending::own(kind, caller, at, error);
-        if !trace::listens() && self.close_unseen(&mut ending) {
+        if !trace::listens() && (self.close_unseen(&mut ending) || self.close_deserted(&mut ending)) {
             return true;
         }
         let mut work = Work::new();

@@ -12,7 +12,7 @@ use std::{iter, vec};
 use slab::Slab;
 
 use super::Token;
-use super::deadline::Bucket;
+use super::deadline::{Bucket, Entry};
 use super::interop::{Bridge, Foreign};
 use crate::error::{Cause, Error};
 
@@ -47,7 +47,7 @@ pub(super) struct More {
     waiters: u32,
     pub(super) bridge: Option<Bridge>,
     /// Registrations with the timers of further runtimes.
-    pub(super) entries: Vec<(Arc<Bucket>, u32)>,
+    pub(super) entries: Vec<Entry>,
     /// The second parent of a merged token, and the place in its list.
     pub(super) second: Option<(Arc<Token>, Seat)>,
     /// The cause of the error, if its own deadline ends it.
@@ -60,6 +60,12 @@ pub(super) struct More {
 impl Inner {
     pub(super) fn more(&mut self) -> &mut More {
         self.more.get_or_insert_default()
+    }
+
+    /// Whether all that has been in it has gone again.
+    #[inline]
+    pub(super) fn is_deserted(&self) -> bool {
+        self.first.is_none() && self.more.is_none() && self.bucket.is_none()
     }
 
     pub(super) fn error(&self) -> Option<&Error> {

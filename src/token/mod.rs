@@ -233,11 +233,11 @@ impl Token {
     ) -> Arc<Token> {
         let Limit { at, now, budget, cause } = limit;
         let mut token = Token::plain(parent, made_at);
-        let (at, now) = (Stamp::new(at), Stamp::new(now));
-        if at >= token.deadline {
+        let deadline = Stamp::new(at);
+        if deadline >= token.deadline {
             return Arc::new(token);
         }
-        token.deadline = at;
+        token.deadline = deadline;
         token.level |= OWNS_DEADLINE;
         token.clock = u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX);
         if let Some(cause) = cause {
@@ -245,11 +245,11 @@ impl Token {
             token.inner.get_mut().more().expiry = Some(cause.into());
         }
         if let Some(parent) = parent {
-            parent.note_deadline_below();
+            parent.date_ends();
         }
         let token = Arc::new(token);
         if at <= now {
-            token.end_at_birth(now);
+            token.end_at_birth(Stamp::new(now));
         }
         token
     }
@@ -276,14 +276,15 @@ impl Token {
         token.state = AtomicU16::new(OCCUPIED | MERGED);
         token.inner.get_mut().more().second = Some((other.clone(), Seat::default()));
         if token.deadline != Stamp::NEVER {
-            parent.note_deadline_below();
-            other.note_deadline_below();
+            parent.date_ends();
+            other.date_ends();
         }
         let token = Arc::new(token);
         let over = [parent, other].into_iter().find(|parent| parent.is_done());
         match over.or_else(|| token.link_both(parent, other).err()) {
-            Some(parent) => token.end_with(parent),
-            None => {}
+            // It, or one above it that it has still to notice.
+            Some(parent) if parent.is_done() => token.end_with(parent),
+            _ => {}
         }
         token
     }
@@ -306,16 +307,17 @@ impl Token {
         }
     }
 
-    /// Sets `TIMED` here and on all ancestors, up to those that have it.
-    fn note_deadline_below(&self) {
+    /// Has this token's end dated, whatever ends it: sets `TIMED` here and on all ancestors, up to those that
+    /// have it.
+    pub(crate) fn date_ends(&self) {
         let mut others = Vec::new();
-        self.note_deadline_path(&mut others);
+        self.date_path(&mut others);
         while let Some(other) = others.pop() {
-            other.note_deadline_path(&mut others);
+            other.date_path(&mut others);
         }
     }
 
-    fn note_deadline_path(&self, others: &mut Vec<Arc<Token>>) {
+    fn date_path(&self, others: &mut Vec<Arc<Token>>) {
         let mut next = Some(self);
         while let Some(token) = next {
             if token.state.load(Ordering::Acquire) & TIMED != 0 {

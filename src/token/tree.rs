@@ -7,7 +7,7 @@ use std::task::Waker;
 
 use tokio::time::Instant;
 
-use super::deadline::Bucket;
+use super::deadline::{Bucket, Entry};
 use super::end::{End, Ending};
 use super::interop::{Bridge, Foreign};
 use super::members::{Inner, Member, Members, Seat};
@@ -87,21 +87,27 @@ impl Token {
         (!self.note(OCCUPIED)).then_some(inner)
     }
 
-    /// Enters a waiter at `seat`, or has the one there wake `waker` from now on. Returns whether its deadline, if
-    /// it has one, is registered with the runtime `here`. `None`: the token has ended.
+    /// Enters a waiter at `seat`, or has the one there wake `waker` from now on, and keeps `entry`, if that is of
+    /// use. Returns whether its deadline, if it has one, is registered with the runtime `here`. `None`: the token
+    /// has ended.
     #[inline]
     pub(crate) fn register(
         &self,
         seat: &mut Seat,
         waker: Waker,
         here: Option<RuntimeId>,
+        mut entry: Option<Entry>,
     ) -> Option<bool> {
-        let mut inner = self.open()?;
-        let replaced = inner.register(seat, waker);
-        let is_timed = !self.has_deadline() || here.is_some_and(|here| inner.is_timed_in(here));
-        drop(inner);
-        drop(replaced);
-        Some(is_timed)
+        let is_timed = self.open().map(|mut inner| {
+            let replaced = inner.register(seat, waker);
+            entry = entry.take().and_then(|entry| self.keep(&mut inner, entry));
+            let is_timed = !self.has_deadline() || here.is_some_and(|here| inner.is_timed_in(here));
+            drop(inner);
+            drop(replaced);
+            is_timed
+        });
+        Bucket::leave_all(entry.as_slice());
+        is_timed
     }
 
     /// Takes a waiter, or a child, out of the list.
@@ -206,6 +212,17 @@ impl Token {
         self.swap_state(state, state | ending.bits()).is_ok()
     }
 
+    /// [`close_unseen`](Self::close_unseen) for one whose list is empty again.
+    pub(super) fn close_deserted(&self, ending: &mut Ending) -> bool {
+        let inner = self.inner.lock();
+        let state = self.state.load(Ordering::Acquire);
+        if state & ENDED != 0 || ending.error.is_some() || !inner.is_deserted() {
+            return false;
+        }
+        self.prepare(ending, state);
+        self.swap_state(state, state | ending.bits()).is_ok()
+    }
+
     fn close_locked(&self, ending: &mut Ending, work: &mut Work) -> Option<Members> {
         let mut inner = self.inner.lock();
         let mut state = self.state.load(Ordering::Acquire);
@@ -299,7 +316,7 @@ struct Layer {
 pub(super) struct Work {
     wakers: Few<Waker>,
     bridges: Vec<Bridge>,
-    entries: Vec<(Arc<Bucket>, u32)>,
+    entries: Vec<Entry>,
     foreign: Vec<Foreign>,
     /// Merged tokens that had ended by their other path when an end reached them, and when that was.
     forked: Vec<(Arc<Token>, Stamp)>,
@@ -370,7 +387,7 @@ impl Work {
 
 /// Runs foreign code whose panic must not become that of the code which ended a context.
 #[inline]
-fn quietly(f: impl FnOnce()) {
+pub(super) fn quietly(f: impl FnOnce()) {
     let _panic = catch_unwind(AssertUnwindSafe(f));
 }
 

@@ -8,7 +8,8 @@ use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::request::Parts;
 
-use crate::{Context, Error, ErrorKind};
+use crate::context::Context;
+use crate::error::{Error, ErrorKind};
 
 /// The request's context, which a [`ServerLayer`](crate::wire::ServerLayer) around the route has made.
 ///

@@ -7,8 +7,9 @@ use std::task::{self, Poll, ready};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use crate::done::Wait;
-use crate::{Context, Error};
+use crate::context::Context;
+use crate::context::done::Wait;
+use crate::error::Error;
 
 pin_project! {
     pub(crate) struct Bounded<B> {

@@ -16,9 +16,10 @@ use tower_service::Service;
 use super::body::{Bounded, Step};
 use super::outbound::Outbound;
 use super::reply::Reply;
-use crate::done::Wait;
-use crate::refusal::Entry;
-use crate::{BoxError, Context, Error};
+use crate::context::Context;
+use crate::context::done::Wait;
+use crate::context::refusal::Entry;
+use crate::error::{BoxError, Error};
 
 /// Bounds the calls of a client by their context, and tells the far side how much time is left.
 ///

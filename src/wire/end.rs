@@ -2,7 +2,7 @@
 
 use std::panic::Location;
 
-use crate::CancelGuard;
+use crate::context::CancelGuard;
 pub use crate::finished::RequestEnd;
 
 /// Ends a request's context when dropped, with what is known of the request by then.

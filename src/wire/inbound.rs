@@ -10,7 +10,7 @@ use http::HeaderMap;
 use super::timeout::{BadHeader, DeadlineHeader};
 use super::travel::{Carried, Travel};
 use super::warn::warn;
-use crate::{CancelScope, Context};
+use crate::context::{CancelScope, Context};
 
 /// What a server believes of the headers of its requests.
 ///

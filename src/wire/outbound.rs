@@ -7,7 +7,8 @@ use http::HeaderMap;
 
 use super::timeout::DeadlineHeader;
 use super::travel::{Carried, Travel};
-use crate::{Context, Error};
+use crate::context::Context;
+use crate::error::Error;
 
 /// What a client tells the next service: in which header the time that is left, and which values.
 ///

@@ -5,7 +5,7 @@ use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::timeout::BadHeader;
-use crate::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind};
 
 /// In which protocol to answer.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -21,10 +21,12 @@ use super::end::{Ending, RequestEnd};
 use super::inbound::Inbound;
 use super::reply::Reply;
 use super::request_line::RequestLine;
-use crate::done::Wait;
-use crate::refusal::Entry;
-use crate::shutdown::Ticket;
-use crate::{BoxError, Context, Shutdown};
+use crate::context::Context;
+use crate::context::done::Wait;
+use crate::context::refusal::Entry;
+use crate::error::BoxError;
+use crate::task::Shutdown;
+use crate::task::shutdown::Ticket;
 
 /// Gives each request of a server a context: for axum, tonic, hyper, and whatever else takes tower's layers.
 ///

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Status, TimeoutExpired};
 
-use crate::{BoxError, Context, Error, ErrorKind};
+use crate::context::Context;
+use crate::error::{BoxError, Error, ErrorKind};
+use crate::token::sync::now;
 
 /// `DEADLINE_EXCEEDED` for a deadline, `CANCELLED` for a cancel, and a few words.
 ///
@@ -76,7 +78,7 @@ impl StatusExt for Status {
             Code::Cancelled => ErrorKind::Canceled,
             _ => return None,
         };
-        Some(Error::told_by_peer(kind, Location::caller(), self.clone().into()))
+        Some(Error::told_by_peer(kind, Location::caller(), now(), self.clone().into()))
     }
 }
 

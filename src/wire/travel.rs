@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::baggage;
 use super::warn::warn;
-use crate::Context;
+use crate::context::Context;
 
 /// The most bytes that a value may take in a header of its own, here and on the way in.
 pub(crate) const MAX_VALUE: usize = 4096;

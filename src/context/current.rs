@@ -1,0 +1,234 @@
+//! The context of the task at hand.
+
+use std::future::Future;
+
+use super::context::Context;
+#[cfg(feature = "tracing")]
+use crate::error::{Error, ErrorKind};
+#[cfg(feature = "tracing")]
+use crate::trace::shielded;
+
+tokio::task_local! {
+    static CURRENT: Context;
+}
+
+impl Context {
+    /// The task's context: the one of the innermost [`scope`](Self::scope), [`sync_scope`],
+    /// [`spawn`](Self::spawn), [`within`](Self::within) or `run_in_span` around; the background outside.
+    ///
+    /// A task that is started with [`tokio::spawn`] begins without one: `current()` is the background there, and
+    /// nothing says so. [`Context::spawn`] takes the context along. Go has no counterpart: there a context is
+    /// always passed.
+    ///
+    /// ```
+    /// use tokio_ctx::Context;
+    ///
+    /// struct RequestId(u64);
+    ///
+    /// fn log_line(text: &str) -> String {
+    ///     match Context::current().value::<RequestId>() {
+    ///         Some(id) => format!("[{}] {text}", id.0),
+    ///         None => text.to_string(),
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_value(RequestId(7));
+    /// assert_eq!(ctx.scope(async { log_line("hello") }).await, "[7] hello");
+    /// assert_eq!(log_line("hello"), "hello");
+    /// # }
+    /// ```
+    ///
+    /// [`sync_scope`]: Self::sync_scope
+    pub fn current() -> Context {
+        CURRENT.try_with(Context::clone).unwrap_or_default()
+    }
+
+    /// Runs a future with this context as [`current`](Self::current), whenever it is polled.
+    ///
+    /// It is not bounded by the context: nest [`run`](Self::run) for that. Scopes nest; outside, the
+    /// outer one is current again.
+    ///
+    /// ```
+    /// use tokio_ctx::Context;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_cancel();
+    /// ctx.cancel();
+    /// let seen = ctx.scope(async { Context::current().is_done() }).await;
+    /// assert!(seen);
+    /// # }
+    /// ```
+    pub fn scope<F: Future>(&self, f: F) -> impl Future<Output = F::Output> + use<F> {
+        CURRENT.scope(self.clone(), f)
+    }
+
+    /// Calls a function with this context as [`current`](Self::current).
+    ///
+    /// ```
+    /// use tokio_ctx::Context;
+    ///
+    /// let ctx = Context::background().with_value(42_u8);
+    /// let found = ctx.sync_scope(|| Context::current().value::<u8>().copied());
+    /// assert_eq!(found, Some(42));
+    /// ```
+    pub fn sync_scope<R>(&self, f: impl FnOnce() -> R) -> R {
+        CURRENT.sync_scope(self.clone(), f)
+    }
+
+    /// Runs a future bounded by this context, with it as [`current`](Self::current), and in a span.
+    ///
+    /// [`run`](Self::run) in [`scope`](Self::scope), with the span entered whenever it is polled. It holds the
+    /// context, so that it can be spawned.
+    ///
+    /// Of these fields those are recorded that the span has: `deadline_ms`, the time left, in milliseconds, and
+    /// when it is over `status`: `done`, `canceled` or `deadline exceeded` by the context, `dropped`, or `panicked`.
+    /// For [OpenTelemetry](https://docs.rs/tracing-opentelemetry), `otel.status_code` is `ERROR` after a deadline and
+    /// a panic. A step that can fail is one for [`try_run_in_span`](Self::try_run_in_span).
+    ///
+    /// # Errors
+    ///
+    /// The context's [`err`](Self::err), if it ended first.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    /// use tracing::{Instrument as _, field, info_span};
+    ///
+    /// # async fn load_profile(_id: u32) -> String { "ada".into() }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tokio_ctx::Error> {
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(80));
+    /// let span = info_span!("profile", id = 7, deadline_ms = field::Empty, status = field::Empty);
+    /// let profile = ctx.run_in_span(span, load_profile(7)).await?;
+    /// assert_eq!(profile, "ada");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "tracing")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
+    pub fn run_in_span<F: Future>(
+        &self,
+        span: tracing::Span,
+        f: F,
+    ) -> impl Future<Output = Result<F::Output, Error>> + use<F> {
+        self.bounded_in_span(span, self.run_owned(f), |_, run| match run {
+            Ok(_) => Status::Done,
+            Err(ended) => Status::Ended(ended.kind()),
+        })
+    }
+
+    /// [`run_in_span`](Self::run_in_span) for a future that can fail, with one flat result, as
+    /// [`try_run`](Self::try_run).
+    ///
+    /// The status of a future that returns an error is `failed`, with `ERROR` for `otel.status_code`; but if the
+    /// context has ended by then, it is how that ended: a step that passes the end on has not failed.
+    ///
+    /// # Errors
+    ///
+    /// The future's own; the context's [`err`](Self::err), converted, if it ended first.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    ///
+    /// ```
+    /// use std::io;
+    /// use tokio_ctx::Context;
+    /// use tracing::{field, info_span};
+    ///
+    /// # async fn load_profile(_id: u32) -> io::Result<String> { Ok("ada".into()) }
+    /// async fn profile(ctx: &Context, id: u32) -> io::Result<String> {
+    ///     let span = info_span!("profile", id, status = field::Empty);
+    ///     ctx.try_run_in_span(span, load_profile(id)).await
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() { assert_eq!(profile(&Context::background(), 7).await.unwrap(), "ada"); }
+    /// ```
+    #[cfg(feature = "tracing")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "tracing")))]
+    pub fn try_run_in_span<F, T, E>(
+        &self,
+        span: tracing::Span,
+        f: F,
+    ) -> impl Future<Output = Result<T, E>> + use<F, T, E>
+    where
+        F: Future<Output = Result<T, E>>,
+        E: From<Error>,
+    {
+        let bounded = self.run_owned(f);
+        self.bounded_in_span(span, async move { bounded.await? }, |ctx, result| match result {
+            Ok(_) => Status::Done,
+            Err(_) => ctx.err().map_or(Status::Failed, |ended| Status::Ended(ended.kind())),
+        })
+    }
+
+    #[cfg(feature = "tracing")]
+    fn bounded_in_span<F, S>(
+        &self,
+        span: tracing::Span,
+        bounded: F,
+        status: S,
+    ) -> impl Future<Output = F::Output> + use<F, S>
+    where
+        F: Future,
+        S: FnOnce(&Context, &F::Output) -> Status,
+    {
+        use tracing::Instrument;
+
+        if let Some(left) = self.remaining().filter(|_| !span.is_disabled()) {
+            shielded(|| span.record("deadline_ms", left.as_secs_f64() * 1e3).is_disabled());
+        }
+        let mut recorder = Recorder { span: span.clone(), status: None };
+        let (ctx, bounded) = (self.clone(), self.scope(bounded));
+        let recorded = async move {
+            let output = bounded.await;
+            recorder.status = Some(status(&ctx, &output));
+            drop(recorder);
+            output
+        };
+        recorded.instrument(span)
+    }
+}
+
+/// How what ran in a span was over, if it was not dropped.
+#[cfg(feature = "tracing")]
+enum Status {
+    Done,
+    Failed,
+    Ended(ErrorKind),
+}
+
+/// Records in a span how what ran in it was over; without a status, it was dropped.
+#[cfg(feature = "tracing")]
+struct Recorder {
+    span: tracing::Span,
+    status: Option<Status>,
+}
+
+#[cfg(feature = "tracing")]
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        let (status, is_error) = match self.status {
+            Some(Status::Done) => ("done", false),
+            Some(Status::Failed) => ("failed", true),
+            Some(Status::Ended(ErrorKind::Canceled)) => ("canceled", false),
+            Some(Status::Ended(ErrorKind::DeadlineExceeded)) => ("deadline exceeded", true),
+            None if std::thread::panicking() => ("panicked", true),
+            None => ("dropped", false),
+        };
+        // A subscriber that panics must not do so in a drop.
+        shielded(|| {
+            self.span.record("status", status);
+            if is_error {
+                self.span.record("otel.status_code", "ERROR");
+            }
+        });
+    }
+}

@@ -1,0 +1,39 @@
+//! A context with two parents.
+
+use std::panic::Location;
+use std::sync::Arc;
+
+use super::context::Context;
+use super::scope::CancelScope;
+use crate::token::Token;
+
+impl Context {
+    /// A child of both: it ends when either does, with that one's error, or when it is canceled or
+    /// its scope dropped.
+    ///
+    /// The earlier of the two deadlines counts. Values are looked up here first, then in `other`. Go
+    /// builds this from `context.AfterFunc`; no task is needed here.
+    ///
+    /// ```
+    /// use tokio_ctx::Context;
+    ///
+    /// let shutdown = Context::background().with_cancel();
+    /// let request = Context::background().with_value("alice").with_cancel();
+    ///
+    /// let ctx = request.merge(&shutdown);
+    /// shutdown.cancel_with("going down for maintenance");
+    ///
+    /// assert!(!request.is_done());
+    /// assert!(ctx.err().unwrap().to_string().ends_with("going down for maintenance"));
+    /// assert_eq!(ctx.value::<&str>(), Some(&"alice"));
+    /// ```
+    #[track_caller]
+    pub fn merge(&self, other: &Context) -> CancelScope {
+        let made_at = Location::caller();
+        let token = match (self.token(), other.token()) {
+            (Some(a), Some(b)) if !Arc::ptr_eq(a, b) => Token::merge(a, b, made_at),
+            (a, b) => Token::new(a.or(b), None, made_at),
+        };
+        Context::scope_of(token, self.values().or(other.values()), self.is_todo())
+    }
+}

@@ -1,0 +1,34 @@
+//! What a user holds: a context, the scope that ends it, and the ways to wait for its end.
+//!
+//! This file hands names on. The files of this room import each other, and none of them this one.
+
+mod after_func;
+#[cfg(feature = "test-util")]
+pub(crate) mod census;
+#[allow(clippy::module_inception, reason = "the room's name is that of the type all of it is about")]
+mod context;
+mod current;
+mod derive;
+pub(crate) mod done;
+mod ended;
+mod ext;
+mod guard;
+mod merge;
+pub(crate) mod refusal;
+mod require;
+mod run;
+mod scope;
+mod spawn;
+mod tokens;
+mod value;
+mod when;
+
+pub use after_func::AfterFunc;
+pub use context::Context;
+pub use done::{Done, DoneOwned};
+pub use ended::{Ended, EndedOwned};
+pub use ext::{Bounded, Checked, FutureExt, TryBounded};
+pub use guard::{CancelGuard, Canceler};
+pub use require::NotEnoughTime;
+pub use run::{Run, TryRun};
+pub use scope::CancelScope;

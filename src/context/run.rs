@@ -1,0 +1,394 @@
+//! Futures that are bounded by a context: what `run`, `try_run` and `bounded_by` return.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context as TaskContext, Poll, ready};
+use std::time::Duration;
+
+use pin_project_lite::pin_project;
+
+use super::context::Context;
+use super::done::Wait;
+use super::refusal::Entry;
+use super::scope::CancelScope;
+use crate::error::Error;
+
+impl Context {
+    /// Runs a future until the context ends.
+    ///
+    /// It looks at the context before it polls the future for the first time: an ended context starts
+    /// no work. After that a result that is ready wins over the end, so finished work is never thrown
+    /// away. If the context ends first, the future is dropped before this returns: it is canceled
+    /// where it awaits, as with [`tokio::time::timeout`], so let it be one that may be. Dropped, this
+    /// drops the future.
+    ///
+    /// A trap: the end that stops this may stop a neighbour first, and what it leaves behind, say a
+    /// closed channel, is a result that is ready. Where that matters, [`check`](Self::check) after it.
+    /// In here [`current`](Self::current) stays what it was; [`within`](Self::within) sets it.
+    ///
+    /// # Errors
+    ///
+    /// The context's [`err`](Self::err), if it ended first.
+    ///
+    /// # Panics
+    ///
+    /// As [`done`](Self::done), if the future does not resolve at once.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    ///
+    /// # async fn query() -> u32 { 3 }
+    /// # async fn runaway_query() { std::future::pending().await }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), tokio_ctx::Error> {
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(50));
+    /// let rows = ctx.run(query()).await?;
+    /// assert_eq!(rows, 3);
+    /// assert!(ctx.run(runaway_query()).await.is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn run<F: Future>(&self, f: F) -> Run<'_, F> {
+        Run::new(self, f)
+    }
+
+    /// [`run`](Self::run) for a future that can fail, whose error type can hold an [`Error`].
+    ///
+    /// # Errors
+    ///
+    /// The future's own, or the context's [`err`](Self::err), converted.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    ///
+    /// ```
+    /// use std::{io, time::Duration};
+    /// use tokio::net::TcpStream;
+    /// use tokio_ctx::Context;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_timeout(Duration::ZERO);
+    /// let connected: io::Result<_> = ctx.try_run(TcpStream::connect("127.0.0.1:9")).await;
+    /// assert_eq!(connected.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    /// # }
+    /// ```
+    pub fn try_run<F, T, E>(&self, f: F) -> TryRun<'_, F, T, E>
+    where
+        F: Future<Output = Result<T, E>>,
+        E: From<Error>,
+    {
+        TryRun::new(self, f)
+    }
+
+    /// One step under a budget of its own: gives `f` a child with this timeout, which is also
+    /// [`current`](Self::current) in there, and runs what it returns until that child ends.
+    ///
+    /// The clock starts at this call; the child ends with the step, whatever came of it. `None` as in
+    /// [`with_timeout`](Self::with_timeout): no deadline of its own. It holds the child itself, and borrows
+    /// nothing but what `f` does, so that it can be spawned, and fits into `tokio::join!` and `tokio::select!`,
+    /// where `with_timeout(d).run(f)` does not compile. A step that can fail goes
+    /// [`try_within`](Self::try_within).
+    ///
+    /// # Errors
+    ///
+    /// The child's [`err`](Self::err), if it ended before the step did.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    ///
+    /// # async fn recent_activity(_: &Context) -> Vec<String> { std::future::pending().await }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(500));
+    ///
+    /// let step = ctx.within(Duration::from_millis(80), async |ctx| recent_activity(&ctx).await);
+    /// let activity = step.await.unwrap_or_default();
+    ///
+    /// assert!(activity.is_empty());
+    /// assert!(!ctx.is_done());
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn within<T, D, F>(
+        &self,
+        after: D,
+        f: F,
+    ) -> impl Future<Output = Result<T, Error>> + use<T, D, F>
+    where
+        D: Into<Option<Duration>>,
+        F: AsyncFnOnce(Context) -> T,
+    {
+        let ctx = self.with_timeout(after);
+        async move {
+            // Called only once the context has been looked at.
+            ctx.run(ctx.scope(async { f(ctx.clone()).await })).await
+        }
+    }
+
+    /// [`within`](Self::within) for a step that can fail, whose error type can hold an [`Error`]: one flat
+    /// result.
+    ///
+    /// At its deadline such a step returns its own error if it notices first, and else the context's, by chance.
+    /// Here both are an `E`.
+    ///
+    /// # Errors
+    ///
+    /// The step's own, or the child's [`err`](Self::err), converted, if it ended before the step did.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    ///
+    /// ```
+    /// use std::io;
+    /// use std::time::Duration;
+    /// use tokio::net::TcpStream;
+    /// use tokio_ctx::Context;
+    ///
+    /// async fn greet(ctx: &Context, addr: &str) -> io::Result<()> {
+    ///     let limit = Duration::from_millis(80);
+    ///     let connection = ctx.try_within(limit, async |_| TcpStream::connect(addr).await).await?;
+    ///     connection.set_nodelay(true)
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_timeout(Duration::ZERO);
+    /// assert_eq!(greet(&ctx, "127.0.0.1:9").await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn try_within<T, E, D, F>(
+        &self,
+        after: D,
+        f: F,
+    ) -> impl Future<Output = Result<T, E>> + use<T, E, D, F>
+    where
+        E: From<Error>,
+        D: Into<Option<Duration>>,
+        F: AsyncFnOnce(Context) -> Result<T, E>,
+    {
+        let step = self.within(after, f);
+        async move { step.await? }
+    }
+
+    /// Sleeps, unless the context ends first.
+    ///
+    /// # Errors
+    ///
+    /// The context's [`err`](Self::err), if it ended first.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime, or in one without a time driver, as [`tokio::time::sleep`].
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(50));
+    /// assert!(ctx.sleep(Duration::from_millis(30)).await.is_ok());
+    /// assert!(ctx.sleep(Duration::from_millis(30)).await.is_err());
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn sleep(&self, d: Duration) -> Run<'_, tokio::time::Sleep> {
+        self.run(tokio::time::sleep(d))
+    }
+
+    /// [`run`](Self::run), holding a clone of the context: for a task, or a struct.
+    ///
+    /// That of a [`CancelScope`](CancelScope::run_owned) holds the scope; `scope.context().run_owned(f)` leaves
+    /// it where it is.
+    ///
+    /// # Errors
+    ///
+    /// The context's [`err`](Self::err), if it ended first.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    ///
+    /// ```
+    /// use tokio_ctx::Context;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_cancel();
+    /// let listening = tokio::spawn(ctx.context().run_owned(std::future::pending::<()>()));
+    /// ctx.cancel();
+    /// assert!(listening.await.unwrap().unwrap_err().is_canceled());
+    /// # }
+    /// ```
+    pub fn run_owned<F: Future>(&self, f: F) -> impl Future<Output = Result<F::Output, Error>> + use<F> {
+        Bound::new(self.clone(), f)
+    }
+}
+
+impl CancelScope {
+    /// [`Context::run`], holding the scope, which ends with the step, or when this is dropped: a bounded step that
+    /// can be spawned.
+    ///
+    /// # Errors
+    ///
+    /// The context's [`err`](Context::err), if it ended first.
+    ///
+    /// # Panics
+    ///
+    /// As [`Context::run`].
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    ///
+    /// # async fn fetch(_url: &str) -> u32 { 200 }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let request = Context::background();
+    /// let limit = Duration::from_millis(80);
+    /// let step = tokio::spawn(request.with_timeout(limit).run_owned(fetch("/news")));
+    /// assert_eq!(step.await.unwrap().unwrap(), 200);
+    /// # }
+    /// ```
+    pub fn run_owned<F: Future>(self, f: F) -> impl Future<Output = Result<F::Output, Error>> + use<F> {
+        Bound::new(self, f)
+    }
+}
+
+pin_project! {
+    /// A future, until the context ends, which is borrowed or owned.
+    struct Bound<C: Borrow<Context>, F> {
+        entry: Entry,
+        // None: it is over. Dropped before the context, which may be a scope.
+        #[pin]
+        future: Option<F>,
+        // None: it is over, and nothing waits here any more, however long this is kept.
+        #[pin]
+        wait: Option<Wait<C>>,
+    }
+}
+
+impl<C: Borrow<Context>, F> Bound<C, F> {
+    fn new(ctx: C, future: F) -> Self {
+        Bound { entry: Entry::Fresh, future: Some(future), wait: Some(Wait::new(ctx)) }
+    }
+
+    fn ctx(&self) -> Option<&Context> {
+        self.wait.as_ref().map(Wait::ctx)
+    }
+}
+
+impl<C: Borrow<Context>, F: Future> Future for Bound<C, F> {
+    type Output = Result<F::Output, Error>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        const OVER: &str = "polled again after it was ready";
+        let mut this = self.project();
+        let mut wait = this.wait.as_mut().as_pin_mut().expect(OVER);
+        let output = match ready!(this.entry.poll(wait.ctx(), cx)) {
+            Err(refused) => Err(refused),
+            Ok(()) => match this.future.as_mut().as_pin_mut().expect(OVER).poll(cx) {
+                Poll::Ready(output) => Ok(output),
+                Poll::Pending => Err(ready!(wait.as_mut().poll(cx))),
+            },
+        };
+        this.future.set(None);
+        this.wait.set(None);
+        Poll::Ready(output)
+    }
+}
+
+pin_project! {
+    /// A future, until the context ends. Made by [`Context::run`] and
+    /// [`FutureExt::bounded_by`](crate::FutureExt::bounded_by).
+    ///
+    /// # Panics
+    ///
+    /// When polled, if it has to wait, the context has a deadline, and there is no Tokio runtime here
+    /// or one without a time driver, as [`tokio::time::sleep`] does; and when polled again after it was ready.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Run<'a, F> {
+        #[pin]
+        bound: Bound<&'a Context, F>,
+    }
+}
+
+impl<'a, F> Run<'a, F> {
+    pub(crate) fn new(ctx: &'a Context, future: F) -> Self {
+        Run { bound: Bound::new(ctx, future) }
+    }
+
+    fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.bound.ctx() {
+            Some(ctx) => f.debug_tuple(name).field(ctx).finish(),
+            None => f.debug_tuple(name).finish_non_exhaustive(),
+        }
+    }
+}
+
+impl<F: Future> Future for Run<'_, F> {
+    type Output = Result<F::Output, Error>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        self.project().bound.poll(cx)
+    }
+}
+
+impl<F> fmt::Debug for Run<'_, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fmt_as("Run", f)
+    }
+}
+
+pin_project! {
+    /// A fallible future, until the context ends. Made by [`Context::try_run`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Run`].
+    #[must_use = "futures do nothing unless polled"]
+    pub struct TryRun<'a, F, T, E> {
+        #[pin]
+        run: Run<'a, F>,
+        output: PhantomData<fn() -> (T, E)>,
+    }
+}
+
+impl<'a, F, T, E> TryRun<'a, F, T, E> {
+    pub(crate) fn new(ctx: &'a Context, future: F) -> Self {
+        TryRun { run: Run::new(ctx, future), output: PhantomData }
+    }
+}
+
+impl<F, T, E> Future for TryRun<'_, F, T, E>
+where
+    F: Future<Output = Result<T, E>>,
+    E: From<Error>,
+{
+    type Output = Result<T, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        self.project().run.poll(cx).map(|bounded| bounded?)
+    }
+}
+
+impl<F, T, E> fmt::Debug for TryRun<'_, F, T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.run.fmt_as("TryRun", f)
+    }
+}

@@ -1,0 +1,186 @@
+//! A context that ends when a future resolves: whatever can be awaited becomes a reason to stop.
+
+use std::any::Any;
+use std::error::Error as StdError;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::pin::pin;
+
+use super::context::Context;
+use super::guard::Canceler;
+use super::scope::CancelScope;
+use crate::error::{BoxError, Place};
+
+impl Context {
+    /// A child that also ends when `reason` resolves, with its output as the cause.
+    ///
+    /// For what ends work from outside: a message on a channel, a flag that turns, a lease that is lost.
+    /// The line of this call is in the error. A task of the current runtime awaits the future, with this
+    /// context as [`current`](Self::current) in there, and keeps the new one; it drops the future as soon
+    /// as the context ends otherwise. A context that has ended already does not poll it at all.
+    ///
+    /// To be on the safe side, the context also ends if the future panics, or is dropped along with its
+    /// runtime: who watched over the lease is gone, and the cause says so.
+    ///
+    /// Go has no counterpart: there a goroutine receives from a channel and calls `cancel`.
+    ///
+    /// # Panics
+    ///
+    /// Outside a Tokio runtime, as [`tokio::spawn`]. A context with a deadline needs a time driver, without
+    /// which the task panics, and the context ends.
+    ///
+    /// A `oneshot`, of which only a message counts; should its sender go, the context is left alone:
+    ///
+    /// ```
+    /// use tokio::sync::oneshot;
+    /// use tokio_ctx::Context;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let (stop, stopped) = oneshot::channel::<String>();
+    /// let ctx = Context::background().with_cancel_when(async {
+    ///     match stopped.await {
+    ///         Ok(reason) => reason,
+    ///         Err(_) => std::future::pending().await,
+    ///     }
+    /// });
+    ///
+    /// stop.send("the operator said so".into()).unwrap();
+    /// let error = ctx.done().await;
+    /// assert_eq!(error.cause().unwrap().to_string(), "the operator said so");
+    /// # }
+    /// ```
+    ///
+    /// A `watch` that turns true:
+    ///
+    /// ```
+    /// use tokio::sync::watch;
+    /// use tokio_ctx::Context;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let (maintenance, mut watched) = watch::channel(false);
+    /// let ctx = Context::background().with_cancel_when(async move {
+    ///     match watched.wait_for(|on| *on).await {
+    ///         Ok(_) => "maintenance has begun",
+    ///         Err(_) => "whoever knows of maintenance has gone",
+    ///     }
+    /// });
+    ///
+    /// assert!(!ctx.is_done());
+    /// maintenance.send(true).unwrap();
+    /// assert!(ctx.done().await.to_string().ends_with(": maintenance has begun"));
+    /// # }
+    /// ```
+    ///
+    /// A lease that is lost, with an error type of one's own as the cause:
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    ///
+    /// #[derive(Debug)]
+    /// struct LeaseLost(u32);
+    /// # impl std::fmt::Display for LeaseLost {
+    /// #     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    /// #         write!(f, "lease lost after {} renewals", self.0)
+    /// #     }
+    /// # }
+    /// impl std::error::Error for LeaseLost {}
+    ///
+    /// # async fn renew(times: u32) -> bool { times < 3 }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let leading = Context::background().with_cancel_when(async {
+    ///     let mut renewals = 0;
+    ///     while renew(renewals).await {
+    ///         renewals += 1;
+    ///         tokio::time::sleep(Duration::from_secs(10)).await;
+    ///     }
+    ///     LeaseLost(renewals)
+    /// });
+    ///
+    /// let stopped = leading.sleep(Duration::from_secs(3600)).await.unwrap_err();
+    /// assert_eq!(stopped.cause_as::<LeaseLost>().unwrap().0, 3);
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn with_cancel_when<F>(&self, reason: F) -> CancelScope
+    where
+        F: Future + Send + 'static,
+        F::Output: Into<BoxError>,
+    {
+        let asked_at = Location::caller();
+        let scope = self.with_cancel();
+        let watch = Watch { canceler: Some(scope.canceler()), asked_at };
+        let watched = scope.clone();
+        tokio::spawn(self.scope(async move {
+            match watched.run(caught(reason)).await {
+                Ok(Ok(cause)) => watch.ends_with(cause),
+                Ok(Err(panic)) => watch.ends_with(Panicked(panic_text(&*panic)).into()),
+                Err(_ended_otherwise) => watch.rests(),
+            }
+        }));
+        scope
+    }
+}
+
+/// Ends the context, if only by being dropped.
+struct Watch {
+    canceler: Option<Canceler>,
+    asked_at: &'static Location<'static>,
+}
+
+impl Watch {
+    fn ends_with(mut self, cause: BoxError) {
+        if let Some(canceler) = self.canceler.take() {
+            canceler.cancel_for(self.asked_at, cause);
+        }
+    }
+
+    fn rests(mut self) {
+        self.canceler = None;
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(canceler) = self.canceler.take() {
+            let text =
+                format!("the future given at {} was dropped before it resolved", Place(self.asked_at));
+            canceler.cancel_for(self.asked_at, text.into());
+        }
+    }
+}
+
+/// The future's output as a cause, or what it panicked with. It is dropped in either case.
+async fn caught<F>(future: F) -> Result<BoxError, Box<dyn Any + Send>>
+where
+    F: Future,
+    F::Output: Into<BoxError>,
+{
+    let mut future = pin!(future);
+    // What panicked is not polled again.
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx).map(Into::into))) {
+        Ok(polled) => polled.map(Ok),
+        Err(panic) => std::task::Poll::Ready(Err(panic)),
+    })
+    .await
+}
+
+#[derive(Debug)]
+struct Panicked(String);
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "what it was to end with panicked: {}", self.0)
+    }
+}
+
+impl StdError for Panicked {}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text").to_owned()
+}

@@ -1,0 +1,50 @@
+//! A task for each item of a stream, so many at once: a [`Group`] with a limit, fed as it has room.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::panic::Location;
+
+use futures_core::stream::Stream;
+use tokio::task::coop::consume_budget;
+
+use super::group::Group;
+use crate::context::{Checked, Context};
+use crate::error::Error;
+
+#[track_caller]
+pub(crate) fn for_each_task<S, F, Fut, E>(
+    stream: S,
+    ctx: &Context,
+    n: usize,
+    mut work: F,
+) -> impl Future<Output = Result<(), E>>
+where
+    S: Stream,
+    F: FnMut(Context, S::Item) -> Fut,
+    Fut: Future<Output = Result<(), E>> + Send + 'static,
+    E: From<Error> + fmt::Display + Send + 'static,
+{
+    let spawned_at = Location::caller();
+    let (group, ctx) = Group::new(ctx);
+    let mut group = group.limit(n);
+    async move {
+        let mut items = Box::pin(Checked::new(stream, &ctx));
+        while group.turn().await {
+            let next = poll_fn(|cx| {
+                // However long the next item takes, what has ended meanwhile is let go.
+                group.poll_forget(cx);
+                items.as_mut().poll_next(cx)
+            });
+            match next.await {
+                None => break,
+                Some(Err(_ended)) => group.give_up(),
+                Some(Ok(item)) => group.spawn_in_turn(work(ctx.clone(), item), spawned_at),
+            }
+            // A source that is always ready must not keep the workers from their turn.
+            consume_budget().await;
+        }
+        // Whatever the source holds is let go of before the last workers are waited for.
+        drop(items);
+        group.join().await.map(drop)
+    }
+}
