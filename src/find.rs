@@ -9,7 +9,7 @@ use std::error::Error as StdError;
 use std::io;
 use std::sync::Arc;
 
-use crate::context::require::NotEnoughTime;
+use crate::context::NotEnoughTime;
 use crate::error::{Error, chain};
 #[cfg(feature = "process")]
 use crate::os::process;

@@ -15,7 +15,7 @@ mod ext;
 mod guard;
 mod merge;
 pub(crate) mod refusal;
-pub(crate) mod require;
+mod require;
 mod run;
 mod scope;
 mod spawn;
