@@ -1,4 +1,4 @@
-//! An end against the drop of what it is to reach: it is told, or it is gone, and nothing is left.
+//! An end against the drop of what it is to reach: that has ended, or has gone, and nothing is left.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use loom::thread;
 
-use super::{Roll, Waiter, census, chain, explore, one_story, story, why};
+use super::{Roll, Waiter, census, chain, explore, one_story, same, story, why};
 use crate::Context;
 
 /// A child that waits, and its waiter, are dropped while the root ends.
@@ -36,16 +36,16 @@ fn drop_of_two_children_at_once() {
         let root = Context::background().with_cancel();
         let pair = [root.with_cancel(), root.with_cancel()].map(|scope| {
             let child = scope.detach();
-            assert!(!Waiter::on(&child).poll());
+            Waiter::waiting_on(&child).leave();
             child
         });
         let roll = Roll::of(&pair);
-        assert_eq!(census(&root).0, 2);
+        assert_eq!(census(&root), 2);
         let [one, two] = pair;
         let dropper = thread::spawn(move || drop(one));
         drop(two);
         dropper.join().unwrap();
-        assert_eq!(census(&root), (0, 0));
+        assert_eq!(census(&root), 0);
         roll.is_gone();
         assert!(!root.is_done());
     });
@@ -58,13 +58,13 @@ fn drop_of_a_child_against_link_of_another() {
         let root = Context::background().with_cancel();
         let all = chain(&root, 1);
         let (one, two) = (chain(&all[1], 1).remove(1), chain(&all[1], 1).remove(1));
-        assert!(!Waiter::on(&one).poll());
+        Waiter::waiting_on(&one).leave();
         let dropper = thread::spawn(move || drop(one));
         let mut waiter = Waiter::on(&two);
         assert!(!waiter.poll());
         dropper.join().unwrap();
-        assert_eq!(census(&root).0, 1);
-        assert_eq!(census(&all[1]).0, 1);
+        assert_eq!(census(&root), 1);
+        assert_eq!(census(&all[1]), 1);
         root.cancel_with("why");
         waiter.finish(&one_story(all.iter().chain([&two])));
     });
@@ -101,7 +101,7 @@ fn cancel_against_drop_of_a_whole_branch() {
         let (root, guard) = Context::background().with_cancel().split();
         let mut all = chain(&root, 2);
         let roll = Roll::of(&all);
-        assert!(!Waiter::on(&all[2]).poll());
+        Waiter::waiting_on(&all[2]).leave();
         let ender = thread::spawn(move || guard.cancel_with("why"));
         drop(all.remove(1));
         drop(all.remove(1));
@@ -120,17 +120,17 @@ fn drop_of_two_branches_with_a_parent_in_common() {
         let mut all = chain(&root, 1);
         let [one, two] = [(); 2].map(|()| chain(&all[1], 1).remove(1));
         let roll = Roll::of([&all[1], &one, &two]);
-        assert!(!Waiter::on(&one).poll() && !Waiter::on(&two).poll());
+        [&one, &two].map(|child| Waiter::waiting_on(child).leave());
         all.truncate(1);
         let dropper = thread::spawn(move || drop(one));
         drop(two);
         dropper.join().unwrap();
-        assert_eq!(census(&root), (0, 0));
+        assert_eq!(census(&root), 0);
         roll.is_gone();
     });
 }
 
-/// A scope goes while a canceller of the same context speaks: one end, told alike by both sides.
+/// A scope goes while a canceller of the same context is used: one end, the same to both sides.
 #[test]
 fn drop_of_the_scope_against_cancel() {
     explore([5, 3], || {
@@ -147,12 +147,12 @@ fn drop_of_the_scope_against_cancel() {
         drop(scope);
         let mine = story(&ctx);
         let theirs = ender.join().unwrap();
-        super::same(&mine, &theirs);
-        super::same(&mine, &story(&ctx));
+        same(&mine, &theirs);
+        same(&mine, &story(&ctx));
     });
 }
 
-/// The same without a cause, where nobody needs the clock.
+/// The same without a cause, which reads no clock.
 #[test]
 fn drop_of_the_scope_against_unseen_cancel() {
     explore([5, 3], || {
@@ -168,11 +168,11 @@ fn drop_of_the_scope_against_unseen_cancel() {
         });
         drop(scope);
         let mine = story(&ctx);
-        super::same(&mine, &ender.join().unwrap());
+        same(&mine, &ender.join().unwrap());
     });
 }
 
-/// A scope goes as the only other handle becomes a child: whichever comes first, the child is told.
+/// A scope goes as the only other handle becomes a child: whichever comes first, the child ends.
 #[test]
 fn drop_of_the_scope_against_derive_from_its_clone() {
     explore([5, 3], || {
@@ -194,6 +194,42 @@ fn drop_of_the_scope_against_derive_from_its_clone() {
     });
 }
 
+/// A scope goes while the only other handle is cloned, and that one goes: the clone sees the end.
+#[test]
+fn drop_of_the_scope_against_clone() {
+    explore([5, 3], || {
+        let scope = Context::background().with_cancel();
+        let ctx = scope.clone();
+        let other = thread::spawn(move || {
+            let clone = ctx.clone();
+            drop(ctx);
+            let seen = clone.err();
+            (clone, seen)
+        });
+        drop(scope);
+        let (clone, seen) = other.join().unwrap();
+        let error = story(&clone);
+        seen.iter().for_each(|seen| same(seen, &error));
+        let roll = Roll::of([&clone]);
+        drop(clone);
+        roll.is_gone();
+    });
+}
+
+/// A scope goes while the only other handle waits, and goes: it was woken, or has gone, and nothing is left.
+#[test]
+fn drop_of_the_scope_against_drop_of_a_waiter() {
+    explore([5, 3], || {
+        let scope = Context::background().with_cancel();
+        let roll = Roll::of([scope.context()]);
+        let waiter = Waiter::waiting_on(&scope);
+        let other = thread::spawn(move || waiter.leave());
+        drop(scope);
+        other.join().unwrap();
+        roll.is_gone();
+    });
+}
+
 /// A scope goes that nothing else holds, out of the list of a parent that ends.
 #[test]
 fn drop_of_an_unseen_scope_against_cancel_of_the_parent() {
@@ -201,7 +237,7 @@ fn drop_of_an_unseen_scope_against_cancel_of_the_parent() {
         let (parent, ends) = Context::background().with_cancel().split();
         let scope = parent.with_cancel();
         let roll = Roll::of([&parent, scope.context()]);
-        assert!(!Waiter::on(&scope).poll());
+        Waiter::waiting_on(&scope).leave();
         let ender = thread::spawn(move || ends.cancel_with("why"));
         drop(scope);
         ender.join().unwrap();
@@ -255,10 +291,10 @@ impl Drop for Asks {
     }
 }
 
-/// The last handle of a child that ended by itself goes while the parent's push holds it too: whoever
-/// is last runs the cause's drop, with no lock held, and once.
+/// The last handle of a child that ended by itself goes while the parent's end holds it too: the cause's drop
+/// runs once, with no lock held.
 #[test]
-fn drop_of_the_last_handle_against_the_push() {
+fn drop_of_the_last_handle_against_the_parents_end() {
     explore([5, 3], || {
         let (parent, ends) = Context::background().with_cancel().split();
         let scope = parent.with_cancel();
@@ -267,7 +303,7 @@ fn drop_of_the_last_handle_against_the_push() {
         let drops = Arc::new(AtomicUsize::new(0));
         let mut sibling = Waiter::on(&chain(&parent, 1)[1]);
         assert!(!sibling.poll());
-        assert!(!Waiter::on(&child).poll());
+        Waiter::waiting_on(&child).leave();
         scope.cancel_with(Asks(parent.clone(), drops.clone()));
         drop(scope);
         let ender = thread::spawn(move || ends.cancel_with("why"));

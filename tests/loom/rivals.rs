@@ -1,11 +1,11 @@
-//! Ends that race each other: one of them is the story, the same everywhere.
+//! Ends that race each other: one of them wins, the same everywhere.
 
 use loom::thread;
 
-use super::{Roll, Waiter, chain, explore, one_story, same, story, why};
+use super::{Roll, Waiter, all_done, chain, explore, one_story, same, story, why};
 use crate::Context;
 
-/// Parent and child are cancelled at once, each with a cause; someone waits below.
+/// Parent and child are canceled at once, each with a cause; something waits below.
 fn parent_against_child(linked: bool) {
     let (parent, ends_parent) = Context::background().with_cancel().split();
     let ends_child = parent.with_cancel();
@@ -43,12 +43,12 @@ fn parent_against_child_with_a_waiter_below() {
 }
 
 #[test]
-fn parent_against_child_with_nobody_below() {
+fn parent_against_child_with_no_waiter() {
     explore([3, 2], || parent_against_child(false));
 }
 
 /// Two threads end the same root. When either call returns everything below has ended, also what the
-/// other one has yet to reach, and each of them tells the same.
+/// other one has yet to reach, and both see the same error.
 fn two_against_a_root(levels: usize, linked: usize) {
     let root = Context::background().with_cancel();
     let all = chain(&root, levels);
@@ -59,12 +59,12 @@ fn two_against_a_root(levels: usize, linked: usize) {
         let (all, canceller) = (all.clone(), root.canceller());
         move || {
             canceller.cancel_with("one");
-            assert!(all.iter().rev().all(Context::is_done), "a descendant outlives the end");
+            all_done(all.iter().rev());
             all[levels].err()
         }
     });
     root.cancel_with("two");
-    assert!(all.iter().rev().all(Context::is_done), "a descendant outlives the end");
+    all_done(all.iter().rev());
     let error = one_story(&all);
     same(&error, &other.join().unwrap().expect("ended"));
     waiter.poll();
