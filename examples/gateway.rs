@@ -3,16 +3,17 @@
 //! `/user/{id}` needs the profile, and adds the preferences and the recent activity if they come
 //! in time. All of it has 500 ms, the two optional parts have 200 ms. A request id goes along as a
 //! value. A client that hangs up ends the work done for it, in the gateway and in the services
-//! behind it. Ctrl-C stops accepting, and lets the requests in flight come to their end.
+//! behind it. SIGTERM and Ctrl-C stop accepting, and let the requests in flight come to their end; a
+//! process that was shut down so has done what it should, and ends with success.
 //!
-//! Without arguments it drives itself, over real sockets, through five cases, and says what
+//! Without arguments it drives itself, over real sockets, through six cases, and says what
 //! happened; it fails if anything else did:
 //!
 //! ```text
 //! cargo run --example gateway
 //! ```
 //!
-//! Or it stays up, until Ctrl-C. `slow` makes a service dawdle: profile, preferences, activity, all.
+//! Or it stays up, until SIGTERM or Ctrl-C. `slow` makes a service dawdle: profile, preferences, activity, all.
 //!
 //! ```text
 //! cargo run --example gateway -- --serve 8080
@@ -23,10 +24,9 @@
 //! ```
 //!
 //! This file is the gateway. Beside it, `gateway/services.rs` has the services behind it, and
-//! `gateway/cases.rs` the client with its five cases.
+//! `gateway/cases.rs` the client with its six cases.
 
 use std::fmt;
-use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,7 +43,9 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::{JoinError, JoinHandle};
-use tokio_ctx::{BoxError, Context};
+use tokio_ctx::signal::until_termination;
+use tokio_ctx::wire::{Inbound, ServerLayer};
+use tokio_ctx::{BoxError, Context, Shutdown};
 
 use services::{Event, Part, Slow, Visit};
 
@@ -56,9 +58,9 @@ mod services;
 const BUDGET: Duration = Duration::from_millis(500);
 /// How long an optional part of the answer may keep the rest waiting.
 const OPTIONAL_BUDGET: Duration = Duration::from_millis(200);
-/// How long requests in flight may take to end once the server stops. They end by themselves,
-/// within their budget; this is for a client that never sends all of its request.
-const DRAIN_BUDGET: Duration = Duration::from_secs(2);
+/// How long requests in flight may take to end once the gateway stops. They end by themselves, within
+/// their budget; this is for a client that does not read its answer.
+const GRACE: Duration = Duration::from_secs(2);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -78,25 +80,28 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Stays up on `port` until Ctrl-C; without a port, goes through the five cases.
+/// Stays up on `port` until a signal; without a port, goes through the six cases.
 async fn run(port: Option<u16>) -> Result<(), BoxError> {
-    let stop = until_ctrl_c()?;
-    // Not under `stop`: requests that the gateway still finishes then need the services.
-    let services_stop = Context::background().with_cancel();
+    let until_signal = until_termination(&Context::background())?;
+    let shutdown = Shutdown::new(&until_signal).grace(GRACE);
+    // A shutdown of their own: requests that the gateway still finishes need the services.
+    let for_services = Shutdown::new(&Context::background());
     let (log, events) = unbounded_channel();
-    let services = Server::start(services_stop.clone(), 0, services::router(log)).await?;
-    let gateway = Server::start(stop.clone(), port.unwrap_or(0), router(services.addr)?).await?;
-    println!("gateway at http://{}", gateway.addr);
-    println!("services at http://{}", services.addr);
+    let services = serve(&for_services.named("services"), 0, services::router(log)).await?;
+    let gateway = serve(&shutdown.named("gateway"), port.unwrap_or(0), router(services)?).await?;
+    println!("gateway at http://{gateway}");
+    println!("services at http://{services}");
 
     if port.is_none() {
-        return cases::run(gateway, events).await;
+        return cases::run(gateway, shutdown, events).await;
     }
     tokio::spawn(print(events));
-    println!("stopping: {}", stop.done().await);
-    gateway.drained().await?;
-    println!("drained");
-    Ok(())
+    println!("stopping: {}", shutdown.soft().done().await);
+    let report = shutdown.wait().await;
+    println!("{report}");
+    for_services.begin("the gateway has stopped");
+    // An error, if a request had to be cut off.
+    Ok(report.into_result()?)
 }
 
 fn router(services: SocketAddr) -> reqwest::Result<Router> {
@@ -135,13 +140,14 @@ async fn user(
     Path(id): Path<u64>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
+    ctx: Context,
 ) -> Result<Json<User>, (StatusCode, String)> {
     let slow = Slow::in_query(query.as_deref()).map_err(bad_request)?;
     let request_id = RequestId::of(&headers);
 
-    // The scope belongs to this future, and axum drops this future when the client hangs up. That
-    // ends the context, and with it everything that is done for the client, on whatever task.
-    let ctx = Context::background().with_timeout(BUDGET).with_value(request_id.clone());
+    // The request's context, which `ServerLayer` has made, ends when the client hangs up or the grace of
+    // a shutdown is over, and with it all that is done for the client, on whatever task.
+    let ctx = ctx.with_timeout(BUDGET).with_value(request_id.clone());
     let profile = ctx.spawn(profile(gateway.request(Part::Profile, id, slow)));
     let preferences = ctx.spawn(preferences(gateway.request(Part::Preferences, id, slow)));
     let activity = ctx.spawn(activity(gateway.request(Part::Activity, id, slow)));
@@ -290,62 +296,18 @@ impl fmt::Display for RequestId {
     }
 }
 
-/// A server on a loopback port.
-struct Server {
-    addr: SocketAddr,
-    task: JoinHandle<Result<(), BoxError>>,
-}
-
-impl Server {
-    /// Serves `app` until `stop` is done. Port 0 is any that is free.
-    async fn start(stop: Context, port: u16, app: Router) -> Result<Server, BoxError> {
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let listener = TcpListener::bind(addr)
-            .await
-            .map_err(|error| format!("cannot listen on {addr}: {error}"))?;
-        let addr = listener.local_addr()?;
-        let task = tokio::spawn(serve(stop, listener, app));
-        Ok(Server { addr, task })
-    }
-
-    /// Waits until it has stopped, and every request it had accepted is answered.
-    async fn drained(self) -> Result<(), BoxError> {
-        self.task.await?
-    }
-}
-
-async fn serve(stop: Context, listener: TcpListener, app: Router) -> Result<(), BoxError> {
-    let stopped = stop.done_owned();
-    let server = axum::serve(listener, app).with_graceful_shutdown(async move {
-        stopped.await;
-    });
-    let overdue = async {
-        stop.done().await;
-        tokio::time::sleep(DRAIN_BUDGET).await;
-    };
-    tokio::select! {
-        served = server => Ok(served?),
-        () = overdue => Err(format!("requests still in flight {DRAIN_BUDGET:?} after the stop").into()),
-    }
-}
-
-/// A context that Ctrl-C ends. It listens from now on, not from the first time someone waits.
-fn until_ctrl_c() -> io::Result<Context> {
-    #[cfg(unix)]
-    let mut ctrl_c = {
-        use tokio::signal::unix::{SignalKind, signal};
-        signal(SignalKind::interrupt())?
-    };
-    #[cfg(windows)]
-    let mut ctrl_c = tokio::signal::windows::ctrl_c()?;
-
-    // The task alone can end it; the caller gets a context like any other.
-    let (ctx, guard) = Context::background().with_cancel().split();
-    tokio::spawn(async move {
-        ctrl_c.recv().await;
-        guard.cancel_with("Ctrl-C");
-    });
-    Ok(ctx)
+/// Serves `app` on a loopback port, until the shutdown begins, and returns the address. Port 0 is any that
+/// is free.
+async fn serve(shutdown: &Shutdown, port: u16, app: Router) -> Result<SocketAddr, BoxError> {
+    let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let listener =
+        TcpListener::bind(addr).await.map_err(|error| format!("cannot listen on {addr}: {error}"))?;
+    let addr = listener.local_addr()?;
+    // The shutdown waits for each request, and cuts off what is late.
+    let app = app.layer(ServerLayer::with_shutdown(shutdown, Inbound::new()));
+    let server = axum::serve(listener, app).with_graceful_shutdown(shutdown.begun());
+    shutdown.spawn(server.into_future());
+    Ok(addr)
 }
 
 /// Prints what the services report, for whoever sits at the terminal.

@@ -1,5 +1,5 @@
 //! Two web servers, one of axum and one of hyper, shut down in two phases: first they take no more
-//! connections, then, after a grace period, what is left is cut off, and in the end it is said who did
+//! connections, then, after a grace period, what is left is cut off, and in the end a report says what did
 //! not end in time.
 //!
 //! It drives itself, over real sockets, and fails if anything else happens:

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! `Shutdown` has a context for each phase. The *soft* one ends on the signal: nothing new is begun, the child
-//! is asked to stop. The *hard* one ends a grace period later, and stops what is left. In the end everyone's
-//! account is printed, and who did not end in time, and both are checked.
+//! is asked to stop. The *hard* one ends a grace period later, and stops what is left. In the end each task's
+//! account is printed, and what did not end in time, and both are checked.
 
 #[cfg(unix)]
 #[tokio::main]
@@ -31,7 +31,7 @@ mod supervisor {
     use tokio::sync::Notify;
     use tokio_ctx::process::{self, CommandExt};
     use tokio_ctx::shutdown::{Fate, Report};
-    use tokio_ctx::signal::{self, Signal};
+    use tokio_ctx::signal::{Signal, until_termination};
     use tokio_ctx::{BoxError, Context, Shutdown};
 
     /// From the signal until what is left is stopped.
@@ -50,7 +50,7 @@ mod supervisor {
     "#;
 
     pub async fn run(wait: bool) -> Result<(), BoxError> {
-        let until_signal = signal::shutdown(&Context::background())?;
+        let until_signal = until_termination(&Context::background())?;
         let shutdown = Shutdown::new(&until_signal).grace(GRACE);
         let soft = shutdown.soft();
         let runs = Arc::new(Notify::new());

@@ -112,7 +112,8 @@ impl Context {
     /// A child that also ends when this much time has passed. Go's `context.WithTimeout`.
     ///
     /// Zero: it has ended at birth. `None`, [`Duration::MAX`], and whatever else the clock cannot express: no
-    /// deadline of its own, so that an optional limit needs no branch.
+    /// deadline of its own, so that an optional limit needs no branch. On Linux and macOS the clock stands still
+    /// while the machine is suspended: [Traps](guide/traps/index.html#a-machine-that-sleeps).
     ///
     /// ```
     /// use std::time::Duration;
@@ -181,7 +182,8 @@ impl Context {
     ///
     /// It is the same context otherwise: it ends when this one does. A private newtype is a private
     /// key; a value of a type that is there already hides the older one. Values are for what a request
-    /// carries across borders (its id, who it is for), not for parameters.
+    /// carries across borders (its id, who it is for), not for parameters. [Traps](guide/traps/index.html) has
+    /// more of what follows, and [A service that drains](guide/services/index.html) a middleware that sets a value.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -190,7 +192,11 @@ impl Context {
     ///
     /// let ctx = Context::background().with_value(RequestId(7));
     /// assert_eq!(ctx.value::<RequestId>().unwrap().0, 7);
+    ///
+    /// // The type is the exact one: a literal is a `&'static str`, and no `String`.
+    /// let ctx = ctx.with_value("alice");
     /// assert!(ctx.value::<String>().is_none());
+    /// assert_eq!(ctx.value::<&str>(), Some(&"alice"));
     /// ```
     pub fn with_value<T: Send + Sync + 'static>(&self, value: T) -> Context {
         Context { token: self.token.clone(), values: self.values.with(value), todo: self.todo }
@@ -662,9 +668,15 @@ impl fmt::Display for Context {
     }
 }
 
-/// Where it was made and how it stands; of its values the types, never the values.
+/// One short line, which `#[tracing::instrument]` records: `Context(src/main.rs:12, 250ms left)`, and once it
+/// has ended why: `Context(canceled at src/main.rs:88: client hung up)`.
+///
+/// `{:#?}` shows the fields, and of the values the types, never the values.
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return self.fmt_brief(f);
+        }
         let mut debug = f.debug_struct("Context");
         match &self.token {
             None => debug.field("root", &if self.todo { "todo" } else { "background" }),
@@ -675,5 +687,29 @@ impl fmt::Debug for Context {
                 .field("err", &self.err()),
         };
         debug.field("values", &self.values.names()).finish()
+    }
+}
+
+impl Context {
+    fn fmt_brief(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LONGEST: usize = 160;
+        let Some(token) = &self.token else {
+            return f.write_str(if self.todo { "Context(todo)" } else { "Context(background)" });
+        };
+        if let Some(error) = self.err() {
+            // A cause may have many lines.
+            let text = error.to_string();
+            let text = text.strip_prefix("context ").unwrap_or(&text);
+            let brief: String = text.chars().take_while(|c| !c.is_control()).take(LONGEST).collect();
+            let rest = if brief.len() < text.len() { "…" } else { "" };
+            return write!(f, "Context({brief}{rest})");
+        }
+        write!(f, "Context({}", Place(token.made_at()))?;
+        if let Some(left) = self.remaining() {
+            // Below a millisecond, all of it: it is not over yet.
+            let nanos = if left.as_millis() > 0 { left.subsec_nanos() % 1_000_000 } else { 0 };
+            write!(f, ", {:?} left", left - Duration::from_nanos(nanos.into()))?;
+        }
+        f.write_str(")")
     }
 }

@@ -12,8 +12,9 @@ impl Context {
     /// The task's context: the one of the innermost [`scope`](Self::scope), [`sync_scope`],
     /// [`spawn`](Self::spawn), [`within`](Self::within) or `instrument` around; the background outside.
     ///
-    /// A task that is started with [`tokio::spawn`] begins without one. Go has no counterpart: there a
-    /// context is always passed.
+    /// A task that is started with [`tokio::spawn`] begins without one: `current()` is the background there, and
+    /// nothing says so. [`Context::spawn`] takes the context along. Go has no counterpart: there a context is
+    /// always passed.
     ///
     /// ```
     /// use tokio_ctx::Context;

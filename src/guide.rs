@@ -9,6 +9,10 @@
 //!   fail if something is left behind.
 //! - [From service to service](from_service_to_service): the same deadline one service further, put into an
 //!   existing axum or tonic program in ten lines.
+//! - [A service that drains](services): axum or tonic with a shutdown and signals, from `main` to its last line, and
+//!   how a middleware puts a value into the context.
+//! - [Recipes](recipes): what is built beside a context, each in about ten lines.
+//! - [Traps](traps): what surprises, and what to write instead.
 
 #[doc = include_str!("guide/coming_from_go.md")]
 pub mod coming_from_go {}
@@ -24,3 +28,12 @@ pub mod testing {}
 
 #[doc = include_str!("guide/from_service_to_service.md")]
 pub mod from_service_to_service {}
+
+#[doc = include_str!("guide/services.md")]
+pub mod services {}
+
+#[doc = include_str!("guide/recipes.md")]
+pub mod recipes {}
+
+#[doc = include_str!("guide/traps.md")]
+pub mod traps {}

@@ -38,6 +38,7 @@
 //! | give work a way to be stopped | [`Context::with_cancel`], and keep the [`CancelScope`] |
 //! | give work a budget | [`Context::with_timeout`], [`Context::with_deadline`] |
 //! | bound one step by a budget of its own | `ctx.with_timeout(d).run(step)`, [`Context::within`] |
+//! | refuse a step that the time left is too short for | [`Context::require`] |
 //! | let other code cancel the work | [`CancelScope::canceller`], [`CancelScope::split`] |
 //! | run a future until the context ends | [`Context::run`], [`FutureExt::bounded_by`] |
 //! | race the end against other branches | [`Context::done`] in `tokio::select!` |
@@ -117,11 +118,12 @@
 //!
 //! # Guides
 //!
-//! Beside this reference stand five guides, all of whose code is tested: [Coming from
+//! Beside this reference stand the guides, all of whose code is tested: [Coming from
 //! Go](guide/coming_from_go/index.html), [Coming from `CancellationToken` and
 //! `timeout`](guide/coming_from_tokens/index.html), [Cancel safety](guide/cancel_safety/index.html),
-//! [Testing code that takes a context](guide/testing/index.html) and [From service to
-//! service](guide/from_service_to_service/index.html).
+//! [Testing code that takes a context](guide/testing/index.html), [From service to
+//! service](guide/from_service_to_service/index.html), [A service that drains](guide/services/index.html),
+//! [Recipes](guide/recipes/index.html) and [Traps](guide/traps/index.html).
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -134,6 +136,7 @@ mod current;
 mod done;
 mod error;
 mod ext;
+mod finished;
 pub mod group;
 mod guard;
 // Costs nobody anything: there is nothing in it but documentation.
@@ -155,6 +158,7 @@ mod merge;
 #[cfg(feature = "process")]
 #[cfg_attr(docsrs, doc(cfg(feature = "process")))]
 pub mod process;
+mod require;
 mod run;
 mod scope;
 pub mod shutdown;
@@ -185,6 +189,7 @@ pub use ext::{Bounded, Checked, FutureExt, StreamExt, TryBounded};
 #[doc(inline)]
 pub use group::Group;
 pub use guard::{CancelGuard, Canceller};
+pub use require::NotEnoughTime;
 pub use run::{Run, TryRun};
 pub use scope::CancelScope;
 #[doc(inline)]

@@ -28,15 +28,31 @@
 //! # What happens at the end
 //!
 //! 1. A context that has ended starts no process.
-//! 2. A process that has exited by then is told as it exited: finished work is not thrown away.
-//! 3. Otherwise it gets SIGTERM (or another signal: `stop_signal`), and if it is still there when the
-//!    [`grace`](Bounded::grace) period is over, SIGKILL. On Windows there is no signal to ask with: it is
+//! 2. A process that has exited by then is reported as it exited: finished work is not thrown away.
+//! 3. Otherwise it gets SIGTERM (or another signal: `stop_signal`), and SIGCONT, without which a suspended
+//!    process would not handle it. If it is still there when the [`grace`](Bounded::grace) period is over, or
+//!    when [`kill`](Child::kill) is called, it gets SIGKILL. On Windows there is no signal to ask with: it is
 //!    terminated at once.
-//! 4. The process is reaped, always, and the [`Error`] says how it exited, and why it was stopped.
+//! 4. The process is reaped, and the [`Error`] says how it exited, and why it was stopped. If that takes more
+//!    than 5 seconds after SIGKILL, or if it may not be signaled, the error says
+//!    [so](Error::is_still_running), and it is reaped in the background should it exit later.
 //!
 //! The same happens when the future or the [`Child`] is dropped, which is an end of its own: a task of the
-//! runtime sees to it. If that runtime is shut down before it is through, the process is killed at once
-//! (and reaped, should Tokio still get to it): wait for your children before you return from `main`.
+//! runtime does it, and takes the grace period for it. If that runtime is shut down before it is through, the
+//! process is killed at once (and reaped, should Tokio still get to it): wait for your children before you
+//! return from `main`.
+//!
+//! When a second Ctrl-C ends this process (module `signal`, on Unix), all children are killed first, with their
+//! groups. In any other end without destructors (SIGKILL, `std::process::exit`, an abort, a signal that no context
+//! of `signal` listens for) they live on.
+//!
+//! # The command
+//!
+//! It is the caller's, and can be used again. What a run sets for itself is taken back: `kill_on_drop`, the group
+//! of [`process_group`](Bounded::process_group), and the pipes of [`output`](Bounded::output). As a command does
+//! not show what it was set to before, the last two go back to the default: the group of this process, and its
+//! standard output and error. (Where this process does not see its own group, in a PID namespace that was
+//! entered from outside, the command keeps a group of its own.)
 //!
 //! # Traps
 //!
@@ -45,13 +61,22 @@
 //!   a one escapes. Where process 1 does not reap orphans (a container without an init), a group that has
 //!   lost its leader looks alive until the grace period is over.
 //! - **Pipes held open.** A grandchild that lives on may hold the child's output open for as long as it
-//!   likes, and who reads to the end waits for it (Go's `WaitDelay` is about this). [`Bounded::output`] and
-//!   [`Child::wait_with_output`] wait no longer than the grace period, at least a second, once the process
-//!   itself has exited; what was read until then is in the error.
+//!   likes, and a reader that reads to the end waits for it (Go's `WaitDelay` is about this).
+//!   [`Bounded::output`] and [`Child::wait_with_output`] read on for the grace period, at least a second, once
+//!   the process itself has exited, and no longer than its context lives; after the context's end, a second.
+//!   What was read until then is in the error.
+//! - **A stop signal that does not arrive.** A child inherits which signals are blocked in the thread that
+//!   starts it, and which are ignored in the process. If SIGTERM is among them, and the child does not change
+//!   that itself (shells and most runtimes do not), it is not asked, and killed after the grace period. This cannot
+//!   be changed here, as it takes unsafe code between fork and exec; to unblock it in this process instead
+//!   could end this very process. Start the child through `env`, which does it (GNU coreutils 8.31):
+//!   `Command::new("env").args(["--default-signal=TERM", "program"])`.
+//! - **Other users.** An ordinary user may not signal a process that has changed its user (`sudo`, `su`). It is
+//!   waited for during the grace period, as it may have been asked by the terminal; then the error says so.
 //! - **The terminal.** Its Ctrl-C goes to all processes of the foreground group, so to children too, at the
 //!   same moment. In a group of its own a child gets it only through the context, in good order; but one
-//!   that reads from the terminal is then stopped by the system.
-//! - **Who reaps.** The signals go to a number, and a number is only safe while the process has not been
+//!   that reads from the terminal is then suspended by the system.
+//! - **Other reapers.** The signals go to a number, and a number is only safe while the process has not been
 //!   reaped. That is done here, after the last signal; a program that ignores SIGCHLD, or reaps children
 //!   that are not its own (`waitpid(-1)`), takes that away.
 //! - **A test's paused clock** leaps over deadlines and grace periods while it waits for a child.
@@ -63,7 +88,8 @@ use std::io;
 use std::pin::pin;
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
@@ -74,17 +100,22 @@ use crate::{CancelScope, Context};
 
 mod capture;
 mod error;
+mod live;
 mod stop;
 
 pub use error::Error;
 
 use capture::Capture;
 use error::Why;
-use stop::{Exit, Stop, Supervisor};
+use live::Start;
+use stop::{Exit, Shared, Stop, Supervisor};
+
+#[cfg(all(unix, feature = "signal"))]
+pub(crate) use live::kill_all;
 
 /// How long a process may take to stop, unless [`Bounded::grace`] says otherwise.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long pipes are read on at least, once the process has exited.
+/// How long pipes are read on, at least if the process exited by itself, and at most if it was stopped.
 const DRAIN: Duration = Duration::from_secs(1);
 
 /// [`bounded_by`](CommandExt::bounded_by) for Tokio's commands.
@@ -92,7 +123,7 @@ pub trait CommandExt {
     /// Ties what the command starts to a context. Go's `exec.CommandContext`.
     ///
     /// Nothing is started yet: [`status`](Bounded::status), [`output`](Bounded::output) or
-    /// [`spawn`](Bounded::spawn) does. The command's `kill_on_drop` is turned on by it.
+    /// [`spawn`](Bounded::spawn) does. The command can be used again, see [above](self#the-command).
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -133,10 +164,10 @@ pub struct Bounded<'a> {
 }
 
 impl Bounded<'_> {
-    /// How long the process may take to stop once it was asked to; then it is killed. 5 seconds unless
-    /// set; zero kills at once, without asking.
+    /// Sets how long the process may take to stop once it was asked to; then it is killed. 5 seconds unless
+    /// set; zero kills at once, without asking. [`Child::kill`] cuts it short.
     ///
-    /// It bounds the wait for its pipes as well. Go's `Cmd.WaitDelay`.
+    /// It bounds the wait for the pipes of a process that has exited by itself as well. Go's `Cmd.WaitDelay`.
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -165,11 +196,12 @@ impl Bounded<'_> {
         self
     }
 
-    /// Whether it runs in a process group of its own, which is then stopped as a whole: SIGTERM to all, and
-    /// when the grace period is over, SIGKILL to all that are left.
+    /// Sets whether it runs in a process group of its own, which is then stopped as a whole: SIGTERM to all,
+    /// and when the grace period is over, SIGKILL to all that are left.
     ///
-    /// It is through when the group is empty. A process that exits before the context ends has its group
-    /// left alone: what it started in the background is its own affair.
+    /// The stop is complete when the group is empty. A process that exits before the context ends has its group
+    /// left alone: what it started in the background is its own affair. This is for one run, and the command's
+    /// own `process_group` is for the others (but it is set back to the default by a run that has this).
     ///
     /// ```
     /// use std::time::Duration;
@@ -193,7 +225,7 @@ impl Bounded<'_> {
         self
     }
 
-    /// What asks the process to stop, in place of SIGTERM. Go's `Cmd.Cancel`.
+    /// Sets what asks the process to stop, in place of SIGTERM. Go's `Cmd.Cancel`.
     ///
     /// Programs differ: nginx finishes its requests on SIGQUIT, PostgreSQL disconnects its clients on
     /// SIGINT, and what was written for a terminal may know SIGINT alone.
@@ -227,14 +259,17 @@ impl Bounded<'_> {
         self
     }
 
-    /// Runs it, and gives how it exited. Go's `Cmd.Run`, but that a failure of the program's own is not an
+    /// Runs it, and returns how it exited. Go's `Cmd.Run`, but that a failure of the program's own is not an
     /// error here: see [`ExitStatus::success`].
     ///
-    /// Dropped, it ends the process as the context's end would, in the background.
+    /// If its standard output or error is piped, the pipe is closed, as nothing reads it: as in
+    /// [`Command::status`], a process that writes there fails (or gets SIGPIPE), and does not hang.
+    /// Dropped, this stops the process as the context's end would, in the background.
     ///
     /// # Errors
     ///
-    /// If the context had ended, if the process could not be started, or if the context's end stopped it.
+    /// If the context had ended, if the process could not be started, or if the context's end stopped it (or
+    /// [could not](Error::is_still_running)).
     ///
     /// # Panics
     ///
@@ -257,20 +292,24 @@ impl Bounded<'_> {
     /// # }
     /// ```
     pub async fn status(self) -> Result<ExitStatus, Error> {
-        self.spawn()?.wait().await
+        let mut child = self.spawn()?;
+        // Nothing reads them: kept open, they would block a process that writes much.
+        drop((child.stdout.take(), child.stderr.take()));
+        child.wait().await
     }
 
-    /// Runs it, and gives how it exited and what it wrote to its standard output and error. Go's
+    /// Runs it, and returns how it exited and what it wrote to its standard output and error. Go's
     /// `Cmd.Output`.
     ///
-    /// Both are read meanwhile, however much it is, into memory. Its standard input is the command's own
-    /// (inherited, unless set: `Stdio::null()` is often better). Dropped, it ends the process as the
+    /// Both are read meanwhile, however much it is, into memory. This takes precedence over what they were set
+    /// to in the command, which inherits them afterwards. Its standard input is the command's own
+    /// (inherited, unless set: `Stdio::null()` is often better). Dropped, this stops the process as the
     /// context's end would, in the background.
     ///
     /// # Errors
     ///
     /// As [`status`](Self::status); besides, if its output was still held open by others when the grace
-    /// period was over. What was read is in [`Error::output`].
+    /// period was over, or when the context ended. What was read is in [`Error::output`].
     ///
     /// # Panics
     ///
@@ -296,13 +335,16 @@ impl Bounded<'_> {
     /// # }
     /// ```
     pub async fn output(self) -> Result<Output, Error> {
-        self.command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        self.spawn()?.wait_with_output().await
+        let Bounded { command, ctx, program, stop } = self;
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = Bounded { command: &mut *command, ctx, program, stop }.spawn();
+        command.stdout(Stdio::inherit()).stderr(Stdio::inherit());
+        child?.wait_with_output().await
     }
 
     /// Starts it. Go's `Cmd.Start`.
     ///
-    /// It ends with the context whether or not anybody waits for it, and when the [`Child`] is dropped.
+    /// It ends with the context whether or not it is waited for, and when the [`Child`] is dropped.
     ///
     /// # Errors
     ///
@@ -342,22 +384,34 @@ impl Bounded<'_> {
         let failed = |why| Error::new(&program, why, None);
         ctx.check().map_err(|ended| failed(Why::NotStarted(ended)))?;
         stop.check().map_err(|error| failed(Why::NoStart(error)))?;
-        stop.prepare(command.kill_on_drop(true));
-        let mut child = command.spawn().map_err(|error| failed(Why::NoStart(error)))?;
+        let start = Start::announce().map_err(|error| failed(Why::NoStart(error)))?;
+        let mut child =
+            run_with(command, &stop, Command::spawn).map_err(|error| failed(Why::NoStart(error)))?;
+        let entry = start.succeeded(child.id(), stop.wants_group());
 
         let scope = ctx.with_cancel();
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (id, grace) = (child.id(), stop.grace);
-        let supervisor = Supervisor::new(child, stop);
-        let reaped = supervisor.reaped();
+        let supervisor = Supervisor::new(child, stop, entry);
+        let shared = supervisor.shared();
         let exit = State::Running(tokio::spawn(supervisor.run(scope.clone())));
-        Ok(Child { stdin, stdout, stderr, id, reaped, program, grace, exit, _scope: scope })
+        Ok(Child { stdin, stdout, stderr, id, shared, program, grace, exit, scope })
     }
+}
+
+/// Calls `spawn` with the command set up for this one run, and sets the command back: it is the caller's.
+fn run_with<R>(command: &mut Command, stop: &Stop, spawn: impl FnOnce(&mut Command) -> R) -> R {
+    let kill_on_drop = command.get_kill_on_drop();
+    stop.prepare(command.kill_on_drop(true));
+    let spawned = spawn(command);
+    stop.restore(command.kill_on_drop(kill_on_drop));
+    spawned
 }
 
 /// A process that ends with a context. Made by [`Bounded::spawn`].
 ///
-/// Dropped, it is stopped as the context's end would stop it, and reaped, in the background.
+/// Dropped, it is stopped as the context's end would stop it, and reaped, in the background. That takes the
+/// grace period; [`start_kill`](Self::start_kill) beforehand cuts it short.
 ///
 /// ```
 /// # #[cfg(unix)] {
@@ -387,12 +441,12 @@ pub struct Child {
     /// Its standard error, if that was piped.
     pub stderr: Option<ChildStderr>,
     id: Option<u32>,
-    reaped: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     program: String,
     grace: Duration,
     exit: State,
-    // Dropped, it ends the context that the task looks to.
-    _scope: CancelScope,
+    // Dropped, it ends the context that the task watches.
+    scope: CancelScope,
 }
 
 enum State {
@@ -421,18 +475,18 @@ impl Child {
     /// # }
     /// ```
     pub fn id(&self) -> Option<u32> {
-        self.id.filter(|_| !self.reaped.load(Ordering::Acquire))
+        self.id.filter(|_| !self.shared.reaped.load(Ordering::Acquire))
     }
 
     /// Waits until it has exited and been reaped. Go's `Cmd.Wait`.
     ///
     /// Its standard input is closed first, if it is still here, so that it does not wait for more. Its
-    /// output is not read: if that is piped and nobody reads it, a process that writes much waits forever.
-    /// Cancel-safe; called again, it gives the same answer.
+    /// output is not read: a process that writes more than a pipe that is not read holds waits forever.
+    /// Cancel-safe; called again, it returns the same.
     ///
     /// # Errors
     ///
-    /// If the context's end stopped it.
+    /// If the context's end stopped it, or if it [could not be stopped](Error::is_still_running).
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -460,20 +514,92 @@ impl Child {
 
     /// How it exited, once it has.
     fn answer(&self) -> Result<ExitStatus, Error> {
-        match &self.exit {
-            State::Over(Ok(Exit { status, stopped: None })) => Ok(*status),
-            State::Over(Ok(Exit { status, stopped: Some(stopped) })) => {
-                Err(Error::new(&self.program, Why::Stopped(stopped.clone()), Some(*status)))
+        let exit = match &self.exit {
+            State::Over(Ok(exit)) => exit,
+            State::Over(Err(error)) => {
+                return Err(Error::new(&self.program, Why::Lost(error.clone()), None));
             }
-            State::Over(Err(error)) => Err(Error::new(&self.program, Why::Lost(error.clone()), None)),
             State::Running(_) => unreachable!("asked once it has exited"),
-        }
+        };
+        let why = match (exit.why.clone(), exit.survived.clone(), exit.status) {
+            (ended, Some(survived), _) => Why::Survived { ended, survived },
+            (Some(ended), None, _) => Why::Stopped { ended, killed: exit.killed },
+            (None, None, Some(status)) => return Ok(status),
+            (None, None, None) => unreachable!("has neither exited nor survived"),
+        };
+        Err(Error::new(&self.program, why, exit.status))
+    }
+
+    /// Kills the process now, with its group if it has one of its own, whatever is left of the grace period. A
+    /// process that is being stopped already stops now.
+    ///
+    /// Returns at once; [`wait`](Self::wait) returns when it is gone. Once it has exited, nothing happens.
+    /// Tokio's `Child::start_kill`, Go's `Process.Kill`.
+    ///
+    /// ```
+    /// # #[cfg(unix)] {
+    /// use std::time::Duration;
+    /// use tokio::process::Command;
+    /// use tokio_ctx::process::CommandExt;
+    /// use tokio_ctx::Context;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tokio_ctx::process::Error> {
+    /// let shutdown = Context::background().with_cancel();
+    /// let mut server = Command::new("sh");
+    /// server.args(["-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done"]);
+    /// # server.stdout(std::process::Stdio::piped());
+    /// let mut child = server.bounded_by(&shutdown).grace(Duration::from_secs(60)).spawn()?;
+    /// # tokio::io::AsyncReadExt::read_u8(&mut child.stdout.take().unwrap()).await.unwrap();
+    ///
+    /// shutdown.cancel();
+    /// if tokio::time::timeout(Duration::from_millis(50), child.wait()).await.is_err() {
+    ///     child.start_kill(); // Another service waits for its port.
+    /// }
+    /// assert!(child.wait().await.unwrap_err().was_killed());
+    /// # Ok(())
+    /// # }
+    /// # main().unwrap();
+    /// # }
+    /// ```
+    pub fn start_kill(&self) {
+        self.shared.kill.notify_one();
+    }
+
+    /// [`start_kill`](Self::start_kill), and [`wait`](Self::wait): returns when the process is gone.
+    ///
+    /// A process that was killed before its context ended has exited with a signal, which is no error.
+    /// Cancel-safe: dropped, it has killed the process all the same. Tokio's `Child::kill`.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    ///
+    /// ```
+    /// # #[cfg(unix)] {
+    /// use std::os::unix::process::ExitStatusExt;
+    /// use tokio::process::Command;
+    /// use tokio_ctx::process::CommandExt;
+    /// use tokio_ctx::Context;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tokio_ctx::process::Error> {
+    /// let mut child = Command::new("sleep").arg("60").bounded_by(&Context::background()).spawn()?;
+    /// assert_eq!(child.kill().await?.signal(), Some(9));
+    /// # Ok(())
+    /// # }
+    /// # main().unwrap();
+    /// # }
+    /// ```
+    pub async fn kill(&mut self) -> Result<ExitStatus, Error> {
+        self.start_kill();
+        self.wait().await
     }
 
     /// Waits until it has exited, and reads what is left of its standard output and error meanwhile, of
     /// those that are piped and still here.
     ///
-    /// Dropped, it ends the process as the context's end would, in the background.
+    /// Dropped, this stops the process as the context's end would, in the background.
     ///
     /// # Errors
     ///
@@ -517,20 +643,37 @@ impl Child {
             })
             .await
         };
-        // Reading on, should others hold it open, is bounded.
-        let patience = self.grace.max(DRAIN);
-        let read = timeout(patience, poll_fn(|cx| capture.poll(cx))).await;
-        let (stdout, stderr, failure) = capture.finish();
         let status = match exited {
             Ok(status) => status,
-            Err(error) => return Err(error.with_output(stdout, stderr)),
+            Err(error) => {
+                // What it wrote is in the pipes already. Others that hold them open were not stopped.
+                let _held_open = timeout(DRAIN, poll_fn(|cx| capture.poll(cx))).await;
+                let (stdout, stderr, _failure) = capture.finish();
+                return Err(error.with_output(stdout, stderr));
+            }
         };
+        let read = self.read_on(&mut capture).await;
+        let (stdout, stderr, failure) = capture.finish();
         let incomplete = match (read, failure) {
             (_, Some(error)) => Why::Unread(error),
-            (Err(_), None) => Why::HeldOpen(patience),
+            (Err(why), None) => why,
             (Ok(()), None) => return Ok(Output { status, stdout, stderr }),
         };
         Err(Error::new(&self.program, incomplete, Some(status)).with_output(stdout, stderr))
+    }
+}
+
+impl Child {
+    /// Reads to the end what others may hold open, within the grace period, until the context ends. What has
+    /// been read by then is complete all the same.
+    async fn read_on(&self, capture: &mut Capture) -> Result<(), Why> {
+        let patience = self.grace.max(DRAIN);
+        let mut ended = pin!(self.scope.done());
+        let read = poll_fn(|cx| match capture.poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Ok(())),
+            Poll::Pending => ended.as_mut().poll(cx).map(|ended| Err(Why::CutOff(ended))),
+        });
+        timeout(patience, read).await.unwrap_or(Err(Why::HeldOpen(patience)))
     }
 }
 

@@ -237,7 +237,8 @@ impl CancelScope {
     /// `CancelCauseFunc`.
     ///
     /// A cause lives as long as the context; one that holds this very context, or its guard, is never
-    /// freed. An [`Error`](crate::Error) of another context, or of this one's children, holds none.
+    /// freed. An [`Error`](crate::Error) of another context, or of this one's children, holds none; but a loop
+    /// that gives each error to the next context builds a [chain](guide/traps/index.html) without bound.
     ///
     /// # Panics
     ///

@@ -35,6 +35,8 @@
 //! | returns the errors of the work | `JoinHandle`, as Tokio | collected in an error | `JoinHandle`, as Tokio |
 //! | wait again after more work | no, a shutdown is final | no | yes, `reopen` |
 //!
+//! [`ServerLayer::with_shutdown`]: ../wire/struct.ServerLayer.html#method.with_shutdown
+//! [A service that drains]: ../guide/services/index.html
 //! [tokio-graceful-shutdown]: https://docs.rs/tokio-graceful-shutdown
 //! [`TaskTracker`]: https://docs.rs/tokio-util/latest/tokio_util/task/struct.TaskTracker.html
 //! [`Group`]: crate::Group
@@ -46,13 +48,14 @@
 //!
 //! ```no_run
 //! use tokio::net::TcpListener;
-//! use tokio_ctx::{BoxError, Context, Shutdown, signal};
+//! use tokio_ctx::signal::until_termination;
+//! use tokio_ctx::{BoxError, Context, Shutdown};
 //!
 //! # async fn accept(_: TcpListener, _: Shutdown) {}
 //! #[tokio::main]
 //! async fn main() -> Result<(), BoxError> {
-//!     let until_signal = signal::shutdown(&Context::background())?;
-//!     let shutdown = Shutdown::new(&until_signal);
+//!     let ctx = until_termination(&Context::background())?;
+//!     let shutdown = Shutdown::new(&ctx);
 //!
 //!     let listener = TcpListener::bind("127.0.0.1:8080").await?;
 //!     shutdown.named("accept").spawn(accept(listener, shutdown.clone()));
@@ -60,6 +63,8 @@
 //!     Ok(shutdown.wait().await.into_result()?) // an error if somebody did not end in time
 //! }
 //! ```
+//!
+//! [A service that drains] has the same with a server of axum or tonic, to the last line.
 //!
 //! A second signal then ends the process at once, in whatever phase. To have it [`force`](Shutdown::force)
 //! instead, turn that off there.
@@ -104,20 +109,23 @@
 //! - **A task is told, not stopped**, until the abort. Work that should be cut off by the hard end looks
 //!   at [`Context::current`], which is `hard` in there, or is run by it: `ctx.run(work)`.
 //! - **Servers that spawn by themselves** (axum's `serve`, tonic) end when all their connections have.
-//!   Aborted, they leave those connections behind. Bound each request by `hard` in a middleware and
-//!   [`track`](Shutdown::track) it there: it is cut off in time, and named in the report.
+//!   Aborted, they leave those connections behind. [`ServerLayer::with_shutdown`] makes each request part
+//!   of the shutdown: it is cut off in time, and named in the report. [A service that drains] has all of it.
+//! - **A wait in a task of the same shutdown** leaves that task out, and no other: a task that awaits that
+//!   one, and a ticket in its own hand, keep it waiting until the grace and the clean-up are over.
 //! - **Threads and `spawn_blocking` cannot be aborted.** With a [`ticket`](Shutdown::ticket) they are
 //!   waited for and reported; let them [`check`](Context::check) the context. A runtime waits for its
 //!   blocking tasks when it is dropped: after a report that names some, end the process, or use
 //!   `Runtime::shutdown_background`.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::fmt;
-use std::future::Future;
-use std::panic::Location;
-use std::pin::Pin;
+use std::future::{Future, pending, poll_fn};
+use std::panic::{Location, RefUnwindSafe, UnwindSafe};
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
@@ -125,9 +133,10 @@ use std::time::Duration;
 use pin_project_lite::pin_project;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::error::{BoxError, Place};
+use crate::finished::Finished;
 use crate::{CancelScope, Context, Error};
 
 const GRACE: Duration = Duration::from_secs(8);
@@ -249,10 +258,7 @@ impl Shutdown {
     /// ```
     pub fn named<'a>(&self, name: impl Into<Cow<'a, str>>) -> Shutdown {
         let name = name.into();
-        let name = match &self.name {
-            Some(above) => format!("{above}/{name}").into(),
-            None => name.into(),
-        };
+        let name = below(self.name.as_deref(), &name);
         Shutdown { common: self.common.clone(), name: Some(name) }
     }
 
@@ -264,14 +270,51 @@ impl Shutdown {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// let shutdown = Shutdown::new(&Context::background());
-    /// // As axum's `with_graceful_shutdown` wants to be told.
-    /// let signal = shutdown.soft().done_owned();
+    /// let consumer = shutdown.soft().run(std::future::pending::<()>());
     /// shutdown.begin("over");
-    /// signal.await;
+    /// assert!(consumer.await.is_err());
     /// # }
     /// ```
     pub fn soft(&self) -> &Context {
         &self.common.soft
+    }
+
+    /// Resolves when the shutdown has begun: the signal to stop accepting, in the form that servers take.
+    ///
+    /// That is axum's [`with_graceful_shutdown`], tonic's `serve_with_shutdown` and `hyper`'s
+    /// `graceful_shutdown` behind a `select!`. It is [`soft`](Self::soft)'s end, holds nothing else of
+    /// the shutdown, and can be made and dropped at any time.
+    ///
+    /// # Panics
+    ///
+    /// When polled, as [`Context::done`], if the context that the shutdown was made of has a deadline and there
+    /// is no Tokio runtime with a time driver.
+    ///
+    /// ```
+    /// use axum::{Router, routing::get};
+    /// use tokio::net::TcpListener;
+    /// use tokio_ctx::{Context, Shutdown};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tokio_ctx::BoxError> {
+    /// let shutdown = Shutdown::new(&Context::background());
+    /// let app: Router = Router::new().route("/", get("hello"));
+    /// let listener = TcpListener::bind("127.0.0.1:0").await?;
+    ///
+    /// let server = axum::serve(listener, app).with_graceful_shutdown(shutdown.begun());
+    /// shutdown.named("http").spawn(server.into_future());
+    /// # shutdown.begin("over");
+    /// shutdown.wait().await.into_result()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// [`with_graceful_shutdown`]: https://docs.rs/axum/0.8/axum/serve/struct.Serve.html#method.with_graceful_shutdown
+    pub fn begun(&self) -> impl Future<Output = ()> + Send + Sync + 'static + use<> {
+        let soft_end = self.common.soft.done_owned();
+        async move {
+            soft_end.await;
+        }
     }
 
     /// Ends when work that is under way is to stop: for requests and jobs. It is
@@ -415,10 +458,22 @@ impl Shutdown {
     /// ```
     #[track_caller]
     pub fn ticket(&self) -> Ticket {
-        let spawned_at = Location::caller();
-        let task = Task { name: self.name.clone(), spawned_at };
+        self.ticket_for(Name::Given(self.name.clone()), Location::caller())
+    }
+
+    /// A ticket for work that has a label of its own below the shutdown's name, written out only in a report.
+    #[cfg(feature = "tower")]
+    pub(crate) fn labeled_ticket(
+        &self,
+        label: impl fmt::Display + Send + 'static,
+        spawned_at: &'static Location<'static>,
+    ) -> Ticket {
+        self.ticket_for(Name::Labeled(self.name.clone(), Box::new(label)), spawned_at)
+    }
+
+    fn ticket_for(&self, name: Name, spawned_at: &'static Location<'static>) -> Ticket {
         Ticket {
-            id: self.common.work.enter(task),
+            id: self.common.work.enter(name, spawned_at),
             work: self.common.work.clone(),
             #[cfg(feature = "test-util")]
             _entry: crate::testing::Entry::new(&self.common.hard, spawned_at),
@@ -429,6 +484,11 @@ impl Shutdown {
     ///
     /// When it returns, both contexts have ended, and all work has that could be made to. Cancel-safe:
     /// dropped and called again, and called by several, it goes on from where the shutdown is.
+    ///
+    /// **In a task of the same shutdown**, or in a future that it tracks, it leaves that task out, which
+    /// would otherwise wait for itself, and with it the others that wait in there; a wait outside includes
+    /// them. What it cannot see is a [`ticket`](Self::ticket) that its caller holds, and a task that awaits
+    /// this one: those it waits for until the grace and the clean-up are over.
     ///
     /// # Panics
     ///
@@ -453,28 +513,30 @@ impl Shutdown {
     /// # }
     /// ```
     pub async fn wait(&self) -> Report {
-        let Common { soft, hard, work, .. } = &*self.common;
+        let Common { soft, hard, work, made_at } = &*self.common;
+        let waiter = Waiter::here(work);
         let why = soft.done().await;
         let (began, grace) = (why.origin().ended_at(), work.lock().grace);
-        if !work.ends_by(hard, began.checked_add(grace)).await {
+        let mut ended = waiter.work_ends_by(Some(hard), began.checked_add(grace)).await;
+        if !ended {
             let cause = Box::new(GraceOver { grace, why: why.clone() });
-            self.common.end_hard(cause, self.common.made_at);
-            self.clean_up().await;
+            self.common.end_hard(cause, made_at);
+            ended = self.clean_up(&waiter).await;
         }
-        self.common.hard.cancel_at(self.common.made_at, "the shutdown is over".into());
-        let overdue = work.overdue();
+        let overdue = work.conclude(ended);
+        hard.cancel_at(made_at, Box::new(Finished("the shutdown is over")));
         Report { why, took: Instant::now().saturating_duration_since(began), overdue }
     }
 
-    /// From the hard end on.
-    async fn clean_up(&self) {
+    /// From the hard end on; returns whether all work has ended.
+    async fn clean_up(&self, waiter: &Waiter<'_>) -> bool {
         let Common { hard, work, .. } = &*self.common;
         let (canceled, cleanup) = (hard.done().await.origin().ended_at(), work.lock().cleanup);
-        let bounded = Context::background();
-        if !work.ends_by(&bounded, canceled.checked_add(cleanup)).await {
-            work.abort();
-            work.ends_by(&bounded, Instant::now().checked_add(cleanup)).await;
+        if waiter.work_ends_by(None, canceled.checked_add(cleanup)).await {
+            return true;
         }
+        work.abort();
+        waiter.work_ends_by(None, Instant::now().checked_add(cleanup)).await
     }
 }
 
@@ -500,17 +562,28 @@ impl fmt::Debug for Shutdown {
     }
 }
 
+// What can be caught of a panic leaves them consistent: locks are held over no foreign code.
+impl UnwindSafe for Shutdown {}
+impl RefUnwindSafe for Shutdown {}
+impl UnwindSafe for Ticket {}
+impl RefUnwindSafe for Ticket {}
+
 /// The work that is under way.
 #[derive(Default)]
 struct Work {
     list: Mutex<List>,
+    /// Nothing is at work any more, or nothing but what waits for the rest.
     emptied: Notify,
 }
 
 struct List {
     next: u64,
     // In the order in which they came.
-    running: BTreeMap<u64, (Task, Option<AbortHandle>)>,
+    running: BTreeMap<u64, Running>,
+    /// How many of the running ones wait for the shutdown themselves.
+    waiting: usize,
+    /// A wait has come to its end: what is left are others like it, and what they do afterwards.
+    over: bool,
     overdue: BTreeMap<u64, Overdue>,
     aborting: bool,
     grace: Duration,
@@ -522,6 +595,8 @@ impl Default for List {
         List {
             next: 0,
             running: BTreeMap::new(),
+            waiting: 0,
+            over: false,
             overdue: BTreeMap::new(),
             aborting: false,
             grace: GRACE,
@@ -530,10 +605,36 @@ impl Default for List {
     }
 }
 
-#[derive(Clone, Debug)]
-struct Task {
-    name: Option<Arc<str>>,
+struct Running {
+    name: Name,
     spawned_at: &'static Location<'static>,
+    abort: Option<AbortHandle>,
+    /// How many calls of `wait` are under way in it.
+    waits: usize,
+}
+
+/// A name, and perhaps a label below it, which costs nothing until it is written.
+enum Name {
+    Given(Option<Arc<str>>),
+    #[cfg(feature = "tower")]
+    Labeled(Option<Arc<str>>, Box<dyn fmt::Display + Send>),
+}
+
+impl Name {
+    fn written(&self) -> Option<Arc<str>> {
+        match self {
+            Name::Given(name) => name.clone(),
+            #[cfg(feature = "tower")]
+            Name::Labeled(name, label) => Some(below(name.as_deref(), label)),
+        }
+    }
+}
+
+fn below(above: Option<&str>, name: &dyn fmt::Display) -> Arc<str> {
+    match above {
+        Some(above) => format!("{above}/{name}").into(),
+        None => name.to_string().into(),
+    }
 }
 
 impl Work {
@@ -541,74 +642,51 @@ impl Work {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, task: Task) -> u64 {
+    fn enter(&self, name: Name, spawned_at: &'static Location<'static>) -> u64 {
         let mut list = self.lock();
         let id = list.next;
         list.next += 1;
-        list.running.insert(id, (task, None));
+        list.running.insert(id, Running { name, spawned_at, abort: None, waits: 0 });
         id
     }
 
     fn leave(&self, id: u64) {
         let mut list = self.lock();
         let left = list.running.remove(&id);
-        let empty = list.running.is_empty();
+        list.waiting -= usize::from(left.as_ref().is_some_and(|left| left.waits > 0));
+        let emptied = list.has_ended(true);
         drop(list);
         drop(left);
-        if empty {
+        if emptied {
             self.emptied.notify_waiters();
         }
     }
 
-    /// Says how to abort a task, which may be over by now.
+    /// Keeps the handle that aborts a task, which may be over by now.
     fn attach(&self, id: u64, handle: AbortHandle) {
         let mut list = self.lock();
         if list.aborting {
             drop(list);
             handle.abort();
-        } else if let Some((_, abort)) = list.running.get_mut(&id) {
-            *abort = Some(handle);
+        } else if let Some(running) = list.running.get_mut(&id) {
+            running.abort = Some(handle);
         }
-    }
-
-    /// Waits until nobody is at work, but no longer than until `ctx` ends or that time; says if nobody is.
-    async fn ends_by(&self, ctx: &Context, at: Option<Instant>) -> bool {
-        let ctx = match at {
-            Some(at) => ctx.with_deadline(at),
-            None => ctx.with_cancel(),
-        };
-        let emptied = async {
-            loop {
-                // Before the look: a notified hears of whoever leaves from its making on.
-                let notified = self.emptied.notified();
-                if self.lock().running.is_empty() {
-                    return;
-                }
-                notified.await;
-            }
-        };
-        ctx.run(emptied).await.is_ok() || self.lock().running.is_empty()
     }
 
     /// Takes those at work down as overdue.
     fn mark(&self) {
-        let mut list = self.lock();
-        let List { running, overdue, .. } = &mut *list;
-        for (id, (task, _)) in running {
-            let task = task.clone();
-            overdue.entry(*id).or_insert(Overdue { task, fate: Fate::Canceled });
-        }
+        self.lock().mark();
     }
 
     /// Aborts those at work that can be.
     fn abort(&self) {
-        self.mark();
         let mut list = self.lock();
+        list.mark();
         list.aborting = true;
         let List { running, overdue, .. } = &mut *list;
         let mut handles = Vec::new();
-        for (id, (_, abort)) in running {
-            if let (Some(overdue), Some(handle)) = (overdue.get_mut(id), abort.take()) {
+        for (id, running) in running.iter_mut().filter(|(_, running)| running.waits == 0) {
+            if let (Some(overdue), Some(handle)) = (overdue.get_mut(id), running.abort.take()) {
                 overdue.fate = Fate::Aborted;
                 handles.push(handle);
             }
@@ -619,16 +697,154 @@ impl Work {
         }
     }
 
-    /// Who had not ended in time, and what has become of them by now.
-    fn overdue(&self) -> Vec<Overdue> {
-        self.mark();
-        let list = self.lock();
+    /// Notes that a wait is over; returns what had not ended in time, and what has become of it by now.
+    ///
+    /// What ends it is one look at the list: a task that waited as well then, and runs on since, is not late.
+    fn conclude(&self, ended: bool) -> Vec<Overdue> {
+        let mut list = self.lock();
+        list.over = true;
+        if !ended {
+            list.mark();
+        }
         let by_now = |(id, overdue): (&u64, &Overdue)| {
-            let task = overdue.task.clone();
             let fate = if list.running.contains_key(id) { Fate::Running } else { overdue.fate };
-            Overdue { task, fate }
+            Overdue { fate, ..overdue.clone() }
         };
-        list.overdue.iter().map(by_now).collect()
+        let overdue = list.overdue.iter().map(by_now).collect();
+        drop(list);
+        self.emptied.notify_waiters();
+        overdue
+    }
+}
+
+impl List {
+    /// Whether no work is left; for a wait that is part of the work, none but such waits.
+    fn has_ended(&self, inside: bool) -> bool {
+        if inside { self.over || self.running.len() == self.waiting } else { self.running.is_empty() }
+    }
+
+    /// What waits for the rest is not late, as the rest is.
+    fn mark(&mut self) {
+        for (id, running) in self.running.iter().filter(|(_, running)| running.waits == 0) {
+            self.overdue.entry(*id).or_insert_with(|| {
+                let (name, spawned_at) = (running.name.written(), running.spawned_at);
+                Overdue { name, spawned_at, fate: Fate::Canceled }
+            });
+        }
+    }
+}
+
+thread_local! {
+    /// What this thread is polling: the work that has the list of that address, by its id.
+    static AT_WORK: RefCell<Vec<(usize, u64)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Says that a ticket's work is being polled, until it is dropped.
+pub(crate) struct AtWork(());
+
+impl AtWork {
+    fn new(ticket: &Ticket) -> AtWork {
+        let frame = (address(&ticket.work), ticket.id);
+        let _no_thread_local = AT_WORK.try_with(|frames| frames.borrow_mut().push(frame));
+        AtWork(())
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        let _no_thread_local = AT_WORK.try_with(|frames| frames.borrow_mut().pop());
+    }
+}
+
+fn address(work: &Arc<Work>) -> usize {
+    Arc::as_ptr(work).addr()
+}
+
+/// A call of [`Shutdown::wait`], which may be part of the work that it waits for.
+struct Waiter<'a> {
+    work: &'a Work,
+    /// The work that it is part of: mostly none, and more than one if tracked futures nest.
+    within: Vec<u64>,
+}
+
+impl<'a> Waiter<'a> {
+    /// For the task that is being polled.
+    fn here(work: &'a Arc<Work>) -> Waiter<'a> {
+        let frames = |frames: &RefCell<Vec<(usize, u64)>>| {
+            let ours = |frame: &&(usize, u64)| frame.0 == address(work);
+            frames.borrow().iter().filter(ours).map(|frame| frame.1).collect()
+        };
+        let waiter = Waiter { work, within: AT_WORK.try_with(frames).unwrap_or_default() };
+        waiter.count(|waits| *waits += 1);
+        waiter
+    }
+
+    /// Changes the count of waits of all that it is part of.
+    fn count(&self, change: impl Fn(&mut usize)) {
+        if !self.is_inside() {
+            return;
+        }
+        let mut list = self.work.lock();
+        for id in &self.within {
+            if let Some(running) = list.running.get_mut(id) {
+                change(&mut running.waits);
+            }
+        }
+        list.waiting = list.running.values().filter(|running| running.waits > 0).count();
+        let emptied = list.has_ended(true);
+        drop(list);
+        if emptied {
+            self.work.emptied.notify_waiters();
+        }
+    }
+
+    fn is_inside(&self) -> bool {
+        !self.within.is_empty()
+    }
+
+    /// Waits until the work has ended, but no longer than until `ctx` ends or that time; returns whether it has.
+    async fn work_ends_by(&self, ctx: Option<&Context>, at: Option<Instant>) -> bool {
+        let has_ended = || self.work.lock().has_ended(self.is_inside());
+        let mut emptied = pin!(async {
+            loop {
+                // Before the look: it hears of all that leaves from its making on.
+                let notified = self.work.emptied.notified();
+                if has_ended() {
+                    return;
+                }
+                notified.await;
+            }
+        });
+        let mut ctx_end = pin!(async {
+            match ctx {
+                Some(ctx) => drop(ctx.done().await),
+                None => pending().await,
+            }
+        });
+        // Tokio's timer rounds up: what lies at the very end of time would overflow there.
+        let at = at.filter(|at| at.checked_add(Duration::from_secs(1)).is_some());
+        let mut over = pin!(async {
+            match at {
+                Some(at) => sleep_until(at).await,
+                None => pending().await,
+            }
+        });
+        poll_fn(|cx| {
+            if emptied.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(true);
+            }
+            if ctx_end.as_mut().poll(cx).is_ready() || over.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(has_ended());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.count(|waits| *waits -= 1);
     }
 }
 
@@ -671,7 +887,9 @@ impl<F: Future> Future for Tracked<F> {
         let mut this = self.project();
         let future =
             this.future.as_mut().as_pin_mut().expect("a tracked future was polled after it resolved");
+        let at_work = this.ticket.as_ref().map(Ticket::at_work);
         let output = ready!(future.poll(cx));
+        drop(at_work);
         this.future.set(None);
         *this.ticket = None;
         Poll::Ready(output)
@@ -709,6 +927,13 @@ pub struct Ticket {
     work: Arc<Work>,
     #[cfg(feature = "test-util")]
     _entry: crate::testing::Entry,
+}
+
+impl Ticket {
+    /// To be held while its work is polled: a wait in there leaves it out.
+    pub(crate) fn at_work(&self) -> AtWork {
+        AtWork::new(self)
+    }
 }
 
 impl Drop for Ticket {
@@ -882,7 +1107,8 @@ impl StdError for Report {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Overdue {
-    task: Task,
+    name: Option<Arc<str>>,
+    spawned_at: &'static Location<'static>,
     fate: Fate,
 }
 
@@ -901,12 +1127,12 @@ pub enum Fate {
 impl Overdue {
     /// The name that it was [given](Shutdown::named).
     pub fn name(&self) -> Option<&str> {
-        self.task.name.as_deref()
+        self.name.as_deref()
     }
 
     /// The line that spawned or tracked it.
     pub fn spawned_at(&self) -> &'static Location<'static> {
-        self.task.spawned_at
+        self.spawned_at
     }
 
     /// What became of it.

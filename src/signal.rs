@@ -1,46 +1,76 @@
 //! Contexts that end on a signal: Ctrl-C, `docker stop`, `systemctl stop`.
 //!
-//! [`shutdown`] is what most programs want: a context that ends on the first SIGINT or SIGTERM (on
+//! [`until_termination`] is what most programs want: a context that ends on the first SIGINT or SIGTERM (on
 //! Windows on Ctrl-C, Ctrl-Break, the window's close, log-off and shutdown). [`notify`] takes any set of
-//! signals, [`Signals`] says the rest. The cause is a [`Signal`]. Go's counterpart is
-//! `signal.NotifyContext`. A service makes a [`Shutdown`](crate::Shutdown) of it, which then takes the
-//! phases from there.
+//! signals, and [`Signals`] has the options. The cause is a [`Signal`]. Go's counterpart is
+//! `signal.NotifyContext`. A service passes the context to a [`Shutdown`](crate::Shutdown), which then takes
+//! the phases from there.
 //!
 //! ```no_run
-//! use tokio_ctx::signal::{self, Signal};
 //! use tokio_ctx::Context;
+//! use tokio_ctx::signal::until_termination;
 //!
 //! # async fn serve(_: &Context) {}
 //! #[tokio::main]
 //! async fn main() -> std::io::Result<()> {
-//!     let ctx = signal::shutdown(&Context::background())?;
+//!     let ctx = until_termination(&Context::background())?;
 //!     serve(&ctx).await;
-//!     if let Some(signal) = ctx.err().and_then(|err| err.cause_as::<Signal>().copied()) {
-//!         eprintln!("{signal}, bye"); // SIGTERM received, bye
-//!         std::process::exit(signal.exit_code());
+//!     if let Some(why) = ctx.err() {
+//!         eprintln!("stopped: {why}"); // stopped: context canceled at src/main.rs:6: SIGTERM received
 //!     }
-//!     Ok(())
+//!     Ok(()) // Stopped as it was asked to: that is a success.
 //! }
 //! ```
 //!
-//! # The second signal
+//! A program that was asked to stop, and did, ends with success. systemd takes any other status for a failure,
+//! also the 143 by which a shell reports SIGTERM ([`Signal::exit_code`]).
 //!
-//! Once the context has ended, by a signal or otherwise, the next signal of its set ends the process at
-//! once, with status 128 + its number, as if nobody had listened: an operator who presses Ctrl-C again
-//! wants out. On Unix this happens within the signal handler, so that it works while the runtime is stuck
-//! or shut down; nothing is flushed or dropped any more. (On Windows it takes a running runtime, and is so
-//! only after an end by a signal.) Turn it off with [`Signals::second_signal_ends_process`]. A new
-//! [`notify`] for the same signal starts anew: its first signal ends its context.
+//! This module has the same name as [`tokio::signal`]. Where both are used, import the functions of this one, as
+//! above, or rename it: `use tokio_ctx::signal as ctx_signal;`.
 //!
-//! Not for a signal that comes again and again, such as SIGHUP for *read your configuration again*: one
-//! that arrives between two contexts would end the process. Take Tokio's stream for that.
+//! # What a signal does after the end
+//!
+//! Once the context has ended, by a signal or otherwise, a signal of its set does **what it did before anything
+//! listened for it here**:
+//!
+//! - Most signals end the process, and so does SIGINT when an operator presses Ctrl-C again: at once, by that very
+//!   signal, so that a shell or systemd sees what happened. (As process 1 of a container, which no signal can end,
+//!   the process exits with 128 + the signal's number.) No destructors run; children that are tied to a context
+//!   (module `process`) are killed first, also those in process groups of their own. On Unix a thread does this, so
+//!   that it works while the runtime is stuck or shut down. On Windows it takes a running runtime, and only follows an end
+//!   by a signal; the process exits with [`Signal::exit_code`], and children are left running.
+//! - SIGTSTP, SIGTTIN and SIGTTOU suspend the process.
+//! - A signal that is ignored by default (SIGCHLD, SIGCONT, SIGURG, SIGWINCH), or that the process was started
+//!   with ignoring (SIGHUP under `nohup`, SIGINT of a shell's background job), is ignored.
+//! - A signal with a handler of the program or of another library, Tokio's included, is left to that handler. It
+//!   is called while the context lives as well.
+//!
+//! A new [`notify`] for the same signal starts anew: its first signal ends its context.
+//! [`Signals::second_signal_ends_process`] turns all of this off; then the signals are ignored.
+//!
+//! Do not use this for a signal that comes again and again, such as SIGHUP for *read your configuration again*: one
+//! that arrives between two contexts would end the process. Use Tokio's stream for that.
+//!
+//! # What cannot be restored
+//!
+//! - What a signal did before is known on Linux and Android alone, and only if `/proc` is mounted: elsewhere a
+//!   process cannot read it without unsafe code, and it is taken to have been the default. Under `nohup` on macOS, do
+//!   not listen for SIGHUP, or turn the second signal off.
+//! - Only handlers that were there *before* the first context for a signal are seen. A program that installs its own
+//!   later (Tokio's `ctrl_c()` among them) while a library's context has come and gone has both: install yours
+//!   first, or listen with `second_signal_ends_process(false)`.
+//! - The handler itself stays installed, as Tokio never removes one: the effect of a default is carried out by it.
+//!   So a child process that is started from the first context on inherits the *default* of a signal that was
+//!   ignored before, as the system does not pass handlers on.
+//! - Children that are not tied to a context, and those of a process that is ended in any other way (SIGKILL,
+//!   `std::process::exit`, a signal that no context listened for, an abort), go on running.
 //!
 //! # Traps
 //!
 //! - Without this, a signal's default is to end the process; with Tokio's own `signal::ctrl_c` it is
-//!   swallowed for good from the first call on, also when nobody waits for it any more. Here it is not,
-//!   see above; but where Tokio's are used besides, they do not stop the second signal.
-//! - Some parents (`npm`, scripts with a `trap`) pass Ctrl-C on to a child that the terminal has told
+//!   swallowed for good from the first call on, also when no task waits for it any more. A program that called
+//!   it *before* its first context here keeps that: see above.
+//! - Some parents (`npm`, scripts with a `trap`) pass Ctrl-C on to a child that has got the terminal's
 //!   already: it gets two. Turn the second signal off there.
 //! - A child process in the same process group gets the terminal's Ctrl-C as well, at the same moment. See
 //!   `process_group` in the module `process`.
@@ -56,6 +86,8 @@ use std::panic::Location;
 use crate::{CancelScope, Context};
 
 #[cfg(unix)]
+mod before;
+#[cfg(unix)]
 mod unix;
 #[cfg(unix)]
 use unix as system;
@@ -67,12 +99,12 @@ use windows as system;
 /// A signal, and the cause of a context that ended on it.
 ///
 /// ```no_run
-/// use tokio_ctx::signal::{self, Signal};
 /// use tokio_ctx::Context;
+/// use tokio_ctx::signal::{Signal, until_termination};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> std::io::Result<()> {
-/// let ctx = signal::shutdown(&Context::background())?;
+/// let ctx = until_termination(&Context::background())?;
 /// let stopped = ctx.done().await;
 /// if let Some(signal) = stopped.cause_as::<Signal>() {
 ///     eprintln!("{signal}"); // SIGTERM received
@@ -94,8 +126,11 @@ impl Signal {
         self.0
     }
 
-    /// The status of a process that was ended by it, as shells tell it: 128 + [`number`](Self::number); on
-    /// Windows `STATUS_CONTROL_C_EXIT`.
+    /// The status by which a shell reports a process that a signal has ended: 128 + [`number`](Self::number);
+    /// on Windows `STATUS_CONTROL_C_EXIT`.
+    ///
+    /// It is for a program that gives up half-way. One that was asked to stop and did exits with 0: to systemd,
+    /// 143 is a failure.
     ///
     /// ```
     /// # #[cfg(unix)]
@@ -129,10 +164,12 @@ impl fmt::Debug for Signal {
 
 impl StdError for Signal {}
 
-/// A child context that ends when the process is told to stop: on SIGINT or SIGTERM; on Windows on Ctrl-C,
-/// Ctrl-Break, close, log-off and shutdown.
+/// Returns a child context that lives until the process is asked to stop: by SIGINT or SIGTERM; on Windows by
+/// Ctrl-C, Ctrl-Break, close, log-off and shutdown.
 ///
-/// [`Signals::shutdown`] with nothing changed; see [`Signals::notify`] for the contract.
+/// [`Signals::termination`] with nothing changed; see [`Signals::notify`] for the contract. Go's
+/// `signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)`, in place of a task that waits for
+/// [`tokio::signal::ctrl_c`] and cancels a token.
 ///
 /// # Errors
 ///
@@ -143,21 +180,44 @@ impl StdError for Signal {}
 /// As [`Signals::notify`].
 ///
 /// ```no_run
-/// use tokio_ctx::{Context, signal};
+/// use tokio_ctx::Context;
+/// use tokio_ctx::signal::until_termination;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> std::io::Result<()> {
-/// let ctx = signal::shutdown(&Context::background())?;
-/// println!("{}", ctx.done().await); // context canceled at src/main.rs:5: SIGINT received
+/// let ctx = until_termination(&Context::background())?;
+/// println!("{}", ctx.done().await); // context canceled at src/main.rs:6: SIGINT received
 /// # Ok(())
 /// # }
 /// ```
+///
+/// Beside Tokio's module of the same name:
+///
+/// ```no_run
+/// # #[cfg(unix)] {
+/// use tokio::signal::unix::{SignalKind, signal};
+/// use tokio_ctx::Context;
+/// use tokio_ctx::signal::until_termination;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> std::io::Result<()> {
+/// # fn read_configuration() {}
+/// let ctx = until_termination(&Context::background())?;
+/// let mut hangups = signal(SignalKind::hangup())?;
+/// while let Ok(Some(())) = ctx.run(hangups.recv()).await {
+///     read_configuration();
+/// }
+/// # Ok(())
+/// # }
+/// # main().unwrap();
+/// # }
+/// ```
 #[track_caller]
-pub fn shutdown(ctx: &Context) -> io::Result<CancelScope> {
-    Signals::shutdown().notify(ctx)
+pub fn until_termination(ctx: &Context) -> io::Result<CancelScope> {
+    Signals::termination().notify(ctx)
 }
 
-/// A child context that ends on the first of these signals. Go's `signal.NotifyContext`.
+/// Returns a child context that ends on the first of these signals. Go's `signal.NotifyContext`.
 ///
 /// [`Signals::new`] with nothing changed; see [`Signals::notify`] for the contract.
 ///
@@ -197,8 +257,8 @@ pub fn notify(ctx: &Context, signals: impl IntoIterator<Item = Signal>) -> io::R
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> std::io::Result<()> {
-/// // Whoever asked it to stop waits for as long as it takes.
-/// let signals = Signals::shutdown().second_signal_ends_process(false);
+/// // `npm` passes Ctrl-C on, although the terminal has sent it to this process already.
+/// let signals = Signals::termination().second_signal_ends_process(false);
 /// let ctx = signals.notify(&Context::background())?;
 /// # ctx.done().await;
 /// # Ok(())
@@ -233,22 +293,23 @@ impl Signals {
         Signals { set, second_ends_process: true }
     }
 
-    /// Those that tell a process to stop: SIGINT and SIGTERM; on Windows all of the console's.
+    /// Those that ask a process to stop: SIGINT and SIGTERM; on Windows all of the console's.
     ///
     /// ```
-    /// println!("{:?}", tokio_ctx::signal::Signals::shutdown());
+    /// println!("{:?}", tokio_ctx::signal::Signals::termination());
     /// ```
-    pub fn shutdown() -> Signals {
-        Signals::new(system::SHUTDOWN.iter().copied())
+    pub fn termination() -> Signals {
+        Signals::new(system::TERMINATION.iter().copied())
     }
 
-    /// Whether a signal of the set that comes after the context has ended ends the process at once, with
-    /// status 128 + its number. It does unless this says `false`: then it is ignored.
+    /// Sets whether a signal of the set that comes after the context has ended does what it did before, which
+    /// for most is to end the process ([details](self#what-a-signal-does-after-the-end)). It does unless this
+    /// is `false`: then it is ignored, also when the scope is dropped, until another context listens for it.
     ///
-    /// Those who listen for the same signal at the same time should say the same.
+    /// Contexts that listen for the same signal at the same time should agree.
     ///
     /// ```
-    /// let signals = tokio_ctx::signal::Signals::shutdown().second_signal_ends_process(false);
+    /// let signals = tokio_ctx::signal::Signals::termination().second_signal_ends_process(false);
     /// ```
     pub fn second_signal_ends_process(mut self, ends: bool) -> Signals {
         self.second_ends_process = ends;
@@ -277,7 +338,7 @@ impl Signals {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> std::io::Result<()> {
-    /// let ctx = Signals::shutdown().notify(&Context::background())?;
+    /// let ctx = Signals::termination().notify(&Context::background())?;
     /// ctx.done().await;
     /// # Ok(())
     /// # }

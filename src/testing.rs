@@ -53,6 +53,7 @@ use std::time::Duration;
 use slab::Slab;
 
 use crate::error::Place;
+use crate::finished::Finished;
 use crate::{CancelGuard, CancelScope, Context};
 
 /// How long what was started may take to end after the context has.
@@ -118,7 +119,7 @@ impl Scope {
     }
 
     fn end(self) -> Census {
-        self.ctx.cancel_with("the test is over");
+        self.ctx.cancel_with(Finished("the test is over"));
         self.census
     }
 }

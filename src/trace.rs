@@ -1,4 +1,8 @@
-//! What tracing is told of an end: one event, from the context that ended by itself.
+//! The event that tracing receives for an end: one, from the context that ended by itself, unless the end is
+//! the normal one.
+//!
+//! A subscriber is foreign code. One that panics, in `enabled` or when it takes the event, loses that event
+//! and nothing else: contexts are derived and ended amidst wake-ups of others, which a panic would cost.
 
 #[cfg(not(feature = "tracing"))]
 mod imp {
@@ -30,19 +34,29 @@ mod imp {
     use std::time::Duration;
 
     use tokio::time::Instant;
+    use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
     use tracing::{Level, debug, enabled};
 
     use crate::error::{Error, Place};
+    use crate::finished;
 
     /// When the first birth was noted; births are counted from here, so that one fits in a word.
     static EPOCH: OnceLock<Instant> = OnceLock::new();
 
+    /// Whether a subscriber takes events of this crate: one relaxed load while none takes any `DEBUG` event.
     #[inline]
     pub(crate) fn listens() -> bool {
-        enabled!(target: "tokio_ctx", Level::DEBUG)
+        Level::DEBUG <= STATIC_MAX_LEVEL
+            && Level::DEBUG <= LevelFilter::current()
+            && subscriber_listens()
     }
 
-    /// When a context is made, in nanoseconds since the epoch, if somebody listens; else 0.
+    #[cold]
+    fn subscriber_listens() -> bool {
+        shielded(|| enabled!(target: "tokio_ctx", Level::DEBUG)).unwrap_or(false)
+    }
+
+    /// When a context is made, in nanoseconds since the epoch, if a subscriber listens; else 0.
     #[inline]
     pub(crate) fn birth() -> u64 {
         if listens() { note_birth() } else { 0 }
@@ -61,13 +75,16 @@ mod imp {
         Some(*EPOCH.get()? + age)
     }
 
-    /// Whoever ends a context, often Tokio's timer, must not fall over a cause that cannot be shown.
+    /// Emits the event of an end, unless the end says that the work was done.
     #[cold]
     pub(crate) fn ended(error: &Error, born: Option<Instant>) {
+        if error.cause().is_some_and(finished::is_normal) {
+            return;
+        }
         let millis = |duration: Duration| duration.as_secs_f64() * 1e3;
         let origin = error.origin();
         let lived = born.map(|born| origin.ended_at().saturating_duration_since(born));
-        let _shown = catch_unwind(AssertUnwindSafe(|| {
+        shielded(|| {
             debug!(
                 target: "tokio_ctx",
                 kind = ?error.kind(),
@@ -78,7 +95,20 @@ mod imp {
                 lived_ms = lived.map(millis),
                 "context ended"
             );
-        }));
+        });
+    }
+
+    /// Calls the subscriber; `None` if it panics, or a cause does that it displays.
+    pub(crate) fn shielded<R>(f: impl FnOnce() -> R) -> Option<R> {
+        let payload = match catch_unwind(AssertUnwindSafe(f)) {
+            Ok(done) => return Some(done),
+            Err(payload) => payload,
+        };
+        // A payload may panic when it is dropped; what that panics with is leaked.
+        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+            std::mem::forget(again);
+        }
+        None
     }
 }
 

@@ -400,6 +400,11 @@ mod wide {
         let (strange, merged) = stranger();
         let deep = fan.deep.clone();
         let waited = fan.child(million() / 3);
+        let runtime = tokio::runtime::Handle::current();
+        let wait = move || {
+            let _entered = runtime.enter();
+            _ = black_box(poll_once(waited.done()));
+        };
         vec![
             ("is_done of the last child", Box::new(move || _ = black_box(last.is_done()))),
             ("err of the first child", Box::new(move || _ = black_box(first.err()))),
@@ -407,7 +412,7 @@ mod wide {
             ("is_done of the root", Box::new(move || _ = black_box(root.is_done()))),
             ("err of the root", Box::new(move || _ = black_box(asked_root.err()))),
             ("derive from the root", Box::new(move || _ = black_box(parent.with_cancel()))),
-            ("wait on a child, once", Box::new(move || _ = black_box(poll_once(waited.done())))),
+            ("wait on a child, once", Box::new(wait)),
             ("is_done 20 deep", Box::new(move || _ = black_box(deep.is_done()))),
             ("is_done 1000 deep elsewhere", Box::new(move || assert!(!strange.is_done()))),
             ("is_done of a merge elsewhere", Box::new(move || assert!(!merged.is_done()))),

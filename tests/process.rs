@@ -35,7 +35,7 @@ fn lines(child: &mut Child) -> Lines<BufReader<ChildStdout>> {
     BufReader::new(child.stdout.take().unwrap()).lines()
 }
 
-/// The process ids that the next line tells.
+/// The process ids of the next line.
 async fn pids(lines: &mut Lines<BufReader<ChildStdout>>) -> Vec<u32> {
     let line = lines.next_line().await.unwrap().expect("a line of process ids");
     line.split(' ').map(|pid| pid.parse().unwrap()).collect()
@@ -158,8 +158,12 @@ fn the_error_says_program_exit_and_cause_on_one_line() {
         assert!(text.ends_with(": too slow"), "{text}");
         assert!(!text.contains("3600"), "arguments may be secret");
 
-        let source = std::error::Error::source(&error).unwrap();
-        assert_eq!(word(source.downcast_ref().unwrap()), Some("too slow"));
+        assert_eq!(word(error.context().unwrap()), Some("too slow"));
+        assert!(format!("{error:?}").starts_with(&text), "{error:?}");
+        assert!(format!("{error:#?}").contains("ended"), "{error:#?}");
+        // The line has said it: a chain that is printed does not say it again.
+        let source = std::error::Error::source(&error);
+        assert!(!source.is_some_and(|source| source.is::<tokio_ctx::Error>()));
         let error = io::Error::from(error);
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert!(error.get_ref().unwrap().is::<process::Error>());
@@ -238,7 +242,7 @@ fn another_signal_can_be_chosen() {
     });
 }
 
-/// A shell whose grandchild is told of as well.
+/// A shell that prints its own process id and its child's.
 const FAMILY: &str = "sleep 3600 & echo $$ $!; wait";
 
 #[test]
@@ -271,7 +275,7 @@ fn the_whole_group_is_stopped_on_request() {
     });
 }
 
-/// The leader obeys at once; who else is in the group has the rest of the grace period.
+/// The leader obeys at once; the others of the group have the rest of the grace period.
 #[test]
 fn in_a_group_everybody_has_the_grace_period() {
     on_both(|| async {
@@ -281,7 +285,7 @@ fn in_a_group_everybody_has_the_grace_period() {
         let mut lines = lines(&mut child);
         assert_eq!(lines.next_line().await.unwrap().unwrap(), "ready");
         ctx.cancel();
-        // Its number is not told any more once it may be another's, although the group is not through.
+        // It has no number any more once it may be another's, although the group is not through.
         until(|| child.id().is_none()).await;
         assert!(!child.wait().await.unwrap_err().was_killed());
         assert_eq!(lines.next_line().await.unwrap().unwrap(), "cleaned");
@@ -358,6 +362,428 @@ fn a_pipe_that_a_grandchild_holds_open_is_not_waited_for_forever() {
         let error = output.unwrap_err();
         assert!(error.context().unwrap().is_canceled());
         assert_eq!(error.output().unwrap().stdout, b"first\n");
+    });
+}
+
+/// It is the context that its caller waits by, not the grace.
+#[test]
+fn output_ends_with_its_context_although_a_grandchild_holds_the_pipe() {
+    on_both(|| async {
+        let begun = Instant::now();
+        let ctx = BACKGROUND.with_timeout(ms(300));
+        let mut holds = sh("echo said; sleep 30 & exit 3");
+        let error = holds.bounded_by(&ctx).grace(LONG).output().await.unwrap_err();
+        assert!(begun.elapsed() < Duration::from_secs(20), "not as long as the pipe is held");
+        assert!(error.context().unwrap().is_deadline_exceeded());
+        assert_eq!(error.status().unwrap().code(), Some(3), "as it exited");
+        assert!(!error.was_killed() && !error.is_still_running());
+        assert_eq!(error.output().unwrap().stdout, b"said\n");
+        let begin =
+            "sh: exit status: 3: its output was still held open by others: context deadline exceeded: ";
+        assert!(error.to_string().starts_with(begin), "{error}");
+        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::TimedOut);
+
+        // Stopped by the end, it obeys, and what it has started does not: that is not waited for either.
+        let begun = Instant::now();
+        let ctx = BACKGROUND.with_cancel();
+        let marker = Marker::new("held-after-the-end");
+        let script = format!("echo first; touch {marker}; sleep 30");
+        let mut holds = sh(&script);
+        let output = holds.bounded_by(&ctx).grace(LONG).output();
+        let (output, ()) = tokio::join!(output, async {
+            until(|| marker.is_there()).await;
+            ctx.cancel();
+        });
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        assert_eq!(output.unwrap_err().output().unwrap().stdout, b"first\n");
+    });
+}
+
+/// Writes down what the shell's standard output and error are.
+#[cfg(target_os = "linux")]
+const WHERE_TO: &str = "to=$(readlink /proc/$$/fd/1 /proc/$$/fd/2); echo \"$to\" >$MARKER";
+
+#[test]
+#[cfg(target_os = "linux")]
+fn output_leaves_the_command_no_pipes() {
+    on_both(|| async {
+        let marker = Marker::new("where-to");
+        let mut command = Command::new("sh");
+        command.args(["-c", WHERE_TO]).env("MARKER", marker.to_string());
+        command.bounded_by(&BACKGROUND).output().await.unwrap();
+        let in_output = std::fs::read_to_string(&marker.0).unwrap();
+        assert!(in_output.lines().all(|to| to.starts_with("pipe:")), "{in_output}");
+
+        command.bounded_by(&BACKGROUND).status().await.unwrap();
+        let own = [1, 2].map(|fd| std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap());
+        let afterwards = std::fs::read_to_string(&marker.0).unwrap();
+        assert_eq!(Vec::from_iter(afterwards.lines().map(PathBuf::from)), own);
+    });
+}
+
+/// As Tokio's does: nothing could read them.
+#[test]
+fn status_closes_the_pipes_of_a_command() {
+    on_both(|| async {
+        let much = "head -c 1000000 /dev/zero; head -c 1000000 /dev/zero >&2; exit 3";
+        let mut piped = sh(much);
+        piped.stderr(Stdio::piped()).stdin(Stdio::piped());
+        for _again in 0..2 {
+            let status = piped.bounded_by(&BACKGROUND).status().await.unwrap();
+            assert!(status.code() == Some(3), "{status}");
+        }
+    });
+}
+
+#[test]
+fn a_run_leaves_no_kill_on_drop_in_the_command() {
+    on_both(|| async {
+        for kills in [false, true] {
+            let mut command = sh("exit 0");
+            command.kill_on_drop(kills);
+            command.bounded_by(&BACKGROUND).status().await.unwrap();
+            assert_eq!(command.get_kill_on_drop(), kills);
+            command.bounded_by(&BACKGROUND).output().await.unwrap();
+            assert_eq!(command.get_kill_on_drop(), kills);
+        }
+        // Nor one that fails to start.
+        let mut none = Command::new("/no/such/program");
+        none.bounded_by(&BACKGROUND).status().await.unwrap_err();
+        assert!(!none.get_kill_on_drop());
+    });
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_run_leaves_no_process_group_in_the_command() {
+    on_both(|| async {
+        let mut command = sh("echo $$ $(cut -d' ' -f5 /proc/$$/stat)");
+        let run = async |command: &mut Command, own| {
+            let output = command.bounded_by(&BACKGROUND).process_group(own).output().await.unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            let (pid, group) = text.trim().split_once(' ').unwrap();
+            (pid == group, group.parse::<i32>().unwrap())
+        };
+        // SAFETY: it has no preconditions.
+        let ours = unsafe { libc::getpgrp() };
+        for _again in 0..2 {
+            assert!(run(&mut command, true).await.0);
+            assert_eq!(run(&mut command, false).await, (false, ours));
+        }
+    });
+}
+
+/// Its own group lies outside of its PID namespace, and has no number there to go back to.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_process_that_cannot_see_its_own_group_can_start_others() {
+    const ROLE: &str = "TOKIO_CTX_PROCESS_NAMESPACE";
+    if std::env::var_os(ROLE).is_some() {
+        // SAFETY: it has no preconditions.
+        assert_eq!(unsafe { libc::getpgrp() }, 0);
+        return current_thread().block_on(async {
+            let mut command = sh("exit 3");
+            for own_group in [true, false, true] {
+                let bounded = command.bounded_by(&BACKGROUND).process_group(own_group);
+                assert_eq!(bounded.status().await.unwrap().code(), Some(3));
+            }
+        });
+    }
+    on_both(|| async {
+        let mut namespace = Command::new("unshare");
+        namespace.args(["--pid", "--fork", "--kill-child"]).stderr(Stdio::null());
+        if !namespace.arg("true").status().await.is_ok_and(|status| status.success()) {
+            eprintln!("skipped: no PID namespace can be made here");
+            return;
+        }
+        let mut namespace = Command::new("unshare");
+        namespace.args(["--pid", "--fork", "--kill-child"]).arg(std::env::current_exe().unwrap());
+        namespace.args(["a_process_that_cannot_see_its_own_group_can_start_others", "--exact"]);
+        let output = namespace.env(ROLE, "child").bounded_by(&BACKGROUND).output().await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    });
+}
+
+/// Its signal waits until it goes on.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_suspended_one_is_continued_to_be_stopped() {
+    on_both(|| async {
+        for own_group in [false, true] {
+            let ctx = BACKGROUND.with_cancel();
+            let suspends = "trap 'exit 5' TERM; echo $$; kill -STOP $$; while :; do sleep 0.01; done";
+            let mut command = sh(suspends);
+            let bounded = command.bounded_by(&ctx).grace(LONG).process_group(own_group);
+            let mut child = bounded.spawn().unwrap();
+            let pids = pids(&mut lines(&mut child)).await;
+            until(|| state(pids[0]) == 'T').await;
+            ctx.cancel();
+            let error = child.wait().await.unwrap_err();
+            assert_eq!(error.status().unwrap().code(), Some(5));
+        }
+    });
+}
+
+/// One letter of the system's.
+#[cfg(target_os = "linux")]
+fn state(pid: u32) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(')').next().unwrap().trim_start().chars().next().unwrap()
+}
+
+/// What the documentation says of it, and what it recommends.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_blocked_stop_signal_is_inherited_unless_env_unblocks_it() {
+    watched(|| {
+        // SAFETY: the set is a local, and the mask is this thread's, which ends with the test.
+        unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            libc::sigaddset(&mut set, libc::SIGTERM);
+            assert_eq!(libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()), 0);
+        }
+        current_thread().block_on(async {
+            // Not a shell: some of them unblock all signals by themselves.
+            let ends_by = async |command: &mut Command, grace| {
+                let ctx = BACKGROUND.with_cancel();
+                let mut child = command.bounded_by(&ctx).grace(grace).spawn().unwrap();
+                ctx.cancel();
+                signal_of(&child.wait().await.unwrap_err())
+            };
+            let mut sleep = Command::new("sleep");
+            assert_eq!(ends_by(sleep.arg("3600"), ms(100)).await, Some(9));
+
+            let mut env = Command::new("env");
+            let can = env.args(["--default-signal=TERM", "true"]).stderr(Stdio::null()).status();
+            if !can.await.unwrap().success() {
+                eprintln!("skipped: this `env` has no --default-signal");
+                return;
+            }
+            let mut env = Command::new("env");
+            env.args(["--default-signal=TERM", "sleep", "3600"]);
+            assert_eq!(ends_by(&mut env, LONG).await, Some(15));
+        });
+    });
+}
+
+#[test]
+fn a_stopping_one_can_be_told_to_hurry() {
+    with_child("trap '' TERM; echo ready; while :; do sleep 0.01; done", |mut child, ctx| async move {
+        lines(&mut child).next_line().await.unwrap();
+        ctx.cancel();
+        let short = BACKGROUND.with_timeout(ms(20));
+        assert!(child.wait().bounded_by(&short).await.is_err(), "it has an hour");
+        child.start_kill();
+        let error = child.wait().await.unwrap_err();
+        assert!(error.was_killed() && error.context().unwrap().is_canceled());
+        assert_eq!(signal_of(&error), Some(9));
+        // Once it is over nothing happens, and the answer stays.
+        assert_eq!(child.kill().await.unwrap_err().to_string(), error.to_string());
+    });
+}
+
+/// The leader has obeyed, and is not what takes its time.
+#[test]
+fn so_can_the_rest_of_a_group() {
+    on_both(|| async {
+        let ctx = BACKGROUND.with_cancel();
+        let stubborn = "(trap '' TERM; echo ready; while :; do sleep 0.01; done) & wait";
+        let mut command = sh(stubborn);
+        let mut child = command.bounded_by(&ctx).grace(LONG).process_group(true).spawn().unwrap();
+        let mut lines = lines(&mut child);
+        assert_eq!(lines.next_line().await.unwrap().unwrap(), "ready");
+        ctx.cancel();
+        until(|| child.id().is_none()).await;
+        let error = child.kill().await.unwrap_err();
+        assert!(error.was_killed());
+        assert_eq!(signal_of(&error), Some(15), "the shell itself obeyed");
+        assert!(lines.next_line().await.unwrap().is_none());
+    });
+}
+
+/// A kill that was dropped half-way, or whose child was, is one all the same.
+#[test]
+fn one_that_is_killed_before_the_end_is_told_as_it_exited() {
+    on_both(|| async {
+        for own_group in [false, true] {
+            let stubborn = "trap '' TERM; echo $$; while :; do sleep 0.01; done";
+            let start = || {
+                let mut command = sh(stubborn);
+                command.bounded_by(&BACKGROUND).grace(LONG).process_group(own_group).spawn().unwrap()
+            };
+            let mut child = start();
+            lines(&mut child).next_line().await.unwrap();
+            let _dropped = common::poll_once(child.kill());
+            assert_eq!(child.kill().await.unwrap().signal(), Some(9));
+
+            let mut child = start();
+            let pids = pids(&mut lines(&mut child)).await;
+            child.start_kill();
+            drop(child);
+            until(|| !is_there(pids[0])).await;
+        }
+    });
+}
+
+/// Root without the right to signal other users' processes, which is all that this thread loses. Returns
+/// whether it has lost it: it takes root.
+#[cfg(target_os = "linux")]
+fn become_unable_to_signal_others() -> bool {
+    const VERSION_3: u32 = 0x2008_0522;
+    const CAP_KILL: u32 = 5;
+    let mut header = [VERSION_3, 0];
+    let mut sets = [[0_u32; 3]; 2];
+    // SAFETY: header and data have the layout of version 3, and outlive the calls.
+    unsafe {
+        if libc::geteuid() != 0
+            || libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()) != 0
+        {
+            return false;
+        }
+        sets[0][0] &= !(1 << CAP_KILL);
+        libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_ptr()) == 0
+    }
+}
+
+#[cfg(target_os = "linux")]
+const NOBODY: u32 = 65534;
+
+/// It has changed its user, as `sudo` does.
+#[test]
+#[cfg(target_os = "linux")]
+fn one_that_may_not_be_signaled_is_an_error_and_no_endless_wait() {
+    watched(|| {
+        for (grace, own_group) in [(ms(50), false), (Duration::ZERO, false), (ms(50), true)] {
+            let stray = std::thread::spawn(move || {
+                become_unable_to_signal_others()
+                    .then(|| current_thread().block_on(refused(grace, own_group)))
+            });
+            let Some(pids) = stray.join().unwrap() else {
+                eprintln!("skipped: it takes root to start a process that may not be signaled");
+                return;
+            };
+            for pid in pids {
+                assert!(is_running(pid));
+                // SAFETY: it touches no memory.
+                unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
+            }
+        }
+    });
+}
+
+#[cfg(target_os = "linux")]
+async fn refused(grace: Duration, own_group: bool) -> [u32; 2] {
+    let ctx = BACKGROUND.with_cancel();
+    let mut command = sh("echo $$; exec sleep 3600");
+    command.uid(NOBODY);
+    let mut child = command.bounded_by(&ctx).grace(grace).process_group(own_group).spawn().unwrap();
+    let pid = pids(&mut lines(&mut child)).await[0];
+    let begun = Instant::now();
+    ctx.cancel_with(Cause("enough"));
+    let error = child.wait().await.unwrap_err();
+    assert!(begun.elapsed() >= grace, "it might have exited for a reason of its own");
+    assert!(error.is_still_running() && error.status().is_none() && !error.was_killed());
+    assert_eq!(word(error.context().unwrap()), Some("enough"));
+    let text = format!(
+        "sh: process {pid} is still running, it may not be signaled: Operation not permitted (os error 1): \
+         context canceled at "
+    );
+    assert!(error.to_string().starts_with(&text), "{error}");
+    assert_eq!(io::Error::from(error).kind(), io::ErrorKind::Other);
+
+    // Killed without an end, it is an error as well.
+    let mut child = command.bounded_by(&BACKGROUND).spawn().unwrap();
+    let other = pids(&mut lines(&mut child)).await[0];
+    let error = child.kill().await.unwrap_err();
+    assert!(error.is_still_running() && error.context().is_none(), "{error}");
+    [pid, other]
+}
+
+/// A member of the group, not its leader.
+#[test]
+#[cfg(target_os = "linux")]
+fn one_of_a_group_that_may_not_be_signaled_is_an_error() {
+    watched(|| {
+        let stray = std::thread::spawn(|| {
+            become_unable_to_signal_others().then(|| {
+                current_thread().block_on(async {
+                    let ctx = BACKGROUND.with_cancel();
+                    let member = "setpriv --reuid 65534 --clear-groups sh -c 'echo $$; exec sleep 3600' & wait";
+                    let mut command = sh(member);
+                    let bounded = command.bounded_by(&ctx).grace(ms(50)).process_group(true);
+                    let mut child = bounded.spawn().unwrap();
+                    let pid = pids(&mut lines(&mut child)).await[0];
+                    ctx.cancel();
+                    let error = child.wait().await.unwrap_err();
+                    assert!(error.is_still_running());
+                    assert_eq!(signal_of(&error), Some(15), "the leader has obeyed");
+                    let text = "sh: signal: 15 (SIGTERM): one of its group is still running, it may not be \
+                                signaled: Operation not permitted (os error 1): context canceled at ";
+                    assert!(error.to_string().starts_with(text), "{error}");
+                    pid
+                })
+            })
+        });
+        match stray.join().unwrap() {
+            // SAFETY: it touches no memory.
+            Some(pid) => unsafe { assert_eq!(libc::kill(pid as libc::pid_t, libc::SIGKILL), 0) },
+            None => eprintln!("skipped: it takes root to start a process that may not be signaled"),
+        }
+    });
+}
+
+/// A process that is traced by another one is not over before its tracer says so, not even when killed.
+#[test]
+#[cfg(target_os = "linux")]
+fn one_that_does_not_exit_when_killed_is_not_waited_for_forever() {
+    const ROLE: &str = "TOKIO_CTX_PROCESS_TRACES";
+    if let Ok(pid) = std::env::var(ROLE) {
+        // SAFETY: it touches no memory.
+        let seized =
+            unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid.parse::<libc::pid_t>().unwrap(), 0, 0) };
+        println!("seized: {}", seized == 0);
+        let _closed = io::stdin().read_line(&mut String::new());
+        std::process::exit(0);
+    }
+    watched(|| {
+        current_thread().block_on(async {
+            let ctx = BACKGROUND.with_cancel();
+            let mut sleeps = sh("echo $$; exec sleep 3600");
+            let mut child = sleeps.bounded_by(&ctx).grace(Duration::ZERO).spawn().unwrap();
+            let pid = pids(&mut lines(&mut child)).await[0];
+
+            let mut tracer = Command::new(std::env::current_exe().unwrap());
+            let test = "one_that_does_not_exit_when_killed_is_not_waited_for_forever";
+            tracer.args([test, "--exact", "--nocapture"]).env(ROLE, pid.to_string());
+            tracer.stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut tracer = tracer.bounded_by(&BACKGROUND).spawn().unwrap();
+            let mut said = lines(&mut tracer);
+            let seized = loop {
+                let line = said.next_line().await.unwrap().expect("it says whether it could");
+                if let Some((_, seized)) = line.split_once("seized: ") {
+                    break seized == "true";
+                }
+            };
+            if !seized {
+                eprintln!("skipped: processes may not be traced here");
+                return;
+            }
+
+            ctx.cancel();
+            let error = child.wait().await.unwrap_err();
+            assert!(error.is_still_running() && error.status().is_none());
+            let text = format!(
+                "sh: process {pid} is still running, 5s after it was killed: context canceled at "
+            );
+            assert!(error.to_string().starts_with(&text), "{error}");
+            assert_eq!(child.id(), None, "from now on it may be reaped at any time");
+
+            // It is, in the background, once it can be.
+            drop(tracer.stdin.take());
+            assert!(tracer.wait().await.unwrap().success());
+            until(|| !is_there(pid)).await;
+        });
     });
 }
 
@@ -505,7 +931,7 @@ fn a_runtime_that_is_shut_down_leaves_nothing_behind() {
     });
 }
 
-/// Who exits at the very moment of the end is told as one or the other, and reaped in any case.
+/// One that exits at the very moment of the end is reported as one or the other, and reaped in any case.
 #[test]
 fn exits_and_ends_that_race_are_told_as_one_or_the_other() {
     watched(|| {

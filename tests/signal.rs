@@ -8,15 +8,20 @@ mod common;
 use std::env;
 use std::future::pending;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt};
 use std::panic::Location;
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio, exit};
+#[cfg(target_os = "linux")]
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use common::{LONG, current_thread, ended, multi_thread, panic_text, spin_until, watched};
+#[cfg(target_os = "linux")]
+use tokio::signal::unix::SignalKind;
 use tokio_ctx::Context;
-use tokio_ctx::signal::{self, Signal, Signals};
+use tokio_ctx::signal::{self, Signal, Signals, until_termination};
 
 static BACKGROUND: Context = Context::background();
 
@@ -34,24 +39,55 @@ fn raise(signal: Signal) {
     kill(std::process::id(), signal);
 }
 
+/// This program, to be run once more.
+fn this_program() -> Command {
+    with_defaults(&env::current_exe().unwrap())
+}
+
+/// A program that starts with the defaults of these signals, although the tests may run in the background of a
+/// shell, or under `nohup`, and so ignore them.
+fn with_defaults(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    let defaults = || {
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+            // SAFETY: it sets no handler.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: `signal` may be called between fork and exec.
+    unsafe { command.pre_exec(defaults) };
+    command
+}
+
 /// A child that runs the other half of a test.
 struct Other {
     child: Child,
     output: BufReader<ChildStdout>,
+    /// What it leaves running on purpose.
+    strays: Vec<u32>,
 }
 
 impl Other {
     /// Runs `child` and exits with 0, if this is the child; otherwise starts it.
     fn start<F: Future<Output = ()>>(test: &str, child: impl FnOnce() -> F) -> Other {
+        Other::start_as(test, this_program(), child)
+    }
+
+    /// The same, with a command that runs this program, and may do more.
+    fn start_as<F: Future<Output = ()>>(
+        test: &str,
+        mut command: Command,
+        child: impl FnOnce() -> F,
+    ) -> Other {
         if env::var_os(ROLE).is_some() {
             current_thread().block_on(child());
             exit(0);
         }
-        let mut command = Command::new(env::current_exe().unwrap());
         command.args([test, "--exact", "--nocapture"]).env(ROLE, "child").stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
-        Other { child, output }
+        Other { child, output, strays: Vec::new() }
     }
 
     /// Waits until it has printed this line.
@@ -61,7 +97,7 @@ impl Other {
         self
     }
 
-    /// Waits for a line that contains this, and gives it.
+    /// Waits for a line that contains this, and returns it.
     fn says_something_like(&mut self, part: &str) -> String {
         let mut said = String::new();
         loop {
@@ -89,6 +125,23 @@ impl Other {
         let status = self.ends();
         assert_eq!(status.code(), Some(code), "{status}");
     }
+
+    /// Insists on an end by this signal.
+    fn ends_by(&mut self, signal: Signal) {
+        let status = self.ends();
+        assert_eq!(status.signal(), Some(signal.number()), "{status}");
+    }
+
+    /// Waits until the system has suspended it.
+    #[cfg(target_os = "linux")]
+    fn is_suspended(&mut self) -> &mut Other {
+        let stat = format!("/proc/{}/stat", self.child.id());
+        spin_until(|| {
+            let stat = std::fs::read_to_string(&stat).expect("it is there");
+            stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
+        });
+        self
+    }
 }
 
 impl Drop for Other {
@@ -97,6 +150,9 @@ impl Drop for Other {
             let _gone = self.child.kill();
         }
         let _reaped = self.child.wait();
+        for pid in &self.strays {
+            kill(*pid, Signal::from_raw(libc::SIGKILL));
+        }
     }
 }
 
@@ -114,7 +170,7 @@ fn each_of_the_shutdown_signals_ends_the_context_and_is_its_cause() {
             let test = "each_of_the_shutdown_signals_ends_the_context_and_is_its_cause";
             let mut other = Other::start(test, || async {
                 let line = Location::caller().line() + 1;
-                let ctx = signal::shutdown(&BACKGROUND).unwrap();
+                let ctx = until_termination(&BACKGROUND).unwrap();
                 println!("ready");
                 let error = ctx.done().await;
                 assert!(error.is_canceled());
@@ -136,7 +192,7 @@ fn each_of_the_shutdown_signals_ends_the_context_and_is_its_cause() {
 fn a_signal_right_after_the_call_is_not_lost() {
     watched(|| {
         Other::start("a_signal_right_after_the_call_is_not_lost", || async {
-            let ctx = signal::shutdown(&BACKGROUND).unwrap();
+            let ctx = until_termination(&BACKGROUND).unwrap();
             raise(Signal::TERM);
             assert_eq!(ctx.done().await.cause_as(), Some(&Signal::TERM));
         })
@@ -148,28 +204,38 @@ fn a_signal_right_after_the_call_is_not_lost() {
 fn a_second_signal_ends_the_process_at_once() {
     watched(|| {
         let mut other = Other::start("a_second_signal_ends_the_process_at_once", || async {
-            let ctx = signal::shutdown(&BACKGROUND).unwrap();
+            let ctx = until_termination(&BACKGROUND).unwrap();
             println!("ready");
             ctx.done().await;
             println!("stopping");
             pending().await
         });
-        other.says("ready").is_sent(Signal::INT).says("stopping").is_sent(Signal::INT).ends_with(130);
+        other
+            .says("ready")
+            .is_sent(Signal::INT)
+            .says("stopping")
+            .is_sent(Signal::INT)
+            .ends_by(Signal::INT);
     });
 }
 
 #[test]
-fn so_does_another_one_of_the_set_with_its_own_status() {
+fn so_does_another_one_of_the_set() {
     watched(|| {
-        let test = "so_does_another_one_of_the_set_with_its_own_status";
+        let test = "so_does_another_one_of_the_set";
         let mut other = Other::start(test, || async {
-            let ctx = signal::shutdown(&BACKGROUND).unwrap();
+            let ctx = until_termination(&BACKGROUND).unwrap();
             println!("ready");
             ctx.done().await;
             println!("stopping");
             pending().await
         });
-        other.says("ready").is_sent(Signal::INT).says("stopping").is_sent(Signal::TERM).ends_with(143);
+        other
+            .says("ready")
+            .is_sent(Signal::INT)
+            .says("stopping")
+            .is_sent(Signal::TERM)
+            .ends_by(Signal::TERM);
     });
 }
 
@@ -179,12 +245,12 @@ fn a_stuck_runtime_does_not_keep_the_second_from_ending_the_process() {
     watched(|| {
         let test = "a_stuck_runtime_does_not_keep_the_second_from_ending_the_process";
         let mut other = Other::start(test, || async {
-            let _ctx = signal::shutdown(&BACKGROUND).unwrap();
+            let _ctx = until_termination(&BACKGROUND).unwrap();
             println!("ready");
             hang();
         });
         let status = other.says("ready").is_sent(Signal::INT).is_sent(Signal::TERM).ends();
-        assert!(matches!(status.code(), Some(130 | 143)), "{status}");
+        assert!(matches!(status.signal(), Some(libc::SIGINT | libc::SIGTERM)), "{status}");
     });
 }
 
@@ -192,7 +258,7 @@ fn a_stuck_runtime_does_not_keep_the_second_from_ending_the_process() {
 fn turned_off_later_signals_are_ignored() {
     watched(|| {
         let mut other = Other::start("turned_off_later_signals_are_ignored", || async {
-            let signals = Signals::shutdown().second_signal_ends_process(false);
+            let signals = Signals::termination().second_signal_ends_process(false);
             let ctx = signals.notify(&BACKGROUND).unwrap();
             raise(Signal::TERM);
             ctx.done().await;
@@ -240,8 +306,8 @@ fn a_signal_that_has_no_name_can_be_chosen() {
 fn all_who_listen_are_told() {
     watched(|| {
         Other::start("all_who_listen_are_told", || async {
-            let one = signal::shutdown(&BACKGROUND).unwrap();
-            let other = signal::shutdown(&BACKGROUND).unwrap();
+            let one = until_termination(&BACKGROUND).unwrap();
+            let other = until_termination(&BACKGROUND).unwrap();
             let child = one.with_cancel();
             raise(Signal::INT);
             for ctx in [&one, &other, &child] {
@@ -252,18 +318,18 @@ fn all_who_listen_are_told() {
     });
 }
 
-/// Tokio never gives a signal its default back: who no longer waits for it must not swallow it.
+/// Tokio never gives a signal its default back: once it is not waited for, it must not be swallowed.
 #[test]
 fn after_the_scope_has_gone_a_signal_ends_the_process() {
     watched(|| {
         let test = "after_the_scope_has_gone_a_signal_ends_the_process";
         let mut other = Other::start(test, || async {
-            drop(signal::shutdown(&BACKGROUND).unwrap());
+            drop(until_termination(&BACKGROUND).unwrap());
             no_task_is_left().await;
             println!("ready");
             pending().await
         });
-        other.says("ready").is_sent(Signal::TERM).ends_with(143);
+        other.says("ready").is_sent(Signal::TERM).ends_by(Signal::TERM);
     });
 }
 
@@ -273,7 +339,7 @@ fn after_the_runtime_has_gone_a_signal_ends_the_process() {
         let test = "after_the_runtime_has_gone_a_signal_ends_the_process";
         let mut other = Other::start(test, || async {
             let ctx = thread::spawn(|| {
-                multi_thread(1).block_on(async { signal::shutdown(&BACKGROUND).unwrap() })
+                multi_thread(1).block_on(async { until_termination(&BACKGROUND).unwrap() })
             })
             .join()
             .unwrap();
@@ -282,7 +348,7 @@ fn after_the_runtime_has_gone_a_signal_ends_the_process() {
             hang();
             drop(ctx);
         });
-        other.says("ready").is_sent(Signal::INT).ends_with(130);
+        other.says("ready").is_sent(Signal::INT).ends_by(Signal::INT);
     });
 }
 
@@ -291,20 +357,20 @@ fn to_listen_again_is_to_start_anew() {
     watched(|| {
         let mut other = Other::start("to_listen_again_is_to_start_anew", || async {
             for _round in 0..3 {
-                let ctx = signal::shutdown(&BACKGROUND).unwrap();
+                let ctx = until_termination(&BACKGROUND).unwrap();
                 raise(Signal::INT);
                 assert_eq!(ctx.done().await.cause_as(), Some(&Signal::INT));
             }
             // While another still waits for it, one that has gone does not end the process.
-            let waits = signal::shutdown(&BACKGROUND).unwrap();
-            drop(signal::shutdown(&BACKGROUND).unwrap());
+            let waits = until_termination(&BACKGROUND).unwrap();
+            drop(until_termination(&BACKGROUND).unwrap());
             tokio::task::yield_now().await;
             raise(Signal::TERM);
             assert_eq!(waits.done().await.cause_as(), Some(&Signal::TERM));
             println!("ready");
             pending().await
         });
-        other.says("ready").is_sent(Signal::TERM).ends_with(143);
+        other.says("ready").is_sent(Signal::TERM).ends_by(Signal::TERM);
     });
 }
 
@@ -319,7 +385,7 @@ fn to_listen_again_at_once_is_to_start_anew() {
                     let mut last = None;
                     for _round in 0..500 {
                         // The one before listens until this one does.
-                        let ctx = last.insert(signal::shutdown(&BACKGROUND).unwrap());
+                        let ctx = last.insert(until_termination(&BACKGROUND).unwrap());
                         raise(Signal::INT);
                         assert_eq!(ctx.done().await.cause_as(), Some(&Signal::INT));
                     }
@@ -329,8 +395,312 @@ fn to_listen_again_at_once_is_to_start_anew() {
             };
             thread::spawn(rounds).join().unwrap();
         });
-        other.says("ready").is_sent(Signal::INT).ends_with(130);
+        other.says("ready").is_sent(Signal::INT).ends_by(Signal::INT);
     });
+}
+
+/// What was there before is there afterwards: by default it does nothing.
+#[test]
+fn one_that_is_ignored_by_default_is_ignored_afterwards() {
+    watched(|| {
+        let test = "one_that_is_ignored_by_default_is_ignored_afterwards";
+        let mut other = Other::start(test, || async {
+            for number in [libc::SIGWINCH, libc::SIGCHLD, libc::SIGURG, libc::SIGCONT] {
+                let signal = Signal::from_raw(number);
+                let ctx = signal::notify(&BACKGROUND, [signal]).unwrap();
+                raise(signal);
+                assert_eq!(ctx.done().await.cause_as(), Some(&signal));
+                raise(signal);
+                drop(signal::notify(&BACKGROUND, [signal]).unwrap());
+                no_task_is_left().await;
+                raise(signal);
+            }
+            println!("still here");
+        });
+        other.says("still here").ends_with(0);
+    });
+}
+
+/// As `nohup` does, and a shell with its background jobs.
+#[test]
+#[cfg(target_os = "linux")]
+fn one_that_the_process_was_started_with_ignoring_is_ignored_afterwards() {
+    watched(|| {
+        let test = "one_that_the_process_was_started_with_ignoring_is_ignored_afterwards";
+        let mut nohup = this_program();
+        let ignore = || {
+            for signal in [libc::SIGHUP, libc::SIGINT] {
+                // SAFETY: it sets no handler.
+                unsafe { libc::signal(signal, libc::SIG_IGN) };
+            }
+            Ok(())
+        };
+        // SAFETY: `signal` may be called between fork and exec.
+        unsafe { nohup.pre_exec(ignore) };
+        let mut other = Other::start_as(test, nohup, || async {
+            let set = [Signal::HUP, Signal::INT, Signal::TERM];
+            let ctx = signal::notify(&BACKGROUND, set).unwrap();
+            raise(Signal::HUP);
+            assert_eq!(ctx.done().await.cause_as(), Some(&Signal::HUP));
+            raise(Signal::HUP);
+            raise(Signal::INT);
+            drop(signal::notify(&BACKGROUND, set).unwrap());
+            no_task_is_left().await;
+            raise(Signal::HUP);
+            raise(Signal::INT);
+            println!("still here");
+            // The third of the set had its default.
+            pending().await
+        });
+        other.says("still here").is_sent(Signal::TERM).ends_by(Signal::TERM);
+    });
+}
+
+/// A library listens for a while, in a program that has a handler of its own.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_handler_that_was_there_before_is_alone_afterwards() {
+    static HANDLED: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn handle(_: libc::c_int) {
+        HANDLED.fetch_add(1, Ordering::SeqCst);
+    }
+    watched(|| {
+        let test = "a_handler_that_was_there_before_is_alone_afterwards";
+        let mut other = Other::start(test, || async {
+            let mut ctrl_c = tokio::signal::unix::signal(SignalKind::interrupt()).unwrap();
+            // SAFETY: the handler touches an atomic alone.
+            unsafe { libc::signal(libc::SIGTERM, handle as *const () as libc::sighandler_t) };
+
+            let ctx = until_termination(&BACKGROUND).unwrap();
+            raise(Signal::INT);
+            ctx.done().await;
+            ctrl_c.recv().await.unwrap();
+            for round in 0..3 {
+                if round > 0 {
+                    drop(until_termination(&BACKGROUND).unwrap());
+                    no_task_is_left().await;
+                }
+                raise(Signal::INT);
+                ctrl_c.recv().await.unwrap();
+                raise(Signal::TERM);
+                spin_until(|| HANDLED.load(Ordering::SeqCst) == round + 1);
+            }
+            println!("still here");
+        });
+        other.says("still here").ends_with(0);
+    });
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn one_that_suspends_by_default_suspends_afterwards() {
+    watched(|| {
+        let stop = Signal::from_raw(libc::SIGTSTP);
+        let mut other = Other::start("one_that_suspends_by_default_suspends_afterwards", || async {
+            drop(signal::notify(&BACKGROUND, [stop]).unwrap());
+            no_task_is_left().await;
+            println!("ready");
+            pending().await
+        });
+        other.says("ready").is_sent(stop).is_suspended();
+        // It goes on, and can be suspended again.
+        other.is_sent(Signal::from_raw(libc::SIGCONT)).is_sent(stop).is_suspended();
+        other.is_sent(Signal::TERM).is_sent(Signal::from_raw(libc::SIGCONT)).ends_by(Signal::TERM);
+    });
+}
+
+/// Those of a set that could be had before another one could not.
+#[test]
+fn a_call_that_fails_takes_no_signals_default_away() {
+    watched(|| {
+        let mut other = Other::start("a_call_that_fails_takes_no_signals_default_away", || async {
+            let set = [Signal::USR2, Signal::TERM, Signal::from_raw(100_000)];
+            signal::notify(&BACKGROUND, set).unwrap_err();
+            println!("ready");
+            pending().await
+        });
+        other.says("ready").is_sent(Signal::USR2).ends_by(Signal::USR2);
+    });
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_default_that_ends_the_process_does_so_by_the_signal_itself() {
+    watched(|| {
+        let test = "a_default_that_ends_the_process_does_so_by_the_signal_itself";
+        let real_time = libc::SIGRTMIN() + 3;
+        let numbers = [libc::SIGHUP, libc::SIGQUIT, libc::SIGALRM, libc::SIGUSR1, real_time];
+        for number in numbers {
+            let signal = Signal::from_raw(number);
+            let mut this = this_program();
+            this.env("SIGNAL", number.to_string());
+            let mut other = Other::start_as(test, this, || async {
+                let number = env::var("SIGNAL").unwrap().parse().unwrap();
+                drop(signal::notify(&BACKGROUND, [Signal::from_raw(number)]).unwrap());
+                no_task_is_left().await;
+                println!("ready");
+                pending().await
+            });
+            other.says("ready").is_sent(signal);
+            // Of signals without a name the library knows no default but this.
+            if number == real_time { other.ends_with(signal.exit_code()) } else { other.ends_by(signal) }
+        }
+    });
+}
+
+/// No signal ends process 1 unless it has a handler: it has to exit.
+#[test]
+#[cfg(target_os = "linux")]
+fn as_process_1_a_second_signal_exits() {
+    watched(|| {
+        let mut namespace = Command::new("unshare");
+        namespace.args(["--pid", "--fork", "--kill-child"]);
+        let is_child = env::var_os(ROLE).is_some();
+        if !is_child && !namespace.arg("true").status().is_ok_and(|status| status.success()) {
+            eprintln!("skipped: no PID namespace can be made here");
+            return;
+        }
+        let mut namespace = with_defaults("unshare".as_ref());
+        namespace.args(["--pid", "--fork", "--kill-child"]).arg(env::current_exe().unwrap());
+        Other::start_as("as_process_1_a_second_signal_exits", namespace, || async {
+            assert_eq!(std::process::id(), 1);
+            let ctx = until_termination(&BACKGROUND).unwrap();
+            raise(Signal::TERM);
+            ctx.done().await;
+            raise(Signal::TERM);
+            pending().await
+        })
+        .ends_with(143);
+    });
+}
+
+/// Their groups get nothing from the terminal, and their supervisor gets no more turns.
+#[test]
+#[cfg(feature = "process")]
+fn a_second_signal_kills_the_children_first() {
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    use tokio_ctx::process::CommandExt;
+
+    const FAMILY: &str = "trap '' INT TERM; sleep 3600 & echo $$ $!; wait; wait";
+
+    watched(|| {
+        for stuck in ["", "stuck"] {
+            let mut this = this_program();
+            this.env("STUCK", stuck);
+            let mut other =
+                Other::start_as("a_second_signal_kills_the_children_first", this, || async {
+                    let ctx = until_termination(&BACKGROUND).unwrap();
+                    let mut children = Vec::new();
+                    for own_group in [true, false, true] {
+                        let mut family = tokio::process::Command::new("sh");
+                        family.args(["-c", FAMILY]).stdout(Stdio::piped());
+                        let family = family.bounded_by(&ctx).grace(LONG).process_group(own_group);
+                        let mut child = family.spawn().unwrap();
+                        let stdout = BufReader::new(child.stdout.take().unwrap());
+                        println!(
+                            "family {own_group} {}",
+                            stdout.lines().next_line().await.unwrap().unwrap()
+                        );
+                        children.push(child);
+                    }
+                    println!("ready");
+                    if env::var_os("STUCK").unwrap() == "stuck" {
+                        hang();
+                    }
+                    ctx.done().await;
+                    println!("stopping");
+                    pending().await
+                });
+            let mut gone = Vec::new();
+            for _child in 0..3 {
+                let line = other.says_something_like("family ");
+                let words = Vec::from_iter(line.split(' ').skip(1).map(str::to_owned));
+                gone.push(words[1].clone());
+                // Of the one without a group of its own, the grandchild is not reached.
+                if words[0] == "true" {
+                    gone.push(words[2].clone());
+                } else {
+                    other.strays.push(words[2].parse().unwrap());
+                }
+            }
+            other.says("ready").is_sent(Signal::TERM);
+            if stuck.is_empty() {
+                other.says("stopping");
+            }
+            other.is_sent(Signal::INT);
+            let status = other.child.wait().unwrap();
+            assert!(matches!(status.signal(), Some(libc::SIGINT | libc::SIGTERM)), "{status}");
+            for pid in gone {
+                spin_until(|| !is_running(&pid));
+            }
+        }
+    });
+}
+
+/// Each start is either done, and its child killed, or refused: none lies in between.
+#[test]
+#[cfg(all(feature = "process", target_os = "linux"))]
+fn a_second_signal_misses_no_child_that_is_being_started() {
+    use tokio_ctx::process::CommandExt;
+
+    const MARK: &str = "TOKIO_CTX_SIGNAL_FAMILY";
+
+    watched(|| {
+        let test = "a_second_signal_misses_no_child_that_is_being_started";
+        for round in 0..5 {
+            let family = format!("{}-{round}", std::process::id());
+            let mut this = this_program();
+            this.env(MARK, &family);
+            let mut other = Other::start_as(test, this, || async {
+                let threads = (0..2).map(|_| {
+                    thread::spawn(|| {
+                        current_thread().block_on(async {
+                            let mut children = Vec::new();
+                            let mut sleep = tokio::process::Command::new("sleep");
+                            sleep.arg("3600").stdout(Stdio::null());
+                            loop {
+                                let bounded = sleep.bounded_by(&BACKGROUND).process_group(true);
+                                // It fails once the process is about to end, and is not any more then.
+                                children.extend(bounded.spawn().ok().filter(|_| children.len() < 200));
+                            }
+                        })
+                    })
+                });
+                let _threads = Vec::from_iter(threads);
+                let ctx = until_termination(&BACKGROUND).unwrap();
+                println!("ready");
+                ctx.done().await;
+                println!("stopping");
+                pending::<()>().await
+            });
+            other.says("ready").is_sent(Signal::TERM).says("stopping").is_sent(Signal::INT);
+            let status = other.child.wait().unwrap();
+            assert_eq!(status.signal(), Some(libc::SIGINT), "{status}");
+            let mark = format!("{MARK}={family}");
+            spin_until(|| !some_process_has(&mark));
+        }
+    });
+}
+
+/// Whether a process that runs has this in its environment.
+#[cfg(all(feature = "process", target_os = "linux"))]
+fn some_process_has(variable: &str) -> bool {
+    let mut processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes.any(|process| {
+        let environment = std::fs::read(process.path().join("environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|found| found == variable.as_bytes())
+    })
+}
+
+/// Whether there is such a process, other than one that has exited and waits to be reaped.
+#[cfg(feature = "process")]
+fn is_running(pid: &str) -> bool {
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => !stat.rsplit(')').next().unwrap().trim_start().starts_with(['Z', 'X']),
+        Err(_) if cfg!(target_os = "linux") => false,
+        // SAFETY: it touches no memory, and signal 0 does nothing.
+        Err(_) => unsafe { libc::kill(pid.parse().unwrap(), 0) == 0 },
+    }
 }
 
 async fn no_task_is_left() {

@@ -1,20 +1,22 @@
-//! The client: five cases, each checked, with a short account of what happened.
+//! The client: six cases, each checked, with a short account of what happened.
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use reqwest::Client;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::TcpStream;
-use tokio::process::Command;
+use tokio::process::{ChildStdout, Command};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
-use tokio_ctx::{BoxError, Context};
+use tokio_ctx::{BoxError, Context, Shutdown};
 
 use crate::services::{Event, Part, Progress, SLOW};
-use crate::{BUDGET, OPTIONAL_BUDGET, RequestId, Server, User};
+use crate::{BUDGET, OPTIONAL_BUDGET, RequestId, User};
 
 /// No case takes a tenth of this, unless something hangs.
 const CASE_BUDGET: Duration = Duration::from_secs(10);
@@ -31,17 +33,21 @@ macro_rules! ensure {
 }
 
 /// Goes through the cases. An error if one of them did not come out as it should.
-pub async fn run(gateway: Server, events: UnboundedReceiver<Event>) -> Result<(), BoxError> {
-    let mut driver =
-        Driver { client: Client::builder().no_proxy().build()?, gateway: gateway.addr, events };
+pub async fn run(
+    gateway: SocketAddr,
+    shutdown: Shutdown,
+    events: UnboundedReceiver<Event>,
+) -> Result<(), BoxError> {
+    let mut driver = Driver { client: Client::builder().no_proxy().build()?, gateway, events };
     let mut failed = 0;
     failed += case("1. all three are fast", driver.all_fast()).await;
     failed += case("2. an optional one is slow", driver.optional_slow()).await;
     failed += case("3. the required one is slow", driver.required_slow()).await;
     failed += case("4. the client hangs up half-way", driver.hang_up()).await;
-    failed += case("5. Ctrl-C during a request", driver.ctrl_c(gateway)).await;
-    ensure!(failed == 0, "{failed} of 5 cases did not come out as they should");
-    println!("\nall five came out as they should");
+    failed += case("5. SIGTERM during a request", driver.sigterm(shutdown)).await;
+    failed += case("6. SIGTERM to a gateway that stays up", driver.container()).await;
+    ensure!(failed == 0, "{failed} of 6 cases did not come out as they should");
+    println!("\nall six came out as they should");
     Ok(())
 }
 
@@ -142,23 +148,57 @@ impl Driver {
         Ok(account)
     }
 
-    async fn ctrl_c(&mut self, gateway: Server) -> Account {
+    async fn sigterm(&mut self, shutdown: Shutdown) -> Account {
         let id = RequestId("case-5".to_owned());
         let in_flight = tokio::spawn(self.get(&id, "/user/5?slow=activity"));
         self.hear(&id, &Part::ALL, Progress::is_started).await?;
 
-        let interrupted = Instant::now();
-        send_ctrl_c().await?;
-        refuses_connections(gateway.addr).await?;
-        let refused = ms(interrupted.elapsed());
-        ensure!(!in_flight.is_finished(), "it only stopped accepting when nothing was in flight");
+        let told = Instant::now();
+        send_sigterm(std::process::id()).await?;
+        let (refused, report) = tokio::join!(
+            async {
+                refuses_connections(self.gateway).await?;
+                io::Result::Ok((told.elapsed(), in_flight.is_finished()))
+            },
+            shutdown.wait(),
+        );
+        let (refused, too_late) = refused?;
+        ensure!(!too_late, "it only stopped accepting when nothing was in flight");
         let answer = in_flight.await??;
         answer.user()?;
-        gateway.drained().await?;
+        ensure!(report.is_clean(), "{report}");
         Ok(vec![
-            format!("{refused} later, the gateway refuses new connections"),
+            format!("{} later, the gateway refuses new connections", ms(refused)),
             format!("the request in flight: {answer}"),
-            format!("{} later, the gateway has drained", ms(interrupted.elapsed())),
+            report.to_string(),
+        ])
+    }
+
+    /// What a container's runtime sees of `--serve`: the answers, the log, and the exit status.
+    async fn container(&mut self) -> Account {
+        let mut process = Command::new(std::env::current_exe()?)
+            .args(["--serve", "0"])
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let pid = process.id().ok_or("it has ended already")?;
+        let mut log = BufReader::new(process.stdout.take().ok_or("no pipe")?).lines();
+        let gateway = says(&mut log, "gateway at http://").await?;
+        self.gateway = gateway.parse()?;
+
+        let id = RequestId("case-6".to_owned());
+        let in_flight = tokio::spawn(self.get(&id, "/user/6?slow=activity"));
+        says(&mut log, "[case-6] activity: started").await?;
+        let told = Instant::now();
+        send_sigterm(pid).await?;
+        let answer = in_flight.await??;
+        answer.user()?;
+        let report = says(&mut log, "shut down in ").await?;
+        let status = process.wait().await?;
+        ensure!(status.success(), "{status}: shut down in {report}");
+        Ok(vec![
+            format!("the request in flight: {answer}"),
+            format!("{} later, the process has ended, {status}", ms(told.elapsed())),
         ])
     }
 
@@ -215,16 +255,26 @@ impl fmt::Display for Answer {
     }
 }
 
-/// Sends this very process the signal that Ctrl-C in its terminal would.
-async fn send_ctrl_c() -> Result<(), BoxError> {
-    let kill = format!("kill -INT {}", std::process::id());
+/// Waits for a line of a log that begins so, and returns the rest of it.
+async fn says(log: &mut Lines<BufReader<ChildStdout>>, begin: &str) -> Result<String, BoxError> {
+    while let Some(line) = log.next_line().await? {
+        if let Some(rest) = line.strip_prefix(begin) {
+            return Ok(rest.to_owned());
+        }
+    }
+    Err(format!("its log has no line that begins with {begin:?}").into())
+}
+
+/// Sends a process the signal that `docker stop` would.
+async fn send_sigterm(pid: u32) -> Result<(), BoxError> {
+    let kill = format!("kill -TERM {pid}");
     // `kill` is built into every shell, but not every machine has it as a program.
     let status = Command::new("sh").arg("-c").arg(&kill).status().await?;
     ensure!(status.success(), "`{kill}`: {status}");
     Ok(())
 }
 
-/// Waits until nobody listens at `addr`. Only trying tells.
+/// Waits until nothing listens at `addr`. Only trying tells.
 async fn refuses_connections(addr: SocketAddr) -> io::Result<()> {
     loop {
         match TcpStream::connect(addr).await {

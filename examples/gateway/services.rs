@@ -30,14 +30,14 @@ async fn answer(
     Path((part, id)): Path<(Part, u64)>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
+    ctx: Context,
 ) -> Result<Json<Value>, (StatusCode, String)> {
     let slow = Slow::in_query(query.as_deref()).map_err(bad_request)?;
     let latency = if slow.is(part) { SLOW } else { FAST };
     let work = Work { log, part, request: RequestId::of(&headers) };
 
     // As in the gateway: this future is dropped when the client hangs up. The work has a task of
-    // its own, so that it is not dropped along but told, and can still say why it stops.
-    let ctx = Context::background().with_cancel();
+    // its own, so that it is not dropped along, sees the end of its context, and can still say why it stops.
     match ctx.spawn(work.run(latency)).await {
         Ok(Ok(())) => Ok(Json(part.content(id))),
         Ok(Err(why)) => Err((StatusCode::SERVICE_UNAVAILABLE, why.to_string())),

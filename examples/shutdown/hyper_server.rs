@@ -34,7 +34,7 @@ async fn accept(listener: TcpListener, http: Shutdown) {
             }
         }
     }
-    // Dropped here, the listener refuses whoever comes now.
+    // Dropped here, the listener refuses new connections.
 }
 
 /// Serves a connection; at the soft end, only the request that is under way.

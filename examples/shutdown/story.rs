@@ -77,7 +77,7 @@ pub async fn tell(name: &str, start: fn(TcpListener, &Shutdown)) -> Result<(), B
     expect(fates == [None, Some(Fate::Canceled), Some(Fate::Aborted)], "other fates", &fates)
 }
 
-/// Asks for a path, on a connection of its own; gives all that came back, and when.
+/// Asks for a path, on a connection of its own; returns all that came back, and when.
 async fn get(address: SocketAddr, path: &'static str) -> io::Result<(String, Instant)> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -87,7 +87,7 @@ async fn get(address: SocketAddr, path: &'static str) -> io::Result<(String, Ins
     Ok((response, Instant::now()))
 }
 
-/// Knocks until nobody opens.
+/// Connects until that is refused.
 async fn refused(address: SocketAddr) -> Instant {
     while TcpStream::connect(address).await.is_ok() {
         sleep(Duration::from_millis(1)).await;

@@ -1,25 +1,46 @@
-//! Signals on Unix: Tokio's streams for the first, `signal-hook`'s conditional exit for the second.
+//! Signals on Unix: Tokio's streams for the first, a thread for those that come after the end.
 //!
-//! A [`Listener`] registers two actions for each of its signals, which run within the signal handler, one
-//! after the other: *if armed, exit*, and *arm*. So the first signal arms and the second exits, whatever
-//! the runtime does meanwhile. (Two that are handled at once, on two threads, exit with either's status.) A listener that goes leaves its actions behind, armed, until somebody
-//! listens for that signal again: Tokio never gives a signal its default back, so that without them a
-//! signal which nobody waits for would be lost. [`SLOTS`] knows, for each signal, what was left behind, and
-//! how many listen now.
+//! Tokio never gives a signal its old disposition back: without more, a signal that no context waits for any
+//! longer would be lost. So each [`Listener`] has a [`Seat`], which sees to it that a signal from then on does what
+//! it did before (module `before`): nothing, if it was ignored or had a handler (which is called as ever);
+//! otherwise the default is carried out, which for most is to end the process.
+//!
+//! The obvious design carries the default out within the signal handler. But children in process groups of their
+//! own have to be killed first (module `process`), and a handler may not do that. So the handler only notes the
+//! signal's number and writes a byte to the seat's socket; a thread reads it, which works as well while the runtime
+//! is stuck or gone. The bytes are the whole protocol, and their order is the order of events:
+//!
+//! | Byte | Written by | The first | Every later one |
+//! |---|---|---|---|
+//! | `X` | the handler | arms: it ends the context | carries out the default |
+//! | `L` | a listener that leaves without a signal | arms | |
+//!
+//! The second signal thus counts as the second although neither the task nor the thread has seen the first, and a
+//! signal that came before the listener left is not taken for one that came after. A seat's actions are its own,
+//! so that a signal which is being handled while another listener starts counts for the old one alone. (Of two
+//! signals that are handled at once, on two threads, either's default is carried out.)
+//!
+//! A seat whose listener has left stays behind until another context listens for that signal. [`SLOTS`] knows, for
+//! each signal, what it did before, which listeners there are, and what was left behind. When its actions are unregistered
+//! the last write end closes, and the thread ends.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::{self, Read, Write};
+use std::mem;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::thread;
 
 use signal_hook::consts;
 use signal_hook::{SigId, flag, low_level};
 use tokio::signal::unix;
 
 use super::Signal;
+use super::before::Before;
 
-pub(super) const SHUTDOWN: &[Signal] = &[Signal::INT, Signal::TERM];
+pub(super) const TERMINATION: &[Signal] = &[Signal::INT, Signal::TERM];
 
 pub(super) const NAMES: &[(Signal, &str)] = &[
     (Signal::ALRM, "SIGALRM"),
@@ -100,7 +121,7 @@ impl Listener {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Signal> {
         for (signal, stream) in &mut self.streams {
             if stream.poll_recv(cx).is_ready() {
-                // Before anybody learns of it, and listens again.
+                // Before the end can be seen, and answered by another listener.
                 self.seats.leave(true);
                 return Poll::Ready(*signal);
             }
@@ -126,14 +147,15 @@ fn unheard(signal: Signal, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot listen for {signal:?}: {error}"))
 }
 
-/// A listener's places among those who listen.
+/// A listener's place among those that listen, and its thread's end of the socket.
 struct Seats {
     id: u64,
-    armed: Arc<AtomicBool>,
+    /// Closed when the last of the actions is gone; `None` if there are none.
+    left: Option<UnixStream>,
     seats: Vec<(i32, Option<Actions>)>,
 }
 
-/// For each signal, who listens, and what the last one left behind.
+/// For each signal, what it did before, its listeners, and what the last one left behind.
 static SLOTS: Mutex<Slots> = Mutex::new(Slots { next_id: 0, of: BTreeMap::new() });
 
 struct Slots {
@@ -141,8 +163,8 @@ struct Slots {
     of: BTreeMap<i32, Slot>,
 }
 
-#[derive(Default)]
 struct Slot {
+    before: Before,
     listeners: Vec<u64>,
     left_behind: Option<Actions>,
 }
@@ -151,43 +173,87 @@ fn slots() -> MutexGuard<'static, Slots> {
     SLOTS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Slots {
+    /// The signal's slot. It is made before anything listens here, when the old disposition can still be seen.
+    fn slot(&mut self, signal: Signal) -> &mut Slot {
+        self.of.entry(signal.0).or_insert_with(|| Slot {
+            before: Before::read(signal.0),
+            listeners: Vec::new(),
+            left_behind: None,
+        })
+    }
+}
+
 impl Seats {
-    fn take(set: &[Signal], second_ends_process: bool) -> io::Result<Seats> {
-        let id = {
+    fn take(set: &[Signal], after_the_end: bool) -> io::Result<Seats> {
+        let (id, acting) = {
             let mut slots = slots();
             slots.next_id += 1;
-            slots.next_id
+            let acts = |signal: &&Signal| after_the_end && slots.slot(**signal).before.has_an_effect();
+            let acting = Vec::from_iter(set.iter().filter(acts).copied());
+            (slots.next_id, acting)
         };
-        let mut taken = Seats { id, armed: Arc::default(), seats: Vec::with_capacity(set.len()) };
-        for &signal in set {
-            let register = || Actions::register(signal, &taken.armed);
-            let actions = second_ends_process.then(register).transpose();
-            let actions = actions.map_err(|error| unheard(signal, &error))?;
-            let mut slots = slots();
-            let slot = slots.of.entry(signal.0).or_default();
-            slot.listeners.push(id);
-            slot.left_behind = None;
-            taken.seats.push((signal.0, actions));
+        let mut taken = Seats { id, left: None, seats: Vec::with_capacity(set.len()) };
+        if !acting.is_empty() {
+            taken.register(&acting)?;
         }
+        let mut replaced = Vec::with_capacity(set.len());
+        {
+            let mut slots = slots();
+            for &signal in set {
+                if !acting.contains(&signal) {
+                    taken.seats.push((signal.0, None));
+                }
+                let slot = slots.slot(signal);
+                slot.listeners.push(id);
+                replaced.push(slot.left_behind.take());
+            }
+        }
+        drop(replaced);
         Ok(taken)
     }
 
-    /// Leaves, and leaves its actions behind unless the next signal is another's to wait for: of those who
-    /// have been told of this one, whoever came later; of those who have not, anybody.
+    /// Starts the thread, and registers the actions that write to it. If one cannot be, those before it stay
+    /// behind when this is dropped, as their signals have lost their defaults.
+    fn register(&mut self, signals: &[Signal]) -> io::Result<()> {
+        let (read, write) = UnixStream::pair()?;
+        // A full socket holds more than one byte: what is not written then would change nothing.
+        write.set_nonblocking(true)?;
+        let last = Arc::new(AtomicUsize::new(0));
+        let noted = last.clone();
+        let thread = thread::Builder::new().name("tokio-ctx-signal".into());
+        thread.spawn(move || watch(read, &noted)).map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot start the thread for later signals: {error}"))
+        })?;
+        let write = self.left.insert(write);
+        for &signal in signals {
+            let actions = Actions::register(signal, &last, write.try_clone()?);
+            self.seats.push((signal.0, Some(actions.map_err(|error| unheard(signal, &error))?)));
+        }
+        Ok(())
+    }
+
+    /// Leaves, and leaves its actions behind unless the next signal is another listener's to wait for: of
+    /// those that have seen this one, a later one's; of those that have not, any one's.
     fn leave(&mut self, fired: bool) {
-        let mut slots = slots();
-        for (number, actions) in self.seats.drain(..) {
-            let slot = slots.of.entry(number).or_default();
-            slot.listeners.retain(|id| *id != self.id);
-            let is_anothers = slot.listeners.iter().any(|id| !fired || *id > self.id);
-            if actions.is_some() && !is_anothers {
-                slot.left_behind = actions;
+        let mut unregistered = Vec::with_capacity(self.seats.len());
+        {
+            let mut slots = slots();
+            for (number, actions) in self.seats.drain(..) {
+                let slot = slots.slot(Signal(number));
+                slot.listeners.retain(|id| *id != self.id);
+                let is_anothers = slot.listeners.iter().any(|id| !fired || *id > self.id);
+                let stays = actions.is_some() && !is_anothers;
+                unregistered.push(if stays {
+                    mem::replace(&mut slot.left_behind, actions)
+                } else {
+                    actions
+                });
             }
         }
-        // Only once the others are gone. A handler that fired arms by itself, and may be about to: it is
-        // not to find itself armed.
-        if !fired {
-            self.armed.store(true, Ordering::SeqCst);
+        // Only once the others are gone. A handler that fired writes by itself.
+        if let Some(mut left) = self.left.take().filter(|_| !fired) {
+            let _full = left.write(&[LEFT]);
         }
     }
 }
@@ -200,16 +266,17 @@ impl Drop for Seats {
     }
 }
 
-/// *If armed, exit*, and *arm*.
+/// What a signal does within its handler: notes its number, and writes a byte.
 struct Actions([SigId; 2]);
 
 impl Actions {
-    fn register(signal: Signal, armed: &Arc<AtomicBool>) -> io::Result<Actions> {
-        let exit = flag::register_conditional_shutdown(signal.0, exit_code(signal), armed.clone())?;
-        match flag::register(signal.0, armed.clone()) {
-            Ok(arm) => Ok(Actions([exit, arm])),
+    fn register(signal: Signal, last: &Arc<AtomicUsize>, write: UnixStream) -> io::Result<Actions> {
+        let number = usize::try_from(signal.0).map_err(io::Error::other)?;
+        let note = flag::register_usize(signal.0, last.clone(), number)?;
+        match low_level::pipe::register(signal.0, write) {
+            Ok(write) => Ok(Actions([note, write])),
             Err(error) => {
-                low_level::unregister(exit);
+                low_level::unregister(note);
                 Err(error)
             }
         }
@@ -222,4 +289,38 @@ impl Drop for Actions {
             low_level::unregister(id);
         }
     }
+}
+
+/// What a listener writes that leaves without a signal; a handler writes `X`.
+const LEFT: u8 = b'L';
+
+/// Reads what happens, until the last write end is closed, and carries the default out when it is time.
+fn watch(mut events: UnixStream, last: &AtomicUsize) {
+    let mut armed = false;
+    let mut event = [0];
+    loop {
+        match events.read(&mut event) {
+            Ok(0) => return,
+            Ok(_) if armed && event[0] != LEFT => act_as_before(last.load(Ordering::SeqCst)),
+            Ok(_) => armed = true,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// Carries out the default of a signal: suspends the process, or ends it, and with it its children.
+fn act_as_before(number: usize) {
+    let Ok(number) = i32::try_from(number) else { return };
+    if Before::suspends(number) {
+        let _continued = low_level::emulate_default_handler(number);
+        return;
+    }
+    #[cfg(feature = "process")]
+    crate::process::kill_all();
+    // Process 1 of a PID namespace cannot be ended by a signal that it does not handle.
+    if std::process::id() != 1 {
+        let _unknown = low_level::emulate_default_handler(number);
+    }
+    low_level::exit(exit_code(Signal(number)));
 }

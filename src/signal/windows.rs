@@ -7,7 +7,7 @@ use tokio::signal::windows;
 
 use super::Signal;
 
-pub(super) const SHUTDOWN: &[Signal] = &[
+pub(super) const TERMINATION: &[Signal] = &[
     Signal::CTRL_C,
     Signal::CTRL_BREAK,
     Signal::CTRL_CLOSE,
@@ -32,13 +32,13 @@ impl Signal {
     pub const CTRL_BREAK: Signal = Signal(1);
     /// The console's window is closed; the system ends the process some seconds later.
     pub const CTRL_CLOSE: Signal = Signal(2);
-    /// The user logs off; told to services only.
+    /// The user logs off; sent to services only.
     pub const CTRL_LOGOFF: Signal = Signal(5);
-    /// The system shuts down; told to services only.
+    /// The system shuts down; sent to services only.
     pub const CTRL_SHUTDOWN: Signal = Signal(6);
 }
 
-/// `STATUS_CONTROL_C_EXIT`, by which Windows tells of a process that was ended by Ctrl-C.
+/// `STATUS_CONTROL_C_EXIT`, by which Windows reports a process that was ended by Ctrl-C.
 pub(super) const fn exit_code(_: Signal) -> i32 {
     0xC000_013A_u32 as i32
 }

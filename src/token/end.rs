@@ -163,6 +163,12 @@ impl Token {
         }
     }
 
+    /// Returns the token whose own deadline this one's is; none if there is no deadline.
+    pub(crate) fn deadline_owner(self: &Arc<Self>) -> Option<Arc<Token>> {
+        let (mut path, owner) = self.path(true);
+        Some(path.swap_remove(owner?))
+    }
+
     /// Its parent; of two the one that a deadline comes from.
     fn parent_towards(&self, deadline: Option<Stamp>) -> Option<Arc<Token>> {
         let parent = self.parent.as_ref();

@@ -1,4 +1,81 @@
-//! (docs)
+//! The engine: a tree of tokens, each of which ends once.
+//!
+//! # The obvious design
+//!
+//! Every child is registered with its parent at birth; a cancel locks the parent, and goes through the children.
+//! tokio-util's `CancellationToken` is built so. It costs each derive two locks and a place in a list, which most
+//! contexts never need: they live for one call, and nothing waits on them. Threads that derive from one parent
+//! queue for its lock. A deadline costs each wait a Tokio timer, registered and removed under one lock of the
+//! runtime, often with a system call that wakes the driver. And it has a race: a child that is being derived while
+//! the parent is canceled must either be in the list that is gone through, or see the end by itself.
+//!
+//! # The design instead
+//!
+//! **Linked means local.** A child is one allocation that points at its parent, and touches no lock. Only when
+//! something waits on it is it *linked*: entered in its parent's list, as the parents are in theirs, from the top
+//! down. For cancellation a linked token's own state is the whole truth. One that is not linked walks up to its
+//! nearest linked ancestor, and all on the way count; a walk of more than [`LONG`] steps links the path, once.
+//!
+//! **Deadlines share timers**, see [`deadline`].
+//!
+//! **An end is dated only if it can be compared** with another: if a deadline is on the path, or lies below.
+//!
+//! # State
+//!
+//! | bit | set by | under | never before |
+//! |---|---|---|---|
+//! | `ENDED` | what closes the token | the lock, once `OCCUPIED`; otherwise nothing | date, caller and error are stored |
+//! | `INHERITED`, `CALLED`, `EXPIRED`, `DATED`, `KEPT` | the same step | | |
+//! | `CLOSING` | the same step, if there may be linked children | the lock | |
+//! | `OCCUPIED` | what enters the list, or stores anything else under the lock | the lock | |
+//! | `TIMED` | the birth of a deadline, on all ancestors | nothing | |
+//! | `BRIDGED`, `DISTURBED` | a `CancellationToken` made from it; wakers taken out before the end | the lock | `OCCUPIED` |
+//! | `MERGED`, `CAUSED` | birth | nothing | |
+//!
+//! `seat` is zero until the token is linked. It is written under the parent's lock.
+//!
+//! ```text
+//!  born ── link() ──> linked ── close() ──> ENDED|CLOSING ── descendants are closed ──> ENDED
+//!    │                   │                                                                ^
+//!    │                   └── close(), with no children ───────────────────────────────────┤
+//!    ├── close(), by itself or by what finds an ended ancestor ──────────────────────────-┤
+//!    └── dropped by its last handle: no end                                               │
+//!                                                         wakers are called, outside of all locks
+//! ```
+//!
+//! One request:
+//!
+//! ```text
+//!  root   with_timeout(5 s)       born: one allocation; TIMED on its ancestors
+//!  child  root.with_cancel()      born
+//!  child  .done() is polled       root and child are linked, the waker registered, the deadline in a bucket
+//!  root   .cancel()               root ENDED|CLOSING; child ENDED; root's CLOSING is cleared; the waker is called
+//!  child  .done() is polled       reads ENDED: its error is found at root
+//!  child, root                    dropped: out of the lists, out of the bucket
+//! ```
+//!
+//! # Why no end is missed
+//!
+//! 1. *A token ends once.* `ENDED` is set by one compare-and-swap, and all that tells of the end is stored before
+//!    it. An end that is found above is made the token's own, from the top of the path down, before it is
+//!    reported ([`Token::settle`]): two answers about one token never differ.
+//! 2. *No member is lost.* What enters a list holds its lock, and sets `OCCUPIED` in the word that `ENDED` is set
+//!    in: either it sees the end, and is refused, or what ends the token has to take the lock, and finds it.
+//! 3. *No ancestor's end is missed.* A linked token's ancestors are linked. Each took its child in under its lock,
+//!    not having ended; so its end finds the child in its list. A token that is not linked reads the state of each
+//!    ancestor up to a linked one.
+//! 4. *When a `cancel` returns, all descendants have ended.* Descendants are closed depth first. A token with
+//!    children is `CLOSING` until all below it are closed. What meets one that another thread is closing waits
+//!    until it is not `CLOSING`, and so does a second `cancel`. Nothing foreign runs meanwhile, and a wait is always
+//!    for a token further down the tree, so that there is no circle.
+//! 5. *The earliest end wins.* An end is dated if the state shows that it can be compared: `TIMED` is in the word
+//!    that `ENDED` is set in. One that is not dated came before there was any deadline below. A child whose own
+//!    deadline is not later than the end that reaches it ends by that deadline.
+//!
+//! # Locks
+//!
+//! One lock a token and one a bucket; never two at once. Wakers are cloned before and called or dropped after,
+//! as is everything that may run foreign code ([`tree::Work`]).
 
 mod deadline;
 mod end;
@@ -52,7 +129,7 @@ const CAUSED: u16 = 1 << 13;
 
 pub(crate) struct Token {
     state: AtomicU16,
-    /// Levels below the last one that copies an inherited error.
+    /// Levels below the last one that copies an inherited error, and [`OWNS_DEADLINE`].
     level: u8,
     /// Counts waits that did not look at the clock.
     turns: AtomicU8,
@@ -63,7 +140,6 @@ pub(crate) struct Token {
     deadline: Stamp,
     /// With a deadline of its own, the budget in nanoseconds; otherwise the time of its birth, as `trace` notes it.
     clock: u64,
-    /// Whether `deadline` is its own, not an ancestor's... see `owns_deadline`.
     made_at: &'static Location<'static>,
     canceled_at: OnceLock<&'static Location<'static>>,
     /// Until the end its place in the bucket, if it is in one; from then on when it ended, 0 if that is open.

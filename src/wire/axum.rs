@@ -15,6 +15,27 @@ use crate::{Context, Error, ErrorKind};
 /// Without one the request is answered `500 Internal Server Error`, by [`MissingContext`]: a handler that
 /// counts on a deadline is not to run without. `Option<Context>` takes it as it comes.
 ///
+/// A middleware takes it the same way. One that derives a context, with a value say, puts that into the request's
+/// extensions for the extractor, and around the rest for [`Context::current`]:
+///
+/// ```
+/// use axum::{extract::Request, middleware::Next, response::Response};
+/// use tokio_ctx::Context;
+///
+/// struct Tenant(String);
+///
+/// async fn with_tenant(ctx: Context, mut request: Request, next: Next) -> Response {
+///     let host = request.headers().get("host").and_then(|host| host.to_str().ok());
+///     let ctx = ctx.with_value(Tenant(host.unwrap_or_default().to_owned()));
+///     request.extensions_mut().insert(ctx.clone());
+///     ctx.scope(next.run(request)).await
+/// }
+/// # use axum::{Router, middleware::from_fn, routing::get};
+/// # use tokio_ctx::wire::{Inbound, ServerLayer};
+/// # let layer = ServerLayer::new(Context::background(), Inbound::new());
+/// # let app: Router = Router::new().layer(from_fn(with_tenant)).layer(layer);
+/// ```
+///
 /// ```
 /// use axum::{Router, routing::get};
 /// use tokio_ctx::{Context, wire::{Inbound, ServerLayer}};

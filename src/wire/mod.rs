@@ -7,6 +7,7 @@
 //! | | feature | use |
 //! |---|---|---|
 //! | a server on tower: axum, tonic, hyper | `tower` | [`ServerLayer`] |
+//! | the same, part of a shutdown | `tower` | [`ServerLayer::with_shutdown`] |
 //! | a client on tower: hyper-util's, tonic's channels | `tower` | [`ClientLayer`] |
 //! | any other server | `http` | [`Context::extract`](crate::Context::extract) |
 //! | any other client, `reqwest` say | `http` | [`Context::inject`](crate::Context::inject), and [`run`](crate::Context::run) around the call |
@@ -39,6 +40,8 @@ mod client;
 mod end;
 #[cfg(feature = "tower")]
 mod reply;
+#[cfg(feature = "tower")]
+mod request_line;
 #[cfg(feature = "tower")]
 mod server;
 

@@ -20,8 +20,10 @@ use super::body::{Bounded, Step};
 use super::end::{Ending, RequestEnd};
 use super::inbound::Inbound;
 use super::reply::Reply;
+use super::request_line::RequestLine;
 use crate::done::Wait;
-use crate::{BoxError, Context};
+use crate::shutdown::Ticket;
+use crate::{BoxError, Context, Shutdown};
 
 /// Gives each request of a server a context: for axum, tonic, hyper, and whatever else takes tower's layers.
 ///
@@ -35,7 +37,8 @@ use crate::{BoxError, Context};
 /// - by its deadline: the handler is dropped, and the answer is `504 Gateway Timeout`, or for gRPC
 ///   `DEADLINE_EXCEEDED`; amidst a body, an error that breaks it off, or for gRPC the same status;
 /// - with the service: the same, with `503 Service Unavailable`, for gRPC `UNAVAILABLE`. To let requests
-///   come to their end first, end the service's context after them.
+///   come to their end first, end the service's context after them: [`with_shutdown`](Self::with_shutdown)
+///   does.
 ///
 /// What the client is told is those words and no more. Of two such layers, one within the other, the inner
 /// one's contexts are below the outer one's.
@@ -64,6 +67,8 @@ pub struct ServerLayer(Arc<Config>);
 
 struct Config {
     service: Context,
+    /// Waits for each request, if there is one.
+    shutdown: Option<Shutdown>,
     inbound: Inbound,
     place: &'static Location<'static>,
 }
@@ -81,7 +86,49 @@ impl ServerLayer {
     /// ```
     #[track_caller]
     pub fn new(service: Context, inbound: Inbound) -> ServerLayer {
-        ServerLayer(Arc::new(Config { service, inbound, place: Location::caller() }))
+        ServerLayer(Arc::new(Config { service, shutdown: None, inbound, place: Location::caller() }))
+    }
+
+    /// A layer whose requests are part of a shutdown.
+    ///
+    /// They derive from its [`hard`](Shutdown::hard) context: those under way have the grace to come to their
+    /// end, and are then answered `503 Service Unavailable`, for gRPC `UNAVAILABLE`. From the head to the end
+    /// of its response's body the shutdown waits for each, and its report names what was late by method and
+    /// path, below the [name](Shutdown::named) of this handle: `http/GET /report/{id}`. That is the path of
+    /// the route with the feature `axum` and the layer within [`Router::layer`]; otherwise as it was
+    /// sent, without the query.
+    ///
+    /// A server must be told apart from that to stop accepting, by [`begun`](Shutdown::begun), and is
+    /// work itself. [The guide](../guide/services/index.html) has all of `main`, for axum and for tonic.
+    ///
+    /// ```
+    /// use axum::{Router, routing::get};
+    /// use tokio::net::TcpListener;
+    /// use tokio_ctx::wire::{Inbound, ServerLayer};
+    /// use tokio_ctx::{Context, Shutdown};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), tokio_ctx::BoxError> {
+    /// let shutdown = Shutdown::new(&Context::background());
+    /// let http = shutdown.named("http");
+    /// let app: Router = Router::new()
+    ///     .route("/report/{id}", get("all is well"))
+    ///     .layer(ServerLayer::with_shutdown(&http, Inbound::new()));
+    ///
+    /// let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// let server = axum::serve(listener, app).with_graceful_shutdown(shutdown.begun());
+    /// http.spawn(server.into_future());
+    /// # shutdown.begin("over");
+    /// shutdown.wait().await.into_result()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// [`Router::layer`]: https://docs.rs/axum/0.8/axum/struct.Router.html#method.layer
+    #[track_caller]
+    pub fn with_shutdown(shutdown: &Shutdown, inbound: Inbound) -> ServerLayer {
+        let (service, place) = (shutdown.hard().clone(), Location::caller());
+        ServerLayer(Arc::new(Config { service, shutdown: Some(shutdown.clone()), inbound, place }))
     }
 }
 
@@ -95,8 +142,13 @@ impl<S> Layer<S> for ServerLayer {
 
 impl fmt::Debug for ServerLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { service, inbound, .. } = &*self.0;
-        f.debug_struct("ServerLayer").field("service", service).field("inbound", inbound).finish()
+        let Config { service, shutdown, inbound, .. } = &*self.0;
+        let mut debug = f.debug_struct("ServerLayer");
+        match shutdown {
+            Some(shutdown) => debug.field("shutdown", shutdown),
+            None => debug.field("service", service),
+        };
+        debug.field("inbound", inbound).finish()
     }
 }
 
@@ -123,7 +175,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
-        let Config { service, inbound, place } = &*self.config;
+        let Config { service, shutdown, inbound, place } = &*self.config;
         let reply = Reply::to(request.headers());
         let head_start = if reply == Reply::Http { |_| Duration::ZERO } else { head_start };
         let parent = match request.extensions().get::<Context>() {
@@ -137,11 +189,14 @@ where
         if let Some(ended) = ctx.err() {
             return ServerFuture::refused(reply.ended(&ended), service);
         }
+        let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
+        let ticket = shutdown.as_ref().map(tracked);
         let bodiless = matches!(*request.method(), Method::HEAD | Method::CONNECT);
         let mut live = Live { ending: Ending::new(guard, place), reply, bodiless };
         request.extensions_mut().insert(ctx.clone());
         let handler = ctx.sync_scope(|| live.ending.watch(|| self.inner.call(request)));
-        ServerFuture { live: Some(live), refusal: None, wait: Wait::new(ctx), handler: Some(handler) }
+        let wait = Wait::new(ctx);
+        ServerFuture { live: Some(live), refusal: None, wait, handler: Some(handler), ticket }
     }
 }
 
@@ -186,6 +241,8 @@ pin_project! {
         wait: Wait<Context>,
         #[pin]
         handler: Option<F>,
+        // Last: the request is over when all that it held is gone.
+        ticket: Option<Ticket>,
     }
 
     impl<F> PinnedDrop for ServerFuture<F> {
@@ -203,7 +260,7 @@ pin_project! {
 impl<F> ServerFuture<F> {
     fn refused(response: Response<Bytes>, service: &Context) -> Self {
         let wait = Wait::new(service.clone());
-        ServerFuture { live: None, refusal: Some(Box::new(response)), wait, handler: None }
+        ServerFuture { live: None, refusal: Some(Box::new(response)), wait, handler: None, ticket: None }
     }
 }
 
@@ -222,14 +279,17 @@ where
         }
         let live = this.live.as_mut().expect(OVER);
         let handler = this.handler.as_mut().as_pin_mut().expect(OVER);
-        let polled = this.wait.ctx().sync_scope(|| live.ending.watch(|| handler.poll(cx)));
+        let polled = {
+            let _at_work = this.ticket.as_ref().map(Ticket::at_work);
+            this.wait.ctx().sync_scope(|| live.ending.watch(|| handler.poll(cx)))
+        };
         let answer = match polled {
             Poll::Ready(Ok(response)) => {
                 let live = this.live.take().expect(OVER);
                 let ctx = this.wait.ctx().clone();
                 // Nobody waits here any more: the end need not wake this task.
                 this.wait.set(Wait::new(ctx.clone()));
-                Ok(live.respond(response, ctx))
+                Ok(live.respond(response, ctx, this.ticket))
             }
             Poll::Ready(Err(error)) => {
                 live.ending.expect(RequestEnd::Failed);
@@ -242,6 +302,7 @@ where
         };
         *this.live = None;
         this.wait.ctx().sync_scope(|| this.handler.set(None));
+        *this.ticket = None;
         Poll::Ready(answer)
     }
 }
@@ -253,7 +314,13 @@ impl<F> fmt::Debug for ServerFuture<F> {
 }
 
 impl Live {
-    fn respond<B: Body>(mut self, response: Response<B>, ctx: Context) -> Response<ServerBody<B>> {
+    /// The response, whose body keeps the request's context, and its ticket, unless it has ended already.
+    fn respond<B: Body>(
+        mut self,
+        response: Response<B>,
+        ctx: Context,
+        ticket: &mut Option<Ticket>,
+    ) -> Response<ServerBody<B>> {
         let (head, body) = response.into_parts();
         let length =
             head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
@@ -266,8 +333,9 @@ impl Live {
         }
         // What was asked for as gRPC need not be answered so; a body of another kind is broken off.
         let reply = Reply::to(&head.headers);
-        let ending = Some(self.ending).filter(|_| !over);
-        let body = ServerBody { ending, reply, left, own: None, body: Some(Bounded::new(ctx, body)) };
+        let (ending, ticket) = if over { (None, None) } else { (Some(self.ending), ticket.take()) };
+        let body = Some(Bounded::new(ctx, body));
+        let body = ServerBody { ending, reply, left, own: None, body, ticket };
         Response::from_parts(head, body)
     }
 }
@@ -286,6 +354,8 @@ pin_project! {
         own: Option<Bytes>,
         #[pin]
         body: Option<Bounded<B>>,
+        // Last: the request is over when all that it held is gone.
+        ticket: Option<Ticket>,
     }
 
 }
@@ -293,7 +363,7 @@ pin_project! {
 impl<B> ServerBody<B> {
     fn own(text: Bytes) -> Self {
         let own = Some(text).filter(|text| !text.is_empty());
-        ServerBody { ending: None, reply: Reply::Http, left: None, own, body: None }
+        ServerBody { ending: None, reply: Reply::Http, left: None, own, body: None, ticket: None }
     }
 }
 
@@ -315,10 +385,13 @@ where
             return Poll::Ready(Some(Ok(Frame::data(own.into()))));
         }
         let Some(body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
-        let step = match this.ending.as_mut() {
-            // Ended by its own account, but asked all the same.
-            None => ready!(body.poll_step(cx)),
-            Some(ending) => ready!(ending.watch(|| body.poll_step(cx))),
+        let step = {
+            let _at_work = this.ticket.as_ref().map(Ticket::at_work);
+            match this.ending.as_mut() {
+                // Ended by its own account, but asked all the same.
+                None => ready!(body.poll_step(cx)),
+                Some(ending) => ready!(ending.watch(|| body.poll_step(cx))),
+            }
         };
         let frame = match step {
             Step::Frame(frame) => {
@@ -340,6 +413,7 @@ where
         let failed = frame.as_ref().is_some_and(Result::is_err);
         expect(this.ending, if failed { RequestEnd::Failed } else { RequestEnd::Answered });
         *this.ending = None;
+        *this.ticket = None;
         Poll::Ready(frame)
     }
 

@@ -1,11 +1,13 @@
-//! What tracing is told of a header that was left aside: its name and what was wrong, never what it said.
+//! The event that tracing receives for a header that was left aside: its name and the flaw, never its text.
 
 use http::HeaderName;
 
 #[cfg(feature = "tracing")]
 #[cold]
 pub(crate) fn warn(header: &HeaderName, flaw: impl std::fmt::Display) {
-    tracing::warn!(target: "tokio_ctx", header = header.as_str(), %flaw, "header left aside");
+    crate::trace::shielded(|| {
+        tracing::warn!(target: "tokio_ctx", header = header.as_str(), %flaw, "header left aside");
+    });
 }
 
 #[cfg(not(feature = "tracing"))]

@@ -351,3 +351,80 @@ fn that_panic_in_a_cancel_on_a_worker_leave_the_worker_at_work() {
         }
     });
 }
+
+/// Wakers whose clones lie elsewhere, in a room of few places that are used again.
+mod elsewhere {
+    use std::sync::{Arc, Mutex, MutexGuard};
+    use std::task::{RawWaker, RawWakerVTable, Waker};
+
+    use crate::common::Wakes;
+
+    type Place = Mutex<Option<Arc<Wakes>>>;
+
+    static PLACES: [Place; 8] = [const { Mutex::new(None) }; 8];
+    static VTABLE: RawWakerVTable = RawWakerVTable::new(clone, wake, wake_by_ref, forget);
+
+    fn at(place: *const ()) -> MutexGuard<'static, Option<Arc<Wakes>>> {
+        let place = PLACES.iter().find(|known| std::ptr::from_ref::<Place>(known).cast() == place);
+        place.expect("a place of ours").lock().unwrap()
+    }
+
+    fn raw(wakes: Arc<Wakes>) -> RawWaker {
+        let free = PLACES.iter().find(|place| place.lock().unwrap().is_none());
+        let place = free.expect("few are in use");
+        *place.lock().unwrap() = Some(wakes);
+        RawWaker::new(std::ptr::from_ref(place).cast(), &VTABLE)
+    }
+
+    pub fn waker(wakes: &Arc<Wakes>) -> Waker {
+        // SAFETY: the functions keep to the contract, with a counted reference at each place.
+        unsafe { Waker::from_raw(raw(wakes.clone())) }
+    }
+
+    unsafe fn clone(place: *const ()) -> RawWaker {
+        let wakes = at(place).clone();
+        raw(wakes.expect("in use"))
+    }
+
+    unsafe fn wake(place: *const ()) {
+        let wakes = at(place).take();
+        Waker::from(wakes.expect("in use")).wake();
+    }
+
+    unsafe fn wake_by_ref(place: *const ()) {
+        let wakes = at(place).clone();
+        Waker::from(wakes.expect("in use")).wake();
+    }
+
+    unsafe fn forget(place: *const ()) {
+        let wakes = at(place).take();
+        drop(wakes);
+    }
+}
+
+/// The address of the first task's waker is used again by the second's, while its clone waits in the list.
+#[test]
+fn whose_clones_lie_elsewhere_are_not_taken_for_each_other() {
+    for far in [None, Some(LONG)] {
+        let runtime = current_thread();
+        let _entered = runtime.enter();
+        let scope = BACKGROUND.with_timeout(far);
+        let mut wait = Box::pin(scope.done_owned());
+        let [(first, _), (second, _)] = [Wakes::new(), Wakes::new()];
+
+        let waker = elsewhere::waker(&first);
+        let address = waker.data();
+        assert!(poll(wait.as_mut(), &waker).is_pending());
+        drop(waker);
+        let waker = elsewhere::waker(&second);
+        assert_eq!(waker.data(), address, "the place is used again");
+        assert!(poll(wait.as_mut(), &waker).is_pending());
+
+        scope.cancel();
+        assert_eq!(
+            (first.count(), second.count()),
+            (0, 1),
+            "the task that waits is the one that is woken"
+        );
+    }
+}

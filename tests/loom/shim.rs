@@ -1,0 +1,188 @@
+//! Loom in the place of std, and a model's clock, runtimes and timers in that of Tokio's.
+
+use std::cell::Cell;
+use std::task::Waker;
+use std::time::Duration;
+
+pub(crate) use loom::sync::MutexGuard;
+use loom::sync::atomic;
+pub(crate) use loom::sync::atomic::{Ordering, fence};
+pub(crate) use loom::thread::yield_now;
+pub(crate) use loom::thread_local;
+use tokio::time::Instant;
+
+pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Mutex(loom::sync::Mutex::new(value))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        self.0.lock().unwrap()
+    }
+
+    pub(crate) fn get_mut(&mut self) -> &mut T {
+        self.0.get_mut().unwrap()
+    }
+}
+
+std::thread_local! {
+    static STALE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether loads may take a stale value, as the memory model allows: far more to try.
+#[cfg(test)]
+pub(crate) fn allow_stale_loads(allow: bool) {
+    // All threads of a model are one of the system's.
+    STALE.set(allow);
+}
+
+/// To loom a load, of the same or of a third thread, hides the one before it from the store that
+/// follows, and the order in which the store comes first is never tried (its issues 166 and 392). A
+/// read-modify-write hides nothing: either a load is one, and takes the latest value, or one on a
+/// neighbour of the atomic goes before it, which orders nothing else.
+macro_rules! atomic {
+    ($name:ident, $value:ty, $none:expr, $($rmw:ident),*) => {
+        pub(crate) struct $name {
+            value: atomic::$name,
+            neighbour: atomic::$name,
+        }
+
+        #[allow(dead_code)] // Not every type uses every method.
+        impl $name {
+            pub(crate) fn new(value: $value) -> Self {
+                let [value, neighbour] = [value, $none].map(atomic::$name::new);
+                $name { value, neighbour }
+            }
+
+            fn at(&self) -> &atomic::$name {
+                if STALE.get() {
+                    self.neighbour.fetch_or($none, Ordering::Relaxed);
+                }
+                &self.value
+            }
+
+            /// What is loaded relaxed is read under the lock that it is written under, or by the last owner.
+            /// That the count of an `Arc` brings that one up to date loom cannot see: it reads the latest.
+            pub(crate) fn load(&self, order: Ordering) -> $value {
+                match STALE.get() && order != Ordering::Relaxed {
+                    true => self.at().load(order),
+                    false => self.value.fetch_or($none, order),
+                }
+            }
+
+            pub(crate) fn store(&self, value: $value, order: Ordering) {
+                self.at().store(value, order);
+            }
+
+            pub(crate) fn compare_exchange(
+                &self,
+                current: $value,
+                new: $value,
+                success: Ordering,
+                failure: Ordering,
+            ) -> Result<$value, $value> {
+                self.at().compare_exchange(current, new, success, failure)
+            }
+
+            $(
+                pub(crate) fn $rmw(&self, value: $value, order: Ordering) -> $value {
+                    self.at().$rmw(value, order)
+                }
+            )*
+        }
+    };
+}
+
+atomic!(AtomicBool, bool, false, swap);
+atomic!(AtomicU8, u8, 0,);
+atomic!(AtomicU16, u16, 0, fetch_or, fetch_and);
+atomic!(AtomicU32, u32, 0, fetch_add);
+atomic!(AtomicI64, i64, 0,);
+
+loom::lazy_static! {
+    static ref START: Instant = Instant::now();
+    static ref SECONDS: AtomicU32 = AtomicU32::new(0);
+    static ref TIMERS: Mutex<Vec<(u64, RuntimeId, Instant, Waker)>> = Mutex::new(Vec::new());
+}
+
+loom::thread_local! {
+    static RUNTIME: Cell<Option<RuntimeId>> = Cell::new(None);
+}
+
+/// The model's clock: it stands still until a model moves it.
+pub(crate) fn now() -> Instant {
+    *START + Duration::from_secs(SECONDS.load(Ordering::Acquire).into())
+}
+
+/// Moves the model's clock on by a second.
+#[cfg(test)]
+pub(crate) fn tick() {
+    SECONDS.fetch_add(1, Ordering::AcqRel);
+}
+
+pub(crate) fn is_paused() -> bool {
+    false
+}
+
+pub(crate) type RuntimeId = u8;
+
+/// The model's runtime: what a thread has entered.
+pub(crate) fn runtime() -> Option<RuntimeId> {
+    RUNTIME.with(Cell::get)
+}
+
+pub(crate) fn require_runtime() -> RuntimeId {
+    runtime().expect("a model enters a runtime before it waits on a deadline")
+}
+
+#[cfg(test)]
+pub(crate) fn enter_runtime(id: RuntimeId) {
+    RUNTIME.with(|runtime| runtime.set(Some(id)));
+}
+
+pub(crate) fn spawn(_: impl Future<Output = ()> + Send + 'static) {
+    unreachable!("no model has so many members");
+}
+
+/// What stands for Tokio's timer: the model fires it.
+pub(crate) struct Timer {
+    id: u64,
+    at: Instant,
+}
+
+impl Timer {
+    pub(crate) fn new(at: Instant) -> Timer {
+        Timer { id: 0, at }
+    }
+
+    pub(crate) fn start(&mut self, waker: &Waker) -> bool {
+        let runtime = require_runtime();
+        let mut timers = TIMERS.lock();
+        self.id = timers.last().map_or(1, |(id, ..)| id + 1);
+        if self.at > now() {
+            timers.push((self.id, runtime, self.at, waker.clone()));
+        }
+        self.at > now()
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        TIMERS.lock().retain(|(id, ..)| *id != self.id);
+    }
+}
+
+/// Fires what is due of the current runtime, or, if it shuts down, all.
+#[cfg(test)]
+pub(crate) fn fire_timers(shut_down: bool) {
+    let (now, here) = (now(), runtime());
+    let mut timers = TIMERS.lock();
+    let all = std::mem::take(&mut *timers);
+    let due = |at: Instant, runtime| (shut_down || at <= now) && Some(runtime) == here;
+    let (fired, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, id, at, _)| due(*at, *id));
+    *timers = rest;
+    drop(timers);
+    fired.into_iter().for_each(|(.., waker)| waker.wake());
+}
