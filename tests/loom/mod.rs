@@ -9,9 +9,9 @@
 //! - A waiter that was left pending is woken, once there is something to see.
 //! - Nothing is left behind: no token, no waker, no registration with a timer.
 //!
-//! Timers are the model's: [`sync::enter_runtime`](crate::token::sync) names the runtime of a thread, `tick`
-//! moves the clock, which stands still otherwise, and `fire_timers` does what the time driver of the current
-//! runtime does when it turns, or shuts down.
+//! Timers are the model's (`shim.rs`): `enter_runtime` names the runtime of a thread, `tick` moves the clock, which
+//! stands still otherwise, and `fire_timers` does what the time driver of the current runtime does when it turns, or
+//! shuts down.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg tokio_ctx_loom" cargo test --lib --release loom_models
@@ -20,11 +20,13 @@
 //! With `-- --nocapture` each model prints how many orders it went through. `LOOM_MAX_PREEMPTIONS` overrides the
 //! bound of every model.
 
+use std::cell::Cell;
 use std::future::Future;
+use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, Once, OnceLock, Weak};
 use std::task::{self, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
@@ -73,6 +75,7 @@ fn explore_with<F: Fn() + Send + Sync + Copy + 'static>(stale: bool, preemptions
     builder.check(move || {
         counter.fetch_add(1, Ordering::Relaxed);
         sync::allow_stale_loads(stale);
+        sync::pause(false);
         // The statics before the threads: the first to touch one must not order the rest.
         wait_for_room();
         sync::now();
@@ -141,6 +144,36 @@ fn in_runtime<T: 'static>(
 fn tick_and_fire() {
     sync::tick();
     sync::fire_timers(false);
+}
+
+thread_local! {
+    static EXPECTS_SHUTDOWN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Polls a wait that goes on, where the runtime may have been shut down: true if that made it panic.
+fn panics_in_shutdown(waiter: &mut Waiter) -> bool {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let report = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let text = info.payload().downcast_ref::<String>();
+            let is_expected = text.is_some_and(|text| text.contains(sync::SHUT_DOWN));
+            if !(is_expected && EXPECTS_SHUTDOWN.get()) {
+                report(info);
+            }
+        }));
+    });
+    EXPECTS_SHUTDOWN.set(true);
+    let polled = panic::catch_unwind(AssertUnwindSafe(|| waiter.poll()));
+    EXPECTS_SHUTDOWN.set(false);
+    match polled {
+        Ok(ended) => assert!(!ended, "ended too early"),
+        Err(panic) => {
+            assert!(panic.downcast::<String>().is_ok_and(|text| text.contains(sync::SHUT_DOWN)));
+            return true;
+        }
+    }
+    false
 }
 
 /// Ends these runtimes, as a model that has begun timers must.
@@ -242,14 +275,23 @@ impl Waiter {
             assert!(self.poll(), "woken in vain");
         }
         same(error, self.error.as_ref().expect("it is over"));
-        self.leave();
+        self.leave().is_gone();
     }
 
-    /// Drops the wait, of which nothing is left.
+    /// Drops the wait.
+    fn leave(self) -> Left {
+        Left(self.bell)
+    }
+}
+
+/// What a waiter leaves that has gone: a waker, for as long as another thread is about to call it.
+#[must_use]
+struct Left(Arc<Bell>);
+
+impl Left {
     #[track_caller]
-    fn leave(self) {
-        drop(self.done);
-        assert_eq!(Arc::strong_count(&self.bell), 1, "a waker left behind");
+    fn is_gone(self) {
+        assert_eq!(Arc::strong_count(&self.0), 1, "a waker left behind");
     }
 }
 

@@ -29,6 +29,7 @@ impl<T> Mutex<T> {
 
 std::thread_local! {
     static STALE: Cell<bool> = const { Cell::new(false) };
+    static PAUSED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Whether loads may take a stale value, as the memory model allows: far more to try.
@@ -72,8 +73,10 @@ macro_rules! atomic {
                 }
             }
 
+            /// A swap: loom does not order a store after a read-modify-write that it does not know of, and has the
+            /// next one read either.
             pub(crate) fn store(&self, value: $value, order: Ordering) {
-                self.at().store(value, order);
+                self.at().swap(value, order);
             }
 
             pub(crate) fn compare_exchange(
@@ -104,7 +107,15 @@ atomic!(AtomicI64, i64, 0,);
 loom::lazy_static! {
     static ref START: Instant = Instant::now();
     static ref SECONDS: AtomicU32 = AtomicU32::new(0);
-    static ref TIMERS: Mutex<Vec<(u64, RuntimeId, Instant, Waker)>> = Mutex::new(Vec::new());
+    static ref DRIVERS: Mutex<Drivers> = Mutex::new(Drivers::default());
+}
+
+/// The time drivers of all runtimes.
+#[derive(Default)]
+struct Drivers {
+    begun: u64,
+    timers: Vec<(u64, RuntimeId, Instant, Waker)>,
+    shut_down: Vec<RuntimeId>,
 }
 
 loom::thread_local! {
@@ -122,8 +133,14 @@ pub(crate) fn tick() {
     SECONDS.fetch_add(1, Ordering::AcqRel);
 }
 
+/// Whether buckets are to take the clock for a test's paused one.
+#[cfg(test)]
+pub(crate) fn pause(paused: bool) {
+    PAUSED.set(paused);
+}
+
 pub(crate) fn is_paused() -> bool {
-    false
+    PAUSED.get()
 }
 
 pub(crate) type RuntimeId = u8;
@@ -152,6 +169,9 @@ pub(crate) struct Timer {
     at: Instant,
 }
 
+/// What Tokio panics with where the runtime has been shut down.
+pub(crate) const SHUT_DOWN: &str = "the model's runtime is being shutdown";
+
 impl Timer {
     pub(crate) fn new(at: Instant) -> Timer {
         Timer { id: 0, at }
@@ -159,30 +179,50 @@ impl Timer {
 
     pub(crate) fn start(&mut self, waker: &Waker) -> bool {
         let runtime = require_runtime();
-        let mut timers = TIMERS.lock();
-        self.id = timers.last().map_or(1, |(id, ..)| id + 1);
-        if self.at > now() {
-            timers.push((self.id, runtime, self.at, waker.clone()));
+        let mut drivers = DRIVERS.lock();
+        let (is_early, is_shut_down) = (self.at > now(), drivers.shut_down.contains(&runtime));
+        if is_early && !is_shut_down {
+            drivers.begun += 1;
+            self.id = drivers.begun;
+            drivers.timers.push((self.id, runtime, self.at, waker.clone()));
         }
-        self.at > now()
+        drop(drivers);
+        assert!(!is_shut_down, "{SHUT_DOWN}");
+        is_early
     }
 }
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        TIMERS.lock().retain(|(id, ..)| *id != self.id);
+        // A model that fails drops its statics where there is none any more.
+        if self.id > 0 && !std::thread::panicking() {
+            let mut drivers = DRIVERS.lock();
+            let timer = drivers.timers.iter().position(|(id, ..)| *id == self.id);
+            let timer = timer.map(|timer| drivers.timers.swap_remove(timer));
+            drop(drivers);
+            drop(timer);
+        }
     }
 }
 
-/// Fires what is due of the current runtime, or, if it shuts down, all.
+/// Fires what is due of the current runtime, or, if that shuts down, all: from then on it takes no timers.
 #[cfg(test)]
 pub(crate) fn fire_timers(shut_down: bool) {
     let (now, here) = (now(), runtime());
-    let mut timers = TIMERS.lock();
-    let all = std::mem::take(&mut *timers);
+    let mut drivers = DRIVERS.lock();
+    if shut_down {
+        drivers.shut_down.extend(here);
+    }
+    let all = std::mem::take(&mut drivers.timers);
     let due = |at: Instant, runtime| (shut_down || at <= now) && Some(runtime) == here;
     let (fired, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, id, at, _)| due(*at, *id));
-    *timers = rest;
-    drop(timers);
+    drivers.timers = rest;
+    drop(drivers);
     fired.into_iter().for_each(|(.., waker)| waker.wake());
+}
+
+/// How many timers of the current runtime have not fired.
+#[cfg(test)]
+pub(crate) fn count_timers() -> usize {
+    DRIVERS.lock().timers.iter().filter(|(_, id, ..)| Some(*id) == runtime()).count()
 }

@@ -13,13 +13,11 @@ fn waiter_dropped_while_woken() {
     explore([5, 3], || {
         let (ctx, guard) = Context::background().with_cancel().split();
         let roll = Roll::of([&ctx]);
-        let mut waiter = Waiter::on(&ctx);
-        assert!(!waiter.poll());
+        let waiter = Waiter::waiting_on(&ctx);
         let ender = thread::spawn(move || guard.cancel_with("why"));
-        drop(waiter.done);
+        let left = waiter.leave();
         ender.join().unwrap();
-        assert!(waiter.bell.rung() <= 1);
-        assert_eq!(Arc::strong_count(&waiter.bell), 1);
+        left.is_gone();
         story(&ctx);
         drop(ctx);
         roll.is_gone();
@@ -34,13 +32,13 @@ fn waiter_replaced_by_another_while_woken() {
         let [mut one, mut two, mut three] = [(); 3].map(|()| Waiter::on(&ctx));
         assert!(!one.poll() && !two.poll());
         let ender = thread::spawn(move || guard.cancel_with("why"));
-        drop(two.done);
+        let left = two.leave();
         three.poll();
         ender.join().unwrap();
         let error = one_story([&ctx]);
         one.finish(&error);
         three.finish(&error);
-        assert_eq!(Arc::strong_count(&two.bell), 1);
+        left.is_gone();
     });
 }
 
@@ -49,8 +47,7 @@ fn waiter_replaced_by_another_while_woken() {
 fn waker_replaced_while_woken() {
     explore([5, 3], || {
         let (ctx, guard) = Context::background().with_cancel().split();
-        let mut waiter = Waiter::on(&ctx);
-        assert!(!waiter.poll());
+        let mut waiter = Waiter::waiting_on(&ctx);
         let before = waiter.bell.clone();
         let ender = thread::spawn(move || guard.cancel_with("why"));
         waiter.change_hands();
@@ -66,8 +63,7 @@ fn waker_replaced_while_woken() {
 fn waiter_looks_again_while_woken() {
     explore([5, 3], || {
         let (ctx, guard) = Context::background().with_cancel().split();
-        let mut waiter = Waiter::on(&ctx);
-        assert!(!waiter.poll());
+        let mut waiter = Waiter::waiting_on(&ctx);
         let ender = thread::spawn(move || guard.cancel_with("why"));
         waiter.poll();
         ender.join().unwrap();
@@ -105,10 +101,7 @@ fn waiters_come_and_go() {
         let ctx = Context::background().with_cancel();
         let come_and_go = |ctx: Context| {
             move || {
-                let mut waiter = Waiter::on(&ctx);
-                assert!(!waiter.poll());
-                drop(waiter.done);
-                assert_eq!(Arc::strong_count(&waiter.bell), 1);
+                Waiter::waiting_on(&ctx).leave().is_gone();
             }
         };
         let other = thread::spawn(come_and_go(ctx.clone()));
