@@ -39,7 +39,7 @@ fn runtime() -> Runtime {
 /// `stop` as the context ends and the function starts: it answers true if, and only if, that never runs.
 #[test]
 fn stop_against_end_against_start() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         let (ctx, guard) = Context::background().with_cancel().split();
         let roll = Roll::of([&ctx]);
         let runtime = runtime();
@@ -60,7 +60,7 @@ fn stop_against_end_against_start() {
 /// Two stop it at once, and one of them has stopped it. The end comes too late.
 #[test]
 fn two_stops_at_once() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let ctx = Context::background().with_cancel();
         let runtime = runtime();
         let (after, runs) = after(&ctx, &runtime);
@@ -81,7 +81,7 @@ fn two_stops_at_once() {
 /// Registered as the context ends: it runs.
 #[test]
 fn registration_against_end() {
-    explore([4, 3], || {
+    explore([5, 4], || {
         let (ctx, guard) = Context::background().with_cancel().split();
         let runtime = runtime();
         let ender = thread::spawn(move || guard.cancel_with("why"));

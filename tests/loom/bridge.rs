@@ -10,7 +10,7 @@ use crate::Context;
 /// A scope goes while a token is asked for by the only other handle, which goes too.
 #[test]
 fn token_asked_for_against_drop_of_the_scope() {
-    explore([4, 3], || {
+    explore([5, 4], || {
         let scope = Context::background().with_cancel();
         let ctx = scope.clone();
         let other = thread::spawn(move || ctx.cancellation_token());
@@ -35,19 +35,19 @@ fn token_against_cancel(levels: usize) {
 
 #[test]
 fn token_asked_for_against_cancel() {
-    explore([4, 3], || token_against_cancel(0));
+    explore([5, 3], || token_against_cancel(0));
 }
 
 #[test]
 fn token_asked_for_against_cancel_two_levels_up() {
-    explore([4, 3], || token_against_cancel(2));
+    explore([4, 1], || token_against_cancel(2));
 }
 
 /// Two ask for the token of one context, and for that of its parent, at once; then it ends. What
 /// has a token and ends the context finds it canceled.
 #[test]
 fn two_tokens_asked_for_at_once() {
-    explore([3, 2], || {
+    explore([3, 1], || {
         let root = Context::background().with_cancel();
         let child = chain(&root, 1).remove(1);
         let roll = Roll::of([&root, &child]);
@@ -68,7 +68,7 @@ fn two_tokens_asked_for_at_once() {
 /// A context goes while its token is asked for through its parent: nothing keeps it.
 #[test]
 fn token_asked_for_against_drop() {
-    explore([4, 3], || {
+    explore([5, 4], || {
         let root = Context::background().with_cancel();
         let child = chain(&root, 1).remove(1);
         let roll = Roll::of([&child]);

@@ -14,7 +14,7 @@ use crate::token::sync::{count_timers, enter_runtime, fire_timers, now, pause, t
 /// The first wait makes the bucket, and sets its timer, as the time comes.
 #[test]
 fn first_wait_against_firing() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         let ctx = Context::background().with_timeout(SECOND).detach();
         let roll = Roll::of([&ctx]);
         let driver = in_runtime(1, tick_and_fire);
@@ -36,7 +36,7 @@ fn first_wait_against_firing() {
 /// A second context enters the bucket that is there as that one's timer fires.
 #[test]
 fn entering_against_firing() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         enter_runtime(1);
         let at = now() + SECOND;
         let [one, two] = [(); 2].map(|()| Context::background().with_deadline(at).detach());
@@ -76,7 +76,7 @@ fn second_wait_against_firing() {
 /// The only wait goes as the timer fires, and another one comes: what fires may find either, both or none.
 #[test]
 fn leaving_and_entering_against_firing() {
-    explore([4, 2], || {
+    explore([4, 3], || {
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
         let first = Waiter::waiting_on(&ctx);
@@ -95,7 +95,7 @@ fn leaving_and_entering_against_firing() {
 /// The wait goes as the timer fires: the context may have been ended by that, or by the next look at the clock.
 #[test]
 fn wait_dropped_against_firing() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
         let waiter = Waiter::waiting_on(&ctx);
@@ -113,7 +113,7 @@ fn wait_dropped_against_firing() {
 /// is left in there keeps its deadline.
 #[test]
 fn context_dropped_against_firing() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         enter_runtime(1);
         let at = now() + SECOND;
         let [one, two, three] = [(); 3].map(|()| Context::background().with_deadline(at).detach());
@@ -135,7 +135,7 @@ fn context_dropped_against_firing() {
 /// Two threads drop two contexts of one bucket, whose timer fires then, for a third.
 #[test]
 fn two_contexts_dropped_at_once() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         enter_runtime(1);
         let at = now() + SECOND;
         let [one, two, three] = [(); 3].map(|()| Context::background().with_deadline(at).detach());
@@ -155,7 +155,7 @@ fn two_contexts_dropped_at_once() {
 /// keeps its deadline.
 #[test]
 fn cancel_against_firing() {
-    explore([3, 1], || {
+    explore([3, 2], || {
         enter_runtime(1);
         let at = now() + SECOND;
         let (one, ends_one) = Context::background().with_deadline(at).split();
@@ -200,18 +200,18 @@ fn cancel_against_first_wait(cause: Option<&'static str>) {
 
 #[test]
 fn cancel_against_first_wait_in_the_bucket() {
-    explore([4, 2], || cancel_against_first_wait(Some("why")));
+    explore([4, 3], || cancel_against_first_wait(Some("why")));
 }
 
 #[test]
 fn unseen_cancel_against_first_wait_in_the_bucket() {
-    explore([4, 2], || cancel_against_first_wait(None));
+    explore([5, 3], || cancel_against_first_wait(None));
 }
 
 /// The same, where the wait makes the bucket: its place in there is the first.
 #[test]
 fn unseen_cancel_against_the_wait_that_makes_the_bucket() {
-    explore([4, 2], || {
+    explore([4, 3], || {
         let (ctx, guard) = Context::background().with_timeout(SECOND).split();
         let ender = thread::spawn(move || guard.cancel());
         enter_runtime(1);
@@ -227,7 +227,7 @@ fn unseen_cancel_against_the_wait_that_makes_the_bucket() {
 /// Two threads of one runtime wait on one context for the first time, at once: one registration is kept.
 #[test]
 fn two_waits_register_at_once() {
-    explore([3, 2], || {
+    explore([4, 3], || {
         let ctx = Context::background().with_timeout(SECOND).detach();
         let other = in_runtime(1, {
             let ctx = ctx.clone();
@@ -299,7 +299,7 @@ fn child_with_its_parents_deadline_against_firing() {
 /// The parent is canceled as the driver ends the child by its deadline.
 #[test]
 fn cancel_of_the_parent_against_firing() {
-    explore([3, 1], || {
+    explore([3, 2], || {
         enter_runtime(1);
         let (parent, guard) = Context::background().with_cancel().split();
         let child = parent.with_timeout(SECOND).detach();
@@ -323,7 +323,7 @@ fn cancel_of_the_parent_against_firing() {
 /// The deadline is seen to have passed by a third thread as its timer fires.
 #[test]
 fn asking_against_firing() {
-    explore([3, 2], || {
+    explore([3, 3], || {
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
         let waiter = Waiter::waiting_on(&ctx);
@@ -340,7 +340,7 @@ fn asking_against_firing() {
 /// On a paused clock a bucket gives its timer up with its last member: as that leaves, another enters.
 #[test]
 fn leaving_against_entering_on_a_paused_clock() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         pause(true);
         enter_runtime(1);
         let at = now() + SECOND;
@@ -360,7 +360,7 @@ fn leaving_against_entering_on_a_paused_clock() {
 /// Two waits on one context, on a paused clock: one comes as the other goes, and the timer stays or is set anew.
 #[test]
 fn wait_against_drop_of_the_other_on_a_paused_clock() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         pause(true);
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
@@ -378,7 +378,7 @@ fn wait_against_drop_of_the_other_on_a_paused_clock() {
 /// The last wait of a paused clock's bucket goes as its timer fires: no timer is left behind either way.
 #[test]
 fn leaving_against_firing_on_a_paused_clock() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         pause(true);
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();

@@ -45,48 +45,48 @@ fn quietly(scope: CancelScope) {
 
 #[test]
 fn cancel_against_first_wait() {
-    explore([5, 3], || end_against_wait(0, false, with_a_cause));
+    explore([6, 4], || end_against_wait(0, false, with_a_cause));
 }
 
 #[test]
 fn unseen_cancel_against_first_wait() {
-    explore([5, 3], || end_against_wait(0, false, without_a_cause));
+    explore([6, 4], || end_against_wait(0, false, without_a_cause));
 }
 
 #[test]
 fn quiet_end_against_first_wait() {
-    explore([5, 3], || end_against_wait(0, false, quietly));
+    explore([6, 4], || end_against_wait(0, false, quietly));
 }
 
 #[test]
 fn unseen_cancel_against_next_wait() {
-    explore([5, 3], || end_against_wait(0, true, without_a_cause));
+    explore([6, 4], || end_against_wait(0, true, without_a_cause));
 }
 
 #[test]
 fn quiet_end_against_next_wait() {
-    explore([5, 3], || end_against_wait(0, true, quietly));
+    explore([6, 4], || end_against_wait(0, true, quietly));
 }
 
 #[test]
 fn cancel_of_the_parent_against_first_wait() {
-    explore([5, 3], || end_against_wait(1, false, with_a_cause));
+    explore([3, 2], || end_against_wait(1, false, with_a_cause));
 }
 
 #[test]
 fn cancel_against_first_wait_two_levels_down() {
-    explore([4, 3], || end_against_wait(2, false, with_a_cause));
+    explore([3, 1], || end_against_wait(2, false, with_a_cause));
 }
 
 /// The wait links three levels, from the top down.
 #[test]
 fn cancel_against_first_wait_three_levels_down() {
-    explore([4, 2], || end_against_wait(3, false, with_a_cause));
+    explore([2, 1], || end_against_wait(3, false, with_a_cause));
 }
 
 #[test]
 fn guard_drop_against_first_wait_two_levels_down() {
-    explore([4, 3], || end_against_wait(2, false, quietly));
+    explore([3, 1], || end_against_wait(2, false, quietly));
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn cancel_against_next_wait_two_levels_down() {
 /// Two wait on the same context, each for the first time, while it ends.
 #[test]
 fn cancel_against_two_first_waits() {
-    explore([5, 3], || {
+    explore([3, 2], || {
         let (ctx, guard) = Context::background().with_cancel().split();
         let roll = Roll::of([&ctx]);
         let (mut one, mut two) = (Waiter::on(&ctx), Waiter::on(&ctx));
@@ -120,7 +120,7 @@ fn cancel_against_two_first_waits() {
 /// Canceled while it is asked: what a loop that computes does.
 #[test]
 fn cancel_against_asking() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let (root, guard) = Context::background().with_cancel().split();
         let all = chain(&root, 2);
         let ender = thread::spawn(move || guard.cancel_with("why"));

@@ -29,34 +29,34 @@ fn cancel_against_derive_and_wait() {
 
 #[test]
 fn unseen_cancel_against_derive_and_wait() {
-    explore([5, 3], || end_against_derive(0, |scope| scope.cancel()));
+    explore([6, 3], || end_against_derive(0, |scope| scope.cancel()));
 }
 
 #[test]
 fn quiet_end_against_derive_and_wait() {
-    explore([5, 3], || end_against_derive(0, drop));
+    explore([6, 4], || end_against_derive(0, drop));
 }
 
 #[test]
 fn cancel_against_derive_two_levels_down() {
-    explore([5, 3], || end_against_derive(2, |scope| scope.cancel_with("why")));
+    explore([4, 1], || end_against_derive(2, |scope| scope.cancel_with("why")));
 }
 
 /// The child's first wait links all four levels above it.
 #[test]
 fn cancel_against_derive_below_four_levels() {
-    explore([3, 2], || end_against_derive(3, |scope| scope.cancel_with("why")));
+    explore([4, 1], || end_against_derive(3, |scope| scope.cancel_with("why")));
 }
 
 #[test]
 fn scope_drop_against_derive_below_four_levels() {
-    explore([3, 1], || end_against_derive(3, drop));
+    explore([4, 1], || end_against_derive(3, drop));
 }
 
 /// The child is not waited on: derived once the parent is known to have ended, it has ended, with that error.
 #[test]
 fn quiet_end_against_derive_and_ask() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let scope = Context::background().with_cancel();
         let parent = scope.clone();
         let ender = thread::spawn(move || drop(scope));
@@ -74,7 +74,7 @@ fn quiet_end_against_derive_and_ask() {
 /// A deadline in the past does not hide that the parent had ended before the child was made.
 #[test]
 fn cancel_against_derive_with_a_deadline_that_has_passed() {
-    explore([5, 3], || {
+    explore([4, 1], || {
         let (parent, guard) = Context::background().with_cancel().split();
         crate::token::sync::tick();
         let past = crate::token::sync::now() - std::time::Duration::from_secs(1);
@@ -92,7 +92,7 @@ fn cancel_against_derive_with_a_deadline_that_has_passed() {
 /// A chain grows while its root ends: all of it ends, and what is derived once that is known has ended.
 #[test]
 fn cancel_against_a_growing_chain() {
-    explore([5, 3], || {
+    explore([3, 3], || {
         let (root, guard) = Context::background().with_cancel().split();
         let ender = thread::spawn({
             let root = root.clone();

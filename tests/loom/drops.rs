@@ -12,7 +12,7 @@ use crate::Context;
 /// A child that waits, and its waiter, are dropped while the root ends.
 #[test]
 fn cancel_against_drop_of_a_waiting_child() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let (root, guard) = Context::background().with_cancel().split();
         let child = root.with_cancel().detach();
         let roll = Roll::of([&root, &child]);
@@ -32,7 +32,7 @@ fn cancel_against_drop_of_a_waiting_child() {
 /// The same with no end: the child leaves the list of a root that goes on.
 #[test]
 fn drop_of_two_children_at_once() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let root = Context::background().with_cancel();
         let pair = [root.with_cancel(), root.with_cancel()].map(|scope| {
             let child = scope.detach();
@@ -54,7 +54,7 @@ fn drop_of_two_children_at_once() {
 /// A child is dropped while another, through the same parent, is linked for the first time.
 #[test]
 fn drop_of_a_child_against_link_of_another() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let root = Context::background().with_cancel();
         let all = chain(&root, 1);
         let (one, two) = (chain(&all[1], 1).remove(1), chain(&all[1], 1).remove(1));
@@ -73,7 +73,7 @@ fn drop_of_a_child_against_link_of_another() {
 /// The parent's own handle goes, its child goes on, and so does the root's end.
 #[test]
 fn cancel_against_drop_of_the_parent() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let (root, guard) = Context::background().with_cancel().split();
         let parent = root.with_cancel().detach();
         let child = parent.with_cancel().detach();
@@ -97,7 +97,7 @@ fn cancel_against_drop_of_the_parent() {
 /// Everything a thread holds goes while the root ends: parent first, child last.
 #[test]
 fn cancel_against_drop_of_a_whole_branch() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let (root, guard) = Context::background().with_cancel().split();
         let mut all = chain(&root, 2);
         let roll = Roll::of(&all);
@@ -115,7 +115,7 @@ fn cancel_against_drop_of_a_whole_branch() {
 /// Two threads let go of two branches that share their parent, which neither holds: one takes it along.
 #[test]
 fn drop_of_two_branches_with_a_parent_in_common() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let root = Context::background().with_cancel();
         let mut all = chain(&root, 1);
         let [one, two] = [(); 2].map(|()| chain(&all[1], 1).remove(1));
@@ -133,7 +133,7 @@ fn drop_of_two_branches_with_a_parent_in_common() {
 /// A scope goes while a canceller of the same context is used: one end, the same to both sides.
 #[test]
 fn drop_of_the_scope_against_cancel() {
-    explore([5, 3], || {
+    explore([3, 1], || {
         let scope = Context::background().with_cancel();
         let ctx = scope.clone();
         let canceller = scope.canceller();
@@ -155,7 +155,7 @@ fn drop_of_the_scope_against_cancel() {
 /// The same without a cause, which reads no clock.
 #[test]
 fn drop_of_the_scope_against_unseen_cancel() {
-    explore([5, 3], || {
+    explore([3, 2], || {
         let scope = Context::background().with_cancel();
         let ctx = scope.clone();
         let canceller = scope.canceller();
@@ -175,7 +175,7 @@ fn drop_of_the_scope_against_unseen_cancel() {
 /// A scope goes as the only other handle becomes a child: whichever comes first, the child ends.
 #[test]
 fn drop_of_the_scope_against_derive_from_its_clone() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let scope = Context::background().with_cancel();
         let ctx = scope.clone();
         let other = thread::spawn(move || {
@@ -197,7 +197,7 @@ fn drop_of_the_scope_against_derive_from_its_clone() {
 /// A scope goes while the only other handle is cloned, and that one goes: the clone sees the end.
 #[test]
 fn drop_of_the_scope_against_clone() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let scope = Context::background().with_cancel();
         let ctx = scope.clone();
         let other = thread::spawn(move || {
@@ -219,7 +219,7 @@ fn drop_of_the_scope_against_clone() {
 /// A scope goes while the only other handle waits, and goes: it was woken, or has gone, and nothing is left.
 #[test]
 fn drop_of_the_scope_against_drop_of_a_waiter() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let scope = Context::background().with_cancel();
         let roll = Roll::of([scope.context()]);
         let waiter = Waiter::waiting_on(&scope);
@@ -233,7 +233,7 @@ fn drop_of_the_scope_against_drop_of_a_waiter() {
 /// A scope goes that nothing else holds, out of the list of a parent that ends.
 #[test]
 fn drop_of_an_unseen_scope_against_cancel_of_the_parent() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let (parent, ends) = Context::background().with_cancel().split();
         let scope = parent.with_cancel();
         let roll = Roll::of([&parent, scope.context()]);
@@ -250,7 +250,7 @@ fn drop_of_an_unseen_scope_against_cancel_of_the_parent() {
 /// A guard goes while its context is linked and joined below a live parent, and the parent ends.
 #[test]
 fn drop_of_the_guard_against_link_against_cancel_of_the_parent() {
-    explore([4, 2], || {
+    explore([2, 1], || {
         let (parent, ends) = Context::background().with_cancel().split();
         let (child, guard) = parent.with_cancel().split();
         let roll = Roll::of([&parent, &child]);
@@ -295,7 +295,7 @@ impl Drop for Asks {
 /// runs once, with no lock held.
 #[test]
 fn drop_of_the_last_handle_against_the_parents_end() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let (parent, ends) = Context::background().with_cancel().split();
         let scope = parent.with_cancel();
         let child = scope.clone();

@@ -16,7 +16,7 @@ use crate::Context;
 /// ended.
 #[test]
 fn foreign_cancel_against_asking() {
-    explore([4, 3], || {
+    explore([3, 3], || {
         let foreign = CancellationToken::new();
         let ctx = Context::background().with_token(&foreign).detach();
         let all = chain(&ctx, 1);
@@ -41,7 +41,7 @@ fn foreign_cancel_against_asking() {
 /// The parent is canceled while a token is bound to its child.
 #[test]
 fn cancel_of_the_parent_against_binding() {
-    explore([4, 3], || {
+    explore([4, 1], || {
         let foreign = CancellationToken::new();
         let (parent, guard) = Context::background().with_cancel().split();
         let middle = chain(&parent, 1).remove(1);
@@ -90,7 +90,7 @@ fn foreign_cancel_against_cancel_of_the_parent() {
 /// tree that has ended.
 #[test]
 fn foreign_cancel_against_cancel() {
-    explore_exact(3, || {
+    explore_exact(4, || {
         let foreign = CancellationToken::new();
         let scope = Context::background().with_token(&foreign);
         let all = chain(&scope, 2);
@@ -116,7 +116,7 @@ fn foreign_cancel_against_cancel() {
 /// token.
 #[test]
 fn foreign_cancel_against_drop() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let foreign = CancellationToken::new();
         let parent = Context::background().with_cancel();
         let ctx = parent.with_token(&foreign).detach();
@@ -136,7 +136,7 @@ fn foreign_cancel_against_drop() {
 /// The same with a scope, which ends what another handle, just going, could still see.
 #[test]
 fn foreign_cancel_against_drop_of_the_scope() {
-    explore_exact(4, || {
+    explore_exact(5, || {
         let foreign = CancellationToken::new();
         let scope = Context::background().with_token(&foreign);
         let ctx = scope.clone();

@@ -46,12 +46,12 @@ fn two_leaves(cancels: bool) {
 
 #[test]
 fn two_leaves_link_at_once() {
-    explore([4, 3], || two_leaves(false));
+    explore([5, 3], || two_leaves(false));
 }
 
 #[test]
 fn two_leaves_link_while_the_root_ends() {
-    explore([3, 2], || two_leaves(true));
+    explore([2, 1], || two_leaves(true));
 }
 
 /// A leaf and its own parent wait for the first time, at once.
@@ -188,18 +188,18 @@ fn walk_against_cancel(levels: usize) {
 
 #[test]
 fn long_walk_against_cancel() {
-    explore([3, 2], || walk_against_cancel(4));
+    explore([2, 1], || walk_against_cancel(4));
 }
 
 #[test]
 fn longer_walk_against_cancel() {
-    explore([3, 1], || walk_against_cancel(6));
+    explore([2, 1], || walk_against_cancel(6));
 }
 
 /// A middle one of a long path ends while the path is linked through it.
 #[test]
 fn long_walk_against_cancel_in_the_middle() {
-    explore([3, 2], || {
+    explore([2, 1], || {
         let root = Context::background().with_cancel();
         let above = chain(&root, 2);
         let (middle, guard) = above[2].with_cancel().split();
@@ -226,7 +226,7 @@ fn long_walk_against_cancel_in_the_middle() {
 /// One thread links a long path from its leaf, the other from the leaf's parent; both let all go, and the root goes on.
 #[test]
 fn long_walk_against_drop_of_the_branch() {
-    explore([4, 2], || {
+    explore([3, 1], || {
         let root = Context::background().with_cancel();
         let mut all = chain(&root, 5);
         let roll = Roll::of(&all[1..]);
@@ -246,7 +246,7 @@ fn long_walk_against_drop_of_the_branch() {
 /// linked itself by that.
 #[test]
 fn merge_links_a_path_against_cancel() {
-    explore([3, 2], || {
+    explore([3, 1], || {
         let one = Context::background().with_cancel();
         let (two, guard) = Context::background().with_cancel().split();
         let (ones, twos) = (chain(&one, 1), chain(&two, 2));

@@ -37,17 +37,17 @@ fn both_parents(waits: bool, levels: usize) {
 
 #[test]
 fn both_parents_end_at_once() {
-    explore([5, 3], || both_parents(false, 0));
+    explore([3, 2], || both_parents(false, 0));
 }
 
 #[test]
 fn both_parents_end_while_something_waits() {
-    explore([5, 3], || both_parents(true, 0));
+    explore([3, 2], || both_parents(true, 0));
 }
 
 #[test]
 fn both_parents_end_while_something_waits_below() {
-    explore([4, 3], || both_parents(true, 1));
+    explore([2, 1], || both_parents(true, 1));
 }
 
 /// One parent ends while the child of both is made.
@@ -72,7 +72,7 @@ fn cancel_against_merge() {
 /// When the cancel of one parent returns, all below the child of both has ended, past the other, live, parent.
 #[test]
 fn cancel_of_one_parent_ends_all_below() {
-    explore([5, 3], || {
+    explore([4, 3], || {
         let one = Context::background().with_cancel();
         let (two, ends_two) = Context::background().with_cancel().split();
         let both = one.merge(&chain(&two, 1)[1]).detach();
@@ -95,7 +95,7 @@ fn cancel_of_one_parent_ends_all_below() {
 /// The child of both ends by itself while a parent does.
 #[test]
 fn own_end_against_a_parents() {
-    explore([5, 3], || {
+    explore([3, 2], || {
         let one = Context::background().with_cancel();
         let (two, ends_two) = Context::background().with_cancel().split();
         let ends_both = one.merge(&two);
@@ -136,7 +136,7 @@ fn drop_against_both_ends() {
 /// One parent's deadline has passed, unseen; the other parent is canceled after that.
 #[test]
 fn deadline_of_one_before_cancel_of_the_other() {
-    explore([3, 2], || {
+    explore([2, 1], || {
         let (one, ends_one) = Context::background().with_cancel().split();
         let two = Context::background().with_timeout(SECOND);
         let both = one.merge(&two).detach();

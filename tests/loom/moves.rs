@@ -14,7 +14,7 @@ use crate::token::sync::{count_timers, enter_runtime, fire_timers, tick};
 /// One that is waited on moves, once, and ends at its time.
 #[test]
 fn moved_and_fired() {
-    explore([3, 2], || {
+    explore([4, 3], || {
         enter_runtime(1);
         let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
         let waiter = Waiter::waiting_on(&ctx);
@@ -35,7 +35,7 @@ fn moved_and_fired() {
 /// A cancel takes it out of the one bucket, or of the other, or keeps it out of both.
 #[test]
 fn move_against_cancel() {
-    explore([3, 2], || {
+    explore([4, 3], || {
         enter_runtime(1);
         let (ctx, guard) = Context::background().with_deadline(soon_after_a_tick()).split();
         let waiter = Waiter::waiting_on(&ctx);
@@ -53,7 +53,7 @@ fn move_against_cancel() {
 /// The same by a cancel of its parent.
 #[test]
 fn move_against_cancel_of_the_parent() {
-    explore([3, 1], || {
+    explore([4, 2], || {
         enter_runtime(1);
         let (parent, guard) = Context::background().with_cancel().split();
         let ctx = parent.with_deadline(soon_after_a_tick()).detach();
@@ -97,19 +97,19 @@ fn move_against_drop(of_the_context: bool) {
 
 #[test]
 fn move_against_drop_of_the_wait() {
-    explore([4, 2], || move_against_drop(false));
+    explore([5, 3], || move_against_drop(false));
 }
 
 #[test]
 fn move_against_drop_of_the_context() {
-    explore([4, 2], || move_against_drop(true));
+    explore([5, 3], || move_against_drop(true));
 }
 
 /// A second wait comes as it moves: it finds the deadline registered here or there, or registers it itself, and
 /// one registration is left.
 #[test]
 fn move_against_second_wait() {
-    explore([3, 2], || {
+    explore([4, 3], || {
         enter_runtime(1);
         let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
         let first = Waiter::waiting_on(&ctx);
@@ -130,7 +130,7 @@ fn move_against_second_wait() {
 /// The first wait goes and a second comes as it moves, or is dropped from the bucket as nothing waits on it.
 #[test]
 fn move_against_one_wait_after_the_other() {
-    explore([3, 2], || {
+    explore([4, 3], || {
         enter_runtime(1);
         let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
         let first = Waiter::waiting_on(&ctx);
@@ -149,7 +149,7 @@ fn move_against_one_wait_after_the_other() {
 /// It moves as another of its bucket is dropped, and a third enters: each keeps its own deadline.
 #[test]
 fn move_against_drop_of_another() {
-    explore([3, 1], || {
+    explore([4, 2], || {
         enter_runtime(1);
         let at = soon_after_a_tick();
         let [one, two, three] = [(); 3].map(|()| Context::background().with_deadline(at).detach());
@@ -172,7 +172,7 @@ fn move_against_drop_of_another() {
 /// The deadline comes while it moves, on another thread's clock.
 #[test]
 fn move_against_the_clock() {
-    explore([3, 2], || {
+    explore([4, 3], || {
         enter_runtime(1);
         let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
         let waiter = Waiter::waiting_on(&ctx);
@@ -194,7 +194,7 @@ fn move_against_the_clock() {
 /// Cancel and drop of the wait as it moves: three threads.
 #[test]
 fn move_against_cancel_and_drop() {
-    explore_exact(2, || {
+    explore_exact(3, || {
         enter_runtime(1);
         let (ctx, guard) = Context::background().with_deadline(soon_after_a_tick()).split();
         let roll = Roll::of([&ctx]);

@@ -10,7 +10,7 @@ use crate::token::sync::{count_timers, enter_runtime, fire_timers, now, tick};
 /// Two runtimes register one deadline at once. One of them fires, the other stands still: both waits are woken.
 #[test]
 fn two_runtimes_register_and_one_fires() {
-    explore([3, 2], || {
+    explore([4, 3], || {
         let ctx = Context::background().with_timeout(SECOND).detach();
         let other = in_runtime(2, {
             let ctx = ctx.clone();
@@ -53,7 +53,7 @@ fn two_runtimes_fire_at_once() {
 /// Both move it to a narrower slot at once, each to one of its own.
 #[test]
 fn two_runtimes_move_it_at_once() {
-    explore([2, 1], || {
+    explore([3, 2], || {
         let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
         let waiters = [1, 2].map(|id| {
             enter_runtime(id);
@@ -76,7 +76,7 @@ fn two_runtimes_move_it_at_once() {
 /// From then on the first stands still.
 #[test]
 fn wait_goes_over_against_a_move() {
-    explore([3, 2], || {
+    explore([4, 3], || {
         enter_runtime(1);
         let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
         let mut waiter = Waiter::waiting_on(&ctx);
@@ -96,7 +96,7 @@ fn wait_goes_over_against_a_move() {
 /// The same while the first one shuts down: what it wakes may have gone over already.
 #[test]
 fn wait_goes_over_against_shutdown() {
-    explore([4, 3], || {
+    explore([5, 4], || {
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
         let mut waiter = Waiter::waiting_on(&ctx);
@@ -118,7 +118,7 @@ fn wait_goes_over_against_shutdown() {
 /// and goes on elsewhere.
 #[test]
 fn first_wait_against_shutdown() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         let ctx = Context::background().with_timeout(SECOND).detach();
         let driver = in_runtime(1, || fire_timers(true));
         enter_runtime(1);
@@ -139,7 +139,7 @@ fn first_wait_against_shutdown() {
 /// The same where the bucket is there, with another context in it.
 #[test]
 fn entering_against_shutdown() {
-    explore([3, 2], || {
+    explore([4, 3], || {
         enter_runtime(1);
         let at = now() + SECOND;
         let [one, two] = [(); 2].map(|()| Context::background().with_deadline(at).detach());
@@ -162,7 +162,7 @@ fn entering_against_shutdown() {
 /// A runtime shuts down while another registers the deadline, and a third thread's wait is there.
 #[test]
 fn shutdown_against_first_wait_elsewhere() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
         let mut first = Waiter::waiting_on(&ctx);
@@ -185,7 +185,7 @@ fn shutdown_against_first_wait_elsewhere() {
 /// A runtime shuts down while another one, where the deadline is registered as well, fires.
 #[test]
 fn shutdown_against_firing_elsewhere() {
-    explore([4, 2], || {
+    explore([3, 2], || {
         let ctx = Context::background().with_timeout(SECOND).detach();
         let waiters = [1, 2].map(|id| {
             enter_runtime(id);
@@ -225,7 +225,7 @@ fn shutdown_when_the_slot_has_come() {
 /// A cancel comes while the runtime shuts down, and wakes its waits.
 #[test]
 fn shutdown_against_cancel() {
-    explore([4, 2], || {
+    explore([5, 3], || {
         enter_runtime(1);
         let (ctx, guard) = Context::background().with_timeout(SECOND).split();
         let waiter = Waiter::waiting_on(&ctx);
@@ -242,7 +242,7 @@ fn shutdown_against_cancel() {
 /// The wait, and the context, are dropped while the runtime shuts down and wakes it.
 #[test]
 fn shutdown_against_drop() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
         let roll = Roll::of([&ctx]);

@@ -43,28 +43,28 @@ fn second_cancel_of_the_root_of_three_levels() {
 
 #[test]
 fn second_cancel_of_the_root_of_four_levels() {
-    explore([2, 1], || second_cancel(4, 0));
+    explore([3, 2], || second_cancel(4, 0));
 }
 
 #[test]
 fn second_cancel_of_a_child() {
-    explore([3, 1], || second_cancel(3, 1));
+    explore([3, 2], || second_cancel(3, 1));
 }
 
 #[test]
 fn second_cancel_of_a_grandchild() {
-    explore([3, 1], || second_cancel(4, 2));
+    explore([3, 2], || second_cancel(4, 2));
 }
 
 #[test]
 fn cancel_of_a_leaf_against_that_of_the_root() {
-    explore([3, 1], || second_cancel(3, 3));
+    explore([4, 2], || second_cancel(3, 3));
 }
 
 /// Two below one: two branches, each with a leaf, of which the propagation has one in hand at a time.
 #[test]
 fn second_cancel_of_the_root_of_two_branches() {
-    explore([2, 1], || {
+    explore([3, 2], || {
         let root = Context::background().with_cancel();
         let branches = [(); 2].map(|()| chain(&root, 2));
         let waiters = [0, 1].map(|branch| Waiter::waiting_on(&branches[branch][2]));
@@ -86,7 +86,7 @@ fn second_cancel_of_the_root_of_two_branches() {
 /// Three at once: the root twice, and a context in the middle.
 #[test]
 fn three_cancels() {
-    explore_exact(2, || {
+    explore_exact(1, || {
         let root = Context::background().with_cancel();
         let middle = root.with_cancel();
         let below = chain(&middle, 2);

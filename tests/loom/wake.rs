@@ -10,7 +10,7 @@ use crate::Context;
 /// A waiter is dropped while it is being woken.
 #[test]
 fn waiter_dropped_while_woken() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let (ctx, guard) = Context::background().with_cancel().split();
         let roll = Roll::of([&ctx]);
         let waiter = Waiter::waiting_on(&ctx);
@@ -27,7 +27,7 @@ fn waiter_dropped_while_woken() {
 /// One of two waiters is dropped, and a third takes its seat, while all are being woken.
 #[test]
 fn waiter_replaced_by_another_while_woken() {
-    explore([5, 3], || {
+    explore([5, 4], || {
         let (ctx, guard) = Context::background().with_cancel().split();
         let [mut one, mut two, mut three] = [(); 3].map(|()| Waiter::on(&ctx));
         assert!(!one.poll() && !two.poll());
@@ -45,7 +45,7 @@ fn waiter_replaced_by_another_while_woken() {
 /// A waiter goes over to another task while it is being woken: the new one is woken, or sees the end.
 #[test]
 fn waker_replaced_while_woken() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let (ctx, guard) = Context::background().with_cancel().split();
         let mut waiter = Waiter::waiting_on(&ctx);
         let before = waiter.bell.clone();
@@ -61,7 +61,7 @@ fn waker_replaced_while_woken() {
 /// Polled again by the same task, which takes no lock, while it is being woken.
 #[test]
 fn waiter_looks_again_while_woken() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let (ctx, guard) = Context::background().with_cancel().split();
         let mut waiter = Waiter::waiting_on(&ctx);
         let ender = thread::spawn(move || guard.cancel_with("why"));
@@ -74,7 +74,7 @@ fn waiter_looks_again_while_woken() {
 /// Two waiters change hands at once, in one list that goes on; then it ends.
 #[test]
 fn two_wakers_replaced_at_once() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let ctx = Context::background().with_cancel();
         let [mut one, mut two] = [(); 2].map(|()| Waiter::on(&ctx));
         assert!(!one.poll() && !two.poll());
@@ -97,7 +97,7 @@ fn two_wakers_replaced_at_once() {
 /// Waiters come and go on two threads; the list is empty again.
 #[test]
 fn waiters_come_and_go() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let ctx = Context::background().with_cancel();
         let come_and_go = |ctx: Context| {
             move || {
