@@ -1,18 +1,16 @@
-//! The borders to `CancellationToken`: what is cancelled with a context, and what cancels one.
+//! A `CancellationToken` that is canceled with a context.
 //!
-//! The tokens' own locks are std's, and held over nothing of ours, so that loom goes through our side
-//! of it.
+//! The tokens' own locks are std's, and held over nothing of ours: loom goes through our side of it.
 
 use loom::thread;
-use tokio_util::sync::CancellationToken;
 
-use super::{Roll, Waiter, chain, explore, one_story, same, story, why};
+use super::{Roll, chain, explore, one_story, why};
 use crate::Context;
 
 /// A scope goes while a token is asked for by the only other handle, which goes too.
 #[test]
 fn token_asked_for_against_drop_of_the_scope() {
-    explore([4, 3], || {
+    explore([5, 4], || {
         let scope = Context::background().with_cancel();
         let ctx = scope.clone();
         let other = thread::spawn(move || ctx.cancellation_token());
@@ -21,14 +19,13 @@ fn token_asked_for_against_drop_of_the_scope() {
     });
 }
 
-/// A token is asked for while the context ends: it is cancelled, then or at once.
+/// A token is asked for while the context ends: it is canceled, then or at once.
 fn token_against_cancel(levels: usize) {
     let (root, guard) = Context::background().with_cancel().split();
     let all = chain(&root, levels);
     let roll = Roll::of(&all);
     let ender = thread::spawn(move || guard.cancel_with("why"));
     let token = all[levels].cancellation_token();
-    assert!(!token.is_cancelled() || root.is_done());
     ender.join().unwrap();
     assert!(token.is_cancelled(), "its context has ended");
     assert_eq!(why(&one_story(&all)), "why");
@@ -38,19 +35,19 @@ fn token_against_cancel(levels: usize) {
 
 #[test]
 fn token_asked_for_against_cancel() {
-    explore([4, 3], || token_against_cancel(0));
+    explore([5, 3], || token_against_cancel(0));
 }
 
 #[test]
 fn token_asked_for_against_cancel_two_levels_up() {
-    explore([4, 3], || token_against_cancel(2));
+    explore([4, 1], || token_against_cancel(2));
 }
 
-/// Two ask for the token of one context, and for that of its parent, at once; then it ends. Whoever
-/// has a token and ends the context finds it cancelled.
+/// Two ask for the token of one context, and for that of its parent, at once; then it ends. What
+/// has a token and ends the context finds it canceled.
 #[test]
 fn two_tokens_asked_for_at_once() {
-    explore([3, 2], || {
+    explore([3, 1], || {
         let root = Context::background().with_cancel();
         let child = chain(&root, 1).remove(1);
         let roll = Roll::of([&root, &child]);
@@ -71,7 +68,7 @@ fn two_tokens_asked_for_at_once() {
 /// A context goes while its token is asked for through its parent: nothing keeps it.
 #[test]
 fn token_asked_for_against_drop() {
-    explore([4, 3], || {
+    explore([5, 4], || {
         let root = Context::background().with_cancel();
         let child = chain(&root, 1).remove(1);
         let roll = Roll::of([&child]);
@@ -83,57 +80,5 @@ fn token_asked_for_against_drop() {
         root.cancel();
         assert!(mine.is_cancelled(), "the context has ended");
         assert!(token.is_cancelled(), "it is the parent's now");
-    });
-}
-
-/// A foreign token is cancelled while the context it ends is asked, above and below.
-#[test]
-fn foreign_token_against_asking() {
-    explore([4, 3], || {
-        let foreign = CancellationToken::new();
-        let ctx = Context::background().with_token(&foreign).detach();
-        let all = chain(&ctx, 1);
-        let roll = Roll::of(&all);
-        let ender = thread::spawn({
-            let (foreign, ctx) = (foreign.clone(), ctx.clone());
-            move || {
-                foreign.cancel();
-                story(&ctx)
-            }
-        });
-        if all[1].is_done() {
-            one_story(&all);
-        }
-        let error = ender.join().unwrap();
-        assert!(error.is_canceled());
-        same(&error, &one_story(&all));
-        drop((ctx, all));
-        roll.is_gone();
-    });
-}
-
-/// A foreign token is cancelled while the context's parent is, and while someone waits below.
-#[test]
-fn foreign_token_against_cancel_of_the_parent() {
-    explore([4, 2], || {
-        let foreign = CancellationToken::new();
-        let (parent, ends) = Context::background().with_cancel().split();
-        let ctx = parent.with_token(&foreign).detach();
-        let below = chain(&ctx, 1).remove(1);
-        let mut waiter = Waiter::on(&below);
-        assert!(!waiter.poll());
-        let ender = thread::spawn({
-            let below = below.clone();
-            move || {
-                ends.cancel_with("why");
-                story(&below)
-            }
-        });
-        foreign.cancel();
-        let mine = story(&below);
-        same(&mine, &ender.join().unwrap());
-        same(&mine, &story(&ctx));
-        assert_eq!(why(&story(&parent)), "why");
-        waiter.finish(&mine);
     });
 }

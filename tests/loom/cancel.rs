@@ -1,25 +1,25 @@
-//! An end against a wait: whichever comes second sees the other.
+//! An end against a wait: the one that comes second sees the other.
 
 use loom::thread;
 
-use super::{Roll, Waiter, chain, explore, one_story, why};
+use super::{Roll, Waiter, all_done, chain, explore, one_story, same, why};
 use crate::{CancelScope, Context};
 
-/// The root of a chain ends on one thread, its last looks for the first time on the other.
+/// The root of a chain ends on one thread, and its last is waited on for the first time on the other.
 fn end_against_wait(levels: usize, waited_before: bool, end: fn(CancelScope)) {
     let scope = Context::background().with_cancel();
     let root = scope.clone();
     let all = chain(&root, levels);
     let roll = Roll::of(&all);
     if waited_before {
-        assert!(!Waiter::on(&all[levels]).poll());
+        Waiter::waiting_on(&all[levels]).leave().is_gone();
     }
     let mut waiter = Waiter::on(&all[levels]);
     let ender = thread::spawn({
         let all = all.clone();
         move || {
             end(scope);
-            assert!(all.iter().all(Context::is_done), "a descendant outlives the end");
+            all_done(&all);
         }
     });
     waiter.poll();
@@ -35,7 +35,7 @@ fn with_a_cause(scope: CancelScope) {
     scope.cancel_with("why");
 }
 
-fn without_a_word(scope: CancelScope) {
+fn without_a_cause(scope: CancelScope) {
     scope.cancel();
 }
 
@@ -45,42 +45,48 @@ fn quietly(scope: CancelScope) {
 
 #[test]
 fn cancel_against_first_wait() {
-    explore([5, 3], || end_against_wait(0, false, with_a_cause));
+    explore([6, 4], || end_against_wait(0, false, with_a_cause));
 }
 
 #[test]
 fn unseen_cancel_against_first_wait() {
-    explore([5, 3], || end_against_wait(0, false, without_a_word));
+    explore([6, 4], || end_against_wait(0, false, without_a_cause));
 }
 
 #[test]
 fn quiet_end_against_first_wait() {
-    explore([5, 3], || end_against_wait(0, false, quietly));
+    explore([6, 4], || end_against_wait(0, false, quietly));
 }
 
 #[test]
 fn unseen_cancel_against_next_wait() {
-    explore([5, 3], || end_against_wait(0, true, without_a_word));
+    explore([6, 4], || end_against_wait(0, true, without_a_cause));
 }
 
 #[test]
 fn quiet_end_against_next_wait() {
-    explore([5, 3], || end_against_wait(0, true, quietly));
+    explore([6, 4], || end_against_wait(0, true, quietly));
 }
 
 #[test]
 fn cancel_of_the_parent_against_first_wait() {
-    explore([5, 3], || end_against_wait(1, false, with_a_cause));
+    explore([3, 2], || end_against_wait(1, false, with_a_cause));
 }
 
 #[test]
 fn cancel_against_first_wait_two_levels_down() {
-    explore([4, 3], || end_against_wait(2, false, with_a_cause));
+    explore([3, 1], || end_against_wait(2, false, with_a_cause));
+}
+
+/// The wait links three levels, from the top down.
+#[test]
+fn cancel_against_first_wait_three_levels_down() {
+    explore([2, 1], || end_against_wait(3, false, with_a_cause));
 }
 
 #[test]
 fn guard_drop_against_first_wait_two_levels_down() {
-    explore([4, 3], || end_against_wait(2, false, quietly));
+    explore([3, 1], || end_against_wait(2, false, quietly));
 }
 
 #[test]
@@ -91,7 +97,7 @@ fn cancel_against_next_wait_two_levels_down() {
 /// Two wait on the same context, each for the first time, while it ends.
 #[test]
 fn cancel_against_two_first_waits() {
-    explore([5, 3], || {
+    explore([3, 2], || {
         let (ctx, guard) = Context::background().with_cancel().split();
         let roll = Roll::of([&ctx]);
         let (mut one, mut two) = (Waiter::on(&ctx), Waiter::on(&ctx));
@@ -111,21 +117,21 @@ fn cancel_against_two_first_waits() {
     });
 }
 
-/// Cancelled while it waits for nothing but a look of its own: what a loop that computes does.
+/// Canceled while it is asked: what a loop that computes does.
 #[test]
 fn cancel_against_asking() {
-    explore([5, 3], || {
+    explore([6, 4], || {
         let (root, guard) = Context::background().with_cancel().split();
         let all = chain(&root, 2);
         let ender = thread::spawn(move || guard.cancel_with("why"));
         let seen = all[2].err();
-        // What was seen once holds, for this one and for those above it.
+        // What one that is not linked has seen once holds for all above it.
         let above = seen.as_ref().map(|_| one_story(&all));
         ender.join().unwrap();
         let error = one_story(&all);
         assert_eq!(why(&error), "why");
         for seen in seen.iter().chain(&above) {
-            super::same(seen, &error);
+            same(seen, &error);
         }
     });
 }

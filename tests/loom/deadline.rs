@@ -1,19 +1,17 @@
-//! Deadlines that nobody waits on: the first to read the clock late enough ends the context for all.
-
-use std::time::Duration;
+//! Deadlines that are not waited on: the first to read the clock late enough ends the context for all.
 
 use loom::thread;
 
-use super::{Roll, chain, explore, one_story, same, story, why};
+use super::{
+    Roll, SECOND, Waiter, all_done, chain, explore, explore_exact, one_story, same, story, token, why,
+};
 use crate::Context;
-use crate::sync::tick;
-
-const SECOND: Duration = Duration::from_secs(1);
+use crate::token::sync::tick;
 
 /// Two see that the deadline has passed while a third cancels, too late.
 #[test]
 fn two_see_it_pass_while_a_third_cancels() {
-    explore([3, 1], || {
+    explore([2, 1], || {
         let ctx = Context::background().with_timeout(SECOND);
         let child = ctx.with_cancel();
         let roll = Roll::of([ctx.context(), &child]);
@@ -31,10 +29,10 @@ fn two_see_it_pass_while_a_third_cancels() {
     });
 }
 
-/// It passes while it is cancelled: either may be first, and all say which.
+/// It passes while it is canceled: either may be first, and all say which.
 #[test]
 fn it_passes_against_cancel() {
-    explore([3, 2], || {
+    explore([2, 1], || {
         let ctx = Context::background().with_timeout(SECOND);
         let child = chain(&ctx, 1).remove(1);
         let clock = thread::spawn({
@@ -51,14 +49,14 @@ fn it_passes_against_cancel() {
     });
 }
 
-/// A child's deadline passes before its parent is cancelled, whoever is the first to look, and whether
-/// or not the child is in its parent's list.
+/// A child's deadline passes before its parent is canceled, whichever thread looks first, and whether or not the
+/// child is linked.
 fn child_before_parent(linked: bool) {
     let (parent, guard) = Context::background().with_cancel().split();
     let child = parent.with_timeout(SECOND);
     let below = chain(&child, 1).remove(1);
     if linked {
-        assert!(below.token().expect("not the background").link());
+        assert!(token(&below).link());
     }
     tick();
     let ender = thread::spawn({
@@ -77,18 +75,18 @@ fn child_before_parent(linked: bool) {
 
 #[test]
 fn child_before_parent_in_the_list() {
-    explore([4, 2], || child_before_parent(true));
+    explore([3, 1], || child_before_parent(true));
 }
 
 #[test]
 fn child_before_parent_out_of_the_list() {
-    explore([4, 2], || child_before_parent(false));
+    explore([3, 1], || child_before_parent(false));
 }
 
-/// A child with the earlier deadline of its own, and both pass: the child's is its story.
+/// A child with the earlier deadline of its own, and both pass: the child ends by its own.
 #[test]
 fn two_deadlines_pass_at_once() {
-    explore([5, 3], || {
+    explore([4, 3], || {
         let parent = Context::background().with_timeout(2 * SECOND);
         let child = parent.with_timeout(SECOND);
         tick();
@@ -101,5 +99,117 @@ fn two_deadlines_pass_at_once() {
         same(&asker.join().unwrap(), &story(&parent));
         assert_eq!(childs.origin().budget(), Some(SECOND));
         assert_eq!(story(&parent).origin().budget(), Some(2 * SECOND));
+    });
+}
+
+/// A deadline in the middle of a linked chain has passed: one thread closes the path from there down, another the
+/// tree from the root. All below the deadline's owner ends by it, and has ended when the cancel returns.
+fn settle_against_cancel_of_the_root(levels_between: usize) {
+    let (root, guard) = Context::background().with_cancel().split();
+    let timed = chain(&root, levels_between)[levels_between].with_timeout(SECOND).detach();
+    let below = chain(&timed, 2);
+    let roll = Roll::of([&root].into_iter().chain(&below));
+    // A wait on it would begin a timer.
+    assert!(token(&below[2]).link());
+    tick();
+    let ender = thread::spawn({
+        let below = below.clone();
+        move || {
+            guard.cancel_with("why");
+            all_done(below.iter().rev());
+            story(&below[1])
+        }
+    });
+    let seen = below[2].err().expect("its deadline has passed");
+    assert!(seen.is_deadline_exceeded());
+    same(&seen, &ender.join().unwrap());
+    same(&seen, &one_story(&below));
+    assert_eq!(why(&story(&root)), "why");
+    drop((root, timed, below));
+    roll.is_gone();
+}
+
+#[test]
+fn settle_against_cancel_of_the_parent() {
+    explore([3, 1], || settle_against_cancel_of_the_root(0));
+}
+
+#[test]
+fn settle_against_cancel_two_levels_up() {
+    explore([3, 1], || settle_against_cancel_of_the_root(1));
+}
+
+/// The clock goes on meanwhile: the cancel comes before the deadline or after it, and all below say the same.
+#[test]
+fn settle_against_cancel_as_the_deadline_passes() {
+    explore([2, 1], || {
+        let (root, guard) = Context::background().with_cancel().split();
+        let timed = root.with_timeout(SECOND).detach();
+        let below = chain(&timed, 2);
+        assert!(token(&below[2]).link());
+        let ender = thread::spawn({
+            let below = below.clone();
+            move || {
+                guard.cancel_with("why");
+                all_done(below.iter().rev());
+                one_story(below.iter().rev())
+            }
+        });
+        tick();
+        let seen = below[2].err().expect("its deadline has passed");
+        same(&seen, &ender.join().unwrap());
+        same(&seen, &one_story(&below));
+        let roots = story(&root);
+        assert_eq!(why(&roots), "why");
+        // The cancel's clock is read before it is published: the deadline may still come in between.
+        let is_late = roots.origin().ended_at() >= timed.deadline().expect("it has one");
+        assert!(seen.is_deadline_exceeded() || (why(&seen) == "why" && !is_late));
+    });
+}
+
+/// A second cancel, of the deadline's owner, while a thread closes the path and another the whole tree: when it
+/// returns, all below has ended.
+#[test]
+fn settle_against_cancel_against_cancel_of_the_owner() {
+    explore_exact(1, || {
+        let (root, guard) = Context::background().with_cancel().split();
+        let timed = root.with_timeout(SECOND);
+        let below = chain(&timed, 2);
+        assert!(token(&below[2]).link());
+        tick();
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        let second = thread::spawn({
+            let below = below.clone();
+            move || {
+                timed.cancel();
+                all_done(below.iter().rev());
+            }
+        });
+        let seen = below[2].err().expect("its deadline has passed");
+        ender.join().unwrap();
+        second.join().unwrap();
+        same(&seen, &one_story(&below));
+        assert!(seen.is_deadline_exceeded());
+    });
+}
+
+/// What waits above, where there is no deadline, is left alone as the child's passes.
+#[test]
+fn settle_wakes_only_what_is_below() {
+    explore([3, 1], || {
+        let root = Context::background().with_cancel();
+        let mut above = Waiter::waiting_on(&root);
+        let timed = root.with_timeout(SECOND).detach();
+        let below = chain(&timed, 1).remove(1);
+        tick();
+        let asker = thread::spawn({
+            let below = below.clone();
+            move || story(&below)
+        });
+        let mine = story(&timed);
+        same(&mine, &asker.join().unwrap());
+        assert!(!above.is_roused() && !above.poll());
+        root.cancel_with("why");
+        above.finish(&story(&root));
     });
 }

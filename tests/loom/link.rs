@@ -1,8 +1,8 @@
-//! Registration: a path is linked once, from the top down, however many want it at once.
+//! Linking: a path is linked once, from the top down, by however many threads at once.
 
 use loom::thread;
 
-use super::{Roll, Waiter, census, chain, explore, one_story, why};
+use super::{Roll, Waiter, all_done, census, chain, explore, explore_exact, one_story, same, why};
 use crate::Context;
 
 /// Two leaves below one parent wait for the first time, at once: each token on the way sits once.
@@ -30,8 +30,8 @@ fn two_leaves(cancels: bool) {
     match ender {
         Some(ender) => ender.join().unwrap(),
         None => {
-            assert_eq!([&root, &middle, &one, &two].map(|ctx| census(ctx).0), [1, 2, 1, 1]);
-            assert!(waiting.iter().all(|waiter| waiter.told.is_none()));
+            assert_eq!([&root, &middle, &one, &two].map(census), [1, 2, 1, 1]);
+            assert!(waiting.iter().all(|waiter| waiter.error.is_none()));
         }
     }
     if let Some(guard) = guard {
@@ -46,12 +46,12 @@ fn two_leaves(cancels: bool) {
 
 #[test]
 fn two_leaves_link_at_once() {
-    explore([4, 3], || two_leaves(false));
+    explore([5, 3], || two_leaves(false));
 }
 
 #[test]
 fn two_leaves_link_while_the_root_ends() {
-    explore([3, 2], || two_leaves(true));
+    explore([2, 1], || two_leaves(true));
 }
 
 /// A leaf and its own parent wait for the first time, at once.
@@ -68,7 +68,7 @@ fn parent_and_leaf_link_at_once() {
         });
         assert!(!below.poll());
         let above = other.join().unwrap();
-        assert_eq!(all.iter().map(|ctx| census(ctx).0).collect::<Vec<_>>(), [1, 1, 2, 1]);
+        assert_eq!(all.iter().map(census).collect::<Vec<_>>(), [1, 1, 2, 1]);
         root.cancel_with("why");
         let error = one_story(&all);
         above.finish(&error);
@@ -86,13 +86,182 @@ fn two_leaves_come_and_go() {
         let roll = Roll::of([&all[1], &one, &two]);
         all.truncate(1);
         let other = thread::spawn(move || {
-            assert!(!Waiter::on(&one).poll());
+            Waiter::waiting_on(&one).leave().is_gone();
             drop(one);
         });
-        assert!(!Waiter::on(&two).poll());
+        Waiter::waiting_on(&two).leave().is_gone();
         drop(two);
         other.join().unwrap();
-        assert_eq!(census(&root), (0, 0));
+        assert_eq!(census(&root), 0);
+        roll.is_gone();
+    });
+}
+
+/// A walk up that is longer than three steps links its path. Two of them from one leaf, or from two below one
+/// parent, at once: each token on the way is registered once.
+fn two_walks(leaves: usize, levels: usize) {
+    let root = Context::background().with_cancel();
+    let all = chain(&root, levels);
+    let others = [all[levels].clone(), chain(&all[levels - 1], 1).remove(1)];
+    let roll = Roll::of(all.iter().chain(&others));
+    let other = thread::spawn({
+        let leaf = others[leaves - 1].clone();
+        move || assert!(!leaf.is_done())
+    });
+    assert!(!all[levels].is_done());
+    other.join().unwrap();
+    assert!(all[..levels - 1].iter().all(|ctx| census(ctx) == 1), "the path is linked, once");
+    assert_eq!(census(&all[levels - 1]), 0, "the leaf is not");
+    root.cancel_with("why");
+    one_story(all.iter().chain(&others));
+    drop((root, all, others));
+    roll.is_gone();
+}
+
+#[test]
+fn one_leaf_walks_up_twice() {
+    explore([3, 1], || two_walks(1, 4));
+}
+
+#[test]
+fn two_leaves_walk_up_at_once() {
+    explore([3, 1], || two_walks(2, 4));
+}
+
+#[test]
+fn two_leaves_walk_up_six_levels_at_once() {
+    explore_exact(2, || two_walks(2, 6));
+}
+
+/// Two link a long path from two leaves while the root ends: when the cancel has returned, both have ended.
+#[test]
+fn two_walks_against_cancel() {
+    explore_exact(2, || {
+        let (root, guard) = Context::background().with_cancel().split();
+        let all = chain(&root, 4);
+        let other = chain(&all[3], 1).remove(1);
+        let roll = Roll::of(all.iter().chain([&other]));
+        let ender = thread::spawn({
+            let leaves = [all[4].clone(), other.clone()];
+            move || {
+                guard.cancel_with("why");
+                all_done(&leaves);
+            }
+        });
+        let asker = thread::spawn({
+            let other = other.clone();
+            move || other.err()
+        });
+        let mine = all[4].err();
+        let theirs = asker.join().unwrap();
+        ender.join().unwrap();
+        let error = one_story(all.iter().chain([&other]));
+        mine.iter().chain(&theirs).for_each(|seen| same(seen, &error));
+        drop((root, all, other));
+        roll.is_gone();
+    });
+}
+
+/// A long walk links its path while the root ends: the ask that comes after the cancel sees it, and so does the
+/// wait. Below what a walk has linked, the next one is short.
+fn walk_against_cancel(levels: usize) {
+    let (root, guard) = Context::background().with_cancel().split();
+    let all = chain(&root, levels);
+    let roll = Roll::of(&all);
+    let ender = thread::spawn({
+        let all = all.clone();
+        move || {
+            guard.cancel_with("why");
+            all_done(all.iter().rev());
+        }
+    });
+    let seen = all[levels].err();
+    let mut waiter = Waiter::on(&all[levels]);
+    assert!(waiter.poll() || seen.is_none(), "two answers");
+    ender.join().unwrap();
+    let error = one_story(&all);
+    seen.iter().for_each(|seen| same(seen, &error));
+    waiter.finish(&error);
+    drop((root, all));
+    roll.is_gone();
+}
+
+#[test]
+fn long_walk_against_cancel() {
+    explore([2, 1], || walk_against_cancel(4));
+}
+
+#[test]
+fn longer_walk_against_cancel() {
+    explore([2, 1], || walk_against_cancel(6));
+}
+
+/// A middle one of a long path ends while the path is linked through it.
+#[test]
+fn long_walk_against_cancel_in_the_middle() {
+    explore([2, 1], || {
+        let root = Context::background().with_cancel();
+        let above = chain(&root, 2);
+        let (middle, guard) = above[2].with_cancel().split();
+        let below = chain(&middle, 3);
+        let roll = Roll::of(above.iter().chain(&below));
+        let ender = thread::spawn({
+            let below = below.clone();
+            move || {
+                guard.cancel_with("why");
+                all_done(below.iter().rev());
+            }
+        });
+        let mut waiter = Waiter::on(&below[3]);
+        below[3].is_done();
+        waiter.poll();
+        ender.join().unwrap();
+        waiter.finish(&one_story(&below));
+        assert!(above.iter().all(|ctx| !ctx.is_done()));
+        drop((root, above, middle, below));
+        roll.is_gone();
+    });
+}
+
+/// One thread links a long path from its leaf, the other from the leaf's parent; both let all go, and the root goes on.
+#[test]
+fn long_walk_against_drop_of_the_branch() {
+    explore([3, 1], || {
+        let root = Context::background().with_cancel();
+        let mut all = chain(&root, 5);
+        let roll = Roll::of(&all[1..]);
+        let (leaf, parent) = (all.remove(5), all.remove(4));
+        drop(all);
+        let walker = thread::spawn(move || assert!(!leaf.is_done()));
+        let waiter = Waiter::waiting_on(&parent);
+        drop(parent);
+        waiter.leave().is_gone();
+        walker.join().unwrap();
+        assert_eq!(census(&root), 0);
+        roll.is_gone();
+    });
+}
+
+/// The child of two parents is linked in both lists, or in none that lives, while one of them ends, which is
+/// linked itself by that.
+#[test]
+fn merge_links_a_path_against_cancel() {
+    explore([3, 1], || {
+        let one = Context::background().with_cancel();
+        let (two, guard) = Context::background().with_cancel().split();
+        let (ones, twos) = (chain(&one, 1), chain(&two, 2));
+        let roll = Roll::of(ones.iter().chain(&twos));
+        let ender = thread::spawn(move || guard.cancel_with("two"));
+        let both = ones[1].merge(&twos[2]).detach();
+        let leaf = chain(&both, 1).remove(1);
+        let mut waiter = Waiter::on(&leaf);
+        waiter.poll();
+        ender.join().unwrap();
+        waiter.finish(&one_story(twos.iter().chain([&both, &leaf])));
+        assert!(ones.iter().all(|ctx| !ctx.is_done()));
+        drop((both, leaf, ones));
+        assert_eq!(census(&one), 0);
+        drop((one, two, twos));
         roll.is_gone();
     });
 }

@@ -1,49 +1,64 @@
-//! The real token under every order that loom can find, within a bound of preemptions.
+//! The real engine under every order that loom can find, within a bound of preemptions.
 //!
-//! Each file holds the models of one idea: two or three threads, one tree, one thing against another.
-//! A model ends by asking every context in every way (promises 1 to 3: it ended once, all below with
-//! it, one story), by seeing that each waiter left pending was woken, and that nothing is left behind.
-//! No model waits on a deadline: Tokio's timers are not loom's to explore. The model's clock is, and
-//! whoever asks reads it.
+//! Each file holds the models of one idea: two or three threads, one tree, one thing against another. What a
+//! model asserts is a promise of the design:
+//!
+//! - When a `cancel()` returns, also one that came second, every descendant answers `is_done()`. While it runs,
+//!   a parent may be seen ended and a linked child not yet: no model denies that.
+//! - Once a context has said in one way that it ended, it says so in every way, with the same error.
+//! - A waiter that was left pending is woken, once there is something to see.
+//! - Nothing is left behind: no token, no waker, no registration with a timer.
+//!
+//! Timers are the model's (`shim.rs`): `enter_runtime` names the runtime of a thread, `tick` moves the clock, which
+//! stands still otherwise, and `fire_timers` does what the time driver of the current runtime does when it turns, or
+//! shuts down.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg tokio_ctx_loom" cargo test --lib --release loom_models
 //! ```
 //!
-//! With `-- --nocapture` each model tells how many orders it went through. `LOOM_MAX_PREEMPTIONS`
-//! overrides every model's own bound.
+//! With `-- --nocapture` each model prints how many orders it went through. `LOOM_MAX_PREEMPTIONS` overrides the
+//! bound of every model.
 
+use std::cell::Cell;
 use std::future::Future;
+use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Once, OnceLock, Weak};
 use std::task::{self, Poll, Wake, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::token::Token;
-use crate::{Context, DoneOwned, Error, sync};
+use crate::token::{Token, sync};
+use crate::{Context, DoneOwned, Error};
 
-mod anchors;
+mod after;
 mod bridge;
+mod bucket;
 mod cancel;
 mod deadline;
 mod derive;
 mod drops;
-mod latch;
+mod foreign;
 mod link;
 mod merge;
+mod moves;
 mod rivals;
+mod runtimes;
+mod second;
 mod wake;
 
-/// Goes through the orders of `model`: first with up to `preemptions[0]` in each, then, threads reading
-/// also what is no longer the latest, with up to `preemptions[1]`.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Goes through the orders of `model`: first with up to `preemptions[0]` in each, then, as threads may also read
+/// what is no longer the latest, with up to `preemptions[1]`.
 fn explore<F: Fn() + Send + Sync + Copy + 'static>(preemptions: [usize; 2], model: F) {
     explore_with(false, preemptions[0], model);
     explore_with(true, preemptions[1], model);
 }
 
-/// The same without stale loads, which are too many for three threads far from each other.
+/// The same without stale loads, which are too many for three threads or a timer.
 fn explore_exact<F: Fn() + Send + Sync + Copy + 'static>(preemptions: usize, model: F) {
     explore_with(false, preemptions, model);
 }
@@ -54,14 +69,18 @@ fn explore_with<F: Fn() + Send + Sync + Copy + 'static>(stale: bool, preemptions
     let mut builder = loom::model::Builder::new();
     builder.max_branches = 10_000;
     let bound = *builder.preemption_bound.get_or_insert(preemptions);
+    epoch();
     let orders = Arc::new(AtomicUsize::new(0));
     let (begun, counter) = (Instant::now(), orders.clone());
     builder.check(move || {
         counter.fetch_add(1, Ordering::Relaxed);
         sync::allow_stale_loads(stale);
+        sync::pause(false);
         // The statics before the threads: the first to touch one must not order the rest.
-        census(&Context::background().with_cancel());
+        wait_for_room();
         sync::now();
+        sync::fire_timers(false);
+        census(&Context::background().with_cancel());
         model();
     });
     let (orders, seconds) = (orders.load(Ordering::Relaxed), begun.elapsed().as_secs_f64());
@@ -69,7 +88,103 @@ fn explore_with<F: Fn() + Send + Sync + Copy + 'static>(stale: bool, preemptions
     println!("{orders:>7} orders, {loads} loads, {bound} preemptions, {seconds:>5.1} s: {name}");
 }
 
-/// A root, and a chain of so many levels below it whose guards are detached.
+/// When the engine's stamps begin.
+fn epoch() -> Instant {
+    static EPOCH: OnceLock<Instant> = OnceLock::new();
+    *EPOCH.get_or_init(|| {
+        let seen = Arc::new(Mutex::new(None));
+        let epoch = seen.clone();
+        loom::model(move || {
+            sync::now();
+            *epoch.lock().unwrap() = Some(Instant::now());
+            drop(Context::background().with_timeout(SECOND));
+        });
+        let epoch = seen.lock().unwrap();
+        epoch.expect("the model ran")
+    })
+}
+
+/// The width of the slot of a deadline a second away, in nanoseconds.
+const WIDTH: i128 = 1 << 26;
+/// Stamps count from here at the epoch.
+const BIAS: i128 = 192 * 365 * 86_400 * 1_000_000_000;
+
+/// What is left, at that time, of a slot of that width.
+fn room_in_slot(at: Instant) -> i128 {
+    let since = at.duration_since(epoch()).as_nanos() as i128;
+    WIDTH - (since - BIAS).rem_euclid(WIDTH)
+}
+
+/// Waits until the clock, which stands still from then on, is not about where two slots meet: all orders of a
+/// model must go the same way.
+fn wait_for_room() {
+    const MARGIN: i128 = 200_000;
+    while !(MARGIN..WIDTH - MARGIN).contains(&room_in_slot(Instant::now() + SECOND)) {}
+}
+
+/// A deadline a little after the next tick, in a slot that begins before it: its timer fires then, and moves it.
+fn soon_after_a_tick() -> tokio::time::Instant {
+    let tick = sync::now() + SECOND;
+    let room = u64::try_from(room_in_slot(tick.into_std()) / 2).expect("some room");
+    tick + Duration::from_nanos(room.min(4_000_000))
+}
+
+/// Runs `f` on a thread of a runtime.
+fn in_runtime<T: 'static>(
+    id: sync::RuntimeId,
+    f: impl FnOnce() -> T + 'static,
+) -> loom::thread::JoinHandle<T> {
+    loom::thread::spawn(move || {
+        sync::enter_runtime(id);
+        f()
+    })
+}
+
+/// The clock goes on, and the time driver turns.
+fn tick_and_fire() {
+    sync::tick();
+    sync::fire_timers(false);
+}
+
+thread_local! {
+    static EXPECTS_SHUTDOWN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Polls a wait that goes on, where the runtime may have been shut down: true if that made it panic.
+fn panics_in_shutdown(waiter: &mut Waiter) -> bool {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let report = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let text = info.payload().downcast_ref::<String>();
+            let is_expected = text.is_some_and(|text| text.contains(sync::SHUT_DOWN));
+            if !(is_expected && EXPECTS_SHUTDOWN.get()) {
+                report(info);
+            }
+        }));
+    });
+    EXPECTS_SHUTDOWN.set(true);
+    let polled = panic::catch_unwind(AssertUnwindSafe(|| waiter.poll()));
+    EXPECTS_SHUTDOWN.set(false);
+    match polled {
+        Ok(ended) => assert!(!ended, "ended too early"),
+        Err(panic) => {
+            assert!(panic.downcast::<String>().is_ok_and(|text| text.contains(sync::SHUT_DOWN)));
+            return true;
+        }
+    }
+    false
+}
+
+/// Ends these runtimes, as a model that has begun timers must.
+fn shut_down(runtimes: impl IntoIterator<Item = sync::RuntimeId>) {
+    for id in runtimes {
+        sync::enter_runtime(id);
+        sync::fire_timers(true);
+    }
+}
+
+/// A root, and a chain of so many levels below it that end with it alone.
 fn chain(root: &Context, levels: usize) -> Vec<Context> {
     let mut all = vec![root.clone()];
     for level in 0..levels {
@@ -79,9 +194,18 @@ fn chain(root: &Context, levels: usize) -> Vec<Context> {
     all
 }
 
-/// What is registered with a context, and the pushes under way.
-fn census(ctx: &Context) -> (usize, usize) {
-    ctx.token().expect("a root of its own").census()
+/// How many waiters and linked children a context has.
+fn census(ctx: &Context) -> usize {
+    token(ctx).census()
+}
+
+/// How many lists a context is in: those of its parents, and buckets.
+fn places(ctx: &Context) -> usize {
+    Arc::weak_count(token(ctx))
+}
+
+fn token(ctx: &Context) -> &Arc<Token> {
+    ctx.token().expect("not the background")
 }
 
 /// A task's waker that counts.
@@ -104,51 +228,80 @@ impl Wake for Bell {
 struct Waiter {
     done: Pin<Box<DoneOwned>>,
     bell: Arc<Bell>,
-    /// How often it had been woken before it last looked.
+    /// How often it had been woken before its last poll.
     heard: usize,
-    told: Option<Error>,
+    error: Option<Error>,
 }
 
 impl Waiter {
     fn on(ctx: &Context) -> Waiter {
         let done = Box::pin(ctx.done_owned());
-        Waiter { done, bell: Arc::default(), heard: 0, told: None }
+        Waiter { done, bell: Arc::default(), heard: 0, error: None }
     }
 
-    /// Looks once. True: it has been told of the end.
+    /// One that has been polled, and waits.
+    #[track_caller]
+    fn waiting_on(ctx: &Context) -> Waiter {
+        let mut waiter = Waiter::on(ctx);
+        assert!(!waiter.poll(), "ended too early");
+        waiter
+    }
+
+    /// Polls once. True: the wait is over.
     fn poll(&mut self) -> bool {
         self.heard = self.bell.rung();
         let waker = Waker::from(self.bell.clone());
         if let Poll::Ready(error) = self.done.as_mut().poll(&mut task::Context::from_waker(&waker)) {
-            self.told = Some(error);
+            self.error = Some(error);
         }
-        self.told.is_some()
+        self.error.is_some()
     }
 
-    /// From its next look on another task waits.
+    /// From its next poll on, another task waits.
     fn change_hands(&mut self) {
         self.bell = Arc::default();
     }
 
-    /// After the end: it has been told, or woken since it last looked, and nothing of it is left.
-    fn finish(mut self, told: &Error) {
-        if self.told.is_none() {
-            assert!(self.bell.rung() > self.heard, "a lost wake-up");
-            assert!(self.poll(), "woken for nothing");
+    /// Whether it is over, or has been woken since its last poll.
+    fn is_roused(&self) -> bool {
+        self.error.is_some() || self.bell.rung() > self.heard
+    }
+
+    /// After the end: it is over, or has been woken since its last poll, and nothing of it is left.
+    #[track_caller]
+    fn finish(mut self, error: &Error) {
+        if self.error.is_none() {
+            assert!(self.is_roused(), "a lost wake-up");
+            assert!(self.poll(), "woken in vain");
         }
-        same(told, self.told.as_ref().expect("was told"));
-        drop(self.done);
-        assert_eq!(Arc::strong_count(&self.bell), 1, "a waker left behind");
+        same(error, self.error.as_ref().expect("it is over"));
+        self.leave().is_gone();
+    }
+
+    /// Drops the wait.
+    fn leave(self) -> Left {
+        Left(self.bell)
+    }
+}
+
+/// What a waiter leaves that has gone: a waker, for as long as another thread is about to call it.
+#[must_use]
+struct Left(Arc<Bell>);
+
+impl Left {
+    #[track_caller]
+    fn is_gone(self) {
+        assert_eq!(Arc::strong_count(&self.0), 1, "a waker left behind");
     }
 }
 
 #[track_caller]
 fn same(a: &Error, b: &Error) {
-    assert_eq!(story(a), story(b), "two stories: {a}, and {b}");
+    assert_eq!(facts(a), facts(b), "two stories: {a}, and {b}");
 }
 
-/// What an error tells, with places and the cause by their addresses.
-fn story(error: &Error) -> impl PartialEq + std::fmt::Debug {
+/// What an error says, with lines and the cause by their addresses.
+fn facts(error: &Error) -> impl PartialEq + std::fmt::Debug {
     let origin = error.origin();
     (
         error.kind(),
@@ -180,12 +333,20 @@ fn one_story<'a>(all: impl IntoIterator<Item = &'a Context>) -> Error {
     first
 }
 
+/// A `cancel()` above has returned: all of these have ended.
+#[track_caller]
+fn all_done<'a>(all: impl IntoIterator<Item = &'a Context>) {
+    for (place, ctx) in all.into_iter().enumerate() {
+        assert!(ctx.is_done(), "descendant {place} outlives the end");
+    }
+}
+
 /// The cause's words, or "" if there is none.
 fn why(error: &Error) -> String {
     error.cause().map(ToString::to_string).unwrap_or_default()
 }
 
-/// Remembers contexts, to see that none is kept by anything.
+/// Remembers contexts, to see that nothing keeps one.
 struct Roll(Vec<Weak<Token>>);
 
 impl Roll {
@@ -197,7 +358,5 @@ impl Roll {
     #[track_caller]
     fn is_gone(self) {
         assert!(self.0.iter().all(|token| token.strong_count() == 0), "a token left behind");
-        let probe = Context::background().with_cancel();
-        assert_eq!(census(&probe).1, 0, "a push that never ended");
     }
 }

@@ -31,7 +31,6 @@ impl<T> Mutex<T> {
 std::thread_local! {
     static STALE: Cell<bool> = const { Cell::new(false) };
     static PAUSED: Cell<bool> = const { Cell::new(false) };
-    static SHUT_DOWN: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Whether loads may take a stale value, as the memory model allows: far more to try.
@@ -75,8 +74,10 @@ macro_rules! atomic {
                 }
             }
 
+            /// A swap: loom does not order a store after a read-modify-write that it does not know of, and has the
+            /// next one read either.
             pub(crate) fn store(&self, value: $value, order: Ordering) {
-                self.at().store(value, order);
+                self.at().swap(value, order);
             }
 
             pub(crate) fn compare_exchange(
@@ -107,7 +108,15 @@ atomic!(AtomicI64, i64, 0,);
 loom::lazy_static! {
     static ref START: Instant = Instant::now();
     static ref SECONDS: AtomicU32 = AtomicU32::new(0);
-    static ref TIMERS: Mutex<(u64, Timers)> = Mutex::new((0, Vec::new()));
+    static ref DRIVERS: Mutex<Drivers> = Mutex::new(Drivers::default());
+}
+
+/// The time drivers of all runtimes.
+#[derive(Default)]
+struct Drivers {
+    begun: u64,
+    timers: Vec<(u64, RuntimeId, Instant, Waker)>,
+    shut_down: Vec<RuntimeId>,
 }
 
 loom::thread_local! {
@@ -125,14 +134,14 @@ pub(crate) fn tick() {
     SECONDS.fetch_add(1, Ordering::AcqRel);
 }
 
-pub(crate) fn is_paused() -> bool {
-    PAUSED.get()
-}
-
-/// Whether the models' clock counts as paused.
+/// Whether buckets are to take the clock for a test's paused one.
 #[cfg(test)]
 pub(crate) fn pause(paused: bool) {
     PAUSED.set(paused);
+}
+
+pub(crate) fn is_paused() -> bool {
+    PAUSED.get()
 }
 
 pub(crate) type RuntimeId = u8;
@@ -151,21 +160,23 @@ pub(crate) fn enter_runtime(id: RuntimeId) {
     RUNTIME.with(|runtime| runtime.set(Some(id)));
 }
 
-/// Runs a task at once, or drops it, if the runtime shuts down. No model's task has to wait.
+/// Runs a task at once, or drops it, if the runtime has been shut down. No model's task has to wait.
 pub(crate) fn spawn(future: impl Future<Output = ()>) {
-    if !SHUT_DOWN.get() {
+    let is_shut_down = DRIVERS.lock().shut_down.contains(&require_runtime());
+    if !is_shut_down {
         let polled = pin!(future).poll(&mut Context::from_waker(Waker::noop()));
         assert!(polled.is_ready());
     }
 }
-
-type Timers = Vec<(u64, RuntimeId, Instant, Waker)>;
 
 /// What stands for Tokio's timer: the model fires it.
 pub(crate) struct Timer {
     id: u64,
     at: Instant,
 }
+
+/// What Tokio panics with where the runtime has been shut down.
+pub(crate) const SHUT_DOWN: &str = "the model's runtime is being shutdown";
 
 impl Timer {
     pub(crate) fn new(at: Instant) -> Timer {
@@ -174,40 +185,50 @@ impl Timer {
 
     pub(crate) fn start(&mut self, waker: &Waker) -> bool {
         let runtime = require_runtime();
-        let mut timers = TIMERS.lock();
-        let is_ahead = self.at > now();
-        if is_ahead {
-            timers.0 += 1;
-            self.id = timers.0;
-            timers.1.push((self.id, runtime, self.at, waker.clone()));
+        let mut drivers = DRIVERS.lock();
+        let (is_early, is_shut_down) = (self.at > now(), drivers.shut_down.contains(&runtime));
+        if is_early && !is_shut_down {
+            drivers.begun += 1;
+            self.id = drivers.begun;
+            drivers.timers.push((self.id, runtime, self.at, waker.clone()));
         }
-        is_ahead
+        drop(drivers);
+        assert!(!is_shut_down, "{SHUT_DOWN}");
+        is_early
     }
 }
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        let mut timers = TIMERS.lock();
-        let at = timers.1.iter().position(|(id, ..)| *id == self.id);
-        let timer = at.map(|at| timers.1.remove(at));
-        drop(timers);
-        drop(timer);
+        // A model that fails drops its statics where there is none any more.
+        if self.id > 0 && !std::thread::panicking() {
+            let mut drivers = DRIVERS.lock();
+            let timer = drivers.timers.iter().position(|(id, ..)| *id == self.id);
+            let timer = timer.map(|timer| drivers.timers.swap_remove(timer));
+            drop(drivers);
+            drop(timer);
+        }
     }
 }
 
-/// Fires what is due of the current runtime, or, if it shuts down, all.
+/// Fires what is due of the current runtime, or, if that shuts down, all: from then on it takes no timers.
 #[cfg(test)]
 pub(crate) fn fire_timers(shut_down: bool) {
     let (now, here) = (now(), runtime());
-    let mut timers = TIMERS.lock();
-    let all = std::mem::take(&mut timers.1);
+    let mut drivers = DRIVERS.lock();
+    if shut_down {
+        drivers.shut_down.extend(here);
+    }
+    let all = std::mem::take(&mut drivers.timers);
     let due = |at: Instant, runtime| (shut_down || at <= now) && Some(runtime) == here;
     let (fired, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, id, at, _)| due(*at, *id));
-    timers.1 = rest;
-    drop(timers);
-    for (.., waker) in fired {
-        SHUT_DOWN.set(shut_down);
-        waker.wake();
-        SHUT_DOWN.set(false);
-    }
+    drivers.timers = rest;
+    drop(drivers);
+    fired.into_iter().for_each(|(.., waker)| waker.wake());
+}
+
+/// How many timers of the current runtime have not fired.
+#[cfg(test)]
+pub(crate) fn count_timers() -> usize {
+    DRIVERS.lock().timers.iter().filter(|(_, id, ..)| Some(*id) == runtime()).count()
 }

@@ -1,0 +1,94 @@
+//! `after_func`: its start and `stop` race, and one of them wins.
+//!
+//! The function runs as a real task, of a runtime that one thread of the model turns.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use loom::thread;
+use tokio::runtime::{Builder, Runtime};
+
+use super::{Roll, explore, story};
+use crate::{AfterFunc, Context};
+
+/// What counts its runs.
+fn after(ctx: &Context, runtime: &Runtime) -> (AfterFunc, Arc<AtomicUsize>) {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counter = runs.clone();
+    let count = || async move {
+        counter.fetch_add(1, Ordering::Relaxed);
+    };
+    let after = runtime.block_on(async { ctx.after_func(count) });
+    turn(runtime);
+    (after, runs)
+}
+
+/// Polls what has been woken.
+fn turn(runtime: &Runtime) {
+    runtime.block_on(async {
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().build().expect("a runtime without drivers")
+}
+
+/// `stop` as the context ends and the function starts: it answers true if, and only if, that never runs.
+#[test]
+fn stop_against_end_against_start() {
+    explore([5, 3], || {
+        let (ctx, guard) = Context::background().with_cancel().split();
+        let roll = Roll::of([&ctx]);
+        let runtime = runtime();
+        let (after, runs) = after(&ctx, &runtime);
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        let stopper = thread::spawn(move || after.stop());
+        turn(&runtime);
+        ender.join().unwrap();
+        let stopped = stopper.join().unwrap();
+        turn(&runtime);
+        assert_eq!(runs.load(Ordering::Relaxed), usize::from(!stopped), "stopped: {stopped}");
+        story(&ctx);
+        drop((ctx, runtime));
+        roll.is_gone();
+    });
+}
+
+/// Two stop it at once, and one of them has stopped it. The end comes too late.
+#[test]
+fn two_stops_at_once() {
+    explore([6, 4], || {
+        let ctx = Context::background().with_cancel();
+        let runtime = runtime();
+        let (after, runs) = after(&ctx, &runtime);
+        let after = Arc::new(after);
+        let other = thread::spawn({
+            let after = after.clone();
+            move || after.stop()
+        });
+        let mine = after.stop();
+        assert!(mine != other.join().unwrap(), "stopped once");
+        ctx.cancel();
+        turn(&runtime);
+        assert_eq!(runs.load(Ordering::Relaxed), 0);
+        assert!(!after.stop());
+    });
+}
+
+/// Registered as the context ends: it runs.
+#[test]
+fn registration_against_end() {
+    explore([5, 4], || {
+        let (ctx, guard) = Context::background().with_cancel().split();
+        let runtime = runtime();
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        let (after, runs) = after(&ctx, &runtime);
+        ender.join().unwrap();
+        turn(&runtime);
+        assert_eq!(runs.load(Ordering::Relaxed), 1);
+        assert!(!after.stop(), "the context has ended");
+    });
+}

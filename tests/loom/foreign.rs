@@ -1,0 +1,194 @@
+//! A foreign `CancellationToken` that ends a context: its waker against asking, cancel and drop.
+//!
+//! tokio-util's own locks are std's, and held over nothing of ours: loom goes through our side of it. What it cannot
+//! see is that they order one thread after another: where that matters loads are exact, and a `cancel()` of the
+//! token while it is being bound is no model.
+
+use loom::thread;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Roll, Waiter, all_done, census, chain, explore, explore_exact, one_story, same, story, why,
+};
+use crate::Context;
+
+/// The token is canceled while the context it ends is asked, above and below: when `cancel()` returns, both have
+/// ended.
+#[test]
+fn foreign_cancel_against_asking() {
+    explore([3, 3], || {
+        let foreign = CancellationToken::new();
+        let ctx = Context::background().with_token(&foreign).detach();
+        let all = chain(&ctx, 1);
+        let roll = Roll::of(&all);
+        let ender = thread::spawn({
+            let all = all.clone();
+            move || {
+                foreign.cancel();
+                all_done(all.iter().rev());
+            }
+        });
+        let seen = all[1].err();
+        ender.join().unwrap();
+        let error = one_story(&all);
+        assert!(error.is_canceled());
+        seen.iter().for_each(|seen| same(seen, &error));
+        drop((ctx, all));
+        roll.is_gone();
+    });
+}
+
+/// The parent is canceled while a token is bound to its child.
+#[test]
+fn cancel_of_the_parent_against_binding() {
+    explore([4, 1], || {
+        let foreign = CancellationToken::new();
+        let (parent, guard) = Context::background().with_cancel().split();
+        let middle = chain(&parent, 1).remove(1);
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        let ctx = middle.with_token(&foreign).detach();
+        let roll = Roll::of([&ctx]);
+        let mut waiter = Waiter::on(&ctx);
+        waiter.poll();
+        ender.join().unwrap();
+        let error = one_story([&parent, &middle, &ctx]);
+        assert_eq!(why(&error), "why");
+        waiter.finish(&error);
+        foreign.cancel();
+        same(&error, &story(&ctx));
+        drop((parent, middle, ctx));
+        roll.is_gone();
+    });
+}
+
+/// The token is canceled while the context's parent is, and while something waits below.
+#[test]
+fn foreign_cancel_against_cancel_of_the_parent() {
+    explore_exact(3, || {
+        let foreign = CancellationToken::new();
+        let (parent, ends) = Context::background().with_cancel().split();
+        let ctx = parent.with_token(&foreign).detach();
+        let below = chain(&ctx, 1).remove(1);
+        let waiter = Waiter::waiting_on(&below);
+        let ender = thread::spawn({
+            let below = below.clone();
+            move || {
+                ends.cancel_with("why");
+                story(&below)
+            }
+        });
+        foreign.cancel();
+        let mine = story(&below);
+        same(&mine, &ender.join().unwrap());
+        same(&mine, &story(&ctx));
+        assert_eq!(why(&story(&parent)), "why");
+        waiter.finish(&mine);
+    });
+}
+
+/// The token is canceled while the context is, with something linked two levels below: either call returns to a
+/// tree that has ended.
+#[test]
+fn foreign_cancel_against_cancel() {
+    explore_exact(4, || {
+        let foreign = CancellationToken::new();
+        let scope = Context::background().with_token(&foreign);
+        let all = chain(&scope, 2);
+        let roll = Roll::of(&all);
+        let waiter = Waiter::waiting_on(&all[2]);
+        let ender = thread::spawn({
+            let all = all.clone();
+            move || {
+                foreign.cancel();
+                all_done(all.iter().rev());
+            }
+        });
+        scope.cancel_with("why");
+        all_done(all.iter().rev());
+        ender.join().unwrap();
+        waiter.finish(&one_story(&all));
+        drop((scope, all));
+        roll.is_gone();
+    });
+}
+
+/// The token is canceled while the last handle of the context goes: nothing is left, of the context nor at the
+/// token.
+#[test]
+fn foreign_cancel_against_drop() {
+    explore([6, 4], || {
+        let foreign = CancellationToken::new();
+        let parent = Context::background().with_cancel();
+        let ctx = parent.with_token(&foreign).detach();
+        let roll = Roll::of([&ctx]);
+        let ender = thread::spawn({
+            let foreign = foreign.clone();
+            move || foreign.cancel()
+        });
+        drop(ctx);
+        ender.join().unwrap();
+        roll.is_gone();
+        assert_eq!(census(&parent), 0);
+        assert!(foreign.is_cancelled() && !parent.is_done());
+    });
+}
+
+/// The same with a scope, which ends what another handle, just going, could still see.
+#[test]
+fn foreign_cancel_against_drop_of_the_scope() {
+    explore_exact(5, || {
+        let foreign = CancellationToken::new();
+        let scope = Context::background().with_token(&foreign);
+        let ctx = scope.clone();
+        let roll = Roll::of([&ctx]);
+        let ender = thread::spawn(move || foreign.cancel());
+        drop(scope);
+        let error = story(&ctx);
+        ender.join().unwrap();
+        same(&error, &story(&ctx));
+        drop(ctx);
+        roll.is_gone();
+    });
+}
+
+/// The token is canceled, the context is, and its last handle goes: three threads.
+#[test]
+fn foreign_cancel_against_cancel_against_drop() {
+    explore_exact(3, || {
+        let foreign = CancellationToken::new();
+        let (ctx, guard) = Context::background().with_token(&foreign).split();
+        let roll = Roll::of([&ctx]);
+        let waiter = Waiter::waiting_on(&ctx);
+        let outside = thread::spawn(move || foreign.cancel());
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        drop(ctx);
+        let left = waiter.leave();
+        outside.join().unwrap();
+        ender.join().unwrap();
+        left.is_gone();
+        roll.is_gone();
+    });
+}
+
+/// One token ends two contexts, of which one is the other's child, and one of them is canceled.
+#[test]
+fn one_token_for_parent_and_child() {
+    explore_exact(3, || {
+        let foreign = CancellationToken::new();
+        let parent = Context::background().with_token(&foreign);
+        let child = parent.with_token(&foreign).detach();
+        let waiter = Waiter::waiting_on(&child);
+        let ender = thread::spawn({
+            let child = child.clone();
+            move || {
+                foreign.cancel();
+                story(&child)
+            }
+        });
+        parent.cancel_with("why");
+        let mine = story(&child);
+        same(&mine, &ender.join().unwrap());
+        waiter.finish(&mine);
+        story(&parent);
+    });
+}

@@ -1,0 +1,214 @@
+//! A deadline that moves to a narrower slot when the timer of its wide one fires.
+//!
+//! At the first tick the slot of [`soon_after_a_tick`] has come, the deadline has not; at the second it has.
+
+use loom::thread;
+
+use super::{
+    Roll, Waiter, census, explore, explore_exact, in_runtime, places, shut_down, soon_after_a_tick,
+    story, tick_and_fire, why,
+};
+use crate::Context;
+use crate::token::sync::{count_timers, enter_runtime, fire_timers, tick};
+
+/// One that is waited on moves, once, and ends at its time.
+#[test]
+fn moved_and_fired() {
+    explore([4, 3], || {
+        enter_runtime(1);
+        let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
+        let waiter = Waiter::waiting_on(&ctx);
+        let driver = in_runtime(1, || {
+            tick_and_fire();
+            assert_eq!(count_timers(), 1, "moved");
+        });
+        driver.join().unwrap();
+        assert!(!waiter.is_roused() && !ctx.is_done(), "too early");
+        assert_eq!(places(&ctx), 1);
+        tick_and_fire();
+        waiter.finish(&story(&ctx));
+        assert_eq!((places(&ctx), count_timers()), (0, 0));
+        shut_down([1]);
+    });
+}
+
+/// A cancel takes it out of the one bucket, or of the other, or keeps it out of both.
+#[test]
+fn move_against_cancel() {
+    explore([4, 3], || {
+        enter_runtime(1);
+        let (ctx, guard) = Context::background().with_deadline(soon_after_a_tick()).split();
+        let waiter = Waiter::waiting_on(&ctx);
+        let driver = in_runtime(1, tick_and_fire);
+        guard.cancel_with("why");
+        driver.join().unwrap();
+        let error = story(&ctx);
+        assert_eq!(why(&error), "why");
+        waiter.finish(&error);
+        assert_eq!(places(&ctx), 0, "still in a bucket");
+        shut_down([1]);
+    });
+}
+
+/// The same by a cancel of its parent.
+#[test]
+fn move_against_cancel_of_the_parent() {
+    explore([4, 2], || {
+        enter_runtime(1);
+        let (parent, guard) = Context::background().with_cancel().split();
+        let ctx = parent.with_deadline(soon_after_a_tick()).detach();
+        let waiter = Waiter::waiting_on(&ctx);
+        let driver = in_runtime(1, tick_and_fire);
+        guard.cancel_with("why");
+        let error = story(&ctx);
+        assert_eq!(why(&error), "why");
+        driver.join().unwrap();
+        waiter.finish(&error);
+        assert_eq!(places(&ctx), 0, "still in a bucket");
+        shut_down([1]);
+    });
+}
+
+/// The wait goes, or the context with it, as it moves.
+fn move_against_drop(of_the_context: bool) {
+    enter_runtime(1);
+    let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
+    let roll = Roll::of([&ctx]);
+    let waiter = Waiter::waiting_on(&ctx);
+    let driver = in_runtime(1, tick_and_fire);
+    if of_the_context {
+        drop(ctx);
+        let left = waiter.leave();
+        driver.join().unwrap();
+        left.is_gone();
+    } else {
+        let left = waiter.leave();
+        driver.join().unwrap();
+        left.is_gone();
+        assert!(!ctx.is_done(), "too early");
+        assert_eq!(census(&ctx), 0);
+        drop(ctx);
+    }
+    roll.is_gone();
+    tick_and_fire();
+    assert_eq!(count_timers(), 0);
+    shut_down([1]);
+}
+
+#[test]
+fn move_against_drop_of_the_wait() {
+    explore([5, 3], || move_against_drop(false));
+}
+
+#[test]
+fn move_against_drop_of_the_context() {
+    explore([5, 3], || move_against_drop(true));
+}
+
+/// A second wait comes as it moves: it finds the deadline registered here or there, or registers it itself, and
+/// one registration is left.
+#[test]
+fn move_against_second_wait() {
+    explore([4, 3], || {
+        enter_runtime(1);
+        let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
+        let first = Waiter::waiting_on(&ctx);
+        let driver = in_runtime(1, tick_and_fire);
+        let second = Waiter::waiting_on(&ctx);
+        driver.join().unwrap();
+        assert_eq!(places(&ctx), 1, "registered once");
+        tick_and_fire();
+        assert!(first.is_roused() && second.is_roused(), "a lost wake-up");
+        let error = story(&ctx);
+        first.finish(&error);
+        second.finish(&error);
+        assert_eq!((places(&ctx), count_timers()), (0, 0));
+        shut_down([1]);
+    });
+}
+
+/// The first wait goes and a second comes as it moves, or is dropped from the bucket as nothing waits on it.
+#[test]
+fn move_against_one_wait_after_the_other() {
+    explore([4, 3], || {
+        enter_runtime(1);
+        let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
+        let first = Waiter::waiting_on(&ctx);
+        let driver = in_runtime(1, tick_and_fire);
+        let left = first.leave();
+        let second = Waiter::waiting_on(&ctx);
+        driver.join().unwrap();
+        left.is_gone();
+        assert_eq!(places(&ctx), 1, "registered once");
+        tick_and_fire();
+        second.finish(&story(&ctx));
+        shut_down([1]);
+    });
+}
+
+/// It moves as another of its bucket is dropped, and a third enters: each keeps its own deadline.
+#[test]
+fn move_against_drop_of_another() {
+    explore([4, 2], || {
+        enter_runtime(1);
+        let at = soon_after_a_tick();
+        let [one, two, three] = [(); 3].map(|()| Context::background().with_deadline(at).detach());
+        let roll = Roll::of([&one]);
+        let [first, second] = [&one, &two].map(Waiter::waiting_on);
+        let driver = in_runtime(1, tick_and_fire);
+        drop((one, first));
+        let third = Waiter::waiting_on(&three);
+        driver.join().unwrap();
+        roll.is_gone();
+        assert_eq!([&two, &three].map(places), [1, 1]);
+        tick_and_fire();
+        assert!(second.is_roused() && third.is_roused(), "a lost wake-up");
+        second.finish(&story(&two));
+        third.finish(&story(&three));
+        shut_down([1]);
+    });
+}
+
+/// The deadline comes while it moves, on another thread's clock.
+#[test]
+fn move_against_the_clock() {
+    explore([4, 3], || {
+        enter_runtime(1);
+        let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
+        let waiter = Waiter::waiting_on(&ctx);
+        let driver = in_runtime(1, tick_and_fire);
+        tick();
+        let seen = ctx.err();
+        driver.join().unwrap();
+        // The driver turns once more for what it was too early for.
+        fire_timers(false);
+        assert!(waiter.is_roused(), "a lost wake-up");
+        let error = story(&ctx);
+        seen.iter().for_each(|seen| super::same(seen, &error));
+        waiter.finish(&error);
+        assert_eq!(places(&ctx), 0);
+        shut_down([1]);
+    });
+}
+
+/// Cancel and drop of the wait as it moves: three threads.
+#[test]
+fn move_against_cancel_and_drop() {
+    explore_exact(3, || {
+        enter_runtime(1);
+        let (ctx, guard) = Context::background().with_deadline(soon_after_a_tick()).split();
+        let roll = Roll::of([&ctx]);
+        let waiter = Waiter::waiting_on(&ctx);
+        let driver = in_runtime(1, tick_and_fire);
+        let ender = thread::spawn(move || guard.cancel_with("why"));
+        drop(ctx);
+        let left = waiter.leave();
+        ender.join().unwrap();
+        driver.join().unwrap();
+        left.is_gone();
+        roll.is_gone();
+        tick_and_fire();
+        assert_eq!(count_timers(), 0);
+        shut_down([1]);
+    });
+}

@@ -1,0 +1,277 @@
+//! Several runtimes wait on one deadline, and some of them stand still, or shut down.
+
+use super::{
+    Roll, SECOND, Waiter, explore, explore_exact, in_runtime, panics_in_shutdown, places, shut_down,
+    soon_after_a_tick, story, tick_and_fire, why,
+};
+use crate::Context;
+use crate::token::sync::{count_timers, enter_runtime, fire_timers, now, tick};
+
+/// Two runtimes register one deadline at once. One of them fires, the other stands still: both waits are woken.
+#[test]
+fn two_runtimes_register_and_one_fires() {
+    explore([4, 3], || {
+        let ctx = Context::background().with_timeout(SECOND).detach();
+        let other = in_runtime(2, {
+            let ctx = ctx.clone();
+            move || Waiter::waiting_on(&ctx)
+        });
+        enter_runtime(1);
+        let mine = Waiter::waiting_on(&ctx);
+        let theirs = other.join().unwrap();
+        assert_eq!(places(&ctx), 2, "registered with both");
+        enter_runtime(2);
+        tick_and_fire();
+        assert!(mine.is_roused() && theirs.is_roused(), "a lost wake-up");
+        let error = story(&ctx);
+        mine.finish(&error);
+        theirs.finish(&error);
+        assert_eq!(places(&ctx), 0);
+        shut_down([1, 2]);
+    });
+}
+
+/// Both fire at once: it ends once.
+#[test]
+fn two_runtimes_fire_at_once() {
+    explore([3, 2], || {
+        let ctx = Context::background().with_timeout(SECOND).detach();
+        let waiters = [1, 2].map(|id| {
+            enter_runtime(id);
+            Waiter::waiting_on(&ctx)
+        });
+        tick();
+        let drivers = [1, 2].map(|id| in_runtime(id, || fire_timers(false)));
+        drivers.into_iter().for_each(|driver| driver.join().unwrap());
+        let error = story(&ctx);
+        waiters.into_iter().for_each(|waiter| waiter.finish(&error));
+        assert_eq!(places(&ctx), 0);
+        shut_down([1, 2]);
+    });
+}
+
+/// Both move it to a narrower slot at once, each to one of its own.
+#[test]
+fn two_runtimes_move_it_at_once() {
+    explore([3, 2], || {
+        let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
+        let waiters = [1, 2].map(|id| {
+            enter_runtime(id);
+            Waiter::waiting_on(&ctx)
+        });
+        tick();
+        let drivers = [1, 2].map(|id| in_runtime(id, || fire_timers(false)));
+        drivers.into_iter().for_each(|driver| driver.join().unwrap());
+        assert_eq!(places(&ctx), 2, "registered with both");
+        enter_runtime(1);
+        tick_and_fire();
+        let error = story(&ctx);
+        waiters.into_iter().for_each(|waiter| waiter.finish(&error));
+        assert_eq!(places(&ctx), 0);
+        shut_down([1, 2]);
+    });
+}
+
+/// A wait that was polled in one runtime is polled in another while the first one fires, too early, and moves it.
+/// From then on the first stands still.
+#[test]
+fn wait_goes_over_against_a_move() {
+    explore([4, 3], || {
+        enter_runtime(1);
+        let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
+        let mut waiter = Waiter::waiting_on(&ctx);
+        let driver = in_runtime(1, tick_and_fire);
+        enter_runtime(2);
+        waiter.change_hands();
+        assert!(!waiter.poll());
+        driver.join().unwrap();
+        assert_eq!(places(&ctx), 2, "registered with both");
+        tick_and_fire();
+        waiter.finish(&story(&ctx));
+        assert_eq!(places(&ctx), 0);
+        shut_down([1, 2]);
+    });
+}
+
+/// The same while the first one shuts down: what it wakes may have gone over already.
+#[test]
+fn wait_goes_over_against_shutdown() {
+    explore([5, 4], || {
+        enter_runtime(1);
+        let ctx = Context::background().with_timeout(SECOND).detach();
+        let mut waiter = Waiter::waiting_on(&ctx);
+        let driver = in_runtime(1, || fire_timers(true));
+        enter_runtime(2);
+        waiter.change_hands();
+        assert!(!waiter.poll());
+        driver.join().unwrap();
+        // A task polls again when it is woken.
+        assert!(!(waiter.is_roused() && waiter.poll()));
+        assert_eq!(places(&ctx), 1, "registered with the one that is left");
+        tick_and_fire();
+        waiter.finish(&story(&ctx));
+        shut_down([2]);
+    });
+}
+
+/// A runtime shuts down while a wait registers there. The wait panics, as `tokio::time::sleep` does, or it is woken,
+/// and goes on elsewhere.
+#[test]
+fn first_wait_against_shutdown() {
+    explore([5, 3], || {
+        let ctx = Context::background().with_timeout(SECOND).detach();
+        let driver = in_runtime(1, || fire_timers(true));
+        enter_runtime(1);
+        let mut waiter = Waiter::on(&ctx);
+        let panicked = panics_in_shutdown(&mut waiter);
+        driver.join().unwrap();
+        assert!(panicked || waiter.is_roused(), "left to a runtime that has gone");
+        enter_runtime(2);
+        assert!(!waiter.poll());
+        assert_eq!(places(&ctx), 1, "registered with the one that is left");
+        tick_and_fire();
+        waiter.finish(&story(&ctx));
+        assert_eq!(places(&ctx), 0);
+        shut_down([2]);
+    });
+}
+
+/// The same where the bucket is there, with another context in it.
+#[test]
+fn entering_against_shutdown() {
+    explore([4, 3], || {
+        enter_runtime(1);
+        let at = now() + SECOND;
+        let [one, two] = [(); 2].map(|()| Context::background().with_deadline(at).detach());
+        let mut first = Waiter::waiting_on(&one);
+        let driver = in_runtime(1, || fire_timers(true));
+        let mut second = Waiter::on(&two);
+        let panicked = panics_in_shutdown(&mut second);
+        driver.join().unwrap();
+        assert!(first.is_roused(), "left to a runtime that has gone");
+        assert!(panicked || second.is_roused(), "left to a runtime that has gone");
+        enter_runtime(2);
+        assert!(!first.poll() && !second.poll());
+        tick_and_fire();
+        first.finish(&story(&one));
+        second.finish(&story(&two));
+        shut_down([2]);
+    });
+}
+
+/// A runtime shuts down while another registers the deadline, and a third thread's wait is there.
+#[test]
+fn shutdown_against_first_wait_elsewhere() {
+    explore([5, 3], || {
+        enter_runtime(1);
+        let ctx = Context::background().with_timeout(SECOND).detach();
+        let mut first = Waiter::waiting_on(&ctx);
+        let driver = in_runtime(1, || fire_timers(true));
+        enter_runtime(2);
+        let mut second = Waiter::waiting_on(&ctx);
+        driver.join().unwrap();
+        assert!(first.is_roused(), "left to a runtime that has gone");
+        assert!(!first.poll());
+        assert!(!(second.is_roused() && second.poll()));
+        assert_eq!(places(&ctx), 1, "registered with the one that is left");
+        tick_and_fire();
+        let error = story(&ctx);
+        first.finish(&error);
+        second.finish(&error);
+        shut_down([2]);
+    });
+}
+
+/// A runtime shuts down while another one, where the deadline is registered as well, fires.
+#[test]
+fn shutdown_against_firing_elsewhere() {
+    explore([3, 2], || {
+        let ctx = Context::background().with_timeout(SECOND).detach();
+        let waiters = [1, 2].map(|id| {
+            enter_runtime(id);
+            Waiter::waiting_on(&ctx)
+        });
+        let down = in_runtime(1, || fire_timers(true));
+        tick_and_fire();
+        down.join().unwrap();
+        let error = story(&ctx);
+        waiters.into_iter().for_each(|waiter| waiter.finish(&error));
+        assert_eq!(places(&ctx), 0);
+        shut_down([2]);
+    });
+}
+
+/// A runtime shuts down when the slot has come, which its driver has not seen, and the deadline has not: it begins
+/// no timer, and wakes the wait.
+#[test]
+fn shutdown_when_the_slot_has_come() {
+    explore([4, 2], || {
+        enter_runtime(1);
+        let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
+        let mut waiter = Waiter::waiting_on(&ctx);
+        let driver = in_runtime(1, || fire_timers(true));
+        tick();
+        driver.join().unwrap();
+        assert!(waiter.is_roused(), "left to a runtime that has gone");
+        enter_runtime(2);
+        assert!(!waiter.poll());
+        tick_and_fire();
+        waiter.finish(&story(&ctx));
+        assert_eq!((places(&ctx), count_timers()), (0, 0));
+        shut_down([2]);
+    });
+}
+
+/// A cancel comes while the runtime shuts down, and wakes its waits.
+#[test]
+fn shutdown_against_cancel() {
+    explore([5, 3], || {
+        enter_runtime(1);
+        let (ctx, guard) = Context::background().with_timeout(SECOND).split();
+        let waiter = Waiter::waiting_on(&ctx);
+        let driver = in_runtime(1, || fire_timers(true));
+        guard.cancel_with("why");
+        driver.join().unwrap();
+        let error = story(&ctx);
+        assert_eq!(why(&error), "why");
+        waiter.finish(&error);
+        assert_eq!(places(&ctx), 0);
+    });
+}
+
+/// The wait, and the context, are dropped while the runtime shuts down and wakes it.
+#[test]
+fn shutdown_against_drop() {
+    explore([6, 4], || {
+        enter_runtime(1);
+        let ctx = Context::background().with_timeout(SECOND).detach();
+        let roll = Roll::of([&ctx]);
+        let waiter = Waiter::waiting_on(&ctx);
+        let driver = in_runtime(1, || fire_timers(true));
+        drop(ctx);
+        let left = waiter.leave();
+        driver.join().unwrap();
+        left.is_gone();
+        roll.is_gone();
+    });
+}
+
+/// A wait without the deadline's timer, polled by the same task all along, is woken by a shutdown and an end that
+/// cross.
+#[test]
+fn shutdown_against_a_second_poll() {
+    explore_exact(3, || {
+        enter_runtime(1);
+        let (ctx, guard) = Context::background().with_timeout(SECOND).split();
+        let mut waiter = Waiter::waiting_on(&ctx);
+        let driver = in_runtime(1, || fire_timers(true));
+        let ender = loom::thread::spawn(move || guard.cancel_with("why"));
+        enter_runtime(2);
+        waiter.poll();
+        driver.join().unwrap();
+        ender.join().unwrap();
+        waiter.finish(&story(&ctx));
+        assert_eq!(places(&ctx), 0);
+        shut_down([2]);
+    });
+}

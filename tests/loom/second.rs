@@ -1,0 +1,218 @@
+//! A second `cancel()` against the propagation of the first: when it returns, all below has ended as well.
+
+use loom::thread;
+
+use super::{Roll, Waiter, all_done, chain, explore, explore_exact, one_story, same, story, token, why};
+use crate::{Context, Error};
+
+/// One thread cancels the root of a linked chain, the other the context at `inner`: what it returns to has ended,
+/// down to the last.
+fn second_cancel(levels: usize, inner: usize) {
+    let root = Context::background().with_cancel();
+    let above = chain(&root, inner.saturating_sub(1));
+    let scope = (inner > 0).then(|| above[inner - 1].with_cancel());
+    let middle = scope.as_deref().unwrap_or(&root);
+    let below = chain(middle, levels - inner);
+    let roll = Roll::of(above.iter().chain(&below));
+    let waiter = Waiter::waiting_on(&below[levels - inner]);
+    let ender = thread::spawn({
+        let (canceler, below) = (root.canceler(), below.clone());
+        move || {
+            canceler.cancel_with("one");
+            all_done(below.iter().rev());
+        }
+    });
+    match &scope {
+        Some(scope) => scope.cancel_with("two"),
+        None => root.cancel_with("two"),
+    }
+    all_done(below.iter().rev());
+    ender.join().unwrap();
+    let error = one_story(&below);
+    assert!(["one", "two"].contains(&why(&error).as_str()));
+    assert!(inner == 0 || why(&one_story(&above)) == "one");
+    waiter.finish(&error);
+    drop((root, scope, above, below));
+    roll.is_gone();
+}
+
+#[test]
+fn second_cancel_of_the_root_of_three_levels() {
+    explore([3, 2], || second_cancel(3, 0));
+}
+
+#[test]
+fn second_cancel_of_the_root_of_four_levels() {
+    explore([3, 2], || second_cancel(4, 0));
+}
+
+#[test]
+fn second_cancel_of_a_child() {
+    explore([3, 2], || second_cancel(3, 1));
+}
+
+#[test]
+fn second_cancel_of_a_grandchild() {
+    explore([3, 2], || second_cancel(4, 2));
+}
+
+#[test]
+fn cancel_of_a_leaf_against_that_of_the_root() {
+    explore([4, 2], || second_cancel(3, 3));
+}
+
+/// Two below one: two branches, each with a leaf, of which the propagation has one in hand at a time.
+#[test]
+fn second_cancel_of_the_root_of_two_branches() {
+    explore([3, 2], || {
+        let root = Context::background().with_cancel();
+        let branches = [(); 2].map(|()| chain(&root, 2));
+        let waiters = [0, 1].map(|branch| Waiter::waiting_on(&branches[branch][2]));
+        let ender = thread::spawn({
+            let (canceler, branches) = (root.canceler(), branches.clone());
+            move || {
+                canceler.cancel_with("one");
+                all_done(branches.iter().flatten());
+            }
+        });
+        root.cancel_with("two");
+        all_done(branches.iter().flatten());
+        ender.join().unwrap();
+        let error = one_story(branches.iter().flatten());
+        waiters.into_iter().for_each(|waiter| waiter.finish(&error));
+    });
+}
+
+/// Three at once: the root twice, and a context in the middle.
+#[test]
+fn three_cancels() {
+    explore_exact(1, || {
+        let root = Context::background().with_cancel();
+        let middle = root.with_cancel();
+        let below = chain(&middle, 2);
+        assert!(token(&below[2]).link());
+        let others = [root.canceler(), middle.canceler()].map(|canceler| {
+            let below = below.clone();
+            thread::spawn(move || {
+                canceler.cancel();
+                all_done(below.iter().rev());
+            })
+        });
+        root.cancel();
+        all_done(below.iter().rev());
+        others.into_iter().for_each(|other| other.join().unwrap());
+        one_story(&below);
+    });
+}
+
+/// A root, two below it, the child of both, and what is waited on below that.
+struct Diamond {
+    root: crate::CancelScope,
+    sides: [crate::CancelScope; 2],
+    below: Vec<Context>,
+}
+
+impl Diamond {
+    fn new() -> Diamond {
+        let root = Context::background().with_cancel();
+        let sides = [root.with_cancel(), root.with_cancel()];
+        let below = chain(&sides[0].merge(&sides[1]).detach(), 1);
+        Diamond { root, sides, below }
+    }
+
+    /// One thread cancels one, the other the other.
+    fn cancel(&self, one: &crate::CancelScope, two: &crate::CancelScope) -> Error {
+        let roll = Roll::of(&self.below);
+        let waiter = Waiter::waiting_on(&self.below[1]);
+        let ender = thread::spawn({
+            let (canceler, below) = (one.canceler(), self.below.clone());
+            move || {
+                canceler.cancel_with("one");
+                all_done(below.iter().rev());
+                story(&below[1])
+            }
+        });
+        two.cancel_with("two");
+        all_done(self.below.iter().rev());
+        let mine = one_story(&self.below);
+        same(&mine, &ender.join().unwrap());
+        waiter.finish(&mine);
+        drop(roll);
+        mine
+    }
+}
+
+#[test]
+fn second_cancel_above_a_diamond() {
+    explore([2, 1], || {
+        let diamond = Diamond::new();
+        let error = diamond.cancel(&diamond.root, &diamond.root);
+        same(&error, &story(&diamond.root));
+        same(&error, &one_story(diamond.sides.iter().map(|side| side.context())));
+    });
+}
+
+#[test]
+fn cancel_above_a_diamond_against_that_of_a_side() {
+    explore([2, 1], || {
+        let diamond = Diamond::new();
+        let error = diamond.cancel(&diamond.root, &diamond.sides[0]);
+        assert_eq!(why(&story(&diamond.root)), "one");
+        assert!(["one", "two"].contains(&why(&error).as_str()));
+    });
+}
+
+#[test]
+fn cancel_above_a_diamond_against_that_of_the_other_side() {
+    explore([2, 1], || {
+        let diamond = Diamond::new();
+        let error = diamond.cancel(&diamond.root, &diamond.sides[1]);
+        assert_eq!(why(&story(&diamond.root)), "one");
+        assert!(["one", "two"].contains(&why(&error).as_str()));
+    });
+}
+
+#[test]
+fn cancel_of_both_sides_of_a_diamond() {
+    explore([2, 1], || {
+        let diamond = Diamond::new();
+        let error = diamond.cancel(&diamond.sides[0], &diamond.sides[1]);
+        let sides = [0, 1].map(|side| story(&diamond.sides[side]));
+        assert_eq!(sides.each_ref().map(why), ["one", "two"]);
+        same(&error, &sides[usize::from(why(&error) == "two")]);
+        assert!(!diamond.root.is_done());
+    });
+}
+
+/// A waiter's waker that asks and cancels: what runs there may use the tree, as no lock is held and nothing is
+/// still being closed.
+#[test]
+fn waker_cancels_again() {
+    struct Cancels(crate::Canceler, Vec<Context>);
+
+    impl std::task::Wake for Cancels {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.cancel_with("three");
+            all_done(&self.1);
+        }
+    }
+
+    explore([3, 1], || {
+        let root = Context::background().with_cancel();
+        let all = chain(&root, 2);
+        let mut done = Box::pin(all[2].done_owned());
+        let waker = std::sync::Arc::new(Cancels(root.canceler(), all.clone())).into();
+        let first = done.as_mut().poll(&mut std::task::Context::from_waker(&waker));
+        assert!(first.is_pending());
+        drop(waker);
+        let ender = thread::spawn({
+            let canceler = root.canceler();
+            move || canceler.cancel_with("one")
+        });
+        root.cancel_with("two");
+        all_done(&all);
+        ender.join().unwrap();
+        let error = one_story(&all);
+        assert!(["one", "two"].contains(&why(&error).as_str()));
+    });
+}
