@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::sync::{Ordering, fence, now};
 use super::tree::Work;
 use super::{
-    BRIDGED, CALLED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LONG, MERGED, OWNS_DEADLINE,
-    Stamp, TIMED, Token,
+    BRIDGED, CALLED, CAUSED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LONG, MERGED,
+    OWNS_DEADLINE, Stamp, TIMED, Token,
 };
 use crate::error::{BoxError, Error, How, Origin};
 use crate::trace;
@@ -251,9 +251,21 @@ impl Token {
         }
     }
 
+    /// Whether it ends with its parent, by no more than a bit in its state.
+    #[inline]
+    pub(super) fn inherits_plainly(&self, end: End) -> bool {
+        !self.copies_error()
+            && !self.has(CAUSED)
+            && !(self.owns_deadline() && end.is_after(self.deadline))
+    }
+
+    /// Whether it keeps a copy of an inherited error, so that no way up to one is long.
+    fn copies_error(&self) -> bool {
+        self.level & !OWNS_DEADLINE == 0 || self.has(MERGED)
+    }
+
     fn inheriting(&self, parent: &Token, end: End) -> Ending {
-        let copies = self.has(MERGED) || self.level & !OWNS_DEADLINE == 0;
-        let error = copies.then(|| parent.error());
+        let error = self.copies_error().then(|| parent.error());
         Ending { kind: INHERITED, caller: None, at: end.at, is_canceled: end.canceled, error }
     }
 

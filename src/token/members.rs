@@ -62,6 +62,18 @@ impl Inner {
         self.more.get_or_insert_default()
     }
 
+    /// Takes the waker out, if one waiter is all there is.
+    #[inline]
+    pub(super) fn take_only_waker(&mut self) -> Option<Waker> {
+        match self.first.take() {
+            Some(Member::Waiter(waker)) if self.more.is_none() => Some(waker),
+            other => {
+                self.first = other;
+                None
+            }
+        }
+    }
+
     /// Whether all that has been in it has gone again.
     #[inline]
     pub(super) fn is_deserted(&self) -> bool {

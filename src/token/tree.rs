@@ -13,7 +13,8 @@ use super::interop::{Bridge, Foreign};
 use super::members::{Inner, Member, Members, Seat};
 use super::sync::{MutexGuard, Ordering, RuntimeId, yield_now};
 use super::{
-    CAUSED, CLOSING, DISTURBED, ENDED, EXPIRED, INHERITED, KEPT, MERGED, OCCUPIED, Stamp, TIMED, Token,
+    CAUSED, CLOSING, DATED, DISTURBED, ENDED, EXPIRED, INHERITED, KEPT, MERGED, OCCUPIED, Stamp, TIMED,
+    Token,
 };
 use crate::error::Error;
 use crate::trace;
@@ -172,6 +173,9 @@ impl Token {
                 work.forked.extend(end.at.map(|at| (child, at)));
                 continue;
             }
+            if child.close_waiter(end, work) {
+                continue;
+            }
             let parent = layer.token.as_deref().unwrap_or(self);
             let mut ending = child.ending_below(parent, end);
             match child.close(&mut ending, work) {
@@ -190,6 +194,25 @@ impl Token {
                 }
             }
         }
+    }
+
+    /// Closes a token with one waiter and nothing else, which ends with its parent: the usual child of a wide one.
+    #[inline]
+    fn close_waiter(&self, end: End, work: &mut Work) -> bool {
+        if !self.inherits_plainly(end) {
+            return false;
+        }
+        let mut inner = self.inner.lock();
+        let Some(waker) = inner.take_only_waker() else { return false };
+        if let Some(entry) = self.take_entry(&mut inner) {
+            work.entries.push(entry);
+        }
+        let dated = if end.at.is_some() { DATED } else { 0 };
+        // With a waiter in the list it has not ended, and ends under the lock only.
+        self.state.fetch_or(ENDED | INHERITED | dated, Ordering::AcqRel);
+        drop(inner);
+        work.wakers.push(waker);
+        true
     }
 
     /// Closes this token alone, and returns its members; none if it had ended.
