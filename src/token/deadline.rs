@@ -31,7 +31,7 @@ use super::members::{Inner, Pages};
 use super::sync::{
     AtomicBool, Mutex, Ordering, RuntimeId, Timer, is_paused, runtime, spawn, thread_local,
 };
-use super::tree::quietly;
+use super::work::quietly;
 use super::{ENDED, OCCUPIED, Stamp, Token};
 
 /// Slots are narrower than the time left by this power of two.

@@ -4,7 +4,7 @@ use std::panic::Location;
 use std::sync::Arc;
 
 use super::sync::{Ordering, fence, now};
-use super::tree::Work;
+use super::work::Work;
 use super::{
     BRIDGED, CALLED, CAUSED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LONG, MERGED,
     OWNS_DEADLINE, Stamp, TIMED, Token,
@@ -254,9 +254,8 @@ impl Token {
     /// Whether it ends with its parent, by no more than a bit in its state.
     #[inline]
     pub(super) fn inherits_plainly(&self, end: End) -> bool {
-        !self.copies_error()
-            && !self.has(CAUSED)
-            && !(self.owns_deadline() && end.is_after(self.deadline))
+        let expires = self.owns_deadline() && end.is_after(self.deadline);
+        !(expires || self.copies_error() || self.has(CAUSED))
     }
 
     /// Whether it keeps a copy of an inherited error, so that no way up to one is long.

@@ -75,7 +75,7 @@
 //! # Locks
 //!
 //! One lock a token and one a bucket; never two at once. Wakers are cloned before and called or dropped after,
-//! as is everything that may run foreign code ([`tree::Work`]).
+//! as is everything that may run foreign code ([`work::Work`]).
 
 mod deadline;
 mod end;
@@ -83,6 +83,7 @@ mod interop;
 mod members;
 pub(crate) mod sync;
 mod tree;
+mod work;
 
 use std::panic::Location;
 use std::sync::{Arc, OnceLock};

@@ -1,23 +1,18 @@
 //! Linking a token to its parents, closing it with all that is linked below, and taking chains apart.
 
 use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Waker;
 
-use tokio::time::Instant;
-
 use super::deadline::{Bucket, Entry};
 use super::end::{End, Ending};
-use super::interop::{Bridge, Foreign};
 use super::members::{Inner, Member, Members, Seat};
 use super::sync::{MutexGuard, Ordering, RuntimeId, yield_now};
+use super::work::{Work, quietly};
 use super::{
-    CAUSED, CLOSING, DATED, DISTURBED, ENDED, EXPIRED, INHERITED, KEPT, MERGED, OCCUPIED, Stamp, TIMED,
-    Token,
+    CLOSING, DATED, DISTURBED, ENDED, EXPIRED, INHERITED, KEPT, MERGED, OCCUPIED, Stamp, TIMED, Token,
 };
 use crate::error::Error;
-use crate::trace;
 
 // Linking.
 impl Token {
@@ -333,101 +328,6 @@ struct Layer {
     token: Option<Arc<Token>>,
     members: Members,
     end: End,
-}
-
-/// What is left to be done once everything is closed. All of it may run foreign code.
-pub(super) struct Work {
-    wakers: Few<Waker>,
-    bridges: Vec<Bridge>,
-    entries: Vec<Entry>,
-    foreign: Vec<Foreign>,
-    /// Merged tokens that had ended by their other path when an end reached them, and when that was.
-    forked: Vec<(Arc<Token>, Stamp)>,
-    /// Tokens whose drop may run foreign code.
-    handles: Vec<Arc<Token>>,
-    is_traced: bool,
-    ends: Vec<(Error, Option<Instant>)>,
-}
-
-impl Work {
-    #[inline]
-    pub(super) fn new() -> Work {
-        Work {
-            wakers: Few { first: None, more: Vec::new() },
-            bridges: Vec::new(),
-            entries: Vec::new(),
-            foreign: Vec::new(),
-            forked: Vec::new(),
-            handles: Vec::new(),
-            is_traced: trace::listens(),
-            ends: Vec::new(),
-        }
-    }
-
-    #[inline]
-    fn report(&mut self, token: &Token, ending: &Ending) {
-        if self.is_traced && ending.is_reported() {
-            self.ends.push((token.error(), token.born_at()));
-        }
-    }
-
-    #[inline]
-    fn wake(&mut self, members: Members) {
-        if let Some(Member::Waiter(waker)) = members.first {
-            self.wakers.push(waker);
-        }
-    }
-
-    #[inline]
-    fn keep(&mut self, token: Arc<Token>) {
-        if token.has(KEPT | CAUSED | MERGED) {
-            self.handles.push(token);
-        }
-    }
-
-    /// Does it, also if some of it panics: that is a matter of what panicked, and of the panic hook.
-    #[inline]
-    pub(super) fn finish(mut self) {
-        while let Some((token, at)) = self.forked.pop() {
-            token.close_path(Some(at), &mut self);
-            self.handles.push(token);
-        }
-        for waker in self.wakers.first.into_iter().chain(self.wakers.more) {
-            quietly(|| waker.wake());
-        }
-        for bridge in self.bridges {
-            quietly(|| bridge.cancel());
-        }
-        Bucket::leave_all(&self.entries);
-        for (error, born) in &self.ends {
-            trace::ended(error, *born);
-        }
-        if !self.handles.is_empty() || !self.foreign.is_empty() {
-            quietly(|| drop((self.handles, self.foreign)));
-        }
-    }
-}
-
-/// Runs foreign code whose panic must not become that of the code which ended a context.
-#[inline]
-pub(super) fn quietly(f: impl FnOnce()) {
-    let _panic = catch_unwind(AssertUnwindSafe(f));
-}
-
-/// Mostly one, which takes no allocation.
-struct Few<T> {
-    first: Option<T>,
-    more: Vec<T>,
-}
-
-impl<T> Few<T> {
-    #[inline]
-    fn push(&mut self, item: T) {
-        match &self.first {
-            None => self.first = Some(item),
-            Some(_) => self.more.push(item),
-        }
-    }
 }
 
 /// Leaves the lists of its parents and of its timers, and takes a chain of ancestors apart one by one, so that
