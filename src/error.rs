@@ -248,11 +248,11 @@ impl Origin {
         self.budget
     }
 
-    /// When it ended: the deadline itself, or the moment it was canceled.
+    /// When it ended: the deadline itself, or the time of the cancel.
     ///
-    /// One case is dated later: the drop of the scope of a context that had no deadline, never had a
-    /// child, and has no waiter. That end has stopped nothing yet, so it is dated by the first question
-    /// (and costs no look at the clock if there is none).
+    /// A cancel is dated if its end can be compared with another: if the context has a deadline, or one was
+    /// derived below it, and where a cause is given. Otherwise it reads no clock, and this is the time of the
+    /// first question, the same from then on.
     ///
     /// ```
     /// use std::time::Duration;

@@ -29,9 +29,8 @@ impl Context {
 
     /// A child that also ends at a point in time.
     ///
-    /// The earlier of this deadline and the one that this context has counts, and tells the story. In
-    /// the past: it has ended at birth. So far off that the clock cannot express it: no deadline of its
-    /// own. Go's `context.WithDeadline`.
+    /// The earlier of this deadline and the one that this context has counts, and is in the error. One in the
+    /// past ends it at birth. One more than some four centuries off is none. Go's `context.WithDeadline`.
     ///
     /// ```
     /// use std::time::Duration;
@@ -49,8 +48,8 @@ impl Context {
 
     /// A child that also ends when this much time has passed. Go's `context.WithTimeout`.
     ///
-    /// Zero: it has ended at birth. `None`, [`Duration::MAX`], and whatever else the clock cannot express: no
-    /// deadline of its own, so that an optional limit needs no branch. On Linux and macOS the clock stands still
+    /// Zero ends it at birth. `None`, [`Duration::MAX`], and whatever else is more than some four centuries off, is
+    /// no deadline of its own, so that an optional limit needs no branch. On Linux and macOS the clock stands still
     /// while the machine is suspended: [Traps](guide/traps/index.html#a-machine-that-sleeps).
     ///
     /// ```

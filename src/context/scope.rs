@@ -215,12 +215,9 @@ impl CancelScope {
 
     /// Ends the context, from any thread; once it has ended, does nothing.
     ///
-    /// When this returns, every descendant has ended too. The line of this call is in the error. Go's
-    /// `cancel()`, tokio-util's `CancellationToken::cancel`.
-    ///
-    /// # Panics
-    ///
-    /// If the waker of a waiting task panics, once all others have been woken.
+    /// When this returns, every descendant has ended too, also if another call was first. The line of this call
+    /// is in the error. A waker that panics keeps no other from being woken, and does not make this call panic.
+    /// Go's `cancel()`, tokio-util's `CancellationToken::cancel`.
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
@@ -240,10 +237,6 @@ impl CancelScope {
     /// freed. An [`Error`](crate::Error) of another context, or of this one's children, holds none; but a loop
     /// that gives each error to the next context builds a
     /// [chain](guide/traps/index.html#an-error-as-the-cause-of-the-next) without bound.
-    ///
-    /// # Panics
-    ///
-    /// As [`cancel`](Self::cancel).
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();

@@ -10,10 +10,9 @@ use super::scope::CancelScope;
 use crate::token::Token;
 
 impl Context {
-    /// A child that also ends when `token` is cancelled, as [`Canceled`](crate::ErrorKind::Canceled).
+    /// A child that also ends when `token` is canceled, as [`Canceled`](crate::ErrorKind::Canceled).
     ///
-    /// It never cancels the token. Asking such a context, or one below it, asks the token, which takes
-    /// that one's mutex; no task is needed.
+    /// It never cancels the token. When the token's `cancel` returns, the context has ended; no task is needed.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -30,17 +29,15 @@ impl Context {
         Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 
-    /// A token that is cancelled when this context ends; cancelling it does not touch the context.
+    /// A token that is canceled when this context ends; canceling it does not touch the context.
     ///
     /// If the context goes without having ended, its scope detached and its handles dropped, the token
-    /// is its parent's from then on (of a merged context: of the first). If the context has a deadline,
-    /// or was made [`with_token`](Self::with_token), a task of the current runtime watches for the end,
-    /// and keeps it until then.
+    /// is its parent's from then on (of a merged context: of the first). If the context has a deadline, a
+    /// task of the current runtime waits for it, and keeps the context until then.
     ///
     /// # Panics
     ///
-    /// If the context has a deadline, or was made `with_token`, and has not ended: outside a Tokio
-    /// runtime, as [`tokio::spawn`].
+    /// If the context has a deadline and has not ended: outside a Tokio runtime, as [`tokio::spawn`].
     ///
     /// ```
     /// use tokio_ctx::Context;

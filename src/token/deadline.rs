@@ -1,7 +1,7 @@
 //! Deadlines, many to a timer.
 //!
 //! A wait on a deadline registers its token in a [`Bucket`]: the deadlines of one runtime that lie in the same
-//! slot, whose width is an eighth, or less, of the time left, share one Tokio timer at the slot's start. When
+//! slot, whose width is a quarter, or less, of the time left, share one Tokio timer at the slot's start. When
 //! it fires, what is still there moves to a narrower slot, until it is due; most waits are gone long before. The
 //! last slot's timer is set to the deadline itself, so that Tokio's own rounding is all the delay there is.
 //!
@@ -35,10 +35,10 @@ use super::work::quietly;
 use super::{ENDED, OCCUPIED, Stamp, Token};
 
 /// Slots are narrower than the time left by this power of two.
-const FRACTION: u32 = 3;
+const FRACTION: u32 = 2;
 /// Slots narrower than this many nanoseconds, as a power of two, are the last; about a millisecond.
 const FINEST: u32 = 20;
-/// So many buckets a thread remembers for one runtime: sixteen for each width, which has at most nine at a time.
+/// So many buckets a thread remembers for one runtime: sixteen for each width, which has at most five at a time.
 const SLOTS: usize = 512;
 /// So many runtimes a thread remembers.
 const RUNTIMES: usize = 4;
