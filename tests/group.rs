@@ -245,19 +245,23 @@ mod the_first_error {
             Ok(group.join().await?.len())
         }
         /// A handler of tonic's, and one of axum's.
+        #[cfg(feature = "tonic")]
         async fn rpc() -> Result<usize, tonic::Status> {
             let (mut group, ctx) = Group::new(&BACKGROUND);
             group.spawn(async move { Ok::<_, tonic::Status>(ctx.check()?) });
             group.spawn(async { Err(tonic::Status::not_found("no such page")) });
             Ok(group.join().await?.len())
         }
+        #[cfg(feature = "axum")]
         async fn page() -> Result<String, Error> {
             let (mut group, ctx) = Group::new(&BACKGROUND);
             group.spawn(async move { ctx.run(async { "part" }).await });
             Ok(group.join().await?.concat())
         }
+        #[cfg(feature = "axum")]
         let _router: axum::Router = axum::Router::new().route("/", axum::routing::get(page));
         on_both(|| async {
+            #[cfg(feature = "tonic")]
             assert_eq!(rpc().await.unwrap_err().code(), tonic::Code::NotFound);
             assert_eq!(own().await.unwrap_err().word(), "doomed");
             assert_eq!(anyhows().await.unwrap_err().downcast::<Failure>().unwrap().word(), "doomed");

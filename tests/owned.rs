@@ -115,6 +115,7 @@ async fn run_owned_goes_into_a_task() {
     assert_eq!(scope.run_owned(async move { canceler.cancel() }).await.unwrap(), ());
 }
 
+#[cfg(feature = "tracing")]
 #[tokio::test(start_paused = true)]
 async fn run_in_span_goes_into_a_task() {
     let ctx = Context::background().with_timeout(ms(30));
