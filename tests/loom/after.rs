@@ -45,9 +45,17 @@ fn stop_against_end_against_start() {
         let runtime = runtime();
         let (after, runs) = after(&ctx, &runtime);
         let ender = thread::spawn(move || guard.cancel_with("why"));
-        let stopper = thread::spawn(move || after.stop());
-        turn(&runtime);
+        let stopper = thread::spawn({
+            let ctx = ctx.clone();
+            move || {
+                let has_ended = ctx.is_done();
+                let stopped = after.stop();
+                assert!(!(has_ended && stopped), "the context has ended: it runs");
+                stopped
+            }
+        });
         ender.join().unwrap();
+        turn(&runtime);
         let stopped = stopper.join().unwrap();
         turn(&runtime);
         assert_eq!(runs.load(Ordering::Relaxed), usize::from(!stopped), "stopped: {stopped}");

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use loom::thread;
 
-use super::{Roll, Waiter, census, chain, explore, one_story, same, story, why};
+use super::{Roll, Waiter, census, chain, drop_elsewhere, explore, one_story, same, story, why};
 use crate::Context;
 
 /// A child that waits, and its waiter, are dropped while the root ends.
@@ -144,7 +144,7 @@ fn drop_of_the_scope_against_cancel() {
                 story(&ctx)
             }
         });
-        drop(scope);
+        drop_elsewhere(scope).join().unwrap();
         let mine = story(&ctx);
         let theirs = ender.join().unwrap();
         same(&mine, &theirs);
@@ -166,7 +166,7 @@ fn drop_of_the_scope_against_unseen_cancel() {
                 story(&ctx)
             }
         });
-        drop(scope);
+        drop_elsewhere(scope).join().unwrap();
         let mine = story(&ctx);
         same(&mine, &ender.join().unwrap());
     });
@@ -185,7 +185,7 @@ fn drop_of_the_scope_against_derive_from_its_clone() {
             waiter.poll();
             (child, waiter)
         });
-        drop(scope);
+        drop_elsewhere(scope).join().unwrap();
         let (child, waiter) = other.join().unwrap();
         waiter.finish(&story(&child));
         let roll = Roll::of([&child]);
@@ -206,7 +206,7 @@ fn drop_of_the_scope_against_clone() {
             let seen = clone.err();
             (clone, seen)
         });
-        drop(scope);
+        drop_elsewhere(scope).join().unwrap();
         let (clone, seen) = other.join().unwrap();
         let error = story(&clone);
         seen.iter().for_each(|seen| same(seen, &error));
@@ -224,7 +224,7 @@ fn drop_of_the_scope_against_drop_of_a_waiter() {
         let roll = Roll::of([scope.context()]);
         let waiter = Waiter::waiting_on(&scope);
         let other = thread::spawn(move || waiter.leave());
-        drop(scope);
+        drop_elsewhere(scope).join().unwrap();
         other.join().unwrap().is_gone();
         roll.is_gone();
     });

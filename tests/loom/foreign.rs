@@ -8,7 +8,7 @@ use loom::thread;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Roll, Waiter, all_done, census, chain, explore, explore_exact, one_story, same, story, why,
+    Roll, Waiter, all_done, census, chain, explore, explore_exact, one_story, places, same, story, why,
 };
 use crate::Context;
 
@@ -47,13 +47,14 @@ fn cancel_of_the_parent_against_binding() {
         let middle = chain(&parent, 1).remove(1);
         let ender = thread::spawn(move || guard.cancel_with("why"));
         let ctx = middle.with_token(&foreign).detach();
-        let roll = Roll::of([&ctx]);
         let mut waiter = Waiter::on(&ctx);
         waiter.poll();
         ender.join().unwrap();
         let error = one_story([&parent, &middle, &ctx]);
         assert_eq!(why(&error), "why");
         waiter.finish(&error);
+        assert_eq!(places(&ctx), 0, "still registered with the token");
+        let roll = Roll::of([&ctx]);
         foreign.cancel();
         same(&error, &story(&ctx));
         drop((parent, middle, ctx));
@@ -83,6 +84,7 @@ fn foreign_cancel_against_cancel_of_the_parent() {
         same(&mine, &story(&ctx));
         assert_eq!(why(&story(&parent)), "why");
         waiter.finish(&mine);
+        assert_eq!(places(&ctx), 0, "still registered with the token");
     });
 }
 
@@ -190,5 +192,6 @@ fn one_token_for_parent_and_child() {
         same(&mine, &ender.join().unwrap());
         waiter.finish(&mine);
         story(&parent);
+        assert_eq!([parent.context(), &child].map(places), [0, 0], "still registered with the token");
     });
 }

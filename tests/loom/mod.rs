@@ -31,7 +31,7 @@ use std::task::{self, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use crate::token::{Token, sync};
-use crate::{Context, DoneOwned, Error};
+use crate::{CancelScope, Context, DoneOwned, Error};
 
 mod after;
 mod bridge;
@@ -192,6 +192,12 @@ fn chain(root: &Context, levels: usize) -> Vec<Context> {
         all.push(child);
     }
     all
+}
+
+/// Drops a scope on a thread of its own. Whether it is the last handle is asked of an `Arc`, which loom does not see:
+/// only so does it try an order in which all else comes first.
+fn drop_elsewhere(scope: CancelScope) -> loom::thread::JoinHandle<()> {
+    loom::thread::spawn(move || drop(scope))
 }
 
 /// How many waiters and linked children a context has.

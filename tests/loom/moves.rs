@@ -105,6 +105,22 @@ fn move_against_drop_of_the_context() {
     explore([5, 3], || move_against_drop(true));
 }
 
+/// One that is not waited on any more is not moved.
+#[test]
+fn not_moved_without_a_wait() {
+    explore([1, 1], || {
+        enter_runtime(1);
+        let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
+        Waiter::waiting_on(&ctx).leave().is_gone();
+        in_runtime(1, tick_and_fire).join().unwrap();
+        assert_eq!((places(&ctx), count_timers()), (0, 0));
+        let waiter = Waiter::waiting_on(&ctx);
+        tick_and_fire();
+        waiter.finish(&story(&ctx));
+        shut_down([1]);
+    });
+}
+
 /// A second wait comes as it moves: it finds the deadline registered here or there, or registers it itself, and
 /// one registration is left.
 #[test]
