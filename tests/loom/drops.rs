@@ -250,7 +250,7 @@ fn drop_of_an_unseen_scope_against_cancel_of_the_parent() {
 /// A guard goes while its context is linked and joined below a live parent, and the parent ends.
 #[test]
 fn drop_of_the_guard_against_link_against_cancel_of_the_parent() {
-    explore([2, 1], || {
+    explore([2, 0], || {
         let (parent, ends) = Context::background().with_cancel().split();
         let (child, guard) = parent.with_cancel().split();
         let roll = Roll::of([&parent, &child]);

@@ -51,7 +51,7 @@ fn two_leaves_link_at_once() {
 
 #[test]
 fn two_leaves_link_while_the_root_ends() {
-    explore([2, 1], || two_leaves(true));
+    explore([2, 0], || two_leaves(true));
 }
 
 /// A leaf and its own parent wait for the first time, at once.
@@ -188,18 +188,18 @@ fn walk_against_cancel(levels: usize) {
 
 #[test]
 fn long_walk_against_cancel() {
-    explore([2, 1], || walk_against_cancel(4));
+    explore([2, 0], || walk_against_cancel(4));
 }
 
 #[test]
 fn longer_walk_against_cancel() {
-    explore([2, 1], || walk_against_cancel(6));
+    explore([2, 0], || walk_against_cancel(6));
 }
 
 /// A middle one of a long path ends while the path is linked through it.
 #[test]
 fn long_walk_against_cancel_in_the_middle() {
-    explore([2, 1], || {
+    explore([2, 0], || {
         let root = Context::background().with_cancel();
         let above = chain(&root, 2);
         let (middle, guard) = above[2].with_cancel().split();

@@ -2,9 +2,11 @@
 
 use loom::thread;
 
-use super::{Roll, SECOND, Waiter, all_done, census, chain, explore, one_story, same, story, why};
+use super::{
+    Roll, SECOND, Waiter, all_done, census, chain, explore, one_story, same, shut_down, story, why,
+};
 use crate::Context;
-use crate::token::sync::tick;
+use crate::token::sync::{enter_runtime, tick};
 
 /// Both parents end at once, each with a cause; something waits on the child of both.
 fn both_parents(waits: bool, levels: usize) {
@@ -158,5 +160,27 @@ fn deadline_of_one_before_cancel_of_the_other() {
         assert_eq!(why(&story(&one)), "one");
         drop((one, two, both, below));
         roll.is_gone();
+    });
+}
+
+/// The same where something waits below, and the driver has not turned: the cancel wakes it, with the deadline's
+/// error.
+#[test]
+fn cancel_wakes_what_a_deadline_has_ended() {
+    explore([3, 1], || {
+        enter_runtime(1);
+        let (one, ends_one) = Context::background().with_cancel().split();
+        let two = Context::background().with_timeout(SECOND);
+        let both = one.merge(&two).detach();
+        let waiter = Waiter::waiting_on(&both);
+        tick();
+        let ender = thread::spawn(move || ends_one.cancel_with("one"));
+        let seen = story(&two);
+        ender.join().unwrap();
+        assert!(waiter.is_roused(), "a lost wake-up");
+        same(&seen, &one_story([&both, two.context()]));
+        waiter.finish(&seen);
+        assert_eq!(why(&story(&one)), "one");
+        shut_down([1]);
     });
 }

@@ -90,12 +90,12 @@ fn two_cancel_a_root_with_half_linked() {
 
 #[test]
 fn two_cancel_a_root_four_levels_up() {
-    explore([2, 1], || two_against_a_root(4, 0));
+    explore([2, 0], || two_against_a_root(4, 0));
 }
 
 #[test]
 fn two_cancel_a_root_five_levels_up() {
-    explore([2, 1], || two_against_a_root(5, 0));
+    explore([2, 0], || two_against_a_root(5, 0));
 }
 
 /// A cancel with a cause against one without, on a leaf, where the one without needs no clock.
