@@ -151,7 +151,7 @@ impl Error {
         }
     }
 
-    /// Whether somebody canceled it.
+    /// Whether it was canceled.
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
