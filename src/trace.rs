@@ -4,6 +4,8 @@
 //! A subscriber is foreign code. One that panics, in `enabled` or when it takes the event, loses that event
 //! and nothing else: contexts are derived and ended amidst wake-ups of others, which a panic would cost.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 #[cfg(not(feature = "tracing"))]
 mod imp {
     use tokio::time::Instant;
@@ -29,7 +31,6 @@ mod imp {
 
 #[cfg(feature = "tracing")]
 mod imp {
-    use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::OnceLock;
     use std::time::Duration;
 
@@ -37,6 +38,7 @@ mod imp {
     use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
     use tracing::{Level, debug, enabled};
 
+    use super::shielded;
     use crate::error::{Error, Place};
     use crate::finished;
 
@@ -97,19 +99,20 @@ mod imp {
             );
         });
     }
-
-    /// Calls the subscriber; `None` if it panics, or a cause does that it displays.
-    pub(crate) fn shielded<R>(f: impl FnOnce() -> R) -> Option<R> {
-        let payload = match catch_unwind(AssertUnwindSafe(f)) {
-            Ok(done) => return Some(done),
-            Err(payload) => payload,
-        };
-        // A payload may panic when it is dropped; what that panics with is leaked.
-        if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-            std::mem::forget(again);
-        }
-        None
-    }
 }
 
 pub(crate) use imp::*;
+
+/// Calls foreign code, such as a subscriber or a waker; `None` if it panics.
+#[inline]
+pub(crate) fn shielded<R>(f: impl FnOnce() -> R) -> Option<R> {
+    let payload = match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(done) => return Some(done),
+        Err(payload) => payload,
+    };
+    // A payload may panic when it is dropped; what that panics with is leaked.
+    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+        std::mem::forget(again);
+    }
+    None
+}

@@ -65,7 +65,7 @@ pub(crate) struct Entry {
 struct Entered {
     census: Census,
     key: usize,
-    // Last: who is entered is waited for, also if it holds no context by itself.
+    // Last: what is entered is waited for, also if it holds no context by itself.
     _test: Context,
 }
 

@@ -31,8 +31,8 @@ use super::members::{Inner, Pages};
 use super::sync::{
     AtomicBool, Mutex, Ordering, RuntimeId, Timer, is_paused, runtime, spawn, thread_local,
 };
-use super::work::quietly;
 use super::{ENDED, OCCUPIED, Stamp, Token};
+use crate::trace::shielded;
 
 /// Slots are narrower than the time left by this power of two.
 const FRACTION: u32 = 2;
@@ -210,7 +210,7 @@ impl Bucket {
 /// this runs in, has other timers to fire, and may be shutting down.
 impl Wake for Bucket {
     fn wake(self: Arc<Self>) {
-        quietly(|| self.fire());
+        shielded(|| self.fire());
     }
 }
 

@@ -8,11 +8,12 @@ use super::deadline::{Bucket, Entry};
 use super::end::{End, Ending};
 use super::members::{Inner, Member, Members, Seat};
 use super::sync::{MutexGuard, Ordering, RuntimeId, yield_now};
-use super::work::{Work, quietly};
+use super::work::Work;
 use super::{
     CLOSING, DATED, DISTURBED, ENDED, EXPIRED, INHERITED, KEPT, MERGED, OCCUPIED, Stamp, TIMED, Token,
 };
 use crate::error::Error;
+use crate::trace::shielded;
 
 // Linking.
 impl Token {
@@ -318,7 +319,9 @@ impl Token {
         self.note(DISTURBED);
         let wakers = inner.take_wakers();
         drop(inner);
-        wakers.into_iter().for_each(|waker| quietly(|| waker.wake()));
+        for waker in wakers {
+            shielded(|| waker.wake());
+        }
     }
 }
 

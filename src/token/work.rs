@@ -1,7 +1,6 @@
 //! What an end leaves to be done once all that ends with it is closed: nothing of it is the engine's own, so that no
 //! lock is held, and no token counts as being closed.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -13,7 +12,7 @@ use super::interop::{Bridge, Foreign};
 use super::members::{Member, Members};
 use super::{CAUSED, KEPT, MERGED, Stamp, Token};
 use crate::error::Error;
-use crate::trace;
+use crate::trace::{self, shielded};
 
 /// What is left to be done once everything is closed. All of it may run foreign code.
 pub(super) struct Work {
@@ -73,25 +72,19 @@ impl Work {
             self.handles.push(token);
         }
         for waker in self.wakers.first.into_iter().chain(self.wakers.more) {
-            quietly(|| waker.wake());
+            shielded(|| waker.wake());
         }
         for bridge in self.bridges {
-            quietly(|| bridge.cancel());
+            shielded(|| bridge.cancel());
         }
         Bucket::leave_all(&self.entries);
         for (error, born) in &self.ends {
             trace::ended(error, *born);
         }
         if !self.handles.is_empty() || !self.foreign.is_empty() {
-            quietly(|| drop((self.handles, self.foreign)));
+            shielded(|| drop((self.handles, self.foreign)));
         }
     }
-}
-
-/// Runs foreign code whose panic must not become that of the code which ended a context.
-#[inline]
-pub(super) fn quietly(f: impl FnOnce()) {
-    let _panic = catch_unwind(AssertUnwindSafe(f));
 }
 
 /// Mostly one, which takes no allocation.

@@ -352,6 +352,39 @@ fn that_panic_in_a_cancel_on_a_worker_leave_the_worker_at_work() {
     });
 }
 
+/// What a waker panics with may panic in turn when it is dropped.
+#[test]
+fn whose_panic_panics_when_dropped_keep_no_other_from_being_woken() {
+    struct Payload;
+
+    impl Drop for Payload {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+
+    faulty(|| {
+        for dropped in [false, true] {
+            let scope = BACKGROUND.with_cancel();
+            let ctx = scope.clone();
+            let bad =
+                Hooks { wake: hook(|| std::panic::panic_any(Payload)), ..Hooks::default() }.waker();
+            let (wakes, good) = Wakes::new();
+            let mut waits = [(); 5].map(|()| Box::pin(ctx.done_owned()));
+            for (nth, wait) in waits.iter_mut().enumerate() {
+                assert!(poll(wait.as_mut(), if nth % 2 == 0 { &bad } else { &good }).is_pending());
+            }
+            if dropped {
+                drop(scope)
+            } else {
+                scope.cancel()
+            }
+            assert_eq!(wakes.count(), 2);
+            assert!(ctx.is_done());
+        }
+    });
+}
+
 /// Wakers whose clones lie elsewhere, in a room of few places that are used again.
 mod elsewhere {
     use std::sync::{Arc, Mutex, MutexGuard};
