@@ -121,7 +121,7 @@
 //! - A deadline can only be shortened by deriving.
 //! - A context that has ended starts no work, and the result of finished work is never discarded.
 //! - Every wait is cancel-safe. No task runs per context or per deadline.
-//! - Everything except waiting for a deadline works outside a runtime.
+//! - Everything except spawning tasks and waiting for a deadline works outside a runtime.
 //!
 //! # Features
 //!
