@@ -1,5 +1,5 @@
-//! The tasks that a test's context has spawned: whatever spawns one enters it here, and
-//! [`testing`](crate::testing) reads what is left.
+//! The tasks that were spawned with a test's context. Each method that spawns a task enters it here, and
+//! [`testing`](crate::testing) reads which tasks are left.
 
 use std::fmt::Write as _;
 use std::future::Future;
@@ -13,7 +13,7 @@ use super::context::Context;
 use super::guard::CancelGuard;
 use crate::error::Place;
 
-/// The value by which a context is known to be of a test. It is shared by all that are derived.
+/// The value that marks a test's context, and all contexts derived from it.
 pub(crate) struct Member {
     census: Census,
     _held: CancelGuard,
@@ -25,7 +25,7 @@ impl Member {
     }
 }
 
-/// The tasks of a test: those that are there, and those that panicked.
+/// The tasks of a test: those that are running, and those that have panicked.
 #[derive(Clone, Default)]
 pub(crate) struct Census(Arc<Mutex<Tasks>>);
 
@@ -40,7 +40,7 @@ impl Census {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is wrong, one line for each task.
+    /// Returns a message with a line for each task that is left or has panicked.
     pub(crate) fn complaint(&self, nothing_is_held: bool) -> Option<String> {
         let tasks = self.tasks();
         let mut text = String::new();
@@ -57,7 +57,7 @@ impl Census {
     }
 }
 
-/// The entry of a task in the census, for as long as the task is there. Of no test: no entry.
+/// The entry of a task in the census for as long as it runs; nothing, if the context is not a test's.
 pub(crate) struct Entry {
     _entered: Option<Entered>,
 }
@@ -65,12 +65,12 @@ pub(crate) struct Entry {
 struct Entered {
     census: Census,
     key: usize,
-    // Last: what is entered is waited for, also if it holds no context by itself.
+    // Dropped last. Makes the test wait for the task even if the task holds no context.
     _test: Context,
 }
 
 impl Entry {
-    /// For a task that is spawned in this context, if that is a test's.
+    /// Enters a task that is spawned with this context, if that is a test's.
     pub(crate) fn new(ctx: &Context, spawned_at: &'static Location<'static>) -> Entry {
         let enter = |member: &Member| {
             let census = member.census.clone();
@@ -80,7 +80,7 @@ impl Entry {
         Entry { _entered: ctx.value().map(enter) }
     }
 
-    /// The task, which holds its entry until it is through or dropped.
+    /// Runs the task, and holds its entry until it has ended or is dropped.
     pub(crate) async fn held_by<F: Future>(self, task: F) -> F::Output {
         let _entry = self;
         task.await

@@ -1,4 +1,4 @@
-//! A context that ends when a future resolves: whatever can be awaited becomes a reason to stop.
+//! `with_cancel_when`: a context that ends when a future resolves.
 
 use std::any::Any;
 use std::error::Error as StdError;
@@ -13,24 +13,25 @@ use super::scope::CancelScope;
 use crate::error::{BoxError, Place};
 
 impl Context {
-    /// A child that also ends when `reason` resolves, with its output as the cause.
+    /// Derives a child that also ends when a future resolves, with the future's output as the cause.
     ///
-    /// For what ends work from outside: a message on a channel, a flag that turns, a lease that is lost.
-    /// The line of this call is in the error. A task of the current runtime awaits the future, with this
-    /// context as [`current`](Self::current) in there, and keeps the new one; it drops the future as soon
-    /// as the context ends otherwise. A context that has ended already does not poll it at all.
+    /// Use it for events that should end work from outside, such as a message on a channel, a flag that changes, or a lost
+    /// lease. The error names the line of this call.
     ///
-    /// To be on the safe side, the context also ends if the future panics, or is dropped along with its
-    /// runtime: who watched over the lease is gone, and the cause says so.
+    /// The future runs on a new task, with this context as [`current`](Self::current). The task keeps the child alive. It
+    /// drops the future as soon as the child ends in another way, and does not poll it if this context has already ended. The
+    /// child also ends if the future panics, or is dropped together with its runtime; the cause says so.
     ///
-    /// Go has no counterpart: there a goroutine receives from a channel and calls `cancel`.
+    /// In Go, a goroutine receives from a channel and calls `cancel`.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, as [`tokio::spawn`]. A context with a deadline needs a time driver, without
-    /// which the task panics, and the context ends.
+    /// Panics outside of a Tokio runtime. If the context has a deadline and the runtime has no time driver, the task panics
+    /// and the child ends.
     ///
-    /// A `oneshot`, of which only a message counts; should its sender go, the context is left alone:
+    /// # Examples
+    ///
+    /// A message on a `oneshot` channel. If the sender is dropped, the context continues:
     ///
     /// ```
     /// use tokio::sync::oneshot;
@@ -52,7 +53,7 @@ impl Context {
     /// # }
     /// ```
     ///
-    /// A `watch` that turns true:
+    /// A `watch` channel that changes to true:
     ///
     /// ```
     /// use tokio::sync::watch;
@@ -64,7 +65,7 @@ impl Context {
     /// let ctx = Context::background().with_cancel_when(async move {
     ///     match watched.wait_for(|on| *on).await {
     ///         Ok(_) => "maintenance has begun",
-    ///         Err(_) => "whoever knows of maintenance has gone",
+    ///         Err(_) => "the maintenance flag is gone",
     ///     }
     /// });
     ///
@@ -74,7 +75,7 @@ impl Context {
     /// # }
     /// ```
     ///
-    /// A lease that is lost, with an error type of one's own as the cause:
+    /// A lease that is lost, with a custom error type as the cause:
     ///
     /// ```
     /// use std::time::Duration;
@@ -126,7 +127,7 @@ impl Context {
     }
 }
 
-/// Ends the context, if only by being dropped.
+/// Ends the context, at the latest when it is dropped.
 struct Watch {
     canceler: Option<Canceler>,
     asked_at: &'static Location<'static>,
@@ -154,14 +155,14 @@ impl Drop for Watch {
     }
 }
 
-/// The future's output as a cause, or what it panicked with. It is dropped in either case.
+/// Returns the future's output as a cause, or the payload of its panic. Drops the future in either case.
 async fn caught<F>(future: F) -> Result<BoxError, Box<dyn Any + Send>>
 where
     F: Future,
     F::Output: Into<BoxError>,
 {
     let mut future = pin!(future);
-    // What panicked is not polled again.
+    // A future that has panicked is not polled again.
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx).map(Into::into))) {
         Ok(polled) => polled.map(Ok),
         Err(panic) => std::task::Poll::Ready(Err(panic)),
@@ -174,7 +175,7 @@ struct Panicked(String);
 
 impl fmt::Display for Panicked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "what it was to end with panicked: {}", self.0)
+        write!(f, "the future that was to end the context panicked: {}", self.0)
     }
 }
 
