@@ -963,7 +963,7 @@ mod a_panic {
             let (mut group, ctx) = Words::new(&BACKGROUND);
             group.spawn(async { panic_any(Cause("odd")) });
             let stopped = ctx.done().await;
-            assert_eq!(said(&stopped), Some("something that is no text"));
+            assert_eq!(said(&stopped), Some("a payload that is not a string"));
         });
     }
 
