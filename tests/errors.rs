@@ -94,7 +94,7 @@ async fn a_printed_shutdown_says_each_message_once() {
     let report = shutdown.wait().await;
     let stopped = work.await.unwrap();
     let texts = ["lost the database", "no route"];
-    assert_once(&printed(stopped.clone()), &["grace of 50ms is over", texts[0], texts[1]]);
+    assert_once(&printed(stopped.clone()), &["grace period of 50ms is over", texts[0], texts[1]]);
     assert_once(&printed(report.clone()), &["shut down in 50 ms", texts[0], texts[1]]);
     // What a chain says once, a search still meets.
     assert_same(stopped.cause_as::<GraceOver>().unwrap().why(), report.why());

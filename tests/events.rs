@@ -165,7 +165,7 @@ async fn a_grace_that_is_over_is_one_event_more() {
     shutdown.begin(Cause("new version"));
     assert_eq!(shutdown.wait().await.overdue().len(), 1);
     let seen = SEEN.take();
-    assert!(seen.len() == 2 && seen[1].contains("cause=grace of 50ms is over"), "{seen:#?}");
+    assert!(seen.len() == 2 && seen[1].contains("cause=grace period of 50ms is over"), "{seen:#?}");
 }
 
 #[tokio::test(start_paused = true)]

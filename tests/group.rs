@@ -882,7 +882,7 @@ mod a_limit {
     #[test]
     fn of_zero_is_refused_with_a_clear_word() {
         let text = panic_text(|| Words::new(&BACKGROUND).0.limit(0));
-        assert!(text.contains("cannot be 0; use at least 1"), "{text}");
+        assert!(text.contains("must be at least 1"), "{text}");
     }
 
     #[test]

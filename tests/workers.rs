@@ -357,7 +357,7 @@ fn no_workers_are_refused_with_a_clear_word() {
         let pool = stream::iter(0..3).for_each_task(&BACKGROUND, 0, async |_, _| Ok::<_, Error>(()));
         drop(pool);
     });
-    assert!(text.contains("cannot be 0; use at least 1"), "{text}");
+    assert!(text.contains("must be at least 1"), "{text}");
 }
 
 #[test]
