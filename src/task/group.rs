@@ -219,10 +219,7 @@ impl<T, E> Group<T, E> {
     /// ```
     #[track_caller]
     pub fn limit(self, n: usize) -> Group<T, E, Limited> {
-        assert!(
-            n > 0,
-            "the limit of a group must be at least 1"
-        );
+        assert!(n > 0, "the limit of a group must be at least 1");
         Group { crew: self.crew, limit: Limited(n) }
     }
 }
