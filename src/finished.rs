@@ -1,11 +1,11 @@
-//! Causes that say that a context's work is done: the normal end, which is no event.
+//! Causes for the normal end of a context, for which no tracing event is emitted.
 //!
-//! They lie low, since `trace` reads what the modules above give.
+//! They are in a module of their own, below `trace`, which reads them.
 
 use std::error::Error as StdError;
 use std::fmt;
 
-/// The cause of a context that the crate itself ends when all is done, in words for an error.
+/// The cause of a context that this crate ends when its work is done.
 #[derive(Debug)]
 pub(crate) struct Finished(pub(crate) &'static str);
 
@@ -17,13 +17,15 @@ impl fmt::Display for Finished {
 
 impl StdError for Finished {}
 
-/// How a request ended, if not by a deadline or with the service: the cause that its context has then.
+/// The cause of a request's context when the request is over.
+///
+/// If the context ended at its deadline or with the service, its error has another cause.
 ///
 /// ```
 /// use tokio_ctx::Context;
 /// use tokio_ctx::wire::RequestEnd;
 ///
-/// /// Whether the report is no longer wanted, rather than that there is no more time for it.
+/// /// Whether the client has disconnected, rather than the deadline passed.
 /// fn is_unwanted(ctx: &Context) -> bool {
 ///     ctx.err().is_some_and(|end| end.cause_as() == Some(&RequestEnd::ClientLeft))
 /// }
@@ -33,14 +35,13 @@ impl StdError for Finished {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RequestEnd {
-    /// The response has been sent, or at any rate handed over, to its end: no failure, and no event of
-    /// `tracing`.
+    /// The response has been sent, or handed to the transport, completely. This is not a failure, and emits no tracing event.
     Answered,
-    /// The connection or the stream went before that: the client hung up, or the server closed it.
+    /// The connection or the stream was closed before that, by the client or by the server.
     ClientLeft,
-    /// The service, or its response's body, returned an error.
+    /// The service or the response body returned an error.
     Failed,
-    /// The handler, or the response's body, panicked.
+    /// The handler or the response body panicked.
     Panicked,
 }
 
@@ -59,7 +60,7 @@ impl fmt::Display for RequestEnd {
 #[cfg(feature = "tower")]
 impl StdError for RequestEnd {}
 
-/// Whether a cause says that the work was done.
+/// Returns whether a cause stands for a normal end.
 #[cfg(feature = "tracing")]
 pub(crate) fn is_normal(cause: &(dyn StdError + Send + Sync + 'static)) -> bool {
     #[cfg(feature = "tower")]
