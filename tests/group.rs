@@ -1051,7 +1051,7 @@ mod keeping_going {
             group.spawn(ready(Ok("one")));
             assert!(group.next().await.is_some());
             let text = panic_text(|| group.keep_going());
-            assert!(text.contains("before its first task"), "{text}");
+            assert!(text.contains("before the first task"), "{text}");
         });
     }
 
