@@ -1,10 +1,11 @@
 //! Why a context ended, and where.
 //!
-//! An [`Error`] is a plain value: where, when and how a context ended, and a shared reference to the cause, if there is one. It
-//! contains no context, so keeping an error, or using it as the cause of another context, keeps no tree alive.
+//! An [`Error`] is a plain value: where, when and how a context ended, and a shared reference to the cause, if
+//! there is one. It contains no context, so keeping an error, or using it as the cause of another context,
+//! keeps no tree alive.
 //!
-//! An error can be the cause of the next one, so a loop can build a chain of any length. Printing and freeing a chain
-//! does not recurse: `Display` and `source` iterate over the errors, and [`release`] defers nested drops.
+//! An error can be the cause of the next one, so a loop can build a chain of any length. Printing and freeing a
+//! chain does not recurse: `Display` and `source` iterate over the errors, and [`release`] defers nested drops.
 
 use std::cell::Cell;
 use std::error::Error as StdError;
@@ -26,16 +27,18 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 /// A cause, which is shared by all clones of an error.
 pub(crate) type Cause = Arc<dyn StdError + Send + Sync>;
 
-/// The error of a context that has ended: why, where and when. Go's `ctx.Err()` and `context.Cause(ctx)` in one.
+/// The error of a context that has ended: why, where and when. Go's `ctx.Err()` and `context.Cause(ctx)` in
+/// one.
 ///
-/// It is returned by [`Context::err`](crate::Context::err), `check`, `done`, `run` and others. A context that ended with
-/// its parent has the error of its parent. Clones share the cause.
+/// It is returned by [`Context::err`](crate::Context::err), `check`, `done`, `run` and others. A context that
+/// ended with its parent has the error of its parent. Clones share the cause.
 ///
-/// Its [`Display`](fmt::Display) is one line. It begins with Go's words, `context canceled` or `context deadline exceeded`, followed by
-/// the location and the [`cause`](Self::cause). Because it includes the cause, the
-/// [`source`](std::error::Error::source) is the source of the cause, so that `anyhow`'s `{:#}`, and other code that prints a chain, prints each
-/// message once. To get the cause itself, use [`cause_as`](Self::cause_as). [`Debug`](fmt::Debug), which is what
-/// `main` prints, is the same line followed by the sources.
+/// Its [`Display`](fmt::Display) is one line. It begins with Go's words, `context canceled` or
+/// `context deadline exceeded`, followed by the location and the [`cause`](Self::cause). Because it includes
+/// the cause, the [`source`](std::error::Error::source) is the source of the cause, so that `anyhow`'s `{:#}`,
+/// and other code that prints a chain, prints each message once. To get the cause itself, use
+/// [`cause_as`](Self::cause_as). [`Debug`](fmt::Debug), which is what `main` prints, is the same line followed
+/// by the sources.
 ///
 /// ```
 /// use std::time::Duration;
@@ -173,7 +176,8 @@ impl Error {
         self.kind() == ErrorKind::DeadlineExceeded
     }
 
-    /// Returns the cause that the context was canceled with, or that was set for its deadline. Go's `context.Cause`.
+    /// Returns the cause that the context was canceled with, or that was set for its deadline. Go's
+    /// `context.Cause`.
     ///
     /// [`cause_as`](Self::cause_as) returns it with its own type.
     ///
@@ -249,9 +253,9 @@ impl Origin {
 
     /// Returns when the context ended: the deadline, or the time when it was canceled.
     ///
-    /// To save reading the clock, the time of a cancellation is only recorded if it matters: if the context, or one derived from it,
-    /// has a deadline, or if there is a cause. Otherwise this is the time when the error was first queried, which then does
-    /// not change.
+    /// To save reading the clock, the time of a cancellation is only recorded if it matters: if the context, or
+    /// one derived from it, has a deadline, or if there is a cause. Otherwise this is the time when the error
+    /// was first queried, which then does not change.
     ///
     /// ```
     /// use std::time::Duration;
@@ -371,7 +375,8 @@ pub(crate) fn chain<'a>(
     first: Option<&'a (dyn StdError + 'static)>,
     next: impl Fn(&'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)>,
 ) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    // Brent's algorithm: each error is compared with an earlier one, which is moved forward at growing intervals.
+    // Brent's algorithm: each error is compared with an earlier one, which is moved forward at growing
+    // intervals.
     let (mut mark, mut steps, mut stride) = (first, 0_u64, 1_u64);
     std::iter::successors(first, move |error| {
         let following = next(*error)?;
@@ -386,16 +391,16 @@ pub(crate) fn chain<'a>(
     })
 }
 
-/// Returns whether two references are to the same error. The type matters, because an error and its first field may have the same
-/// address.
+/// Returns whether two references are to the same error. The type matters, because an error and its first field
+/// may have the same address.
 #[allow(ambiguous_wide_pointer_comparisons, reason = "a cycle may be detected one round later")]
 fn is_same(a: &(dyn StdError + 'static), b: &(dyn StdError + 'static)) -> bool {
     std::ptr::eq(a, b)
 }
 
 impl StdError for Error {
-    /// Returns the source of the cause, because `Display` includes the cause itself. See [`cause`](Error::cause) and
-    /// [`cause_as`](Error::cause_as).
+    /// Returns the source of the cause, because `Display` includes the cause itself. See
+    /// [`cause`](Error::cause) and [`cause_as`](Error::cause_as).
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         let mut error = self;
         while let Some(cause) = error.ended_by() {
@@ -415,14 +420,16 @@ impl Drop for Error {
 }
 
 thread_local! {
-    /// The causes whose drop is deferred until the drop of another one returns; `None` while no cause is being dropped.
+    /// The causes whose drop is deferred until the drop of another one returns; `None` while no cause is being
+    /// dropped.
     ///
-    /// It is emptied by the call that has filled it, and has no destructor, so that it can be used until the thread ends.
+    /// It is emptied by the call that has filled it, and has no destructor, so that it can be used until the
+    /// thread ends.
     static WAITING: Cell<Option<ManuallyDrop<Vec<Cause>>>> = const { Cell::new(None) };
 }
 
-/// Drops a cause, and then, one after the other, the causes of the errors that were dropped with it. A chain of any length therefore
-/// needs no more stack than one link, whatever types lie in between.
+/// Drops a cause, and then, one after the other, the causes of the errors that were dropped with it. A chain of
+/// any length therefore needs no more stack than one link, whatever types lie in between.
 fn release(cause: Cause) {
     if let Some(mut waiting) = WAITING.take() {
         waiting.push(cause);
@@ -454,10 +461,11 @@ fn release(cause: Cause) {
 impl UnwindSafe for Error {}
 impl RefUnwindSafe for Error {}
 
-/// Converts into an `io::Error` that contains the [`Error`]. Its kind is [`TimedOut`](io::ErrorKind::TimedOut) for a deadline, and
-/// [`Other`](io::ErrorKind::Other) otherwise.
+/// Converts into an `io::Error` that contains the [`Error`]. Its kind is [`TimedOut`](io::ErrorKind::TimedOut)
+/// for a deadline, and [`Other`](io::ErrorKind::Other) otherwise.
 ///
-/// The kind is never `Interrupted`, because the standard library retries that, nor `ConnectionAborted`, because accept loops do.
+/// The kind is never `Interrupted`, because the standard library retries that, nor `ConnectionAborted`, because
+/// accept loops do.
 ///
 /// ```
 /// use std::{io, time::Duration};

@@ -1,9 +1,10 @@
 //! Searches for an error of a given type in a chain of errors, including errors that `source` does not return.
 //!
-//! An error whose `Display` includes an inner error must not return that error as its [`source`](StdError::source), because a printed
-//! chain would contain it twice. The errors of this crate work in this way, and so do [`io::Error`], `Arc` and `Box`. [`held_by`]
-//! returns the inner error of each. The source of the inner error is what `source` returns, so following the inner errors first
-//! visits the whole chain.
+//! An error whose `Display` includes an inner error must not return that error as its
+//! [`source`](StdError::source), because a printed chain would contain it twice. The errors of this crate work
+//! in this way, and so do [`io::Error`], `Arc` and `Box`. [`held_by`] returns the inner error of each. The
+//! source of the inner error is what `source` returns, so following the inner errors first visits the whole
+//! chain.
 
 use std::error::Error as StdError;
 use std::io;
@@ -21,8 +22,9 @@ type Dyn = dyn StdError + 'static;
 impl Error {
     /// Finds an error of this type anywhere in a chain of errors. Go's `errors.Is(err, context.Canceled)`.
     ///
-    /// Searches `error` itself, its [`source`](StdError::source)s, and errors inside an [`io::Error`], an `Arc`, a `Box`, and the
-    /// errors of this crate, which `source` does not return. Returns the outermost one. A cyclic chain ends the search.
+    /// Searches `error` itself, its [`source`](StdError::source)s, and errors inside an [`io::Error`], an
+    /// `Arc`, a `Box`, and the errors of this crate, which `source` does not return. Returns the outermost one.
+    /// A cyclic chain ends the search.
     ///
     /// For an `anyhow::Error` pass `error.as_ref()`, and for a boxed error `&*error`.
     ///
@@ -57,8 +59,8 @@ impl Error {
 
     /// Returns the cause as an `E`, if it is one or contains one. Go's `errors.As(context.Cause(ctx), &e)`.
     ///
-    /// Searches the cause in the same way as [`find`](Self::find). If the cause is another [`Error`], its cause is searched as
-    /// well.
+    /// Searches the cause in the same way as [`find`](Self::find). If the cause is another [`Error`], its cause
+    /// is searched as well.
     ///
     /// Converting an `anyhow::Error` into a cause hides the type of its outermost error. To keep the type, pass
     /// `error.reallocate_into_boxed_dyn_error_without_backtrace()`.

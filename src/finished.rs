@@ -35,7 +35,8 @@ impl StdError for Finished {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RequestEnd {
-    /// The response has been sent, or handed to the transport, completely. This is not a failure, and emits no tracing event.
+    /// The response has been sent, or handed to the transport, completely. This is not a failure, and emits no
+    /// tracing event.
     Answered,
     /// The connection or the stream was closed before that, by the client or by the server.
     ClientLeft,

@@ -1,9 +1,9 @@
 //! Readers and writers that end with a context.
 //!
-//! [`Context::io`] wraps a type that implements [`AsyncRead`], [`AsyncWrite`], [`AsyncBufRead`] or [`AsyncSeek`], and implements the same
-//! traits. When the context ends, pending and later operations fail with an `io::Error` that contains the context's
-//! [`Error`]. Its kind is `TimedOut` for a deadline, and `Other` otherwise. In Go, one calls `conn.SetDeadline` in a
-//! `context.AfterFunc`.
+//! [`Context::io`] wraps a type that implements [`AsyncRead`], [`AsyncWrite`], [`AsyncBufRead`] or
+//! [`AsyncSeek`], and implements the same traits. When the context ends, pending and later operations fail with
+//! an `io::Error` that contains the context's [`Error`]. Its kind is `TimedOut` for a deadline, and `Other`
+//! otherwise. In Go, one calls `conn.SetDeadline` in a `context.AfterFunc`.
 //!
 //! ```
 //! use std::io;
@@ -29,28 +29,31 @@
 //!
 //! # When to use it
 //!
-//! Use it for code that takes a stream and knows nothing about contexts: a codec, a TLS library, `tokio::io::copy`. For a
-//! single operation, `ctx.try_run(stream.read(&mut buf))` is sufficient, and so are `ctx.try_run(TcpStream::connect(addr))` and
-//! `ctx.try_run(listener.accept())`.
+//! Use it for code that takes a stream and knows nothing about contexts: a codec, a TLS library,
+//! `tokio::io::copy`. For a single operation, `ctx.try_run(stream.read(&mut buf))` is sufficient, and so are
+//! `ctx.try_run(TcpStream::connect(addr))` and `ctx.try_run(listener.accept())`.
 //!
 //! # Guarantees
 //!
-//! - The context is checked before each operation. Once it has ended, the stream is no longer accessed, so no byte is
-//!   read and then lost. [`get_mut`](Bounded::get_mut) and [`into_inner`](Bounded::into_inner) give access to the rest.
+//! - The context is checked before each operation. Once it has ended, the stream is no longer accessed, so no
+//!   byte is read and then lost. [`get_mut`](Bounded::get_mut) and [`into_inner`](Bounded::into_inner) give
+//!   access to the rest.
 //! - Only the first operation in each direction that has to wait allocates.
-//! - An operation that has completed keeps no waker, so a stream can be stored in a pool. An operation that is dropped while it
-//!   waits keeps its waker until the next operation of the same kind completes, as in Tokio's own streams.
+//! - An operation that has completed keeps no waker, so a stream can be stored in a pool. An operation that is
+//!   dropped while it waits keeps its waker until the next operation of the same kind completes, as in Tokio's
+//!   own streams.
 //!
 //! # Traps
 //!
-//! - **Flushing and shutting down** are operations as well, and fail after the end, because they may have to wait for a
-//!   peer that does not read. Dropping the stream closes it. To send a final message, use [`get_mut`](Bounded::get_mut)
-//!   with another context.
-//! - **A write that fails half-way**, for example `write_all`, may have written part of the data. The connection can then no longer be used
-//!   for a protocol with frames.
+//! - **Flushing and shutting down** are operations as well, and fail after the end, because they may have to
+//!   wait for a peer that does not read. Dropping the stream closes it. To send a final message, use
+//!   [`get_mut`](Bounded::get_mut) with another context.
+//! - **A write that fails half-way**, for example `write_all`, may have written part of the data. The
+//!   connection can then no longer be used for a protocol with frames.
 //! - **Order of wrapping.** `BufReader::new(ctx.io(stream))` still returns buffered data after the end;
 //!   `ctx.io(BufReader::new(stream))` does not.
-//! - **Files** are read and written on blocking threads. An operation that has begun there continues after the end.
+//! - **Files** are read and written on blocking threads. An operation that has begun there continues after the
+//!   end.
 
 use std::fmt;
 use std::future::Future;
@@ -99,7 +102,8 @@ impl Context {
 pin_project! {
     /// A reader or writer whose operations end with a context. Returned by [`Context::io`].
     ///
-    /// One task can read while another writes, for example after [`tokio::io::split`]. Both are woken when the context ends.
+    /// One task can read while another writes, for example after [`tokio::io::split`]. Both are woken when the
+    /// context ends.
     pub struct Bounded<T> {
         #[pin]
         stream: T,
@@ -167,8 +171,8 @@ impl Limits {
 
     /// Returns the result of `polled`. If the operation is pending, waits for the end of the context as well.
     ///
-    /// When an operation completes, its waker is removed, unless another operation of the same direction is pending: a write can be
-    /// pending while a flush is ready.
+    /// When an operation completes, its waker is removed, unless another operation of the same direction is
+    /// pending: a write can be pending while a flush is ready.
     fn bound<R>(
         &mut self,
         operation: Operation,

@@ -1,7 +1,7 @@
 //! A context for a test, which ends with the test and fails it if a task is left running.
 //!
-//! [`scope`] combines Go's `t.Context()` and `goleak`. Tasks that were started with the test's context have to end soon after
-//! the context. Otherwise the test fails, and the message names the lines that spawned them.
+//! [`scope`] combines Go's `t.Context()` and `goleak`. Tasks that were started with the test's context have to
+//! end soon after the context. Otherwise the test fails, and the message names the lines that spawned them.
 //!
 //! ```
 //! use std::time::Duration;
@@ -37,10 +37,11 @@
 //!
 //! # Traps
 //!
-//! - **Only tasks that hold the context**, or one derived from it, are detected. (`Handle::current().metrics().num_alive_tasks()`
-//!   counts all tasks of a runtime.)
-//! - **A paused clock advances** whenever all tasks are idle, even if they wait for a socket or a child process. The 5 seconds
-//!   are then over immediately. Do not pause the clock in a test that waits for real events.
+//! - **Only tasks that hold the context**, or one derived from it, are detected.
+//!   (`Handle::current().metrics().num_alive_tasks()` counts all tasks of a runtime.)
+//! - **A paused clock advances** whenever all tasks are idle, even if they wait for a socket or a child
+//!   process. The 5 seconds are then over immediately. Do not pause the clock in a test that waits for real
+//!   events.
 
 use std::future::Future;
 use std::panic::Location;
@@ -56,16 +57,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs the body of a test with a context, ends the context, and checks that no task is left.
 ///
-/// The context ends when the body returns, with the cause `the test is over`, or when the body panics. Returns what the body
-/// returns.
+/// The context ends when the body returns, with the cause `the test is over`, or when the body panics. Returns
+/// what the body returns.
 ///
 /// # Panics
 ///
-/// Panics if a task that was started with this context, or one derived from it, is still running 5 seconds after the end, by the
-/// clock of the runtime; if such a context is still held; and if such a task has panicked. The message names the lines of the calls
-/// that started the tasks: [`Context::spawn`] and its variants, [`Context::spawn_blocking`], [`Context::after_func`], a
-/// [`Group`](crate::Group), [`for_each_task`](crate::StreamExt::for_each_task), and the work of a
-/// [`Shutdown`](crate::Shutdown). If the body panics, only that panic is reported.
+/// Panics if a task that was started with this context, or one derived from it, is still running 5 seconds
+/// after the end, by the clock of the runtime; if such a context is still held; and if such a task has
+/// panicked. The message names the lines of the calls that started the tasks: [`Context::spawn`] and its
+/// variants, [`Context::spawn_blocking`], [`Context::after_func`], a [`Group`](crate::Group),
+/// [`for_each_task`](crate::StreamExt::for_each_task), and the work of a [`Shutdown`](crate::Shutdown). If the
+/// body panics, only that panic is reported.
 ///
 /// Panics if there is no Tokio runtime with a time driver.
 ///
@@ -103,7 +105,8 @@ struct Scope {
 }
 
 impl Scope {
-    /// Returns a scope, and a context that ends when the scope's context and all contexts derived from it have been dropped.
+    /// Returns a scope, and a context that ends when the scope's context and all contexts derived from it have
+    /// been dropped.
     fn new() -> (Scope, Context) {
         let (gone, held) = Context::background().with_cancel().split();
         let census = Census::default();

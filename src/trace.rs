@@ -1,8 +1,8 @@
-//! The tracing event for the end of a context. One event is emitted, for the context that ended itself and not for its descendants,
-//! and none for a normal end.
+//! The tracing event for the end of a context. One event is emitted, for the context that ended itself and not
+//! for its descendants, and none for a normal end.
 //!
-//! A subscriber is foreign code. If it panics, only that event is lost. The panic must not propagate, because it would prevent
-//! other tasks from being woken.
+//! A subscriber is foreign code. If it panics, only that event is lost. The panic must not propagate, because
+//! it would prevent other tasks from being woken.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -45,8 +45,8 @@ mod imp {
     /// The time of the first call of `birth`. Times are relative to it, so that they fit in a word.
     static EPOCH: OnceLock<Instant> = OnceLock::new();
 
-    /// Returns whether a subscriber is interested in events of this crate. One relaxed load if none is interested in `DEBUG`
-    /// events.
+    /// Returns whether a subscriber is interested in events of this crate. One relaxed load if none is
+    /// interested in `DEBUG` events.
     #[inline]
     pub(crate) fn listens() -> bool {
         Level::DEBUG <= STATIC_MAX_LEVEL

@@ -18,13 +18,13 @@ impl Context {
     ///
     /// `f` is called once, and immediately if the context has already ended. Dropping the handle has no effect;
     /// [`AfterFunc::stop`] prevents the call. In `f`, the [`current`](Self::current) context is this one
-    /// [`without_cancel`](Self::without_cancel): it has the same values, but has not ended. Until the context ends, the task
-    /// keeps it alive.
+    /// [`without_cancel`](Self::without_cancel): it has the same values, but has not ended. Until the context
+    /// ends, the task keeps it alive.
     ///
     /// # Panics
     ///
-    /// Panics outside of a Tokio runtime, like [`tokio::spawn`]. If the context has a deadline and the runtime has no time
-    /// driver, the task panics.
+    /// Panics outside of a Tokio runtime, like [`tokio::spawn`]. If the context has a deadline and the runtime
+    /// has no time driver, the task panics.
     ///
     /// ```
     /// use tokio::sync::oneshot;
@@ -77,8 +77,8 @@ pub struct AfterFunc {
 impl AfterFunc {
     /// Prevents the function from running, and returns whether this call did so. Go's `stop`.
     ///
-    /// Returns false if the context has ended, in which case the function has run, is running, or is about to run; and if it was
-    /// stopped before. Does not wait for the function.
+    /// Returns false if the context has ended, in which case the function has run, is running, or is about to
+    /// run; and if it was stopped before. Does not wait for the function.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]

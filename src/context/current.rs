@@ -16,10 +16,10 @@ tokio::task_local! {
 impl Context {
     /// Returns the current context of this task, or the background if there is none.
     ///
-    /// It is set by [`spawn`](Self::spawn) and the other methods that spawn tasks, [`scope`](Self::scope), [`sync_scope`],
-    /// [`within`](Self::within) and `run_in_span`; the innermost one applies. A task that was started with [`tokio::spawn`] has no
-    /// current context. Go has no counterpart. [The rules](guide/rules/index.html#where-current-is-right) say when
-    /// to use it.
+    /// It is set by [`spawn`](Self::spawn) and the other methods that spawn tasks, [`scope`](Self::scope),
+    /// [`sync_scope`], [`within`](Self::within) and `run_in_span`; the innermost one applies. A task that was
+    /// started with [`tokio::spawn`] has no current context. Go has no counterpart. [The
+    /// rules](guide/rules/index.html#where-current-is-right) say when to use it.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -48,8 +48,8 @@ impl Context {
 
     /// Runs a future with this context as the [`current`](Self::current) context.
     ///
-    /// The future is not stopped when the context ends; combine this with [`run`](Self::run) for that. Calls can be
-    /// nested.
+    /// The future is not stopped when the context ends; combine this with [`run`](Self::run) for that. Calls
+    /// can be nested.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -81,8 +81,9 @@ impl Context {
 
     /// Runs a future until the context ends, inside a tracing span, and records in the span how it ended.
     ///
-    /// This combines [`run`](Self::run) and [`scope`](Self::scope), and enters the span on every poll. The future owns
-    /// a clone of the context, so it can be spawned. For a fallible future, use [`try_run_in_span`](Self::try_run_in_span).
+    /// This combines [`run`](Self::run) and [`scope`](Self::scope), and enters the span on every poll. The
+    /// future owns a clone of the context, so it can be spawned. For a fallible future, use
+    /// [`try_run_in_span`](Self::try_run_in_span).
     ///
     /// The following fields are recorded, if the span declares them:
     ///
@@ -135,7 +136,8 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// Returns the error of the future, or the context's [`err`](Self::err) if it ends first, converted into `E`.
+    /// Returns the error of the future, or the context's [`err`](Self::err) if it ends first, converted into
+    /// `E`.
     ///
     /// # Panics
     ///

@@ -1,7 +1,8 @@
 //! `done`: futures that wait for the end of a context.
 //!
-//! All futures that wait contain a [`Wait`]. It registers the waker of its task in the list of its token, and the deadline of the
-//! token with the runtime where it is polled. When dropped, it removes its waker from the list.
+//! All futures that wait contain a [`Wait`]. It registers the waker of its task in the list of its token, and
+//! the deadline of the token with the runtime where it is polled. When dropped, it removes its waker from the
+//! list.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -25,12 +26,13 @@ impl Context {
     ///
     /// # Cancel safety
     ///
-    /// This method is cancel-safe. The future can be created, polled and dropped any number of times, by any number of
-    /// tasks, and leaves nothing behind.
+    /// This method is cancel-safe. The future can be created, polled and dropped any number of times, by any
+    /// number of tasks, and leaves nothing behind.
     ///
     /// # Panics
     ///
-    /// The future panics when polled if the context has a deadline, and there is no Tokio runtime with a time driver.
+    /// The future panics when polled if the context has a deadline, and there is no Tokio runtime with a time
+    /// driver.
     ///
     /// ```
     /// use std::time::Duration;
@@ -55,7 +57,8 @@ impl Context {
         Done::new(self)
     }
 
-    /// Like [`done`](Self::done), but the future owns a clone of the context, so that it can be spawned or stored.
+    /// Like [`done`](Self::done), but the future owns a clone of the context, so that it can be spawned or
+    /// stored.
     ///
     /// # Panics
     ///
@@ -84,8 +87,8 @@ pin_project! {
         // Counts polls, because only some of them read the clock.
         polls: u8,
         ended: bool,
-        // The address of the waker in the list. As long as that waker is alive, no waker of another task can have the
-        // same address.
+        // The address of the waker in the list. As long as that waker is alive, no waker of another task can
+        // have the same address.
         waker: (usize, usize),
         // The runtime with which the deadline is registered.
         runtime: Option<RuntimeId>,
@@ -139,8 +142,8 @@ impl<C: Borrow<Context>> Wait<C> {
         let ctx: &Context = (*this.ctx).borrow();
         let Some(token) = ctx.token() else { return Poll::Pending };
         let timed = timed && token.has_deadline();
-        // Determined at every poll, because `Handle::enter` can change the runtime within a task. Without a runtime, the
-        // one of the previous poll stays.
+        // Determined at every poll, because `Handle::enter` can change the runtime within a task. Without a
+        // runtime, the one of the previous poll stays.
         let here = if timed { runtime().or(*this.runtime) } else { None };
         let first = *this.seat == Seat::default();
         *this.polls = (*this.polls + 1) % UNCLOCKED;
@@ -150,7 +153,8 @@ impl<C: Borrow<Context>> Wait<C> {
         let mut ended = (first && !token.link() && token.is_done()) || is_overdue();
         if !ended && (!stays || here != *this.runtime) {
             let waker = cx.waker().clone();
-            // If the clone has another address, the address of the original may soon be reused by another waker.
+            // If the clone has another address, the address of the original may soon be reused by another
+            // waker.
             let stays = waker.data() == cx.waker().data();
             *this.waker = address(if stays { cx.waker() } else { &waker });
             let entry = if first { token.enter_at_first(here) } else { None };

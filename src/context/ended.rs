@@ -36,8 +36,8 @@ impl Context {
 
     /// Like [`ended`](Self::ended), but the future owns a clone of the context.
     ///
-    /// Servers take such a future as their signal to stop, for example axum's `with_graceful_shutdown` and tonic's
-    /// `serve_with_shutdown`.
+    /// Servers take such a future as their signal to stop, for example axum's `with_graceful_shutdown` and
+    /// tonic's `serve_with_shutdown`.
     ///
     /// # Panics
     ///

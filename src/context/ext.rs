@@ -46,14 +46,16 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// Panics when polled if it has to wait, the context has a deadline, and there is no Tokio runtime with a time driver.
+    /// Panics when polled if it has to wait, the context has a deadline, and there is no Tokio runtime with a
+    /// time driver.
     #[must_use = "streams do nothing unless polled"]
     pub struct Bounded<'a, S> {
         // `None` if the stream or the context has ended.
         #[pin]
         stream: Option<S>,
         ctx: &'a Context,
-        // Created when the stream first has to wait. Boxed, so that the bounded stream is `Unpin` if the stream is.
+        // Created when the stream first has to wait. Boxed, so that the bounded stream is `Unpin` if the stream
+        // is.
         wait: Option<Pin<Box<Wait<&'a Context>>>>,
         // Whether the wait was polled since the last item.
         waits: bool,
@@ -138,7 +140,8 @@ impl<S> fmt::Debug for Bounded<'_, S> {
 }
 
 pin_project! {
-    /// Stream for [`StreamExt::checked_by`](crate::StreamExt::checked_by), whose last item is the context's error.
+    /// Stream for [`StreamExt::checked_by`](crate::StreamExt::checked_by), whose last item is the context's
+    /// error.
     ///
     /// # Panics
     ///
@@ -151,7 +154,8 @@ pin_project! {
 }
 
 pin_project! {
-    /// Stream for [`StreamExt::try_bounded_by`](crate::StreamExt::try_bounded_by), whose last item is the context's error.
+    /// Stream for [`StreamExt::try_bounded_by`](crate::StreamExt::try_bounded_by), whose last item is the
+    /// context's error.
     ///
     /// # Panics
     ///

@@ -9,9 +9,9 @@ use crate::token::Token;
 
 /// Cancels a context when dropped. Returned by [`CancelScope::split`].
 ///
-/// Keep the guard in a variable for as long as the work should run. (`let _ = …` drops it immediately; `let _guard = …` does
-/// not.) Once the context has ended, the guard has no effect. A guard is rarely needed, because a [`CancelScope`] is a context
-/// and a guard in one.
+/// Keep the guard in a variable for as long as the work should run. (`let _ = …` drops it immediately;
+/// `let _guard = …` does not.) Once the context has ended, the guard has no effect. A guard is rarely needed,
+/// because a [`CancelScope`] is a context and a guard in one.
 ///
 /// ```
 /// use tokio_ctx::Context;

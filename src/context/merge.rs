@@ -10,9 +10,9 @@ use crate::token::Token;
 impl Context {
     /// Derives a child of two contexts, which ends when either of them does.
     ///
-    /// The child then has the error of the context that ended first. If both had ended before, it has the error of `self`. The
-    /// earlier of the two deadlines applies. Values are looked up in `self` first, then in `other`. No task is spawned.
-    /// In Go, the same is built from `context.AfterFunc`.
+    /// The child then has the error of the context that ended first. If both had ended before, it has the error
+    /// of `self`. The earlier of the two deadlines applies. Values are looked up in `self` first, then in
+    /// `other`. No task is spawned. In Go, the same is built from `context.AfterFunc`.
     ///
     /// ```
     /// use tokio_ctx::Context;

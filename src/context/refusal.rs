@@ -1,11 +1,12 @@
 //! Refusals: the cooperative budget of an operation whose context has ended before the first poll.
 //!
-//! Such an operation is ready at its first poll. A loop that retries on every error would therefore spin inside a single
-//! `poll`: the timeout around it would never act, and on a single thread nothing else would run. So a refusal consumes a unit of
-//! Tokio's cooperative budget, like a read that finds data, and yields if none is left.
+//! Such an operation is ready at its first poll. A loop that retries on every error would therefore spin inside
+//! a single `poll`: the timeout around it would never act, and on a single thread nothing else would run. So a
+//! refusal consumes a unit of Tokio's cooperative budget, like a read that finds data, and yields if none is
+//! left.
 //!
-//! It yields only once. If other code in the same task uses up the budget before every poll, the next poll returns the error
-//! nevertheless. An end that is seen after the operation has begun consumes no budget.
+//! It yields only once. If other code in the same task uses up the budget before every poll, the next poll
+//! returns the error nevertheless. An end that is seen after the operation has begun consumes no budget.
 
 use std::future::poll_fn;
 use std::task::{Context as TaskContext, Poll, ready};
@@ -28,7 +29,8 @@ pub(crate) enum Entry {
 }
 
 impl Entry {
-    /// Begins the operation unless the context has ended. Does not check the context once the operation has begun.
+    /// Begins the operation unless the context has ended. Does not check the context once the operation has
+    /// begun.
     #[inline]
     pub(crate) fn poll(&mut self, ctx: &Context, cx: &mut TaskContext<'_>) -> Poll<Result<(), Error>> {
         if *self != Entry::Begun {

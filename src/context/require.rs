@@ -14,13 +14,14 @@ use crate::error::{Error, How, Origin, Place, fmt_with_sources};
 impl Context {
     /// Returns an error unless at least `least` time is left until the deadline.
     ///
-    /// Call it before a step that is not worth starting with less time. Without a deadline it always succeeds. The deadline is the
-    /// one of [`remaining`](Self::remaining). Go has no counterpart, although `x/time/rate` does the same inside `Wait`.
+    /// Call it before a step that is not worth starting with less time. Without a deadline it always succeeds.
+    /// The deadline is the one of [`remaining`](Self::remaining). Go has no counterpart, although `x/time/rate`
+    /// does the same inside `Wait`.
     ///
     /// # Errors
     ///
-    /// Returns [`NotEnoughTime`], which contains the time left and the line that set the deadline. If the context has ended, it
-    /// contains the context's [`err`](Self::err). `?` converts it into an [`Error`].
+    /// Returns [`NotEnoughTime`], which contains the time left and the line that set the deadline. If the
+    /// context has ended, it contains the context's [`err`](Self::err). `?` converts it into an [`Error`].
     ///
     /// ```
     /// use std::time::Duration;
@@ -122,8 +123,8 @@ impl NotEnoughTime {
     }
 }
 
-/// Prints `not enough time left: 2s required, 300ms left of the 500ms budget set at src/main.rs:8`, or the error of the
-/// context: `not enough time left: context canceled at src/main.rs:9`.
+/// Prints `not enough time left: 2s required, 300ms left of the 500ms budget set at src/main.rs:8`, or the
+/// error of the context: `not enough time left: context canceled at src/main.rs:9`.
 impl fmt::Display for NotEnoughTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let required = self.required;
@@ -163,8 +164,8 @@ impl StdError for NotEnoughTime {
     }
 }
 
-/// Converts into the context's error, if it had ended. Otherwise converts into `DeadlineExceeded`, for the deadline that would have
-/// been exceeded, with the [`NotEnoughTime`] as its cause.
+/// Converts into the context's error, if it had ended. Otherwise converts into `DeadlineExceeded`, for the
+/// deadline that would have been exceeded, with the [`NotEnoughTime`] as its cause.
 impl From<NotEnoughTime> for Error {
     fn from(short: NotEnoughTime) -> Error {
         let NotEnoughTime { required, why, .. } = short;

@@ -20,19 +20,21 @@ use crate::error::Error;
 impl Context {
     /// Runs a future until the context ends.
     ///
-    /// If the context ends first, the future is dropped before `run` returns, at the `.await` that it has reached, as with
-    /// [`tokio::time::timeout`]. See [Cancel safety](guide/cancel_safety/index.html).
+    /// If the context ends first, the future is dropped before `run` returns, at the `.await` that it has
+    /// reached, as with [`tokio::time::timeout`]. See [Cancel safety](guide/cancel_safety/index.html).
     ///
-    /// The context is checked before the future is polled for the first time, so a context that has ended starts no work. After
-    /// that, a result that is ready takes precedence over the end, so the result of finished work is not discarded.
+    /// The context is checked before the future is polled for the first time, so a context that has ended
+    /// starts no work. After that, a result that is ready takes precedence over the end, so the result of
+    /// finished work is not discarded.
     ///
-    /// `run` does not change the [`current`](Self::current) context of the future; [`within`](Self::within) does.
+    /// `run` does not change the [`current`](Self::current) context of the future; [`within`](Self::within)
+    /// does.
     ///
     /// # Errors
     ///
-    /// Returns the context's [`err`](Self::err) if it ends first. Note that the same end may stop other tasks before this one. If
-    /// one of them closes a channel that the future receives from, the future may return a result for that reason. Where this
-    /// matters, call [`check`](Self::check) afterward.
+    /// Returns the context's [`err`](Self::err) if it ends first. Note that the same end may stop other tasks
+    /// before this one. If one of them closes a channel that the future receives from, the future may return a
+    /// result for that reason. Where this matters, call [`check`](Self::check) afterward.
     ///
     /// # Panics
     ///
@@ -63,7 +65,8 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// Returns the error of the future, or the context's [`err`](Self::err) if it ends first, converted into `E`.
+    /// Returns the error of the future, or the context's [`err`](Self::err) if it ends first, converted into
+    /// `E`.
     ///
     /// # Panics
     ///
@@ -91,13 +94,13 @@ impl Context {
 
     /// Runs an async function with a timeout of its own.
     ///
-    /// Derives a child with the timeout, which `f` receives as its argument and as the [`current`](Self::current) context, and
-    /// runs `f` until the child ends. The timeout starts at this call. When `f` returns, the child ends. `None` sets no
-    /// timeout, as in [`with_timeout`](Self::with_timeout).
+    /// Derives a child with the timeout, which `f` receives as its argument and as the
+    /// [`current`](Self::current) context, and runs `f` until the child ends. The timeout starts at this call.
+    /// When `f` returns, the child ends. `None` sets no timeout, as in [`with_timeout`](Self::with_timeout).
     ///
-    /// The future owns the child, and borrows only what `f` borrows. It can therefore be spawned, and used in `tokio::join!` and
-    /// `tokio::select!`, where `with_timeout(d).run(f)` does not compile. For a fallible function, use
-    /// [`try_within`](Self::try_within).
+    /// The future owns the child, and borrows only what `f` borrows. It can therefore be spawned, and used in
+    /// `tokio::join!` and `tokio::select!`, where `with_timeout(d).run(f)` does not compile. For a fallible
+    /// function, use [`try_within`](Self::try_within).
     ///
     /// # Errors
     ///
@@ -142,12 +145,13 @@ impl Context {
 
     /// Runs a fallible async function with a timeout of its own, and returns a single flat result.
     ///
-    /// See [`within`](Self::within). At the deadline, either `f` notices and returns an error of its own, or `f` is stopped;
-    /// which of the two happens is up to chance. Both are an `E` here.
+    /// See [`within`](Self::within). At the deadline, either `f` notices and returns an error of its own, or
+    /// `f` is stopped; which of the two happens is up to chance. Both are an `E` here.
     ///
     /// # Errors
     ///
-    /// Returns the error of `f`, or the child's [`err`](Self::err) if it ends before `f` returns, converted into `E`.
+    /// Returns the error of `f`, or the child's [`err`](Self::err) if it ends before `f` returns, converted
+    /// into `E`.
     ///
     /// # Panics
     ///
@@ -212,7 +216,8 @@ impl Context {
         self.run(tokio::time::sleep(d))
     }
 
-    /// Like [`run`](Self::run), but the returned future owns a clone of the context, so that it can be spawned or stored.
+    /// Like [`run`](Self::run), but the returned future owns a clone of the context, so that it can be spawned
+    /// or stored.
     ///
     /// On a `CancelScope`, [`CancelScope::run_owned`] takes precedence, which takes the scope. Write
     /// `scope.context().run_owned(f)` to keep the scope.
@@ -317,13 +322,13 @@ impl<C: Borrow<Context>, F: Future> Future for Bound<C, F> {
 }
 
 pin_project! {
-    /// Future for [`Context::run`] and [`FutureExt::bounded_by`](crate::FutureExt::bounded_by), which runs another future
-    /// until the context ends.
+    /// Future for [`Context::run`] and [`FutureExt::bounded_by`](crate::FutureExt::bounded_by), which runs
+    /// another future until the context ends.
     ///
     /// # Panics
     ///
-    /// Panics when polled if it has to wait, the context has a deadline, and there is no Tokio runtime with a time driver. Panics
-    /// when polled again after it has resolved.
+    /// Panics when polled if it has to wait, the context has a deadline, and there is no Tokio runtime with a
+    /// time driver. Panics when polled again after it has resolved.
     #[must_use = "futures do nothing unless polled"]
     pub struct Run<'a, F> {
         #[pin]

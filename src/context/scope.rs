@@ -1,7 +1,7 @@
 //! [`CancelScope`]: a context, together with the right to cancel it.
 //!
-//! A scope contains only its context. When it is dropped, it asks the token whether this is the last handle. If so, no code can
-//! observe an end, and none is recorded.
+//! A scope contains only its context. When it is dropped, it asks the token whether this is the last handle. If
+//! so, no code can observe an end, and none is recorded.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -15,13 +15,14 @@ use crate::error::BoxError;
 
 /// A context together with the right to cancel it. Dropping the scope cancels the context.
 ///
-/// This is Go's `ctx, cancel := …` and `defer cancel()` in one value. Every method that derives a cancelable context returns
-/// a scope: [`with_cancel`], [`with_timeout`], [`merge`] and others. A scope dereferences to its [`Context`], so `&scope` can
-/// be passed wherever a `&Context` is expected.
+/// This is Go's `ctx, cancel := …` and `defer cancel()` in one value. Every method that derives a cancelable
+/// context returns a scope: [`with_cancel`], [`with_timeout`], [`merge`] and others. A scope dereferences to
+/// its [`Context`], so `&scope` can be passed wherever a `&Context` is expected.
 ///
-/// A scope is not `Clone`, because one owner decides when the work is over. `scope.clone()` returns a plain `Context`, which
-/// sees the end but cannot cause it. To transfer the right to cancel, move the scope. To share it, create a
-/// [`canceler`](Self::canceler). To separate it from the context, [`split`](Self::split) the scope.
+/// A scope is not `Clone`, because one owner decides when the work is over. `scope.clone()` returns a plain
+/// `Context`, which sees the end but cannot cause it. To transfer the right to cancel, move the scope. To share
+/// it, create a [`canceler`](Self::canceler). To separate it from the context, [`split`](Self::split) the
+/// scope.
 ///
 /// ```compile_fail,E0308
 /// # use tokio_ctx::{CancelScope, Context};
@@ -29,8 +30,9 @@ use crate::error::BoxError;
 /// let second: CancelScope = scope.clone(); // expected `CancelScope`, found `Context`
 /// ```
 ///
-/// When a scope is dropped, the error of the context names the line that derived it. If there is no clone, child or waiter
-/// left to see the end, none is recorded or traced. Once the context has ended, dropping the scope has no effect.
+/// When a scope is dropped, the error of the context names the line that derived it. If there is no clone,
+/// child or waiter left to see the end, none is recorded or traced. Once the context has ended, dropping the
+/// scope has no effect.
 ///
 /// ```
 /// use std::time::Duration;
@@ -88,7 +90,8 @@ use crate::error::BoxError;
 /// assert!(!ctx.is_done());
 /// ```
 ///
-/// **A scope that is moved into a task** is dropped when the task ends, which also ends the work elsewhere. Move a clone instead:
+/// **A scope that is moved into a task** is dropped when the task ends, which also ends the work elsewhere.
+/// Move a clone instead:
 ///
 /// ```
 /// use tokio_ctx::Context;
@@ -130,9 +133,9 @@ use crate::error::BoxError;
 /// # assert!(ctx.is_done());
 /// ```
 ///
-/// **[`with_value`](Self::with_value) takes the scope by value**, so that `with_timeout(d).with_value(id)` returns a
-/// scope. If you need the scope again, use `scope.context().with_value(…)`, as this accept loop does for every
-/// connection:
+/// **[`with_value`](Self::with_value) takes the scope by value**, so that `with_timeout(d).with_value(id)`
+/// returns a scope. If you need the scope again, use `scope.context().with_value(…)`, as this accept loop does
+/// for every connection:
 ///
 /// ```
 /// use std::net::SocketAddr;
@@ -214,9 +217,10 @@ impl CancelScope {
 
     /// Cancels the context. Go's `cancel()`, tokio-util's `CancellationToken::cancel`.
     ///
-    /// The error names the line of this call. If the context has already ended, this has no effect. When it returns, every
-    /// descendant has ended as well, even if another thread called it first. It can be called from any thread, with or without a
-    /// runtime. A waker that panics neither prevents others from being woken, nor makes this call panic.
+    /// The error names the line of this call. If the context has already ended, this has no effect. When it
+    /// returns, every descendant has ended as well, even if another thread called it first. It can be called
+    /// from any thread, with or without a runtime. A waker that panics neither prevents others from being
+    /// woken, nor makes this call panic.
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
@@ -229,11 +233,13 @@ impl CancelScope {
         guard::cancel(self.0.token(), None);
     }
 
-    /// Cancels the context with a cause, which is the [`cause`](crate::Error::cause) of its error. Go's `CancelCauseFunc`.
+    /// Cancels the context with a cause, which is the [`cause`](crate::Error::cause) of its error. Go's
+    /// `CancelCauseFunc`.
     ///
-    /// The cause lives as long as the context. A cause that contains a handle of this context is a reference cycle, and is never
-    /// freed. An [`Error`](crate::Error) contains no handles and is safe to use as a cause, but a loop that passes each error to
-    /// the next context builds an [unbounded chain](guide/traps/index.html#an-error-as-the-cause-of-the-next).
+    /// The cause lives as long as the context. A cause that contains a handle of this context is a reference
+    /// cycle, and is never freed. An [`Error`](crate::Error) contains no handles and is safe to use as a cause,
+    /// but a loop that passes each error to the next context builds an [unbounded
+    /// chain](guide/traps/index.html#an-error-as-the-cause-of-the-next).
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
@@ -266,8 +272,8 @@ impl CancelScope {
 
     /// Adds a value to the scope's context, and returns the scope. See [`Context::with_value`].
     ///
-    /// Existing clones and children do not see the value. To keep the scope, call `scope.context().with_value(v)`, which
-    /// returns a plain `Context`.
+    /// Existing clones and children do not see the value. To keep the scope, call
+    /// `scope.context().with_value(v)`, which returns a plain `Context`.
     ///
     /// ```
     /// use std::time::Duration;

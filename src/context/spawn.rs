@@ -14,8 +14,8 @@ impl Context {
     /// Spawns a task with this context as its [`current`](Self::current) context.
     ///
     /// The task is not stopped when the context ends, but can observe it. To stop the task, use
-    /// [`spawn_bounded`](Self::spawn_bounded); to pass the context to it, use [`spawn_with`](Self::spawn_with). Like
-    /// [`tokio::spawn`], this returns a `JoinHandle`, and dropping the handle leaves the task running.
+    /// [`spawn_bounded`](Self::spawn_bounded); to pass the context to it, use [`spawn_with`](Self::spawn_with).
+    /// Like [`tokio::spawn`], this returns a `JoinHandle`, and dropping the handle leaves the task running.
     ///
     /// # Panics
     ///
@@ -46,13 +46,14 @@ impl Context {
 
     /// Spawns a task that runs until the context ends.
     ///
-    /// When the context ends, the future is dropped where it awaits, as in [`run`](Self::run), and the task returns the
-    /// context's error. If the context has already ended, the future is never polled. This context is the task's
-    /// [`current`](Self::current) context.
+    /// When the context ends, the future is dropped where it awaits, as in [`run`](Self::run), and the task
+    /// returns the context's error. If the context has already ended, the future is never polled. This context
+    /// is the task's [`current`](Self::current) context.
     ///
     /// # Panics
     ///
-    /// Panics outside of a Tokio runtime, like [`tokio::spawn`]. The task panics under the conditions of [`done`](Self::done).
+    /// Panics outside of a Tokio runtime, like [`tokio::spawn`]. The task panics under the conditions of
+    /// [`done`](Self::done).
     ///
     /// ```
     /// use std::time::Duration;
@@ -84,9 +85,9 @@ impl Context {
 
     /// Spawns a task and passes this context to it.
     ///
-    /// `f` is called immediately with a clone of this context, and the future that it returns is spawned. As with
-    /// [`spawn`](Self::spawn), the context is also the task's [`current`](Self::current) context, and its end does not stop the
-    /// task.
+    /// `f` is called immediately with a clone of this context, and the future that it returns is spawned. As
+    /// with [`spawn`](Self::spawn), the context is also the task's [`current`](Self::current) context, and its
+    /// end does not stop the task.
     ///
     /// # Panics
     ///

@@ -1,10 +1,11 @@
 //! The list of request-scoped values of a context, keyed by type. It is separate from the token.
 //!
-//! [`Context::with_value`](crate::Context::with_value) adds an entry to the front of the list, with one allocation and without
-//! copying. A lookup visits only a few entries: after every [`STRIDE`] entries there is an *index* of all values that are
-//! visible from there, which the entries in front of it share. A 64-bit filter in each entry says which types can lie between
-//! the entry and its index, and a filter in each index says which types it can contain, so most lookups of a missing type end
-//! early. A merged context starts with an index of both lists.
+//! [`Context::with_value`](crate::Context::with_value) adds an entry to the front of the list, with one
+//! allocation and without copying. A lookup visits only a few entries: after every [`STRIDE`] entries there is
+//! an *index* of all values that are visible from there, which the entries in front of it share. A 64-bit
+//! filter in each entry says which types can lie between the entry and its index, and a filter in each index
+//! says which types it can contain, so most lookups of a missing type end early. A merged context starts with
+//! an index of both lists.
 
 use std::any::{Any, TypeId, type_name};
 use std::hash::{Hash, Hasher};
@@ -153,8 +154,8 @@ impl Values {
 
 /// Frees a list entry by entry, so that a long list does not recurse.
 ///
-/// If another thread drops the same entry at the same time, the last one to do so frees it. This may be the plain `drop` in the
-/// loop, which is one nested call with a loop of its own.
+/// If another thread drops the same entry at the same time, the last one to do so frees it. This may be the
+/// plain `drop` in the loop, which is one nested call with a loop of its own.
 impl<V: ?Sized> Drop for Entry<V> {
     fn drop(&mut self) {
         let mut pending = Vec::new();

@@ -15,19 +15,20 @@ use crate::error::{BoxError, Place};
 impl Context {
     /// Derives a child that also ends when a future resolves, with the future's output as the cause.
     ///
-    /// Use it for events that should end work from outside, such as a message on a channel, a flag that changes, or a lost
-    /// lease. The error names the line of this call.
+    /// Use it for events that should end work from outside, such as a message on a channel, a flag that
+    /// changes, or a lost lease. The error names the line of this call.
     ///
-    /// The future runs on a new task, with this context as [`current`](Self::current). The task keeps the child alive. It
-    /// drops the future as soon as the child ends in another way, and does not poll it if this context has already ended. The
-    /// child also ends if the future panics, or is dropped together with its runtime; the cause says so.
+    /// The future runs on a new task, with this context as [`current`](Self::current). The task keeps the child
+    /// alive. It drops the future as soon as the child ends in another way, and does not poll it if this
+    /// context has already ended. The child also ends if the future panics, or is dropped together with its
+    /// runtime; the cause says so.
     ///
     /// In Go, a goroutine receives from a channel and calls `cancel`.
     ///
     /// # Panics
     ///
-    /// Panics outside of a Tokio runtime. If the context has a deadline and the runtime has no time driver, the task panics
-    /// and the child ends.
+    /// Panics outside of a Tokio runtime. If the context has a deadline and the runtime has no time driver, the
+    /// task panics and the child ends.
     ///
     /// # Examples
     ///

@@ -28,52 +28,57 @@
 //! # When the context ends
 //!
 //! 1. If the context has ended before, no process is started.
-//! 2. If the process has already exited, its exit status is returned; the result of finished work is not discarded.
-//! 3. Otherwise the process receives SIGTERM (or another `stop_signal`), and SIGCONT, because a suspended process does not
-//!    handle signals. If it is still running after the [`grace`](Bounded::grace) period, or when [`kill`](Child::kill)
-//!    is called, it receives SIGKILL. Windows has no such signals, so the process is terminated immediately.
-//! 4. The process is reaped, and the [`Error`] says how it exited and why it was stopped. If it has not exited 5 seconds after
-//!    SIGKILL, or if the system does not permit signaling it, the error says that it
-//!    [is still running](Error::is_still_running), and it is reaped in the background if it exits later.
+//! 2. If the process has already exited, its exit status is returned; the result of finished work is not
+//!    discarded.
+//! 3. Otherwise the process receives SIGTERM (or another `stop_signal`), and SIGCONT, because a suspended
+//!    process does not handle signals. If it is still running after the [`grace`](Bounded::grace) period, or
+//!    when [`kill`](Child::kill) is called, it receives SIGKILL. Windows has no such signals, so the process is
+//!    terminated immediately.
+//! 4. The process is reaped, and the [`Error`] says how it exited and why it was stopped. If it has not exited
+//!    5 seconds after SIGKILL, or if the system does not permit signaling it, the error says that it [is still
+//!    running](Error::is_still_running), and it is reaped in the background if it exits later.
 //!
-//! The same happens when the future or the [`Child`] is dropped. A task of the runtime then stops the process, which takes up to
-//! the grace period. If the runtime is shut down earlier, the process is killed immediately. Wait for your children before you
-//! return from `main`.
+//! The same happens when the future or the [`Child`] is dropped. A task of the runtime then stops the process,
+//! which takes up to the grace period. If the runtime is shut down earlier, the process is killed immediately.
+//! Wait for your children before you return from `main`.
 //!
-//! When a second Ctrl-C ends this process (module `signal`, on Unix), all children and their groups are killed first. If
-//! this process ends in another way without running destructors (SIGKILL, `std::process::exit`, an abort, or a signal that no
-//! context of `signal` listens for), children keep running.
+//! When a second Ctrl-C ends this process (module `signal`, on Unix), all children and their groups are killed
+//! first. If this process ends in another way without running destructors (SIGKILL, `std::process::exit`, an
+//! abort, or a signal that no context of `signal` listens for), children keep running.
 //!
 //! # Using the command again
 //!
 //! The command can be used again. The settings of a run are reverted: `kill_on_drop`, the group of
-//! [`process_group`](Bounded::process_group), and the pipes of [`output`](Bounded::output). The previous values of the last two
-//! cannot be read from a command, so they are set to their defaults: the process group, and the standard output and error, of
-//! this process. (If this process cannot see its own group, in a PID namespace that was entered from outside, the command
-//! keeps a group of its own.)
+//! [`process_group`](Bounded::process_group), and the pipes of [`output`](Bounded::output). The previous values
+//! of the last two cannot be read from a command, so they are set to their defaults: the process group, and the
+//! standard output and error, of this process. (If this process cannot see its own group, in a PID namespace
+//! that was entered from outside, the command keeps a group of its own.)
 //!
 //! # Traps
 //!
-//! - **Grandchildren.** Only the process itself is stopped; the children of a shell, for example, keep running. With `process_group`,
-//!   the entire group is stopped, within one grace period. A process can leave its group (`setsid`), and is then not stopped. If
-//!   process 1 does not reap orphans, as in a container without an init, a group whose leader has exited appears to be alive until the
-//!   grace period is over.
-//! - **Pipes held open.** A grandchild that keeps running may hold the output of the child open, so that reading to the end blocks. (Go
-//!   has `WaitDelay` for this.) After the process has exited, [`Bounded::output`] and [`Child::wait_with_output`]
-//!   keep reading for the grace period, at least for one second, but not beyond the end of the context. If the context's end stopped the
-//!   process, they read for one second. The error contains what was read.
-//! - **Blocked signals.** A child inherits the blocked signals of the thread that starts it, and the ignored signals of the
-//!   process. If SIGTERM is among them, and the child does not change that (shells and most runtimes do not), SIGTERM has no
-//!   effect, and the child is killed after the grace period. This cannot be changed without unsafe code between fork and exec.
-//!   Start the child through `env` of GNU coreutils 8.31 or newer:
-//!   `Command::new("env").args(["--default-signal=TERM", "program"])`.
-//! - **Other users.** An ordinary user cannot signal a process that has changed its user (`sudo`, `su`). After the grace period, during which
-//!   it may exit because of a signal from the terminal, the error says that it is still running.
-//! - **The terminal.** Ctrl-C goes to all processes of the foreground group at the same time, including children. A child
-//!   in a group of its own is only stopped through the context. But if it reads from the terminal, the system suspends it.
-//! - **Other code that reaps.** Sending signals to a process ID is only safe until the process has been reaped, which this
-//!   module does after the last signal. It is not safe in a program that ignores SIGCHLD, or that reaps all children
-//!   (`waitpid(-1)`).
+//! - **Grandchildren.** Only the process itself is stopped; the children of a shell, for example, keep running.
+//!   With `process_group`, the entire group is stopped, within one grace period. A process can leave its group
+//!   (`setsid`), and is then not stopped. If process 1 does not reap orphans, as in a container without an
+//!   init, a group whose leader has exited appears to be alive until the grace period is over.
+//! - **Pipes held open.** A grandchild that keeps running may hold the output of the child open, so that
+//!   reading to the end blocks. (Go has `WaitDelay` for this.) After the process has exited,
+//!   [`Bounded::output`] and [`Child::wait_with_output`] keep reading for the grace period, at least for one
+//!   second, but not beyond the end of the context. If the context's end stopped the process, they read for one
+//!   second. The error contains what was read.
+//! - **Blocked signals.** A child inherits the blocked signals of the thread that starts it, and the ignored
+//!   signals of the process. If SIGTERM is among them, and the child does not change that (shells and most
+//!   runtimes do not), SIGTERM has no effect, and the child is killed after the grace period. This cannot be
+//!   changed without unsafe code between fork and exec. Start the child through `env` of GNU coreutils 8.31 or
+//!   newer: `Command::new("env").args(["--default-signal=TERM", "program"])`.
+//! - **Other users.** An ordinary user cannot signal a process that has changed its user (`sudo`, `su`). After
+//!   the grace period, during which it may exit because of a signal from the terminal, the error says that it
+//!   is still running.
+//! - **The terminal.** Ctrl-C goes to all processes of the foreground group at the same time, including
+//!   children. A child in a group of its own is only stopped through the context. But if it reads from the
+//!   terminal, the system suspends it.
+//! - **Other code that reaps.** Sending signals to a process ID is only safe until the process has been reaped,
+//!   which this module does after the last signal. It is not safe in a program that ignores SIGCHLD, or that
+//!   reaps all children (`waitpid(-1)`).
 //! - **A paused clock** in a test advances over deadlines and grace periods while waiting for a child.
 //! - **Arguments can be secret.** Errors contain the name of the program, but never its arguments.
 
@@ -111,15 +116,16 @@ pub(crate) use live::kill_all;
 
 /// The default of [`Bounded::grace`].
 const GRACE: Duration = Duration::from_secs(5);
-/// How long to keep reading pipes after the process has exited: at least, if it exited by itself; at most, if it was stopped.
+/// How long to keep reading pipes after the process has exited: at least, if it exited by itself; at most, if
+/// it was stopped.
 const DRAIN: Duration = Duration::from_secs(1);
 
 /// Extension trait for Tokio's commands that adds [`bounded_by`](CommandExt::bounded_by).
 pub trait CommandExt {
     /// Ties the processes that the command starts to a context. Go's `exec.CommandContext`.
     ///
-    /// The process is started by [`status`](Bounded::status), [`output`](Bounded::output) or [`spawn`](Bounded::spawn). The
-    /// command [can be used again](self#using-the-command-again).
+    /// The process is started by [`status`](Bounded::status), [`output`](Bounded::output) or
+    /// [`spawn`](Bounded::spawn). The command [can be used again](self#using-the-command-again).
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -160,10 +166,11 @@ pub struct Bounded<'a> {
 }
 
 impl Bounded<'_> {
-    /// Sets how long the process may take to stop before it is killed. The default is 5 seconds. Go's `Cmd.WaitDelay`.
+    /// Sets how long the process may take to stop before it is killed. The default is 5 seconds. Go's
+    /// `Cmd.WaitDelay`.
     ///
-    /// With zero, the process is killed immediately. [`Child::kill`] ends the grace period early. The grace period also limits how
-    /// long to wait for the pipes of a process that has exited by itself.
+    /// With zero, the process is killed immediately. [`Child::kill`] ends the grace period early. The grace
+    /// period also limits how long to wait for the pipes of a process that has exited by itself.
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -194,9 +201,10 @@ impl Bounded<'_> {
 
     /// Sets whether the process runs in a process group of its own, which is stopped as a whole.
     ///
-    /// All processes of the group receive SIGTERM, and those that are left after the grace period receive SIGKILL. The stop is
-    /// complete when the group is empty. If the process exits before the context ends, the rest of its group is not stopped.
-    /// This applies to one run. It resets the `process_group` of the command itself to the default.
+    /// All processes of the group receive SIGTERM, and those that are left after the grace period receive
+    /// SIGKILL. The stop is complete when the group is empty. If the process exits before the context ends, the
+    /// rest of its group is not stopped. This applies to one run. It resets the `process_group` of the command
+    /// itself to the default.
     ///
     /// ```
     /// use std::time::Duration;
@@ -222,8 +230,8 @@ impl Bounded<'_> {
 
     /// Sets the signal that asks the process to stop. The default is SIGTERM. Go's `Cmd.Cancel`.
     ///
-    /// For example, nginx finishes its requests on SIGQUIT, PostgreSQL disconnects its clients on SIGINT, and programs
-    /// for the terminal may only handle SIGINT.
+    /// For example, nginx finishes its requests on SIGQUIT, PostgreSQL disconnects its clients on SIGINT, and
+    /// programs for the terminal may only handle SIGINT.
     ///
     /// ```
     /// use tokio::process::Command;
@@ -256,14 +264,14 @@ impl Bounded<'_> {
 
     /// Runs the process, and returns its exit status. Go's `Cmd.Run`.
     ///
-    /// A status other than zero is not an error; see [`ExitStatus::success`]. If the standard output or error is piped, the
-    /// pipe is closed, as in [`Command::status`], so that a process which writes to it fails rather than hangs. Dropping the
-    /// future stops the process in the background.
+    /// A status other than zero is not an error; see [`ExitStatus::success`]. If the standard output or error
+    /// is piped, the pipe is closed, as in [`Command::status`], so that a process which writes to it fails
+    /// rather than hangs. Dropping the future stops the process in the background.
     ///
     /// # Errors
     ///
-    /// Returns an error if the context has ended, if the process could not be started, if the context's end stopped the
-    /// process, or if the process [could not be stopped](Error::is_still_running).
+    /// Returns an error if the context has ended, if the process could not be started, if the context's end
+    /// stopped the process, or if the process [could not be stopped](Error::is_still_running).
     ///
     /// # Panics
     ///
@@ -292,16 +300,18 @@ impl Bounded<'_> {
         child.wait().await
     }
 
-    /// Runs the process, and returns its exit status and what it wrote to its standard output and error. Go's `Cmd.Output`.
+    /// Runs the process, and returns its exit status and what it wrote to its standard output and error. Go's
+    /// `Cmd.Output`.
     ///
-    /// The output is read into memory, without a limit. This overrides the settings of the command for its standard output and
-    /// error, which are inherited afterward. The standard input is the one of the command; unless it was set, it is inherited.
-    /// (`Stdio::null()` is often better.) Dropping the future stops the process in the background.
+    /// The output is read into memory, without a limit. This overrides the settings of the command for its
+    /// standard output and error, which are inherited afterward. The standard input is the one of the command;
+    /// unless it was set, it is inherited. (`Stdio::null()` is often better.) Dropping the future stops the
+    /// process in the background.
     ///
     /// # Errors
     ///
-    /// See [`status`](Self::status). Also returns an error if other processes still held the output open when the grace period was over, or
-    /// when the context ended. [`Error::output`] contains what was read.
+    /// See [`status`](Self::status). Also returns an error if other processes still held the output open when
+    /// the grace period was over, or when the context ended. [`Error::output`] contains what was read.
     ///
     /// # Panics
     ///
@@ -337,7 +347,8 @@ impl Bounded<'_> {
 
     /// Starts the process. Go's `Cmd.Start`.
     ///
-    /// The process is stopped when the context ends, even if nothing waits for it, and when the [`Child`] is dropped.
+    /// The process is stopped when the context ends, even if nothing waits for it, and when the [`Child`] is
+    /// dropped.
     ///
     /// # Errors
     ///
@@ -403,8 +414,8 @@ fn run_with<R>(command: &mut Command, stop: &Stop, spawn: impl FnOnce(&mut Comma
 
 /// A process that ends with a context. Returned by [`Bounded::spawn`].
 ///
-/// When it is dropped, the process is stopped in the background, in the same way as when the context ends. This takes up to the
-/// grace period; call [`start_kill`](Self::start_kill) before to kill the process immediately.
+/// When it is dropped, the process is stopped in the background, in the same way as when the context ends. This
+/// takes up to the grace period; call [`start_kill`](Self::start_kill) before to kill the process immediately.
 ///
 /// ```
 /// # #[cfg(unix)] {
@@ -473,8 +484,9 @@ impl Child {
 
     /// Waits until the process has exited and has been reaped, and returns its exit status. Go's `Cmd.Wait`.
     ///
-    /// Closes the standard input first, so that the process does not wait for input. The output is not read: a process that
-    /// writes more to a pipe than it can hold blocks forever. When called again, this returns the same result.
+    /// Closes the standard input first, so that the process does not wait for input. The output is not read: a
+    /// process that writes more to a pipe than it can hold blocks forever. When called again, this returns the
+    /// same result.
     ///
     /// # Cancel safety
     ///
@@ -527,11 +539,11 @@ impl Child {
         Err(Error::new(&self.program, why, exit.status))
     }
 
-    /// Kills the process, and its group if it has one of its own, without waiting for it. Tokio's `Child::start_kill`, Go's
-    /// `Process.Kill`.
+    /// Kills the process, and its group if it has one of its own, without waiting for it. Tokio's
+    /// `Child::start_kill`, Go's `Process.Kill`.
     ///
-    /// This also ends the grace period of a process that is being stopped. If the process has exited, it has no effect.
-    /// [`wait`](Self::wait) returns when the process is gone.
+    /// This also ends the grace period of a process that is being stopped. If the process has exited, it has no
+    /// effect. [`wait`](Self::wait) returns when the process is gone.
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -565,8 +577,8 @@ impl Child {
 
     /// Kills the process, and waits until it is gone. Tokio's `Child::kill`.
     ///
-    /// This is [`start_kill`](Self::start_kill) and [`wait`](Self::wait). If the context has not ended, the exit status
-    /// with the signal is not an error.
+    /// This is [`start_kill`](Self::start_kill) and [`wait`](Self::wait). If the context has not ended, the
+    /// exit status with the signal is not an error.
     ///
     /// # Cancel safety
     ///
@@ -597,8 +609,8 @@ impl Child {
         self.wait().await
     }
 
-    /// Waits until the process has exited, and returns its exit status and what it has written to the pipes of its standard
-    /// output and error, unless they were taken.
+    /// Waits until the process has exited, and returns its exit status and what it has written to the pipes of
+    /// its standard output and error, unless they were taken.
     ///
     /// Dropping the future stops the process in the background.
     ///
@@ -665,7 +677,8 @@ impl Child {
 }
 
 impl Child {
-    /// Reads the pipes to the end, within the grace period, and until the context ends. Other processes may hold them open.
+    /// Reads the pipes to the end, within the grace period, and until the context ends. Other processes may
+    /// hold them open.
     async fn read_on(&self, capture: &mut Capture) -> Result<(), Why> {
         let patience = self.grace.max(DRAIN);
         let mut ended = pin!(self.scope.done());

@@ -1,9 +1,9 @@
 //! Contexts that end on a signal: Ctrl-C, `docker stop`, `systemctl stop`.
 //!
-//! Most programs use [`until_termination`], which returns a context that ends on the first SIGINT or SIGTERM (on Windows on
-//! Ctrl-C, Ctrl-Break, when the console window is closed, on log-off, and on system shutdown). [`notify`] takes any set of
-//! signals, and [`Signals`] has options. The cause of the end is a [`Signal`]. Go's counterpart is `signal.NotifyContext`. A
-//! service passes the context to a [`Shutdown`](crate::Shutdown).
+//! Most programs use [`until_termination`], which returns a context that ends on the first SIGINT or SIGTERM
+//! (on Windows on Ctrl-C, Ctrl-Break, when the console window is closed, on log-off, and on system shutdown).
+//! [`notify`] takes any set of signals, and [`Signals`] has options. The cause of the end is a [`Signal`]. Go's
+//! counterpart is `signal.NotifyContext`. A service passes the context to a [`Shutdown`](crate::Shutdown).
 //!
 //! ```no_run
 //! use tokio_ctx::Context;
@@ -21,59 +21,59 @@
 //! }
 //! ```
 //!
-//! A program that stops on request should exit with success. systemd treats any other status as a failure, including 143, by
-//! which a shell reports SIGTERM ([`Signal::exit_code`]).
+//! A program that stops on request should exit with success. systemd treats any other status as a failure,
+//! including 143, by which a shell reports SIGTERM ([`Signal::exit_code`]).
 //!
-//! This module has the same name as [`tokio::signal`]. If you use both, import the functions of this module, as above, or
-//! rename it: `use tokio_ctx::signal as ctx_signal;`.
+//! This module has the same name as [`tokio::signal`]. If you use both, import the functions of this module, as
+//! above, or rename it: `use tokio_ctx::signal as ctx_signal;`.
 //!
 //! # The second signal
 //!
-//! After the context has ended, for whatever reason, a signal of its set has **the effect that it had before the first context
-//! for it was created**:
+//! After the context has ended, for whatever reason, a signal of its set has **the effect that it had before
+//! the first context for it was created**:
 //!
-//! - Most signals end the process. For example, a second Ctrl-C ends it immediately, and the exit status shows the signal. (Process
-//!   1 of a container cannot be ended by a signal; it exits with 128 + the number of the signal.) No destructors run, but
-//!   children that are tied to a context (module `process`) are killed first, including those in process groups of
-//!   their own. On Unix this is done by a thread, so it works even if the runtime is blocked or has been shut down. On Windows it requires
-//!   a running runtime, and only happens if a signal ended the context; the process exits with [`Signal::exit_code`], and
-//!   children keep running.
+//! - Most signals end the process. For example, a second Ctrl-C ends it immediately, and the exit status shows
+//!   the signal. (Process 1 of a container cannot be ended by a signal; it exits with 128 + the number of the
+//!   signal.) No destructors run, but children that are tied to a context (module `process`) are killed first,
+//!   including those in process groups of their own. On Unix this is done by a thread, so it works even if the
+//!   runtime is blocked or has been shut down. On Windows it requires a running runtime, and only happens if a
+//!   signal ended the context; the process exits with [`Signal::exit_code`], and children keep running.
 //! - SIGTSTP, SIGTTIN and SIGTTOU suspend the process.
-//! - A signal that is ignored by default (SIGCHLD, SIGCONT, SIGURG, SIGWINCH), or that was ignored when the process was
-//!   started (SIGHUP under `nohup`, SIGINT in a background job of a shell), is ignored.
-//! - A signal with a handler of the program or of another library, including Tokio, is left to that handler. The handler is
-//!   also called before the context has ended.
+//! - A signal that is ignored by default (SIGCHLD, SIGCONT, SIGURG, SIGWINCH), or that was ignored when the
+//!   process was started (SIGHUP under `nohup`, SIGINT in a background job of a shell), is ignored.
+//! - A signal with a handler of the program or of another library, including Tokio, is left to that handler.
+//!   The handler is also called before the context has ended.
 //!
 //! A new context for the same signal starts over: the first signal ends that context.
 //! [`Signals::second_signal_ends_process`] turns this behavior off; further signals are then ignored.
 //!
-//! Do not use this module for a signal that arrives repeatedly, such as SIGHUP to reload the configuration. A signal that arrives between
-//! two contexts would end the process. Use [`tokio::signal`] for that.
+//! Do not use this module for a signal that arrives repeatedly, such as SIGHUP to reload the configuration. A
+//! signal that arrives between two contexts would end the process. Use [`tokio::signal`] for that.
 //!
 //! # Limitations
 //!
-//! - The previous effect of a signal is only known on Linux and Android, and only if `/proc` is mounted. Elsewhere it cannot be
-//!   read without unsafe code, and is assumed to be the default. Under `nohup` on macOS, do not listen for SIGHUP, or turn the
-//!   effect of the second signal off.
-//! - Only handlers that were installed *before* the first context for a signal are detected. If a program installs a handler later
-//!   (including Tokio's `ctrl_c()`), after a context of a library has ended, a signal has both effects. Install your handler first, or
-//!   use `second_signal_ends_process(false)`.
-//! - Tokio never removes a signal handler, so it stays installed, and carries out the default effect itself. A child process that
-//!   is started after the first context therefore inherits the *default* of a signal that was previously ignored, because the
-//!   system does not pass handlers on.
-//! - Children that are not tied to a context keep running. So do all children of a process that ends in another way: by
-//!   SIGKILL, `std::process::exit`, an abort, or a signal that no context listened for.
+//! - The previous effect of a signal is only known on Linux and Android, and only if `/proc` is mounted.
+//!   Elsewhere it cannot be read without unsafe code, and is assumed to be the default. Under `nohup` on macOS,
+//!   do not listen for SIGHUP, or turn the effect of the second signal off.
+//! - Only handlers that were installed *before* the first context for a signal are detected. If a program
+//!   installs a handler later (including Tokio's `ctrl_c()`), after a context of a library has ended, a signal
+//!   has both effects. Install your handler first, or use `second_signal_ends_process(false)`.
+//! - Tokio never removes a signal handler, so it stays installed, and carries out the default effect itself. A
+//!   child process that is started after the first context therefore inherits the *default* of a signal that
+//!   was previously ignored, because the system does not pass handlers on.
+//! - Children that are not tied to a context keep running. So do all children of a process that ends in another
+//!   way: by SIGKILL, `std::process::exit`, an abort, or a signal that no context listened for.
 //!
 //! # Traps
 //!
-//! - After the first call of Tokio's `signal::ctrl_c`, Ctrl-C no longer ends the process, even if no task waits for it. A
-//!   program that calls it *before* its first context of this module keeps this behavior.
-//! - Some parent processes (`npm`, scripts with a `trap`) forward Ctrl-C to a child that has already received it from the
-//!   terminal, so the child receives two. Turn the effect of the second signal off in this case.
-//! - A child process in the same process group receives Ctrl-C from the terminal at the same time. See `process_group` in
-//!   the module `process`.
-//! - Process 1 of a container only receives signals that it listens for. Without this module, `docker stop` therefore takes
-//!   10 seconds.
+//! - After the first call of Tokio's `signal::ctrl_c`, Ctrl-C no longer ends the process, even if no task waits
+//!   for it. A program that calls it *before* its first context of this module keeps this behavior.
+//! - Some parent processes (`npm`, scripts with a `trap`) forward Ctrl-C to a child that has already received
+//!   it from the terminal, so the child receives two. Turn the effect of the second signal off in this case.
+//! - A child process in the same process group receives Ctrl-C from the terminal at the same time. See
+//!   `process_group` in the module `process`.
+//! - Process 1 of a container only receives signals that it listens for. Without this module, `docker stop`
+//!   therefore takes 10 seconds.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -98,11 +98,11 @@ use windows as system;
 pub use number::Signal;
 
 impl Signal {
-    /// Returns the exit status of a process that was ended by this signal: 128 + [`number`](Self::number), as shells
-    /// report it; on Windows `STATUS_CONTROL_C_EXIT`.
+    /// Returns the exit status of a process that was ended by this signal: 128 + [`number`](Self::number), as
+    /// shells report it; on Windows `STATUS_CONTROL_C_EXIT`.
     ///
-    /// Use it for a program that aborts its work. A program that stops properly on request should exit with 0, because systemd
-    /// treats 143 as a failure.
+    /// Use it for a program that aborts its work. A program that stops properly on request should exit with 0,
+    /// because systemd treats 143 as a failure.
     ///
     /// ```
     /// # #[cfg(unix)]
@@ -264,7 +264,8 @@ impl Signals {
         Signals { set, second_ends_process: true }
     }
 
-    /// Creates the set of signals that ask a process to stop: SIGINT and SIGTERM; on Windows all console events.
+    /// Creates the set of signals that ask a process to stop: SIGINT and SIGTERM; on Windows all console
+    /// events.
     ///
     /// ```
     /// println!("{:?}", tokio_ctx::signal::Signals::termination());
@@ -273,11 +274,11 @@ impl Signals {
         Signals::new(system::TERMINATION.iter().copied())
     }
 
-    /// Sets whether a signal that arrives after the context has ended has its previous effect, which for most signals is to end
-    /// the process. The default is `true`. See [the second signal](self#the-second-signal).
+    /// Sets whether a signal that arrives after the context has ended has its previous effect, which for most
+    /// signals is to end the process. The default is `true`. See [the second signal](self#the-second-signal).
     ///
-    /// With `false`, such a signal is ignored, even after the scope has been dropped, until another context listens for it.
-    /// Contexts that listen for the same signal at the same time should use the same setting.
+    /// With `false`, such a signal is ignored, even after the scope has been dropped, until another context
+    /// listens for it. Contexts that listen for the same signal at the same time should use the same setting.
     ///
     /// ```
     /// let signals = tokio_ctx::signal::Signals::termination().second_signal_ends_process(false);
@@ -289,18 +290,20 @@ impl Signals {
 
     /// Derives a child of `ctx` that ends on the first of these signals, with the [`Signal`] as its cause.
     ///
-    /// The handlers are installed when this returns, and no signal is lost after that. The error of the context names the line of
-    /// this call. A task of the current runtime waits for the signal, and keeps the context alive until it ends.
+    /// The handlers are installed when this returns, and no signal is lost after that. The error of the context
+    /// names the line of this call. A task of the current runtime waits for the signal, and keeps the context
+    /// alive until it ends.
     ///
     /// # Errors
     ///
-    /// Returns `InvalidInput` if the set is empty, or contains a signal that cannot be caught (on Unix SIGKILL, SIGSTOP, SIGILL,
-    /// SIGFPE, SIGSEGV, and numbers that are not signals). Returns errors of the operating system.
+    /// Returns `InvalidInput` if the set is empty, or contains a signal that cannot be caught (on Unix SIGKILL,
+    /// SIGSTOP, SIGILL, SIGFPE, SIGSEGV, and numbers that are not signals). Returns errors of the operating
+    /// system.
     ///
     /// # Panics
     ///
-    /// Panics if there is no Tokio runtime with an I/O driver, like [`tokio::signal::ctrl_c`]. If the context has a deadline
-    /// and the runtime has no time driver, the task panics.
+    /// Panics if there is no Tokio runtime with an I/O driver, like [`tokio::signal::ctrl_c`]. If the context
+    /// has a deadline and the runtime has no time driver, the task panics.
     ///
     /// ```no_run
     /// use tokio_ctx::signal::Signals;

@@ -20,12 +20,12 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// # Blocking code
 impl Context {
-    /// Runs a blocking function on a thread where blocking is allowed, with this context as its [`current`](Self::current)
-    /// context. Like [`tokio::task::spawn_blocking`].
+    /// Runs a blocking function on a thread where blocking is allowed, with this context as its
+    /// [`current`](Self::current) context. Like [`tokio::task::spawn_blocking`].
     ///
     /// A blocking function cannot be stopped from outside. Call [`check`](Self::check) in its loops, and use
-    /// [`sleep_blocking`](Self::sleep_blocking). The function runs even if the context has ended before it starts. A
-    /// runtime that is shut down waits for it.
+    /// [`sleep_blocking`](Self::sleep_blocking). The function runs even if the context has ended before it
+    /// starts. A runtime that is shut down waits for it.
     ///
     /// # Panics
     ///
@@ -73,9 +73,9 @@ impl Context {
 
     /// Blocks the current thread until the context ends, and returns its error. Go's `<-ctx.Done()`.
     ///
-    /// Use it on plain threads and in [`spawn_blocking`](Self::spawn_blocking). It does not need a runtime, even if the context has
-    /// a deadline. If the context never ends, it blocks forever. In a runtime whose clock is paused by a test, it follows
-    /// that clock, with a delay of up to 100 ms.
+    /// Use it on plain threads and in [`spawn_blocking`](Self::spawn_blocking). It does not need a runtime,
+    /// even if the context has a deadline. If the context never ends, it blocks forever. In a runtime whose
+    /// clock is paused by a test, it follows that clock, with a delay of up to 100 ms.
     ///
     /// # Panics
     ///
@@ -106,7 +106,8 @@ impl Context {
         }
     }
 
-    /// Blocks the current thread for the given time, unless the context ends first. An interruptible [`std::thread::sleep`].
+    /// Blocks the current thread for the given time, unless the context ends first. An interruptible
+    /// [`std::thread::sleep`].
     ///
     /// # Errors
     ///

@@ -1,6 +1,7 @@
 //! [`Group`]: tasks that belong together. When one fails, the others are canceled.
 //!
-//! It corresponds to Go's `errgroup`, Kotlin's coroutine scope and trio's nursery, and is built on Tokio's [`JoinSet`].
+//! It corresponds to Go's `errgroup`, Kotlin's coroutine scope and trio's nursery, and is built on Tokio's
+//! [`JoinSet`].
 //!
 //! # When to use it
 //!
@@ -18,27 +19,30 @@
 //! # The error type
 //!
 //! Tasks can fail with any error type `E` that converts from [`Error`]: `anyhow::Error`, an enum with
-//! `#[from] tokio_ctx::Error`, `io::Error`, [`BoxError`], or [`Error`] itself. [`join`](Group::join) returns the first error by
-//! value, so `group.join().await?` works in a function that returns the same `E`. If the context ends for another reason, its error is
-//! converted. The context's error that the other tasks see has a [`TaskFailed`] as its cause, with the text and the line of the task that
-//! failed. With [`outcomes`](Group::outcomes) alone, `E` only needs to implement `Display`.
+//! `#[from] tokio_ctx::Error`, `io::Error`, [`BoxError`], or [`Error`] itself. [`join`](Group::join) returns
+//! the first error by value, so `group.join().await?` works in a function that returns the same `E`. If the
+//! context ends for another reason, its error is converted. The context's error that the other tasks see has a
+//! [`TaskFailed`] as its cause, with the text and the line of the task that failed. With
+//! [`outcomes`](Group::outcomes) alone, `E` only needs to implement `Display`.
 //!
 //! # Traps
 //!
-//! - **Tasks have to observe the context.** The group's context is the [`current`](Context::current) context of its tasks. A
-//!   task stops if it uses `ctx.run(…)`, `ctx.check()?` or `ctx.done()`. A task that does not keeps [`join`](Group::join)
-//!   waiting, as in Go. [`grace`](Group::grace) aborts such tasks after a time; `grace(Duration::ZERO)` stops every task at its
-//!   next `.await`, as trio and Kotlin do.
-//! - **A task that does not await cannot be stopped**, neither by aborting it nor by dropping the group. `join` waits for it. Call
-//!   [`check`](Context::check) in such a task, or move the work to [`spawn_blocking`](Context::spawn_blocking).
-//! - **Tasks that a task spawns are not part of the group**, neither with `tokio::spawn` nor with [`Context::spawn`]. They
-//!   outlive the group.
-//! - **An end from outside is not a failure in itself.** If the parent is canceled or a deadline passes, and every task returns
-//!   `Ok` nevertheless, [`join`](Group::join) returns the values, as in Go. Query the context to find out. (If a task was aborted,
-//!   or not spawned because the context had ended, `join` fails.)
-//! - **A group stores every value** until it is joined, so a group that lives as long as its service keeps growing.
-//! - **Dropping the future of [`join`](Group::join)**, for example in a `select!` or a timeout, drops the group. To limit the
-//!   time of a group, give it a context with a deadline.
+//! - **Tasks have to observe the context.** The group's context is the [`current`](Context::current) context of
+//!   its tasks. A task stops if it uses `ctx.run(…)`, `ctx.check()?` or `ctx.done()`. A task that does not
+//!   keeps [`join`](Group::join) waiting, as in Go. [`grace`](Group::grace) aborts such tasks after a time;
+//!   `grace(Duration::ZERO)` stops every task at its next `.await`, as trio and Kotlin do.
+//! - **A task that does not await cannot be stopped**, neither by aborting it nor by dropping the group. `join`
+//!   waits for it. Call [`check`](Context::check) in such a task, or move the work to
+//!   [`spawn_blocking`](Context::spawn_blocking).
+//! - **Tasks that a task spawns are not part of the group**, neither with `tokio::spawn` nor with
+//!   [`Context::spawn`]. They outlive the group.
+//! - **An end from outside is not a failure in itself.** If the parent is canceled or a deadline passes, and
+//!   every task returns `Ok` nevertheless, [`join`](Group::join) returns the values, as in Go. Query the
+//!   context to find out. (If a task was aborted, or not spawned because the context had ended, `join` fails.)
+//! - **A group stores every value** until it is joined, so a group that lives as long as its service keeps
+//!   growing.
+//! - **Dropping the future of [`join`](Group::join)**, for example in a `select!` or a timeout, drops the
+//!   group. To limit the time of a group, give it a context with a deadline.
 //!
 //! [`JoinSet`]: tokio::task::JoinSet
 
@@ -71,9 +75,10 @@ pub use outcome::{End, Outcome};
 
 /// A group of tasks that belong together. When one fails, the others are canceled. Go's `errgroup.Group`.
 ///
-/// [`new`](Self::new) returns the group and its context. The context is canceled when a task fails or panics, when
-/// [`join`](Self::join) has finished, and when the group is dropped. Dropping a group cancels its tasks and also aborts
-/// them, so that each stops at its next `.await`. See the [module](crate::group) for when to use a group, and for its traps.
+/// [`new`](Self::new) returns the group and its context. The context is canceled when a task fails or panics,
+/// when [`join`](Self::join) has finished, and when the group is dropped. Dropping a group cancels its tasks
+/// and also aborts them, so that each stops at its next `.await`. See the [module](crate::group) for when to
+/// use a group, and for its traps.
 ///
 /// ```
 /// use std::io;
@@ -108,11 +113,13 @@ pub struct Group<T, E, L = Unlimited> {
     limit: L,
 }
 
-/// Type parameter of a [`Group`] without a limit, whose [`spawn`](Group#method.spawn) spawns the task immediately.
+/// Type parameter of a [`Group`] without a limit, whose [`spawn`](Group#method.spawn) spawns the task
+/// immediately.
 #[derive(Clone, Copy, Debug)]
 pub struct Unlimited(());
 
-/// Type parameter of a [`Group`] with a limit, whose [`spawn`](Group#method.spawn-1) waits until the limit allows another task.
+/// Type parameter of a [`Group`] with a limit, whose [`spawn`](Group#method.spawn-1) waits until the limit
+/// allows another task.
 #[derive(Clone, Copy, Debug)]
 pub struct Limited(usize);
 
@@ -123,8 +130,8 @@ struct Crew<T, E> {
     tasks: JoinSet<Result<T, E>>,
     running: HashMap<Id, Member>,
     spawned: usize,
-    // The finished tasks whose outcome was not taken, in the order in which they finished. The mutex is never locked: it
-    // makes the group `Sync` for values that are not, as a `JoinSet` is.
+    // The finished tasks whose outcome was not taken, in the order in which they finished. The mutex is never
+    // locked: it makes the group `Sync` for values that are not, as a `JoinSet` is.
     ended: Mutex<VecDeque<Ended<T, E>>>,
     common: Arc<Common>,
     grace: Option<Duration>,
@@ -156,8 +163,8 @@ struct Common {
 impl<T, E> Group<T, E> {
     /// Creates a group, and returns it with its context, a child of `ctx`. Go's `errgroup.WithContext`.
     ///
-    /// The context is the [`current`](Context::current) context of the group's tasks. When a task fails, the context is canceled with
-    /// a [`TaskFailed`] as its cause.
+    /// The context is the [`current`](Context::current) context of the group's tasks. When a task fails, the
+    /// context is canceled with a [`TaskFailed`] as its cause.
     ///
     /// ```
     /// use tokio_ctx::{Context, Group};
@@ -194,7 +201,8 @@ impl<T, E> Group<T, E> {
     /// Limits the number of tasks that run at the same time to `n`. Go's `SetLimit`.
     ///
     /// [`spawn`](Group#method.spawn-1) is then async and waits until another task may run, and
-    /// [`try_spawn`](Group::try_spawn) returns an error instead of waiting. Tasks that are already running count.
+    /// [`try_spawn`](Group::try_spawn) returns an error instead of waiting. Tasks that are already running
+    /// count.
     ///
     /// # Panics
     ///
@@ -231,14 +239,15 @@ where
 {
     /// Spawns a task with the group's context as its [`current`](Context::current) context. Go's `Group.Go`.
     ///
-    /// The task starts running immediately, even if the context has already ended; it then has to notice by itself, as in Go. Errors name
-    /// the line of this call if the task fails, panics or is aborted.
+    /// The task starts running immediately, even if the context has already ended; it then has to notice by
+    /// itself, as in Go. Errors name the line of this call if the task fails, panics or is aborted.
     ///
     /// # The error type
     ///
     /// In `async move { …?; Ok(()) }`, nothing determines the type that `?` converts into. It is inferred if
-    /// `group.join().await?` is in a function that returns this error, or if the result of `join` has a type annotation. Otherwise
-    /// the compiler reports `type annotations needed`. Name the error type at the group, or at the `Ok`:
+    /// `group.join().await?` is in a function that returns this error, or if the result of `join` has a type
+    /// annotation. Otherwise the compiler reports `type annotations needed`. Name the error type at the group,
+    /// or at the `Ok`:
     ///
     /// ```
     /// use std::io;
@@ -310,18 +319,19 @@ where
     T: Send + 'static,
     E: fmt::Display + Send + 'static,
 {
-    /// Waits until the limit allows another task, then spawns it. Returns whether the task was spawned. Go's `Group.Go` after
-    /// `SetLimit`.
+    /// Waits until the limit allows another task, then spawns it. Returns whether the task was spawned. Go's
+    /// `Group.Go` after `SetLimit`.
     ///
-    /// If the context ends first, the task is dropped without having run, and this returns false. [`join`](Self::join) then
-    /// returns an error, because the values are incomplete.
+    /// If the context ends first, the task is dropped without having run, and this returns false.
+    /// [`join`](Self::join) then returns an error, because the values are incomplete.
     ///
-    /// Tasks are not queued, so a caller that spawns faster than tasks finish waits here. Dropping the future before it resolves drops the
-    /// task, which then has not run.
+    /// Tasks are not queued, so a caller that spawns faster than tasks finish waits here. Dropping the future
+    /// before it resolves drops the task, which then has not run.
     ///
     /// # Panics
     ///
-    /// Panics outside of a Tokio runtime, like [`tokio::spawn`], and like [`Context::done`] if the context has a deadline.
+    /// Panics outside of a Tokio runtime, like [`tokio::spawn`], and like [`Context::done`] if the context has
+    /// a deadline.
     ///
     /// ```
     /// use std::time::Duration;
@@ -417,8 +427,8 @@ where
         self.crew.start(task, spawned_at);
     }
 
-    /// Frees the finished tasks and their values, so that a group can run forever. Registers to be woken when another task
-    /// finishes.
+    /// Frees the finished tasks and their values, so that a group can run forever. Registers to be woken when
+    /// another task finishes.
     pub(crate) fn poll_forget(&mut self, cx: &mut TaskContext<'_>) {
         let is_kept = |(_, outcome): &Ended<T, E>| !matches!(outcome.end, End::Done(_));
         while let Poll::Ready(Some(joined)) = self.crew.tasks.poll_join_next_with_id(cx) {
@@ -435,10 +445,11 @@ where
 }
 
 impl<T, E, L> Group<T, E, L> {
-    /// Does not cancel the other tasks when a task fails or panics. Go's `errgroup.Group` without `WithContext`.
+    /// Does not cancel the other tasks when a task fails or panics. Go's `errgroup.Group` without
+    /// `WithContext`.
     ///
-    /// [`outcomes`](Self::outcomes) then returns the outcome of each task. [`join`](Self::join) still returns the first error,
-    /// but only after all tasks have finished.
+    /// [`outcomes`](Self::outcomes) then returns the outcome of each task. [`join`](Self::join) still returns
+    /// the first error, but only after all tasks have finished.
     ///
     /// # Panics
     ///
@@ -478,11 +489,11 @@ impl<T, E, L> Group<T, E, L> {
 
     /// Sets how long tasks may run after the context has ended. After that, they are aborted.
     ///
-    /// Tasks can clean up during this time. An aborted task is dropped where it awaits, and [`join`](Self::join) and
-    /// [`outcomes`](Self::outcomes) name the line that spawned it. The time starts when the context
-    /// [ended](crate::Origin::ended_at). Tasks are only aborted while the group is being awaited, in `join`, `outcomes`, `next`, or a
-    /// `spawn` that waits. With zero, every task stops where it awaits, as in trio and Kotlin. Without
-    /// this call, tasks are never aborted, as in Go.
+    /// Tasks can clean up during this time. An aborted task is dropped where it awaits, and
+    /// [`join`](Self::join) and [`outcomes`](Self::outcomes) name the line that spawned it. The time starts
+    /// when the context [ended](crate::Origin::ended_at). Tasks are only aborted while the group is being
+    /// awaited, in `join`, `outcomes`, `next`, or a `spawn` that waits. With zero, every task stops where it
+    /// awaits, as in trio and Kotlin. Without this call, tasks are never aborted, as in Go.
     ///
     /// Waiting then needs a runtime with a time driver.
     ///
@@ -526,7 +537,8 @@ impl<T, E, L> Group<T, E, L> {
         &self.crew.ctx
     }
 
-    /// Returns a handle that can cancel the group's context, for example when a task finds that the others are not needed.
+    /// Returns a handle that can cancel the group's context, for example when a task finds that the others are
+    /// not needed.
     ///
     /// An `Err` that a task returns after that still counts as a failure.
     ///
@@ -552,22 +564,23 @@ where
     T: Send + 'static,
     E: Send + 'static,
 {
-    /// Waits until all tasks have finished, and returns their values in the order in which they were spawned. Go's `Group.Wait`.
+    /// Waits until all tasks have finished, and returns their values in the order in which they were spawned.
+    /// Go's `Group.Wait`.
     ///
-    /// When this returns, all tasks have finished, including their cleanup, and everything they owned has been dropped. The
-    /// context then ends. Dropping the returned future drops the group.
+    /// When this returns, all tasks have finished, including their cleanup, and everything they owned has been
+    /// dropped. The context then ends. Dropping the returned future drops the group.
     ///
     /// # Errors
     ///
-    /// Returns the error of the first task that failed. Errors that other tasks return afterward are dropped. If no task failed, returns the
-    /// context's error, converted, if tasks were aborted (the error then names their lines), or were not spawned because the
-    /// context had ended.
+    /// Returns the error of the first task that failed. Errors that other tasks return afterward are dropped.
+    /// If no task failed, returns the context's error, converted, if tasks were aborted (the error then names
+    /// their lines), or were not spawned because the context had ended.
     ///
     /// # Panics
     ///
-    /// Resumes the panic of a task after all tasks have finished; if several panicked, that of the task that was spawned
-    /// first. Panics without a Tokio time driver if there is a [`grace`](Self::grace), and the context has ended or has a
-    /// deadline.
+    /// Resumes the panic of a task after all tasks have finished; if several panicked, that of the task that
+    /// was spawned first. Panics without a Tokio time driver if there is a [`grace`](Self::grace), and the
+    /// context has ended or has a deadline.
     ///
     /// ```
     /// use tokio_ctx::{Context, Group};
@@ -615,11 +628,12 @@ where
         self.crew.sum_up(outcomes)
     }
 
-    /// Waits until all tasks have finished, and returns the outcome of each in the order in which they were spawned.
+    /// Waits until all tasks have finished, and returns the outcome of each in the order in which they were
+    /// spawned.
     ///
-    /// Panics are returned as outcomes and not resumed. Without [`keep_going`](Self::keep_going), the first error or panic still
-    /// cancels the context. Outcomes that [`next`](Self::next) has returned are not included. Dropping the returned future drops the
-    /// group.
+    /// Panics are returned as outcomes and not resumed. Without [`keep_going`](Self::keep_going), the first
+    /// error or panic still cancels the context. Outcomes that [`next`](Self::next) has returned are not
+    /// included. Dropping the returned future drops the group.
     ///
     /// # Panics
     ///
@@ -649,9 +663,9 @@ where
     /// Waits for the next task to finish, and returns its outcome. Returns `None` if no task is left. Tokio's
     /// [`JoinSet::join_next`].
     ///
-    /// [`join`](Self::join) then returns the remaining values, or the first of the remaining errors. If an error that was
-    /// returned here has canceled the context, `join` returns the context's error. A panic that was returned here is not
-    /// resumed.
+    /// [`join`](Self::join) then returns the remaining values, or the first of the remaining errors. If an
+    /// error that was returned here has canceled the context, `join` returns the context's error. A panic that
+    /// was returned here is not resumed.
     ///
     /// # Cancel safety
     ///
@@ -733,8 +747,8 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
         }
     }
 
-    /// Waits for the next task to finish, and aborts tasks when the grace period is over. The caller owns the wait for the
-    /// grace period, so that it does not outlive the call.
+    /// Waits for the next task to finish, and aborts tasks when the grace period is over. The caller owns the
+    /// wait for the grace period, so that it does not outlive the call.
     fn next_to_end<'a>(
         &'a mut self,
         grace_over: &'a mut Option<GraceOver>,
@@ -748,7 +762,8 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
         })
     }
 
-    /// Aborts the running tasks when the grace period is over. `JoinSet` wakes the caller when they have finished.
+    /// Aborts the running tasks when the grace period is over. `JoinSet` wakes the caller when they have
+    /// finished.
     fn poll_grace(&mut self, grace_over: &mut Option<GraceOver>, cx: &mut TaskContext<'_>) {
         let Some(grace) = self.grace.filter(|_| !self.overdue) else { return };
         let over = grace_over.get_or_insert_with(|| Box::pin(until_over(self.ctx.done_owned(), grace)));

@@ -11,15 +11,15 @@
 //! | abort | after the [`cleanup`](Shutdown::cleanup) time | tasks of [`spawn`](Shutdown::spawn) are aborted where they await |
 //! | report | when all work has ended, or after another `cleanup` time | [`wait`](Shutdown::wait) returns the [`Report`] |
 //!
-//! Each phase ends early when no work is left. `wait` therefore takes at most the grace period plus twice the cleanup time after the
-//! shutdown has begun. Choose them so that this is less than what the service manager allows (`docker stop`: 10 s; Kubernetes:
-//! 30 s; systemd: 90 s).
+//! Each phase ends early when no work is left. `wait` therefore takes at most the grace period plus twice the
+//! cleanup time after the shutdown has begun. Choose them so that this is less than what the service manager
+//! allows (`docker stop`: 10 s; Kubernetes: 30 s; systemd: 90 s).
 //!
 //! # When to use it
 //!
-//! Use one shutdown per program, in `main`. For the parts of a request or a job use a [`Group`], which has results and errors. Work
-//! takes part in a shutdown as a task of [`spawn`](Shutdown::spawn), as a future that other code runs
-//! ([`track`](Shutdown::track)), or by holding a [`ticket`](Shutdown::ticket).
+//! Use one shutdown per program, in `main`. For the parts of a request or a job use a [`Group`], which has
+//! results and errors. Work takes part in a shutdown as a task of [`spawn`](Shutdown::spawn), as a future that
+//! other code runs ([`track`](Shutdown::track)), or by holding a [`ticket`](Shutdown::ticket).
 //!
 //! | | `Shutdown` | [tokio-graceful-shutdown] 0.19 | tokio-util's [`TaskTracker`] 0.7 |
 //! |---|---|---|---|
@@ -42,7 +42,8 @@
 //!
 //! # On a signal
 //!
-//! The module [`signal`](../signal/index.html) (feature `signal`) has a context that ends on a signal. A complete `main`:
+//! The module [`signal`](../signal/index.html) (feature `signal`) has a context that ends on a signal. A
+//! complete `main`:
 //!
 #![cfg_attr(feature = "signal", doc = "```no_run")]
 #![cfg_attr(not(feature = "signal"), doc = "```ignore")]
@@ -53,14 +54,14 @@
 //! # async fn accept(_: TcpListener, _: Shutdown) {}
 //! #[tokio::main]
 //! async fn main() -> Result<(), BoxError> {
-//!     let ctx = until_termination(&Context::background())?;
-//!     let shutdown = Shutdown::new(&ctx);
+//! let ctx = until_termination(&Context::background())?;
+//! let shutdown = Shutdown::new(&ctx);
 //!
 //!     let listener = TcpListener::bind("127.0.0.1:8080").await?;
 //!     shutdown.named("accept").spawn(accept(listener, shutdown.clone()));
 //!
 //!     Ok(shutdown.wait().await.into_result()?) // An error if some work did not end in time.
-//! }
+//!     }
 //! ```
 //!
 //! [A service that drains] shows complete programs with axum and tonic.
@@ -79,11 +80,11 @@
 //! use tokio_ctx::{Context, Shutdown};
 //!
 //! async fn must_run(shutdown: Shutdown, part: JoinHandle<io::Result<()>>) {
-//!     match part.await {
-//!         Ok(Ok(())) => shutdown.begin("a part that must run has ended"),
-//!         Ok(Err(failed)) => shutdown.begin(failed),
-//!         Err(panicked) => shutdown.begin(panicked),
-//!     }
+//! match part.await {
+//! Ok(Ok(())) => shutdown.begin("a part that must run has ended"),
+//! Ok(Err(failed)) => shutdown.begin(failed),
+//! Err(panicked) => shutdown.begin(panicked),
+//! }
 //! }
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
@@ -142,8 +143,8 @@ const CLEANUP: Duration = Duration::from_secs(1);
 
 /// Graceful shutdown of a service: stops taking work, waits for a grace period, cancels, and reports.
 ///
-/// This is a handle; clones refer to the same shutdown. When the last one is dropped, both contexts end. See the
-/// [module](crate::shutdown) for the phases and the traps.
+/// This is a handle; clones refer to the same shutdown. When the last one is dropped, both contexts end. See
+/// the [module](crate::shutdown) for the phases and the traps.
 ///
 /// ```
 /// use std::time::Duration;
@@ -187,8 +188,8 @@ impl Shutdown {
     /// Creates a shutdown that begins when `ctx` ends, or with [`begin`](Self::begin).
     ///
     /// Both its contexts have the values of `ctx`. The soft context also has its deadline. By default, the
-    /// [`grace`](Self::grace) period is 8 seconds and the [`cleanup`](Self::cleanup) time is 1 second, so that a shutdown
-    /// takes at most 10 seconds, the default of `docker stop`.
+    /// [`grace`](Self::grace) period is 8 seconds and the [`cleanup`](Self::cleanup) time is 1 second, so that
+    /// a shutdown takes at most 10 seconds, the default of `docker stop`.
     ///
     /// ```
     /// use tokio_ctx::{Context, Shutdown};
@@ -226,7 +227,8 @@ impl Shutdown {
         self
     }
 
-    /// Sets how long canceled work may clean up before it is aborted, and how long to wait for aborted work after that.
+    /// Sets how long canceled work may clean up before it is aborted, and how long to wait for aborted work
+    /// after that.
     ///
     /// ```
     /// use std::time::Duration;
@@ -279,15 +281,16 @@ impl Shutdown {
         &self.common.soft
     }
 
-    /// Returns a future that resolves when the shutdown begins. Servers take it as their signal to stop accepting.
+    /// Returns a future that resolves when the shutdown begins. Servers take it as their signal to stop
+    /// accepting.
     ///
-    /// It can be passed to axum's [`with_graceful_shutdown`] and tonic's `serve_with_shutdown`, and used with hyper's
-    /// `graceful_shutdown` in a `select!`. It waits for the end of [`soft`](Self::soft).
+    /// It can be passed to axum's [`with_graceful_shutdown`] and tonic's `serve_with_shutdown`, and used with
+    /// hyper's `graceful_shutdown` in a `select!`. It waits for the end of [`soft`](Self::soft).
     ///
     /// # Panics
     ///
-    /// The future panics when polled, like [`Context::done`], if the parent context has a deadline and there is no Tokio runtime
-    /// with a time driver.
+    /// The future panics when polled, like [`Context::done`], if the parent context has a deadline and there is
+    /// no Tokio runtime with a time driver.
     ///
     /// ```
     /// use axum::{Router, routing::get};
@@ -316,10 +319,11 @@ impl Shutdown {
         }
     }
 
-    /// Returns the context that ends when work in progress has to stop. Derive the contexts of requests and jobs from it.
+    /// Returns the context that ends when work in progress has to stop. Derive the contexts of requests and
+    /// jobs from it.
     ///
-    /// It is the [`current`](Context::current) context of the tasks of [`spawn`](Self::spawn). When the grace period is over, the cause of
-    /// its end is [`GraceOver`], which contains the reason why the shutdown began.
+    /// It is the [`current`](Context::current) context of the tasks of [`spawn`](Self::spawn). When the grace
+    /// period is over, the cause of its end is [`GraceOver`], which contains the reason why the shutdown began.
     ///
     /// ```
     /// use tokio_ctx::{Context, Shutdown};
@@ -335,8 +339,9 @@ impl Shutdown {
 
     /// Begins the shutdown, with a cause.
     ///
-    /// If the shutdown has already begun, this has no effect, and does not shorten the grace period. To end the grace period early, for
-    /// example on a second Ctrl-C, use [`force`](Self::force). It can be called from any thread.
+    /// If the shutdown has already begun, this has no effect, and does not shorten the grace period. To end the
+    /// grace period early, for example on a second Ctrl-C, use [`force`](Self::force). It can be called from
+    /// any thread.
     ///
     /// ```
     /// use std::io;
@@ -351,7 +356,8 @@ impl Shutdown {
         self.common.soft.cancel_with(cause);
     }
 
-    /// Cancels all work immediately: ends both contexts, without a grace period. It can be called from any thread.
+    /// Cancels all work immediately: ends both contexts, without a grace period. It can be called from any
+    /// thread.
     ///
     /// ```no_run
     /// use tokio::signal::ctrl_c;
@@ -375,11 +381,12 @@ impl Shutdown {
         self.common.end_hard(cause.into(), Location::caller());
     }
 
-    /// Spawns a task that the shutdown waits for, with [`hard`](Self::hard) as its [`current`](Context::current) context.
+    /// Spawns a task that the shutdown waits for, with [`hard`](Self::hard) as its
+    /// [`current`](Context::current) context.
     ///
-    /// The task is spawned in every phase. Its result, including a panic, is returned by the handle, as with [`tokio::spawn`]. It
-    /// does not appear in the report, and does not [begin the shutdown](crate::shutdown#when-a-part-fails). The handle can be
-    /// dropped.
+    /// The task is spawned in every phase. Its result, including a panic, is returned by the handle, as with
+    /// [`tokio::spawn`]. It does not appear in the report, and does not [begin the
+    /// shutdown](crate::shutdown#when-a-part-fails). The handle can be dropped.
     ///
     /// # Panics
     ///
@@ -412,9 +419,11 @@ impl Shutdown {
         handle
     }
 
-    /// Wraps a future so that the shutdown waits until it resolves or is dropped. tokio-util's `TaskTracker::track_future`.
+    /// Wraps a future so that the shutdown waits until it resolves or is dropped. tokio-util's
+    /// `TaskTracker::track_future`.
     ///
-    /// The future has to be polled by the caller. The shutdown waits for it from this call on, even if it is never polled.
+    /// The future has to be polled by the caller. The shutdown waits for it from this call on, even if it is
+    /// never polled.
     ///
     /// ```
     /// use tokio_ctx::{Context, Shutdown};
@@ -482,10 +491,11 @@ impl Shutdown {
     ///
     /// When this returns, both contexts have ended, and so has all work that could be stopped.
     ///
-    /// When called within a task of the same shutdown, or a future that it tracks, this does not wait for that task, which would
-    /// be waiting for itself, nor for other tasks that call `wait`. A call from outside waits for all of them. A
-    /// [`ticket`](Self::ticket) that the calling task holds, or another task that awaits the calling one, cannot be detected. They
-    /// delay the return until the grace period and the cleanup time are over.
+    /// When called within a task of the same shutdown, or a future that it tracks, this does not wait for that
+    /// task, which would be waiting for itself, nor for other tasks that call `wait`. A call from outside waits
+    /// for all of them. A [`ticket`](Self::ticket) that the calling task holds, or another task that awaits the
+    /// calling one, cannot be detected. They delay the return until the grace period and the cleanup time are
+    /// over.
     ///
     /// # Cancel safety
     ///
@@ -542,8 +552,8 @@ impl Shutdown {
 }
 
 impl Common {
-    /// Records the running work as overdue, and then ends the hard context. The order matters, because the work may end
-    /// immediately.
+    /// Records the running work as overdue, and then ends the hard context. The order matters, because the work
+    /// may end immediately.
     fn end_hard(&self, cause: BoxError, place: &'static Location<'static>) {
         if !self.hard.is_done() {
             self.work.mark();
@@ -701,7 +711,8 @@ impl Work {
 
     /// Marks a wait as over, and returns the work that had not ended in time, with its current fate.
     ///
-    /// The list is read once. A task that was also calling `wait` at that time, and has continued since, is not overdue.
+    /// The list is read once. A task that was also calling `wait` at that time, and has continued since, is not
+    /// overdue.
     fn conclude(&self, ended: bool) -> Vec<Overdue> {
         let mut list = self.lock();
         list.over = true;
@@ -951,7 +962,8 @@ impl fmt::Debug for Ticket {
 
 /// The cause of the hard context's end when the grace period is over.
 ///
-/// Its `Display` includes the reason why the shutdown began, and [`cause_as`](Error::cause_as) finds that reason, too.
+/// Its `Display` includes the reason why the shutdown began, and [`cause_as`](Error::cause_as) finds that
+/// reason, too.
 ///
 /// ```
 /// use std::time::Duration;
@@ -1043,7 +1055,8 @@ impl Report {
         self.took
     }
 
-    /// Returns the work that was still running when the hard context ended, in the order in which it was started.
+    /// Returns the work that was still running when the hard context ended, in the order in which it was
+    /// started.
     pub fn overdue(&self) -> &[Overdue] {
         &self.overdue
     }

@@ -22,14 +22,14 @@ use crate::error::Error;
 pub trait StreamExt: Stream {
     /// Yields the stream's items until the context ends, then drops the stream and ends.
     ///
-    /// The context is checked before each item, so a stream that always has an item ready ends as well. No item is taken
-    /// from the stream and then lost. To find out whether the stream has ended or was stopped, call
+    /// The context is checked before each item, so a stream that always has an item ready ends as well. No item
+    /// is taken from the stream and then lost. To find out whether the stream has ended or was stopped, call
     /// [`ctx.err()`](Context::err) afterward. In Go, this is the or-done loop around
     /// `select { case <-ctx.Done(): … case v := <-c: … }`.
     ///
-    /// The source is dropped when the stream is next polled after the end. The stream borrows the context. If it has to own it, for
-    /// example in a streamed response, use `take_until(ctx.done_owned())` of `futures`, which keeps the source until it is
-    /// dropped.
+    /// The source is dropped when the stream is next polled after the end. The stream borrows the context. If
+    /// it has to own it, for example in a streamed response, use `take_until(ctx.done_owned())` of `futures`,
+    /// which keeps the source until it is dropped.
     ///
     /// ```
     /// use futures::StreamExt as _;
@@ -82,8 +82,8 @@ pub trait StreamExt: Stream {
 
     /// Yields the results of a stream until the context ends, and then the context's error as the last item.
     ///
-    /// This is [`checked_by`](Self::checked_by) for a stream of results, with the context's error converted into the error type of
-    /// the stream. The stream continues after errors of its own.
+    /// This is [`checked_by`](Self::checked_by) for a stream of results, with the context's error converted
+    /// into the error type of the stream. The stream continues after errors of its own.
     ///
     /// ```
     /// use std::io;
@@ -108,29 +108,32 @@ pub trait StreamExt: Stream {
         TryBounded::new(self, ctx)
     }
 
-    /// Runs a task for each item, at most `n` at the same time, until one fails. Go's `n` goroutines of an `errgroup` that
-    /// range over a channel.
+    /// Runs a task for each item, at most `n` at the same time, until one fails. Go's `n` goroutines of an
+    /// `errgroup` that range over a channel.
     ///
-    /// `work` is called with a child of `ctx`, which is also the [`current`](Context::current) context of the task, and with the item. The
-    /// future that it returns is spawned. The stream is polled for an item only when the limit allows another task, so slow tasks
-    /// apply backpressure to the source. The stream is polled by the caller and not in a task, so it may borrow, and need not
-    /// be `Send`.
+    /// `work` is called with a child of `ctx`, which is also the [`current`](Context::current) context of the
+    /// task, and with the item. The future that it returns is spawned. The stream is polled for an item only
+    /// when the limit allows another task, so slow tasks apply backpressure to the source. The stream is polled
+    /// by the caller and not in a task, so it may borrow, and need not be `Send`.
     ///
-    /// The first error cancels the context of the tasks, with a [`TaskFailed`](crate::group::TaskFailed) as the cause. No further
-    /// item is then taken. The returned future resolves when all tasks have finished. Dropping it drops the stream and aborts the tasks.
+    /// The first error cancels the context of the tasks, with a [`TaskFailed`](crate::group::TaskFailed) as the
+    /// cause. No further item is then taken. The returned future resolves when all tasks have finished.
+    /// Dropping it drops the stream and aborts the tasks.
     ///
-    /// This uses a [`Group`](crate::Group) with a [limit](crate::Group::limit), and has the same [traps](crate::group): tasks
-    /// have to observe their context. Finished tasks are freed immediately. If no tasks are needed, use `try_for_each_concurrent` of
-    /// `futures` on a stream that is [`checked_by`](Self::checked_by) the context.
+    /// This uses a [`Group`](crate::Group) with a [limit](crate::Group::limit), and has the same
+    /// [traps](crate::group): tasks have to observe their context. Finished tasks are freed immediately. If no
+    /// tasks are needed, use `try_for_each_concurrent` of `futures` on a stream that is
+    /// [`checked_by`](Self::checked_by) the context.
     ///
     /// # Errors
     ///
-    /// Returns the error of the first task that failed. If no task failed, but the context ended before the stream, returns the
-    /// context's error, converted. Not all items have been processed then.
+    /// Returns the error of the first task that failed. If no task failed, but the context ended before the
+    /// stream, returns the context's error, converted. Not all items have been processed then.
     ///
     /// # Panics
     ///
-    /// Panics if `n` is zero, and outside of a Tokio runtime. Resumes the panic of a task after all tasks have finished.
+    /// Panics if `n` is zero, and outside of a Tokio runtime. Resumes the panic of a task after all tasks have
+    /// finished.
     ///
     /// ```
     /// use std::io;

@@ -12,10 +12,11 @@ use crate::error::fmt_with_sources;
 
 /// Error of a process that was not started, or did not exit by itself.
 ///
-/// Its `Display` is one line: the program (never its arguments), how the process exited, and why. This line includes the
-/// context's [`Error`](crate::Error) or the `io::Error`, so the [`source`](StdError::source) is the source of *that* error, and a
-/// printed chain contains each message once. [`context`](Self::context) returns the context's error. `Debug` prints the same line
-/// and the chain; `{:#?}` shows the fields. It converts into an `io::Error` that contains it.
+/// Its `Display` is one line: the program (never its arguments), how the process exited, and why. This line
+/// includes the context's [`Error`](crate::Error) or the `io::Error`, so the [`source`](StdError::source) is
+/// the source of *that* error, and a printed chain contains each message once. [`context`](Self::context)
+/// returns the context's error. `Debug` prints the same line and the chain; `{:#?}` shows the fields. It
+/// converts into an `io::Error` that contains it.
 ///
 /// ```
 /// use tokio::process::Command;
@@ -78,7 +79,8 @@ impl Error {
         self
     }
 
-    /// Returns the context's error, if its end is the reason why the process was stopped or not started, or its output is incomplete.
+    /// Returns the context's error, if its end is the reason why the process was stopped or not started, or its
+    /// output is incomplete.
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -104,7 +106,8 @@ impl Error {
         }
     }
 
-    /// Returns the exit status, or `None` if the process was not started or [is still running](Self::is_still_running).
+    /// Returns the exit status, or `None` if the process was not started or [is still
+    /// running](Self::is_still_running).
     ///
     /// A process that was asked to stop may have exited with 0.
     ///
@@ -125,7 +128,8 @@ impl Error {
         self.0.status
     }
 
-    /// Returns whether the process, or one of its group, was killed because it had not stopped within the grace period.
+    /// Returns whether the process, or one of its group, was killed because it had not stopped within the grace
+    /// period.
     ///
     /// On Windows, a process that was stopped has always been killed.
     ///
@@ -149,12 +153,13 @@ impl Error {
         matches!(self.0.why, Why::Stopped { killed: true, .. })
     }
 
-    /// Returns whether the process, or one of its group, was still running when this error was returned, because it could not be
-    /// signaled, or had not exited 5 seconds after it was killed.
+    /// Returns whether the process, or one of its group, was still running when this error was returned,
+    /// because it could not be signaled, or had not exited 5 seconds after it was killed.
     ///
-    /// An ordinary user cannot signal a process that has changed its user (`sudo`, `su`, a service that drops its privileges). A
-    /// process that hangs in the kernel, for example on a network file system, exits when the kernel lets it. If the process
-    /// exits later, it is reaped in the background, as long as there is a runtime with an I/O driver.
+    /// An ordinary user cannot signal a process that has changed its user (`sudo`, `su`, a service that drops
+    /// its privileges). A process that hangs in the kernel, for example on a network file system, exits when
+    /// the kernel lets it. If the process exits later, it is reaped in the background, as long as there is a
+    /// runtime with an I/O driver.
     ///
     /// ```
     /// use tokio::process::Command;
@@ -268,8 +273,9 @@ impl StdError for Error {
     }
 }
 
-/// Converts with the kind of the context's [error](crate::Error) or of the `io::Error`. Output that was held open has the kind
-/// [`TimedOut`](io::ErrorKind::TimedOut), and a process that could not be killed has the kind `Other`.
+/// Converts with the kind of the context's [error](crate::Error) or of the `io::Error`. Output that was held
+/// open has the kind [`TimedOut`](io::ErrorKind::TimedOut), and a process that could not be killed has the kind
+/// `Other`.
 impl From<Error> for io::Error {
     fn from(error: Error) -> io::Error {
         let kind = match &error.0.why {

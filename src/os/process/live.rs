@@ -1,12 +1,13 @@
 //! The list of running children, so that they can be killed when this process ends without running destructors.
 //!
-//! [`kill_all`] is called by the thread that ends the process on a second signal (module `signal`). No destructors run then,
-//! and a child in a group of its own does not receive signals from the terminal. A child that is being started on another thread must not
-//! be missed. Therefore a start is announced beforehand, under the same lock that says whether starts are still accepted, and
-//! `kill_all` waits for announced starts, up to a limit.
+//! [`kill_all`] is called by the thread that ends the process on a second signal (module `signal`). No
+//! destructors run then, and a child in a group of its own does not receive signals from the terminal. A child
+//! that is being started on another thread must not be missed. Therefore a start is announced beforehand, under
+//! the same lock that says whether starts are still accepted, and `kill_all` waits for announced starts, up to
+//! a limit.
 //!
-//! An entry is removed immediately after its process was reaped, or its group was found to be empty. Its ID could only belong to another
-//! process by then if the system had assigned all IDs in between.
+//! An entry is removed immediately after its process was reaped, or its group was found to be empty. Its ID
+//! could only belong to another process by then if the system had assigned all IDs in between.
 
 use std::collections::BTreeSet;
 use std::io;

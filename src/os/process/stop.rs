@@ -1,14 +1,15 @@
 //! The task that waits for a process, and stops it when its context ends.
 //!
-//! A signal is sent to an ID, which must not belong to another process by then. Only this task reaps the process, by a `wait` or
-//! `try_wait` after which [`Child::id`] returns `None`. Until then, the ID belongs to the process, even after it has exited. The ID of a
-//! group belongs to the group as long as it has a member. After the context has ended, when the leader may have been
-//! reaped, this is checked every [`LOOK`](unix::LOOK). The ID could only belong to another group if the system assigned all IDs
-//! within one such interval.
+//! A signal is sent to an ID, which must not belong to another process by then. Only this task reaps the
+//! process, by a `wait` or `try_wait` after which [`Child::id`] returns `None`. Until then, the ID belongs to
+//! the process, even after it has exited. The ID of a group belongs to the group as long as it has a member.
+//! After the context has ended, when the leader may have been reaped, this is checked every
+//! [`LOOK`](unix::LOOK). The ID could only belong to another group if the system assigned all IDs within one
+//! such interval.
 //!
-//! After the process has been killed, every wait has a limit, because a signal may be refused, and a process that hangs in the
-//! kernel or is traced exits late or never. After [`REAP`] the task reports that the process is still running, and leaves it
-//! to Tokio, which reaps it if it exits later.
+//! After the process has been killed, every wait has a limit, because a signal may be refused, and a process
+//! that hangs in the kernel or is traced exits late or never. After [`REAP`] the task reports that the process
+//! is still running, and leaves it to Tokio, which reaps it if it exits later.
 
 use std::future::poll_fn;
 use std::io;
@@ -143,7 +144,8 @@ impl Supervisor {
         Ok(Exit { status, why: None, killed: true, survived })
     }
 
-    /// Waits for [`REAP`], measured by the system's clock, because Tokio's clock advances over any timer if it is paused.
+    /// Waits for [`REAP`], measured by the system's clock, because Tokio's clock advances over any timer if it
+    /// is paused.
     async fn wait_briefly(&mut self) -> io::Result<Option<ExitStatus>> {
         let begun = std::time::Instant::now();
         loop {
@@ -197,8 +199,8 @@ mod unix {
 
     /// How often to check whether a group has a member left.
     pub(super) const LOOK: Duration = Duration::from_millis(10);
-    /// How long to wait for the members of a group that was killed. It is short, because they may have exited and only not
-    /// been reaped by process 1.
+    /// How long to wait for the members of a group that was killed. It is short, because they may have exited
+    /// and only not been reaped by process 1.
     const VANISH: Duration = Duration::from_millis(200);
 
     impl Stop {
@@ -221,8 +223,8 @@ mod unix {
             }
         }
 
-        /// Reverts [`prepare`](Self::prepare). The standard library cannot unset a group, so it is set to the group of this
-        /// process, which is the default.
+        /// Reverts [`prepare`](Self::prepare). The standard library cannot unset a group, so it is set to the
+        /// group of this process, which is the default.
         pub(in super::super) fn restore(&self, command: &mut Command) {
             if let Some(own) = own_group().filter(|_| self.group) {
                 command.process_group(own);
@@ -238,7 +240,8 @@ mod unix {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn own_group() -> Option<i32> {
         let status = std::fs::read_to_string("/proc/self/status").ok()?;
-        // The IDs from the namespace in which `/proc` was mounted to the innermost one, which is that of this process.
+        // The IDs from the namespace in which `/proc` was mounted to the innermost one, which is that of this
+        // process.
         let numbers = status.lines().find_map(|line| line.strip_prefix("NSpgid:"))?;
         numbers.split_whitespace().last()?.parse().ok().filter(|group| *group > 0)
     }
@@ -289,8 +292,8 @@ mod unix {
             }
         }
 
-        /// Sends the stop signal, and SIGCONT, because a suspended process handles no signal until it is continued. systemd
-        /// does the same.
+        /// Sends the stop signal, and SIGCONT, because a suspended process handles no signal until it is
+        /// continued. systemd does the same.
         fn ask(&self) -> io::Result<()> {
             self.send(Signal::from_named_raw(self.stop.signal).unwrap_or(Signal::TERM))?;
             self.send(Signal::CONT)
@@ -300,12 +303,13 @@ mod unix {
             self.send(Signal::KILL)
         }
 
-        /// Sends a signal to the group, or, without a group, to the process, unless it has been reaped. Fails if the process
-        /// cannot be signaled, but not if it has just exited.
+        /// Sends a signal to the group, or, without a group, to the process, unless it has been reaped. Fails
+        /// if the process cannot be signaled, but not if it has just exited.
         fn send(&self, signal: Signal) -> io::Result<()> {
             let process = pid(&self.child);
             let sent = match (self.group, process) {
-                // Signaling a group succeeds if it succeeds for one member, so the leader is checked separately.
+                // Signaling a group succeeds if it succeeds for one member, so the leader is checked
+                // separately.
                 (Some(group), Some(leader)) => {
                     kill_process_group(group, signal).and_then(|()| test_kill_process(leader))
                 }
@@ -319,8 +323,8 @@ mod unix {
             }
         }
 
-        /// Waits until the group is empty, and kills it after the given time, or on request. Returns whether it was killed, and
-        /// what is left after that.
+        /// Waits until the group is empty, and kills it after the given time, or on request. Returns whether it
+        /// was killed, and what is left after that.
         async fn clear_group(&mut self, grace: Duration) -> (bool, Option<Survived>) {
             let begun = Instant::now();
             let shared = self.shared.clone();

@@ -1,7 +1,7 @@
 //! The disposition that a signal had before the first context for it was created.
 //!
-//! On Linux it is read from `/proc/self/status`, before a handler of this crate is installed. On other systems it cannot be read
-//! without unsafe code, and is assumed to be the default.
+//! On Linux it is read from `/proc/self/status`, before a handler of this crate is installed. On other systems
+//! it cannot be read without unsafe code, and is assumed to be the default.
 
 use signal_hook::consts;
 

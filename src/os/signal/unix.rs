@@ -1,28 +1,30 @@
 //! Signals on Unix: Tokio's streams receive the first signal, and a thread those that arrive after the end.
 //!
-//! Tokio never restores the disposition of a signal, so a signal that no context waits for any longer would be lost. Therefore
-//! each [`Listener`] has [`Seats`], which give a signal its previous effect (module `before`) after the listener has left:
-//! none, if it was ignored or had a handler (which is still called), and otherwise the default, which for most signals is to end
-//! the process.
+//! Tokio never restores the disposition of a signal, so a signal that no context waits for any longer would be
+//! lost. Therefore each [`Listener`] has [`Seats`], which give a signal its previous effect (module `before`)
+//! after the listener has left: none, if it was ignored or had a handler (which is still called), and otherwise
+//! the default, which for most signals is to end the process.
 //!
-//! The obvious design carries out the default within the signal handler. But children in process groups of their own have to be
-//! killed first (module `process`), which is not allowed in a handler. So the handler only stores the number of the signal and
-//! writes a byte to a socket. A thread reads the socket, which works even if the runtime is blocked or has been shut down. The bytes are the entire
-//! protocol, and their order is the order of the events:
+//! The obvious design carries out the default within the signal handler. But children in process groups of
+//! their own have to be killed first (module `process`), which is not allowed in a handler. So the handler only
+//! stores the number of the signal and writes a byte to a socket. A thread reads the socket, which works even
+//! if the runtime is blocked or has been shut down. The bytes are the entire protocol, and their order is the
+//! order of the events:
 //!
 //! | Byte | Written by | The first byte | Every later byte |
 //! |---|---|---|---|
 //! | `X` | the handler | arms: it ends the context | carries out the default |
 //! | `L` | a listener that leaves without a signal | arms | |
 //!
-//! So the second signal is recognized even if neither the task nor the thread has seen the first one yet, and a signal that
-//! arrived before the listener left is not mistaken for a later one. Each listener registers actions of its own, so a signal
-//! that is being handled while another listener starts only counts for the old listener. (If two signals are handled at
-//! the same time on two threads, the default of one of them is carried out.)
+//! So the second signal is recognized even if neither the task nor the thread has seen the first one yet, and a
+//! signal that arrived before the listener left is not mistaken for a later one. Each listener registers
+//! actions of its own, so a signal that is being handled while another listener starts only counts for the old
+//! listener. (If two signals are handled at the same time on two threads, the default of one of them is carried
+//! out.)
 //!
-//! When a listener leaves, its actions stay registered until another context listens for the signal. For each signal, [`SLOTS`]
-//! contains the previous disposition, the listeners, and the actions that were left behind. When the actions are unregistered, the last write
-//! end of the socket is closed, and the thread ends.
+//! When a listener leaves, its actions stay registered until another context listens for the signal. For each
+//! signal, [`SLOTS`] contains the previous disposition, the listeners, and the actions that were left behind.
+//! When the actions are unregistered, the last write end of the socket is closed, and the thread ends.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -155,7 +157,8 @@ struct Seats {
     seats: Vec<(i32, Option<Actions>)>,
 }
 
-/// For each signal, its previous disposition, its listeners, and the actions that the last listener left behind.
+/// For each signal, its previous disposition, its listeners, and the actions that the last listener left
+/// behind.
 static SLOTS: Mutex<Slots> = Mutex::new(Slots { next_id: 0, of: BTreeMap::new() });
 
 struct Slots {
@@ -174,7 +177,8 @@ fn slots() -> MutexGuard<'static, Slots> {
 }
 
 impl Slots {
-    /// Returns the slot of a signal. It is created before a handler is installed, while the previous disposition can still be read.
+    /// Returns the slot of a signal. It is created before a handler is installed, while the previous
+    /// disposition can still be read.
     fn slot(&mut self, signal: Signal) -> &mut Slot {
         self.of.entry(signal.0).or_insert_with(|| Slot {
             before: Before::read(signal.0),
@@ -213,8 +217,9 @@ impl Seats {
         Ok(taken)
     }
 
-    /// Starts the thread, and registers the actions that write to its socket. If registering one fails, the previous ones are
-    /// left behind when this is dropped, because their signals have already lost their defaults.
+    /// Starts the thread, and registers the actions that write to its socket. If registering one fails, the
+    /// previous ones are left behind when this is dropped, because their signals have already lost their
+    /// defaults.
     fn register(&mut self, signals: &[Signal]) -> io::Result<()> {
         let (read, write) = UnixStream::pair()?;
         // Further bytes have no effect if the socket is full, because it then contains more than one byte.
@@ -233,8 +238,8 @@ impl Seats {
         Ok(())
     }
 
-    /// Leaves, and leaves the actions behind unless another listener waits for the next signal. After a signal, only later
-    /// listeners count, because the earlier ones have received the same signal.
+    /// Leaves, and leaves the actions behind unless another listener waits for the next signal. After a signal,
+    /// only later listeners count, because the earlier ones have received the same signal.
     fn leave(&mut self, fired: bool) {
         let mut unregistered = Vec::with_capacity(self.seats.len());
         {
@@ -251,7 +256,8 @@ impl Seats {
                 });
             }
         }
-        // Written after the other actions are unregistered. After a signal, the handler has written a byte itself.
+        // Written after the other actions are unregistered. After a signal, the handler has written a byte
+        // itself.
         if let Some(mut left) = self.left.take().filter(|_| !fired) {
             let _full = left.write(&[LEFT]);
         }
@@ -294,7 +300,8 @@ impl Drop for Actions {
 /// The byte that a listener writes when it leaves without a signal. A handler writes `X`.
 const LEFT: u8 = b'L';
 
-/// Reads the events until the last write end is closed, and carries out the default of a signal after the first event.
+/// Reads the events until the last write end is closed, and carries out the default of a signal after the first
+/// event.
 fn watch(mut events: UnixStream, last: &AtomicUsize) {
     let mut armed = false;
     let mut event = [0];

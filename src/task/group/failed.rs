@@ -10,8 +10,8 @@ use crate::error::{Cause, Error, Place};
 
 /// The cause of a context's end when a task of its [`Group`](super::Group) has failed or panicked.
 ///
-/// It contains the text of the task's error, and the line that spawned the task. The error itself is returned by
-/// [`join`](super::Group::join).
+/// It contains the text of the task's error, and the line that spawned the task. The error itself is returned
+/// by [`join`](super::Group::join).
 ///
 /// ```
 /// use std::io;
@@ -55,8 +55,8 @@ impl TaskFailed {
         TaskFailed { message, spawned_at, panicked: true }
     }
 
-    /// Returns the text of the task's error or panic. Errors are printed with `{:#}`, which with `anyhow` includes their
-    /// sources.
+    /// Returns the text of the task's error or panic. Errors are printed with `{:#}`, which with `anyhow`
+    /// includes their sources.
     pub fn message(&self) -> &str {
         &self.message
     }
@@ -94,7 +94,8 @@ impl fmt::Display for TaskFailed {
 
 impl StdError for TaskFailed {}
 
-/// The cause of the error that `join` returns if tasks were aborted: the lines that spawned them, and the original cause.
+/// The cause of the error that `join` returns if tasks were aborted: the lines that spawned them, and the
+/// original cause.
 #[derive(Debug)]
 pub(crate) struct Aborted {
     spawned_at: Vec<&'static Location<'static>>,
