@@ -221,7 +221,7 @@ impl Origin {
     /// Returns the line that canceled the context, with `cancel` or `cancel_with`.
     ///
     /// `None` for a deadline, for a scope or guard that was dropped, and for a
-    /// [`CancellationToken`](tokio_util::sync::CancellationToken).
+    /// [`CancellationToken`](https://docs.rs/tokio-util/0.7/tokio_util/sync/struct.CancellationToken.html).
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();

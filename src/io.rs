@@ -54,6 +54,11 @@
 //!   `ctx.io(BufReader::new(stream))` does not.
 //! - **Files** are read and written on blocking threads. An operation that has begun there continues after the
 //!   end.
+//!
+//! [`AsyncRead`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncRead.html
+//! [`AsyncWrite`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncWrite.html
+//! [`AsyncBufRead`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncBufRead.html
+//! [`AsyncSeek`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncSeek.html
 
 use std::fmt;
 use std::future::Future;
@@ -104,6 +109,8 @@ pin_project! {
     ///
     /// One task can read while another writes, for example after [`tokio::io::split`]. Both are woken when the
     /// context ends.
+    ///
+    /// [`tokio::io::split`]: https://docs.rs/tokio/1/tokio/io/fn.split.html
     pub struct Bounded<T> {
         #[pin]
         stream: T,

@@ -40,6 +40,8 @@ impl Context {
     /// assert_eq!(interrupted.await.unwrap(), "stop the query");
     /// # }
     /// ```
+    ///
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     #[track_caller]
     pub fn after_func<F, Fut>(&self, f: F) -> AfterFunc
     where

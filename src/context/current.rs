@@ -42,6 +42,7 @@ impl Context {
     /// ```
     ///
     /// [`sync_scope`]: Self::sync_scope
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     pub fn current() -> Context {
         CURRENT.try_with(Context::clone).unwrap_or_default()
     }

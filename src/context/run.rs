@@ -55,6 +55,8 @@ impl Context {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// [`tokio::time::timeout`]: https://docs.rs/tokio/1/tokio/time/fn.timeout.html
     pub fn run<F: Future>(&self, f: F) -> Run<'_, F> {
         Run::new(self, f)
     }
@@ -211,6 +213,8 @@ impl Context {
     /// assert!(ctx.sleep(Duration::from_millis(30)).await.is_err());
     /// # }
     /// ```
+    ///
+    /// [`tokio::time::sleep`]: https://docs.rs/tokio/1/tokio/time/fn.sleep.html
     #[track_caller]
     pub fn sleep(&self, d: Duration) -> Run<'_, tokio::time::Sleep> {
         self.run(tokio::time::sleep(d))

@@ -33,6 +33,8 @@ impl Context {
     /// assert_eq!(id.await.unwrap(), Some(7));
     /// # }
     /// ```
+    ///
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     #[track_caller]
     pub fn spawn<F>(&self, f: F) -> JoinHandle<F::Output>
     where
@@ -74,6 +76,8 @@ impl Context {
     /// assert!(refresher.await.unwrap().unwrap_err().is_canceled());
     /// # }
     /// ```
+    ///
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     #[track_caller]
     pub fn spawn_bounded<F>(&self, f: F) -> JoinHandle<Result<F::Output, Error>>
     where
@@ -115,6 +119,8 @@ impl Context {
     /// assert_eq!(worker.await.unwrap(), 1);
     /// # }
     /// ```
+    ///
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     #[track_caller]
     pub fn spawn_with<F, Fut>(&self, f: F) -> JoinHandle<Fut::Output>
     where

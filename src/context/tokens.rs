@@ -1,4 +1,6 @@
 //! Conversions from and to tokio-util's [`CancellationToken`].
+//!
+//! [`CancellationToken`]: https://docs.rs/tokio-util/0.7/tokio_util/sync/struct.CancellationToken.html
 
 use std::panic::Location;
 

@@ -81,6 +81,8 @@
 //!   reaps all children (`waitpid(-1)`).
 //! - **A paused clock** in a test advances over deadlines and grace periods while waiting for a child.
 //! - **Arguments can be secret.** Errors contain the name of the program, but never its arguments.
+//!
+//! [`tokio::process::Command`]: https://docs.rs/tokio/1/tokio/process/struct.Command.html
 
 use std::fmt;
 use std::future::poll_fn;
@@ -292,6 +294,8 @@ impl Bounded<'_> {
     /// # main();
     /// # }
     /// ```
+    ///
+    /// [`Command::status`]: https://docs.rs/tokio/1/tokio/process/struct.Command.html#method.status
     pub async fn status(self) -> Result<ExitStatus, Error> {
         let _refused = checked(self.ctx).await; // `spawn` returns the error, which names the program.
         let mut child = self.spawn()?;

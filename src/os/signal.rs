@@ -74,6 +74,8 @@
 //!   `process_group` in the module `process`.
 //! - Process 1 of a container only receives signals that it listens for. Without this module, `docker stop`
 //!   therefore takes 10 seconds.
+//!
+//! [`tokio::signal`]: https://docs.rs/tokio/1/tokio/signal/index.html
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -316,6 +318,8 @@ impl Signals {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// [`tokio::signal::ctrl_c`]: https://docs.rs/tokio/1/tokio/signal/fn.ctrl_c.html
     #[track_caller]
     pub fn notify(&self, ctx: &Context) -> io::Result<CancelScope> {
         let called_at = Location::caller();

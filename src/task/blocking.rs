@@ -53,6 +53,8 @@ impl Context {
     /// assert!(stopped.unwrap_err().is_deadline_exceeded());
     /// # }
     /// ```
+    ///
+    /// [`tokio::task::spawn_blocking`]: https://docs.rs/tokio/1/tokio/task/fn.spawn_blocking.html
     #[track_caller]
     pub fn spawn_blocking<F, R>(&self, f: F) -> JoinHandle<R>
     where

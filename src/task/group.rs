@@ -44,7 +44,7 @@
 //! - **Dropping the future of [`join`](Group::join)**, for example in a `select!` or a timeout, drops the
 //!   group. To limit the time of a group, give it a context with a deadline.
 //!
-//! [`JoinSet`]: tokio::task::JoinSet
+//! [`JoinSet`]: https://docs.rs/tokio/1/tokio/task/struct.JoinSet.html
 
 use std::collections::{HashMap, VecDeque};
 use std::error::Error as StdError;
@@ -305,6 +305,8 @@ where
     /// assert_eq!(error.to_string(), "the disk is full");
     /// # }
     /// ```
+    ///
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     #[track_caller]
     pub fn spawn<F>(&mut self, task: F)
     where
@@ -350,6 +352,8 @@ where
     /// assert!(group.join().await.unwrap_err().is_deadline_exceeded());
     /// # }
     /// ```
+    ///
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     #[track_caller]
     pub fn spawn<F>(&mut self, task: F) -> impl Future<Output = bool> + use<'_, T, E, F>
     where
@@ -388,6 +392,8 @@ where
     /// }
     /// # }
     /// ```
+    ///
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     #[track_caller]
     pub fn try_spawn<F>(&mut self, task: F) -> Result<(), F>
     where
@@ -675,7 +681,6 @@ where
     ///
     /// Panics without a time driver, like [`join`](Self::join).
     ///
-    /// [`JoinSet::join_next`]: tokio::task::JoinSet::join_next
     ///
     /// ```
     /// use std::time::Duration;
@@ -694,6 +699,8 @@ where
     /// drop(group); // The others are not needed.
     /// # }
     /// ```
+    ///
+    /// [`JoinSet::join_next`]: https://docs.rs/tokio/1/tokio/task/struct.JoinSet.html#method.join_next
     pub async fn next(&mut self) -> Option<Outcome<T, E>> {
         self.crew.take().await.map(|(_, outcome)| outcome)
     }

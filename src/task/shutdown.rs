@@ -406,6 +406,8 @@ impl Shutdown {
     /// assert_eq!(shutdown.wait().await.overdue().len(), 1);
     /// # }
     /// ```
+    ///
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     #[track_caller]
     pub fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
     where
@@ -523,6 +525,8 @@ impl Shutdown {
     /// assert_eq!(report.overdue()[0].fate(), Fate::Aborted);
     /// # }
     /// ```
+    ///
+    /// [`tokio::time::sleep`]: https://docs.rs/tokio/1/tokio/time/fn.sleep.html
     pub async fn wait(&self) -> Report {
         let Common { soft, hard, work, made_at } = &*self.common;
         let waiter = Waiter::here(work);
