@@ -51,9 +51,11 @@ impl Context {
     /// Derives a child that also ends after the given time. Go's `context.WithTimeout`.
     ///
     /// If this context has an earlier deadline, that one applies. With a timeout of zero, the child has ended
-    /// from the start. `None` sets no timeout, so an optional limit needs no branch; neither does a time too
-    /// long for the clock, such as [`Duration::MAX`]. On Linux and macOS the clock stops while the machine is
-    /// suspended: see [Traps](guide/traps/index.html#a-machine-that-sleeps).
+    /// from the start. `None` sets no timeout, so an optional limit needs no branch. A time that is too long for
+    /// the clock, such as [`Duration::MAX`], sets no timeout either.
+    ///
+    /// On Linux and macOS the clock stops while the machine is suspended: see
+    /// [Traps](guide/traps/index.html#a-machine-that-sleeps).
     ///
     /// ```
     /// use std::time::Duration;
