@@ -152,6 +152,18 @@ impl Context {
         free.derive(Token::new(None, Some(Limit { at, now, budget, cause: None }), set_at)).detach()
     }
 
+    /// A context that ends at `at` as well, which is the deadline of `other`: its error names that one's line.
+    #[cfg(feature = "tower")]
+    pub(crate) fn with_deadline_of(&self, other: &Context, at: Instant) -> Context {
+        let now = now();
+        let (set_at, budget) = other.deadline_origin(at).unwrap_or_else(|| {
+            // Canceled, so that it no longer knows.
+            (Location::caller(), at.saturating_duration_since(now))
+        });
+        self.derive(Token::new(self.token(), Some(Limit { at, now, budget, cause: None }), set_at))
+            .detach()
+    }
+
     /// The line that set this deadline of the context, and the budget.
     fn deadline_origin(&self, at: Instant) -> Option<(&'static Location<'static>, Duration)> {
         if let Some(owner) = self.token()?.deadline_owner() {

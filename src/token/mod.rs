@@ -357,6 +357,29 @@ impl Token {
         self.level & OWNS_DEADLINE != 0
     }
 
+    /// Whether `above` is this token or on a path of it, as far as a walk of [`LONG`] steps finds it.
+    #[cfg(feature = "tower")]
+    pub(crate) fn is_below(&self, above: &Arc<Token>) -> bool {
+        self.reaches(above, &mut LONG.clone())
+    }
+
+    #[cfg(feature = "tower")]
+    fn reaches(&self, above: &Arc<Token>, steps: &mut usize) -> bool {
+        let mut at = self;
+        while *steps > 0 {
+            *steps -= 1;
+            if std::ptr::eq(at, &**above) {
+                return true;
+            }
+            if at.has(MERGED) && at.second().is_some_and(|second| second.reaches(above, steps)) {
+                return true;
+            }
+            let Some(parent) = &at.parent else { return false };
+            at = parent;
+        }
+        false
+    }
+
     /// The second parent of a merged token.
     fn second(&self) -> Option<Arc<Token>> {
         let inner = self.inner.lock();

@@ -21,6 +21,7 @@ use super::end::{Ending, RequestEnd};
 use super::inbound::Inbound;
 use super::reply::Reply;
 use super::request_line::RequestLine;
+use super::route::Routes;
 use crate::context::Context;
 use crate::context::done::Wait;
 use crate::context::refusal::Entry;
@@ -68,11 +69,13 @@ use crate::task::shutdown::Ticket;
 #[derive(Clone)]
 pub struct ServerLayer(Arc<Config>);
 
+#[derive(Clone)]
 struct Config {
     service: Context,
     /// Waits for each request, if there is one.
     shutdown: Option<Shutdown>,
     inbound: Inbound,
+    routes: Routes,
     place: &'static Location<'static>,
 }
 
@@ -89,7 +92,16 @@ impl ServerLayer {
     /// ```
     #[track_caller]
     pub fn new(service: Context, inbound: Inbound) -> ServerLayer {
-        ServerLayer(Arc::new(Config { service, shutdown: None, inbound, place: Location::caller() }))
+        ServerLayer::with(service, None, inbound, Location::caller())
+    }
+
+    fn with(
+        service: Context,
+        shutdown: Option<Shutdown>,
+        inbound: Inbound,
+        place: &'static Location<'static>,
+    ) -> ServerLayer {
+        ServerLayer(Arc::new(Config { service, shutdown, inbound, routes: Routes::default(), place }))
     }
 
     /// A layer whose requests are part of a shutdown.
@@ -130,8 +142,41 @@ impl ServerLayer {
     /// [`Router::layer`]: https://docs.rs/axum/0.8/axum/struct.Router.html#method.layer
     #[track_caller]
     pub fn with_shutdown(shutdown: &Shutdown, inbound: Inbound) -> ServerLayer {
-        let (service, place) = (shutdown.hard().clone(), Location::caller());
-        ServerLayer(Arc::new(Config { service, shutdown: Some(shutdown.clone()), inbound, place }))
+        ServerLayer::with(shutdown.hard().clone(), Some(shutdown.clone()), inbound, Location::caller())
+    }
+
+    /// Other rules for the requests of one route: more time than the server gives, none at all, or a minimum.
+    ///
+    /// They replace those of the layer, rather than to add to them: begin with a clone of the server's [`Inbound`].
+    /// The route is the path as it was sent, or all paths below it with a `*` behind the last slash, as
+    /// `/grpc.health.v1.Health/*`. With the feature `axum` and the layer within [`Router::layer`] it is also the path of
+    /// a route as the router has it, `/report/{id}`. The first that matches counts.
+    ///
+    /// Within another such layer, a request gets no more than that one gives: put the rules where the limit is set.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use axum::{Router, routing::{get, post}};
+    /// use tokio_ctx::{Context, wire::{Inbound, ServerLayer}};
+    ///
+    /// let service = Context::background().with_cancel();
+    /// let usual = Inbound::new().max_budget(Duration::from_secs(5));
+    /// let layer = ServerLayer::new(service.clone(), usual.clone())
+    ///     .route("/events", usual.clone().unlimited())
+    ///     .route("/upload/{name}", usual.clone().max_budget(Duration::from_secs(600)))
+    ///     .route("/report", usual.clone().min_budget(Duration::from_millis(200)));
+    ///
+    /// let app: Router = Router::new()
+    ///     .route("/events", get("one after the other"))
+    ///     .route("/upload/{name}", post("thanks"))
+    ///     .route("/report", get("all is well"))
+    ///     .layer(layer);
+    /// ```
+    ///
+    /// [`Router::layer`]: https://docs.rs/axum/0.8/axum/struct.Router.html#method.layer
+    pub fn route(mut self, route: &str, inbound: Inbound) -> ServerLayer {
+        Arc::make_mut(&mut self.0).routes.add(route, inbound);
+        self
     }
 }
 
@@ -145,13 +190,13 @@ impl<S> Layer<S> for ServerLayer {
 
 impl fmt::Debug for ServerLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { service, shutdown, inbound, .. } = &*self.0;
+        let Config { service, shutdown, inbound, routes, .. } = &*self.0;
         let mut debug = f.debug_struct("ServerLayer");
         match shutdown {
             Some(shutdown) => debug.field("shutdown", shutdown),
             None => debug.field("service", service),
         };
-        debug.field("inbound", inbound).finish()
+        debug.field("inbound", inbound).field("routes", routes).finish()
     }
 }
 
@@ -164,7 +209,7 @@ pub struct ServerService<S> {
 
 impl<S, A, B> Service<Request<A>> for ServerService<S>
 where
-    S: Service<Request<A>, Response = Response<B>>,
+    S: Service<Request<A>, Response = Response<B>> + Clone,
     B: Body,
     B::Data: From<Bytes>,
     B::Error: Into<BoxError>,
@@ -178,19 +223,27 @@ where
     }
 
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
-        let Config { service, shutdown, inbound, place } = &*self.config;
+        let Config { service, shutdown, inbound, routes, place } = &*self.config;
+        let inbound = routes.rules(&request, inbound);
         let reply = Reply::to(request.headers());
         let head_start = if reply == Reply::Http { |_| Duration::ZERO } else { head_start };
         let parent = match request.extensions().get::<Context>() {
             None => service.clone(),
-            Some(outer) => under_both(outer, service),
+            Some(outer) => under_both(&outer.nearest(Context::current()), service),
         };
         let (ctx, guard) = match inbound.derive(&parent, request.headers(), place, head_start) {
             Ok(scope) => scope.split(),
-            Err(bad) => return ServerFuture::refused(reply.bad_header(&bad), service),
+            Err(bad) => {
+                let refused = ServerFuture::refused(reply.bad_header(&bad), service);
+                self.inner = self.inner.clone();
+                return refused;
+            }
         };
         if let Some(ended) = ctx.err() {
-            return ServerFuture::refused(reply.ended(&ended), service);
+            let refused = ServerFuture::refused(reply.ended(&ended), service);
+            // What it reserved when it was made ready goes with it.
+            self.inner = self.inner.clone();
+            return refused;
         }
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
         let ticket = shutdown.as_ref().map(tracked);
