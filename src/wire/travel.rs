@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
 
 use super::baggage;
 use super::carrier::{self, Carrier, NotSent};
@@ -173,7 +173,7 @@ impl Carried {
 fn sendable(text: &str) -> Result<(), &'static str> {
     if text.len() > MAX_VALUE {
         Err("longer than 4096 bytes")
-    } else if HeaderValue::from_str(text).is_err() {
+    } else if carrier::visible(text.as_bytes()).is_none() {
         Err("neither visible ASCII nor spaces")
     } else if text.trim_ascii() != text {
         Err("a space at its begin or end, which is lost on the way")
