@@ -103,28 +103,32 @@ impl ClientLayer {
     /// use std::convert::Infallible;
     /// use std::time::Duration;
     /// use http::{Request, Response};
-    /// use tokio_ctx::Context;
+    /// use tokio_ctx::{BoxError, Context};
     /// use tokio_ctx::wire::{ClientLayer, Outbound};
-    /// use tower::{ServiceBuilder, ServiceExt, service_fn};
+    /// use tower::{Layer, ServiceExt, service_fn};
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
-    /// # async fn main() {
-    /// let connection = service_fn(|request: Request<String>| async move {
-    ///     Ok::<_, Infallible>(Response::new(request.headers()["grpc-timeout"].to_str().unwrap().to_string()))
-    /// });
+    /// # async fn main() -> Result<(), BoxError> {
     /// let (upper, lower) = ClientLayer::new(Outbound::new()).split();
-    /// let client = ServiceBuilder::new()
-    ///     .layer(upper)
-    ///     // In between, a second goes by: another layer, a queue, a connection to be made.
-    ///     .map_future(async |call| {
-    ///         tokio::time::sleep(Duration::from_secs(1)).await;
-    ///         call.await
-    ///     })
-    ///     .then(|told| async { told })
-    ///     .buffer(8)
-    ///     .layer(lower)
-    ///     .service(connection);
-    /// # let _ = |ctx: &Context| ctx.scope(client.oneshot(Request::new(String::new())));
+    /// // Answers with what it was told.
+    /// let connection = lower.layer(service_fn(async |request: Request<String>| {
+    ///     let told = request.headers()["grpc-timeout"].to_str().unwrap().to_string();
+    ///     Ok::<_, Infallible>(Response::new(told))
+    /// }));
+    /// let client = upper.layer(service_fn(move |request| {
+    ///     let connection = connection.clone();
+    ///     async {
+    ///         tokio::time::sleep(Duration::from_millis(300)).await; // Connects.
+    ///         connection.oneshot(request).await
+    ///     }
+    /// }));
+    ///
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(600));
+    /// let call = ctx.scope(client.oneshot(Request::new(String::new())));
+    /// # let call = async { http_body_util::BodyExt::collect(call.await?.into_body()).await };
+    /// # let told = call.await?.to_bytes();
+    /// assert_eq!(told, "300000u");
+    /// # Ok(())
     /// # }
     /// ```
     pub fn split(self) -> (ClientLayer, SendLayer) {
