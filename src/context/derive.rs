@@ -149,7 +149,8 @@ impl Context {
             // Canceled, so that it no longer knows.
             (Location::caller(), at.saturating_duration_since(now))
         });
-        free.derive(Token::new(None, Some(Limit { at, now, budget, cause: None }), set_at)).detach()
+        free.derive(Token::new(None, Some(Limit { at, now, budget, cause: None, preset: 0 }), set_at))
+            .detach()
     }
 
     /// The line that set this deadline of the context, and the budget.
@@ -162,7 +163,7 @@ impl Context {
         (origin.ended_at() == at).then_some((origin.made_at(), origin.budget()?))
     }
 
-    fn derive(&self, token: Arc<Token>) -> CancelScope {
+    pub(super) fn derive(&self, token: Arc<Token>) -> CancelScope {
         Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 
@@ -172,14 +173,14 @@ impl Context {
 }
 
 /// The limit of a context that ends when this much time has passed.
-fn budget(after: Option<Duration>, cause: Option<BoxError>) -> Option<Limit> {
+pub(super) fn budget(after: Option<Duration>, cause: Option<BoxError>) -> Option<Limit> {
     let after = after?;
     let now = now();
-    Some(Limit { at: now.checked_add(after)?, now, budget: after, cause })
+    Some(Limit { at: now.checked_add(after)?, now, budget: after, cause, preset: 0 })
 }
 
 /// The limit of a context that ends at that time.
 fn until(at: Instant, cause: Option<BoxError>) -> Option<Limit> {
     let now = now();
-    Some(Limit { at, now, budget: at.saturating_duration_since(now), cause })
+    Some(Limit { at, now, budget: at.saturating_duration_since(now), cause, preset: 0 })
 }

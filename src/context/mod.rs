@@ -15,6 +15,8 @@ mod ext;
 mod guard;
 mod merge;
 pub(crate) mod refusal;
+#[cfg(feature = "http")]
+mod request;
 mod require;
 mod run;
 mod scope;
@@ -25,6 +27,8 @@ mod when;
 
 pub use after_func::AfterFunc;
 pub use context::Context;
+#[cfg(feature = "tower")]
+pub(crate) use current::Scoped;
 pub use done::{Done, DoneOwned};
 pub use ended::{Ended, EndedOwned};
 pub use ext::{Bounded, Checked, FutureExt, TryBounded};

@@ -1,7 +1,5 @@
 //! What a server believes of a request's headers, and the context it makes of them.
 
-use std::error::Error as StdError;
-use std::fmt;
 use std::panic::Location;
 use std::time::Duration;
 
@@ -11,6 +9,7 @@ use super::timeout::{BadHeader, DeadlineHeader};
 use super::travel::{Carried, Travel};
 use super::warn::warn;
 use crate::context::{CancelScope, Context};
+pub use crate::finished::Budget;
 
 /// What a server believes of the headers of its requests.
 ///
@@ -264,10 +263,10 @@ impl Inbound {
         head_start: fn(Duration) -> Duration,
     ) -> Result<CancelScope, BadHeader> {
         let budget = self.told(headers)?.map(|(budget, whose)| match whose {
-            Budget::Caller => (budget - head_start(budget), whose.into()),
-            Budget::Default | Budget::Maximum => (budget, whose.into()),
+            Budget::Caller => (budget - head_start(budget), whose),
+            Budget::Default | Budget::Maximum => (budget, whose),
         });
-        let mut scope = root.child_made_at(made_at, budget);
+        let mut scope = root.request_made_at(made_at, budget);
         if !self.untrusted {
             self.carried.read(scope.context_mut(), headers);
         }
@@ -287,43 +286,6 @@ fn earliest(
         (told, other) => other.map(|other| (other, whose)).or(told),
     }
 }
-
-/// Who set a request's budget: the cause of an end by its deadline.
-///
-/// ```
-/// use std::time::Duration;
-/// use http::HeaderMap;
-/// use tokio_ctx::wire::{Budget, Inbound};
-/// use tokio_ctx::Context;
-///
-/// let mut headers = HeaderMap::new();
-/// headers.insert("grpc-timeout", "0n".parse().unwrap());
-/// let ctx = Context::background().extract(&headers, &Inbound::new())?;
-/// assert_eq!(ctx.err().unwrap().cause_as::<Budget>(), Some(&Budget::Caller));
-/// # Ok::<(), tokio_ctx::wire::BadHeader>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Budget {
-    /// The caller, in a header.
-    Caller,
-    /// The server: its [default](Inbound::default_budget).
-    Default,
-    /// The server: its [maximum](Inbound::max_budget).
-    Maximum,
-}
-
-impl fmt::Display for Budget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Budget::Caller => "as the caller asked",
-            Budget::Default => "the server's default",
-            Budget::Maximum => "the server's maximum",
-        })
-    }
-}
-
-impl StdError for Budget {}
 
 impl Context {
     /// A child of this context for a request with these headers: what a server does that has no

@@ -39,11 +39,17 @@ mod client;
 #[cfg(feature = "tower")]
 mod end;
 #[cfg(feature = "tower")]
+mod envelope;
+#[cfg(feature = "tower")]
+mod outcome;
+#[cfg(feature = "tower")]
 mod reply;
 #[cfg(feature = "tower")]
 mod request_line;
 #[cfg(feature = "tower")]
 mod server;
+#[cfg(feature = "tower")]
+mod slot;
 
 #[cfg(feature = "axum")]
 mod axum;
