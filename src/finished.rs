@@ -54,23 +54,27 @@ pub enum Budget {
     Caller,
     /// The server: its [default](crate::wire::Inbound::default_budget).
     Default,
-    /// The server: its [maximum](crate::wire::Inbound::max_budget).
+    /// The server: its [maximum](crate::wire::Inbound::max_budget), or that of a [date](crate::wire::DeadlineAt).
     Maximum,
+    /// The server: less than its [minimum](crate::wire::Inbound::min_budget) is not worth beginning.
+    Minimum,
 }
 
 #[cfg(feature = "http")]
 impl Budget {
-    const ALL: [Budget; 3] = [Budget::Caller, Budget::Default, Budget::Maximum];
+    /// Those that a request which is served may have: two bits.
+    const PRESET: [Budget; 3] = [Budget::Caller, Budget::Default, Budget::Maximum];
 
-    /// Its number as a preset cause: two bits.
-    pub(crate) fn preset(self) -> u8 {
-        self as u8 + 1
+    /// Its number as a preset cause, if it is one.
+    pub(crate) fn preset(self) -> Option<u8> {
+        let at = Budget::PRESET.iter().position(|&whose| whose == self)?;
+        Some(at as u8 + 1)
     }
 
     /// The same cause each time, so that two errors of one end have the same.
     fn of_preset(number: u8) -> Option<Cause> {
         static CAUSES: LazyLock<[Cause; 3]> =
-            LazyLock::new(|| Budget::ALL.map(|whose| Arc::new(whose) as Cause));
+            LazyLock::new(|| Budget::PRESET.map(|whose| Arc::new(whose) as Cause));
         CAUSES.get(usize::from(number).checked_sub(1)?).cloned()
     }
 }
@@ -82,6 +86,7 @@ impl fmt::Display for Budget {
             Budget::Caller => "as the caller asked",
             Budget::Default => "the server's default",
             Budget::Maximum => "the server's maximum",
+            Budget::Minimum => "less than the server's minimum",
         })
     }
 }

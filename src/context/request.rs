@@ -19,8 +19,9 @@ impl Context {
         made_at: &'static Location<'static>,
         limit: Option<(Duration, Budget)>,
     ) -> CancelScope {
-        let limit = limit.and_then(|(after, whose)| {
-            Some(Limit { preset: whose.preset(), ..budget(Some(after), None)? })
+        let limit = limit.and_then(|(after, whose)| match whose.preset() {
+            Some(preset) => Some(Limit { preset, ..budget(Some(after), None)? }),
+            None => budget(Some(after), Some(whose.into())),
         });
         let token = Token::new(self.token(), limit, made_at);
         token.mark_request();

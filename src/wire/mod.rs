@@ -26,6 +26,8 @@
 //! - A proxy that buffers hides a client that has left, and one that retries sends the same time twice.
 
 mod baggage;
+mod carrier;
+mod date;
 mod inbound;
 mod outbound;
 mod timeout;
@@ -56,6 +58,8 @@ mod axum;
 #[cfg(feature = "tonic")]
 mod tonic;
 
+pub use carrier::{Carrier, GetWith, NotSent, SetWith, get_with, set_with};
+pub use date::DeadlineAt;
 pub use inbound::{Budget, Inbound};
 pub use outbound::Outbound;
 pub use timeout::{BadHeader, DeadlineHeader};
