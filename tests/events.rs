@@ -142,7 +142,7 @@ async fn a_request_that_ended_otherwise_is_an_event() {
     assert!(common::poll_once(&mut left).is_pending());
     drop(left);
     let seen = SEEN.take();
-    assert!(seen.len() == 1 && seen[0].contains("cause=client left;"), "{seen:?}");
+    assert!(seen.len() == 1 && seen[0].contains("cause=request dropped;"), "{seen:?}");
 }
 
 #[tokio::test(start_paused = true)]

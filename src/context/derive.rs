@@ -149,19 +149,20 @@ impl Context {
             // Canceled, so that it no longer knows.
             (Location::caller(), at.saturating_duration_since(now))
         });
-        free.derive(Token::new(None, Some(Limit { at, now, budget, cause: None }), set_at)).detach()
+        free.derive(Token::new(None, Some(Limit { at, now, budget, cause: None, preset: 0 }), set_at))
+            .detach()
     }
 
-    /// A context that ends at `at` as well, which is the deadline of `other`: its error names that one's line.
+    /// A child that ends at `at` as well, which is the deadline of `other`: its error names that one's line.
     #[cfg(feature = "tower")]
-    pub(crate) fn with_deadline_of(&self, other: &Context, at: Instant) -> Context {
+    pub(crate) fn with_deadline_of(&self, other: &Context, at: Instant) -> CancelScope {
         let now = now();
         let (set_at, budget) = other.deadline_origin(at).unwrap_or_else(|| {
             // Canceled, so that it no longer knows.
             (Location::caller(), at.saturating_duration_since(now))
         });
-        self.derive(Token::new(self.token(), Some(Limit { at, now, budget, cause: None }), set_at))
-            .detach()
+        let limit = Limit { at, now, budget, cause: None, preset: 0 };
+        self.derive(Token::new(self.token(), Some(limit), set_at))
     }
 
     /// The line that set this deadline of the context, and the budget.
@@ -174,7 +175,7 @@ impl Context {
         (origin.ended_at() == at).then_some((origin.made_at(), origin.budget()?))
     }
 
-    fn derive(&self, token: Arc<Token>) -> CancelScope {
+    pub(super) fn derive(&self, token: Arc<Token>) -> CancelScope {
         Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 
@@ -184,14 +185,14 @@ impl Context {
 }
 
 /// The limit of a context that ends when this much time has passed.
-fn budget(after: Option<Duration>, cause: Option<BoxError>) -> Option<Limit> {
+pub(super) fn budget(after: Option<Duration>, cause: Option<BoxError>) -> Option<Limit> {
     let after = after?;
     let now = now();
-    Some(Limit { at: now.checked_add(after)?, now, budget: after, cause })
+    Some(Limit { at: now.checked_add(after)?, now, budget: after, cause, preset: 0 })
 }
 
 /// The limit of a context that ends at that time.
 fn until(at: Instant, cause: Option<BoxError>) -> Option<Limit> {
     let now = now();
-    Some(Limit { at, now, budget: at.saturating_duration_since(now), cause })
+    Some(Limit { at, now, budget: at.saturating_duration_since(now), cause, preset: 0 })
 }

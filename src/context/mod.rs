@@ -17,6 +17,8 @@ mod merge;
 #[cfg(feature = "tower")]
 mod nearest;
 pub(crate) mod refusal;
+#[cfg(feature = "http")]
+mod request;
 mod require;
 mod run;
 mod scope;
@@ -27,6 +29,8 @@ mod when;
 
 pub use after_func::AfterFunc;
 pub use context::Context;
+#[cfg(feature = "tower")]
+pub(crate) use current::Scoped;
 pub use done::{Done, DoneOwned};
 pub use ended::{Ended, EndedOwned};
 pub use ext::{Bounded, Checked, FutureExt, TryBounded};

@@ -24,7 +24,9 @@ impl Context {
                 Context::of_token(token.clone(), values, current.is_todo())
             }
             _ => match (self.deadline(), current.deadline()) {
-                (own, Some(at)) if own.is_none_or(|own| at < own) => self.with_deadline_of(&current, at),
+                (own, Some(at)) if own.is_none_or(|own| at < own) => {
+                    self.with_deadline_of(&current, at).detach()
+                }
                 _ => self.clone(),
             },
         }

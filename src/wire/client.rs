@@ -13,7 +13,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::body::{Bounded, Step};
+use super::body::{Bounded, Start, Step, StepOf, hint};
 use super::outbound::Outbound;
 use super::reply::Reply;
 use super::send::SendLayer;
@@ -156,7 +156,7 @@ impl<S, A, B> Service<Request<A>> for ClientService<S>
 where
     S: Service<Request<A>, Response = Response<B>> + Clone,
     S::Error: Into<BoxError>,
-    B: Body,
+    B: Body + Send + 'static,
     B::Error: Into<BoxError>,
 {
     type Response = Response<ClientBody<B>>;
@@ -169,7 +169,7 @@ where
 
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
         let ctx = context_of(&request);
-        let grpc = Reply::to(request.headers()) != Reply::Http;
+        let grpc = Reply::is_grpc(request.headers());
         let ClientLayer { outbound, place, is_split } = &self.layer;
         let told = if *is_split {
             request.extensions_mut().insert(ctx.clone());
@@ -219,7 +219,7 @@ impl<F, B, E> Future for ClientFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
     E: Into<BoxError>,
-    B: Body,
+    B: Body + Send + 'static,
 {
     type Output = Result<Response<ClientBody<B>>, BoxError>;
 
@@ -233,19 +233,22 @@ where
         }
         let call = this.call.as_mut().as_pin_mut().expect("polled again after the response");
         let answer = match call.poll(cx) {
-            Poll::Ready(Ok(response)) => Ok(response.map(|body| ClientBody {
-                body: Bounded::new(this.wait.ctx().clone(), body),
-                grpc: *this.grpc,
-            })),
+            Poll::Ready(Ok(response)) => {
+                let (grpc, wait) = (*this.grpc, std::mem::replace(&mut *this.wait, never()));
+                Ok(response.map(|body| ClientBody { content: Content::new(body, wait, cx), grpc }))
+            }
             Poll::Ready(Err(error)) => Err(failed(error.into(), *this.grpc)),
             Poll::Pending => Err(ended(ready!(this.wait.as_mut().poll(cx)), *this.grpc)),
         };
         this.call.set(None);
         // Nothing waits here any more: the end need not wake this task.
-        let ctx = this.wait.ctx().clone();
-        this.wait.set(Wait::new(ctx));
+        this.wait.leave();
         Poll::Ready(answer)
     }
+}
+
+fn never() -> Wait<Context> {
+    Wait::new(Context::background())
 }
 
 /// The error of a context, as the client's code above expects it.
@@ -276,10 +279,42 @@ impl<F> fmt::Debug for ClientFuture<F> {
 
 pin_project! {
     /// A response's body, until the context ends: with that error. Made by [`ClientService`].
-    pub struct ClientBody<B> {
+    ///
+    /// The client's own body is dropped at the end, whether this is polled then or not: that closes an HTTP/1
+    /// connection, and resets an HTTP/2 stream.
+    pub struct ClientBody<B: Body> {
         #[pin]
-        body: Bounded<B>,
+        content: Content<B>,
         grpc: bool,
+    }
+}
+
+pin_project! {
+    #[project = ContentProj]
+    enum Content<B: Body> {
+        // Of a context that never ends.
+        Free { #[pin] body: B },
+        // All of it is here.
+        Whole { step: Option<StepOf<B>> },
+        Part { body: Bounded<B, Context> },
+    }
+}
+
+impl<B: Body + Send + 'static> Content<B> {
+    fn new(body: B, mut wait: Wait<Context>, cx: &mut task::Context<'_>) -> Content<B> {
+        if wait.ctx().is_endless() {
+            return Content::Free { body };
+        }
+        match Start::poll(body, cx) {
+            Start::Whole(step) => {
+                wait.leave();
+                Content::Whole { step: Some(step) }
+            }
+            // The end wakes the task only while that waits for a frame: what has one may do something else.
+            Start::Part(body, first) => {
+                Content::Part { body: Bounded::new(wait, body, first, None, false) }
+            }
+        }
     }
 }
 
@@ -296,7 +331,18 @@ where
         cx: &mut task::Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let this = self.project();
-        Poll::Ready(match ready!(this.body.poll_step(cx)) {
+        let step = match this.content.project() {
+            ContentProj::Free { body } => return body.poll_frame(cx).map_err(Into::into),
+            ContentProj::Whole { step } => step.take().unwrap_or(Step::Over),
+            ContentProj::Part { body } => {
+                let step = ready!(body.poll_step(cx));
+                if !matches!(step, Step::Frame(_)) {
+                    body.finish();
+                }
+                step
+            }
+        };
+        Poll::Ready(match step {
             Step::Frame(frame) | Step::Last(frame) => Some(Ok(frame)),
             Step::Over => None,
             Step::Failed(error) => Some(Err(error.into())),
@@ -305,15 +351,23 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.content {
+            Content::Free { body } => body.is_end_stream(),
+            Content::Whole { step } => matches!(step, None | Some(Step::Over)),
+            Content::Part { body } => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.content {
+            Content::Free { body } => body.size_hint(),
+            Content::Whole { step } => hint(step.as_ref()),
+            Content::Part { body } => body.size_hint(),
+        }
     }
 }
 
-impl<B> fmt::Debug for ClientBody<B> {
+impl<B: Body> fmt::Debug for ClientBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientBody").finish_non_exhaustive()
     }

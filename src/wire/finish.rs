@@ -9,7 +9,6 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::panic::{Location, resume_unwind};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::task::{self, Poll, ready};
 
 use bytes::Bytes;
@@ -21,7 +20,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::client;
-use super::end::{Ending, RequestEnd};
+use super::end::{RequestEnd, RequestScope};
+use super::outcome::Outcome;
 use super::reply::Reply;
 use super::request_line::RequestLine;
 use crate::context::Context;
@@ -37,13 +37,14 @@ use crate::task::shutdown::Ticket;
 /// The answer then goes nowhere. At the deadline the handler is dropped, as elsewhere. A response's body is the
 /// connection's: it ends with it.
 ///
-/// The layer goes around single routes, within a [`ServerLayer`](super::ServerLayer) around all. For a stream that is
-/// to last as long as the service, that is not it: see there.
+/// The layer goes around single routes, within a [`ServerLayer`](super::ServerLayer) around all; without one the handler
+/// has the current context. What is to last as long as the service, rather than the request, takes
+/// [`beyond_request`](Context::beyond_request) and no layer.
 ///
 /// ```
 /// use axum::{Router, routing::post};
 /// use tokio_ctx::wire::{FinishLayer, Inbound, ServerLayer};
-/// use tokio_ctx::{Context, Error};
+/// use tokio_ctx::{Context, Error, Shutdown};
 ///
 /// async fn pay(ctx: Context) -> Result<&'static str, Error> {
 ///     // Half of it is not enough.
@@ -51,33 +52,30 @@ use crate::task::shutdown::Ticket;
 ///     Ok("paid")
 /// }
 ///
-/// let service = Context::background().with_cancel();
+/// let shutdown = Shutdown::new(&Context::background());
 /// let app: Router = Router::new()
-///     .route("/pay", post(pay).layer(FinishLayer::new(service.clone())))
-///     .layer(ServerLayer::new(service.clone(), Inbound::new()));
+///     .route("/pay", post(pay).layer(FinishLayer::with_shutdown(&shutdown)))
+///     .layer(ServerLayer::with_shutdown(&shutdown, Inbound::new()));
 /// ```
 #[derive(Clone)]
-pub struct FinishLayer(Arc<Config>);
-
-struct Config {
-    service: Context,
+pub struct FinishLayer {
     /// Waits for each handler, if there is one.
     shutdown: Option<Shutdown>,
     place: &'static Location<'static>,
 }
 
 impl FinishLayer {
-    /// A layer whose handlers end with the context `service`, and no longer with their request.
+    /// A layer whose handlers nothing waits for once their client has left, not even the end of the service.
     ///
     /// ```
-    /// use tokio_ctx::{Context, wire::FinishLayer};
+    /// use tokio_ctx::wire::FinishLayer;
     ///
-    /// let service = Context::background().with_cancel();
-    /// let layer = FinishLayer::new(service.clone());
+    /// let layer = FinishLayer::new();
     /// ```
     #[track_caller]
-    pub fn new(service: Context) -> FinishLayer {
-        FinishLayer(Arc::new(Config { service, shutdown: None, place: Location::caller() }))
+    #[allow(clippy::new_without_default, reason = "a default would name no line")]
+    pub fn new() -> FinishLayer {
+        FinishLayer { shutdown: None, place: Location::caller() }
     }
 
     /// The same as part of a shutdown, which waits for each handler, also for one whose client has left, and names it
@@ -91,8 +89,7 @@ impl FinishLayer {
     /// ```
     #[track_caller]
     pub fn with_shutdown(shutdown: &Shutdown) -> FinishLayer {
-        let (service, place) = (shutdown.hard().clone(), Location::caller());
-        FinishLayer(Arc::new(Config { service, shutdown: Some(shutdown.clone()), place }))
+        FinishLayer { shutdown: Some(shutdown.clone()), place: Location::caller() }
     }
 }
 
@@ -100,17 +97,13 @@ impl<S> Layer<S> for FinishLayer {
     type Service = FinishService<S>;
 
     fn layer(&self, inner: S) -> FinishService<S> {
-        FinishService { inner, config: self.0.clone() }
+        FinishService { inner, layer: self.clone() }
     }
 }
 
 impl fmt::Debug for FinishLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { service, shutdown, .. } = &*self.0;
-        match shutdown {
-            Some(shutdown) => f.debug_tuple("FinishLayer").field(shutdown).finish(),
-            None => f.debug_tuple("FinishLayer").field(service).finish(),
-        }
+        f.debug_struct("FinishLayer").field("shutdown", &self.shutdown).finish_non_exhaustive()
     }
 }
 
@@ -118,7 +111,7 @@ impl fmt::Debug for FinishLayer {
 #[derive(Clone)]
 pub struct FinishService<S> {
     inner: S,
-    config: Arc<Config>,
+    layer: FinishLayer,
 }
 
 impl<S, A, B> Service<Request<A>> for FinishService<S>
@@ -141,23 +134,22 @@ where
     ///
     /// Outside of a runtime.
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
-        let Config { service, shutdown, place } = &*self.config;
-        let reply = Reply::to(request.headers());
+        let FinishLayer { shutdown, place } = &self.layer;
+        let reply = Reply::to(&request);
         let outer = client::context_of(&request);
-        if let Some(ended) = outer.err().or_else(|| service.err()) {
+        if let Some(ended) = outer.err() {
             // What it reserved when it was made ready goes with it.
             self.inner = self.inner.clone();
             return FinishFuture { task: None, refusal: Some(ended), entry: Entry::Fresh, reply };
         }
-        let both = outer.keeping_deadline().merge(service).detach();
-        let (ctx, guard) = both.child_made_at(place, None).split();
+        let scope = outer.finishing_made_at(place);
+        let ctx = scope.context().clone();
+        let mut scope = RequestScope::new(scope, place);
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
         let ticket = shutdown.as_ref().map(tracked);
-        let mut ending = Ending::new(guard, place);
-        ending.expect(RequestEnd::Failed);
         request.extensions_mut().insert(ctx.clone());
-        let handler = ctx.sync_scope(|| ending.watch(|| self.inner.call(request)));
-        let task = tokio::spawn(finish(handler, ctx, ending, ticket));
+        let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
+        let task = tokio::spawn(finish(handler, ctx, scope, ticket));
         FinishFuture { task: Some(task), refusal: None, entry: Entry::Fresh, reply }
     }
 }
@@ -168,21 +160,23 @@ type Finished<B, E> = Result<Result<Response<FinishBody<B>>, E>, Error>;
 async fn finish<B: Body, E>(
     handler: impl Future<Output = Result<Response<B>, E>>,
     ctx: Context,
-    mut ending: Ending,
+    mut scope: RequestScope,
     ticket: Option<Ticket>,
 ) -> Finished<B, E> {
     let done = {
         let mut handler = pin!(ctx.run(ctx.scope(handler)));
         poll_fn(|cx| {
             let _at_work = ticket.as_ref().map(Ticket::at_work);
-            ending.watch(|| handler.as_mut().poll(cx))
+            scope.watch(|| handler.as_mut().poll(cx))
         })
         .await
     };
     Ok(done?.map(|response| {
         let over = response.body().is_end_stream();
-        ending.expect(if over { RequestEnd::Answered } else { RequestEnd::ClientLeft });
-        response.map(|body| FinishBody { ending: Some(ending), ctx, own: None, body: Some(body) })
+        if over {
+            scope.expect(RequestEnd::Answered);
+        }
+        response.map(|body| FinishBody { scope: Some(scope), ctx, own: None, body: Some(body) })
     }))
 }
 
@@ -215,27 +209,24 @@ impl<B, E> Future for FinishFuture<B, E> {
             ready!(self.entry.poll_refused(cx));
         }
         if let Some(refusal) = self.refusal.take() {
-            return Poll::Ready(Ok(self.reply.ended(&refusal).map(FinishBody::own)));
+            return Poll::Ready(Ok(self
+                .reply
+                .ended(Outcome::of_request(&refusal))
+                .map(FinishBody::own)));
         }
         let task = self.task.as_mut().expect("polled again after the response");
         let done = ready!(Pin::new(task).poll(cx));
         self.task = None;
         Poll::Ready(match done {
             Ok(Ok(answer)) => answer,
-            Ok(Err(ended)) => Ok(self.reply.ended(&ended).map(FinishBody::own)),
+            Ok(Err(ended)) => Ok(self.reply.ended(Outcome::of_request(&ended)).map(FinishBody::own)),
             Err(lost) => match lost.try_into_panic() {
                 Ok(panic) => resume_unwind(panic),
                 // The runtime is going away.
-                Err(_aborted) => Ok(self.reply.ended(&stopped()).map(FinishBody::own)),
+                Err(_aborted) => Ok(self.reply.ended(Outcome::Stopping).map(FinishBody::own)),
             },
         })
     }
-}
-
-fn stopped() -> Error {
-    let ctx = Context::background().with_cancel();
-    ctx.cancel_with("the runtime is shutting down");
-    ctx.check().expect_err("it has just been canceled")
 }
 
 impl<B, E> fmt::Debug for FinishFuture<B, E> {
@@ -248,7 +239,7 @@ pin_project! {
     /// A response's body, which keeps the handler's context until it has ended. Made by [`FinishService`].
     pub struct FinishBody<B> {
         // Before the body, so that the context has ended when that is dropped.
-        ending: Option<Ending>,
+        scope: Option<RequestScope>,
         ctx: Context,
         // The layer's own answer.
         own: Option<Bytes>,
@@ -260,7 +251,7 @@ pin_project! {
 impl<B> FinishBody<B> {
     fn own(text: Bytes) -> Self {
         let own = Some(text).filter(|text| !text.is_empty());
-        FinishBody { ending: None, ctx: Context::background(), own, body: None }
+        FinishBody { scope: None, ctx: Context::background(), own, body: None }
     }
 }
 
@@ -283,17 +274,17 @@ where
         let Some(mut body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
         let ctx = &*this.ctx;
         let mut poll = || ctx.sync_scope(|| body.as_mut().poll_frame(cx));
-        let frame = match this.ending.as_mut() {
+        let frame = match this.scope.as_mut() {
             None => ready!(poll()),
-            Some(ending) => ready!(ending.watch(poll)),
+            Some(scope) => ready!(scope.watch(poll)),
         };
         let how = match &frame {
             Some(Err(_)) => Some(RequestEnd::Failed),
             Some(Ok(_)) if !body.is_end_stream() => None,
             _ => Some(RequestEnd::Answered),
         };
-        if let (Some(how), Some(mut ending)) = (how, how.and_then(|_| this.ending.take())) {
-            ending.expect(how);
+        if let (Some(how), Some(mut scope)) = (how, how.and_then(|_| this.scope.take())) {
+            scope.expect(how);
         }
         Poll::Ready(frame)
     }
@@ -313,6 +304,6 @@ where
 
 impl<B> fmt::Debug for FinishBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FinishBody").field("ended", &self.ending.is_none()).finish_non_exhaustive()
+        f.debug_struct("FinishBody").field("ended", &self.scope.is_none()).finish_non_exhaustive()
     }
 }

@@ -1,7 +1,5 @@
 //! What a server believes of a request's headers, and the context it makes of them.
 
-use std::error::Error as StdError;
-use std::fmt;
 use std::panic::Location;
 use std::time::Duration;
 
@@ -11,6 +9,7 @@ use super::timeout::{BadHeader, DeadlineHeader};
 use super::travel::{Carried, Travel};
 use super::warn::warn;
 use crate::context::{CancelScope, Context};
+pub use crate::finished::Budget;
 
 /// What a server believes of the headers of its requests.
 ///
@@ -340,11 +339,11 @@ impl Inbound {
     ) -> Result<CancelScope, BadHeader> {
         let told = self.told(carrier)?;
         let budget = match told {
-            told if self.is_too_little(told, root) => Some((Duration::ZERO, Budget::Minimum.into())),
-            Some((budget, Budget::Caller)) => Some((budget - head_start(budget), Budget::Caller.into())),
-            told => told.map(|(budget, whose)| (budget, whose.into())),
+            told if self.is_too_little(told, root) => Some((Duration::ZERO, Budget::Minimum)),
+            Some((budget, Budget::Caller)) => Some((budget - head_start(budget), Budget::Caller)),
+            told => told,
         };
-        let mut scope = root.child_made_at(made_at, budget);
+        let mut scope = root.request_made_at(made_at, budget);
         if !self.untrusted {
             self.carried.read(scope.context_mut(), carrier);
         }
@@ -371,46 +370,6 @@ fn earliest(
         (told, other) => other.map(|other| (other, whose)).or(told),
     }
 }
-
-/// Who set a request's budget: the cause of an end by its deadline.
-///
-/// ```
-/// use std::time::Duration;
-/// use http::HeaderMap;
-/// use tokio_ctx::wire::{Budget, Inbound};
-/// use tokio_ctx::Context;
-///
-/// let mut headers = HeaderMap::new();
-/// headers.insert("grpc-timeout", "0n".parse().unwrap());
-/// let ctx = Context::background().extract(&headers, &Inbound::new())?;
-/// assert_eq!(ctx.err().unwrap().cause_as::<Budget>(), Some(&Budget::Caller));
-/// # Ok::<(), tokio_ctx::wire::BadHeader>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Budget {
-    /// The caller, in a header.
-    Caller,
-    /// The server: its [default](Inbound::default_budget).
-    Default,
-    /// The server: its [maximum](Inbound::max_budget), or that of a [date](DeadlineAt).
-    Maximum,
-    /// The server: less than its [minimum](Inbound::min_budget) is not worth beginning.
-    Minimum,
-}
-
-impl fmt::Display for Budget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Budget::Caller => "as the caller asked",
-            Budget::Default => "the server's default",
-            Budget::Maximum => "the server's maximum",
-            Budget::Minimum => "less than the server's minimum",
-        })
-    }
-}
-
-impl StdError for Budget {}
 
 impl Context {
     /// A child of this context for a request with these headers: what a server does that has no

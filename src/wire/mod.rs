@@ -41,7 +41,11 @@ mod client;
 #[cfg(feature = "tower")]
 mod end;
 #[cfg(feature = "tower")]
+mod envelope;
+#[cfg(feature = "tower")]
 mod finish;
+#[cfg(feature = "tower")]
+mod outcome;
 #[cfg(feature = "tower")]
 mod reply;
 #[cfg(feature = "tower")]
@@ -52,6 +56,8 @@ mod route;
 mod send;
 #[cfg(feature = "tower")]
 mod server;
+#[cfg(feature = "tower")]
+mod slot;
 
 #[cfg(feature = "axum")]
 mod axum;

@@ -74,7 +74,7 @@ where
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
         let ctx = client::context_of(&request);
         let SendLayer { outbound, place } = &self.layer;
-        let grpc = Reply::to(request.headers()) != Reply::Http;
+        let grpc = Reply::is_grpc(request.headers());
         let (call, refusal) = match outbound.inject(&ctx, request.headers_mut(), place) {
             Ok(()) => (Some(self.inner.call(request)), None),
             Err(ended) => (None, Some(ended)),
