@@ -34,12 +34,18 @@ mod current;
 pub(crate) mod census;
 mod ext;
 mod guard;
+#[cfg(feature = "tower")]
+mod nearest;
 pub(crate) mod refusal;
+#[cfg(feature = "http")]
+mod request;
 mod scope;
 mod value;
 
 pub use after_func::AfterFunc;
 pub use context::Context;
+#[cfg(feature = "tower")]
+pub(crate) use current::Scoped;
 pub use done::{Done, DoneOwned};
 pub use ended::{Ended, EndedOwned};
 pub use ext::{Bounded, Checked, FutureExt, TryBounded};
