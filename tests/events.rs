@@ -206,7 +206,7 @@ async fn a_subscriber_that_panics_costs_the_event_alone() {
             (http::HeaderName::from_static(name), http::HeaderValue::from_static(text))
         });
         let inbound = Inbound::new().believe([DeadlineHeader::Grpc]);
-        assert!(BACKGROUND.extract(&headers.into_iter().collect(), &inbound).is_ok());
+        assert!(BACKGROUND.extract(&headers.into_iter().collect::<http::HeaderMap>(), &inbound).is_ok());
         PANICS.set(Panics::Never);
         no_event();
     }

@@ -153,6 +153,18 @@ impl Context {
             .detach()
     }
 
+    /// A child that ends at `at` as well, which is the deadline of `other`: its error names that one's line.
+    #[cfg(feature = "tower")]
+    pub(crate) fn with_deadline_of(&self, other: &Context, at: Instant) -> CancelScope {
+        let now = now();
+        let (set_at, budget) = other.deadline_origin(at).unwrap_or_else(|| {
+            // Canceled, so that it no longer knows.
+            (Location::caller(), at.saturating_duration_since(now))
+        });
+        let limit = Limit { at, now, budget, cause: None, preset: 0 };
+        self.derive(Token::new(self.token(), Some(limit), set_at))
+    }
+
     /// The line that set this deadline of the context, and the budget.
     fn deadline_origin(&self, at: Instant) -> Option<(&'static Location<'static>, Duration)> {
         if let Some(owner) = self.token()?.deadline_owner() {

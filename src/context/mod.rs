@@ -14,6 +14,8 @@ mod ended;
 mod ext;
 mod guard;
 mod merge;
+#[cfg(feature = "tower")]
+mod nearest;
 pub(crate) mod refusal;
 #[cfg(feature = "http")]
 mod request;

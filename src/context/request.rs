@@ -28,6 +28,17 @@ impl Context {
         self.derive(token)
     }
 
+    /// The context of a handler that goes on when this one, its request's, has ended: with the same values and the same
+    /// deadline, below what serves the request.
+    #[cfg(feature = "tower")]
+    pub(crate) fn finishing_made_at(&self, made_at: &'static Location<'static>) -> CancelScope {
+        let service = self.beyond_request();
+        let Some(at) = self.deadline() else { return service.request_made_at(made_at, None) };
+        let scope = service.with_deadline_of(self, at);
+        scope.token().into_iter().for_each(|token| token.mark_request());
+        scope
+    }
+
     /// A context with the same values that ends with what serves this request, not with the request: for a
     /// WebSocket, and for what is to be finished though the client has left or has its answer.
     ///

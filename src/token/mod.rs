@@ -366,6 +366,29 @@ impl Token {
         self.level & OWNS_DEADLINE != 0
     }
 
+    /// Whether `above` is this token or on a path of it, as far as a walk of [`LONG`] steps finds it.
+    #[cfg(feature = "tower")]
+    pub(crate) fn is_below(&self, above: &Arc<Token>) -> bool {
+        self.reaches(above, &mut LONG.clone())
+    }
+
+    #[cfg(feature = "tower")]
+    fn reaches(&self, above: &Arc<Token>, steps: &mut usize) -> bool {
+        let mut at = self;
+        while *steps > 0 {
+            *steps -= 1;
+            if std::ptr::eq(at, &**above) {
+                return true;
+            }
+            if at.has(MERGED) && at.second().is_some_and(|second| second.reaches(above, steps)) {
+                return true;
+            }
+            let Some(parent) = &at.parent else { return false };
+            at = parent;
+        }
+        false
+    }
+
     /// The number of the cause that its own deadline's end has, if that is a preset one.
     fn preset(&self) -> u8 {
         (self.level & !OWNS_DEADLINE) >> PRESET

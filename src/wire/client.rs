@@ -16,6 +16,7 @@ use tower_service::Service;
 use super::body::{Bounded, Start, Step, StepOf, hint};
 use super::outbound::Outbound;
 use super::reply::Reply;
+use super::send::SendLayer;
 use crate::context::Context;
 use crate::context::done::Wait;
 use crate::context::refusal::Entry;
@@ -23,16 +24,25 @@ use crate::error::{BoxError, Error};
 
 /// Bounds the calls of a client by their context, and tells the far side how much time is left.
 ///
-/// The context is the one in the request's extensions, if there is one, otherwise
-/// [`current`](Context::current). If it has ended, the call fails at once and nothing is sent. If it ends
-/// during the call, the request is dropped, which resets an HTTP/2 stream and closes an HTTP/1 connection, so
+/// The context is [`current`](Context::current), unless the request brings one in its extensions. Of the two:
+///
+/// - where the current one is that one or lies below it, as in a handler that passes its own request on
+///   [`within`](Context::within) a shorter time, the current one counts, with the values of both;
+/// - otherwise the request's counts, with its values alone, and no longer than the current one's deadline.
+///
+/// If the context has ended, the call fails at once and nothing is sent. If it ends during the call, the request is dropped, which resets an HTTP/2 stream and closes an HTTP/1 connection, so
 /// that the far side learns of it; so is a response's body that has not ended.
 ///
 /// The error is then an [`Error`] in a box, or, for a gRPC call and with the feature `tonic`, the `Status`
 /// that says the same.
 ///
 /// What comes before the request is not bounded, for lack of one: a service that may take long to be ready
-/// is waited for within [`run`](Context::run).
+/// is waited for within [`run`](Context::run). A refused call gives that readiness back, which is why the service is
+/// one that can be cloned: a tonic channel that is kept after a refusal holds no place in its buffer.
+///
+/// The time that is told is that of the call. What a request waits for below this layer (a connection, a buffer, a
+/// limit) is not in it; [`split`](Self::split) is for where that matters. Retries go outside of the layer: each try is
+/// told anew.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -57,6 +67,8 @@ use crate::error::{BoxError, Error};
 pub struct ClientLayer {
     outbound: Arc<Outbound>,
     place: &'static Location<'static>,
+    /// Whether the lower half tells.
+    is_split: bool,
 }
 
 impl ClientLayer {
@@ -70,7 +82,58 @@ impl ClientLayer {
     /// ```
     #[track_caller]
     pub fn new(outbound: Outbound) -> ClientLayer {
-        ClientLayer { outbound: Arc::new(outbound), place: Location::caller() }
+        ClientLayer { outbound: Arc::new(outbound), place: Location::caller(), is_split: false }
+    }
+
+    /// The layer in two halves, so that what a request waits for between them counts.
+    ///
+    /// The upper half, a `ClientLayer` as well, goes outside of whatever waits. It bounds the call, the waiting
+    /// included, and puts the context into the request's extensions. The lower half goes right above each connection,
+    /// and writes what is left, and the values, when the request is sent: 300 ms of 600 that went into connecting are
+    /// not told. One without the other tells nothing, or bounds nothing.
+    ///
+    /// That takes a client whose connections are within reach: hyper's `conn`, under tower's `Reconnect` and `Buffer` or
+    /// hyper-util's `pool`. [The guide](crate::guide::from_service_to_service) has one for tonic's clients. Those of
+    /// hyper-util (`legacy`), `reqwest` and tonic's own channel connect below every layer that they take; there, connect
+    /// before the first call (`Endpoint::connect`, not `connect_lazy`), or keep a
+    /// [`margin`](Outbound::margin) of what connecting takes. The far side then knows too late how little time there is
+    /// only where it plans by it: at the deadline the call is dropped here, and ends there.
+    ///
+    /// ```
+    /// use std::convert::Infallible;
+    /// use std::time::Duration;
+    /// use http::{Request, Response};
+    /// use tokio_ctx::{BoxError, Context};
+    /// use tokio_ctx::wire::{ClientLayer, Outbound};
+    /// use tower::{Layer, ServiceExt, service_fn};
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let (upper, lower) = ClientLayer::new(Outbound::new()).split();
+    /// // Answers with what it was told.
+    /// let connection = lower.layer(service_fn(async |request: Request<String>| {
+    ///     let told = request.headers()["grpc-timeout"].to_str().unwrap().to_string();
+    ///     Ok::<_, Infallible>(Response::new(told))
+    /// }));
+    /// let client = upper.layer(service_fn(move |request| {
+    ///     let connection = connection.clone();
+    ///     async {
+    ///         tokio::time::sleep(Duration::from_millis(300)).await; // Connects.
+    ///         connection.oneshot(request).await
+    ///     }
+    /// }));
+    ///
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(600));
+    /// let call = ctx.scope(client.oneshot(Request::new(String::new())));
+    /// # let call = async { http_body_util::BodyExt::collect(call.await?.into_body()).await };
+    /// # let told = call.await?.to_bytes();
+    /// assert_eq!(told, "300000u");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn split(self) -> (ClientLayer, SendLayer) {
+        let lower = SendLayer::new(self.outbound.clone(), self.place);
+        (ClientLayer { is_split: true, ..self }, lower)
     }
 }
 
@@ -91,7 +154,7 @@ pub struct ClientService<S> {
 
 impl<S, A, B> Service<Request<A>> for ClientService<S>
 where
-    S: Service<Request<A>, Response = Response<B>>,
+    S: Service<Request<A>, Response = Response<B>> + Clone,
     S::Error: Into<BoxError>,
     B: Body + Send + 'static,
     B::Error: Into<BoxError>,
@@ -105,14 +168,32 @@ where
     }
 
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
-        let ctx = request.extensions().get::<Context>().cloned().unwrap_or_else(Context::current);
+        let ctx = context_of(&request);
         let grpc = Reply::is_grpc(request.headers());
-        let ClientLayer { outbound, place } = &self.layer;
-        let (call, refusal) = match outbound.inject(&ctx, request.headers_mut(), place) {
+        let ClientLayer { outbound, place, is_split } = &self.layer;
+        let told = if *is_split {
+            request.extensions_mut().insert(ctx.clone());
+            ctx.check()
+        } else {
+            outbound.inject(&ctx, request.headers_mut(), place)
+        };
+        let (call, refusal) = match told {
             Ok(()) => (Some(self.inner.call(request)), None),
-            Err(ended) => (None, Some(ended)),
+            Err(ended) => {
+                // What it reserved when it was made ready goes with it.
+                self.inner = self.inner.clone();
+                (None, Some(ended))
+            }
         };
         ClientFuture { wait: Wait::new(ctx), call, refusal, entry: Entry::Fresh, grpc }
+    }
+}
+
+/// The context that a call belongs to.
+pub(crate) fn context_of<A>(request: &Request<A>) -> Context {
+    match request.extensions().get::<Context>() {
+        Some(brought) => brought.nearest(Context::current()),
+        None => Context::current(),
     }
 }
 
@@ -171,7 +252,7 @@ fn never() -> Wait<Context> {
 }
 
 /// The error of a context, as the client's code above expects it.
-fn ended(error: Error, grpc: bool) -> BoxError {
+pub(crate) fn ended(error: Error, grpc: bool) -> BoxError {
     #[cfg(feature = "tonic")]
     if grpc {
         return tonic::Status::from(error).into();

@@ -43,11 +43,17 @@ mod end;
 #[cfg(feature = "tower")]
 mod envelope;
 #[cfg(feature = "tower")]
+mod finish;
+#[cfg(feature = "tower")]
 mod outcome;
 #[cfg(feature = "tower")]
 mod reply;
 #[cfg(feature = "tower")]
 mod request_line;
+#[cfg(feature = "tower")]
+mod route;
+#[cfg(feature = "tower")]
+mod send;
 #[cfg(feature = "tower")]
 mod server;
 #[cfg(feature = "tower")]
@@ -71,6 +77,12 @@ pub use client::{ClientBody, ClientFuture, ClientLayer, ClientService};
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use end::RequestEnd;
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use finish::{FinishBody, FinishFuture, FinishLayer, FinishService};
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use send::{SendFuture, SendLayer, SendService};
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use server::{ServerBody, ServerFuture, ServerLayer, ServerService};

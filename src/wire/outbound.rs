@@ -272,6 +272,10 @@ impl Outbound {
             self.write_left(left, carrier).map_err(refused)?;
         }
         for (name, text) in values {
+            let Some(text) = text else {
+                carrier::remove(carrier, name);
+                continue;
+            };
             carrier::set(carrier, name, &text)
                 .or_else(|not_sent| not_sent.or_warn(self.strict))
                 .map_err(refused)?;

@@ -23,6 +23,7 @@ use super::inbound::Inbound;
 use super::outcome::Outcome;
 use super::reply::{Closing, Last, Reply};
 use super::request_line::RequestLine;
+use super::route::Routes;
 use crate::context::done::Wait;
 use crate::context::refusal::Entry;
 use crate::context::{Context, Scoped};
@@ -70,11 +71,13 @@ use crate::task::shutdown::Ticket;
 #[derive(Clone)]
 pub struct ServerLayer(Arc<Config>);
 
+#[derive(Clone)]
 struct Config {
     service: Context,
     /// Waits for each request, if there is one.
     shutdown: Option<Shutdown>,
     inbound: Inbound,
+    routes: Routes,
     place: &'static Location<'static>,
 }
 
@@ -91,7 +94,16 @@ impl ServerLayer {
     /// ```
     #[track_caller]
     pub fn new(service: Context, inbound: Inbound) -> ServerLayer {
-        ServerLayer(Arc::new(Config { service, shutdown: None, inbound, place: Location::caller() }))
+        ServerLayer::with(service, None, inbound, Location::caller())
+    }
+
+    fn with(
+        service: Context,
+        shutdown: Option<Shutdown>,
+        inbound: Inbound,
+        place: &'static Location<'static>,
+    ) -> ServerLayer {
+        ServerLayer(Arc::new(Config { service, shutdown, inbound, routes: Routes::default(), place }))
     }
 
     /// A layer whose requests are part of a shutdown.
@@ -132,8 +144,41 @@ impl ServerLayer {
     /// [`Router::layer`]: https://docs.rs/axum/0.8/axum/struct.Router.html#method.layer
     #[track_caller]
     pub fn with_shutdown(shutdown: &Shutdown, inbound: Inbound) -> ServerLayer {
-        let (service, place) = (shutdown.hard().clone(), Location::caller());
-        ServerLayer(Arc::new(Config { service, shutdown: Some(shutdown.clone()), inbound, place }))
+        ServerLayer::with(shutdown.hard().clone(), Some(shutdown.clone()), inbound, Location::caller())
+    }
+
+    /// Other rules for the requests of one route: more time than the server gives, none at all, or a minimum.
+    ///
+    /// They replace those of the layer, rather than to add to them: begin with a clone of the server's [`Inbound`].
+    /// The route is the path as it was sent, or all paths below it with a `*` behind the last slash, as
+    /// `/grpc.health.v1.Health/*`. With the feature `axum` and the layer within [`Router::layer`] it is also the path of
+    /// a route as the router has it, `/report/{id}`. The first that matches counts.
+    ///
+    /// Within another such layer, a request gets no more than that one gives: put the rules where the limit is set.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use axum::{Router, routing::{get, post}};
+    /// use tokio_ctx::{Context, wire::{Inbound, ServerLayer}};
+    ///
+    /// let service = Context::background().with_cancel();
+    /// let usual = Inbound::new().max_budget(Duration::from_secs(5));
+    /// let layer = ServerLayer::new(service.clone(), usual.clone())
+    ///     .route("/events", usual.clone().unlimited())
+    ///     .route("/upload/{name}", usual.clone().max_budget(Duration::from_secs(600)))
+    ///     .route("/report", usual.clone().min_budget(Duration::from_millis(200)));
+    ///
+    /// let app: Router = Router::new()
+    ///     .route("/events", get("one after the other"))
+    ///     .route("/upload/{name}", post("thanks"))
+    ///     .route("/report", get("all is well"))
+    ///     .layer(layer);
+    /// ```
+    ///
+    /// [`Router::layer`]: https://docs.rs/axum/0.8/axum/struct.Router.html#method.layer
+    pub fn route(mut self, route: &str, inbound: Inbound) -> ServerLayer {
+        Arc::make_mut(&mut self.0).routes.add(route, inbound);
+        self
     }
 }
 
@@ -147,13 +192,13 @@ impl<S> Layer<S> for ServerLayer {
 
 impl fmt::Debug for ServerLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { service, shutdown, inbound, .. } = &*self.0;
+        let Config { service, shutdown, inbound, routes, .. } = &*self.0;
         let mut debug = f.debug_struct("ServerLayer");
         match shutdown {
             Some(shutdown) => debug.field("shutdown", shutdown),
             None => debug.field("service", service),
         };
-        debug.field("inbound", inbound).finish()
+        debug.field("inbound", inbound).field("routes", routes).finish()
     }
 }
 
@@ -166,7 +211,7 @@ pub struct ServerService<S> {
 
 impl<S, A, B> Service<Request<A>> for ServerService<S>
 where
-    S: Service<Request<A>, Response = Response<B>>,
+    S: Service<Request<A>, Response = Response<B>> + Clone,
     B: Body + Send + 'static,
     B::Data: From<Bytes>,
     B::Error: Into<BoxError>,
@@ -180,18 +225,28 @@ where
     }
 
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
-        let Config { service, shutdown, inbound, place } = &*self.config;
+        let Config { service, shutdown, inbound, routes, place } = &*self.config;
+        let inbound = routes.rules(&request, inbound);
         let reply = Reply::to(&request);
         let head_start = if reply == Reply::Http { |_| Duration::ZERO } else { head_start };
-        let both = request.extensions().get::<Context>().map(|outer| under_both(outer, service));
+        let outer = request.extensions().get::<Context>();
+        let both = outer.map(|outer| under_both(&outer.nearest(Context::current()), service));
         let parent = both.as_ref().unwrap_or(service);
-        let scope = match inbound.derive(parent, request.headers(), place, head_start) {
-            Ok(scope) => scope,
-            Err(bad) => return ServerFuture::refused(reply.bad_header(&bad)),
+        let refusal = match inbound.derive(parent, request.headers(), place, head_start) {
+            Ok(scope) => match scope.ended_at_birth(parent) {
+                None => Ok(scope),
+                Some(ended) => Err(reply.ended(Outcome::of_request(&ended))),
+            },
+            Err(bad) => Err(reply.bad_header(&bad)),
         };
-        if let Some(ended) = scope.ended_at_birth(parent) {
-            return ServerFuture::refused(reply.ended(Outcome::of_request(&ended)));
-        }
+        let scope = match refusal {
+            Ok(scope) => scope,
+            Err(refusal) => {
+                // What it reserved when it was made ready goes with it.
+                self.inner = self.inner.clone();
+                return ServerFuture::refused(refusal);
+            }
+        };
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
         let ticket = shutdown.as_ref().map(tracked);
         let bodiless = matches!(*request.method(), Method::HEAD | Method::CONNECT);

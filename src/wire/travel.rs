@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
 
 use super::baggage;
 use super::carrier::{self, Carrier, NotSent};
@@ -105,7 +105,8 @@ impl Carried {
         self.0.iter().filter_map(|traveller| traveller.header.as_ref())
     }
 
-    /// What is to be written for this context's values, with the baggage that `carrier` has unless it is `fresh`.
+    /// What is to be written for this context's values, with the baggage that `carrier` has unless it is `fresh`. None
+    /// is a header to be removed.
     ///
     /// `Err` names the first that cannot be sent, if `strict`; otherwise it is left out.
     pub(crate) fn texts<'a>(
@@ -114,19 +115,20 @@ impl Carried {
         carrier: &dyn Carrier,
         fresh: bool,
         strict: bool,
-    ) -> Result<Vec<(&'a HeaderName, Cow<'a, str>)>, NotSent> {
+    ) -> Result<Vec<(&'a HeaderName, Option<Cow<'a, str>>)>, NotSent> {
         let (mut texts, mut members) = (Vec::new(), Vec::new());
         for traveller in &self.0 {
             let Some(text) = (traveller.encode)(ctx) else { continue };
             match (&traveller.header, sendable(&text)) {
                 (None, _) => members.push((traveller.name, text)),
-                (Some(header), Ok(())) => texts.push((header, text)),
+                (Some(header), Ok(())) => texts.push((header, Some(text))),
                 (Some(_), Err(flaw)) => NotSent::new(traveller.name, flaw).or_warn(strict)?,
             }
         }
         if !members.is_empty() {
             let others = if fresh { String::new() } else { baggage::others(&members, carrier) };
-            texts.push((&baggage::NAME, baggage::with(others, &members, strict)?.into()));
+            let line = Some(baggage::with(others, &members, strict)?).filter(|line| !line.is_empty());
+            texts.push((&baggage::NAME, line.map(Cow::Owned)));
         }
         Ok(texts)
     }
@@ -171,7 +173,7 @@ impl Carried {
 fn sendable(text: &str) -> Result<(), &'static str> {
     if text.len() > MAX_VALUE {
         Err("longer than 4096 bytes")
-    } else if HeaderValue::from_str(text).is_err() {
+    } else if carrier::visible(text.as_bytes()).is_none() {
         Err("neither visible ASCII nor spaces")
     } else if text.trim_ascii() != text {
         Err("a space at its begin or end, which is lost on the way")
