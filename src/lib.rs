@@ -39,6 +39,7 @@
 //! | give work a budget | [`Context::with_timeout`], [`Context::with_deadline`] |
 //! | bound one step by a budget of its own | `ctx.with_timeout(d).run(step)`, [`Context::within`], [`Context::try_within`] |
 //! | refuse a step that the time left is too short for | [`Context::require`] |
+//! | retry, limit idleness, shield, coalesce, queue, reserve: spend a budget well | the module [`budget`] |
 //! | let other code cancel the work | [`CancelScope::canceler`], [`CancelScope::split`] |
 //! | run a future until the context ends | [`Context::run`], [`FutureExt::bounded_by`] |
 //! | spawn a task that stops at the end, or that is handed its context | [`Context::spawn_bounded`], [`Context::spawn_with`] |
@@ -157,6 +158,7 @@ mod context;
 
 mod task;
 
+pub mod budget;
 #[cfg(feature = "io")]
 #[cfg_attr(docsrs, doc(cfg(feature = "io")))]
 pub mod io;

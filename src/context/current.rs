@@ -2,6 +2,8 @@
 
 use std::future::Future;
 
+use tokio::task::futures::TaskLocalFuture;
+
 use super::context::Context;
 #[cfg(feature = "tracing")]
 use crate::error::{Error, ErrorKind};
@@ -62,7 +64,12 @@ impl Context {
     /// # }
     /// ```
     pub fn scope<F: Future>(&self, f: F) -> impl Future<Output = F::Output> + use<F> {
-        CURRENT.scope(self.clone(), f)
+        self.clone().around(f)
+    }
+
+    /// [`scope`](Self::scope), with a name for its type.
+    pub(crate) fn around<F: Future>(self, f: F) -> TaskLocalFuture<Context, F> {
+        CURRENT.scope(self, f)
     }
 
     /// Calls a function with this context as [`current`](Self::current).

@@ -115,6 +115,15 @@ impl Context {
         self.derive(Token::new(self.token(), limit, made_at))
     }
 
+    /// [`with_timeout`](Self::with_timeout), in the name of another line.
+    pub(crate) fn limited_at(
+        &self,
+        made_at: &'static Location<'static>,
+        after: Option<Duration>,
+    ) -> CancelScope {
+        self.derive(Token::new(self.token(), budget(after, None), made_at))
+    }
+
     /// A context with the same values and the same deadline that does not end before it: for what is to be
     /// finished even if the caller leaves, but not later than it had to be.
     ///

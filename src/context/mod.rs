@@ -16,7 +16,7 @@ mod guard;
 mod merge;
 pub(crate) mod refusal;
 mod require;
-mod run;
+pub(crate) mod run;
 mod scope;
 mod spawn;
 mod tokens;
