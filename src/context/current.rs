@@ -2,7 +2,6 @@
 
 use std::future::Future;
 
-#[cfg(feature = "tower")]
 use tokio::task::futures::TaskLocalFuture;
 
 use super::context::Context;
@@ -69,7 +68,12 @@ impl Context {
     /// # }
     /// ```
     pub fn scope<F: Future>(&self, f: F) -> impl Future<Output = F::Output> + use<F> {
-        CURRENT.scope(self.clone(), f)
+        self.clone().around(f)
+    }
+
+    /// [`scope`](Self::scope), with a name for its type.
+    pub(crate) fn around<F: Future>(self, f: F) -> TaskLocalFuture<Context, F> {
+        CURRENT.scope(self, f)
     }
 
     /// [`scope`](Self::scope), of a type that has a name.

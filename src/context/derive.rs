@@ -136,6 +136,15 @@ impl Context {
         self.free()
     }
 
+    /// Derives as [`with_timeout`](Self::with_timeout) does, in the name of another line.
+    pub(crate) fn limited_at(
+        &self,
+        made_at: &'static Location<'static>,
+        after: Option<Duration>,
+    ) -> CancelScope {
+        self.derive(Token::new(self.token(), budget(after, None), made_at))
+    }
+
     /// Derives a context that has the same values and the same deadline, but is not canceled with this one. Go has no
     /// counterpart.
     ///

@@ -18,7 +18,7 @@ mod query;
 pub(crate) mod done;
 mod ended;
 
-mod run;
+pub(crate) mod run;
 
 mod require;
 

@@ -1,7 +1,9 @@
 //! Tasks of a context: one that has it as the current one, one that is stopped at the end, and one that is handed it.
 
 use std::future::Future;
+use std::panic::Location;
 
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 #[cfg(feature = "test-util")]
@@ -38,9 +40,25 @@ impl Context {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
+        self.spawn_on(&Handle::current(), Location::caller(), f)
+    }
+
+    /// [`spawn`](Self::spawn) on that runtime, in the name of another line.
+    pub(crate) fn spawn_on<F>(
+        &self,
+        runtime: &Handle,
+        spawned_at: &'static Location<'static>,
+        f: F,
+    ) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
         #[cfg(feature = "test-util")]
-        let f = Entry::new(self, std::panic::Location::caller()).held_by(f);
-        tokio::spawn(self.scope(f))
+        let f = Entry::new(self, spawned_at).held_by(f);
+        #[cfg(not(feature = "test-util"))]
+        let _ = spawned_at;
+        runtime.spawn(self.scope(f))
     }
 
     /// Spawns a task that runs until the context ends: [`spawn`](Self::spawn) of [`run`](Self::run).
