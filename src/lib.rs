@@ -57,6 +57,7 @@
 //! | stop on Ctrl-C or SIGTERM | the module [`signal`](signal/index.html) |
 //! | run a program as a child process | the module [`process`](process/index.html) |
 //! | give a socket to code that knows no contexts | `Context::io`, in the module [`io`](io/index.html) |
+//! | have a database's query end at its server too | [`Context::query`], [`Context::transact`] |
 //! | run code that blocks | [`Context::spawn_blocking`], [`Context::done_blocking`], [`Context::sleep_blocking`] |
 //! | test code that takes a context | the module [`testing`](testing/index.html) |
 //! | learn why and where it ended | [`Error`], [`Origin`] |
@@ -196,7 +197,7 @@ pub use os::process;
 #[cfg_attr(docsrs, doc(cfg(feature = "signal")))]
 pub use os::signal;
 #[doc(inline)]
-pub use task::{Group, Shutdown, StreamExt, group, shutdown};
+pub use task::{Group, Shutdown, StreamExt, group, query, shutdown};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
