@@ -62,6 +62,7 @@
 //! | run a child process | the module [`process`](process/index.html) |
 //! | give a socket to code that does not know contexts | `Context::io`, in the module [`io`](io/index.html) |
 //! | run blocking code | [`Context::spawn_blocking`], [`Context::done_blocking`], [`Context::sleep_blocking`] |
+//! | end a database query on its server too | [`Context::query`], [`Context::transact`] |
 //! | test code that takes a context | the module [`testing`](testing/index.html) |
 //! | find out why and where a context ended | [`Error`], [`Origin`] |
 //! | find out whether an error came from a context | [`Error::find`] |
@@ -209,7 +210,7 @@ pub use os::process;
 #[cfg_attr(docsrs, doc(cfg(feature = "signal")))]
 pub use os::signal;
 #[doc(inline)]
-pub use task::{Group, Shutdown, StreamExt, group, shutdown};
+pub use task::{Group, Shutdown, StreamExt, group, query, shutdown};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
