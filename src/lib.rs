@@ -131,6 +131,8 @@
 //! - `axum`: `Context` as an extractor, `Error` as a response.
 //! - `tonic`: `Error` as a `Status` and back, `Context` in requests.
 //! - `test-util`: the module `testing`, a context that ends with its test and fails it if something is left.
+//! - `watch`: the module `watch`, what is running now, and what was told to stop and is still here.
+//! - `metrics`: its counters, through the crate of that name.
 //! - `full`: all of these, and the guides.
 //!
 //! # Guides
@@ -149,6 +151,7 @@
 // The rooms, from the ground up: `ARCHITECTURE.md` says what may import what.
 mod error;
 mod finished;
+mod registry;
 mod trace;
 
 mod token;
@@ -167,6 +170,10 @@ mod os;
 pub mod testing;
 
 mod find;
+
+#[cfg(feature = "watch")]
+#[cfg_attr(docsrs, doc(cfg(feature = "watch")))]
+pub mod watch;
 
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]

@@ -11,6 +11,7 @@ mod current;
 mod derive;
 pub(crate) mod done;
 mod ended;
+pub(crate) mod enter;
 mod ext;
 mod guard;
 mod merge;

@@ -1,13 +1,14 @@
 //! Tasks of a context: one that has it as the current one, one that is stopped at the end, and one that is handed it.
 
 use std::future::Future;
+use std::panic::Location;
 
 use tokio::task::JoinHandle;
 
-#[cfg(feature = "test-util")]
-use super::census::Entry;
 use super::context::Context;
+use super::enter::Entry;
 use crate::error::Error;
+use crate::registry::Kind;
 
 impl Context {
     /// Spawns a task in which this context is [`current`](Self::current): [`tokio::spawn`] in
@@ -38,8 +39,7 @@ impl Context {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        #[cfg(feature = "test-util")]
-        let f = Entry::new(self, std::panic::Location::caller()).held_by(f);
+        let f = Entry::new(self, Kind::Task, Location::caller()).held_by(f);
         tokio::spawn(self.scope(f))
     }
 

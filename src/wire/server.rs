@@ -23,8 +23,10 @@ use super::reply::Reply;
 use super::request_line::RequestLine;
 use crate::context::Context;
 use crate::context::done::Wait;
+use crate::context::enter::Underway;
 use crate::context::refusal::Entry;
 use crate::error::BoxError;
+use crate::registry::{Kind, Name};
 use crate::task::Shutdown;
 use crate::task::shutdown::Ticket;
 
@@ -194,13 +196,15 @@ where
         }
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
         let ticket = shutdown.as_ref().map(tracked);
+        let named = || Some(Box::new(RequestLine::of(&request)) as Name);
+        let underway = Some(Underway::new(&ctx, Kind::Request, place, named));
         let bodiless = matches!(*request.method(), Method::HEAD | Method::CONNECT);
         let mut live = Live { ending: Ending::new(guard, place), reply, bodiless };
         request.extensions_mut().insert(ctx.clone());
         let handler = ctx.sync_scope(|| live.ending.watch(|| self.inner.call(request)));
         let wait = Wait::new(ctx);
         let (live, handler, entry) = (Some(live), Some(handler), Entry::Fresh);
-        ServerFuture { live, refusal: None, entry, wait, handler, ticket }
+        ServerFuture { live, refusal: None, entry, wait, handler, underway, ticket }
     }
 }
 
@@ -247,6 +251,7 @@ pin_project! {
         #[pin]
         handler: Option<F>,
         // Last: the request is over when all that it held is gone.
+        underway: Option<Underway>,
         ticket: Option<Ticket>,
     }
 
@@ -266,7 +271,7 @@ impl<F> ServerFuture<F> {
     fn refused(response: Response<Bytes>, service: &Context) -> Self {
         let wait = Wait::new(service.clone());
         let (refusal, entry) = (Some(Box::new(response)), Entry::Fresh);
-        ServerFuture { live: None, refusal, entry, wait, handler: None, ticket: None }
+        ServerFuture { live: None, refusal, entry, wait, handler: None, underway: None, ticket: None }
     }
 }
 
@@ -290,12 +295,13 @@ where
         let handler = this.handler.as_mut().as_pin_mut().expect(OVER);
         let polled = {
             let _at_work = this.ticket.as_ref().map(Ticket::at_work);
+            let _polling = this.underway.as_ref().map(Underway::polling);
             this.wait.ctx().sync_scope(|| live.ending.watch(|| handler.poll(cx)))
         };
         let answer = match polled {
             Poll::Ready(Ok(response)) => {
                 let live = this.live.take().expect(OVER);
-                Ok(live.respond(response, this.wait.ctx().clone(), this.ticket))
+                Ok(live.respond(response, this.wait.ctx().clone(), this.underway, this.ticket))
             }
             Poll::Ready(Err(error)) => {
                 live.ending.expect(RequestEnd::Failed);
@@ -308,6 +314,7 @@ where
         };
         *this.live = None;
         this.wait.ctx().sync_scope(|| this.handler.set(None));
+        *this.underway = None;
         *this.ticket = None;
         // Nothing waits here any more: the end need not wake this task.
         let ctx = this.wait.ctx().clone();
@@ -328,6 +335,7 @@ impl Live {
         mut self,
         response: Response<B>,
         ctx: Context,
+        underway: &mut Option<Underway>,
         ticket: &mut Option<Ticket>,
     ) -> Response<ServerBody<B>> {
         let (head, body) = response.into_parts();
@@ -342,9 +350,10 @@ impl Live {
         }
         // What was asked for as gRPC need not be answered so; a body of another kind is broken off.
         let reply = Reply::to(&head.headers);
-        let (ending, ticket) = if over { (None, None) } else { (Some(self.ending), ticket.take()) };
+        let ending = if over { None } else { Some(self.ending) };
+        let (underway, ticket) = if over { (None, None) } else { (underway.take(), ticket.take()) };
         let body = Some(Bounded::new(ctx, body));
-        let body = ServerBody { ending, reply, left, own: None, body, ticket };
+        let body = ServerBody { ending, reply, left, own: None, body, underway, ticket };
         Response::from_parts(head, body)
     }
 }
@@ -364,6 +373,7 @@ pin_project! {
         #[pin]
         body: Option<Bounded<B>>,
         // Last: the request is over when all that it held is gone.
+        underway: Option<Underway>,
         ticket: Option<Ticket>,
     }
 
@@ -372,7 +382,8 @@ pin_project! {
 impl<B> ServerBody<B> {
     fn own(text: Bytes) -> Self {
         let own = Some(text).filter(|text| !text.is_empty());
-        ServerBody { ending: None, reply: Reply::Http, left: None, own, body: None, ticket: None }
+        let (ending, body, underway, ticket) = (None, None, None, None);
+        ServerBody { ending, reply: Reply::Http, left: None, own, body, underway, ticket }
     }
 }
 
@@ -396,6 +407,7 @@ where
         let Some(body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
         let step = {
             let _at_work = this.ticket.as_ref().map(Ticket::at_work);
+            let _polling = this.underway.as_ref().map(Underway::polling);
             match this.ending.as_mut() {
                 // Ended by its own account, but asked all the same.
                 None => ready!(body.poll_step(cx)),
@@ -422,6 +434,7 @@ where
         let failed = frame.as_ref().is_some_and(Result::is_err);
         expect(this.ending, if failed { RequestEnd::Failed } else { RequestEnd::Answered });
         *this.ending = None;
+        *this.underway = None;
         *this.ticket = None;
         Poll::Ready(frame)
     }
