@@ -31,7 +31,7 @@ mod imp {
 
 #[cfg(feature = "metrics")]
 mod imp {
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::hash::Hash;
     use std::sync::{Mutex, PoisonError};
     use std::time::Duration;
@@ -51,15 +51,23 @@ mod imp {
         static LATE: RefCell<HashMap<How, Histogram>> = RefCell::default();
     }
 
-    /// Gives `f` the handle of a key, which is asked for once a thread.
+    thread_local! {
+        /// Whether a recorder is being called here.
+        static INSIDE: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Gives `f` the handle of a key, which is asked for once a thread. What a recorder itself does with contexts meanwhile is
+    /// not counted: it could go on so forever.
     fn with<K: Copy + Eq + Hash, H: Clone>(
         handles: &'static std::thread::LocalKey<RefCell<HashMap<K, H>>>,
         key: K,
         ask: impl FnOnce() -> H,
         f: impl FnOnce(H),
     ) {
+        if INSIDE.replace(true) {
+            return;
+        }
         shielded(|| {
-            // Neither is held while the recorder is asked: it may be using contexts.
             let known = handles.try_with(|handles| handles.borrow().get(&key).cloned());
             let handle = match known {
                 Ok(Some(handle)) => handle,
@@ -75,6 +83,7 @@ mod imp {
             };
             f(handle);
         });
+        INSIDE.set(false);
     }
 
     fn alive(kind: Kind, line: Line) -> Gauge {
