@@ -138,6 +138,8 @@
 //! - `axum`: `Context` as an extractor, `Error` as a response.
 //! - `tonic`: conversions between `Error` and `Status`, `Context` in requests.
 //! - `test-util`: the module `testing`, a context for a test, which fails the test if a task is left running.
+//! - `watch`: the module `watch`, what is running now, and what was told to stop and is still here.
+//! - `metrics`: its counters, through the crate of that name.
 //! - `full`: all of the above, and the guides.
 //!
 //! # Guides
@@ -162,6 +164,7 @@
 // The modules, from the lowest layer up. `ARCHITECTURE.md` says what may import what.
 mod error;
 mod finished;
+mod registry;
 mod trace;
 
 mod token;
@@ -181,6 +184,10 @@ mod os;
 pub mod testing;
 
 mod find;
+
+#[cfg(feature = "watch")]
+#[cfg_attr(docsrs, doc(cfg(feature = "watch")))]
+pub mod watch;
 
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]

@@ -32,6 +32,7 @@ mod current;
 
 #[cfg(feature = "test-util")]
 pub(crate) mod census;
+pub(crate) mod enter;
 mod ext;
 mod guard;
 #[cfg(feature = "tower")]

@@ -6,10 +6,10 @@ use std::panic::Location;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-#[cfg(feature = "test-util")]
-use super::census::Entry;
 use super::context::Context;
+use super::enter::Entry;
 use crate::error::Error;
+use crate::registry::Kind;
 
 impl Context {
     /// Spawns a task in which this context is [`current`](Self::current): [`tokio::spawn`] in
@@ -54,10 +54,7 @@ impl Context {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        #[cfg(feature = "test-util")]
-        let f = Entry::new(self, spawned_at).held_by(f);
-        #[cfg(not(feature = "test-util"))]
-        let _ = spawned_at;
+        let f = Entry::new(self, Kind::Task, spawned_at).held_by(f);
         runtime.spawn(self.scope(f))
     }
 

@@ -10,7 +10,7 @@ use super::{
     Stamp, TIMED, Token,
 };
 use crate::error::{BoxError, Error, How, Origin};
-use crate::{finished, trace};
+use crate::{finished, registry, trace};
 
 /// The line that cancels; none for a scope or a guard that is dropped.
 pub(crate) type Caller = Option<&'static Location<'static>>;
@@ -204,7 +204,8 @@ impl Token {
 
     fn end_by(self: &Arc<Self>, kind: u16, caller: Caller, cause: Option<BoxError>) -> bool {
         let state = self.state.load(Ordering::Acquire);
-        let is_dated = state & TIMED != 0 || self.has_deadline() || cause.is_some();
+        let is_watched = registry::is_installed();
+        let is_dated = state & TIMED != 0 || self.has_deadline() || cause.is_some() || is_watched;
         let at = (is_dated && state & ENDED == 0).then(Stamp::now);
         if state & ENDED != 0 || at.map_or_else(|| self.is_over_above(), |at| self.is_over(at)) {
             self.wait_until_closed();
@@ -215,7 +216,8 @@ impl Token {
             Error::new(self.origin(How::by(kind, caller), ended_at), Some(cause))
         });
         let mut ending = Ending::own(kind, caller, at, error);
-        if !trace::listens() && (self.close_unseen(&mut ending) || self.close_deserted(&mut ending)) {
+        let is_told = trace::listens() || is_watched;
+        if !is_told && (self.close_unseen(&mut ending) || self.close_deserted(&mut ending)) {
             return true;
         }
         let mut work = Work::new();

@@ -80,6 +80,8 @@
 mod deadline;
 mod end;
 mod interop;
+#[cfg(feature = "watch")]
+pub(crate) mod look;
 mod members;
 pub(crate) mod sync;
 mod tree;
@@ -232,8 +234,19 @@ impl Token {
     ) -> Arc<Token> {
         match limit {
             Some(limit) => Token::with_limit(parent, limit, made_at),
-            None => Arc::new(Token::plain(parent, made_at)),
+            None => Token::registered(Token::plain(parent, made_at)),
         }
+    }
+
+    /// Shares a new token. A root is one that a watch is told of.
+    #[inline]
+    fn registered(token: Token) -> Arc<Token> {
+        let token = Arc::new(token);
+        #[cfg(feature = "watch")]
+        if token.parent.is_none() {
+            token.register_root();
+        }
+        token
     }
 
     fn with_limit(
@@ -245,7 +258,7 @@ impl Token {
         let mut token = Token::plain(parent, made_at);
         let deadline = Stamp::new(at);
         if deadline >= token.deadline {
-            return Arc::new(token);
+            return Token::registered(token);
         }
         token.deadline = deadline;
         token.level |= OWNS_DEADLINE | (preset << PRESET);
@@ -257,7 +270,7 @@ impl Token {
         if let Some(parent) = parent {
             parent.date_ends();
         }
-        let token = Arc::new(token);
+        let token = Token::registered(token);
         if at <= now {
             token.end_at_birth(Stamp::new(now));
         }

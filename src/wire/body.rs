@@ -12,7 +12,7 @@ use super::slot::Slot;
 use crate::context::Context;
 use crate::context::done::Wait;
 use crate::error::Error;
-use crate::task::shutdown::Ticket;
+use super::open::Open;
 
 /// What came of a poll.
 pub(crate) enum Step<D, E> {
@@ -76,7 +76,7 @@ pub(crate) fn hint<D: Buf, E>(step: Option<&Step<D, E>>) -> SizeHint {
 pub(crate) struct Bounded<B: Body, C: Borrow<Context>> {
     live: Option<Live<B, C>>,
     /// Of a body that is over.
-    ticket: Option<Ticket>,
+    open: Option<Open>,
 }
 
 struct Live<B: Body, C: Borrow<Context>> {
@@ -92,7 +92,7 @@ struct Live<B: Body, C: Borrow<Context>> {
 struct Held<B> {
     body: Pin<Box<B>>,
     // Last: the work is over when all that it held is gone.
-    ticket: Option<Ticket>,
+    open: Option<Open>,
 }
 
 impl<B: Body + Send + 'static, C: Borrow<Context>> Bounded<B, C> {
@@ -103,15 +103,15 @@ impl<B: Body + Send + 'static, C: Borrow<Context>> Bounded<B, C> {
         mut wait: Wait<C>,
         body: Pin<Box<B>>,
         first: Option<Frame<B::Data>>,
-        ticket: Option<Ticket>,
+        open: Option<Open>,
         wakes: bool,
     ) -> Self {
-        let slot = Arc::new(Slot::new(wait.ctx().clone(), Held { body, ticket }));
+        let slot = Arc::new(Slot::new(wait.ctx().clone(), Held { body, open }));
         let bell = Waker::from(slot.clone());
         if Pin::new(&mut wait).poll(&mut task::Context::from_waker(&bell)).is_ready() {
             bell.wake_by_ref();
         }
-        Bounded { live: Some(Live { slot, bell, wait, first, wakes }), ticket: None }
+        Bounded { live: Some(Live { slot, bell, wait, first, wakes }), open: None }
     }
 }
 
@@ -128,7 +128,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
             return Poll::Ready(ctx.err().map_or(Step::Over, Step::Ended));
         };
         let polled = {
-            let _at_work = held.ticket.as_ref().map(Ticket::at_work);
+            let _at_work = held.open.as_ref().map(Open::at_work);
             ctx.sync_scope(|| held.body.as_mut().poll_frame(cx))
         };
         let step = match polled {
@@ -163,9 +163,9 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
                 }
             }
         };
-        let Held { body, ticket } = held;
+        let Held { body, open } = held;
         ctx.sync_scope(|| drop(body));
-        self.ticket = ticket;
+        self.open = open;
         Poll::Ready(step)
     }
 
@@ -179,7 +179,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
             drop((slot, bell));
             drop(wait);
         }
-        self.ticket = None;
+        self.open = None;
     }
 
     /// What owns the context, while the body is not over.

@@ -22,13 +22,15 @@ use tower_service::Service;
 use super::client;
 use super::end::{RequestEnd, RequestScope};
 use super::outcome::Outcome;
+use super::open::Open;
 use super::reply::Reply;
 use super::request_line::RequestLine;
 use crate::context::Context;
+use crate::context::enter::Underway;
 use crate::context::refusal::Entry;
 use crate::error::Error;
+use crate::registry::{Kind, Name};
 use crate::task::Shutdown;
-use crate::task::shutdown::Ticket;
 
 /// Lets the handlers of a route finish though their client has left: a payment, a write that is half done.
 ///
@@ -147,9 +149,11 @@ where
         let mut scope = RequestScope::new(scope, place);
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
         let ticket = shutdown.as_ref().map(tracked);
+        let named = || Some(Box::new(RequestLine::of(&request)) as Name);
+        let open = Open::new(Underway::new(&ctx, Kind::Request, place, named), ticket);
         request.extensions_mut().insert(ctx.clone());
         let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
-        let task = tokio::spawn(finish(handler, ctx, scope, ticket));
+        let task = tokio::spawn(finish(handler, ctx, scope, open));
         FinishFuture { task: Some(task), refusal: None, entry: Entry::Fresh, reply }
     }
 }
@@ -161,12 +165,12 @@ async fn finish<B: Body, E>(
     handler: impl Future<Output = Result<Response<B>, E>>,
     ctx: Context,
     mut scope: RequestScope,
-    ticket: Option<Ticket>,
+    open: Option<Open>,
 ) -> Finished<B, E> {
     let done = {
         let mut handler = pin!(ctx.run(ctx.scope(handler)));
         poll_fn(|cx| {
-            let _at_work = ticket.as_ref().map(Ticket::at_work);
+            let _at_work = open.as_ref().map(Open::at_work);
             scope.watch(|| handler.as_mut().poll(cx))
         })
         .await

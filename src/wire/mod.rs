@@ -45,6 +45,8 @@ mod envelope;
 #[cfg(feature = "tower")]
 mod finish;
 #[cfg(feature = "tower")]
+mod open;
+#[cfg(feature = "tower")]
 mod outcome;
 #[cfg(feature = "tower")]
 mod reply;

@@ -20,16 +20,18 @@ use tower_service::Service;
 use super::body::{Bounded, Start, Step, StepOf, bytes, hint};
 use super::end::{RequestEnd, RequestScope};
 use super::inbound::Inbound;
+use super::open::Open;
 use super::outcome::Outcome;
 use super::reply::{Closing, Last, Reply};
 use super::request_line::RequestLine;
 use super::route::Routes;
 use crate::context::done::Wait;
+use crate::context::enter::Underway;
 use crate::context::refusal::Entry;
 use crate::context::{Context, Scoped};
 use crate::error::BoxError;
+use crate::registry::{Kind, Name};
 use crate::task::Shutdown;
-use crate::task::shutdown::Ticket;
 
 /// Gives each request of a server a context: for axum, tonic, hyper, and whatever else takes tower's layers.
 ///
@@ -235,7 +237,11 @@ where
         let refusal = match inbound.derive(parent, request.headers(), place, head_start) {
             Ok(scope) => match scope.ended_at_birth(parent) {
                 None => Ok(scope),
-                Some(ended) => Err(reply.ended(Outcome::of_request(&ended))),
+                Some(ended) => {
+                    #[cfg(feature = "watch")]
+                    crate::registry::refused(&ended);
+                    Err(reply.ended(Outcome::of_request(&ended)))
+                }
             },
             Err(bad) => Err(reply.bad_header(&bad)),
         };
@@ -249,6 +255,8 @@ where
         };
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
         let ticket = shutdown.as_ref().map(tracked);
+        let named = || Some(Box::new(RequestLine::of(&request)) as Name);
+        let open = Open::new(Underway::new(&scope, Kind::Request, place, named), ticket);
         let bodiless = matches!(*request.method(), Method::HEAD | Method::CONNECT);
         let ctx = scope.context().clone();
         request.extensions_mut().insert(ctx.clone());
@@ -256,7 +264,7 @@ where
         let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
         let live = Some(Live { wait: Wait::new(scope), reply, bodiless });
         let handler = Some(ctx.scoped(handler));
-        ServerFuture { live, refusal: None, entry: Entry::Fresh, handler, ticket }
+        ServerFuture { live, refusal: None, entry: Entry::Fresh, handler, open }
     }
 }
 
@@ -302,14 +310,14 @@ pin_project! {
         #[pin]
         handler: Option<Scoped<F>>,
         // Last: the request is over when all that it held is gone.
-        ticket: Option<Ticket>,
+        open: Option<Open>,
     }
 }
 
 impl<F> ServerFuture<F> {
     fn refused(response: Response<Bytes>) -> Self {
         let (refusal, entry) = (Some(Box::new(response)), Entry::Fresh);
-        ServerFuture { live: None, refusal, entry, handler: None, ticket: None }
+        ServerFuture { live: None, refusal, entry, handler: None, open: None }
     }
 }
 
@@ -332,7 +340,7 @@ where
         let live = this.live.as_mut().expect(OVER);
         let handler = this.handler.as_mut().as_pin_mut().expect(OVER);
         let polled = {
-            let _at_work = this.ticket.as_ref().map(Ticket::at_work);
+            let _at_work = this.open.as_ref().map(Open::at_work);
             live.wait.owner_mut().watch(|| handler.poll(cx))
         };
         let ended = match polled {
@@ -344,15 +352,15 @@ where
             let response = live.reply.ended(Outcome::of_request(&ended));
             drop(live);
             this.handler.set(None);
-            *this.ticket = None;
+            *this.open = None;
             return Poll::Ready(Ok(response.map(ServerBody::own)));
         }
         this.handler.set(None);
         match polled {
-            Poll::Ready(Ok(response)) => Poll::Ready(Ok(live.respond(response, this.ticket.take(), cx))),
+            Poll::Ready(Ok(response)) => Poll::Ready(Ok(live.respond(response, this.open.take(), cx))),
             Poll::Ready(Err(error)) => {
                 live.fail();
-                *this.ticket = None;
+                *this.open = None;
                 Poll::Ready(Err(error))
             }
             Poll::Pending => unreachable!("it has ended"),
@@ -372,11 +380,11 @@ impl Live {
         self.wait.owner_mut().expect(RequestEnd::Failed);
     }
 
-    /// The response, whose body keeps the request's context, and its ticket, until it is over.
+    /// The response, whose body keeps the request's context, and is counted as open, until it is over.
     fn respond<B: Body + Send + 'static>(
         mut self,
         response: Response<B>,
-        ticket: Option<Ticket>,
+        open: Option<Open>,
         cx: &mut task::Context<'_>,
     ) -> Response<ServerBody<B>> {
         let (head, body) = response.into_parts();
@@ -399,7 +407,7 @@ impl Live {
         let closing = self.reply.closing(&head.headers);
         let content = match is_over {
             true => Content::Over { body },
-            false => self.begin(body, is_silent, ticket, cx),
+            false => self.begin(body, is_silent, open, cx),
         };
         Response::from_parts(head, ServerBody { content, closing, left })
     }
@@ -408,24 +416,24 @@ impl Live {
         mut self,
         body: B,
         is_silent: bool,
-        ticket: Option<Ticket>,
+        open: Option<Open>,
         cx: &mut task::Context<'_>,
     ) -> Content<B> {
         let start = if is_silent {
             Start::Part(Box::pin(body), None)
         } else {
             let ctx = self.wait.ctx().clone();
-            let _at_work = ticket.as_ref().map(Ticket::at_work);
+            let _at_work = open.as_ref().map(Open::at_work);
             ctx.sync_scope(|| self.wait.owner_mut().watch(|| Start::poll(body, cx)))
         };
         match start {
             Start::Whole(step) => {
                 // Nothing waits here any more: the end need not wake this task.
                 self.wait.leave();
-                Content::Whole { request: Some(self.wait), step: Some(step), ticket }
+                Content::Whole { request: Some(self.wait), step: Some(step), open }
             }
             Start::Part(body, first) => {
-                Content::Part { body: Bounded::new(self.wait, body, first, ticket, true) }
+                Content::Part { body: Bounded::new(self.wait, body, first, open, true) }
             }
         }
     }
@@ -458,7 +466,7 @@ pin_project! {
         // Over by its own account, and asked all the same.
         Over { #[pin] body: B },
         // All of it is here. In the order in which they go.
-        Whole { request: Option<Wait<RequestScope>>, step: Option<StepOf<B>>, ticket: Option<Ticket> },
+        Whole { request: Option<Wait<RequestScope>>, step: Option<StepOf<B>>, open: Option<Open> },
         Part { body: Bounded<B, RequestScope> },
     }
 }
@@ -489,12 +497,12 @@ where
                 return Poll::Ready(text.take().map(|text| Ok(Frame::data(text.into()))));
             }
             ContentProj::Over { body } => return body.poll_frame(cx).map_err(Into::into),
-            ContentProj::Whole { request, step, ticket } => {
+            ContentProj::Whole { request, step, open } => {
                 let frame = step.take().and_then(whole);
                 if let Some(mut request) = request.take() {
                     request.owner_mut().expect(how(frame.as_ref()));
                 }
-                *ticket = None;
+                *open = None;
                 return Poll::Ready(frame);
             }
             ContentProj::Part { body } => body,
