@@ -15,6 +15,7 @@ use crate::error::{Error, chain};
 #[cfg(feature = "process")]
 use crate::os::process;
 use crate::task::group;
+use crate::task::query::Stopped;
 use crate::task::shutdown::{GraceOver, Report};
 
 type Dyn = dyn StdError + 'static;
@@ -119,6 +120,9 @@ fn held_by(error: &Dyn) -> Option<&Dyn> {
     }
     if let Some(short) = as_a::<NotEnoughTime>(error) {
         return short.context_error().map(|ended| ended as _);
+    }
+    if let Some(stopped) = as_a::<Stopped>(error) {
+        return Some(stopped.context_error());
     }
     if let Some(grace) = as_a::<GraceOver>(error) {
         return Some(grace.why());

@@ -42,6 +42,7 @@
 //! | give work a deadline | [`Context::with_timeout`], [`Context::with_deadline`] |
 //! | give one step a shorter deadline | `ctx.with_timeout(d).run(step)`, [`Context::within`], [`Context::try_within`] |
 //! | fail early if too little time is left | [`Context::require`] |
+//! | retry, limit idle time, shield, coalesce, queue, clean up | the module [`budget`] |
 //! | let other code cancel the work | [`CancelScope::canceler`], [`CancelScope::split`] |
 //! | run a future until the context ends | [`Context::run`], [`FutureExt::bounded_by`] |
 //! | spawn a task that is stopped when the context ends, or that receives the context | [`Context::spawn_bounded`], [`Context::spawn_with`] |
@@ -61,6 +62,7 @@
 //! | run a child process | the module [`process`](process/index.html) |
 //! | give a socket to code that does not know contexts | `Context::io`, in the module [`io`](io/index.html) |
 //! | run blocking code | [`Context::spawn_blocking`], [`Context::done_blocking`], [`Context::sleep_blocking`] |
+//! | end a database query on its server too | [`Context::query`], [`Context::transact`] |
 //! | test code that takes a context | the module [`testing`](testing/index.html) |
 //! | find out why and where a context ended | [`Error`], [`Origin`] |
 //! | find out whether an error came from a context | [`Error::find`] |
@@ -138,6 +140,8 @@
 //! - `axum`: `Context` as an extractor, `Error` as a response.
 //! - `tonic`: conversions between `Error` and `Status`, `Context` in requests.
 //! - `test-util`: the module `testing`, a context for a test, which fails the test if a task is left running.
+//! - `watch`: the module `watch`, what is running now, and what was told to stop and is still here.
+//! - `metrics`: its counters, through the crate of that name.
 //! - `full`: all of the above, and the guides.
 //!
 //! # Guides
@@ -162,6 +166,7 @@
 // The modules, from the lowest layer up. `ARCHITECTURE.md` says what may import what.
 mod error;
 mod finished;
+mod registry;
 mod trace;
 
 mod token;
@@ -170,6 +175,7 @@ mod context;
 
 mod task;
 
+pub mod budget;
 #[cfg(feature = "io")]
 #[cfg_attr(docsrs, doc(cfg(feature = "io")))]
 pub mod io;
@@ -180,6 +186,10 @@ mod os;
 pub mod testing;
 
 mod find;
+
+#[cfg(feature = "watch")]
+#[cfg_attr(docsrs, doc(cfg(feature = "watch")))]
+pub mod watch;
 
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
@@ -209,7 +219,7 @@ pub use os::process;
 #[cfg_attr(docsrs, doc(cfg(feature = "signal")))]
 pub use os::signal;
 #[doc(inline)]
-pub use task::{Group, Shutdown, StreamExt, group, shutdown};
+pub use task::{Group, Shutdown, StreamExt, group, query, shutdown};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -109,7 +109,7 @@ impl Scope {
     /// been dropped.
     fn new() -> (Scope, Context) {
         let (gone, held) = Context::background().with_cancel().split();
-        let census = Census::default();
+        let census = Census::new();
         let member = Member::new(census.clone(), held);
         let ctx = Context::background().with_value(member).with_cancel();
         (Scope { ctx, census }, gone)

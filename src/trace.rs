@@ -5,6 +5,12 @@
 //! it would prevent other tasks from being woken.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::registry;
 
 #[cfg(not(feature = "tracing"))]
 mod imp {
@@ -17,21 +23,11 @@ mod imp {
         false
     }
 
-    #[inline]
-    pub(crate) fn birth() -> u64 {
-        0
-    }
-
-    pub(crate) fn noted(_birth: u64) -> Option<Instant> {
-        None
-    }
-
     pub(crate) fn ended(_error: &Error, _born: Option<Instant>) {}
 }
 
 #[cfg(feature = "tracing")]
 mod imp {
-    use std::sync::OnceLock;
     use std::time::Duration;
 
     use tokio::time::Instant;
@@ -42,11 +38,8 @@ mod imp {
     use crate::error::{Error, Place};
     use crate::finished;
 
-    /// The time of the first call of `birth`. Times are relative to it, so that they fit in a word.
-    static EPOCH: OnceLock<Instant> = OnceLock::new();
-
-    /// Returns whether a subscriber is interested in events of this crate. One relaxed load if none is
-    /// interested in `DEBUG` events.
+    /// Returns whether a subscriber is interested in events of this crate. One relaxed load if none is interested in `DEBUG`
+    /// events.
     #[inline]
     pub(crate) fn listens() -> bool {
         Level::DEBUG <= STATIC_MAX_LEVEL
@@ -57,25 +50,6 @@ mod imp {
     #[cold]
     fn subscriber_listens() -> bool {
         shielded(|| enabled!(target: "tokio_ctx", Level::DEBUG)).unwrap_or(false)
-    }
-
-    /// Returns the current time in nanoseconds since the epoch, if a subscriber is interested, and otherwise 0.
-    #[inline]
-    pub(crate) fn birth() -> u64 {
-        if listens() { note_birth() } else { 0 }
-    }
-
-    #[cold]
-    fn note_birth() -> u64 {
-        let now = Instant::now();
-        let age = now.saturating_duration_since(*EPOCH.get_or_init(|| now));
-        u64::try_from(age.as_nanos()).map_or(0, |age| age + 1)
-    }
-
-    /// Returns the instant of a call of [`birth`].
-    pub(crate) fn noted(birth: u64) -> Option<Instant> {
-        let age = Duration::from_nanos(birth.checked_sub(1)?);
-        Some(*EPOCH.get()? + age)
     }
 
     /// Emits the event for an end, unless it is a normal end.
@@ -103,6 +77,28 @@ mod imp {
 }
 
 pub(crate) use imp::*;
+
+/// When the first birth was noted; births are counted from here, so that one fits in a word.
+static EPOCH: OnceLock<Instant> = OnceLock::new();
+
+/// When a context is made, in nanoseconds since the epoch, if a subscriber listens, or a watch is installed; else 0.
+#[inline]
+pub(crate) fn birth() -> u64 {
+    if listens() || registry::is_installed() { note_birth() } else { 0 }
+}
+
+#[cold]
+fn note_birth() -> u64 {
+    let now = Instant::now();
+    let age = now.saturating_duration_since(*EPOCH.get_or_init(|| now));
+    u64::try_from(age.as_nanos()).map_or(0, |age| age + 1)
+}
+
+/// The instant that [`birth`] noted.
+pub(crate) fn noted(birth: u64) -> Option<Instant> {
+    let age = Duration::from_nanos(birth.checked_sub(1)?);
+    Some(*EPOCH.get()? + age)
+}
 
 /// Calls foreign code, such as a subscriber or a waker. Returns `None` if it panics.
 #[inline]

@@ -101,6 +101,12 @@ impl Context {
         &self.values
     }
 
+    /// Whether it can never end.
+    #[cfg(feature = "tower")]
+    pub(crate) fn is_endless(&self) -> bool {
+        self.token.is_none()
+    }
+
     pub(crate) fn is_todo(&self) -> bool {
         self.todo
     }

@@ -2,6 +2,8 @@
 
 use std::future::Future;
 
+use tokio::task::futures::TaskLocalFuture;
+
 use super::context::Context;
 #[cfg(feature = "tracing")]
 use crate::error::{Error, ErrorKind};
@@ -11,6 +13,10 @@ use crate::trace::shielded;
 tokio::task_local! {
     static CURRENT: Context;
 }
+
+/// A future that runs, and is dropped, with a context as the current one.
+#[cfg(feature = "tower")]
+pub(crate) type Scoped<F> = TaskLocalFuture<Context, F>;
 
 /// # The current context
 impl Context {
@@ -64,7 +70,18 @@ impl Context {
     /// # }
     /// ```
     pub fn scope<F: Future>(&self, f: F) -> impl Future<Output = F::Output> + use<F> {
-        CURRENT.scope(self.clone(), f)
+        self.clone().around(f)
+    }
+
+    /// Like [`scope`](Self::scope), with a type that can be named.
+    pub(crate) fn around<F: Future>(self, f: F) -> TaskLocalFuture<Context, F> {
+        CURRENT.scope(self, f)
+    }
+
+    /// Like [`scope`](Self::scope), with a type that can be named.
+    #[cfg(feature = "tower")]
+    pub(crate) fn scoped<F: Future>(self, f: F) -> Scoped<F> {
+        CURRENT.scope(self, f)
     }
 
     /// Calls a function with this context as the [`current`](Self::current) context.

@@ -51,8 +51,8 @@ impl Context {
     /// Derives a child that also ends after the given time. Go's `context.WithTimeout`.
     ///
     /// If this context has an earlier deadline, that one applies. With a timeout of zero, the child has ended
-    /// from the start. `None` sets no timeout, so an optional limit needs no branch. A time that is too long for
-    /// the clock, such as [`Duration::MAX`], sets no timeout either.
+    /// from the start. `None` sets no timeout, so an optional limit needs no branch. A time that is too long
+    /// for the clock, such as [`Duration::MAX`], sets no timeout either.
     ///
     /// On Linux and macOS the clock stops while the machine is suspended: see
     /// [Traps](guide/traps/index.html#a-machine-that-sleeps).
@@ -138,6 +138,15 @@ impl Context {
         self.free()
     }
 
+    /// Like [`with_timeout`](Self::with_timeout), with `made_at` as the line in the error.
+    pub(crate) fn limited_at(
+        &self,
+        made_at: &'static Location<'static>,
+        after: Option<Duration>,
+    ) -> CancelScope {
+        self.derive(Token::new(self.token(), budget(after, None), made_at))
+    }
+
     /// Derives a context that has the same values and the same deadline, but is not canceled with this one. Go
     /// has no counterpart.
     ///
@@ -172,7 +181,20 @@ impl Context {
             // A canceled context no longer knows.
             (Location::caller(), at.saturating_duration_since(now))
         });
-        free.derive(Token::new(None, Some(Limit { at, now, budget, cause: None }), set_at)).detach()
+        free.derive(Token::new(None, Some(Limit { at, now, budget, cause: None, preset: 0 }), set_at))
+            .detach()
+    }
+
+    /// A child that ends at `at` as well, which is the deadline of `other`: its error names that one's line.
+    #[cfg(feature = "tower")]
+    pub(crate) fn with_deadline_of(&self, other: &Context, at: Instant) -> CancelScope {
+        let now = now();
+        let (set_at, budget) = other.deadline_origin(at).unwrap_or_else(|| {
+            // Canceled, so that it no longer knows.
+            (Location::caller(), at.saturating_duration_since(now))
+        });
+        let limit = Limit { at, now, budget, cause: None, preset: 0 };
+        self.derive(Token::new(self.token(), Some(limit), set_at))
     }
 
     /// Returns the line that set the deadline `at`, and the budget.
@@ -196,7 +218,7 @@ impl Context {
         self.derive(Token::new(self.token(), limit, made_at))
     }
 
-    fn derive(&self, token: Arc<Token>) -> CancelScope {
+    pub(super) fn derive(&self, token: Arc<Token>) -> CancelScope {
         Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 
@@ -206,14 +228,14 @@ impl Context {
 }
 
 /// Returns the limit of a context that ends after the given time.
-fn budget(after: Option<Duration>, cause: Option<BoxError>) -> Option<Limit> {
+pub(super) fn budget(after: Option<Duration>, cause: Option<BoxError>) -> Option<Limit> {
     let after = after?;
     let now = now();
-    Some(Limit { at: now.checked_add(after)?, now, budget: after, cause })
+    Some(Limit { at: now.checked_add(after)?, now, budget: after, cause, preset: 0 })
 }
 
 /// Returns the limit of a context that ends at the given time.
 fn until(at: Instant, cause: Option<BoxError>) -> Option<Limit> {
     let now = now();
-    Some(Limit { at, now, budget: at.saturating_duration_since(now), cause })
+    Some(Limit { at, now, budget: at.saturating_duration_since(now), cause, preset: 0 })
 }

@@ -56,14 +56,6 @@ impl CancelGuard {
         cancel(self.0.as_ref(), Some(cause.into()));
     }
 
-    /// Cancels the context with `place` as the line in the error.
-    #[cfg(feature = "tower")]
-    pub(crate) fn cancel_at(&self, place: &'static Location<'static>, cause: impl Into<BoxError>) {
-        if let Some(token) = &self.0 {
-            token.cancel(Some(place), Some(cause.into()));
-        }
-    }
-
     /// Returns a handle that can cancel the context, can be cloned, and has no effect when dropped.
     ///
     /// ```

@@ -18,7 +18,7 @@ mod query;
 pub(crate) mod done;
 mod ended;
 
-mod run;
+pub(crate) mod run;
 
 mod require;
 
@@ -32,14 +32,21 @@ mod current;
 
 #[cfg(feature = "test-util")]
 pub(crate) mod census;
+pub(crate) mod enter;
 mod ext;
 mod guard;
+#[cfg(feature = "tower")]
+mod nearest;
 pub(crate) mod refusal;
+#[cfg(feature = "http")]
+mod request;
 mod scope;
 mod value;
 
 pub use after_func::AfterFunc;
 pub use context::Context;
+#[cfg(feature = "tower")]
+pub(crate) use current::Scoped;
 pub use done::{Done, DoneOwned};
 pub use ended::{Ended, EndedOwned};
 pub use ext::{Bounded, Checked, FutureExt, TryBounded};

@@ -60,11 +60,13 @@ use pin_project_lite::pin_project;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::sleep_until;
 
+use crate::context::enter::Entry;
 use crate::context::refusal::checked;
 use crate::context::{CancelScope, Canceler, Context, DoneOwned};
 #[cfg(doc)]
 use crate::error::BoxError;
 use crate::error::{Error, Place};
+use crate::registry::Kind;
 
 mod failed;
 mod outcome;
@@ -138,6 +140,7 @@ struct Crew<T, E> {
     overdue: bool,
     // A task was not spawned because the context had ended.
     gave_up: bool,
+    _entry: Entry,
 }
 
 /// Resolves when the grace period of a group is over.
@@ -194,6 +197,7 @@ impl<T, E> Group<T, E> {
             grace: None,
             overdue: false,
             gave_up: false,
+            _entry: Entry::new(&ctx, Kind::Group, Location::caller()),
         };
         (Group { crew, limit: Unlimited(()) }, ctx)
     }
@@ -714,8 +718,7 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
     {
         // Frees the futures of finished tasks.
         self.collect();
-        #[cfg(feature = "test-util")]
-        let task = crate::context::census::Entry::new(&self.ctx, spawned_at).held_by(task);
+        let task = Entry::new(&self.ctx, Kind::Task, spawned_at).held_by(task);
         let task = self.ctx.scope(task);
         let member = Member { nth: self.spawned, spawned_at };
         let handle = self.tasks.spawn(Working { task, common: self.common.clone(), member });

@@ -5,6 +5,7 @@
 mod blocking;
 pub mod group;
 mod pool;
+pub mod query;
 pub mod shutdown;
 mod stream;
 

@@ -26,6 +26,7 @@ use tokio::time::timeout;
 
 use super::live::Entry;
 use crate::context::Context;
+use crate::context::enter::Entry as Registered;
 use crate::error::Error;
 
 /// How long to wait for a process to exit after it was killed, or if it cannot be signaled.
@@ -80,6 +81,7 @@ pub(super) struct Supervisor {
     shared: Arc<Shared>,
     /// Makes sure that the process is killed if this process ends without running destructors.
     entry: Option<Entry>,
+    _registered: Registered,
     #[cfg(unix)]
     stop: Stop,
     /// The group, which is killed when this is dropped.
@@ -195,7 +197,7 @@ mod unix {
     use tokio::time::{Instant, timeout};
 
     use super::super::live::Entry;
-    use super::{Exit, REAP, Stop, Supervisor, Survived};
+    use super::{Exit, REAP, Registered, Stop, Supervisor, Survived};
 
     /// How often to check whether a group has a member left.
     pub(super) const LOOK: Duration = Duration::from_millis(10);
@@ -256,10 +258,15 @@ mod unix {
     }
 
     impl Supervisor {
-        pub(in super::super) fn new(child: Child, stop: Stop, entry: Option<Entry>) -> Supervisor {
+        pub(in super::super) fn new(
+            child: Child,
+            stop: Stop,
+            entry: Option<Entry>,
+            registered: Registered,
+        ) -> Supervisor {
             // The ID of a group is the ID of its leader.
             let group = pid(&child).filter(|_| stop.group);
-            Supervisor { child, shared: Arc::default(), entry, stop, group }
+            Supervisor { child, shared: Arc::default(), entry, _registered: registered, stop, group }
         }
 
         pub(super) fn has_group(&self) -> bool {
@@ -387,7 +394,7 @@ mod other {
     use tokio::process::{Child, Command};
 
     use super::super::live::Entry;
-    use super::{Exit, Stop, Supervisor, Survived};
+    use super::{Exit, Registered, Stop, Supervisor, Survived};
 
     impl Stop {
         pub(in super::super) fn after(grace: Duration) -> Stop {
@@ -408,8 +415,13 @@ mod other {
     }
 
     impl Supervisor {
-        pub(in super::super) fn new(child: Child, _: Stop, entry: Option<Entry>) -> Supervisor {
-            Supervisor { child, shared: Arc::default(), entry }
+        pub(in super::super) fn new(
+            child: Child,
+            _: Stop,
+            entry: Option<Entry>,
+            registered: Registered,
+        ) -> Supervisor {
+            Supervisor { child, shared: Arc::default(), entry, _registered: registered }
         }
 
         pub(super) fn has_group(&self) -> bool {
