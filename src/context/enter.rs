@@ -1,5 +1,5 @@
-//! How what is spawned, and each context that is a landmark, is registered: with the watch of the process, and
-//! with the test whose context it is. Whatever starts work enters it here.
+//! How what is spawned, and each context that is a landmark, is registered: with the watch of the process, and with the
+//! test whose context it is. Whatever starts work enters it here.
 //!
 //! Without the features `watch` and `test-util` nothing is left of it.
 
@@ -141,8 +141,7 @@ pub(crate) struct Underway {
 
 #[cfg(feature = "tower")]
 impl Underway {
-    /// Registers the context for as long as its token is there; work is under way until what is returned is
-    /// dropped.
+    /// Registers the context for as long as its token is there; work is under way until what is returned is dropped.
     #[inline]
     pub(crate) fn new(
         ctx: &Context,
@@ -206,11 +205,10 @@ impl Context {
         Some(record)
     }
 
-    /// The same context, which a [`Watch`](crate::watch::Watch) shows by this name, with what is derived from
-    /// it below.
+    /// The same context, which a [`Watch`](crate::watch::Watch) shows by this name, with what is derived from it below.
     ///
-    /// The background has none to give it to: name what is derived from it. Without an installed watch this is
-    /// a clone. The name is cut to 120 characters.
+    /// The background has none to give it to: name what is derived from it. Without an installed watch this is a
+    /// clone. The name is cut to 120 characters.
     ///
     /// ```
     /// use std::time::Duration;

@@ -12,8 +12,8 @@ use crate::finished::Budget;
 use crate::token::{Limit, Token};
 
 impl Context {
-    /// A request's context, told to have been made at that line. It costs one allocation: the cause of an end
-    /// by its budget is a preset one.
+    /// A request's context, told to have been made at that line. It costs one allocation: the cause of an end by
+    /// its budget is a preset one.
     pub(crate) fn request_made_at(
         &self,
         made_at: &'static Location<'static>,
@@ -28,8 +28,8 @@ impl Context {
         self.derive(token)
     }
 
-    /// The context of a handler that goes on when this one, its request's, has ended: with the same values and
-    /// the same deadline, below what serves the request.
+    /// The context of a handler that goes on when this one, its request's, has ended: with the same values and the same
+    /// deadline, below what serves the request.
     #[cfg(feature = "tower")]
     pub(crate) fn finishing_made_at(&self, made_at: &'static Location<'static>) -> CancelScope {
         let service = self.beyond_request();
@@ -42,14 +42,12 @@ impl Context {
     /// A context with the same values that ends with what serves this request, not with the request: for a
     /// WebSocket, and for what is to be finished though the client has left or has its answer.
     ///
-    /// It is below the context that the [`ServerLayer`](crate::wire::ServerLayer) was made of, the [`hard`] one
-    /// with a [`Shutdown`], or below the one that [`extract`](Self::extract) was called on. Of two layers, one
-    /// within the other, it is below both. It has no deadline but theirs. Outside of a request it is this
-    /// context.
+    /// It is below the context that the [`ServerLayer`](crate::wire::ServerLayer) was made of, the [`hard`] one with a
+    /// [`Shutdown`], or below the one that [`extract`](Self::extract) was called on. Of two layers, one within the
+    /// other, it is below both. It has no deadline but theirs. Outside of a request it is this context.
     ///
     /// Nothing waits for what runs under it: spawn it with [`Shutdown::spawn`] if a shutdown is to. A WebSocket
-    /// that should say goodbye when a shutdown begins looks at [`Shutdown::soft`] besides. Go has no
-    /// counterpart.
+    /// that should say goodbye when a shutdown begins looks at [`Shutdown::soft`] besides. Go has no counterpart.
     ///
     /// ```
     /// use tokio_ctx::wire::Inbound;
