@@ -117,14 +117,14 @@ impl Context {
     {
         let asked_at = Location::caller();
         let scope = self.with_cancel();
-        let watch = Watch { canceler: Some(scope.canceler()), asked_at };
+        let trigger = Trigger { canceler: Some(scope.canceler()), asked_at };
         let watched = scope.clone();
         let entry = Entry::new(self, Kind::Task, asked_at);
         let watching = entry.held_by(async move {
             match watched.run(caught(reason)).await {
-                Ok(Ok(cause)) => watch.ends_with(cause),
-                Ok(Err(panic)) => watch.ends_with(Panicked(panic_text(&*panic)).into()),
-                Err(_ended_otherwise) => watch.rests(),
+                Ok(Ok(cause)) => trigger.cancel(cause),
+                Ok(Err(panic)) => trigger.cancel(Panicked(panic_text(&*panic)).into()),
+                Err(_ended_otherwise) => trigger.disarm(),
             }
         });
         tokio::spawn(self.scope(watching));
@@ -133,24 +133,24 @@ impl Context {
 }
 
 /// Ends the context, at the latest when it is dropped.
-struct Watch {
+struct Trigger {
     canceler: Option<Canceler>,
     asked_at: &'static Location<'static>,
 }
 
-impl Watch {
-    fn ends_with(mut self, cause: BoxError) {
+impl Trigger {
+    fn cancel(mut self, cause: BoxError) {
         if let Some(canceler) = self.canceler.take() {
             canceler.cancel_for(self.asked_at, cause);
         }
     }
 
-    fn rests(mut self) {
+    fn disarm(mut self) {
         self.canceler = None;
     }
 }
 
-impl Drop for Watch {
+impl Drop for Trigger {
     fn drop(&mut self) {
         if let Some(canceler) = self.canceler.take() {
             let text =

@@ -111,7 +111,7 @@ pub use outcome::{End, Outcome};
 /// ```
 #[must_use = "a group that is dropped cancels and aborts its tasks"]
 pub struct Group<T, E, L = Unlimited> {
-    crew: Crew<T, E>,
+    inner: Inner<T, E>,
     limit: L,
 }
 
@@ -126,7 +126,7 @@ pub struct Unlimited(());
 pub struct Limited(usize);
 
 /// The tasks of a group, running and finished.
-struct Crew<T, E> {
+struct Inner<T, E> {
     // Dropped before the tasks, so that they are canceled before they are aborted.
     ctx: CancelScope,
     tasks: JoinSet<Result<T, E>>,
@@ -139,7 +139,7 @@ struct Crew<T, E> {
     grace: Option<Duration>,
     overdue: bool,
     // A task was not spawned because the context had ended.
-    gave_up: bool,
+    is_incomplete: bool,
     _entry: Entry,
 }
 
@@ -187,7 +187,7 @@ impl<T, E> Group<T, E> {
         let scope = ctx.with_cancel();
         let common = Common { canceler: scope.canceler(), first: OnceLock::new(), keep_going: false };
         let ctx = scope.clone();
-        let crew = Crew {
+        let inner = Inner {
             ctx: scope,
             tasks: JoinSet::new(),
             running: HashMap::new(),
@@ -196,10 +196,10 @@ impl<T, E> Group<T, E> {
             common: Arc::new(common),
             grace: None,
             overdue: false,
-            gave_up: false,
+            is_incomplete: false,
             _entry: Entry::new(&ctx, Kind::Group, Location::caller()),
         };
-        (Group { crew, limit: Unlimited(()) }, ctx)
+        (Group { inner, limit: Unlimited(()) }, ctx)
     }
 
     /// Limits the number of tasks that run at the same time to `n`. Go's `SetLimit`.
@@ -232,7 +232,7 @@ impl<T, E> Group<T, E> {
     #[track_caller]
     pub fn limit(self, n: usize) -> Group<T, E, Limited> {
         assert!(n > 0, "the limit of a group must be at least 1");
-        Group { crew: self.crew, limit: Limited(n) }
+        Group { inner: self.inner, limit: Limited(n) }
     }
 }
 
@@ -316,7 +316,7 @@ where
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
-        self.crew.start(task, Location::caller());
+        self.inner.start(task, Location::caller());
     }
 }
 
@@ -365,9 +365,9 @@ where
     {
         let spawned_at = Location::caller();
         async move {
-            let taken = self.turn().await;
+            let taken = self.wait_for_slot().await;
             if taken {
-                self.crew.start(task, spawned_at);
+                self.inner.start(task, spawned_at);
             }
             taken
         }
@@ -403,54 +403,54 @@ where
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
-        self.crew.collect();
-        if self.crew.ctx.is_done() || self.crew.tasks.len() >= self.limit.0 {
+        self.inner.collect();
+        if self.inner.ctx.is_done() || self.inner.tasks.len() >= self.limit.0 {
             return Err(task);
         }
-        self.crew.start(task, Location::caller());
+        self.inner.start(task, Location::caller());
         Ok(())
     }
 
     /// Waits until the limit allows another task. Returns false if the context ends first.
-    pub(crate) async fn turn(&mut self) -> bool {
-        let ctx = self.crew.ctx.clone();
+    pub(crate) async fn wait_for_slot(&mut self) -> bool {
+        let ctx = self.inner.ctx.clone();
         let mut open = checked(&ctx).await.is_ok();
-        while open && self.crew.tasks.len() >= self.limit.0 {
-            match ctx.run(self.crew.next_to_end(&mut None)).await {
-                Ok(ended) => self.crew.ended().extend(ended),
+        while open && self.inner.tasks.len() >= self.limit.0 {
+            match ctx.run(self.inner.next_to_end(&mut None)).await {
+                Ok(ended) => self.inner.ended().extend(ended),
                 Err(_ended) => open = false,
             }
         }
         // The end itself may have made room, because it stops tasks.
         open = open && !ctx.is_done();
         if !open {
-            self.give_up();
+            self.mark_incomplete();
         }
         open
     }
 
-    /// Spawns a task after `turn` has returned true.
-    pub(crate) fn spawn_in_turn<F>(&mut self, task: F, spawned_at: &'static Location<'static>)
+    /// Spawns a task after `wait_for_slot` has returned true.
+    pub(crate) fn spawn_in_slot<F>(&mut self, task: F, spawned_at: &'static Location<'static>)
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
-        self.crew.start(task, spawned_at);
+        self.inner.start(task, spawned_at);
     }
 
     /// Frees the finished tasks and their values, so that a group can run forever. Registers to be woken when
     /// another task finishes.
     pub(crate) fn poll_forget(&mut self, cx: &mut TaskContext<'_>) {
         let is_kept = |(_, outcome): &Ended<T, E>| !matches!(outcome.end, End::Done(_));
-        while let Poll::Ready(Some(joined)) = self.crew.tasks.poll_join_next_with_id(cx) {
-            let ended = self.crew.note(joined);
-            self.crew.ended().push_back(ended);
+        while let Poll::Ready(Some(joined)) = self.inner.tasks.poll_join_next_with_id(cx) {
+            let ended = self.inner.note(joined);
+            self.inner.ended().push_back(ended);
         }
-        self.crew.ended().retain(is_kept);
+        self.inner.ended().retain(is_kept);
     }
 
     /// Records that a task was not spawned because the context had ended.
-    pub(crate) fn give_up(&mut self) {
-        self.crew.gave_up = true;
+    pub(crate) fn mark_incomplete(&mut self) {
+        self.inner.is_incomplete = true;
     }
 }
 
@@ -490,7 +490,7 @@ impl<T, E, L> Group<T, E, L> {
     /// ```
     #[track_caller]
     pub fn keep_going(mut self) -> Self {
-        match Arc::get_mut(&mut self.crew.common).filter(|_| self.crew.spawned == 0) {
+        match Arc::get_mut(&mut self.inner.common).filter(|_| self.inner.spawned == 0) {
             Some(common) => common.keep_going = true,
             None => panic!("`keep_going` must be called before the first task is spawned"),
         }
@@ -526,9 +526,9 @@ impl<T, E, L> Group<T, E, L> {
     /// # }
     /// ```
     pub fn grace(mut self, after_the_end: Duration) -> Self {
-        self.crew.grace = Some(after_the_end);
+        self.inner.grace = Some(after_the_end);
         // The time starts at the end, whose time is only recorded on request.
-        if let Some(token) = self.crew.ctx.token() {
+        if let Some(token) = self.inner.ctx.token() {
             token.date_ends();
         }
         self
@@ -544,7 +544,7 @@ impl<T, E, L> Group<T, E, L> {
     /// assert!(ctx.is_done());
     /// ```
     pub fn context(&self) -> &Context {
-        &self.crew.ctx
+        &self.inner.ctx
     }
 
     /// Returns a handle that can cancel the group's context, for example when a task finds that the others are
@@ -565,7 +565,7 @@ impl<T, E, L> Group<T, E, L> {
     /// # }
     /// ```
     pub fn canceler(&self) -> Canceler {
-        self.crew.common.canceler.clone()
+        self.inner.common.canceler.clone()
     }
 }
 
@@ -634,8 +634,8 @@ where
     where
         E: From<Error>,
     {
-        let outcomes = self.crew.all().await;
-        self.crew.sum_up(outcomes)
+        let outcomes = self.inner.all().await;
+        self.inner.collect_results(outcomes)
     }
 
     /// Waits until all tasks have finished, and returns the outcome of each in the order in which they were
@@ -665,7 +665,7 @@ where
     /// # }
     /// ```
     pub async fn outcomes(mut self) -> Vec<Outcome<T, E>> {
-        let mut outcomes = self.crew.all().await;
+        let mut outcomes = self.inner.all().await;
         outcomes.sort_by_key(|(nth, _)| *nth);
         outcomes.into_iter().map(|(_, outcome)| outcome).collect()
     }
@@ -706,11 +706,11 @@ where
     ///
     /// [`JoinSet::join_next`]: https://docs.rs/tokio/1/tokio/task/struct.JoinSet.html#method.join_next
     pub async fn next(&mut self) -> Option<Outcome<T, E>> {
-        self.crew.take().await.map(|(_, outcome)| outcome)
+        self.inner.take().await.map(|(_, outcome)| outcome)
     }
 }
 
-impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
+impl<T: Send + 'static, E: Send + 'static> Inner<T, E> {
     fn start<F>(&mut self, task: F, spawned_at: &'static Location<'static>)
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
@@ -721,7 +721,7 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
         let task = Entry::new(&self.ctx, Kind::Task, spawned_at).held_by(task);
         let task = self.ctx.scope(task);
         let member = Member { nth: self.spawned, spawned_at };
-        let handle = self.tasks.spawn(Working { task, common: self.common.clone(), member });
+        let handle = self.tasks.spawn(MemberTask { task, common: self.common.clone(), member });
         self.running.insert(handle.id(), member);
         self.spawned += 1;
         if self.overdue {
@@ -803,7 +803,7 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
         (nth, Outcome { spawned_at, end })
     }
 
-    fn sum_up(&self, outcomes: Vec<Ended<T, E>>) -> Result<Vec<T>, E>
+    fn collect_results(&self, outcomes: Vec<Ended<T, E>>) -> Result<Vec<T>, E>
     where
         E: From<Error>,
     {
@@ -826,7 +826,9 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
         }
         match failure {
             Some(error) => Err(error),
-            None if aborted.is_empty() && !self.gave_up && !self.has_failed() => Ok(in_order(values)),
+            None if aborted.is_empty() && !self.is_incomplete && !self.has_failed() => {
+                Ok(in_order(values))
+            }
             None => {
                 let aborted = in_order(aborted);
                 Err(E::from(Aborted::under(&self.end(&aborted), aborted)))
@@ -882,7 +884,7 @@ impl Common {
 
 pin_project! {
     /// A task, which ends the context when it fails or panics, even if nothing awaits the group.
-    struct Working<F> {
+    struct MemberTask<F> {
         #[pin]
         task: F,
         common: Arc<Common>,
@@ -890,7 +892,7 @@ pin_project! {
     }
 }
 
-impl<F, T, E> Future for Working<F>
+impl<F, T, E> Future for MemberTask<F>
 where
     F: Future<Output = Result<T, E>>,
     E: fmt::Display,
@@ -926,10 +928,10 @@ impl<T, E, L> RefUnwindSafe for Group<T, E, L> {}
 impl<T, E, L: fmt::Debug> fmt::Debug for Group<T, E, L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Group")
-            .field("context", &self.crew.ctx)
-            .field("running", &Running(&self.crew.running))
+            .field("context", &self.inner.ctx)
+            .field("running", &Running(&self.inner.running))
             .field("limit", &self.limit)
-            .field("grace", &self.crew.grace)
+            .field("grace", &self.inner.grace)
             .finish()
     }
 }

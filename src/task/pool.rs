@@ -29,7 +29,7 @@ where
     let mut group = group.limit(n);
     async move {
         let mut items = Box::pin(Checked::new(stream, &ctx));
-        while group.turn().await {
+        while group.wait_for_slot().await {
             let next = poll_fn(|cx| {
                 // Finished tasks are freed while waiting for the next item.
                 group.poll_forget(cx);
@@ -37,8 +37,8 @@ where
             });
             match next.await {
                 None => break,
-                Some(Err(_ended)) => group.give_up(),
-                Some(Ok(item)) => group.spawn_in_turn(work(ctx.clone(), item), spawned_at),
+                Some(Err(_ended)) => group.mark_incomplete(),
+                Some(Ok(item)) => group.spawn_in_slot(work(ctx.clone(), item), spawned_at),
             }
             // Yields from time to time, so that a source which is always ready does not starve the tasks.
             consume_budget().await;
