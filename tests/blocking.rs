@@ -43,7 +43,7 @@ fn spawn_blocking_takes_the_context_along() {
 
 /// As `spawn`: it tells, and does not stop.
 #[test]
-fn spawn_blocking_runs_even_so() {
+fn spawn_blocking_runs_after_the_end_too() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         ctx.cancel();
@@ -198,7 +198,7 @@ fn it_follows_a_paused_clock() {
 }
 
 #[test]
-fn in_a_task_it_says_that_it_would_block() {
+fn in_a_task_it_panics_because_it_would_block() {
     let words = "Cannot block the current thread from within a runtime";
     let ended = BACKGROUND.with_cancel();
     ended.cancel();

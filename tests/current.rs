@@ -268,7 +268,7 @@ fn a_plain_spawn_begins_without() {
 }
 
 #[test]
-fn a_spawned_task_is_told_of_the_end_and_not_stopped_by_it() {
+fn a_spawned_task_sees_the_end_and_is_not_stopped() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let (resume, resumed) = oneshot::channel();

@@ -190,7 +190,7 @@ mod the_first_error {
 
     /// By value, while the others and the context are still there; they have its text and line.
     #[test]
-    fn is_returned_by_value_and_told_to_the_others() {
+    fn is_returned_by_value_and_the_others_cause() {
         on_both(|| async {
             let (mut group, ctx) = Group::<(), Failure>::new(&BACKGROUND);
             let (tell, told) = oneshot::channel();
@@ -340,7 +340,7 @@ mod the_first_error {
 
     /// An error, a cancel from above and the end of the wait, all at once: no hang, nothing lost.
     #[test]
-    fn is_told_whatever_else_ends_the_context() {
+    fn is_returned_whatever_else_ends_the_context() {
         let runtime = multi_thread(2);
         watched(move || {
             for _ in 0..300 {
@@ -660,7 +660,7 @@ mod a_dropped_group {
 
     /// They are told before they are aborted: a task that is at work just then hears of it.
     #[test]
-    fn tells_its_tasks_first() {
+    fn cancels_its_tasks_first() {
         on_both(|| async {
             let (tell, told) = oneshot::channel();
             struct Tells(Option<oneshot::Sender<bool>>, Context);
@@ -706,7 +706,7 @@ mod a_dropped_group {
 
     /// The context goes on, and then says it as well.
     #[test]
-    fn that_keeps_going_says_so_too() {
+    fn that_keeps_going_reports_it_too() {
         let runtime = multi_thread(2);
         let (group, ctx) = runtime.block_on(async {
             let (group, ctx) = Words::new(&BACKGROUND);
@@ -835,7 +835,7 @@ mod a_limit {
 
     /// Go's `TestTryGo`.
     #[test]
-    fn makes_try_spawn_say_no() {
+    fn makes_try_spawn_refuse() {
         on_both(|| async {
             let (group, _ctx) = Group::<(), Failure>::new(&BACKGROUND);
             let mut group = group.limit(42);
@@ -880,7 +880,7 @@ mod a_limit {
     }
 
     #[test]
-    fn of_zero_is_refused_with_a_clear_word() {
+    fn of_zero_is_refused_with_a_clear_message() {
         let text = panic_text(|| Words::new(&BACKGROUND).0.limit(0));
         assert!(text.contains("must be at least 1"), "{text}");
     }
@@ -958,7 +958,7 @@ mod a_panic {
     }
 
     #[test]
-    fn that_is_no_text_is_told_all_the_same() {
+    fn that_is_no_string_is_reported_too() {
         on_both(|| async {
             let (mut group, ctx) = Words::new(&BACKGROUND);
             group.spawn(async { panic_any(Cause("odd")) });
@@ -994,7 +994,7 @@ mod keeping_going {
     use super::*;
 
     #[test]
-    fn tells_what_came_of_each_in_the_order_of_the_spawns() {
+    fn returns_each_outcome_in_the_order_of_the_spawns() {
         on_paused(async {
             let (group, ctx) = Words::new(&BACKGROUND);
             let mut group = group.keep_going();
@@ -1078,7 +1078,7 @@ mod a_grace {
     use super::*;
 
     #[test]
-    fn lets_clean_up_who_can_in_time_and_aborts_the_rest() {
+    fn lets_tasks_clean_up_in_time_and_aborts_the_rest() {
         on_paused(async {
             let start = Instant::now();
             let drops = Drops::default();
@@ -1303,7 +1303,7 @@ fn every_combination_of_errors_and_none() {
 }
 
 #[test]
-fn spawning_without_a_runtime_says_so_and_leaves_the_group_whole() {
+fn spawning_without_a_runtime_panics_and_leaves_the_group_intact() {
     let (mut group, _ctx) = Words::new(&BACKGROUND);
     let text = panic_text(AssertUnwindSafe(|| group.spawn(ready(Ok("")))));
     assert!(text.contains("no reactor running"), "{text}");
@@ -1381,7 +1381,7 @@ fn it_leaves_nothing_behind() {
 }
 
 #[test]
-fn it_shows_who_runs() {
+fn it_shows_the_running_tasks() {
     on_both(|| async {
         let (mut group, _ctx) = Words::new(&BACKGROUND);
         group.spawn(pending());

@@ -111,7 +111,7 @@ fn a_write_that_waits_ends_with_a_cancel() {
 
 /// Each half may be another task's: both must be told.
 #[test]
-fn both_halves_are_told_of_the_end() {
+fn both_halves_are_woken_at_the_end() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let (near, _far) = io::duplex(1);

@@ -119,7 +119,7 @@ const QUESTIONS: [Question; 4] = [
 /// Every way to end, every question asked first, with and without a waiter from before, on the context
 /// itself and on one twenty levels further down: always ended, always one error.
 #[tokio::test(start_paused = true)]
-async fn whichever_question_comes_first_all_agree() {
+async fn whichever_query_comes_first_all_agree() {
     for &(how, end) in ENDS {
         for (question, ask) in QUESTIONS {
             for depth in [0, 1, 20] {
@@ -154,7 +154,7 @@ async fn whichever_question_comes_first_all_agree() {
 
 /// The same with a waiter from before the end: it is told the same.
 #[tokio::test(start_paused = true)]
-async fn a_waiter_from_before_is_told_what_everybody_else_is() {
+async fn a_waiter_from_before_gets_the_same_error() {
     let parent = BACKGROUND.with_timeout(ms(100));
     let child = parent.with_cancel();
     let waits: Vec<_> = (0..5).map(|_| tokio::spawn(child.done_owned())).collect();
@@ -212,7 +212,7 @@ async fn what_is_derived_from_an_ended_context_has_ended_with_its_error() {
 }
 
 #[test]
-fn a_child_of_a_cancelled_parent_has_its_cause_at_once() {
+fn a_child_of_a_canceled_parent_has_its_cause_at_once() {
     let parent = BACKGROUND.with_cancel();
     parent.cancel_with(Cause("because"));
     let child = parent.with_cancel();
@@ -222,7 +222,7 @@ fn a_child_of_a_cancelled_parent_has_its_cause_at_once() {
 }
 
 #[test]
-fn a_child_of_a_parent_being_cancelled_has_its_cause() {
+fn a_child_of_a_parent_being_canceled_has_its_cause() {
     watched(|| {
         for _ in 0..1000 {
             let (parent, guard) = BACKGROUND.with_cancel().split();
@@ -239,7 +239,7 @@ fn a_child_of_a_parent_being_cancelled_has_its_cause() {
 /// A question answered *ended* while the cancel is still running on another thread: every other question
 /// about that context agrees at once, and about all the others once `cancel` has returned.
 #[test]
-fn no_question_lags_behind_another_during_a_cancel() {
+fn no_query_lags_behind_another_during_a_cancel() {
     watched(|| {
         for round in 0..3000 {
             let mut dice = Dice::new(round);
@@ -288,7 +288,7 @@ fn no_question_lags_behind_another_during_a_cancel() {
 
 /// One thread sees the end and tells a second one, which was not looking: it sees the same.
 #[test]
-fn who_hears_of_the_end_from_another_thread_sees_it_too() {
+fn a_thread_that_learns_of_the_end_from_another_sees_it_too() {
     watched(|| {
         let (tell, hear) = mpsc::channel::<(Context, Error)>();
         let listener = thread::spawn(move || {
@@ -333,7 +333,7 @@ fn who_hears_of_the_end_from_another_thread_sees_it_too() {
 /// Several threads find out for themselves that a deadline has passed, while another cancels just about
 /// then: whoever wins, there is one error.
 #[test]
-fn a_deadline_and_a_cancel_at_the_same_time_make_one_story() {
+fn a_deadline_and_a_cancel_at_the_same_time_make_one_error() {
     watched(|| {
         let runtime = common::current_thread(); // for the timers that `done` asks for
         for round in 0..400_u32 {

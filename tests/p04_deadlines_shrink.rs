@@ -35,7 +35,7 @@ fn without_a_deadline_there_is_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_is_told_as_it_was_given() {
+async fn a_deadline_is_returned_as_it_was_set() {
     let at = Instant::now() + ms(1500);
     let ctx = BACKGROUND.with_deadline(at);
     assert_eq!(ctx.deadline(), Some(at));
@@ -129,7 +129,7 @@ async fn remaining_counts_down_and_stays_at_zero() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_is_still_told_after_the_end() {
+async fn a_deadline_is_still_returned_after_the_end() {
     let at = Instant::now() + ms(100);
     let ctx = BACKGROUND.with_deadline(at);
     ctx.cancel();
@@ -142,7 +142,7 @@ async fn a_deadline_is_still_told_after_the_end() {
 
 /// Outside any runtime, so that no timer can have had a hand in it.
 #[test]
-fn zero_and_past_deadlines_end_at_birth() {
+fn zero_and_past_deadlines_end_from_the_start() {
     let now = Instant::now();
     let past = now.checked_sub(ms(1)).unwrap_or(now);
     for ctx in [

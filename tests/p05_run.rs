@@ -35,7 +35,7 @@ fn watched_future(polls: &Rc<Cell<usize>>, drops: &Drops) -> impl Future<Output 
 }
 
 #[tokio::test(start_paused = true)]
-async fn run_gives_the_result_of_finished_work() {
+async fn run_returns_the_result_of_finished_work() {
     let ctx = BACKGROUND.with_timeout(ms(100));
     assert_eq!(ctx.run(ready(7)).await.unwrap(), 7);
     let slow = async {
@@ -83,7 +83,7 @@ fn run_ends_by_a_cancel_from_another_task() {
 
 /// Every way of having ended, looked at before or not: the future is dropped unpolled.
 #[tokio::test(start_paused = true)]
-async fn a_dead_context_never_polls_the_future() {
+async fn an_ended_context_never_polls_the_future() {
     type End = fn() -> (Context, Box<dyn std::any::Any>);
     let cases: [End; 6] = [
         || {
@@ -361,7 +361,7 @@ async fn an_exhausted_budget_does_not_hide_an_end_that_is_already_there() {
 }
 
 #[tokio::test]
-async fn a_panic_in_the_future_passes_through_and_leaves_the_context_whole() {
+async fn a_panic_in_the_future_propagates_and_leaves_the_context_intact() {
     let ctx = BACKGROUND.with_cancel();
     let text = panic_text(|| poll_once(ctx.run(async { panic!("in the work") })));
     assert_eq!(text, "in the work");
@@ -438,7 +438,7 @@ async fn try_run_keeps_finished_work_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn within_gives_a_shorter_deadline_and_the_result() {
+async fn within_sets_a_shorter_deadline_and_returns_the_result() {
     let start = Instant::now();
     let parent = BACKGROUND.with_timeout(ms(100));
     let parent = parent.with_value("carried");
@@ -494,7 +494,7 @@ async fn within_ends_with_its_parent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_context_given_by_within_ends_when_within_does() {
+async fn the_context_of_within_ends_when_within_does() {
     let kept = BACKGROUND.within(LONG, async |ctx: Context| ctx).await.unwrap();
     assert!(ended(&kept).is_canceled());
 

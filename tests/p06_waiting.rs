@@ -39,7 +39,7 @@ fn handles_and_waits_can_go_to_any_thread() {
 }
 
 #[test]
-fn a_wait_is_woken_once_and_tells_the_error() {
+fn a_wait_is_woken_once_and_returns_the_error() {
     let ctx = BACKGROUND.with_cancel();
     let (wakes, waker) = Wakes::new();
     let mut polled = pin!(ctx.done());
@@ -99,7 +99,7 @@ fn a_cancel_from_above_wakes_parent_and_child() {
 }
 
 #[test]
-fn waiting_on_an_ended_context_is_ready_and_wakes_nobody() {
+fn waiting_on_an_ended_context_is_ready_and_wakes_no_task() {
     for child_first in [true, false] {
         let parent = BACKGROUND.with_cancel();
         parent.cancel();

@@ -39,7 +39,7 @@ fn it_runs_after_a_cancel_and_not_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_runs_after_a_deadline_nobody_else_waits_for() {
+async fn it_runs_after_a_deadline_without_other_waiters() {
     let start = Instant::now();
     let ctx = BACKGROUND.with_timeout(ms(100));
     let (tell, told) = oneshot::channel();
@@ -192,7 +192,7 @@ fn it_needs_no_other_handle_of_its_context() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_runs_at_the_deadline_of_a_context_nobody_holds() {
+async fn it_runs_at_the_deadline_of_a_context_without_handles() {
     let (tell, told) = oneshot::channel();
     {
         let ctx = BACKGROUND.with_timeout(ms(100)).detach();

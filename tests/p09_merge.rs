@@ -87,7 +87,7 @@ fn the_first_of_both_ends_stands() {
 
 /// Ended one after the other on the paused clock, in every way, with nobody looking in between.
 #[tokio::test(start_paused = true)]
-async fn the_first_end_stands_though_nobody_saw_it() {
+async fn the_first_end_holds_although_unobserved() {
     for hand in HANDS {
         for which in [0, 1] {
             let (left, right) = (BACKGROUND.with_cancel(), BACKGROUND.with_cancel());
@@ -347,7 +347,7 @@ fn dropping_either_parents_handle_leaves_it_to_the_other() {
 /// Both parents at once, each with its cause: the merged context has one of them, everywhere and for
 /// good, and so has all below it.
 #[test]
-fn both_parents_ending_at_once_make_one_story() {
+fn both_parents_ending_at_once_make_one_error() {
     watched(|| {
         for round in 0..1000 {
             let (left, left_guard) = BACKGROUND.with_cancel().split();

@@ -241,7 +241,7 @@ fn a_canceler_and_an_error_keep_no_tree() {
 }
 
 #[test]
-fn a_cause_goes_with_the_last_who_was_told() {
+fn a_cause_is_freed_with_its_last_error() {
     let drops = Drops::default();
     let root = BACKGROUND.with_cancel();
     let ctx = root.with_cancel();

@@ -104,7 +104,7 @@ fn an_ended_context_is_waited_on_anywhere() {
 }
 
 #[test]
-fn waiting_on_a_deadline_outside_a_runtime_says_that_one_is_missing() {
+fn waiting_on_a_deadline_outside_a_runtime_panics_with_the_reason() {
     let timed = BACKGROUND.with_timeout(LONG);
     let child = timed.with_cancel();
     for ctx in [&timed, &child] {
@@ -124,7 +124,7 @@ fn waiting_on_a_deadline_outside_a_runtime_says_that_one_is_missing() {
 }
 
 #[test]
-fn waiting_on_a_deadline_without_a_time_driver_says_how_to_enable_it() {
+fn waiting_on_a_deadline_without_a_time_driver_panics_with_the_remedy() {
     for runtime in without_time() {
         let timed = BACKGROUND.with_timeout(LONG);
         let child = timed.with_cancel();
@@ -314,7 +314,7 @@ fn a_wait_may_outlive_the_runtime_it_began_on() {
 
 /// Whose timer goes with its runtime is woken to look for another, and the same wait finds one.
 #[test]
-fn a_shutdown_wakes_those_who_counted_on_its_timer() {
+fn a_runtime_shutdown_wakes_waits_that_used_its_timer() {
     for waits in [1, 2, 3] {
         for first in both() {
             let ctx = BACKGROUND.with_timeout(LONG);

@@ -67,7 +67,7 @@ fn a_dropped_scope_or_guard_names_the_line_that_made_the_context() {
 }
 
 #[test]
-fn a_scope_dropped_under_a_waiter_or_a_deadline_says_the_same() {
+fn a_scope_dropped_under_a_waiter_or_a_deadline_has_the_same_error() {
     let ctx = BACKGROUND.with_cancel();
     let line = line!() - 1;
     let child = ctx.with_cancel();
@@ -109,7 +109,7 @@ async fn a_deadline_names_its_budget_and_the_line_that_set_it() {
 }
 
 #[test]
-fn a_deadline_that_was_past_at_birth_still_names_its_line() {
+fn a_deadline_that_had_passed_when_set_still_names_its_line() {
     let ctx = BACKGROUND.with_timeout(Duration::ZERO);
     let line = line!() - 1;
     let text = ended(&ctx).to_string();
@@ -135,7 +135,7 @@ async fn three_levels_down_the_budget_that_ran_out_is_named() {
 }
 
 #[test]
-fn a_token_says_where_it_was_given() {
+fn an_end_by_a_token_names_the_line() {
     let token = CancellationToken::new();
     let ctx = BACKGROUND.with_token(&token);
     let line = line!() - 1;
@@ -215,7 +215,7 @@ fn everything_fits_on_one_line() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_origin_tells_when_it_ended() {
+async fn the_origin_has_the_time_of_the_end() {
     let start = Instant::now();
     // By a deadline: at the deadline, however late somebody looked.
     let ctx = BACKGROUND.with_timeout(ms(100));
@@ -258,7 +258,7 @@ async fn the_origin_tells_when_it_ended() {
 }
 
 #[test]
-fn the_origin_tells_the_budget() {
+fn the_origin_has_the_budget() {
     let ctx = BACKGROUND.with_timeout(Duration::new(12, 345_678_901));
     ctx.cancel();
     assert_eq!(ended(&ctx).origin().budget(), Some(Duration::new(12, 345_678_901)));
@@ -313,7 +313,7 @@ fn an_error_can_be_the_cause_of_another() {
 }
 
 #[test]
-fn debug_tells_the_kind_the_cause_and_the_place() {
+fn debug_shows_the_kind_the_cause_and_the_place() {
     let ctx = BACKGROUND.with_cancel();
     ctx.cancel_with(Cause("in debug"));
     let line = line!() - 1;

@@ -295,7 +295,7 @@ mod linear {
 
     /// Asking, and waiting anew, cost no more the deeper one is.
     #[test]
-    fn and_level_to_those_who_ask_again() {
+    fn and_level_for_repeated_queries() {
         let runtime = current_thread();
         let _entered = runtime.enter();
         for (name, nest) in nests() {

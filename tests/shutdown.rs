@@ -95,7 +95,7 @@ fn work_that_ends_within_the_grace_is_not_canceled() {
 }
 
 #[test]
-fn each_phase_takes_its_time_and_each_fate_is_told() {
+fn each_phase_takes_its_time_and_each_fate_is_reported() {
     on_paused(async {
         let shutdown = shutdown();
         let start = Instant::now();
@@ -281,7 +281,7 @@ mod force {
 
     /// Who was cut off is told even if nobody waited at the time, and they are long gone.
     #[test]
-    fn remembers_who_was_at_work() {
+    fn remembers_what_was_running() {
         on_paused(async {
             let shutdown = shutdown();
             shutdown.named("job").spawn(async {
@@ -300,7 +300,7 @@ mod work {
     use super::*;
 
     #[test]
-    fn is_a_future_that_somebody_else_runs() {
+    fn is_a_future_that_other_code_polls() {
         on_paused(async {
             let shutdown = shutdown();
             let start = Instant::now();
@@ -502,7 +502,7 @@ mod waiting {
 
     /// It says what has become of them by then.
     #[test]
-    fn again_later_tells_who_has_ended_after_all() {
+    fn called_again_later_reports_what_has_ended_since() {
         on_paused(async {
             let shutdown = shutdown();
             let (late, later) = (shutdown.named("late").ticket(), shutdown.named("later").ticket());
@@ -573,7 +573,7 @@ mod waiting {
 }
 
 #[test]
-fn dropped_by_everybody_it_ends_both_contexts_and_leaves_the_work_to_itself() {
+fn when_all_handles_are_dropped_both_contexts_end_and_the_work_continues() {
     on_both(|| async {
         let shutdown = shutdown();
         let job = shutdown.spawn(async {
@@ -656,7 +656,7 @@ fn the_last_to_leave_races_the_hard_end() {
 }
 
 #[test]
-fn a_wait_that_nobody_polls_holds_up_nobody() {
+fn a_wait_that_is_not_polled_delays_no_other() {
     on_both(|| async {
         let shutdown = shutdown();
         let job = shutdown.spawn(ready(7));

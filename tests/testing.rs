@@ -85,7 +85,7 @@ fn so_is_each_of_several() {
 }
 
 #[test]
-fn a_context_that_is_held_by_a_task_of_nobodys_is_found() {
+fn a_context_that_is_held_by_an_unregistered_task_is_found() {
     let text = complaint(async |test| {
         let child = test.with_cancel();
         let held = child.clone();
@@ -262,7 +262,7 @@ fn the_bodys_own_panic_is_all_there_is() {
 }
 
 #[test]
-fn who_needs_some_time_to_end_gets_it() {
+fn tasks_that_need_some_time_to_end_get_it() {
     multi_thread(2).block_on(async {
         testing::scope(async |test| {
             let waits = test.clone();

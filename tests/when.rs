@@ -111,7 +111,7 @@ fn its_context_is_the_parent() {
 }
 
 #[test]
-fn a_panic_ends_it_as_well_and_says_so() {
+fn a_panic_ends_it_and_is_the_cause() {
     on_both(|| async {
         let reason = async {
             tokio::task::yield_now().await;

@@ -191,7 +191,7 @@ fn an_end_while_every_worker_is_at_work_takes_nothing_more() {
 }
 
 #[test]
-fn an_end_after_the_last_item_is_none_of_its_business() {
+fn an_end_after_the_last_item_has_no_effect() {
     paused().block_on(async {
         let ctx = BACKGROUND.with_timeout(ms(50));
         let pool = stream::iter(0..2).for_each_task(&ctx, 4, async |_, _| {
@@ -203,7 +203,7 @@ fn an_end_after_the_last_item_is_none_of_its_business() {
 }
 
 #[test]
-fn a_dead_context_takes_nothing() {
+fn an_ended_context_takes_no_item() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         ctx.cancel_with(Cause("dead"));
@@ -352,7 +352,7 @@ async fn breaks(source: usize, function: usize, text: &str) {
 }
 
 #[test]
-fn no_workers_are_refused_with_a_clear_word() {
+fn no_workers_are_refused_with_a_clear_message() {
     let text = panic_text(|| {
         let pool = stream::iter(0..3).for_each_task(&BACKGROUND, 0, async |_, _| Ok::<_, Error>(()));
         drop(pool);
@@ -374,7 +374,7 @@ fn errors_may_be_boxed() {
 
 /// A worker that waits for its context, under an error of that type.
 #[test]
-fn what_the_workers_say_of_the_end_is_told() {
+fn errors_that_the_tasks_return_at_the_end_are_returned() {
     paused().block_on(async {
         let ctx = BACKGROUND.with_timeout(ms(50));
         let pool = stream::iter(0..).for_each_task(&ctx, 2, async |ctx, _| ctx.sleep(LONG).await);
@@ -450,7 +450,7 @@ fn the_function_may_capture_and_the_call_be_spawned() {
 
 /// The others work on while one is slow, and the pool waits for it in the end.
 #[test]
-fn one_slow_worker_holds_up_nobody_but_the_end() {
+fn one_slow_worker_delays_only_the_end() {
     paused().block_on(async {
         let start = Instant::now();
         let release = Arc::new(Notify::new());
