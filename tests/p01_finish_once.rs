@@ -1,5 +1,5 @@
-//! Promise 1, *finish once*: the first of cancel, scope drop, deadline and parent's end decides how a
-//! context ended, and nothing after it changes that.
+//! Promise 1, *finish once*: a context ends at the first of cancel, scope drop, deadline and parent's end, and
+//! nothing changes that afterward.
 
 mod common;
 
@@ -351,8 +351,8 @@ fn a_dropped_child_scope_comes_before_the_parents_cause() {
     assert!(ended(&child).cause().is_none());
 }
 
-/// Who comes first in time also holds where a deadline and a parent's end both went unseen, whether or
-/// not somebody had begun to wait on the child.
+/// The order in time also applies if neither the deadline nor the parent's end was observed, with and without a
+/// waiter on the child.
 #[tokio::test(start_paused = true)]
 async fn an_unseen_deadline_before_the_parents_end_is_what_ended_the_child() {
     for waited in [false, true] {
@@ -399,7 +399,7 @@ async fn the_parents_end_before_an_unseen_deadline_is_what_ended_the_child() {
     }
 }
 
-/// As above, with the deadline on the parent and the hand on the child.
+/// The same, with the deadline on the parent and the cancel on the child.
 #[tokio::test(start_paused = true)]
 async fn the_parents_unobserved_deadline_comes_before_the_childs_later_cancel() {
     for hand in HANDS {
