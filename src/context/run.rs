@@ -299,7 +299,7 @@ impl<C: Borrow<Context>, F> Bound<C, F> {
         Bound { entry: Entry::Fresh, future: Some(future), wait: Some(Wait::new(ctx)) }
     }
 
-    /// One whose context has just been looked at.
+    /// Creates one whose context has just been checked.
     pub(crate) fn begun(ctx: C, future: F) -> Self {
         Bound { entry: Entry::Begun, future: Some(future), wait: Some(Wait::new(ctx)) }
     }
