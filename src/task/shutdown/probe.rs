@@ -12,7 +12,7 @@ use crate::token::Token;
 /// The number of entries that are read each time the lock of the list is held.
 const BATCH: usize = 512;
 
-/// A weak reference to a shutdown.
+/// The parts of a shutdown that a watch keeps.
 pub(crate) struct Probe {
     soft: Weak<Token>,
     hard: Weak<Token>,
