@@ -1,5 +1,5 @@
-//! Bad input: deadlines at the edges of the clock, dead parents, missing runtimes, and causes, wakers and
-//! functions that panic. The tree stays whole and everybody else is still served.
+//! Bad input: deadlines at the limits of the clock, ended parents, missing runtimes, and causes, wakers and
+//! functions that panic. The tree stays intact, and other users of it are not affected.
 
 mod common;
 

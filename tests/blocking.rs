@@ -1,4 +1,4 @@
-//! Code that blocks: `spawn_blocking`, and waits on threads with and without a runtime.
+//! Blocking code: `spawn_blocking`, and waits on threads with and without a runtime.
 
 mod common;
 

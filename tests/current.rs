@@ -1,5 +1,5 @@
-//! The task's own context: `scope`, `sync_scope`, `spawn` and `current`. Scopes nest, and what was
-//! current before is current again, however the inner one was left.
+//! The current context of a task: `scope`, `sync_scope`, `spawn` and `current`. Scopes nest, and the
+//! previous context is current again however the inner scope was left.
 
 mod common;
 

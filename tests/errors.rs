@@ -1,5 +1,5 @@
-//! What an error prints, where it is found, and what it is: as programs see it that were written from the
-//! documentation alone.
+//! What an error prints, where it is found, and what it is, as a program sees it that was written from the
+//! documentation.
 
 mod common;
 

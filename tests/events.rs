@@ -1,4 +1,4 @@
-//! Which ends are events of `tracing`, a subscriber that panics, and what `#[tracing::instrument]` records of
+//! Which ends are `tracing` events, a subscriber that panics, and what `#[tracing::instrument]` records of
 //! a context.
 #![cfg(feature = "tracing")]
 

@@ -1,5 +1,5 @@
-//! `Group`: the first error ends the others and is what `join` returns; no task is left behind. Go's
-//! `errgroup_test.go` is the checklist, and every promise of the docs is here.
+//! `Group`: the first error cancels the other tasks and is returned by `join`, and no task is left behind.
+//! Covers Go's `errgroup_test.go` and every promise of the documentation.
 
 mod common;
 #[path = "common/live.rs"]

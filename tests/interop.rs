@@ -1,5 +1,5 @@
-//! The borders to tokio-util's `CancellationToken`: `with_token` ends a context by a token,
-//! `cancellation_token` hands an end on to one, and neither works the other way round.
+//! Conversions from and to tokio-util's `CancellationToken`: `with_token` ends a context with a token,
+//! `cancellation_token` cancels a token with a context, and neither has an effect in the other direction.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! `Context::io`: what waits on a stream ends with the context, what is tried afterwards is refused, and no
-//! byte is lost. On real sockets where that matters.
+//! `Context::io`: pending operations end with the context, later ones are refused, and no byte is lost. On
+//! real sockets where that matters.
 
 #![cfg(feature = "io")]
 

@@ -1,5 +1,5 @@
-//! `process`: real children, most of them shells. Whether a process is there is asked of the system, and
-//! asked again until the answer is the right one: nothing here waits for a time to pass and hopes.
+//! `process`: real children, most of them shells. The tests poll the system until a process is running or gone,
+//! rather than wait for a fixed time.
 
 #![cfg(all(unix, feature = "process"))]
 

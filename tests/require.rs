@@ -1,4 +1,5 @@
-//! `Context::require`: work that does not fit into the time left is refused, with the line of the budget.
+//! `Context::require`: work that does not fit into the time left is refused, with the line that set the
+//! deadline.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! `Shutdown`: no more work, a grace, a cancel, an abort, a report; by begin, by force, and by the end
-//! of the context it was made of.
+//! `Shutdown`: the phases soft, grace, cancel, abort and report; begun by `begin`, by `force`, and by the
+//! end of the parent context.
 
 mod common;
 #[path = "common/live.rs"]

@@ -1,5 +1,4 @@
-//! `Shutdown::wait` in a task of the same shutdown, which it leaves out, and `Shutdown::begun`, the signal
-//! that servers take.
+//! `Shutdown::wait` in a task of the same shutdown, for which it does not wait, and `Shutdown::begun`.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! `signal`: real signals, sent to a real process. Each test runs itself once more as a child, which does
-//! one half of it, and is sent the signals by the other.
+//! `signal`: real signals that are sent to a real process. Each test runs itself again as a child process,
+//! and sends the signals to it.
 
 #![cfg(all(unix, feature = "signal"))]
 

@@ -1,4 +1,4 @@
-//! `testing::scope`: silent when nothing is left, and exact about what is.
+//! `testing::scope`: succeeds if nothing is left, and otherwise names what is.
 
 #![cfg(feature = "test-util")]
 

@@ -1,5 +1,5 @@
-//! What tracing is told: one DEBUG event from each context that ended by itself, and `run_in_span`, which
-//! runs a future in a context and in a span.
+//! The tracing event of a context that has ended by itself, and `run_in_span`, which runs a future with a
+//! context and in a span.
 #![cfg(feature = "tracing")]
 
 mod common;

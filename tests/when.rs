@@ -1,4 +1,4 @@
-//! `with_cancel_when`: any future as the reason, and nothing left of it.
+//! `with_cancel_when`: any future as the reason, and nothing left behind.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! `for_each_task`: a task for each item of a stream, so many at once; the first error wins, the context
-//! ends it, and the source is never asked for more than there are workers.
+//! `for_each_task`: a task for each item of a stream, with a limit. The first error is returned, the end of
+//! the context stops it, and the source is not polled beyond the limit.
 
 mod common;
 #[path = "common/live.rs"]
