@@ -13,12 +13,12 @@ use futures::{FutureExt as _, stream};
 use tokio::sync::Notify;
 use tokio_ctx::{BoxError, Context, Error, Group, Shutdown, StreamExt as _, testing};
 
-/// What a scope complains about, at once: its patience is that of a paused clock.
+/// Returns the complaint of a scope, immediately because the clock is paused.
 fn complaint<T>(body: impl AsyncFnOnce(&Context) -> T) -> String {
     panic_text(|| paused().block_on(testing::scope(body)))
 }
 
-/// A future's panic, as text.
+/// Returns the text of a future's panic.
 async fn panicked(future: impl Future) -> String {
     let Err(panic) = AssertUnwindSafe(future).catch_unwind().await else {
         panic!("should have panicked")
@@ -117,7 +117,7 @@ fn a_blocking_task_that_is_left_is_named_too() {
     });
 }
 
-/// A scope complains of one thing, and that is what was started on this line.
+/// Checks that a scope complains about one task, the one spawned on this line.
 #[track_caller]
 fn left_at<T>(line: u32, body: impl AsyncFnOnce(&Context) -> T) {
     let text = complaint(body);
@@ -126,7 +126,7 @@ fn left_at<T>(line: u32, body: impl AsyncFnOnce(&Context) -> T) {
     assert_eq!(text.lines().count(), 2, "{text}");
 }
 
-/// It waits, in a task of nobody's, for ever.
+/// Waits forever, in an unregistered task.
 fn forget(wait: impl Future + Send + 'static) {
     tokio::spawn(async move {
         wait.await;
@@ -253,7 +253,7 @@ fn the_bodys_own_panic_is_all_there_is() {
         }))
     });
     assert_eq!(text, "the test failed");
-    // Its context has ended all the same.
+    // Its context has ended nevertheless.
     runtime.block_on(async {
         while drops.count() == 0 {
             tokio::task::yield_now().await;
