@@ -140,8 +140,8 @@
 //! - `axum`: `Context` as an extractor, `Error` as a response.
 //! - `tonic`: conversions between `Error` and `Status`, `Context` in requests.
 //! - `test-util`: the module `testing`, a context for a test, which fails the test if a task is left running.
-//! - `watch`: the module `watch`, what is running now, and what was told to stop and is still here.
-//! - `metrics`: its counters, through the crate of that name.
+//! - `watch`: the module `watch`, what is running now, and what was canceled and is still running.
+//! - `metrics`: the counters of `watch`, for the crate `metrics`.
 //! - `full`: all of the above, and the guides.
 //!
 //! # Guides
