@@ -72,9 +72,9 @@
 //! # Scopes
 //!
 //! Deriving a context returns a [`CancelScope`]: the new context, together with the right to cancel it. A scope
-//! is used like a `Context`, and cancels it when dropped, like Go's `defer cancel()`. A scope cannot be cloned,
-//! because one owner decides when the work is over. `scope.clone()` returns a plain `Context`, which sees the
-//! end but cannot cause it.
+//! is used like a `Context`, and cancels its context when dropped, like Go's `defer cancel()`. A scope cannot
+//! be cloned, because one owner decides when the work is over. `scope.clone()` returns a plain `Context`, which
+//! sees the end but cannot cause it.
 //!
 //! ```
 //! # use std::time::Duration;
