@@ -2,8 +2,8 @@
 //!
 //! This file only re-exports names. The files of this module import from each other, and never from this one.
 
-// The page of `Context` in the documentation lists its methods in the order of these modules. Blank lines keep the groups
-// from being sorted into each other.
+// The page of `Context` in the documentation lists its methods in the order of these modules. Blank lines keep
+// the groups from being sorted into each other.
 
 #[allow(clippy::module_inception, reason = "the module is named after its central type")]
 mod context;
