@@ -21,8 +21,8 @@
 //! curl -i --max-time 0.1 http://127.0.0.1:7001/search/slow
 //! ```
 //!
-//! `services.rs` has the services; `search.rs` beside it what they say to each other, `../recipes/sqlite.rs` how
-//! a query ends with its context, `cases.rs` the client, `journal.rs` the table.
+//! `services.rs` has the services; `search.rs` beside it what they say to each other, the recipe in
+//! `../recipes/rusqlite` how a query ends with its context, `cases.rs` the client, `journal.rs` the table.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
@@ -37,8 +37,6 @@ mod cases;
 mod journal;
 mod search;
 mod services;
-#[path = "../recipes/sqlite.rs"]
-mod sqlite;
 
 #[tokio::main]
 async fn main() -> ExitCode {
