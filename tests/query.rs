@@ -284,8 +284,25 @@ fn a_result_that_is_ready_wins_over_the_end() {
         assert!(ctx.is_done());
         let outcome = query.await;
         assert_eq!(outcome.result.unwrap(), Ok(7));
-        assert!(outcome.ended.is_none() && outcome.connection.is_some());
+        assert!(outcome.ended.is_some() && outcome.connection.is_some());
         assert_eq!(server.state().attempts, 0);
+    });
+}
+
+/// One that asks its context by itself, as SQLite does, may be faster than the timer.
+#[test]
+fn a_query_that_sees_the_end_first_is_stopped_by_it() {
+    paused().block_on(async {
+        let ctx = Context::background().with_cancel();
+        let canceler = ctx.canceler();
+        let outcome = ctx.query(Server::new(Cancels::Work).connect(), move |_| {
+            canceler.cancel_with(Cause("now"));
+            Box::pin(async { Err::<u32, _>(CANCELED) })
+        });
+        let flat: Result<u32, BoxError> = outcome.await.into_result(|error| *error == CANCELED);
+        let stopped = flat.unwrap_err();
+        assert_eq!(stopped.downcast_ref::<Stopped>().unwrap().kind(), StoppedKind::Canceled);
+        assert_eq!(word(Error::find(&*stopped).unwrap()), Some("now"));
     });
 }
 
@@ -881,9 +898,12 @@ mod a_commit {
                     })
                 })
                 .await;
-            assert_eq!(outcome.result.unwrap(), Err(CANCELED));
-            assert!(outcome.connection.is_some());
+            assert!(outcome.connection.is_some() && outcome.commit_sent);
             assert!(server.state().attempts >= 1);
+            let flat: Result<u32, BoxError> = outcome.into_result(|error| *error == CANCELED);
+            let stopped = *flat.unwrap_err().downcast::<Stopped>().unwrap();
+            assert_eq!((stopped.kind(), stopped.commit_sent()), (StoppedKind::Canceled, true));
+            assert!(stopped.to_string().starts_with("query canceled after a commit: "));
         });
     }
 
@@ -901,7 +921,7 @@ mod a_commit {
                     })
                     .await;
                 assert!(outcome.result.unwrap());
-                assert!(outcome.connection.is_none());
+                assert!(outcome.connection.is_none() && outcome.commit_sent);
                 assert_eq!((server.state().attempts, server.state().discarded), (0, 1));
             }
         });

@@ -92,7 +92,12 @@ impl Server {
         if tls {
             let mut certificate = command("openssl".into());
             certificate.args(["req", "-new", "-x509", "-days", "9", "-nodes", "-subj", "/CN=localhost"]);
-            certificate.args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]);
+            certificate.args([
+                "-addext",
+                "subjectAltName=DNS:localhost",
+                "-addext",
+                "basicConstraints=critical,CA:FALSE",
+            ]);
             certificate.args(["-keyout", "data/server.key", "-out", "data/server.crt"]);
             assert!(certificate.status().unwrap().success(), "openssl failed");
             let mut only = command("sh".into());

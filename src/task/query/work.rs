@@ -126,7 +126,8 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
         }
         if self.stop.is_none() {
             let ended = match &self.over {
-                Some((_, Ok(_))) => return Poll::Ready(self.conclude(None)),
+                // It may have seen the end itself, before it is seen here.
+                Some((_, Ok(_))) => return Poll::Ready(self.conclude(self.scope.err())),
                 Some((_, Err(_))) => None,
                 None => Some(ready!(Pin::new(&mut self.wait).poll(cx))),
             };
@@ -156,12 +157,12 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
     }
 
     fn conclude(&mut self, ended: Option<Error>) -> End<C, T> {
-        let commit_sent = self.commit.is_under_way();
+        let (is_commit, commit_sent) = (self.commit.is_under_way(), self.commit.was_sent());
         match self.over.take() {
             Some((held, Ok(output))) => {
                 let connection =
-                    if commit_sent || self.cancels.may_come_later() { None } else { held.keep() };
-                Ok(Outcome { result: Ok(output), connection, ended })
+                    if is_commit || self.cancels.may_come_later() { None } else { held.keep() };
+                Ok(Outcome { result: Ok(output), connection, ended, commit_sent })
             }
             Some((_, Err(payload))) => Err(payload),
             None => {
@@ -169,8 +170,9 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
                 self.query = None;
                 let ended = ended.unwrap_or_else(|| unreachable!("only an end stops a query"));
                 let cancel = self.cancels.failed.take();
-                let stopped = Stopped::unknown(ended.clone(), self.grace, commit_sent, cancel);
-                Ok(Outcome { result: Err(stopped), connection: None, ended: Some(ended) })
+                let stopped =
+                    Stopped::unknown(ended.clone(), self.grace, commit_sent, is_commit, cancel);
+                Ok(Outcome { result: Err(stopped), connection: None, ended: Some(ended), commit_sent })
             }
         }
     }

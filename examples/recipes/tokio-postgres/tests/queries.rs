@@ -114,7 +114,10 @@ async fn a_cancel_has_the_tls_of_the_query() {
         let query = db.query(&ctx, |client| {
             Box::pin(async move { Ok(client.execute("SELECT pg_sleep(3600)", &[]).await?) })
         });
-        let Err(Error::Stopped(stopped)) = query.await else { panic!("it sleeps") };
+        let stopped = match query.await {
+            Err(Error::Stopped(stopped)) => stopped,
+            other => panic!("it sleeps: {other:?}"),
+        };
         assert_eq!(stopped.kind(), StoppedKind::Canceled);
         // One connection, and at least one cancel each.
         assert!(asked.load(Ordering::Relaxed) > round);
