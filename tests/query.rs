@@ -37,6 +37,8 @@ enum Cancels {
     Ignored,
     /// They arrive, and the attempt is not over before so much time.
     Slow(Duration),
+    /// They arrive after so much time.
+    Late(Duration),
     /// They arrive, and the attempt never is.
     Hang,
     Fail,
@@ -178,6 +180,10 @@ impl Connection for Conn {
             Cancels::Slow(time) => {
                 server.cancel_now();
                 sleep(time).await;
+            }
+            Cancels::Late(time) => {
+                sleep(time).await;
+                server.cancel_now();
             }
             Cancels::Hang => {
                 server.cancel_now();
@@ -580,6 +586,7 @@ mod dropped {
             Cancels::Lost(2),
             Cancels::Ignored,
             Cancels::Slow(ms(30)),
+            Cancels::Late(ms(30)),
             Cancels::Hang,
             Cancels::Fail,
         ];
@@ -609,7 +616,7 @@ mod dropped {
                         let state = server.state();
                         assert!(state.discarded == 1 || state.running == 0, "{state:?}");
                         let is_known =
-                            matches!(cancels, Cancels::Work | Cancels::Lost(_) | Cancels::Slow(_));
+                            !matches!(cancels, Cancels::Ignored | Cancels::Hang | Cancels::Fail);
                         // Or it ran to its end, in an hour, before it was dropped.
                         assert_eq!(state.discarded == 0, is_known || state.attempts == 0, "{state:?}");
                         sleep(LONG * 2).await;
@@ -708,7 +715,7 @@ mod dropped {
 #[test]
 fn a_query_that_uses_up_the_budget_hides_neither_end_nor_grace() {
     current_thread().block_on(async {
-        for cancels in [Cancels::Work, Cancels::Ignored, Cancels::Slow(ms(5))] {
+        for cancels in [Cancels::Work, Cancels::Ignored, Cancels::Late(ms(5))] {
             let server = Server::new(cancels);
             let begun = Instant::now();
             let outcome = in_ms(20)
