@@ -4,6 +4,10 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+#[cfg(feature = "http")]
+use std::sync::{Arc, LazyLock};
+
+use crate::error::Cause;
 
 /// The cause of a context that the crate itself ends when all is done, in words for an error.
 #[derive(Debug)]
@@ -17,15 +21,88 @@ impl fmt::Display for Finished {
 
 impl StdError for Finished {}
 
+/// The cause with that number, which a token keeps without memory of its own; none for 0.
+pub(crate) fn preset(number: u8) -> Option<Cause> {
+    #[cfg(feature = "http")]
+    return Budget::of_preset(number);
+    #[cfg(not(feature = "http"))]
+    {
+        let _ = number;
+        None
+    }
+}
+
+/// Who set a request's budget: the cause of an end by its deadline.
+///
+/// ```
+/// use std::time::Duration;
+/// use http::HeaderMap;
+/// use tokio_ctx::wire::{Budget, Inbound};
+/// use tokio_ctx::Context;
+///
+/// let mut headers = HeaderMap::new();
+/// headers.insert("grpc-timeout", "0n".parse().unwrap());
+/// let ctx = Context::background().extract(&headers, &Inbound::new())?;
+/// assert_eq!(ctx.err().unwrap().cause_as::<Budget>(), Some(&Budget::Caller));
+/// # Ok::<(), tokio_ctx::wire::BadHeader>(())
+/// ```
+#[cfg(feature = "http")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Budget {
+    /// The caller, in a header.
+    Caller,
+    /// The server: its [default](crate::wire::Inbound::default_budget).
+    Default,
+    /// The server: its [maximum](crate::wire::Inbound::max_budget), or that of a [date](crate::wire::DeadlineAt).
+    Maximum,
+    /// The server: less than its [minimum](crate::wire::Inbound::min_budget) is not worth beginning.
+    Minimum,
+}
+
+#[cfg(feature = "http")]
+impl Budget {
+    /// Those that a request which is served may have: two bits.
+    const PRESET: [Budget; 3] = [Budget::Caller, Budget::Default, Budget::Maximum];
+
+    /// Its number as a preset cause, if it is one.
+    pub(crate) fn preset(self) -> Option<u8> {
+        let at = Budget::PRESET.iter().position(|&whose| whose == self)?;
+        Some(at as u8 + 1)
+    }
+
+    /// The same cause each time, so that two errors of one end have the same.
+    fn of_preset(number: u8) -> Option<Cause> {
+        static CAUSES: LazyLock<[Cause; 3]> =
+            LazyLock::new(|| Budget::PRESET.map(|whose| Arc::new(whose) as Cause));
+        CAUSES.get(usize::from(number).checked_sub(1)?).cloned()
+    }
+}
+
+#[cfg(feature = "http")]
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Budget::Caller => "as the caller asked",
+            Budget::Default => "the server's default",
+            Budget::Maximum => "the server's maximum",
+            Budget::Minimum => "less than the server's minimum",
+        })
+    }
+}
+
+#[cfg(feature = "http")]
+impl StdError for Budget {}
+
 /// How a request ended, if not by a deadline or with the service: the cause that its context has then.
 ///
 /// ```
 /// use tokio_ctx::Context;
 /// use tokio_ctx::wire::RequestEnd;
 ///
-/// /// Whether the report is no longer wanted, rather than that there is no more time for it.
+/// /// Whether the report is no longer waited for, rather than that there is no more time for it.
 /// fn is_unwanted(ctx: &Context) -> bool {
-///     ctx.err().is_some_and(|end| end.cause_as() == Some(&RequestEnd::ClientLeft))
+///     ctx.err().is_some_and(|end| end.cause_as() == Some(&RequestEnd::Dropped))
 /// }
 /// # assert!(!is_unwanted(&Context::background()));
 /// ```
@@ -36,7 +113,13 @@ pub enum RequestEnd {
     /// The response has been sent, or at any rate handed over, to its end: no failure, and no event of
     /// `tracing`.
     Answered,
-    /// The connection or the stream went before that: the client hung up, or the server closed it.
+    /// What serves the request dropped it before that. Mostly the client has left: servers drop the handler, or the
+    /// response's body, when the connection closes or the stream is reset. A timer of theirs outside of the layer
+    /// (tower's `Timeout`, tonic's `Server::timeout`), a hedge, or the close of the server does the same, and a
+    /// drop does not say which.
+    Dropped,
+    /// The client has left, by a server that knows: the layer never says so by itself. The cause to give where
+    /// [`extract`](crate::Context::extract) is used by hand.
     ClientLeft,
     /// The service, or its response's body, returned an error.
     Failed,
@@ -49,6 +132,7 @@ impl fmt::Display for RequestEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             RequestEnd::Answered => "request answered",
+            RequestEnd::Dropped => "request dropped",
             RequestEnd::ClientLeft => "client left",
             RequestEnd::Failed => "request failed",
             RequestEnd::Panicked => "handler panicked",

@@ -108,7 +108,7 @@ impl Scope {
     /// One, and a context that ends when nobody holds the scope's context, or one derived from it.
     fn new() -> (Scope, Context) {
         let (gone, held) = Context::background().with_cancel().split();
-        let census = Census::default();
+        let census = Census::new();
         let member = Member::new(census.clone(), held);
         let ctx = Context::background().with_value(member).with_cancel();
         (Scope { ctx, census }, gone)

@@ -5,6 +5,12 @@
 //! and nothing else: contexts are derived and ended amidst wake-ups of others, which a panic would cost.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::registry;
 
 #[cfg(not(feature = "tracing"))]
 mod imp {
@@ -17,21 +23,11 @@ mod imp {
         false
     }
 
-    #[inline]
-    pub(crate) fn birth() -> u64 {
-        0
-    }
-
-    pub(crate) fn noted(_birth: u64) -> Option<Instant> {
-        None
-    }
-
     pub(crate) fn ended(_error: &Error, _born: Option<Instant>) {}
 }
 
 #[cfg(feature = "tracing")]
 mod imp {
-    use std::sync::OnceLock;
     use std::time::Duration;
 
     use tokio::time::Instant;
@@ -41,9 +37,6 @@ mod imp {
     use super::shielded;
     use crate::error::{Error, Place};
     use crate::finished;
-
-    /// When the first birth was noted; births are counted from here, so that one fits in a word.
-    static EPOCH: OnceLock<Instant> = OnceLock::new();
 
     /// Whether a subscriber takes events of this crate: one relaxed load while none takes any `DEBUG` event.
     #[inline]
@@ -56,25 +49,6 @@ mod imp {
     #[cold]
     fn subscriber_listens() -> bool {
         shielded(|| enabled!(target: "tokio_ctx", Level::DEBUG)).unwrap_or(false)
-    }
-
-    /// When a context is made, in nanoseconds since the epoch, if a subscriber listens; else 0.
-    #[inline]
-    pub(crate) fn birth() -> u64 {
-        if listens() { note_birth() } else { 0 }
-    }
-
-    #[cold]
-    fn note_birth() -> u64 {
-        let now = Instant::now();
-        let age = now.saturating_duration_since(*EPOCH.get_or_init(|| now));
-        u64::try_from(age.as_nanos()).map_or(0, |age| age + 1)
-    }
-
-    /// The instant that [`birth`] noted.
-    pub(crate) fn noted(birth: u64) -> Option<Instant> {
-        let age = Duration::from_nanos(birth.checked_sub(1)?);
-        Some(*EPOCH.get()? + age)
     }
 
     /// Emits the event of an end, unless the end says that the work was done.
@@ -102,6 +76,28 @@ mod imp {
 }
 
 pub(crate) use imp::*;
+
+/// When the first birth was noted; births are counted from here, so that one fits in a word.
+static EPOCH: OnceLock<Instant> = OnceLock::new();
+
+/// When a context is made, in nanoseconds since the epoch, if a subscriber listens, or a watch is installed; else 0.
+#[inline]
+pub(crate) fn birth() -> u64 {
+    if listens() || registry::is_installed() { note_birth() } else { 0 }
+}
+
+#[cold]
+fn note_birth() -> u64 {
+    let now = Instant::now();
+    let age = now.saturating_duration_since(*EPOCH.get_or_init(|| now));
+    u64::try_from(age.as_nanos()).map_or(0, |age| age + 1)
+}
+
+/// The instant that [`birth`] noted.
+pub(crate) fn noted(birth: u64) -> Option<Instant> {
+    let age = Duration::from_nanos(birth.checked_sub(1)?);
+    Some(*EPOCH.get()? + age)
+}
 
 /// Calls foreign code, such as a subscriber or a waker; `None` if it panics.
 #[inline]

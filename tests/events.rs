@@ -142,7 +142,7 @@ async fn a_request_that_ended_otherwise_is_an_event() {
     assert!(common::poll_once(&mut left).is_pending());
     drop(left);
     let seen = SEEN.take();
-    assert!(seen.len() == 1 && seen[0].contains("cause=client left;"), "{seen:?}");
+    assert!(seen.len() == 1 && seen[0].contains("cause=request dropped;"), "{seen:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -206,7 +206,7 @@ async fn a_subscriber_that_panics_costs_the_event_alone() {
             (http::HeaderName::from_static(name), http::HeaderValue::from_static(text))
         });
         let inbound = Inbound::new().believe([DeadlineHeader::Grpc]);
-        assert!(BACKGROUND.extract(&headers.into_iter().collect(), &inbound).is_ok());
+        assert!(BACKGROUND.extract(&headers.into_iter().collect::<http::HeaderMap>(), &inbound).is_ok());
         PANICS.set(Panics::Never);
         no_event();
     }

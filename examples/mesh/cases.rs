@@ -82,7 +82,7 @@ impl Mesh {
         let hops = self.ended(&SERVICES).await?;
         let last = hops.iter().map(|hop| hop.over - left).max().unwrap_or_default();
         println!("  all of them stopped within {}\n", millis(last));
-        let left = |hop: &Entry| hop.end.cause_as() == Some(&RequestEnd::ClientLeft);
+        let left = |hop: &Entry| hop.end.cause_as() == Some(&RequestEnd::Dropped);
         insist(hops.iter().all(left), "one ended otherwise")?;
         insist(last <= AFTER, "one went on too long")?;
         Ok(hops)

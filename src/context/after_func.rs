@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::future::Future;
-use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::sync::{Arc, Weak};
 
 use tokio::task::AbortHandle;
 
-#[cfg(feature = "test-util")]
-use super::census::Entry;
 use super::context::Context;
+use super::enter::Entry;
+use crate::registry::Kind;
 use crate::token::Token;
 use crate::token::sync::{AtomicBool, Ordering};
 
@@ -46,12 +46,8 @@ impl Context {
         F: FnOnce() -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        #[cfg(feature = "test-util")]
-        let f = {
-            let entry = Entry::new(self, std::panic::Location::caller());
-            move || entry.held_by(async move { f().await })
-        };
-        after_func(self, f)
+        let entry = Entry::new(self, Kind::AfterFunc, Location::caller());
+        after_func(self, move || entry.held_by(async move { f().await }))
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::future::Future;
 
+use tokio::task::futures::TaskLocalFuture;
+
 use super::context::Context;
 #[cfg(feature = "tracing")]
 use crate::error::{Error, ErrorKind};
@@ -11,6 +13,10 @@ use crate::trace::shielded;
 tokio::task_local! {
     static CURRENT: Context;
 }
+
+/// A future that runs, and is dropped, with a context as the current one.
+#[cfg(feature = "tower")]
+pub(crate) type Scoped<F> = TaskLocalFuture<Context, F>;
 
 impl Context {
     /// The task's context: the one of the innermost [`scope`](Self::scope), [`sync_scope`],
@@ -62,7 +68,18 @@ impl Context {
     /// # }
     /// ```
     pub fn scope<F: Future>(&self, f: F) -> impl Future<Output = F::Output> + use<F> {
-        CURRENT.scope(self.clone(), f)
+        self.clone().around(f)
+    }
+
+    /// [`scope`](Self::scope), with a name for its type.
+    pub(crate) fn around<F: Future>(self, f: F) -> TaskLocalFuture<Context, F> {
+        CURRENT.scope(self, f)
+    }
+
+    /// [`scope`](Self::scope), of a type that has a name.
+    #[cfg(feature = "tower")]
+    pub(crate) fn scoped<F: Future>(self, f: F) -> Scoped<F> {
+        CURRENT.scope(self, f)
     }
 
     /// Calls a function with this context as [`current`](Self::current).

@@ -108,6 +108,20 @@ impl<C: Borrow<Context>> Wait<C> {
         self.ctx.borrow()
     }
 
+    #[cfg(feature = "tower")]
+    pub(crate) fn owner_mut(&mut self) -> &mut C {
+        &mut self.ctx
+    }
+
+    /// Leaves the list: nothing waits here until it is polled again.
+    #[cfg(feature = "tower")]
+    pub(crate) fn leave(&mut self) {
+        if let (true, Some(token)) = (self.seat != Seat::default(), self.ctx().token()) {
+            token.leave(self.seat);
+        }
+        (self.seat, self.waker, self.runtime) = (Seat::default(), (0, 0), None);
+    }
+
     fn is_terminated(&self) -> bool {
         self.ended
     }

@@ -56,14 +56,6 @@ impl CancelGuard {
         cancel(self.0.as_ref(), Some(cause.into()));
     }
 
-    /// [`cancel_with`](Self::cancel_with), told to have been called at that line.
-    #[cfg(feature = "tower")]
-    pub(crate) fn cancel_at(&self, place: &'static Location<'static>, cause: impl Into<BoxError>) {
-        if let Some(token) = &self.0 {
-            token.cancel(Some(place), Some(cause.into()));
-        }
-    }
-
     /// A handle with the same two methods that can be cloned, and has no effect when dropped.
     ///
     /// ```

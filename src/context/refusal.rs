@@ -34,6 +34,8 @@ impl Entry {
         if *self != Entry::Begun {
             if let Some(error) = ctx.err() {
                 ready!(self.poll_refused(cx));
+                #[cfg(feature = "watch")]
+                crate::registry::refused(&error);
                 return Poll::Ready(Err(error));
             }
             *self = Entry::Begun;

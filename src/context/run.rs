@@ -270,7 +270,7 @@ impl CancelScope {
 
 pin_project! {
     /// A future, until the context ends, which is borrowed or owned.
-    struct Bound<C: Borrow<Context>, F> {
+    pub(crate) struct Bound<C: Borrow<Context>, F> {
         entry: Entry,
         // None: it is over. Dropped before the context, which may be a scope.
         #[pin]
@@ -282,8 +282,13 @@ pin_project! {
 }
 
 impl<C: Borrow<Context>, F> Bound<C, F> {
-    fn new(ctx: C, future: F) -> Self {
+    pub(crate) fn new(ctx: C, future: F) -> Self {
         Bound { entry: Entry::Fresh, future: Some(future), wait: Some(Wait::new(ctx)) }
+    }
+
+    /// One whose context has just been looked at.
+    pub(crate) fn begun(ctx: C, future: F) -> Self {
+        Bound { entry: Entry::Begun, future: Some(future), wait: Some(Wait::new(ctx)) }
     }
 
     fn ctx(&self) -> Option<&Context> {

@@ -255,6 +255,12 @@ impl CancelScope {
         }
     }
 
+    /// Whether anything but this scope could see its end.
+    #[cfg(feature = "tower")]
+    pub(crate) fn is_seen(&self) -> bool {
+        self.0.token().is_some_and(|token| token.is_seen())
+    }
+
     /// A handle with the same two methods that can be cloned, and has no effect when dropped.
     ///
     /// ```

@@ -1,13 +1,15 @@
 //! Tasks of a context: one that has it as the current one, one that is stopped at the end, and one that is handed it.
 
 use std::future::Future;
+use std::panic::Location;
 
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-#[cfg(feature = "test-util")]
-use super::census::Entry;
 use super::context::Context;
+use super::enter::Entry;
 use crate::error::Error;
+use crate::registry::Kind;
 
 impl Context {
     /// Spawns a task in which this context is [`current`](Self::current): [`tokio::spawn`] in
@@ -38,9 +40,22 @@ impl Context {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        #[cfg(feature = "test-util")]
-        let f = Entry::new(self, std::panic::Location::caller()).held_by(f);
-        tokio::spawn(self.scope(f))
+        self.spawn_on(&Handle::current(), Location::caller(), f)
+    }
+
+    /// [`spawn`](Self::spawn) on that runtime, in the name of another line.
+    pub(crate) fn spawn_on<F>(
+        &self,
+        runtime: &Handle,
+        spawned_at: &'static Location<'static>,
+        f: F,
+    ) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let f = Entry::new(self, Kind::Task, spawned_at).held_by(f);
+        runtime.spawn(self.scope(f))
     }
 
     /// Spawns a task that runs until the context ends: [`spawn`](Self::spawn) of [`run`](Self::run).

@@ -105,14 +105,27 @@ impl Values {
         match (&self.0, &other.0) {
             (_, None) => self.clone(),
             (None, _) => other.clone(),
-            (Some(a), Some(b)) if Arc::ptr_eq(a, b) => self.clone(),
-            _ => {
+            _ if self.ends_with(other) => self.clone(),
+            (Some(_), Some(_)) => {
                 let mut index = Index::default();
                 self.collect(&mut index);
                 other.collect(&mut index);
                 Values::indexed(index, Merged)
             }
         }
+    }
+
+    /// Whether these are those of `other` and more in front of them, as far as no index lies between.
+    pub(crate) fn ends_with(&self, other: &Values) -> bool {
+        let Some(sought) = &other.0 else { return true };
+        let mut next = self.0.as_ref();
+        while let Some(link) = next {
+            if Arc::ptr_eq(link, sought) {
+                return true;
+            }
+            next = link.next.as_ref();
+        }
+        false
     }
 
     /// The names of the types it holds, sorted.

@@ -8,9 +8,11 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::pin::pin;
 
 use super::context::Context;
+use super::enter::Entry;
 use super::guard::Canceler;
 use super::scope::CancelScope;
 use crate::error::{BoxError, Place};
+use crate::registry::Kind;
 
 impl Context {
     /// A child that also ends when `reason` resolves, with its output as the cause.
@@ -115,13 +117,15 @@ impl Context {
         let scope = self.with_cancel();
         let watch = Watch { canceler: Some(scope.canceler()), asked_at };
         let watched = scope.clone();
-        tokio::spawn(self.scope(async move {
+        let entry = Entry::new(self, Kind::Task, asked_at);
+        let watching = entry.held_by(async move {
             match watched.run(caught(reason)).await {
                 Ok(Ok(cause)) => watch.ends_with(cause),
                 Ok(Err(panic)) => watch.ends_with(Panicked(panic_text(&*panic)).into()),
                 Err(_ended_otherwise) => watch.rests(),
             }
-        }));
+        });
+        tokio::spawn(self.scope(watching));
         scope
     }
 }

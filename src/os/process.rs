@@ -85,6 +85,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
+use std::panic::Location;
 use std::pin::pin;
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::Arc;
@@ -96,8 +97,10 @@ use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::context::enter::Entry;
 use crate::context::refusal::checked;
 use crate::context::{CancelScope, Context};
+use crate::registry::{Kind, Name};
 
 mod capture;
 mod error;
@@ -144,13 +147,15 @@ pub trait CommandExt {
     /// # main();
     /// # }
     /// ```
+    #[track_caller]
     fn bounded_by<'a>(&'a mut self, ctx: &'a Context) -> Bounded<'a>;
 }
 
 impl CommandExt for Command {
+    #[track_caller]
     fn bounded_by<'a>(&'a mut self, ctx: &'a Context) -> Bounded<'a> {
         let program = self.as_std().get_program().to_string_lossy().into_owned();
-        Bounded { command: self, ctx, program, stop: Stop::after(GRACE) }
+        Bounded { command: self, ctx, program, stop: Stop::after(GRACE), line: Location::caller() }
     }
 }
 
@@ -162,6 +167,7 @@ pub struct Bounded<'a> {
     ctx: &'a Context,
     program: String,
     stop: Stop,
+    line: &'static Location<'static>,
 }
 
 impl Bounded<'_> {
@@ -339,9 +345,9 @@ impl Bounded<'_> {
     /// ```
     pub async fn output(self) -> Result<Output, Error> {
         let _refused = checked(self.ctx).await;
-        let Bounded { command, ctx, program, stop } = self;
+        let Bounded { command, ctx, program, stop, line } = self;
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = Bounded { command: &mut *command, ctx, program, stop }.spawn();
+        let child = Bounded { command: &mut *command, ctx, program, stop, line }.spawn();
         command.stdout(Stdio::inherit()).stderr(Stdio::inherit());
         child?.wait_with_output().await
     }
@@ -384,7 +390,7 @@ impl Bounded<'_> {
     /// # }
     /// ```
     pub fn spawn(self) -> Result<Child, Error> {
-        let Bounded { command, ctx, program, stop } = self;
+        let Bounded { command, ctx, program, stop, line } = self;
         let failed = |why| Error::new(&program, why, None);
         ctx.check().map_err(|ended| failed(Why::NotStarted(ended)))?;
         stop.check().map_err(|error| failed(Why::NoStart(error)))?;
@@ -396,10 +402,24 @@ impl Bounded<'_> {
         let scope = ctx.with_cancel();
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (id, grace) = (child.id(), stop.grace);
-        let supervisor = Supervisor::new(child, stop, entry);
+        let named = || Some(Box::new(Named(program.clone(), id)) as Name);
+        let registered = Entry::named(&scope, Kind::Process, line, named);
+        let supervisor = Supervisor::new(child, stop, entry, registered);
         let shared = supervisor.shared();
         let exit = State::Running(tokio::spawn(supervisor.run(scope.clone())));
         Ok(Child { stdin, stdout, stderr, id, shared, program, grace, exit, scope })
+    }
+}
+
+/// What a watch calls a process: `pg_dump (process 4711)`.
+struct Named(String, Option<u32>);
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.1 {
+            Some(id) => write!(f, "{} (process {id})", self.0),
+            None => f.write_str(&self.0),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Contexts for code that blocks: on Tokio's blocking threads, and on plain ones.
 
+use std::panic::Location;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{self, Poll, Wake, Waker};
@@ -13,7 +14,9 @@ use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::context::done::Wait;
+use crate::context::enter::Entry;
 use crate::error::Error;
+use crate::registry::Kind;
 
 /// Within a runtime the clock may be one that a test moves: it is looked at so often at least.
 const LOOK: Duration = Duration::from_millis(100);
@@ -60,13 +63,10 @@ impl Context {
         R: Send + 'static,
     {
         let ctx = self.clone();
-        #[cfg(feature = "test-util")]
-        let f = {
-            let entry = crate::context::census::Entry::new(self, std::panic::Location::caller());
-            move || {
-                let _entry = entry;
-                f()
-            }
+        let entry = Entry::new(self, Kind::Blocking, Location::caller());
+        let f = move || {
+            let _polling = entry.polling();
+            f()
         };
         tokio::task::spawn_blocking(move || ctx.sync_scope(f))
     }

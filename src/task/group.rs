@@ -60,11 +60,13 @@ use pin_project_lite::pin_project;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::sleep_until;
 
+use crate::context::enter::Entry;
 use crate::context::refusal::checked;
 use crate::context::{CancelScope, Canceler, Context, DoneOwned};
 #[cfg(doc)]
 use crate::error::BoxError;
 use crate::error::{Error, Place};
+use crate::registry::Kind;
 
 mod failed;
 mod outcome;
@@ -137,6 +139,7 @@ struct Crew<T, E> {
     overdue: bool,
     // The end came before a task's turn.
     gave_up: bool,
+    _entry: Entry,
 }
 
 /// Resolves when the grace of a group is over.
@@ -193,6 +196,7 @@ impl<T, E> Group<T, E> {
             grace: None,
             overdue: false,
             gave_up: false,
+            _entry: Entry::new(&ctx, Kind::Group, Location::caller()),
         };
         (Group { crew, limit: Unlimited(()) }, ctx)
     }
@@ -700,8 +704,7 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
     {
         // What has ended keeps its future's room until then.
         self.collect();
-        #[cfg(feature = "test-util")]
-        let task = crate::context::census::Entry::new(&self.ctx, spawned_at).held_by(task);
+        let task = Entry::new(&self.ctx, Kind::Task, spawned_at).held_by(task);
         let task = self.ctx.scope(task);
         let member = Member { nth: self.spawned, spawned_at };
         let handle = self.tasks.spawn(Working { task, common: self.common.clone(), member });

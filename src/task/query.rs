@@ -37,10 +37,10 @@ use std::task::{Context as TaskContext, Poll, ready};
 
 use tokio::runtime::Handle;
 
-#[cfg(feature = "test-util")]
-use crate::context::census;
+use crate::context::enter;
 use crate::context::refusal::Entry;
 use crate::context::{CancelScope, Context};
+use crate::registry::Kind;
 use crate::trace::shielded;
 
 mod commit;
@@ -267,12 +267,8 @@ impl<C: Connection, T: Send + 'static, F> Drop for Query<C, T, F> {
         // Without a runtime the connection is discarded, as with one that shuts down.
         let Some(runtime) = self.runtime.take().or_else(|| Handle::try_current().ok()) else { return };
         work.abandon(self.place);
-        #[cfg(feature = "test-util")]
-        let entry = census::Entry::new(work.context(), self.place);
-        let rest = finish(work);
-        #[cfg(feature = "test-util")]
-        let rest = entry.held_by(rest);
-        runtime.spawn(rest);
+        let entry = enter::Entry::new(work.context(), Kind::Task, self.place);
+        runtime.spawn(entry.held_by(finish(work)));
     }
 }
 

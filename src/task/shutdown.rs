@@ -136,9 +136,23 @@ use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::{Instant, sleep_until};
 
+use crate::context::enter::{Entry, Polling};
 use crate::context::{CancelScope, Context};
 use crate::error::{BoxError, Error, Place, fmt_with_sources};
 use crate::finished::Finished;
+use crate::registry::{self, Kind};
+
+#[cfg(feature = "watch")]
+pub(crate) mod probe;
+
+/// What a watch asks.
+fn probe(soft: &Context, hard: &Context, work: &Arc<Work>) -> Option<registry::Probe> {
+    let _ = (soft, hard, work);
+    #[cfg(feature = "watch")]
+    return probe::Probe::of(soft, hard, work);
+    #[cfg(not(feature = "watch"))]
+    None
+}
 
 const GRACE: Duration = Duration::from_secs(8);
 const CLEANUP: Duration = Duration::from_secs(1);
@@ -184,6 +198,7 @@ struct Common {
     made_at: &'static Location<'static>,
     // Apart from the scopes: who is at work keeps the list, and nobody from ending.
     work: Arc<Work>,
+    _entry: Entry,
 }
 
 impl Shutdown {
@@ -212,7 +227,9 @@ impl Shutdown {
         // The grace and the clean-up run from the two ends.
         [&soft, &hard].into_iter().filter_map(|scope| scope.token()).for_each(|token| token.date_ends());
         let (made_at, work) = (Location::caller(), Arc::default());
-        Shutdown { common: Arc::new(Common { soft, hard, made_at, work }), name: None }
+        let probe = || (None, probe(&soft, &hard, &work));
+        let entry = Entry::probed(&hard, Kind::Shutdown, made_at, probe);
+        Shutdown { common: Arc::new(Common { soft, hard, made_at, work, _entry: entry }), name: None }
     }
 
     /// How long work may go on after the begin before it is canceled.
@@ -410,7 +427,8 @@ impl Shutdown {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let tracked = self.track(task);
+        let ticket = self.ticket_for(Kind::Task, Location::caller());
+        let tracked = Tracked { future: Some(task), ticket: Some(ticket) };
         let id = tracked.id();
         let handle = tokio::spawn(self.common.hard.scope(tracked));
         self.common.work.attach(id, handle.abort_handle());
@@ -436,7 +454,8 @@ impl Shutdown {
     /// ```
     #[track_caller]
     pub fn track<F: Future>(&self, future: F) -> Tracked<F> {
-        Tracked { future: Some(future), ticket: Some(self.ticket()) }
+        let ticket = self.ticket_for(Kind::Tracked, Location::caller());
+        Tracked { future: Some(future), ticket: Some(ticket) }
     }
 
     /// Something to hold while at work, where no future is: in a thread, or in `spawn_blocking`.
@@ -461,7 +480,13 @@ impl Shutdown {
     /// ```
     #[track_caller]
     pub fn ticket(&self) -> Ticket {
-        self.ticket_for(Name::Given(self.name.clone()), Location::caller())
+        self.ticket_for(Kind::Ticket, Location::caller())
+    }
+
+    fn ticket_for(&self, kind: Kind, spawned_at: &'static Location<'static>) -> Ticket {
+        let name = || self.name.clone().map(|name| Box::new(name) as registry::Name);
+        let entry = Entry::named(&self.common.hard, kind, spawned_at, name);
+        self.enter(Name::Given(self.name.clone()), spawned_at, entry)
     }
 
     /// A ticket for work that has a label of its own below the shutdown's name, written out only in a report.
@@ -471,16 +496,14 @@ impl Shutdown {
         label: impl fmt::Display + Send + 'static,
         spawned_at: &'static Location<'static>,
     ) -> Ticket {
-        self.ticket_for(Name::Labeled(self.name.clone(), Box::new(label)), spawned_at)
+        // The request registers by itself.
+        let entry = Entry::in_test(&self.common.hard, Kind::Request, spawned_at);
+        self.enter(Name::Labeled(self.name.clone(), Box::new(label)), spawned_at, entry)
     }
 
-    fn ticket_for(&self, name: Name, spawned_at: &'static Location<'static>) -> Ticket {
-        Ticket {
-            id: self.common.work.enter(name, spawned_at),
-            work: self.common.work.clone(),
-            #[cfg(feature = "test-util")]
-            _entry: crate::context::census::Entry::new(&self.common.hard, spawned_at),
-        }
+    fn enter(&self, name: Name, spawned_at: &'static Location<'static>, entry: Entry) -> Ticket {
+        let work = self.common.work.clone();
+        Ticket { id: work.enter(name, spawned_at), work, entry }
     }
 
     /// Waits for the begin, takes the shutdown through its phases, and reports.
@@ -516,7 +539,7 @@ impl Shutdown {
     /// # }
     /// ```
     pub async fn wait(&self) -> Report {
-        let Common { soft, hard, work, made_at } = &*self.common;
+        let Common { soft, hard, work, made_at, .. } = &*self.common;
         let waiter = Waiter::here(work);
         let why = soft.done().await;
         let (began, grace) = (why.origin().ended_at(), work.lock().grace);
@@ -743,17 +766,19 @@ thread_local! {
 }
 
 /// Says that a ticket's work is being polled, until it is dropped.
-pub(crate) struct AtWork(());
+pub(crate) struct AtWork<'a> {
+    _polling: Polling<'a>,
+}
 
-impl AtWork {
-    fn new(ticket: &Ticket) -> AtWork {
+impl AtWork<'_> {
+    fn new(ticket: &Ticket) -> AtWork<'_> {
         let frame = (address(&ticket.work), ticket.id);
         let _no_thread_local = AT_WORK.try_with(|frames| frames.borrow_mut().push(frame));
-        AtWork(())
+        AtWork { _polling: ticket.entry.polling() }
     }
 }
 
-impl Drop for AtWork {
+impl Drop for AtWork<'_> {
     fn drop(&mut self) {
         let _no_thread_local = AT_WORK.try_with(|frames| frames.borrow_mut().pop());
     }
@@ -928,13 +953,12 @@ impl<F> fmt::Debug for Tracked<F> {
 pub struct Ticket {
     id: u64,
     work: Arc<Work>,
-    #[cfg(feature = "test-util")]
-    _entry: crate::context::census::Entry,
+    entry: Entry,
 }
 
 impl Ticket {
     /// To be held while its work is polled: a wait in there leaves it out.
-    pub(crate) fn at_work(&self) -> AtWork {
+    pub(crate) fn at_work(&self) -> AtWork<'_> {
         AtWork::new(self)
     }
 }

@@ -80,6 +80,8 @@
 mod deadline;
 mod end;
 mod interop;
+#[cfg(feature = "watch")]
+pub(crate) mod look;
 mod members;
 pub(crate) mod sync;
 mod tree;
@@ -127,10 +129,13 @@ const MERGED: u16 = 1 << 11;
 const DISTURBED: u16 = 1 << 12;
 /// Its deadline has a cause.
 const CAUSED: u16 = 1 << 13;
+/// It is a request's own: its parent is what serves.
+const REQUEST: u16 = 1 << 14;
 
 pub(crate) struct Token {
     state: AtomicU16,
-    /// Levels below the last one that copies an inherited error, and [`OWNS_DEADLINE`].
+    /// Levels below the last one that copies an inherited error, [`OWNS_DEADLINE`], and in between the preset cause of
+    /// its own deadline's end.
     level: u8,
     /// Counts waits that did not look at the clock.
     turns: AtomicU8,
@@ -153,6 +158,10 @@ const ROOT: u32 = u32::MAX;
 
 /// Set in `level` if the deadline is the token's own.
 const OWNS_DEADLINE: u8 = 1 << 7;
+/// Where the number of a preset cause begins in `level`.
+const PRESET: u32 = 5;
+/// What remains of `level`.
+const LEVEL: u8 = (1 << PRESET) - 1;
 
 /// A point in time in nanoseconds: half as large as an `Instant`.
 ///
@@ -211,6 +220,8 @@ pub(crate) struct Limit {
     pub(crate) now: Instant,
     pub(crate) budget: Duration,
     pub(crate) cause: Option<BoxError>,
+    /// In place of that, the number of a cause that needs no memory: see [`finished::preset`].
+    pub(crate) preset: u8,
 }
 
 impl Token {
@@ -223,8 +234,19 @@ impl Token {
     ) -> Arc<Token> {
         match limit {
             Some(limit) => Token::with_limit(parent, limit, made_at),
-            None => Arc::new(Token::plain(parent, made_at)),
+            None => Token::registered(Token::plain(parent, made_at)),
         }
+    }
+
+    /// Shares a new token. A root is one that a watch is told of.
+    #[inline]
+    fn registered(token: Token) -> Arc<Token> {
+        let token = Arc::new(token);
+        #[cfg(feature = "watch")]
+        if token.parent.is_none() {
+            token.register_root();
+        }
+        token
     }
 
     fn with_limit(
@@ -232,14 +254,14 @@ impl Token {
         limit: Limit,
         made_at: &'static Location<'static>,
     ) -> Arc<Token> {
-        let Limit { at, now, budget, cause } = limit;
+        let Limit { at, now, budget, cause, preset } = limit;
         let mut token = Token::plain(parent, made_at);
         let deadline = Stamp::new(at);
         if deadline >= token.deadline {
-            return Arc::new(token);
+            return Token::registered(token);
         }
         token.deadline = deadline;
-        token.level |= OWNS_DEADLINE;
+        token.level |= OWNS_DEADLINE | (preset << PRESET);
         token.clock = u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX);
         if let Some(cause) = cause {
             token.state = AtomicU16::new(token.state.load(Ordering::Relaxed) | OCCUPIED | CAUSED);
@@ -248,7 +270,7 @@ impl Token {
         if let Some(parent) = parent {
             parent.date_ends();
         }
-        let token = Arc::new(token);
+        let token = Token::registered(token);
         if at <= now {
             token.end_at_birth(Stamp::new(now));
         }
@@ -292,7 +314,7 @@ impl Token {
 
     #[inline]
     fn plain(parent: Option<&Arc<Token>>, made_at: &'static Location<'static>) -> Token {
-        let level = parent.map_or(0, |parent| (parent.level & !OWNS_DEADLINE) + 1) % STRIDE;
+        let level = parent.map_or(0, |parent| (parent.level & LEVEL) + 1) % STRIDE;
         Token {
             state: AtomicU16::new(0),
             level,
@@ -355,6 +377,59 @@ impl Token {
 
     fn owns_deadline(&self) -> bool {
         self.level & OWNS_DEADLINE != 0
+    }
+
+    /// Whether `above` is this token or on a path of it, as far as a walk of [`LONG`] steps finds it.
+    #[cfg(feature = "tower")]
+    pub(crate) fn is_below(&self, above: &Arc<Token>) -> bool {
+        self.reaches(above, &mut LONG.clone())
+    }
+
+    #[cfg(feature = "tower")]
+    fn reaches(&self, above: &Arc<Token>, steps: &mut usize) -> bool {
+        let mut at = self;
+        while *steps > 0 {
+            *steps -= 1;
+            if std::ptr::eq(at, &**above) {
+                return true;
+            }
+            if at.has(MERGED) && at.second().is_some_and(|second| second.reaches(above, steps)) {
+                return true;
+            }
+            let Some(parent) = &at.parent else { return false };
+            at = parent;
+        }
+        false
+    }
+
+    /// The number of the cause that its own deadline's end has, if that is a preset one.
+    fn preset(&self) -> u8 {
+        (self.level & !OWNS_DEADLINE) >> PRESET
+    }
+
+    /// Marks it as a request's own, before it is shared.
+    #[cfg(feature = "http")]
+    pub(crate) fn mark_request(&self) {
+        self.state.fetch_or(REQUEST, Ordering::Relaxed);
+    }
+
+    /// The parent of the nearest request's own token on the path, and whether there is one.
+    #[cfg(feature = "http")]
+    pub(crate) fn serving(self: &Arc<Self>) -> Option<Option<&Arc<Token>>> {
+        let mut next = Some(self);
+        while let Some(token) = next {
+            if token.has(REQUEST) {
+                return Some(token.parent.as_ref());
+            }
+            next = token.parent.as_ref();
+        }
+        None
+    }
+
+    /// The parents of a merged token.
+    #[cfg(feature = "http")]
+    pub(crate) fn merged(&self) -> Option<(Arc<Token>, Arc<Token>)> {
+        if self.has(MERGED) { Some((self.parent.clone()?, self.second()?)) } else { None }
     }
 
     /// The second parent of a merged token.

@@ -25,6 +25,7 @@ use tokio::time::timeout;
 
 use super::live::Entry;
 use crate::context::Context;
+use crate::context::enter::Entry as Registered;
 use crate::error::Error;
 
 /// How long a process may take to exit once it was killed, or if it cannot be signaled.
@@ -79,6 +80,7 @@ pub(super) struct Supervisor {
     shared: Arc<Shared>,
     /// Kills it if the process that this runs in ends without unwinding.
     entry: Option<Entry>,
+    _registered: Registered,
     #[cfg(unix)]
     stop: Stop,
     /// The group that is to be gone when this is dropped.
@@ -194,7 +196,7 @@ mod unix {
     use tokio::time::{Instant, timeout};
 
     use super::super::live::Entry;
-    use super::{Exit, REAP, Stop, Supervisor, Survived};
+    use super::{Exit, REAP, Registered, Stop, Supervisor, Survived};
 
     /// How often it is looked whether a group has a member left.
     pub(super) const LOOK: Duration = Duration::from_millis(10);
@@ -254,10 +256,15 @@ mod unix {
     }
 
     impl Supervisor {
-        pub(in super::super) fn new(child: Child, stop: Stop, entry: Option<Entry>) -> Supervisor {
+        pub(in super::super) fn new(
+            child: Child,
+            stop: Stop,
+            entry: Option<Entry>,
+            registered: Registered,
+        ) -> Supervisor {
             // A group has its leader's number.
             let group = pid(&child).filter(|_| stop.group);
-            Supervisor { child, shared: Arc::default(), entry, stop, group }
+            Supervisor { child, shared: Arc::default(), entry, _registered: registered, stop, group }
         }
 
         pub(super) fn has_group(&self) -> bool {
@@ -384,7 +391,7 @@ mod other {
     use tokio::process::{Child, Command};
 
     use super::super::live::Entry;
-    use super::{Exit, Stop, Supervisor, Survived};
+    use super::{Exit, Registered, Stop, Supervisor, Survived};
 
     impl Stop {
         pub(in super::super) fn after(grace: Duration) -> Stop {
@@ -405,8 +412,13 @@ mod other {
     }
 
     impl Supervisor {
-        pub(in super::super) fn new(child: Child, _: Stop, entry: Option<Entry>) -> Supervisor {
-            Supervisor { child, shared: Arc::default(), entry }
+        pub(in super::super) fn new(
+            child: Child,
+            _: Stop,
+            entry: Option<Entry>,
+            registered: Registered,
+        ) -> Supervisor {
+            Supervisor { child, shared: Arc::default(), entry, _registered: registered }
         }
 
         pub(super) fn has_group(&self) -> bool {

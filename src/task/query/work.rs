@@ -114,7 +114,6 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
         self.scope.cancel_at(place, "the query was dropped".into());
     }
 
-    #[cfg(feature = "test-util")]
     pub(super) fn context(&self) -> &Context {
         &self.scope
     }

@@ -1,0 +1,554 @@
+//! [`Context::retry`]: attempts and delays under one budget.
+//!
+//! A state machine, so that a first attempt that succeeds costs a child context and one reading of the clock, and no
+//! allocation but the child. Before each attempt the context is looked at; an attempt, and a delay, is bounded by
+//! it. What takes time is asked for it in advance: a delay and the attempt behind it have to fit.
+
+use std::fmt;
+use std::future::Future;
+use std::panic::Location;
+use std::pin::Pin;
+use std::task::{Context as TaskContext, Poll, ready};
+use std::time::Duration;
+
+use pin_project_lite::pin_project;
+use tokio::task::coop::poll_proceed;
+use tokio::task::futures::TaskLocalFuture;
+use tokio::time::{Sleep, sleep};
+
+use super::story::{GaveUp, RetryError, Story};
+use crate::context::refusal::Entry;
+use crate::context::run::Bound;
+use crate::context::{CancelScope, Context, NotEnoughTime};
+use crate::error::Error;
+use crate::token::sync::now;
+
+/// How late a timer may be: a delay has to leave more than that.
+const TIMER: Duration = Duration::from_millis(1);
+
+impl Context {
+    /// Makes attempts until one succeeds, all of them under this context's budget.
+    ///
+    /// `f` is called for each attempt with a context of its own, a child of this one which is also
+    /// [`current`](Self::current) in there, and the attempt's number, from 1 on. `delays` are the times between
+    /// attempts, and end the retry when they run out: any iterator of durations, so that the policies of `backon`
+    /// and `tokio-retry` fit, jitter included. With `n` delays there are at most `n + 1` attempts.
+    ///
+    /// - An attempt that is under way when the context ends is dropped, as by [`run`](Self::run). No attempt is
+    ///   begun after the end, and a delay ends with the context.
+    /// - No delay reaches beyond the deadline: where the next one, and [`least`](Retry::least) for the attempt
+    ///   behind it, do not fit into the time left, the retry gives up at once, while there is still time for
+    ///   something else.
+    /// - [`when`](Retry::when) says which errors are worth another attempt, [`retry_after`](Retry::retry_after)
+    ///   lengthens a delay, [`permit`](Retry::permit) asks a budget that many calls share.
+    /// - [`attempt_timeout`](Retry::attempt_timeout) and [`attempt_share`](Retry::attempt_share) bound each attempt.
+    ///
+    /// The error type can hold an [`Error`], for the end of an attempt. Dropped, this drops the attempt. It is no
+    /// task: nothing goes on in the background.
+    ///
+    /// # When not to use it
+    ///
+    /// For what is not idempotent, unless the server takes an idempotency key: an attempt that was cut off may have
+    /// been carried out. For what fails by overload without a [`permit`](Retry::permit): three attempts at three
+    /// levels of a call tree are 27 times the load. At more than one level, for the same reason: retry where the
+    /// error is understood. Nor where the caller retries anyway.
+    ///
+    /// Go's counterparts are `cenkalti/backoff` and loops by hand; others are gRPC's retry policies
+    /// (`grpc-retry-pushback-ms` is [`retry_after`](Retry::retry_after)), Polly's and resilience4j's `Retry`, whose total
+    /// timeout is a second policy around it.
+    ///
+    /// # Errors
+    ///
+    /// [`RetryError`], with the last attempt's own error, the attempts and what each took, and why there was no
+    /// further one.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run); and as [`sleep`](Self::sleep), where there is a delay.
+    ///
+    /// ```
+    /// use std::io;
+    /// use std::time::Duration;
+    /// use backon::{BackoffBuilder, ExponentialBuilder};
+    /// use tokio_ctx::Context;
+    /// use tokio_ctx::budget::RetryError;
+    ///
+    /// # async fn get(attempt: u32) -> io::Result<u32> {
+    /// #     if attempt < 3 { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(200) }
+    /// # }
+    /// async fn page(ctx: &Context, url: &str) -> io::Result<u32> {
+    ///     let delays = ExponentialBuilder::default().with_min_delay(Duration::from_millis(10)).with_jitter();
+    ///     let page = ctx
+    ///         .retry(delays.build(), |_ctx, attempt| async move { get(attempt).await })
+    ///         .when(|error| error.kind() != io::ErrorKind::NotFound)
+    ///         .attempt_timeout(Duration::from_millis(300));
+    ///     page.await.map_err(RetryError::into_error)
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_timeout(Duration::from_secs(1));
+    /// assert_eq!(page(&ctx, "/news").await.unwrap(), 200);
+    /// # }
+    /// ```
+    ///
+    /// With a policy of `tokio-retry`, in a task; what the call captures is cloned for each attempt:
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    /// use tokio_ctx::{Context, Error};
+    /// use tokio_retry::strategy::{ExponentialBackoff, jitter};
+    ///
+    /// # struct Client;
+    /// # impl Client { async fn ping(&self, _: &Context) -> Result<u32, Error> { Ok(7) } }
+    /// async fn ping(ctx: Context, client: Arc<Client>) -> Result<u32, Error> {
+    ///     let delays = ExponentialBackoff::from_millis(2).factor(50).map(jitter).take(5);
+    ///     let pong = ctx.retry(delays, |ctx, _| {
+    ///         let client = client.clone();
+    ///         async move { client.ping(&ctx).await }
+    ///     });
+    ///     Ok(pong.await?)
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let pinger = Context::background().spawn_with(|ctx| ping(ctx, Arc::new(Client)));
+    /// assert_eq!(pinger.await.unwrap().unwrap(), 7);
+    /// # }
+    /// ```
+    #[track_caller]
+    #[expect(clippy::type_complexity, reason = "functions that stand for rules which are not given")]
+    pub fn retry<D, F, Fut, T, E>(
+        &self,
+        delays: D,
+        f: F,
+    ) -> Retry<'_, D::IntoIter, F, Fut, E, fn(&E) -> bool, fn(&E) -> Option<Duration>, fn() -> bool>
+    where
+        D: IntoIterator<Item = Duration>,
+        F: FnMut(Context, u32) -> Fut,
+        Fut: Future<Output = Result<T, E>>,
+        E: From<Error>,
+    {
+        Retry {
+            ctx: self,
+            f,
+            policy: Policy {
+                delays: delays.into_iter(),
+                limit: Limit::None,
+                least: Duration::ZERO,
+                learns: false,
+                called_at: Location::caller(),
+                when: |_| true,
+                retry_after: |_| None,
+                permit: || true,
+            },
+            last: None,
+            story: Story::default(),
+            phase: Phase::Between { entry: Entry::Fresh },
+        }
+    }
+}
+
+pin_project! {
+    /// A future that makes attempts until one succeeds. Made by [`Context::retry`].
+    ///
+    /// # Panics
+    ///
+    /// As [`Run`](crate::Run); when polled after it was ready.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Retry<'a, D, F, Fut, E, W, A, P> {
+        ctx: &'a Context,
+        f: F,
+        policy: Policy<D, W, A, P>,
+        // Of the last attempt that failed by itself, or by its own limit.
+        last: Option<E>,
+        story: Story,
+        #[pin]
+        phase: Phase<'a, Fut>,
+    }
+}
+
+/// What the caller has set.
+struct Policy<D, W, A, P> {
+    delays: D,
+    limit: Limit,
+    least: Duration,
+    /// Whether the quickest attempt counts as the least.
+    learns: bool,
+    called_at: &'static Location<'static>,
+    when: W,
+    retry_after: A,
+    permit: P,
+}
+
+/// What each attempt has at most.
+#[derive(Clone, Copy)]
+enum Limit {
+    None,
+    Timeout(Duration),
+    Share(f64),
+}
+
+pin_project! {
+    #[project = PhaseProj]
+    enum Phase<'a, Fut> {
+        // The next attempt is to begin.
+        Between { entry: Entry },
+        Attempt { #[pin] attempt: Bound<CancelScope, TaskLocalFuture<Context, Fut>> },
+        Delay { #[pin] delay: Bound<&'a Context, Sleep> },
+        // A delay of zero: what fails at once, again and again, must let others run.
+        Yield,
+        Over,
+    }
+}
+
+impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
+    /// Makes another attempt only after errors for which this returns true; without it, after all of them.
+    ///
+    /// It is not asked once the context has ended. An attempt that was cut off by a limit of its own has the
+    /// context's error, converted, which [`Error::find`] finds. It may log as well.
+    ///
+    /// ```
+    /// use std::io;
+    /// use tokio_ctx::Context;
+    /// use tokio_ctx::budget::GaveUp;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let ctx = Context::background();
+    /// let found = ctx
+    ///     .retry([std::time::Duration::ZERO; 3], |_, _| async {
+    ///         Err::<(), io::Error>(io::ErrorKind::NotFound.into())
+    ///     })
+    ///     .when(|error| error.kind() != io::ErrorKind::NotFound);
+    /// let failed = found.await.unwrap_err();
+    /// assert_eq!(failed.attempts(), 1);
+    /// assert!(matches!(failed.why(), GaveUp::NotWorthIt));
+    /// # }
+    /// ```
+    pub fn when<N: FnMut(&E) -> bool>(self, when: N) -> Retry<'a, D, F, Fut, E, N, A, P> {
+        let Retry { ctx, f, policy, last, story, phase } = self;
+        let Policy { delays, limit, least, learns, called_at, when: _, retry_after, permit } = policy;
+        let policy = Policy { delays, limit, least, learns, called_at, when, retry_after, permit };
+        Retry { ctx, f, policy, last, story, phase }
+    }
+
+    /// Lengthens a delay to what the error asks for, such as a server's `Retry-After`; it shortens none.
+    ///
+    /// Where that does not fit into the time left, the retry gives up at once.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio::time::Instant;
+    /// use tokio_ctx::{Context, Error};
+    ///
+    /// #[derive(Debug)]
+    /// enum Refused {
+    ///     Busy(Option<Duration>),
+    ///     Stopped(Error),
+    /// }
+    /// # impl From<Error> for Refused { fn from(stopped: Error) -> Self { Refused::Stopped(stopped) } }
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let (begun, ctx) = (Instant::now(), Context::background());
+    /// let call = ctx
+    ///     .retry([Duration::from_millis(50); 3], |_, attempt| async move {
+    ///         if attempt > 1 { Ok(attempt) } else { Err(Refused::Busy(Some(Duration::from_secs(2)))) }
+    ///     })
+    ///     .retry_after(|error| match error {
+    ///         Refused::Busy(after) => *after,
+    ///         Refused::Stopped(_) => None,
+    ///     });
+    /// assert_eq!(call.await.unwrap(), 2);
+    /// assert_eq!(begun.elapsed().as_secs(), 2);
+    /// # }
+    /// ```
+    pub fn retry_after<N>(self, retry_after: N) -> Retry<'a, D, F, Fut, E, W, N, P>
+    where
+        N: FnMut(&E) -> Option<Duration>,
+    {
+        let Retry { ctx, f, policy, last, story, phase } = self;
+        let Policy { delays, limit, least, learns, called_at, when, retry_after: _, permit } = policy;
+        let policy = Policy { delays, limit, least, learns, called_at, when, retry_after, permit };
+        Retry { ctx, f, policy, last, story, phase }
+    }
+
+    /// Asks, before each attempt but the first, whether it may be made at all: a budget that many calls share, so that
+    /// an outage is not multiplied by retries.
+    ///
+    /// It is asked last, when nothing else is against the attempt. The budget itself is a library's: `tower` has
+    /// `tower::retry::budget::TpsBudget`, to which each call deposits, and from which each retry withdraws.
+    ///
+    /// ```
+    /// use std::io;
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    /// use tokio_ctx::budget::{GaveUp, RetryError};
+    /// use tower::retry::budget::{Budget, TpsBudget};
+    ///
+    /// async fn call(ctx: &Context, budget: &TpsBudget) -> Result<(), RetryError<io::Error>> {
+    ///     let call = ctx
+    ///         .retry([Duration::from_millis(10); 3], |_, _| async { Err(io::Error::other("overloaded")) })
+    ///         .permit(|| budget.withdraw());
+    ///     let done = call.await?;
+    ///     budget.deposit(); // Of ten calls that succeed, one may be tried again.
+    ///     Ok(done)
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let budget = TpsBudget::new(Duration::from_secs(10), 0, 0.1);
+    /// let failed = call(&Context::background(), &budget).await.unwrap_err();
+    /// assert_eq!(failed.attempts(), 1);
+    /// assert!(matches!(failed.why(), GaveUp::NotPermitted));
+    /// # }
+    /// ```
+    pub fn permit<N: FnMut() -> bool>(self, permit: N) -> Retry<'a, D, F, Fut, E, W, A, N> {
+        let Retry { ctx, f, policy, last, story, phase } = self;
+        let Policy { delays, limit, least, learns, called_at, when, retry_after, permit: _ } = policy;
+        let policy = Policy { delays, limit, least, learns, called_at, when, retry_after, permit };
+        Retry { ctx, f, policy, last, story, phase }
+    }
+
+    /// Gives each attempt this much time at most; `None` is no limit besides the context's.
+    ///
+    /// ```
+    /// use std::io;
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_timeout(Duration::from_secs(1));
+    /// let stuck_once = ctx
+    ///     .retry([Duration::from_millis(10); 3], |_, attempt| async move {
+    ///         if attempt == 1 { std::future::pending().await } else { Ok::<_, io::Error>(attempt) }
+    ///     })
+    ///     .attempt_timeout(Duration::from_millis(200));
+    /// assert_eq!(stuck_once.await.unwrap(), 2);
+    /// # }
+    /// ```
+    pub fn attempt_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.policy.limit = limit.into().map_or(Limit::None, Limit::Timeout);
+        self
+    }
+
+    /// Gives each attempt a share of the time that is left when it begins, so that one that hangs leaves time for
+    /// others; of the whole where there is no deadline. See [`with_share`](Context::with_share).
+    ///
+    /// # Panics
+    ///
+    /// If the share is negative, or not a number.
+    ///
+    /// ```
+    /// use std::io;
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_timeout(Duration::from_secs(1));
+    /// let limits = ctx
+    ///     .retry([Duration::ZERO; 2], |ctx, attempt| async move {
+    ///         println!("attempt {attempt} has {:?}", ctx.remaining()); // 500 ms, 250 ms, 125 ms
+    ///         std::future::pending::<io::Result<()>>().await
+    ///     })
+    ///     .attempt_share(0.5);
+    /// assert_eq!(limits.await.unwrap_err().attempts(), 3);
+    /// assert!(!ctx.is_done());
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn attempt_share(mut self, share: f64) -> Self {
+        assert!(share >= 0.0, "a share of the time left is a number from 0 to 1, and not {share}");
+        self.policy.limit = Limit::Share(share);
+        self
+    }
+
+    /// Begins no attempt, not even the first, with less time left than this: what an attempt takes at the least.
+    ///
+    /// ```
+    /// use std::io;
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    /// use tokio_ctx::budget::GaveUp;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(100));
+    /// let build = ctx
+    ///     .retry([], |_, _| async { Ok::<_, io::Error>("never begun") })
+    ///     .least(Duration::from_secs(2));
+    /// let failed = build.await.unwrap_err();
+    /// assert!(matches!(failed.why(), GaveUp::NotEnoughTime(_)));
+    /// assert_eq!(failed.attempts(), 0);
+    /// # }
+    /// ```
+    pub fn least(mut self, least: Duration) -> Self {
+        self.policy.least = least;
+        self
+    }
+
+    /// Begins no further attempt with less time left than the quickest one took that has failed by itself.
+    ///
+    /// For work that takes about as long when it fails as when it succeeds. Attempts that were cut off do not
+    /// count. It may give up an attempt that would have been quick: leave it off where attempts vary.
+    ///
+    /// ```
+    /// use std::io;
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(100));
+    /// let call = ctx
+    ///     .retry([Duration::from_millis(5); 9], |ctx, _| async move {
+    ///         ctx.sleep(Duration::from_millis(40)).await?;
+    ///         Err::<(), _>(io::Error::other("503"))
+    ///     })
+    ///     .least_learned();
+    /// assert_eq!(call.await.unwrap_err().attempts(), 2); // 40, 5 and 40 ms are gone; 15 ms are left.
+    /// # }
+    /// ```
+    pub fn least_learned(mut self) -> Self {
+        self.policy.learns = true;
+        self
+    }
+}
+
+impl<D, W, A, P> Policy<D, W, A, P> {
+    /// What an attempt takes at the least, as far as is known.
+    fn needs(&self, story: &Story) -> Duration {
+        if self.learns { self.least.max(story.quickest()) } else { self.least }
+    }
+
+    /// The context of an attempt.
+    fn derive(&self, ctx: &Context) -> CancelScope {
+        let after = match self.limit {
+            Limit::None => None,
+            Limit::Timeout(after) => Some(after),
+            Limit::Share(share) => {
+                ctx.remaining().filter(|_| share < 1.0).map(|left| left.mul_f64(share))
+            }
+        };
+        ctx.limited_at(self.called_at, after)
+    }
+
+    /// The delay after this error, if there is to be another attempt.
+    fn next_delay<E>(&mut self, ctx: &Context, error: &E, story: &Story) -> Result<Duration, GaveUp>
+    where
+        D: Iterator<Item = Duration>,
+        W: FnMut(&E) -> bool,
+        A: FnMut(&E) -> Option<Duration>,
+        P: FnMut() -> bool,
+    {
+        if !(self.when)(error) {
+            return Err(GaveUp::NotWorthIt);
+        }
+        let delay = self.delays.next().ok_or(GaveUp::NoDelayLeft)?;
+        let delay = (self.retry_after)(error).map_or(delay, |after| after.max(delay));
+        let needs = self.needs(story);
+        let needs = if delay.is_zero() { needs } else { delay.saturating_add(needs.max(TIMER)) };
+        require(ctx, needs)?;
+        if (self.permit)() { Ok(delay) } else { Err(GaveUp::NotPermitted) }
+    }
+}
+
+fn require(ctx: &Context, least: Duration) -> Result<(), GaveUp> {
+    if least.is_zero() {
+        return Ok(());
+    }
+    ctx.require(least).map_err(|short: NotEnoughTime| match short.context_error() {
+        Some(ended) => GaveUp::Ended(ended.clone()),
+        None => GaveUp::NotEnoughTime(short),
+    })
+}
+
+impl<D, F, Fut, T, E, W, A, P> Future for Retry<'_, D, F, Fut, E, W, A, P>
+where
+    D: Iterator<Item = Duration>,
+    F: FnMut(Context, u32) -> Fut,
+    Fut: Future<Output = Result<T, E>>,
+    E: From<Error>,
+    W: FnMut(&E) -> bool,
+    A: FnMut(&E) -> Option<Duration>,
+    P: FnMut() -> bool,
+{
+    type Output = Result<T, RetryError<E>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let ctx: &Context = this.ctx;
+        let why = loop {
+            match this.phase.as_mut().project() {
+                PhaseProj::Between { entry } => {
+                    if let Err(ended) = ready!(entry.poll(ctx, cx)) {
+                        break GaveUp::Ended(ended);
+                    }
+                    if let Err(why) = require(ctx, this.policy.needs(this.story)) {
+                        break why;
+                    }
+                    let number = this.story.begin(now());
+                    let scope = this.policy.derive(ctx);
+                    // Called in the context too, as the rest of it is.
+                    let f = &mut *this.f;
+                    let attempt = scope.sync_scope(|| f(scope.clone(), number));
+                    let attempt = scope.clone().around(attempt);
+                    this.phase.set(Phase::Attempt { attempt: Bound::begun(scope, attempt) });
+                }
+                PhaseProj::Attempt { attempt } => {
+                    let output = ready!(attempt.poll(cx));
+                    // The attempt's context ends before anything else is asked.
+                    this.phase.set(Phase::Over);
+                    let failed = match output {
+                        Ok(Ok(value)) => return Poll::Ready(Ok(value)),
+                        Ok(Err(error)) => Ok(error),
+                        Err(ended) => Err(ended),
+                    };
+                    this.story.fail(now(), failed.is_ok());
+                    let ended = ctx.err();
+                    *this.last = match failed {
+                        Ok(error) => Some(error),
+                        Err(cut_off) if ended.is_none() => Some(cut_off.into()),
+                        Err(_ended) => this.last.take(),
+                    };
+                    let (None, Some(error)) = (&ended, &*this.last) else {
+                        break ended.map_or(GaveUp::NoDelayLeft, GaveUp::Ended);
+                    };
+                    match this.policy.next_delay(ctx, error, this.story) {
+                        Ok(Duration::ZERO) => this.phase.set(Phase::Yield),
+                        Ok(delay) => {
+                            this.phase.set(Phase::Delay { delay: Bound::new(ctx, sleep(delay)) });
+                        }
+                        Err(why) => break why,
+                    }
+                }
+                PhaseProj::Delay { delay } => {
+                    let slept = ready!(delay.poll(cx));
+                    this.phase.set(Phase::Between { entry: Entry::Fresh });
+                    if let Err(ended) = slept {
+                        break GaveUp::Ended(ended);
+                    }
+                }
+                PhaseProj::Yield => {
+                    ready!(poll_proceed(cx)).made_progress();
+                    this.phase.set(Phase::Between { entry: Entry::Fresh });
+                }
+                PhaseProj::Over => panic!("polled again after it was ready"),
+            }
+        };
+        this.phase.set(Phase::Over);
+        this.story.note_delay(now());
+        let (last, story) = (this.last.take(), std::mem::take(this.story));
+        Poll::Ready(Err(RetryError::new(last, why, story, this.policy.called_at)))
+    }
+}
+
+impl<D, F, Fut, E, W, A, P> fmt::Debug for Retry<'_, D, F, Fut, E, W, A, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retry").field("context", self.ctx).field("story", &self.story).finish()
+    }
+}

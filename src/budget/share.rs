@@ -1,0 +1,90 @@
+//! Parts of the time left: a share for a step, a reserve for what comes after it.
+
+use std::time::Duration;
+
+use crate::context::{CancelScope, Context};
+
+impl Context {
+    /// A child with a share of the time left: `0.7` is seven tenths of it.
+    ///
+    /// For a step that may take long, but not all: a first replica before the second, the cache before the
+    /// database. A share of 1, or more, is all of the time left. Without a deadline there is nothing to share, and
+    /// the child has no deadline either; a share of 0 ends it at birth. Its error names this line and the time
+    /// that the share came to.
+    ///
+    /// Not for steps that follow each other by the dozen, each of which would get less than the last: those go
+    /// under one context. Go has no counterpart; there the share is computed by hand from `ctx.Deadline()`.
+    ///
+    /// # Panics
+    ///
+    /// If the share is negative, or not a number.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::{Context, Error};
+    ///
+    /// # async fn primary() -> u32 { std::future::pending().await }
+    /// # async fn replica() -> u32 { 7 }
+    /// async fn read(ctx: &Context) -> Result<u32, Error> {
+    ///     match ctx.with_share(0.7).run(primary()).await {
+    ///         Ok(row) => Ok(row),
+    ///         Err(_slow) => ctx.run(replica()).await, // Three tenths are left for it.
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(100));
+    /// assert_eq!(read(&ctx).await.unwrap(), 7);
+    /// assert_eq!(ctx.remaining(), Some(Duration::from_millis(30)));
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn with_share(&self, share: f64) -> CancelScope {
+        assert!(share >= 0.0, "a share of the time left is a number from 0 to 1, and not {share}");
+        self.with_timeout(self.remaining().filter(|_| share < 1.0).map(|left| left.mul_f64(share)))
+    }
+
+    /// A child that ends this much earlier than this context, which keeps the time for what comes after: the answer
+    /// to be written, the way back, a fallback.
+    ///
+    /// Without a deadline there is nothing to keep, and the child has no deadline either. If less time is left
+    /// than the reserve, the child has ended at birth, with a [`NotEnoughTime`](crate::NotEnoughTime) as the cause,
+    /// which says how much there was and which line set the budget.
+    ///
+    /// The reserve is for work under this context, of which it is a part. Clean-up that is to happen after the
+    /// end of *this* context needs time of its own: [`run_then`](Self::run_then). Go has no counterpart; there it
+    /// is written `context.WithDeadline(ctx, deadline.Add(-reserve))`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    ///
+    /// # async fn search() -> Vec<u32> { std::future::pending().await }
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(500));
+    ///
+    /// // What has been found so far is an answer as well, if there is time to send it.
+    /// let reserve = Duration::from_millis(50);
+    /// let found = ctx.with_reserve(reserve).run(search()).await.unwrap_or_default();
+    /// assert!(found.is_empty() && !ctx.is_done());
+    ///
+    /// // context deadline exceeded: no time was left when it was set at src/main.rs:16: not enough time left:
+    /// // 2s required, 50ms left of the 500ms budget set at src/main.rs:6
+    /// println!("{}", ctx.with_reserve(Duration::from_secs(2)).err().unwrap());
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn with_reserve(&self, reserve: Duration) -> CancelScope {
+        let Some(deadline) = self.deadline() else { return self.with_cancel() };
+        match self.require(reserve) {
+            // Before all that the clock can express is before now as well.
+            Ok(()) => match deadline.checked_sub(reserve) {
+                Some(at) => self.with_deadline(at),
+                None => self.with_timeout(Duration::ZERO),
+            },
+            Err(short) => self.with_timeout_cause(Duration::ZERO, short),
+        }
+    }
+}

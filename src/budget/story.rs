@@ -1,0 +1,369 @@
+//! What became of a retry that gave up: its attempts, what each took, and why there was no further one.
+//!
+//! All times are differences between readings of one clock at the borders of attempts and delays, so that they add
+//! up: the time that has passed is that in attempts and that in delays.
+
+use std::collections::VecDeque;
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::panic::Location;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::context::NotEnoughTime;
+use crate::error::{Error, Place};
+
+/// So many attempts are told of one by one, the latest: a retry may go on for days.
+const KEPT: usize = 16;
+
+/// One attempt of a [`retry`](crate::Context::retry) that failed.
+///
+/// ```
+/// use std::time::Duration;
+/// use tokio_ctx::{Context, Error};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let ctx = Context::background();
+/// let failed = ctx.retry([Duration::from_millis(50)], |_, attempt| async move {
+///     tokio::time::sleep(Duration::from_millis(20)).await;
+///     Err::<(), _>(std::io::Error::other(format!("attempt {attempt}")))
+/// });
+/// let failed = failed.await.unwrap_err();
+/// let second = failed.latest().last().unwrap();
+/// assert_eq!((second.number(), second.took()), (2, Duration::from_millis(20)));
+/// assert_eq!(second.waited(), Duration::from_millis(50));
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    number: u32,
+    waited: Duration,
+    took: Duration,
+}
+
+impl Attempt {
+    /// Which attempt it was; the first is 1.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// How long it took.
+    pub fn took(&self) -> Duration {
+        self.took
+    }
+
+    /// The delay before it, as it was measured; zero for the first.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+}
+
+/// The attempts so far.
+#[derive(Debug, Default)]
+pub(super) struct Story {
+    attempts: u32,
+    latest: VecDeque<Attempt>,
+    in_attempts: Duration,
+    in_delays: Duration,
+    /// The shortest attempt that has returned an error.
+    quickest: Option<Duration>,
+    /// The end of the last attempt, or of the delay that is being measured.
+    last: Option<Instant>,
+    waited: Duration,
+}
+
+impl Story {
+    /// Notes that an attempt begins, and returns its number.
+    pub(super) fn begin(&mut self, now: Instant) -> u32 {
+        self.note_delay(now);
+        self.attempts = self.attempts.saturating_add(1);
+        self.last = Some(now);
+        self.attempts
+    }
+
+    /// Notes that the attempt has failed, by itself or by its limit.
+    pub(super) fn fail(&mut self, now: Instant, by_itself: bool) {
+        let took = self.since_last(now);
+        self.in_attempts += took;
+        self.last = Some(now);
+        if by_itself {
+            self.quickest = Some(self.quickest.map_or(took, |quickest| quickest.min(took)));
+        }
+        if self.latest.len() == KEPT {
+            self.latest.pop_front();
+        }
+        self.latest.push_back(Attempt { number: self.attempts, waited: self.waited, took });
+    }
+
+    /// Notes the time since the last attempt as one of delay.
+    pub(super) fn note_delay(&mut self, now: Instant) {
+        self.waited = self.since_last(now);
+        self.in_delays += self.waited;
+        self.last = self.last.map(|_| now);
+    }
+
+    fn since_last(&self, now: Instant) -> Duration {
+        self.last.map_or(Duration::ZERO, |last| now.saturating_duration_since(last))
+    }
+
+    pub(super) fn quickest(&self) -> Duration {
+        self.quickest.unwrap_or_default()
+    }
+}
+
+/// Why a [`retry`](crate::Context::retry) made no further attempt.
+///
+/// ```
+/// use std::io;
+/// use tokio_ctx::Context;
+/// use tokio_ctx::budget::GaveUp;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let ctx = Context::background();
+/// let failed = ctx.retry([], |_, _| async { Err::<(), _>(io::Error::other("refused")) }).await;
+/// assert!(matches!(failed.unwrap_err().why(), GaveUp::NoDelayLeft));
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum GaveUp {
+    /// The context had ended.
+    Ended(Error),
+    /// The time left was too short for the delay and another attempt.
+    NotEnoughTime(NotEnoughTime),
+    /// There was no further delay in the policy: all attempts had been made.
+    NoDelayLeft,
+    /// The error was not worth another attempt, by [`when`](super::Retry::when).
+    NotWorthIt,
+    /// No further attempt was permitted, by [`permit`](super::Retry::permit).
+    NotPermitted,
+}
+
+impl fmt::Display for GaveUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // It is the source.
+            GaveUp::Ended(_) => f.write_str("the context ended"),
+            GaveUp::NotEnoughTime(short) => write!(f, "{short}"),
+            GaveUp::NoDelayLeft => f.write_str("no attempts left"),
+            GaveUp::NotWorthIt => f.write_str("not worth another attempt"),
+            GaveUp::NotPermitted => f.write_str("no further attempt permitted"),
+        }
+    }
+}
+
+/// A [`retry`](crate::Context::retry) gave up: the last attempt's own error, the attempts, and why there was no
+/// further one.
+///
+/// [`into_error`](Self::into_error) returns the error by value, for a function that returns an `E`. As an error
+/// itself it prints the story, and its source is the last attempt's error; if the context ended, its source is that
+/// end, so that [`Error::find`] finds it, and the last error is in the printed line.
+///
+/// ```
+/// use std::io;
+/// use std::time::Duration;
+/// use tokio_ctx::Context;
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let ctx = Context::background().with_timeout(Duration::from_millis(100));
+/// let failed = ctx.retry([Duration::from_millis(60); 5], |_, _| async {
+///     tokio::time::sleep(Duration::from_millis(10)).await;
+///     Err::<(), _>(io::Error::other("503 from the shard"))
+/// });
+/// let failed = failed.await.unwrap_err();
+///
+/// // gave up after 2 attempts in 80ms (10ms, 10ms, and 60ms between them): not enough time left: 61ms required,
+/// // 20ms left of the 100ms budget set at src/main.rs:6
+/// println!("{failed}");
+/// assert_eq!(failed.attempts(), 2);
+/// assert_eq!(failed.elapsed(), failed.in_attempts() + failed.in_delays());
+/// assert_eq!(failed.into_error().to_string(), "503 from the shard");
+/// # }
+/// ```
+pub struct RetryError<E>(Box<Inner<E>>);
+
+struct Inner<E> {
+    error: E,
+    /// Whether the error is an attempt's own, and not made of the reason.
+    is_own: bool,
+    why: GaveUp,
+    story: Story,
+    called_at: &'static Location<'static>,
+}
+
+impl<E: From<Error>> RetryError<E> {
+    pub(super) fn new(
+        last: Option<E>,
+        why: GaveUp,
+        story: Story,
+        called_at: &'static Location<'static>,
+    ) -> Self {
+        let is_own = last.is_some();
+        let error = last.unwrap_or_else(|| match &why {
+            GaveUp::NotEnoughTime(short) => Error::from(short.clone()).into(),
+            GaveUp::Ended(ended) => ended.clone().into(),
+            _ => unreachable!("an attempt has failed before any other reason"),
+        });
+        RetryError(Box::new(Inner { error, is_own, why, story, called_at }))
+    }
+}
+
+impl<E> RetryError<E> {
+    /// The error of the last attempt that failed, by itself or by a limit of its own. If there was none, the end of
+    /// the context, or the [`NotEnoughTime`] that kept the first from being made, converted.
+    pub fn error(&self) -> &E {
+        &self.0.error
+    }
+
+    /// [`error`](Self::error), by value.
+    pub fn into_error(self) -> E {
+        self.0.error
+    }
+
+    /// Why no further attempt was made.
+    pub fn why(&self) -> &GaveUp {
+        &self.0.why
+    }
+
+    /// The context's error, if its end is why.
+    pub fn context_error(&self) -> Option<&Error> {
+        match &self.0.why {
+            GaveUp::Ended(ended) => Some(ended),
+            GaveUp::NotEnoughTime(short) => short.context_error(),
+            _ => None,
+        }
+    }
+
+    /// How many attempts were begun.
+    pub fn attempts(&self) -> u32 {
+        self.0.story.attempts
+    }
+
+    /// The latest attempts that failed, in their order; of a long story the last sixteen.
+    pub fn latest(&self) -> impl ExactSizeIterator<Item = &Attempt> + DoubleEndedIterator {
+        self.0.story.latest.iter()
+    }
+
+    /// The time that all attempts together took.
+    pub fn in_attempts(&self) -> Duration {
+        self.0.story.in_attempts
+    }
+
+    /// The time that was spent in delays.
+    pub fn in_delays(&self) -> Duration {
+        self.0.story.in_delays
+    }
+
+    /// The time from the first attempt until it gave up.
+    pub fn elapsed(&self) -> Duration {
+        self.0.story.in_attempts + self.0.story.in_delays
+    }
+
+    /// The line that called [`retry`](crate::Context::retry).
+    pub fn called_at(&self) -> &'static Location<'static> {
+        self.0.called_at
+    }
+
+    /// Prints the story without what is the source.
+    fn fmt_story(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { story, why, .. } = &*self.0;
+        match story.attempts {
+            0 => f.write_str("no attempt made")?,
+            attempts => {
+                let plural = if attempts == 1 { "" } else { "s" };
+                write!(f, "gave up after {attempts} attempt{plural} in {:?}", legible(self.elapsed()))?;
+            }
+        }
+        if story.attempts > 1 {
+            let skipped = story.attempts as usize - story.latest.len().min(story.attempts as usize);
+            f.write_str(if skipped > 0 { " (…" } else { " (" })?;
+            for (nth, attempt) in story.latest.iter().enumerate() {
+                let comma = if nth > 0 || skipped > 0 { ", " } else { "" };
+                write!(f, "{comma}{:?}", legible(attempt.took))?;
+            }
+            write!(f, ", and {:?} between them)", legible(story.in_delays))?;
+        }
+        write!(f, ": {why}")
+    }
+
+    /// Whether the last attempt's error is not the source, which the context's end is.
+    fn prints_error(&self) -> bool {
+        self.0.is_own && matches!(self.0.why, GaveUp::Ended(_))
+    }
+}
+
+/// `gave up after 2 attempts in 80ms (10ms, 10ms, and 60ms between them): no attempts left`, on one line.
+impl<E: fmt::Display> fmt::Display for RetryError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.fmt_story(f)?;
+        if self.prints_error() {
+            write!(f, "; the last error: {}", self.0.error)?;
+        }
+        Ok(())
+    }
+}
+
+/// The line of `Display`, with the error in its `Debug`; `{:#?}` shows the fields.
+impl<E: fmt::Debug> fmt::Debug for RetryError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { error, why, story, called_at, .. } = &*self.0;
+        if f.alternate() {
+            return f
+                .debug_struct("RetryError")
+                .field("error", error)
+                .field("why", why)
+                .field("attempts", &story.attempts)
+                .field("latest", &story.latest)
+                .field("in_attempts", &story.in_attempts)
+                .field("in_delays", &story.in_delays)
+                .field("called_at", &format_args!("{}", Place(called_at)))
+                .finish();
+        }
+        self.fmt_story(f)?;
+        if self.prints_error() {
+            write!(f, "; the last error: {error:?}")?;
+        }
+        match &self.0.why {
+            GaveUp::Ended(ended) => write!(f, "\n\nCaused by:\n    {ended}"),
+            _ if self.0.is_own => write!(f, "\n\nCaused by:\n    {error:?}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The source is what `Display` leaves out: the context's end if that is why, else the last attempt's error.
+impl<E: StdError + 'static> StdError for RetryError<E> {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match &self.0.why {
+            GaveUp::Ended(ended) => Some(ended),
+            _ => self.0.is_own.then_some(&self.0.error as _),
+        }
+    }
+}
+
+/// The last attempt's error, or the context's.
+impl From<RetryError<Error>> for Error {
+    fn from(failed: RetryError<Error>) -> Error {
+        failed.into_error()
+    }
+}
+
+/// Of the kind of the last attempt's error, with the story inside.
+impl From<RetryError<io::Error>> for io::Error {
+    fn from(failed: RetryError<io::Error>) -> io::Error {
+        io::Error::new(failed.error().kind(), failed)
+    }
+}
+
+/// To the microsecond, if that leaves anything: nanoseconds are noise.
+fn legible(time: Duration) -> Duration {
+    if time < Duration::from_millis(1) {
+        return time;
+    }
+    time - Duration::from_nanos(u64::from(time.subsec_nanos() % 1_000))
+}

@@ -1,0 +1,109 @@
+//! Which context a call belongs to that has two: the one it brings along, and the current one.
+//!
+//! A request that is passed on still has the context in its extensions that the server gave it, and the call may be made
+//! in a part of that context: within a shorter time, or with one more value. Then the part counts. A context that has
+//! nothing to do with the current one was put there for this call: it counts, and the current deadline besides.
+
+use super::context::Context;
+
+impl Context {
+    /// The context of a call that brings this one along, made where `current` is current.
+    ///
+    /// The lower of the two, if the current one lies below, with the values of both; otherwise this one, no longer than
+    /// the current one's deadline.
+    pub(crate) fn nearest(&self, current: Context) -> Context {
+        match (self.token(), current.token()) {
+            (_, None) => self.clone(),
+            (Some(brought), Some(token)) if token.is_below(brought) => {
+                // The longer list of two that are one list is the nearer.
+                let values = if self.values().ends_with(current.values()) {
+                    self.values().clone()
+                } else {
+                    current.values().or(self.values())
+                };
+                Context::of_token(token.clone(), values, current.is_todo())
+            }
+            _ => match (self.deadline(), current.deadline()) {
+                (own, Some(at)) if own.is_none_or(|own| at < own) => {
+                    self.with_deadline_of(&current, at).detach()
+                }
+                _ => self.clone(),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::context::{CancelScope, Context};
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_part_of_it_counts_with_the_values_of_both() {
+        let request = Context::background().with_timeout(seconds(60)).with_value(1_u8).with_value("old");
+        let part = request.with_timeout(seconds(1)).with_value("new");
+        let both = request.context().with_value(2_u16).nearest(part.clone());
+        assert_eq!(both.deadline(), part.deadline());
+        assert_eq!(
+            (both.value::<&str>(), both.value(), both.value()),
+            (Some(&"new"), Some(&1_u8), Some(&2_u16))
+        );
+        part.cancel();
+        assert!(both.is_done());
+    }
+
+    #[test]
+    fn of_one_context_the_longer_list_of_values_counts() {
+        let request = Context::background().with_cancel().with_value("old");
+        let newer = request.context().with_value("new");
+        assert_eq!(newer.nearest(request.clone()).value(), Some(&"new"));
+        assert_eq!(request.nearest(newer.clone()).value(), Some(&"new"));
+    }
+
+    #[test]
+    fn below_a_merged_context_too() {
+        let request = Context::background().with_timeout(seconds(60));
+        let service = Context::background().with_cancel();
+        for merged in [request.merge(&service), service.merge(&request)] {
+            let part = merged.with_timeout(seconds(1));
+            assert_eq!(request.nearest(part.clone()).deadline(), part.deadline());
+            part.cancel();
+            assert!(request.nearest(part.clone()).is_done(), "{part}");
+        }
+    }
+
+    #[test]
+    fn one_that_lies_below_the_current_one_or_aside_counts_with_the_earlier_deadline() {
+        let current = Context::background().with_timeout(seconds(10));
+        let below = current.with_timeout(seconds(5)).with_value("own");
+        assert_eq!(below.nearest(current.clone()).deadline(), below.deadline());
+
+        let aside = Context::background().with_timeout(seconds(60)).with_value("own");
+        let line = line!() + 1;
+        let current = Context::background().with_timeout(seconds(0)).with_value(7_u8);
+        let call = aside.nearest(current.clone());
+        assert_eq!(call.deadline(), current.deadline());
+        assert_eq!((call.value::<&str>(), call.value::<u8>()), (Some(&"own"), None));
+        assert_eq!(call.err().unwrap().origin().made_at().line(), line);
+        // It is its own otherwise.
+        let canceled = Context::background().with_cancel();
+        canceled.cancel();
+        assert!(!aside.nearest(canceled.clone()).is_done());
+        let aside: CancelScope = aside;
+        let call = aside.nearest(Context::background().with_timeout(seconds(30)).clone());
+        aside.cancel();
+        assert!(call.is_done());
+    }
+
+    #[test]
+    fn without_a_current_one_it_is_as_it_was() {
+        let own = Context::background().with_timeout(seconds(5)).with_value("own");
+        let call = own.nearest(Context::background().with_value("other"));
+        assert_eq!((call.deadline(), call.value()), (own.deadline(), Some(&"own")));
+    }
+}

@@ -1,0 +1,115 @@
+//! A request's own context, and what lasts longer.
+
+use std::panic::Location;
+use std::time::Duration;
+
+use super::context::Context;
+use super::derive::budget;
+use super::scope::CancelScope;
+#[cfg(feature = "tower")]
+use crate::error::Error;
+use crate::finished::Budget;
+use crate::token::{Limit, Token};
+
+impl Context {
+    /// A request's context, told to have been made at that line. It costs one allocation: the cause of an end by
+    /// its budget is a preset one.
+    pub(crate) fn request_made_at(
+        &self,
+        made_at: &'static Location<'static>,
+        limit: Option<(Duration, Budget)>,
+    ) -> CancelScope {
+        let limit = limit.and_then(|(after, whose)| match whose.preset() {
+            Some(preset) => Some(Limit { preset, ..budget(Some(after), None)? }),
+            None => budget(Some(after), Some(whose.into())),
+        });
+        let token = Token::new(self.token(), limit, made_at);
+        token.mark_request();
+        self.derive(token)
+    }
+
+    /// The context of a handler that goes on when this one, its request's, has ended: with the same values and the same
+    /// deadline, below what serves the request.
+    #[cfg(feature = "tower")]
+    pub(crate) fn finishing_made_at(&self, made_at: &'static Location<'static>) -> CancelScope {
+        let service = self.beyond_request();
+        let Some(at) = self.deadline() else { return service.request_made_at(made_at, None) };
+        let scope = service.with_deadline_of(self, at);
+        scope.token().into_iter().for_each(|token| token.mark_request());
+        scope
+    }
+
+    /// A context with the same values that ends with what serves this request, not with the request: for a
+    /// WebSocket, and for what is to be finished though the client has left or has its answer.
+    ///
+    /// It is below the context that the [`ServerLayer`](crate::wire::ServerLayer) was made of, the [`hard`] one with a
+    /// [`Shutdown`], or below the one that [`extract`](Self::extract) was called on. Of two layers, one within the
+    /// other, it is below both. It has no deadline but theirs. Outside of a request it is this context.
+    ///
+    /// Nothing waits for what runs under it: spawn it with [`Shutdown::spawn`] if a shutdown is to. A WebSocket
+    /// that should say goodbye when a shutdown begins looks at [`Shutdown::soft`] besides. Go has no counterpart.
+    ///
+    /// ```
+    /// use tokio_ctx::wire::Inbound;
+    /// use tokio_ctx::Context;
+    ///
+    /// struct Tenant(&'static str);
+    ///
+    /// # fn main() -> Result<(), tokio_ctx::wire::BadHeader> {
+    /// let service = Context::background().with_cancel();
+    /// let request = service.extract(&http::HeaderMap::new(), &Inbound::new())?.with_value(Tenant("blue"));
+    ///
+    /// let socket = request.beyond_request();
+    /// request.cancel();
+    /// assert!(!socket.is_done());
+    /// assert_eq!(socket.value::<Tenant>().unwrap().0, "blue");
+    /// service.cancel();
+    /// assert!(socket.is_done());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// [`hard`]: crate::Shutdown::hard
+    /// [`Shutdown`]: crate::Shutdown
+    /// [`Shutdown::spawn`]: crate::Shutdown::spawn
+    /// [`Shutdown::soft`]: crate::Shutdown::soft
+    #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+    #[track_caller]
+    pub fn beyond_request(&self) -> Context {
+        let Some(serving) = self.token().and_then(Token::serving) else { return self.clone() };
+        let mut token = serving.cloned();
+        // A layer within another: what it serves is merged from the outer request and its own service.
+        let mut services = Vec::new();
+        while let Some((outer, service)) = token.as_ref().and_then(|token| token.merged()) {
+            let Some(serving) = outer.serving() else { break };
+            services.push(service);
+            token = serving.cloned();
+        }
+        while let Some(service) = services.pop() {
+            token = Some(match token {
+                Some(outer) => Token::merge(&outer, &service, Location::caller()),
+                None => service,
+            });
+        }
+        match token {
+            Some(token) => Context::of_token(token, self.values().clone(), self.is_todo()),
+            None => self.without_cancel(),
+        }
+    }
+
+    /// Whether what serves this request has ended.
+    #[cfg(feature = "tower")]
+    pub(crate) fn is_service_over(&self) -> bool {
+        let serving = self.token().and_then(Token::serving).flatten();
+        serving.is_some_and(|token| token.is_done())
+    }
+}
+
+impl CancelScope {
+    /// Its end, if it has had none of its life: it reads no clock but where `parent` has a deadline.
+    #[cfg(feature = "tower")]
+    pub(crate) fn ended_at_birth(&self, parent: &Context) -> Option<Error> {
+        let token = self.token()?;
+        if token.ended() { Some(token.error()) } else { parent.err() }
+    }
+}
