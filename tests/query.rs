@@ -798,6 +798,92 @@ fn the_values_are_there_in_query_and_cancel() {
     });
 }
 
+#[test]
+fn nor_without_a_runtime() {
+    let server = Server::new(Cancels::Work);
+    let ctx = Context::background().with_cancel();
+    let canceler = ctx.canceler();
+    let outcome = ctx.query(server.connect(), move |_| {
+        canceler.cancel();
+        Box::pin(pending::<()>())
+    });
+    let text = panic_text(|| futures::executor::block_on(outcome).connection.is_some());
+    assert!(text.contains("no reactor running"), "{text}");
+    assert_eq!(server.state().discarded, 1);
+
+    // Dropped there, it has nobody to finish it.
+    let server = Server::new(Cancels::Work);
+    let mut run = Box::pin(Context::background().query(server.connect(), |_| Box::pin(pending::<()>())));
+    assert!(common::poll(run.as_mut(), std::task::Waker::noop()).is_pending());
+    drop(run);
+    assert_eq!(server.state().discarded, 1);
+}
+
+#[test]
+fn refusals_yield_to_others() {
+    current_thread().block_on(async {
+        let ctx = Context::background().with_cancel();
+        ctx.cancel();
+        let server = Server::new(Cancels::Work);
+        let refused = async {
+            loop {
+                drop(query(&ctx, &server, ms(1)).await);
+            }
+        };
+        timeout(ms(20), refused).await.unwrap_err()
+    });
+}
+
+/// Before it has used the connection.
+#[test]
+fn a_driver_that_panics_as_the_query_begins_costs_only_that() {
+    struct Rude(Arc<AtomicU32>, bool);
+    impl Drop for Rude {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    impl Connection for Rude {
+        type Canceler = ();
+        fn canceler(&self) {
+            assert!(self.1, "no canceler");
+        }
+        async fn cancel((): &mut ()) -> Result<(), BoxError> {
+            Ok(())
+        }
+        fn discard(self) {}
+        fn grace(&self) -> Duration {
+            panic!("no grace")
+        }
+    }
+    for has_canceler in [true, false] {
+        let dropped = Arc::new(AtomicU32::new(0));
+        let run =
+            Context::background().query(Rude(dropped.clone(), has_canceler), |_| Box::pin(async {}));
+        let text = panic_text(|| current_thread().block_on(run).connection.is_some());
+        assert_eq!(text, if has_canceler { "no grace" } else { "no canceler" });
+        assert_eq!(dropped.load(Ordering::Relaxed), 1);
+    }
+}
+
+/// A test's context waits for it, and names its line if that takes too long.
+#[cfg(feature = "test-util")]
+#[test]
+fn what_goes_on_for_a_caller_that_has_gone_is_a_task_of_its_context() {
+    use tokio_ctx::testing;
+
+    let server = Server::new(Cancels::Slow(ms(100)));
+    let drops = async |test: &Context, server: &Arc<Server>| {
+        assert!(timeout(ms(10), query(test, server, LONG)).await.is_err());
+    };
+    paused().block_on(testing::scope(async |test| drops(test, &server).await));
+    assert!(server.is_over());
+
+    let stuck = Arc::new(Server { cancels: Cancels::Hang, grace: Some(LONG), ..Server::default() });
+    let text = panic_text(|| paused().block_on(testing::scope(async |test| drops(test, &stuck).await)));
+    assert!(text.contains("a task spawned at tests/query.rs:"), "{text}");
+}
+
 mod a_commit {
     use super::*;
 

@@ -8,11 +8,11 @@ use std::task::{self, Poll, Waker};
 use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 
+use super::open::Open;
 use super::slot::Slot;
 use crate::context::Context;
 use crate::context::done::Wait;
 use crate::error::Error;
-use super::open::Open;
 
 /// What came of a poll.
 pub(crate) enum Step<D, E> {

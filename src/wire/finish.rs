@@ -21,8 +21,8 @@ use tower_service::Service;
 
 use super::client;
 use super::end::{RequestEnd, RequestScope};
-use super::outcome::Outcome;
 use super::open::Open;
+use super::outcome::Outcome;
 use super::reply::Reply;
 use super::request_line::RequestLine;
 use crate::context::Context;

@@ -199,15 +199,22 @@ pub async fn the_wait_for_a_connection_counts<D: Database>(server: Arc<Server>) 
 
 /// The layer drops the handler at its deadline.
 pub async fn a_handler_that_is_dropped_leaves_a_connection_that_works<D: Database>(server: Arc<Server>) {
-    async fn report<D: Database>(ctx: Context, State(db): State<D>) -> String {
-        db.query(&ctx, &sleeps("a handler")).await.unwrap_or_else(|failure| failure.text)
+    async fn report<D: Database>(ctx: Context, State(db): State<D>) -> StatusCode {
+        // The server may be faster than the layer.
+        assert_canceled(db.query(&ctx, &sleeps("a handler")).await);
+        StatusCode::GATEWAY_TIMEOUT
+    }
+    /// It does not know that there is a deadline.
+    async fn unaware<D: Database>(State(db): State<D>) -> String {
+        db.query(&background(), &sleeps("a handler")).await.unwrap_or_else(|failure| failure.text)
     }
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     let pid = db.query(&background(), PID).await.unwrap();
     let layer = ServerLayer::new(background(), Inbound::new().max_budget(ms(60)));
-    let app = Router::new().route("/", get(report::<D>)).layer(layer).with_state(db.clone());
-    for _ in 0..20 {
-        let request = Request::get("/").body(Body::empty()).unwrap();
+    let app = Router::new().route("/0", get(report::<D>)).route("/1", get(unaware::<D>));
+    let app = app.layer(layer).with_state(db.clone());
+    for round in 0..20 {
+        let request = Request::get(format!("/{}", round % 2)).body(Body::empty()).unwrap();
         let response = app.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
         // Whatever comes next on this connection waits for the end of that, and is not canceled.
@@ -369,24 +376,69 @@ pub async fn a_commit_without_an_answer_says_so<D: Database>(server: Arc<Server>
     assert!(failure.may_have_committed, "{failure:?}");
 }
 
-/// A server that takes no connections: one of its own, whose postmaster stands still.
+/// A server of one test, whose postmaster can be made to stand still: then it takes no connections, nor cancels.
+struct Halting(Server);
+
+impl Halting {
+    fn signal(&self, signal: &str) {
+        let pid = self.0.pid().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    fn halt(&self) {
+        self.signal("-STOP");
+    }
+
+    fn go_on(&self) {
+        self.signal("-CONT");
+    }
+}
+
+impl Drop for Halting {
+    fn drop(&mut self) {
+        self.go_on();
+    }
+}
+
 pub async fn a_cancel_that_does_not_get_through_is_bounded<D: Database>(_shared: Arc<Server>) {
-    let Some(server) = Server::own() else { return };
-    let db = D::open(&server, 1).await;
+    let Some(server) = Server::own().map(Halting) else { return };
+    let db = D::open(&server.0, 1).await;
     let pid = db.query(&background(), PID).await.unwrap();
-    let postmaster = server.pid().to_string();
-    let signal = |signal: &str| {
-        assert!(Command::new("kill").args([signal, &postmaster]).status().unwrap().success())
-    };
-    signal("-STOP");
+    server.halt();
     let begun = Instant::now();
     let answer = db.query(&background().with_timeout(ms(50)), "SELECT 'done' FROM pg_sleep(1)").await;
     let took = begun.elapsed();
-    signal("-CONT");
+    server.go_on();
     // What is finished is not thrown away; and the cancel may still come.
     assert_eq!(answer.unwrap(), "done");
     assert!(took >= ms(1_000) && took < GRACE * 2, "{took:?}");
     assert_ne!(db.query(&background(), PID).await.unwrap(), pid, "another connection");
+}
+
+/// The query returns while its cancel is on its way, every time.
+pub async fn a_cancel_that_comes_late_hits_no_other_query<D: Database>(_shared: Arc<Server>) {
+    let Some(server) = Server::own().map(Halting) else { return };
+    let db = D::open(&server.0, 1).await;
+    let pid = db.query(&background(), PID).await.unwrap();
+    for round in 0..120 {
+        server.halt();
+        let ctx = background().with_timeout(ms(10));
+        let query = async {
+            let query = db.query(&ctx, "SELECT 'done' FROM pg_sleep(0.02)");
+            // Every third one is dropped meanwhile.
+            if round % 3 == 0 { timeout(ms(15), query).await.ok() } else { Some(query.await) }
+        };
+        let (answer, ()) = tokio::join!(query, async {
+            sleep(ms(40)).await;
+            server.go_on();
+        });
+        // It was late itself, if the server was busy.
+        if let Some(Err(failure)) = answer {
+            assert_eq!(failure.kind, Some(StoppedKind::Canceled), "round {round}: {failure:?}");
+        }
+        let next = db.query(&background(), "SELECT pg_backend_pid()::text FROM pg_sleep(0.01)").await;
+        assert_eq!(next.unwrap(), pid, "round {round}: the same connection");
+    }
 }
 
 /// Makes the tests of one [`Database`].
@@ -418,6 +470,7 @@ macro_rules! suite {
             a_commit_after_the_end_is_not_sent
             a_commit_without_an_answer_says_so
             a_cancel_that_does_not_get_through_is_bounded
+            a_cancel_that_comes_late_hits_no_other_query
         );
     };
 }

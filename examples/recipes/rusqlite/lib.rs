@@ -43,8 +43,9 @@ impl Connection for Lent {
         Ok(())
     }
 
-    fn discard(self) {
-        // The thread has it, and closes it there; the next caller opens another one.
+    fn discard(mut self) {
+        // As a rule the thread has it, and closes it there; the next caller opens another one.
+        drop(self.0.take());
     }
 }
 

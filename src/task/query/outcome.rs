@@ -246,3 +246,21 @@ impl From<Stopped> for io::Error {
         Error::from(stopped).into()
     }
 }
+
+/// As the [`Error`] of the same end.
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+impl axum_core::response::IntoResponse for Stopped {
+    fn into_response(self) -> axum_core::response::Response {
+        Error::from(self).into_response()
+    }
+}
+
+/// As the [`Error`] of the same end.
+#[cfg(feature = "tonic")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
+impl From<Stopped> for tonic::Status {
+    fn from(stopped: Stopped) -> tonic::Status {
+        Error::from(stopped).into()
+    }
+}

@@ -187,9 +187,12 @@ struct Cancels<C: Connection> {
     values: Context,
 }
 
+/// What an attempt came to, with the canceler; or what it panicked with.
+type Sent<K> = thread::Result<(K, Result<(), BoxError>)>;
+
 enum Turn<K> {
     Pause(K, Option<Timer>),
-    Sending(Pin<Box<dyn Future<Output = thread::Result<(K, Result<(), BoxError>)>> + Send>>),
+    Sending(Pin<Box<dyn Future<Output = Sent<K>> + Send>>),
     /// The canceler has panicked.
     Lost,
 }
@@ -257,7 +260,7 @@ impl<C: Connection> Cancels<C> {
         Turn::Sending(Box::pin(unconstrained(self.values.scope(attempt))))
     }
 
-    fn note(&mut self, sent: thread::Result<(C::Canceler, Result<(), BoxError>)>) -> Turn<C::Canceler> {
+    fn note(&mut self, sent: Sent<C::Canceler>) -> Turn<C::Canceler> {
         match sent {
             Ok((canceler, sent)) => {
                 if let Err(error) = sent {
