@@ -37,6 +37,8 @@ enum Cancels {
     Ignored,
     /// They arrive, and the attempt is not over before so much time.
     Slow(Duration),
+    /// They arrive after so much time.
+    Late(Duration),
     /// They arrive, and the attempt never is.
     Hang,
     Fail,
@@ -179,6 +181,10 @@ impl Connection for Conn {
                 server.cancel_now();
                 sleep(time).await;
             }
+            Cancels::Late(time) => {
+                sleep(time).await;
+                server.cancel_now();
+            }
             Cancels::Hang => {
                 server.cancel_now();
                 pending().await
@@ -284,8 +290,25 @@ fn a_result_that_is_ready_wins_over_the_end() {
         assert!(ctx.is_done());
         let outcome = query.await;
         assert_eq!(outcome.result.unwrap(), Ok(7));
-        assert!(outcome.ended.is_none() && outcome.connection.is_some());
+        assert!(outcome.ended.is_some() && outcome.connection.is_some());
         assert_eq!(server.state().attempts, 0);
+    });
+}
+
+/// One that asks its context by itself, as SQLite does, may be faster than the timer.
+#[test]
+fn a_query_that_sees_the_end_first_is_stopped_by_it() {
+    paused().block_on(async {
+        let ctx = Context::background().with_cancel();
+        let canceler = ctx.canceler();
+        let outcome = ctx.query(Server::new(Cancels::Work).connect(), move |_| {
+            canceler.cancel_with(Cause("now"));
+            Box::pin(async { Err::<u32, _>(CANCELED) })
+        });
+        let flat: Result<u32, BoxError> = outcome.await.into_result(|error| *error == CANCELED);
+        let stopped = flat.unwrap_err();
+        assert_eq!(stopped.downcast_ref::<Stopped>().unwrap().kind(), StoppedKind::Canceled);
+        assert_eq!(word(Error::find(&*stopped).unwrap()), Some("now"));
     });
 }
 
@@ -563,6 +586,7 @@ mod dropped {
             Cancels::Lost(2),
             Cancels::Ignored,
             Cancels::Slow(ms(30)),
+            Cancels::Late(ms(30)),
             Cancels::Hang,
             Cancels::Fail,
         ];
@@ -592,7 +616,7 @@ mod dropped {
                         let state = server.state();
                         assert!(state.discarded == 1 || state.running == 0, "{state:?}");
                         let is_known =
-                            matches!(cancels, Cancels::Work | Cancels::Lost(_) | Cancels::Slow(_));
+                            !matches!(cancels, Cancels::Ignored | Cancels::Hang | Cancels::Fail);
                         // Or it ran to its end, in an hour, before it was dropped.
                         assert_eq!(state.discarded == 0, is_known || state.attempts == 0, "{state:?}");
                         sleep(LONG * 2).await;
@@ -691,7 +715,7 @@ mod dropped {
 #[test]
 fn a_query_that_uses_up_the_budget_hides_neither_end_nor_grace() {
     current_thread().block_on(async {
-        for cancels in [Cancels::Work, Cancels::Ignored, Cancels::Slow(ms(5))] {
+        for cancels in [Cancels::Work, Cancels::Ignored, Cancels::Late(ms(5))] {
             let server = Server::new(cancels);
             let begun = Instant::now();
             let outcome = in_ms(20)
@@ -772,6 +796,92 @@ fn the_values_are_there_in_query_and_cancel() {
         assert!(outcome.await.connection.is_some());
         assert_eq!(*seen.lock().unwrap(), [("blue", false), ("blue", false)]);
     });
+}
+
+#[test]
+fn nor_without_a_runtime() {
+    let server = Server::new(Cancels::Work);
+    let ctx = Context::background().with_cancel();
+    let canceler = ctx.canceler();
+    let outcome = ctx.query(server.connect(), move |_| {
+        canceler.cancel();
+        Box::pin(pending::<()>())
+    });
+    let text = panic_text(|| futures::executor::block_on(outcome).connection.is_some());
+    assert!(text.contains("no reactor running"), "{text}");
+    assert_eq!(server.state().discarded, 1);
+
+    // Dropped there, it has nobody to finish it.
+    let server = Server::new(Cancels::Work);
+    let mut run = Box::pin(Context::background().query(server.connect(), |_| Box::pin(pending::<()>())));
+    assert!(common::poll(run.as_mut(), std::task::Waker::noop()).is_pending());
+    drop(run);
+    assert_eq!(server.state().discarded, 1);
+}
+
+#[test]
+fn refusals_yield_to_others() {
+    current_thread().block_on(async {
+        let ctx = Context::background().with_cancel();
+        ctx.cancel();
+        let server = Server::new(Cancels::Work);
+        let refused = async {
+            loop {
+                drop(query(&ctx, &server, ms(1)).await);
+            }
+        };
+        timeout(ms(20), refused).await.unwrap_err()
+    });
+}
+
+/// Before it has used the connection.
+#[test]
+fn a_driver_that_panics_as_the_query_begins_costs_only_that() {
+    struct Rude(Arc<AtomicU32>, bool);
+    impl Drop for Rude {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    impl Connection for Rude {
+        type Canceler = ();
+        fn canceler(&self) {
+            assert!(self.1, "no canceler");
+        }
+        async fn cancel((): &mut ()) -> Result<(), BoxError> {
+            Ok(())
+        }
+        fn discard(self) {}
+        fn grace(&self) -> Duration {
+            panic!("no grace")
+        }
+    }
+    for has_canceler in [true, false] {
+        let dropped = Arc::new(AtomicU32::new(0));
+        let run =
+            Context::background().query(Rude(dropped.clone(), has_canceler), |_| Box::pin(async {}));
+        let text = panic_text(|| current_thread().block_on(run).connection.is_some());
+        assert_eq!(text, if has_canceler { "no grace" } else { "no canceler" });
+        assert_eq!(dropped.load(Ordering::Relaxed), 1);
+    }
+}
+
+/// A test's context waits for it, and names its line if that takes too long.
+#[cfg(feature = "test-util")]
+#[test]
+fn what_goes_on_for_a_caller_that_has_gone_is_a_task_of_its_context() {
+    use tokio_ctx::testing;
+
+    let server = Server::new(Cancels::Slow(ms(100)));
+    let drops = async |test: &Context, server: &Arc<Server>| {
+        assert!(timeout(ms(10), query(test, server, LONG)).await.is_err());
+    };
+    paused().block_on(testing::scope(async |test| drops(test, &server).await));
+    assert!(server.is_over());
+
+    let stuck = Arc::new(Server { cancels: Cancels::Hang, grace: Some(LONG), ..Server::default() });
+    let text = panic_text(|| paused().block_on(testing::scope(async |test| drops(test, &stuck).await)));
+    assert!(text.contains("a task spawned at tests/query.rs:"), "{text}");
 }
 
 mod a_commit {
@@ -881,9 +991,12 @@ mod a_commit {
                     })
                 })
                 .await;
-            assert_eq!(outcome.result.unwrap(), Err(CANCELED));
-            assert!(outcome.connection.is_some());
+            assert!(outcome.connection.is_some() && outcome.commit_sent);
             assert!(server.state().attempts >= 1);
+            let flat: Result<u32, BoxError> = outcome.into_result(|error| *error == CANCELED);
+            let stopped = *flat.unwrap_err().downcast::<Stopped>().unwrap();
+            assert_eq!((stopped.kind(), stopped.commit_sent()), (StoppedKind::Canceled, true));
+            assert!(stopped.to_string().starts_with("query canceled after a commit: "));
         });
     }
 
@@ -901,7 +1014,7 @@ mod a_commit {
                     })
                     .await;
                 assert!(outcome.result.unwrap());
-                assert!(outcome.connection.is_none());
+                assert!(outcome.connection.is_none() && outcome.commit_sent);
                 assert_eq!((server.state().attempts, server.state().discarded), (0, 1));
             }
         });

@@ -21,7 +21,7 @@
 //! curl -i --max-time 0.1 http://127.0.0.1:7001/search/slow
 //! ```
 //!
-//! `services.rs` contains the services, `search.rs` their protocol, `../recipes/sqlite.rs` a query that
+//! `services.rs` contains the services, `search.rs` their protocol, `../recipes/rusqlite` a query that
 //! ends with its context, `cases.rs` the client, and `journal.rs` the table.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -37,8 +37,6 @@ mod cases;
 mod journal;
 mod search;
 mod services;
-#[path = "../recipes/sqlite.rs"]
-mod sqlite;
 
 #[tokio::main]
 async fn main() -> ExitCode {

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::serve::ListenerExt;
 use http::StatusCode;
-use rusqlite::Connection;
+use recipe_rusqlite::{self as sqlite, Database};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_ctx::wire::{ClientLayer, ClientService, Inbound, Outbound, ServerLayer, StatusExt};
@@ -22,7 +22,6 @@ use tower::ServiceBuilder;
 
 use crate::journal::{Journal, RequestId};
 use crate::search::{Found, Query, Search, SearchServer, ask};
-use crate::sqlite;
 
 /// The time limit of a request. The edge sets it, and the other services get the time that is left.
 pub const BUDGET: Duration = Duration::from_millis(300);
@@ -96,10 +95,12 @@ pub async fn leaf(service: Context, listener: TcpListener, journal: Journal) -> 
             self.0.request("leaf", &ctx);
             let (journal, given) = (self.0.clone(), ctx.remaining().unwrap_or_default());
             let request = ctx.clone();
-            let rows = sqlite::query(&ctx, Connection::open_in_memory, move |sqlite| {
+            let database = Database::new(":memory:");
+            let rows = database.query(&ctx, move |sqlite| {
                 let start = Instant::now();
                 let rows = sqlite.query_row(statement(&query.text), (), |row| row.get(0));
-                if rows.as_ref().is_err_and(sqlite::is_interrupt) {
+                let rows = rows.map_err(sqlite::Error::from);
+                if rows.as_ref().is_err_and(sqlite::is_cancel) {
                     journal.over("sqlite", &request, given, start, Instant::now());
                 }
                 rows

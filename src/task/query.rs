@@ -25,6 +25,10 @@
 //!   `ctx.run(pool.get()).await`.
 //! - **Several statements** share one call of [`Context::query`]; after the end, the cancels hit the one under way,
 //!   whose error should leave the function. One that begins between two cancels may be faster than the next one.
+//! - **What the function leaves on the connection** is there for its next user: a transaction that was begun by hand, say.
+//!   The transactions of drivers undo themselves when they are dropped.
+//! - **A shutdown does not wait** for a query whose caller has gone, unless the function holds a
+//!   [`ticket`](crate::Shutdown::ticket). The end of the runtime discards its connection.
 //! - **Only this connection's queries are on it.** A driver that lets several callers share a connection, and their
 //!   queries queue there (`tokio-postgres`), cancels that of another. [`Context::query`] owns the connection; share
 //!   it by a pool, or by an owned guard of a mutex.
@@ -66,7 +70,8 @@ impl Context {
     /// # Panics
     ///
     /// As the query does, once it has been canceled. When polled after the end of the context, without a Tokio runtime
-    /// that has a time driver, as [`tokio::time::sleep`].
+    /// that has a time driver, as [`tokio::time::sleep`]; the connection is then discarded. When polled again after it
+    /// was ready.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -216,7 +221,7 @@ enum Stage<C: Connection, T, F> {
         connection: C,
         f: F,
     },
-    Begun(Work<C, T>),
+    Begun(Box<Work<C, T>>),
     Over,
 }
 
@@ -244,7 +249,7 @@ where
                     return Poll::Ready(Outcome::not_begun(connection, ended));
                 }
                 this.runtime = Handle::try_current().ok();
-                Work::begin(scope, connection, f)
+                Box::new(Work::begin(scope, connection, f))
             }
             Stage::Begun(work) => work,
             Stage::Over => panic!("polled again after it was ready"),
@@ -273,7 +278,7 @@ impl<C: Connection, T: Send + 'static, F> Drop for Query<C, T, F> {
 }
 
 /// Sees a query to its end that is nobody's any more.
-async fn finish<C: Connection, T: Send + 'static>(mut work: Work<C, T>) {
+async fn finish<C: Connection, T: Send + 'static>(mut work: Box<Work<C, T>>) {
     let end = poll_fn(|cx| work.poll(cx)).await;
     shielded(|| drop(end));
 }

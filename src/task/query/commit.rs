@@ -1,6 +1,6 @@
 //! [`Commit`]: the step of a query that is not canceled once it is sent.
 //!
-//! One word holds how many commits are under way, and whether canceling has begun. A commit begins only where
+//! One word holds how many commits are under way, whether there has been one, and whether canceling has begun. A commit begins only where
 //! canceling has not, and canceling only where no commit is under way: each is one compare-and-swap from the state in
 //! which the other is not, so that no cancel meets a commit. Canceling is never taken back.
 //!
@@ -14,8 +14,12 @@ use crate::context::refusal::checked;
 use crate::error::Error;
 use crate::token::sync::{AtomicU32, Ordering};
 
-/// Whether canceling has begun; the other bits count.
+/// Whether canceling has begun.
 const CANCELING: u32 = 1 << 31;
+/// Whether there has been a commit.
+const SENT: u32 = 1 << 30;
+/// The bits that count.
+const UNDER_WAY: u32 = SENT - 1;
 
 /// Sends what must not be canceled once it is sent: a commit. Handed to the function of
 /// [`Context::transact`](crate::Context::transact).
@@ -53,19 +57,24 @@ impl Commit {
     }
 
     fn begin(&self) -> bool {
-        let more = |state| (state & CANCELING == 0).then_some(state + 1);
+        let more = |state| (state & CANCELING == 0).then_some((state + 1) | SENT);
         self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
     /// Whether a commit has been sent and not answered.
     pub(super) fn is_under_way(&self) -> bool {
-        self.state.load(Ordering::Acquire) & !CANCELING > 0
+        self.state.load(Ordering::Acquire) & UNDER_WAY > 0
+    }
+
+    /// Whether a commit has been sent, answered or not.
+    pub(super) fn was_sent(&self) -> bool {
+        self.state.load(Ordering::Acquire) & SENT > 0
     }
 
     /// Refuses commits from now on, unless one is under way; whether they are refused.
     pub(super) fn refuse(&self) -> bool {
-        let was = self.state.compare_exchange(0, CANCELING, Ordering::AcqRel, Ordering::Acquire);
-        was.is_ok() || was == Err(CANCELING)
+        let refused = |state| (state & UNDER_WAY == 0).then_some(state | CANCELING);
+        self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, refused).is_ok()
     }
 }
 

@@ -14,7 +14,7 @@ use crate::error::{BoxError, Error, fmt_with_sources};
 /// | | `result` | `connection` | `ended` |
 /// |---|---|---|---|
 /// | the query returned before the end | `Ok` | `Some` | `None` |
-/// | it was canceled, and returned | `Ok`: the driver's error as a rule, or its value if it was faster | `Some` | `Some` |
+/// | it returned after the end | `Ok`: as a rule the error of a canceled query, or its value if it was faster | `Some` | `Some` |
 /// | the context had ended before it began | `Err`, [`NotBegun`](StoppedKind::NotBegun) | `Some` | `Some` |
 /// | it did not end in time | `Err`, [`Unknown`](StoppedKind::Unknown) | `None` | `Some` |
 ///
@@ -42,14 +42,16 @@ pub struct Outcome<C, T> {
     /// The connection, which may be used again, or given back by dropping it. `None`: it has been
     /// [discarded](super::Connection::discard).
     pub connection: Option<C>,
-    /// How the context ended, if it did before the query.
+    /// How the context ended, if it had when the query returned.
     pub ended: Option<Error>,
+    /// Whether a [`Commit`](super::Commit) has been sent, answered or not.
+    pub commit_sent: bool,
 }
 
 impl<C, T> Outcome<C, T> {
     pub(super) fn not_begun(connection: C, ended: Error) -> Self {
         let result = Err(Stopped::not_begun(ended.clone()));
-        Outcome { result, connection: Some(connection), ended: Some(ended) }
+        Outcome { result, connection: Some(connection), ended: Some(ended), commit_sent: false }
     }
 }
 
@@ -82,7 +84,9 @@ impl<C, T, E> Outcome<C, Result<T, E>> {
         X: From<E> + From<Stopped>,
     {
         match (self.result?, self.ended) {
-            (Err(error), Some(ended)) if is_cancel(&error) => Err(Stopped::canceled(ended).into()),
+            (Err(error), Some(ended)) if is_cancel(&error) => {
+                Err(Stopped::canceled(ended, self.commit_sent).into())
+            }
             (result, _) => Ok(result?),
         }
     }
@@ -94,7 +98,8 @@ impl<C, T, E> Outcome<C, Result<T, E>> {
 pub enum StoppedKind {
     /// The context had ended before. Nothing has been sent.
     NotBegun,
-    /// It was canceled, and has ended. What it did is undone, as the driver's error says.
+    /// It was canceled, and has ended. The statement under way did nothing, and a transaction is undone; what was
+    /// committed before stays.
     Canceled,
     /// It has not ended in time. What it did, or still does, is not known.
     Unknown,
@@ -117,6 +122,7 @@ pub enum StoppedKind {
 pub struct Stopped {
     ended: Error,
     why: Why,
+    commit_sent: bool,
     /// The cause of an error that has the context's end already.
     is_cause: bool,
 }
@@ -125,26 +131,28 @@ pub struct Stopped {
 enum Why {
     NotBegun,
     Canceled,
-    Unknown { grace: Duration, commit_sent: bool, cancel: Option<Arc<dyn StdError + Send + Sync>> },
+    Unknown { grace: Duration, is_commit: bool, cancel: Option<Arc<dyn StdError + Send + Sync>> },
 }
 
 impl Stopped {
     pub(super) fn not_begun(ended: Error) -> Stopped {
-        Stopped { ended, why: Why::NotBegun, is_cause: false }
+        Stopped { ended, why: Why::NotBegun, commit_sent: false, is_cause: false }
     }
 
-    fn canceled(ended: Error) -> Stopped {
-        Stopped { ended, why: Why::Canceled, is_cause: false }
+    fn canceled(ended: Error, commit_sent: bool) -> Stopped {
+        Stopped { ended, why: Why::Canceled, commit_sent, is_cause: false }
     }
 
+    /// One that has not ended. `is_commit`: it is a commit that has no answer.
     pub(super) fn unknown(
         ended: Error,
         grace: Duration,
         commit_sent: bool,
+        is_commit: bool,
         cancel: Option<BoxError>,
     ) -> Stopped {
         let cancel = cancel.map(Arc::from);
-        Stopped { ended, why: Why::Unknown { grace, commit_sent, cancel }, is_cause: false }
+        Stopped { ended, why: Why::Unknown { grace, is_commit, cancel }, commit_sent, is_cause: false }
     }
 
     /// How far the query had come.
@@ -156,12 +164,12 @@ impl Stopped {
         }
     }
 
-    /// Whether a [`Commit`](super::Commit) had been sent and was not answered in time: it may have happened.
+    /// Whether a [`Commit`](super::Commit) had been sent: it may have happened.
     ///
-    /// A transaction that was not committed by then is undone by the server when it finds the connection closed.
-    /// `false` says nothing of statements that commit by themselves.
+    /// A transaction that was not committed by then is undone by the server, at the latest when it finds the connection
+    /// closed. `false` says nothing of statements that commit by themselves.
     pub fn commit_sent(&self) -> bool {
-        matches!(self.why, Why::Unknown { commit_sent: true, .. })
+        self.commit_sent
     }
 
     /// The context's error.
@@ -183,8 +191,9 @@ impl fmt::Display for Stopped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.why {
             Why::NotBegun => f.write_str("query not begun")?,
+            Why::Canceled if self.commit_sent => f.write_str("query canceled after a commit")?,
             Why::Canceled => f.write_str("query canceled")?,
-            Why::Unknown { grace, commit_sent: true, .. } => {
+            Why::Unknown { grace, is_commit: true, .. } => {
                 write!(f, "commit not answered within {grace:?}, it may have happened")?;
             }
             Why::Unknown { grace, .. } => {
@@ -234,6 +243,24 @@ impl From<Stopped> for Error {
 /// As the [`Error`] of the same end: [`TimedOut`](io::ErrorKind::TimedOut), or what a cancel becomes.
 impl From<Stopped> for io::Error {
     fn from(stopped: Stopped) -> io::Error {
+        Error::from(stopped).into()
+    }
+}
+
+/// As the [`Error`] of the same end.
+#[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
+impl axum_core::response::IntoResponse for Stopped {
+    fn into_response(self) -> axum_core::response::Response {
+        Error::from(self).into_response()
+    }
+}
+
+/// As the [`Error`] of the same end.
+#[cfg(feature = "tonic")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
+impl From<Stopped> for tonic::Status {
+    fn from(stopped: Stopped) -> tonic::Status {
         Error::from(stopped).into()
     }
 }

@@ -125,7 +125,8 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
         }
         if self.stop.is_none() {
             let ended = match &self.over {
-                Some((_, Ok(_))) => return Poll::Ready(self.conclude(None)),
+                // It may have seen the end itself, before it is seen here.
+                Some((_, Ok(_))) => return Poll::Ready(self.conclude(self.scope.err())),
                 Some((_, Err(_))) => None,
                 None => Some(ready!(Pin::new(&mut self.wait).poll(cx))),
             };
@@ -155,12 +156,12 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
     }
 
     fn conclude(&mut self, ended: Option<Error>) -> End<C, T> {
-        let commit_sent = self.commit.is_under_way();
+        let (is_commit, commit_sent) = (self.commit.is_under_way(), self.commit.was_sent());
         match self.over.take() {
             Some((held, Ok(output))) => {
                 let connection =
-                    if commit_sent || self.cancels.may_come_later() { None } else { held.keep() };
-                Ok(Outcome { result: Ok(output), connection, ended })
+                    if is_commit || self.cancels.may_come_later() { None } else { held.keep() };
+                Ok(Outcome { result: Ok(output), connection, ended, commit_sent })
             }
             Some((_, Err(payload))) => Err(payload),
             None => {
@@ -168,8 +169,9 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
                 self.query = None;
                 let ended = ended.unwrap_or_else(|| unreachable!("only an end stops a query"));
                 let cancel = self.cancels.failed.take();
-                let stopped = Stopped::unknown(ended.clone(), self.grace, commit_sent, cancel);
-                Ok(Outcome { result: Err(stopped), connection: None, ended: Some(ended) })
+                let stopped =
+                    Stopped::unknown(ended.clone(), self.grace, commit_sent, is_commit, cancel);
+                Ok(Outcome { result: Err(stopped), connection: None, ended: Some(ended), commit_sent })
             }
         }
     }
@@ -185,9 +187,12 @@ struct Cancels<C: Connection> {
     values: Context,
 }
 
+/// What an attempt came to, with the canceler; or what it panicked with.
+type Sent<K> = thread::Result<(K, Result<(), BoxError>)>;
+
 enum Turn<K> {
     Pause(K, Option<Timer>),
-    Sending(Pin<Box<dyn Future<Output = thread::Result<(K, Result<(), BoxError>)>> + Send>>),
+    Sending(Pin<Box<dyn Future<Output = Sent<K>> + Send>>),
     /// The canceler has panicked.
     Lost,
 }
@@ -255,7 +260,7 @@ impl<C: Connection> Cancels<C> {
         Turn::Sending(Box::pin(unconstrained(self.values.scope(attempt))))
     }
 
-    fn note(&mut self, sent: thread::Result<(C::Canceler, Result<(), BoxError>)>) -> Turn<C::Canceler> {
+    fn note(&mut self, sent: Sent<C::Canceler>) -> Turn<C::Canceler> {
         match sent {
             Ok((canceler, sent)) => {
                 if let Err(error) = sent {
