@@ -71,7 +71,7 @@ pub struct Error {
 pub enum ErrorKind {
     /// A scope, a guard, a canceler or a token ended it. Go's `context.Canceled`.
     Canceled,
-    /// Its deadline passed. Go's `context.DeadlineExceeded`.
+    /// Its deadline passed, or an [idle limit](crate::Context::with_idle). Go's `context.DeadlineExceeded`.
     DeadlineExceeded,
 }
 
@@ -102,6 +102,8 @@ pub(crate) enum How {
     Canceled(&'static Location<'static>),
     GuardDropped,
     Token,
+    /// By a limit on the time without progress, which the cause tells of.
+    Idle,
     /// By a context of another process, of which no more than the kind is known.
     #[cfg(feature = "tonic")]
     Peer(ErrorKind),
@@ -144,7 +146,7 @@ impl Error {
     /// ```
     pub fn kind(&self) -> ErrorKind {
         match self.origin.how {
-            How::Deadline => ErrorKind::DeadlineExceeded,
+            How::Deadline | How::Idle => ErrorKind::DeadlineExceeded,
             How::Canceled(_) | How::GuardDropped | How::Token => ErrorKind::Canceled,
             #[cfg(feature = "tonic")]
             How::Peer(kind) => kind,
@@ -250,7 +252,7 @@ impl Origin {
 
     /// When it ended: the deadline itself, or the time of the cancel.
     ///
-    /// A cancel is dated if its end can be compared with another: if the context has a deadline, or one was
+    /// Of an idle limit it is the limit after the last progress that was seen. A cancel is dated if its end can be compared with another: if the context has a deadline, or one was
     /// derived below it, and where a cause is given. Otherwise it reads no clock, and this is the time of the
     /// first question, the same from then on.
     ///
@@ -279,6 +281,7 @@ impl Error {
                 let budget = legible(budget.unwrap_or_default());
                 write!(f, "context deadline exceeded: {budget:?} budget set at {made_at}")
             }
+            (How::Idle, _) => f.write_str("context deadline exceeded"),
             (How::Canceled(place), _) => write!(f, "context canceled at {}", Place(place)),
             (How::GuardDropped, _) => {
                 write!(f, "context canceled: scope dropped, context made at {made_at}")

@@ -43,6 +43,8 @@
 //! stream may rest in a pool; one that is dropped while it waits leaves its waker, as on Tokio's own streams,
 //! until the next of the same kind completes.
 //!
+//! Every byte that is read or written is progress for the [idle limits](Context::with_idle) of the context.
+//!
 //! # Traps
 //!
 //! - **Flushing and shutting down are operations too**, and refused after the end: they may have to wait
@@ -64,7 +66,7 @@ use pin_project_lite::pin_project;
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 
 use crate::context::refusal::Entry;
-use crate::context::{Context, DoneOwned};
+use crate::context::{Context, DoneOwned, Progress};
 #[cfg(doc)]
 use crate::error::Error;
 
@@ -114,6 +116,7 @@ struct Limits {
     ctx: Context,
     reading: Half,
     writing: Half,
+    progress: Progress,
 }
 
 /// The wait of one direction, and the operations that it is for.
@@ -155,7 +158,8 @@ impl Half {
 
 impl Limits {
     fn new(ctx: Context) -> Self {
-        Limits { ctx, reading: Half::default(), writing: Half::default() }
+        let progress = ctx.progress();
+        Limits { ctx, reading: Half::default(), writing: Half::default(), progress }
     }
 
     /// Refuses an operation after the end, which nothing in its direction waits for any more.
@@ -165,6 +169,20 @@ impl Limits {
         ready!(half.entry.poll_refused(cx));
         *half = Half::default();
         Poll::Ready(Err(ended.into()))
+    }
+
+    /// Reports so many bytes that have gone through, if any.
+    fn report(&self, bytes: usize) {
+        if bytes > 0 {
+            self.progress.report_bytes(bytes as u64);
+        }
+    }
+
+    /// Reports what is through without a count of bytes.
+    fn note<R>(&self, polled: &Poll<Result<R>>) {
+        if matches!(polled, Poll::Ready(Ok(_))) {
+            self.progress.report();
+        }
     }
 
     /// Returns what `polled` says, unless the operation has to wait: then the context's end, once it comes.
@@ -177,7 +195,7 @@ impl Limits {
         polled: Poll<Result<R>>,
         cx: &mut task::Context<'_>,
     ) -> Poll<Result<R>> {
-        let Limits { ctx, reading, writing } = self;
+        let Limits { ctx, reading, writing, .. } = self;
         let half = if operation.reads() { reading } else { writing };
         half.entry.note(&polled);
         if polled.is_ready() {
@@ -265,7 +283,10 @@ impl<T: AsyncRead> AsyncRead for Bounded<T> {
     ) -> Poll<Result<()>> {
         let this = self.project();
         ready!(this.limits.poll_check(Operation::Read, cx))?;
-        this.limits.bound(Operation::Read, this.stream.poll_read(cx, buf), cx)
+        let before = buf.filled().len();
+        let polled = this.stream.poll_read(cx, buf);
+        this.limits.report(buf.filled().len().saturating_sub(before));
+        this.limits.bound(Operation::Read, polled, cx)
     }
 }
 
@@ -277,7 +298,9 @@ impl<T: AsyncBufRead> AsyncBufRead for Bounded<T> {
     }
 
     fn consume(self: Pin<&mut Self>, amount: usize) {
-        self.project().stream.consume(amount);
+        let this = self.project();
+        this.limits.report(amount);
+        this.stream.consume(amount);
     }
 }
 
@@ -291,7 +314,9 @@ impl<T: AsyncSeek> AsyncSeek for Bounded<T> {
     fn poll_complete(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<u64>> {
         let this = self.project();
         ready!(this.limits.poll_check(Operation::Seek, cx))?;
-        this.limits.bound(Operation::Seek, this.stream.poll_complete(cx), cx)
+        let polled = this.stream.poll_complete(cx);
+        this.limits.note(&polled);
+        this.limits.bound(Operation::Seek, polled, cx)
     }
 }
 
@@ -299,7 +324,9 @@ impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut task::Context<'_>, buf: &[u8]) -> Poll<Result<usize>> {
         let this = self.project();
         ready!(this.limits.poll_check(Operation::Write, cx))?;
-        this.limits.bound(Operation::Write, this.stream.poll_write(cx, buf), cx)
+        let polled = this.stream.poll_write(cx, buf);
+        this.limits.report(written(&polled));
+        this.limits.bound(Operation::Write, polled, cx)
     }
 
     fn poll_write_vectored(
@@ -309,7 +336,9 @@ impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
     ) -> Poll<Result<usize>> {
         let this = self.project();
         ready!(this.limits.poll_check(Operation::Write, cx))?;
-        this.limits.bound(Operation::Write, this.stream.poll_write_vectored(cx, bufs), cx)
+        let polled = this.stream.poll_write_vectored(cx, bufs);
+        this.limits.report(written(&polled));
+        this.limits.bound(Operation::Write, polled, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -319,7 +348,9 @@ impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<()>> {
         let this = self.project();
         ready!(this.limits.poll_check(Operation::Flush, cx))?;
-        this.limits.bound(Operation::Flush, this.stream.poll_flush(cx), cx)
+        let polled = this.stream.poll_flush(cx);
+        this.limits.note(&polled);
+        this.limits.bound(Operation::Flush, polled, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<()>> {
@@ -327,6 +358,10 @@ impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
         ready!(this.limits.poll_check(Operation::Shutdown, cx))?;
         this.limits.bound(Operation::Shutdown, this.stream.poll_shutdown(cx), cx)
     }
+}
+
+fn written(polled: &Poll<Result<usize>>) -> usize {
+    if let Poll::Ready(Ok(written)) = polled { *written } else { 0 }
 }
 
 impl<T: fmt::Debug> fmt::Debug for Bounded<T> {

@@ -119,7 +119,7 @@ impl<C: Borrow<Context>> Wait<C> {
         let Some(token) = self.ctx().token() else { return Poll::Pending };
         // Polled again by the same task, it waits as it did.
         let stays = token.is_undisturbed() && self.waker == address(cx.waker());
-        if stays && !token.has_deadline() {
+        if stays && !token.needs_timer() {
             return Poll::Pending;
         }
         self.look(cx, stays, true)
@@ -135,7 +135,8 @@ impl<C: Borrow<Context>> Wait<C> {
         let this = self.project();
         let ctx: &Context = (*this.ctx).borrow();
         let Some(token) = ctx.token() else { return Poll::Pending };
-        let timed = timed && token.has_deadline();
+        let is_pulsed = timed && token.is_pulsed();
+        let timed = timed && token.needs_timer();
         // Asked at every poll: within a task as well, `Handle::enter` may have put another runtime here. Where there
         // is none, the one where it was polled before goes on.
         let here = if timed { runtime().or(*this.runtime) } else { None };
@@ -156,6 +157,11 @@ impl<C: Borrow<Context>> Wait<C> {
                 Some(is_timed) if is_timed || !timed => false,
                 Some(_) => token.register_deadline(here.unwrap_or_else(require_runtime)),
             };
+            if is_pulsed && !ended {
+                here.unwrap_or_else(require_runtime);
+                token.watch_pulses();
+                ended = token.is_done();
+            }
         }
         *this.runtime = here;
         *this.ended = ended;

@@ -54,7 +54,7 @@ impl Context {
             return cancelled();
         }
         // Before anything is promised: panics where there is none.
-        let runtime = token.has_deadline().then(Handle::current);
+        let runtime = token.needs_timer().then(Handle::current);
         let Some(outer) = token.bridge() else { return cancelled() };
         if let Some((runtime, watch)) = runtime.zip(token.watch()) {
             let done = self.done_owned();

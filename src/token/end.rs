@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::sync::{Ordering, fence, now};
 use super::work::Work;
 use super::{
-    BRIDGED, CALLED, CAUSED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LONG, MERGED,
-    OWNS_DEADLINE, Stamp, TIMED, Token,
+    BRIDGED, CALLED, CAUSED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LEVELS, LONG, MERGED,
+    NoProgress, Stamp, TIMED, Token,
 };
 use crate::error::{BoxError, Error, How, Origin};
 use crate::trace;
@@ -80,6 +80,8 @@ impl Token {
         let state = self.state.load(Ordering::Acquire);
         if state & ENDED != 0 {
             true
+        } else if self.is_pulsed() {
+            self.is_over_by_pulse()
         } else if self.has_deadline() {
             self.is_over(Stamp::now())
         } else {
@@ -113,6 +115,9 @@ impl Token {
     /// from there down to this token. False: there is none.
     #[cold]
     pub(super) fn settle(self: &Arc<Self>, now: Option<Stamp>) -> bool {
+        if let Some(now) = now.filter(|_| self.is_pulsed()) {
+            self.end_by_pulse(now);
+        }
         let mut work = Work::new();
         let ended = self.close_path(now, &mut work);
         work.finish();
@@ -194,25 +199,34 @@ impl Token {
 impl Token {
     /// Ends it, and returns once all its descendants have ended; false if it had ended.
     pub(crate) fn cancel(self: &Arc<Self>, caller: Caller, cause: Option<BoxError>) -> bool {
-        self.end_by(caller.map_or(0, |_| CALLED), caller, cause)
+        self.end_by(caller.map_or(0, |_| CALLED), caller, cause, None)
     }
 
     /// Ends it as a foreign token says.
     pub(super) fn end_from_outside(self: &Arc<Self>) {
-        self.end_by(FOREIGN, None, None);
+        self.end_by(FOREIGN, None, None, None);
     }
 
-    fn end_by(self: &Arc<Self>, kind: u16, caller: Caller, cause: Option<BoxError>) -> bool {
+    /// Ends it at that time, or else now.
+    pub(super) fn end_by(
+        self: &Arc<Self>,
+        kind: u16,
+        caller: Caller,
+        cause: Option<BoxError>,
+        at: Option<Stamp>,
+    ) -> bool {
         let state = self.state.load(Ordering::Acquire);
         let is_dated = state & TIMED != 0 || self.has_deadline() || cause.is_some();
-        let at = (is_dated && state & ENDED == 0).then(Stamp::now);
+        let at = at.or_else(|| (is_dated && state & ENDED == 0).then(Stamp::now));
         if state & ENDED != 0 || at.map_or_else(|| self.is_over_above(), |at| self.is_over(at)) {
             self.wait_until_closed();
             return false;
         }
         let error = cause.map(|cause| {
             let ended_at = at.map_or_else(now, Stamp::instant);
-            Error::new(self.origin(How::by(kind, caller), ended_at), Some(cause))
+            let is_idle = cause.is::<NoProgress>();
+            let how = if is_idle { How::Idle } else { How::by(kind, caller) };
+            Error::new(self.origin(how, ended_at), Some(cause))
         });
         let mut ending = Ending::own(kind, caller, at, error);
         if !trace::listens() && (self.close_unseen(&mut ending) || self.close_deserted(&mut ending)) {
@@ -260,7 +274,7 @@ impl Token {
 
     /// Whether it keeps a copy of an inherited error, so that no way up to one is long.
     fn copies_error(&self) -> bool {
-        self.level & !OWNS_DEADLINE == 0 || self.has(MERGED)
+        self.level & LEVELS == 0 || self.has(MERGED)
     }
 
     fn inheriting(&self, parent: &Token, end: End) -> Ending {

@@ -81,6 +81,7 @@ mod deadline;
 mod end;
 mod interop;
 mod members;
+mod pulse;
 pub(crate) mod sync;
 mod tree;
 mod work;
@@ -95,6 +96,8 @@ use crate::error::BoxError;
 use crate::trace;
 use members::Inner;
 pub(crate) use members::Seat;
+pub use pulse::NoProgress;
+pub(crate) use pulse::Pulse;
 use sync::{AtomicI64, AtomicU8, AtomicU16, AtomicU32, Mutex, Ordering};
 
 /// So many polls of a wait, or waits made on a token, may go without a look at the clock.
@@ -130,7 +133,7 @@ const CAUSED: u16 = 1 << 13;
 
 pub(crate) struct Token {
     state: AtomicU16,
-    /// Levels below the last one that copies an inherited error, and [`OWNS_DEADLINE`].
+    /// Levels below the last one that copies an inherited error, [`OWNS_DEADLINE`], [`PULSED`] and [`OWNS_PULSE`].
     level: u8,
     /// Counts waits that did not look at the clock.
     turns: AtomicU8,
@@ -153,6 +156,11 @@ const ROOT: u32 = u32::MAX;
 
 /// Set in `level` if the deadline is the token's own.
 const OWNS_DEADLINE: u8 = 1 << 7;
+/// Set in `level` if a pulse is on the path, and if it is the token's own.
+const PULSED: u8 = 1 << 6;
+const OWNS_PULSE: u8 = 1 << 5;
+/// The levels themselves.
+const LEVELS: u8 = OWNS_PULSE - 1;
 
 /// A point in time in nanoseconds: half as large as an `Instant`.
 ///
@@ -274,6 +282,7 @@ impl Token {
     ) -> Arc<Token> {
         let mut token = Token::plain(Some(parent), made_at);
         token.deadline = parent.deadline.min(other.deadline);
+        token.level |= other.level & PULSED;
         token.state = AtomicU16::new(OCCUPIED | MERGED);
         token.inner.get_mut().more().second = Some((other.clone(), Seat::default()));
         if token.deadline != Stamp::NEVER {
@@ -292,7 +301,8 @@ impl Token {
 
     #[inline]
     fn plain(parent: Option<&Arc<Token>>, made_at: &'static Location<'static>) -> Token {
-        let level = parent.map_or(0, |parent| (parent.level & !OWNS_DEADLINE) + 1) % STRIDE;
+        let above = parent.map_or(LEVELS, |parent| parent.level);
+        let level = (((above & LEVELS) + 1) % STRIDE) | (above & PULSED);
         Token {
             state: AtomicU16::new(0),
             level,

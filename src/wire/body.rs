@@ -4,11 +4,12 @@ use std::mem;
 use std::pin::Pin;
 use std::task::{self, Poll, ready};
 
+use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
-use crate::context::Context;
 use crate::context::done::Wait;
+use crate::context::{Context, Progress};
 use crate::error::Error;
 
 pin_project! {
@@ -18,6 +19,7 @@ pin_project! {
         wait: Option<Pin<Box<Wait<Context>>>>,
         // Whether the wait is for a frame that is still to come.
         waits: bool,
+        progress: Progress,
         // None: it is over, one way or the other.
         #[pin]
         body: Option<B>,
@@ -44,7 +46,8 @@ pub(crate) enum Step<D, E> {
 
 impl<B: Body> Bounded<B> {
     pub(crate) fn new(ctx: Context, body: B) -> Self {
-        Bounded { ctx, wait: None, waits: false, body: Some(body) }
+        let progress = ctx.progress();
+        Bounded { ctx, wait: None, waits: false, progress, body: Some(body) }
     }
 
     /// What is ready goes first, but after the end nothing that more is to follow: a body that always has a
@@ -57,7 +60,14 @@ impl<B: Body> Bounded<B> {
         let mut this = self.project();
         let Some(mut body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(Step::Over) };
         let ctx = &*this.ctx;
-        let step = match ctx.sync_scope(|| body.as_mut().poll_frame(cx)) {
+        let polled = ctx.sync_scope(|| body.as_mut().poll_frame(cx));
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            match frame.data_ref() {
+                Some(data) => this.progress.report_bytes(data.remaining() as u64),
+                None => this.progress.report(),
+            }
+        }
+        let step = match polled {
             Poll::Ready(Some(Ok(frame))) if frame.is_trailers() || body.is_end_stream() => {
                 Step::Last(frame)
             }
