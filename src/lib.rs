@@ -141,7 +141,7 @@
 //! `timeout`](guide/coming_from_tokens/index.html), [Cancel safety](guide/cancel_safety/index.html),
 //! [Testing code that takes a context](guide/testing/index.html), [From service to
 //! service](guide/from_service_to_service/index.html), [A service that drains](guide/services/index.html),
-//! [Recipes](guide/recipes/index.html) and [Traps](guide/traps/index.html).
+//! [Spending a budget](guide/spending_a_budget/index.html), [Recipes](guide/recipes/index.html) and [Traps](guide/traps/index.html).
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
