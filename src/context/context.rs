@@ -203,6 +203,13 @@ impl Context {
         token.is_done().then(|| token.error())
     }
 
+    /// [`err`](Self::err), for what has read the clock.
+    #[inline]
+    pub(crate) fn err_at(&self, now: Instant) -> Option<Error> {
+        let token = self.token.as_ref()?;
+        token.is_done_at(now).then(|| token.error())
+    }
+
     /// `Err` once it has ended: for loops that compute.
     ///
     /// ```

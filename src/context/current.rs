@@ -2,8 +2,6 @@
 
 use std::future::Future;
 
-use tokio::task::futures::TaskLocalFuture;
-
 use super::context::Context;
 #[cfg(feature = "tracing")]
 use crate::error::{Error, ErrorKind};
@@ -64,12 +62,7 @@ impl Context {
     /// # }
     /// ```
     pub fn scope<F: Future>(&self, f: F) -> impl Future<Output = F::Output> + use<F> {
-        self.clone().around(f)
-    }
-
-    /// [`scope`](Self::scope), with a name for its type.
-    pub(crate) fn around<F: Future>(self, f: F) -> TaskLocalFuture<Context, F> {
-        CURRENT.scope(self, f)
+        CURRENT.scope(self.clone(), f)
     }
 
     /// Calls a function with this context as [`current`](Self::current).
@@ -82,7 +75,13 @@ impl Context {
     /// assert_eq!(found, Some(42));
     /// ```
     pub fn sync_scope<R>(&self, f: impl FnOnce() -> R) -> R {
-        CURRENT.sync_scope(self.clone(), f)
+        self.clone().enter(f)
+    }
+
+    /// [`sync_scope`](Self::sync_scope), which takes the context.
+    #[inline]
+    pub(crate) fn enter<R>(self, f: impl FnOnce() -> R) -> R {
+        CURRENT.sync_scope(self, f)
     }
 
     /// Runs a future bounded by this context, with it as [`current`](Self::current), and in a span.

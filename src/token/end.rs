@@ -3,6 +3,8 @@
 use std::panic::Location;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::sync::{Ordering, fence, now};
 use super::work::Work;
 use super::{
@@ -87,6 +89,13 @@ impl Token {
         } else {
             !self.is_linked() && self.is_over_above()
         }
+    }
+
+    /// [`is_done`](Self::is_done), for what has read the clock.
+    #[inline]
+    pub(crate) fn is_done_at(self: &Arc<Self>, now: Instant) -> bool {
+        let reads_clock = self.has_deadline() && !self.is_pulsed() && !self.ended();
+        if reads_clock { self.is_over(Stamp::new(now)) } else { self.is_done() }
     }
 
     #[inline]
