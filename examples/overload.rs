@@ -55,7 +55,10 @@ async fn serve(version: Version, requests: mpsc::Receiver<Carried<Request>>) -> 
             requests
                 .for_each_task(&service, WORKERS, |_, request| {
                     let work = work(request);
-                    async { Ok::<_, tokio_ctx::Error>(work.await) }
+                    async {
+                        work.await;
+                        Ok::<_, tokio_ctx::Error>(())
+                    }
                 })
                 .await
         }

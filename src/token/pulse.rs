@@ -17,6 +17,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::panic::Location;
 use std::pin::Pin;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -32,13 +33,14 @@ use crate::error::Place;
 const SHARE: u32 = 8;
 /// Stands for a time that is not known yet: there has been progress since the last look.
 const FRESH: i64 = i64::MAX;
-/// No bytes have been reported.
-const NO_MEASURE: i64 = -1;
+/// No bytes have been reported. The first to report some takes it away.
+const NO_MEASURE: u64 = 1 << 63;
 
 pub(crate) struct Pulse {
     /// When a look first saw the latest progress, or [`FRESH`].
     last: AtomicI64,
-    bytes: AtomicI64,
+    /// A count, and no part of the protocol.
+    bytes: AtomicU64,
     limit: Duration,
     /// The tasks that look, each with its runtime. `None`: it is being spawned.
     lookers: Mutex<Vec<(RuntimeId, Option<AbortHandle>)>>,
@@ -52,9 +54,8 @@ impl Pulse {
 
     #[inline]
     pub(crate) fn report_bytes(&self, bytes: u64) {
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         if self.bytes.load(Ordering::Relaxed) == NO_MEASURE {
-            // Whichever is first: the other's are added to it.
+            // What is not the first adds to what was.
             let _first =
                 self.bytes.compare_exchange(NO_MEASURE, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
@@ -99,7 +100,7 @@ impl Token {
         let mut token = Token::plain(parent, made_at);
         let pulse = Pulse {
             last: AtomicI64::new(Stamp::now().0),
-            bytes: AtomicI64::new(NO_MEASURE),
+            bytes: AtomicU64::new(NO_MEASURE),
             limit,
             lookers: Mutex::new(Vec::new()),
         };
@@ -177,7 +178,7 @@ impl Token {
             }
         });
         if let Some((due, owner, pulse)) = first.filter(|(due, ..)| *due < self.deadline) {
-            let bytes = u64::try_from(pulse.bytes.load(Ordering::Relaxed)).ok();
+            let bytes = Some(pulse.bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes != NO_MEASURE);
             let cause = NoProgress { limit: pulse.limit, set_at: owner.made_at, bytes };
             owner.end_by(CALLED, None, Some(cause.into()), Some(due));
         }
