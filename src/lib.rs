@@ -1,13 +1,14 @@
-//! Go's `context`, made native to Tokio: one value that flows down an async call tree and carries *stop
-//! now* (cancellation), *stop by then* (a deadline) and *who this is for* (request-scoped values), and
-//! that can say why and where work was stopped.
+//! Go's `context`, made native to Tokio.
+//!
+//! A [`Context`] is one value that flows down an async call tree and carries a cancellation signal, a deadline
+//! and request-scoped values. When work is stopped, the [`Error`] says why, and which line of code stopped it.
 //!
 //! ```
 //! use std::time::Duration;
 //! use tokio_ctx::{Context, Error};
 //!
 //! async fn fetch(ctx: &Context, item: u32) -> Result<u32, Error> {
-//!     // Any future, until the context ends.
+//!     // `run` runs any future until the context ends.
 //!     ctx.run(async { tokio::time::sleep(Duration::from_millis(30)).await }).await?;
 //!     Ok(item * 2)
 //! }
@@ -31,46 +32,49 @@
 //! # }
 //! ```
 //!
-//! # Which to use when
+//! New users start with the [tutorial](guide/tutorial/index.html) and [the rules](guide/rules/index.html).
+//!
+//! # What to use
 //!
 //! | to | use |
 //! |---|---|
-//! | give work a way to be stopped | [`Context::with_cancel`], and keep the [`CancelScope`] |
-//! | give work a budget | [`Context::with_timeout`], [`Context::with_deadline`] |
-//! | bound one step by a budget of its own | `ctx.with_timeout(d).run(step)`, [`Context::within`], [`Context::try_within`] |
-//! | refuse a step that the time left is too short for | [`Context::require`] |
-//! | retry, limit idleness, shield, coalesce, queue, reserve: spend a budget well | the module [`budget`] |
+//! | make work cancelable | [`Context::with_cancel`], and keep the [`CancelScope`] |
+//! | give work a deadline | [`Context::with_timeout`], [`Context::with_deadline`] |
+//! | give one step a shorter deadline | `ctx.with_timeout(d).run(step)`, [`Context::within`], [`Context::try_within`] |
+//! | fail early if too little time is left | [`Context::require`] |
+//! | retry, limit idle time, shield, coalesce, queue, clean up | the module [`budget`] |
 //! | let other code cancel the work | [`CancelScope::canceler`], [`CancelScope::split`] |
 //! | run a future until the context ends | [`Context::run`], [`FutureExt::bounded_by`] |
-//! | spawn a task that stops at the end, or that is handed its context | [`Context::spawn_bounded`], [`Context::spawn_with`] |
+//! | spawn a task that is stopped when the context ends, or that receives the context | [`Context::spawn_bounded`], [`Context::spawn_with`] |
 //! | tell a server when to stop | [`Context::ended_owned`] |
-//! | race the end against other branches | [`Context::done`] in `tokio::select!` |
+//! | wait for the end in `tokio::select!` | [`Context::done`] |
 //! | stop a loop that computes | [`Context::check`], with `?` |
 //! | clean up after the end | [`Context::after_func`], [`Context::without_cancel`], [`Context::keeping_deadline`] |
-//! | carry a request id | [`Context::with_value`], [`Context::value`] |
-//! | reach the context without passing it | [`Context::scope`], [`Context::spawn`], [`Context::current`] |
-//! | end work when something happens: a message, a flag, a lost lease | [`Context::with_cancel_when`] |
-//! | speak to code that takes a `CancellationToken` | [`Context::cancellation_token`], [`Context::with_token`] |
-//! | run parts of one answer at once, all or nothing | [`Group`] |
+//! | carry a request ID | [`Context::with_value`], [`Context::value`] |
+//! | reach the context without a parameter | [`Context::scope`], [`Context::spawn`], [`Context::current`] |
+//! | end work on an event: a message, a flag, a lost lease | [`Context::with_cancel_when`] |
+//! | call code that takes a `CancellationToken`, or that provides one | [`Context::cancellation_token`], [`Context::with_token`] |
+//! | compute the parts of a result concurrently, all or nothing | [`Group`] |
 //! | end a stream with the context | [`StreamExt::bounded_by`], [`StreamExt::checked_by`] |
-//! | work off a stream, so many at once | [`StreamExt::for_each_task`] |
-//! | shut a service down, gently first | [`Shutdown`] |
+//! | process a stream with a limited number of tasks | [`StreamExt::for_each_task`] |
+//! | shut a service down gracefully | [`Shutdown`] |
 //! | stop on Ctrl-C or SIGTERM | the module [`signal`](signal/index.html) |
-//! | run a program as a child process | the module [`process`](process/index.html) |
-//! | give a socket to code that knows no contexts | `Context::io`, in the module [`io`](io/index.html) |
-//! | run code that blocks | [`Context::spawn_blocking`], [`Context::done_blocking`], [`Context::sleep_blocking`] |
+//! | run a child process | the module [`process`](process/index.html) |
+//! | give a socket to code that does not know contexts | `Context::io`, in the module [`io`](io/index.html) |
+//! | run blocking code | [`Context::spawn_blocking`], [`Context::done_blocking`], [`Context::sleep_blocking`] |
+//! | end a database query on its server too | [`Context::query`], [`Context::transact`] |
 //! | test code that takes a context | the module [`testing`](testing/index.html) |
-//! | learn why and where it ended | [`Error`], [`Origin`] |
-//! | ask whether an error is the context's, wherever it went | [`Error::find`] |
-//! | give each request of a server a context, and pass it on | `wire::ServerLayer`, `wire::ClientLayer` |
-//! | do that without tower | `Context::extract`, `Context::inject` |
+//! | find out why and where a context ended | [`Error`], [`Origin`] |
+//! | find out whether an error came from a context | [`Error::find`] |
+//! | give each request of a server a context, and propagate it | `wire::ServerLayer`, `wire::ClientLayer` |
+//! | do the same without tower | `Context::extract`, `Context::inject` |
 //!
-//! # One value
+//! # Scopes
 //!
-//! Deriving returns a [`CancelScope`]: the context, with the right to cancel it. It is used like a `Context`, and
-//! ends it when dropped, as Go's `defer cancel()`, which cannot be forgotten. A scope is not `Clone`, because one
-//! owner decides when the work is over: its `clone()` returns a plain `Context`, which sees the end and cannot
-//! make it.
+//! Deriving a context returns a [`CancelScope`]: the new context, together with the right to cancel it. A scope
+//! is used like a `Context`, and cancels it when dropped, like Go's `defer cancel()`. A scope cannot be cloned,
+//! because one owner decides when the work is over. `scope.clone()` returns a plain `Context`, which sees the
+//! end but cannot cause it.
 //!
 //! ```
 //! # use std::time::Duration;
@@ -92,64 +96,78 @@
 //! # }
 //! ```
 //!
-//! What is derived or cloned from a scope ends with it, also where the scope has no name and is dropped at the end
-//! of its statement. The error then names the line:
+//! Everything that is derived or cloned from a scope ends with it. This includes a scope without a name, which
+//! is dropped at the end of its statement. The error then names the line:
 //!
 //! ```
 //! # use std::time::Duration;
 //! # let parent = tokio_ctx::Context::background();
-//! let step = parent.with_timeout(Duration::from_secs(1)).with_cancel(); // The timeout's scope ends here,
-//! // context canceled: scope dropped, context made at src/main.rs:3
+//! // Wrong: the scope of `with_timeout` is dropped at the end of this statement.
+//! let step = parent.with_timeout(Duration::from_secs(1)).with_cancel();
+//! // context canceled: scope dropped, context made at src/main.rs:4
 //! assert!(step.is_done());
 //!
-//! let limit = parent.with_timeout(Duration::from_secs(1)); // and here with the variable.
+//! // Right: it lives as long as the variable.
+//! let limit = parent.with_timeout(Duration::from_secs(1));
 //! let step = limit.with_cancel();
 //! assert!(!step.is_done());
 //! ```
 //!
-//! [`CancelScope`] shows the other [traps](CancelScope#traps).
+//! [`CancelScope`] describes further [traps](CancelScope#traps).
 //!
-//! # What holds
+//! # Guarantees
 //!
-//! A context ends once: at the first of its scope's cancel or drop, its deadline, and its parent's end;
-//! kind, cause and origin are then fixed, and the same for every question. An end goes down, never
-//! up. Deadlines only shrink. Every wait is cancel-safe. No task runs per context or per deadline.
-//! Everything but waiting works outside a runtime.
+//! - A context ends once: when its scope cancels it or is dropped, when its deadline passes, or when its parent
+//!   ends, whichever comes first. Kind, cause and origin are then fixed, and every method reports the same.
+//! - An end propagates to all descendants, never to the parent or to siblings. When `cancel` returns, every
+//!   descendant has ended.
+//! - A deadline can only be shortened by deriving.
+//! - A context that has ended starts no work, and the result of finished work is never discarded.
+//! - Every wait is cancel-safe. No task runs per context or per deadline.
+//! - Everything except spawning tasks and waiting for a deadline works outside a runtime.
 //!
 //! # Features
 //!
-//! `tracing` (default): one `DEBUG` event, target `tokio_ctx`, when a context ends by its deadline or is
-//! canceled, with the fields `kind`, `cause`, `budget_ms`, `derived_at`, `canceled_at` and `lived_ms`;
-//! and `Context::run_in_span`, `try_run_in_span`. A `WARN` for a header of a request that is left aside.
-//!
-//! Not everyone needs the others, which are named like Tokio's own, or like what they are for:
-//!
+//! - `tracing` (default): emits one `DEBUG` event, with the target `tokio_ctx`, when a context is canceled or
+//!   its deadline passes. Its fields are `kind`, `cause`, `budget_ms`, `derived_at`, `canceled_at` and
+//!   `lived_ms`. Adds `Context::run_in_span` and `try_run_in_span`. Emits a `WARN` event for a request header
+//!   that is ignored.
 //! - `signal`: the module `signal`, contexts that end on a signal.
 //! - `process`: the module `process`, child processes that end with a context.
-//! - `io`: the module `io`, readers and writers that do.
+//! - `io`: the module `io`, readers and writers that end with a context.
 //! - `http`: the module `wire`, a context in the headers of a request.
-//! - `tower`: its layers for servers and clients.
+//! - `tower`: the layers of `wire` for servers and clients.
 //! - `axum`: `Context` as an extractor, `Error` as a response.
-//! - `tonic`: `Error` as a `Status` and back, `Context` in requests.
-//! - `test-util`: the module `testing`, a context that ends with its test and fails it if something is left.
-//! - `full`: all of these, and the guides.
+//! - `tonic`: conversions between `Error` and `Status`, `Context` in requests.
+//! - `test-util`: the module `testing`, a context for a test, which fails the test if a task is left running.
+//! - `watch`: the module `watch`, what is running now, and what was told to stop and is still here.
+//! - `metrics`: its counters, through the crate of that name.
+//! - `full`: all of the above, and the guides.
 //!
 //! # Guides
 //!
-//! Beside this reference stand the guides, all of whose code is tested: [Coming from
-//! Go](guide/coming_from_go/index.html), [Coming from `CancellationToken` and
-//! `timeout`](guide/coming_from_tokens/index.html), [Cancel safety](guide/cancel_safety/index.html),
-//! [Testing code that takes a context](guide/testing/index.html), [From service to
-//! service](guide/from_service_to_service/index.html), [A service that drains](guide/services/index.html),
-//! [Spending a budget](guide/spending_a_budget/index.html), [Recipes](guide/recipes/index.html) and [Traps](guide/traps/index.html).
+//! All code in the guides is tested.
+//!
+//! - [Tutorial](guide/tutorial/index.html): six programs and their output.
+//! - [The rules](guide/rules/index.html): how to use a context well, on one page.
+//! - [Coming from Go](guide/coming_from_go/index.html)
+//! - [Coming from `CancellationToken` and `timeout`](guide/coming_from_tokens/index.html)
+//! - [Cancel safety](guide/cancel_safety/index.html)
+//! - [Testing](guide/testing/index.html)
+//! - [A service that drains](guide/services/index.html)
+//! - [From service to service](guide/from_service_to_service/index.html)
+//! - [Spending a budget](guide/spending_a_budget/index.html)
+//! - [Recipes](guide/recipes/index.html)
+//! - [Traps](guide/traps/index.html)
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-// The rooms, from the ground up: `ARCHITECTURE.md` says what may import what.
+// The modules, from the lowest layer up. `ARCHITECTURE.md` says what may import what.
 mod error;
 mod finished;
+mod registry;
 mod trace;
 
 mod token;
@@ -170,11 +188,15 @@ pub mod testing;
 
 mod find;
 
+#[cfg(feature = "watch")]
+#[cfg_attr(docsrs, doc(cfg(feature = "watch")))]
+pub mod watch;
+
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub mod wire;
 
-// Costs nobody anything: there is nothing in it but documentation.
+// Contains documentation only, and is compiled only for it.
 #[cfg(all(
     any(doc, doctest),
     feature = "axum",
@@ -198,7 +220,7 @@ pub use os::process;
 #[cfg_attr(docsrs, doc(cfg(feature = "signal")))]
 pub use os::signal;
 #[doc(inline)]
-pub use task::{Group, Shutdown, StreamExt, group, shutdown};
+pub use task::{Group, Shutdown, StreamExt, group, query, shutdown};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -1,10 +1,16 @@
-//! The event that tracing receives for an end: one, from the context that ended by itself, unless the end is
-//! the normal one.
+//! The tracing event for the end of a context. One event is emitted, for the context that ended itself and not
+//! for its descendants, and none for a normal end.
 //!
-//! A subscriber is foreign code. One that panics, in `enabled` or when it takes the event, loses that event
-//! and nothing else: contexts are derived and ended amidst wake-ups of others, which a panic would cost.
+//! A subscriber is foreign code. If it panics, only that event is lost. The panic must not propagate, because
+//! it would prevent other tasks from being woken.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::registry;
 
 #[cfg(not(feature = "tracing"))]
 mod imp {
@@ -17,21 +23,11 @@ mod imp {
         false
     }
 
-    #[inline]
-    pub(crate) fn birth() -> u64 {
-        0
-    }
-
-    pub(crate) fn noted(_birth: u64) -> Option<Instant> {
-        None
-    }
-
     pub(crate) fn ended(_error: &Error, _born: Option<Instant>) {}
 }
 
 #[cfg(feature = "tracing")]
 mod imp {
-    use std::sync::OnceLock;
     use std::time::Duration;
 
     use tokio::time::Instant;
@@ -42,10 +38,8 @@ mod imp {
     use crate::error::{Error, Place};
     use crate::finished;
 
-    /// When the first birth was noted; births are counted from here, so that one fits in a word.
-    static EPOCH: OnceLock<Instant> = OnceLock::new();
-
-    /// Whether a subscriber takes events of this crate: one relaxed load while none takes any `DEBUG` event.
+    /// Returns whether a subscriber is interested in events of this crate. One relaxed load if none is interested in `DEBUG`
+    /// events.
     #[inline]
     pub(crate) fn listens() -> bool {
         Level::DEBUG <= STATIC_MAX_LEVEL
@@ -58,26 +52,7 @@ mod imp {
         shielded(|| enabled!(target: "tokio_ctx", Level::DEBUG)).unwrap_or(false)
     }
 
-    /// When a context is made, in nanoseconds since the epoch, if a subscriber listens; else 0.
-    #[inline]
-    pub(crate) fn birth() -> u64 {
-        if listens() { note_birth() } else { 0 }
-    }
-
-    #[cold]
-    fn note_birth() -> u64 {
-        let now = Instant::now();
-        let age = now.saturating_duration_since(*EPOCH.get_or_init(|| now));
-        u64::try_from(age.as_nanos()).map_or(0, |age| age + 1)
-    }
-
-    /// The instant that [`birth`] noted.
-    pub(crate) fn noted(birth: u64) -> Option<Instant> {
-        let age = Duration::from_nanos(birth.checked_sub(1)?);
-        Some(*EPOCH.get()? + age)
-    }
-
-    /// Emits the event of an end, unless the end says that the work was done.
+    /// Emits the event for an end, unless it is a normal end.
     #[cold]
     pub(crate) fn ended(error: &Error, born: Option<Instant>) {
         if error.cause().is_some_and(finished::is_normal) {
@@ -103,14 +78,36 @@ mod imp {
 
 pub(crate) use imp::*;
 
-/// Calls foreign code, such as a subscriber or a waker; `None` if it panics.
+/// When the first birth was noted; births are counted from here, so that one fits in a word.
+static EPOCH: OnceLock<Instant> = OnceLock::new();
+
+/// When a context is made, in nanoseconds since the epoch, if a subscriber listens, or a watch is installed; else 0.
+#[inline]
+pub(crate) fn birth() -> u64 {
+    if listens() || registry::is_installed() { note_birth() } else { 0 }
+}
+
+#[cold]
+fn note_birth() -> u64 {
+    let now = Instant::now();
+    let age = now.saturating_duration_since(*EPOCH.get_or_init(|| now));
+    u64::try_from(age.as_nanos()).map_or(0, |age| age + 1)
+}
+
+/// The instant that [`birth`] noted.
+pub(crate) fn noted(birth: u64) -> Option<Instant> {
+    let age = Duration::from_nanos(birth.checked_sub(1)?);
+    Some(*EPOCH.get()? + age)
+}
+
+/// Calls foreign code, such as a subscriber or a waker. Returns `None` if it panics.
 #[inline]
 pub(crate) fn shielded<R>(f: impl FnOnce() -> R) -> Option<R> {
     let payload = match catch_unwind(AssertUnwindSafe(f)) {
         Ok(done) => return Some(done),
         Err(payload) => payload,
     };
-    // A payload may panic when it is dropped; what that panics with is leaked.
+    // The payload may panic when it is dropped. The payload of that panic is leaked.
     if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         std::mem::forget(again);
     }

@@ -1,5 +1,5 @@
-//! The task's own context: `scope`, `sync_scope`, `spawn` and `current`. Scopes nest, and what was
-//! current before is current again, however the inner one was left.
+//! The current context of a task: `scope`, `sync_scope`, `spawn` and `current`. Scopes nest, and the
+//! previous context is current again however the inner scope was left.
 
 mod common;
 
@@ -268,7 +268,7 @@ fn a_plain_spawn_begins_without() {
 }
 
 #[test]
-fn a_spawned_task_is_told_of_the_end_and_not_stopped_by_it() {
+fn a_spawned_task_sees_the_end_and_is_not_stopped() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let (resume, resumed) = oneshot::channel();

@@ -1,5 +1,5 @@
-//! What an error prints, where it is found, and what it is: as programs see it that were written from the
-//! documentation alone.
+//! What an error prints, where it is found, and what it is, as a program sees it that was written from the
+//! documentation.
 
 mod common;
 
@@ -65,7 +65,7 @@ fn assert_once(printed: &str, texts: &[&str]) {
 }
 
 #[test]
-fn a_printed_chain_says_each_message_once() {
+fn a_printed_chain_contains_each_message_once() {
     let plain = || Cause("client hung up");
     let layered = || Layer("cache failed", Layer("disk failed", Cause("no space")));
     let texts = ["cache failed", "disk failed", "no space"];
@@ -87,14 +87,14 @@ fn a_printed_chain_says_each_message_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_printed_shutdown_says_each_message_once() {
+async fn a_printed_shutdown_contains_each_message_once() {
     let shutdown = Shutdown::new(&Context::background()).grace(ms(50));
     let work = shutdown.spawn(async { Context::current().done().await });
     shutdown.begin(Layer("lost the database", Cause("no route")));
     let report = shutdown.wait().await;
     let stopped = work.await.unwrap();
     let texts = ["lost the database", "no route"];
-    assert_once(&printed(stopped.clone()), &["grace of 50ms is over", texts[0], texts[1]]);
+    assert_once(&printed(stopped.clone()), &["grace period of 50ms is over", texts[0], texts[1]]);
     assert_once(&printed(report.clone()), &["shut down in 50 ms", texts[0], texts[1]]);
     // What a chain says once, a search still meets.
     assert_same(stopped.cause_as::<GraceOver>().unwrap().why(), report.why());
@@ -104,7 +104,7 @@ async fn a_printed_shutdown_says_each_message_once() {
 }
 
 #[tokio::test]
-async fn a_printed_process_error_says_each_message_once() {
+async fn a_printed_process_error_contains_each_message_once() {
     let ctx = Context::background().with_cancel();
     ctx.cancel_with(Layer("not today", Cause("closed")));
     let error = Command::new("make").bounded_by(&ctx).status().await.unwrap_err();
@@ -296,7 +296,7 @@ async fn the_contexts_error_is_found_in_every_error_of_the_crate() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_for_lack_of_time_says_each_message_once() {
+async fn a_refusal_for_lack_of_time_contains_each_message_once() {
     let ctx = Context::background().with_timeout(ms(500));
     let short = ctx.require(ms(600)).unwrap_err();
     assert_once(&printed(short.clone()), &["not enough time left", "budget set at"]);

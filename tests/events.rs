@@ -1,4 +1,4 @@
-//! Which ends are events of `tracing`, a subscriber that panics, and what `#[tracing::instrument]` records of
+//! Which ends are `tracing` events, a subscriber that panics, and what `#[tracing::instrument]` records of
 //! a context.
 #![cfg(feature = "tracing")]
 
@@ -130,7 +130,7 @@ async fn a_request_that_was_answered_is_no_event() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_ended_otherwise_is_an_event() {
+async fn a_request_that_ended_abnormally_is_an_event() {
     listen();
     let service = service_fn(async |request: Request<()>| {
         let ctx = request.extensions().get::<Context>().unwrap().clone();
@@ -142,7 +142,7 @@ async fn a_request_that_ended_otherwise_is_an_event() {
     assert!(common::poll_once(&mut left).is_pending());
     drop(left);
     let seen = SEEN.take();
-    assert!(seen.len() == 1 && seen[0].contains("cause=client left;"), "{seen:?}");
+    assert!(seen.len() == 1 && seen[0].contains("cause=request dropped;"), "{seen:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -165,7 +165,7 @@ async fn a_grace_that_is_over_is_one_event_more() {
     shutdown.begin(Cause("new version"));
     assert_eq!(shutdown.wait().await.overdue().len(), 1);
     let seen = SEEN.take();
-    assert!(seen.len() == 2 && seen[1].contains("cause=grace of 50ms is over"), "{seen:#?}");
+    assert!(seen.len() == 2 && seen[1].contains("cause=grace period of 50ms is over"), "{seen:#?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -181,7 +181,7 @@ async fn a_test_that_is_over_is_no_event() {
 
 /// What waits is woken, below and beside; the context has ended; and the caller does not notice.
 #[tokio::test(start_paused = true)]
-async fn a_subscriber_that_panics_costs_the_event_alone() {
+async fn a_subscriber_that_panics_loses_only_the_event() {
     listen();
     for panics in [Panics::Enabled, Panics::EnabledTwice, Panics::Event] {
         PANICS.set(panics);
@@ -206,7 +206,7 @@ async fn a_subscriber_that_panics_costs_the_event_alone() {
             (http::HeaderName::from_static(name), http::HeaderValue::from_static(text))
         });
         let inbound = Inbound::new().believe([DeadlineHeader::Grpc]);
-        assert!(BACKGROUND.extract(&headers.into_iter().collect(), &inbound).is_ok());
+        assert!(BACKGROUND.extract(&headers.into_iter().collect::<http::HeaderMap>(), &inbound).is_ok());
         PANICS.set(Panics::Never);
         no_event();
     }

@@ -1,4 +1,4 @@
-//! `bounded_by` on futures, which is `run` written behind, and on streams, which end with the context.
+//! `bounded_by` on futures and on streams, which end with the context.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! What goes into a task, a struct or a signature that asks for `()`: futures that borrow nothing, tasks that are
-//! handed their context, and handles that may cross a `catch_unwind`.
+//! Futures that can be spawned or stored, futures of `()`, tasks that receive their context, and handles
+//! that may cross a `catch_unwind`.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! `process`: real children, most of them shells. Whether a process is there is asked of the system, and
-//! asked again until the answer is the right one: nothing here waits for a time to pass and hopes.
+//! `process`: real children, most of them shells. The tests poll the system until a process is running or gone,
+//! rather than wait for a fixed time.
 
 #![cfg(all(unix, feature = "process"))]
 
@@ -107,7 +107,7 @@ fn with_child<F: Future<Output = ()>>(
 }
 
 #[test]
-fn one_that_exits_by_itself_is_told_as_it_is() {
+fn one_that_exits_by_itself_is_reported_as_it_exited() {
     on_both(|| async {
         let status = sh("exit 0").bounded_by(&BACKGROUND).status().await.unwrap();
         assert!(status.success());
@@ -147,7 +147,7 @@ fn one_that_obeys_is_stopped_by_sigterm() {
 }
 
 #[test]
-fn the_error_says_program_exit_and_cause_on_one_line() {
+fn the_error_has_program_exit_and_cause_on_one_line() {
     on_both(|| async {
         let ctx = BACKGROUND.with_timeout_cause(ms(20), Cause("too slow"));
         let mut sleep = Command::new("sleep");
@@ -236,7 +236,7 @@ fn another_signal_can_be_chosen() {
 
         let odd = SignalKind::from_raw(-4);
         let error = sh("exit").bounded_by(&BACKGROUND).stop_signal(odd).spawn().unwrap_err();
-        let text = "sh: could not be started: there is no signal -4 to stop it with: take SIGTERM";
+        let text = "sh: could not be started: stop signal -4 is not a signal of this system";
         assert_eq!(error.to_string(), text);
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::InvalidInput);
     });
@@ -277,7 +277,7 @@ fn the_whole_group_is_stopped_on_request() {
 
 /// The leader obeys at once; the others of the group have the rest of the grace period.
 #[test]
-fn in_a_group_everybody_has_the_grace_period() {
+fn in_a_group_all_have_the_grace_period() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let slow = "(trap 'sleep 0.2; echo cleaned; exit' TERM; echo ready; while :; do sleep 0.01; done) & wait";
@@ -294,7 +294,7 @@ fn in_a_group_everybody_has_the_grace_period() {
 }
 
 #[test]
-fn in_a_group_who_ignores_sigterm_is_killed() {
+fn in_a_group_a_process_that_ignores_sigterm_is_killed() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let stubborn = "(trap '' TERM; echo ready; while :; do sleep 0.01; done) & echo $$ $!; wait";
@@ -344,7 +344,7 @@ fn a_pipe_that_a_grandchild_holds_open_is_not_waited_for_forever() {
         assert!(begun.elapsed() >= Duration::from_secs(1), "a second at least");
         assert_eq!(error.status().unwrap().code(), Some(3));
         assert!(error.context().is_none());
-        let text = "sh: exit status: 3: its output was held open by others, 1s after it had exited";
+        let text = "sh: exit status: 3: output still held open by other processes 1s after it exited";
         assert_eq!(error.to_string(), text);
         assert!(!error.output().unwrap().stdout.is_empty(), "what was read is kept");
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::TimedOut);
@@ -379,7 +379,7 @@ fn output_ends_with_its_context_although_a_grandchild_holds_the_pipe() {
         assert!(!error.was_killed() && !error.is_still_running());
         assert_eq!(error.output().unwrap().stdout, b"said\n");
         let begin =
-            "sh: exit status: 3: its output was still held open by others: context deadline exceeded: ";
+            "sh: exit status: 3: output still held open by other processes: context deadline exceeded: ";
         assert!(error.to_string().starts_with(begin), "{error}");
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::TimedOut);
 
@@ -568,7 +568,7 @@ fn a_blocked_stop_signal_is_inherited_unless_env_unblocks_it() {
 }
 
 #[test]
-fn a_stopping_one_can_be_told_to_hurry() {
+fn a_stopping_process_can_be_killed_early() {
     with_child("trap '' TERM; echo ready; while :; do sleep 0.01; done", |mut child, ctx| async move {
         lines(&mut child).next_line().await.unwrap();
         ctx.cancel();
@@ -604,7 +604,7 @@ fn so_can_the_rest_of_a_group() {
 
 /// A kill that was dropped half-way, or whose child was, is one all the same.
 #[test]
-fn one_that_is_killed_before_the_end_is_told_as_it_exited() {
+fn one_that_is_killed_before_the_end_is_reported_as_it_exited() {
     on_both(|| async {
         for own_group in [false, true] {
             let stubborn = "trap '' TERM; echo $$; while :; do sleep 0.01; done";
@@ -718,7 +718,7 @@ fn one_of_a_group_that_may_not_be_signaled_is_an_error() {
                     let error = child.wait().await.unwrap_err();
                     assert!(error.is_still_running());
                     assert_eq!(signal_of(&error), Some(15), "the leader has obeyed");
-                    let text = "sh: signal: 15 (SIGTERM): one of its group is still running, it may not be \
+                    let text = "sh: signal: 15 (SIGTERM): a process of its group is still running, it may not be \
                                 signaled: Operation not permitted (os error 1): context canceled at ";
                     assert!(error.to_string().starts_with(text), "{error}");
                     pid
@@ -844,7 +844,7 @@ fn standard_input_can_be_written_while_output_is_read() {
 }
 
 #[test]
-fn nobody_needs_to_wait_for_it_to_be_stopped() {
+fn it_is_stopped_without_being_awaited() {
     with_child(FAMILY, |mut child, ctx| async move {
         let pids = pids(&mut lines(&mut child)).await;
         ctx.cancel();
@@ -933,7 +933,7 @@ fn a_runtime_that_is_shut_down_leaves_nothing_behind() {
 
 /// One that exits at the very moment of the end is reported as one or the other, and reaped in any case.
 #[test]
-fn exits_and_ends_that_race_are_told_as_one_or_the_other() {
+fn exits_and_ends_that_race_are_reported_as_one_of_them() {
     watched(|| {
         let runtime = common::multi_thread(2);
         runtime.block_on(async {

@@ -1,5 +1,5 @@
-//! One value: what derives returns a `CancelScope`, which is the context and ends it when dropped; and what it
-//! gives away by `clone`, `canceler`, `detach` and `split`.
+//! `CancelScope`: a context that ends when the scope is dropped, and `clone`, `canceler`, `detach` and
+//! `split`.
 
 mod common;
 

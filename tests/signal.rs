@@ -1,5 +1,5 @@
-//! `signal`: real signals, sent to a real process. Each test runs itself once more as a child, which does
-//! one half of it, and is sent the signals by the other.
+//! `signal`: real signals that are sent to a real process. Each test runs itself again as a child process,
+//! and sends the signals to it.
 
 #![cfg(all(unix, feature = "signal"))]
 
@@ -303,9 +303,9 @@ fn a_signal_that_has_no_name_can_be_chosen() {
 }
 
 #[test]
-fn all_who_listen_are_told() {
+fn all_listeners_are_notified() {
     watched(|| {
-        Other::start("all_who_listen_are_told", || async {
+        Other::start("all_listeners_are_notified", || async {
             let one = until_termination(&BACKGROUND).unwrap();
             let other = until_termination(&BACKGROUND).unwrap();
             let child = one.with_cancel();
@@ -320,9 +320,9 @@ fn all_who_listen_are_told() {
 
 /// Tokio never gives a signal its default back: once it is not waited for, it must not be swallowed.
 #[test]
-fn after_the_scope_has_gone_a_signal_ends_the_process() {
+fn after_the_scope_is_dropped_a_signal_ends_the_process() {
     watched(|| {
-        let test = "after_the_scope_has_gone_a_signal_ends_the_process";
+        let test = "after_the_scope_is_dropped_a_signal_ends_the_process";
         let mut other = Other::start(test, || async {
             drop(until_termination(&BACKGROUND).unwrap());
             no_task_is_left().await;
@@ -334,9 +334,9 @@ fn after_the_scope_has_gone_a_signal_ends_the_process() {
 }
 
 #[test]
-fn after_the_runtime_has_gone_a_signal_ends_the_process() {
+fn after_the_runtime_is_dropped_a_signal_ends_the_process() {
     watched(|| {
-        let test = "after_the_runtime_has_gone_a_signal_ends_the_process";
+        let test = "after_the_runtime_is_dropped_a_signal_ends_the_process";
         let mut other = Other::start(test, || async {
             let ctx = thread::spawn(|| {
                 multi_thread(1).block_on(async { until_termination(&BACKGROUND).unwrap() })
@@ -376,9 +376,9 @@ fn to_listen_again_is_to_start_anew() {
 
 /// However soon after the end, on however many threads.
 #[test]
-fn to_listen_again_at_once_is_to_start_anew() {
+fn listening_again_immediately_starts_over() {
     watched(|| {
-        let test = "to_listen_again_at_once_is_to_start_anew";
+        let test = "listening_again_immediately_starts_over";
         let mut other = Other::start(test, || async {
             let rounds = || {
                 multi_thread(2).block_on(async {
@@ -511,9 +511,9 @@ fn one_that_suspends_by_default_suspends_afterwards() {
 
 /// Those of a set that could be had before another one could not.
 #[test]
-fn a_call_that_fails_takes_no_signals_default_away() {
+fn a_call_that_fails_leaves_the_signals_default() {
     watched(|| {
-        let mut other = Other::start("a_call_that_fails_takes_no_signals_default_away", || async {
+        let mut other = Other::start("a_call_that_fails_leaves_the_signals_default", || async {
             let set = [Signal::USR2, Signal::TERM, Signal::from_raw(100_000)];
             signal::notify(&BACKGROUND, set).unwrap_err();
             println!("ready");
@@ -788,7 +788,7 @@ fn outside_a_runtime_it_panics_as_tokio_does() {
 }
 
 #[test]
-fn signals_tell_their_numbers_and_names() {
+fn signals_have_their_numbers_and_names() {
     assert_eq!(Signal::TERM.number(), libc::SIGTERM);
     assert_eq!(Signal::HUP.exit_code(), 128 + libc::SIGHUP);
     assert_eq!(Signal::from_raw(i32::MAX).exit_code(), i32::MAX);

@@ -1,5 +1,5 @@
-//! What tracing is told: one DEBUG event from each context that ended by itself, and `run_in_span`, which
-//! runs a future in a context and in a span.
+//! The tracing event of a context that has ended by itself, and `run_in_span`, which runs a future with a
+//! context and in a span.
 #![cfg(feature = "tracing")]
 
 mod common;
@@ -130,7 +130,7 @@ fn number(fields: &Fields, name: &str) -> f64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancel_is_told_with_all_its_fields() {
+async fn a_cancel_is_an_event_with_all_its_fields() {
     listen();
     let ctx = BACKGROUND.with_timeout(ms(500));
     let made = line!() - 1;
@@ -151,7 +151,7 @@ async fn a_cancel_is_told_with_all_its_fields() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_is_told_with_all_its_fields() {
+async fn a_deadline_is_an_event_with_all_its_fields() {
     listen();
     let ctx = BACKGROUND.with_timeout_cause(ms(100), Cause("too slow"));
     let made = line!() - 1;
@@ -178,7 +178,7 @@ async fn what_there_is_not_is_left_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_scopes_quiet_drop_is_not_told() {
+async fn a_scopes_unobserved_drop_is_no_event() {
     listen();
     let scope = BACKGROUND.with_cancel();
     let ctx = scope.clone();
@@ -193,7 +193,7 @@ async fn a_scopes_quiet_drop_is_not_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_the_one_that_ended_itself_tells() {
+async fn only_the_one_that_ended_itself_is_an_event() {
     listen();
     let parent = BACKGROUND.with_cancel();
     let made = line!() - 1;
@@ -215,7 +215,7 @@ async fn only_the_one_that_ended_itself_tells() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_is_told_once_however_many_see_it() {
+async fn a_deadline_is_one_event_however_many_observe_it() {
     listen();
     let parent = BACKGROUND.with_timeout(ms(100));
     let child = parent.with_cancel();
@@ -231,7 +231,7 @@ async fn a_deadline_is_told_once_however_many_see_it() {
 
 /// Nobody waits: it is told when it is first found out, as of when it happened.
 #[tokio::test(start_paused = true)]
-async fn an_unseen_deadline_is_told_when_it_is_found_out() {
+async fn an_unobserved_deadline_is_an_event_when_it_is_detected() {
     listen();
     let parent = BACKGROUND.with_timeout(ms(100));
     let child = parent.with_cancel();
@@ -247,7 +247,7 @@ async fn an_unseen_deadline_is_told_when_it_is_found_out() {
 
 /// A child's own deadline that had passed before its parent's cancel: two ends, two events.
 #[tokio::test(start_paused = true)]
-async fn two_that_ended_by_themselves_tell_two_stories() {
+async fn two_that_ended_by_themselves_are_two_events() {
     listen();
     let parent = BACKGROUND.with_cancel();
     let child = parent.with_timeout(ms(100));
@@ -261,7 +261,7 @@ async fn two_that_ended_by_themselves_tell_two_stories() {
 }
 
 #[test]
-fn a_tokens_end_is_told_once() {
+fn a_tokens_end_is_one_event() {
     listen();
     let token = CancellationToken::new();
     let ctx = BACKGROUND.with_token(&token);
@@ -275,7 +275,7 @@ fn a_tokens_end_is_told_once() {
 
 /// By the time the event is told, everybody can see the end it tells of.
 #[test]
-fn a_second_cancel_tells_nothing() {
+fn a_second_cancel_is_no_event() {
     listen();
     let scope = BACKGROUND.with_cancel();
     let _ctx = scope.clone();
@@ -288,7 +288,7 @@ fn a_second_cancel_tells_nothing() {
 }
 
 #[test]
-fn the_event_is_in_a_span_of_whoever_derived_or_ended_it() {
+fn the_event_is_in_the_span_of_the_end() {
     listen();
     let span = info_span!("request");
     span.in_scope(|| {

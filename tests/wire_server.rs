@@ -33,7 +33,7 @@ async fn call<B, F>(
     handler: impl Fn(Request<()>) -> F,
 ) -> Response<ServerBody<B>>
 where
-    B: Body<Data = Bytes, Error: Into<BoxError>>,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     F: Future<Output = Response<B>>,
 {
     let service = service_fn(|request| handler(request).map(Ok::<_, Infallible>));
@@ -228,7 +228,8 @@ async fn a_strict_server_refuses_a_bad_deadline() {
     let response = call(strict(), grpc("soon"), unserved).await;
     assert_eq!(
         (response.status().as_u16(), &response.headers()["grpc-status"]),
-        (400, &"3".parse().unwrap())
+        (200, &"3".parse().unwrap()),
+        "its clients look at the HTTP status first"
     );
 
     let lenient = layer(Inbound::new().default_budget(ms(200)));
@@ -265,7 +266,7 @@ async fn a_handler_that_is_dropped_has_lost_its_client() {
         assert!(poll(answer.as_mut(), Waker::noop()).is_pending());
         assert!(!seen.ctx().is_done());
     }
-    assert_eq!(seen.end(), RequestEnd::ClientLeft);
+    assert_eq!(seen.end(), RequestEnd::Dropped);
     let error = ended(&seen.ctx());
     assert!(error.is_canceled());
     assert_eq!(error.origin().canceled_at().unwrap().file(), file!(), "no line of the layer's own");
@@ -369,7 +370,7 @@ async fn a_body_that_runs_dry_fails_or_is_dropped_ends_it() {
 
     let (_send, body) = streaming(layer(Inbound::new()), request(), &seen).await;
     drop(body);
-    assert_eq!(seen.end(), RequestEnd::ClientLeft);
+    assert_eq!(seen.end(), RequestEnd::Dropped);
 }
 
 #[tokio::test(start_paused = true)]
@@ -577,7 +578,7 @@ async fn a_client_that_hangs_up_ends_the_handler_and_what_it_started() {
         assert!(!ctx.is_done());
         call.abort();
         assert_eq!(told.recv().await.unwrap(), "stopped");
-        assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft), "{version:?}");
+        assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped), "{version:?}");
     }
 }
 
@@ -591,7 +592,7 @@ async fn a_client_that_hangs_up_amidst_the_body_ends_it_too() {
         assert!(!ctx.is_done());
         drop(response);
         assert_eq!(told.recv().await.unwrap(), "stopped");
-        assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft), "{version:?}");
+        assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped), "{version:?}");
     }
 }
 

@@ -6,6 +6,7 @@ mod common;
 use std::convert::Infallible;
 use std::future::{Future, pending};
 use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::Body;
@@ -160,9 +161,9 @@ fn streaming(shutdown: &Shutdown) -> (mpsc::UnboundedSender<&'static str>, impl 
             .poll_recv(cx)
             .map(|text| text.map(|text| Ok::<_, Infallible>(Frame::data(Bytes::from(text)))))
     });
-    let mut body = Some(StreamBody::new(stream));
+    let body = Arc::new(Mutex::new(Some(StreamBody::new(stream))));
     let handler = service_fn(move |_: Request<()>| {
-        std::future::ready(Ok::<_, Infallible>(Response::new(body.take().unwrap())))
+        std::future::ready(Ok::<_, Infallible>(Response::new(body.lock().unwrap().take().unwrap())))
     });
     let called = layer.layer(handler).oneshot(Request::new(()));
     (send, async move { Body::new(called.await.unwrap().into_body()) })

@@ -1,19 +1,16 @@
-//! The tasks that a test's context has spawned: whatever spawns one enters it here, and
-//! [`testing`](crate::testing) reads what is left.
+//! The table of a test's context. Each method that starts work enters it there, and [`testing`](crate::testing)
+//! reads what is left.
 
 use std::fmt::Write as _;
-use std::future::Future;
 use std::panic::Location;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
-
-use slab::Slab;
+use std::sync::Arc;
 
 use super::context::Context;
 use super::guard::CancelGuard;
 use crate::error::Place;
+use crate::registry::{Draft, Kind, Registration, Table};
 
-/// The value by which a context is known to be of a test. It is shared by all that are derived.
+/// The value that marks a test's context, and all contexts derived from it.
 pub(crate) struct Member {
     census: Census,
     _held: CancelGuard,
@@ -25,74 +22,49 @@ impl Member {
     }
 }
 
-/// The tasks of a test: those that are there, and those that panicked.
-#[derive(Clone, Default)]
-pub(crate) struct Census(Arc<Mutex<Tasks>>);
-
-#[derive(Default)]
-struct Tasks {
-    alive: Slab<&'static Location<'static>>,
-    panicked: Vec<&'static Location<'static>>,
-}
+/// The work of a test: what is running, and what has panicked.
+#[derive(Clone)]
+pub(crate) struct Census(Arc<Table>);
 
 impl Census {
-    fn tasks(&self) -> MutexGuard<'_, Tasks> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn new() -> Census {
+        Census(Arc::new(Table::new(1, usize::MAX, true)))
     }
 
-    /// What is wrong, one line for each task.
+    /// Returns a message with a line for each task that is left or has panicked.
     pub(crate) fn complaint(&self, nothing_is_held: bool) -> Option<String> {
-        let tasks = self.tasks();
+        let mut left = Vec::new();
+        self.0.for_each(|record| left.push((record.id, record.line)));
+        left.sort_by_key(|(id, _)| *id);
         let mut text = String::new();
-        for place in &tasks.panicked {
+        for place in self.0.panicked() {
             let _ = write!(text, "\n  a task spawned at {} panicked", Place(place));
         }
-        for (_, place) in &tasks.alive {
+        for (_, place) in &left {
             let _ = write!(text, "\n  a task spawned at {} is still there", Place(place));
         }
-        if !nothing_is_held && tasks.alive.is_empty() {
+        if !nothing_is_held && left.is_empty() {
             text.push_str("\n  it, or one derived from it, is still held, by no task it has spawned");
         }
         (!text.is_empty()).then_some(text)
     }
 }
 
-/// The entry of a task in the census, for as long as the task is there. Of no test: no entry.
-pub(crate) struct Entry {
-    _entered: Option<Entered>,
-}
-
-struct Entered {
-    census: Census,
-    key: usize,
-    // Last: what is entered is waited for, also if it holds no context by itself.
+/// An entry in the table of a test, which is removed when this is dropped.
+pub(crate) struct InTest {
+    _entered: Option<Registration>,
+    // Dropped last. Makes the test wait for the task even if the task holds no context.
     _test: Context,
 }
 
-impl Entry {
-    /// For a task that is spawned in this context, if that is a test's.
-    pub(crate) fn new(ctx: &Context, spawned_at: &'static Location<'static>) -> Entry {
-        let enter = |member: &Member| {
-            let census = member.census.clone();
-            let key = census.tasks().alive.insert(spawned_at);
-            Entered { census, key, _test: ctx.without_cancel() }
-        };
-        Entry { _entered: ctx.value().map(enter) }
-    }
-
-    /// The task, which holds its entry until it is through or dropped.
-    pub(crate) async fn held_by<F: Future>(self, task: F) -> F::Output {
-        let _entry = self;
-        task.await
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        let mut tasks = self.census.tasks();
-        let spawned_at = tasks.alive.remove(self.key);
-        if thread::panicking() {
-            tasks.panicked.push(spawned_at);
-        }
+impl InTest {
+    /// Enters work that is started with this context, if that is a test's.
+    pub(crate) fn new(ctx: &Context, kind: Kind, line: &'static Location<'static>) -> Option<InTest> {
+        let member = ctx.value::<Member>()?;
+        let draft = Draft { kind, line, name: None, subject: None, probe: None };
+        Some(InTest {
+            _entered: Registration::of_test(&member.census.0, draft),
+            _test: ctx.without_cancel(),
+        })
     }
 }

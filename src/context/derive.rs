@@ -1,4 +1,4 @@
-//! The constructors of contexts that end: each is a child, in the scope that ends it.
+//! The basic ways to derive a context.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -13,9 +13,11 @@ use crate::error::BoxError;
 use crate::token::sync::now;
 use crate::token::{Limit, Token};
 
+/// # Derive
 impl Context {
-    /// A child that ends when it is canceled or its scope dropped, or with this context. Go's
-    /// `context.WithCancel`.
+    /// Derives a child that can be canceled. Go's `context.WithCancel`.
+    ///
+    /// The child ends when its scope cancels it or is dropped, or when this context ends.
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
@@ -27,10 +29,10 @@ impl Context {
         self.derive(Token::new(self.token(), None, Location::caller()))
     }
 
-    /// A child that also ends at a point in time.
+    /// Derives a child that also ends at the given time. Go's `context.WithDeadline`.
     ///
-    /// The earlier of this deadline and the one that this context has counts, and is in the error. One in the
-    /// past ends it at birth. One more than some four centuries off is none. Go's `context.WithDeadline`.
+    /// If this context has an earlier deadline, that one applies, and is the one in the error. With a deadline
+    /// in the past, the child has ended from the start.
     ///
     /// ```
     /// use std::time::Duration;
@@ -46,11 +48,14 @@ impl Context {
         self.derive(Token::new(self.token(), until(at, None), Location::caller()))
     }
 
-    /// A child that also ends when this much time has passed. Go's `context.WithTimeout`.
+    /// Derives a child that also ends after the given time. Go's `context.WithTimeout`.
     ///
-    /// Zero ends it at birth. `None`, [`Duration::MAX`], and whatever else is more than some four centuries off, is
-    /// no deadline of its own, so that an optional limit needs no branch. On Linux and macOS the clock stands still
-    /// while the machine is suspended: [Traps](guide/traps/index.html#a-machine-that-sleeps).
+    /// If this context has an earlier deadline, that one applies. With a timeout of zero, the child has ended
+    /// from the start. `None` sets no timeout, so an optional limit needs no branch. A time that is too long
+    /// for the clock, such as [`Duration::MAX`], sets no timeout either.
+    ///
+    /// On Linux and macOS the clock stops while the machine is suspended: see
+    /// [Traps](guide/traps/index.html#a-machine-that-sleeps).
     ///
     /// ```
     /// use std::time::Duration;
@@ -59,7 +64,7 @@ impl Context {
     /// let ctx = Context::background().with_timeout(Duration::from_millis(250));
     /// assert!(ctx.remaining().unwrap() <= Duration::from_millis(250));
     ///
-    /// let limit: Option<Duration> = None; // Of a configuration.
+    /// let limit: Option<Duration> = None; // From a configuration.
     /// let step = ctx.with_timeout(limit);
     /// assert_eq!(step.deadline(), ctx.deadline());
     /// ```
@@ -68,8 +73,10 @@ impl Context {
         self.derive(Token::new(self.token(), budget(after.into(), None), Location::caller()))
     }
 
-    /// [`with_deadline`](Self::with_deadline), with the cause that the error is to have if this
-    /// deadline ends it. Go's `context.WithDeadlineCause`.
+    /// Derives a child that also ends at the given time, with `cause` as the cause of its error. Go's
+    /// `context.WithDeadlineCause`.
+    ///
+    /// The cause is only used if this deadline ends the child. See [`with_deadline`](Self::with_deadline).
     ///
     /// ```
     /// use tokio::time::Instant;
@@ -84,8 +91,10 @@ impl Context {
         self.derive(Token::new(self.token(), limit, Location::caller()))
     }
 
-    /// [`with_timeout`](Self::with_timeout), with the cause that the error is to have if this timeout
-    /// ends it. Go's `context.WithTimeoutCause`.
+    /// Derives a child that also ends after the given time, with `cause` as the cause of its error. Go's
+    /// `context.WithTimeoutCause`.
+    ///
+    /// The cause is only used if this timeout ends the child. See [`with_timeout`](Self::with_timeout).
     ///
     /// ```
     /// use std::time::Duration;
@@ -104,18 +113,32 @@ impl Context {
         self.derive(Token::new(self.token(), limit, Location::caller()))
     }
 
-    /// A child that is told to have been made at that line, for those whose own line says nothing.
-    #[cfg(feature = "http")]
-    pub(crate) fn child_made_at(
-        &self,
-        made_at: &'static Location<'static>,
-        limit: Option<(Duration, BoxError)>,
-    ) -> CancelScope {
-        let limit = limit.and_then(|(after, cause)| budget(Some(after), Some(cause)));
-        self.derive(Token::new(self.token(), limit, made_at))
+    /// Derives a context that has the same values, and never ends. Go's `context.WithoutCancel`.
+    ///
+    /// Use it for work that has to be done even though this context has ended, such as a cleanup. Combine it
+    /// with [`with_timeout`](Self::with_timeout) to limit how long that takes.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    ///
+    /// # async fn write_audit_log(_: &Context) {}
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_value("alice").with_cancel();
+    /// ctx.cancel();
+    ///
+    /// let cleanup = ctx.without_cancel().with_timeout(Duration::from_secs(5));
+    /// assert!(!cleanup.is_done());
+    /// assert_eq!(cleanup.value::<&str>(), Some(&"alice"));
+    /// write_audit_log(&cleanup).await;
+    /// # }
+    /// ```
+    pub fn without_cancel(&self) -> Context {
+        self.free()
     }
 
-    /// [`with_timeout`](Self::with_timeout), in the name of another line.
+    /// Like [`with_timeout`](Self::with_timeout), with `made_at` as the line in the error.
     pub(crate) fn limited_at(
         &self,
         made_at: &'static Location<'static>,
@@ -124,13 +147,13 @@ impl Context {
         self.derive(Token::new(self.token(), budget(after, None), made_at))
     }
 
-    /// A context with the same values and the same deadline that does not end before it: for what is to be
-    /// finished even if the caller leaves, but not later than it had to be.
+    /// Derives a context that has the same values and the same deadline, but is not canceled with this one. Go
+    /// has no counterpart.
     ///
-    /// Neither the end of this context nor of those above it is seen; one that was canceled has a living one.
-    /// A deadline that has passed is kept as well, so that it has ended at birth. Without a deadline it is
-    /// [`without_cancel`](Self::without_cancel). Its error names the line and the budget of the context that set
-    /// the deadline, not that one's cause. Go has no counterpart.
+    /// Use it for work that should be finished even if the caller leaves, but not after its deadline. If the
+    /// deadline has passed, the new context has ended from the start. Without a deadline, this is
+    /// [`without_cancel`](Self::without_cancel). The error names the line and the budget of the context that
+    /// set the deadline, but not its cause.
     ///
     /// ```
     /// use std::time::Duration;
@@ -155,13 +178,26 @@ impl Context {
         let Some(at) = self.deadline() else { return free };
         let now = now();
         let (set_at, budget) = self.deadline_origin(at).unwrap_or_else(|| {
+            // A canceled context no longer knows.
+            (Location::caller(), at.saturating_duration_since(now))
+        });
+        free.derive(Token::new(None, Some(Limit { at, now, budget, cause: None, preset: 0 }), set_at))
+            .detach()
+    }
+
+    /// A child that ends at `at` as well, which is the deadline of `other`: its error names that one's line.
+    #[cfg(feature = "tower")]
+    pub(crate) fn with_deadline_of(&self, other: &Context, at: Instant) -> CancelScope {
+        let now = now();
+        let (set_at, budget) = other.deadline_origin(at).unwrap_or_else(|| {
             // Canceled, so that it no longer knows.
             (Location::caller(), at.saturating_duration_since(now))
         });
-        free.derive(Token::new(None, Some(Limit { at, now, budget, cause: None }), set_at)).detach()
+        let limit = Limit { at, now, budget, cause: None, preset: 0 };
+        self.derive(Token::new(self.token(), Some(limit), set_at))
     }
 
-    /// The line that set this deadline of the context, and the budget.
+    /// Returns the line that set the deadline `at`, and the budget.
     fn deadline_origin(&self, at: Instant) -> Option<(&'static Location<'static>, Duration)> {
         if let Some(owner) = self.token()?.deadline_owner() {
             return Some((owner.made_at(), owner.budget()?));
@@ -171,7 +207,18 @@ impl Context {
         (origin.ended_at() == at).then_some((origin.made_at(), origin.budget()?))
     }
 
-    fn derive(&self, token: Arc<Token>) -> CancelScope {
+    /// Derives a child whose error names `made_at` instead of the caller's line.
+    #[cfg(feature = "http")]
+    pub(crate) fn child_made_at(
+        &self,
+        made_at: &'static Location<'static>,
+        limit: Option<(Duration, BoxError)>,
+    ) -> CancelScope {
+        let limit = limit.and_then(|(after, cause)| budget(Some(after), Some(cause)));
+        self.derive(Token::new(self.token(), limit, made_at))
+    }
+
+    pub(super) fn derive(&self, token: Arc<Token>) -> CancelScope {
         Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 
@@ -180,15 +227,15 @@ impl Context {
     }
 }
 
-/// The limit of a context that ends when this much time has passed.
-fn budget(after: Option<Duration>, cause: Option<BoxError>) -> Option<Limit> {
+/// Returns the limit of a context that ends after the given time.
+pub(super) fn budget(after: Option<Duration>, cause: Option<BoxError>) -> Option<Limit> {
     let after = after?;
     let now = now();
-    Some(Limit { at: now.checked_add(after)?, now, budget: after, cause })
+    Some(Limit { at: now.checked_add(after)?, now, budget: after, cause, preset: 0 })
 }
 
-/// The limit of a context that ends at that time.
+/// Returns the limit of a context that ends at the given time.
 fn until(at: Instant, cause: Option<BoxError>) -> Option<Limit> {
     let now = now();
-    Some(Limit { at, now, budget: at.saturating_duration_since(now), cause })
+    Some(Limit { at, now, budget: at.saturating_duration_since(now), cause, preset: 0 })
 }

@@ -1,31 +1,53 @@
-//! What a user holds: a context, the scope that ends it, and the ways to wait for its end.
+//! The user-facing types: a context, the scope that can cancel it, and the ways to wait for its end.
 //!
-//! This file hands names on. The files of this room import each other, and none of them this one.
+//! This file only re-exports names. The files of this module import from each other, and never from this one.
 
-mod after_func;
-#[cfg(feature = "test-util")]
-pub(crate) mod census;
-#[allow(clippy::module_inception, reason = "the room's name is that of the type all of it is about")]
+// The page of `Context` in the documentation lists its methods in the order of these modules. Blank lines keep
+// the groups from being sorted into each other.
+
+#[allow(clippy::module_inception, reason = "the module is named after its central type")]
 mod context;
-mod current;
 mod derive;
+
+mod merge;
+mod tokens;
+mod when;
+
+mod query;
+
 pub(crate) mod done;
 mod ended;
+
+pub(crate) mod run;
+
+mod require;
+
+mod spawn;
+
+mod after_func;
+
+mod with_value;
+
+mod current;
+
+#[cfg(feature = "test-util")]
+pub(crate) mod census;
+pub(crate) mod enter;
 mod ext;
 mod guard;
-mod merge;
+#[cfg(feature = "tower")]
+mod nearest;
 mod progress;
 pub(crate) mod refusal;
-mod require;
-pub(crate) mod run;
+#[cfg(feature = "http")]
+mod request;
 mod scope;
-mod spawn;
-mod tokens;
 mod value;
-mod when;
 
 pub use after_func::AfterFunc;
 pub use context::Context;
+#[cfg(feature = "tower")]
+pub(crate) use current::Scoped;
 pub use done::{Done, DoneOwned};
 pub use ended::{Ended, EndedOwned};
 pub use ext::{Bounded, Checked, FutureExt, TryBounded};

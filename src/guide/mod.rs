@@ -1,20 +1,38 @@
-//! Guides: how to get from what you know to what this crate has. All their code is tested.
+//! Guides. All code in them is tested.
 //!
-//! - [Coming from Go](coming_from_go): every function of package `context`, the idioms around it, and the
-//!   programs of the tutorials, side by side.
+//! To begin with:
+//!
+//! - [Tutorial](tutorial): six programs and their output, from a task that is stopped to a deadline that
+//!   crosses services.
+//! - [The rules](rules): how to use a context well, on one page.
+//!
+//! For what you know already:
+//!
+//! - [Coming from Go](coming_from_go): every function of package `context`, common idioms and programs, side by
+//!   side.
 //! - [Coming from `CancellationToken` and `timeout`](coming_from_tokens): before and after.
-//! - [Cancel safety](cancel_safety): what becomes of a future that is dropped half-way, and what to do about
-//!   it.
-//! - [Testing code that takes a context](testing): a clock that stands still, ends on demand, and tests that
-//!   fail if something is left behind.
-//! - [From service to service](from_service_to_service): the same deadline one service further, put into an
-//!   existing axum or tonic program in ten lines.
-//! - [A service that drains](services): axum or tonic with a shutdown and signals, from `main` to its last line, and
-//!   how a middleware puts a value into the context.
-//! - [Spending a budget](spending_a_budget): retries, idle limits, shared work, reserves and queues under one deadline,
-//!   each beside the code by hand that it replaces.
-//! - [Recipes](recipes): what is built beside a context, each in about ten lines.
-//! - [Traps](traps): what surprises, and what to write instead.
+//!
+//! By topic:
+//!
+//! - [Cancel safety](cancel_safety): what happens to a future that is dropped before it has finished, and what
+//!   to do about it.
+//! - [Testing](testing): tests with a paused clock, contexts that end on demand, and tests that fail when a
+//!   task is left running.
+//! - [A service that drains](services): axum or tonic with a graceful shutdown on a signal, from the first line
+//!   of `main` to the last.
+//! - [From service to service](from_service_to_service): propagate a deadline between services, in an existing
+//!   axum or tonic program.
+//! - [Spending a budget](spending_a_budget): retries, idle limits, shared work, reserves and queues under one
+//!   deadline, each beside the hand-written code that it replaces.
+//! - [Recipes](recipes): patterns that are built with a context in about ten lines each.
+//! - [Traps](traps): behavior that surprises, and what to write instead.
+
+// The package `examples` compiles and runs the programs, and compares the output.
+#[cfg_attr(not(doctest), doc = include_str!("tutorial.md"))]
+pub mod tutorial {}
+
+#[doc = include_str!("rules.md")]
+pub mod rules {}
 
 #[doc = include_str!("coming_from_go.md")]
 pub mod coming_from_go {}

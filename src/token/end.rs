@@ -8,11 +8,11 @@ use tokio::time::Instant;
 use super::sync::{Ordering, fence, now};
 use super::work::Work;
 use super::{
-    BRIDGED, CALLED, CAUSED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LEVELS, LONG, MERGED,
-    NoProgress, Stamp, TIMED, Token,
+    BRIDGED, CALLED, CAUSED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LEVEL, LONG, MERGED,
+    NoProgress, PULSED, Stamp, TIMED, Token,
 };
 use crate::error::{BoxError, Error, How, Origin};
-use crate::trace;
+use crate::{finished, registry, trace};
 
 /// The line that cancels; none for a scope or a guard that is dropped.
 pub(crate) type Caller = Option<&'static Location<'static>>;
@@ -82,7 +82,7 @@ impl Token {
         let state = self.state.load(Ordering::Acquire);
         if state & ENDED != 0 {
             true
-        } else if self.is_pulsed() {
+        } else if state & PULSED != 0 {
             self.is_over_by_pulse()
         } else if self.has_deadline() {
             self.is_over(Stamp::now())
@@ -225,7 +225,8 @@ impl Token {
         at: Option<Stamp>,
     ) -> bool {
         let state = self.state.load(Ordering::Acquire);
-        let is_dated = state & TIMED != 0 || self.has_deadline() || cause.is_some();
+        let is_watched = registry::is_installed();
+        let is_dated = state & TIMED != 0 || self.has_deadline() || cause.is_some() || is_watched;
         let at = at.or_else(|| (is_dated && state & ENDED == 0).then(Stamp::now));
         if state & ENDED != 0 || at.map_or_else(|| self.is_over_above(), |at| self.is_over(at)) {
             self.wait_until_closed();
@@ -238,7 +239,8 @@ impl Token {
             Error::new(self.origin(how, ended_at), Some(cause))
         });
         let mut ending = Ending::own(kind, caller, at, error);
-        if !trace::listens() && (self.close_unseen(&mut ending) || self.close_deserted(&mut ending)) {
+        let is_told = trace::listens() || is_watched;
+        if !is_told && (self.close_unseen(&mut ending) || self.close_deserted(&mut ending)) {
             return true;
         }
         let mut work = Work::new();
@@ -254,12 +256,18 @@ impl Token {
     /// nothing that could see an end, and none is made.
     #[inline]
     pub(crate) fn abandon(self: &Arc<Self>) {
+        if self.is_seen() {
+            self.cancel(None, None);
+        }
+    }
+
+    /// Whether there is more than the one handle, or a bridge, that could see an end.
+    #[inline]
+    pub(crate) fn is_seen(self: &Arc<Self>) -> bool {
         let is_last = Arc::strong_count(self) == 1;
         // The count first: what the handles that have gone did before is seen in the state.
         fence(Ordering::Acquire);
-        if !is_last || self.has(BRIDGED) {
-            self.cancel(None, None);
-        }
+        !is_last || self.has(BRIDGED)
     }
 
     fn expiring(&self) -> Ending {
@@ -283,7 +291,7 @@ impl Token {
 
     /// Whether it keeps a copy of an inherited error, so that no way up to one is long.
     fn copies_error(&self) -> bool {
-        self.level & LEVELS == 0 || self.has(MERGED)
+        self.level & LEVEL == 0 || self.has(MERGED)
     }
 
     fn inheriting(&self, parent: &Token, end: End) -> Ending {
@@ -311,7 +319,10 @@ impl Token {
             }
             match &token.parent {
                 Some(parent) if state & INHERITED != 0 => token = parent,
-                _ => return Error::new(token.own_origin(state), None),
+                _ => {
+                    let preset = if state & FOREIGN == EXPIRED { token.preset() } else { 0 };
+                    return Error::with_cause(token.own_origin(state), finished::preset(preset));
+                }
             }
         }
     }

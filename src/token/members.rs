@@ -55,6 +55,34 @@ pub(super) struct More {
     /// The error of an end, where the token alone does not tell.
     pub(super) error: Option<Error>,
     pub(super) foreign: Option<Foreign>,
+    /// Under what a watch knows it.
+    #[cfg(feature = "watch")]
+    pub(super) registered: Vec<crate::registry::Registration>,
+}
+
+#[cfg(feature = "watch")]
+impl Inner {
+    pub(super) fn waiters(&self) -> usize {
+        let first = usize::from(matches!(self.first, Some(Member::Waiter(_))));
+        first + self.more.as_ref().map_or(0, |more| more.waiters as usize)
+    }
+
+    /// Copies handles on the children among `most` members from the place `from` on, and returns where to go on.
+    pub(super) fn children(&self, from: u32, most: u32, found: &mut Vec<Weak<Token>>) -> Option<u32> {
+        if from == 0 {
+            if let Some(Member::Child(child)) = &self.first {
+                found.push(child.clone());
+            }
+        }
+        let members = &self.more.as_ref()?.members;
+        let until = from.saturating_add(most).min(members.end());
+        for key in from..until {
+            if let Some(Member::Child(child)) = members.get(key) {
+                found.push(child.clone());
+            }
+        }
+        (until < members.end()).then_some(until)
+    }
 }
 
 impl Inner {
@@ -226,6 +254,17 @@ impl<T> Pages<T> {
 
     pub(super) fn get_mut(&mut self, key: u32) -> Option<&mut T> {
         self.pages.get_mut(key as usize / PAGE)?.get_mut(key as usize % PAGE)
+    }
+
+    #[cfg(feature = "watch")]
+    fn get(&self, key: u32) -> Option<&T> {
+        self.pages.get(key as usize / PAGE)?.get(key as usize % PAGE)
+    }
+
+    /// Above all keys.
+    #[cfg(feature = "watch")]
+    fn end(&self) -> u32 {
+        (self.pages.len() * PAGE) as u32
     }
 
     pub(super) fn remove(&mut self, key: u32) -> Option<T> {

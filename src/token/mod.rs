@@ -30,7 +30,7 @@
 //! | `OCCUPIED` | what enters the list, or stores anything else under the lock | the lock | |
 //! | `TIMED` | the birth of a deadline, on all ancestors | nothing | |
 //! | `BRIDGED`, `DISTURBED` | a `CancellationToken` made from it; wakers taken out before the end | the lock | `OCCUPIED` |
-//! | `MERGED`, `CAUSED` | birth | nothing | |
+//! | `MERGED`, `CAUSED`, `PULSED`, `OWNS_PULSE` | birth | nothing | |
 //!
 //! `seat` is zero until the token is linked. It is written under the parent's lock.
 //!
@@ -80,6 +80,8 @@
 mod deadline;
 mod end;
 mod interop;
+#[cfg(feature = "watch")]
+pub(crate) mod look;
 mod members;
 mod pulse;
 pub(crate) mod sync;
@@ -130,10 +132,16 @@ const MERGED: u16 = 1 << 11;
 const DISTURBED: u16 = 1 << 12;
 /// Its deadline has a cause.
 const CAUSED: u16 = 1 << 13;
+/// It is a request's own: its parent is what serves.
+const REQUEST: u16 = 1 << 14;
+/// A pulse is on the path; and it is the token's own.
+const PULSED: u16 = 1 << 6;
+const OWNS_PULSE: u16 = 1 << 15;
 
 pub(crate) struct Token {
     state: AtomicU16,
-    /// Levels below the last one that copies an inherited error, [`OWNS_DEADLINE`], [`PULSED`] and [`OWNS_PULSE`].
+    /// Levels below the last one that copies an inherited error, [`OWNS_DEADLINE`], and in between the preset cause of
+    /// its own deadline's end.
     level: u8,
     /// Counts waits that did not look at the clock.
     turns: AtomicU8,
@@ -156,11 +164,10 @@ const ROOT: u32 = u32::MAX;
 
 /// Set in `level` if the deadline is the token's own.
 const OWNS_DEADLINE: u8 = 1 << 7;
-/// Set in `level` if a pulse is on the path, and if it is the token's own.
-const PULSED: u8 = 1 << 6;
-const OWNS_PULSE: u8 = 1 << 5;
-/// The levels themselves.
-const LEVELS: u8 = OWNS_PULSE - 1;
+/// Where the number of a preset cause begins in `level`.
+const PRESET: u32 = 5;
+/// What remains of `level`.
+const LEVEL: u8 = (1 << PRESET) - 1;
 
 /// A point in time in nanoseconds: half as large as an `Instant`.
 ///
@@ -219,6 +226,8 @@ pub(crate) struct Limit {
     pub(crate) now: Instant,
     pub(crate) budget: Duration,
     pub(crate) cause: Option<BoxError>,
+    /// In place of that, the number of a cause that needs no memory: see [`finished::preset`].
+    pub(crate) preset: u8,
 }
 
 impl Token {
@@ -231,8 +240,19 @@ impl Token {
     ) -> Arc<Token> {
         match limit {
             Some(limit) => Token::with_limit(parent, limit, made_at),
-            None => Arc::new(Token::plain(parent, made_at)),
+            None => Token::registered(Token::plain(parent, made_at)),
         }
+    }
+
+    /// Shares a new token. A root is one that a watch is told of.
+    #[inline]
+    fn registered(token: Token) -> Arc<Token> {
+        let token = Arc::new(token);
+        #[cfg(feature = "watch")]
+        if token.parent.is_none() {
+            token.register_root();
+        }
+        token
     }
 
     fn with_limit(
@@ -240,14 +260,14 @@ impl Token {
         limit: Limit,
         made_at: &'static Location<'static>,
     ) -> Arc<Token> {
-        let Limit { at, now, budget, cause } = limit;
+        let Limit { at, now, budget, cause, preset } = limit;
         let mut token = Token::plain(parent, made_at);
         let deadline = Stamp::new(at);
         if deadline >= token.deadline {
-            return Arc::new(token);
+            return Token::registered(token);
         }
         token.deadline = deadline;
-        token.level |= OWNS_DEADLINE;
+        token.level |= OWNS_DEADLINE | (preset << PRESET);
         token.clock = u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX);
         if let Some(cause) = cause {
             token.state = AtomicU16::new(token.state.load(Ordering::Relaxed) | OCCUPIED | CAUSED);
@@ -256,7 +276,7 @@ impl Token {
         if let Some(parent) = parent {
             parent.date_ends();
         }
-        let token = Arc::new(token);
+        let token = Token::registered(token);
         if at <= now {
             token.end_at_birth(Stamp::new(now));
         }
@@ -282,8 +302,9 @@ impl Token {
     ) -> Arc<Token> {
         let mut token = Token::plain(Some(parent), made_at);
         token.deadline = parent.deadline.min(other.deadline);
-        token.level |= other.level & PULSED;
-        token.state = AtomicU16::new(OCCUPIED | MERGED);
+        let pulsed =
+            PULSED & (token.state.load(Ordering::Relaxed) | other.state.load(Ordering::Relaxed));
+        token.state = AtomicU16::new(OCCUPIED | MERGED | pulsed);
         token.inner.get_mut().more().second = Some((other.clone(), Seat::default()));
         if token.deadline != Stamp::NEVER {
             parent.date_ends();
@@ -301,10 +322,11 @@ impl Token {
 
     #[inline]
     fn plain(parent: Option<&Arc<Token>>, made_at: &'static Location<'static>) -> Token {
-        let above = parent.map_or(LEVELS, |parent| parent.level);
-        let level = (((above & LEVELS) + 1) % STRIDE) | (above & PULSED);
+        let level = parent.map_or(0, |parent| (parent.level & LEVEL) + 1) % STRIDE;
+        // Set at the parent's birth.
+        let pulsed = parent.map_or(0, |parent| parent.state.load(Ordering::Relaxed) & PULSED);
         Token {
-            state: AtomicU16::new(0),
+            state: AtomicU16::new(pulsed),
             level,
             turns: AtomicU8::new(0),
             seat: AtomicU32::new(if parent.is_none() { ROOT } else { 0 }),
@@ -365,6 +387,59 @@ impl Token {
 
     fn owns_deadline(&self) -> bool {
         self.level & OWNS_DEADLINE != 0
+    }
+
+    /// Whether `above` is this token or on a path of it, as far as a walk of [`LONG`] steps finds it.
+    #[cfg(feature = "tower")]
+    pub(crate) fn is_below(&self, above: &Arc<Token>) -> bool {
+        self.reaches(above, &mut LONG.clone())
+    }
+
+    #[cfg(feature = "tower")]
+    fn reaches(&self, above: &Arc<Token>, steps: &mut usize) -> bool {
+        let mut at = self;
+        while *steps > 0 {
+            *steps -= 1;
+            if std::ptr::eq(at, &**above) {
+                return true;
+            }
+            if at.has(MERGED) && at.second().is_some_and(|second| second.reaches(above, steps)) {
+                return true;
+            }
+            let Some(parent) = &at.parent else { return false };
+            at = parent;
+        }
+        false
+    }
+
+    /// The number of the cause that its own deadline's end has, if that is a preset one.
+    fn preset(&self) -> u8 {
+        (self.level & !OWNS_DEADLINE) >> PRESET
+    }
+
+    /// Marks it as a request's own, before it is shared.
+    #[cfg(feature = "http")]
+    pub(crate) fn mark_request(&self) {
+        self.state.fetch_or(REQUEST, Ordering::Relaxed);
+    }
+
+    /// The parent of the nearest request's own token on the path, and whether there is one.
+    #[cfg(feature = "http")]
+    pub(crate) fn serving(self: &Arc<Self>) -> Option<Option<&Arc<Token>>> {
+        let mut next = Some(self);
+        while let Some(token) = next {
+            if token.has(REQUEST) {
+                return Some(token.parent.as_ref());
+            }
+            next = token.parent.as_ref();
+        }
+        None
+    }
+
+    /// The parents of a merged token.
+    #[cfg(feature = "http")]
+    pub(crate) fn merged(&self) -> Option<(Arc<Token>, Arc<Token>)> {
+        if self.has(MERGED) { Some((self.parent.clone()?, self.second()?)) } else { None }
     }
 
     /// The second parent of a merged token.

@@ -4,8 +4,8 @@
 //! into the time of the look, by which the limit then counts. So the limit is exact in one direction, since nothing
 //! ends before so much time without progress has passed; in the other it is late by the time between two looks.
 //!
-//! A look is taken by all that asks the token, or one below it, whether it has ended: the bit `PULSED` of `level`, which
-//! children inherit, says that there is a pulse on the path. What waits has looks taken by a task of its runtime, every
+//! A look is taken by all that asks the token, or one below it, whether it has ended: the bit `PULSED`, which children
+//! inherit at their birth, says that there is a pulse on the path. What waits has looks taken by a task of its runtime, every
 //! [`SHARE`]th of the limit, which is started by the first wait, here or below. As with buckets, each runtime in
 //! which something waits has its own, so that one that stands still, or is gone, hinders no other.
 //!
@@ -104,8 +104,7 @@ impl Token {
             limit,
             lookers: Mutex::new(Vec::new()),
         };
-        token.level |= PULSED | OWNS_PULSE;
-        token.state = AtomicU16::new(OCCUPIED);
+        token.state = AtomicU16::new(OCCUPIED | PULSED | OWNS_PULSE);
         token.inner.get_mut().more().foreign = Some(Foreign::Pulse(Beat(Arc::new(pulse))));
         Arc::new(token)
     }
@@ -113,7 +112,7 @@ impl Token {
     /// Whether a pulse is on the path.
     #[inline]
     pub(crate) fn is_pulsed(&self) -> bool {
-        self.level & PULSED != 0
+        self.has(PULSED)
     }
 
     /// Whether a wait takes a timer.
@@ -137,7 +136,7 @@ impl Token {
         while let Some(first) = pending.pop() {
             let mut next = Some(&first);
             while let Some(token) = next.filter(|token| token.is_pulsed()) {
-                if token.level & OWNS_PULSE != 0 {
+                if token.has(OWNS_PULSE) {
                     if let Some(pulse) = token.pulse() {
                         f(token, pulse);
                     }

@@ -12,6 +12,7 @@ use super::interop::{Bridge, Foreign};
 use super::members::{Member, Members};
 use super::{CAUSED, KEPT, MERGED, Stamp, Token};
 use crate::error::Error;
+use crate::registry;
 use crate::trace::{self, shielded};
 
 /// What is left to be done once everything is closed. All of it may run foreign code.
@@ -24,7 +25,7 @@ pub(super) struct Work {
     pub(super) forked: Vec<(Arc<Token>, Stamp)>,
     /// Tokens whose drop may run foreign code.
     handles: Vec<Arc<Token>>,
-    is_traced: bool,
+    is_told: bool,
     ends: Vec<(Error, Option<Instant>)>,
 }
 
@@ -38,14 +39,14 @@ impl Work {
             foreign: Vec::new(),
             forked: Vec::new(),
             handles: Vec::new(),
-            is_traced: trace::listens(),
+            is_told: trace::listens() || registry::is_installed(),
             ends: Vec::new(),
         }
     }
 
     #[inline]
     pub(super) fn report(&mut self, token: &Token, ending: &Ending) {
-        if self.is_traced && ending.is_reported() {
+        if self.is_told && ending.is_reported() {
             self.ends.push((token.error(), token.born_at()));
         }
     }
@@ -80,6 +81,8 @@ impl Work {
         Bucket::leave_all(&self.entries);
         for (error, born) in &self.ends {
             trace::ended(error, *born);
+            #[cfg(feature = "watch")]
+            registry::ended(error, *born);
         }
         if !self.handles.is_empty() || !self.foreign.is_empty() {
             shielded(|| drop((self.handles, self.foreign)));

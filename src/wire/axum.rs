@@ -8,8 +8,9 @@ use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 use http::request::Parts;
 
+use super::outcome::Outcome;
 use crate::context::Context;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 
 /// The request's context, which a [`ServerLayer`](crate::wire::ServerLayer) around the route has made.
 ///
@@ -97,9 +98,11 @@ impl IntoResponse for MissingContext {
     }
 }
 
-/// `504 Gateway Timeout` for a deadline, `503 Service Unavailable` for a cancel, and a few words.
+/// `504 Gateway Timeout` for a deadline, `503 Service Unavailable` for a cancel, `499` where the client has left, and a
+/// few words.
 ///
-/// Lines, causes and budgets stay here.
+/// To a call of gRPC, gRPC-Web or Connect the [`ServerLayer`](crate::wire::ServerLayer) around the route says it in
+/// the terms of that protocol. Lines, causes and budgets stay here.
 ///
 /// ```
 /// use std::time::Duration;
@@ -113,10 +116,10 @@ impl IntoResponse for MissingContext {
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        match self.kind() {
-            ErrorKind::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, "deadline exceeded\n"),
-            ErrorKind::Canceled => (StatusCode::SERVICE_UNAVAILABLE, "request canceled\n"),
-        }
-        .into_response()
+        let outcome = Outcome::of(&self);
+        let mut response = (outcome.http(), format!("{}\n", outcome.text())).into_response();
+        // For the layer, which knows the protocol.
+        response.extensions_mut().insert(outcome);
+        response
     }
 }

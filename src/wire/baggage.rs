@@ -1,13 +1,16 @@
 //! The W3C `baggage` header: a list of `key=value` members that others write to as well.
 //!
-//! Read whole or not at all: beyond the specification's limits it is dropped before it is looked at.
-//! Written beside what is there: members of others stay as they are, ours replace their elders.
+//! Read whole or not at all, from all of its lines: beyond the specification's limits it is dropped before it is looked
+//! at. Written as one line, since not every reader joins several, OpenTelemetry's for one: first the members of others,
+//! as they are, then ours, which replace their elders. Lines that are not ASCII are no baggage; every reader would drop
+//! ours with them.
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderName;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
+use super::carrier::{self, Carrier, NotSent};
 use super::warn::warn;
 
 pub(crate) static NAME: HeaderName = HeaderName::from_static("baggage");
@@ -16,18 +19,20 @@ pub(crate) static NAME: HeaderName = HeaderName::from_static("baggage");
 const MAX_BYTES: usize = 8192;
 const MAX_MEMBERS: usize = 180;
 
-/// What a value may not have in it as it is; all that is not ASCII besides.
-const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b',').add(b';').add(b'\\').add(b'%');
+/// What a value may not have in it as it is; all that is not ASCII besides. An equals sign is allowed there, but splits
+/// the value for OpenTelemetry's reader.
+const ENCODED: &AsciiSet =
+    &CONTROLS.add(b' ').add(b'"').add(b',').add(b';').add(b'\\').add(b'%').add(b'=');
 
 /// Key and value of each member, in their order, still encoded; properties are left aside.
-pub(crate) fn read(headers: &HeaderMap) -> Result<Vec<(&str, &str)>, &'static str> {
-    let lines = headers.get_all(&NAME);
-    if lines.iter().map(HeaderValue::len).sum::<usize>() > MAX_BYTES {
+pub(crate) fn read(carrier: &dyn Carrier) -> Result<Vec<(&str, &str)>, &'static str> {
+    let lines = carrier::values(carrier, &NAME);
+    if lines.iter().map(|line| line.len()).sum::<usize>() > MAX_BYTES {
         return Err("dropped: longer than 8192 bytes");
     }
     let mut members = Vec::new();
     for line in lines {
-        let line = line.to_str().map_err(|_| "dropped: not ASCII")?;
+        let line = carrier::visible(line).ok_or("dropped: not ASCII")?;
         members.extend(line.split(',').filter_map(member).take(MAX_MEMBERS + 1 - members.len()));
         if members.len() > MAX_MEMBERS {
             return Err("dropped: more than 180 members");
@@ -46,51 +51,72 @@ pub(crate) fn decode(value: &str) -> Option<Cow<'_, str>> {
     percent_decode_str(value).decode_utf8().ok()
 }
 
-/// Puts these members in, in place of any with their keys. Those that no longer fit are not sent.
-pub(crate) fn write(members: &[(&str, Cow<'_, str>)], headers: &mut HeaderMap) {
-    let ours =
-        |text: &str| member(text).is_some_and(|(key, _)| members.iter().any(|(name, _)| *name == key));
-    let mut kept = Vec::new();
-    for line in headers.get_all(&NAME) {
-        match line.to_str() {
-            // Not ours to read, nor to throw away.
-            Err(_) => kept.push(line.clone()),
-            Ok(text) => {
-                let others: Vec<_> = text.split(',').filter(|text| !ours(text)).collect();
-                let others = others.join(",");
-                kept.extend(
-                    HeaderValue::try_from(others.trim()).ok().filter(|others| !others.is_empty()),
-                );
-            }
+/// Whether this can be a member's key: a token, whose case counts.
+pub(crate) const fn is_key(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        let symbol = matches!(
+            bytes[at],
+            b'!' | b'#'
+                | b'$'
+                | b'%'
+                | b'&'
+                | b'\''
+                | b'*'
+                | b'+'
+                | b'-'
+                | b'.'
+                | b'^'
+                | b'_'
+                | b'`'
+                | b'|'
+                | b'~'
+        );
+        if !bytes[at].is_ascii_alphanumeric() && !symbol {
+            return false;
         }
+        at += 1;
     }
-    let bytes = kept.iter().map(|line| line.len() + 1).sum();
-    let count = kept.iter().map(|line| line.as_bytes().split(|byte| *byte == b',').count()).sum();
-    headers.remove(&NAME);
-    for line in kept {
-        headers.append(&NAME, line);
-    }
-    if let Ok(line) = HeaderValue::try_from(fitting(members, bytes, count)) {
-        if !line.is_empty() {
-            headers.append(&NAME, line);
-        }
-    }
+    !bytes.is_empty()
 }
 
-fn fitting(members: &[(&str, Cow<'_, str>)], bytes: usize, count: usize) -> String {
-    let mut line = String::new();
+/// A line of these members behind those of others. `Err` names the first for which there is no room, if `strict`;
+/// otherwise it is left out.
+pub(crate) fn with(
+    mut line: String,
+    members: &[(&'static str, Cow<'_, str>)],
+    strict: bool,
+) -> Result<String, NotSent> {
+    let count = line.split(',').filter(|member| !member.is_empty()).count();
     let mut free = MAX_MEMBERS.saturating_sub(count);
     for (key, value) in members {
         let value = utf8_percent_encode(value, ENCODED);
-        let size = key.len() + 2 + value.clone().map(str::len).sum::<usize>();
-        if free == 0 || bytes + line.len() + size > MAX_BYTES {
-            warn(&NAME, "a member was not sent: over 8192 bytes or 180 members");
+        let size =
+            usize::from(!line.is_empty()) + key.len() + 1 + value.clone().map(str::len).sum::<usize>();
+        if free == 0 || line.len() + size > MAX_BYTES {
+            NotSent::new(key, "baggage would be over 8192 bytes or 180 members").or_warn(strict)?;
             continue;
         }
         free -= 1;
-        let comma = if line.is_empty() { "" } else { "," };
-        line.extend([comma, key, "="]);
+        line.extend([if line.is_empty() { "" } else { "," }, key, "="]);
         line.extend(value);
     }
-    line
+    Ok(line)
+}
+
+/// The members of others that a carrier has, in one line.
+pub(crate) fn others(members: &[(&'static str, Cow<'_, str>)], carrier: &dyn Carrier) -> String {
+    let ours =
+        |text: &str| member(text).is_some_and(|(key, _)| members.iter().any(|(name, _)| *name == key));
+    let mut kept = String::new();
+    for line in carrier::values(carrier, &NAME) {
+        let Some(line) = carrier::visible(line) else {
+            warn(NAME.as_str(), "a line was not passed on: not ASCII");
+            continue;
+        };
+        let others = line.split(',').map(str::trim).filter(|text| !text.is_empty() && !ours(text));
+        others.for_each(|other| kept.extend([if kept.is_empty() { "" } else { "," }, other]));
+    }
+    kept
 }

@@ -13,9 +13,10 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::body::{Bounded, Step};
+use super::body::{Bounded, Start, Step, StepOf, hint};
 use super::outbound::Outbound;
 use super::reply::Reply;
+use super::send::SendLayer;
 use crate::context::Context;
 use crate::context::done::Wait;
 use crate::context::refusal::Entry;
@@ -23,16 +24,25 @@ use crate::error::{BoxError, Error};
 
 /// Bounds the calls of a client by their context, and tells the far side how much time is left.
 ///
-/// The context is the one in the request's extensions, if there is one, otherwise
-/// [`current`](Context::current). If it has ended, the call fails at once and nothing is sent. If it ends
-/// during the call, the request is dropped, which resets an HTTP/2 stream and closes an HTTP/1 connection, so
+/// The context is [`current`](Context::current), unless the request brings one in its extensions. Of the two:
+///
+/// - where the current one is that one or lies below it, as in a handler that passes its own request on
+///   [`within`](Context::within) a shorter time, the current one counts, with the values of both;
+/// - otherwise the request's counts, with its values alone, and no longer than the current one's deadline.
+///
+/// If the context has ended, the call fails at once and nothing is sent. If it ends during the call, the request is dropped, which resets an HTTP/2 stream and closes an HTTP/1 connection, so
 /// that the far side learns of it; so is a response's body that has not ended.
 ///
 /// The error is then an [`Error`] in a box, or, for a gRPC call and with the feature `tonic`, the `Status`
 /// that says the same.
 ///
 /// What comes before the request is not bounded, for lack of one: a service that may take long to be ready
-/// is waited for within [`run`](Context::run).
+/// is waited for within [`run`](Context::run). A refused call gives that readiness back, which is why the service is
+/// one that can be cloned: a tonic channel that is kept after a refusal holds no place in its buffer.
+///
+/// The time that is told is that of the call. What a request waits for below this layer (a connection, a buffer, a
+/// limit) is not in it; [`split`](Self::split) is for where that matters. Retries go outside of the layer: each try is
+/// told anew.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -57,6 +67,8 @@ use crate::error::{BoxError, Error};
 pub struct ClientLayer {
     outbound: Arc<Outbound>,
     place: &'static Location<'static>,
+    /// Whether the lower half tells.
+    is_split: bool,
 }
 
 impl ClientLayer {
@@ -70,7 +82,58 @@ impl ClientLayer {
     /// ```
     #[track_caller]
     pub fn new(outbound: Outbound) -> ClientLayer {
-        ClientLayer { outbound: Arc::new(outbound), place: Location::caller() }
+        ClientLayer { outbound: Arc::new(outbound), place: Location::caller(), is_split: false }
+    }
+
+    /// The layer in two halves, so that what a request waits for between them counts.
+    ///
+    /// The upper half, a `ClientLayer` as well, goes outside of whatever waits. It bounds the call, the waiting
+    /// included, and puts the context into the request's extensions. The lower half goes right above each connection,
+    /// and writes what is left, and the values, when the request is sent: 300 ms of 600 that went into connecting are
+    /// not told. One without the other tells nothing, or bounds nothing.
+    ///
+    /// That takes a client whose connections are within reach: hyper's `conn`, under tower's `Reconnect` and `Buffer` or
+    /// hyper-util's `pool`. [The guide](crate::guide::from_service_to_service) has one for tonic's clients. Those of
+    /// hyper-util (`legacy`), `reqwest` and tonic's own channel connect below every layer that they take; there, connect
+    /// before the first call (`Endpoint::connect`, not `connect_lazy`), or keep a
+    /// [`margin`](Outbound::margin) of what connecting takes. The far side then knows too late how little time there is
+    /// only where it plans by it: at the deadline the call is dropped here, and ends there.
+    ///
+    /// ```
+    /// use std::convert::Infallible;
+    /// use std::time::Duration;
+    /// use http::{Request, Response};
+    /// use tokio_ctx::{BoxError, Context};
+    /// use tokio_ctx::wire::{ClientLayer, Outbound};
+    /// use tower::{Layer, ServiceExt, service_fn};
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// let (upper, lower) = ClientLayer::new(Outbound::new()).split();
+    /// // Answers with what it was told.
+    /// let connection = lower.layer(service_fn(async |request: Request<String>| {
+    ///     let told = request.headers()["grpc-timeout"].to_str().unwrap().to_string();
+    ///     Ok::<_, Infallible>(Response::new(told))
+    /// }));
+    /// let client = upper.layer(service_fn(move |request| {
+    ///     let connection = connection.clone();
+    ///     async {
+    ///         tokio::time::sleep(Duration::from_millis(300)).await; // Connects.
+    ///         connection.oneshot(request).await
+    ///     }
+    /// }));
+    ///
+    /// let ctx = Context::background().with_timeout(Duration::from_millis(600));
+    /// let call = ctx.scope(client.oneshot(Request::new(String::new())));
+    /// # let call = async { http_body_util::BodyExt::collect(call.await?.into_body()).await };
+    /// # let told = call.await?.to_bytes();
+    /// assert_eq!(told, "300000u");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn split(self) -> (ClientLayer, SendLayer) {
+        let lower = SendLayer::new(self.outbound.clone(), self.place);
+        (ClientLayer { is_split: true, ..self }, lower)
     }
 }
 
@@ -91,9 +154,9 @@ pub struct ClientService<S> {
 
 impl<S, A, B> Service<Request<A>> for ClientService<S>
 where
-    S: Service<Request<A>, Response = Response<B>>,
+    S: Service<Request<A>, Response = Response<B>> + Clone,
     S::Error: Into<BoxError>,
-    B: Body,
+    B: Body + Send + 'static,
     B::Error: Into<BoxError>,
 {
     type Response = Response<ClientBody<B>>;
@@ -105,14 +168,32 @@ where
     }
 
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
-        let ctx = request.extensions().get::<Context>().cloned().unwrap_or_else(Context::current);
-        let grpc = Reply::to(request.headers()) != Reply::Http;
-        let ClientLayer { outbound, place } = &self.layer;
-        let (call, refusal) = match outbound.inject(&ctx, request.headers_mut(), place) {
+        let ctx = context_of(&request);
+        let grpc = Reply::is_grpc(request.headers());
+        let ClientLayer { outbound, place, is_split } = &self.layer;
+        let told = if *is_split {
+            request.extensions_mut().insert(ctx.clone());
+            ctx.check()
+        } else {
+            outbound.inject(&ctx, request.headers_mut(), place)
+        };
+        let (call, refusal) = match told {
             Ok(()) => (Some(self.inner.call(request)), None),
-            Err(ended) => (None, Some(ended)),
+            Err(ended) => {
+                // What it reserved when it was made ready goes with it.
+                self.inner = self.inner.clone();
+                (None, Some(ended))
+            }
         };
         ClientFuture { wait: Wait::new(ctx), call, refusal, entry: Entry::Fresh, grpc }
+    }
+}
+
+/// The context that a call belongs to.
+pub(crate) fn context_of<A>(request: &Request<A>) -> Context {
+    match request.extensions().get::<Context>() {
+        Some(brought) => brought.nearest(Context::current()),
+        None => Context::current(),
     }
 }
 
@@ -138,7 +219,7 @@ impl<F, B, E> Future for ClientFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
     E: Into<BoxError>,
-    B: Body,
+    B: Body + Send + 'static,
 {
     type Output = Result<Response<ClientBody<B>>, BoxError>;
 
@@ -152,23 +233,26 @@ where
         }
         let call = this.call.as_mut().as_pin_mut().expect("polled again after the response");
         let answer = match call.poll(cx) {
-            Poll::Ready(Ok(response)) => Ok(response.map(|body| ClientBody {
-                body: Bounded::new(this.wait.ctx().clone(), body),
-                grpc: *this.grpc,
-            })),
+            Poll::Ready(Ok(response)) => {
+                let (grpc, wait) = (*this.grpc, std::mem::replace(&mut *this.wait, never()));
+                Ok(response.map(|body| ClientBody { content: Content::new(body, wait, cx), grpc }))
+            }
             Poll::Ready(Err(error)) => Err(failed(error.into(), *this.grpc)),
             Poll::Pending => Err(ended(ready!(this.wait.as_mut().poll(cx)), *this.grpc)),
         };
         this.call.set(None);
         // Nothing waits here any more: the end need not wake this task.
-        let ctx = this.wait.ctx().clone();
-        this.wait.set(Wait::new(ctx));
+        this.wait.leave();
         Poll::Ready(answer)
     }
 }
 
+fn never() -> Wait<Context> {
+    Wait::new(Context::background())
+}
+
 /// The error of a context, as the client's code above expects it.
-fn ended(error: Error, grpc: bool) -> BoxError {
+pub(crate) fn ended(error: Error, grpc: bool) -> BoxError {
     #[cfg(feature = "tonic")]
     if grpc {
         return tonic::Status::from(error).into();
@@ -195,10 +279,42 @@ impl<F> fmt::Debug for ClientFuture<F> {
 
 pin_project! {
     /// A response's body, until the context ends: with that error. Made by [`ClientService`].
-    pub struct ClientBody<B> {
+    ///
+    /// The client's own body is dropped at the end, whether this is polled then or not: that closes an HTTP/1
+    /// connection, and resets an HTTP/2 stream.
+    pub struct ClientBody<B: Body> {
         #[pin]
-        body: Bounded<B>,
+        content: Content<B>,
         grpc: bool,
+    }
+}
+
+pin_project! {
+    #[project = ContentProj]
+    enum Content<B: Body> {
+        // Of a context that never ends.
+        Free { #[pin] body: B },
+        // All of it is here.
+        Whole { step: Option<StepOf<B>> },
+        Part { body: Bounded<B, Context> },
+    }
+}
+
+impl<B: Body + Send + 'static> Content<B> {
+    fn new(body: B, mut wait: Wait<Context>, cx: &mut task::Context<'_>) -> Content<B> {
+        if wait.ctx().is_endless() {
+            return Content::Free { body };
+        }
+        match Start::poll(body, cx) {
+            Start::Whole(step) => {
+                wait.leave();
+                Content::Whole { step: Some(step) }
+            }
+            // The end wakes the task only while that waits for a frame: what has one may do something else.
+            Start::Part(body, first) => {
+                Content::Part { body: Bounded::new(wait, body, first, None, false) }
+            }
+        }
     }
 }
 
@@ -215,7 +331,18 @@ where
         cx: &mut task::Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let this = self.project();
-        Poll::Ready(match ready!(this.body.poll_step(cx)) {
+        let step = match this.content.project() {
+            ContentProj::Free { body } => return body.poll_frame(cx).map_err(Into::into),
+            ContentProj::Whole { step } => step.take().unwrap_or(Step::Over),
+            ContentProj::Part { body } => {
+                let step = ready!(body.poll_step(cx));
+                if !matches!(step, Step::Frame(_)) {
+                    body.finish();
+                }
+                step
+            }
+        };
+        Poll::Ready(match step {
             Step::Frame(frame) | Step::Last(frame) => Some(Ok(frame)),
             Step::Over => None,
             Step::Failed(error) => Some(Err(error.into())),
@@ -224,15 +351,23 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.content {
+            Content::Free { body } => body.is_end_stream(),
+            Content::Whole { step } => matches!(step, None | Some(Step::Over)),
+            Content::Part { body } => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.content {
+            Content::Free { body } => body.size_hint(),
+            Content::Whole { step } => hint(step.as_ref()),
+            Content::Part { body } => body.size_hint(),
+        }
     }
 }
 
-impl<B> fmt::Debug for ClientBody<B> {
+impl<B: Body> fmt::Debug for ClientBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientBody").finish_non_exhaustive()
     }

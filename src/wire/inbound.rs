@@ -1,16 +1,15 @@
 //! What a server believes of a request's headers, and the context it makes of them.
 
-use std::error::Error as StdError;
-use std::fmt;
 use std::panic::Location;
 use std::time::Duration;
 
-use http::HeaderMap;
-
+use super::carrier::Carrier;
+use super::date::DeadlineAt;
 use super::timeout::{BadHeader, DeadlineHeader};
 use super::travel::{Carried, Travel};
 use super::warn::warn;
 use crate::context::{CancelScope, Context};
+pub use crate::finished::Budget;
 
 /// What a server believes of the headers of its requests.
 ///
@@ -37,7 +36,9 @@ use crate::context::{CancelScope, Context};
 #[derive(Clone, Debug)]
 pub struct Inbound {
     believed: Vec<DeadlineHeader>,
+    date: Option<DeadlineAt>,
     max: Option<Duration>,
+    min: Option<Duration>,
     default: Option<Duration>,
     strict: bool,
     untrusted: bool,
@@ -62,7 +63,9 @@ impl Inbound {
     pub fn new() -> Inbound {
         Inbound {
             believed: vec![DeadlineHeader::Grpc, DeadlineHeader::Connect, DeadlineHeader::Envoy],
+            date: None,
             max: None,
+            min: None,
             default: None,
             strict: false,
             untrusted: false,
@@ -89,6 +92,27 @@ impl Inbound {
         self
     }
 
+    /// Believes a date, in place of the headers that say how much time was left: for what has rested in a queue.
+    ///
+    /// [`believe`](Self::believe) after it adds headers again. See [`DeadlineAt`].
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    /// use std::time::Duration;
+    /// use tokio_ctx::wire::{DeadlineAt, Inbound};
+    ///
+    /// let inbound = Inbound::new().believe_date(DeadlineAt::new(Duration::from_secs(60)));
+    /// let sent = |date: &str| HashMap::from([("x-deadline-unix-ms".to_string(), date.to_string())]);
+    /// // Long ago, and long after: no more than the maximum.
+    /// assert_eq!(inbound.budget(&sent("1000")).unwrap(), Some(Duration::ZERO));
+    /// assert_eq!(inbound.budget(&sent("9999999999999")).unwrap(), Some(Duration::from_secs(60)));
+    /// ```
+    pub fn believe_date(mut self, date: DeadlineAt) -> Self {
+        self.believed.clear();
+        self.date = Some(date);
+        self
+    }
+
     /// The most time a request gets, whatever its headers say, and if they say nothing.
     ///
     /// ```
@@ -103,6 +127,49 @@ impl Inbound {
     /// ```
     pub fn max_budget(mut self, max: Duration) -> Self {
         self.max = Some(max);
+        self
+    }
+
+    /// Sets no maximum: for a route whose requests may take as long as they want, where others may not.
+    ///
+    /// Nor a default. What the headers say still counts.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use http::HeaderMap;
+    /// use tokio_ctx::wire::Inbound;
+    ///
+    /// let usual = Inbound::new().max_budget(Duration::from_secs(30));
+    /// let events = usual.clone().unlimited();
+    /// assert_eq!(events.budget(&HeaderMap::new()).unwrap(), None);
+    /// ```
+    pub fn unlimited(mut self) -> Self {
+        (self.max, self.default) = (None, None);
+        self
+    }
+
+    /// The least time that a request is worth beginning with: one that has less ends at once, by its deadline.
+    ///
+    /// A [`ServerLayer`](crate::wire::ServerLayer) answers `504 Gateway Timeout`, for gRPC `DEADLINE_EXCEEDED`, without
+    /// a call of the handler; what [`extract`](Context::extract) returns has ended at birth, with the cause
+    /// [`Budget::Minimum`]. What counts is the time that the request comes with, or less, if the service itself has
+    /// less left. A request without any deadline always has enough.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use http::HeaderMap;
+    /// use tokio_ctx::Context;
+    /// use tokio_ctx::wire::{Budget, Inbound};
+    ///
+    /// let report = Inbound::new().min_budget(Duration::from_millis(200));
+    /// let mut headers = HeaderMap::new();
+    /// headers.insert("grpc-timeout", "150m".parse().unwrap());
+    /// let late = Context::background().extract(&headers, &report)?;
+    /// assert_eq!(late.err().unwrap().cause_as(), Some(&Budget::Minimum));
+    /// # Ok::<(), tokio_ctx::wire::BadHeader>(())
+    /// ```
+    pub fn min_budget(mut self, min: Duration) -> Self {
+        self.min = Some(min);
         self
     }
 
@@ -182,7 +249,7 @@ impl Inbound {
     /// # Ok::<(), tokio_ctx::wire::BadHeader>(())
     /// ```
     pub fn carry<T: Travel>(mut self) -> Self {
-        self.carried.add::<T>(false);
+        self.carried.add::<T>();
         self
     }
 
@@ -211,7 +278,7 @@ impl Inbound {
     /// # Ok::<(), tokio_ctx::wire::BadHeader>(())
     /// ```
     pub fn carry_in_baggage<T: Travel>(mut self) -> Self {
-        self.carried.add::<T>(true);
+        self.carried.add_in_baggage::<T>();
         self
     }
 
@@ -230,21 +297,28 @@ impl Inbound {
     /// headers.insert("grpc-timeout", "2S".parse().unwrap());
     /// assert_eq!(Inbound::new().budget(&headers).unwrap(), Some(Duration::from_secs(2)));
     /// ```
-    pub fn budget(&self, headers: &HeaderMap) -> Result<Option<Duration>, BadHeader> {
-        Ok(self.told(headers)?.map(|(budget, _)| budget))
+    pub fn budget<C: Carrier>(&self, carrier: &C) -> Result<Option<Duration>, BadHeader> {
+        Ok(self.told(carrier)?.map(|(budget, _)| budget))
     }
 
-    fn told(&self, headers: &HeaderMap) -> Result<Option<(Duration, Budget)>, BadHeader> {
+    fn told(&self, carrier: &dyn Carrier) -> Result<Option<(Duration, Budget)>, BadHeader> {
         let mut told = None;
         let mut wrong = false;
-        let believed = if self.untrusted { &[][..] } else { &self.believed };
-        for header in believed {
-            match header.read(headers) {
-                Ok(timeout) => told = earliest(told, timeout, Budget::Caller),
-                Err(bad) if self.strict => return Err(bad),
-                Err(bad) => {
-                    warn(bad.name(), &bad);
-                    wrong = true;
+        if !self.untrusted {
+            let times = self.believed.iter().map(|header| (header.read_from(carrier), None));
+            let dates = self.date.iter().map(|date| (date.read_from(carrier), Some(date.max())));
+            for (read, max) in times.chain(dates) {
+                match read {
+                    Ok(timeout) => {
+                        let max = max.filter(|_| timeout.is_some());
+                        told = earliest(told, timeout, Budget::Caller);
+                        told = earliest(told, max, Budget::Maximum);
+                    }
+                    Err(bad) if self.strict => return Err(bad),
+                    Err(bad) => {
+                        warn(bad.name().as_str(), &bad);
+                        wrong = true;
+                    }
                 }
             }
         }
@@ -259,19 +333,28 @@ impl Inbound {
     pub(crate) fn derive(
         &self,
         root: &Context,
-        headers: &HeaderMap,
+        carrier: &dyn Carrier,
         made_at: &'static Location<'static>,
         head_start: fn(Duration) -> Duration,
     ) -> Result<CancelScope, BadHeader> {
-        let budget = self.told(headers)?.map(|(budget, whose)| match whose {
-            Budget::Caller => (budget - head_start(budget), whose.into()),
-            Budget::Default | Budget::Maximum => (budget, whose.into()),
-        });
-        let mut scope = root.child_made_at(made_at, budget);
+        let told = self.told(carrier)?;
+        let budget = match told {
+            told if self.is_too_little(told, root) => Some((Duration::ZERO, Budget::Minimum)),
+            Some((budget, Budget::Caller)) => Some((budget - head_start(budget), Budget::Caller)),
+            told => told,
+        };
+        let mut scope = root.request_made_at(made_at, budget);
         if !self.untrusted {
-            self.carried.read(scope.context_mut(), headers);
+            self.carried.read(scope.context_mut(), carrier);
         }
         Ok(scope)
+    }
+
+    /// Whether a request that was told so much, in a service that has so much left, is not worth beginning.
+    fn is_too_little(&self, told: Option<(Duration, Budget)>, root: &Context) -> bool {
+        let Some(min) = self.min else { return false };
+        let told = told.map(|(budget, _)| budget);
+        told.into_iter().chain(root.remaining()).any(|given| given < min)
     }
 }
 
@@ -288,46 +371,9 @@ fn earliest(
     }
 }
 
-/// Who set a request's budget: the cause of an end by its deadline.
-///
-/// ```
-/// use std::time::Duration;
-/// use http::HeaderMap;
-/// use tokio_ctx::wire::{Budget, Inbound};
-/// use tokio_ctx::Context;
-///
-/// let mut headers = HeaderMap::new();
-/// headers.insert("grpc-timeout", "0n".parse().unwrap());
-/// let ctx = Context::background().extract(&headers, &Inbound::new())?;
-/// assert_eq!(ctx.err().unwrap().cause_as::<Budget>(), Some(&Budget::Caller));
-/// # Ok::<(), tokio_ctx::wire::BadHeader>(())
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Budget {
-    /// The caller, in a header.
-    Caller,
-    /// The server: its [default](Inbound::default_budget).
-    Default,
-    /// The server: its [maximum](Inbound::max_budget).
-    Maximum,
-}
-
-impl fmt::Display for Budget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Budget::Caller => "as the caller asked",
-            Budget::Default => "the server's default",
-            Budget::Maximum => "the server's maximum",
-        })
-    }
-}
-
-impl StdError for Budget {}
-
 impl Context {
     /// A child of this context for a request with these headers: what a server does that has no
-    /// [`ServerLayer`](crate::wire::ServerLayer).
+    /// [`ServerLayer`](crate::wire::ServerLayer). The headers are an `http::HeaderMap` or any other [`Carrier`].
     ///
     /// This context is the service's, so that the request ends with it. The deadline is what the headers
     /// say, as far as `inbound` believes them, and no later than this context's own; an end by it has
@@ -353,7 +399,7 @@ impl Context {
     /// ```
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     #[track_caller]
-    pub fn extract(&self, headers: &HeaderMap, inbound: &Inbound) -> Result<CancelScope, BadHeader> {
-        inbound.derive(self, headers, Location::caller(), |_| Duration::ZERO)
+    pub fn extract<C: Carrier>(&self, carrier: &C, inbound: &Inbound) -> Result<CancelScope, BadHeader> {
+        inbound.derive(self, carrier, Location::caller(), |_| Duration::ZERO)
     }
 }

@@ -26,6 +26,8 @@
 //! - A proxy that buffers hides a client that has left, and one that retries sends the same time twice.
 
 mod baggage;
+mod carrier;
+mod date;
 mod inbound;
 mod outbound;
 mod timeout;
@@ -39,17 +41,33 @@ mod client;
 #[cfg(feature = "tower")]
 mod end;
 #[cfg(feature = "tower")]
+mod envelope;
+#[cfg(feature = "tower")]
+mod finish;
+#[cfg(feature = "tower")]
+mod open;
+#[cfg(feature = "tower")]
+mod outcome;
+#[cfg(feature = "tower")]
 mod reply;
 #[cfg(feature = "tower")]
 mod request_line;
 #[cfg(feature = "tower")]
+mod route;
+#[cfg(feature = "tower")]
+mod send;
+#[cfg(feature = "tower")]
 mod server;
+#[cfg(feature = "tower")]
+mod slot;
 
 #[cfg(feature = "axum")]
 mod axum;
 #[cfg(feature = "tonic")]
 mod tonic;
 
+pub use carrier::{Carrier, GetWith, NotSent, SetWith, get_with, set_with};
+pub use date::DeadlineAt;
 pub use inbound::{Budget, Inbound};
 pub use outbound::Outbound;
 pub use timeout::{BadHeader, DeadlineHeader};
@@ -61,6 +79,12 @@ pub use client::{ClientBody, ClientFuture, ClientLayer, ClientService};
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use end::RequestEnd;
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use finish::{FinishBody, FinishFuture, FinishLayer, FinishService};
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use send::{SendFuture, SendLayer, SendService};
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use server::{ServerBody, ServerFuture, ServerLayer, ServerService};

@@ -3,9 +3,12 @@
 use std::panic::Location;
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::HeaderName;
 
-use super::timeout::DeadlineHeader;
+use super::baggage;
+use super::carrier::{self, Carrier, NotSent};
+use super::date::DeadlineAt;
+use super::timeout::{DeadlineHeader, OF_STRANGERS};
 use super::travel::{Carried, Travel};
 use crate::context::Context;
 use crate::error::Error;
@@ -28,8 +31,12 @@ use crate::error::Error;
 #[derive(Clone, Debug)]
 pub struct Outbound {
     written: Vec<DeadlineHeader>,
+    date: Option<DeadlineAt>,
     margin: Duration,
     carried: Carried,
+    sanitize: bool,
+    stripped: Vec<HeaderName>,
+    strict: bool,
 }
 
 impl Default for Outbound {
@@ -51,8 +58,12 @@ impl Outbound {
     pub fn new() -> Outbound {
         Outbound {
             written: vec![DeadlineHeader::Grpc],
+            date: None,
             margin: Duration::ZERO,
             carried: Carried::default(),
+            sanitize: false,
+            stripped: Vec::new(),
+            strict: false,
         }
     }
 
@@ -65,6 +76,101 @@ impl Outbound {
     /// ```
     pub fn write(mut self, headers: impl IntoIterator<Item = DeadlineHeader>) -> Self {
         self.written = headers.into_iter().collect();
+        self
+    }
+
+    /// Writes a date in place of the time that is left: for what rests in a queue.
+    ///
+    /// [`write`](Self::write) after it adds headers for live peers again. A date that is there already, and earlier,
+    /// stays. See [`DeadlineAt`].
+    ///
+    /// ```
+    /// use std::collections::BTreeMap;
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    /// use tokio_ctx::wire::{DeadlineAt, Outbound};
+    ///
+    /// let outbound = Outbound::new().write_date(DeadlineAt::new(Duration::from_secs(3600)));
+    /// let ctx = Context::background().with_timeout(Duration::from_secs(60));
+    /// let mut properties = BTreeMap::<String, String>::new();
+    /// ctx.inject_with(&mut properties, &outbound)?;
+    /// assert_eq!(properties.keys().collect::<Vec<_>>(), ["x-deadline-unix-ms"]);
+    /// # Ok::<(), tokio_ctx::Error>(())
+    /// ```
+    pub fn write_date(mut self, date: DeadlineAt) -> Self {
+        self.written.clear();
+        self.date = Some(date);
+        self
+    }
+
+    /// Takes out what a stranger may have put into the request: for an edge that passes requests on.
+    ///
+    /// The counterpart of [`Inbound::untrusted`](super::Inbound::untrusted), which believes nothing of it here; the next
+    /// service would. Before anything is written, these are removed: every deadline header that this crate knows, those
+    /// of Envoy's that set timeouts and retries, the headers of the values that this outbound carries, and `baggage`
+    /// whole. What is sent is then this context's alone, and nothing where it has nothing to say. For others,
+    /// `x-user-id` or `traceparent` say, see [`strip`](Self::strip).
+    ///
+    /// ```
+    /// use http::HeaderMap;
+    /// use tokio_ctx::{Context, wire::Outbound};
+    ///
+    /// let mut passed_on = HeaderMap::new();
+    /// passed_on.insert("grpc-timeout", "1n".parse().unwrap());
+    /// passed_on.insert("baggage", "tenant=eve".parse().unwrap());
+    /// passed_on.insert("accept", "*/*".parse().unwrap());
+    /// Context::background().inject_with(&mut passed_on, &Outbound::new().sanitize())?;
+    /// assert_eq!(passed_on.keys().collect::<Vec<_>>(), ["accept"]);
+    /// # Ok::<(), tokio_ctx::Error>(())
+    /// ```
+    pub fn sanitize(mut self) -> Self {
+        self.sanitize = true;
+        self
+    }
+
+    /// Removes these headers as well before anything is written.
+    ///
+    /// ```
+    /// use http::{HeaderMap, HeaderName};
+    /// use tokio_ctx::{Context, wire::Outbound};
+    ///
+    /// let edge = Outbound::new().sanitize().strip([HeaderName::from_static("x-user-id")]);
+    /// let mut passed_on = HeaderMap::new();
+    /// passed_on.insert("x-user-id", "0".parse().unwrap());
+    /// Context::background().inject_with(&mut passed_on, &edge)?;
+    /// assert!(passed_on.is_empty());
+    /// # Ok::<(), tokio_ctx::Error>(())
+    /// ```
+    pub fn strip(mut self, headers: impl IntoIterator<Item = HeaderName>) -> Self {
+        self.stripped.extend(headers);
+        self
+    }
+
+    /// Refuses a call with a value that cannot be sent as it is, which is left out with a `WARN` otherwise.
+    ///
+    /// The error's cause is a [`NotSent`], which names it.
+    ///
+    /// ```
+    /// # use std::borrow::Cow;
+    /// # use tokio_ctx::wire::Travel;
+    /// # struct Tenant(String);
+    /// # impl Travel for Tenant {
+    /// #     const NAME: &'static str = "x-tenant";
+    /// #     fn encode(&self) -> Cow<'_, str> { Cow::Borrowed(&self.0) }
+    /// #     fn decode(text: &str) -> Option<Self> { Some(Tenant(text.into())) }
+    /// # }
+    /// use http::HeaderMap;
+    /// use tokio_ctx::wire::{NotSent, Outbound};
+    /// use tokio_ctx::Context;
+    ///
+    /// let ctx = Context::background().with_value(Tenant("café".into()));
+    /// let outbound = Outbound::new().carry::<Tenant>();
+    /// assert!(ctx.inject_with(&mut HeaderMap::new(), &outbound).is_ok());
+    /// let refused = ctx.inject_with(&mut HeaderMap::new(), &outbound.strict()).unwrap_err();
+    /// assert_eq!(refused.cause_as::<NotSent>().unwrap().key(), "x-tenant");
+    /// ```
+    pub fn strict(mut self) -> Self {
+        self.strict = true;
         self
     }
 
@@ -90,7 +196,8 @@ impl Outbound {
 
     /// Sends values of this type along, in the header of that name.
     ///
-    /// See [`Travel`]. A context that has none sends none, and leaves such a header as it was.
+    /// See [`Travel`]. A context that has none sends none, and leaves such a header as it was, unless this is to
+    /// [`sanitize`](Self::sanitize).
     ///
     /// ```
     /// # use std::borrow::Cow;
@@ -111,14 +218,15 @@ impl Outbound {
     /// # Ok::<(), tokio_ctx::Error>(())
     /// ```
     pub fn carry<T: Travel>(mut self) -> Self {
-        self.carried.add::<T>(false);
+        self.carried.add::<T>();
         self
     }
 
     /// Sends values of this type along, as a member of the W3C `baggage` header.
     ///
-    /// See [`Travel`]. What others have put into `baggage` stays there; what would go beyond the
-    /// specification's limits, 8,192 bytes and 180 members, is not sent.
+    /// See [`Travel`]. What others have put into `baggage` stays there, unless this is to
+    /// [`sanitize`](Self::sanitize); all of it becomes one line. What would go beyond the specification's limits,
+    /// 8,192 bytes and 180 members, is not sent. OpenTelemetry's reader in Rust takes the first 64 members.
     ///
     /// ```
     /// # use std::borrow::Cow;
@@ -139,31 +247,87 @@ impl Outbound {
     /// # Ok::<(), tokio_ctx::Error>(())
     /// ```
     pub fn carry_in_baggage<T: Travel>(mut self) -> Self {
-        self.carried.add::<T>(true);
+        self.carried.add_in_baggage::<T>();
         self
     }
 
     /// [`Context::inject_with`], told to have been called at that line.
+    ///
+    /// All that can fail in this crate comes before the first change; a carrier that refuses comes after it.
     pub(crate) fn inject(
         &self,
         ctx: &Context,
-        headers: &mut HeaderMap,
+        carrier: &mut dyn Carrier,
         place: &'static Location<'static>,
     ) -> Result<(), Error> {
         ctx.check()?;
-        if let Some(left) = ctx.remaining() {
-            let left = left.saturating_sub(self.margin);
-            for header in &self.written {
-                // One that was there already, and asks for less, was set for this very call.
-                let given = header.read(headers).ok().flatten().unwrap_or(left);
-                if !header.write(left.min(given), headers) {
-                    return Err(nothing_left(ctx, place));
-                }
-            }
+        let left = ctx.remaining().map(|left| left.saturating_sub(self.margin));
+        if left.is_some_and(|left| !self.suffices(left, carrier)) {
+            return Err(nothing_left(ctx, place));
         }
-        self.carried.write(ctx, headers);
+        let refused = |not_sent| refused(ctx, place, not_sent);
+        let values = self.carried.texts(ctx, carrier, self.sanitize, self.strict).map_err(refused)?;
+        self.clean(carrier);
+        if let Some(left) = left {
+            self.write_left(left, carrier).map_err(refused)?;
+        }
+        for (name, text) in values {
+            let Some(text) = text else {
+                carrier::remove(carrier, name);
+                continue;
+            };
+            carrier::set(carrier, name, &text)
+                .or_else(|not_sent| not_sent.or_warn(self.strict))
+                .map_err(refused)?;
+        }
         Ok(())
     }
+
+    /// Whether every deadline header can say that there is time.
+    fn suffices(&self, left: Duration, carrier: &dyn Carrier) -> bool {
+        let dated = self.date.is_none() || left >= Duration::from_millis(1);
+        dated && self.written.iter().all(|header| self.told(header, left, carrier) >= header.least())
+    }
+
+    /// What is told in this header: one that was there already, and asks for less, was set for this very call.
+    fn told(&self, header: &DeadlineHeader, left: Duration, carrier: &dyn Carrier) -> Duration {
+        if self.sanitize {
+            return left;
+        }
+        header.read_from(carrier).ok().flatten().map_or(left, |given| left.min(given))
+    }
+
+    fn write_left(&self, left: Duration, carrier: &mut dyn Carrier) -> Result<(), NotSent> {
+        for header in &self.written {
+            let told = self.told(header, left, carrier);
+            carrier::set(carrier, header.name(), &header.text(told).unwrap_or_default())?;
+        }
+        let Some(date) = &self.date else { return Ok(()) };
+        let by = date.date_in(left);
+        let by = date.date(carrier).ok().flatten().map_or(by, |given| by.min(given));
+        carrier::set(carrier, date.name(), &DeadlineAt::text(by))
+    }
+
+    /// Removes what is not to be passed on.
+    fn clean(&self, carrier: &mut dyn Carrier) {
+        if self.sanitize {
+            let own = self
+                .written
+                .iter()
+                .map(DeadlineHeader::name)
+                .chain(self.date.as_ref().map(DeadlineAt::name));
+            let all = OF_STRANGERS.iter().chain([&baggage::NAME, DeadlineAt::usual_name()]);
+            all.chain(own).chain(self.carried.headers()).for_each(|name| carrier::remove(carrier, name));
+        }
+        self.stripped.iter().for_each(|name| carrier::remove(carrier, name));
+    }
+}
+
+/// The error of a call that cannot be told what it must be: nothing has ended here, but there is no use.
+fn refused(ctx: &Context, place: &'static Location<'static>, not_sent: NotSent) -> Error {
+    let call = ctx.child_made_at(place, None);
+    call.cancel_at(place, not_sent.into());
+    call.check().expect_err("it has just been canceled")
 }
 
 /// The error of a context that was given no time: the deadline has not passed here, but there is no use.
@@ -174,7 +338,8 @@ fn nothing_left(ctx: &Context, place: &'static Location<'static>) -> Error {
 }
 
 impl Context {
-    /// Writes what is left of this context's time into the headers of a request, as `grpc-timeout`.
+    /// Writes what is left of this context's time into the headers of a request, as `grpc-timeout`: into an
+    /// `http::HeaderMap` or any other [`Carrier`].
     ///
     /// Bound the call by the context as well, with [`run`](Self::run): that drops the request when the
     /// context ends, and over HTTP/2 the far side learns of it. [`ClientLayer`](crate::wire::ClientLayer)
@@ -182,7 +347,8 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// The context's [`err`](Self::err), if it has ended: don't send. The headers are then as they were.
+    /// The context's [`err`](Self::err), if it has ended: don't send. The headers are then as they were. A carrier
+    /// that cannot be written to refuses the call as well: an error with the cause [`NotSent`].
     ///
     /// ```
     /// use std::time::Duration;
@@ -202,8 +368,8 @@ impl Context {
     /// ```
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     #[track_caller]
-    pub fn inject(&self, headers: &mut HeaderMap) -> Result<(), Error> {
-        Outbound::new().inject(self, headers, Location::caller())
+    pub fn inject<C: Carrier>(&self, carrier: &mut C) -> Result<(), Error> {
+        Outbound::new().inject(self, carrier, Location::caller())
     }
 
     /// [`inject`](Self::inject), with headers, a margin and values of your choice.
@@ -211,7 +377,8 @@ impl Context {
     /// # Errors
     ///
     /// The context's [`err`](Self::err), if it has ended, or a deadline error if no more time is left than
-    /// the margin, or than the header can say.
+    /// the margin, or than the header can say; and an error with the cause [`NotSent`] if the carrier refuses, or
+    /// `outbound` is [`strict`](Outbound::strict) and a value cannot be sent.
     ///
     /// ```
     /// use std::time::Duration;
@@ -227,7 +394,7 @@ impl Context {
     /// ```
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     #[track_caller]
-    pub fn inject_with(&self, headers: &mut HeaderMap, outbound: &Outbound) -> Result<(), Error> {
-        outbound.inject(self, headers, Location::caller())
+    pub fn inject_with<C: Carrier>(&self, carrier: &mut C, outbound: &Outbound) -> Result<(), Error> {
+        outbound.inject(self, carrier, Location::caller())
     }
 }

@@ -1,14 +1,16 @@
-//! What the server layer answers by itself: a status and a few words, of which none is about the inside.
+//! What the server layer answers by itself, in the protocol of the request.
 
-use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use bytes::{Buf, Bytes};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Frame;
 
+use super::envelope::{self, Envelopes};
+use super::outcome::Outcome;
 use super::timeout::BadHeader;
-use crate::error::{Error, ErrorKind};
 
 /// In which protocol to answer.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Reply {
     Http,
     Grpc,
@@ -16,101 +18,224 @@ pub(crate) enum Reply {
     GrpcWeb {
         base64: bool,
     },
+    /// A unary call of Connect: an error is JSON, with an HTTP status of its own.
+    Connect,
+    /// A stream of Connect, of that content type: an error is in the last frame of its body.
+    ConnectStream(HeaderValue),
 }
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-
-/// An answer in all protocols.
-struct Answer {
-    http: StatusCode,
-    grpc: &'static str,
-    text: String,
-}
+static CONNECT_VERSION: HeaderName = HeaderName::from_static("connect-protocol-version");
+static CONNECT_TIMEOUT: HeaderName = HeaderName::from_static("connect-timeout-ms");
 
 impl Reply {
-    pub(crate) fn to(headers: &HeaderMap) -> Reply {
-        let Some(content_type) = headers.get(CONTENT_TYPE) else { return Reply::Http };
-        match content_type.as_bytes().strip_prefix(b"application/grpc") {
-            Some([] | [b'+' | b';', ..]) => Reply::Grpc,
-            Some(rest) if rest.starts_with(b"-web") => {
-                Reply::GrpcWeb { base64: rest.starts_with(b"-web-text") }
+    /// The protocol of a request.
+    pub(crate) fn to<A>(request: &Request<A>) -> Reply {
+        let headers = request.headers();
+        let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        let is_post = *request.method() == Method::POST;
+        match framed(content_type) {
+            Some(Framed::Grpc) => Reply::Grpc,
+            Some(Framed::GrpcWeb { base64 }) => Reply::GrpcWeb { base64 },
+            Some(Framed::Connect) => Reply::ConnectStream(headers[CONTENT_TYPE].clone()),
+            None if is_post && is_unary_connect(content_type, headers) => Reply::Connect,
+            None if *request.method() == Method::GET && asks_connect(request.uri().query()) => {
+                Reply::Connect
             }
-            _ => Reply::Http,
+            None => Reply::Http,
         }
     }
 
-    /// The whole response, if the context ended before there was one.
-    pub(crate) fn ended(self, error: &Error) -> Response<Bytes> {
-        let mut response = self.response(Answer::to(error));
-        if self != Reply::Http {
-            // What is said of a call is said by its status.
-            *response.status_mut() = StatusCode::OK;
+    /// The protocol of a client's call: those of which its errors are statuses.
+    pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+        let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        matches!(framed(content_type), Some(Framed::Grpc | Framed::GrpcWeb { .. }))
+    }
+
+    /// The whole response, if the request came to this before there was one.
+    pub(crate) fn ended(&self, outcome: Outcome) -> Response<Bytes> {
+        self.response(outcome, outcome.text())
+    }
+
+    pub(crate) fn bad_header(&self, bad: &BadHeader) -> Response<Bytes> {
+        self.response(Outcome::BadHeader, &bad.to_string())
+    }
+
+    fn response(&self, outcome: Outcome, text: &str) -> Response<Bytes> {
+        // What is said of a call of gRPC, or of a stream, is said by its own status.
+        let (status, content_type, body) = match self {
+            Reply::Http => {
+                (outcome.http(), from_static("text/plain; charset=utf-8"), format!("{text}\n").into())
+            }
+            Reply::Grpc => (StatusCode::OK, from_static("application/grpc"), Vec::new()),
+            Reply::GrpcWeb { base64: false } => {
+                (StatusCode::OK, from_static("application/grpc-web+proto"), Vec::new())
+            }
+            Reply::GrpcWeb { base64: true } => {
+                (StatusCode::OK, from_static("application/grpc-web-text+proto"), Vec::new())
+            }
+            Reply::Connect => {
+                let (_, status) = outcome.connect();
+                (status, from_static("application/json"), connect_error(outcome, text).into())
+            }
+            Reply::ConnectStream(content_type) => {
+                (StatusCode::OK, content_type.clone(), end_stream(outcome, text))
+            }
+        };
+        let mut response = Response::new(body.into());
+        *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_TYPE, content_type);
+        if let Reply::Grpc | Reply::GrpcWeb { .. } = self {
+            // Trailers alone: they stand in the head.
+            write_grpc(outcome, text, response.headers_mut());
         }
         response
     }
 
-    pub(crate) fn bad_header(self, bad: &BadHeader) -> Response<Bytes> {
-        const INVALID_ARGUMENT: &str = "3";
-        self.response(Answer {
-            http: StatusCode::BAD_REQUEST,
-            grpc: INVALID_ARGUMENT,
-            text: bad.to_string(),
+    /// How a body that answers with this head can say that it ended early.
+    ///
+    /// What was asked for in one protocol need not be answered so: a body of another kind is broken off, and so is
+    /// one that is encoded, or whose length has been told.
+    pub(crate) fn closing(&self, head: &HeaderMap) -> Closing {
+        if *self == Reply::Http {
+            return Closing::Break;
+        }
+        let content_type = head.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        let is_plain = !head.contains_key(CONTENT_ENCODING) && !head.contains_key(CONTENT_LENGTH);
+        match (self, framed(content_type)) {
+            (Reply::Grpc, Some(Framed::Grpc)) => Closing::Trailers,
+            (Reply::GrpcWeb { .. }, Some(Framed::GrpcWeb { base64 })) if is_plain => {
+                Closing::GrpcWeb { base64, envelopes: Envelopes::new(base64) }
+            }
+            (Reply::ConnectStream(_), Some(Framed::Connect)) if is_plain => {
+                Closing::Connect(Envelopes::new(false))
+            }
+            _ => Closing::Break,
+        }
+    }
+}
+
+/// What messages of a content type are framed by.
+enum Framed {
+    Grpc,
+    GrpcWeb { base64: bool },
+    Connect,
+}
+
+fn framed(content_type: &[u8]) -> Option<Framed> {
+    match content_type.strip_prefix(b"application/")? {
+        [b'g', b'r', b'p', b'c', rest @ ..] => match rest {
+            [] | [b'+' | b';', ..] => Some(Framed::Grpc),
+            _ => {
+                let rest = rest.strip_prefix(b"-web")?;
+                Some(Framed::GrpcWeb { base64: rest.starts_with(b"-text") })
+            }
+        },
+        [b'c', b'o', b'n', b'n', b'e', b'c', b't', b'+', ..] => Some(Framed::Connect),
+        _ => None,
+    }
+}
+
+/// The version is what Connect's clients send. Where a proxy drops it, the timeout and the two codecs that all of
+/// them have say the same.
+fn is_unary_connect(content_type: &[u8], headers: &HeaderMap) -> bool {
+    let Some(codec) = content_type.strip_prefix(b"application/") else { return false };
+    let end = codec.iter().position(|&byte| byte == b';').unwrap_or(codec.len());
+    headers.contains_key(&CONNECT_VERSION)
+        || (matches!(codec[..end].trim_ascii(), b"json" | b"proto")
+            && headers.contains_key(&CONNECT_TIMEOUT))
+}
+
+/// Whether a `GET` is a call of Connect without side effects.
+fn asks_connect(query: Option<&str>) -> bool {
+    query.is_some_and(|query| query.split('&').any(|pair| pair == "connect=v1"))
+}
+
+fn from_static(text: &'static str) -> HeaderValue {
+    HeaderValue::from_static(text)
+}
+
+fn write_grpc(outcome: Outcome, text: &str, headers: &mut HeaderMap) {
+    headers.insert(GRPC_STATUS.clone(), HeaderValue::from(u16::from(outcome.grpc())));
+    if let Ok(text) = HeaderValue::try_from(text) {
+        headers.insert(GRPC_MESSAGE.clone(), text);
+    }
+}
+
+/// Neither a code nor a text has anything to escape: the only thing in there that varies is a header's name.
+fn connect_error(outcome: Outcome, text: &str) -> String {
+    let (code, _) = outcome.connect();
+    format!(r#"{{"code":"{code}","message":"{text}"}}"#)
+}
+
+fn end_stream(outcome: Outcome, text: &str) -> Vec<u8> {
+    let error = connect_error(outcome, text);
+    envelope::frame(envelope::END_STREAM, &format!(r#"{{"error":{error}}}"#))
+}
+
+/// How a body says that its request ended amidst it.
+pub(crate) enum Closing {
+    /// Not at all: it is broken off, with an error.
+    Break,
+    Trailers,
+    GrpcWeb {
+        base64: bool,
+        envelopes: Envelopes,
+    },
+    Connect(Envelopes),
+}
+
+/// The last a body has to say.
+pub(crate) enum Last {
+    Frame(Frame<Bytes>),
+    /// It has said all.
+    Nothing,
+    Broken,
+}
+
+impl Closing {
+    /// Follows the body, where it matters where a message ends.
+    pub(crate) fn follow<D: Buf + From<Bytes>>(&mut self, frame: Frame<D>) -> Frame<D> {
+        let (Closing::GrpcWeb { envelopes, .. } | Closing::Connect(envelopes)) = self else {
+            return frame;
+        };
+        frame.map_data(|mut data| {
+            if data.chunk().len() == data.remaining() {
+                envelopes.follow(data.chunk());
+                return data;
+            }
+            let bytes = data.copy_to_bytes(data.remaining());
+            envelopes.follow(&bytes);
+            bytes.into()
         })
     }
 
-    /// The trailers, if the context ended amidst the body; `None` where a body can't say so.
-    pub(crate) fn trailers(self, error: &Error) -> Option<HeaderMap> {
-        if self != Reply::Grpc {
-            return None;
-        }
-        let mut trailers = HeaderMap::new();
-        Answer::to(error).write_grpc(&mut trailers);
-        Some(trailers)
-    }
-
-    fn response(self, answer: Answer) -> Response<Bytes> {
-        let mut response = Response::new(Bytes::new());
-        let content_type = match self {
-            Reply::Http => "text/plain; charset=utf-8",
-            Reply::Grpc => "application/grpc",
-            Reply::GrpcWeb { base64: false } => "application/grpc-web+proto",
-            Reply::GrpcWeb { base64: true } => "application/grpc-web-text+proto",
+    /// What to say of that end here.
+    pub(crate) fn last(&self, outcome: Outcome) -> Last {
+        let frame = match self {
+            Closing::Break => return Last::Broken,
+            Closing::Trailers => {
+                let mut trailers = HeaderMap::new();
+                write_grpc(outcome, outcome.text(), &mut trailers);
+                return Last::Frame(Frame::trailers(trailers));
+            }
+            Closing::GrpcWeb { envelopes, .. } | Closing::Connect(envelopes) if envelopes.is_over() => {
+                return Last::Nothing;
+            }
+            Closing::GrpcWeb { envelopes, .. } | Closing::Connect(envelopes)
+                if !envelopes.is_between() =>
+            {
+                return Last::Broken;
+            }
+            Closing::GrpcWeb { base64, .. } => {
+                let (code, text) = (outcome.grpc(), outcome.text());
+                let trailers = format!("grpc-status: {code}\r\ngrpc-message: {text}\r\n");
+                let frame = envelope::frame(envelope::TRAILERS, &trailers);
+                if *base64 { envelope::to_base64(&frame) } else { frame }
+            }
+            Closing::Connect(_) => end_stream(outcome, outcome.text()),
         };
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        *response.status_mut() = answer.http;
-        if self == Reply::Http {
-            *response.body_mut() = format!("{}\n", answer.text).into();
-        } else {
-            // Trailers alone: they stand in the head.
-            answer.write_grpc(response.headers_mut());
-        }
-        response
-    }
-}
-
-impl Answer {
-    fn to(error: &Error) -> Answer {
-        const DEADLINE_EXCEEDED: &str = "4";
-        const UNAVAILABLE: &str = "14";
-        match error.kind() {
-            ErrorKind::DeadlineExceeded => Answer {
-                http: StatusCode::GATEWAY_TIMEOUT,
-                grpc: DEADLINE_EXCEEDED,
-                text: "deadline exceeded".into(),
-            },
-            ErrorKind::Canceled => Answer {
-                http: StatusCode::SERVICE_UNAVAILABLE,
-                grpc: UNAVAILABLE,
-                text: "service stopping".into(),
-            },
-        }
-    }
-
-    fn write_grpc(&self, headers: &mut HeaderMap) {
-        headers.insert(GRPC_STATUS.clone(), HeaderValue::from_static(self.grpc));
-        if let Ok(text) = HeaderValue::try_from(&self.text) {
-            headers.insert(GRPC_MESSAGE.clone(), text);
-        }
+        Last::Frame(Frame::data(frame.into()))
     }
 }

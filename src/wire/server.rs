@@ -8,25 +8,30 @@ use std::sync::Arc;
 use std::task::{self, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
-use http::{Method, Request, Response, StatusCode};
+use http::response::Parts;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::body::{Bounded, Step};
-use super::end::{Ending, RequestEnd};
+use super::body::{Bounded, Start, Step, StepOf, bytes, hint};
+use super::end::{RequestEnd, RequestScope};
 use super::inbound::Inbound;
-use super::reply::Reply;
+use super::open::Open;
+use super::outcome::Outcome;
+use super::reply::{Closing, Last, Reply};
 use super::request_line::RequestLine;
-use crate::context::Context;
+use super::route::Routes;
 use crate::context::done::Wait;
+use crate::context::enter::Underway;
 use crate::context::refusal::Entry;
+use crate::context::{Context, Scoped};
 use crate::error::BoxError;
+use crate::registry::{Kind, Name};
 use crate::task::Shutdown;
-use crate::task::shutdown::Ticket;
 
 /// Gives each request of a server a context: for axum, tonic, hyper, and whatever else takes tower's layers.
 ///
@@ -68,11 +73,13 @@ use crate::task::shutdown::Ticket;
 #[derive(Clone)]
 pub struct ServerLayer(Arc<Config>);
 
+#[derive(Clone)]
 struct Config {
     service: Context,
     /// Waits for each request, if there is one.
     shutdown: Option<Shutdown>,
     inbound: Inbound,
+    routes: Routes,
     place: &'static Location<'static>,
 }
 
@@ -89,7 +96,16 @@ impl ServerLayer {
     /// ```
     #[track_caller]
     pub fn new(service: Context, inbound: Inbound) -> ServerLayer {
-        ServerLayer(Arc::new(Config { service, shutdown: None, inbound, place: Location::caller() }))
+        ServerLayer::with(service, None, inbound, Location::caller())
+    }
+
+    fn with(
+        service: Context,
+        shutdown: Option<Shutdown>,
+        inbound: Inbound,
+        place: &'static Location<'static>,
+    ) -> ServerLayer {
+        ServerLayer(Arc::new(Config { service, shutdown, inbound, routes: Routes::default(), place }))
     }
 
     /// A layer whose requests are part of a shutdown.
@@ -130,8 +146,41 @@ impl ServerLayer {
     /// [`Router::layer`]: https://docs.rs/axum/0.8/axum/struct.Router.html#method.layer
     #[track_caller]
     pub fn with_shutdown(shutdown: &Shutdown, inbound: Inbound) -> ServerLayer {
-        let (service, place) = (shutdown.hard().clone(), Location::caller());
-        ServerLayer(Arc::new(Config { service, shutdown: Some(shutdown.clone()), inbound, place }))
+        ServerLayer::with(shutdown.hard().clone(), Some(shutdown.clone()), inbound, Location::caller())
+    }
+
+    /// Other rules for the requests of one route: more time than the server gives, none at all, or a minimum.
+    ///
+    /// They replace those of the layer, rather than to add to them: begin with a clone of the server's [`Inbound`].
+    /// The route is the path as it was sent, or all paths below it with a `*` behind the last slash, as
+    /// `/grpc.health.v1.Health/*`. With the feature `axum` and the layer within [`Router::layer`] it is also the path of
+    /// a route as the router has it, `/report/{id}`. The first that matches counts.
+    ///
+    /// Within another such layer, a request gets no more than that one gives: put the rules where the limit is set.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use axum::{Router, routing::{get, post}};
+    /// use tokio_ctx::{Context, wire::{Inbound, ServerLayer}};
+    ///
+    /// let service = Context::background().with_cancel();
+    /// let usual = Inbound::new().max_budget(Duration::from_secs(5));
+    /// let layer = ServerLayer::new(service.clone(), usual.clone())
+    ///     .route("/events", usual.clone().unlimited())
+    ///     .route("/upload/{name}", usual.clone().max_budget(Duration::from_secs(600)))
+    ///     .route("/report", usual.clone().min_budget(Duration::from_millis(200)));
+    ///
+    /// let app: Router = Router::new()
+    ///     .route("/events", get("one after the other"))
+    ///     .route("/upload/{name}", post("thanks"))
+    ///     .route("/report", get("all is well"))
+    ///     .layer(layer);
+    /// ```
+    ///
+    /// [`Router::layer`]: https://docs.rs/axum/0.8/axum/struct.Router.html#method.layer
+    pub fn route(mut self, route: &str, inbound: Inbound) -> ServerLayer {
+        Arc::make_mut(&mut self.0).routes.add(route, inbound);
+        self
     }
 }
 
@@ -145,13 +194,13 @@ impl<S> Layer<S> for ServerLayer {
 
 impl fmt::Debug for ServerLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Config { service, shutdown, inbound, .. } = &*self.0;
+        let Config { service, shutdown, inbound, routes, .. } = &*self.0;
         let mut debug = f.debug_struct("ServerLayer");
         match shutdown {
             Some(shutdown) => debug.field("shutdown", shutdown),
             None => debug.field("service", service),
         };
-        debug.field("inbound", inbound).finish()
+        debug.field("inbound", inbound).field("routes", routes).finish()
     }
 }
 
@@ -164,8 +213,8 @@ pub struct ServerService<S> {
 
 impl<S, A, B> Service<Request<A>> for ServerService<S>
 where
-    S: Service<Request<A>, Response = Response<B>>,
-    B: Body,
+    S: Service<Request<A>, Response = Response<B>> + Clone,
+    B: Body + Send + 'static,
     B::Data: From<Bytes>,
     B::Error: Into<BoxError>,
 {
@@ -178,29 +227,44 @@ where
     }
 
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
-        let Config { service, shutdown, inbound, place } = &*self.config;
-        let reply = Reply::to(request.headers());
+        let Config { service, shutdown, inbound, routes, place } = &*self.config;
+        let inbound = routes.rules(&request, inbound);
+        let reply = Reply::to(&request);
         let head_start = if reply == Reply::Http { |_| Duration::ZERO } else { head_start };
-        let parent = match request.extensions().get::<Context>() {
-            None => service.clone(),
-            Some(outer) => under_both(outer, service),
+        let outer = request.extensions().get::<Context>();
+        let both = outer.map(|outer| under_both(&outer.nearest(Context::current()), service));
+        let parent = both.as_ref().unwrap_or(service);
+        let refusal = match inbound.derive(parent, request.headers(), place, head_start) {
+            Ok(scope) => match scope.ended_at_birth(parent) {
+                None => Ok(scope),
+                Some(ended) => {
+                    #[cfg(feature = "watch")]
+                    crate::registry::refused(&ended);
+                    Err(reply.ended(Outcome::of_request(&ended)))
+                }
+            },
+            Err(bad) => Err(reply.bad_header(&bad)),
         };
-        let (ctx, guard) = match inbound.derive(&parent, request.headers(), place, head_start) {
-            Ok(scope) => scope.split(),
-            Err(bad) => return ServerFuture::refused(reply.bad_header(&bad), service),
+        let scope = match refusal {
+            Ok(scope) => scope,
+            Err(refusal) => {
+                // What it reserved when it was made ready goes with it.
+                self.inner = self.inner.clone();
+                return ServerFuture::refused(refusal);
+            }
         };
-        if let Some(ended) = ctx.err() {
-            return ServerFuture::refused(reply.ended(&ended), service);
-        }
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
         let ticket = shutdown.as_ref().map(tracked);
+        let named = || Some(Box::new(RequestLine::of(&request)) as Name);
+        let open = Open::new(Underway::new(&scope, Kind::Request, place, named), ticket);
         let bodiless = matches!(*request.method(), Method::HEAD | Method::CONNECT);
-        let mut live = Live { ending: Ending::new(guard, place), reply, bodiless };
+        let ctx = scope.context().clone();
         request.extensions_mut().insert(ctx.clone());
-        let handler = ctx.sync_scope(|| live.ending.watch(|| self.inner.call(request)));
-        let wait = Wait::new(ctx);
-        let (live, handler, entry) = (Some(live), Some(handler), Entry::Fresh);
-        ServerFuture { live, refusal: None, entry, wait, handler, ticket }
+        let mut scope = RequestScope::new(scope, place);
+        let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
+        let live = Some(Live { wait: Wait::new(scope), reply, bodiless });
+        let handler = Some(ctx.scoped(handler));
+        ServerFuture { live, refusal: None, entry: Entry::Fresh, handler, open }
     }
 }
 
@@ -222,16 +286,16 @@ impl<S: fmt::Debug> fmt::Debug for ServerService<S> {
 
 /// A request that has been given to the handler.
 struct Live {
-    ending: Ending,
+    wait: Wait<RequestScope>,
     reply: Reply,
-    /// Whatever the response's body is, nobody will ask for it.
+    /// Nothing asks for the response's body, whatever that is.
     bodiless: bool,
 }
 
 pin_project! {
     /// The response to come. Made by [`ServerService`].
     ///
-    /// Dropped before it has come, it ends the request's context: the client has left.
+    /// Dropped before it has come, it ends the request's context: with [`RequestEnd::Dropped`].
     ///
     /// # Panics
     ///
@@ -242,38 +306,25 @@ pin_project! {
         // The layer's own answer, for a request that the handler is not asked.
         refusal: Option<Box<Response<Bytes>>>,
         entry: Entry,
+        // After the context's end: what it does when it is dropped may look at why.
         #[pin]
-        wait: Wait<Context>,
-        #[pin]
-        handler: Option<F>,
+        handler: Option<Scoped<F>>,
         // Last: the request is over when all that it held is gone.
-        ticket: Option<Ticket>,
-    }
-
-    impl<F> PinnedDrop for ServerFuture<F> {
-        fn drop(this: Pin<&mut Self>) {
-            let mut this = this.project();
-            // In this order: what a handler does when it is dropped may look at why.
-            *this.live = None;
-            if this.handler.is_some() {
-                this.wait.ctx().sync_scope(|| this.handler.set(None));
-            }
-        }
+        open: Option<Open>,
     }
 }
 
 impl<F> ServerFuture<F> {
-    fn refused(response: Response<Bytes>, service: &Context) -> Self {
-        let wait = Wait::new(service.clone());
+    fn refused(response: Response<Bytes>) -> Self {
         let (refusal, entry) = (Some(Box::new(response)), Entry::Fresh);
-        ServerFuture { live: None, refusal, entry, wait, handler: None, ticket: None }
+        ServerFuture { live: None, refusal, entry, handler: None, open: None }
     }
 }
 
 impl<F, B, E> Future for ServerFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
-    B: Body,
+    B: Body + Send + 'static,
 {
     type Output = Result<Response<ServerBody<B>>, E>;
 
@@ -289,90 +340,141 @@ where
         let live = this.live.as_mut().expect(OVER);
         let handler = this.handler.as_mut().as_pin_mut().expect(OVER);
         let polled = {
-            let _at_work = this.ticket.as_ref().map(Ticket::at_work);
-            this.wait.ctx().sync_scope(|| live.ending.watch(|| handler.poll(cx)))
+            let _at_work = this.open.as_ref().map(Open::at_work);
+            live.wait.owner_mut().watch(|| handler.poll(cx))
         };
-        let answer = match polled {
-            Poll::Ready(Ok(response)) => {
-                let live = this.live.take().expect(OVER);
-                Ok(live.respond(response, this.wait.ctx().clone(), this.ticket))
-            }
+        let ended = match polled {
+            Poll::Ready(_) => None,
+            Poll::Pending => Some(ready!(Pin::new(&mut live.wait).poll(cx))),
+        };
+        let live = this.live.take().expect(OVER);
+        if let Some(ended) = ended {
+            let response = live.reply.ended(Outcome::of_request(&ended));
+            drop(live);
+            this.handler.set(None);
+            *this.open = None;
+            return Poll::Ready(Ok(response.map(ServerBody::own)));
+        }
+        this.handler.set(None);
+        match polled {
+            Poll::Ready(Ok(response)) => Poll::Ready(Ok(live.respond(response, this.open.take(), cx))),
             Poll::Ready(Err(error)) => {
-                live.ending.expect(RequestEnd::Failed);
-                Err(error)
+                live.fail();
+                *this.open = None;
+                Poll::Ready(Err(error))
             }
-            Poll::Pending => {
-                let ended = ready!(this.wait.as_mut().poll(cx));
-                Ok(live.reply.ended(&ended).map(ServerBody::own))
-            }
-        };
-        *this.live = None;
-        this.wait.ctx().sync_scope(|| this.handler.set(None));
-        *this.ticket = None;
-        // Nothing waits here any more: the end need not wake this task.
-        let ctx = this.wait.ctx().clone();
-        this.wait.set(Wait::new(ctx));
-        Poll::Ready(answer)
+            Poll::Pending => unreachable!("it has ended"),
+        }
     }
 }
 
 impl<F> fmt::Debug for ServerFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ServerFuture").field(self.wait.ctx()).finish()
+        let ctx = self.live.as_ref().map(|live| live.wait.ctx());
+        f.debug_tuple("ServerFuture").field(&ctx).finish()
     }
 }
 
 impl Live {
-    /// The response, whose body keeps the request's context, and its ticket, unless it has ended already.
-    fn respond<B: Body>(
+    fn fail(mut self) {
+        self.wait.owner_mut().expect(RequestEnd::Failed);
+    }
+
+    /// The response, whose body keeps the request's context, and is counted as open, until it is over.
+    fn respond<B: Body + Send + 'static>(
         mut self,
         response: Response<B>,
-        ctx: Context,
-        ticket: &mut Option<Ticket>,
+        open: Option<Open>,
+        cx: &mut task::Context<'_>,
     ) -> Response<ServerBody<B>> {
         let (head, body) = response.into_parts();
-        let length =
-            head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let left = length.or(body.size_hint().exact());
-        let silent = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let over = body.is_end_stream();
-        if over || self.bodiless || silent || head.status.is_informational() || left == Some(0) {
-            // Whoever sends this may drop the body without a look at it.
-            self.ending.expect(RequestEnd::Answered);
+        if let Some(outcome) = self.outcome(&head) {
+            self.wait.owner_mut().expect(RequestEnd::Answered);
+            return self.reply.ended(outcome).map(ServerBody::own);
         }
-        // What was asked for as gRPC need not be answered so; a body of another kind is broken off.
-        let reply = Reply::to(&head.headers);
-        let (ending, ticket) = if over { (None, None) } else { (Some(self.ending), ticket.take()) };
-        let body = Some(Bounded::new(ctx, body));
-        let body = ServerBody { ending, reply, left, own: None, body, ticket };
-        Response::from_parts(head, body)
+        let length = |length: &HeaderValue| length.to_str().ok()?.parse().ok();
+        let left =
+            body.size_hint().exact().or_else(|| head.headers.get(CONTENT_LENGTH).and_then(length));
+        let is_silent = self.bodiless
+            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+            || head.status.is_informational()
+            || left == Some(0);
+        let is_over = body.is_end_stream();
+        if is_over || is_silent {
+            // What sends this may drop the body without a look at it.
+            self.wait.owner_mut().expect(RequestEnd::Answered);
+        }
+        let closing = self.reply.closing(&head.headers);
+        let content = match is_over {
+            true => Content::Over { body },
+            false => self.begin(body, is_silent, open, cx),
+        };
+        Response::from_parts(head, ServerBody { content, closing, left })
+    }
+
+    fn begin<B: Body + Send + 'static>(
+        mut self,
+        body: B,
+        is_silent: bool,
+        open: Option<Open>,
+        cx: &mut task::Context<'_>,
+    ) -> Content<B> {
+        let start = if is_silent {
+            Start::Part(Box::pin(body), None)
+        } else {
+            let ctx = self.wait.ctx().clone();
+            let _at_work = open.as_ref().map(Open::at_work);
+            ctx.sync_scope(|| self.wait.owner_mut().watch(|| Start::poll(body, cx)))
+        };
+        match start {
+            Start::Whole(step) => {
+                // Nothing waits here any more: the end need not wake this task.
+                self.wait.leave();
+                Content::Whole { request: Some(self.wait), step: Some(step), open }
+            }
+            Start::Part(body, first) => {
+                Content::Part { body: Bounded::new(self.wait, body, first, open, true) }
+            }
+        }
+    }
+
+    /// What the handler answers with the context's error, where that is to be said otherwise.
+    fn outcome(&self, head: &Parts) -> Option<Outcome> {
+        if self.reply == Reply::Http { None } else { head.extensions.get::<Outcome>().copied() }
     }
 }
 
 pin_project! {
     /// A response's body, which keeps the request's context until it has ended. Made by [`ServerService`].
     ///
-    /// Dropped before that, it ends the context: the client has left.
-    pub struct ServerBody<B> {
-        // Before the body, so that the context has ended when that is dropped.
-        ending: Option<Ending>,
-        reply: Reply,
+    /// Dropped before that, it ends the context, with [`RequestEnd::Dropped`]. What the handler's own body holds
+    /// goes with the context's end, whether this is polled or not.
+    pub struct ServerBody<B: Body> {
+        #[pin]
+        content: Content<B>,
+        closing: Closing,
         // How many bytes the response still owes, if that is known: it may be dropped after them.
         left: Option<u64>,
-        // The layer's own answer.
-        own: Option<Bytes>,
-        #[pin]
-        body: Option<Bounded<B>>,
-        // Last: the request is over when all that it held is gone.
-        ticket: Option<Ticket>,
     }
-
 }
 
-impl<B> ServerBody<B> {
+pin_project! {
+    #[project = ContentProj]
+    enum Content<B: Body> {
+        // The layer's own answer.
+        Own { text: Option<Bytes> },
+        // Over by its own account, and asked all the same.
+        Over { #[pin] body: B },
+        // All of it is here. In the order in which they go.
+        Whole { request: Option<Wait<RequestScope>>, step: Option<StepOf<B>>, open: Option<Open> },
+        Part { body: Bounded<B, RequestScope> },
+    }
+}
+
+impl<B: Body> ServerBody<B> {
     fn own(text: Bytes) -> Self {
-        let own = Some(text).filter(|text| !text.is_empty());
-        ServerBody { ending: None, reply: Reply::Http, left: None, own, body: None, ticket: None }
+        let text = Some(text).filter(|text| !text.is_empty());
+        ServerBody { content: Content::Own { text }, closing: Closing::Break, left: None }
     }
 }
 
@@ -389,64 +491,90 @@ where
         self: Pin<&mut Self>,
         cx: &mut task::Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
-        let mut this = self.project();
-        if let Some(own) = this.own.take() {
-            return Poll::Ready(Some(Ok(Frame::data(own.into()))));
-        }
-        let Some(body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
-        let step = {
-            let _at_work = this.ticket.as_ref().map(Ticket::at_work);
-            match this.ending.as_mut() {
-                // Ended by its own account, but asked all the same.
-                None => ready!(body.poll_step(cx)),
-                Some(ending) => ready!(ending.watch(|| body.poll_step(cx))),
+        let this = self.project();
+        let body = match this.content.project() {
+            ContentProj::Own { text } => {
+                return Poll::Ready(text.take().map(|text| Ok(Frame::data(text.into()))));
             }
-        };
-        let frame = match step {
-            Step::Frame(frame) => {
-                let sent = frame.data_ref().map_or(0, |data| data.remaining() as u64);
-                *this.left = this.left.map(|left| left.saturating_sub(sent));
-                if *this.left == Some(0) {
-                    expect(this.ending, RequestEnd::Answered);
+            ContentProj::Over { body } => return body.poll_frame(cx).map_err(Into::into),
+            ContentProj::Whole { request, step, open } => {
+                let frame = step.take().and_then(whole);
+                if let Some(mut request) = request.take() {
+                    request.owner_mut().expect(how(frame.as_ref()));
                 }
-                return Poll::Ready(Some(Ok(frame)));
+                *open = None;
+                return Poll::Ready(frame);
             }
-            Step::Last(frame) => Some(Ok(frame)),
-            Step::Over => None,
-            Step::Failed(error) => Some(Err(error.into())),
-            Step::Ended(ended) => Some(match this.reply.trailers(&ended) {
-                Some(trailers) => Ok(Frame::trailers(trailers)),
-                None => Err(ended.into()),
-            }),
+            ContentProj::Part { body } => body,
         };
-        let failed = frame.as_ref().is_some_and(Result::is_err);
-        expect(this.ending, if failed { RequestEnd::Failed } else { RequestEnd::Answered });
-        *this.ending = None;
-        *this.ticket = None;
+        let how_before = body.owner_mut().map(|request| request.expect(RequestEnd::Panicked));
+        let step = body.poll_step(cx);
+        if let (Some(request), Some(how)) = (body.owner_mut(), how_before) {
+            request.expect(how);
+        }
+        let frame = match ready!(step) {
+            Step::Frame(frame) => {
+                *this.left = this.left.map(|left| left.saturating_sub(bytes(&frame)));
+                if *this.left == Some(0) {
+                    expect(body, RequestEnd::Answered);
+                }
+                return Poll::Ready(Some(Ok(this.closing.follow(frame))));
+            }
+            Step::Ended(ended) => match this.closing.last(Outcome::of_request(&ended)) {
+                Last::Frame(frame) => Some(Ok(frame.map_data(Into::into))),
+                Last::Nothing => None,
+                Last::Broken => Some(Err(ended.into())),
+            },
+            step => whole(step),
+        };
+        expect(body, how(frame.as_ref()));
+        body.finish();
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.own.is_none() && self.body.as_ref().is_none_or(Bounded::is_end_stream)
+        match &self.content {
+            Content::Own { text } => text.is_none(),
+            Content::Over { body } => body.is_end_stream(),
+            Content::Whole { step, .. } => matches!(step, None | Some(Step::Over)),
+            Content::Part { body } => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match (&self.own, &self.body) {
-            (Some(own), _) => SizeHint::with_exact(own.len() as u64),
-            (None, Some(body)) => body.size_hint(),
-            (None, None) => SizeHint::with_exact(0),
+        match &self.content {
+            Content::Own { text } => {
+                SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
+            }
+            Content::Over { body } => body.size_hint(),
+            Content::Whole { step, .. } => hint(step.as_ref()),
+            Content::Part { body } => body.size_hint(),
         }
     }
 }
 
-fn expect(ending: &mut Option<Ending>, how: RequestEnd) {
-    if let Some(ending) = ending {
-        ending.expect(how);
+/// The last of a body that was not ended by its context.
+fn whole<D, E: Into<BoxError>>(step: Step<D, E>) -> Option<Result<Frame<D>, BoxError>> {
+    match step {
+        Step::Frame(frame) | Step::Last(frame) => Some(Ok(frame)),
+        Step::Over => None,
+        Step::Failed(error) => Some(Err(error.into())),
+        Step::Ended(ended) => Some(Err(ended.into())),
     }
 }
 
-impl<B> fmt::Debug for ServerBody<B> {
+fn how<D>(last: Option<&Result<Frame<D>, BoxError>>) -> RequestEnd {
+    if last.is_some_and(Result::is_err) { RequestEnd::Failed } else { RequestEnd::Answered }
+}
+
+fn expect<B: Body>(body: &mut Bounded<B, RequestScope>, how: RequestEnd) {
+    if let Some(request) = body.owner_mut() {
+        request.expect(how);
+    }
+}
+
+impl<B: Body> fmt::Debug for ServerBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerBody").field("ended", &self.ending.is_none()).finish_non_exhaustive()
+        f.debug_struct("ServerBody").finish_non_exhaustive()
     }
 }

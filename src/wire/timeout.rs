@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::carrier::{self, Carrier};
+
 /// A header that says how much time a request has left: never a date, so no clocks have to agree.
+/// [`DeadlineAt`](super::DeadlineAt) is a date, for what rests in a queue.
 ///
 /// It is read strictly: what its specification does not allow is an error, never a guess. It is written
 /// rounded down, so that the next service never has longer than this one.
@@ -28,8 +31,19 @@ pub enum DeadlineHeader {
     Grpc,
     /// `connect-timeout-ms`, of the Connect protocol: up to ten digits, milliseconds.
     Connect,
-    /// `x-envoy-expected-rq-timeout-ms`, which Envoy sets: up to ten digits, milliseconds.
+    /// `x-envoy-expected-rq-timeout-ms`: up to ten digits, milliseconds.
+    ///
+    /// This is what Envoy tells the service *behind* it. A server reads it. From a client it has no effect: Envoy
+    /// overwrites it with the route's timeout, unless its router is set to `respect_expected_rq_timeout`, and the
+    /// caller's deadline does not arrive. A client that calls through Envoy writes
+    /// [`EnvoyUpstream`](Self::EnvoyUpstream).
     Envoy,
+    /// `x-envoy-upstream-rq-timeout-ms`: up to ten digits, milliseconds.
+    ///
+    /// This is what a client tells an Envoy in front of it: the timeout of this request, in place of the route's, which
+    /// Envoy enforces and passes on as [`Envoy`](Self::Envoy). Envoy removes the header from requests that come from
+    /// outside of the mesh. For Envoy `0` is no timeout, and it is read so.
+    EnvoyUpstream,
     /// One of your own: up to ten digits, milliseconds.
     Millis(HeaderName),
 }
@@ -37,6 +51,21 @@ pub enum DeadlineHeader {
 static GRPC: HeaderName = HeaderName::from_static("grpc-timeout");
 static CONNECT: HeaderName = HeaderName::from_static("connect-timeout-ms");
 static ENVOY: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+static ENVOY_UPSTREAM: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
+
+/// What a stranger can set to decide on the time that a request or its tries get, here or in an Envoy behind.
+pub(crate) static OF_STRANGERS: [HeaderName; 10] = [
+    HeaderName::from_static("grpc-timeout"),
+    HeaderName::from_static("connect-timeout-ms"),
+    HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
+    HeaderName::from_static("x-envoy-upstream-rq-timeout-ms"),
+    HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms"),
+    HeaderName::from_static("x-envoy-upstream-rq-timeout-alt-response"),
+    HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
+    HeaderName::from_static("x-envoy-max-retries"),
+    HeaderName::from_static("x-envoy-retry-on"),
+    HeaderName::from_static("x-envoy-retry-grpc-on"),
+];
 
 impl DeadlineHeader {
     /// Its name.
@@ -51,6 +80,7 @@ impl DeadlineHeader {
             DeadlineHeader::Grpc => &GRPC,
             DeadlineHeader::Connect => &CONNECT,
             DeadlineHeader::Envoy => &ENVOY,
+            DeadlineHeader::EnvoyUpstream => &ENVOY_UPSTREAM,
             DeadlineHeader::Millis(name) => name,
         }
     }
@@ -77,15 +107,23 @@ impl DeadlineHeader {
     /// assert_eq!(bad.to_string(), "bad header x-budget-ms: it takes 1 to 10 digits, for milliseconds");
     /// ```
     pub fn read(&self, headers: &HeaderMap) -> Result<Option<Duration>, BadHeader> {
-        let mut values = headers.get_all(self.name()).iter();
-        let Some(value) = values.next() else { return Ok(None) };
-        let bad = |flaw| BadHeader { name: self.name().clone(), flaw };
-        if values.next().is_some() {
-            return Err(bad(Flaw::Repeated));
-        }
+        self.read_from(headers)
+    }
+
+    pub(crate) fn read_from(&self, carrier: &dyn Carrier) -> Result<Option<Duration>, BadHeader> {
+        let bad = |flaw| BadHeader::new(self.name(), flaw);
+        let value = match carrier::only(carrier, self.name()) {
+            Ok(None) => return Ok(None),
+            Ok(Some(value)) => value,
+            Err(carrier::Several) => return Err(bad(Flaw::Repeated)),
+        };
         match self {
-            DeadlineHeader::Grpc => grpc(value.as_bytes()).map(Some).ok_or(bad(Flaw::Grpc)),
-            _ => millis(value.as_bytes()).map(Some).ok_or(bad(Flaw::Millis)),
+            DeadlineHeader::Grpc => grpc(value).map(Some).ok_or(bad(Flaw::Grpc)),
+            DeadlineHeader::EnvoyUpstream => match millis(value) {
+                Some(timeout) => Ok(Some(timeout).filter(|timeout| !timeout.is_zero())),
+                None => Err(bad(Flaw::Millis)),
+            },
+            _ => millis(value).map(Some).ok_or(bad(Flaw::Millis)),
         }
     }
 
@@ -106,15 +144,27 @@ impl DeadlineHeader {
     /// assert!(!DeadlineHeader::Envoy.write(Duration::from_micros(999), &mut headers));
     /// ```
     pub fn write(&self, left: Duration, headers: &mut HeaderMap) -> bool {
-        let value = match self {
-            DeadlineHeader::Grpc => to_grpc(left),
-            _ => to_millis(left),
-        };
-        let Some(value) = value.and_then(|value| HeaderValue::try_from(value).ok()) else {
+        let Some(value) = self.text(left).and_then(|value| HeaderValue::try_from(value).ok()) else {
             return false;
         };
         headers.insert(self.name(), value);
         true
+    }
+
+    /// The header's value; none for less than it can say.
+    pub(crate) fn text(&self, left: Duration) -> Option<String> {
+        match self {
+            DeadlineHeader::Grpc => to_grpc(left),
+            _ => to_millis(left),
+        }
+    }
+
+    /// The least that it can say.
+    pub(crate) fn least(&self) -> Duration {
+        match self {
+            DeadlineHeader::Grpc => Duration::from_nanos(1),
+            _ => Duration::from_millis(1),
+        }
     }
 }
 
@@ -138,13 +188,18 @@ pub struct BadHeader {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flaw {
+pub(crate) enum Flaw {
     Repeated,
     Grpc,
     Millis,
+    Date,
 }
 
 impl BadHeader {
+    pub(crate) fn new(name: &HeaderName, flaw: Flaw) -> BadHeader {
+        BadHeader { name: name.clone(), flaw }
+    }
+
     /// The name of the header.
     ///
     /// ```
@@ -168,6 +223,7 @@ impl fmt::Display for BadHeader {
             Flaw::Repeated => "it may be given once",
             Flaw::Grpc => "it takes 1 to 8 digits and a unit, one of H, M, S, m, u and n",
             Flaw::Millis => "it takes 1 to 10 digits, for milliseconds",
+            Flaw::Date => "it takes 1 to 15 digits, for milliseconds since 1970",
         })
     }
 }
@@ -193,7 +249,7 @@ fn millis(value: &[u8]) -> Option<Duration> {
 }
 
 /// Digits and nothing else, at most so many that no sum here overflows.
-fn number(digits: &[u8], most: usize) -> Option<u64> {
+pub(crate) fn number(digits: &[u8], most: usize) -> Option<u64> {
     if digits.is_empty() || digits.len() > most || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }

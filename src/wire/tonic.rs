@@ -7,13 +7,16 @@ use std::sync::Arc;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Status, TimeoutExpired};
 
+use super::outcome::Outcome;
 use crate::context::Context;
 use crate::error::{BoxError, Error, ErrorKind};
 use crate::token::sync::now;
 
-/// `DEADLINE_EXCEEDED` for a deadline, `CANCELLED` for a cancel, and a few words.
+/// `DEADLINE_EXCEEDED` for a deadline, `CANCELLED` for a cancel, but `UNAVAILABLE` in a request whose service is
+/// stopping, so that its caller tries another; and a few words.
 ///
-/// Lines, causes and budgets stay here: the [`Error`] is the status's
+/// That it is stopping, the end of the context says that serves the [current](Context::current) request, or the cause
+/// that a [`Shutdown`](crate::Shutdown) gives. Lines, causes and budgets stay here: the [`Error`] is the status's
 /// [`source`](std::error::Error::source), which is not sent.
 ///
 /// ```
@@ -28,16 +31,14 @@ use crate::token::sync::now;
 ///
 /// let ctx = Context::background().with_timeout(Duration::ZERO);
 /// let status = handler(&ctx).unwrap_err();
-/// assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "context deadline exceeded"));
+/// assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "deadline exceeded"));
 /// assert!(status.context_error().unwrap().to_string().contains(" set at "));
 /// ```
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
 impl From<Error> for Status {
     fn from(error: Error) -> Status {
-        let mut status = match error.kind() {
-            ErrorKind::DeadlineExceeded => Status::deadline_exceeded("context deadline exceeded"),
-            ErrorKind::Canceled => Status::cancelled("context canceled"),
-        };
+        let outcome = Outcome::of(&error);
+        let mut status = Status::new(Code::from_i32(outcome.grpc().into()), outcome.text());
         status.set_source(Arc::new(error));
         status
     }
@@ -59,7 +60,7 @@ pub trait StatusExt {
     /// let told = Status::deadline_exceeded("too slow");
     /// let error = told.context_error().unwrap();
     /// assert!(error.is_deadline_exceeded());
-    /// assert!(error.to_string().starts_with("context deadline exceeded: told by a peer at "));
+    /// assert!(error.to_string().starts_with("context deadline exceeded: reported by a peer at "));
     /// assert_eq!(error.cause_as::<Status>().unwrap().message(), "too slow");
     ///
     /// assert!(Status::not_found("no such user").context_error().is_none());

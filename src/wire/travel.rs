@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::HeaderName;
 
 use super::baggage;
+use super::carrier::{self, Carrier, NotSent};
 use super::warn::warn;
 use crate::context::Context;
 
@@ -17,7 +18,8 @@ pub(crate) const MAX_VALUE: usize = 4096;
 /// That marks the type; [`Outbound::carry`](super::Outbound::carry) and
 /// [`Inbound::carry`](super::Inbound::carry) then say, on each side, that it does go along. No other
 /// value of a context ever leaves it. What can't be decoded, is too long, or is there twice is dropped
-/// with a `WARN`; a request is never refused for it.
+/// with a `WARN`; a request is never refused for it. What can't be sent is left out with a `WARN`, or refuses the call
+/// where the outbound is [`strict`](super::Outbound::strict). What arrives is what was sent, to the byte.
 ///
 /// Who sends the headers decides what they say: a value from outside is a claim, not a proof.
 ///
@@ -50,12 +52,13 @@ pub(crate) const MAX_VALUE: usize = 4096;
 /// # Ok::<(), tokio_ctx::Error>(())
 /// ```
 pub trait Travel: Sized + Send + Sync + 'static {
-    /// The name of its header, or its key in `baggage`: in lower case, checked when compiled.
+    /// The name of its header, in lower case; or its key in `baggage`, whose case counts: `userId` is a key. Checked
+    /// when compiled.
     const NAME: &'static str;
 
     /// The value as text.
     ///
-    /// In a header of its own: visible ASCII and spaces, 4,096 bytes at most. In `baggage`, any text:
+    /// In a header of its own: visible ASCII, and spaces between, 4,096 bytes at most. In `baggage`, any text:
     /// it is percent-encoded there.
     fn encode(&self) -> Cow<'_, str>;
 
@@ -69,96 +72,137 @@ pub(crate) struct Carried(Vec<Traveller>);
 
 #[derive(Clone)]
 struct Traveller {
-    name: HeaderName,
-    in_baggage: bool,
+    name: &'static str,
+    /// Of its own; in `baggage` otherwise.
+    header: Option<HeaderName>,
     encode: fn(&Context) -> Option<Cow<'_, str>>,
     decode: fn(&Context, &str) -> Option<Context>,
 }
 
-impl Carried {
-    pub(crate) fn add<T: Travel>(&mut self, in_baggage: bool) {
-        self.0.push(Traveller {
-            name: const { HeaderName::from_static(T::NAME) },
-            in_baggage,
+impl Traveller {
+    fn new<T: Travel>(header: Option<HeaderName>) -> Traveller {
+        Traveller {
+            name: T::NAME,
+            header,
             encode: |ctx| ctx.value::<T>().map(T::encode),
             decode: |ctx, text| T::decode(text).map(|value| ctx.with_value(value)),
-        });
+        }
+    }
+}
+
+impl Carried {
+    pub(crate) fn add<T: Travel>(&mut self) {
+        self.0.push(Traveller::new::<T>(Some(const { HeaderName::from_static(T::NAME) })));
     }
 
-    pub(crate) fn write(&self, ctx: &Context, headers: &mut HeaderMap) {
-        let mut members = Vec::new();
+    pub(crate) fn add_in_baggage<T: Travel>(&mut self) {
+        const { assert!(baggage::is_key(T::NAME), "a key in baggage is a token: no spaces, no separators") };
+        self.0.push(Traveller::new::<T>(None));
+    }
+
+    /// The headers they have of their own.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = &HeaderName> {
+        self.0.iter().filter_map(|traveller| traveller.header.as_ref())
+    }
+
+    /// What is to be written for this context's values, with the baggage that `carrier` has unless it is `fresh`. None
+    /// is a header to be removed.
+    ///
+    /// `Err` names the first that cannot be sent, if `strict`; otherwise it is left out.
+    pub(crate) fn texts<'a>(
+        &'a self,
+        ctx: &'a Context,
+        carrier: &dyn Carrier,
+        fresh: bool,
+        strict: bool,
+    ) -> Result<Vec<(&'a HeaderName, Option<Cow<'a, str>>)>, NotSent> {
+        let (mut texts, mut members) = (Vec::new(), Vec::new());
         for traveller in &self.0 {
-            match (traveller.encode)(ctx) {
-                None => {}
-                Some(text) if traveller.in_baggage => members.push((traveller.name.as_str(), text)),
-                Some(text) => match HeaderValue::from_str(&text) {
-                    Ok(value) if text.len() <= MAX_VALUE => {
-                        headers.insert(traveller.name.clone(), value);
-                    }
-                    Ok(_) => warn(&traveller.name, "not sent: longer than 4096 bytes"),
-                    Err(_) => warn(&traveller.name, "not sent: neither visible ASCII nor spaces"),
-                },
+            let Some(text) = (traveller.encode)(ctx) else { continue };
+            match (&traveller.header, sendable(&text)) {
+                (None, _) => members.push((traveller.name, text)),
+                (Some(header), Ok(())) => texts.push((header, Some(text))),
+                (Some(_), Err(flaw)) => NotSent::new(traveller.name, flaw).or_warn(strict)?,
             }
         }
         if !members.is_empty() {
-            baggage::write(&members, headers);
+            let others = if fresh { String::new() } else { baggage::others(&members, carrier) };
+            let line = Some(baggage::with(others, &members, strict)?).filter(|line| !line.is_empty());
+            texts.push((&baggage::NAME, line.map(Cow::Owned)));
         }
+        Ok(texts)
     }
 
     /// Adds the values that these headers have to the context.
-    pub(crate) fn read(&self, ctx: &mut Context, headers: &HeaderMap) {
-        for traveller in self.0.iter().filter(|traveller| !traveller.in_baggage) {
-            match traveller.read(ctx, headers) {
+    pub(crate) fn read(&self, ctx: &mut Context, carrier: &dyn Carrier) {
+        for traveller in &self.0 {
+            let Some(header) = &traveller.header else { continue };
+            match traveller.read(ctx, carrier, header) {
                 Ok(None) => {}
                 Ok(Some(with)) => *ctx = with,
-                Err(flaw) => warn(&traveller.name, flaw),
+                Err(flaw) => warn(traveller.name, flaw),
             }
         }
-        if self.0.iter().any(|traveller| traveller.in_baggage) {
-            self.read_baggage(ctx, headers);
+        if self.0.iter().any(|traveller| traveller.header.is_none()) {
+            self.read_baggage(ctx, carrier);
         }
     }
 
-    fn read_baggage(&self, ctx: &mut Context, headers: &HeaderMap) {
-        let members = match baggage::read(headers) {
+    fn read_baggage(&self, ctx: &mut Context, carrier: &dyn Carrier) {
+        let members = match baggage::read(carrier) {
             Ok(members) => members,
             Err(flaw) => {
-                warn(&baggage::NAME, flaw);
+                warn(baggage::NAME.as_str(), flaw);
                 return;
             }
         };
-        for traveller in self.0.iter().filter(|traveller| traveller.in_baggage) {
-            let member = members.iter().find(|(key, _)| *key == traveller.name.as_str());
+        for traveller in self.0.iter().filter(|traveller| traveller.header.is_none()) {
+            let member = members.iter().find(|(key, _)| *key == traveller.name);
             match member
                 .map(|(_, text)| baggage::decode(text).and_then(|text| (traveller.decode)(ctx, &text)))
             {
                 None => {}
                 Some(Some(with)) => *ctx = with,
-                Some(None) => warn(&traveller.name, UNREADABLE),
+                Some(None) => warn(traveller.name, UNREADABLE),
             }
         }
+    }
+}
+
+/// Whether a header's value arrives as it is: spaces at its ends would not.
+fn sendable(text: &str) -> Result<(), &'static str> {
+    if text.len() > MAX_VALUE {
+        Err("longer than 4096 bytes")
+    } else if carrier::visible(text.as_bytes()).is_none() {
+        Err("neither visible ASCII nor spaces")
+    } else if text.trim_ascii() != text {
+        Err("a space at its begin or end, which is lost on the way")
+    } else {
+        Ok(())
     }
 }
 
 const UNREADABLE: &str = "dropped: it can't be decoded";
 
 impl Traveller {
-    fn read(&self, ctx: &Context, headers: &HeaderMap) -> Result<Option<Context>, &'static str> {
-        let mut values = headers.get_all(&self.name).iter();
-        let Some(value) = values.next() else { return Ok(None) };
-        if values.next().is_some() {
-            return Err("dropped: it is there more than once");
-        }
+    fn read(
+        &self,
+        ctx: &Context,
+        carrier: &dyn Carrier,
+        header: &HeaderName,
+    ) -> Result<Option<Context>, &'static str> {
+        let value = carrier::only(carrier, header).map_err(|_| "dropped: it is there more than once")?;
+        let Some(value) = value else { return Ok(None) };
         if value.len() > MAX_VALUE {
             return Err("dropped: longer than 4096 bytes");
         }
-        let text = value.to_str().map_err(|_| UNREADABLE)?;
+        let text = carrier::visible(value).ok_or(UNREADABLE)?;
         (self.decode)(ctx, text).map(Some).ok_or(UNREADABLE)
     }
 }
 
 impl fmt::Debug for Carried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|traveller| traveller.name.as_str())).finish()
+        f.debug_list().entries(self.0.iter().map(|traveller| traveller.name)).finish()
     }
 }

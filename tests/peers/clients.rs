@@ -37,7 +37,7 @@ async fn a_client_with_a_time_of_its_own_ends_what_the_handler_started() {
     let at = serving(Router::new().route("/", get(stuck)).layer(layer)).await;
     let gave_up = reqwest::Client::new().get(format!("http://{at}/")).timeout(ms(100)).send().await;
     assert!(gave_up.unwrap_err().is_timeout());
-    assert_eq!(told.recv().await.unwrap().cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft));
+    assert_eq!(told.recv().await.unwrap().cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
     assert!(contexts.recv().await.unwrap().is_done());
 }
 
@@ -64,7 +64,7 @@ async fn curl_that_gives_up_ends_the_request() {
         assert_eq!(curl.status.code(), Some(TIMED_OUT), "{version}: {said}");
         assert_eq!(
             told.recv().await.unwrap().cause_as::<RequestEnd>(),
-            Some(&RequestEnd::ClientLeft),
+            Some(&RequestEnd::Dropped),
             "{version}"
         );
     }

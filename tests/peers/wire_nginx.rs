@@ -106,7 +106,7 @@ async fn a_client_that_leaves_nginx_leaves_what_is_behind() {
     assert!(!ctx.is_done());
     call.abort();
     eventually("the end comes through", || ctx.is_done()).await;
-    assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft));
+    assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
 }
 
 #[tokio::test]
@@ -136,5 +136,5 @@ async fn a_grpc_call_through_nginx_keeps_its_deadline_and_its_status() {
     ctx.cancel();
     assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Cancelled);
     eventually("the end comes through", || there.is_done()).await;
-    assert_eq!(ended(&there).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft));
+    assert_eq!(ended(&there).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
 }

@@ -83,7 +83,7 @@ async fn their_deadline_is_seen_here_and_told_in_their_terms() {
     let end = ended(&ctx);
     assert!(
         end.cause_as::<Budget>() == Some(&Budget::Caller)
-            || end.cause_as::<RequestEnd>() == Some(&RequestEnd::ClientLeft),
+            || end.cause_as::<RequestEnd>() == Some(&RequestEnd::Dropped),
         "{end}"
     );
 }
@@ -113,7 +113,7 @@ async fn what_they_take_back_ends_here() {
     peer.stdin.write_all(b"now\n").await.unwrap();
     assert_eq!(peer.outcome().await.0, "CANCELLED");
     eventually("the context ends", || ctx.is_done()).await;
-    assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft));
+    assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
 
     // A stream that goes because its process does.
     let mut peer = Peer::start(&["watch", &port, "0"]).unwrap();
@@ -122,7 +122,7 @@ async fn what_they_take_back_ends_here() {
     assert!(!ctx.is_done());
     drop(peer);
     eventually("the context ends", || ctx.is_done()).await;
-    assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft));
+    assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
 }
 
 // Our client, their server.

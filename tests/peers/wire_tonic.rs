@@ -75,10 +75,10 @@ async fn the_callers_end_is_a_status_here_and_a_client_that_left_there() {
     let seen = contexts.recv().await.unwrap();
     ctx.cancel_with("enough");
     let status = call.await.unwrap().unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::Cancelled, "context canceled"));
+    assert_eq!((status.code(), status.message()), (Code::Cancelled, "request canceled"));
     common::assert_same(&status.context_error().unwrap(), &ended(&ctx));
     eventually("the far side learns of it", || seen.is_done()).await;
-    assert_eq!(ended(&seen).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft));
+    assert_eq!(ended(&seen).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
 }
 
 #[tokio::test]
@@ -122,7 +122,7 @@ async fn a_stream_ends_with_the_callers_context() {
     assert_eq!(status.code(), Code::Cancelled);
     common::assert_same(&status.context_error().unwrap(), &ended(&ctx));
     eventually("the far side learns of it", || seen.is_done()).await;
-    assert_eq!(ended(&seen).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft));
+    assert_eq!(ended(&seen).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
 }
 
 #[tokio::test]
@@ -137,7 +137,7 @@ async fn a_stream_ends_with_the_servers_budget() {
     assert!(
         error
             .to_string()
-            .starts_with("context deadline exceeded: told by a peer at tests/peers/wire_tonic.rs:"),
+            .starts_with("context deadline exceeded: reported by a peer at tests/peers/wire_tonic.rs:"),
         "{error}"
     );
     assert_eq!(ended(&contexts.recv().await.unwrap()).cause_as::<Budget>(), Some(&Budget::Maximum));
@@ -147,7 +147,7 @@ async fn a_stream_ends_with_the_servers_budget() {
 async fn what_a_handler_returns_crosses_without_its_origin() {
     let (at, _contexts) = serving(Some(Inbound::new())).await;
     let status = HealthClient::new(channel(at)).check(ask("late")).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "context deadline exceeded"));
+    assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "deadline exceeded"));
     assert!(!format!("{status:?}").contains(".rs"), "{status:?}");
     assert!(status.details().is_empty() && status.source().is_none());
 }
@@ -180,7 +180,7 @@ fn a_status_and_an_error_are_told_apart_and_back() {
     let ctx = Context::background().with_cancel();
     ctx.cancel_with("secret reason");
     let status = Status::from(ended(&ctx));
-    assert_eq!((status.code(), status.message()), (Code::Cancelled, "context canceled"));
+    assert_eq!((status.code(), status.message()), (Code::Cancelled, "request canceled"));
     common::assert_same(&status.context_error().unwrap(), &ended(&ctx));
     // Wrapped in others, it is found.
     let mut outer = Status::internal("database");

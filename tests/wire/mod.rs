@@ -175,7 +175,7 @@ pub async fn far_side(version: Version) -> (Server, mpsc::UnboundedReceiver<Cont
 
 pub async fn assert_left(ctx: &Context) {
     eventually("the far side learns of it", || ctx.is_done()).await;
-    assert_eq!(ended(ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::ClientLeft));
+    assert_eq!(ended(ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
 }
 
 pub fn context_error(error: BoxError) -> Error {

@@ -1,0 +1,206 @@
+//! A recipe, to be copied: queries of PostgreSQL, with sqlx and its pool, that end with their context, at the server
+//! too.
+//!
+//! sqlx has no cancel token. What cancels is `pg_cancel_backend`, over a connection of its own: the pool may be full, of
+//! queries that are to be canceled. It is made of the pool's options, TLS included.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use sqlx::ConnectOptions as _;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, Postgres};
+use tokio_ctx::query::{Commit, Connection, Outcome, QueryFuture, Stopped};
+use tokio_ctx::{BoxError, Context};
+
+/// A connection that the pool lends.
+pub struct Lent {
+    connection: PoolConnection<Postgres>,
+    canceler: Canceler,
+}
+
+/// Cancels what one backend of the server does.
+pub struct Canceler {
+    options: PgConnectOptions,
+    // None: it is just being asked for.
+    backend: Option<Backend>,
+    connection: Option<PgConnection>,
+}
+
+/// A process of the server, and when it started: its number alone may be another's later.
+type Backend = (i32, String);
+
+const THIS_BACKEND: &str =
+    "SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+
+const CANCEL: &str =
+    "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND backend_start::text = $2";
+
+impl Canceler {
+    fn of(options: PgConnectOptions, backend: Option<Backend>) -> Canceler {
+        Canceler { options, backend, connection: None }
+    }
+}
+
+impl Connection for Lent {
+    type Canceler = Canceler;
+
+    fn canceler(&self) -> Canceler {
+        Canceler::of(self.canceler.options.clone(), self.canceler.backend.clone())
+    }
+
+    async fn cancel(canceler: &mut Canceler) -> Result<(), BoxError> {
+        let Some((pid, started)) = &canceler.backend else { return Ok(()) };
+        let mut connection = match canceler.connection.take() {
+            Some(connection) => connection,
+            // A server that cannot be reached has not been sent anything.
+            None => match canceler.options.connect().await {
+                Ok(connection) => connection,
+                Err(_) => return Ok(()),
+            },
+        };
+        sqlx::query(CANCEL).bind(pid).bind(started).execute(&mut connection).await?;
+        canceler.connection = Some(connection);
+        Ok(())
+    }
+
+    fn discard(self) {
+        // Out of the pool, which may open another one, and closed.
+        drop(self.connection.detach());
+    }
+}
+
+/// Options with which a connection that is closed with a query under way ends it at the server within a second: for
+/// the pool.
+pub fn options(options: PgConnectOptions) -> PgConnectOptions {
+    options.options([("client_connection_check_interval", "1s")])
+}
+
+/// Runs a query, or several, until `ctx` ends; the wait for a connection counts.
+pub async fn query<R, F>(ctx: &Context, pool: &PgPool, query: F) -> Result<R, Error>
+where
+    R: Send + 'static,
+    F: for<'a> FnOnce(&'a mut PgConnection) -> QueryFuture<'a, Result<R, Error>> + Send + 'static,
+{
+    let lent = lend(ctx, pool).await?;
+    ctx.query(lent, |lent| query(&mut lent.connection)).await.into_result(is_cancel)
+}
+
+/// [`query`], with a commit: `committed(commit.send(transaction.commit()).await?)`.
+pub async fn transact<R, F>(ctx: &Context, pool: &PgPool, transaction: F) -> Result<R, Error>
+where
+    R: Send + 'static,
+    F: for<'a> FnOnce(&'a mut PgConnection, &'a Commit) -> QueryFuture<'a, Result<R, Error>>
+        + Send
+        + 'static,
+{
+    let lent = lend(ctx, pool).await?;
+    ctx.transact(lent, |lent, commit| transaction(&mut lent.connection, commit))
+        .await
+        .into_result(is_cancel)
+}
+
+/// A connection, and which backend it is of.
+async fn lend(ctx: &Context, pool: &PgPool) -> Result<Lent, Error> {
+    let connection = ctx.run(pool.acquire()).await??;
+    let canceler = Canceler::of((*pool.connect_options()).clone(), None);
+    let asked = ctx.query(Lent { connection, canceler }, |lent| {
+        Box::pin(sqlx::query_as(THIS_BACKEND).fetch_one(&mut *lent.connection))
+    });
+    let Outcome { result, connection, ended, .. } = asked.await;
+    let backend = Some(result??);
+    match (connection, ended) {
+        (Some(mut lent), None) => {
+            lent.canceler.backend = backend;
+            Ok(lent)
+        }
+        (_, ended) => Err(ended.map_or_else(|| sqlx::Error::PoolClosed.into(), Error::Context)),
+    }
+}
+
+/// What the answer to a commit says: one that is not about the transaction leaves open whether it happened.
+pub fn committed(answer: Result<(), sqlx::Error>) -> Result<(), Error> {
+    answer.map_err(|error| {
+        let code = error.as_database_error().and_then(|error| error.code());
+        match code.as_deref() {
+            Some(code) if !leaves_open(code) => Error::Sqlx(error),
+            _ => Error::CommitUnknown(error),
+        }
+    })
+}
+
+/// The server shuts down, the connection is lost, or the server itself does not know.
+fn leaves_open(code: &str) -> bool {
+    code.starts_with("57P") || code.starts_with("08") || code == "40003"
+}
+
+/// Whether it is the server's answer to a query that it has canceled.
+pub fn is_cancel(error: &Error) -> bool {
+    const QUERY_CANCELED: &str = "57014";
+    let Error::Sqlx(error) = error else { return false };
+    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some(QUERY_CANCELED))
+}
+
+/// What a query fails with.
+#[derive(Debug)]
+pub enum Error {
+    /// The context ended while a connection was waited for, or before the commit.
+    Context(tokio_ctx::Error),
+    /// It ended during the query, or at once; [`Stopped::kind`] says what came of that.
+    Stopped(Stopped),
+    Sqlx(sqlx::Error),
+    /// The connection was lost before the commit was answered: it may have happened.
+    CommitUnknown(sqlx::Error),
+}
+
+impl Error {
+    /// Whether what was to be committed may have been, and may not.
+    pub fn may_have_committed(&self) -> bool {
+        match self {
+            Error::Stopped(stopped) => stopped.commit_sent(),
+            Error::CommitUnknown(_) => true,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Context(_) => f.write_str("no connection, or no commit"),
+            Error::Stopped(_) => f.write_str("stopped"),
+            Error::Sqlx(_) => f.write_str("query failed"),
+            Error::CommitUnknown(_) => {
+                f.write_str("connection lost amid the commit, which may have happened")
+            }
+        }
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Error::Context(error) => Some(error),
+            Error::Stopped(stopped) => Some(stopped),
+            Error::Sqlx(error) | Error::CommitUnknown(error) => Some(error),
+        }
+    }
+}
+
+impl From<tokio_ctx::Error> for Error {
+    fn from(error: tokio_ctx::Error) -> Error {
+        Error::Context(error)
+    }
+}
+
+impl From<Stopped> for Error {
+    fn from(stopped: Stopped) -> Error {
+        Error::Stopped(stopped)
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Error {
+        Error::Sqlx(error)
+    }
+}

@@ -1,0 +1,251 @@
+//! Registration of tasks and other work, and of certain contexts, with the watch of the process and with the
+//! test that the context belongs to. Each method that starts work registers it here.
+//!
+//! Without the features `watch` and `test-util`, all of this compiles to nothing.
+
+#[cfg(feature = "watch")]
+use std::fmt;
+use std::future::Future;
+use std::panic::Location;
+use std::pin::Pin;
+#[cfg(feature = "watch")]
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, ready};
+
+use pin_project_lite::pin_project;
+
+#[cfg(feature = "test-util")]
+use super::census::InTest;
+use super::context::Context;
+#[cfg(feature = "watch")]
+use crate::registry::{self, Draft, Inside, Record, Registration};
+use crate::registry::{Kind, Name, Probe};
+
+/// The registration of a piece of work, until it is dropped.
+#[derive(Default)]
+pub(crate) struct Entry {
+    #[cfg(feature = "watch")]
+    watched: Option<Registration>,
+    #[cfg(feature = "test-util")]
+    _in_test: Option<InTest>,
+}
+
+impl Entry {
+    /// Registers work that uses this context, or the context itself.
+    #[inline]
+    pub(crate) fn new(ctx: &Context, kind: Kind, line: &'static Location<'static>) -> Entry {
+        Entry::named(ctx, kind, line, || None)
+    }
+
+    /// Like [`new`](Self::new), with a name that is created only if there is a watch.
+    #[inline]
+    pub(crate) fn named(
+        ctx: &Context,
+        kind: Kind,
+        line: &'static Location<'static>,
+        name: impl FnOnce() -> Option<Name>,
+    ) -> Entry {
+        Entry::probed(ctx, kind, line, || (name(), None))
+    }
+
+    /// Like [`named`](Self::named), with a probe for the watch.
+    #[inline]
+    pub(crate) fn probed(
+        ctx: &Context,
+        kind: Kind,
+        line: &'static Location<'static>,
+        more: impl FnOnce() -> (Option<Name>, Option<Probe>),
+    ) -> Entry {
+        let _ = (ctx, kind, line, &more);
+        Entry {
+            #[cfg(feature = "watch")]
+            watched: Registration::new(|| {
+                let (name, probe) = more();
+                Draft { kind, line, name, subject: ctx.subject(), probe }
+            }),
+            #[cfg(feature = "test-util")]
+            _in_test: if kind.is_work() { InTest::new(ctx, kind, line) } else { None },
+        }
+    }
+
+    /// Registers work with the test only, because the watch registers it in another way.
+    #[cfg(feature = "tower")]
+    pub(crate) fn in_test(ctx: &Context, kind: Kind, line: &'static Location<'static>) -> Entry {
+        let _ = (ctx, kind, line);
+        Entry {
+            #[cfg(feature = "watch")]
+            watched: None,
+            #[cfg(feature = "test-util")]
+            _in_test: InTest::new(ctx, kind, line),
+        }
+    }
+
+    /// Marks the work as being polled, until the returned value is dropped.
+    #[inline]
+    pub(crate) fn polling(&self) -> Polling<'_> {
+        Polling {
+            #[cfg(feature = "watch")]
+            _inside: self.watched.as_ref().map(|watched| watched.record().enter()),
+            _life: std::marker::PhantomData,
+        }
+    }
+
+    /// Runs the task, and holds its registration until it has ended or is dropped.
+    pub(crate) fn held_by<F: Future>(self, task: F) -> Held<F> {
+        Held { task: Some(task), entry: Some(self) }
+    }
+}
+
+/// A poll in progress.
+#[must_use]
+pub(crate) struct Polling<'a> {
+    #[cfg(feature = "watch")]
+    _inside: Option<Inside<'a>>,
+    _life: std::marker::PhantomData<&'a ()>,
+}
+
+pin_project! {
+    /// A registered task.
+    pub(crate) struct Held<F> {
+        // Dropped before the entry, so that everything it owns is gone when it is deregistered.
+        #[pin]
+        task: Option<F>,
+        entry: Option<Entry>,
+    }
+}
+
+impl<F: Future> Future for Held<F> {
+    type Output = F::Output;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<F::Output> {
+        let mut this = self.project();
+        let task = this.task.as_mut().as_pin_mut().expect("a task is not polled after it resolved");
+        let polling = this.entry.as_ref().map(Entry::polling);
+        let output = ready!(task.poll(cx));
+        drop(polling);
+        this.task.set(None);
+        *this.entry = None;
+        Poll::Ready(output)
+    }
+}
+
+/// Work that is registered as its context, and may end before the context is dropped.
+///
+/// Other code that still holds the context is then visible as well.
+#[cfg(feature = "tower")]
+pub(crate) struct Underway {
+    #[cfg(feature = "watch")]
+    record: Option<Arc<Record>>,
+}
+
+#[cfg(feature = "tower")]
+impl Underway {
+    /// Registers the context until its token is dropped. The work is in progress until the returned value is
+    /// dropped.
+    #[inline]
+    pub(crate) fn new(
+        ctx: &Context,
+        kind: Kind,
+        line: &'static Location<'static>,
+        name: impl FnOnce() -> Option<Name>,
+    ) -> Underway {
+        let _ = (ctx, kind, line, &name);
+        Underway {
+            #[cfg(feature = "watch")]
+            record: if registry::is_installed() { ctx.register(kind, line, name()) } else { None },
+        }
+    }
+
+    /// Returns whether a watch counts it.
+    pub(crate) fn is_watched(&self) -> bool {
+        #[cfg(feature = "watch")]
+        return self.record.is_some();
+        #[cfg(not(feature = "watch"))]
+        false
+    }
+
+    /// Marks the work as being polled, until the returned value is dropped.
+    #[inline]
+    pub(crate) fn polling(&self) -> Polling<'_> {
+        Polling {
+            #[cfg(feature = "watch")]
+            _inside: self.record.as_ref().map(|record| record.enter()),
+            _life: std::marker::PhantomData,
+        }
+    }
+}
+
+#[cfg(all(feature = "tower", feature = "watch"))]
+impl Drop for Underway {
+    fn drop(&mut self) {
+        if let Some(record) = self.record.take() {
+            registry::finish(&record);
+        }
+    }
+}
+
+#[cfg(feature = "watch")]
+impl Context {
+    fn subject(&self) -> Option<registry::Subject> {
+        self.token().map(|token| token.subject())
+    }
+
+    /// Registers this context itself, until its token is dropped.
+    fn register(
+        &self,
+        kind: Kind,
+        line: &'static Location<'static>,
+        name: Option<Name>,
+    ) -> Option<Arc<Record>> {
+        let token = self.token()?;
+        let subject = Some(token.subject());
+        let registration = Registration::new(|| Draft { kind, line, name, subject, probe: None })?;
+        let record = registration.record().clone();
+        token.keep_registered(registration);
+        Some(record)
+    }
+
+    /// Returns the same context, which a [`Watch`](crate::watch::Watch) shows under this name.
+    ///
+    /// The background cannot be named; name a context that is derived from it. Without an installed watch, this
+    /// returns a clone. Names are truncated to 120 characters.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    ///
+    /// # async fn import(_: &Context) {}
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// tokio_ctx::watch::install();
+    /// let ctx = Context::background().with_timeout(Duration::from_secs(600)).named("import");
+    /// import(&ctx).await;
+    /// # }
+    /// ```
+    #[cfg_attr(docsrs, doc(cfg(feature = "watch")))]
+    #[track_caller]
+    pub fn named(&self, name: impl fmt::Display) -> Context {
+        let line = Location::caller();
+        if registry::is_installed() {
+            self.register(Kind::Named, line, Some(Box::new(registry::brief(&name))));
+        }
+        self.clone()
+    }
+}
+
+#[cfg(feature = "watch")]
+impl super::scope::CancelScope {
+    /// Names the scope's context, and returns the scope. See [`Context::named`].
+    ///
+    /// ```
+    /// let import = tokio_ctx::Context::background().with_cancel().named("import");
+    /// assert!(!import.is_done());
+    /// ```
+    #[cfg_attr(docsrs, doc(cfg(feature = "watch")))]
+    #[track_caller]
+    pub fn named(self, name: impl fmt::Display) -> super::scope::CancelScope {
+        self.context().named(name);
+        self
+    }
+}

@@ -1,0 +1,111 @@
+//! The context of an outgoing call that has two: the one in its extensions, and the current one.
+//!
+//! A request that is forwarded still has the context of the incoming request in its extensions. The call may be
+//! made in a context that is derived from it, with a shorter deadline or with another value. The derived
+//! context then applies. If the two contexts are unrelated, the one in the extensions was set for this call and
+//! applies, together with the deadline of the current one.
+
+use super::context::Context;
+
+impl Context {
+    /// Returns the context of a call with this context in its extensions, and with `current` as the current
+    /// context.
+    ///
+    /// If the current one is derived from this one, returns the current one with the values of both. Otherwise
+    /// returns this one, limited by the deadline of the current one.
+    pub(crate) fn nearest(&self, current: Context) -> Context {
+        match (self.token(), current.token()) {
+            (_, None) => self.clone(),
+            (Some(brought), Some(token)) if token.is_below(brought) => {
+                // If one list of values extends the other, the longer one is nearer.
+                let values = if self.values().ends_with(current.values()) {
+                    self.values().clone()
+                } else {
+                    current.values().or(self.values())
+                };
+                Context::of_token(token.clone(), values, current.is_todo())
+            }
+            _ => match (self.deadline(), current.deadline()) {
+                (own, Some(at)) if own.is_none_or(|own| at < own) => {
+                    self.with_deadline_of(&current, at).detach()
+                }
+                _ => self.clone(),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::context::{CancelScope, Context};
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_part_of_it_counts_with_the_values_of_both() {
+        let request = Context::background().with_timeout(seconds(60)).with_value(1_u8).with_value("old");
+        let part = request.with_timeout(seconds(1)).with_value("new");
+        let both = request.context().with_value(2_u16).nearest(part.clone());
+        assert_eq!(both.deadline(), part.deadline());
+        assert_eq!(
+            (both.value::<&str>(), both.value(), both.value()),
+            (Some(&"new"), Some(&1_u8), Some(&2_u16))
+        );
+        part.cancel();
+        assert!(both.is_done());
+    }
+
+    #[test]
+    fn of_one_context_the_longer_list_of_values_counts() {
+        let request = Context::background().with_cancel().with_value("old");
+        let newer = request.context().with_value("new");
+        assert_eq!(newer.nearest(request.clone()).value(), Some(&"new"));
+        assert_eq!(request.nearest(newer.clone()).value(), Some(&"new"));
+    }
+
+    #[test]
+    fn below_a_merged_context_too() {
+        let request = Context::background().with_timeout(seconds(60));
+        let service = Context::background().with_cancel();
+        for merged in [request.merge(&service), service.merge(&request)] {
+            let part = merged.with_timeout(seconds(1));
+            assert_eq!(request.nearest(part.clone()).deadline(), part.deadline());
+            part.cancel();
+            assert!(request.nearest(part.clone()).is_done(), "{part}");
+        }
+    }
+
+    #[test]
+    fn one_that_lies_below_the_current_one_or_aside_counts_with_the_earlier_deadline() {
+        let current = Context::background().with_timeout(seconds(10));
+        let below = current.with_timeout(seconds(5)).with_value("own");
+        assert_eq!(below.nearest(current.clone()).deadline(), below.deadline());
+
+        let aside = Context::background().with_timeout(seconds(60)).with_value("own");
+        let line = line!() + 1;
+        let current = Context::background().with_timeout(seconds(0)).with_value(7_u8);
+        let call = aside.nearest(current.clone());
+        assert_eq!(call.deadline(), current.deadline());
+        assert_eq!((call.value::<&str>(), call.value::<u8>()), (Some(&"own"), None));
+        assert_eq!(call.err().unwrap().origin().made_at().line(), line);
+        // It is its own otherwise.
+        let canceled = Context::background().with_cancel();
+        canceled.cancel();
+        assert!(!aside.nearest(canceled.clone()).is_done());
+        let aside: CancelScope = aside;
+        let call = aside.nearest(Context::background().with_timeout(seconds(30)).clone());
+        aside.cancel();
+        assert!(call.is_done());
+    }
+
+    #[test]
+    fn without_a_current_one_it_is_as_it_was() {
+        let own = Context::background().with_timeout(seconds(5)).with_value("own");
+        let call = own.nearest(Context::background().with_value("other"));
+        assert_eq!((call.deadline(), call.value()), (own.deadline(), Some(&"own")));
+    }
+}

@@ -1,0 +1,119 @@
+//! The context of a request, and contexts that outlive the request.
+
+use std::panic::Location;
+use std::time::Duration;
+
+use super::context::Context;
+use super::derive::budget;
+use super::scope::CancelScope;
+#[cfg(feature = "tower")]
+use crate::error::Error;
+use crate::finished::Budget;
+use crate::token::{Limit, Token};
+
+impl Context {
+    /// Derives the context of a request, with `made_at` as the line in its error. This is one allocation,
+    /// because the cause of its deadline is a preset one.
+    pub(crate) fn request_made_at(
+        &self,
+        made_at: &'static Location<'static>,
+        limit: Option<(Duration, Budget)>,
+    ) -> CancelScope {
+        let limit = limit.and_then(|(after, whose)| match whose.preset() {
+            Some(preset) => Some(Limit { preset, ..budget(Some(after), None)? }),
+            None => budget(Some(after), Some(whose.into())),
+        });
+        let token = Token::new(self.token(), limit, made_at);
+        token.mark_request();
+        self.derive(token)
+    }
+
+    /// Derives the context of a handler that continues when this one, the context of its request, has ended. It
+    /// has the same values and the same deadline, and ends with the service.
+    #[cfg(feature = "tower")]
+    pub(crate) fn finishing_made_at(&self, made_at: &'static Location<'static>) -> CancelScope {
+        let service = self.beyond_request();
+        let Some(at) = self.deadline() else { return service.request_made_at(made_at, None) };
+        let scope = service.with_deadline_of(self, at);
+        scope.token().into_iter().for_each(|token| token.mark_request());
+        scope
+    }
+
+    /// Derives a context with the same values that ends with the service, not with the request. Go has no
+    /// counterpart.
+    ///
+    /// Use it for a WebSocket, and for work that should be finished even if the client has disconnected or has
+    /// received its response. The context ends with the one that the [`ServerLayer`](crate::wire::ServerLayer)
+    /// was created with ([`hard`] for a [`Shutdown`]), or that [`extract`](Self::extract) was called on. With
+    /// two nested layers, it ends with either of them. It has no deadline except theirs. Outside of a request,
+    /// this returns the same context.
+    ///
+    /// A shutdown does not wait for work under this context, unless it is spawned with [`Shutdown::spawn`]. A
+    /// WebSocket that should be closed properly when a shutdown begins has to observe [`Shutdown::soft`] as
+    /// well.
+    ///
+    /// ```
+    /// use tokio_ctx::wire::Inbound;
+    /// use tokio_ctx::Context;
+    ///
+    /// struct Tenant(&'static str);
+    ///
+    /// # fn main() -> Result<(), tokio_ctx::wire::BadHeader> {
+    /// let service = Context::background().with_cancel();
+    /// let request = service.extract(&http::HeaderMap::new(), &Inbound::new())?.with_value(Tenant("blue"));
+    ///
+    /// let socket = request.beyond_request();
+    /// request.cancel();
+    /// assert!(!socket.is_done());
+    /// assert_eq!(socket.value::<Tenant>().unwrap().0, "blue");
+    /// service.cancel();
+    /// assert!(socket.is_done());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// [`hard`]: crate::Shutdown::hard
+    /// [`Shutdown`]: crate::Shutdown
+    /// [`Shutdown::spawn`]: crate::Shutdown::spawn
+    /// [`Shutdown::soft`]: crate::Shutdown::soft
+    #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+    #[track_caller]
+    pub fn beyond_request(&self) -> Context {
+        let Some(serving) = self.token().and_then(Token::serving) else { return self.clone() };
+        let mut token = serving.cloned();
+        // Nested layers: the context of the inner one is merged from the outer request and its own service.
+        let mut services = Vec::new();
+        while let Some((outer, service)) = token.as_ref().and_then(|token| token.merged()) {
+            let Some(serving) = outer.serving() else { break };
+            services.push(service);
+            token = serving.cloned();
+        }
+        while let Some(service) = services.pop() {
+            token = Some(match token {
+                Some(outer) => Token::merge(&outer, &service, Location::caller()),
+                None => service,
+            });
+        }
+        match token {
+            Some(token) => Context::of_token(token, self.values().clone(), self.is_todo()),
+            None => self.without_cancel(),
+        }
+    }
+
+    /// Returns whether the service of this request has ended.
+    #[cfg(feature = "tower")]
+    pub(crate) fn is_service_over(&self) -> bool {
+        let serving = self.token().and_then(Token::serving).flatten();
+        serving.is_some_and(|token| token.is_done())
+    }
+}
+
+impl CancelScope {
+    /// Returns the error of a scope that has ended from the start. Reads the clock only if `parent` has a
+    /// deadline.
+    #[cfg(feature = "tower")]
+    pub(crate) fn ended_at_birth(&self, parent: &Context) -> Option<Error> {
+        let token = self.token()?;
+        if token.ended() { Some(token.error()) } else { parent.err() }
+    }
+}

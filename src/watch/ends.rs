@@ -1,0 +1,137 @@
+//! How an end is told: its kind, its line, its cause's type, and its cause's text where that is allowed.
+
+use std::error::Error as StdError;
+use std::fmt::{self, Write as _};
+use std::io;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::snapshot::{End, How, Line};
+use crate::context::NotEnoughTime;
+use crate::error::{self, Error, Origin};
+use crate::finished::Finished;
+#[cfg(feature = "tower")]
+use crate::finished::RequestEnd;
+use crate::registry::Brief;
+use crate::task::group::TaskFailed;
+use crate::task::shutdown::GraceOver;
+use crate::token::{NoProgress, Token};
+use crate::trace::shielded;
+
+/// A cause's text is cut to so many characters.
+const LONGEST: usize = 300;
+
+type Cause = dyn StdError + Send + Sync + 'static;
+
+/// An end, without what keeps a cause.
+#[derive(Clone)]
+pub(super) struct Facts {
+    pub(super) how: How,
+    pub(super) ended_at: Instant,
+    origin: Origin,
+    cause_type: Option<&'static str>,
+    cause: Option<Arc<str>>,
+}
+
+impl Facts {
+    pub(super) fn new(error: &Error, show_causes: bool) -> Facts {
+        let origin = *error.origin();
+        let cause = error.cause().filter(|_| show_causes).map(|cause| text_of(cause).into());
+        Facts {
+            how: how(error),
+            ended_at: origin.ended_at(),
+            origin,
+            cause_type: cause_type(error),
+            cause,
+        }
+    }
+
+    /// The end of a token, noticed or not, by its own state, its deadline and the nearest ancestors.
+    pub(super) fn of(token: &Arc<Token>, now: Instant) -> Option<Facts> {
+        let error = token.unnoticed_error(now)?;
+        let facts = Facts::new(&error, false);
+        shielded(|| drop(error));
+        Some(facts)
+    }
+
+    pub(super) fn tell(&self, now: Instant) -> End {
+        let line = self.origin.canceled_at().unwrap_or(self.origin.made_at());
+        End {
+            how: self.how,
+            line: Line(line),
+            ago: now.saturating_duration_since(self.ended_at),
+            text: Error::new(self.origin, None).to_string(),
+            cause_type: self.cause_type,
+            cause: self.cause.as_deref().map(str::to_owned),
+        }
+    }
+}
+
+pub(super) fn how(error: &Error) -> How {
+    let by_cause = error.cause().and_then(|cause| {
+        #[cfg(feature = "tower")]
+        if let Some(end) = cause.downcast_ref::<RequestEnd>() {
+            return Some(match end {
+                RequestEnd::Answered => How::Finished,
+                RequestEnd::ClientLeft => How::ClientLeft,
+                RequestEnd::Dropped => How::RequestDropped,
+                RequestEnd::Failed | RequestEnd::Panicked => How::Failed,
+            });
+        }
+        if cause.is::<Finished>() {
+            Some(How::Finished)
+        } else if cause.is::<GraceOver>() {
+            Some(How::Shutdown)
+        } else {
+            cause.is::<TaskFailed>().then_some(How::Failed)
+        }
+    });
+    by_cause.unwrap_or_else(|| match error.origin().how {
+        error::How::Deadline | error::How::Idle => How::Deadline,
+        error::How::Canceled(_) => How::Canceled,
+        error::How::GuardDropped => How::Dropped,
+        error::How::Token => How::Token,
+        #[cfg(feature = "tonic")]
+        error::How::Peer(error::ErrorKind::DeadlineExceeded) => How::Deadline,
+        #[cfg(feature = "tonic")]
+        error::How::Peer(error::ErrorKind::Canceled) => How::Canceled,
+    })
+}
+
+/// The name of the cause's type, if it is a known one.
+pub(super) fn cause_type(error: &Error) -> Option<&'static str> {
+    fn is<E: StdError + 'static>(cause: &Cause) -> bool {
+        cause.is::<E>()
+    }
+    macro_rules! known {
+        ($cause:expr, $($name:literal: $type:ty),* $(,)?) => {
+            $(if is::<$type>($cause) { return Some($name); })*
+        };
+    }
+    let cause = error.cause()?;
+    #[cfg(feature = "tower")]
+    known!(cause, "RequestEnd": RequestEnd);
+    known!(
+        cause,
+        "GraceOver": GraceOver,
+        "TaskFailed": TaskFailed,
+        "NotEnoughTime": NotEnoughTime,
+        "NoProgress": NoProgress,
+        "Finished": Finished,
+        "tokio_ctx::Error": Error,
+        "io::Error": io::Error,
+        "fmt::Error": fmt::Error,
+        "JoinError": tokio::task::JoinError,
+        "Elapsed": tokio::time::error::Elapsed,
+    );
+    Some("other")
+}
+
+/// The beginning of a cause's text, on one line.
+fn text_of(cause: &Cause) -> String {
+    let mut brief = Brief::new(LONGEST);
+    // Foreign code. What it has written when it panics is told.
+    shielded(|| write!(brief, "{cause}"));
+    brief.text()
+}

@@ -1,0 +1,459 @@
+//! Taking a picture: from what is registered up to the roots, and from there down the lists of members.
+//!
+//! Nothing is stopped, and no lock is held but one, for a thousand steps at most. So the picture is weakly consistent: what
+//! is there from before it is begun until after it is taken, and is registered or linked all the time, is in it, once; what
+//! comes or goes meanwhile may be. A context may be shown as alive whose parent is shown as ended, as it was when each was
+//! looked at.
+//!
+//! Of a context that is looked at a weak handle is kept: its address, by which it is known, belongs to no other until the
+//! picture is taken, and it goes when it would have gone. A strong one is held for the look only, and never let go under a
+//! lock: it may be the last.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::panic::Location;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant as RealInstant, SystemTime};
+
+use tokio::time::Instant;
+
+use super::ends::Facts;
+use super::shutdowns;
+use super::snapshot::{
+    AliveLine, EndedLine, Entry, FORMAT, Id, Kind, Line, NearlyOverdue, Poll, Snapshot, State, Totals,
+};
+use super::stats::Stats;
+use crate::registry::{Hub, Record, brief};
+use crate::token::Token;
+use crate::trace::shielded;
+
+/// So many members are copied for each hold of a token's lock.
+const BATCH: u32 = 1024;
+/// So many are listed as nearly overdue.
+const NEARLY: usize = 100;
+/// A context that has ended, and has no work, is listed as held when so much time has passed.
+const HELD: Duration = Duration::from_secs(1);
+
+pub(super) struct Picture<'a> {
+    hub: &'a Hub,
+    stats: &'a Stats,
+    now: Instant,
+    /// A parent comes before its children.
+    nodes: Vec<Node>,
+    /// The nodes of contexts, by their addresses.
+    known: HashMap<usize, usize>,
+    unseen: usize,
+    /// The records of shutdowns, and their nodes.
+    shutdowns: Vec<(Arc<Record>, Id)>,
+}
+
+/// A context, or work in one.
+struct Node {
+    id: Id,
+    parent: Option<usize>,
+    /// None: work.
+    token: Option<Weak<Token>>,
+    kind: Kind,
+    name: Option<String>,
+    line: &'static Location<'static>,
+    born: Option<Instant>,
+    deadline: Option<Instant>,
+    owns_deadline: bool,
+    budget: Option<Duration>,
+    waiters: usize,
+    /// Whether an end above shows in its own state.
+    is_linked: bool,
+    end: Option<Arc<Facts>>,
+    poll: Option<Poll>,
+    is_polled: bool,
+    is_work: bool,
+    /// Whether there is work in it or below.
+    has_work: bool,
+    children: usize,
+}
+
+/// Lets a handle go: what its drop calls may be foreign code.
+fn let_go<T>(handle: T) {
+    shielded(|| drop(handle));
+}
+
+impl<'a> Picture<'a> {
+    pub(super) fn take(hub: &'a Hub, stats: &'a Stats) -> Snapshot {
+        let (begun, taken_at) = (RealInstant::now(), SystemTime::now());
+        let mut picture = Picture {
+            hub,
+            stats,
+            now: Instant::now(),
+            nodes: Vec::new(),
+            known: HashMap::new(),
+            unseen: 0,
+            shutdowns: Vec::new(),
+        };
+        hub.table.for_each(|record| picture.enter(&record));
+        picture.walk();
+        picture.settle();
+        let mut snapshot = picture.summary(taken_at);
+        snapshot.took = begun.elapsed();
+        snapshot
+    }
+
+    fn has_room(&self, more: usize) -> bool {
+        self.nodes.len().saturating_add(more) <= self.stats.max_entries
+    }
+
+    /// Adds what a record stands for, and the contexts above it.
+    fn enter(&mut self, record: &Arc<Record>) {
+        let token = record.subject.as_ref().and_then(Token::of_subject);
+        let at = token.as_ref().and_then(|token| self.visit(token));
+        let is_there = token.is_some();
+        let_go(token);
+        if record.kind.is_context() {
+            if let Some(at) = at {
+                self.fold(at, record);
+            }
+        } else if self.has_room(1) && (at.is_some() || !is_there) {
+            let node = self.work(at, record);
+            self.nodes.push(node);
+        } else {
+            self.unseen += 1;
+        }
+    }
+
+    /// Adds what a record says of a context.
+    fn fold(&mut self, at: usize, record: &Arc<Record>) {
+        let node = &mut self.nodes[at];
+        if record.kind == Kind::Shutdown {
+            self.shutdowns.push((record.clone(), node.id));
+        }
+        if let Some(name) = &record.name {
+            let name = brief(name);
+            node.name = Some(node.name.take().map_or(name.clone(), |other| format!("{other}, {name}")));
+        }
+        // A root that was given a name is shown by that one's line, a request by its layer's.
+        if node.kind == Kind::Context || node.kind == Kind::Root {
+            (node.kind, node.line) = (record.kind, record.line);
+        }
+        node.born = node.born.or(Some(record.born));
+        if record.kind.is_work() {
+            (node.kind, node.line) = (record.kind, record.line);
+            node.is_work = !record.is_over();
+            (node.poll, node.is_polled) = poll(record);
+        }
+    }
+
+    fn work(&self, at: Option<usize>, record: &Arc<Record>) -> Node {
+        let (poll, is_polled) = poll(record);
+        let ctx = at.map(|at| &self.nodes[at]);
+        Node {
+            id: record.id,
+            parent: at,
+            token: None,
+            kind: record.kind,
+            name: record.name.as_ref().map(|name| brief(name)),
+            line: record.line,
+            born: Some(record.born),
+            deadline: ctx.and_then(|ctx| ctx.deadline),
+            owns_deadline: false,
+            budget: None,
+            waiters: 0,
+            is_linked: false,
+            end: None,
+            poll,
+            is_polled,
+            is_work: true,
+            has_work: true,
+            children: 0,
+        }
+    }
+
+    /// Adds a context, and those above it; none if there is no room.
+    fn visit(&mut self, token: &Arc<Token>) -> Option<usize> {
+        let mut path = Vec::new();
+        let (mut above, mut next) = (None, Some(token));
+        while let Some(token) = next {
+            if let Some(at) = self.known.get(&address(token)) {
+                above = Some(*at);
+                break;
+            }
+            path.push(token);
+            if !self.has_room(path.len()) {
+                self.unseen += 1;
+                return None;
+            }
+            next = token.parent();
+        }
+        for token in path.into_iter().rev() {
+            let node = self.look(token, above);
+            let at = self.nodes.len();
+            self.known.insert(address(token), at);
+            self.nodes.push(node);
+            above = Some(at);
+        }
+        above
+    }
+
+    fn look(&self, token: &Arc<Token>, parent: Option<usize>) -> Node {
+        let sight = token.sight();
+        let show_causes = self.stats.show_causes;
+        let is_due = sight.deadline.is_some_and(|deadline| deadline <= self.now);
+        let error =
+            sight.end.or_else(|| (is_due && sight.owns_deadline).then(|| token.error_at_deadline()));
+        let end = error.as_ref().map(|error| Arc::new(Facts::new(error, show_causes)));
+        let_go(error);
+        Node {
+            id: id_of(address(token)),
+            parent,
+            token: Some(Arc::downgrade(token)),
+            kind: Kind::Context,
+            name: None,
+            line: sight.made_at,
+            born: sight.born,
+            deadline: sight.deadline,
+            owns_deadline: sight.owns_deadline,
+            budget: if sight.owns_deadline { token.budget() } else { None },
+            waiters: sight.waiters,
+            is_linked: sight.is_linked && !is_due,
+            end,
+            poll: None,
+            is_polled: false,
+            is_work: false,
+            has_work: false,
+            children: 0,
+        }
+    }
+
+    /// Adds all that is linked below what there is.
+    fn walk(&mut self) {
+        let (mut found, mut at) = (Vec::new(), 0);
+        while at < self.nodes.len() {
+            let mut token = self.nodes[at].token.as_ref().and_then(Weak::upgrade);
+            let mut from = Some(0);
+            while let (Some(parent), Some(place)) = (&token, from) {
+                from = parent.children(place, BATCH, &mut found);
+                // The parent need not outlive its list's end.
+                if from.is_none() {
+                    let_go(token.take());
+                }
+                for child in found.drain(..) {
+                    self.meet(&child);
+                }
+            }
+            let_go(token);
+            at += 1;
+        }
+    }
+
+    fn meet(&mut self, child: &Weak<Token>) {
+        if self.known.contains_key(&child.as_ptr().addr()) {
+            return;
+        }
+        if !self.has_room(1) {
+            self.unseen += 1;
+            return;
+        }
+        let child = child.upgrade();
+        if let Some(child) = &child {
+            self.visit(child);
+        }
+        let_go(child);
+    }
+
+    /// Hands ends and budgets down, and counts of children and work up.
+    fn settle(&mut self) {
+        for at in 0..self.nodes.len() {
+            let Some(parent) = self.nodes[at].parent else { continue };
+            let [parent, node] =
+                self.nodes.get_disjoint_mut([parent, at]).expect("a parent lies before");
+            parent.children += 1;
+            if node.end.is_none() && !node.is_linked {
+                node.end.clone_from(&parent.end);
+            }
+            if node.budget.is_none() && node.deadline == parent.deadline {
+                node.budget = parent.budget;
+            }
+        }
+        for at in (0..self.nodes.len()).rev() {
+            let has_work = self.nodes[at].has_work || self.nodes[at].is_work;
+            if let Some(parent) = self.nodes[at].parent.filter(|_| has_work) {
+                self.nodes[parent].has_work = true;
+            }
+        }
+    }
+
+    fn summary(&self, taken_at: SystemTime) -> Snapshot {
+        let stats = self.stats;
+        Snapshot {
+            format: FORMAT,
+            taken_at,
+            took: Duration::ZERO,
+            totals: self.totals(),
+            ended: self.ended(),
+            nearly_overdue: self.nearly_overdue(),
+            alive: self.alive(),
+            lately: stats.lately(),
+            late: stats.late(),
+            shutdowns: shutdowns::standing(&self.shutdowns, self.now, stats.show_causes),
+            entries: self.nodes.iter().map(|node| self.entry(node)).collect(),
+        }
+    }
+
+    fn totals(&self) -> Totals {
+        let count = |filter: &dyn Fn(&&Node) -> bool| self.nodes.iter().filter(filter).count();
+        Totals {
+            seen: self.nodes.len(),
+            work: count(&|node| node.is_work),
+            alive: count(&|node| node.is_work && node.end.is_none()),
+            ended: count(&|node| node.is_work && node.end.is_some()),
+            held: count(&|node| self.is_held(node)),
+            overstayed: self.stats.overstayed.load(std::sync::atomic::Ordering::Relaxed),
+            unregistered: self.hub.table.left_out(),
+            unseen: self.unseen,
+            unlisted: 0,
+        }
+    }
+
+    /// Whether it is a context that has ended, and that nothing works in.
+    fn is_held(&self, node: &Node) -> bool {
+        let ended = node.end.as_ref().map(|end| self.now.saturating_duration_since(end.ended_at));
+        !node.has_work && !node.is_work && ended.is_some_and(|ago| ago >= HELD)
+    }
+
+    fn ended(&self) -> Vec<EndedLine> {
+        let mut lines: HashMap<(bool, Kind, Line), Vec<&Node>> = HashMap::new();
+        for node in self.nodes.iter().filter(|node| node.end.is_some()) {
+            if node.is_work || self.is_held(node) {
+                lines.entry((!node.is_work, node.kind, Line(node.line))).or_default().push(node);
+            }
+        }
+        let line = |((_, kind, line), nodes): ((bool, Kind, Line), Vec<&Node>)| {
+            let first =
+                nodes.iter().copied().min_by_key(|node| node.end.as_ref().map(|end| end.ended_at))?;
+            let end = first.end.as_ref()?.tell(self.now);
+            Some(EndedLine {
+                line,
+                kind,
+                count: nodes.len(),
+                inside: nodes.iter().filter(|node| node.poll.is_some_and(|poll| poll.inside)).count(),
+                longest: end.ago,
+                first: first.id,
+                name: first.name.clone(),
+                end,
+                poll: first.poll,
+                state: first.state(),
+            })
+        };
+        let mut ended: Vec<EndedLine> = lines.into_iter().filter_map(line).collect();
+        ended.sort_by(|a, b| {
+            let is_held = |line: &EndedLine| line.state == State::Held;
+            is_held(a).cmp(&is_held(b)).then(b.longest.cmp(&a.longest)).then(a.line.cmp(&b.line))
+        });
+        ended
+    }
+
+    fn nearly_overdue(&self) -> Vec<NearlyOverdue> {
+        let is_candidate = |node: &&Node| node.end.is_none() && (node.is_work || node.owns_deadline);
+        let nearly = |node: &Node| {
+            let (budget, left) = (node.budget?, self.left(node)?);
+            (left < budget / 10).then(|| NearlyOverdue {
+                id: node.id,
+                kind: node.kind,
+                line: Line(node.line),
+                name: node.name.clone(),
+                left,
+                budget,
+            })
+        };
+        let mut nearly: Vec<_> = self.nodes.iter().filter(is_candidate).filter_map(nearly).collect();
+        nearly.sort_by_key(|nearly| nearly.left);
+        nearly.truncate(NEARLY);
+        nearly
+    }
+
+    fn alive(&self) -> Vec<AliveLine> {
+        let mut lines: HashMap<(Kind, Line), (AliveLine, Option<Instant>)> = HashMap::new();
+        for node in self.nodes.iter().filter(|node| node.end.is_none()) {
+            let (kind, line) = (node.kind, Line(node.line));
+            let (sum, born) = lines.entry((kind, line)).or_insert_with(|| {
+                let sum = AliveLine {
+                    line,
+                    kind,
+                    count: 0,
+                    oldest: None,
+                    least_left: None,
+                    waiters: 0,
+                    name: node.name.clone(),
+                    oldest_id: node.id,
+                };
+                (sum, None)
+            });
+            sum.count += 1;
+            sum.waiters += node.waiters;
+            sum.least_left = [sum.least_left, self.left(node)].into_iter().flatten().min();
+            if node.born.is_some_and(|here| born.is_none_or(|born| here < born)) {
+                *born = node.born;
+                (sum.oldest_id, sum.oldest) = (node.id, self.age(node));
+                sum.name.clone_from(&node.name);
+            }
+        }
+        let mut alive: Vec<AliveLine> = lines.into_values().map(|(line, _)| line).collect();
+        alive.sort_by(|a, b| b.count.cmp(&a.count).then((a.line, a.kind).cmp(&(b.line, b.kind))));
+        alive
+    }
+
+    fn age(&self, node: &Node) -> Option<Duration> {
+        node.born.map(|born| self.now.saturating_duration_since(born))
+    }
+
+    fn left(&self, node: &Node) -> Option<Duration> {
+        node.deadline.map(|deadline| deadline.saturating_duration_since(self.now))
+    }
+
+    fn entry(&self, node: &Node) -> Entry {
+        Entry {
+            id: node.id,
+            parent: node.parent.map(|parent| self.nodes[parent].id),
+            kind: node.kind,
+            name: node.name.clone(),
+            line: Line(node.line),
+            age: self.age(node),
+            left: self.left(node),
+            budget: node.budget,
+            waiters: node.waiters,
+            children: node.children,
+            end: node.end.as_ref().map(|end| end.tell(self.now)),
+            poll: node.poll,
+            is_work: node.is_work,
+        }
+    }
+}
+
+impl Node {
+    fn state(&self) -> State {
+        match self.poll {
+            _ if !self.is_work => State::Held,
+            Some(Poll { inside: true, .. }) => State::Busy,
+            Some(_) => State::Waiting,
+            None if self.is_polled => State::NeverPolled,
+            None => State::Held,
+        }
+    }
+}
+
+/// The last poll of a record, and whether it is of a kind that is polled.
+fn poll(record: &Record) -> (Option<Poll>, bool) {
+    let poll = record.last_poll().map(|(ago, inside)| Poll { ago, inside });
+    // A ticket may be polled with what holds it, or not.
+    let is_polled = !matches!(record.kind, Kind::Ticket | Kind::AfterFunc | Kind::Process);
+    (poll, is_polled)
+}
+
+fn address(token: &Arc<Token>) -> usize {
+    Arc::as_ptr(token).addr()
+}
+
+/// A number of its own for each address, which tells nothing of it. Those of records are below.
+fn id_of(address: usize) -> Id {
+    static KEYS: OnceLock<RandomState> = OnceLock::new();
+    const HALF: u64 = 1 << 52;
+    HALF | (KEYS.get_or_init(RandomState::new).hash_one(address) & (HALF - 1))
+}

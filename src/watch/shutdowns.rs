@@ -1,0 +1,78 @@
+//! How each shutdown stands: from the same list that its report is made of.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::ends::Facts;
+use super::snapshot::{Id, Line, Phase, ShutdownState, WaitsFor};
+use crate::registry::{Record, brief};
+use crate::task::shutdown::probe::{Probe, Running, Standing};
+use crate::trace::shielded;
+
+/// So many names and lines are listed.
+const MOST: usize = 100;
+
+pub(super) fn standing(
+    records: &[(Arc<Record>, Id)],
+    now: Instant,
+    show_causes: bool,
+) -> Vec<ShutdownState> {
+    let state = |(record, id): &(Arc<Record>, Id)| {
+        let standing = record.probe.as_ref()?.downcast_ref::<Probe>()?.look();
+        Some(state(record, *id, standing, now, show_causes))
+    };
+    records.iter().filter_map(state).collect()
+}
+
+fn state(record: &Record, id: Id, standing: Standing, now: Instant, show_causes: bool) -> ShutdownState {
+    let Standing { soft, hard, is_aborting, is_over, grace, cleanup, overdue, running } = standing;
+    let end = |token: &Option<Arc<_>>| {
+        let error =
+            token.as_ref().and_then(|token: &Arc<crate::token::Token>| token.unnoticed_error(now));
+        let facts = error.as_ref().map(|error| Facts::new(error, show_causes));
+        shielded(|| drop(error));
+        facts
+    };
+    let (began, canceled) = (end(&soft), end(&hard));
+    shielded(|| drop((soft, hard)));
+    let (phase, begun, time) = match (&began, &canceled) {
+        (_, Some(canceled)) if is_over => (Phase::Over, Some(canceled), None),
+        (_, Some(canceled)) if is_aborting => (Phase::Abort, Some(canceled), Some(2 * cleanup)),
+        (_, Some(canceled)) => (Phase::Hard, Some(canceled), Some(cleanup)),
+        (Some(began), None) => (Phase::Soft, Some(began), Some(grace)),
+        (None, None) => (Phase::Running, None, None),
+    };
+    let since = begun.map(|facts| now.saturating_duration_since(facts.ended_at));
+    ShutdownState {
+        id,
+        line: Line(record.line),
+        phase,
+        since,
+        left: time.zip(since).map(|(time, since)| time.saturating_sub(since)),
+        why: began.map(|facts| facts.tell(now)),
+        running: running.len(),
+        overdue,
+        waits_for: waits_for(running),
+    }
+}
+
+fn waits_for(running: Vec<Running>) -> Vec<WaitsFor> {
+    let mut counts: HashMap<(Option<Arc<str>>, Line), (usize, usize)> = HashMap::new();
+    for Running { name, spawned_at, is_overdue } in running {
+        let (count, overdue) = counts.entry((name, Line(spawned_at))).or_default();
+        *count += 1;
+        *overdue += usize::from(is_overdue);
+    }
+    let waits_for = |((name, line), (count, overdue)): ((Option<Arc<str>>, Line), (usize, usize))| {
+        WaitsFor { name: name.map(|name| brief(&name)), line, count, overdue }
+    };
+    let mut all: Vec<WaitsFor> = counts.into_iter().map(waits_for).collect();
+    all.sort_by(|a, b| {
+        let first = (b.overdue, b.count).cmp(&(a.overdue, a.count));
+        first.then(a.line.cmp(&b.line)).then_with(|| a.name.cmp(&b.name))
+    });
+    all.truncate(MOST);
+    all
+}

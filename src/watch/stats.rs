@@ -1,0 +1,272 @@
+//! What has ended lately: counts by line, and the last few that were late.
+//!
+//! An end takes one lock of a shard of its thread's own. The keys are lines and types of the program's text, so that
+//! there is a bound to them; a table that is full all the same counts no new ones.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::ends::{Facts, cause_type, how};
+use super::metrics;
+use super::snapshot::{How, Kind, Late, LateClass, Lately, Line};
+use crate::error::Error;
+use crate::registry::{Observer, Record, brief, thread_number};
+use crate::token::Token;
+use crate::trace::shielded;
+
+const SHARDS: usize = 16;
+/// So many keys a shard counts.
+const KEYS: usize = 4096;
+/// How long a generation of recent counts lasts.
+const GENERATION: Duration = Duration::from_secs(60);
+/// The classes of lateness; one more has no bound.
+pub(super) const CLASSES: [Duration; 5] = [
+    Duration::from_millis(1),
+    Duration::from_millis(10),
+    Duration::from_millis(100),
+    Duration::from_secs(1),
+    Duration::from_secs(10),
+];
+/// So many of each class are kept.
+const RING: usize = 8;
+
+pub(super) struct Stats {
+    pub(super) max_entries: usize,
+    pub(super) show_causes: bool,
+    pub(super) overstayed: AtomicU64,
+    ended: [Mutex<HashMap<Key, Count>>; SHARDS],
+    late: [Mutex<Class>; CLASSES.len() + 1],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    how: How,
+    line: Line,
+    cause_type: Option<&'static str>,
+}
+
+#[derive(Clone)]
+struct Count {
+    total: u64,
+    /// This generation's, and the one before.
+    recent: [Recent; 2],
+    begun: Instant,
+    last: Instant,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Recent {
+    count: u64,
+    aged: u32,
+    lived: Duration,
+    longest: Duration,
+}
+
+impl Recent {
+    fn add(&mut self, other: Recent) {
+        self.count += other.count;
+        self.aged += other.aged;
+        self.lived = self.lived.saturating_add(other.lived);
+        self.longest = self.longest.max(other.longest);
+    }
+}
+
+impl Count {
+    fn new(now: Instant) -> Count {
+        Count { total: 0, recent: [Recent::default(); 2], begun: now, last: now }
+    }
+
+    fn turn(&mut self, now: Instant) {
+        let age = now.saturating_duration_since(self.begun);
+        if age >= GENERATION {
+            let before = if age < 2 * GENERATION { self.recent[0] } else { Recent::default() };
+            self.recent = [Recent::default(), before];
+            self.begun = now;
+        }
+    }
+
+    fn note(&mut self, now: Instant, lived: Option<Duration>) {
+        self.turn(now);
+        self.total += 1;
+        self.last = now;
+        self.recent[0].add(Recent {
+            count: 1,
+            aged: u32::from(lived.is_some()),
+            lived: lived.unwrap_or_default(),
+            longest: lived.unwrap_or_default(),
+        });
+    }
+}
+
+#[derive(Default)]
+struct Class {
+    count: u64,
+    /// A ring: the next one goes to `count` modulo its length.
+    last: Vec<Left>,
+}
+
+/// A piece of work that was late.
+struct Left {
+    kind: Kind,
+    line: Line,
+    name: Option<Arc<str>>,
+    how: How,
+    late: Duration,
+    at: Instant,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Stats {
+    pub(super) fn new(max_entries: usize, show_causes: bool) -> Stats {
+        Stats {
+            max_entries,
+            show_causes,
+            overstayed: AtomicU64::new(0),
+            ended: Default::default(),
+            late: Default::default(),
+        }
+    }
+
+    fn count(&self, key: Key, lived: Option<Duration>) {
+        let now = Instant::now();
+        let mut counts = locked(&self.ended[thread_number() % SHARDS]);
+        if counts.len() < KEYS || counts.contains_key(&key) {
+            counts.entry(key).or_insert_with(|| Count::new(now)).note(now, lived);
+        }
+    }
+
+    /// Returns what has ended in the last minutes, the most frequent first.
+    pub(super) fn lately(&self) -> Vec<Lately> {
+        let now = Instant::now();
+        let mut all: HashMap<Key, Count> = HashMap::new();
+        for shard in &self.ended {
+            for (key, count) in &mut *locked(shard) {
+                count.turn(now);
+                let sum = all.entry(*key).or_insert_with(|| Count { total: 0, ..count.clone() });
+                if sum.total == 0 {
+                    *sum = count.clone();
+                    continue;
+                }
+                sum.total += count.total;
+                sum.last = sum.last.max(count.last);
+                sum.recent.iter_mut().zip(count.recent).for_each(|(sum, recent)| sum.add(recent));
+            }
+        }
+        let recent = |(key, count): (Key, Count)| {
+            let mut sum = count.recent[0];
+            sum.add(count.recent[1]);
+            let Key { how, line, cause_type } = key;
+            (sum.count > 0).then(|| Lately {
+                how,
+                line,
+                cause_type,
+                count: sum.count,
+                total: count.total,
+                mean_lived: (sum.aged > 0).then(|| sum.lived / sum.aged),
+                max_lived: (sum.aged > 0).then_some(sum.longest),
+                last_ago: now.saturating_duration_since(count.last),
+            })
+        };
+        let mut lately: Vec<Lately> = all.into_iter().filter_map(recent).collect();
+        lately.sort_by(|a, b| b.count.cmp(&a.count).then(a.line.cmp(&b.line)).then(a.how.cmp(&b.how)));
+        lately
+    }
+
+    /// Returns what was late, by class.
+    pub(super) fn late(&self) -> Vec<LateClass> {
+        let now = Instant::now();
+        let bounds = CLASSES.iter().copied().map(Some).chain([None]);
+        let class = |(up_to, class): (Option<Duration>, &Mutex<Class>)| {
+            let class = locked(class);
+            let mut last: Vec<&Left> = class.last.iter().collect();
+            last.sort_by_key(|left| std::cmp::Reverse(left.at));
+            let late = |left: &Left| Late {
+                kind: left.kind,
+                line: left.line,
+                name: left.name.as_deref().map(str::to_owned),
+                how: left.how,
+                late: left.late,
+                ago: now.saturating_duration_since(left.at),
+            };
+            LateClass { up_to, count: class.count, last: last.into_iter().map(late).collect() }
+        };
+        bounds.zip(&self.late).map(class).collect()
+    }
+}
+
+impl Observer for Stats {
+    fn entered(&self, record: &Record) {
+        metrics::entered(record.kind, Line(record.line));
+    }
+
+    fn left(&self, record: &Record) {
+        metrics::left(record.kind, Line(record.line));
+        if !record.kind.is_work() {
+            return;
+        }
+        let token = record.subject.as_ref().and_then(Token::of_subject);
+        let Some(token) = token else { return };
+        let now = Instant::now();
+        let facts = Facts::of(&token, now);
+        shielded(|| drop(token));
+        // What is over at its end is the normal case, which would hide the others.
+        let Some(facts) = facts.filter(|facts| facts.how != How::Finished) else { return };
+        let late = now.saturating_duration_since(facts.ended_at);
+        let class = CLASSES.iter().position(|bound| late <= *bound).unwrap_or(CLASSES.len());
+        let name = record.name.as_ref().map(|name| brief(name).into());
+        let (kind, line, how) = (record.kind, Line(record.line), facts.how);
+        metrics::late(how, late);
+        let left = Left { kind, line, name, how, late, at: now };
+        let mut class = locked(&self.late[class]);
+        let at = usize::try_from(class.count).unwrap_or(0) % RING;
+        class.count += 1;
+        let replaced = match class.last.get_mut(at) {
+            Some(place) => Some(std::mem::replace(place, left)),
+            None => {
+                class.last.push(left);
+                None
+            }
+        };
+        drop(class);
+        drop(replaced);
+    }
+
+    fn ended(&self, error: &Error, born: Option<Instant>) {
+        // A cause's type is asked of foreign code in no case; its drop may be.
+        let line = Line(error.origin().made_at());
+        let key = Key { how: how(error), line, cause_type: cause_type(error) };
+        let lived = born.map(|born| error.origin().ended_at().saturating_duration_since(born));
+        self.count(key, lived);
+        metrics::ended(key.how, line);
+    }
+
+    fn refused(&self, error: &Error) {
+        let line = Line(error.origin().made_at());
+        self.count(Key { how: How::Refused, line, cause_type: None }, None);
+        metrics::ended(How::Refused, line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generation_that_is_over_is_counted_once_more_and_then_no_longer() {
+        let begun = Instant::now();
+        let mut count = Count::new(begun);
+        count.note(begun, None);
+        count.turn(begun + GENERATION);
+        assert_eq!((count.recent[0].count, count.recent[1].count), (0, 1));
+        count.turn(begun + 2 * GENERATION);
+        assert_eq!((count.recent[0].count, count.recent[1].count), (0, 0));
+        assert_eq!(count.total, 1);
+    }
+}

@@ -1,0 +1,313 @@
+//! The layer for a route whose handler goes on when the client has left.
+//!
+//! A server drops the future of a request when its connection or stream is gone, and the handler with it. What is to be
+//! finished is a task of its own, which the future only waits for; its context keeps the request's deadline and values,
+//! and ends with the service, but not with the request. A shutdown that tracks requests tracks the task besides, since
+//! the request is over for it when the client leaves.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::panic::{Location, resume_unwind};
+use std::pin::{Pin, pin};
+use std::task::{self, Poll, ready};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tokio::task::JoinHandle;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::client;
+use super::end::{RequestEnd, RequestScope};
+use super::open::Open;
+use super::outcome::Outcome;
+use super::reply::Reply;
+use super::request_line::RequestLine;
+use crate::context::Context;
+use crate::context::enter::Underway;
+use crate::context::refusal::Entry;
+use crate::error::Error;
+use crate::registry::{Kind, Name};
+use crate::task::Shutdown;
+
+/// Lets the handlers of a route finish though their client has left: a payment, a write that is half done.
+///
+/// The handler runs in a task of its own. Its [`Context`], the current one and the extractor's, has the request's values
+/// and its deadline, and ends with the service; that the client leaves is not seen by it, nor does it end the handler.
+/// The answer then goes nowhere. At the deadline the handler is dropped, as elsewhere. A response's body is the
+/// connection's: it ends with it.
+///
+/// The layer goes around single routes, within a [`ServerLayer`](super::ServerLayer) around all; without one the handler
+/// has the current context. What is to last as long as the service, rather than the request, takes
+/// [`beyond_request`](Context::beyond_request) and no layer.
+///
+/// ```
+/// use axum::{Router, routing::post};
+/// use tokio_ctx::wire::{FinishLayer, Inbound, ServerLayer};
+/// use tokio_ctx::{Context, Error, Shutdown};
+///
+/// async fn pay(ctx: Context) -> Result<&'static str, Error> {
+///     // Half of it is not enough.
+///     ctx.run(async { /* book, and send the receipt */ }).await?;
+///     Ok("paid")
+/// }
+///
+/// let shutdown = Shutdown::new(&Context::background());
+/// let app: Router = Router::new()
+///     .route("/pay", post(pay).layer(FinishLayer::with_shutdown(&shutdown)))
+///     .layer(ServerLayer::with_shutdown(&shutdown, Inbound::new()));
+/// ```
+#[derive(Clone)]
+pub struct FinishLayer {
+    /// Waits for each handler, if there is one.
+    shutdown: Option<Shutdown>,
+    place: &'static Location<'static>,
+}
+
+impl FinishLayer {
+    /// A layer whose handlers nothing waits for once their client has left, not even the end of the service.
+    ///
+    /// ```
+    /// use tokio_ctx::wire::FinishLayer;
+    ///
+    /// let layer = FinishLayer::new();
+    /// ```
+    #[track_caller]
+    #[allow(clippy::new_without_default, reason = "a default would name no line")]
+    pub fn new() -> FinishLayer {
+        FinishLayer { shutdown: None, place: Location::caller() }
+    }
+
+    /// The same as part of a shutdown, which waits for each handler, also for one whose client has left, and names it
+    /// in its report by method and route.
+    ///
+    /// ```
+    /// use tokio_ctx::{Context, Shutdown, wire::FinishLayer};
+    ///
+    /// let shutdown = Shutdown::new(&Context::background());
+    /// let layer = FinishLayer::with_shutdown(&shutdown.named("http"));
+    /// ```
+    #[track_caller]
+    pub fn with_shutdown(shutdown: &Shutdown) -> FinishLayer {
+        FinishLayer { shutdown: Some(shutdown.clone()), place: Location::caller() }
+    }
+}
+
+impl<S> Layer<S> for FinishLayer {
+    type Service = FinishService<S>;
+
+    fn layer(&self, inner: S) -> FinishService<S> {
+        FinishService { inner, layer: self.clone() }
+    }
+}
+
+impl fmt::Debug for FinishLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FinishLayer").field("shutdown", &self.shutdown).finish_non_exhaustive()
+    }
+}
+
+/// A service whose handlers finish. Made by [`FinishLayer`].
+#[derive(Clone)]
+pub struct FinishService<S> {
+    inner: S,
+    layer: FinishLayer,
+}
+
+impl<S, A, B> Service<Request<A>> for FinishService<S>
+where
+    S: Service<Request<A>, Response = Response<B>> + Clone,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: From<Bytes>,
+{
+    type Response = Response<FinishBody<B>>;
+    type Error = S::Error;
+    type Future = FinishFuture<B, S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    /// # Panics
+    ///
+    /// Outside of a runtime.
+    fn call(&mut self, mut request: Request<A>) -> Self::Future {
+        let FinishLayer { shutdown, place } = &self.layer;
+        let reply = Reply::to(&request);
+        let outer = client::context_of(&request);
+        if let Some(ended) = outer.err() {
+            // What it reserved when it was made ready goes with it.
+            self.inner = self.inner.clone();
+            return FinishFuture { task: None, refusal: Some(ended), entry: Entry::Fresh, reply };
+        }
+        let scope = outer.finishing_made_at(place);
+        let ctx = scope.context().clone();
+        let mut scope = RequestScope::new(scope, place);
+        let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
+        let ticket = shutdown.as_ref().map(tracked);
+        let named = || Some(Box::new(RequestLine::of(&request)) as Name);
+        let open = Open::new(Underway::new(&ctx, Kind::Request, place, named), ticket);
+        request.extensions_mut().insert(ctx.clone());
+        let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
+        let task = tokio::spawn(finish(handler, ctx, scope, open));
+        FinishFuture { task: Some(task), refusal: None, entry: Entry::Fresh, reply }
+    }
+}
+
+type Finished<B, E> = Result<Result<Response<FinishBody<B>>, E>, Error>;
+
+/// Runs a handler to its end, or until its context ends.
+async fn finish<B: Body, E>(
+    handler: impl Future<Output = Result<Response<B>, E>>,
+    ctx: Context,
+    mut scope: RequestScope,
+    open: Option<Open>,
+) -> Finished<B, E> {
+    let done = {
+        let mut handler = pin!(ctx.run(ctx.scope(handler)));
+        poll_fn(|cx| {
+            let _at_work = open.as_ref().map(Open::at_work);
+            scope.watch(|| handler.as_mut().poll(cx))
+        })
+        .await
+    };
+    Ok(done?.map(|response| {
+        let over = response.body().is_end_stream();
+        if over {
+            scope.expect(RequestEnd::Answered);
+        }
+        response.map(|body| FinishBody { scope: Some(scope), ctx, own: None, body: Some(body) })
+    }))
+}
+
+impl<S: fmt::Debug> fmt::Debug for FinishService<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("FinishService").field(&self.inner).finish()
+    }
+}
+
+/// The response to come. Made by [`FinishService`].
+///
+/// Dropped before it has come, it leaves the handler to itself.
+///
+/// # Panics
+///
+/// When polled again after it was ready; and as the handler did.
+#[must_use = "futures do nothing unless polled"]
+pub struct FinishFuture<B, E> {
+    task: Option<JoinHandle<Finished<B, E>>>,
+    refusal: Option<Error>,
+    entry: Entry,
+    reply: Reply,
+}
+
+impl<B, E> Future for FinishFuture<B, E> {
+    type Output = Result<Response<FinishBody<B>>, E>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        if self.refusal.is_some() {
+            ready!(self.entry.poll_refused(cx));
+        }
+        if let Some(refusal) = self.refusal.take() {
+            return Poll::Ready(Ok(self
+                .reply
+                .ended(Outcome::of_request(&refusal))
+                .map(FinishBody::own)));
+        }
+        let task = self.task.as_mut().expect("polled again after the response");
+        let done = ready!(Pin::new(task).poll(cx));
+        self.task = None;
+        Poll::Ready(match done {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(ended)) => Ok(self.reply.ended(Outcome::of_request(&ended)).map(FinishBody::own)),
+            Err(lost) => match lost.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                // The runtime is going away.
+                Err(_aborted) => Ok(self.reply.ended(Outcome::Stopping).map(FinishBody::own)),
+            },
+        })
+    }
+}
+
+impl<B, E> fmt::Debug for FinishFuture<B, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FinishFuture").field("refused", &self.refusal.is_some()).finish_non_exhaustive()
+    }
+}
+
+pin_project! {
+    /// A response's body, which keeps the handler's context until it has ended. Made by [`FinishService`].
+    pub struct FinishBody<B> {
+        // Before the body, so that the context has ended when that is dropped.
+        scope: Option<RequestScope>,
+        ctx: Context,
+        // The layer's own answer.
+        own: Option<Bytes>,
+        #[pin]
+        body: Option<B>,
+    }
+}
+
+impl<B> FinishBody<B> {
+    fn own(text: Bytes) -> Self {
+        let own = Some(text).filter(|text| !text.is_empty());
+        FinishBody { scope: None, ctx: Context::background(), own, body: None }
+    }
+}
+
+impl<B> Body for FinishBody<B>
+where
+    B: Body,
+    B::Data: From<Bytes>,
+{
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let mut this = self.project();
+        if let Some(own) = this.own.take() {
+            return Poll::Ready(Some(Ok(Frame::data(own.into()))));
+        }
+        let Some(mut body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
+        let ctx = &*this.ctx;
+        let mut poll = || ctx.sync_scope(|| body.as_mut().poll_frame(cx));
+        let frame = match this.scope.as_mut() {
+            None => ready!(poll()),
+            Some(scope) => ready!(scope.watch(poll)),
+        };
+        let how = match &frame {
+            Some(Err(_)) => Some(RequestEnd::Failed),
+            Some(Ok(_)) if !body.is_end_stream() => None,
+            _ => Some(RequestEnd::Answered),
+        };
+        if let (Some(how), Some(mut scope)) = (how, how.and_then(|_| this.scope.take())) {
+            scope.expect(how);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.own.is_none() && self.body.as_ref().is_none_or(B::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match (&self.own, &self.body) {
+            (Some(own), _) => SizeHint::with_exact(own.len() as u64),
+            (None, Some(body)) => body.size_hint(),
+            (None, None) => SizeHint::with_exact(0),
+        }
+    }
+}
+
+impl<B> fmt::Debug for FinishBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FinishBody").field("ended", &self.scope.is_none()).finish_non_exhaustive()
+    }
+}

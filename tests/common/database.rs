@@ -1,0 +1,476 @@
+//! What every recipe for PostgreSQL has to stand, of whichever driver: `suite!` makes the tests of a [`Database`].
+//!
+//! `pg_stat_activity` tells what runs at the server. Tests share one server, and find their own queries by a comment.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::routing::get;
+use futures::FutureExt;
+use futures::future::join_all;
+use http::{Request, StatusCode};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_ctx::Context;
+use tokio_ctx::query::{Stopped, StoppedKind};
+use tokio_ctx::wire::{Inbound, ServerLayer};
+use tokio_postgres::{Client, NoTls};
+use tower::ServiceExt;
+
+use super::common::{HANG, ms};
+use postgres::Server;
+
+#[path = "postgres.rs"]
+pub mod postgres;
+
+/// What a query fails with.
+#[derive(Debug)]
+pub struct Failure {
+    pub text: String,
+    pub kind: Option<StoppedKind>,
+    pub ended: Option<tokio_ctx::Error>,
+    pub may_have_committed: bool,
+}
+
+impl Failure {
+    pub fn new(error: &(dyn std::error::Error + 'static), may_have_committed: bool) -> Failure {
+        let mut text = error.to_string();
+        let mut kind = None;
+        let mut next = Some(error);
+        while let Some(error) = next {
+            text = format!("{text}: {error}");
+            kind = kind.or(error.downcast_ref::<Stopped>().map(Stopped::kind));
+            next = error.source();
+        }
+        Failure { text, kind, ended: tokio_ctx::Error::find(error).cloned(), may_have_committed }
+    }
+}
+
+type Answer = Result<String, Failure>;
+
+/// A recipe, and its connections.
+pub trait Database: Clone + Send + Sync + 'static {
+    /// With so many connections at most, if it has more than one.
+    fn open(server: &Server, connections: u32) -> impl Future<Output = Self> + Send;
+
+    /// The text in the first column of the first row.
+    fn query(&self, ctx: &Context, sql: &str) -> impl Future<Output = Answer> + Send;
+
+    /// A query amid which its own function panics.
+    fn panic(&self, ctx: &Context, sql: &str, after: Duration) -> impl Future<Output = Answer> + Send;
+
+    /// One statement and its commit.
+    fn commit(&self, ctx: &Context, sql: &str) -> impl Future<Output = Answer> + Send;
+}
+
+const RUNAWAY: &str = "DO 'BEGIN LOOP END LOOP; END'";
+
+/// Cancels do not end this.
+const DEAF: &str = "DO $$ BEGIN LOOP
+    BEGIN PERFORM pg_sleep(3600); EXCEPTION WHEN query_canceled THEN NULL; END;
+END LOOP; END $$";
+
+const PID: &str = "SELECT pg_backend_pid()::text";
+
+/// The grace of the recipes.
+const GRACE: Duration = ms(5_000);
+
+fn background() -> Context {
+    Context::background()
+}
+
+struct Observer(Client);
+
+impl Observer {
+    async fn of(server: &Server) -> Observer {
+        let (client, connection) = tokio_postgres::connect(&server.address, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        Observer(client)
+    }
+
+    /// How many queries with these words in them the server is at work on.
+    async fn running(&self, words: &str) -> i64 {
+        let active = "SELECT count(*) FROM pg_stat_activity
+                      WHERE state = 'active' AND pid <> pg_backend_pid() AND strpos(query, $1) > 0";
+        self.0.query_one(active, &[&words]).await.unwrap().get(0)
+    }
+
+    async fn until_running(&self, words: &str, running: i64) {
+        let hang = Instant::now() + HANG;
+        while self.running(words).await != running {
+            assert!(Instant::now() < hang, "it never came to running = {running}");
+            sleep(ms(2)).await;
+        }
+    }
+
+    /// A table, empty, and anew.
+    async fn table(&self, name: &str) {
+        let create = format!("DROP TABLE IF EXISTS {name}; CREATE TABLE {name} (n int)");
+        self.0.batch_execute(&create).await.unwrap();
+    }
+
+    /// A table, to insert into which takes so long at the commit.
+    async fn slow_to_commit(&self, name: &str, seconds: f64) {
+        self.table(name).await;
+        let slow = format!(
+            "CREATE OR REPLACE FUNCTION {name}_slow() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN PERFORM pg_sleep({seconds}); RETURN NULL; END $$;
+             CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON {name} DEFERRABLE INITIALLY DEFERRED
+                FOR EACH ROW EXECUTE FUNCTION {name}_slow()"
+        );
+        self.0.batch_execute(&slow).await.unwrap();
+    }
+
+    async fn rows(&self, table: &str) -> i64 {
+        let count = format!("SELECT count(*) FROM {table}");
+        self.0.query_one(&count, &[]).await.unwrap().get(0)
+    }
+}
+
+fn sleeps(words: &str) -> String {
+    format!("SELECT pg_sleep(3600)::text /* {words} */")
+}
+
+/// Whether the server canceled it, for its context.
+fn assert_canceled(answer: Answer) {
+    let failure = answer.unwrap_err();
+    assert_eq!(failure.kind, Some(StoppedKind::Canceled), "{failure:?}");
+}
+
+pub async fn the_server_stops<D: Database>(server: Arc<Server>) {
+    let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
+    let pid = db.query(&background(), PID).await.unwrap();
+
+    // By a cancel.
+    let ctx = background().with_cancel();
+    let sql = sleeps("stops by a cancel");
+    let (answer, ()) = tokio::join!(db.query(&ctx, &sql), async {
+        observer.until_running("stops by a cancel", 1).await;
+        ctx.cancel();
+    });
+    assert_canceled(answer);
+    // By itself it would take an hour.
+    observer.until_running("stops by a cancel", 0).await;
+
+    // By a deadline, of a query that computes; the connection is good for the next each time.
+    for _ in 0..20 {
+        let answer = db.query(&background().with_timeout(ms(20)), RUNAWAY).await;
+        assert_canceled(answer);
+        assert_eq!(db.query(&background(), PID).await.unwrap(), pid, "the same connection");
+    }
+}
+
+pub async fn an_ended_context_runs_nothing<D: Database>(server: Arc<Server>) {
+    let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
+    observer.table("ended").await;
+    let ctx = background().with_cancel();
+    ctx.cancel();
+    for _ in 0..20 {
+        let failure = db.query(&ctx, "INSERT INTO ended VALUES (1)").await.unwrap_err();
+        assert!(failure.ended.unwrap().is_canceled());
+        let failure = db.commit(&ctx, "INSERT INTO ended VALUES (2)").await.unwrap_err();
+        assert!(!failure.may_have_committed);
+    }
+    assert_eq!(observer.rows("ended").await, 0);
+}
+
+/// In a pool of one, and without a connection to wait for.
+pub async fn the_wait_for_a_connection_counts<D: Database>(server: Arc<Server>) {
+    let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
+    let first = background().with_cancel();
+    let holds = {
+        let (db, ctx) = (db.clone(), first.clone());
+        tokio::spawn(async move { db.query(&ctx, &sleeps("holds the connection")).await })
+    };
+    observer.until_running("holds the connection", 1).await;
+    let begun = Instant::now();
+    let failure = db.query(&background().with_timeout(ms(50)), PID).await.unwrap_err();
+    assert!(failure.ended.unwrap().is_deadline_exceeded());
+    assert!(begun.elapsed() < ms(2_000), "{:?}", begun.elapsed());
+    first.cancel();
+    assert_canceled(holds.await.unwrap());
+    db.query(&background(), PID).await.unwrap();
+}
+
+/// The layer drops the handler at its deadline.
+pub async fn a_handler_that_is_dropped_leaves_a_connection_that_works<D: Database>(server: Arc<Server>) {
+    async fn report<D: Database>(ctx: Context, State(db): State<D>) -> StatusCode {
+        // The server may be faster than the layer.
+        assert_canceled(db.query(&ctx, &sleeps("a handler")).await);
+        StatusCode::GATEWAY_TIMEOUT
+    }
+    /// It does not know that there is a deadline.
+    async fn unaware<D: Database>(State(db): State<D>) -> String {
+        db.query(&background(), &sleeps("a handler")).await.unwrap_or_else(|failure| failure.text)
+    }
+    let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
+    let pid = db.query(&background(), PID).await.unwrap();
+    let layer = ServerLayer::new(background(), Inbound::new().max_budget(ms(60)));
+    let app = Router::new().route("/0", get(report::<D>)).route("/1", get(unaware::<D>));
+    let app = app.layer(layer).with_state(db.clone());
+    for round in 0..20 {
+        let request = Request::get(format!("/{}", round % 2)).body(Body::empty()).unwrap();
+        let response = app.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
+        // Whatever comes next on this connection waits for the end of that, and is not canceled.
+        for _ in 0..3 {
+            assert_eq!(db.query(&background(), PID).await.unwrap(), pid, "the same connection");
+        }
+    }
+    assert_eq!(observer.running("a handler").await, 0);
+}
+
+/// The end, and a drop, at about the time at which the query returns.
+pub async fn a_late_cancel_hits_no_other_query<D: Database>(server: Arc<Server>) {
+    let db = D::open(&server, 1).await;
+    db.query(&background(), PID).await.unwrap();
+    for round in 0..240_u64 {
+        let near = Duration::from_micros(2_000 + (round * 37) % 4_000);
+        let ctx = background().with_timeout(near);
+        let query = db.query(&ctx, "SELECT pg_sleep(0.002)::text");
+        if round % 3 == 0 {
+            drop(timeout(near, query).await);
+        } else if let Err(failure) = query.await {
+            assert!(failure.ended.is_some(), "round {round}: {failure:?}");
+        }
+        // At once, and long enough to be met by what comes late.
+        for _ in 0..2 {
+            let next = db.query(&background(), "SELECT pg_sleep(0.001)::text").await;
+            assert!(next.is_ok(), "round {round}: {next:?}");
+        }
+    }
+}
+
+/// On its neighbors of the same pool, while it is canceled again and again.
+pub async fn a_cancel_hits_no_neighbor<D: Database>(server: Arc<Server>) {
+    let db = D::open(&server, 4).await;
+    let neighbors = (0..2).map(|_| {
+        let db = db.clone();
+        tokio::spawn(async move {
+            for _ in 0..60 {
+                db.query(&background(), "SELECT pg_sleep(0.005)::text").await.unwrap();
+            }
+        })
+    });
+    let neighbors: Vec<_> = neighbors.collect();
+    for _ in 0..30 {
+        let answer = db.query(&background().with_timeout(ms(60)), RUNAWAY).await;
+        assert!(answer.unwrap_err().ended.is_some());
+    }
+    for neighbor in neighbors {
+        neighbor.await.unwrap();
+    }
+}
+
+/// All connections of a pool are taken by what is to be canceled.
+pub async fn a_full_pool_is_canceled<D: Database>(server: Arc<Server>) {
+    let (observer, db) = (Observer::of(&server).await, D::open(&server, 3).await);
+    let begun = Instant::now();
+    let ctx = background().with_timeout(ms(300));
+    let sql = sleeps("a full pool");
+    let answers = join_all((0..9).map(|_| db.query(&ctx, &sql))).await;
+    assert!(answers.into_iter().all(|answer| answer.unwrap_err().ended.is_some()));
+    assert!(begun.elapsed() < GRACE, "{:?}", begun.elapsed());
+    observer.until_running("a full pool", 0).await;
+    db.query(&background(), PID).await.unwrap();
+}
+
+/// A server that does not heed cancels: the connection is closed, and another one takes its place.
+pub async fn a_connection_whose_query_goes_on_is_closed<D: Database>(server: Arc<Server>) {
+    let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
+    let pid = db.query(&background(), PID).await.unwrap();
+    let begun = Instant::now();
+    let failure =
+        db.query(&background().with_timeout(ms(50)), &format!("{DEAF} /* deaf */")).await.unwrap_err();
+    assert_eq!(failure.kind, Some(StoppedKind::Unknown), "{failure:?}");
+    assert!(begun.elapsed() >= GRACE && begun.elapsed() < GRACE * 2);
+    assert_ne!(db.query(&background(), PID).await.unwrap(), pid, "another connection");
+    // The server finds it closed.
+    observer.until_running("/* deaf */", 0).await;
+}
+
+/// The same, after a drop.
+pub async fn and_so_is_that_of_a_caller_that_has_gone<D: Database>(server: Arc<Server>) {
+    let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
+    let pid = db.query(&background(), PID).await.unwrap();
+    let (ctx, sql) = (background(), format!("{DEAF} /* deaf and dropped */"));
+    assert!(timeout(ms(50), db.query(&ctx, &sql)).await.is_err());
+    // Meanwhile it is nobody's.
+    let waits = db.query(&background().with_timeout(ms(100)), PID).await.unwrap_err();
+    assert!(waits.ended.unwrap().is_deadline_exceeded());
+    assert_ne!(db.query(&background(), PID).await.unwrap(), pid, "another connection");
+    observer.until_running("/* deaf and dropped */", 0).await;
+}
+
+pub async fn a_query_that_panics_leaves_nothing_behind<D: Database>(server: Arc<Server>) {
+    let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
+    for _ in 0..5 {
+        let pid = db.query(&background(), PID).await.unwrap();
+        let (ctx, sql) = (background(), sleeps("panics"));
+        let panicked = AssertUnwindSafe(db.panic(&ctx, &sql, ms(50))).catch_unwind().await;
+        assert!(panicked.is_err());
+        observer.until_running("/* panics */", 0).await;
+        assert_ne!(db.query(&background(), PID).await.unwrap(), pid, "another connection");
+    }
+    for _ in 0..20 {
+        db.query(&background(), "SELECT pg_sleep(0.002)::text").await.unwrap();
+    }
+}
+
+pub async fn a_commit_that_is_sent_is_waited_for<D: Database>(server: Arc<Server>) {
+    let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
+    observer.slow_to_commit("sent", 0.5).await;
+    db.query(&background(), PID).await.unwrap();
+
+    let ctx = background().with_timeout(ms(200));
+    db.commit(&ctx, "INSERT INTO sent VALUES (1)").await.unwrap();
+    assert!(ctx.is_done(), "it ended amid the commit");
+    assert_eq!(observer.rows("sent").await, 1);
+
+    // Also when its caller has gone.
+    let ctx = background();
+    assert!(timeout(ms(200), db.commit(&ctx, "INSERT INTO sent VALUES (2)")).await.is_err());
+    db.query(&background(), PID).await.unwrap();
+    assert_eq!(observer.rows("sent").await, 2);
+}
+
+pub async fn a_commit_after_the_end_is_not_sent<D: Database>(server: Arc<Server>) {
+    let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
+    observer.table("unsent").await;
+    let insert = "INSERT INTO unsent SELECT 1 FROM pg_sleep(3600)";
+    let failure = db.commit(&background().with_timeout(ms(200)), insert).await.unwrap_err();
+    assert!(failure.ended.is_some() && !failure.may_have_committed, "{failure:?}");
+    db.query(&background(), PID).await.unwrap();
+    assert_eq!(observer.rows("unsent").await, 0);
+}
+
+pub async fn a_commit_without_an_answer_says_so<D: Database>(server: Arc<Server>) {
+    let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
+    observer.slow_to_commit("unanswered", 12.0).await;
+    db.query(&background(), PID).await.unwrap();
+    let ctx = background().with_timeout(ms(200));
+    let failure = db.commit(&ctx, "INSERT INTO unanswered VALUES (1)").await.unwrap_err();
+    assert_eq!(
+        (failure.kind, failure.may_have_committed),
+        (Some(StoppedKind::Unknown), true),
+        "{failure:?}"
+    );
+
+    // Nor has one an answer whose connection is lost.
+    observer.slow_to_commit("lost", 3600.0).await;
+    let ctx = background();
+    let kill = async {
+        let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity JOIN pg_locks USING (pid)
+                    WHERE relation = 'lost'::regclass AND query = 'COMMIT' AND wait_event = 'PgSleep'";
+        while observer.0.execute(kill, &[]).await.unwrap() == 0 {
+            sleep(ms(2)).await;
+        }
+    };
+    let (answer, ()) = tokio::join!(db.commit(&ctx, "INSERT INTO lost VALUES (1)"), kill);
+    let failure = answer.unwrap_err();
+    assert!(failure.may_have_committed, "{failure:?}");
+}
+
+/// A server of one test, whose postmaster can be made to stand still: then it takes no connections, nor cancels.
+struct Halting(Server);
+
+impl Halting {
+    fn signal(&self, signal: &str) {
+        let pid = self.0.pid().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    fn halt(&self) {
+        self.signal("-STOP");
+    }
+
+    fn go_on(&self) {
+        self.signal("-CONT");
+    }
+}
+
+impl Drop for Halting {
+    fn drop(&mut self) {
+        self.go_on();
+    }
+}
+
+pub async fn a_cancel_that_does_not_get_through_is_bounded<D: Database>(_shared: Arc<Server>) {
+    let Some(server) = Server::own().map(Halting) else { return };
+    let db = D::open(&server.0, 1).await;
+    let pid = db.query(&background(), PID).await.unwrap();
+    server.halt();
+    let begun = Instant::now();
+    let answer = db.query(&background().with_timeout(ms(50)), "SELECT 'done' FROM pg_sleep(1)").await;
+    let took = begun.elapsed();
+    server.go_on();
+    // What is finished is not thrown away; and the cancel may still come.
+    assert_eq!(answer.unwrap(), "done");
+    assert!(took >= ms(1_000) && took < GRACE * 2, "{took:?}");
+    assert_ne!(db.query(&background(), PID).await.unwrap(), pid, "another connection");
+}
+
+/// The query returns while its cancel is on its way, every time.
+pub async fn a_cancel_that_comes_late_hits_no_other_query<D: Database>(_shared: Arc<Server>) {
+    let Some(server) = Server::own().map(Halting) else { return };
+    let db = D::open(&server.0, 1).await;
+    let pid = db.query(&background(), PID).await.unwrap();
+    for round in 0..120 {
+        server.halt();
+        let ctx = background().with_timeout(ms(10));
+        let query = async {
+            let query = db.query(&ctx, "SELECT 'done' FROM pg_sleep(0.02)");
+            // Every third one is dropped meanwhile.
+            if round % 3 == 0 { timeout(ms(15), query).await.ok() } else { Some(query.await) }
+        };
+        let (answer, ()) = tokio::join!(query, async {
+            sleep(ms(40)).await;
+            server.go_on();
+        });
+        // It was late itself, if the server was busy.
+        if let Some(Err(failure)) = answer {
+            assert_eq!(failure.kind, Some(StoppedKind::Canceled), "round {round}: {failure:?}");
+        }
+        let next = db.query(&background(), "SELECT pg_backend_pid()::text FROM pg_sleep(0.01)").await;
+        assert_eq!(next.unwrap(), pid, "round {round}: the same connection");
+    }
+}
+
+/// Makes the tests of one [`Database`].
+#[macro_export]
+macro_rules! suite {
+    ($database:ty: $($test:ident)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                if let Some(server) = database::postgres::Server::shared() {
+                    database::$test::<$database>(server).await;
+                }
+            }
+        )*
+    };
+    ($database:ty) => {
+        suite!($database:
+            the_server_stops
+            an_ended_context_runs_nothing
+            the_wait_for_a_connection_counts
+            a_handler_that_is_dropped_leaves_a_connection_that_works
+            a_late_cancel_hits_no_other_query
+            a_cancel_hits_no_neighbor
+            a_full_pool_is_canceled
+            a_connection_whose_query_goes_on_is_closed
+            and_so_is_that_of_a_caller_that_has_gone
+            a_query_that_panics_leaves_nothing_behind
+            a_commit_that_is_sent_is_waited_for
+            a_commit_after_the_end_is_not_sent
+            a_commit_without_an_answer_says_so
+            a_cancel_that_does_not_get_through_is_bounded
+            a_cancel_that_comes_late_hits_no_other_query
+        );
+    };
+}
