@@ -73,7 +73,7 @@ pub struct Error {
 pub enum ErrorKind {
     /// Canceled by a scope, a guard, a canceler or a `CancellationToken`. Go's `context.Canceled`.
     Canceled,
-    /// The deadline has passed. Go's `context.DeadlineExceeded`.
+    /// The deadline has passed, or an [idle limit](crate::Context::with_idle). Go's `context.DeadlineExceeded`.
     DeadlineExceeded,
 }
 
@@ -104,6 +104,8 @@ pub(crate) enum How {
     Canceled(&'static Location<'static>),
     GuardDropped,
     Token,
+    /// A limit on the time without progress, of which the cause tells.
+    Idle,
     /// A context of another process, of which only the kind is known.
     #[cfg(feature = "tonic")]
     Peer(ErrorKind),
@@ -146,7 +148,7 @@ impl Error {
     /// ```
     pub fn kind(&self) -> ErrorKind {
         match self.origin.how {
-            How::Deadline => ErrorKind::DeadlineExceeded,
+            How::Deadline | How::Idle => ErrorKind::DeadlineExceeded,
             How::Canceled(_) | How::GuardDropped | How::Token => ErrorKind::Canceled,
             #[cfg(feature = "tonic")]
             How::Peer(kind) => kind,
@@ -253,7 +255,7 @@ impl Origin {
 
     /// Returns when the context ended: the deadline, or the time when it was canceled.
     ///
-    /// To save reading the clock, the time of a cancellation is only recorded if it matters: if the context, or
+    /// For an idle limit, this is the time at which it ran out. To save reading the clock, the time of a cancellation is only recorded if it matters: if the context, or
     /// one derived from it, has a deadline, or if there is a cause. Otherwise this is the time when the error
     /// was first queried, which then does not change.
     ///
@@ -282,6 +284,7 @@ impl Error {
                 let budget = legible(budget.unwrap_or_default());
                 write!(f, "context deadline exceeded: {budget:?} budget set at {made_at}")
             }
+            (How::Idle, _) => f.write_str("context deadline exceeded"),
             (How::Canceled(place), _) => write!(f, "context canceled at {}", Place(place)),
             (How::GuardDropped, _) => {
                 write!(f, "context canceled: scope dropped, context made at {made_at}")

@@ -43,6 +43,8 @@
 //!   dropped while it waits keeps its waker until the next operation of the same kind completes, as in Tokio's
 //!   own streams.
 //!
+//! Every byte that is read or written is progress for the [idle limits](Context::with_idle) of the context.
+//!
 //! # Traps
 //!
 //! - **Flushing and shutting down** are operations as well, and fail after the end, because they may have to
@@ -70,7 +72,7 @@ use pin_project_lite::pin_project;
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 
 use crate::context::refusal::Entry;
-use crate::context::{Context, DoneOwned};
+use crate::context::{Context, DoneOwned, Progress};
 #[cfg(doc)]
 use crate::error::Error;
 
@@ -123,6 +125,7 @@ struct Limits {
     ctx: Context,
     reading: Half,
     writing: Half,
+    progress: Progress,
 }
 
 /// The wait of one direction, and the operations that are pending.
@@ -164,7 +167,8 @@ impl Half {
 
 impl Limits {
     fn new(ctx: Context) -> Self {
-        Limits { ctx, reading: Half::default(), writing: Half::default() }
+        let progress = ctx.progress();
+        Limits { ctx, reading: Half::default(), writing: Half::default(), progress }
     }
 
     /// Refuses an operation after the end. Drops the wait of its direction.
@@ -174,6 +178,20 @@ impl Limits {
         ready!(half.entry.poll_refused(cx));
         *half = Half::default();
         Poll::Ready(Err(ended.into()))
+    }
+
+    /// Reports `bytes` as progress, if there are any.
+    fn report(&self, bytes: usize) {
+        if bytes > 0 {
+            self.progress.report_bytes(bytes as u64);
+        }
+    }
+
+    /// Reports an operation without a number of bytes as progress, if it has completed.
+    fn note<R>(&self, polled: &Poll<Result<R>>) {
+        if matches!(polled, Poll::Ready(Ok(_))) {
+            self.progress.report();
+        }
     }
 
     /// Returns the result of `polled`. If the operation is pending, waits for the end of the context as well.
@@ -186,7 +204,7 @@ impl Limits {
         polled: Poll<Result<R>>,
         cx: &mut task::Context<'_>,
     ) -> Poll<Result<R>> {
-        let Limits { ctx, reading, writing } = self;
+        let Limits { ctx, reading, writing, .. } = self;
         let half = if operation.reads() { reading } else { writing };
         half.entry.note(&polled);
         if polled.is_ready() {
@@ -274,7 +292,10 @@ impl<T: AsyncRead> AsyncRead for Bounded<T> {
     ) -> Poll<Result<()>> {
         let this = self.project();
         ready!(this.limits.poll_check(Operation::Read, cx))?;
-        this.limits.bound(Operation::Read, this.stream.poll_read(cx, buf), cx)
+        let before = buf.filled().len();
+        let polled = this.stream.poll_read(cx, buf);
+        this.limits.report(buf.filled().len().saturating_sub(before));
+        this.limits.bound(Operation::Read, polled, cx)
     }
 }
 
@@ -286,7 +307,9 @@ impl<T: AsyncBufRead> AsyncBufRead for Bounded<T> {
     }
 
     fn consume(self: Pin<&mut Self>, amount: usize) {
-        self.project().stream.consume(amount);
+        let this = self.project();
+        this.limits.report(amount);
+        this.stream.consume(amount);
     }
 }
 
@@ -300,7 +323,9 @@ impl<T: AsyncSeek> AsyncSeek for Bounded<T> {
     fn poll_complete(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<u64>> {
         let this = self.project();
         ready!(this.limits.poll_check(Operation::Seek, cx))?;
-        this.limits.bound(Operation::Seek, this.stream.poll_complete(cx), cx)
+        let polled = this.stream.poll_complete(cx);
+        this.limits.note(&polled);
+        this.limits.bound(Operation::Seek, polled, cx)
     }
 }
 
@@ -308,7 +333,9 @@ impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut task::Context<'_>, buf: &[u8]) -> Poll<Result<usize>> {
         let this = self.project();
         ready!(this.limits.poll_check(Operation::Write, cx))?;
-        this.limits.bound(Operation::Write, this.stream.poll_write(cx, buf), cx)
+        let polled = this.stream.poll_write(cx, buf);
+        this.limits.report(written(&polled));
+        this.limits.bound(Operation::Write, polled, cx)
     }
 
     fn poll_write_vectored(
@@ -318,7 +345,9 @@ impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
     ) -> Poll<Result<usize>> {
         let this = self.project();
         ready!(this.limits.poll_check(Operation::Write, cx))?;
-        this.limits.bound(Operation::Write, this.stream.poll_write_vectored(cx, bufs), cx)
+        let polled = this.stream.poll_write_vectored(cx, bufs);
+        this.limits.report(written(&polled));
+        this.limits.bound(Operation::Write, polled, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -328,7 +357,9 @@ impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<()>> {
         let this = self.project();
         ready!(this.limits.poll_check(Operation::Flush, cx))?;
-        this.limits.bound(Operation::Flush, this.stream.poll_flush(cx), cx)
+        let polled = this.stream.poll_flush(cx);
+        this.limits.note(&polled);
+        this.limits.bound(Operation::Flush, polled, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<()>> {
@@ -336,6 +367,10 @@ impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
         ready!(this.limits.poll_check(Operation::Shutdown, cx))?;
         this.limits.bound(Operation::Shutdown, this.stream.poll_shutdown(cx), cx)
     }
+}
+
+fn written(polled: &Poll<Result<usize>>) -> usize {
+    if let Poll::Ready(Ok(written)) = polled { *written } else { 0 }
 }
 
 impl<T: fmt::Debug> fmt::Debug for Bounded<T> {

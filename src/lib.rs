@@ -156,6 +156,7 @@
 //! - [Testing](guide/testing/index.html)
 //! - [A service that drains](guide/services/index.html)
 //! - [From service to service](guide/from_service_to_service/index.html)
+//! - [Spending a budget](guide/spending_a_budget/index.html)
 //! - [Recipes](guide/recipes/index.html)
 //! - [Traps](guide/traps/index.html)
 

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+#[cfg(feature = "tower")]
 use tokio::task::futures::TaskLocalFuture;
 
 use super::context::Context;
@@ -70,12 +71,7 @@ impl Context {
     /// # }
     /// ```
     pub fn scope<F: Future>(&self, f: F) -> impl Future<Output = F::Output> + use<F> {
-        self.clone().around(f)
-    }
-
-    /// Like [`scope`](Self::scope), with a type that can be named.
-    pub(crate) fn around<F: Future>(self, f: F) -> TaskLocalFuture<Context, F> {
-        CURRENT.scope(self, f)
+        CURRENT.scope(self.clone(), f)
     }
 
     /// Like [`scope`](Self::scope), with a type that can be named.
@@ -94,7 +90,13 @@ impl Context {
     /// assert_eq!(found, Some(42));
     /// ```
     pub fn sync_scope<R>(&self, f: impl FnOnce() -> R) -> R {
-        CURRENT.sync_scope(self.clone(), f)
+        self.clone().enter(f)
+    }
+
+    /// [`sync_scope`](Self::sync_scope), which takes the context.
+    #[inline]
+    pub(crate) fn enter<R>(self, f: impl FnOnce() -> R) -> R {
+        CURRENT.sync_scope(self, f)
     }
 
     /// Runs a future until the context ends, inside a tracing span, and records in the span how it ended.

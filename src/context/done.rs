@@ -139,7 +139,7 @@ impl<C: Borrow<Context>> Wait<C> {
         let Some(token) = self.ctx().token() else { return Poll::Pending };
         // The same task polls again, and nothing has changed.
         let stays = token.is_undisturbed() && self.waker == address(cx.waker());
-        if stays && !token.has_deadline() {
+        if stays && !token.needs_timer() {
             return Poll::Pending;
         }
         self.look(cx, stays, true)
@@ -155,7 +155,8 @@ impl<C: Borrow<Context>> Wait<C> {
         let this = self.project();
         let ctx: &Context = (*this.ctx).borrow();
         let Some(token) = ctx.token() else { return Poll::Pending };
-        let timed = timed && token.has_deadline();
+        let is_pulsed = timed && token.is_pulsed();
+        let timed = timed && token.needs_timer();
         // Determined at every poll, because `Handle::enter` can change the runtime within a task. Without a
         // runtime, the one of the previous poll stays.
         let here = if timed { runtime().or(*this.runtime) } else { None };
@@ -177,6 +178,11 @@ impl<C: Borrow<Context>> Wait<C> {
                 Some(is_timed) if is_timed || !timed => false,
                 Some(_) => token.register_deadline(here.unwrap_or_else(require_runtime)),
             };
+            if is_pulsed && !ended {
+                here.unwrap_or_else(require_runtime);
+                token.watch_pulses();
+                ended = token.is_done();
+            }
         }
         *this.runtime = here;
         *this.ended = ended;

@@ -11,6 +11,7 @@ use pin_project_lite::pin_project;
 
 use super::context::Context;
 use super::done::Wait;
+use super::progress::Progress;
 use super::refusal::Entry;
 use super::run::Run;
 use crate::error::Error;
@@ -59,14 +60,17 @@ pin_project! {
         wait: Option<Pin<Box<Wait<&'a Context>>>>,
         // Whether the wait was polled since the last item.
         waits: bool,
-        // Each item is a separate operation.
+        // Each item is a separate operation,
         entry: Entry,
+        // and progress.
+        progress: Progress,
     }
 }
 
 impl<'a, S: Stream> Bounded<'a, S> {
     pub(crate) fn new(stream: S, ctx: &'a Context) -> Self {
-        Bounded { stream: Some(stream), ctx, wait: None, waits: false, entry: Entry::Fresh }
+        let progress = ctx.progress();
+        Bounded { stream: Some(stream), ctx, wait: None, waits: false, entry: Entry::Fresh, progress }
     }
 
     /// Returns the next item, or, once, the error of the context if it has ended.
@@ -88,7 +92,11 @@ impl<'a, S: Stream> Bounded<'a, S> {
                 Some(Err(error))
             }
             None => match stream.poll_next(cx) {
-                Poll::Ready(next) => next.map(Ok),
+                Poll::Ready(Some(item)) => {
+                    this.progress.report();
+                    Some(Ok(item))
+                }
+                Poll::Ready(None) => None,
                 Poll::Pending => {
                     *this.waits = true;
                     let wait = this.wait.get_or_insert_with(|| Box::pin(Wait::new(ctx)));

@@ -37,6 +37,7 @@ mod ext;
 mod guard;
 #[cfg(feature = "tower")]
 mod nearest;
+mod progress;
 pub(crate) mod refusal;
 #[cfg(feature = "http")]
 mod request;
@@ -51,6 +52,7 @@ pub use done::{Done, DoneOwned};
 pub use ended::{Ended, EndedOwned};
 pub use ext::{Bounded, Checked, FutureExt, TryBounded};
 pub use guard::{CancelGuard, Canceler};
+pub use progress::Progress;
 pub use require::NotEnoughTime;
 pub use run::{Run, TryRun};
 pub use scope::CancelScope;

@@ -33,15 +33,23 @@ impl Entry {
     /// begun.
     #[inline]
     pub(crate) fn poll(&mut self, ctx: &Context, cx: &mut TaskContext<'_>) -> Poll<Result<(), Error>> {
-        if *self != Entry::Begun {
-            if let Some(error) = ctx.err() {
-                ready!(self.poll_refused(cx));
-                #[cfg(feature = "watch")]
-                crate::registry::refused(&error);
-                return Poll::Ready(Err(error));
-            }
-            *self = Entry::Begun;
+        if *self == Entry::Begun { Poll::Ready(Ok(())) } else { self.poll_with(ctx.err(), cx) }
+    }
+
+    /// Lets the operation begin, unless this is how the context has ended.
+    #[inline]
+    pub(crate) fn poll_with(
+        &mut self,
+        ended: Option<Error>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Result<(), Error>> {
+        if let Some(error) = ended {
+            ready!(self.poll_refused(cx));
+            #[cfg(feature = "watch")]
+            crate::registry::refused(&error);
+            return Poll::Ready(Err(error));
         }
+        *self = Entry::Begun;
         Poll::Ready(Ok(()))
     }
 

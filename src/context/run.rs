@@ -304,16 +304,31 @@ impl<C: Borrow<Context>, F> Bound<C, F> {
         Bound { entry: Entry::Begun, future: Some(future), wait: Some(Wait::new(ctx)) }
     }
 
-    fn ctx(&self) -> Option<&Context> {
+    /// The context, until it is over.
+    pub(crate) fn ctx(&self) -> Option<&Context> {
         self.wait.as_ref().map(Wait::ctx)
     }
 }
 
-impl<C: Borrow<Context>, F: Future> Future for Bound<C, F> {
-    type Output = Result<F::Output, Error>;
+impl<C: Borrow<Context>, F> Bound<C, F> {
+    /// Drops the future, if it is still there, and leaves the context for later.
+    pub(crate) fn stop(self: Pin<&mut Self>) {
+        self.project().future.set(None);
+    }
 
+    /// Whether the future is there.
+    pub(crate) fn is_open(&self) -> bool {
+        self.future.is_some()
+    }
+}
+
+impl<C: Borrow<Context>, F: Future> Bound<C, F> {
+    /// [`poll`](Future::poll), which leaves the context for later: when it is ready, the future alone is dropped.
     #[inline]
-    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+    pub(crate) fn poll_step(
+        self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Result<F::Output, Error>> {
         const OVER: &str = "polled again after it was ready";
         let mut this = self.project();
         let mut wait = this.wait.as_mut().as_pin_mut().expect(OVER);
@@ -325,7 +340,17 @@ impl<C: Borrow<Context>, F: Future> Future for Bound<C, F> {
             },
         };
         this.future.set(None);
-        this.wait.set(None);
+        Poll::Ready(output)
+    }
+}
+
+impl<C: Borrow<Context>, F: Future> Future for Bound<C, F> {
+    type Output = Result<F::Output, Error>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let output = ready!(self.as_mut().poll_step(cx));
+        self.project().wait.set(None);
         Poll::Ready(output)
     }
 }

@@ -58,7 +58,7 @@ impl Context {
             return cancelled();
         }
         // Comes first, because it panics outside of a runtime.
-        let runtime = token.has_deadline().then(Handle::current);
+        let runtime = token.needs_timer().then(Handle::current);
         let Some(outer) = token.bridge() else { return cancelled() };
         if let Some((runtime, watch)) = runtime.zip(token.watch()) {
             let done = self.done_owned();

@@ -22,6 +22,8 @@
 //!   of `main` to the last.
 //! - [From service to service](from_service_to_service): propagate a deadline between services, in an existing
 //!   axum or tonic program.
+//! - [Spending a budget](spending_a_budget): retries, idle limits, shared work, reserves and queues under one
+//!   deadline, each beside the hand-written code that it replaces.
 //! - [Recipes](recipes): patterns that are built with a context in about ten lines each.
 //! - [Traps](traps): behavior that surprises, and what to write instead.
 
@@ -51,6 +53,9 @@ pub mod from_service_to_service {}
 // As above.
 #[cfg_attr(not(doctest), doc = include_str!("services.md"))]
 pub mod services {}
+
+#[doc = include_str!("spending_a_budget.md")]
+pub mod spending_a_budget {}
 
 #[doc = include_str!("recipes.md")]
 pub mod recipes {}

@@ -161,7 +161,8 @@ impl Context {
                 return Some(error);
             }
             let now = Instant::now();
-            match [until, self.deadline()].into_iter().flatten().min() {
+            let look = self.token().and_then(|token| token.next_look());
+            match [until, self.deadline(), look].into_iter().flatten().min() {
                 _ if until.is_some_and(|until| until <= now) => return None,
                 Some(next) => park(next.saturating_duration_since(now)),
                 None => thread::park(),

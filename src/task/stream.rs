@@ -19,6 +19,8 @@ use crate::error::Error;
 /// | the stream ends | [`bounded_by`](Self::bounded_by) |
 /// | the stream returns the error as its last item | [`checked_by`](Self::checked_by) |
 /// | the same, for a stream of results | [`try_bounded_by`](Self::try_bounded_by) |
+///
+/// Each item that comes through one of these is progress for the [idle limits](Context::with_idle) of the context.
 pub trait StreamExt: Stream {
     /// Yields the stream's items until the context ends, then drops the stream and ends.
     ///
