@@ -4,10 +4,9 @@
 //   peer.cjs call PORT NAME MS               asks for NAME, and says how it ended; no deadline for MS = 0
 //   peer.cjs cancel PORT NAME                asks for NAME, and takes it back when told to by a line of input
 //   peer.cjs watch PORT MS                   reads a stream until it ends, and says how
-//   peer.cjs connect PROTOCOL HTTP PORT NAME MS
-//                                            the same by connect-node, in the protocol connect, connect-json,
-//                                            connect-get, grpc or grpc-web over HTTP 1.1 or 2; a NAME that begins with
-//                                            "stream" is one
+//   peer.cjs connect                         the same by connect-node for each line of input, PROTOCOL HTTP PORT NAME
+//                                            MS: in the protocol connect, connect-json, connect-get, grpc or grpc-web
+//                                            over HTTP 1.1 or 2; the NAME "stream" is one
 "use strict";
 
 const say = (...words) => process.stdout.write(words.join(" ") + "\n");
@@ -39,7 +38,7 @@ function serve() {
     call.on("cancelled", () => say("ended"));
   };
   server.addService(
-    { Check: method("Check", false, false), Watch: method("Watch", false, true), Chat: method("Chat", true, true) },
+    { Check: method("Check", false, false), Watch: method("Watch", false, true), Chat: method("/peer.Chat/Chat", true, true) },
     {
       Check(call, done) {
         saw(call);
@@ -127,7 +126,13 @@ function health() {
   return createFileRegistry(file, () => undefined).getService("grpc.health.v1.Health");
 }
 
-async function connect(protocol, http, port, name, ms) {
+async function connect() {
+  for await (const line of require("node:readline").createInterface({ input: process.stdin })) {
+    await connectOnce(...line.split(" "));
+  }
+}
+
+async function connectOnce(protocol, http, port, name, ms) {
   const { createClient, Code, ConnectError } = require("@connectrpc/connect");
   const node = require("@connectrpc/connect-node");
   const options = {
@@ -144,12 +149,9 @@ async function connect(protocol, http, port, name, ms) {
   const client = createClient(health(), transport);
   const given = Number(ms) ? { timeoutMs: Number(ms) } : {};
   const start = Date.now();
-  const over = (code, details) => {
-    say(code, ((Date.now() - start) / 1000).toFixed(3), details);
-    process.exit();
-  };
+  const over = (code, details) => say(code, ((Date.now() - start) / 1000).toFixed(3), details);
   try {
-    if (name.startsWith("stream")) {
+    if (name === "stream") {
       for await (const _ of client.watch({ service: name }, given)) say("message");
     } else {
       await client.check({ service: name }, given);
