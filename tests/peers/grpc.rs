@@ -72,6 +72,11 @@ impl Health for Stub {
     }
 }
 
+pub fn stub() -> (HealthServer<Stub>, mpsc::UnboundedReceiver<Context>) {
+    let (seen, contexts) = mpsc::unbounded_channel();
+    (HealthServer::new(Stub { seen }), contexts)
+}
+
 /// A tonic server, with our layer if there is one.
 pub async fn serving(inbound: Option<Inbound>) -> (SocketAddr, mpsc::UnboundedReceiver<Context>) {
     serving_under(inbound.map(|inbound| ServerLayer::new(Context::background(), inbound))).await
@@ -80,12 +85,11 @@ pub async fn serving(inbound: Option<Inbound>) -> (SocketAddr, mpsc::UnboundedRe
 pub async fn serving_under(
     layer: Option<ServerLayer>,
 ) -> (SocketAddr, mpsc::UnboundedReceiver<Context>) {
-    let (seen, contexts) = mpsc::unbounded_channel();
+    let (stub, contexts) = stub();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     tokio::spawn(async {
-        let stub = HealthServer::new(Stub { seen });
         match layer {
             None => Server::builder().add_service(stub).serve_with_incoming(incoming).await,
             Some(layer) => {
