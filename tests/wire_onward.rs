@@ -154,7 +154,9 @@ async fn a_layer_within_another_keeps_to_what_is_between_them() {
     let inner = inner.layer(handler);
     let between = service_fn(move |request: Request<Empty<Bytes>>| {
         let inner = inner.clone();
-        async move { Context::current().within(ms(100), async |_| inner.oneshot(request).await).await.unwrap() }
+        async move {
+            Context::current().within(ms(100), async |_| inner.oneshot(request).await).await.unwrap()
+        }
     });
     let outer = ServerLayer::new(Context::background(), Inbound::new().max_budget(ms(5_000)));
     let answer = outer.layer(between).oneshot(request()).await.unwrap();

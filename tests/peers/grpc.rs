@@ -1,5 +1,7 @@
 //! A gRPC server and its clients, on tonic's ready-made health service, so that no `protoc` is needed.
 
+#![allow(dead_code)] // Every suite uses its part of this.
+
 use std::net::SocketAddr;
 
 use tokio::net::TcpListener;
