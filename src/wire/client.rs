@@ -30,8 +30,9 @@ use crate::error::{BoxError, Error};
 ///   [`within`](Context::within) a shorter time, the current one counts, with the values of both;
 /// - otherwise the request's counts, with its values alone, and no longer than the current one's deadline.
 ///
-/// If the context has ended, the call fails at once and nothing is sent. If it ends during the call, the request is dropped, which resets an HTTP/2 stream and closes an HTTP/1 connection, so
-/// that the far side learns of it; so is a response's body that has not ended.
+/// If the context has ended, the call fails at once and nothing is sent. If it ends during the call, the request is
+/// dropped, which resets an HTTP/2 stream and closes an HTTP/1 connection, so that the far side learns of it; so is
+/// a response's body that has not ended.
 ///
 /// The error is then an [`Error`] in a box, or, for a gRPC call and with the feature `tonic`, the `Status`
 /// that says the same.
@@ -41,8 +42,8 @@ use crate::error::{BoxError, Error};
 /// one that can be cloned: a tonic channel that is kept after a refusal holds no place in its buffer.
 ///
 /// The time that is told is that of the call. What a request waits for below this layer (a connection, a buffer, a
-/// limit) is not in it; [`split`](Self::split) is for where that matters. Retries go outside of the layer: each try is
-/// told anew.
+/// limit) is not in it; [`split`](Self::split) is for where that matters. Retries go outside of the layer: each try
+/// is told anew.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -92,12 +93,12 @@ impl ClientLayer {
     /// and writes what is left, and the values, when the request is sent: 300 ms of 600 that went into connecting are
     /// not told. One without the other tells nothing, or bounds nothing.
     ///
-    /// That takes a client whose connections are within reach: hyper's `conn`, under tower's `Reconnect` and `Buffer` or
-    /// hyper-util's `pool`. [The guide](crate::guide::from_service_to_service) has one for tonic's clients. Those of
-    /// hyper-util (`legacy`), `reqwest` and tonic's own channel connect below every layer that they take; there, connect
-    /// before the first call (`Endpoint::connect`, not `connect_lazy`), or keep a
-    /// [`margin`](Outbound::margin) of what connecting takes. The far side then knows too late how little time there is
-    /// only where it plans by it: at the deadline the call is dropped here, and ends there.
+    /// That takes a client whose connections are within reach: hyper's `conn`, under tower's `Reconnect` and
+    /// `Buffer` or hyper-util's `pool`. [The guide](../guide/from_service_to_service/index.html) has one for tonic's
+    /// clients. Those of hyper-util (`legacy`), `reqwest` and tonic's own channel connect below every layer that
+    /// they take; there, connect before the first call (`Endpoint::connect`, not `connect_lazy`), or keep a
+    /// [`margin`](Outbound::margin) of what connecting takes. The far side then knows too late how little time
+    /// there is only where it plans by it: at the deadline the call is dropped here, and ends there.
     ///
     /// ```
     /// use std::convert::Infallible;

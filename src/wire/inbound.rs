@@ -150,8 +150,8 @@ impl Inbound {
 
     /// The least time that a request is worth beginning with: one that has less ends at once, by its deadline.
     ///
-    /// A [`ServerLayer`](crate::wire::ServerLayer) answers `504 Gateway Timeout`, for gRPC `DEADLINE_EXCEEDED`, without
-    /// a call of the handler; what [`extract`](Context::extract) returns has ended at birth, with the cause
+    /// A [`ServerLayer`](crate::wire::ServerLayer) answers `504 Gateway Timeout`, for gRPC `DEADLINE_EXCEEDED`,
+    /// without a call of the handler; what [`extract`](Context::extract) returns has ended at birth, with the cause
     /// [`Budget::Minimum`]. What counts is the time that the request comes with, or less, if the service itself has
     /// less left. A request without any deadline always has enough.
     ///

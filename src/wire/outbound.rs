@@ -105,11 +105,11 @@ impl Outbound {
 
     /// Takes out what a stranger may have put into the request: for an edge that passes requests on.
     ///
-    /// The counterpart of [`Inbound::untrusted`](super::Inbound::untrusted), which believes nothing of it here; the next
-    /// service would. Before anything is written, these are removed: every deadline header that this crate knows, those
-    /// of Envoy's that set timeouts and retries, the headers of the values that this outbound carries, and `baggage`
-    /// whole. What is sent is then this context's alone, and nothing where it has nothing to say. For others,
-    /// `x-user-id` or `traceparent` say, see [`strip`](Self::strip).
+    /// The counterpart of [`Inbound::untrusted`](super::Inbound::untrusted), which believes nothing of it here; the
+    /// next service would. Before anything is written, these are removed: every deadline header that this crate
+    /// knows, those of Envoy's that set timeouts and retries, the headers of the values that this outbound carries,
+    /// and `baggage` whole. What is sent is then this context's alone, and nothing where it has nothing to say. For
+    /// others, `x-user-id` or `traceparent` say, see [`strip`](Self::strip).
     ///
     /// ```
     /// use http::HeaderMap;
@@ -341,9 +341,10 @@ impl Context {
     /// Writes what is left of this context's time into the headers of a request, as `grpc-timeout`: into an
     /// `http::HeaderMap` or any other [`Carrier`].
     ///
-    /// Bound the call by the context as well, with [`run`](Self::run): that drops the request when the
-    /// context ends, and over HTTP/2 the far side learns of it. [`ClientLayer`](crate::wire::ClientLayer)
-    /// does both for tower services. A context without a deadline writes nothing. A `grpc-timeout` that is there and shorter stays.
+    /// Bound the call by the context as well, with [`run`](Self::run): that drops the request when the context
+    /// ends, and over HTTP/2 the far side learns of it. [`ClientLayer`](crate::wire::ClientLayer) does both for
+    /// tower services. A context without a deadline writes nothing. A `grpc-timeout` that is there and shorter
+    /// stays.
     ///
     /// # Errors
     ///

@@ -40,9 +40,9 @@ pub enum DeadlineHeader {
     Envoy,
     /// `x-envoy-upstream-rq-timeout-ms`: up to ten digits, milliseconds.
     ///
-    /// This is what a client tells an Envoy in front of it: the timeout of this request, in place of the route's, which
-    /// Envoy enforces and passes on as [`Envoy`](Self::Envoy). Envoy removes the header from requests that come from
-    /// outside of the mesh. For Envoy `0` is no timeout, and it is read so.
+    /// This is what a client tells an Envoy in front of it: the timeout of this request, in place of the route's,
+    /// which Envoy enforces and passes on as [`Envoy`](Self::Envoy). Envoy removes the header from requests that
+    /// come from outside of the mesh. For Envoy `0` is no timeout, and it is read so.
     EnvoyUpstream,
     /// One of your own: up to ten digits, milliseconds.
     Millis(HeaderName),
