@@ -38,7 +38,8 @@ impl Context {
 mod tests {
     use std::time::Duration;
 
-    use crate::context::{CancelScope, Context};
+    use super::super::context::Context;
+    use super::super::scope::CancelScope;
 
     fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)

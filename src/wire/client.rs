@@ -14,6 +14,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::body::{Bounded, Start, Step, StepOf, hint};
+use super::call::{context_of, ended};
 use super::outbound::Outbound;
 use super::reply::Reply;
 use super::send::SendLayer;
@@ -190,14 +191,6 @@ where
     }
 }
 
-/// The context that a call belongs to.
-pub(crate) fn context_of<A>(request: &Request<A>) -> Context {
-    match request.extensions().get::<Context>() {
-        Some(brought) => brought.nearest(Context::current()),
-        None => Context::current(),
-    }
-}
-
 pin_project! {
     /// The response to come. Made by [`ClientService`].
     ///
@@ -250,16 +243,6 @@ where
 
 fn never() -> Wait<Context> {
     Wait::new(Context::background())
-}
-
-/// The error of a context, as the client's code above expects it.
-pub(crate) fn ended(error: Error, grpc: bool) -> BoxError {
-    #[cfg(feature = "tonic")]
-    if grpc {
-        return tonic::Status::from(error).into();
-    }
-    let _ = grpc;
-    error.into()
 }
 
 /// An error of the call itself.

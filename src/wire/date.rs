@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::HeaderName;
 
 use super::carrier::{self, Carrier};
-use super::timeout::{BadHeader, Flaw, number};
+use super::timeout::{BadHeader, Digits, Flaw, number};
 
 /// A header that says by when something is to be done: milliseconds since 1970, for what rests in a queue.
 ///
@@ -59,7 +59,7 @@ pub struct DeadlineAt {
 static USUAL: HeaderName = HeaderName::from_static("x-deadline-unix-ms");
 
 /// The year 33,658.
-const MOST: u128 = 999_999_999_999_999;
+const MOST: u64 = 999_999_999_999_999;
 const DIGITS: usize = 15;
 
 impl DeadlineAt {
@@ -142,8 +142,8 @@ impl DeadlineAt {
         since_1970().saturating_add(left.min(self.max))
     }
 
-    pub(crate) fn text(date: Duration) -> String {
-        date.as_millis().min(MOST).to_string()
+    pub(crate) fn text(date: Duration) -> Digits {
+        Digits::new(u64::try_from(date.as_millis()).unwrap_or(MOST).min(MOST), None)
     }
 }
 

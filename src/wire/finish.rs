@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::client;
+use super::call;
 use super::end::{RequestEnd, RequestScope};
 use super::outcome::Outcome;
 use super::reply::Reply;
@@ -136,7 +136,7 @@ where
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
         let FinishLayer { shutdown, place } = &self.layer;
         let reply = Reply::to(&request);
-        let outer = client::context_of(&request);
+        let outer = call::context_of(&request);
         if let Some(ended) = outer.err() {
             // What it reserved when it was made ready goes with it.
             self.inner = self.inner.clone();
@@ -149,7 +149,10 @@ where
         let ticket = shutdown.as_ref().map(tracked);
         request.extensions_mut().insert(ctx.clone());
         let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
-        let task = tokio::spawn(finish(handler, ctx, scope, ticket));
+        let task = finish(handler, ctx, scope, ticket);
+        #[cfg(feature = "tracing")]
+        let task = tracing::Instrument::in_current_span(task);
+        let task = tokio::spawn(task);
         FinishFuture { task: Some(task), refusal: None, entry: Entry::Fresh, reply }
     }
 }

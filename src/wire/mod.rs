@@ -40,6 +40,8 @@ mod warn;
 #[cfg(feature = "tower")]
 mod body;
 #[cfg(feature = "tower")]
+mod call;
+#[cfg(feature = "tower")]
 mod client;
 #[cfg(feature = "tower")]
 mod end;

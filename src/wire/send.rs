@@ -17,7 +17,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::client;
+use super::call;
 use super::outbound::Outbound;
 use super::reply::Reply;
 use crate::context::refusal::Entry;
@@ -73,7 +73,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
-        let ctx = client::context_of(&request);
+        let ctx = call::context_of(&request);
         let SendLayer { outbound, place } = &self.layer;
         let grpc = Reply::is_grpc(request.headers());
         let (call, refusal) = match outbound.inject(&ctx, request.headers_mut(), place) {
@@ -113,7 +113,7 @@ where
             ready!(this.entry.poll_refused(cx));
         }
         if let Some(refusal) = this.refusal.take() {
-            return Poll::Ready(Err(client::ended(refusal, *this.grpc)));
+            return Poll::Ready(Err(call::ended(refusal, *this.grpc)));
         }
         let call = this.call.as_mut().as_pin_mut().expect("polled again after the response");
         let answer = ready!(call.poll(cx));

@@ -66,6 +66,9 @@ pub trait Travel: Sized + Send + Sync + 'static {
     fn decode(text: &str) -> Option<Self>;
 }
 
+/// A header's name, and its value; none where the header is to be removed.
+pub(crate) type Text<'a> = (&'a HeaderName, Option<Cow<'a, str>>);
+
 /// The types that go along.
 #[derive(Clone, Default)]
 pub(crate) struct Carried(Vec<Traveller>);
@@ -115,7 +118,7 @@ impl Carried {
         carrier: &dyn Carrier,
         fresh: bool,
         strict: bool,
-    ) -> Result<Vec<(&'a HeaderName, Option<Cow<'a, str>>)>, NotSent> {
+    ) -> Result<Vec<Text<'a>>, NotSent> {
         let (mut texts, mut members) = (Vec::new(), Vec::new());
         for traveller in &self.0 {
             let Some(text) = (traveller.encode)(ctx) else { continue };
