@@ -126,7 +126,7 @@
 //! - `signal`: the module `signal`, contexts that end on a signal.
 //! - `process`: the module `process`, child processes that end with a context.
 //! - `io`: the module `io`, readers and writers that do.
-//! - `http`: the module `wire`, a context in the headers of a request.
+//! - `http`: the module `wire`, a context in the headers of a request, or in what another transport has for them.
 //! - `tower`: its layers for servers and clients.
 //! - `axum`: `Context` as an extractor, `Error` as a response.
 //! - `tonic`: `Error` as a `Status` and back, `Context` in requests.

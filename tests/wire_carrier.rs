@@ -1,4 +1,5 @@
-//! Carriers of every kind, and what is written into them: values to the byte, dates for queues, nothing of a stranger's.
+//! Carriers of every kind, and what is written into them: values to the byte, dates for queues, nothing of a
+//! stranger's.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! What is told onward and where: the nearer of two contexts, the time when a request is sent, readiness that is given
-//! back, the rules of a route, and handlers that finish without their client.
+//! What is told onward and where: the nearer of two contexts, the time when a request is sent, readiness that is
+//! given back, the rules of a route, and handlers that finish without their client.
 
 mod common;
 mod wire;

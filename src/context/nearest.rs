@@ -1,16 +1,17 @@
 //! Which context a call belongs to that has two: the one it brings along, and the current one.
 //!
-//! A request that is passed on still has the context in its extensions that the server gave it, and the call may be made
-//! in a part of that context: within a shorter time, or with one more value. Then the part counts. A context that has
-//! nothing to do with the current one was put there for this call: it counts, and the current deadline besides.
+//! A request that is passed on still has the context in its extensions that the server gave it, and the call may be
+//! made in a part of that context: within a shorter time, or with one more value. Then the part counts. A context
+//! that has nothing to do with the current one was put there for this call: it counts, and the current deadline
+//! besides.
 
 use super::context::Context;
 
 impl Context {
     /// The context of a call that brings this one along, made where `current` is current.
     ///
-    /// The lower of the two, if the current one lies below, with the values of both; otherwise this one, no longer than
-    /// the current one's deadline.
+    /// The lower of the two, if the current one lies below, with the values of both; otherwise this one, no longer
+    /// than the current one's deadline.
     pub(crate) fn nearest(&self, current: Context) -> Context {
         match (self.token(), current.token()) {
             (_, None) => self.clone(),
@@ -37,7 +38,8 @@ impl Context {
 mod tests {
     use std::time::Duration;
 
-    use crate::context::{CancelScope, Context};
+    use super::super::context::Context;
+    use super::super::scope::CancelScope;
 
     fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)

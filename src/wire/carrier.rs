@@ -110,6 +110,26 @@ pub(crate) fn only<'a>(
     }
 }
 
+/// Which of some names may have a value: a bit for each, the last for all from the 64th on.
+///
+/// One walk over the headers, mostly a few, costs less than a look-up of each name, mostly none of which is there.
+pub(crate) fn present<'a, N>(carrier: &dyn Carrier, names: impl Fn() -> N) -> u64
+where
+    N: Iterator<Item = &'a HeaderName>,
+{
+    let Some(headers) = carrier.as_headers() else { return u64::MAX };
+    let mut present = 0;
+    for key in headers.keys() {
+        for (nth, name) in names().enumerate() {
+            // Most differ in length.
+            if key.as_str().len() == name.as_str().len() && key == name {
+                present |= 1 << nth.min(63);
+            }
+        }
+    }
+    present
+}
+
 pub(crate) struct Several;
 
 pub(crate) fn set(carrier: &mut dyn Carrier, name: &HeaderName, value: &str) -> Result<(), NotSent> {

@@ -14,6 +14,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::body::{Bounded, Start, Step, StepOf, hint};
+use super::call::{context_of, ended};
 use super::outbound::Outbound;
 use super::reply::Reply;
 use super::request_body;
@@ -46,8 +47,8 @@ use crate::error::{BoxError, Error};
 /// one that can be cloned: a tonic channel that is kept after a refusal holds no place in its buffer.
 ///
 /// The time that is told is that of the call. What a request waits for below this layer (a connection, a buffer, a
-/// limit) is not in it; [`split`](Self::split) is for where that matters. Retries go outside of the layer: each try is
-/// told anew.
+/// limit) is not in it; [`split`](Self::split) is for where that matters. Retries go outside of the layer: each try
+/// is told anew.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -97,12 +98,12 @@ impl ClientLayer {
     /// and writes what is left, and the values, when the request is sent: 300 ms of 600 that went into connecting are
     /// not told. One without the other tells nothing, or bounds nothing.
     ///
-    /// That takes a client whose connections are within reach: hyper's `conn`, under tower's `Reconnect` and `Buffer` or
-    /// hyper-util's `pool`. [The guide](crate::guide::from_service_to_service) has one for tonic's clients. Those of
-    /// hyper-util (`legacy`), `reqwest` and tonic's own channel connect below every layer that they take; there, connect
-    /// before the first call (`Endpoint::connect`, not `connect_lazy`), or keep a
-    /// [`margin`](Outbound::margin) of what connecting takes. The far side then knows too late how little time there is
-    /// only where it plans by it: at the deadline the call is dropped here, and ends there.
+    /// That takes a client whose connections are within reach: hyper's `conn`, under tower's `Reconnect` and
+    /// `Buffer` or hyper-util's `pool`. [The guide](../guide/from_service_to_service/index.html) has one for tonic's
+    /// clients. Those of hyper-util (`legacy`), `reqwest` and tonic's own channel connect below every layer that
+    /// they take; there, connect before the first call (`Endpoint::connect`, not `connect_lazy`), or keep a
+    /// [`margin`](Outbound::margin) of what connecting takes. The far side then knows too late how little time
+    /// there is only where it plans by it: at the deadline the call is dropped here, and ends there.
     ///
     /// ```
     /// use std::convert::Infallible;
@@ -198,14 +199,6 @@ where
     }
 }
 
-/// The context that a call belongs to.
-pub(crate) fn context_of<A>(request: &Request<A>) -> Context {
-    match request.extensions().get::<Context>() {
-        Some(brought) => brought.nearest(Context::current()),
-        None => Context::current(),
-    }
-}
-
 pin_project! {
     /// The response to come. Made by [`ClientService`].
     ///
@@ -262,16 +255,6 @@ where
 
 fn never() -> Wait<Context> {
     Wait::new(Context::background())
-}
-
-/// The error of a context, as the client's code above expects it.
-pub(crate) fn ended(error: Error, grpc: bool) -> BoxError {
-    #[cfg(feature = "tonic")]
-    if grpc {
-        return tonic::Status::from(error).into();
-    }
-    let _ = grpc;
-    error.into()
 }
 
 /// An error of the call itself.

@@ -1,30 +1,31 @@
 //! A deadline as a date: for what rests in a queue, where the time that was left says nothing any more.
 //!
-//! The only place of this crate in which two machines' clocks are compared. So the receiver decides what to make of it:
-//! how far the clocks may lie apart, and how much time a date can give at most.
+//! The only place of this crate in which two machines' clocks are compared. So the receiver decides what to make of
+//! it: how far the clocks may lie apart, and how much time a date can give at most.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::HeaderName;
 
 use super::carrier::{self, Carrier};
-use super::timeout::{BadHeader, Flaw, number};
+use super::timeout::{BadHeader, Digits, Flaw, number};
 
 /// A header that says by when something is to be done: milliseconds since 1970, for what rests in a queue.
 ///
-/// Between live peers the time that is left needs no clocks that agree, and a [`DeadlineHeader`](super::DeadlineHeader)
-/// is right. A message may lie for an hour before it is taken: that hour counts with a date alone. The sender chooses it
-/// with [`Outbound::write_date`](super::Outbound::write_date), the receiver believes it with
-/// [`Inbound::believe_date`](super::Inbound::believe_date). Of this type the sender uses the name and the maximum, the
-/// receiver everything:
+/// Between live peers the time that is left needs no clocks that agree, and a
+/// [`DeadlineHeader`](super::DeadlineHeader) is right. A message may lie for an hour before it is taken: that hour
+/// counts with a date alone. The sender chooses it with [`Outbound::write_date`](super::Outbound::write_date), the
+/// receiver believes it with [`Inbound::believe_date`](super::Inbound::believe_date). Of this type the sender uses
+/// the name and the maximum, the receiver everything:
 ///
-/// - the *maximum* is the most time that a date can give, however far in the future it is, so that neither a clock that
-///   is wrong nor a stranger makes work that never ends. A sender writes no date beyond it;
+/// - the *maximum* is the most time that a date can give, however far in the future it is, so that neither a clock
+///   that is wrong nor a stranger makes work that never ends. A sender writes no date beyond it;
 /// - the *skew* is how far the receiver's clock may be ahead of the sender's, or behind: a date counts as passed only
 ///   when it lies further back than that, and each gives so much more time. It is zero unless it is set.
 ///
-/// A date that has passed gives a context that has ended at birth, with the cause [`Budget::Caller`](super::Budget): the
-/// message is not worth beginning. A date that is there twice, or is none, is a bad header, and treated as such.
+/// A date that has passed gives a context that has ended at birth, with the cause
+/// [`Budget::Caller`](super::Budget): the message is not worth beginning. A date that is there twice, or is none,
+/// is a bad header, and treated as such.
 ///
 /// ```
 /// use std::collections::HashMap;
@@ -58,7 +59,7 @@ pub struct DeadlineAt {
 static USUAL: HeaderName = HeaderName::from_static("x-deadline-unix-ms");
 
 /// The year 33,658.
-const MOST: u128 = 999_999_999_999_999;
+const MOST: u64 = 999_999_999_999_999;
 const DIGITS: usize = 15;
 
 impl DeadlineAt {
@@ -141,8 +142,8 @@ impl DeadlineAt {
         since_1970().saturating_add(left.min(self.max))
     }
 
-    pub(crate) fn text(date: Duration) -> String {
-        date.as_millis().min(MOST).to_string()
+    pub(crate) fn text(date: Duration) -> Digits {
+        Digits::new(u64::try_from(date.as_millis()).unwrap_or(MOST).min(MOST), None)
     }
 }
 

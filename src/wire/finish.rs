@@ -1,9 +1,9 @@
 //! The layer for a route whose handler goes on when the client has left.
 //!
-//! A server drops the future of a request when its connection or stream is gone, and the handler with it. What is to be
-//! finished is a task of its own, which the future only waits for; its context keeps the request's deadline and values,
-//! and ends with the service, but not with the request. A shutdown that tracks requests tracks the task besides, since
-//! the request is over for it when the client leaves.
+//! A server drops the future of a request when its connection or stream is gone, and the handler with it. What is
+//! to be finished is a task of its own, which the future only waits for; its context keeps the request's deadline
+//! and values, and ends with the service, but not with the request. A shutdown that tracks requests tracks the task
+//! besides, since the request is over for it when the client leaves.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::client;
+use super::call;
 use super::end::{RequestEnd, RequestScope};
 use super::outcome::Outcome;
 use super::reply::Reply;
@@ -32,13 +32,13 @@ use crate::task::shutdown::Ticket;
 
 /// Lets the handlers of a route finish though their client has left: a payment, a write that is half done.
 ///
-/// The handler runs in a task of its own. Its [`Context`], the current one and the extractor's, has the request's values
-/// and its deadline, and ends with the service; that the client leaves is not seen by it, nor does it end the handler.
-/// The answer then goes nowhere. At the deadline the handler is dropped, as elsewhere. A response's body is the
-/// connection's: it ends with it.
+/// The handler runs in a task of its own. Its [`Context`], the current one and the extractor's, has the request's
+/// values and its deadline, and ends with the service; that the client leaves is not seen by it, nor does it end
+/// the handler. The answer then goes nowhere. At the deadline the handler is dropped, as elsewhere. A response's
+/// body is the connection's: it ends with it.
 ///
-/// The layer goes around single routes, within a [`ServerLayer`](super::ServerLayer) around all; without one the handler
-/// has the current context. What is to last as long as the service, rather than the request, takes
+/// The layer goes around single routes, within a [`ServerLayer`](super::ServerLayer) around all; without one the
+/// handler has the current context. What is to last as long as the service, rather than the request, takes
 /// [`beyond_request`](Context::beyond_request) and no layer.
 ///
 /// ```
@@ -136,7 +136,7 @@ where
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
         let FinishLayer { shutdown, place } = &self.layer;
         let reply = Reply::to(&request);
-        let outer = client::context_of(&request);
+        let outer = call::context_of(&request);
         if let Some(ended) = outer.err() {
             // What it reserved when it was made ready goes with it.
             self.inner = self.inner.clone();
@@ -149,7 +149,10 @@ where
         let ticket = shutdown.as_ref().map(tracked);
         request.extensions_mut().insert(ctx.clone());
         let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
-        let task = tokio::spawn(finish(handler, ctx, scope, ticket));
+        let task = finish(handler, ctx, scope, ticket);
+        #[cfg(feature = "tracing")]
+        let task = tracing::Instrument::in_current_span(task);
+        let task = tokio::spawn(task);
         FinishFuture { task: Some(task), refusal: None, entry: Entry::Fresh, reply }
     }
 }

@@ -3,7 +3,7 @@
 use std::panic::Location;
 use std::time::Duration;
 
-use super::carrier::Carrier;
+use super::carrier::{self, Carrier};
 use super::date::DeadlineAt;
 use super::timeout::{BadHeader, DeadlineHeader};
 use super::travel::{Carried, Travel};
@@ -150,8 +150,8 @@ impl Inbound {
 
     /// The least time that a request is worth beginning with: one that has less ends at once, by its deadline.
     ///
-    /// A [`ServerLayer`](crate::wire::ServerLayer) answers `504 Gateway Timeout`, for gRPC `DEADLINE_EXCEEDED`, without
-    /// a call of the handler; what [`extract`](Context::extract) returns has ended at birth, with the cause
+    /// A [`ServerLayer`](crate::wire::ServerLayer) answers `504 Gateway Timeout`, for gRPC `DEADLINE_EXCEEDED`,
+    /// without a call of the handler; what [`extract`](Context::extract) returns has ended at birth, with the cause
     /// [`Budget::Minimum`]. What counts is the time that the request comes with, or less, if the service itself has
     /// less left. A request without any deadline always has enough.
     ///
@@ -305,7 +305,11 @@ impl Inbound {
         let mut told = None;
         let mut wrong = false;
         if !self.untrusted {
-            let times = self.believed.iter().map(|header| (header.read_from(carrier), None));
+            let is_there = carrier::present(carrier, || self.believed.iter().map(DeadlineHeader::name));
+            let believed = self.believed.iter().enumerate();
+            let times = believed
+                .filter(|(nth, _)| is_there & (1 << nth.min(&63)) != 0)
+                .map(|(_, header)| (header.read_from(carrier), None));
             let dates = self.date.iter().map(|date| (date.read_from(carrier), Some(date.max())));
             for (read, max) in times.chain(dates) {
                 match read {

@@ -1,7 +1,7 @@
 //! From service to service: one service's context becomes the next one's.
 //!
-//! What crosses is the time that is left, never a date, so no clocks have to agree; the cancellation,
-//! since a request that is dropped closes its connection or resets its stream; and those values that
+//! What crosses is the time that is left, and no date but where it is asked for, so no clocks have to agree; the
+//! cancellation, since a request that is dropped closes its connection or resets its stream; and those values that
 //! were marked to [`Travel`].
 //!
 //! | | feature | use |
@@ -9,8 +9,11 @@
 //! | a server on tower: axum, tonic, hyper | `tower` | [`ServerLayer`] |
 //! | the same, part of a shutdown | `tower` | [`ServerLayer::with_shutdown`] |
 //! | a client on tower: hyper-util's, tonic's channels | `tower` | [`ClientLayer`] |
+//! | a route whose handler finishes though its client has left | `tower` | [`FinishLayer`] |
 //! | any other server | `http` | [`Context::extract`](crate::Context::extract) |
 //! | any other client, `reqwest` say | `http` | [`Context::inject`](crate::Context::inject), and [`run`](crate::Context::run) around the call |
+//! | any other transport: metadata, string maps, NATS, AMQP, Kafka | `http` | the same two, with a [`Carrier`] |
+//! | what rests in a queue | `http` | [`DeadlineAt`] |
 //! | the request's context in an axum handler | `axum` | [`Context`](crate::Context) as an argument; `?` on an [`Error`](crate::Error) answers 504 or 503 |
 //! | the request's context in a tonic handler | `tonic` | [`Context::of_request`](crate::Context::of_request); `?` on an `Error` gives a `Status` |
 //!
@@ -36,6 +39,8 @@ mod warn;
 
 #[cfg(feature = "tower")]
 mod body;
+#[cfg(feature = "tower")]
+mod call;
 #[cfg(feature = "tower")]
 mod client;
 #[cfg(feature = "tower")]

@@ -105,11 +105,11 @@ impl Outbound {
 
     /// Takes out what a stranger may have put into the request: for an edge that passes requests on.
     ///
-    /// The counterpart of [`Inbound::untrusted`](super::Inbound::untrusted), which believes nothing of it here; the next
-    /// service would. Before anything is written, these are removed: every deadline header that this crate knows, those
-    /// of Envoy's that set timeouts and retries, the headers of the values that this outbound carries, and `baggage`
-    /// whole. What is sent is then this context's alone, and nothing where it has nothing to say. For others,
-    /// `x-user-id` or `traceparent` say, see [`strip`](Self::strip).
+    /// The counterpart of [`Inbound::untrusted`](super::Inbound::untrusted), which believes nothing of it here; the
+    /// next service would. Before anything is written, these are removed: every deadline header that this crate
+    /// knows, those of Envoy's that set timeouts and retries, the headers of the values that this outbound carries,
+    /// and `baggage` whole. What is sent is then this context's alone, and nothing where it has nothing to say. For
+    /// others, `x-user-id` or `traceparent` say, see [`strip`](Self::strip).
     ///
     /// ```
     /// use http::HeaderMap;
@@ -269,7 +269,9 @@ impl Outbound {
         let values = self.carried.texts(ctx, carrier, self.sanitize, self.strict).map_err(refused)?;
         self.clean(carrier);
         if let Some(left) = left {
-            self.write_left(left, carrier).map_err(refused)?;
+            if !self.write_left(left, carrier).map_err(refused)? {
+                return Err(nothing_left(ctx, place));
+            }
         }
         for (name, text) in values {
             let Some(text) = text else {
@@ -283,10 +285,15 @@ impl Outbound {
         Ok(())
     }
 
-    /// Whether every deadline header can say that there is time.
+    /// Whether every deadline header can say that there is time. Of one alone it is seen as it is written.
     fn suffices(&self, left: Duration, carrier: &dyn Carrier) -> bool {
-        let dated = self.date.is_none() || left >= Duration::from_millis(1);
-        dated && self.written.iter().all(|header| self.told(header, left, carrier) >= header.least())
+        match (&self.written[..], &self.date) {
+            ([header], None) => left >= header.least(),
+            (written, date) => {
+                let dated = date.is_none() || left >= Duration::from_millis(1);
+                dated && written.iter().all(|header| self.told(header, left, carrier) >= header.least())
+            }
+        }
     }
 
     /// What is told in this header: one that was there already, and asks for less, was set for this very call.
@@ -297,15 +304,18 @@ impl Outbound {
         header.read_from(carrier).ok().flatten().map_or(left, |given| left.min(given))
     }
 
-    fn write_left(&self, left: Duration, carrier: &mut dyn Carrier) -> Result<(), NotSent> {
+    /// False, and nothing written, if there is less than the only header can say.
+    fn write_left(&self, left: Duration, carrier: &mut dyn Carrier) -> Result<bool, NotSent> {
         for header in &self.written {
-            let told = self.told(header, left, carrier);
-            carrier::set(carrier, header.name(), &header.text(told).unwrap_or_default())?;
+            let Some(text) = header.text(self.told(header, left, carrier)) else { return Ok(false) };
+            carrier::set(carrier, header.name(), text.as_str())?;
         }
-        let Some(date) = &self.date else { return Ok(()) };
-        let by = date.date_in(left);
-        let by = date.date(carrier).ok().flatten().map_or(by, |given| by.min(given));
-        carrier::set(carrier, date.name(), &DeadlineAt::text(by))
+        if let Some(date) = &self.date {
+            let by = date.date_in(left);
+            let by = date.date(carrier).ok().flatten().map_or(by, |given| by.min(given));
+            carrier::set(carrier, date.name(), DeadlineAt::text(by).as_str())?;
+        }
+        Ok(true)
     }
 
     /// Removes what is not to be passed on.
@@ -341,9 +351,10 @@ impl Context {
     /// Writes what is left of this context's time into the headers of a request, as `grpc-timeout`: into an
     /// `http::HeaderMap` or any other [`Carrier`].
     ///
-    /// Bound the call by the context as well, with [`run`](Self::run): that drops the request when the
-    /// context ends, and over HTTP/2 the far side learns of it. [`ClientLayer`](crate::wire::ClientLayer)
-    /// does both for tower services. A context without a deadline writes nothing. A `grpc-timeout` that is there and shorter stays.
+    /// Bound the call by the context as well, with [`run`](Self::run): that drops the request when the context
+    /// ends, and over HTTP/2 the far side learns of it. [`ClientLayer`](crate::wire::ClientLayer) does both for
+    /// tower services. A context without a deadline writes nothing. A `grpc-timeout` that is there and shorter
+    /// stays.
     ///
     /// # Errors
     ///

@@ -21,7 +21,7 @@ pub(crate) enum Reply {
     /// A unary call of Connect: an error is JSON, with an HTTP status of its own.
     Connect,
     /// A stream of Connect, of that content type: an error is in the last frame of its body.
-    ConnectStream(HeaderValue),
+    ConnectStream(Box<HeaderValue>),
 }
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -38,7 +38,7 @@ impl Reply {
         match framed(content_type) {
             Some(Framed::Grpc) => Reply::Grpc,
             Some(Framed::GrpcWeb { base64 }) => Reply::GrpcWeb { base64 },
-            Some(Framed::Connect) => Reply::ConnectStream(headers[CONTENT_TYPE].clone()),
+            Some(Framed::Connect) => Reply::ConnectStream(Box::new(headers[CONTENT_TYPE].clone())),
             None if is_post && is_unary_connect(content_type, headers) => Reply::Connect,
             None if *request.method() == Method::GET && asks_connect(request.uri().query()) => {
                 Reply::Connect
@@ -80,7 +80,7 @@ impl Reply {
                 (status, from_static("application/json"), connect_error(outcome, text).into())
             }
             Reply::ConnectStream(content_type) => {
-                (StatusCode::OK, content_type.clone(), end_stream(outcome, text))
+                (StatusCode::OK, (**content_type).clone(), end_stream(outcome, text))
             }
         };
         let mut response = Response::new(body.into());

@@ -1,8 +1,9 @@
 //! The lower half of a client's layer: what is told is written when the request is sent.
 //!
 //! A header cannot be changed once the request has been handed down, and between a layer and the wire a request may
-//! wait: for a connection, in a buffer, for a limit. So what computes the time that is left sits below all that waits,
-//! around each single connection, and knows the context by the request's extensions, since tasks lie between.
+//! wait: for a connection, in a buffer, for a limit. So what computes the time that is left sits below all that
+//! waits, around each single connection, and knows the context by the request's extensions, since tasks lie
+//! between.
 
 use std::fmt;
 use std::future::Future;
@@ -16,7 +17,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::client;
+use super::call;
 use super::outbound::Outbound;
 use super::reply::Reply;
 use crate::context::refusal::Entry;
@@ -26,8 +27,8 @@ use crate::error::{BoxError, Error};
 /// [`ClientLayer::split`](super::ClientLayer::split), which has an example.
 ///
 /// It belongs right above a connection. The context is the one that the upper half has put into the request's
-/// extensions, otherwise [`current`](crate::Context::current). A call whose context has ended while it waited, or has no more
-/// left than the margin, is not sent.
+/// extensions, otherwise [`current`](crate::Context::current). A call whose context has ended while it waited, or
+/// has no more left than the margin, is not sent.
 ///
 /// Such a refusal does not give back what the connection reserved when it was made ready: it is the next call's. That
 /// is why shared limits and buffers go above this layer.
@@ -72,7 +73,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
-        let ctx = client::context_of(&request);
+        let ctx = call::context_of(&request);
         let SendLayer { outbound, place } = &self.layer;
         let grpc = Reply::is_grpc(request.headers());
         let (call, refusal) = match outbound.inject(&ctx, request.headers_mut(), place) {
@@ -112,7 +113,7 @@ where
             ready!(this.entry.poll_refused(cx));
         }
         if let Some(refusal) = this.refusal.take() {
-            return Poll::Ready(Err(client::ended(refusal, *this.grpc)));
+            return Poll::Ready(Err(call::ended(refusal, *this.grpc)));
         }
         let call = this.call.as_mut().as_pin_mut().expect("polled again after the response");
         let answer = ready!(call.poll(cx));

@@ -151,8 +151,8 @@ impl ServerLayer {
     ///
     /// They replace those of the layer, rather than to add to them: begin with a clone of the server's [`Inbound`].
     /// The route is the path as it was sent, or all paths below it with a `*` behind the last slash, as
-    /// `/grpc.health.v1.Health/*`. With the feature `axum` and the layer within [`Router::layer`] it is also the path of
-    /// a route as the router has it, `/report/{id}`. The first that matches counts.
+    /// `/grpc.health.v1.Health/*`. With the feature `axum` and the layer within [`Router::layer`] it is also the
+    /// path of a route as the router has it, `/report/{id}`. The first that matches counts.
     ///
     /// Within another such layer, a request gets no more than that one gives: put the rules where the limit is set.
     ///

@@ -111,7 +111,8 @@ async fn a_service_that_stops_is_unavailable_to_them() {
         let layer = ServerLayer::new(service.clone(), Inbound::new());
         let (at, mut contexts) = serving_under(Some(layer)).await;
         let port = at.port().to_string();
-        let call = if name == "watch" { vec!["watch", &port, "0"] } else { vec!["call", &port, name, "0"] };
+        let call =
+            if name == "watch" { vec!["watch", &port, "0"] } else { vec!["call", &port, name, "0"] };
         let Some(mut peer) = Peer::start(&call) else { return };
         contexts.recv().await.unwrap();
         if name == "watch" {
