@@ -1,4 +1,4 @@
-//! What the layers of `wire` cost: `cargo bench --bench wire`, `-- --quick` for a short run.
+//! What the layers of `wire` cost: `cargo bench --bench wire`, `-- --quick` for a short run, `-- --in-process` for the first table alone.
 //!
 //! In the process, a call of a service with them takes turns with the same call without, on the clock of
 //! the thread. Over loopback, an axum server with them takes turns with the same server without, under `wrk` if there
@@ -22,6 +22,9 @@ fn main() {
     }
     let quick = given.iter().any(|arg| arg == "--quick");
     in_process::report(if quick { 11 } else { 101 });
+    if given.iter().any(|arg| arg == "--in-process") {
+        return;
+    }
     over_loopback::report(if quick { 3 } else { 21 });
 }
 
