@@ -17,6 +17,7 @@ use super::body::{Bounded, Start, Step, StepOf, hint};
 use super::call::{context_of, ended};
 use super::outbound::Outbound;
 use super::reply::Reply;
+use super::request_body;
 use super::send::SendLayer;
 use crate::context::Context;
 use crate::context::done::Wait;
@@ -32,8 +33,11 @@ use crate::error::{BoxError, Error};
 /// - otherwise the request's counts, with its values alone, and no longer than the current one's deadline.
 ///
 /// If the context has ended, the call fails at once and nothing is sent. If it ends during the call, the request is
-/// dropped, which resets an HTTP/2 stream and closes an HTTP/1 connection, so that the far side learns of it; so is
-/// a response's body that has not ended.
+/// dropped, which resets an HTTP/2 stream and closes an HTTP/1 connection, so that the far side learns of it. So is a
+/// response's body that has not ended, whether it is polled then or not. A request's body that is still open fails:
+/// tonic's and axum's by themselves, any other as a [`RequestBody`](crate::wire::RequestBody). Over HTTP/2 hyper sends
+/// no reset while it waits for the window of a far side that does not read. The call itself ends where it is polled:
+/// a future that is held and not polled lets what is under it go on.
 ///
 /// The error is then an [`Error`] in a box, or, for a gRPC call and with the feature `tonic`, the `Status`
 /// that says the same.
@@ -156,6 +160,7 @@ pub struct ClientService<S> {
 
 impl<S, A, B> Service<Request<A>> for ClientService<S>
 where
+    A: 'static,
     S: Service<Request<A>, Response = Response<B>> + Clone,
     S::Error: Into<BoxError>,
     B: Body + Send + 'static,
@@ -180,7 +185,10 @@ where
             outbound.inject(&ctx, request.headers_mut(), place)
         };
         let (call, refusal) = match told {
-            Ok(()) => (Some(self.inner.call(request)), None),
+            Ok(()) => {
+                request_body::bind(&ctx, request.body_mut());
+                (Some(self.inner.call(request)), None)
+            }
             Err(ended) => {
                 // What it reserved when it was made ready goes with it.
                 self.inner = self.inner.clone();
@@ -231,7 +239,11 @@ where
                 let (grpc, wait) = (*this.grpc, std::mem::replace(&mut *this.wait, never()));
                 Ok(response.map(|body| ClientBody { content: Content::new(body, wait, cx), grpc }))
             }
-            Poll::Ready(Err(error)) => Err(failed(error.into(), *this.grpc)),
+            // The end of the request's body, which the transport may report first, is the context's.
+            Poll::Ready(Err(error)) => match this.wait.ctx().err() {
+                Some(error) => Err(ended(error, *this.grpc)),
+                None => Err(failed(error.into(), *this.grpc)),
+            },
             Poll::Pending => Err(ended(ready!(this.wait.as_mut().poll(cx)), *this.grpc)),
         };
         this.call.set(None);

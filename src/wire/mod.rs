@@ -54,6 +54,8 @@ mod outcome;
 #[cfg(feature = "tower")]
 mod reply;
 #[cfg(feature = "tower")]
+mod request_body;
+#[cfg(feature = "tower")]
 mod request_line;
 #[cfg(feature = "tower")]
 mod route;
@@ -85,6 +87,9 @@ pub use end::RequestEnd;
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use finish::{FinishBody, FinishFuture, FinishLayer, FinishService};
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use request_body::RequestBody;
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use send::{SendFuture, SendLayer, SendService};

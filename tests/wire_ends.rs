@@ -1,0 +1,596 @@
+//! The ends of requests and calls, where nothing is polled: what a body holds goes at its context's end all the same,
+//! over real connections and in every race with a poll; and what lasts longer than its request.
+
+mod common;
+mod wire;
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Poll, Waker};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio_ctx::wire::{
+    ClientLayer, Inbound, Outbound, RequestBody, RequestEnd, ServerBody, ServerLayer,
+};
+use tokio_ctx::{BoxError, Context, Error, Shutdown};
+use tower::{Layer, ServiceExt, service_fn};
+
+use common::{Wakes, ended, ms, poll};
+use wire::{ChannelBody, Version, assert_left, channel_body, client, eventually, far_side, serve};
+
+/// Has a frame at every poll, or none ever; says when it is dropped, and what its context's end was then.
+struct Holder {
+    is_ready: bool,
+    dropped: Option<oneshot::Sender<Option<Error>>>,
+}
+
+impl Holder {
+    fn new(is_ready: bool) -> (Holder, oneshot::Receiver<Option<Error>>) {
+        let (tell, told) = oneshot::channel();
+        (Holder { is_ready, dropped: Some(tell) }, told)
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.dropped.take().unwrap().send(Context::current().err()).ok();
+    }
+}
+
+impl Body for Holder {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        static CHUNK: [u8; 16 << 10] = [b'x'; 16 << 10];
+        match self.is_ready {
+            true => Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&CHUNK))))),
+            false => Poll::Pending,
+        }
+    }
+}
+
+fn layer(inbound: Inbound) -> ServerLayer {
+    ServerLayer::new(Context::background(), inbound)
+}
+
+/// A server that answers each request with such a body; and what becomes of those.
+async fn holding(
+    version: Version,
+    layer: ServerLayer,
+    is_ready: bool,
+) -> (wire::Server, mpsc::UnboundedReceiver<(Context, oneshot::Receiver<Option<Error>>)>) {
+    let (seen, bodies) = mpsc::unbounded_channel();
+    let service = service_fn(move |_: Request<hyper::body::Incoming>| {
+        let (body, dropped) = Holder::new(is_ready);
+        seen.send((Context::current(), dropped)).unwrap();
+        async move { Ok::<_, Infallible>(Response::new(body)) }
+    });
+    (serve(version, layer.layer(service)).await, bodies)
+}
+
+/// A client that asks, and then reads nothing.
+async fn ask_and_stop_reading(version: Version, at: SocketAddr) -> Box<dyn Send> {
+    let mut stream = TcpStream::connect(at).await.unwrap();
+    match version {
+        Version::Http1 => {
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: far.side\r\n\r\n").await.unwrap();
+            Box::new(stream)
+        }
+        Version::Http2 => {
+            let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+            let connection = tokio::spawn(connection);
+            let request = Request::get(format!("http://{at}/")).body(()).unwrap();
+            let (response, _) = client.send_request(request, true).unwrap();
+            // The window is as large as its last reader left it: nothing is released.
+            let response = response.await.unwrap();
+            Box::new((client, response, connection))
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_keeps_nothing_beyond_the_deadline() {
+    for version in [Version::Http1, Version::Http2] {
+        for is_ready in [true, false] {
+            let layer = layer(Inbound::new().max_budget(ms(200)));
+            let (server, mut bodies) = holding(version, layer, is_ready).await;
+            let client = ask_and_stop_reading(version, server.at).await;
+            let (ctx, mut dropped) = bodies.recv().await.unwrap();
+            assert!(dropped.try_recv().is_err(), "{version:?}: it is kept until then");
+            let end = dropped.await.unwrap().expect("after the end, and in its context");
+            assert!(end.is_deadline_exceeded() && ctx.is_done(), "{version:?}");
+            let late = tokio::time::Instant::now() - ctx.deadline().unwrap();
+            assert!(late < ms(1000), "{version:?}: {late:?}");
+            drop(client);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_keeps_nothing_when_the_service_stops() {
+    for version in [Version::Http1, Version::Http2] {
+        let service = Context::background().with_cancel();
+        let layer = ServerLayer::new(service.clone(), Inbound::new());
+        let (server, mut bodies) = holding(version, layer, true).await;
+        let client = ask_and_stop_reading(version, server.at).await;
+        let (_, mut dropped) = bodies.recv().await.unwrap();
+        tokio::time::sleep(ms(50)).await;
+        assert!(dropped.try_recv().is_err());
+        service.cancel_with("maintenance");
+        assert!(dropped.await.unwrap().unwrap().is_canceled(), "{version:?}");
+        drop(client);
+    }
+}
+
+/// Over HTTP/1 the connection goes as well, though its client still reads nothing: hyper asks for more when it is woken.
+#[tokio::test]
+async fn an_http1_connection_of_such_a_client_closes() {
+    let (body, dropped) = Holder::new(true);
+    let body = Arc::new(Mutex::new(Some(body)));
+    let service = service_fn(move |_: Request<hyper::body::Incoming>| {
+        let body = body.lock().unwrap().take().unwrap();
+        async move { Ok::<_, Infallible>(Response::new(body)) }
+    });
+    let service = layer(Inbound::new().max_budget(ms(300))).layer(service);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = ask_and_stop_reading(Version::Http1, listener.local_addr().unwrap()).await;
+    let (stream, _) = listener.accept().await.unwrap();
+    let service = hyper_util::service::TowerToHyperService::new(service);
+    let http = hyper::server::conn::http1::Builder::new();
+    let served = tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
+    dropped.await.unwrap();
+    let served = tokio::time::timeout(ms(20_000), served).await.expect("it closes").unwrap();
+    assert!(served.unwrap_err().is_user(), "broken off by the body's error");
+    drop(client);
+}
+
+/// What was asked for last is not polled while what came before it fills the connection's window.
+#[tokio::test]
+async fn a_stream_without_a_window_keeps_nothing() {
+    let (server, mut bodies) =
+        holding(Version::Http2, layer(Inbound::new().max_budget(ms(300))), true).await;
+    let stream = TcpStream::connect(server.at).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut kept = Vec::new();
+    for _ in 0..4 {
+        let request = Request::get(format!("http://{}/", server.at)).body(()).unwrap();
+        kept.push(client.send_request(request, true).unwrap().0.await.unwrap());
+        tokio::time::sleep(ms(10)).await;
+    }
+    for _ in 0..4 {
+        let (_, dropped) = bodies.recv().await.unwrap();
+        assert!(dropped.await.unwrap().unwrap().is_deadline_exceeded());
+    }
+}
+
+#[tokio::test]
+async fn a_shutdown_does_not_wait_for_a_client_that_stops_reading() {
+    let shutdown = Shutdown::new(&Context::background()).grace(ms(100)).cleanup(ms(2000));
+    let layer = ServerLayer::with_shutdown(&shutdown, Inbound::new());
+    let (server, mut bodies) = holding(Version::Http2, layer, true).await;
+    let client = ask_and_stop_reading(Version::Http2, server.at).await;
+    let (_, dropped) = bodies.recv().await.unwrap();
+    shutdown.begin("over");
+    let start = std::time::Instant::now();
+    let report = shutdown.wait().await;
+    dropped.await.unwrap();
+    assert!(start.elapsed() < ms(1500), "it went with the hard end: {:?}", start.elapsed());
+    assert_eq!(report.overdue().len(), 1, "{report}");
+    drop(client);
+}
+
+// The client's side.
+
+#[tokio::test]
+async fn a_stream_that_is_held_ends_at_the_far_side() {
+    for version in [Version::Http1, Version::Http2] {
+        let (server, mut contexts) = far_side(version).await;
+        let client = ClientLayer::new(Outbound::new()).layer(client::<Empty<Bytes>>(version));
+        for polled in [false, true] {
+            let ctx = Context::background().with_cancel();
+            let request =
+                Request::get(format!("http://{}/stream", server.at)).body(Empty::new()).unwrap();
+            let mut response = ctx.scope(client.clone().oneshot(request)).await.unwrap();
+            if polled {
+                response.frame().await.unwrap().unwrap();
+                assert!(poll(pin!(response.frame()), Waker::noop()).is_pending());
+            }
+            let there = contexts.recv().await.unwrap();
+            assert!(!there.is_done());
+            ctx.cancel();
+            assert_left(&there).await;
+            drop(response);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_held_and_has_more_ends_at_the_far_side() {
+    for version in [Version::Http1, Version::Http2] {
+        let (server, mut bodies) = holding(version, layer(Inbound::new()), true).await;
+        let client = ClientLayer::new(Outbound::new()).layer(client::<Empty<Bytes>>(version));
+        let ctx = Context::background().with_cancel();
+        let request = Request::get(format!("http://{}/", server.at)).body(Empty::new()).unwrap();
+        let mut response = ctx.scope(client.oneshot(request)).await.unwrap();
+        response.frame().await.unwrap().unwrap();
+        let (there, mut dropped) = bodies.recv().await.unwrap();
+        tokio::time::sleep(ms(50)).await;
+        assert!(dropped.try_recv().is_err());
+        ctx.cancel();
+        dropped.await.unwrap();
+        assert_left(&there).await;
+        let error = loop {
+            match response.frame().await.unwrap() {
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert!(wire::context_error(error).is_canceled());
+    }
+}
+
+/// A far side that speaks bare HTTP/2: it answers with a head, or not, and says how each of its streams was reset.
+async fn resets(answers: bool) -> (SocketAddr, mpsc::UnboundedReceiver<h2::Reason>, Arc<AtomicUsize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let (tell, told) = mpsc::unbounded_channel();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counts = asked.clone();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        while let Some(Ok((mut request, mut respond))) = connection.accept().await {
+            let (tell, counts) = (tell.clone(), counts.clone());
+            tokio::spawn(async move {
+                let first = request.body_mut().data().await.unwrap().unwrap();
+                request.body_mut().flow_control().release_capacity(first.len()).unwrap();
+                counts.fetch_add(1, Ordering::SeqCst);
+                let mut open = None;
+                let reason = if answers {
+                    let send = open.insert(respond.send_response(Response::new(()), false).unwrap());
+                    std::future::poll_fn(|cx| send.poll_reset(cx)).await
+                } else {
+                    std::future::poll_fn(|cx| respond.poll_reset(cx)).await
+                };
+                tell.send(reason.unwrap()).unwrap();
+            });
+        }
+    });
+    (at, told, asked)
+}
+
+/// A call whose request is still being sent, in a body of each type that can be bound.
+async fn a_call_that_is_still_being_sent<B>(as_body: impl Fn(&Context, ChannelBody) -> B)
+where
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static,
+{
+    for answers in [false, true] {
+        let (at, mut told, asked) = resets(answers).await;
+        let client = ClientLayer::new(Outbound::new()).layer(client::<B>(Version::Http2));
+        for round in 1..=3 {
+            let ctx = Context::background().with_cancel();
+            let (send, body) = channel_body();
+            send.send(Ok(Frame::data("hello".into()))).unwrap();
+            let request = Request::post(format!("http://{at}/")).body(as_body(&ctx, body)).unwrap();
+            let call = tokio::spawn(ctx.scope(client.clone().oneshot(request)));
+            eventually("it arrives", || asked.load(Ordering::SeqCst) == round).await;
+            let held = if answers { Ok(call.await.unwrap().unwrap()) } else { Err(call) };
+            assert!(!send.is_closed());
+            ctx.cancel();
+            assert_eq!(told.recv().await.unwrap(), h2::Reason::CANCEL, "{answers}");
+            assert!(send.is_closed(), "the body is gone");
+            match held {
+                Ok(mut response) => {
+                    let error = response.frame().await.unwrap().unwrap_err();
+                    assert!(wire::context_error(error).is_canceled());
+                }
+                Err(call) => {
+                    let error = call.await.unwrap().unwrap_err();
+                    assert!(wire::context_error(error).is_canceled());
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_still_open_fails_at_the_end_and_the_far_side_is_told() {
+    a_call_that_is_still_being_sent(RequestBody::new).await;
+    a_call_that_is_still_being_sent(|_, body| axum::body::Body::new(body)).await;
+    a_call_that_is_still_being_sent(|_, body| tonic::body::Body::new(body)).await;
+}
+
+/// Bodies that are whole, and all that they say of themselves, pass through.
+#[tokio::test]
+async fn a_request_that_is_whole_is_sent_as_it_is() {
+    let ctx = Context::background().with_cancel();
+    let bound = RequestBody::new(&ctx, http_body_util::Full::<Bytes>::from("whole"));
+    assert_eq!(bound.size_hint().exact(), Some(5));
+    ctx.cancel();
+    assert_eq!(bound.collect().await.unwrap().to_bytes(), "whole");
+
+    let ctx = Context::background().with_cancel();
+    let (send, body) = channel_body();
+    let mut bound = RequestBody::new(&ctx, body);
+    for text in ["a", "b", "c"] {
+        send.send(Ok(Frame::data(text.into()))).unwrap();
+        assert_eq!(bound.frame().await.unwrap().unwrap().into_data().unwrap(), text);
+    }
+    send.send(Err("torn".into())).unwrap();
+    assert_eq!(bound.frame().await.unwrap().unwrap_err().to_string(), "torn");
+    assert!(bound.frame().await.is_none() && bound.is_end_stream());
+
+    // A body that always has more ends as well.
+    let (body, mut dropped) = Holder::new(true);
+    let mut bound = RequestBody::new(&ctx, body);
+    for _ in 0..3 {
+        bound.frame().await.unwrap().unwrap();
+    }
+    ctx.cancel_with("enough");
+    let error = loop {
+        if let Err(error) = bound.frame().await.unwrap() {
+            break error;
+        }
+    };
+    assert!(error.to_string().ends_with(": enough"), "{error}");
+    assert!(dropped.try_recv().is_ok());
+}
+
+// In the process: races, panics, and ends without a runtime.
+
+/// A response with that body, made by a handler of a service that `service` ends.
+async fn answered<B>(service: &Context, body: B) -> ServerBody<B>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    let body = Mutex::new(Some(body));
+    let handler = service_fn(|_: Request<()>| {
+        let body = body.lock().unwrap().take().unwrap();
+        async move { Ok::<_, Infallible>(Response::new(body)) }
+    });
+    let layer = ServerLayer::new(service.clone(), Inbound::new());
+    layer.layer(handler).oneshot(Request::new(())).await.unwrap().into_body()
+}
+
+#[test]
+fn a_body_goes_where_there_is_no_runtime() {
+    let service = Context::background().with_cancel();
+    let (body, mut dropped) = Holder::new(false);
+    let held = futures::executor::block_on(answered(&service, body));
+    assert!(dropped.try_recv().is_err());
+    service.cancel();
+    assert!(dropped.try_recv().unwrap().unwrap().is_canceled(), "within the cancel");
+    assert!(!held.is_end_stream(), "it has still to say so");
+}
+
+struct PanicsWhenDropped;
+
+impl Drop for PanicsWhenDropped {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("on purpose");
+        }
+    }
+}
+
+impl Body for PanicsWhenDropped {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Pending
+    }
+}
+
+#[test]
+fn a_body_that_panics_when_it_goes_costs_no_other() {
+    let service = Context::background().with_cancel();
+    let (body, mut dropped) = Holder::new(false);
+    let (first, second) = futures::executor::block_on(async {
+        (answered(&service, PanicsWhenDropped).await, answered(&service, body).await)
+    });
+    service.cancel();
+    assert!(dropped.try_recv().unwrap().is_some());
+    drop((first, second));
+}
+
+/// The end meets a poll, a drop, or neither: the body goes once, and what waits for a frame is woken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_races_polls_and_drops() {
+    for round in 0..600 {
+        let service = Context::background().with_cancel();
+        let (body, dropped) = Holder::new(round % 4 == 0);
+        let mut held = answered(&service, body).await;
+        let barrier = Arc::new(std::sync::Barrier::new(2));
+        let ending = std::thread::spawn({
+            let (barrier, canceler) = (barrier.clone(), service.canceler());
+            move || {
+                barrier.wait();
+                canceler.cancel();
+            }
+        });
+        let using = tokio::spawn(async move {
+            tokio::task::block_in_place(|| barrier.wait());
+            match round % 3 {
+                0 => drop(held),
+                // Ends, by whatever is first.
+                1 => while let Some(Ok(_)) = held.frame().await {},
+                _ => {
+                    let _polled = poll(pin!(held.frame()), Waker::noop());
+                    let _size = (held.size_hint(), held.is_end_stream());
+                    pending::<()>().await;
+                }
+            }
+        });
+        tokio::time::timeout(common::HANG, dropped).await.expect("it goes").unwrap();
+        ending.join().unwrap();
+        if round % 3 != 2 {
+            tokio::time::timeout(common::HANG, using).await.expect("it is woken").unwrap();
+        } else {
+            using.abort();
+        }
+    }
+}
+
+/// A body is asked for its size by whatever holds it, and moved to another task between two polls.
+#[tokio::test]
+async fn the_end_wakes_the_task_that_polled_last() {
+    let service = Context::background().with_cancel();
+    let (_send, body) = channel_body();
+    let mut held = answered(&service, body).await;
+    let tasks = [(); 2].map(|()| Wakes::new());
+    for (_, waker) in &tasks {
+        assert!(poll(pin!(held.frame()), waker).is_pending());
+        assert!(!held.is_end_stream() && held.size_hint().exact().is_none());
+    }
+    assert_eq!(Arc::strong_count(&tasks[0].0), 2, "the first one's waker is gone");
+    service.cancel();
+    assert_eq!((tasks[0].0.count(), tasks[1].0.count()), (0, 1));
+    assert!(held.frame().await.unwrap().is_err());
+}
+
+// Beyond the request.
+
+#[tokio::test]
+async fn what_lasts_longer_than_its_request_ends_with_the_service() {
+    struct Tenant(u8);
+    for nested in [false, true] {
+        for ends in [0, 1] {
+            let services = [(); 2].map(|()| Context::background().with_cancel());
+            let seen = Arc::new(Mutex::new(None));
+            let noting = seen.clone();
+            let handler = service_fn(move |_: Request<()>| {
+                let ctx = Context::current().with_value(Tenant(7)).with_timeout(common::LONG).detach();
+                *noting.lock().unwrap() = Some((ctx.clone(), ctx.beyond_request()));
+                async { Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())) }
+            });
+            let inner = ServerLayer::new(services[0].clone(), Inbound::new().max_budget(common::LONG));
+            let outer = ServerLayer::new(services[1].clone(), Inbound::new().max_budget(common::LONG));
+            if nested {
+                outer.layer(inner.layer(handler)).oneshot(Request::new(())).await.unwrap();
+            } else {
+                inner.layer(handler).oneshot(Request::new(())).await.unwrap();
+            }
+            let (request, beyond) = seen.lock().unwrap().take().unwrap();
+            assert_eq!(ended(&request).cause_as::<RequestEnd>(), Some(&RequestEnd::Answered));
+            assert!(!beyond.is_done() && beyond.deadline().is_none());
+            assert_eq!(beyond.value::<Tenant>().unwrap().0, 7);
+            // Again from there, it is the same.
+            assert!(!beyond.beyond_request().is_done());
+            services[ends].cancel();
+            assert_eq!(beyond.is_done(), nested || ends == 0, "{nested} {ends}");
+        }
+    }
+    // No request, no other context.
+    let ctx = Context::background().with_cancel();
+    let same = ctx.beyond_request();
+    ctx.cancel();
+    assert!(same.is_done() && !Context::background().beyond_request().is_done());
+}
+
+/// An upgraded connection, as a WebSocket is one: it outlives its request, and ends with the service.
+#[tokio::test]
+async fn an_upgraded_connection_ends_with_the_shutdown() {
+    let shutdown = Shutdown::new(&Context::background()).grace(ms(100));
+    let (seen, mut contexts) = mpsc::unbounded_channel();
+    let tracked = shutdown.clone();
+    let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
+        let ctx = Context::current();
+        seen.send(ctx.clone()).unwrap();
+        let socket = ctx.beyond_request();
+        let upgrade = hyper::upgrade::on(&mut request);
+        tracked.spawn(async move {
+            let mut stream = TokioIo::new(upgrade.await.unwrap());
+            let mut byte = [0];
+            // An echo.
+            while let Ok(Ok(1..)) = socket.run(stream.read(&mut byte)).await {
+                stream.write_all(&byte).await.unwrap();
+            }
+            stream.write_all(b"!").await.unwrap();
+        });
+        let upgraded = Response::builder()
+            .status(StatusCode::SWITCHING_PROTOCOLS)
+            .header("connection", "upgrade")
+            .header("upgrade", "echo");
+        async move { Ok::<_, Infallible>(upgraded.body(Empty::<Bytes>::new()).unwrap()) }
+    });
+    let layer = ServerLayer::with_shutdown(&shutdown, Inbound::new().max_budget(common::LONG));
+    let service = layer.layer(service);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let service = hyper_util::service::TowerToHyperService::new(service);
+        let http = hyper::server::conn::http1::Builder::new();
+        http.serve_connection(TokioIo::new(stream), service).with_upgrades().await.unwrap();
+    });
+    let mut client = TcpStream::connect(at).await.unwrap();
+    let head = "GET / HTTP/1.1\r\nhost: far.side\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+    client.write_all(head.as_bytes()).await.unwrap();
+    let mut told = Vec::new();
+    while !told.ends_with(b"\r\n\r\n") {
+        told.push(client.read_u8().await.unwrap());
+    }
+    assert!(told.starts_with(b"HTTP/1.1 101"));
+    let request = contexts.recv().await.unwrap();
+    eventually("the request is over", || request.is_done()).await;
+    for byte in *b"echo" {
+        client.write_u8(byte).await.unwrap();
+        assert_eq!(client.read_u8().await.unwrap(), byte);
+    }
+    shutdown.begin("over");
+    let report = shutdown.wait().await;
+    assert_eq!(report.overdue().len(), 1, "the socket's task, which had the grace: {report}");
+    assert_eq!(client.read_u8().await.unwrap(), b'!');
+}
+
+/// How many of something are left.
+#[tokio::test]
+async fn bodies_that_come_to_their_end_leave_nothing() {
+    static LEFT: AtomicUsize = AtomicUsize::new(0);
+    struct Counted<B>(B);
+    impl<B> Drop for Counted<B> {
+        fn drop(&mut self) {
+            LEFT.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    let service = Context::background().with_cancel();
+    for round in 0..100 {
+        LEFT.fetch_add(1, Ordering::SeqCst);
+        let counted = Counted(());
+        let (send, body) = channel_body();
+        let body = body.map_frame(move |frame| {
+            let _kept = &counted;
+            frame
+        });
+        let mut held = answered(&service, body).await;
+        send.send(Ok(Frame::data("a".into()))).unwrap();
+        held.frame().await.unwrap().unwrap();
+        if round % 2 == 0 {
+            drop(send);
+            assert!(held.frame().await.is_none());
+            assert_eq!(LEFT.load(Ordering::SeqCst), 0, "before it is dropped");
+        }
+        drop(held);
+        assert_eq!(LEFT.load(Ordering::SeqCst), 0);
+    }
+}
