@@ -63,6 +63,7 @@
 //! | ask whether an error is the context's, wherever it went | [`Error::find`] |
 //! | give each request of a server a context, and pass it on | `wire::ServerLayer`, `wire::ClientLayer` |
 //! | do that without tower | `Context::extract`, `Context::inject` |
+//! | end the calls that a peer cancels by a message (JSON-RPC, MCP, LSP) | [`wire::Calls`] |
 //!
 //! # One value
 //!
@@ -126,7 +127,7 @@
 //! - `signal`: the module `signal`, contexts that end on a signal.
 //! - `process`: the module `process`, child processes that end with a context.
 //! - `io`: the module `io`, readers and writers that do.
-//! - `http`: the module `wire`, a context in the headers of a request, or in what another transport has for them.
+//! - `http`: in the module `wire`, a context in the headers of a request, or in what another transport has for them.
 //! - `tower`: its layers for servers and clients.
 //! - `axum`: `Context` as an extractor, `Error` as a response.
 //! - `tonic`: `Error` as a `Status` and back, `Context` in requests.
@@ -168,8 +169,6 @@ pub mod testing;
 
 mod find;
 
-#[cfg(feature = "http")]
-#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub mod wire;
 
 // Costs nobody anything: there is nothing in it but documentation.

@@ -1,9 +1,15 @@
 //! The context of the task at hand.
+//!
+//! It is the thread's while the task is polled: what has a context lends it to the thread, and gets it back, so that no
+//! poll clones it.
 
+use std::cell::RefCell;
 use std::future::Future;
+use std::mem::{self, ManuallyDrop};
+use std::pin::Pin;
+use std::task::{self, Poll};
 
-#[cfg(feature = "tower")]
-use tokio::task::futures::TaskLocalFuture;
+use pin_project_lite::pin_project;
 
 use super::context::Context;
 #[cfg(feature = "tracing")]
@@ -11,13 +17,67 @@ use crate::error::{Error, ErrorKind};
 #[cfg(feature = "tracing")]
 use crate::trace::shielded;
 
-tokio::task_local! {
-    static CURRENT: Context;
+thread_local! {
+    /// None outside of all tasks that have one. Without a destructor of its own, so that it is there to the end of the
+    /// thread: what is lent is taken back before.
+    static CURRENT: RefCell<ManuallyDrop<Option<Context>>> = const { RefCell::new(ManuallyDrop::new(None)) };
 }
 
-/// A future that runs, and is dropped, with a context as the current one.
-#[cfg(feature = "tower")]
-pub(crate) type Scoped<F> = TaskLocalFuture<Context, F>;
+/// A context that is the current one until this is dropped.
+pub(crate) struct Entered<'a>(&'a mut Option<Context>);
+
+/// Makes the context in `lent` the current one.
+#[inline]
+pub(crate) fn enter(lent: &mut Option<Context>) -> Entered<'_> {
+    swap(lent);
+    Entered(lent)
+}
+
+impl Drop for Entered<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        swap(self.0);
+    }
+}
+
+#[inline]
+fn swap(lent: &mut Option<Context>) {
+    CURRENT.with(|current| mem::swap(&mut **current.borrow_mut(), lent));
+}
+
+pin_project! {
+    /// A future that is polled, and dropped, with its context as the current one.
+    struct Scoped<F> {
+        ctx: Option<Context>,
+        #[pin]
+        future: Option<F>,
+    }
+
+    impl<F> PinnedDrop for Scoped<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            if this.future.is_some() {
+                let _entered = enter(this.ctx);
+                this.future.set(None);
+            }
+        }
+    }
+}
+
+impl<F: Future> Future for Scoped<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<F::Output> {
+        let mut this = self.project();
+        let _entered = enter(this.ctx);
+        let future = this.future.as_mut().as_pin_mut().expect("polled again after it was ready");
+        let polled = future.poll(cx);
+        if polled.is_ready() {
+            this.future.set(None);
+        }
+        polled
+    }
+}
 
 impl Context {
     /// The task's context: the one of the innermost [`scope`](Self::scope), [`sync_scope`],
@@ -49,7 +109,7 @@ impl Context {
     ///
     /// [`sync_scope`]: Self::sync_scope
     pub fn current() -> Context {
-        CURRENT.try_with(Context::clone).unwrap_or_default()
+        CURRENT.with(|current| Option::clone(&current.borrow())).unwrap_or_default()
     }
 
     /// Runs a future with this context as [`current`](Self::current), whenever it is polled.
@@ -69,13 +129,7 @@ impl Context {
     /// # }
     /// ```
     pub fn scope<F: Future>(&self, f: F) -> impl Future<Output = F::Output> + use<F> {
-        CURRENT.scope(self.clone(), f)
-    }
-
-    /// [`scope`](Self::scope), of a type that has a name.
-    #[cfg(feature = "tower")]
-    pub(crate) fn scoped<F: Future>(self, f: F) -> Scoped<F> {
-        CURRENT.scope(self, f)
+        Scoped { ctx: Some(self.clone()), future: Some(f) }
     }
 
     /// Calls a function with this context as [`current`](Self::current).
@@ -88,7 +142,9 @@ impl Context {
     /// assert_eq!(found, Some(42));
     /// ```
     pub fn sync_scope<R>(&self, f: impl FnOnce() -> R) -> R {
-        CURRENT.sync_scope(self.clone(), f)
+        let mut lent = Some(self.clone());
+        let _entered = enter(&mut lent);
+        f()
     }
 
     /// Runs a future bounded by this context, with it as [`current`](Self::current), and in a span.

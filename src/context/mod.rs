@@ -7,7 +7,7 @@ mod after_func;
 pub(crate) mod census;
 #[allow(clippy::module_inception, reason = "the room's name is that of the type all of it is about")]
 mod context;
-mod current;
+pub(crate) mod current;
 mod derive;
 pub(crate) mod done;
 mod ended;
@@ -29,8 +29,6 @@ mod when;
 
 pub use after_func::AfterFunc;
 pub use context::Context;
-#[cfg(feature = "tower")]
-pub(crate) use current::Scoped;
 pub use done::{Done, DoneOwned};
 pub use ended::{Ended, EndedOwned};
 pub use ext::{Bounded, Checked, FutureExt, TryBounded};

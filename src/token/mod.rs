@@ -128,6 +128,7 @@ const DISTURBED: u16 = 1 << 12;
 /// Its deadline has a cause.
 const CAUSED: u16 = 1 << 13;
 /// It is a request's own: its parent is what serves.
+#[cfg(feature = "http")]
 const REQUEST: u16 = 1 << 14;
 
 pub(crate) struct Token {

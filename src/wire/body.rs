@@ -10,6 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::slot::Slot;
 use crate::context::Context;
+use crate::context::current::enter;
 use crate::context::done::Wait;
 use crate::error::Error;
 use crate::task::shutdown::Ticket;
@@ -84,6 +85,8 @@ struct Live<B: Body, C: Borrow<Context>> {
     /// What the context's end wakes: the slot.
     bell: Waker,
     wait: Wait<C>,
+    /// Lent to the thread while the body is polled, if it is to be the current one there.
+    ctx: Option<Context>,
     first: Option<Frame<B::Data>>,
     /// Whether the end wakes the task also after a frame. A transport that has one may wait for its peer.
     wakes: bool,
@@ -101,6 +104,7 @@ impl<B: Body + Send + 'static, C: Borrow<Context>> Bounded<B, C> {
     /// As `Wait::poll`: with a deadline, without a time driver.
     pub(crate) fn new(
         mut wait: Wait<C>,
+        ctx: Option<Context>,
         body: Pin<Box<B>>,
         first: Option<Frame<B::Data>>,
         ticket: Option<Ticket>,
@@ -111,7 +115,7 @@ impl<B: Body + Send + 'static, C: Borrow<Context>> Bounded<B, C> {
         if Pin::new(&mut wait).poll(&mut task::Context::from_waker(&bell)).is_ready() {
             bell.wake_by_ref();
         }
-        Bounded { live: Some(Live { slot, bell, wait, first, wakes }), ticket: None }
+        Bounded { live: Some(Live { slot, bell, wait, ctx, first, wakes }), ticket: None }
     }
 }
 
@@ -127,10 +131,10 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
         let Some((mut held, waker)) = live.slot.take() else {
             return Poll::Ready(ctx.err().map_or(Step::Over, Step::Ended));
         };
-        let polled = {
-            let _at_work = held.ticket.as_ref().map(Ticket::at_work);
-            ctx.sync_scope(|| held.body.as_mut().poll_frame(cx))
-        };
+        let at_work = held.ticket.as_ref().map(Ticket::at_work);
+        let entered = live.ctx.is_some().then(|| enter(&mut live.ctx));
+        let polled = held.body.as_mut().poll_frame(cx);
+        drop((entered, at_work));
         let step = match polled {
             Poll::Ready(Some(Ok(frame))) if is_last(&frame, &*held.body) => Step::Last(frame),
             Poll::Ready(Some(Ok(frame))) => {
@@ -164,19 +168,19 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
             }
         };
         let Held { body, ticket } = held;
-        ctx.sync_scope(|| drop(body));
+        let entered = live.ctx.is_some().then(|| enter(&mut live.ctx));
+        drop(body);
+        drop(entered);
         self.ticket = ticket;
         Poll::Ready(step)
     }
 
     /// Lets go of the context. The body is over.
     pub(crate) fn finish(&mut self) {
-        if let Some(Live { slot, bell, mut wait, .. }) = self.live.take() {
+        if let Some(Live { slot, bell, mut wait, ctx, .. }) = self.live.take() {
             wait.leave();
-            let held = slot.take();
-            slot.ctx().sync_scope(|| drop(held));
             // All handles of the context but the owner's: what nothing else sees needs no end.
-            drop((slot, bell));
+            drop((slot, bell, ctx));
             drop(wait);
         }
         self.ticket = None;

@@ -308,7 +308,7 @@ impl<B: Body + Send + 'static> Content<B> {
             }
             // The end wakes the task only while that waits for a frame: what has one may do something else.
             Start::Part(body, first) => {
-                Content::Part { body: Bounded::new(wait, body, first, None, false) }
+                Content::Part { body: Bounded::new(wait, None, body, first, None, false) }
             }
         }
     }

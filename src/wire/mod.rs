@@ -14,6 +14,7 @@
 //! | any other client, `reqwest` say | `http` | [`Context::inject`](crate::Context::inject), and [`run`](crate::Context::run) around the call |
 //! | any other transport: metadata, string maps, NATS, AMQP, Kafka | `http` | the same two, with a [`Carrier`] |
 //! | what rests in a queue | `http` | [`DeadlineAt`] |
+//! | calls that a peer cancels by a message: JSON-RPC, MCP, LSP | none | [`Calls`] |
 //! | the request's context in an axum handler | `axum` | [`Context`](crate::Context) as an argument; `?` on an [`Error`](crate::Error) answers 504 or 503 |
 //! | the request's context in a tonic handler | `tonic` | [`Context::of_request`](crate::Context::of_request); `?` on an `Error` gives a `Status` |
 //!
@@ -28,13 +29,23 @@
 //!   for an acknowledgment. tonic's channels set it; hyper-util's `HttpConnector` and `axum::serve` have to be told.
 //! - A proxy that buffers hides a client that has left, and one that retries sends the same time twice.
 
+mod calls;
+
+#[cfg(feature = "http")]
 mod baggage;
+#[cfg(feature = "http")]
 mod carrier;
+#[cfg(feature = "http")]
 mod date;
+#[cfg(feature = "http")]
 mod inbound;
+#[cfg(feature = "http")]
 mod outbound;
+#[cfg(feature = "http")]
 mod timeout;
+#[cfg(feature = "http")]
 mod travel;
+#[cfg(feature = "http")]
 mod warn;
 
 #[cfg(feature = "tower")]
@@ -71,11 +82,25 @@ mod axum;
 #[cfg(feature = "tonic")]
 mod tonic;
 
+pub use calls::{Call, Calls, CanceledByPeer, ConnectionLost, IdInUse};
+
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use carrier::{Carrier, GetWith, NotSent, SetWith, get_with, set_with};
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use date::DeadlineAt;
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use inbound::{Budget, Inbound};
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use outbound::Outbound;
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use timeout::{BadHeader, DeadlineHeader};
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use travel::Travel;
 
 #[cfg(feature = "tower")]

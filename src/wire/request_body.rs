@@ -132,7 +132,7 @@ impl<B: Body + Send + 'static> RequestBody<B> {
     fn bind(&mut self, first: Option<Frame<B::Data>>) {
         if let State::Fresh { ctx, body, .. } = std::mem::replace(&mut self.0, State::Over) {
             // What sends it may wait for its peer, and is woken to hear of the end.
-            self.0 = State::Bound(Bounded::new(Wait::new(ctx), body, first, None, true));
+            self.0 = State::Bound(Bounded::new(Wait::new(ctx), None, body, first, None, true));
         }
     }
 }

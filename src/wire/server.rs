@@ -24,9 +24,10 @@ use super::outcome::Outcome;
 use super::reply::{Closing, Last, Reply};
 use super::request_line::RequestLine;
 use super::route::Routes;
+use crate::context::Context;
+use crate::context::current::enter;
 use crate::context::done::Wait;
 use crate::context::refusal::Entry;
-use crate::context::{Context, Scoped};
 use crate::error::BoxError;
 use crate::task::Shutdown;
 use crate::task::shutdown::Ticket;
@@ -253,10 +254,14 @@ where
         let ctx = scope.context().clone();
         request.extensions_mut().insert(ctx.clone());
         let mut scope = RequestScope::new(scope, place);
-        let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
+        let mut ctx = Some(ctx);
+        scope.expect(RequestEnd::Panicked);
+        let entered = enter(&mut ctx);
+        let handler = Some(self.inner.call(request));
+        drop(entered);
+        scope.expect(RequestEnd::Dropped);
         let live = Some(Live { wait: Wait::new(scope), reply, bodiless });
-        let handler = Some(ctx.scoped(handler));
-        ServerFuture { live, refusal: None, entry: Entry::Fresh, handler, ticket }
+        ServerFuture { live, refusal: None, entry: Entry::Fresh, ctx, handler, ticket }
     }
 }
 
@@ -298,18 +303,31 @@ pin_project! {
         // The layer's own answer, for a request that the handler is not asked.
         refusal: Option<Box<Response<Bytes>>>,
         entry: Entry,
-        // After the context's end: what it does when it is dropped may look at why.
+        // Lent to the thread while the handler is polled.
+        ctx: Option<Context>,
         #[pin]
-        handler: Option<Scoped<F>>,
+        handler: Option<F>,
         // Last: the request is over when all that it held is gone.
         ticket: Option<Ticket>,
+    }
+
+    impl<F> PinnedDrop for ServerFuture<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            // In this order: what a handler does when it is dropped may look at why.
+            *this.live = None;
+            if this.handler.is_some() {
+                let _entered = enter(this.ctx);
+                this.handler.set(None);
+            }
+        }
     }
 }
 
 impl<F> ServerFuture<F> {
     fn refused(response: Response<Bytes>) -> Self {
         let (refusal, entry) = (Some(Box::new(response)), Entry::Fresh);
-        ServerFuture { live: None, refusal, entry, handler: None, ticket: None }
+        ServerFuture { live: None, refusal, entry, ctx: None, handler: None, ticket: None }
     }
 }
 
@@ -331,31 +349,35 @@ where
         }
         let live = this.live.as_mut().expect(OVER);
         let handler = this.handler.as_mut().as_pin_mut().expect(OVER);
-        let polled = {
-            let _at_work = this.ticket.as_ref().map(Ticket::at_work);
-            live.wait.owner_mut().watch(|| handler.poll(cx))
-        };
-        let ended = match polled {
-            Poll::Ready(_) => None,
-            Poll::Pending => Some(ready!(Pin::new(&mut live.wait).poll(cx))),
-        };
-        let live = this.live.take().expect(OVER);
-        if let Some(ended) = ended {
-            let response = live.reply.ended(Outcome::of_request(&ended));
-            drop(live);
+        live.wait.owner_mut().expect(RequestEnd::Panicked);
+        let at_work = this.ticket.as_ref().map(Ticket::at_work);
+        let entered = enter(this.ctx);
+        let polled = handler.poll(cx);
+        if polled.is_ready() {
             this.handler.set(None);
-            *this.ticket = None;
-            return Poll::Ready(Ok(response.map(ServerBody::own)));
         }
-        this.handler.set(None);
+        drop((entered, at_work));
+        live.wait.owner_mut().expect(RequestEnd::Dropped);
         match polled {
-            Poll::Ready(Ok(response)) => Poll::Ready(Ok(live.respond(response, this.ticket.take(), cx))),
+            Poll::Ready(Ok(response)) => {
+                let (live, ctx) = (this.live.take().expect(OVER), this.ctx.take());
+                Poll::Ready(Ok(live.respond(response, ctx, this.ticket.take(), cx)))
+            }
             Poll::Ready(Err(error)) => {
-                live.fail();
-                *this.ticket = None;
+                live.wait.owner_mut().expect(RequestEnd::Failed);
+                (*this.live, *this.ctx, *this.ticket) = (None, None, None);
                 Poll::Ready(Err(error))
             }
-            Poll::Pending => unreachable!("it has ended"),
+            Poll::Pending => {
+                let ended = ready!(Pin::new(&mut live.wait).poll(cx));
+                let response = live.reply.ended(Outcome::of_request(&ended));
+                *this.live = None;
+                let entered = enter(this.ctx);
+                this.handler.set(None);
+                drop(entered);
+                (*this.ctx, *this.ticket) = (None, None);
+                Poll::Ready(Ok(response.map(ServerBody::own)))
+            }
         }
     }
 }
@@ -368,14 +390,11 @@ impl<F> fmt::Debug for ServerFuture<F> {
 }
 
 impl Live {
-    fn fail(mut self) {
-        self.wait.owner_mut().expect(RequestEnd::Failed);
-    }
-
     /// The response, whose body keeps the request's context, and its ticket, until it is over.
     fn respond<B: Body + Send + 'static>(
         mut self,
         response: Response<B>,
+        ctx: Option<Context>,
         ticket: Option<Ticket>,
         cx: &mut task::Context<'_>,
     ) -> Response<ServerBody<B>> {
@@ -399,7 +418,7 @@ impl Live {
         let closing = self.reply.closing(&head.headers);
         let content = match is_over {
             true => Content::Over { body },
-            false => self.begin(body, is_silent, ticket, cx),
+            false => self.begin(body, is_silent, ctx, ticket, cx),
         };
         Response::from_parts(head, ServerBody { content, closing, left })
     }
@@ -408,24 +427,30 @@ impl Live {
         mut self,
         body: B,
         is_silent: bool,
+        mut ctx: Option<Context>,
         ticket: Option<Ticket>,
         cx: &mut task::Context<'_>,
     ) -> Content<B> {
         let start = if is_silent {
             Start::Part(Box::pin(body), None)
         } else {
-            let ctx = self.wait.ctx().clone();
-            let _at_work = ticket.as_ref().map(Ticket::at_work);
-            ctx.sync_scope(|| self.wait.owner_mut().watch(|| Start::poll(body, cx)))
+            let how = self.wait.owner_mut().expect(RequestEnd::Panicked);
+            let at_work = ticket.as_ref().map(Ticket::at_work);
+            let entered = enter(&mut ctx);
+            let start = Start::poll(body, cx);
+            drop((entered, at_work));
+            self.wait.owner_mut().expect(how);
+            start
         };
         match start {
             Start::Whole(step) => {
                 // Nothing waits here any more: the end need not wake this task.
                 self.wait.leave();
+                drop(ctx);
                 Content::Whole { request: Some(self.wait), step: Some(step), ticket }
             }
             Start::Part(body, first) => {
-                Content::Part { body: Bounded::new(self.wait, body, first, ticket, true) }
+                Content::Part { body: Bounded::new(self.wait, ctx, body, first, ticket, true) }
             }
         }
     }
