@@ -32,12 +32,14 @@ use crate::error::{BoxError, Error};
 ///   [`within`](Context::within) a shorter time, the current one counts, with the values of both;
 /// - otherwise the request's counts, with its values alone, and no longer than the current one's deadline.
 ///
+/// A call that is to have more than the current context is made in the [`scope`](Context::scope) of another.
+///
 /// If the context has ended, the call fails at once and nothing is sent. If it ends during the call, the request is
-/// dropped, which resets an HTTP/2 stream and closes an HTTP/1 connection, so that the far side learns of it. So is a
-/// response's body that has not ended, whether it is polled then or not. A request's body that is still open fails:
-/// tonic's and axum's by themselves, any other as a [`RequestBody`](crate::wire::RequestBody). Over HTTP/2 hyper sends
-/// no reset while it waits for the window of a far side that does not read. The call itself ends where it is polled:
-/// a future that is held and not polled lets what is under it go on.
+/// dropped, which resets an HTTP/2 stream and closes an HTTP/1 connection, so that the far side learns of it. So is
+/// a response's body that has not ended, whether it is polled then or not. A request's body that is still open
+/// fails: tonic's and axum's by themselves, any other as a [`RequestBody`](crate::wire::RequestBody). Over HTTP/2
+/// hyper sends no reset while it waits for the window of a far side that does not read. The call itself ends where
+/// it is polled: a future that is held and not polled lets what is under it go on.
 ///
 /// The error is then an [`Error`] in a box, or, for a gRPC call and with the feature `tonic`, the `Status`
 /// that says the same.

@@ -108,8 +108,9 @@ impl Outbound {
     /// The counterpart of [`Inbound::untrusted`](super::Inbound::untrusted), which believes nothing of it here; the
     /// next service would. Before anything is written, these are removed: every deadline header that this crate
     /// knows, those of Envoy's that set timeouts and retries, the headers of the values that this outbound carries,
-    /// and `baggage` whole. What is sent is then this context's alone, and nothing where it has nothing to say. For
-    /// others, `x-user-id` or `traceparent` say, see [`strip`](Self::strip).
+    /// and `baggage` whole. What is sent is then this context's alone, and nothing where it has nothing to say; a
+    /// timeout that was set for this call by hand, as tonic's `Request::set_timeout` does, is gone as well, and
+    /// belongs into the context. For others, `x-user-id` or `traceparent` say, see [`strip`](Self::strip).
     ///
     /// ```
     /// use http::HeaderMap;

@@ -151,9 +151,10 @@ impl ServerLayer {
     /// Other rules for the requests of one route: more time than the server gives, none at all, or a minimum.
     ///
     /// They replace those of the layer, rather than to add to them: begin with a clone of the server's [`Inbound`].
-    /// The route is the path as it was sent, or all paths below it with a `*` behind the last slash, as
-    /// `/grpc.health.v1.Health/*`. With the feature `axum` and the layer within [`Router::layer`] it is also the
-    /// path of a route as the router has it, `/report/{id}`. The first that matches counts.
+    /// The route is a path, as it was sent or with parameters in axum's way (`/report/{id}`, `/files/{*path}`); all
+    /// that is below a path with `/*` at its end, as `/grpc.health.v1.Health/*`. With the feature `axum` and the
+    /// layer within [`Router::layer`] the route that the router has matched counts as well, nested ones with their
+    /// prefix. The first that matches counts.
     ///
     /// Within another such layer, a request gets no more than that one gives: put the rules where the limit is set.
     ///
