@@ -43,7 +43,7 @@ use tower::util::BoxCloneService;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 use common::{LONG, ms};
-use grpc::{SERVING, ask, serving};
+use grpc::{SERVING, ask, channel, finishing, serving};
 use wire::{Version, eventually, serve};
 
 // The time when a request is sent.
@@ -244,6 +244,37 @@ async fn a_refused_call_that_is_kept_holds_up_nobody() {
     let answer =
         Context::background().within(LONG, async |_| client.check(ask("")).await).await.unwrap();
     assert_eq!(answer.unwrap().into_inner(), SERVING);
+}
+
+// Handlers that finish without their client.
+
+#[tokio::test]
+async fn tonics_handlers_finish_by_their_deadline_though_the_caller_has_left() {
+    let (at, mut contexts) = finishing(Inbound::new().max_budget(ms(1_500))).await;
+    let mut client = HealthClient::new(channel(at));
+    assert_eq!(client.check(ask("")).await.unwrap().into_inner(), SERVING);
+    let answered = contexts.recv().await.unwrap();
+    eventually("the answer ends it", || answered.is_done()).await;
+
+    let call = tokio::spawn(async move { client.check(ask("stuck")).await.map(drop) });
+    let ctx = contexts.recv().await.unwrap();
+    call.abort();
+    assert!(call.await.is_err_and(|gone| gone.is_cancelled()));
+    // Nothing has ended it when its time is up: the stream was reset long ago.
+    assert!(ctx.done().await.is_deadline_exceeded());
+
+    // A caller that stays is told.
+    let status = HealthClient::new(channel(at)).check(ask("late")).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    // A stream goes on for as long as it has a reader.
+    let mut client = HealthClient::new(channel(at));
+    let mut stream = client.watch(ask("")).await.unwrap().into_inner();
+    assert_eq!(stream.message().await.unwrap(), Some(SERVING));
+    contexts.recv().await.unwrap();
+    let ctx = contexts.recv().await.unwrap();
+    assert!(!ctx.is_done());
+    drop((stream, client));
+    eventually("the end of the body ends it", || ctx.is_done()).await;
 }
 
 // OpenTelemetry.
