@@ -354,6 +354,31 @@ impl<C: Carrier + ?Sized> Carrier for &mut C {
     }
 }
 
+/// A carrier behind a reference, whatever its size: it is only read.
+pub(crate) struct ByRef<'a, C: ?Sized>(pub(crate) &'a C);
+
+impl<C: Carrier + ?Sized> Carrier for ByRef<'_, C> {
+    fn get(&self, key: &str) -> Option<&[u8]> {
+        self.0.get(key)
+    }
+
+    fn get_all(&self, key: &str) -> Vec<&[u8]> {
+        self.0.get_all(key)
+    }
+
+    fn set(&mut self, _key: &str, _value: &str) -> Result<(), BoxError> {
+        Err(READ_ONLY.into())
+    }
+
+    fn remove(&mut self, _key: &str) {}
+
+    fn as_headers(&self) -> Option<&HeaderMap> {
+        self.0.as_headers()
+    }
+}
+
+const READ_ONLY: &str = "the carrier can only be read";
+
 /// A carrier to [`extract`](crate::Context::extract) from, made of a function that looks a key up.
 ///
 /// For what this crate does not know: OpenTelemetry's `Extractor`, the headers of NATS, AMQP or Kafka. The keys it is
@@ -400,7 +425,7 @@ where
     }
 
     fn set(&mut self, _key: &str, _value: &str) -> Result<(), BoxError> {
-        Err("the carrier can only be read".into())
+        Err(READ_ONLY.into())
     }
 
     fn remove(&mut self, _key: &str) {}

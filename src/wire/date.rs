@@ -27,6 +27,8 @@ use super::timeout::{BadHeader, Digits, Flaw, number};
 /// [`Budget::Caller`](super::Budget): the message is not worth beginning. A date that is there twice, or is none,
 /// is a bad header, and treated as such.
 ///
+/// The clock is the system's, also in a test in which Tokio's is paused.
+///
 /// ```
 /// use std::collections::HashMap;
 /// use std::time::Duration;

@@ -41,6 +41,10 @@ use crate::task::shutdown::Ticket;
 /// handler has the current context. What is to last as long as the service, rather than the request, takes
 /// [`beyond_request`](Context::beyond_request) and no layer.
 ///
+/// # Panics
+///
+/// A call panics outside of a runtime, as [`tokio::spawn`] does.
+///
 /// ```
 /// use axum::{Router, routing::post};
 /// use tokio_ctx::wire::{FinishLayer, Inbound, ServerLayer};
@@ -130,9 +134,6 @@ where
         self.inner.poll_ready(cx)
     }
 
-    /// # Panics
-    ///
-    /// Outside of a runtime.
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
         let FinishLayer { shutdown, place } = &self.layer;
         let reply = Reply::to(&request);

@@ -3,7 +3,7 @@
 use std::panic::Location;
 use std::time::Duration;
 
-use super::carrier::{self, Carrier};
+use super::carrier::{self, ByRef, Carrier};
 use super::date::DeadlineAt;
 use super::timeout::{BadHeader, DeadlineHeader};
 use super::travel::{Carried, Travel};
@@ -297,8 +297,8 @@ impl Inbound {
     /// headers.insert("grpc-timeout", "2S".parse().unwrap());
     /// assert_eq!(Inbound::new().budget(&headers).unwrap(), Some(Duration::from_secs(2)));
     /// ```
-    pub fn budget<C: Carrier>(&self, carrier: &C) -> Result<Option<Duration>, BadHeader> {
-        Ok(self.told(carrier)?.map(|(budget, _)| budget))
+    pub fn budget<C: Carrier + ?Sized>(&self, carrier: &C) -> Result<Option<Duration>, BadHeader> {
+        Ok(self.told(&ByRef(carrier))?.map(|(budget, _)| budget))
     }
 
     fn told(&self, carrier: &dyn Carrier) -> Result<Option<(Duration, Budget)>, BadHeader> {
@@ -403,7 +403,11 @@ impl Context {
     /// ```
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     #[track_caller]
-    pub fn extract<C: Carrier>(&self, carrier: &C, inbound: &Inbound) -> Result<CancelScope, BadHeader> {
-        inbound.derive(self, carrier, Location::caller(), |_| Duration::ZERO)
+    pub fn extract<C: Carrier + ?Sized>(
+        &self,
+        carrier: &C,
+        inbound: &Inbound,
+    ) -> Result<CancelScope, BadHeader> {
+        inbound.derive(self, &ByRef(carrier), Location::caller(), |_| Duration::ZERO)
     }
 }

@@ -380,8 +380,8 @@ impl Context {
     /// ```
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     #[track_caller]
-    pub fn inject<C: Carrier>(&self, carrier: &mut C) -> Result<(), Error> {
-        Outbound::new().inject(self, carrier, Location::caller())
+    pub fn inject<C: Carrier + ?Sized>(&self, mut carrier: &mut C) -> Result<(), Error> {
+        Outbound::new().inject(self, &mut carrier, Location::caller())
     }
 
     /// [`inject`](Self::inject), with headers, a margin and values of your choice.
@@ -406,7 +406,11 @@ impl Context {
     /// ```
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     #[track_caller]
-    pub fn inject_with<C: Carrier>(&self, carrier: &mut C, outbound: &Outbound) -> Result<(), Error> {
-        outbound.inject(self, carrier, Location::caller())
+    pub fn inject_with<C: Carrier + ?Sized>(
+        &self,
+        mut carrier: &mut C,
+        outbound: &Outbound,
+    ) -> Result<(), Error> {
+        outbound.inject(self, &mut carrier, Location::caller())
     }
 }
