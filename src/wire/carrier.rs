@@ -98,7 +98,7 @@ pub(crate) fn values<'a>(carrier: &'a dyn Carrier, name: &HeaderName) -> Vec<&'a
 pub(crate) fn only<'a>(
     carrier: &'a dyn Carrier,
     name: &HeaderName,
-) -> Result<Option<&'a [u8]>, Several> {
+) -> Only<'a> {
     let Some(headers) = carrier.as_headers() else {
         let values = carrier.get_all(name.as_str());
         return if values.len() > 1 { Err(Several) } else { Ok(values.first().copied()) };
@@ -110,26 +110,38 @@ pub(crate) fn only<'a>(
     }
 }
 
-/// Which of some names may have a value: a bit for each, the last for all from the 64th on.
+/// So many names are looked for in one walk.
+pub(crate) const FEW: usize = 4;
+
+/// [`only`] for each of a few names.
 ///
 /// One walk over the headers, mostly a few, costs less than a look-up of each name, mostly none of which is there.
-pub(crate) fn present<'a, N>(carrier: &dyn Carrier, names: impl Fn() -> N) -> u64
-where
-    N: Iterator<Item = &'a HeaderName>,
-{
-    let Some(headers) = carrier.as_headers() else { return u64::MAX };
-    let mut present = 0;
-    for key in headers.keys() {
-        for (nth, name) in names().enumerate() {
-            // Most differ in length.
-            if key.as_str().len() == name.as_str().len() && key == name {
-                present |= 1 << nth.min(63);
+pub(crate) fn only_each<'a, 'n>(
+    carrier: &'a dyn Carrier,
+    names: impl Iterator<Item = &'n HeaderName> + Clone,
+) -> [Only<'a>; FEW] {
+    let mut found = [Ok(None); FEW];
+    let Some(headers) = carrier.as_headers() else {
+        found.iter_mut().zip(names).for_each(|(found, name)| *found = only(carrier, name));
+        return found;
+    };
+    // Most keys have none of the lengths.
+    let length = |name: &HeaderName| 1_u64 << (name.as_str().len() % 64);
+    let lengths = names.clone().fold(0, |lengths, name| lengths | length(name));
+    for (key, value) in headers.iter().filter(|(key, _)| lengths & length(key) != 0) {
+        for (found, name) in found.iter_mut().zip(names.clone()) {
+            if key == name {
+                *found = if let Ok(None) = found { Ok(Some(value.as_bytes())) } else { Err(Several) };
             }
         }
     }
-    present
+    found
 }
 
+/// The value under a name, if there is one and no other.
+pub(crate) type Only<'a> = Result<Option<&'a [u8]>, Several>;
+
+#[derive(Clone, Copy)]
 pub(crate) struct Several;
 
 pub(crate) fn set(carrier: &mut dyn Carrier, name: &HeaderName, value: &str) -> Result<(), NotSent> {

@@ -305,25 +305,28 @@ impl Inbound {
         let mut told = None;
         let mut wrong = false;
         if !self.untrusted {
-            let is_there = carrier::present(carrier, || self.believed.iter().map(DeadlineHeader::name));
-            let believed = self.believed.iter().enumerate();
-            let times = believed
-                .filter(|(nth, _)| is_there & (1 << nth.min(&63)) != 0)
-                .map(|(_, header)| (header.read_from(carrier), None));
-            let dates = self.date.iter().map(|date| (date.read_from(carrier), Some(date.max())));
-            for (read, max) in times.chain(dates) {
-                match read {
-                    Ok(timeout) => {
-                        let max = max.filter(|_| timeout.is_some());
-                        told = earliest(told, timeout, Budget::Caller);
-                        told = earliest(told, max, Budget::Maximum);
-                    }
-                    Err(bad) if self.strict => return Err(bad),
-                    Err(bad) => {
-                        warn(bad.name().as_str(), &bad);
-                        wrong = true;
-                    }
+            let mut take = |read: Result<Option<Duration>, BadHeader>, max: Option<Duration>| match read {
+                Ok(None) => Ok(()),
+                Ok(timeout) => {
+                    told = earliest(told, timeout, Budget::Caller);
+                    told = earliest(told, max, Budget::Maximum);
+                    Ok(())
                 }
+                Err(bad) if self.strict => Err(bad),
+                Err(bad) => {
+                    warn(bad.name().as_str(), &bad);
+                    wrong = true;
+                    Ok(())
+                }
+            };
+            for few in self.believed.chunks(carrier::FEW) {
+                let values = carrier::only_each(carrier, few.iter().map(DeadlineHeader::name));
+                for (header, value) in few.iter().zip(values) {
+                    take(header.read_value(value), None)?;
+                }
+            }
+            if let Some(date) = &self.date {
+                take(date.read_from(carrier), Some(date.max()))?;
             }
         }
         if wrong || told.is_none() {

@@ -111,8 +111,13 @@ impl DeadlineHeader {
     }
 
     pub(crate) fn read_from(&self, carrier: &dyn Carrier) -> Result<Option<Duration>, BadHeader> {
+        self.read_value(carrier::only(carrier, self.name()))
+    }
+
+    #[inline]
+    pub(crate) fn read_value(&self, value: carrier::Only<'_>) -> Result<Option<Duration>, BadHeader> {
         let bad = |flaw| BadHeader::new(self.name(), flaw);
-        let value = match carrier::only(carrier, self.name()) {
+        let value = match value {
             Ok(None) => return Ok(None),
             Ok(Some(value)) => value,
             Err(carrier::Several) => return Err(bad(Flaw::Repeated)),
