@@ -1,4 +1,4 @@
-//! Which rules a request is under: those of its route, or the server's.
+//! Selects the rules of a request: those of its route, or the server's.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use http::Request;
 
 use super::inbound::Inbound;
 
-/// The rules of single routes, in the order in which they were given.
+/// The rules of single routes, in the order in which they were added.
 #[derive(Clone, Default)]
 pub(crate) struct Routes(Vec<(String, Inbound)>);
 
@@ -15,7 +15,7 @@ impl Routes {
         self.0.push((route.into(), inbound));
     }
 
-    /// The rules of the first route that matches this request, otherwise `usual`.
+    /// Returns the rules of the first route that matches this request, or else `usual`.
     pub(crate) fn rules<'a, A>(&'a self, request: &Request<A>, usual: &'a Inbound) -> &'a Inbound {
         if self.0.is_empty() {
             return usual;
@@ -33,7 +33,7 @@ impl Routes {
     }
 }
 
-/// Whether a path is of a route as axum writes it, or below one that ends in `/*`.
+/// Returns whether a path matches a route in axum's syntax, or a prefix that ends in `/*`.
 fn covers(route: &str, path: &str) -> bool {
     let (mut route, mut path) = (route.split('/'), path.split('/'));
     loop {
