@@ -72,7 +72,9 @@ where
         let tasks: Vec<_> = (0..AT_ONCE)
             .map(|_| {
                 let client = tonic::client::Grpc::new(service.clone());
-                tokio::spawn(Context::background().with_timeout(ROUND * 100).detach().scope(calls(client, until)))
+                tokio::spawn(
+                    Context::background().with_timeout(ROUND * 100).detach().scope(calls(client, until)),
+                )
             })
             .collect();
         let mut sum = 0;

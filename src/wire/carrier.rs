@@ -95,10 +95,7 @@ pub(crate) fn values<'a>(carrier: &'a dyn Carrier, name: &HeaderName) -> Vec<&'a
 }
 
 /// The only value under a name; `Err` if there are several.
-pub(crate) fn only<'a>(
-    carrier: &'a dyn Carrier,
-    name: &HeaderName,
-) -> Only<'a> {
+pub(crate) fn only<'a>(carrier: &'a dyn Carrier, name: &HeaderName) -> Only<'a> {
     let Some(headers) = carrier.as_headers() else {
         let values = carrier.get_all(name.as_str());
         return if values.len() > 1 { Err(Several) } else { Ok(values.first().copied()) };

@@ -305,7 +305,8 @@ impl Inbound {
         let mut told = None;
         let mut wrong = false;
         if !self.untrusted {
-            let mut take = |read: Result<Option<Duration>, BadHeader>, max: Option<Duration>| match read {
+            let mut take = |read: Result<Option<Duration>, BadHeader>, max: Option<Duration>| match read
+            {
                 Ok(None) => Ok(()),
                 Ok(timeout) => {
                     told = earliest(told, timeout, Budget::Caller);
