@@ -4,6 +4,7 @@
 //! the thread. Over loopback, an axum server with them takes turns with the same server without, under `wrk` if there
 //! is one. Medians over the rounds throughout.
 
+mod grpc;
 mod in_process;
 mod over_loopback;
 
@@ -26,6 +27,7 @@ fn main() {
         return;
     }
     over_loopback::report(if quick { 3 } else { 21 });
+    grpc::report(if quick { 5 } else { 41 });
 }
 
 fn quartiles(mut samples: Vec<f64>) -> [f64; 3] {

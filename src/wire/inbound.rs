@@ -323,6 +323,9 @@ impl Inbound {
             for few in self.believed.chunks(carrier::FEW) {
                 let values = carrier::only_each(carrier, few.iter().map(DeadlineHeader::name));
                 for (header, value) in few.iter().zip(values) {
+                    if let Ok(None) = value {
+                        continue;
+                    }
                     take(header.read_value(value), None)?;
                 }
             }

@@ -40,15 +40,20 @@ use crate::task::shutdown::Ticket;
 /// with [`Context::spawn`]. It ends:
 ///
 /// - when the response's body has ended, trailers included, with the cause [`RequestEnd::Answered`];
-/// - when the client leaves before that, with [`RequestEnd::ClientLeft`];
-/// - by its deadline: the handler is dropped, and the answer is `504 Gateway Timeout`, or for gRPC
-///   `DEADLINE_EXCEEDED`; amidst a body, an error that breaks it off, or for gRPC the same status;
-/// - with the service: the same, with `503 Service Unavailable`, for gRPC `UNAVAILABLE`. To let requests
-///   come to their end first, end the service's context after them: [`with_shutdown`](Self::with_shutdown)
-///   does.
+/// - when the response is dropped before that, with [`RequestEnd::Dropped`]: mostly the client has left;
+/// - by its deadline: the handler is dropped, and the answer is `504 Gateway Timeout`, for gRPC and gRPC-Web
+///   `DEADLINE_EXCEEDED`, for Connect `deadline_exceeded`; amidst a stream the same, in the way of each of these, and an
+///   error that breaks off any other body;
+/// - with the service: the same, with `503 Service Unavailable`, `UNAVAILABLE` or `unavailable`, so that the call is
+///   tried elsewhere. To let requests come to their end first, end the service's context after them:
+///   [`with_shutdown`](Self::with_shutdown) does.
 ///
-/// What the client is told is those words and no more. Of two such layers, one within the other, the inner
-/// one's contexts are below the outer one's.
+/// What the client is told is those words and no more: [the module](crate::wire#what-the-caller-is-told) has the table.
+/// Of two such layers, one within the other, the inner one's contexts are below the outer one's.
+///
+/// At the end the handler's own body is dropped, and all that it holds, also if the client has stopped reading and
+/// nothing asks for more: it has to be `Send` and `'static`. An HTTP/1 connection closes then; an HTTP/2 stream is
+/// reset when it is polled next, since hyper does not ask a stream that waits for its window.
 ///
 /// Where a gRPC call gives a timeout, two milliseconds of it (an eighth, if that is less) are kept back, so
 /// that the answer comes before the client's own timer and before that of tonic's server, which answers
