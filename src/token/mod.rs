@@ -367,10 +367,10 @@ impl Token {
         self.level & OWNS_DEADLINE != 0
     }
 
-    /// Whether `above` is this token or on a path of it, as far as a walk of [`LONG`] steps finds it.
+    /// Returns whether `above` is this token or on a path to a root. A walk of more than a thousand steps is given up.
     #[cfg(feature = "tower")]
     pub(crate) fn is_below(&self, above: &Arc<Token>) -> bool {
-        self.reaches(above, &mut LONG.clone())
+        self.reaches(above, &mut 1000)
     }
 
     #[cfg(feature = "tower")]
