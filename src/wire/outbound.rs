@@ -227,7 +227,8 @@ impl Outbound {
     ///
     /// See [`Travel`]. What others have put into `baggage` stays there, unless this is to
     /// [`sanitize`](Self::sanitize); all of it becomes one line. What would go beyond the specification's limits,
-    /// 8,192 bytes and 180 members, is not sent. OpenTelemetry's reader in Rust takes the first 64 members.
+    /// 8,192 bytes and 180 members, is not sent. OpenTelemetry's reader in Rust takes the first 64 members, and
+    /// trims values.
     ///
     /// ```
     /// # use std::borrow::Cow;
