@@ -1,7 +1,7 @@
 //! What the server layer answers by itself, in the protocol of the request.
 
 use bytes::{Buf, Bytes};
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Frame;
 
@@ -96,13 +96,13 @@ impl Reply {
     /// How a body that answers with this head can say that it ended early.
     ///
     /// What was asked for in one protocol need not be answered so: a body of another kind is broken off, and so is
-    /// one that is encoded, or whose length has been told.
+    /// one that is encoded.
     pub(crate) fn closing(&self, head: &HeaderMap) -> Closing {
         if *self == Reply::Http {
             return Closing::Break;
         }
         let content_type = head.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-        let is_plain = !head.contains_key(CONTENT_ENCODING) && !head.contains_key(CONTENT_LENGTH);
+        let is_plain = !head.contains_key(CONTENT_ENCODING);
         match (self, framed(content_type)) {
             (Reply::Grpc, Some(Framed::Grpc)) => Closing::Trailers,
             (Reply::GrpcWeb { .. }, Some(Framed::GrpcWeb { base64 })) if is_plain => {

@@ -53,7 +53,7 @@ enum State<B: Body> {
         body: Pin<Box<B>>,
         frames: u8,
     },
-    Bound(Bounded<B, Context>),
+    Bound(Box<Bounded<B, Context>>),
     Over,
 }
 
@@ -132,7 +132,8 @@ impl<B: Body + Send + 'static> RequestBody<B> {
     fn bind(&mut self, first: Option<Frame<B::Data>>) {
         if let State::Fresh { ctx, body, .. } = std::mem::replace(&mut self.0, State::Over) {
             // What sends it may wait for its peer, and is woken to hear of the end.
-            self.0 = State::Bound(Bounded::new(Wait::new(ctx), None, body, first, None, true));
+            let body = Bounded::new(Wait::new(ctx), None, body, first, None, true);
+            self.0 = State::Bound(Box::new(body));
         }
     }
 }

@@ -420,7 +420,8 @@ impl Live {
             // What sends this may drop the body without a look at it.
             self.wait.owner_mut().expect(RequestEnd::Answered);
         }
-        let closing = self.reply.closing(&head.headers);
+        // One whose length has been told has no room for more.
+        let closing = if left.is_some() { Closing::Break } else { self.reply.closing(&head.headers) };
         let content = match is_over {
             true => Content::Over { body },
             false => self.begin(body, is_silent, ctx, ticket, cx),
