@@ -63,7 +63,7 @@
 //! | ask whether an error is the context's, wherever it went | [`Error::find`] |
 //! | give each request of a server a context, and pass it on | `wire::ServerLayer`, `wire::ClientLayer` |
 //! | do that without tower | `Context::extract`, `Context::inject` |
-//! | end the calls that a peer cancels by a message (JSON-RPC, MCP, LSP) | [`wire::Calls`] |
+//! | cancel calls by messages of the peer (JSON-RPC, MCP, LSP) | [`wire::Calls`] |
 //!
 //! # One value
 //!

@@ -1,11 +1,11 @@
-//! What both halves of a client's layer say of a call: which context it belongs to, and what its end is told as.
+//! What both halves of a client's layer share: the context of a call, and the error of its end.
 
 use http::Request;
 
 use crate::context::Context;
 use crate::error::{BoxError, Error};
 
-/// The context that a call belongs to.
+/// Returns the context of a call.
 pub(crate) fn context_of<A>(request: &Request<A>) -> Context {
     match request.extensions().get::<Context>() {
         Some(brought) => brought.nearest(Context::current()),
@@ -13,7 +13,7 @@ pub(crate) fn context_of<A>(request: &Request<A>) -> Context {
     }
 }
 
-/// The error of a context, as the client's code above expects it.
+/// Converts the error of a context to the type that the protocol's client code expects.
 pub(crate) fn ended(error: Error, grpc: bool) -> BoxError {
     #[cfg(feature = "tonic")]
     if grpc {

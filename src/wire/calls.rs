@@ -1,10 +1,10 @@
-//! The calls that a peer has under way, by their ids: for JSON-RPC and its family (MCP, LSP), where a cancel is a message.
+//! The incoming calls of a connection by their IDs, for JSON-RPC, MCP and LSP, where a cancel is a message.
 //!
-//! The lock is over the map alone. Contexts are canceled, and what a caller gave is dropped, after it is released: a
-//! waker may begin the next call, or cancel another.
+//! The lock protects only the map. Contexts are canceled, and entries are dropped, after it is released, because a
+//! waker may begin another call or cancel one. `Hash` and `Eq` of the ID run under the lock; a panic there leaves the
+//! map as it was.
 //!
-//! An entry has a number besides its id. A call that is dropped takes out its own entry and no other, though its id may
-//! be in use again: a connection that was lost has forgotten the calls that go on.
+//! Every entry has a number besides its ID. A call removes only the entry with its own number.
 
 use std::borrow::{Borrow, Cow};
 use std::collections::HashMap;
@@ -19,18 +19,20 @@ use crate::context::{CancelScope, Canceler, Context};
 use crate::finished::Finished;
 use crate::token::sync::Mutex;
 
-/// The calls that a peer has under way on a connection, by their ids: for protocols in which a cancel is a message.
+/// The incoming calls of a connection by their IDs, for protocols in which a cancel is a message.
 ///
-/// JSON-RPC's family is like that: MCP's `notifications/cancelled` has the id of a request and a reason, LSP's
-/// `$/cancelRequest` has the id. The loop that reads the connection owns the table: it [begins](Self::begin) a call for
-/// each request, and hands a cancel to [`cancel`](Self::cancel). A handler has its [`Call`], which is its context, and
-/// takes it out of the table when it drops it.
+/// JSON-RPC, MCP and LSP are such protocols: MCP's `notifications/cancelled` contains the ID of a request and a
+/// reason, and LSP's `$/cancelRequest` the ID. The loop that reads the connection owns the table. It
+/// [begins](Self::begin) a call for each request, and passes each cancel message to [`cancel`](Self::cancel). The
+/// handler gets the [`Call`], which contains its context, and removes it from the table by dropping it.
 ///
-/// Whether a lost connection ends the calls that came over it is a question of the protocol. With [`new`](Self::new) it
-/// does: the table is dropped when its loop ends, however that comes, and all calls end with [`ConnectionLost`]. With
-/// [`outliving`](Self::outliving) they go on, as MCP wants it over HTTP, where a peer may come back for its answer.
+/// The protocol decides whether a lost connection cancels its calls. In a table made by [`new`](Self::new) it does:
+/// when the loop ends, it drops the table, and all calls end with [`ConnectionLost`]. In one made by
+/// [`outliving`](Self::outliving) the calls continue, as MCP requires over HTTP, where a client may reconnect and
+/// fetch the response.
 ///
-/// Go has no counterpart; `x/tools/jsonrpc2` keeps such a table inside.
+/// Go has no counterpart; `x/tools/jsonrpc2` contains such a table. For outgoing calls, `Context::run_then` sends a
+/// cancel message when the context ends.
 ///
 /// ```
 /// use tokio_ctx::{BoxError, Context};
@@ -52,13 +54,13 @@ use crate::token::sync::Mutex;
 ///             Message::Request { id, text } => {
 ///                 let (call, answers) = (calls.begin(id)?, answers.clone());
 ///                 tokio::spawn(async move {
-///                     // A call that was taken back is not answered.
+///                     // A canceled call is not answered.
 ///                     if let Ok(answer) = call.run(translate(text)).await {
 ///                         answers.send((id, answer)).await.ok();
 ///                     }
 ///                 });
 ///             }
-///             // One that has been answered meanwhile is none of ours any more.
+///             // The call may have been answered meanwhile.
 ///             Message::Cancel { id, reason } => drop(calls.cancel(&id, reason)),
 ///         }
 ///     }
@@ -81,12 +83,12 @@ use crate::token::sync::Mutex;
 pub struct Calls<Id: Eq + Hash> {
     table: Arc<Mutex<Table<Id>>>,
     parent: Context,
-    /// Ends when the connection is lost; none if the calls outlive it.
+    /// Ends when the connection is lost. None if the calls outlive it.
     connection: Option<CancelScope>,
 }
 
 struct Table<Id> {
-    under_way: HashMap<Id, Entry>,
+    in_progress: HashMap<Id, Entry>,
     begun: u64,
 }
 
@@ -96,7 +98,7 @@ struct Entry {
 }
 
 impl<Id: Clone + Eq + Hash> Calls<Id> {
-    /// A table whose calls are children of `parent`, and end when the connection is lost.
+    /// Makes a table whose calls are children of `parent`, and end when the connection is lost.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -118,7 +120,7 @@ impl<Id: Clone + Eq + Hash> Calls<Id> {
         }
     }
 
-    /// A table whose calls are children of `parent`, and go on when the connection is lost.
+    /// Makes a table whose calls are children of `parent`, and continue when the connection is lost.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -136,13 +138,14 @@ impl<Id: Clone + Eq + Hash> Calls<Id> {
         Calls { table: Table::empty(), parent: parent.clone(), connection: None }
     }
 
-    /// Begins a call, whose context ends when the peer cancels it, with the table's parent, and when it is dropped.
+    /// Begins a call. Its context ends when the peer cancels it, when the table's parent ends, and when the call is
+    /// dropped.
     ///
-    /// After the connection was [lost](Self::lost) it has ended at birth, unless calls outlive it.
+    /// After the connection was [lost](Self::lost), the context has ended at birth, unless calls outlive it.
     ///
     /// # Errors
     ///
-    /// If a call with this id is under way: the peer has made a mistake, and which call a cancel means would be open.
+    /// If a call with this ID is in progress. The peer has made a mistake: a cancel message would be ambiguous.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -150,7 +153,7 @@ impl<Id: Clone + Eq + Hash> Calls<Id> {
     ///
     /// let calls = Calls::new(&Context::background());
     /// let call = calls.begin(1).unwrap();
-    /// assert_eq!(calls.begin(1).unwrap_err().to_string(), "a call with this id is under way");
+    /// assert_eq!(calls.begin(1).unwrap_err().to_string(), "a call with this ID is in progress");
     /// drop(call);
     /// assert!(calls.begin(1).is_ok());
     /// ```
@@ -159,21 +162,21 @@ impl<Id: Clone + Eq + Hash> Calls<Id> {
         let place = Location::caller();
         let scope = self.parent.with_cancel();
         let mut table = self.table.lock();
-        if table.under_way.contains_key(&id) {
+        if table.in_progress.contains_key(&id) {
             return Err(IdInUse(()));
         }
         table.begun += 1;
         let number = table.begun;
-        table.under_way.insert(id.clone(), Entry { number, canceler: scope.canceler() });
+        table.in_progress.insert(id.clone(), Entry { number, canceler: scope.canceler() });
         drop(table);
         Ok(Call { scope, id, number, table: self.table.clone(), place })
     }
 
-    /// Cancels a call, as its peer asks: it ends with [`CanceledByPeer`], which has the reason.
+    /// Cancels a call on behalf of the peer, with the cause [`CanceledByPeer`], which contains the reason.
     ///
-    /// False if there is no such call: it may have been answered while the cancel was on its way, which is no error in
-    /// any of these protocols. A peer decides what the reason says, and an empty one is none; of a long one the first
-    /// 1,024 bytes are kept.
+    /// Returns false if there is no such call. It may have been answered while the message was in transit, which is
+    /// not an error in any of these protocols. An empty reason means that the peer gave none. Of a long reason, the
+    /// first 1,024 bytes are kept. The text comes from the peer and is not trusted.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -192,15 +195,14 @@ impl<Id: Clone + Eq + Hash> Calls<Id> {
         Id: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
     {
-        let canceler = self.table.lock().under_way.get(id).map(|entry| entry.canceler.clone());
+        let canceler = self.table.lock().in_progress.get(id).map(|entry| entry.canceler.clone());
         let Some(canceler) = canceler else { return false };
         canceler.cancel_with(CanceledByPeer::new(reason.into()));
         true
     }
 
-    /// Says that the connection is lost, and why; dropping the table says it too.
-    ///
-    /// All calls end with [`ConnectionLost`], unless they outlive the connection.
+    /// Ends all calls with [`ConnectionLost`], unless they outlive the connection. Dropping the table does the same,
+    /// without a reason.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -219,7 +221,7 @@ impl<Id: Clone + Eq + Hash> Calls<Id> {
         }
     }
 
-    /// How many calls are under way.
+    /// Returns the number of calls in progress.
     ///
     /// ```
     /// use tokio_ctx::{Context, wire::Calls};
@@ -228,10 +230,10 @@ impl<Id: Clone + Eq + Hash> Calls<Id> {
     /// assert_eq!(calls.len(), 0);
     /// ```
     pub fn len(&self) -> usize {
-        self.table.lock().under_way.len()
+        self.table.lock().in_progress.len()
     }
 
-    /// Whether no call is under way.
+    /// Returns whether no call is in progress.
     ///
     /// ```
     /// use tokio_ctx::{Context, wire::Calls};
@@ -253,26 +255,26 @@ impl<Id: Eq + Hash> Drop for Calls<Id> {
 
 impl<Id: Eq + Hash> fmt::Debug for Calls<Id> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let under_way = self.table.lock().under_way.len();
-        f.debug_struct("Calls").field("under_way", &under_way).finish_non_exhaustive()
+        let in_progress = self.table.lock().in_progress.len();
+        f.debug_struct("Calls").field("in_progress", &in_progress).finish_non_exhaustive()
     }
 }
 
 impl<Id: Eq + Hash> Table<Id> {
     fn empty() -> Arc<Mutex<Table<Id>>> {
-        Arc::new(Mutex::new(Table { under_way: HashMap::new(), begun: 0 }))
+        Arc::new(Mutex::new(Table { in_progress: HashMap::new(), begun: 0 }))
     }
 
-    /// Takes the entry of that number out. What it holds is dropped by the caller, without the lock.
+    /// Removes the entry with that number. The caller drops it after the lock is released.
     fn take(&mut self, id: &Id, number: u64) -> Option<(Id, Entry)> {
-        let is_its = self.under_way.get(id).is_some_and(|entry| entry.number == number);
-        if is_its { self.under_way.remove_entry(id) } else { None }
+        let is_its = self.in_progress.get(id).is_some_and(|entry| entry.number == number);
+        if is_its { self.in_progress.remove_entry(id) } else { None }
     }
 }
 
-/// A call of a peer that is under way: its [`Context`]. Made by [`Calls::begin`].
+/// An incoming call in progress, with its [`Context`]. Made by [`Calls::begin`].
 ///
-/// Dropped, it is out of the table, and its context ends.
+/// Dropping it removes it from the table and ends its context.
 #[must_use = "dropping the call ends it"]
 pub struct Call<Id: Eq + Hash> {
     scope: CancelScope,
@@ -283,7 +285,7 @@ pub struct Call<Id: Eq + Hash> {
 }
 
 impl<Id: Eq + Hash> Call<Id> {
-    /// Its id.
+    /// Returns the ID.
     ///
     /// ```
     /// use tokio_ctx::{Context, wire::Calls};
@@ -295,11 +297,10 @@ impl<Id: Eq + Hash> Call<Id> {
         &self.id
     }
 
-    /// Takes the call out of the table, so that no cancel reaches it any more, and returns whether it has been canceled
-    /// by its peer before: for a protocol in which such a call is not answered, or in another way.
+    /// Removes the call from the table, and returns whether the peer canceled it before.
     ///
-    /// MCP wants no answer then, LSP one with the error `RequestCancelled`. A cancel that comes later meets the answer
-    /// on its way.
+    /// MCP wants no response to a canceled call, and LSP wants the error `RequestCancelled`. A cancel message that
+    /// arrives after this has no effect.
     ///
     /// ```
     /// use tokio_ctx::{Context, wire::Calls};
@@ -349,7 +350,7 @@ impl<Id: Eq + Hash + fmt::Debug> fmt::Debug for Call<Id> {
     }
 }
 
-/// The cause of a call that its peer has canceled, with the peer's reason. See [`Calls::cancel`].
+/// The cause of a call that was canceled by its peer. See [`Calls::cancel`].
 ///
 /// ```
 /// use tokio_ctx::{Context, wire::Calls};
@@ -364,20 +365,20 @@ pub struct CanceledByPeer {
     reason: Cow<'static, str>,
 }
 
-/// What is kept of a reason, in bytes.
+/// The number of bytes that are kept of a reason.
 const LONGEST: usize = 1024;
 
 impl CanceledByPeer {
     fn new(mut reason: Cow<'static, str>) -> CanceledByPeer {
         if reason.len() > LONGEST {
             let end = (0..=LONGEST).rev().find(|end| reason.is_char_boundary(*end)).unwrap_or(0);
-            // A copy: a slice would keep all of it.
+            // A copy, so that the rest is freed.
             reason = reason[..end].to_owned().into();
         }
         CanceledByPeer { reason }
     }
 
-    /// The reason, if the peer gave one.
+    /// Returns the reason, if the peer gave one.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -429,7 +430,7 @@ impl fmt::Display for ConnectionLost {
 
 impl StdError for ConnectionLost {}
 
-/// Why a call was not begun: another one with its id is under way. See [`Calls::begin`].
+/// The error of [`Calls::begin`] if a call with the same ID is in progress.
 ///
 /// ```
 /// use tokio_ctx::{Context, wire::Calls};
@@ -443,7 +444,7 @@ pub struct IdInUse(());
 
 impl fmt::Display for IdInUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a call with this id is under way")
+        f.write_str("a call with this ID is in progress")
     }
 }
 

@@ -26,29 +26,32 @@ use crate::error::{BoxError, Error};
 
 /// Bounds the calls of a client by their context, and tells the far side how much time is left.
 ///
-/// The context is [`current`](Context::current), unless the request brings one in its extensions. Of the two:
+/// The context of a call is [`current`](Context::current), unless the request has one in its extensions. Then:
 ///
-/// - where the current one is that one or lies below it, as in a handler that passes its own request on
-///   [`within`](Context::within) a shorter time, the current one counts, with the values of both;
-/// - otherwise the request's counts, with its values alone, and no longer than the current one's deadline.
+/// - If the current context is derived from the request's, the current one applies, with the values of both. This is
+///   the case in a handler that forwards its own request [`within`](Context::within) a shorter time.
+/// - Otherwise the request's context applies, with only its own values, and limited by the current deadline.
+///
+/// For a call with a later deadline than the current one, make it in the [`scope`](Context::scope) of another
+/// context.
 ///
 /// If the context has ended, the call fails at once and nothing is sent. If it ends during the call, the request is
-/// dropped, which resets an HTTP/2 stream and closes an HTTP/1 connection, so that the far side learns of it. So is a
-/// response's body that has not ended, whether it is polled then or not. A request's body that is still open fails:
-/// tonic's and axum's by themselves, any other as a [`RequestBody`](crate::wire::RequestBody). Over HTTP/2 hyper sends
-/// no reset while it waits for the window of a far side that does not read. The call itself ends where it is polled:
-/// a future that is held and not polled lets what is under it go on.
+/// dropped, which resets an HTTP/2 stream and closes an HTTP/1 connection, so that the far side learns of it. So is
+/// a response's body that has not ended, whether it is polled then or not. A request's body that is still open
+/// fails: tonic's and axum's by themselves, any other as a [`RequestBody`](crate::wire::RequestBody). Over HTTP/2
+/// hyper sends no reset while it waits for the window of a far side that does not read. The call itself ends where
+/// it is polled: a future that is held and not polled lets what is under it go on.
 ///
 /// The error is then an [`Error`] in a box, or, for a gRPC call and with the feature `tonic`, the `Status`
 /// that says the same.
 ///
-/// What comes before the request is not bounded, for lack of one: a service that may take long to be ready
-/// is waited for within [`run`](Context::run). A refused call gives that readiness back, which is why the service is
-/// one that can be cloned: a tonic channel that is kept after a refusal holds no place in its buffer.
+/// Waiting until the service is ready is not bounded, because the request is not known then: do that within
+/// [`run`](Context::run). A call that is refused releases what the service had reserved when it became ready, such as
+/// a place in the buffer of a tonic channel. For that, the service is replaced by a clone, so it has to be `Clone`.
 ///
-/// The time that is told is that of the call. What a request waits for below this layer (a connection, a buffer, a
-/// limit) is not in it; [`split`](Self::split) is for where that matters. Retries go outside of the layer: each try
-/// is told anew.
+/// The remaining time is written when the layer is called. If the request then waits (for a connection, in a buffer,
+/// for a limit), the far side is told too much; [`split`](Self::split) prevents that. Put retries outside of the
+/// layer, so that each attempt writes the time that remains then.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -73,7 +76,7 @@ use crate::error::{BoxError, Error};
 pub struct ClientLayer {
     outbound: Arc<Outbound>,
     place: &'static Location<'static>,
-    /// Whether the lower half tells.
+    /// Whether the lower half writes the headers.
     is_split: bool,
 }
 
@@ -91,19 +94,21 @@ impl ClientLayer {
         ClientLayer { outbound: Arc::new(outbound), place: Location::caller(), is_split: false }
     }
 
-    /// The layer in two halves, so that what a request waits for between them counts.
+    /// Splits the layer into two halves, so that the time a request waits between them is subtracted.
     ///
-    /// The upper half, a `ClientLayer` as well, goes outside of whatever waits. It bounds the call, the waiting
-    /// included, and puts the context into the request's extensions. The lower half goes right above each connection,
-    /// and writes what is left, and the values, when the request is sent: 300 ms of 600 that went into connecting are
-    /// not told. One without the other tells nothing, or bounds nothing.
+    /// Apply the upper half, which is a `ClientLayer` too, outside of everything that waits. It bounds the call,
+    /// including the waiting, and puts the context into the request's extensions. Apply the lower half directly
+    /// around each connection. It writes the remaining time and the values when the request is sent: if connecting
+    /// took 300 of 600 ms, the far side is told 300 ms. Both halves are needed: the upper one writes no headers,
+    /// and the lower one does not bound the call.
     ///
-    /// That takes a client whose connections are within reach: hyper's `conn`, under tower's `Reconnect` and
-    /// `Buffer` or hyper-util's `pool`. [The guide](../guide/from_service_to_service/index.html) has one for tonic's
-    /// clients. Those of hyper-util (`legacy`), `reqwest` and tonic's own channel connect below every layer that
-    /// they take; there, connect before the first call (`Endpoint::connect`, not `connect_lazy`), or keep a
-    /// [`margin`](Outbound::margin) of what connecting takes. The far side then knows too late how little time
-    /// there is only where it plans by it: at the deadline the call is dropped here, and ends there.
+    /// This requires a client that gives access to its connections: hyper's `conn`, with tower's `Reconnect` and
+    /// `Buffer`, or with hyper-util's `pool`. [The guide](../guide/from_service_to_service/index.html) builds one
+    /// for tonic's generated clients. hyper-util's `legacy::Client`, `reqwest` and tonic's `Channel` connect below
+    /// every layer that can be added to them. With those, connect before the first call (`Endpoint::connect`
+    /// instead of `connect_lazy`), or set a [`margin`](Outbound::margin) as long as connecting may take. The
+    /// deadline is enforced in any case, because the call is dropped when it passes. Only the time that the far
+    /// side was told is too long.
     ///
     /// ```
     /// use std::convert::Infallible;
@@ -116,7 +121,7 @@ impl ClientLayer {
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), BoxError> {
     /// let (upper, lower) = ClientLayer::new(Outbound::new()).split();
-    /// // Answers with what it was told.
+    /// // Responds with the time that it was told.
     /// let connection = lower.layer(service_fn(async |request: Request<String>| {
     ///     let told = request.headers()["grpc-timeout"].to_str().unwrap().to_string();
     ///     Ok::<_, Infallible>(Response::new(told))
@@ -190,7 +195,7 @@ where
                 (Some(self.inner.call(request)), None)
             }
             Err(ended) => {
-                // What it reserved when it was made ready goes with it.
+                // Releases what it reserved when it became ready.
                 self.inner = self.inner.clone();
                 (None, Some(ended))
             }

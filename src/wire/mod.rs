@@ -9,13 +9,13 @@
 //! | a server on tower: axum, tonic, hyper | `tower` | [`ServerLayer`] |
 //! | the same, part of a shutdown | `tower` | [`ServerLayer::with_shutdown`] |
 //! | a client on tower: hyper-util's, tonic's channels | `tower` | [`ClientLayer`] |
-//! | a route whose handler finishes though its client has left | `tower` | [`FinishLayer`] |
-//! | a WebSocket, and what lasts as long as the service, not the request | `http` | [`Context::beyond_request`](crate::Context::beyond_request) |
+//! | a route whose handler completes even if the client has left | `tower` | [`FinishLayer`] |
+//! | a WebSocket, or work that outlives its request but not the service | `http` | [`Context::beyond_request`](crate::Context::beyond_request) |
 //! | any other server | `http` | [`Context::extract`](crate::Context::extract) |
 //! | any other client, `reqwest` say | `http` | [`Context::inject`](crate::Context::inject), and [`run`](crate::Context::run) around the call |
 //! | any other transport: metadata, string maps, NATS, AMQP, Kafka | `http` | the same two, with a [`Carrier`] |
-//! | what rests in a queue | `http` | [`DeadlineAt`] |
-//! | calls that a peer cancels by a message: JSON-RPC, MCP, LSP | none | [`Calls`] |
+//! | a message that waits in a queue | `http` | [`DeadlineAt`] |
+//! | calls that the peer cancels with a message: JSON-RPC, MCP, LSP | none | [`Calls`] |
 //! | the request's context in an axum handler | `axum` | [`Context`](crate::Context) as an argument; `?` on an [`Error`](crate::Error) answers as the layer does |
 //! | the request's context in a tonic handler | `tonic` | [`Context::of_request`](crate::Context::of_request); `?` on an `Error` gives a `Status` |
 //!

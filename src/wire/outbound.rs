@@ -79,10 +79,10 @@ impl Outbound {
         self
     }
 
-    /// Writes a date in place of the time that is left: for what rests in a queue.
+    /// Writes the deadline as an absolute time instead of the remaining time, for messages that wait in a queue.
     ///
-    /// [`write`](Self::write) after it adds headers for live peers again. A date that is there already, and earlier,
-    /// stays. See [`DeadlineAt`].
+    /// A call of [`write`](Self::write) after this one adds headers with the remaining time again. An earlier date
+    /// that is in the message already is kept. See [`DeadlineAt`].
     ///
     /// ```
     /// use std::collections::BTreeMap;
@@ -103,13 +103,14 @@ impl Outbound {
         self
     }
 
-    /// Takes out what a stranger may have put into the request: for an edge that passes requests on.
+    /// Removes what an untrusted client may have put into the request, for an edge that forwards requests.
     ///
-    /// The counterpart of [`Inbound::untrusted`](super::Inbound::untrusted), which believes nothing of it here; the
-    /// next service would. Before anything is written, these are removed: every deadline header that this crate
-    /// knows, those of Envoy's that set timeouts and retries, the headers of the values that this outbound carries,
-    /// and `baggage` whole. What is sent is then this context's alone, and nothing where it has nothing to say. For
-    /// others, `x-user-id` or `traceparent` say, see [`strip`](Self::strip).
+    /// [`Inbound::untrusted`](super::Inbound::untrusted) ignores these headers at the edge. Without this method the
+    /// next service would trust them. Before anything is written, it removes all deadline headers that this crate
+    /// knows, Envoy's headers that set timeouts and retries, the headers of the values that this outbound carries,
+    /// and the whole `baggage`. Only the deadline and the values of the context are sent. A timeout that was set on
+    /// the request itself, for example with tonic's `Request::set_timeout`, is removed as well; set it on the
+    /// context instead. For other headers, such as `x-user-id` or `traceparent`, see [`strip`](Self::strip).
     ///
     /// ```
     /// use http::HeaderMap;
@@ -128,7 +129,7 @@ impl Outbound {
         self
     }
 
-    /// Removes these headers as well before anything is written.
+    /// Removes these headers before anything is written.
     ///
     /// ```
     /// use http::{HeaderMap, HeaderName};
@@ -146,9 +147,9 @@ impl Outbound {
         self
     }
 
-    /// Refuses a call with a value that cannot be sent as it is, which is left out with a `WARN` otherwise.
+    /// Refuses a call with a value that cannot be sent unchanged. Otherwise the value is left out with a `WARN`.
     ///
-    /// The error's cause is a [`NotSent`], which names it.
+    /// The cause of the error is a [`NotSent`], which contains the key.
     ///
     /// ```
     /// # use std::borrow::Cow;
@@ -253,7 +254,7 @@ impl Outbound {
 
     /// [`Context::inject_with`], told to have been called at that line.
     ///
-    /// All that can fail in this crate comes before the first change; a carrier that refuses comes after it.
+    /// Everything in this crate that can fail comes before the first change; only the carrier itself can fail later.
     pub(crate) fn inject(
         &self,
         ctx: &Context,
@@ -285,7 +286,8 @@ impl Outbound {
         Ok(())
     }
 
-    /// Whether every deadline header can say that there is time. Of one alone it is seen as it is written.
+    /// Returns whether every deadline header can express the remaining time. With only one header, that is checked
+    /// when it is written.
     fn suffices(&self, left: Duration, carrier: &dyn Carrier) -> bool {
         match (&self.written[..], &self.date) {
             ([header], None) => left >= header.least(),
@@ -296,7 +298,7 @@ impl Outbound {
         }
     }
 
-    /// What is told in this header: one that was there already, and asks for less, was set for this very call.
+    /// Returns the time to write into this header: a shorter one that it already has was set for this call.
     fn told(&self, header: &DeadlineHeader, left: Duration, carrier: &dyn Carrier) -> Duration {
         if self.sanitize {
             return left;
@@ -304,7 +306,7 @@ impl Outbound {
         header.read_from(carrier).ok().flatten().map_or(left, |given| left.min(given))
     }
 
-    /// False, and nothing written, if there is less than the only header can say.
+    /// Writes the deadline headers. Returns false, and writes nothing, if the only header cannot express so little.
     fn write_left(&self, left: Duration, carrier: &mut dyn Carrier) -> Result<bool, NotSent> {
         for header in &self.written {
             let Some(text) = header.text(self.told(header, left, carrier)) else { return Ok(false) };
@@ -318,7 +320,7 @@ impl Outbound {
         Ok(true)
     }
 
-    /// Removes what is not to be passed on.
+    /// Removes the headers that are not forwarded.
     fn clean(&self, carrier: &mut dyn Carrier) {
         if self.sanitize {
             let own = self
@@ -333,7 +335,7 @@ impl Outbound {
     }
 }
 
-/// The error of a call that cannot be told what it must be: nothing has ended here, but there is no use.
+/// Makes the error of a call whose headers cannot be written. The context itself has not ended.
 fn refused(ctx: &Context, place: &'static Location<'static>, not_sent: NotSent) -> Error {
     let call = ctx.child_made_at(place, None);
     call.cancel_at(place, not_sent.into());
@@ -379,8 +381,8 @@ impl Context {
     /// ```
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     #[track_caller]
-    pub fn inject<C: Carrier>(&self, carrier: &mut C) -> Result<(), Error> {
-        Outbound::new().inject(self, carrier, Location::caller())
+    pub fn inject<C: Carrier + ?Sized>(&self, mut carrier: &mut C) -> Result<(), Error> {
+        Outbound::new().inject(self, &mut carrier, Location::caller())
     }
 
     /// [`inject`](Self::inject), with headers, a margin and values of your choice.
@@ -405,7 +407,11 @@ impl Context {
     /// ```
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     #[track_caller]
-    pub fn inject_with<C: Carrier>(&self, carrier: &mut C, outbound: &Outbound) -> Result<(), Error> {
-        outbound.inject(self, carrier, Location::caller())
+    pub fn inject_with<C: Carrier + ?Sized>(
+        &self,
+        mut carrier: &mut C,
+        outbound: &Outbound,
+    ) -> Result<(), Error> {
+        outbound.inject(self, &mut carrier, Location::caller())
     }
 }

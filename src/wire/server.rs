@@ -153,12 +153,14 @@ impl ServerLayer {
         ServerLayer::with(shutdown.hard().clone(), Some(shutdown.clone()), inbound, Location::caller())
     }
 
-    /// Other rules for the requests of one route: more time than the server gives, none at all, or a minimum.
+    /// Sets other rules for the requests of one route: a later maximum than the server's, none, or a minimum.
     ///
-    /// They replace those of the layer, rather than to add to them: begin with a clone of the server's [`Inbound`].
-    /// The route is the path as it was sent, or all paths below it with a `*` behind the last slash, as
-    /// `/grpc.health.v1.Health/*`. With the feature `axum` and the layer within [`Router::layer`] it is also the
-    /// path of a route as the router has it, `/report/{id}`. The first that matches counts.
+    /// They replace the rules of the layer. To change only a part of those, start with a clone of the server's
+    /// [`Inbound`].
+    /// The route is a path, as it was sent or with parameters in axum's way (`/report/{id}`, `/files/{*path}`); all
+    /// that is below a path with `/*` at its end, as `/grpc.health.v1.Health/*`. With the feature `axum` and the
+    /// layer within [`Router::layer`] the route that the router has matched counts as well, nested ones with their
+    /// prefix. The first that matches counts.
     ///
     /// Within another such layer, a request gets no more than that one gives: put the rules where the limit is set.
     ///
@@ -248,7 +250,7 @@ where
         let scope = match refusal {
             Ok(scope) => scope,
             Err(refusal) => {
-                // What it reserved when it was made ready goes with it.
+                // Releases what it reserved when it became ready.
                 self.inner = self.inner.clone();
                 return ServerFuture::refused(refusal);
             }

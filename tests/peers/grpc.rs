@@ -13,7 +13,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_ctx::Context;
-use tokio_ctx::wire::{ClientLayer, ClientService, Inbound, Outbound, ServerLayer};
+use tokio_ctx::wire::{ClientLayer, ClientService, FinishLayer, Inbound, Outbound, ServerLayer};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, async_trait};
@@ -97,6 +97,22 @@ pub async fn serving_under(
                 Server::builder().layer(layer).add_service(stub).serve_with_incoming(incoming).await
             }
         }
+    });
+    (at, contexts)
+}
+
+/// One whose handlers finish without their client.
+pub async fn finishing(inbound: Inbound) -> (SocketAddr, mpsc::UnboundedReceiver<Context>) {
+    let (stub, contexts) = stub();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let layers = ServiceBuilder::new()
+        .layer(ServerLayer::new(Context::background(), inbound))
+        .layer(FinishLayer::new())
+        .into_inner();
+    tokio::spawn(async {
+        Server::builder().layer(layers).add_service(stub).serve_with_incoming(incoming).await
     });
     (at, contexts)
 }

@@ -13,13 +13,16 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Uri};
+use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{SendRequest, handshake};
+use hyper_util::client::pool::cache;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use opentelemetry::baggage::BaggageExt;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
@@ -40,7 +43,7 @@ use tower::util::BoxCloneService;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 use common::{LONG, ms};
-use grpc::{SERVING, ask, serving};
+use grpc::{SERVING, ask, channel, finishing, serving};
 use wire::{Version, eventually, serve};
 
 // The time when a request is sent.
@@ -159,6 +162,63 @@ async fn what_waits_for_a_connection_ends_with_its_context_and_is_not_sent() {
     assert!(told.try_recv().is_err());
 }
 
+/// One connection of hyper's over HTTP/1, as a service.
+struct Http1(hyper::client::conn::http1::SendRequest<Empty<Bytes>>);
+
+impl Service<Request<Empty<Bytes>>> for Http1 {
+    type Response = Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Incoming>, hyper::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), hyper::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Empty<Bytes>>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
+    }
+}
+
+/// hyper-util's pool: each connection is within reach, and what waits for one of them is not told either.
+#[tokio::test]
+async fn what_a_pool_makes_a_call_wait_for_is_not_told() {
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let far_side = service_fn(move |request: Request<Incoming>| {
+        tell.send(DeadlineHeader::Grpc.read(request.headers()).unwrap().unwrap()).unwrap();
+        std::future::ready(Ok::<_, BoxError>(Response::new(Full::<Bytes>::from("done"))))
+    });
+    let server = serve(Version::Http1, far_side).await;
+    let (upper, lower) = ClientLayer::new(Outbound::new()).split();
+    let connects = Arc::new(AtomicUsize::new(0));
+    let counts = connects.clone();
+    let connect = service_fn(move |at: SocketAddr| {
+        counts.fetch_add(1, Ordering::SeqCst);
+        let lower = lower.clone();
+        Box::pin(async move {
+            tokio::time::sleep(ms(700)).await;
+            let stream = TokioIo::new(TcpStream::connect(at).await?);
+            let (send, connection) = hyper::client::conn::http1::handshake(stream).await?;
+            tokio::spawn(connection);
+            Ok::<_, BoxError>(lower.layer(Http1(send)))
+        })
+    });
+    let (at, pool) = (server.at, cache::builder().build(connect));
+    let client = upper.layer(service_fn(move |request: Request<Empty<Bytes>>| {
+        let pool = pool.clone();
+        async move { pool.oneshot(at).await?.ready().await?.call(request).await }
+    }));
+    let ctx = Context::background().with_timeout(LONG);
+    for _ in 0..3 {
+        let mut request = Request::new(Empty::new());
+        request.headers_mut().insert("host", "far.side".parse().unwrap());
+        let answer = ctx.scope(client.clone().oneshot(request)).await.unwrap();
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "done");
+        let told = told.recv().await.unwrap();
+        assert!(told <= LONG - ms(700), "{told:?} of {LONG:?}");
+    }
+    assert_eq!(connects.load(Ordering::SeqCst), 1, "the connection is kept");
+}
+
 // Readiness that is given back.
 
 #[tokio::test]
@@ -184,6 +244,37 @@ async fn a_refused_call_that_is_kept_holds_up_nobody() {
     let answer =
         Context::background().within(LONG, async |_| client.check(ask("")).await).await.unwrap();
     assert_eq!(answer.unwrap().into_inner(), SERVING);
+}
+
+// Handlers that finish without their client.
+
+#[tokio::test]
+async fn tonics_handlers_finish_by_their_deadline_though_the_caller_has_left() {
+    let (at, mut contexts) = finishing(Inbound::new().max_budget(ms(1_500))).await;
+    let mut client = HealthClient::new(channel(at));
+    assert_eq!(client.check(ask("")).await.unwrap().into_inner(), SERVING);
+    let answered = contexts.recv().await.unwrap();
+    eventually("the answer ends it", || answered.is_done()).await;
+
+    let call = tokio::spawn(async move { client.check(ask("stuck")).await.map(drop) });
+    let ctx = contexts.recv().await.unwrap();
+    call.abort();
+    assert!(call.await.is_err_and(|gone| gone.is_cancelled()));
+    // Nothing has ended it when its time is up: the stream was reset long ago.
+    assert!(ctx.done().await.is_deadline_exceeded());
+
+    // A caller that stays is told.
+    let status = HealthClient::new(channel(at)).check(ask("late")).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    // A stream goes on for as long as it has a reader.
+    let mut client = HealthClient::new(channel(at));
+    let mut stream = client.watch(ask("")).await.unwrap().into_inner();
+    assert_eq!(stream.message().await.unwrap(), Some(SERVING));
+    contexts.recv().await.unwrap();
+    let ctx = contexts.recv().await.unwrap();
+    assert!(!ctx.is_done());
+    drop((stream, client));
+    eventually("the end of the body ends it", || ctx.is_done()).await;
 }
 
 // OpenTelemetry.
