@@ -21,7 +21,7 @@ impl fmt::Display for Finished {
 
 impl StdError for Finished {}
 
-/// The cause with that number, which a token keeps without memory of its own; none for 0.
+/// Returns the cause with that number, which a token stores in two bits; none for 0.
 pub(crate) fn preset(number: u8) -> Option<Cause> {
     #[cfg(feature = "http")]
     return Budget::of_preset(number);
@@ -62,7 +62,7 @@ pub enum Budget {
 
 #[cfg(feature = "http")]
 impl Budget {
-    /// Those that a request which is served may have: two bits.
+    /// The causes with a number: those of requests that are served.
     const PRESET: [Budget; 3] = [Budget::Caller, Budget::Default, Budget::Maximum];
 
     /// Its number as a preset cause, if it is one.
@@ -71,7 +71,7 @@ impl Budget {
         Some(at as u8 + 1)
     }
 
-    /// The same cause each time, so that two errors of one end have the same.
+    /// Returns the same allocation each time, so that all errors of one end share their cause.
     fn of_preset(number: u8) -> Option<Cause> {
         static CAUSES: LazyLock<[Cause; 3]> =
             LazyLock::new(|| Budget::PRESET.map(|whose| Arc::new(whose) as Cause));
@@ -113,13 +113,12 @@ pub enum RequestEnd {
     /// The response has been sent, or at any rate handed over, to its end: no failure, and no event of
     /// `tracing`.
     Answered,
-    /// What serves the request dropped it before that. Mostly the client has left: servers drop the handler, or the
-    /// response's body, when the connection closes or the stream is reset. A timer of theirs outside of the layer
-    /// (tower's `Timeout`, tonic's `Server::timeout`), a hedge, or the close of the server does the same, and a
-    /// drop does not say which.
+    /// The request was dropped before that. In most cases the client has left: a server drops the handler, or the
+    /// response body, when the connection closes or the stream is reset. A timeout outside of the layer (tower's
+    /// `Timeout`, tonic's `Server::timeout`), a hedge, or the shutdown of the server drops it in the same way.
     Dropped,
-    /// The client has left, by a server that knows: the layer never says so by itself. The cause to give where
-    /// [`extract`](crate::Context::extract) is used by hand.
+    /// The client has left. The layer never uses this, as it sees no more than a drop. A server that calls
+    /// [`extract`](crate::Context::extract) itself, and knows, can pass it as the cause.
     ClientLeft,
     /// The service, or its response's body, returned an error.
     Failed,

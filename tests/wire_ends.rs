@@ -413,6 +413,67 @@ fn a_body_that_panics_when_it_goes_costs_no_other() {
     drop((first, second));
 }
 
+/// Panics when it is polled: at once, where the layer looks whether it is whole, or later.
+struct PanicsWhenPolled {
+    is_sized: bool,
+}
+
+impl Body for PanicsWhenPolled {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        panic!("on purpose")
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        if self.is_sized { http_body::SizeHint::with_exact(9) } else { Default::default() }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_panics_when_it_is_polled_says_so() {
+    for is_sized in [true, false] {
+        let seen = Arc::new(Mutex::new(None));
+        let noting = seen.clone();
+        let handler = service_fn(move |_: Request<()>| {
+            *noting.lock().unwrap() = Some(Context::current());
+            async move { Ok::<_, Infallible>(Response::new(PanicsWhenPolled { is_sized })) }
+        });
+        let layer = layer(Inbound::new().max_budget(common::LONG));
+        let answer = tokio::spawn(async move {
+            layer.layer(handler).oneshot(Request::new(())).await.unwrap().collect().await
+        });
+        assert!(answer.await.unwrap_err().is_panic());
+        let end = ended(&seen.lock().unwrap().take().unwrap());
+        assert_eq!(end.cause_as::<RequestEnd>(), Some(&RequestEnd::Panicked), "{is_sized}");
+        assert_eq!(Context::current().deadline(), None, "nothing is left current");
+    }
+}
+
+/// What ends the context is the body itself, while it is polled.
+#[tokio::test]
+async fn a_body_that_ends_its_own_context_ends() {
+    for is_ready in [true, false] {
+        let service = Context::background().with_cancel();
+        let canceler = service.canceler();
+        let frames = futures::stream::poll_fn(move |_| {
+            canceler.cancel_with("enough");
+            match is_ready {
+                true => Poll::Ready(Some(Ok::<_, Infallible>(Frame::data(Bytes::from("more"))))),
+                false => Poll::Pending,
+            }
+        });
+        let mut body = answered(&service, http_body_util::StreamBody::new(frames)).await;
+        let error = body.frame().await.unwrap().unwrap_err();
+        assert!(error.to_string().ends_with(": enough"), "{error}");
+        assert!(body.frame().await.is_none());
+    }
+}
+
 /// The end meets a poll, a drop, or neither: the body goes once, and what waits for a frame is woken.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_end_races_polls_and_drops() {

@@ -1,7 +1,6 @@
 //! The context of the task at hand.
 //!
-//! It is the thread's while the task is polled: what has a context lends it to the thread, and gets it back, so that no
-//! poll clones it.
+//! While a task is polled, its context is moved into a thread-local, and back afterwards, so that no poll clones it.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -18,15 +17,15 @@ use crate::error::{Error, ErrorKind};
 use crate::trace::shielded;
 
 thread_local! {
-    /// None outside of all tasks that have one. Without a destructor of its own, so that it is there to the end of the
-    /// thread: what is lent is taken back before.
+    /// `None` outside of all scopes. It has no destructor, so that it can be used until the thread ends; [`Entered`]
+    /// always takes the context out again.
     static CURRENT: RefCell<ManuallyDrop<Option<Context>>> = const { RefCell::new(ManuallyDrop::new(None)) };
 }
 
-/// A context that is the current one until this is dropped.
+/// Keeps a context the current one until it is dropped.
 pub(crate) struct Entered<'a>(&'a mut Option<Context>);
 
-/// Makes the context in `lent` the current one.
+/// Makes the context in `lent` the current one, until the guard is dropped and moves it back.
 #[inline]
 pub(crate) fn enter(lent: &mut Option<Context>) -> Entered<'_> {
     swap(lent);

@@ -1,4 +1,4 @@
-//! A request's own context, and what lasts longer.
+//! The context of a request, and the one that outlives it.
 
 use std::panic::Location;
 use std::time::Duration;
@@ -39,15 +39,15 @@ impl Context {
         scope
     }
 
-    /// A context with the same values that ends with what serves this request, not with the request: for a
-    /// WebSocket, and for what is to be finished though the client has left or has its answer.
+    /// A context with the same values that ends with the service instead of the request: for WebSockets, and for work
+    /// that must complete after the client has left or was answered.
     ///
-    /// It is below the context that the [`ServerLayer`](crate::wire::ServerLayer) was made of, the [`hard`] one with a
-    /// [`Shutdown`], or below the one that [`extract`](Self::extract) was called on. Of two layers, one within the
-    /// other, it is below both. It has no deadline but theirs. Outside of a request it is this context.
+    /// It ends with the context that [`ServerLayer`](crate::wire::ServerLayer) was made with ([`hard`], if that was a
+    /// [`Shutdown`]), or that [`extract`](Self::extract) was called on, and has the deadline of that context alone. With
+    /// nested layers it ends with either service. Outside of a request it is a clone of this context.
     ///
-    /// Nothing waits for what runs under it: spawn it with [`Shutdown::spawn`] if a shutdown is to. A WebSocket
-    /// that should say goodbye when a shutdown begins looks at [`Shutdown::soft`] besides. Go has no counterpart.
+    /// A shutdown does not wait for work under this context: use [`Shutdown::spawn`] if it should. A WebSocket that
+    /// should close politely when a shutdown begins waits for [`Shutdown::soft`] as well. Go has no counterpart.
     ///
     /// ```
     /// use tokio_ctx::wire::Inbound;
@@ -106,7 +106,7 @@ impl Context {
 }
 
 impl CancelScope {
-    /// Its end, if it has had none of its life: it reads no clock but where `parent` has a deadline.
+    /// The end of a scope that was just made, without a look at the clock unless `parent` has a deadline.
     #[cfg(feature = "tower")]
     pub(crate) fn ended_at_birth(&self, parent: &Context) -> Option<Error> {
         let token = self.token()?;

@@ -116,22 +116,23 @@ pub(crate) const FEW: usize = 4;
 /// [`only`] for each of a few names.
 ///
 /// One walk over the headers, mostly a few, costs less than a look-up of each name, mostly none of which is there.
-pub(crate) fn only_each<'a, 'n>(
+#[inline]
+pub(crate) fn only_each<'a>(
     carrier: &'a dyn Carrier,
-    names: impl Iterator<Item = &'n HeaderName> + Clone,
+    names: [Option<&HeaderName>; FEW],
 ) -> [Only<'a>; FEW] {
     let mut found = [Ok(None); FEW];
     let Some(headers) = carrier.as_headers() else {
-        found.iter_mut().zip(names).for_each(|(found, name)| *found = only(carrier, name));
-        return found;
+        return names.map(|name| name.map_or(Ok(None), |name| only(carrier, name)));
     };
     // Most keys have none of the lengths.
-    let length = |name: &HeaderName| 1_u64 << (name.as_str().len() % 64);
-    let lengths = names.clone().fold(0, |lengths, name| lengths | length(name));
-    for (key, value) in headers.iter().filter(|(key, _)| lengths & length(key) != 0) {
-        for (found, name) in found.iter_mut().zip(names.clone()) {
-            if key == name {
-                *found = if let Ok(None) = found { Ok(Some(value.as_bytes())) } else { Err(Several) };
+    let lengths = names.map(|name| name.map_or(usize::MAX, |name| name.as_str().len()));
+    for (key, value) in headers {
+        let length = key.as_str().len();
+        for nth in 0..FEW {
+            if lengths[nth] == length && names[nth] == Some(key) {
+                found[nth] =
+                    if let Ok(None) = found[nth] { Ok(Some(value.as_bytes())) } else { Err(Several) };
             }
         }
     }

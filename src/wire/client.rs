@@ -36,11 +36,13 @@ use crate::error::{BoxError, Error};
 /// context.
 ///
 /// If the context has ended, the call fails at once and nothing is sent. If it ends during the call, the request is
-/// dropped, which resets an HTTP/2 stream and closes an HTTP/1 connection, so that the far side learns of it. So is
-/// a response's body that has not ended, whether it is polled then or not. A request's body that is still open
-/// fails: tonic's and axum's by themselves, any other as a [`RequestBody`](crate::wire::RequestBody). Over HTTP/2
-/// hyper sends no reset while it waits for the window of a far side that does not read. The call itself ends where
-/// it is polled: a future that is held and not polled lets what is under it go on.
+/// dropped, which resets an HTTP/2 stream and closes an HTTP/1 connection, so that the server learns of it. A response
+/// body that has not ended is dropped as well, even if it is not polled. A request body that is still being sent
+/// fails; the layer does that for the body types of tonic and axum, and for others there is
+/// [`RequestBody`](crate::wire::RequestBody).
+///
+/// Two things have to be polled: the future of the call, which is dropped when it is polled after the end; and a
+/// request body of an HTTP/2 stream that waits for a window update, since hyper sends no reset before.
 ///
 /// The error is then an [`Error`] in a box, or, for a gRPC call and with the feature `tonic`, the `Status`
 /// that says the same.
@@ -281,7 +283,7 @@ impl<F> fmt::Debug for ClientFuture<F> {
 pin_project! {
     /// A response's body, until the context ends: with that error. Made by [`ClientService`].
     ///
-    /// The client's own body is dropped at the end, whether this is polled then or not: that closes an HTTP/1
+    /// When the context ends, the client's body is dropped even if this is not polled. That closes an HTTP/1
     /// connection, and resets an HTTP/2 stream.
     pub struct ClientBody<B: Body> {
         #[pin]

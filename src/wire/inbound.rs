@@ -321,7 +321,8 @@ impl Inbound {
                 }
             };
             for few in self.believed.chunks(carrier::FEW) {
-                let values = carrier::only_each(carrier, few.iter().map(DeadlineHeader::name));
+                let name = |nth| few.get(nth).map(DeadlineHeader::name);
+                let values = carrier::only_each(carrier, [0, 1, 2, 3].map(name));
                 for (header, value) in few.iter().zip(values) {
                     if let Ok(None) = value {
                         continue;

@@ -10,7 +10,7 @@
 //! | the same, part of a shutdown | `tower` | [`ServerLayer::with_shutdown`] |
 //! | a client on tower: hyper-util's, tonic's channels | `tower` | [`ClientLayer`] |
 //! | a route whose handler completes even if the client has left | `tower` | [`FinishLayer`] |
-//! | a WebSocket, and what lasts as long as the service, not the request | `http` | [`Context::beyond_request`](crate::Context::beyond_request) |
+//! | a WebSocket, or work that outlives its request but not the service | `http` | [`Context::beyond_request`](crate::Context::beyond_request) |
 //! | any other server | `http` | [`Context::extract`](crate::Context::extract) |
 //! | any other client, `reqwest` say | `http` | [`Context::inject`](crate::Context::inject), and [`run`](crate::Context::run) around the call |
 //! | any other transport: metadata, string maps, NATS, AMQP, Kafka | `http` | the same two, with a [`Carrier`] |
@@ -19,36 +19,37 @@
 //! | the request's context in an axum handler | `axum` | [`Context`](crate::Context) as an argument; `?` on an [`Error`](crate::Error) answers as the layer does |
 //! | the request's context in a tonic handler | `tonic` | [`Context::of_request`](crate::Context::of_request); `?` on an `Error` gives a `Status` |
 //!
-//! # What the caller is told
+//! # Status codes
 //!
-//! By the layer, and by a handler that passes the context's [`Error`](crate::Error) on, in the terms of the request's
-//! own protocol:
+//! The layer, and a handler that returns the context's [`Error`](crate::Error), answer in the protocol of the request:
 //!
 //! | the context ended | HTTP | gRPC, gRPC-Web | Connect |
 //! |---|---|---|---|
-//! | by its deadline | 504 | `DEADLINE_EXCEEDED` | `deadline_exceeded` |
-//! | with the service, which is stopping | 503 | `UNAVAILABLE` | `unavailable` |
-//! | by the handler's own cancel of a part | 503 | `CANCELLED` | `canceled` |
-//! | since the request was dropped, or the client has left | 499 | `CANCELLED` | `canceled` |
+//! | at its deadline | 504 | `DEADLINE_EXCEEDED` | `deadline_exceeded` |
+//! | with the service, which is shutting down | 503 | `UNAVAILABLE` | `unavailable` |
+//! | because the handler canceled a part of its work | 503 | `CANCELLED` | `canceled` |
+//! | because the request was dropped, or the client left | 499 | `CANCELLED` | `canceled` |
 //!
-//! Amidst a stream gRPC has it in its trailers, gRPC-Web in the trailers' frame, as base64 where the body is, and
-//! Connect in the frame that ends the stream. What has no way to say it (plain HTTP, a unary answer of Connect, a
-//! message that is cut in two, a body that is encoded or whose length was told) is broken off.
+//! If the response has already begun, gRPC sends the status in its trailers, gRPC-Web in its trailers frame (base64 in
+//! a text body), and Connect in its end-of-stream frame. A body that cannot carry a status is aborted with an error:
+//! plain HTTP, a unary response of Connect, a message that is only half sent, a body with a content encoding or a known
+//! length.
 //!
 //! # Traps
 //!
 //! - The layers go outside of whatever moves a request to another task (`tower::buffer`, say): the current
 //!   context stays behind there.
-//! - A WebSocket outlives its request, and so does what is to be finished for a client that has left: its context is
-//!   [`beyond_request`](crate::Context::beyond_request), which ends with the service.
-//!   [`without_cancel`](crate::Context::without_cancel) does not.
-//! - Over HTTP/1 a server does not notice that the client has left while there is something to read: a request's body
-//!   that it has not read to its end, or a second request that was sent before the first one was answered. hyper then
-//!   looks no further, and the deadline is what ends the request.
-//! - A drop does not say whose it is: a request that a timer around the layer gives up ends as one whose client has
-//!   left, with [`RequestEnd::Dropped`].
-//! - At the end of a context goes what its bodies hold, whether the transport polls them or not. The stream itself is
-//!   reset when hyper polls it next: over HTTP/2 when the peer makes room, or leaves.
+//! - A WebSocket outlives its request, and so does work that must complete after the client has left. Use
+//!   [`beyond_request`](crate::Context::beyond_request), which ends with the service;
+//!   [`without_cancel`](crate::Context::without_cancel) does not end at all.
+//! - Over HTTP/1, hyper does not notice that the client has left while unread bytes are waiting: the rest of the
+//!   request's body, or a second request that the client sent before the first was answered (pipelining). The request
+//!   then ends at its deadline.
+//! - A request that an outer timeout dropped ends in the same way as one whose client left, with
+//!   [`RequestEnd::Dropped`]: the layer cannot tell the two apart.
+//! - When a context ends, the bodies of its request are dropped even if the transport does not poll them. The stream
+//!   itself is reset when hyper polls it next. Over HTTP/2 that is when the peer sends a window update, or closes the
+//!   stream.
 //! - Deadlines of some ten milliseconds need `TCP_NODELAY` on every side, or a small body waits up to 40 ms
 //!   for an acknowledgment. tonic's channels set it; hyper-util's `HttpConnector` and `axum::serve` have to be told.
 //! - A proxy that buffers hides a client that has left, and one that retries sends the same time twice.

@@ -1,4 +1,4 @@
-//! A request's body that fails at its context's end, so that the far side learns of it.
+//! A request body that fails when its context ends, so that the server learns of it.
 
 use std::any::Any;
 use std::error::Error as StdError;
@@ -13,14 +13,13 @@ use crate::context::Context;
 use crate::context::done::Wait;
 use crate::error::{BoxError, Error};
 
-/// A request's body that fails when a context ends, while there is more of it to come.
+/// A request body that fails when a context ends, unless it has been sent completely.
 ///
-/// A call whose request is still being sent is two streams. When its future is dropped, or the response's body,
-/// clients go on to send the other one: the far side is not told. A body that fails tells it: that resets an HTTP/2
-/// stream, and closes an HTTP/1 connection.
+/// An HTTP client keeps sending a request body after the future of the call, or the response body, was dropped, so that
+/// the server does not learn of the end. A body that fails resets the HTTP/2 stream, or closes the HTTP/1 connection.
 ///
-/// A [`ClientLayer`](crate::wire::ClientLayer) makes one of tonic's and axum's bodies by itself. A body of another type
-/// that stays open is put into one where the request is made:
+/// [`ClientLayer`](crate::wire::ClientLayer) wraps the body types of tonic and axum by itself. Wrap a body of another
+/// type that stays open where the request is made:
 ///
 /// ```
 /// use bytes::Bytes;
@@ -47,13 +46,13 @@ use crate::error::{BoxError, Error};
 pub struct RequestBody<B: Body>(State<B>);
 
 enum State<B: Body> {
-    /// Most are whole before anything waits for them, and then cost no registration.
+    /// Most bodies are sent without waiting, and need no registration.
     Fresh {
         ctx: Context,
         body: Pin<Box<B>>,
         frames: u8,
     },
-    Bound(Bounded<B, Context>),
+    Bound(Box<Bounded<B, Context>>),
     Over,
 }
 
@@ -61,7 +60,16 @@ enum State<B: Body> {
 impl<B: Body> Unpin for RequestBody<B> {}
 
 impl<B: Body + Send + 'static> RequestBody<B> {
-    /// A body that ends with this context.
+    /// Wraps a body, which then fails when `ctx` ends.
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use http_body_util::Full;
+    /// use tokio_ctx::{Context, wire::RequestBody};
+    ///
+    /// let body = RequestBody::new(&Context::current(), Full::<Bytes>::from("hello"));
+    /// assert_eq!(http_body::Body::size_hint(&body).exact(), Some(5));
+    /// ```
     pub fn new(ctx: &Context, body: B) -> RequestBody<B> {
         RequestBody(State::Fresh { ctx: ctx.clone(), body: Box::pin(body), frames: 0 })
     }
@@ -81,7 +89,7 @@ where
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         if let State::Fresh { body, frames, .. } = &mut self.0 {
             match body.as_mut().poll_frame(cx) {
-                // One message and no more is all that a unary call has.
+                // A unary call has one message.
                 Poll::Ready(Some(Ok(frame))) if *frames == 0 || frame.is_trailers() => {
                     *frames += 1;
                     return Poll::Ready(Some(Ok(frame)));
@@ -128,11 +136,12 @@ where
 }
 
 impl<B: Body + Send + 'static> RequestBody<B> {
-    /// Has the context's end let go of the body, from now on.
+    /// Registers with the context, which drops the body when it ends.
     fn bind(&mut self, first: Option<Frame<B::Data>>) {
         if let State::Fresh { ctx, body, .. } = std::mem::replace(&mut self.0, State::Over) {
-            // What sends it may wait for its peer, and is woken to hear of the end.
-            self.0 = State::Bound(Bounded::new(Wait::new(ctx), None, body, first, None, true));
+            // The end also wakes a transport that waits for its peer.
+            let body = Bounded::new(Wait::new(ctx), None, body, first, None, true);
+            self.0 = State::Bound(Box::new(body));
         }
     }
 }
@@ -143,7 +152,7 @@ impl<B: Body> fmt::Debug for RequestBody<B> {
     }
 }
 
-/// Binds a body of a type that is known to take any other in.
+/// Wraps a body of a type that can hold any other body.
 pub(crate) fn bind<A: 'static>(ctx: &Context, body: &mut A) {
     if ctx.is_endless() {
         return;
@@ -164,7 +173,7 @@ pub(crate) fn bind<A: 'static>(ctx: &Context, body: &mut A) {
     let _ = body;
 }
 
-/// What the transport is told: an end of a context, which resets a stream as a cancel, not as an internal error.
+/// The error for the transport. Its source makes hyper reset the stream with `CANCEL` instead of `INTERNAL_ERROR`.
 struct Reset {
     ended: Error,
     #[cfg(feature = "tonic")]

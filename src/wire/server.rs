@@ -40,20 +40,20 @@ use crate::task::shutdown::Ticket;
 /// with [`Context::spawn`]. It ends:
 ///
 /// - when the response's body has ended, trailers included, with the cause [`RequestEnd::Answered`];
-/// - when the response is dropped before that, with [`RequestEnd::Dropped`]: mostly the client has left;
-/// - by its deadline: the handler is dropped, and the answer is `504 Gateway Timeout`, for gRPC and gRPC-Web
-///   `DEADLINE_EXCEEDED`, for Connect `deadline_exceeded`; amidst a stream the same, in the way of each of these, and an
-///   error that breaks off any other body;
-/// - with the service: the same, with `503 Service Unavailable`, `UNAVAILABLE` or `unavailable`, so that the call is
-///   tried elsewhere. To let requests come to their end first, end the service's context after them:
-///   [`with_shutdown`](Self::with_shutdown) does.
+/// - when the response is dropped before that, with [`RequestEnd::Dropped`]: in most cases, the client has left;
+/// - at its deadline: the handler is dropped, and the answer is `504 Gateway Timeout`, for gRPC and gRPC-Web
+///   `DEADLINE_EXCEEDED`, for Connect `deadline_exceeded`. If the response has begun, a stream of these protocols ends
+///   with the same status, and any other body is aborted with an error;
+/// - with the service: the same, with `503 Service Unavailable`, `UNAVAILABLE` or `unavailable`, which clients retry.
+///   [`with_shutdown`](Self::with_shutdown) gives requests time to complete first.
 ///
-/// What the client is told is those words and no more: [the module](crate::wire#what-the-caller-is-told) has the table.
-/// Of two such layers, one within the other, the inner one's contexts are below the outer one's.
+/// The client receives the status and a few fixed words, see [the module](crate::wire#status-codes). If a layer is
+/// nested in another, its contexts are children of the outer layer's.
 ///
-/// At the end the handler's own body is dropped, and all that it holds, also if the client has stopped reading and
-/// nothing asks for more: it has to be `Send` and `'static`. An HTTP/1 connection closes then; an HTTP/2 stream is
-/// reset when it is polled next, since hyper does not ask a stream that waits for its window.
+/// When the context ends, the handler's response body is dropped with everything it holds, even if the client has
+/// stopped reading and the transport no longer polls it. The body has to be `Send` and `'static` for that. An HTTP/1
+/// connection is closed. An HTTP/2 stream is reset when hyper polls it next, which it does not while the stream waits
+/// for a window update.
 ///
 /// Where a gRPC call gives a timeout, two milliseconds of it (an eighth, if that is less) are kept back, so
 /// that the answer comes before the client's own timer and before that of tonic's server, which answers
@@ -422,7 +422,8 @@ impl Live {
             // What sends this may drop the body without a look at it.
             self.wait.owner_mut().expect(RequestEnd::Answered);
         }
-        let closing = self.reply.closing(&head.headers);
+        // One whose length has been told has no room for more.
+        let closing = if left.is_some() { Closing::Break } else { self.reply.closing(&head.headers) };
         let content = match is_over {
             true => Content::Over { body },
             false => self.begin(body, is_silent, ctx, ticket, cx),
@@ -471,8 +472,8 @@ impl Live {
 pin_project! {
     /// A response's body, which keeps the request's context until it has ended. Made by [`ServerService`].
     ///
-    /// Dropped before that, it ends the context, with [`RequestEnd::Dropped`]. What the handler's own body holds
-    /// goes with the context's end, whether this is polled or not.
+    /// Dropped before that, it ends the context with [`RequestEnd::Dropped`]. When the context ends, the handler's body
+    /// is dropped even if this is not polled.
     pub struct ServerBody<B: Body> {
         #[pin]
         content: Content<B>,
