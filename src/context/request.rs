@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::context::Context;
 use super::derive::budget;
 use super::scope::CancelScope;
-#[cfg(feature = "tower")]
 use crate::error::Error;
 use crate::finished::Budget;
+use crate::token::sync::now;
 use crate::token::{Limit, Token};
 
 impl Context {
@@ -95,6 +95,17 @@ impl Context {
             Some(token) => Context::of_token(token, self.values().clone(), self.is_todo()),
             None => self.without_cancel(),
         }
+    }
+
+    /// The time left, if it has not ended: one look at the clock for both.
+    pub(crate) fn check_time_left(&self) -> Result<Option<Duration>, Error> {
+        let timed = self.token().and_then(|token| Some((token, token.deadline()?)));
+        let Some((token, deadline)) = timed else { return self.check().map(|()| None) };
+        let now = now();
+        if token.is_done_at(now) {
+            return Err(token.error());
+        }
+        Ok(Some(deadline.saturating_duration_since(now)))
     }
 
     /// Whether what serves this request has ended.

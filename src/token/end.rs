@@ -87,6 +87,12 @@ impl Token {
         }
     }
 
+    /// [`is_done`](Self::is_done), with a time that has just been read.
+    #[cfg(feature = "http")]
+    pub(crate) fn is_done_at(self: &Arc<Self>, now: tokio::time::Instant) -> bool {
+        self.is_over(Stamp::new(now))
+    }
+
     #[inline]
     pub(super) fn is_over(self: &Arc<Self>, now: Stamp) -> bool {
         self.ended() || if self.deadline <= now { self.settle(Some(now)) } else { self.is_over_above() }

@@ -262,8 +262,7 @@ impl Outbound {
         carrier: &mut dyn Carrier,
         place: &'static Location<'static>,
     ) -> Result<(), Error> {
-        ctx.check()?;
-        let left = ctx.remaining().map(|left| left.saturating_sub(self.margin));
+        let left = ctx.check_time_left()?.map(|left| left.saturating_sub(self.margin));
         if left.is_some_and(|left| !self.suffices(left, carrier)) {
             return Err(nothing_left(ctx, place));
         }
