@@ -50,7 +50,10 @@ fn a_picture_of_a_crowd_holds_up_no_derive() {
     took.sort();
     let [median, p99, p999] = [2, 100, 1000].map(|part| took[took.len() - 1 - (took.len() - 1) / part]);
     let longest = took[took.len() - 1];
-    println!("{} derives: median {median:?}, p99 {p99:?}, p99.9 {p999:?}, longest {longest:?}", took.len());
+    println!(
+        "{} derives: median {median:?}, p99 {p99:?}, p99.9 {p999:?}, longest {longest:?}",
+        took.len()
+    );
     assert!(p99 < Duration::from_millis(1), "p99 {p99:?}");
     drop(waits);
     assert!(watch.snapshot().entries.len() <= 2);
