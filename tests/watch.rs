@@ -89,7 +89,7 @@ mod ended_still_here {
         assert_eq!(here.end.line.to_string(), canceled);
         assert_eq!(here.end.text, format!("context canceled at {canceled}"));
         assert_eq!(here.end.cause, None, "a cause is hidden");
-        assert_eq!(here.end.cause_type, Some("other"));
+        assert_eq!(here.end.cause_type, Some("&str"));
         task.abort();
         let _ = task.await;
         assert!(of_line(&snapshot(), &spawned).is_empty());
