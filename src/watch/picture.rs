@@ -380,6 +380,7 @@ impl<'a> Picture<'a> {
                     count: 0,
                     oldest: None,
                     least_left: None,
+                    budget: None,
                     waiters: 0,
                     name: node.name.clone(),
                     oldest_id: node.id,
@@ -388,7 +389,9 @@ impl<'a> Picture<'a> {
             });
             sum.count += 1;
             sum.waiters += node.waiters;
-            sum.least_left = [sum.least_left, self.left(node)].into_iter().flatten().min();
+            if let Some(left) = self.left(node).filter(|left| sum.least_left.is_none_or(|least| *left < least)) {
+                (sum.least_left, sum.budget) = (Some(left), node.budget);
+            }
             if node.born.is_some_and(|here| born.is_none_or(|born| here < born)) {
                 *born = node.born;
                 (sum.oldest_id, sum.oldest) = (node.id, self.age(node));
@@ -423,6 +426,7 @@ impl<'a> Picture<'a> {
             end: node.end.as_ref().map(|end| end.tell(self.now)),
             poll: node.poll,
             is_work: node.is_work,
+            is_held: self.is_held(node),
         }
     }
 }

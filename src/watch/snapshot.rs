@@ -173,6 +173,9 @@ pub struct AliveLine {
     /// `least_left_ms`: the least time left, if any has a deadline.
     #[serde(rename = "least_left_ms", serialize_with = "ms_or_null")]
     pub least_left: Option<Duration>,
+    /// `budget_ms`: the whole budget of the one that has the least time left.
+    #[serde(rename = "budget_ms", serialize_with = "ms_or_null")]
+    pub budget: Option<Duration>,
     /// `waiters`: how many futures wait for their ends.
     pub waiters: usize,
     /// `name`: the name of the oldest.
@@ -334,6 +337,8 @@ pub struct Entry {
     pub poll: Option<Poll>,
     /// `is_work`: whether there is work to be waited for, rather than a context that something holds.
     pub is_work: bool,
+    /// `is_held`: whether it is a context that ended more than a second ago, that nothing works in, and that is still held.
+    pub is_held: bool,
 }
 
 /// A number that JavaScript can hold exactly.
