@@ -147,7 +147,7 @@ mod table {
     use std::any::Any;
     use std::cell::Cell;
     use std::panic::Location;
-    use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
     use std::thread;
     #[cfg(feature = "watch")]
@@ -189,7 +189,7 @@ mod table {
         /// When its last poll began or returned, in nanoseconds since the epoch, doubled; 1 more while inside. 0: never.
         polled: AtomicU64,
         /// How often its overstay has been told.
-        pub(crate) told: AtomicU64,
+        pub(crate) told: AtomicU32,
     }
 
     /// What a record is to say.
@@ -326,7 +326,7 @@ mod table {
                 probe,
                 over: AtomicBool::new(false),
                 polled: AtomicU64::new(0),
-                told: AtomicU64::new(0),
+                told: AtomicU32::new(0),
             });
             let key = list.records.insert(record.clone());
             shard.len.store(list.records.len(), Ordering::Relaxed);
@@ -414,6 +414,7 @@ mod table {
         fn installed(draft: Draft) -> Option<Registration> {
             let hub = super::hub::get()?;
             let (at, key, record) = hub.table.enter(draft)?;
+            hub.observer.entered(&record);
             Some(Registration { home: Home::Process(hub), at, key, record })
         }
 
@@ -485,7 +486,9 @@ mod hub {
 
     /// What the room above is told, outside of all locks. It must not panic.
     pub(crate) trait Observer: Sync {
-        /// Work is over.
+        /// A record has been entered.
+        fn entered(&self, record: &Record);
+        /// A record has gone, or its work is over.
         fn left(&self, record: &Record);
         /// A context has ended by itself; `born`: if that is known.
         fn ended(&self, error: &Error, born: Option<Instant>);

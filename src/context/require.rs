@@ -44,7 +44,14 @@ impl Context {
     /// # }
     /// ```
     pub fn require(&self, least: Duration) -> Result<(), NotEnoughTime> {
-        let short = |why| Err(NotEnoughTime { required: least, why, is_cause: false });
+        let short = |why| {
+            let short = NotEnoughTime { required: least, why, is_cause: false };
+            #[cfg(feature = "watch")]
+            if crate::registry::is_installed() {
+                crate::registry::refused(&short.clone().into());
+            }
+            Err(short)
+        };
         let Some(token) = self.token() else { return Ok(()) };
         if let Some(ended) = self.err() {
             return short(Why::Ended(ended));

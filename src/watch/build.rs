@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::OnceLock;
 
+use super::metrics;
 use super::picture::Picture;
 use super::snapshot::Snapshot;
 use super::stats::Stats;
@@ -85,6 +86,7 @@ impl Builder {
         let Builder { max_entries, show_causes } = self;
         let stats = STATS.get_or_init(|| {
             *is_new = true;
+            metrics::describe();
             Stats::new(max_entries, show_causes)
         });
         let table = || Table::new(SHARDS, stats.max_entries, false);
@@ -109,8 +111,8 @@ impl StdError for AlreadyInstalled {}
 /// Dropping it changes nothing.
 #[derive(Clone, Copy)]
 pub struct Watch {
-    hub: &'static Hub,
-    stats: &'static Stats,
+    pub(super) hub: &'static Hub,
+    pub(super) stats: &'static Stats,
 }
 
 impl Watch {

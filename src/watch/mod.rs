@@ -7,9 +7,13 @@ mod access;
 mod build;
 #[cfg(feature = "axum")]
 mod camera;
+#[cfg(all(unix, feature = "signal"))]
+mod dump;
 mod ends;
 mod json;
+mod metrics;
 mod millis;
+mod overstay;
 mod picture;
 #[cfg(feature = "axum")]
 mod query;
@@ -27,6 +31,7 @@ mod view;
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 pub use access::Access;
 pub use build::{AlreadyInstalled, Builder, Watch, install};
+pub use overstay::Overstay;
 pub use snapshot::{
     AliveLine, End, EndedLine, Entry, FORMAT, How, Id, Kind, Late, LateClass, Lately, Line,
     NearlyOverdue, Phase, Poll, ShutdownState, Snapshot, State, Totals, WaitsFor,

@@ -301,6 +301,25 @@ pub enum Phase {
     Over,
 }
 
+impl Phase {
+    /// Its name in JSON and in the text.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Running => "running",
+            Phase::Soft => "soft",
+            Phase::Hard => "hard",
+            Phase::Abort => "abort",
+            Phase::Over => "over",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
 /// A context or a piece of work.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]

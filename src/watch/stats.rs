@@ -11,10 +11,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::ends::{Facts, cause_type, how};
+use super::metrics;
 use super::snapshot::{How, Kind, Late, LateClass, Lately, Line};
 use crate::error::Error;
 use crate::registry::{Observer, Record, brief, thread_number};
 use crate::token::Token;
+use crate::trace::shielded;
 
 const SHARDS: usize = 16;
 /// So many keys a shard counts.
@@ -200,18 +202,27 @@ impl Stats {
 }
 
 impl Observer for Stats {
+    fn entered(&self, record: &Record) {
+        metrics::entered(record.kind, Line(record.line));
+    }
+
     fn left(&self, record: &Record) {
+        metrics::left(record.kind, Line(record.line));
         if !record.kind.is_work() {
             return;
         }
         let token = record.subject.as_ref().and_then(Token::of_subject);
         let Some(token) = token else { return };
-        let Some(facts) = Facts::of(&token, Instant::now()) else { return };
         let now = Instant::now();
+        let facts = Facts::of(&token, now);
+        shielded(|| drop(token));
+        // What is over at its end is the normal case, which would hide the others.
+        let Some(facts) = facts.filter(|facts| facts.how != How::Finished) else { return };
         let late = now.saturating_duration_since(facts.ended_at);
         let class = CLASSES.iter().position(|bound| late <= *bound).unwrap_or(CLASSES.len());
         let name = record.name.as_ref().map(|name| brief(name).into());
         let (kind, line, how) = (record.kind, Line(record.line), facts.how);
+        metrics::late(how, late);
         let left = Left { kind, line, name, how, late, at: now };
         let mut class = locked(&self.late[class]);
         let at = usize::try_from(class.count).unwrap_or(0) % RING;
@@ -233,11 +244,13 @@ impl Observer for Stats {
         let key = Key { how: how(error), line, cause_type: cause_type(error) };
         let lived = born.map(|born| error.origin().ended_at().saturating_duration_since(born));
         self.count(key, lived);
+        metrics::ended(key.how, line);
     }
 
     fn refused(&self, error: &Error) {
         let line = Line(error.origin().made_at());
         self.count(Key { how: How::Refused, line, cause_type: None }, None);
+        metrics::ended(How::Refused, line);
     }
 }
 

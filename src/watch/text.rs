@@ -1,15 +1,267 @@
 //! The text for a terminal, 100 columns wide.
 
-use std::fmt;
+use std::fmt::{self, Display, Formatter};
+use std::time::Duration;
 
-use super::snapshot::{Entry, Snapshot};
+use super::snapshot::{
+    AliveLine, End, EndedLine, Entry, LateClass, Lately, NearlyOverdue, Poll, ShutdownState, Snapshot,
+    State, Totals,
+};
 
-impl fmt::Display for Snapshot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} seen", self.totals.seen)
+const WIDTH: usize = 100;
+/// So many lines of a part are printed.
+const LINES: usize = 30;
+
+/// The culprits first; each part that has something to say under a heading.
+impl Display for Snapshot {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Snapshot { totals, took, .. } = self;
+        fmt_totals(totals, *took, f)?;
+        part(f, "ENDED, STILL HERE", ENDED_COLUMNS, &self.ended, fmt_ended)?;
+        if self.ended.is_empty() {
+            f.write_str("\n\nENDED, STILL HERE\n  nothing: all that was told to stop has")?;
+        }
+        part(f, "NEARLY OVERDUE", "", &self.nearly_overdue, fmt_nearly)?;
+        part(f, "SHUTDOWNS", "", &self.shutdowns, fmt_shutdown)?;
+        part(f, "ALIVE, BY LINE", ALIVE_COLUMNS, &self.alive, fmt_alive)?;
+        part(f, "CONTEXTS ENDED LATELY", LATELY_COLUMNS, &self.lately, fmt_lately)?;
+        let late: Vec<&LateClass> = self.late.iter().filter(|class| class.count > 0).collect();
+        part(f, "WORK LEFT AFTER ITS END", "", &late, |class, f| fmt_late(class, f))
     }
 }
 
+const ENDED_COLUMNS: &str =
+    "  count  kind        spawned at                                ended ago  it";
+const ALIVE_COLUMNS: &str =
+    "  count  kind        line                                    oldest  least left  waiters  name";
+const LATELY_COLUMNS: &str =
+    "  count  how          made at                                  cause's type        lived  at most";
+
+fn part<T>(
+    f: &mut Formatter<'_>,
+    heading: &str,
+    columns: &str,
+    items: &[T],
+    row: impl Fn(&T, &mut Formatter<'_>) -> fmt::Result,
+) -> fmt::Result {
+    if items.is_empty() {
+        return Ok(());
+    }
+    write!(f, "\n\n{heading}")?;
+    if !columns.is_empty() {
+        write!(f, "\n{columns}")?;
+    }
+    for item in items.iter().take(LINES) {
+        f.write_str("\n")?;
+        row(item, f)?;
+    }
+    match items.len().saturating_sub(LINES) {
+        0 => Ok(()),
+        more => write!(f, "\n  … and {} more lines", thousands(more)),
+    }
+}
+
+fn fmt_totals(totals: &Totals, took: Duration, f: &mut Formatter<'_>) -> fmt::Result {
+    let Totals { seen, work, alive, ended, held, .. } = *totals;
+    write!(
+        f,
+        "{} at work: {} alive, {} ended and still here",
+        thousands(work),
+        thousands(alive),
+        thousands(ended)
+    )?;
+    if held > 0 {
+        write!(f, "; {} held", thousands(held))?;
+    }
+    write!(f, " ({} seen in {})", thousands(seen), Time(took))?;
+    let left_out = [
+        (totals.unregistered, "not registered, as there were too many"),
+        (totals.unseen as u64, "not looked at, as there were too many"),
+        (totals.unlisted as u64, "not listed"),
+        (totals.overstayed, "overstayed so far"),
+    ];
+    for (count, what) in left_out {
+        if count > 0 {
+            write!(f, "\n{} {what}", thousands(usize::try_from(count).unwrap_or(usize::MAX)))?;
+        }
+    }
+    Ok(())
+}
+
+fn fmt_ended(line: &EndedLine, f: &mut Formatter<'_>) -> fmt::Result {
+    let EndedLine { count, kind, longest, .. } = line;
+    let place = tail(&line.line, 40);
+    let doing = doing(line.state, line.poll, *count, line.inside);
+    write!(
+        f,
+        "{:>7}  {kind:<10}  {place:<40}  {:>9}  {}",
+        thousands(*count),
+        Time(*longest),
+        head(&doing, 26)
+    )?;
+    let why = End { ago: Duration::ZERO, ..line.end.clone() };
+    let text = match &line.name {
+        Some(name) => format!("{name}: {}", Why(&why)),
+        None => Why(&why).to_string(),
+    };
+    write!(f, "\n         {}", head(&text, WIDTH - 9))
+}
+
+/// What a piece of work does, as far as that is known.
+fn doing(state: State, poll: Option<Poll>, count: usize, inside: usize) -> String {
+    let ago = Time(poll.map_or(Duration::ZERO, |poll| poll.ago));
+    match state {
+        State::Busy if count > 1 => format!("in a poll for {ago} ({inside})"),
+        State::Busy => format!("in a poll for {ago}"),
+        State::Waiting => format!("last polled {ago} ago"),
+        State::NeverPolled => "never polled".to_owned(),
+        State::Held => "is held".to_owned(),
+    }
+}
+
+/// An end on one line: `canceled at src/main.rs:88: client hung up`, or with the type of a hidden cause.
+struct Why<'a>(&'a End);
+
+impl Display for Why<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let End { text, how, cause, cause_type, .. } = self.0;
+        let text = text.strip_prefix("context ").unwrap_or(text);
+        f.write_str(text)?;
+        match (cause, cause_type) {
+            (Some(cause), _) => write!(f, ": {cause}")?,
+            (None, Some(name)) => write!(f, ": {name}")?,
+            (None, None) => {}
+        }
+        if text.starts_with(how.as_str()) { Ok(()) } else { write!(f, " ({how})") }
+    }
+}
+
+fn fmt_nearly(nearly: &NearlyOverdue, f: &mut Formatter<'_>) -> fmt::Result {
+    let place = tail(&nearly.line, 40);
+    let (left, budget) = (Time(nearly.left), Time(nearly.budget));
+    write!(f, "  {:<10}  {place:<40}  {left:>8} left of {budget:<8}", nearly.kind)?;
+    fmt_name(nearly.name.as_deref(), 17, f)
+}
+
+fn fmt_alive(line: &AliveLine, f: &mut Formatter<'_>) -> fmt::Result {
+    let AliveLine { count, kind, waiters, .. } = line;
+    let place = tail(&line.line, 36);
+    let [oldest, least] = [line.oldest, line.least_left].map(Known);
+    let (count, waiters) = (thousands(*count), thousands(*waiters));
+    write!(f, "{count:>7}  {kind:<10}  {place:<36}  {oldest:>8}  {least:>10}  {waiters:>7}")?;
+    fmt_name(line.name.as_deref(), 10, f)
+}
+
+fn fmt_name(name: Option<&str>, width: usize, f: &mut Formatter<'_>) -> fmt::Result {
+    match name {
+        Some(name) => write!(f, "  {}", head(name, width)),
+        None => Ok(()),
+    }
+}
+
+fn fmt_lately(lately: &Lately, f: &mut Formatter<'_>) -> fmt::Result {
+    let place = tail(&lately.line, 39);
+    let count = thousands(usize::try_from(lately.count).unwrap_or(usize::MAX));
+    let cause = head(lately.cause_type.unwrap_or("-"), 16);
+    let [mean, max] = [lately.mean_lived, lately.max_lived].map(Known);
+    write!(f, "{count:>7}  {:<11}  {place:<39}  {cause:<16}  {mean:>7}  {max:>7}", lately.how)
+}
+
+fn fmt_late(class: &LateClass, f: &mut Formatter<'_>) -> fmt::Result {
+    let bound = match class.up_to {
+        Some(bound) => format!("up to {}", Time(bound)),
+        None => "later".to_owned(),
+    };
+    let count = thousands(usize::try_from(class.count).unwrap_or(usize::MAX));
+    write!(f, "{count:>7}  {bound:<12}")?;
+    let Some(last) = class.last.first() else { return Ok(()) };
+    let text = format!(
+        "last a {} of {}, {} after {}, {} ago",
+        last.kind,
+        tail(&last.line, 30),
+        Time(last.late),
+        last.how,
+        Time(last.ago),
+    );
+    write!(f, "  {}", head(&text, WIDTH - 23))
+}
+
+fn fmt_shutdown(state: &ShutdownState, f: &mut Formatter<'_>) -> fmt::Result {
+    let mut text = format!("{}: {}", tail(&state.line, 40), state.phase);
+    if let Some(since) = state.since {
+        text += &format!(" for {}", Time(since));
+    }
+    if let Some(left) = state.left {
+        text += &format!(", {} left", Time(left));
+    }
+    text += &format!("; waits for {}", thousands(state.running));
+    if state.overdue > 0 {
+        text += &format!(", {} overdue", thousands(state.overdue));
+    }
+    if let Some(why) = &state.why {
+        text += &format!("; {}", Why(why));
+    }
+    write!(f, "  {}", head(&text, WIDTH - 2))?;
+    const LINES: usize = 8;
+    for waits_for in state.waits_for.iter().take(LINES) {
+        let name = waits_for.name.as_deref().unwrap_or("work");
+        let late = if waits_for.overdue > 0 { ", overdue" } else { "" };
+        let text = format!("{} (spawned at {}){late}", head(name, 40), tail(&waits_for.line, 36));
+        write!(f, "\n{:>9}  {}", thousands(waits_for.count), head(&text, WIDTH - 11))?;
+    }
+    match state.waits_for.len().saturating_sub(LINES) {
+        0 => Ok(()),
+        more => write!(f, "\n           … and {more} more lines"),
+    }
+}
+
+/// One entry of a tree on one line, which is indented so far.
+pub(super) fn fmt_entry(entry: &Entry, indent: usize, f: &mut Formatter<'_>) -> fmt::Result {
+    let mut text = entry.kind.to_string();
+    if let Some(name) = &entry.name {
+        text += &format!(" {}", head(name, 40));
+    }
+    text += &format!(" {}", tail(&entry.line, 40));
+    if let Some(age) = entry.age {
+        text += &format!(", {} old", Time(age));
+    }
+    match (&entry.end, entry.left) {
+        (Some(end), _) => text += &format!(", {} {} ago", end.how, Time(end.ago)),
+        (None, Some(left)) => text += &format!(", {} left", Time(left)),
+        (None, None) => {}
+    }
+    if let Some(poll) = entry.poll {
+        let ago = Time(poll.ago);
+        text +=
+            &if poll.inside { format!(", in a poll for {ago}") } else { format!(", polled {ago} ago") };
+    }
+    match entry.waiters {
+        0 => {}
+        1 => text += ", 1 waiter",
+        waiters => text += &format!(", {} waiters", thousands(waiters)),
+    }
+    f.write_str(&head(&text, WIDTH.saturating_sub(indent)))
+}
+
+/// The first so many characters.
+fn head(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+}
+
+/// The last so many characters: of a path they tell the most.
+fn tail(text: &dyn Display, width: usize) -> String {
+    let text = text.to_string();
+    let count = text.chars().count();
+    if count <= width {
+        return text;
+    }
+    ['…'].into_iter().chain(text.chars().skip(count + 1 - width)).collect()
+}
+
+/// `1,190`.
 pub(super) fn thousands(count: usize) -> String {
     let digits = count.to_string();
     let mut text = String::new();
@@ -22,6 +274,60 @@ pub(super) fn thousands(count: usize) -> String {
     text
 }
 
-pub(super) fn fmt_entry(entry: &Entry, _indent: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    write!(f, "{} {}", entry.kind, entry.line)
+/// A duration in three digits or so: `12.4 s`.
+struct Time(Duration);
+
+impl Display for Time {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let secs = self.0.as_secs_f64();
+        let text = match self.0.as_secs() {
+            0 if self.0.as_micros() < 1_000 => format!("{} µs", self.0.as_micros()),
+            0 if self.0.as_millis() < 10 => format!("{:.1} ms", secs * 1e3),
+            0 => format!("{} ms", self.0.as_millis()),
+            ..100 => format!("{secs:.1} s"),
+            100..6_000 => format!("{:.0} min", secs / 60.0),
+            6_000..360_000 => format!("{:.0} h", secs / 3600.0),
+            _ => format!("{:.0} d", secs / 86_400.0),
+        };
+        f.pad(&text)
+    }
+}
+
+/// A duration, if it is known.
+struct Known(Option<Duration>);
+
+impl Display for Known {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(time) => Display::fmt(&Time(time), f),
+            None => f.pad("-"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_brief() {
+        let text = |nanos| Time(Duration::from_nanos(nanos)).to_string();
+        assert_eq!(text(0), "0 µs");
+        assert_eq!(text(999_999), "999 µs");
+        assert_eq!(text(1_500_000), "1.5 ms");
+        assert_eq!(text(350_000_000), "350 ms");
+        assert_eq!(text(12_440_000_000), "12.4 s");
+        assert_eq!(text(300_000_000_000), "5 min");
+        assert_eq!(text(u64::MAX), "213504 d");
+    }
+
+    #[test]
+    fn what_is_too_long_is_cut_where_it_tells_least() {
+        assert_eq!(head("abcdef", 4), "abc…");
+        assert_eq!(tail(&"src/a/very/long/path.rs:12", 10), "…ath.rs:12");
+        assert_eq!(tail(&"short", 10), "short");
+        assert_eq!(thousands(1_190), "1,190");
+        assert_eq!(thousands(12), "12");
+        assert_eq!(thousands(1_234_567), "1,234,567");
+    }
 }

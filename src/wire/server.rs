@@ -192,6 +192,8 @@ where
             Err(bad) => return ServerFuture::refused(reply.bad_header(&bad), service),
         };
         if let Some(ended) = ctx.err() {
+            #[cfg(feature = "watch")]
+            crate::registry::refused(&ended);
             return ServerFuture::refused(reply.ended(&ended), service);
         }
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);

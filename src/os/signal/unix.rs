@@ -134,7 +134,7 @@ impl Listener {
 }
 
 impl Signal {
-    fn must_be_one_to_catch(self) -> io::Result<()> {
+    pub(crate) fn must_be_one_to_catch(self) -> io::Result<()> {
         if self.0 > 0 && !consts::FORBIDDEN.contains(&self.0) {
             return Ok(());
         }

@@ -1,0 +1,87 @@
+//! The text form on a signal: for a service that does not answer any more.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use signal_hook::low_level::pipe;
+
+use super::build::Watch;
+use super::snapshot::Snapshot;
+use crate::os::signal::Signal;
+use crate::trace::shielded;
+
+static SIGNALS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+impl Watch {
+    /// Has the process print a picture to its standard error whenever it gets a signal: `kill -USR1 4711`.
+    ///
+    /// A thread of the watch's own does so: it works while the runtime is stuck. The signal then has that effect and no other:
+    /// it no longer ends the process, if it did. A second call for the same signal changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// If the signal cannot be caught, or the system has no room for a socket or a thread.
+    ///
+    /// ```
+    /// use tokio_ctx::signal::Signal;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let watch = tokio_ctx::watch::install();
+    /// watch.dump_on(Signal::USR1)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg_attr(docsrs, doc(cfg(all(unix, feature = "signal"))))]
+    pub fn dump_on(&self, signal: Signal) -> io::Result<()> {
+        // In one go, and to nothing that another thread may have locked while it is stuck.
+        self.dump_on_with(signal, |snapshot| {
+            let text = format!("{snapshot}\n");
+            let _closed = io::stderr().write_all(text.as_bytes());
+        })
+    }
+
+    /// [`dump_on`](Self::dump_on), which gives the picture to `f` instead, on the watch's thread: for a log.
+    ///
+    /// If `f` panics, the next signal calls it again.
+    ///
+    /// # Errors
+    ///
+    /// As [`dump_on`](Self::dump_on).
+    ///
+    /// ```
+    /// use tokio_ctx::signal::Signal;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let watch = tokio_ctx::watch::install();
+    /// watch.dump_on_with(Signal::USR2, |snapshot| tracing::info!("{snapshot}"))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg_attr(docsrs, doc(cfg(all(unix, feature = "signal"))))]
+    pub fn dump_on_with(
+        &self,
+        signal: Signal,
+        mut f: impl FnMut(Snapshot) + Send + 'static,
+    ) -> io::Result<()> {
+        signal.must_be_one_to_catch()?;
+        let mut signals = SIGNALS.lock().unwrap_or_else(PoisonError::into_inner);
+        if signals.contains(&signal.number()) {
+            return Ok(());
+        }
+        let (mut told, teller) = UnixStream::pair()?;
+        let watch = *self;
+        thread::Builder::new().name("tokio-ctx-dump".into()).spawn(move || {
+            let mut bytes = [0; 64];
+            // Signals that come while one is handled are one. It ends if the registration below has failed.
+            while let Ok(1..) = told.read(&mut bytes) {
+                shielded(|| f(watch.snapshot()));
+            }
+        })?;
+        pipe::register(signal.number(), teller)?;
+        signals.insert(signal.number());
+        Ok(())
+    }
+}

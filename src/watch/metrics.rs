@@ -1,0 +1,156 @@
+//! Counters through the facade of the crate `metrics`: labels are static lines and kinds, so that the program's text bounds
+//! how many there are.
+//!
+//! A recorder is foreign code: it is called outside of locks, and what it panics with is dropped.
+
+use std::collections::HashMap;
+
+use super::snapshot::{Kind, Line};
+
+#[cfg(not(feature = "metrics"))]
+mod imp {
+    use std::time::Duration;
+
+    use super::{HashMap, Kind, Line};
+    use crate::watch::snapshot::How;
+
+    pub(in super::super) fn describe() {}
+
+    pub(in super::super) fn entered(_: Kind, _: Line) {}
+
+    pub(in super::super) fn left(_: Kind, _: Line) {}
+
+    pub(in super::super) fn ended(_: How, _: Line) {}
+
+    pub(in super::super) fn late(_: How, _: Duration) {}
+
+    pub(in super::super) fn overstayed(_: Kind, _: Line) {}
+
+    pub(in super::super) fn overstaying(_: &HashMap<(Kind, Line), u32>) {}
+}
+
+#[cfg(feature = "metrics")]
+mod imp {
+    use std::cell::{Cell, RefCell};
+    use std::hash::Hash;
+    use std::sync::{Mutex, PoisonError};
+    use std::time::Duration;
+
+    use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+    use super::{HashMap, Kind, Line};
+    use crate::trace::shielded;
+    use crate::watch::snapshot::How;
+
+    type ByLine<T> = HashMap<(Kind, Line), T>;
+
+    thread_local! {
+        /// Handles that this thread has asked the recorder for: an event then costs neither a lock nor an allocation.
+        static ALIVE: RefCell<ByLine<Gauge>> = RefCell::default();
+        static ENDED: RefCell<HashMap<(How, Line), Counter>> = RefCell::default();
+        static LATE: RefCell<HashMap<How, Histogram>> = RefCell::default();
+    }
+
+    thread_local! {
+        /// Whether a recorder is being called here.
+        static INSIDE: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Gives `f` the handle of a key, which is asked for once a thread. What a recorder itself does with contexts meanwhile is
+    /// not counted: it could go on so forever.
+    fn with<K: Copy + Eq + Hash, H: Clone>(
+        handles: &'static std::thread::LocalKey<RefCell<HashMap<K, H>>>,
+        key: K,
+        ask: impl FnOnce() -> H,
+        f: impl FnOnce(H),
+    ) {
+        if INSIDE.replace(true) {
+            return;
+        }
+        shielded(|| {
+            let known = handles.try_with(|handles| handles.borrow().get(&key).cloned());
+            let handle = match known {
+                Ok(Some(handle)) => handle,
+                Ok(None) => {
+                    let handle = ask();
+                    let kept = handle.clone();
+                    let replaced = handles.try_with(|handles| handles.borrow_mut().insert(key, kept));
+                    drop(replaced);
+                    handle
+                }
+                // The thread ends.
+                Err(_) => ask(),
+            };
+            f(handle);
+        });
+        INSIDE.set(false);
+    }
+
+    fn alive(kind: Kind, line: Line) -> Gauge {
+        gauge!("tokio_ctx_alive", "kind" => kind.as_str(), "line" => line.to_string())
+    }
+
+    pub(in super::super) fn describe() {
+        use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
+        shielded(|| {
+            describe_gauge!(
+                "tokio_ctx_alive",
+                "Work and landmarks that are registered, by kind and line"
+            );
+            describe_counter!("tokio_ctx_ended_total", "Contexts that ended, by how and by line");
+            describe_counter!("tokio_ctx_overstayed_total", "Work that stayed longer than the grace");
+            describe_gauge!("tokio_ctx_overstaying", "Work that is staying longer than the grace");
+            describe_histogram!(
+                "tokio_ctx_lateness_seconds",
+                Unit::Seconds,
+                "How long after the end of its context work left"
+            );
+        });
+    }
+
+    pub(in super::super) fn entered(kind: Kind, line: Line) {
+        with(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.increment(1.0));
+    }
+
+    pub(in super::super) fn left(kind: Kind, line: Line) {
+        with(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.decrement(1.0));
+    }
+
+    pub(in super::super) fn ended(how: How, line: Line) {
+        let ask =
+            || counter!("tokio_ctx_ended_total", "how" => how.as_str(), "line" => line.to_string());
+        with(&ENDED, (how, line), ask, |counter| counter.increment(1));
+    }
+
+    pub(in super::super) fn late(how: How, late: Duration) {
+        let ask = || histogram!("tokio_ctx_lateness_seconds", "how" => how.as_str());
+        with(&LATE, how, ask, |histogram| histogram.record(late.as_secs_f64()));
+    }
+
+    pub(in super::super) fn overstayed(kind: Kind, line: Line) {
+        shielded(|| {
+            let line = line.to_string();
+            counter!("tokio_ctx_overstayed_total", "kind" => kind.as_str(), "line" => line).increment(1);
+        });
+    }
+
+    /// Sets how many overstay now; a line that was told before, and is not among them, has none.
+    pub(in super::super) fn overstaying(staying: &ByLine<u32>) {
+        static KNOWN: Mutex<Option<ByLine<Gauge>>> = Mutex::new(None);
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        shielded(|| {
+            for &(kind, line) in staying.keys() {
+                known.entry((kind, line)).or_insert_with(|| {
+                    gauge!("tokio_ctx_overstaying", "kind" => kind.as_str(), "line" => line.to_string())
+                });
+            }
+            for (key, gauge) in &known {
+                gauge.set(f64::from(staying.get(key).copied().unwrap_or(0)));
+            }
+        });
+        *KNOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
+    }
+}
+
+pub(super) use imp::*;

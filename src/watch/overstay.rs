@@ -1,0 +1,242 @@
+//! Work that is still here some time after the end of its context: told in the log, counted, and given to a callback.
+//!
+//! One thread looks after all of it. It is no task, so that it tells as well of a runtime that is stuck; and nothing is set
+//! when a context ends: what is registered is looked through, a few times within a grace.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::{self, Thread};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::build::Watch;
+use super::ends::Facts;
+use super::metrics;
+use super::snapshot::{End, Kind, Line, Poll};
+use crate::registry::{Record, brief};
+use crate::token::Token;
+use crate::trace::shielded;
+
+/// A grace that is shorter is as long as this.
+const LEAST: Duration = Duration::from_millis(10);
+/// The time between two looks at most.
+const MOST: Duration = Duration::from_secs(1);
+
+impl Watch {
+    /// Tells of each piece of work that is still here so long after the end of its context.
+    ///
+    /// That is a `WARN` event of `tracing` (target `tokio_ctx`) with the line that spawned it, the line that ended its context
+    /// and the type of the cause: once when the grace is over, and then whenever the time since the end has doubled. It
+    /// is counted in [`Totals::overstayed`](super::Totals::overstayed). A thread of the watch's own looks through what is
+    /// registered, at least once a second, so that it also tells of work that blocks all of its runtime's threads.
+    ///
+    /// A later call sets another grace, and drops the callback of [`overstay_with`](Self::overstay_with).
+    ///
+    /// # Panics
+    ///
+    /// If the system has no room for a thread, as [`std::thread::spawn`].
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let watch = tokio_ctx::watch::install();
+    /// watch.overstay(Duration::from_secs(5));
+    /// ```
+    pub fn overstay(&self, grace: Duration) {
+        self.overstay_with(grace, |_| {});
+    }
+
+    /// [`overstay`](Self::overstay), which also calls `f` each time, on the watch's thread.
+    ///
+    /// It should be quick; if it panics, the watch goes on.
+    ///
+    /// # Panics
+    ///
+    /// As [`overstay`](Self::overstay).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let watch = tokio_ctx::watch::install();
+    /// watch.overstay_with(Duration::from_secs(5), |overstay| {
+    ///     // task spawned at src/main.rs:12 is still here 5 s after its context was canceled at src/main.rs:88
+    ///     eprintln!("{overstay}");
+    /// });
+    /// ```
+    pub fn overstay_with(&self, grace: Duration, f: impl Fn(&Overstay) + Send + Sync + 'static) {
+        static MONITOR: OnceLock<Thread> = OnceLock::new();
+        let rules = Arc::new(Rules { grace: grace.max(LEAST), callback: Box::new(f) });
+        let before = RULES.lock().unwrap_or_else(PoisonError::into_inner).replace(rules);
+        drop(before);
+        let watch = *self;
+        let monitor = MONITOR.get_or_init(|| {
+            let spawned =
+                thread::Builder::new().name("tokio-ctx-watch".into()).spawn(move || watch.look_after());
+            spawned.expect("the system has room for a thread").thread().clone()
+        });
+        monitor.unpark();
+    }
+
+    fn look_after(self) {
+        loop {
+            let rules = RULES.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let Some(rules) = rules else { return };
+            let mut staying = HashMap::new();
+            self.hub.table.for_each(|record| {
+                if shielded(|| self.look_at(&record, &rules)) == Some(true) {
+                    *staying.entry((record.kind, Line(record.line))).or_insert(0) += 1;
+                }
+            });
+            metrics::overstaying(&staying);
+            let pause = (rules.grace / 4).clamp(LEAST, MOST);
+            shielded(|| drop(rules));
+            thread::park_timeout(pause);
+        }
+    }
+
+    /// Returns whether it stays too long.
+    fn look_at(&self, record: &Record, rules: &Rules) -> bool {
+        if !record.kind.is_work() || record.is_over() {
+            return false;
+        }
+        let Some(token) = record.subject.as_ref().and_then(Token::of_subject) else { return false };
+        let now = Instant::now();
+        let error = token.unnoticed_error(now);
+        let over = error.as_ref().map(|error| now.saturating_duration_since(error.origin().ended_at()));
+        let Some((error, over)) = error.zip(over).filter(|(_, over)| *over >= rules.grace) else {
+            return false;
+        };
+        // Only this thread writes it.
+        let told = record.told.load(Ordering::Relaxed);
+        if over >= rules.interval(told) {
+            record.told.store(rules.intervals(over), Ordering::Relaxed);
+            if told == 0 {
+                self.stats.overstayed.fetch_add(1, Ordering::Relaxed);
+                metrics::overstayed(record.kind, Line(record.line));
+            }
+            let end = Facts::new(&error, self.stats.show_causes).tell(now);
+            drop((error, token));
+            rules.tell(&Overstay {
+                kind: record.kind,
+                line: Line(record.line),
+                name: record.name.as_ref().map(|name| brief(name)),
+                end,
+                over,
+                is_first: told == 0,
+                poll: record.last_poll().map(|(ago, inside)| Poll { ago, inside }),
+            });
+        }
+        true
+    }
+}
+
+static RULES: Mutex<Option<Arc<Rules>>> = Mutex::new(None);
+
+struct Rules {
+    grace: Duration,
+    callback: Box<dyn Fn(&Overstay) + Send + Sync>,
+}
+
+impl Rules {
+    /// How long after the end it is told the next time, of what has been told so often.
+    fn interval(&self, told: u32) -> Duration {
+        self.grace.saturating_mul(1_u32.checked_shl(told).unwrap_or(u32::MAX))
+    }
+
+    /// How often what stays so long would have been told.
+    fn intervals(&self, over: Duration) -> u32 {
+        (1..32).find(|told| self.interval(*told) > over).unwrap_or(32)
+    }
+
+    fn tell(&self, overstay: &Overstay) {
+        #[cfg(feature = "tracing")]
+        shielded(|| overstay.warn());
+        shielded(|| (self.callback)(overstay));
+    }
+}
+
+/// Work that is still here after the end of its context, as [`Watch::overstay_with`] tells of it.
+///
+/// Its [`Display`](fmt::Display) is one line.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Overstay {
+    /// What it is.
+    pub kind: Kind,
+    /// The line that spawned it.
+    pub line: Line,
+    /// Its name.
+    pub name: Option<String>,
+    /// How its context ended.
+    pub end: End,
+    /// How long ago that was.
+    pub over: Duration,
+    /// Whether this is the first time that it is told.
+    pub is_first: bool,
+    /// Its last poll, if it is polled: whether it is inside tells a loop that is busy from one that waits.
+    pub poll: Option<Poll>,
+}
+
+impl fmt::Display for Overstay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Overstay { kind, line, end, over, poll, .. } = self;
+        write!(f, "{kind} ")?;
+        if let Some(name) = &self.name {
+            write!(f, "{name} ")?;
+        }
+        // As precise as anyone would read it.
+        let over = Duration::from_millis(over.as_millis().try_into().unwrap_or(u64::MAX));
+        write!(f, "spawned at {line} is still here {over:?} after its end: {}", end.text)?;
+        match (&end.cause, end.cause_type) {
+            (Some(cause), _) => write!(f, ": {cause}")?,
+            (None, Some(name)) => write!(f, ": {name}")?,
+            (None, None) => {}
+        }
+        match poll {
+            Some(Poll { inside: true, ago }) => write!(f, "; inside a poll for {ago:.1?}"),
+            Some(Poll { ago, .. }) => write!(f, "; last polled {ago:.1?} ago"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(feature = "tracing")]
+impl Overstay {
+    fn warn(&self) {
+        let millis = |duration: Duration| duration.as_secs_f64() * 1e3;
+        tracing::warn!(
+            target: "tokio_ctx",
+            kind = %self.kind,
+            name = self.name.as_deref(),
+            spawned_at = %self.line,
+            how = %self.end.how,
+            ended_at = %self.end.line,
+            cause_type = self.end.cause_type,
+            cause = self.end.cause.as_deref(),
+            over_ms = millis(self.over),
+            inside_poll = self.poll.map(|poll| poll.inside),
+            polled_ms = self.poll.map(|poll| millis(poll.ago)),
+            "still here after the end of its context"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_double_without_end() {
+        let rules = Rules { grace: Duration::from_secs(5), callback: Box::new(|_| {}) };
+        assert_eq!([0, 1, 2].map(|told| rules.interval(told).as_secs()), [5, 10, 20]);
+        assert_eq!(
+            [5, 9, 10, 39, 40].map(|secs| rules.intervals(Duration::from_secs(secs))),
+            [1, 1, 2, 3, 4]
+        );
+        assert_eq!(rules.intervals(Duration::MAX), 32);
+        assert!(rules.interval(32) > Duration::from_secs(600 * 365 * 86_400));
+    }
+}

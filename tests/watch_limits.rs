@@ -1,0 +1,142 @@
+//! A watch under attack: more entries than it takes, names with markup, causes of megabytes, causes that panic.
+//!
+//! In one process of its own, as its watch takes a hundred entries, and shows causes.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use tokio_ctx::Context;
+use tokio_ctx::watch::Watch;
+
+const MOST: usize = 100;
+
+/// How often the endless one has printed.
+static PRINTED: AtomicUsize = AtomicUsize::new(0);
+
+/// It would print for a minute.
+#[derive(Debug)]
+struct Endless;
+
+impl fmt::Display for Endless {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for _ in 0..1_000_000_000 {
+            PRINTED.fetch_add(1, Ordering::Relaxed);
+            f.write_str("<script>\u{202e}\n")?;
+        }
+        Ok(())
+    }
+}
+
+impl StdError for Endless {}
+
+#[derive(Debug)]
+struct Panics;
+
+impl fmt::Display for Panics {
+    fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+        panic!("a cause that cannot be printed")
+    }
+}
+
+impl StdError for Panics {}
+
+impl Drop for Panics {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("a cause that cannot be dropped")
+        }
+    }
+}
+
+#[test]
+fn it_takes_no_more_than_it_may_and_cuts_what_it_shows() {
+    let watch = Watch::builder().max_entries(MOST).show_causes(true).install().unwrap();
+
+    // More roots than there may be entries.
+    let roots: Vec<_> = (0..10 * MOST).map(|_| Context::background().with_cancel()).collect();
+    let full = watch.snapshot();
+    assert_eq!(full.entries.len(), MOST);
+    assert_eq!(full.totals.unregistered, 9 * MOST as u64);
+    assert!(full.to_string().contains("900 not registered"), "{full}");
+    drop(roots);
+    assert!(watch.snapshot().entries.is_empty(), "what has gone makes room");
+
+    // More contexts below one than a picture looks at.
+    let root = Context::background().with_cancel().named("wide");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let children: Vec<_> = (0..10 * MOST).map(|_| root.with_cancel()).collect();
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    let waits: Vec<_> = children
+        .iter()
+        .map(|child| {
+            let mut done = Box::pin(child.done_owned());
+            assert!(Future::poll(done.as_mut(), &mut cx).is_pending());
+            done
+        })
+        .collect();
+    let wide = watch.snapshot();
+    assert_eq!(wide.entries.len(), MOST);
+    assert_eq!(wide.totals.unseen, 9 * MOST + 1);
+    drop((waits, children));
+    // A context so far down that there is no room for those above it.
+    let mut leaf = root.clone();
+    for _ in 0..10 * MOST {
+        leaf = leaf.with_cancel().detach();
+    }
+    let bottom = leaf.named("bottom");
+    let deep = watch.snapshot();
+    assert!(deep.entries.len() <= MOST && deep.totals.unseen > 0);
+    drop((leaf, bottom, root));
+
+    // Names.
+    let name = "<img src=x onerror=alert(1)>\u{1b}[2J\r\n\u{202e}".repeat(100_000);
+    let hostile = Context::background().with_cancel().named(&name);
+    let seen = watch.snapshot();
+    let shown = seen.entries[0].name.clone().unwrap();
+    assert_eq!(shown.chars().count(), 121);
+    assert!(shown.starts_with("<img src=x onerror=alert(1)> [2J   <img"), "{shown}");
+    assert!(!shown.contains(|char: char| char.is_control() || char == '\u{202e}'));
+    let text = seen.to_string();
+    assert!(text.lines().all(|line| line.chars().count() <= 100 && !line.contains('\u{1b}')), "{text}");
+    drop(hostile);
+
+    // Causes.
+    let scope = Context::background().with_cancel();
+    let task = runtime.block_on(async { scope.spawn(std::future::pending::<()>()) });
+    scope.cancel_with(Endless);
+    let begun = Instant::now();
+    let seen = watch.snapshot();
+    let cause = seen.ended[0].end.cause.clone().unwrap();
+    assert_eq!(cause.chars().count(), 301);
+    assert!(cause.starts_with("<script>  <script>"), "{cause}");
+    assert!(PRINTED.load(Ordering::Relaxed) < 1_000, "it went on printing");
+    assert!(begun.elapsed().as_secs() < 10);
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&seen.to_json()).unwrap()["ended"][0]["end"]["cause"],
+        cause
+    );
+    task.abort();
+    drop(scope);
+
+    let scope = Context::background().with_cancel();
+    let task = runtime.block_on(async { scope.spawn(std::future::pending::<()>()) });
+    scope.cancel_with("x".repeat(16 << 20));
+    let longest = watch.snapshot().to_json().len();
+    assert!(longest < 100_000, "{longest} bytes");
+    task.abort();
+    drop(scope);
+
+    let scope = Context::background().with_cancel();
+    let task = runtime.block_on(async { scope.spawn(std::future::pending::<()>()) });
+    scope.cancel_with(Panics);
+    let seen = watch.snapshot();
+    let panicky = seen.ended.iter().find(|ended| ended.end.cause.as_deref() == Some(""));
+    assert!(panicky.is_some(), "{seen}");
+    task.abort();
+    drop(runtime);
+    drop(task);
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(scope)));
+    assert!(watch.snapshot().entries.is_empty());
+}

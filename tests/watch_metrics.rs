@@ -1,0 +1,141 @@
+//! The counters that a recorder gets: by kind and line, and each end told apart.
+//!
+//! In a process of its own: there is one recorder.
+
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use metrics::{
+    Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder,
+};
+use metrics::{SharedString, Unit};
+use tokio_ctx::{Context, watch};
+
+/// The sum of each counter, gauge and histogram, by its name and labels.
+#[derive(Clone, Default)]
+struct Sums(Arc<Mutex<BTreeMap<String, f64>>>);
+
+struct Sum(Sums, String);
+
+impl Sum {
+    fn change(&self, change: impl FnOnce(f64) -> f64) {
+        let mut sums = self.0.0.lock().unwrap();
+        let sum = sums.entry(self.1.clone()).or_default();
+        *sum = change(*sum);
+    }
+}
+
+impl CounterFn for Sum {
+    fn increment(&self, value: u64) {
+        self.change(|sum| sum + value as f64);
+    }
+
+    fn absolute(&self, value: u64) {
+        self.change(|_| value as f64);
+    }
+}
+
+impl GaugeFn for Sum {
+    fn increment(&self, value: f64) {
+        self.change(|sum| sum + value);
+    }
+
+    fn decrement(&self, value: f64) {
+        self.change(|sum| sum - value);
+    }
+
+    fn set(&self, value: f64) {
+        self.change(|_| value);
+    }
+}
+
+impl HistogramFn for Sum {
+    fn record(&self, value: f64) {
+        self.change(|sum| sum + value);
+    }
+}
+
+impl Sums {
+    fn of(&self, key: &Key) -> Arc<Sum> {
+        let labels: Vec<_> =
+            key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
+        Arc::new(Sum(self.clone(), format!("{}{{{}}}", key.name(), labels.join(","))))
+    }
+
+    fn get(&self, key: &str) -> Option<f64> {
+        self.0.lock().unwrap().get(key).copied()
+    }
+}
+
+impl Recorder for Sums {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {
+        panic!("a recorder that panics");
+    }
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        // A recorder may use contexts itself.
+        drop(Context::background().with_cancel());
+        Counter::from_arc(self.of(key))
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        drop(Context::background().with_cancel());
+        Gauge::from_arc(self.of(key))
+    }
+
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(self.of(key))
+    }
+}
+
+const FILE: &str = "tests/watch_metrics.rs";
+
+#[tokio::test]
+async fn what_is_alive_and_what_ends_is_counted_by_kind_and_line() {
+    let sums = Sums::default();
+    metrics::set_global_recorder(sums.clone()).map_err(drop).unwrap();
+    let watch = watch::install();
+
+    let root = Context::background().with_cancel();
+    let make = || root.with_timeout(Duration::from_secs(60));
+    let made = line!() - 1;
+    let ended = |how: &str, line: u32| {
+        sums.get(&format!("tokio_ctx_ended_total{{how={how},line={FILE}:{line}}}"))
+    };
+    for _ in 0..3 {
+        make().cancel();
+    }
+    let dead = make();
+    dead.cancel_with("why");
+    let _refused = dead.run(async {}).await;
+    assert_eq!(ended("canceled", made), Some(4.0));
+    assert_eq!(ended("refused", made), Some(1.0));
+    assert!(root.with_timeout(Duration::ZERO).is_done());
+    assert_eq!(ended("deadline", line!() - 1), Some(1.0));
+
+    let task = dead.spawn(pending::<()>());
+    let line = line!() - 1;
+    let key = format!("{{kind=task,line={FILE}:{line}}}");
+    let alive = || sums.get(&format!("tokio_ctx_alive{key}"));
+    assert_eq!(alive(), Some(1.0));
+    // Elsewhere it leaves than it came.
+    watch.overstay(Duration::from_millis(20));
+    let until = Instant::now() + Duration::from_secs(60);
+    while sums.get(&format!("tokio_ctx_overstaying{key}")) != Some(1.0) {
+        assert!(Instant::now() < until, "{:#?}", sums.0.lock().unwrap());
+        std::thread::yield_now();
+    }
+    assert_eq!(sums.get(&format!("tokio_ctx_overstayed_total{key}")), Some(1.0));
+    task.abort();
+    let _ = task.await;
+    assert_eq!(alive(), Some(0.0));
+    while sums.get(&format!("tokio_ctx_overstaying{key}")) != Some(0.0) {
+        assert!(Instant::now() < until, "{:#?}", sums.0.lock().unwrap());
+        std::thread::yield_now();
+    }
+    assert!(sums.get("tokio_ctx_lateness_seconds{how=canceled}").unwrap() >= 0.02);
+}

@@ -1,0 +1,163 @@
+//! Work that overstays: the event, the counter, the callback, at which times; and a dump while the runtime is stuck.
+//!
+//! In a process of its own: there is one thread that looks after it, and its clock is the real one.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use tokio_ctx::watch::{self, How, Overstay};
+use tokio_ctx::{Context, watch::Watch};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context as Layered, Layer, SubscriberExt};
+
+/// The fields of each event.
+#[derive(Clone, Default)]
+struct Events(Arc<Mutex<Vec<(Level, String)>>>);
+
+impl<S: Subscriber> Layer<S> for Events {
+    fn on_event(&self, event: &Event<'_>, _: Layered<'_, S>) {
+        struct Fields(String);
+        impl Visit for Fields {
+            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+                self.0 += &format!("{field}={value:?};");
+            }
+        }
+        let mut fields = Fields(String::new());
+        event.record(&mut fields);
+        self.0.lock().unwrap().push((*event.metadata().level(), fields.0));
+    }
+}
+
+const GRACE: Duration = Duration::from_millis(50);
+
+/// One test after the other: they count all there is.
+static SERIAL: Mutex<()> = Mutex::new(());
+
+/// The next one of that line.
+fn next(told: &mpsc::Receiver<Overstay>, line: u32) -> Overstay {
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let overstay = told.recv_timeout(left).expect("an overstay is told");
+        if overstay.line.location().line() == line {
+            return overstay;
+        }
+    }
+}
+
+fn watch_and_hear() -> (Watch, mpsc::Receiver<Overstay>) {
+    let watch = watch::install();
+    let (tell, told) = mpsc::channel();
+    watch.overstay_with(GRACE, move |overstay| {
+        tell.send(overstay.clone()).unwrap();
+        panic!("a callback that panics");
+    });
+    (watch, told)
+}
+
+#[test]
+fn it_is_told_once_and_then_at_doubling_intervals_although_the_runtime_is_stuck() {
+    let _serial = SERIAL.lock().unwrap();
+    let events = Events::default();
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(events.clone()))
+        .unwrap();
+    let (watch, told) = watch_and_hear();
+    let before = watch.snapshot().totals.overstayed;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let scope = Context::background().with_timeout(Duration::from_secs(600));
+    let ctx = scope.clone();
+    // It blocks the only thread of its runtime.
+    let stuck = std::thread::spawn(move || {
+        runtime.block_on(async move {
+            let (_never, blocked) = mpsc::channel::<()>();
+            let task = ctx.spawn(async move { blocked.recv_timeout(Duration::from_secs(60)) });
+            let line = line!() - 1;
+            let (told_line, _held) = (line, &_never);
+            LINE.send(told_line);
+            drop(task.await);
+        });
+    });
+    let line = LINE.receive();
+    scope.cancel_with("secret");
+    let canceled = line!() - 1;
+
+    let first = next(&told, line);
+    assert!(first.is_first && first.over >= GRACE, "{first:?}");
+    assert_eq!((first.end.how, first.end.line.location().line()), (How::Canceled, canceled));
+    assert!(first.poll.unwrap().inside);
+    assert_eq!(first.end.cause, None);
+    let text = first.to_string();
+    assert!(text.starts_with("task spawned at tests/watch_overstay.rs:"), "{text}");
+    assert!(text.contains(" after its end: context canceled at tests/watch_overstay.rs:"), "{text}");
+    let (second, third) = (next(&told, line), next(&told, line));
+    assert!(!second.is_first && second.over >= 2 * GRACE && third.over >= 4 * GRACE);
+    assert_eq!(watch.snapshot().totals.overstayed, before + 1);
+
+    let warned = events.0.lock().unwrap().clone();
+    let warned: Vec<_> = warned.iter().filter(|(level, _)| *level == Level::WARN).collect();
+    assert!(warned.len() >= 3, "{warned:?}");
+    let (_, fields) = warned[0];
+    for part in [
+        "still here after the end of its context",
+        &format!("spawned_at=tests/watch_overstay.rs:{line};"),
+        &format!("ended_at=tests/watch_overstay.rs:{canceled};"),
+        "how=canceled;",
+        "inside_poll=true;",
+    ] {
+        assert!(fields.contains(part), "{part} is not in {fields}");
+    }
+    assert!(!fields.contains("secret"), "{fields}");
+    drop(stuck);
+}
+
+/// Hands the line out of the task.
+struct Hand(Mutex<Option<u32>>, std::sync::Condvar);
+
+static LINE: Hand = Hand(Mutex::new(None), std::sync::Condvar::new());
+
+impl Hand {
+    fn send(&self, line: u32) {
+        *self.0.lock().unwrap() = Some(line);
+        self.1.notify_all();
+    }
+
+    fn receive(&self) -> u32 {
+        let line = self.1.wait_while(self.0.lock().unwrap(), |line| line.is_none()).unwrap();
+        line.unwrap()
+    }
+}
+
+#[cfg(all(unix, feature = "signal"))]
+#[test]
+fn a_signal_dumps_the_picture_while_the_runtime_is_stuck() {
+    use tokio_ctx::signal::Signal;
+
+    let _serial = SERIAL.lock().unwrap();
+    let watch = watch::install();
+    assert!(watch.dump_on(Signal::from_raw(libc::SIGKILL)).is_err());
+    let (dump, dumped) = mpsc::channel();
+    let mut is_first = true;
+    watch
+        .dump_on_with(Signal::USR1, move |snapshot| {
+            dump.send(snapshot.to_string()).unwrap();
+            assert!(!std::mem::take(&mut is_first), "a callback that panics");
+        })
+        .unwrap();
+    watch.dump_on_with(Signal::USR1, |_| unreachable!("there is one already")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let _entered = runtime.enter();
+    let ctx = Context::background().with_cancel();
+    let task = ctx.spawn(std::future::pending::<()>());
+    let spawned = format!("tests/watch_overstay.rs:{}", line!() - 1);
+    ctx.cancel();
+    for _ in 0..2 {
+        // SAFETY: it sends this process a signal that is caught.
+        assert_eq!(unsafe { libc::kill(libc::getpid(), libc::SIGUSR1) }, 0);
+        // Meanwhile nothing turns the runtime.
+        let text = dumped.recv_timeout(Duration::from_secs(60)).expect("a dump");
+        assert!(text.contains("ENDED, STILL HERE") && text.contains(&spawned), "{text}");
+    }
+    task.abort();
+}
