@@ -325,7 +325,7 @@ impl<'a> Picture<'a> {
                 lines.entry((!node.is_work, node.kind, Line(node.line))).or_default().push(node);
             }
         }
-        let line = |((_, kind, line), nodes): ((bool, Kind, Line), Vec<&Node>)| {
+        let line = |((is_held, kind, line), nodes): ((bool, Kind, Line), Vec<&Node>)| {
             let first =
                 nodes.iter().copied().min_by_key(|node| node.end.as_ref().map(|end| end.ended_at))?;
             let end = first.end.as_ref()?.tell(self.now);
@@ -340,12 +340,12 @@ impl<'a> Picture<'a> {
                 end,
                 poll: first.poll,
                 state: first.state(),
+                is_work: !is_held,
             })
         };
         let mut ended: Vec<EndedLine> = lines.into_iter().filter_map(line).collect();
         ended.sort_by(|a, b| {
-            let is_held = |line: &EndedLine| line.state == State::Held;
-            is_held(a).cmp(&is_held(b)).then(b.longest.cmp(&a.longest)).then(a.line.cmp(&b.line))
+            b.is_work.cmp(&a.is_work).then(b.longest.cmp(&a.longest)).then(a.line.cmp(&b.line))
         });
         ended
     }

@@ -19,8 +19,8 @@ const PAGE: &str = include_str!("page.html");
 /// What the page may do: run its own script, and ask where it came from. The hashes are those of what is between the
 /// tags; a test says what they are to be after a change.
 const POLICY: &str = "default-src 'none'; \
-     script-src 'sha256-AAAA'; \
-     style-src 'sha256-AAAA'; \
+     script-src 'sha256-dLXd3pmZFqul2UlKvp4iWricUx8fEU9mmM3kLTeZ/qo='; \
+     style-src 'sha256-B02tiXcguRwHGHjboulah0fKsrKuz9Jjr5gb43KudVk='; \
      connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
      require-trusted-types-for 'script'";
 
@@ -86,7 +86,7 @@ impl Watch {
     /// | `entries` | so many `entries` at most, 1,000 unless told otherwise, 10,000 at most; see [`Snapshot::cut`](super::Snapshot::cut) |
     /// | `under` | only entries under this one, by its `id` |
     /// | `lines` | so many lines in each list, 200 unless told otherwise, 1,000 at most; `left_out` says how many more there are |
-    /// | `q` | only lines that contain this text, or with an entry that does; in any case |
+    /// | `q` | only lines that contain this text, in upper or lower case, or have an entry that does, or that is below one with such a name |
     /// | `open` | `N:LIST`, up to 64 times: N entries of a list as well, and those above them; `opened` has their numbers, and how many there are in all. A list is `top`, `found` (by `q`), `below/ID`, `ended/KIND/LINE`, `held/KIND/LINE` or `alive/KIND/LINE` |
     ///
     /// A parameter that is not known, or not as it should be, is answered with status 400 and a line that says what is wrong.

@@ -119,6 +119,8 @@ pub struct EndedLine {
     pub poll: Option<Poll>,
     /// `state`: what the first does, as far as its polls tell.
     pub state: State,
+    /// `is_work`: whether they are work, rather than contexts that something holds.
+    pub is_work: bool,
 }
 
 /// What a piece of work does, as far as its polls tell.

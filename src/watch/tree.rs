@@ -109,7 +109,7 @@ impl Snapshot {
     }
 
     /// Where the parent of each entry is: before it.
-    fn parents(&self) -> Vec<Option<usize>> {
+    pub(super) fn parents(&self) -> Vec<Option<usize>> {
         let mut places: HashMap<Id, usize> = HashMap::with_capacity(self.entries.len());
         let mut parents = Vec::with_capacity(self.entries.len());
         for (at, entry) in self.entries.iter().enumerate() {

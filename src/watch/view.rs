@@ -102,7 +102,7 @@ impl Lines<'_> {
     }
 }
 
-/// What a text is found in.
+/// What a text is found in: entries themselves, and the lines of those and of what is below a name.
 struct Found<'a> {
     text: &'a str,
     entries: Vec<bool>,
@@ -122,13 +122,17 @@ impl<'a> Found<'a> {
         };
         // The lines are few, and so are texts of ends; names are many.
         let mut lines: HashMap<*const Location<'static>, bool> = HashMap::new();
-        for entry in &all.entries {
+        // What runs for a request is found by the name of that.
+        let mut in_name: Vec<bool> = Vec::with_capacity(all.entries.len());
+        for (entry, parent) in all.entries.iter().zip(all.parents()) {
             let in_line = *lines
                 .entry(std::ptr::from_ref(entry.line.location()))
                 .or_insert_with(|| contains(&entry.line.to_string(), text));
-            let is_found = in_line || found.is_in(entry);
+            let is_named = entry.name.as_deref().is_some_and(|name| found.has(name));
+            let is_found = in_line || is_named || found.is_in(entry);
             found.entries.push(is_found);
-            if is_found {
+            in_name.push(is_named || parent.is_some_and(|parent| in_name[parent]));
+            if is_found || in_name.last() == Some(&true) {
                 let lines = if entry.end.is_some() { &mut found.ended } else { &mut found.alive };
                 lines.insert((entry.kind, entry.line));
                 found.nearly.insert(entry.id);
@@ -140,7 +144,6 @@ impl<'a> Found<'a> {
     fn is_in(&self, entry: &Entry) -> bool {
         let end = entry.end.as_ref();
         self.has(entry.kind.as_str())
-            || entry.name.as_deref().is_some_and(|name| self.has(name))
             || end.is_some_and(|end| self.has(end.how.as_str()) || self.has(&end.text))
             || end.and_then(|end| end.cause.as_deref()).is_some_and(|cause| self.has(cause))
     }

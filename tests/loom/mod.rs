@@ -42,6 +42,8 @@ mod derive;
 mod drops;
 mod foreign;
 mod link;
+#[cfg(feature = "watch")]
+mod look;
 mod merge;
 mod moves;
 mod rivals;

@@ -1,0 +1,111 @@
+//! A look at a tree while it is closed, dropped and linked: it changes nothing, and sees no end that is not one.
+
+use std::sync::{Arc, Weak};
+
+use loom::thread;
+
+use super::{Roll, Waiter, census, chain, explore, explore_exact, facts, one_story, token};
+use crate::context::Context;
+use crate::token::Token;
+use crate::token::sync::now;
+
+/// All that is linked below a context, as a picture goes through it: one member for each hold of a lock.
+fn below(ctx: &Context) -> Vec<Weak<Token>> {
+    let (mut found, mut at) = (vec![Arc::downgrade(token(ctx))], 0);
+    while at < found.len() {
+        let parent = found[at].upgrade();
+        let mut from = Some(0);
+        while let (Some(parent), Some(place)) = (&parent, from) {
+            from = parent.children(place, 1, &mut found);
+        }
+        // What the look held may be the last handle: no lock is held here.
+        if let Some(parent) = &parent {
+            parent.sight();
+        }
+        at += 1;
+    }
+    found
+}
+
+/// What is seen of an end while it spreads is what it turns out to be.
+#[test]
+fn a_look_against_a_cancel() {
+    explore([3, 2], || {
+        let (root, guard) = Context::background().with_cancel().split();
+        let all = chain(&root, 2);
+        let waiter = Waiter::waiting_on(&all[2]);
+        let ender = thread::spawn(move || guard.cancel_with("over"));
+        let seen: Vec<_> = all.iter().map(|ctx| token(ctx).unnoticed_error(now())).collect();
+        below(&root);
+        ender.join().unwrap();
+        let story = one_story(&all);
+        waiter.finish(&story);
+        for seen in seen.into_iter().flatten() {
+            assert_eq!(facts(&seen), facts(&story));
+        }
+        for ctx in &all {
+            let end = token(ctx).unnoticed_error(now()).expect("it has ended");
+            assert_eq!(facts(&end), facts(&story));
+        }
+    });
+}
+
+/// A path that is linked meanwhile is met once, or not yet; from then on once.
+#[test]
+fn a_look_against_a_link() {
+    explore([3, 1], || {
+        let root = Context::background().with_cancel();
+        let all = chain(&root, 2);
+        let leaf = all[2].clone();
+        let linker = thread::spawn(move || Waiter::waiting_on(&leaf));
+        let (met, end) = (below(&root), token(&all[2]).unnoticed_error(now()));
+        assert!(met.len() <= 3 && end.is_none());
+        let waiter = linker.join().unwrap();
+        let met = below(&root);
+        assert!(met.iter().zip(&all).all(|(met, ctx)| met.as_ptr() == Arc::as_ptr(token(ctx))));
+        assert_eq!(met.len(), 3);
+        assert_eq!(token(&all[2]).sight().waiters, 1);
+        waiter.leave().is_gone();
+    });
+}
+
+/// What goes while it is looked at goes with the last handle, which may be the look's.
+#[test]
+fn a_look_against_a_drop() {
+    explore([3, 2], || {
+        let root = Context::background().with_cancel();
+        let all = chain(&root, 2);
+        let roll = Roll::of(&all[1..]);
+        let waiter = Waiter::waiting_on(&all[2]);
+        let dropper = thread::spawn(move || {
+            let left = waiter.leave();
+            drop(all);
+            left
+        });
+        below(&root);
+        dropper.join().unwrap().is_gone();
+        assert_eq!(census(&root), 0);
+        roll.is_gone();
+    });
+}
+
+/// A scope that is dropped while a look holds its token may make an end that nothing sees, and leaves nothing.
+#[test]
+fn a_look_against_a_scope() {
+    explore_exact(3, || {
+        let root = Context::background().with_cancel();
+        let child = root.with_cancel();
+        let waiter = Waiter::waiting_on(&child);
+        let roll = Roll::of([child.context()]);
+        let dropper = thread::spawn(move || {
+            let left = waiter.leave();
+            drop(child);
+            left
+        });
+        below(&root);
+        dropper.join().unwrap().is_gone();
+        assert!(!root.is_done());
+        assert_eq!(census(&root), 0);
+        roll.is_gone();
+    });
+}
