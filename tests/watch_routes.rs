@@ -22,7 +22,7 @@ use tokio_ctx::{Context, Shutdown};
 use tower::ServiceExt;
 
 /// Nothing here takes a tenth of this, unless it hangs.
-const HANG: Duration = Duration::from_secs(60);
+const HANG: Duration = Duration::from_secs(30);
 
 fn watch() -> Watch {
     static WATCH: OnceLock<Watch> = OnceLock::new();
@@ -50,7 +50,11 @@ async fn send(app: Router, request: Request<Body>) -> Answer {
     let response = tokio::time::timeout(HANG, app.oneshot(request)).await.expect("it hangs").unwrap();
     let (parts, body) = response.into_parts();
     let text = body.collect().await.unwrap().to_bytes();
-    Answer { status: parts.status, headers: parts.headers, text: String::from_utf8(text.to_vec()).unwrap() }
+    Answer {
+        status: parts.status,
+        headers: parts.headers,
+        text: String::from_utf8(text.to_vec()).unwrap(),
+    }
 }
 
 /// A GET of a peer on this machine.
@@ -116,7 +120,11 @@ mod who {
         let request = Request::get("/json").body(Body::empty()).unwrap();
         let answer = send(watch().routes(), request).await;
         assert_eq!(answer.status, 500);
-        assert!(answer.text.contains("into_make_service_with_connect_info::<SocketAddr>()"), "{}", answer.text);
+        assert!(
+            answer.text.contains("into_make_service_with_connect_info::<SocketAddr>()"),
+            "{}",
+            answer.text
+        );
         let request = Request::get("/json").body(Body::empty()).unwrap();
         assert_eq!(status(Access::loopback().any_peer(), request).await, 200);
         let routes: Router = watch().routes();
@@ -129,7 +137,9 @@ mod who {
     async fn a_request_that_a_proxy_has_forwarded_is_of_no_local_peer() {
         for name in ["Forwarded", "X-Forwarded-For", "X-Real-IP", "Via"] {
             let mut request = local("/json");
-            request.headers_mut().insert(http::HeaderName::try_from(name).unwrap(), "127.0.0.1".parse().unwrap());
+            request
+                .headers_mut()
+                .insert(http::HeaderName::try_from(name).unwrap(), "127.0.0.1".parse().unwrap());
             assert_eq!(send(watch().routes(), request).await.status, 403, "{name}");
         }
     }
@@ -141,12 +151,30 @@ mod who {
             request.headers_mut().insert("host", host.parse().unwrap());
             request
         };
-        for host in ["localhost", "LocalHost:9000", "app.localhost", "127.0.0.1", "[::1]:80", "10.1.2.3:9", "localhost."] {
+        for host in [
+            "localhost",
+            "LocalHost:9000",
+            "app.localhost",
+            "127.0.0.1",
+            "[::1]:80",
+            "10.1.2.3:9",
+            "localhost.",
+        ] {
             assert_eq!(send(watch().routes(), with_host(host)).await.status, 200, "{host}");
         }
-        for host in ["evil.example", "localhost.evil.example:80", "notlocalhost", "127.0.0.1.evil.example", "", "a b", "é"] {
+        for host in [
+            "evil.example",
+            "localhost.evil.example:80",
+            "notlocalhost",
+            "127.0.0.1.evil.example",
+            "",
+            "a b",
+            "é",
+        ] {
             let mut request = local("/json");
-            request.headers_mut().insert("host", http::HeaderValue::from_bytes(host.as_bytes()).unwrap());
+            request
+                .headers_mut()
+                .insert("host", http::HeaderValue::from_bytes(host.as_bytes()).unwrap());
             let answer = send(watch().routes(), request).await;
             assert_eq!(answer.status, 403, "{host}");
             assert!(answer.text.contains("Access::host"), "{}", answer.text);
@@ -193,7 +221,15 @@ mod what {
         for elsewhere in ["http://", "https://", "//cdn", "@import", "src=", "url("] {
             assert!(!answer.text.contains(elsewhere), "{elsewhere}");
         }
-        for unsafe_sink in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "style=\"", "onclick="] {
+        for unsafe_sink in [
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "style=\"",
+            "onclick=",
+        ] {
             assert!(!answer.text.contains(unsafe_sink), "{unsafe_sink}");
         }
     }
@@ -226,7 +262,10 @@ mod what {
             assert_eq!(answer.header("cross-origin-resource-policy"), "same-origin", "{uri}");
             assert_eq!(answer.header("x-frame-options"), "DENY", "{uri}");
             assert_eq!(answer.header("content-length"), answer.text.len().to_string(), "{uri}");
-            assert!(answer.header("content-security-policy").contains("frame-ancestors 'none'"), "{uri}");
+            assert!(
+                answer.header("content-security-policy").contains("frame-ancestors 'none'"),
+                "{uri}"
+            );
         }
     }
 
@@ -239,9 +278,13 @@ mod what {
         for field in snapshot.as_object().unwrap().keys() {
             assert!(json.get(field).is_some(), "{field}");
         }
-        let entry = array(&json["entries"]).iter().find(|entry| entry["name"] == "json-and-text").unwrap();
+        let entry =
+            array(&json["entries"]).iter().find(|entry| entry["name"] == "json-and-text").unwrap();
         let text = get("/text").await;
-        assert_eq!((text.status, text.header("content-type")), (StatusCode::OK, "text/plain; charset=utf-8"));
+        assert_eq!(
+            (text.status, text.header("content-type")),
+            (StatusCode::OK, "text/plain; charset=utf-8")
+        );
         let tree = get(&format!("/text?under={}", entry["id"])).await;
         assert!(tree.text.contains("json-and-text"), "{}", tree.text);
         assert_eq!(get("/text?under=1234567890123456").await.status, 404);
@@ -255,7 +298,10 @@ mod what {
             *request.method_mut() = Method::HEAD;
             let (head, get) = (send(watch().routes(), request).await, get(uri).await);
             assert_eq!(head.text, "");
-            assert_eq!((head.status, head.header("content-type")), (get.status, get.header("content-type")));
+            assert_eq!(
+                (head.status, head.header("content-type")),
+                (get.status, get.header("content-type"))
+            );
         }
     }
 
@@ -266,27 +312,50 @@ mod what {
                 let mut request = local(uri);
                 *request.method_mut() = method.clone();
                 let answer = send(watch().routes(), request).await;
-                assert_eq!((answer.status, answer.header("allow")), (StatusCode::METHOD_NOT_ALLOWED, "GET, HEAD, OPTIONS"));
+                assert_eq!(
+                    (answer.status, answer.header("allow")),
+                    (StatusCode::METHOD_NOT_ALLOWED, "GET, HEAD, OPTIONS")
+                );
             }
         }
         let mut request = local("/json");
         *request.method_mut() = Method::OPTIONS;
         let answer = send(watch().routes(), request).await;
-        assert_eq!((answer.status, answer.header("allow")), (StatusCode::NO_CONTENT, "GET, HEAD, OPTIONS"));
+        assert_eq!(
+            (answer.status, answer.header("allow")),
+            (StatusCode::NO_CONTENT, "GET, HEAD, OPTIONS")
+        );
         assert_eq!(answer.header("access-control-allow-origin"), "");
     }
 
     #[tokio::test]
     async fn what_is_not_there_and_what_cannot_be_asked_says_so() {
         let answer = get("/assets/app.js").await;
-        assert_eq!((answer.status.as_u16(), &*answer.text), (404, "there is nothing here; there is /, /json and /text\n"));
-        for uri in ["/?q=1", "/json?limit=1", "/json?entries=all", "/text?under=x", "/json?open=1:x", "/json?q=%ff"] {
+        assert_eq!(
+            (answer.status.as_u16(), &*answer.text),
+            (404, "there is nothing here; there is /, /json and /text\n")
+        );
+        for uri in [
+            "/?q=1",
+            "/json?limit=1",
+            "/json?entries=all",
+            "/text?under=x",
+            "/json?open=1:x",
+            "/json?q=%ff",
+        ] {
             let answer = get(uri).await;
-            assert_eq!((answer.status.as_u16(), answer.header("content-type")), (400, "text/plain; charset=utf-8"), "{uri}");
+            assert_eq!(
+                (answer.status.as_u16(), answer.header("content-type")),
+                (400, "text/plain; charset=utf-8"),
+                "{uri}"
+            );
             assert!(answer.text.ends_with('\n') && answer.text.len() > 10, "{}", answer.text);
         }
         let markup = get("/json?%3Cscript%3E").await;
-        assert_eq!((markup.status.as_u16(), markup.header("content-type")), (400, "text/plain; charset=utf-8"));
+        assert_eq!(
+            (markup.status.as_u16(), markup.header("content-type")),
+            (400, "text/plain; charset=utf-8")
+        );
     }
 
     #[tokio::test]
@@ -294,7 +363,9 @@ mod what {
         let app: Router = Router::new()
             .route("/{id}", axum::routing::get(|| async { "the service's" }))
             .nest("/watch", watch().routes());
-        for (uri, status) in [("/watch", 200), ("/watch/json", 200), ("/watch/text", 200), ("/watch/x", 404), ("/x", 200)] {
+        for (uri, status) in
+            [("/watch", 200), ("/watch/json", 200), ("/watch/text", 200), ("/watch/x", 404), ("/x", 200)]
+        {
             let answer = send(app.clone(), local(uri)).await;
             assert_eq!(answer.status, status, "{uri}");
             assert_eq!(answer.text == "the service's", uri == "/x");
@@ -343,19 +414,35 @@ mod parts {
         assert_eq!(json["opened"][0]["key"], format!("below/{top}"));
         assert_eq!(json["opened"][0]["total"], 50);
         assert_eq!(array(&json["opened"][0]["listed"]).len(), 5);
-        assert_eq!((&json["opened"][1]["total"], array(&json["opened"][1]["listed"]).len()), (&Value::from(1), 1));
+        assert_eq!(
+            (&json["opened"][1]["total"], array(&json["opened"][1]["listed"]).len()),
+            (&Value::from(1), 1)
+        );
         // Those below, those above, and no other.
-        assert!(names(&json).is_superset(&HashSet::from(["opened", "opened child 7", "opened grandchild"])));
-        assert_eq!(array(&json["entries"]).len(), 1 + 5 + 1 + usize::from(!array(&json["opened"][0]["listed"]).contains(&child.into())));
+        assert!(names(&json).is_superset(&HashSet::from([
+            "opened",
+            "opened child 7",
+            "opened grandchild"
+        ])));
+        assert_eq!(
+            array(&json["entries"]).len(),
+            1 + 5 + 1 + usize::from(!array(&json["opened"][0]["listed"]).contains(&child.into()))
+        );
 
         let entry = array(&all["entries"]).iter().find(|entry| entry["id"] == child).unwrap();
         let line = entry["line"].as_str().unwrap();
         let json = get(&format!("/json?entries=0&open=7:alive/named/{line}")).await.json();
-        assert_eq!((&json["opened"][0]["total"], array(&json["opened"][0]["listed"]).len()), (&Value::from(50), 7));
+        assert_eq!(
+            (&json["opened"][0]["total"], array(&json["opened"][0]["listed"]).len()),
+            (&Value::from(50), 7)
+        );
         assert!(names(&json).contains("opened"), "what is above");
         let json = get("/json?entries=0&open=500:top&open=1:below/1&open=1:ended/x/y:1").await.json();
         assert!(array(&json["opened"][0]["listed"]).contains(&top.into()));
-        assert_eq!((&json["opened"][1]["total"], &json["opened"][2]["total"]), (&Value::from(0), &Value::from(0)));
+        assert_eq!(
+            (&json["opened"][1]["total"], &json["opened"][2]["total"]),
+            (&Value::from(0), &Value::from(0))
+        );
         drop(below);
     }
 
@@ -396,7 +483,10 @@ mod parts {
         let line = array(&json["ended"]).iter().find(|line| line["kind"] == "task").unwrap();
         let key = format!("ended/task/{}", line["line"].as_str().unwrap());
         let json = get(&format!("/json?entries=0&open=2:{key}")).await.json();
-        assert_eq!((&json["opened"][0]["total"], array(&json["opened"][0]["listed"]).len()), (&Value::from(3), 2));
+        assert_eq!(
+            (&json["opened"][0]["total"], array(&json["opened"][0]["listed"]).len()),
+            (&Value::from(3), 2)
+        );
         assert_eq!(json["opened"][0]["listed"][0], line["first"]);
         tasks.into_iter().for_each(|(task, _)| task.abort());
     }
@@ -406,9 +496,11 @@ mod parts {
         let shutdown = Shutdown::new(&Context::background()).grace(HANG).cleanup(HANG);
         let ticket = shutdown.named("stuck").ticket();
         shutdown.begin("SIGTERM");
-        let waits = |json: &Value| array(&json["shutdowns"]).iter().any(|shutdown| shutdown["phase"] == "soft");
+        let waits =
+            |json: &Value| array(&json["shutdowns"]).iter().any(|shutdown| shutdown["phase"] == "soft");
         let json = until("/json?entries=0", waits).await;
-        let shutdown_state = array(&json["shutdowns"]).iter().find(|shutdown| shutdown["phase"] == "soft").unwrap();
+        let shutdown_state =
+            array(&json["shutdowns"]).iter().find(|shutdown| shutdown["phase"] == "soft").unwrap();
         assert_eq!(shutdown_state["waits_for"][0]["name"], "stuck");
         assert!(shutdown_state["left_ms"].as_f64().unwrap() > 0.0);
         drop(ticket);

@@ -120,7 +120,8 @@ impl Camera {
             let begun = Instant::now();
             let snapshot = self.watch.snapshot();
             let fresh = (10 * begun.elapsed()).clamp(FRESH[0], FRESH[1]);
-            self.last = Some(Shot { snapshot, fresh_until: Instant::now() + fresh, texts: HashMap::new() });
+            self.last =
+                Some(Shot { snapshot, fresh_until: Instant::now() + fresh, texts: HashMap::new() });
         }
         let shot = self.last.as_mut().ok_or(NoPicture::Failed)?;
         if let Some(text) = shot.texts.get(&form) {

@@ -389,7 +389,9 @@ impl<'a> Picture<'a> {
             });
             sum.count += 1;
             sum.waiters += node.waiters;
-            if let Some(left) = self.left(node).filter(|left| sum.least_left.is_none_or(|least| *left < least)) {
+            if let Some(left) =
+                self.left(node).filter(|left| sum.least_left.is_none_or(|least| *left < least))
+            {
                 (sum.least_left, sum.budget) = (Some(left), node.budget);
             }
             if node.born.is_some_and(|here| born.is_none_or(|born| here < born)) {

@@ -210,9 +210,12 @@ mod tests {
         assert_eq!(query.text.as_deref(), Some("get /orders&x"));
         assert_eq!(open("open=20:top&open=3:found"), [(20, List::Top), (3, List::Found)]);
         assert_eq!(open("open=1:below/17"), [(1, List::Below(17))]);
-        let line = |state, kind: &str, line: &str| List::Line { state, kind: kind.into(), line: line.into() };
+        let line =
+            |state, kind: &str, line: &str| List::Line { state, kind: kind.into(), line: line.into() };
         assert_eq!(
-            open("open=9:ended%2Ftask%2Fsrc%2Fmain.rs%3A12&open=9:held/root/C:\\a.rs:1&open=9:alive/task/b/c:1"),
+            open(
+                "open=9:ended%2Ftask%2Fsrc%2Fmain.rs%3A12&open=9:held/root/C:\\a.rs:1&open=9:alive/task/b/c:1"
+            ),
             [
                 (9, line(LineState::Ended, "task", "src/main.rs:12")),
                 (9, line(LineState::Held, "root", "C:\\a.rs:1")),

@@ -140,7 +140,10 @@ impl Routes {
             return Some(plain(refusal.status, refusal.text));
         }
         if what == What::Nothing {
-            return Some(plain(StatusCode::NOT_FOUND, "there is nothing here; there is /, /json and /text\n"));
+            return Some(plain(
+                StatusCode::NOT_FOUND,
+                "there is nothing here; there is /, /json and /text\n",
+            ));
         }
         if request.method != Method::GET && request.method != Method::HEAD {
             let is_asking = request.method == Method::OPTIONS;
@@ -169,14 +172,18 @@ impl Routes {
         };
         match camera::picture(self.watch, form).await {
             Ok(picture) => answer(StatusCode::OK, content_type, picture),
-            Err(NoPicture::NotFound) => plain(StatusCode::NOT_FOUND, "there is no such entry, or no longer\n"),
+            Err(NoPicture::NotFound) => {
+                plain(StatusCode::NOT_FOUND, "there is no such entry, or no longer\n")
+            }
             Err(NoPicture::Busy) => {
-                let busy = plain(StatusCode::SERVICE_UNAVAILABLE, "too many ask for the watch at once\n");
+                let busy =
+                    plain(StatusCode::SERVICE_UNAVAILABLE, "too many ask for the watch at once\n");
                 with(busy, RETRY_AFTER, "1")
             }
-            Err(NoPicture::Failed) => {
-                plain(StatusCode::INTERNAL_SERVER_ERROR, "there is no thread to take a picture, or it panicked\n")
-            }
+            Err(NoPicture::Failed) => plain(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "there is no thread to take a picture, or it panicked\n",
+            ),
         }
     }
 }

@@ -48,10 +48,12 @@ impl View {
         let found = query.text.as_deref().map(|text| Found::new(all, text));
         let lines = Lines { found: found.as_ref(), most: query.lines };
         let (ended, more_ended) = lines.of(&all.ended, |found, line| found.has_ended(line));
-        let (nearly_overdue, more_nearly) = lines.of(&all.nearly_overdue, |found, line| found.has_nearly(line));
+        let (nearly_overdue, more_nearly) =
+            lines.of(&all.nearly_overdue, |found, line| found.has_nearly(line));
         let (alive, more_alive) = lines.of(&all.alive, |found, line| found.has_alive(line));
         let (lately, more_lately) = lines.of(&all.lately, |found, line| found.has_lately(line));
-        let (shutdowns, more_shutdowns) = lines.of(&all.shutdowns, |found, line| found.has_shutdown(line));
+        let (shutdowns, more_shutdowns) =
+            lines.of(&all.shutdowns, |found, line| found.has_shutdown(line));
 
         let mut kept: HashSet<usize> = all.chosen(query.under, query.entries).into_iter().collect();
         let mut lists = Lists { all, found: found.as_ref(), places: None };
@@ -207,7 +209,8 @@ impl Lists<'_> {
         for at in all.iter().copied() {
             kept.insert(at);
         }
-        let from: Vec<Id> = below.into_iter().chain(all.iter().map(|at| self.all.entries[*at].id)).collect();
+        let from: Vec<Id> =
+            below.into_iter().chain(all.iter().map(|at| self.all.entries[*at].id)).collect();
         from.into_iter().for_each(|id| self.keep_path(id, kept));
         let listed = all.into_iter().map(|at| self.all.entries[at].id).collect();
         Opened { key: open.key.clone(), total, listed }
@@ -215,9 +218,9 @@ impl Lists<'_> {
 
     fn keep_path(&mut self, from: Id, kept: &mut HashSet<usize>) {
         let entries = &self.all.entries;
-        let places = self
-            .places
-            .get_or_insert_with(|| entries.iter().enumerate().map(|(at, entry)| (entry.id, at)).collect());
+        let places = self.places.get_or_insert_with(|| {
+            entries.iter().enumerate().map(|(at, entry)| (entry.id, at)).collect()
+        });
         let above = std::iter::successors(Some(from), |id| entries[*places.get(id)?].parent);
         kept.extend(above.take(ABOVE).filter_map(|id| places.get(&id)));
     }
@@ -227,7 +230,9 @@ impl Lists<'_> {
         let all = self.all.entries.iter().enumerate();
         let mut list: Vec<usize> = match list {
             List::Top => all.filter(|(_, entry)| entry.parent.is_none()).map(|(at, _)| at).collect(),
-            List::Below(id) => all.filter(|(_, entry)| entry.parent == Some(*id)).map(|(at, _)| at).collect(),
+            List::Below(id) => {
+                all.filter(|(_, entry)| entry.parent == Some(*id)).map(|(at, _)| at).collect()
+            }
             List::Found => {
                 let is_found = |at: &usize| self.found.is_some_and(|found| found.entries[*at]);
                 all.map(|(at, _)| at).filter(is_found).collect()
