@@ -222,6 +222,6 @@ fn under_load(rounds: usize) {
     println!("| not installed | {without:.0} |\n| installed, a picture each second | {with:.0} |");
     println!(
         "\nWith a watch {:.1} % of the requests (median of the rounds), target 95 %.",
-        share * 100.0
+        requests * 100.0
     );
 }
