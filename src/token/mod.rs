@@ -223,18 +223,12 @@ impl Token {
         limit: Option<Limit>,
         made_at: &'static Location<'static>,
     ) -> Arc<Token> {
-        match limit {
+        let token = match limit {
             Some(limit) => Token::with_limit(parent, limit, made_at),
-            None => Token::registered(Token::plain(parent, made_at)),
-        }
-    }
-
-    /// Shares a new token. A root is one that a watch is told of.
-    #[inline]
-    fn registered(token: Token) -> Arc<Token> {
-        let token = Arc::new(token);
+            None => Arc::new(Token::plain(parent, made_at)),
+        };
         #[cfg(feature = "watch")]
-        if token.parent.is_none() {
+        if parent.is_none() {
             token.register_root();
         }
         token
@@ -249,7 +243,7 @@ impl Token {
         let mut token = Token::plain(parent, made_at);
         let deadline = Stamp::new(at);
         if deadline >= token.deadline {
-            return Token::registered(token);
+            return Arc::new(token);
         }
         token.deadline = deadline;
         token.level |= OWNS_DEADLINE;
@@ -261,7 +255,7 @@ impl Token {
         if let Some(parent) = parent {
             parent.date_ends();
         }
-        let token = Token::registered(token);
+        let token = Arc::new(token);
         if at <= now {
             token.end_at_birth(Stamp::new(now));
         }
