@@ -149,6 +149,7 @@
 // The rooms, from the ground up: `ARCHITECTURE.md` says what may import what.
 mod error;
 mod finished;
+mod stamp;
 mod trace;
 
 mod token;

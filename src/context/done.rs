@@ -117,6 +117,11 @@ impl<C: Borrow<Context>> Wait<C> {
     #[track_caller]
     pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
         let Some(token) = self.ctx().token() else { return Poll::Pending };
+        if token.ended() {
+            let error = token.error();
+            *self.project().ended = true;
+            return Poll::Ready(error);
+        }
         // Polled again by the same task, it waits as it did.
         let stays = token.is_undisturbed() && self.waker == address(cx.waker());
         if stays && !token.has_deadline() {

@@ -14,6 +14,7 @@ use slab::Slab;
 use super::Token;
 use super::deadline::{Bucket, Entry};
 use super::interop::{Bridge, Foreign};
+use super::work::{Chore, Work};
 use crate::error::{Cause, Error};
 
 /// Members in a page.
@@ -53,8 +54,17 @@ pub(super) struct More {
     /// The cause of the error, if its own deadline ends it.
     pub(super) expiry: Option<Cause>,
     /// The error of an end, where the token alone does not tell.
-    pub(super) error: Option<Error>,
+    pub(super) error: Option<Box<Error>>,
     pub(super) foreign: Option<Foreign>,
+}
+
+impl More {
+    /// Hands over what is to be canceled or deregistered when the token ends.
+    pub(super) fn hand_over(&mut self, work: &mut Work) {
+        work.chores.extend(self.bridge.take().map(|bridge| Chore::Cancel(bridge.outer)));
+        work.chores.extend(self.foreign.take().map(Chore::Deregister));
+        work.chores.extend(self.entries.drain(..).map(Chore::Leave));
+    }
 }
 
 impl Inner {
@@ -62,26 +72,14 @@ impl Inner {
         self.more.get_or_insert_default()
     }
 
-    /// Takes the waker out, if one waiter is all there is.
+    /// Whether there is nothing in it.
     #[inline]
-    pub(super) fn take_only_waker(&mut self) -> Option<Waker> {
-        match self.first.take() {
-            Some(Member::Waiter(waker)) if self.more.is_none() => Some(waker),
-            other => {
-                self.first = other;
-                None
-            }
-        }
-    }
-
-    /// Whether all that has been in it has gone again.
-    #[inline]
-    pub(super) fn is_deserted(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.first.is_none() && self.more.is_none() && self.bucket.is_none()
     }
 
     pub(super) fn error(&self) -> Option<&Error> {
-        self.more.as_ref()?.error.as_ref()
+        self.more.as_ref()?.error.as_deref()
     }
 
     #[inline]
@@ -142,13 +140,18 @@ impl Inner {
         self.iter_mut().filter_map(take).collect()
     }
 
-    /// Takes all members out.
+    /// Takes a lone waker out to be called, else all members.
     #[inline]
-    pub(super) fn take_members(&mut self) -> Members {
+    pub(super) fn take_members(&mut self, work: &mut Work) -> Option<Members> {
         let more = self.more.as_mut().map(|more| &mut more.members).filter(|pages| !pages.is_empty());
-        Members {
-            first: self.first.take(),
-            more: more.map(|pages| Box::new(mem::take(pages).into_iter())),
+        let more = more.map(|pages| Box::new(mem::take(pages).into_iter()));
+        match (self.first.take(), more) {
+            (None, None) => None,
+            (Some(Member::Waiter(waker)), None) => {
+                work.wake(waker);
+                None
+            }
+            (first, more) => Some(Members { first, more }),
         }
     }
 
@@ -159,19 +162,12 @@ impl Inner {
 }
 
 /// The members of a token that has ended, taken out of its list.
-#[derive(Default)]
 pub(super) struct Members {
-    pub(super) first: Option<Member>,
-    pub(super) more: Option<Box<IntoIter<Member>>>,
+    first: Option<Member>,
+    more: Option<Box<IntoIter<Member>>>,
 }
 
 impl Members {
-    /// Whether there may be a child.
-    #[inline]
-    pub(super) fn have_children(&self) -> bool {
-        self.more.is_some() || matches!(self.first, Some(Member::Child(_)))
-    }
-
     #[inline]
     pub(super) fn next(&mut self) -> Option<Member> {
         self.first.take().or_else(|| self.more.as_mut()?.next())

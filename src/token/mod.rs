@@ -92,10 +92,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::BoxError;
+use crate::stamp::{Stamp, nanos};
 use crate::trace;
 use members::Inner;
 pub(crate) use members::Seat;
-use sync::{AtomicI64, AtomicU8, AtomicU16, AtomicU32, Mutex, Ordering};
+use sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Mutex, Ordering};
 
 /// So many polls of a wait, or waits made on a token, may go without a look at the clock.
 pub(crate) const UNCLOCKED: u8 = 64;
@@ -144,7 +145,7 @@ pub(crate) struct Token {
     made_at: &'static Location<'static>,
     canceled_at: OnceLock<&'static Location<'static>>,
     /// Until the end 1 above its place in the bucket, if it is in one; from then on when it ended. 0 is neither.
-    word: AtomicI64,
+    word: AtomicU64,
     inner: Mutex<Inner>,
 }
 
@@ -154,54 +155,10 @@ const ROOT: u32 = u32::MAX;
 /// Set in `level` if the deadline is the token's own.
 const OWNS_DEADLINE: u8 = 1 << 7;
 
-/// A point in time in nanoseconds: half as large as an `Instant`.
-///
-/// They reach from a hundred years before the first to 484 years after it; a deadline beyond that is none.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Stamp(i64);
-
-/// The first stamp's time, below zero: zero stands for a time that is not set.
-const BIAS: i64 = 192 * 365 * 86_400;
-const SECOND: i64 = 1_000_000_000;
-
 impl Stamp {
-    const NEVER: Stamp = Stamp(i64::MAX);
-
-    #[inline]
-    fn epoch() -> Instant {
-        static EPOCH: OnceLock<Instant> = OnceLock::new();
-        *EPOCH.get_or_init(Instant::now)
-    }
-
-    #[inline]
-    fn new(at: Instant) -> Stamp {
-        let after = at.saturating_duration_since(Stamp::epoch());
-        match i64::try_from(after.as_secs()) {
-            Ok(0) if after.is_zero() => Stamp::before(at),
-            Ok(secs) if secs < i64::MAX / SECOND + BIAS => {
-                Stamp((secs - BIAS) * SECOND + i64::from(after.subsec_nanos()))
-            }
-            _ => Stamp::NEVER,
-        }
-    }
-
-    #[cold]
-    fn before(at: Instant) -> Stamp {
-        let before = i64::try_from((Stamp::epoch() - at).as_nanos()).unwrap_or(i64::MAX);
-        Stamp((-BIAS * SECOND).saturating_sub(before))
-    }
-
     #[inline]
     fn now() -> Stamp {
         Stamp::new(sync::now())
-    }
-
-    #[inline]
-    fn instant(self) -> Instant {
-        const FIRST: i64 = -BIAS * SECOND;
-        let (epoch, span) = (Stamp::epoch(), Duration::from_nanos(self.0.abs_diff(FIRST)));
-        let at = if self.0 < FIRST { epoch.checked_sub(span) } else { epoch.checked_add(span) };
-        at.unwrap_or(epoch)
     }
 }
 
@@ -240,7 +197,7 @@ impl Token {
         }
         token.deadline = deadline;
         token.level |= OWNS_DEADLINE;
-        token.clock = u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX);
+        token.clock = nanos(budget);
         if let Some(cause) = cause {
             token.state = AtomicU16::new(token.state.load(Ordering::Relaxed) | OCCUPIED | CAUSED);
             token.inner.get_mut().more().expiry = Some(cause.into());
@@ -261,7 +218,7 @@ impl Token {
         match &self.parent {
             Some(parent) if parent.is_over(now) => self.end_with(parent),
             _ => {
-                self.settle(Some(now));
+                self.settle(now);
             }
         }
     }
@@ -303,7 +260,7 @@ impl Token {
             clock: trace::birth(),
             made_at,
             canceled_at: OnceLock::new(),
-            word: AtomicI64::new(0),
+            word: AtomicU64::new(0),
             inner: Mutex::new(Inner::default()),
         }
     }
