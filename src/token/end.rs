@@ -208,7 +208,7 @@ impl Token {
         }
         let error = cause.map(|cause| {
             let ended_at = at.unwrap_or_else(Stamp::now);
-            Box::new(Error::new(self.origin(How::by(kind, caller), ended_at), Some(cause)))
+            Box::new(Error::new(self.origin(How::canceled(kind, caller), ended_at), Some(cause)))
         });
         let mut ending = Ending::canceled(kind, caller, at);
         if error.is_none() && !trace::listens() && self.close_idle(&mut ending) {
@@ -267,7 +267,14 @@ impl Token {
 
 // Errors.
 impl Token {
+    /// What its end was, if it has ended. Not inline: an error is written once, where it is returned.
+    #[inline(never)]
+    pub(crate) fn err(self: &Arc<Self>) -> Option<Error> {
+        if self.ended() || self.is_done() { Some(self.error()) } else { None }
+    }
+
     /// What the end was. Only for a token that has ended.
+    #[inline(always)]
     pub(crate) fn error(&self) -> Error {
         let mut token = self;
         loop {
@@ -284,24 +291,28 @@ impl Token {
         }
     }
 
+    #[inline(always)]
     fn own_origin(&self, state: u16) -> Origin {
-        match state & FOREIGN {
-            EXPIRED => self.expiry_origin(),
-            kind => self.origin(How::by(kind, self.canceled_at.get().copied()), self.date()),
+        let kind = state & FOREIGN;
+        if kind == EXPIRED {
+            return self.expiry_origin();
         }
+        self.origin(How::canceled(kind, self.canceled_at.get().copied()), self.date())
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn expiry_origin(&self) -> Origin {
         self.origin(How::Deadline, self.deadline)
     }
 
+    #[inline(always)]
     fn origin(&self, how: How, ended_at: Stamp) -> Origin {
         let budget = if self.owns_deadline() { self.clock } else { NO_BUDGET };
         Origin::new(self.made_at, how, budget, ended_at)
     }
 
     /// When it ended; if that was of no interest until now, now.
+    #[inline]
     fn date(&self) -> Stamp {
         match self.word.load(Ordering::Acquire) {
             0 => self.set_date(Stamp::now()),
@@ -339,12 +350,11 @@ impl Token {
 }
 
 impl How {
-    fn by(kind: u16, caller: Caller) -> How {
-        match (kind, caller) {
-            (EXPIRED, _) => How::Deadline,
-            (FOREIGN, _) => How::Token,
-            (CALLED, Some(caller)) => How::Canceled(caller),
-            _ => How::GuardDropped,
+    #[inline(always)]
+    fn canceled(kind: u16, caller: Caller) -> How {
+        if kind == FOREIGN {
+            return How::Token;
         }
+        caller.filter(|_| kind == CALLED).map_or(How::GuardDropped, How::Canceled)
     }
 }

@@ -180,8 +180,14 @@ impl Token {
     ) -> Arc<Token> {
         match limit {
             Some(limit) => Token::with_limit(parent, limit, made_at),
-            None => Arc::new(Token::plain(parent, made_at)),
+            None => Token::place(|| Token::plain(parent, made_at)),
         }
+    }
+
+    /// Makes a token where it is to stay: `Arc::new` would copy it there.
+    #[inline]
+    fn place(make: impl FnOnce() -> Token) -> Arc<Token> {
+        Arc::new_cyclic(|_| make())
     }
 
     fn with_limit(
@@ -190,22 +196,24 @@ impl Token {
         made_at: &'static Location<'static>,
     ) -> Arc<Token> {
         let Limit { at, now, budget, cause } = limit;
-        let mut token = Token::plain(parent, made_at);
         let deadline = Stamp::new(at);
-        if deadline >= token.deadline {
-            return Arc::new(token);
+        if parent.is_some_and(|parent| parent.deadline <= deadline) || deadline == Stamp::NEVER {
+            return Token::new(parent, None, made_at);
         }
-        token.deadline = deadline;
-        token.level |= OWNS_DEADLINE;
-        token.clock = nanos(budget);
+        let token = Token::place(|| {
+            let mut token = Token::plain(parent, made_at);
+            token.deadline = deadline;
+            token.level |= OWNS_DEADLINE;
+            token.clock = nanos(budget);
+            token
+        });
         if let Some(cause) = cause {
-            token.state = AtomicU16::new(token.state.load(Ordering::Relaxed) | OCCUPIED | CAUSED);
-            token.inner.get_mut().more().expiry = Some(cause.into());
+            token.inner.lock().more().expiry = Some(cause.into());
+            token.state.fetch_or(OCCUPIED | CAUSED, Ordering::Relaxed);
         }
         if let Some(parent) = parent {
             parent.date_ends();
         }
-        let token = Arc::new(token);
         if at <= now {
             token.end_at_birth(Stamp::new(now));
         }

@@ -6,7 +6,7 @@ use std::task::Waker;
 
 use super::deadline::Entry;
 use super::end::Ending;
-use super::members::{Inner, Member, Members, Seat};
+use super::members::{Children, Inner, Seat};
 use super::sync::{MutexGuard, Ordering, RuntimeId, yield_now};
 use super::work::{Chore, Work};
 use super::{CLOSING, DISTURBED, ENDED, EXPIRED, KEPT, MERGED, OCCUPIED, Stamp, Token};
@@ -49,7 +49,7 @@ impl Token {
     fn admit(&self, child: &Arc<Token>) -> bool {
         let Some(mut inner) = self.open() else { return false };
         if child.seat.load(Ordering::Relaxed) == 0 {
-            let seat = inner.insert(Member::Child(Arc::downgrade(child)));
+            let seat = inner.insert_child(Arc::downgrade(child));
             child.seat.store(seat.0, Ordering::Release);
         }
         true
@@ -65,7 +65,7 @@ impl Token {
             return Err(other);
         }
         let seat = match other.open() {
-            Some(mut inner) => inner.insert(Member::Child(Arc::downgrade(self))),
+            Some(mut inner) => inner.insert_child(Arc::downgrade(self)),
             None => return Err(other),
         };
         if let Some(second) = &mut self.inner.lock().more().second {
@@ -101,14 +101,22 @@ impl Token {
         Some(is_timed)
     }
 
-    /// Takes a waiter, or a child, out of the list.
+    /// Takes a waiter out of the list.
     #[inline]
     pub(crate) fn leave(&self, seat: Seat) {
         if seat != Seat::default() && !self.ended() {
             let mut inner = self.inner.lock();
-            let _member = inner.remove(seat);
+            let _waker = inner.remove_waiter(seat);
             let _entry = self.idle_entry(&mut inner);
             drop(inner);
+        }
+    }
+
+    /// Takes a child out of the list.
+    #[inline]
+    fn dismiss(&self, seat: Seat) {
+        if seat != Seat::default() && !self.ended() {
+            self.inner.lock().remove_child(seat);
         }
     }
 
@@ -130,8 +138,8 @@ impl Token {
         work: &mut Work,
     ) -> bool {
         let closed = self.close(ending, error, work);
-        if let Closed::Above(members) = closed {
-            Layer { token: self.clone(), members, bound: ending.bound }.close_below(work);
+        if let Closed::Above(children) = closed {
+            Layer { token: self.clone(), children, bound: ending.bound }.close_below(work);
             return true;
         }
         matches!(closed, Closed::Alone)
@@ -172,21 +180,17 @@ impl Token {
     ) -> Closed {
         let Some(mut inner) = self.open() else { return Closed::Before };
         let entry = Token::take_entry(&self.word, &mut inner);
-        if let Some(more) = &mut inner.more {
-            more.hand_over(work);
-            if ending.kind == EXPIRED {
-                let cause = more.expiry.take();
-                error =
-                    cause.map(|cause| Box::new(Error::with_cause(self.expiry_origin(), Some(cause))));
-            }
+        let children = inner.empty(work);
+        if let (EXPIRED, Some(more)) = (ending.kind, &mut inner.more) {
+            let expiry = more.expiry.take();
+            error = expiry.map(|cause| Box::new(Error::with_cause(self.expiry_origin(), Some(cause))));
         }
         let mut bits = 0;
         if error.is_some() {
             bits |= KEPT;
             inner.more().error = error;
         }
-        let members = inner.take_members(work);
-        if members.is_some() {
+        if children.is_some() {
             bits |= CLOSING;
         }
         // One that is occupied ends under the lock only: what may change is `TIMED`.
@@ -196,7 +200,7 @@ impl Token {
         }
         drop(inner);
         drop(entry);
-        members.map_or(Closed::Alone, Closed::Above)
+        children.map_or(Closed::Alone, Closed::Above)
     }
 
     /// Sets the state of one that ends, once what tells of the end is stored; of two ends at once, either's is
@@ -241,25 +245,24 @@ enum Closed {
     /// It had ended before.
     Before,
     Alone,
-    /// It has members that are to be closed, and is `CLOSING`.
-    Above(Members),
+    /// It has children that are to be closed, and is `CLOSING`.
+    Above(Children),
 }
 
-/// A token that has been closed, and is `CLOSING` until its members are.
+/// A token that has been closed, and is `CLOSING` until its children are.
 struct Layer {
     token: Arc<Token>,
-    members: Members,
+    children: Children,
     bound: Stamp,
 }
 
 impl Layer {
-    /// Closes all members, depth first, with a stack of its own.
+    /// Closes all children, depth first, with a stack of its own.
     fn close_below(self, work: &mut Work) {
         let (mut layer, mut above) = (self, Vec::new());
         loop {
-            match layer.members.next() {
-                Some(Member::Waiter(waker)) => work.wake(waker),
-                Some(Member::Child(child)) => {
+            match layer.children.next() {
+                Some(child) => {
                     let Some(child) = child.upgrade() else { continue };
                     if let Some(below) = layer.close_child(child, work) {
                         above.push(mem::replace(&mut layer, below));
@@ -275,7 +278,7 @@ impl Layer {
         }
     }
 
-    /// Closes a child; the layer below, if that has members that are to be closed.
+    /// Closes a child; the layer below, if that has children that are to be closed.
     #[inline]
     fn close_child(&self, child: Arc<Token>, work: &mut Work) -> Option<Layer> {
         if child.ended_before(self.bound) {
@@ -285,7 +288,9 @@ impl Layer {
         let mut ending = child.ending_below(self.bound);
         let error = child.error_below(&self.token, &ending);
         match child.close(&mut ending, error, work) {
-            Closed::Above(members) => return Some(Layer { token: child, members, bound: ending.bound }),
+            Closed::Above(children) => {
+                return Some(Layer { token: child, children, bound: ending.bound });
+            }
             Closed::Before => child.wait_until_closed(),
             Closed::Alone => {}
         }
@@ -328,7 +333,7 @@ impl Token {
     #[inline]
     fn leave_parent(&mut self) -> Option<Arc<Token>> {
         let parent = self.parent.take()?;
-        parent.leave(Seat(self.seat.load(Ordering::Relaxed)));
+        parent.dismiss(Seat(self.seat.load(Ordering::Relaxed)));
         Some(parent)
     }
 
@@ -339,7 +344,7 @@ impl Token {
             return None;
         }
         let (second, seat) = self.inner.get_mut().more.as_mut()?.second.take()?;
-        second.leave(seat);
+        second.dismiss(seat);
         Some(second)
     }
 }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::deadline::Entry;
 use super::end::Ending;
 use super::interop::Foreign;
+use super::members::Pages;
 use super::{CAUSED, KEPT, MERGED, Stamp, Token};
 use crate::error::Error;
 use crate::trace::{self, shielded};
@@ -46,6 +47,15 @@ impl Work {
             None => self.waker = Some(waker),
             Some(_) => self.wakers.push(waker),
         }
+    }
+
+    pub(super) fn reserve(&mut self, wakers: usize) {
+        self.wakers.reserve(wakers);
+    }
+
+    pub(super) fn wake_all(&mut self, wakers: Pages<Waker>) {
+        self.wakers.reserve(wakers.len());
+        self.wakers.extend(wakers.into_iter());
     }
 
     #[inline]
