@@ -153,6 +153,7 @@
 mod error;
 mod finished;
 mod registry;
+mod stamp;
 mod trace;
 
 mod token;

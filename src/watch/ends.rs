@@ -86,7 +86,7 @@ pub(super) fn how(error: &Error) -> How {
             cause.is::<TaskFailed>().then_some(How::Failed)
         }
     });
-    by_cause.unwrap_or_else(|| match error.origin().how {
+    by_cause.unwrap_or_else(|| match error.origin().how() {
         error::How::Deadline => How::Deadline,
         error::How::Canceled(_) => How::Canceled,
         error::How::GuardDropped => How::Dropped,
