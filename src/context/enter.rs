@@ -200,7 +200,7 @@ impl Context {
     /// The same context, which a [`Watch`](crate::watch::Watch) shows by this name, with what is derived from it below.
     ///
     /// The background has none to give it to: name what is derived from it. Without an installed watch this is a
-    /// clone. The name is cut to 120 characters.
+    /// clone. A second name takes the place of the first. It is cut to 120 characters.
     ///
     /// ```
     /// use std::time::Duration;
