@@ -8,20 +8,25 @@
 #[path = "../axum_load/load.rs"]
 mod load;
 
+use std::convert::Infallible;
 use std::hint::black_box;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::process::{Child, Command, Stdio};
-use std::task::{Context as TaskContext, Waker};
+use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use axum::routing::get;
 use axum::{Json, Router};
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty, Full};
 use tokio::net::TcpListener;
 use tokio_ctx::watch::Watch;
 use tokio_ctx::wire::{Inbound, ServerLayer};
 use tokio_ctx::{Context, DoneOwned};
+use tower::{Layer, Service, service_fn};
 
 fn main() {
     let given: Vec<String> = std::env::args().skip(1).collect();
@@ -56,13 +61,14 @@ fn this(arguments: &[&str]) -> String {
 
 /// The median of so many batches, in nanoseconds for each call.
 fn nanos(mut operation: impl FnMut()) -> f64 {
-    const BATCH: u32 = 2_000;
+    // Shorter than a turn of the system's scheduler.
+    const BATCH: u32 = 100;
     let mut batch = || {
         let begun = Instant::now();
         (0..BATCH).for_each(|_| operation());
         begun.elapsed().as_nanos() as f64 / f64::from(BATCH)
     };
-    median((0..50).map(|_| batch()).collect())
+    median((0..1_000).map(|_| batch()).collect())
 }
 
 fn median(mut all: Vec<f64>) -> f64 {
@@ -92,12 +98,29 @@ fn operations() {
         );
         println!("a child, canceled {}", nanos(|| black_box(&parent).with_cancel().cancel()));
         println!("a root, dropped {}", nanos(|| drop(Context::background().with_cancel())));
-        let spawned = nanos(|| {
-            let task = black_box(&parent).spawn(async {});
-            task.abort();
+        let layer = ServerLayer::new(parent.clone(), Inbound::new().max_budget(Duration::from_secs(30)));
+        let mut service = layer.layer(service_fn(async |_: Request<Empty<Bytes>>| {
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"all is well"))))
+        }));
+        let answered = nanos(|| {
+            let request = Request::get("/answer/7").body(Empty::new()).expect("a request");
+            let response = ready(service.call(request)).expect("infallible");
+            black_box(ready(response.into_body().collect()).expect("a body"));
         });
-        println!("a task, spawned {spawned}");
+        println!("a request of the layer {answered}");
     });
+    let spawned = nanos(|| {
+        runtime.block_on(async { parent.spawn(async {}).await }).expect("it is not aborted");
+    });
+    println!("a task, spawned and joined {spawned}");
+}
+
+/// What a future resolves to at its first poll.
+fn ready<F: Future>(future: F) -> F::Output {
+    match pin!(future).poll(&mut TaskContext::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => unreachable!("nothing is waited for"),
+    }
 }
 
 fn compare_operations(rounds: usize) {
