@@ -78,6 +78,7 @@ impl Inner {
         self.more.as_ref()?.error.as_deref()
     }
 
+    #[inline]
     pub(super) fn insert_child(&mut self, child: Weak<Token>) -> Seat {
         insert(&mut self.child, || &mut self.more.get_or_insert_default().children, child)
     }
@@ -86,12 +87,13 @@ impl Inner {
         remove(&mut self.child, self.more.as_mut().map(|more| &mut more.children), seat)
     }
 
+    #[inline(always)]
     pub(super) fn remove_waiter(&mut self, seat: Seat) -> Option<Waker> {
         remove(&mut self.waiter, self.more.as_mut().map(|more| &mut more.waiters), seat)
     }
 
     /// Puts `waker` where a waiter's is, and returns that one; otherwise inserts it at a new seat.
-    #[inline]
+    #[inline(always)]
     pub(super) fn register(&mut self, seat: &mut Seat, waker: Waker) -> Option<Waker> {
         let present = match seat.0 {
             0 => None,

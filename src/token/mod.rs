@@ -275,25 +275,21 @@ impl Token {
 
     /// Has this token's end dated, whatever ends it: sets `TIMED` here and on all ancestors, up to those that
     /// have it.
-    pub(crate) fn date_ends(&self) {
-        let mut others = Vec::new();
-        self.date_path(&mut others);
-        while let Some(other) = others.pop() {
-            other.date_path(&mut others);
+    #[inline]
+    pub(crate) fn date_ends(self: &Arc<Self>) {
+        if !self.has(TIMED) {
+            self.date_path();
         }
     }
 
-    fn date_path(&self, others: &mut Vec<Arc<Token>>) {
-        let mut next = Some(self);
-        while let Some(token) = next {
-            if token.state.load(Ordering::Acquire) & TIMED != 0 {
-                break;
-            }
+    #[cold]
+    fn date_path(self: &Arc<Self>) {
+        let mut undated = vec![self.clone()];
+        while let Some(token) = undated.pop() {
             let state = token.state.fetch_or(TIMED, Ordering::AcqRel);
-            if state & MERGED != 0 {
-                others.extend(token.second());
-            }
-            next = token.parent.as_deref();
+            let second = if state & MERGED != 0 { token.second() } else { None };
+            let parents = token.parent.iter().cloned().chain(second);
+            undated.extend(parents.filter(|parent| !parent.has(TIMED)));
         }
     }
 

@@ -107,8 +107,11 @@ impl Token {
         if seat != Seat::default() && !self.ended() {
             let mut inner = self.inner.lock();
             let _waker = inner.remove_waiter(seat);
-            let _entry = self.idle_entry(&mut inner);
-            drop(inner);
+            if inner.bucket.is_some() {
+                let entry = self.idle_entry(&mut inner);
+                drop(inner);
+                drop(entry);
+            }
         }
     }
 
