@@ -92,16 +92,16 @@ impl Token {
     /// Walks up to the nearest linked ancestor, whose own state is the whole truth.
     #[inline]
     fn is_over_above(self: &Arc<Self>) -> bool {
-        let (mut token, mut steps) = (self, 0);
-        while let (false, Some(parent)) = (token.is_linked(), &token.parent) {
-            if parent.ended() {
+        for (steps, token) in self.ancestors().enumerate() {
+            if token.ended() {
                 return self.settle(UNDATED);
             }
-            token = parent;
-            steps += 1;
-        }
-        if steps > LONG {
-            self.link_parent();
+            if token.is_linked() {
+                if steps > LONG {
+                    self.link_parent();
+                }
+                break;
+            }
         }
         false
     }

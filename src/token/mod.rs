@@ -246,11 +246,13 @@ impl Token {
             other.date_ends();
         }
         let token = Arc::new(token);
-        let over = [parent, other].into_iter().find(|parent| parent.is_done());
-        match over.or_else(|| token.link_both(parent, other).err()) {
-            // It, or one above it that it has still to notice.
-            Some(parent) if parent.is_done() => token.end_with(parent),
-            _ => {}
+        let ended = || [parent, other].into_iter().find(|parent| parent.is_done());
+        let ended = ended().or_else(|| {
+            token.link_both(other);
+            ended()
+        });
+        if let Some(parent) = ended {
+            token.end_with(parent);
         }
         token
     }
