@@ -11,7 +11,7 @@ use super::{
     Stamp, TIMED, Token,
 };
 use crate::error::{BoxError, Error, How, NO_BUDGET, Origin};
-use crate::trace;
+use crate::trace::{self, shielded};
 
 /// The line that cancels; none for a scope or a guard that is dropped.
 pub(crate) type Caller = Option<&'static Location<'static>>;
@@ -206,8 +206,11 @@ impl Token {
             Box::new(Error::new(self.origin(How::canceled(kind, caller), ended_at), Some(cause)))
         });
         let mut ending = Ending::canceled(kind, caller, at);
-        if error.is_none() && !trace::listens() && self.close_idle(&mut ending) {
-            return true;
+        if error.is_none() && !trace::listens() {
+            if let Some(waker) = self.close_simple(&mut ending) {
+                waker.map(|waker| shielded(|| waker.wake()));
+                return true;
+            }
         }
         let first = self.finish_end(ending, error);
         if !first {

@@ -29,7 +29,7 @@ pub(crate) struct Seat(pub(super) u32);
 /// What a token's lock protects.
 #[derive(Default)]
 pub(super) struct Inner {
-    waiter: Option<Waker>,
+    pub(super) waiter: Option<Waker>,
     child: Option<Weak<Token>>,
     pub(super) more: Option<Box<More>>,
     /// Where its deadline is registered; the place in there is the token's `word`.
@@ -68,10 +68,10 @@ impl Inner {
         self.more.get_or_insert_default()
     }
 
-    /// Whether there is nothing in it.
+    /// Whether there is nothing in it, but perhaps one waiter.
     #[inline]
-    pub(super) fn is_idle(&self) -> bool {
-        self.waiter.is_none() && self.child.is_none() && self.more.is_none() && self.bucket.is_none()
+    pub(super) fn is_simple(&self) -> bool {
+        self.child.is_none() && self.more.is_none() && self.bucket.is_none()
     }
 
     pub(super) fn error(&self) -> Option<&Error> {

@@ -180,14 +180,8 @@ impl Token {
     ) -> Arc<Token> {
         match limit {
             Some(limit) => Token::with_limit(parent, limit, made_at),
-            None => Token::place(|| Token::plain(parent, made_at)),
+            None => Arc::new_cyclic(|_| Token::plain(parent, None, made_at)),
         }
-    }
-
-    /// Makes a token where it is to stay: `Arc::new` would copy it there.
-    #[inline]
-    fn place(make: impl FnOnce() -> Token) -> Arc<Token> {
-        Arc::new_cyclic(|_| make())
     }
 
     fn with_limit(
@@ -197,16 +191,10 @@ impl Token {
     ) -> Arc<Token> {
         let Limit { at, now, budget, cause } = limit;
         let deadline = Stamp::new(at);
-        if parent.is_some_and(|parent| parent.deadline <= deadline) || deadline == Stamp::NEVER {
+        if deadline >= parent.map_or(Stamp::NEVER, |parent| parent.deadline) {
             return Token::new(parent, None, made_at);
         }
-        let token = Token::place(|| {
-            let mut token = Token::plain(parent, made_at);
-            token.deadline = deadline;
-            token.level |= OWNS_DEADLINE;
-            token.clock = nanos(budget);
-            token
-        });
+        let token = Arc::new_cyclic(|_| Token::plain(parent, Some((deadline, nanos(budget))), made_at));
         if let Some(cause) = cause {
             token.inner.lock().more().expiry = Some(cause.into());
             token.state.fetch_or(OCCUPIED | CAUSED, Ordering::Relaxed);
@@ -237,7 +225,7 @@ impl Token {
         other: &Arc<Token>,
         made_at: &'static Location<'static>,
     ) -> Arc<Token> {
-        let mut token = Token::plain(Some(parent), made_at);
+        let mut token = Token::plain(Some(parent), None, made_at);
         token.deadline = parent.deadline.min(other.deadline);
         token.state = AtomicU16::new(OCCUPIED | MERGED);
         token.inner.get_mut().more().second = Some((other.clone(), Seat::default()));
@@ -257,17 +245,28 @@ impl Token {
         token
     }
 
-    #[inline]
-    fn plain(parent: Option<&Arc<Token>>, made_at: &'static Location<'static>) -> Token {
+    /// What a new token is made of, with a deadline of its own, and the budget, if it has one. It is built where it
+    /// is to stay, by `Arc::new_cyclic`: what `Arc::new` is given is copied there.
+    #[inline(always)]
+    fn plain(
+        parent: Option<&Arc<Token>>,
+        limit: Option<(Stamp, u64)>,
+        made_at: &'static Location<'static>,
+    ) -> Token {
         let level = parent.map_or(0, |parent| (parent.level & !OWNS_DEADLINE) + 1) % STRIDE;
+        let inherited = parent.map_or(Stamp::NEVER, |parent| parent.deadline);
+        let (deadline, level, clock) = match limit {
+            Some((deadline, budget)) => (deadline, level | OWNS_DEADLINE, budget),
+            None => (inherited, level, trace::birth()),
+        };
         Token {
             state: AtomicU16::new(0),
             level,
             turns: AtomicU8::new(0),
             seat: AtomicU32::new(if parent.is_none() { ROOT } else { 0 }),
             parent: parent.cloned(),
-            deadline: parent.map_or(Stamp::NEVER, |parent| parent.deadline),
-            clock: trace::birth(),
+            deadline,
+            clock,
             made_at,
             canceled_at: OnceLock::new(),
             word: AtomicU64::new(0),

@@ -146,13 +146,14 @@ impl Token {
         matches!(closed, Closed::Alone)
     }
 
-    /// Ends one that nothing waits on, or none does any more: this leaves nothing to be done.
+    /// Ends one that has no more than a waiter, and returns that: it leaves nothing else to be done.
     #[inline]
-    pub(super) fn close_idle(&self, ending: &mut Ending) -> bool {
-        let inner = self.has(OCCUPIED).then(|| self.inner.lock());
+    pub(super) fn close_simple(&self, ending: &mut Ending) -> Option<Option<Waker>> {
+        let mut inner = self.has(OCCUPIED).then(|| self.inner.lock());
         let state = self.state.load(Ordering::Acquire);
-        let is_idle = inner.as_ref().map_or(state & OCCUPIED == 0, |inner| inner.is_idle());
-        is_idle && state & ENDED == 0 && self.publish(state, ending, 0).is_ok()
+        let is_simple = inner.as_ref().map_or(state & OCCUPIED == 0, |inner| inner.is_simple());
+        let closed = is_simple && state & ENDED == 0 && self.publish(state, ending, 0).is_ok();
+        closed.then(|| inner.as_mut()?.waiter.take())
     }
 
     /// Closes this token alone.
