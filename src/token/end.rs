@@ -1,5 +1,6 @@
 //! Whether a token has ended, which of two ends came first, and the error of an end.
 
+use std::borrow::Cow;
 use std::panic::Location;
 use std::sync::Arc;
 
@@ -10,7 +11,8 @@ use super::{
     Stamp, TIMED, Token,
 };
 use crate::error::{BoxError, Error, How, NO_BUDGET, Origin};
-use crate::{registry, trace};
+use crate::registry;
+use crate::trace::{self, shielded};
 
 /// The line that cancels; none for a scope or a guard that is dropped.
 pub(crate) type Caller = Option<&'static Location<'static>>;
@@ -91,16 +93,16 @@ impl Token {
     /// Walks up to the nearest linked ancestor, whose own state is the whole truth.
     #[inline]
     fn is_over_above(self: &Arc<Self>) -> bool {
-        let (mut token, mut steps) = (self, 0);
-        while let (false, Some(parent)) = (token.is_linked(), &token.parent) {
-            if parent.ended() {
+        for (steps, token) in self.ancestors().enumerate() {
+            if token.ended() {
                 return self.settle(UNDATED);
             }
-            token = parent;
-            steps += 1;
-        }
-        if steps > LONG {
-            self.link_parent();
+            if token.is_linked() {
+                if steps > LONG {
+                    self.link_parent();
+                }
+                break;
+            }
         }
         false
     }
@@ -142,41 +144,35 @@ impl Token {
 
     /// The tokens from this one up to the first that has ended, or that is linked; if its deadline is due, at
     /// least to the token that owns it, whose place is returned as well.
-    fn path(self: &Arc<Self>, due: bool) -> (Vec<Arc<Token>>, Option<usize>) {
-        let (mut path, mut owner) = (vec![self.clone()], None);
-        loop {
-            let token = &path[path.len() - 1];
+    fn path(self: &Arc<Self>, due: bool) -> (Vec<Cow<'_, Arc<Token>>>, Option<usize>) {
+        let (mut path, mut owner) = (Vec::with_capacity(16), None);
+        let mut next = Some(Cow::Borrowed(self));
+        while let Some(token) = next {
             if due && owner.is_none() && token.owns_deadline() {
-                owner = Some(path.len() - 1);
+                owner = Some(path.len());
             }
             let is_sought = due && owner.is_none();
-            if token.ended() || (!is_sought && token.is_linked()) {
-                return (path, owner);
-            }
-            match token.parent_towards(is_sought.then_some(self.deadline)) {
-                Some(parent) => path.push(parent),
-                None => return (path, owner),
-            }
+            let is_last = token.ended() || (!is_sought && token.is_linked());
+            next = match &token {
+                _ if is_last => None,
+                token if is_sought && token.is_forked() => token.second().map(Cow::Owned),
+                Cow::Borrowed(token) => token.parent.as_ref().map(Cow::Borrowed),
+                Cow::Owned(token) => token.parent.clone().map(Cow::Owned),
+            };
+            path.push(token);
         }
+        (path, owner)
+    }
+
+    /// Whether it is a merged token whose deadline comes from its second parent.
+    fn is_forked(&self) -> bool {
+        self.has(MERGED) && self.parent.as_ref().is_some_and(|parent| parent.deadline != self.deadline)
     }
 
     /// Returns the token whose own deadline this one's is; none if there is no deadline.
     pub(crate) fn deadline_owner(self: &Arc<Self>) -> Option<Arc<Token>> {
         let (mut path, owner) = self.path(true);
-        Some(path.swap_remove(owner?))
-    }
-
-    /// Its parent; of two the one that a deadline comes from.
-    fn parent_towards(&self, deadline: Option<Stamp>) -> Option<Arc<Token>> {
-        let parent = self.parent.as_ref();
-        match deadline {
-            Some(deadline)
-                if self.has(MERGED) && parent.is_some_and(|parent| parent.deadline != deadline) =>
-            {
-                self.second()
-            }
-            _ => parent.cloned(),
-        }
+        Some(path.swap_remove(owner?).into_owned())
     }
 
     /// Ends one that is being born with a parent that had ended before.
@@ -212,9 +208,11 @@ impl Token {
             Box::new(Error::new(self.origin(How::canceled(kind, caller), ended_at), Some(cause)))
         });
         let mut ending = Ending::canceled(kind, caller, at);
-        let is_told = trace::listens() || is_watched;
-        if error.is_none() && !is_told && self.close_idle(&mut ending) {
-            return true;
+        if error.is_none() && !is_watched && !trace::listens() {
+            if let Some(waker) = self.close_simple(&mut ending) {
+                waker.map(|waker| shielded(|| waker.wake()));
+                return true;
+            }
         }
         let first = self.finish_end(ending, error);
         if !first {

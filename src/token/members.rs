@@ -29,7 +29,7 @@ pub(crate) struct Seat(pub(super) u32);
 /// What a token's lock protects.
 #[derive(Default)]
 pub(super) struct Inner {
-    waiter: Option<Waker>,
+    pub(super) waiter: Option<Waker>,
     child: Option<Weak<Token>>,
     pub(super) more: Option<Box<More>>,
     /// Where its deadline is registered; the place in there is the token's `word`.
@@ -89,16 +89,17 @@ impl Inner {
         self.more.get_or_insert_default()
     }
 
-    /// Whether there is nothing in it.
+    /// Whether there is nothing in it, but perhaps one waiter.
     #[inline]
-    pub(super) fn is_idle(&self) -> bool {
-        self.waiter.is_none() && self.child.is_none() && self.more.is_none() && self.bucket.is_none()
+    pub(super) fn is_simple(&self) -> bool {
+        self.child.is_none() && self.more.is_none() && self.bucket.is_none()
     }
 
     pub(super) fn error(&self) -> Option<&Error> {
         self.more.as_ref()?.error.as_deref()
     }
 
+    #[inline]
     pub(super) fn insert_child(&mut self, child: Weak<Token>) -> Seat {
         insert(&mut self.child, || &mut self.more.get_or_insert_default().children, child)
     }
@@ -107,12 +108,13 @@ impl Inner {
         remove(&mut self.child, self.more.as_mut().map(|more| &mut more.children), seat)
     }
 
+    #[inline(always)]
     pub(super) fn remove_waiter(&mut self, seat: Seat) -> Option<Waker> {
         remove(&mut self.waiter, self.more.as_mut().map(|more| &mut more.waiters), seat)
     }
 
     /// Puts `waker` where a waiter's is, and returns that one; otherwise inserts it at a new seat.
-    #[inline]
+    #[inline(always)]
     pub(super) fn register(&mut self, seat: &mut Seat, waker: Waker) -> Option<Waker> {
         let present = match seat.0 {
             0 => None,

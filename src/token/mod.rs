@@ -182,24 +182,15 @@ impl Token {
     ) -> Arc<Token> {
         match limit {
             Some(limit) => Token::with_limit(parent, limit, made_at),
-            None => Token::unlimited(parent, made_at),
+            None => {
+                let token = Arc::new_cyclic(|_| Token::plain(parent, None, made_at));
+                #[cfg(feature = "watch")]
+                if parent.is_none() {
+                    token.register_root();
+                }
+                token
+            }
         }
-    }
-
-    #[inline]
-    fn unlimited(parent: Option<&Arc<Token>>, made_at: &'static Location<'static>) -> Arc<Token> {
-        let token = Token::place(|| Token::plain(parent, made_at, trace::birth()));
-        #[cfg(feature = "watch")]
-        if parent.is_none() {
-            token.register_root();
-        }
-        token
-    }
-
-    /// Makes a token where it is to stay: `Arc::new` would copy it there.
-    #[inline]
-    fn place(make: impl FnOnce() -> Token) -> Arc<Token> {
-        Arc::new_cyclic(|_| make())
     }
 
     fn with_limit(
@@ -209,25 +200,20 @@ impl Token {
     ) -> Arc<Token> {
         let Limit { at, now, budget, cause } = limit;
         let deadline = Stamp::new(at);
-        if parent.is_some_and(|parent| parent.deadline <= deadline) || deadline == Stamp::NEVER {
-            return Token::unlimited(parent, made_at);
+        if deadline >= parent.map_or(Stamp::NEVER, |parent| parent.deadline) {
+            return Token::new(parent, None, made_at);
         }
-        let token = Token::place(|| {
-            let mut token = Token::plain(parent, made_at, nanos(budget));
-            token.deadline = deadline;
-            token.level |= OWNS_DEADLINE;
-            token
-        });
+        let token = Arc::new_cyclic(|_| Token::plain(parent, Some((deadline, nanos(budget))), made_at));
         if let Some(cause) = cause {
             token.inner.lock().more().expiry = Some(cause.into());
             token.state.fetch_or(OCCUPIED | CAUSED, Ordering::Relaxed);
         }
-        match parent {
-            Some(parent) => parent.date_ends(),
-            #[cfg(feature = "watch")]
-            None => token.register_root(),
-            #[cfg(not(feature = "watch"))]
-            None => {}
+        if let Some(parent) = parent {
+            parent.date_ends();
+        }
+        #[cfg(feature = "watch")]
+        if parent.is_none() {
+            token.register_root();
         }
         if at <= now {
             token.end_at_birth(Stamp::new(now));
@@ -252,7 +238,7 @@ impl Token {
         other: &Arc<Token>,
         made_at: &'static Location<'static>,
     ) -> Arc<Token> {
-        let mut token = Token::plain(Some(parent), made_at, trace::birth());
+        let mut token = Token::plain(Some(parent), None, made_at);
         token.deadline = parent.deadline.min(other.deadline);
         token.state = AtomicU16::new(OCCUPIED | MERGED);
         token.inner.get_mut().more().second = Some((other.clone(), Seat::default()));
@@ -261,25 +247,38 @@ impl Token {
             other.date_ends();
         }
         let token = Arc::new(token);
-        let over = [parent, other].into_iter().find(|parent| parent.is_done());
-        match over.or_else(|| token.link_both(parent, other).err()) {
-            // It, or one above it that it has still to notice.
-            Some(parent) if parent.is_done() => token.end_with(parent),
-            _ => {}
+        let ended = || [parent, other].into_iter().find(|parent| parent.is_done());
+        let ended = ended().or_else(|| {
+            token.link_both(other);
+            ended()
+        });
+        if let Some(parent) = ended {
+            token.end_with(parent);
         }
         token
     }
 
-    #[inline]
-    fn plain(parent: Option<&Arc<Token>>, made_at: &'static Location<'static>, clock: u64) -> Token {
+    /// What a new token is made of, with a deadline of its own, and the budget, if it has one. It is built where it
+    /// is to stay, by `Arc::new_cyclic`: what `Arc::new` is given is copied there.
+    #[inline(always)]
+    fn plain(
+        parent: Option<&Arc<Token>>,
+        limit: Option<(Stamp, u64)>,
+        made_at: &'static Location<'static>,
+    ) -> Token {
         let level = parent.map_or(0, |parent| (parent.level & !OWNS_DEADLINE) + 1) % STRIDE;
+        let inherited = parent.map_or(Stamp::NEVER, |parent| parent.deadline);
+        let (deadline, level, clock) = match limit {
+            Some((deadline, budget)) => (deadline, level | OWNS_DEADLINE, budget),
+            None => (inherited, level, trace::birth()),
+        };
         Token {
             state: AtomicU16::new(0),
             level,
             turns: AtomicU8::new(0),
             seat: AtomicU32::new(if parent.is_none() { ROOT } else { 0 }),
             parent: parent.cloned(),
-            deadline: parent.map_or(Stamp::NEVER, |parent| parent.deadline),
+            deadline,
             clock,
             made_at,
             canceled_at: OnceLock::new(),
@@ -290,25 +289,21 @@ impl Token {
 
     /// Has this token's end dated, whatever ends it: sets `TIMED` here and on all ancestors, up to those that
     /// have it.
-    pub(crate) fn date_ends(&self) {
-        let mut others = Vec::new();
-        self.date_path(&mut others);
-        while let Some(other) = others.pop() {
-            other.date_path(&mut others);
+    #[inline]
+    pub(crate) fn date_ends(self: &Arc<Self>) {
+        if !self.has(TIMED) {
+            self.date_path();
         }
     }
 
-    fn date_path(&self, others: &mut Vec<Arc<Token>>) {
-        let mut next = Some(self);
-        while let Some(token) = next {
-            if token.state.load(Ordering::Acquire) & TIMED != 0 {
-                break;
-            }
+    #[cold]
+    fn date_path(self: &Arc<Self>) {
+        let mut undated = vec![self.clone()];
+        while let Some(token) = undated.pop() {
             let state = token.state.fetch_or(TIMED, Ordering::AcqRel);
-            if state & MERGED != 0 {
-                others.extend(token.second());
-            }
-            next = token.parent.as_deref();
+            let second = if state & MERGED != 0 { token.second() } else { None };
+            let parents = token.parent.iter().cloned().chain(second);
+            undated.extend(parents.filter(|parent| !parent.has(TIMED)));
         }
     }
 

@@ -1,8 +1,8 @@
 //! Linking a token to its parents, closing it with all that is linked below, and taking chains apart.
 
-use std::mem;
 use std::sync::Arc;
 use std::task::Waker;
+use std::{iter, mem};
 
 use super::deadline::Entry;
 use super::end::Ending;
@@ -28,16 +28,17 @@ impl Token {
     /// Links the path from the top down, so that an end above reaches each token from the moment it is linked.
     #[cold]
     fn link_path(self: &Arc<Self>) -> bool {
-        let mut path = vec![self];
-        while let Some(parent) =
-            path[path.len() - 1].parent.as_ref().filter(|parent| !parent.is_linked())
-        {
-            path.push(parent);
-        }
-        path.into_iter().rev().all(|token| {
-            // The top of the path has a parent, as a root is linked.
-            token.parent.as_ref().is_none_or(|parent| parent.admit(token))
-        })
+        let path: Vec<_> = self.ancestors().take_while(|token| !token.is_linked()).collect();
+        // The top of the path has a parent, as a root is linked.
+        path.into_iter()
+            .rev()
+            .all(|token| token.parent.as_ref().is_none_or(|parent| parent.admit(token)))
+    }
+
+    /// This token, its parent, and so on; of a merged token's parents the first.
+    #[inline]
+    pub(super) fn ancestors(self: &Arc<Self>) -> impl Iterator<Item = &Arc<Token>> {
+        iter::successors(Some(self), |token| token.parent.as_ref())
     }
 
     #[cold]
@@ -55,24 +56,18 @@ impl Token {
         true
     }
 
-    /// Enters a merged token in both lists, or returns the parent that has ended.
-    pub(super) fn link_both<'a>(
-        self: &Arc<Self>,
-        parent: &'a Arc<Token>,
-        other: &'a Arc<Token>,
-    ) -> Result<(), &'a Arc<Token>> {
+    /// Enters a merged token in both lists, unless either parent has ended. It is linked only when it is in both.
+    pub(super) fn link_both(self: &Arc<Self>, other: &Arc<Token>) {
         if !other.link() {
-            return Err(other);
+            return;
         }
-        let seat = match other.open() {
-            Some(mut inner) => inner.insert_child(Arc::downgrade(self)),
-            None => return Err(other),
-        };
-        if let Some(second) = &mut self.inner.lock().more().second {
-            second.1 = seat;
+        let Some(mut inner) = other.open() else { return };
+        let seat = inner.insert_child(Arc::downgrade(self));
+        drop(inner);
+        if let Some((_, place)) = &mut self.inner.lock().more().second {
+            *place = seat;
         }
-        // Linked only now that it is in both lists.
-        if parent.link() && parent.admit(self) { Ok(()) } else { Err(parent) }
+        self.link();
     }
 
     /// Locks the list, for what enters it; none if the token has ended.
@@ -106,9 +101,15 @@ impl Token {
     pub(crate) fn leave(&self, seat: Seat) {
         if seat != Seat::default() && !self.ended() {
             let mut inner = self.inner.lock();
-            let _waker = inner.remove_waiter(seat);
-            let _entry = self.idle_entry(&mut inner);
-            drop(inner);
+            let waker = inner.remove_waiter(seat);
+            if inner.bucket.is_some() {
+                let entry = self.idle_entry(&mut inner);
+                drop(inner);
+                drop(entry);
+            } else {
+                drop(inner);
+            }
+            drop(waker);
         }
     }
 
@@ -145,13 +146,14 @@ impl Token {
         matches!(closed, Closed::Alone)
     }
 
-    /// Ends one that nothing waits on, or none does any more: this leaves nothing to be done.
+    /// Ends one that has no more than a waiter, and returns that: it leaves nothing else to be done.
     #[inline]
-    pub(super) fn close_idle(&self, ending: &mut Ending) -> bool {
-        let inner = self.has(OCCUPIED).then(|| self.inner.lock());
+    pub(super) fn close_simple(&self, ending: &mut Ending) -> Option<Option<Waker>> {
+        let mut inner = self.has(OCCUPIED).then(|| self.inner.lock());
         let state = self.state.load(Ordering::Acquire);
-        let is_idle = inner.as_ref().map_or(state & OCCUPIED == 0, |inner| inner.is_idle());
-        is_idle && state & ENDED == 0 && self.publish(state, ending, 0).is_ok()
+        let is_simple = inner.as_ref().map_or(state & OCCUPIED == 0, |inner| inner.is_simple());
+        let closed = is_simple && state & ENDED == 0 && self.publish(state, ending, 0).is_ok();
+        closed.then(|| inner.as_mut()?.waiter.take())
     }
 
     /// Closes this token alone.
