@@ -99,6 +99,8 @@ async fn serve(shutdown: &Shutdown) -> Result<SocketAddr, BoxError> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let at = listener.local_addr()?;
     let app = service::router().layer(layer);
+    // It sends what is left in its queue, which takes longer than the grace.
+    shop.named("mailer").spawn(service::mailer(shutdown.hard().clone()));
     shop.spawn(axum::serve(listener, app).with_graceful_shutdown(shutdown.begun()).into_future());
     Ok(at)
 }

@@ -80,3 +80,10 @@ async fn subscribe(ctx: Context) -> &'static str {
     subscribers.get_or_insert_default().insert(id, ctx);
     "subscribed\n"
 }
+
+/// Sends mails until it is canceled; a shutdown waits for it, to the end of its grace.
+pub async fn mailer(ctx: Context) {
+    while ctx.sleep(Duration::from_millis(100)).await.is_ok() {
+        // It would take one from its queue, and send it.
+    }
+}

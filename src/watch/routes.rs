@@ -19,8 +19,8 @@ const PAGE: &str = include_str!("page.html");
 /// What the page may do: run its own script, and ask where it came from. The hashes are those of what is between the
 /// tags; a test says what they are to be after a change.
 const POLICY: &str = "default-src 'none'; \
-     script-src 'sha256-0JBM9kave6WZQT8SzRD73SHEisyHWtKaDSBAAjZMWWY='; \
-     style-src 'sha256-RfNj+A+gt3LrfU1NbWPnd0ClkvqGC3YCbU5CT4yUF4w='; \
+     script-src 'sha256-xoCCdQr/havyr/YKfeHB6akid8g9VZWNc6TaKp5wIaU='; \
+     style-src 'sha256-rBPseyh2FlNuGfZKwJDc2LByjWZNriXKQKsQClNlIwo='; \
      connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
      require-trusted-types-for 'script'";
 

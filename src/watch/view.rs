@@ -108,7 +108,8 @@ impl Lines<'_> {
 struct Found<'a> {
     text: &'a str,
     entries: Vec<bool>,
-    ended: HashSet<(Kind, Line)>,
+    /// With whether it is work.
+    ended: HashSet<(bool, Kind, Line)>,
     alive: HashSet<(Kind, Line)>,
     nearly: HashSet<Id>,
 }
@@ -135,9 +136,12 @@ impl<'a> Found<'a> {
             found.entries.push(is_found);
             in_name.push(is_named || parent.is_some_and(|parent| in_name[parent]));
             if is_found || in_name.last() == Some(&true) {
-                let lines = if entry.end.is_some() { &mut found.ended } else { &mut found.alive };
-                lines.insert((entry.kind, entry.line));
                 found.nearly.insert(entry.id);
+                if entry.end.is_none() {
+                    found.alive.insert((entry.kind, entry.line));
+                } else if entry.is_work || entry.is_held {
+                    found.ended.insert((entry.is_work, entry.kind, entry.line));
+                }
             }
         }
         found
@@ -155,7 +159,7 @@ impl<'a> Found<'a> {
     }
 
     fn has_ended(&self, line: &EndedLine) -> bool {
-        self.ended.contains(&(line.kind, line.line))
+        self.ended.contains(&(line.is_work, line.kind, line.line))
     }
 
     fn has_nearly(&self, line: &NearlyOverdue) -> bool {
