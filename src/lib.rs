@@ -59,6 +59,7 @@
 //! | give a socket to code that knows no contexts | `Context::io`, in the module [`io`](io/index.html) |
 //! | run code that blocks | [`Context::spawn_blocking`], [`Context::done_blocking`], [`Context::sleep_blocking`] |
 //! | test code that takes a context | the module [`testing`](testing/index.html) |
+//! | find the line whose work was told to stop and is still here | the module [`watch`](watch/index.html) |
 //! | learn why and where it ended | [`Error`], [`Origin`] |
 //! | ask whether an error is the context's, wherever it went | [`Error::find`] |
 //! | give each request of a server a context, and pass it on | `wire::ServerLayer`, `wire::ClientLayer` |
@@ -142,7 +143,7 @@
 //! `timeout`](guide/coming_from_tokens/index.html), [Cancel safety](guide/cancel_safety/index.html),
 //! [Testing code that takes a context](guide/testing/index.html), [From service to
 //! service](guide/from_service_to_service/index.html), [A service that drains](guide/services/index.html),
-//! [Recipes](guide/recipes/index.html) and [Traps](guide/traps/index.html).
+//! [What is still running?](guide/what_is_still_running/index.html), [Recipes](guide/recipes/index.html) and [Traps](guide/traps/index.html).
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -152,6 +153,7 @@
 mod error;
 mod finished;
 mod registry;
+mod stamp;
 mod trace;
 
 mod token;
@@ -187,7 +189,8 @@ pub mod wire;
     feature = "process",
     feature = "signal",
     feature = "test-util",
-    feature = "tonic"
+    feature = "tonic",
+    feature = "watch"
 ))]
 pub mod guide;
 

@@ -11,6 +11,9 @@
 
 use std::any::Any;
 use std::fmt;
+use std::panic::Location;
+
+use crate::error::BoxError;
 
 /// Whether a watch is installed: one relaxed load. What is born or ends before another thread sees it is not registered.
 #[inline]
@@ -140,6 +143,17 @@ impl fmt::Write for Brief {
 fn is_plain(char: char) -> bool {
     !(char.is_control()
         || matches!(char, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'))
+}
+
+/// Boxes a cause that this line gives, and notes its type while a watch is installed: a box does not tell it.
+#[inline]
+pub(crate) fn boxed<C: Into<BoxError>>(line: &'static Location<'static>, cause: C) -> BoxError {
+    let _ = line;
+    #[cfg(feature = "watch")]
+    if is_installed() {
+        hub::name_cause(line, std::any::type_name::<C>());
+    }
+    cause.into()
 }
 
 #[cfg(any(feature = "test-util", feature = "watch"))]
@@ -468,8 +482,10 @@ pub(crate) use table::*;
 /// The table of the process, and what is told of what comes and goes.
 #[cfg(feature = "watch")]
 mod hub {
-    use std::sync::OnceLock;
+    use std::collections::HashMap;
+    use std::panic::Location;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{LazyLock, OnceLock, PoisonError, RwLock};
 
     use tokio::time::Instant;
 
@@ -507,6 +523,25 @@ mod hub {
         hub
     }
 
+    /// The types of the causes that lines give, by the addresses of the lines: there are as many as the program's text has.
+    static CAUSES: LazyLock<RwLock<HashMap<usize, &'static str>>> = LazyLock::new(RwLock::default);
+
+    fn address(line: &'static Location<'static>) -> usize {
+        std::ptr::from_ref(line).addr()
+    }
+
+    #[cold]
+    pub(super) fn name_cause(line: &'static Location<'static>, name: &'static str) {
+        if cause_name(line) != Some(name) {
+            CAUSES.write().unwrap_or_else(PoisonError::into_inner).insert(address(line), name);
+        }
+    }
+
+    /// The type of the causes that this line gives; of a generic function, that of the last one.
+    pub(crate) fn cause_name(line: &'static Location<'static>) -> Option<&'static str> {
+        CAUSES.read().unwrap_or_else(PoisonError::into_inner).get(&address(line)).copied()
+    }
+
     pub(crate) fn ended(error: &Error, born: Option<Instant>) {
         if let Some(hub) = get() {
             hub.observer.ended(error, born);
@@ -522,4 +557,4 @@ mod hub {
 }
 
 #[cfg(feature = "watch")]
-pub(crate) use hub::{Hub, Observer, ended, install, refused};
+pub(crate) use hub::{Hub, Observer, cause_name, ended, install, refused};

@@ -89,7 +89,7 @@ mod ended_still_here {
         assert_eq!(here.end.line.to_string(), canceled);
         assert_eq!(here.end.text, format!("context canceled at {canceled}"));
         assert_eq!(here.end.cause, None, "a cause is hidden");
-        assert_eq!(here.end.cause_type, Some("other"));
+        assert_eq!(here.end.cause_type, Some("&str"));
         task.abort();
         let _ = task.await;
         assert!(of_line(&snapshot(), &spawned).is_empty());
@@ -223,16 +223,17 @@ mod ended_still_here {
         let ctx = root().named("held");
         let held = ctx.clone();
         ctx.cancel();
-        let is_listed =
-            || snapshot().ended.iter().position(|ended| ended.name.as_deref() == Some("held"));
-        assert!(is_listed().is_none());
+        let is_held = |ended: &EndedLine| ended.name.as_deref() == Some("held");
+        assert!(!snapshot().ended.iter().any(is_held));
         advance(2 * SECOND).await;
-        let at = is_listed().expect("a context that something keeps");
-        let snapshot = snapshot();
-        assert_eq!(snapshot.ended[at].state, State::Held);
-        assert!(snapshot.ended[at..].iter().all(|ended| ended.state == State::Held));
+        let seen = snapshot();
+        let at = seen.ended.iter().position(is_held).expect("a context that something keeps");
+        assert_eq!(seen.ended[at].state, State::Held);
+        // Nothing that is work comes after it.
+        let is_work = |ended: &EndedLine| seen.entry(ended.first).is_some_and(|entry| entry.is_work);
+        assert!(!seen.ended[at..].iter().any(is_work));
         drop((held, ctx));
-        assert!(is_listed().is_none());
+        assert!(!snapshot().ended.iter().any(is_held));
     }
 }
 
@@ -589,6 +590,7 @@ mod forms {
                 "children",
                 "end",
                 "id",
+                "is_held",
                 "is_work",
                 "kind",
                 "left_ms",

@@ -199,8 +199,7 @@ impl Context {
     /// ```
     #[inline]
     pub fn err(&self) -> Option<Error> {
-        let token = self.token.as_ref()?;
-        token.is_done().then(|| token.error())
+        self.token.as_ref()?.err()
     }
 
     /// `Err` once it has ended: for loops that compute.

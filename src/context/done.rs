@@ -117,8 +117,12 @@ impl<C: Borrow<Context>> Wait<C> {
     #[track_caller]
     pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
         let Some(token) = self.ctx().token() else { return Poll::Pending };
+        let is_undisturbed = token.is_undisturbed();
+        if !is_undisturbed && token.ended() {
+            return self.end();
+        }
         // Polled again by the same task, it waits as it did.
-        let stays = token.is_undisturbed() && self.waker == address(cx.waker());
+        let stays = is_undisturbed && self.waker == address(cx.waker());
         if stays && !token.has_deadline() {
             return Poll::Pending;
         }
@@ -131,8 +135,13 @@ impl<C: Borrow<Context>> Wait<C> {
     }
 
     #[track_caller]
-    fn look(self: Pin<&mut Self>, cx: &mut task::Context<'_>, stays: bool, timed: bool) -> Poll<Error> {
-        let this = self.project();
+    fn look(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+        stays: bool,
+        timed: bool,
+    ) -> Poll<Error> {
+        let this = self.as_mut().project();
         let ctx: &Context = (*this.ctx).borrow();
         let Some(token) = ctx.token() else { return Poll::Pending };
         let timed = timed && token.has_deadline();
@@ -158,8 +167,16 @@ impl<C: Borrow<Context>> Wait<C> {
             };
         }
         *this.runtime = here;
-        *this.ended = ended;
-        if ended { Poll::Ready(token.error()) } else { Poll::Pending }
+        if ended { self.end() } else { Poll::Pending }
+    }
+
+    /// Not inline: an error is written once, where it is returned.
+    #[inline(never)]
+    fn end(self: Pin<&mut Self>) -> Poll<Error> {
+        let this = self.project();
+        *this.ended = true;
+        let ctx: &Context = (*this.ctx).borrow();
+        ctx.token().map_or(Poll::Pending, |token| Poll::Ready(token.error()))
     }
 }
 

@@ -5,6 +5,7 @@ use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
 use crate::error::{BoxError, Place};
+use crate::registry;
 use crate::token::Token;
 
 /// The right to cancel a context, apart from the context: what [`CancelScope::split`] takes off.
@@ -53,7 +54,7 @@ impl CancelGuard {
     /// ```
     #[track_caller]
     pub fn cancel_with(&self, cause: impl Into<BoxError>) {
-        cancel(self.0.as_ref(), Some(cause.into()));
+        cancel_with(self.0.as_ref(), cause);
     }
 
     /// [`cancel_with`](Self::cancel_with), told to have been called at that line.
@@ -145,7 +146,7 @@ impl Canceler {
     /// ```
     #[track_caller]
     pub fn cancel_with(&self, cause: impl Into<BoxError>) {
-        cancel(self.0.as_ref(), Some(cause.into()));
+        cancel_with(self.0.as_ref(), cause);
     }
 
     /// [`cancel_with`](Self::cancel_with) in the name of a line that asked for it beforehand.
@@ -154,6 +155,11 @@ impl Canceler {
             token.cancel(Some(caller), Some(cause));
         }
     }
+}
+
+#[track_caller]
+pub(crate) fn cancel_with(token: Option<&Arc<Token>>, cause: impl Into<BoxError>) {
+    cancel(token, Some(registry::boxed(Location::caller(), cause)));
 }
 
 #[track_caller]

@@ -245,7 +245,7 @@ impl CancelScope {
     /// ```
     #[track_caller]
     pub fn cancel_with(&self, cause: impl Into<BoxError>) {
-        guard::cancel(self.0.token(), Some(cause.into()));
+        guard::cancel_with(self.0.token(), cause);
     }
 
     /// [`cancel_with`](Self::cancel_with), in the name of another line.

@@ -52,7 +52,7 @@ impl Token {
         self.parent.as_ref()
     }
 
-    /// Copies handles on the linked children from the place `from` on, after a look at `most` members. Returns where to go
+    /// Copies handles on the linked children from the place `from` on, after a look at `most` places. Returns where to go
     /// on; none at the end. A child that is there all the time is met once.
     pub(crate) fn children(&self, from: u32, most: u32, found: &mut Vec<Weak<Token>>) -> Option<u32> {
         if !self.has(OCCUPIED) {

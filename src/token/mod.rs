@@ -94,10 +94,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::BoxError;
+use crate::stamp::{Stamp, nanos};
 use crate::trace;
 use members::Inner;
 pub(crate) use members::Seat;
-use sync::{AtomicI64, AtomicU8, AtomicU16, AtomicU32, Mutex, Ordering};
+use sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Mutex, Ordering};
 
 /// So many polls of a wait, or waits made on a token, may go without a look at the clock.
 pub(crate) const UNCLOCKED: u8 = 64;
@@ -146,7 +147,7 @@ pub(crate) struct Token {
     made_at: &'static Location<'static>,
     canceled_at: OnceLock<&'static Location<'static>>,
     /// Until the end 1 above its place in the bucket, if it is in one; from then on when it ended. 0 is neither.
-    word: AtomicI64,
+    word: AtomicU64,
     inner: Mutex<Inner>,
 }
 
@@ -156,54 +157,10 @@ const ROOT: u32 = u32::MAX;
 /// Set in `level` if the deadline is the token's own.
 const OWNS_DEADLINE: u8 = 1 << 7;
 
-/// A point in time in nanoseconds: half as large as an `Instant`.
-///
-/// They reach from a hundred years before the first to 484 years after it; a deadline beyond that is none.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Stamp(i64);
-
-/// The first stamp's time, below zero: zero stands for a time that is not set.
-const BIAS: i64 = 192 * 365 * 86_400;
-const SECOND: i64 = 1_000_000_000;
-
 impl Stamp {
-    const NEVER: Stamp = Stamp(i64::MAX);
-
-    #[inline]
-    fn epoch() -> Instant {
-        static EPOCH: OnceLock<Instant> = OnceLock::new();
-        *EPOCH.get_or_init(Instant::now)
-    }
-
-    #[inline]
-    fn new(at: Instant) -> Stamp {
-        let after = at.saturating_duration_since(Stamp::epoch());
-        match i64::try_from(after.as_secs()) {
-            Ok(0) if after.is_zero() => Stamp::before(at),
-            Ok(secs) if secs < i64::MAX / SECOND + BIAS => {
-                Stamp((secs - BIAS) * SECOND + i64::from(after.subsec_nanos()))
-            }
-            _ => Stamp::NEVER,
-        }
-    }
-
-    #[cold]
-    fn before(at: Instant) -> Stamp {
-        let before = i64::try_from((Stamp::epoch() - at).as_nanos()).unwrap_or(i64::MAX);
-        Stamp((-BIAS * SECOND).saturating_sub(before))
-    }
-
     #[inline]
     fn now() -> Stamp {
         Stamp::new(sync::now())
-    }
-
-    #[inline]
-    fn instant(self) -> Instant {
-        const FIRST: i64 = -BIAS * SECOND;
-        let (epoch, span) = (Stamp::epoch(), Duration::from_nanos(self.0.abs_diff(FIRST)));
-        let at = if self.0 < FIRST { epoch.checked_sub(span) } else { epoch.checked_add(span) };
-        at.unwrap_or(epoch)
     }
 }
 
@@ -225,19 +182,24 @@ impl Token {
     ) -> Arc<Token> {
         match limit {
             Some(limit) => Token::with_limit(parent, limit, made_at),
-            None => Token::registered(Token::plain(parent, made_at)),
+            None => Token::unlimited(parent, made_at),
         }
     }
 
-    /// Shares a new token. A root is one that a watch is told of.
     #[inline]
-    fn registered(token: Token) -> Arc<Token> {
-        let token = Arc::new(token);
+    fn unlimited(parent: Option<&Arc<Token>>, made_at: &'static Location<'static>) -> Arc<Token> {
+        let token = Token::place(|| Token::plain(parent, made_at));
         #[cfg(feature = "watch")]
-        if token.parent.is_none() {
+        if parent.is_none() {
             token.register_root();
         }
         token
+    }
+
+    /// Makes a token where it is to stay: `Arc::new` would copy it there.
+    #[inline]
+    fn place(make: impl FnOnce() -> Token) -> Arc<Token> {
+        Arc::new_cyclic(|_| make())
     }
 
     fn with_limit(
@@ -246,22 +208,28 @@ impl Token {
         made_at: &'static Location<'static>,
     ) -> Arc<Token> {
         let Limit { at, now, budget, cause } = limit;
-        let mut token = Token::plain(parent, made_at);
         let deadline = Stamp::new(at);
-        if deadline >= token.deadline {
-            return Token::registered(token);
+        if parent.is_some_and(|parent| parent.deadline <= deadline) || deadline == Stamp::NEVER {
+            return Token::unlimited(parent, made_at);
         }
-        token.deadline = deadline;
-        token.level |= OWNS_DEADLINE;
-        token.clock = u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX);
+        let token = Token::place(|| {
+            let mut token = Token::plain(parent, made_at);
+            token.deadline = deadline;
+            token.level |= OWNS_DEADLINE;
+            token.clock = nanos(budget);
+            token
+        });
         if let Some(cause) = cause {
-            token.state = AtomicU16::new(token.state.load(Ordering::Relaxed) | OCCUPIED | CAUSED);
-            token.inner.get_mut().more().expiry = Some(cause.into());
+            token.inner.lock().more().expiry = Some(cause.into());
+            token.state.fetch_or(OCCUPIED | CAUSED, Ordering::Relaxed);
         }
-        if let Some(parent) = parent {
-            parent.date_ends();
+        match parent {
+            Some(parent) => parent.date_ends(),
+            #[cfg(feature = "watch")]
+            None => token.register_root(),
+            #[cfg(not(feature = "watch"))]
+            None => {}
         }
-        let token = Token::registered(token);
         if at <= now {
             token.end_at_birth(Stamp::new(now));
         }
@@ -274,7 +242,7 @@ impl Token {
         match &self.parent {
             Some(parent) if parent.is_over(now) => self.end_with(parent),
             _ => {
-                self.settle(Some(now));
+                self.settle(now);
             }
         }
     }
@@ -316,7 +284,7 @@ impl Token {
             clock: trace::birth(),
             made_at,
             canceled_at: OnceLock::new(),
-            word: AtomicI64::new(0),
+            word: AtomicU64::new(0),
             inner: Mutex::new(Inner::default()),
         }
     }

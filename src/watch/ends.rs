@@ -13,7 +13,7 @@ use crate::error::{self, Error, Origin};
 use crate::finished::Finished;
 #[cfg(feature = "tower")]
 use crate::finished::RequestEnd;
-use crate::registry::Brief;
+use crate::registry::{Brief, cause_name};
 use crate::task::group::TaskFailed;
 use crate::task::shutdown::GraceOver;
 use crate::token::Token;
@@ -86,7 +86,7 @@ pub(super) fn how(error: &Error) -> How {
             cause.is::<TaskFailed>().then_some(How::Failed)
         }
     });
-    by_cause.unwrap_or_else(|| match error.origin().how {
+    by_cause.unwrap_or_else(|| match error.origin().how() {
         error::How::Deadline => How::Deadline,
         error::How::Canceled(_) => How::Canceled,
         error::How::GuardDropped => How::Dropped,
@@ -98,7 +98,7 @@ pub(super) fn how(error: &Error) -> How {
     })
 }
 
-/// The name of the cause's type, if it is a known one.
+/// The name of the cause's type, by the type itself or by the line that gave it.
 pub(super) fn cause_type(error: &Error) -> Option<&'static str> {
     fn is<E: StdError + 'static>(cause: &Cause) -> bool {
         cause.is::<E>()
@@ -123,7 +123,8 @@ pub(super) fn cause_type(error: &Error) -> Option<&'static str> {
         "JoinError": tokio::task::JoinError,
         "Elapsed": tokio::time::error::Elapsed,
     );
-    Some("other")
+    let origin = error.origin();
+    Some(cause_name(origin.canceled_at().unwrap_or(origin.made_at())).unwrap_or("other"))
 }
 
 /// The beginning of a cause's text, on one line.

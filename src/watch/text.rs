@@ -129,7 +129,7 @@ impl Display for Why<'_> {
         f.write_str(text)?;
         match (cause, cause_type) {
             (Some(cause), _) => write!(f, ": {cause}")?,
-            (None, Some(name)) => write!(f, ": {name}")?,
+            (None, Some(name)) => write!(f, ": {}", short(name))?,
             (None, None) => {}
         }
         if text.starts_with(how.as_str()) { Ok(()) } else { write!(f, " ({how})") }
@@ -162,7 +162,7 @@ fn fmt_name(name: Option<&str>, width: usize, f: &mut Formatter<'_>) -> fmt::Res
 fn fmt_lately(lately: &Lately, f: &mut Formatter<'_>) -> fmt::Result {
     let place = tail(&lately.line, 39);
     let count = thousands(usize::try_from(lately.count).unwrap_or(usize::MAX));
-    let cause = head(lately.cause_type.unwrap_or("-"), 16);
+    let cause = head(&short(lately.cause_type.unwrap_or("-")), 16);
     let [mean, max] = [lately.mean_lived, lately.max_lived].map(Known);
     write!(f, "{count:>7}  {:<11}  {place:<39}  {cause:<16}  {mean:>7}  {max:>7}", lately.how)
 }
@@ -241,6 +241,17 @@ pub(super) fn fmt_entry(entry: &Entry, indent: usize, f: &mut Formatter<'_>) -> 
         waiters => text += &format!(", {} waiters", thousands(waiters)),
     }
     f.write_str(&head(&text, WIDTH.saturating_sub(indent)))
+}
+
+/// A type's name without the modules: `Box<dyn Error + Send>`.
+fn short(name: &str) -> String {
+    let mut short = String::new();
+    for part in
+        name.split_inclusive(|char: char| !(char.is_alphanumeric() || char == '_' || char == ':'))
+    {
+        short += part.rsplit_once("::").map_or(part, |(_, last)| last);
+    }
+    short
 }
 
 /// The first so many characters.
@@ -326,6 +337,11 @@ mod tests {
         assert_eq!(head("abcdef", 4), "abc…");
         assert_eq!(tail(&"src/a/very/long/path.rs:12", 10), "…ath.rs:12");
         assert_eq!(tail(&"short", 10), "short");
+        assert_eq!(short("&str"), "&str");
+        assert_eq!(
+            short("alloc::boxed::Box<dyn core::error::Error + core::marker::Send>"),
+            "Box<dyn Error + Send>"
+        );
         assert_eq!(thousands(1_190), "1,190");
         assert_eq!(thousands(12), "12");
         assert_eq!(thousands(1_234_567), "1,234,567");
