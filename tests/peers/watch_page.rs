@@ -54,9 +54,9 @@ fn with_page(test: impl AsyncFnOnce(&mut Page) -> Result<(), BoxError>) {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let runtime = Runtime::new().unwrap();
-    let done = runtime.block_on(tokio::time::timeout(HANG, async {
+    let page = async {
         let Some((browser, driver, profile)) = browser().await? else { return Ok(()) };
-        let (service, at) = service()?;
+        let (service, at) = service(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         let mut page = Page { browser, service: Some(service), at, profile, _driver: driver };
         let done = match page.load().await {
             Ok(()) => test(&mut page).await,
@@ -64,7 +64,8 @@ fn with_page(test: impl AsyncFnOnce(&mut Page) -> Result<(), BoxError>) {
         };
         page.end().await;
         done
-    }));
+    };
+    let done = runtime.block_on(async { tokio::time::timeout(HANG, page).await });
     done.expect("it hangs").unwrap();
 }
 
@@ -102,26 +103,26 @@ async fn browser() -> Result<Option<(WebDriver, Child, PathBuf)>, BoxError> {
     Ok(Some((browser, driver, profile)))
 }
 
-/// The watch, served by a runtime of its own, so that it can go away.
-fn service() -> Result<(Runtime, SocketAddr), BoxError> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let listener = runtime.block_on_elsewhere(TcpListener::bind("127.0.0.1:0"))?;
+/// The watch, served at an address by a runtime of its own, so that it can go away.
+fn service(at: SocketAddr) -> Result<(Runtime, SocketAddr), BoxError> {
+    let begun = Instant::now();
+    let listener = loop {
+        match std::net::TcpListener::bind(at) {
+            Ok(listener) => break listener,
+            // Another one lets go of it.
+            Err(_) if begun.elapsed() < HANG / 4 => std::thread::sleep(Duration::from_millis(10)),
+            Err(error) => return Err(error.into()),
+        }
+    };
+    listener.set_nonblocking(true)?;
     let at = listener.local_addr()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let routes: Router = Router::new().nest("/debug/watch", watch().routes());
-    let served = axum::serve(listener, routes.into_make_service_with_connect_info::<SocketAddr>());
-    runtime.spawn(served.into_future());
+    runtime.spawn(async move {
+        let listener = TcpListener::from_std(listener)?;
+        axum::serve(listener, routes.into_make_service_with_connect_info::<SocketAddr>()).await
+    });
     Ok((runtime, at))
-}
-
-/// `block_on`, from within another runtime.
-trait BlockOnElsewhere {
-    fn block_on_elsewhere<T: Send>(&self, future: impl Future<Output = T> + Send) -> T;
-}
-
-impl BlockOnElsewhere for Runtime {
-    fn block_on_elsewhere<T: Send>(&self, future: impl Future<Output = T> + Send) -> T {
-        std::thread::scope(|threads| threads.spawn(|| self.block_on(future)).join()).expect("no panic")
-    }
 }
 
 fn watch() -> Watch {
@@ -373,22 +374,7 @@ fn it_says_that_the_service_is_gone_and_goes_on_when_it_is_back() {
             true
         );
 
-        let runtime = Runtime::new()?;
-        let listener = runtime.block_on_elsewhere(async {
-            // The port is its own again as soon as the other has let it go.
-            loop {
-                match TcpListener::bind(page.at).await {
-                    Ok(listener) => return listener,
-                    Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-                }
-            }
-        });
-        let routes: Router = Router::new().nest("/debug/watch", watch().routes());
-        runtime.spawn(
-            axum::serve(listener, routes.into_make_service_with_connect_info::<SocketAddr>())
-                .into_future(),
-        );
-        page.service = Some(runtime);
+        page.service = Some(service(page.at)?.0);
         page.until("document.getElementById('trouble').hidden").await?;
         page.refreshes(2).await?;
         assert!(page.text("#status").await?.starts_with("live"));
@@ -455,20 +441,22 @@ fn a_refresh_with_100_000_contexts_takes_less_than_200_ms() {
         page.eval("[...document.querySelectorAll('#tree .toggle')].find((button) => button.innerText === 'crowd').click()").await?;
         page.until("[...document.querySelectorAll('#tree .more')].some((more) => more.innerText.includes('99,980'))").await?;
         let mut took = Vec::new();
-        for _ in 0..9 {
+        let mut pictures = std::collections::HashSet::new();
+        while took.len() < 12 || pictures.len() < 3 {
             page.refreshes(1).await?;
             took.push(page.eval("Number(document.body.dataset.ms)").await?.as_f64().ok_or("no time")?);
+            pictures.insert(page.eval("state.last.taken_at_ms").await?.as_u64());
         }
         page.press("/job 77777").await?;
         page.until("document.getElementById('found').innerText.includes('job 77777')").await?;
-        page.refreshes(1).await?;
         let filtered = page.eval("Number(document.body.dataset.ms)").await?;
-        took.sort_by(f64::total_cmp);
+        let cost = page.text("#cost").await?;
         eprintln!(
-            "refreshes with {CROWD} contexts, ms: {took:?}; filtered: {filtered}; {}",
-            page.text("#cost").await?
+            "refreshes with {CROWD} contexts, ms: {took:?}; the first with a filter: {filtered}; {cost}"
         );
-        assert!(took[took.len() / 2] < 200.0, "{took:?}");
+        // All but one, which may have met another process.
+        took.sort_by(f64::total_cmp);
+        assert!(took[took.len() - 2] < 200.0, "{took:?}");
         let nodes = page.eval("document.querySelectorAll('*').length").await?;
         assert!(nodes.as_f64() < Some(2_000.0), "{nodes} nodes");
         drop(crowd);
