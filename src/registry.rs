@@ -200,7 +200,7 @@ mod table {
         pub(crate) probe: Option<Probe>,
         /// The work is over, and the context is merely held.
         over: AtomicBool,
-        /// When its last poll began or returned, in nanoseconds since the epoch, doubled; 1 more while inside. 0: never.
+        /// When its last poll began, in nanoseconds since the epoch, doubled; 1 more while inside. 0: never.
         polled: AtomicU64,
         /// How often its overstay has been told.
         pub(crate) told: AtomicU32,
@@ -231,11 +231,12 @@ mod table {
     impl Record {
         /// Says that it is being polled, until this is dropped.
         pub(crate) fn enter(&self) -> Inside<'_> {
-            self.polled.store(since_epoch() | 1, Ordering::Relaxed);
-            Inside(self)
+            let begun = since_epoch();
+            self.polled.store(begun | 1, Ordering::Relaxed);
+            Inside(self, begun)
         }
 
-        /// How long ago its last poll began or returned, and whether it is inside.
+        /// How long ago its last poll began, and whether it is inside.
         pub(crate) fn last_poll(&self) -> Option<(Duration, bool)> {
             let polled = self.polled.load(Ordering::Relaxed);
             let ago = since_epoch().saturating_sub(polled) >> 1;
@@ -254,12 +255,13 @@ mod table {
 
     /// A poll that is under way.
     #[cfg(feature = "watch")]
-    pub(crate) struct Inside<'a>(&'a Record);
+    pub(crate) struct Inside<'a>(&'a Record, u64);
 
     #[cfg(feature = "watch")]
     impl Drop for Inside<'_> {
         fn drop(&mut self) {
-            self.0.polled.store(since_epoch(), Ordering::Relaxed);
+            // When it returns is not worth another reading of the clock.
+            self.0.polled.store(self.1, Ordering::Relaxed);
         }
     }
 

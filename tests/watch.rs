@@ -682,6 +682,20 @@ fn the_background_has_no_name_and_work_in_it_is_seen() {
 }
 
 #[test]
+fn a_name_takes_the_place_of_the_one_before() {
+    let ctx = root();
+    for nth in 0..100_000 {
+        ctx.context().named(format_args!("name {nth}"));
+    }
+    let seen = snapshot();
+    let names: Vec<_> = seen.entries.iter().filter_map(|entry| entry.name.as_deref()).collect();
+    let names: Vec<_> = names.into_iter().filter(|name| name.starts_with("name ")).collect();
+    assert_eq!(names, ["name 99999"]);
+    assert_eq!(seen.totals.unregistered, 0);
+    drop(ctx);
+}
+
+#[test]
 fn a_root_goes_with_its_last_handle() {
     let ctx = root();
     let made = line(1);

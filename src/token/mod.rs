@@ -188,7 +188,7 @@ impl Token {
 
     #[inline]
     fn unlimited(parent: Option<&Arc<Token>>, made_at: &'static Location<'static>) -> Arc<Token> {
-        let token = Token::place(|| Token::plain(parent, made_at));
+        let token = Token::place(|| Token::plain(parent, made_at, trace::birth()));
         #[cfg(feature = "watch")]
         if parent.is_none() {
             token.register_root();
@@ -213,10 +213,9 @@ impl Token {
             return Token::unlimited(parent, made_at);
         }
         let token = Token::place(|| {
-            let mut token = Token::plain(parent, made_at);
+            let mut token = Token::plain(parent, made_at, nanos(budget));
             token.deadline = deadline;
             token.level |= OWNS_DEADLINE;
-            token.clock = nanos(budget);
             token
         });
         if let Some(cause) = cause {
@@ -253,7 +252,7 @@ impl Token {
         other: &Arc<Token>,
         made_at: &'static Location<'static>,
     ) -> Arc<Token> {
-        let mut token = Token::plain(Some(parent), made_at);
+        let mut token = Token::plain(Some(parent), made_at, trace::birth());
         token.deadline = parent.deadline.min(other.deadline);
         token.state = AtomicU16::new(OCCUPIED | MERGED);
         token.inner.get_mut().more().second = Some((other.clone(), Seat::default()));
@@ -272,7 +271,7 @@ impl Token {
     }
 
     #[inline]
-    fn plain(parent: Option<&Arc<Token>>, made_at: &'static Location<'static>) -> Token {
+    fn plain(parent: Option<&Arc<Token>>, made_at: &'static Location<'static>, clock: u64) -> Token {
         let level = parent.map_or(0, |parent| (parent.level & !OWNS_DEADLINE) + 1) % STRIDE;
         Token {
             state: AtomicU16::new(0),
@@ -281,7 +280,7 @@ impl Token {
             seat: AtomicU32::new(if parent.is_none() { ROOT } else { 0 }),
             parent: parent.cloned(),
             deadline: parent.map_or(Stamp::NEVER, |parent| parent.deadline),
-            clock: trace::birth(),
+            clock,
             made_at,
             canceled_at: OnceLock::new(),
             word: AtomicU64::new(0),

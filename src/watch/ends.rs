@@ -47,9 +47,10 @@ impl Facts {
         }
     }
 
-    /// The end of a token, noticed or not, by its own state, its deadline and the nearest ancestors.
-    pub(super) fn of(token: &Arc<Token>, now: Instant) -> Option<Facts> {
-        let error = token.unnoticed_error(now)?;
+    /// The end of a token, noticed or not, without its cause's text.
+    pub(super) fn of(token: &Arc<Token>) -> Option<Facts> {
+        let noticed = token.ended().then(|| token.error());
+        let error = noticed.or_else(|| token.unnoticed_error(Instant::now()))?;
         let facts = Facts::new(&error, false);
         shielded(|| drop(error));
         Some(facts)

@@ -55,7 +55,7 @@
 //!
 //! Not installed, one relaxed load where a context is derived or ends, and a few bytes in each task. Installed, a context's birth
 //! and its end are dated, which is a reading of the clock each; what is registered costs an allocation or two and one lock
-//! of the thread's own; each poll of a registered task, two readings of the clock. `benches/RESULTS.md` has the figures.
+//! of the thread's own; each poll of a registered task, one more reading. `benches/RESULTS.md` has the figures.
 //!
 //! # Counters
 //!

@@ -262,8 +262,9 @@ impl<'a> Picture<'a> {
     fn settle(&mut self) {
         for at in 0..self.nodes.len() {
             let Some(parent) = self.nodes[at].parent else { continue };
-            let [parent, node] =
-                self.nodes.get_disjoint_mut([parent, at]).expect("a parent lies before");
+            // A parent lies before its children.
+            let (above, rest) = self.nodes.split_at_mut(at);
+            let (parent, node) = (&mut above[parent], &mut rest[0]);
             parent.children += 1;
             if node.end.is_none() && !node.is_linked {
                 node.end.clone_from(&parent.end);

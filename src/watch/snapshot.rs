@@ -439,7 +439,7 @@ impl fmt::Display for How {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Poll {
-    /// `ago_ms`: if it is inside, how long ago the poll began; otherwise how long ago it returned.
+    /// `ago_ms`: how long ago the poll began.
     #[serde(rename = "ago_ms", serialize_with = "ms")]
     pub ago: Duration,
     /// `inside`: whether it is inside a poll right now: if so for long, it is busy, or blocks its thread.

@@ -295,7 +295,7 @@ impl Display for Time {
             0 if self.0.as_micros() < 1_000 => format!("{} µs", self.0.as_micros()),
             0 if self.0.as_millis() < 10 => format!("{:.1} ms", secs * 1e3),
             0 => format!("{} ms", self.0.as_millis()),
-            ..100 => format!("{secs:.1} s"),
+            1..100 => format!("{secs:.1} s"),
             100..6_000 => format!("{:.0} min", secs / 60.0),
             6_000..360_000 => format!("{:.0} h", secs / 3600.0),
             _ => format!("{:.0} d", secs / 86_400.0),
