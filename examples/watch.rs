@@ -11,7 +11,7 @@
 //! cargo run --example watch
 //! ```
 //!
-//! Or it stays up, until Ctrl-C or SIGTERM, for a look at the page and at a drain that takes ten seconds:
+//! Or it stays up, until Ctrl-C or SIGTERM, for a look at the page and at a drain that takes five seconds:
 //!
 //! ```text
 //! cargo run --example watch -- --serve 9000

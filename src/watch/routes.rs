@@ -19,8 +19,8 @@ const PAGE: &str = include_str!("page.html");
 /// What the page may do: run its own script, and ask where it came from. The hashes are those of what is between the
 /// tags; a test says what they are to be after a change.
 const POLICY: &str = "default-src 'none'; \
-     script-src 'sha256-y8ZOtzDCPj+lj8Ww2KB9r3jUrcpoZLTEnkyVJMgvxT0='; \
-     style-src 'sha256-rBPseyh2FlNuGfZKwJDc2LByjWZNriXKQKsQClNlIwo='; \
+     script-src 'sha256-qVVzl+bGIM7i2LSWYuza1cQ1Y/oW6JBXL/sGGoi5y/c='; \
+     style-src 'sha256-pA3BDHIJvyO0g6YM+8avAGYo1Thg40fESm4me1cRzlk='; \
      connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
      require-trusted-types-for 'script'";
 
