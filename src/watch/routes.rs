@@ -20,7 +20,7 @@ const PAGE: &str = include_str!("page.html");
 /// tags; a test says what they are to be after a change.
 const POLICY: &str = "default-src 'none'; \
      script-src 'sha256-qVVzl+bGIM7i2LSWYuza1cQ1Y/oW6JBXL/sGGoi5y/c='; \
-     style-src 'sha256-pA3BDHIJvyO0g6YM+8avAGYo1Thg40fESm4me1cRzlk='; \
+     style-src 'sha256-tqu/OuwKZea45LryrHahS6nPEl2xbPAMALrxi+7rzvs='; \
      connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
      require-trusted-types-for 'script'";
 
@@ -30,7 +30,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 impl Watch {
-    /// Routes that show the watch, for [`Router::nest`]:
+    /// Routes that show the watch, for [`Router::nest`], or for `nest_service`, which answers under `/watch/` as well:
     ///
     /// | path | answer |
     /// |---|---|
