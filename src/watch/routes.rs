@@ -19,8 +19,8 @@ const PAGE: &str = include_str!("page.html");
 /// What the page may do: run its own script, and ask where it came from. The hashes are those of what is between the
 /// tags; a test says what they are to be after a change.
 const POLICY: &str = "default-src 'none'; \
-     script-src 'sha256-dLXd3pmZFqul2UlKvp4iWricUx8fEU9mmM3kLTeZ/qo='; \
-     style-src 'sha256-B02tiXcguRwHGHjboulah0fKsrKuz9Jjr5gb43KudVk='; \
+     script-src 'sha256-qVVzl+bGIM7i2LSWYuza1cQ1Y/oW6JBXL/sGGoi5y/c='; \
+     style-src 'sha256-tqu/OuwKZea45LryrHahS6nPEl2xbPAMALrxi+7rzvs='; \
      connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
      require-trusted-types-for 'script'";
 
@@ -30,7 +30,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 impl Watch {
-    /// Routes that show the watch, for [`Router::nest`]:
+    /// Routes that show the watch, for [`Router::nest`], or for `nest_service`, which answers under `/watch/` as well:
     ///
     /// | path | answer |
     /// |---|---|
@@ -76,8 +76,10 @@ impl Watch {
     ///
     /// # What it costs
     ///
-    /// A thread takes the pictures while there are requests, and ends five seconds after the last. All requests within
-    /// 200 ms share a picture, or within ten times what it took, up to ten seconds.
+    /// A thread answers while there are requests, and ends five seconds after the last. All requests within
+    /// 200 ms share a picture, or within four times what that took, up to ten seconds. A picture that takes more than
+    /// 30 ms is taken while requests are answered from the one before, so of many thousands of contexts what is shown
+    /// may be some seconds old: `taken_at_ms` says.
     ///
     /// # The query of `/json`
     ///

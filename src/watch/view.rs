@@ -16,6 +16,25 @@ use super::snapshot::{
 /// So many of the entries above one are listed with it.
 const ABOVE: usize = 16;
 
+/// A snapshot, and where its entries are.
+pub(super) struct Shown {
+    all: Snapshot,
+    places: HashMap<Id, usize>,
+    parents: Vec<Option<usize>>,
+}
+
+impl Shown {
+    pub(super) fn new(all: Snapshot) -> Shown {
+        let places = all.entries.iter().enumerate().map(|(at, entry)| (entry.id, at)).collect();
+        let parents = all.parents();
+        Shown { all, places, parents }
+    }
+
+    pub(super) fn snapshot(&self) -> &Snapshot {
+        &self.all
+    }
+}
+
 #[derive(Serialize)]
 pub(super) struct View {
     #[serde(flatten)]
@@ -44,8 +63,9 @@ struct Opened {
 }
 
 impl View {
-    pub(super) fn new(all: &Snapshot, query: &Query) -> View {
-        let found = query.text.as_deref().map(|text| Found::new(all, text));
+    pub(super) fn new(shown: &Shown, query: &Query) -> View {
+        let all = &shown.all;
+        let found = query.text.as_deref().map(|text| Found::new(shown, text));
         let lines = Lines { found: found.as_ref(), most: query.lines };
         let (ended, more_ended) = lines.of(&all.ended, |found, line| found.has_ended(line));
         let (nearly_overdue, more_nearly) =
@@ -56,7 +76,7 @@ impl View {
             lines.of(&all.shutdowns, |found, line| found.has_shutdown(line));
 
         let mut kept: HashSet<usize> = all.chosen(query.under, query.entries).into_iter().collect();
-        let mut lists = Lists { all, found: found.as_ref(), places: None };
+        let lists = Lists { shown, found: found.as_ref() };
         let opened = query.open.iter().map(|open| lists.open(open, &mut kept)).collect();
         let mut kept: Vec<usize> = kept.into_iter().collect();
         kept.sort_unstable();
@@ -108,13 +128,15 @@ impl Lines<'_> {
 struct Found<'a> {
     text: &'a str,
     entries: Vec<bool>,
-    ended: HashSet<(Kind, Line)>,
+    /// With whether it is work.
+    ended: HashSet<(bool, Kind, Line)>,
     alive: HashSet<(Kind, Line)>,
     nearly: HashSet<Id>,
 }
 
 impl<'a> Found<'a> {
-    fn new(all: &Snapshot, text: &'a str) -> Found<'a> {
+    fn new(shown: &Shown, text: &'a str) -> Found<'a> {
+        let Shown { all, parents, .. } = shown;
         let mut found = Found {
             text,
             entries: Vec::with_capacity(all.entries.len()),
@@ -126,7 +148,7 @@ impl<'a> Found<'a> {
         let mut lines: HashMap<*const Location<'static>, bool> = HashMap::new();
         // What runs for a request is found by the name of that.
         let mut in_name: Vec<bool> = Vec::with_capacity(all.entries.len());
-        for (entry, parent) in all.entries.iter().zip(all.parents()) {
+        for (entry, parent) in all.entries.iter().zip(parents) {
             let in_line = *lines
                 .entry(std::ptr::from_ref(entry.line.location()))
                 .or_insert_with(|| contains(&entry.line.to_string(), text));
@@ -135,9 +157,12 @@ impl<'a> Found<'a> {
             found.entries.push(is_found);
             in_name.push(is_named || parent.is_some_and(|parent| in_name[parent]));
             if is_found || in_name.last() == Some(&true) {
-                let lines = if entry.end.is_some() { &mut found.ended } else { &mut found.alive };
-                lines.insert((entry.kind, entry.line));
                 found.nearly.insert(entry.id);
+                if entry.end.is_none() {
+                    found.alive.insert((entry.kind, entry.line));
+                } else if entry.is_work || entry.is_held {
+                    found.ended.insert((entry.is_work, entry.kind, entry.line));
+                }
             }
         }
         found
@@ -155,7 +180,7 @@ impl<'a> Found<'a> {
     }
 
     fn has_ended(&self, line: &EndedLine) -> bool {
-        self.ended.contains(&(line.kind, line.line))
+        self.ended.contains(&(line.is_work, line.kind, line.line))
     }
 
     fn has_nearly(&self, line: &NearlyOverdue) -> bool {
@@ -193,46 +218,35 @@ fn contains(text: &str, lower: &str) -> bool {
 
 /// The lists of entries that can be asked for.
 struct Lists<'a> {
-    all: &'a Snapshot,
+    shown: &'a Shown,
     found: Option<&'a Found<'a>>,
-    /// Where an entry is, once that is asked.
-    places: Option<HashMap<Id, usize>>,
 }
 
 impl Lists<'_> {
     /// Keeps the first entries of a list, with some of those above each.
-    fn open(&mut self, open: &Open, kept: &mut HashSet<usize>) -> Opened {
-        let mut all = self.list(&open.list);
-        let total = all.len();
-        all.truncate(open.most);
-        let below = if let List::Below(id) = open.list { Some(id) } else { None };
-        for at in all.iter().copied() {
-            kept.insert(at);
+    fn open(&self, open: &Open, kept: &mut HashSet<usize>) -> Opened {
+        let Shown { all, places, parents } = self.shown;
+        let mut list = self.list(&open.list);
+        let total = list.len();
+        list.truncate(open.most);
+        // The one that a list is below is told as well.
+        let top = if let List::Below(id) = open.list { places.get(&id).copied() } else { None };
+        for at in top.into_iter().chain(list.iter().copied()) {
+            kept.extend(std::iter::successors(Some(at), |at| parents[*at]).take(ABOVE));
         }
-        let from: Vec<Id> =
-            below.into_iter().chain(all.iter().map(|at| self.all.entries[*at].id)).collect();
-        from.into_iter().for_each(|id| self.keep_path(id, kept));
-        let listed = all.into_iter().map(|at| self.all.entries[at].id).collect();
+        let listed = list.into_iter().map(|at| all.entries[at].id).collect();
         Opened { key: open.key.clone(), total, listed }
-    }
-
-    fn keep_path(&mut self, from: Id, kept: &mut HashSet<usize>) {
-        let entries = &self.all.entries;
-        let places = self.places.get_or_insert_with(|| {
-            entries.iter().enumerate().map(|(at, entry)| (entry.id, at)).collect()
-        });
-        let above = std::iter::successors(Some(from), |id| entries[*places.get(id)?].parent);
-        kept.extend(above.take(ABOVE).filter_map(|id| places.get(&id)));
     }
 
     /// What is in a list: what has ended first, the longest first, then the oldest.
     fn list(&self, list: &List) -> Vec<usize> {
-        let all = self.all.entries.iter().enumerate();
+        let Shown { all: snapshot, places, parents } = self.shown;
+        let all = snapshot.entries.iter().enumerate();
+        let below =
+            |parent: Option<usize>| (0..parents.len()).filter(|at| parents[*at] == parent).collect();
         let mut list: Vec<usize> = match list {
-            List::Top => all.filter(|(_, entry)| entry.parent.is_none()).map(|(at, _)| at).collect(),
-            List::Below(id) => {
-                all.filter(|(_, entry)| entry.parent == Some(*id)).map(|(at, _)| at).collect()
-            }
+            List::Top => below(None),
+            List::Below(id) => places.get(id).map_or(Vec::new(), |at| below(Some(*at))),
             List::Found => {
                 let is_found = |at: &usize| self.found.is_some_and(|found| found.entries[*at]);
                 all.map(|(at, _)| at).filter(is_found).collect()
@@ -250,7 +264,7 @@ impl Lists<'_> {
             }
         };
         list.sort_by_cached_key(|at| {
-            let entry = &self.all.entries[*at];
+            let entry = &snapshot.entries[*at];
             let ended = entry.end.as_ref().filter(|_| entry.is_work || entry.is_held).map(|end| end.ago);
             std::cmp::Reverse((ended, entry.age))
         });
