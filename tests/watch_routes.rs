@@ -363,6 +363,10 @@ mod what {
         let app: Router = Router::new()
             .route("/{id}", axum::routing::get(|| async { "the service's" }))
             .nest("/watch", watch().routes());
+        let with_slash: Router = Router::new().nest_service("/watch", watch().routes());
+        let page = send(with_slash.clone(), local("/watch/")).await;
+        assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+        assert_eq!(send(with_slash, local("/watch/json")).await.status, 200);
         for (uri, status) in
             [("/watch", 200), ("/watch/json", 200), ("/watch/text", 200), ("/watch/x", 404), ("/x", 200)]
         {
@@ -568,6 +572,27 @@ mod hostile {
         while get("/json").await.status == 503 {
             assert!(std::time::Instant::now() < deadline);
             tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// After the last request of all tests here; then a request starts it again.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_thread_that_answers_ends_when_none_asks_any_more() {
+        let is_there = || {
+            let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+            let mut names =
+                threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
+            names.any(|name| name.trim() == "tokio-ctx-watch")
+        };
+        let deadline = std::time::Instant::now() + HANG;
+        for _ in 0..2 {
+            assert_eq!(get("/json").await.status, 200);
+            assert!(is_there());
+            while is_there() {
+                assert!(std::time::Instant::now() < deadline);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
         }
     }
 }

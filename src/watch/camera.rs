@@ -33,8 +33,8 @@ const FRESH: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(10
 const LONG: Duration = Duration::from_millis(30);
 /// not older than this.
 const KEPT: Duration = Duration::from_secs(30);
-/// So many texts of a picture are kept.
-const TEXTS: usize = 32;
+/// Texts of a picture are kept up to so many bytes.
+const TEXTS: usize = 8 << 20;
 /// The thread ends after so long without a request.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -115,6 +115,8 @@ struct Shot {
     taken: Instant,
     took: Duration,
     texts: HashMap<Form, Bytes>,
+    /// The length of these.
+    kept: usize,
 }
 
 impl Camera {
@@ -137,7 +139,16 @@ impl Camera {
             job.answer(Err(NoPicture::Failed));
         } else if is_fresh || age.is_some_and(|(age, took)| took > LONG && age < KEPT) {
             self.answer(job);
-        } else if self.waiting.len() < QUEUE {
+        } else {
+            self.wait(job);
+        }
+    }
+
+    fn wait(&mut self, job: Job) {
+        if self.waiting.len() >= QUEUE {
+            self.waiting.retain(|job| !job.answer.is_closed());
+        }
+        if self.waiting.len() < QUEUE {
             self.waiting.push(job);
         } else {
             job.answer(Err(NoPicture::Busy));
@@ -208,7 +219,7 @@ impl Shot {
     fn take(watch: Watch) -> Shot {
         let taken = Instant::now();
         let shown = Shown::new(watch.snapshot());
-        Shot { shown, taken, took: taken.elapsed(), texts: HashMap::new() }
+        Shot { shown, taken, took: taken.elapsed(), texts: HashMap::new(), kept: 0 }
     }
 
     fn text(&mut self, form: &Form) -> Result<Bytes, NoPicture> {
@@ -216,7 +227,8 @@ impl Shot {
             return Ok(text.clone());
         }
         let text = self.new_text(form)?;
-        if self.texts.len() < TEXTS {
+        if self.kept + text.len() <= TEXTS {
+            self.kept += text.len();
             self.texts.insert(form.clone(), text.clone());
         }
         Ok(text)
