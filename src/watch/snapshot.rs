@@ -119,6 +119,8 @@ pub struct EndedLine {
     pub poll: Option<Poll>,
     /// `state`: what the first does, as far as its polls tell.
     pub state: State,
+    /// `is_work`: whether they are work, rather than contexts that something holds.
+    pub is_work: bool,
 }
 
 /// What a piece of work does, as far as its polls tell.
@@ -173,6 +175,9 @@ pub struct AliveLine {
     /// `least_left_ms`: the least time left, if any has a deadline.
     #[serde(rename = "least_left_ms", serialize_with = "ms_or_null")]
     pub least_left: Option<Duration>,
+    /// `budget_ms`: the whole budget of the one that has the least time left.
+    #[serde(rename = "budget_ms", serialize_with = "ms_or_null")]
+    pub budget: Option<Duration>,
     /// `waiters`: how many futures wait for their ends.
     pub waiters: usize,
     /// `name`: the name of the oldest.
@@ -353,6 +358,8 @@ pub struct Entry {
     pub poll: Option<Poll>,
     /// `is_work`: whether there is work to be waited for, rather than a context that something holds.
     pub is_work: bool,
+    /// `is_held`: whether it is a context that ended more than a second ago, that nothing works in, and that is still held.
+    pub is_held: bool,
 }
 
 /// A number that JavaScript can hold exactly.
@@ -435,7 +442,7 @@ impl fmt::Display for How {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Poll {
-    /// `ago_ms`: if it is inside, how long ago the poll began; otherwise how long ago it returned.
+    /// `ago_ms`: how long ago the poll began.
     #[serde(rename = "ago_ms", serialize_with = "ms")]
     pub ago: Duration,
     /// `inside`: whether it is inside a poll right now: if so for long, it is busy, or blocks its thread.
