@@ -103,7 +103,7 @@ impl<T> Carried<T> {
 /// let (sender, receiver) = mpsc::channel(64);
 /// let queue = Queue::from(receiver)
 ///     .least(Duration::from_millis(20)) // What it takes to render a page.
-///     .on_skip(|job, why| {
+///     .on_skip(|job: Carried<Job>, why| {
 ///         let _left = job.into_parts().1.reply.send(Err(why.into()));
 ///     });
 /// let skipped = queue.skipped();
@@ -288,7 +288,8 @@ impl<T> Queue<T> {
     /// let (sender, receiver) = mpsc::channel(8);
     /// sender.send(Context::background().with_value("alice").carry(7)).await.unwrap();
     /// drop(sender);
-    /// let pool = Queue::from(receiver).for_each_task(&Context::background(), 4, |ctx, job| async move {
+    /// let ctx = Context::background();
+    /// let pool = Queue::from(receiver).for_each_task(&ctx, 4, |ctx, job| async move {
     ///     println!("job {job} for {:?}", ctx.value::<&str>());
     /// });
     /// pool.await.unwrap();
