@@ -70,7 +70,9 @@ fn work_that_outlives_its_caller_is_named_by_its_line() {
         gives_up.shield(pending::<()>()).await.unwrap_err();
         let cleanup = |_| pending::<()>();
         let step = test.with_timeout(ms(10));
-        assert!(tokio::time::timeout(ms(5), step.run_then(pending::<()>(), LONG, cleanup)).await.is_err());
+        assert!(
+            tokio::time::timeout(ms(5), step.run_then(pending::<()>(), LONG, cleanup)).await.is_err()
+        );
         let work = Coalescer::new();
         let step = test.with_timeout(ms(10));
         step.coalesce(&work, (), |_| pending::<()>()).await.unwrap_err();
@@ -78,7 +80,10 @@ fn work_that_outlives_its_caller_is_named_by_its_line() {
     });
     assert_eq!(text.matches("is still there").count(), 2, "{text}");
     for line in [line, line + 3] {
-        assert!(text.contains(&format!("a task spawned at tests/testing.rs:{line} is still there")), "{text}");
+        assert!(
+            text.contains(&format!("a task spawned at tests/testing.rs:{line} is still there")),
+            "{text}"
+        );
     }
 }
 
