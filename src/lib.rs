@@ -68,13 +68,14 @@
 //! | find out whether an error came from a context | [`Error::find`] |
 //! | give each request of a server a context, and propagate it | `wire::ServerLayer`, `wire::ClientLayer` |
 //! | do the same without tower | `Context::extract`, `Context::inject` |
+//! | cancel calls by messages of the peer (JSON-RPC, MCP, LSP) | `wire::Calls` |
 //!
 //! # Scopes
 //!
 //! Deriving a context returns a [`CancelScope`]: the new context, together with the right to cancel it. A scope
-//! is used like a `Context`, and cancels it when dropped, like Go's `defer cancel()`. A scope cannot be cloned,
-//! because one owner decides when the work is over. `scope.clone()` returns a plain `Context`, which sees the
-//! end but cannot cause it.
+//! is used like a `Context`, and cancels its context when dropped, like Go's `defer cancel()`. A scope cannot
+//! be cloned, because one owner decides when the work is over. `scope.clone()` returns a plain `Context`, which
+//! sees the end but cannot cause it.
 //!
 //! ```
 //! # use std::time::Duration;
@@ -135,13 +136,13 @@
 //! - `signal`: the module `signal`, contexts that end on a signal.
 //! - `process`: the module `process`, child processes that end with a context.
 //! - `io`: the module `io`, readers and writers that end with a context.
-//! - `http`: the module `wire`, a context in the headers of a request.
+//! - `http`: the module `wire`, a context in the headers of a request, or in another carrier.
 //! - `tower`: the layers of `wire` for servers and clients.
 //! - `axum`: `Context` as an extractor, `Error` as a response.
 //! - `tonic`: conversions between `Error` and `Status`, `Context` in requests.
 //! - `test-util`: the module `testing`, a context for a test, which fails the test if a task is left running.
-//! - `watch`: the module `watch`, what is running now, and what was told to stop and is still here.
-//! - `metrics`: its counters, through the crate of that name.
+//! - `watch`: the module `watch`, what is running now, and what was canceled and is still running.
+//! - `metrics`: the counters of `watch`, for the crate `metrics`.
 //! - `full`: all of the above, and the guides.
 //!
 //! # Guides

@@ -45,7 +45,7 @@ pub struct Context {
     todo: bool,
 }
 
-/// # Create
+/// # Derive
 impl Context {
     /// Returns the root context, which never ends, and has no deadline and no values. Go's
     /// `context.Background()`.

@@ -13,7 +13,6 @@ use crate::error::BoxError;
 use crate::token::sync::now;
 use crate::token::{Limit, Token};
 
-/// # Derive
 impl Context {
     /// Derives a child that can be canceled. Go's `context.WithCancel`.
     ///

@@ -39,7 +39,8 @@ impl Context {
 mod tests {
     use std::time::Duration;
 
-    use crate::context::{CancelScope, Context};
+    use super::super::context::Context;
+    use super::super::scope::CancelScope;
 
     fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -77,6 +78,30 @@ mod tests {
             part.cancel();
             assert!(request.nearest(part.clone()).is_done(), "{part}");
         }
+    }
+
+    #[test]
+    fn far_below_it_counts_and_beyond_a_thousand_levels_its_deadline_does() {
+        let request = Context::background().with_timeout(seconds(60));
+        let mut path = vec![request.with_cancel()];
+        let mut grow = |levels: usize| {
+            while path.len() < levels {
+                path.push(path[path.len() - 1].with_cancel());
+            }
+            let part = path[path.len() - 1].with_timeout(seconds(1)).with_value("part");
+            let call = request.nearest(part.clone());
+            assert_eq!(call.deadline(), part.deadline());
+            call.value::<&str>().is_some()
+        };
+        assert!(grow(900));
+        assert!(!grow(100_000));
+
+        // Merged ones are walked once, however they are knotted.
+        let mut knot = request.with_cancel();
+        for _ in 0..100 {
+            knot = knot.context().merge(&knot.with_cancel());
+        }
+        assert!(!Context::background().with_cancel().nearest(knot.clone()).is_done());
     }
 
     #[test]
