@@ -283,9 +283,9 @@ impl Origin {
 
     /// Returns when the context ended: the deadline, or the time when it was canceled.
     ///
-    /// For an idle limit, this is the time at which it ran out. To save reading the clock, the time of a cancellation is only recorded if it matters: if the context, or
-    /// one derived from it, has a deadline, or if there is a cause. Otherwise this is the time when the error
-    /// was first queried, which then does not change.
+    /// For an idle limit, this is the time at which it was exceeded. To save reading the clock, the time of a
+    /// cancellation is only recorded if it matters: if the context, or one derived from it, has a deadline, or if
+    /// there is a cause. Otherwise this is the time when the error was first queried, which then does not change.
     ///
     /// ```
     /// use std::time::Duration;

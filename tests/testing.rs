@@ -60,6 +60,34 @@ fn it_ends_with_the_body() {
 }
 
 #[test]
+fn work_that_outlives_its_caller_is_named_by_its_line() {
+    use tokio_ctx::budget::Coalescer;
+
+    let line = line!() + 4;
+    let text = complaint(async |test| {
+        let gives_up = test.with_timeout(ms(10));
+        // A dropped caller leaves the first; the second has time of its own; the third ends with its last caller.
+        gives_up.shield(pending::<()>()).await.unwrap_err();
+        let cleanup = |_| pending::<()>();
+        let step = test.with_timeout(ms(10));
+        assert!(
+            tokio::time::timeout(ms(5), step.run_then(pending::<()>(), LONG, cleanup)).await.is_err()
+        );
+        let work = Coalescer::new();
+        let step = test.with_timeout(ms(10));
+        step.coalesce(&work, (), |_| pending::<()>()).await.unwrap_err();
+        tokio::task::yield_now().await;
+    });
+    assert_eq!(text.matches("is still there").count(), 2, "{text}");
+    for line in [line, line + 3] {
+        assert!(
+            text.contains(&format!("a task spawned at tests/testing.rs:{line} is still there")),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn a_task_that_is_left_is_named_by_its_line() {
     let line = line!() + 3;
     let text = complaint(async |test| {

@@ -27,32 +27,32 @@ use crate::context::{CancelScope, Canceler, Context};
 use crate::error::Error;
 
 impl Context {
-    /// Shares one piece of work among all that want the same: of several calls with one key, one does the work, and all
-    /// have its output.
+    /// Shares work between concurrent calls with the same key: one call does the work, and all get its output.
     ///
-    /// If nothing is under way for the key, `f` is called, in a task, with a context that has this one's values, not
-    /// its end; otherwise this joins what is under way, and `f` is dropped. Each caller waits under its own context
-    /// and may leave at any time, the first one as well: the work belongs to all of them. It ends when the last
-    /// has left, or at the latest of their deadlines, as the [`Coalescer`] says. What comes after it is through
-    /// begins anew: this is no cache.
+    /// If no work is in progress for the key, `f` runs in a task, with a context that has the values of this one, but
+    /// not its end. Otherwise the call joins the work in progress, and `f` is dropped. Each caller waits under
+    /// its own context, and can leave at any time; the work continues for the others, also if the first caller
+    /// leaves. It ends when the last caller has left, or at the latest of their deadlines, depending on the
+    /// [`Coalescer`]. This is not a cache: a call that comes after the work has finished starts it again.
     ///
     /// # When not to use it
     ///
-    /// For what is done for one caller in particular: the work has the values of the one that came first, its user and
-    /// its permissions among them; put into the key what the output depends on. For work that changes something: two
-    /// callers that pay want two payments. If an answer must not be older than the question: a caller that joins has
-    /// the answer to a question that was asked before.
+    /// - If the output depends on the caller. The work has the values of the first caller, such as its user; put into
+    ///   the key whatever the output depends on.
+    /// - For work with side effects: two callers that each make a payment want two payments.
+    /// - If the output must not be older than the call. A caller that joins gets the output of work that was started
+    ///   before.
     ///
-    /// Go's counterpart is `golang.org/x/sync/singleflight`, where the work runs under the context of the first caller.
+    /// Go's counterpart is `golang.org/x/sync/singleflight`, where the work runs with the context of the first caller.
     ///
     /// # Errors
     ///
-    /// The context's [`err`](Self::err), if it ended before the work was through.
+    /// Returns the context's [`err`](Self::err) if it ends before the work has finished.
     ///
     /// # Panics
     ///
-    /// As [`run`](Self::run); outside a Tokio runtime; and if the work panics, or the runtime of its task shuts down,
-    /// in each of its callers.
+    /// See [`run`](Self::run). Panics outside of a Tokio runtime, and in each caller if the work panics or the runtime
+    /// of its task shuts down.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -108,7 +108,7 @@ impl Context {
     }
 }
 
-/// What is under way for [`Context::coalesce`], by its key. A clone is the same one.
+/// The work in progress of [`Context::coalesce`], by key. Clones share it.
 ///
 /// ```
 /// use tokio_ctx::Context;
@@ -151,7 +151,7 @@ struct Flight<T> {
 }
 
 impl<K, T> Coalescer<K, T> {
-    /// One whose work ends when the last of its callers has left.
+    /// Creates one whose work ends when the last of its callers has left.
     ///
     /// ```
     /// use std::time::Duration;
@@ -170,11 +170,11 @@ impl<K, T> Coalescer<K, T> {
         Coalescer::outliving(false)
     }
 
-    /// One whose work goes on although all callers have left, until the latest of their deadlines: what was asked for
-    /// once is likely to be asked for again, and finds it under way.
+    /// Creates one whose work continues until the latest deadline of its callers, also if all of them have left, so
+    /// that a later call can join it.
     ///
-    /// The deadline moves with each caller that joins, so that [`deadline`](Context::deadline) in the work knows
-    /// nothing of it. With a caller that has none the work has no limit but its own.
+    /// The limit moves with each caller that joins, so the [`deadline`](Context::deadline) of the work's context does
+    /// not include it. If one of the callers has no deadline, there is no limit.
     ///
     /// ```
     /// use std::time::Duration;
@@ -203,12 +203,12 @@ impl<K, T> Coalescer<K, T> {
         Coalescer { shared: Arc::new(Shared { map, outlives }) }
     }
 
-    /// How many pieces of work are under way.
+    /// Returns the number of keys with work in progress.
     pub fn len(&self) -> usize {
         self.shared.map().under_way.len()
     }
 
-    /// Whether none is.
+    /// Returns whether no work is in progress.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

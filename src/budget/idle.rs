@@ -8,29 +8,32 @@ use crate::token::Token;
 use crate::token::sync::now;
 
 impl Context {
-    /// A child that ends when no progress has been reported for this long, and at this context's deadline in any case.
+    /// Derives a child that also ends when no progress has been reported for the given time.
     ///
-    /// For what takes as long as it takes, but not without moving: a download, an import, a stream of rows. Progress
-    /// is reported by [`progress`](Self::progress), for all idle limits above; and by itself where bytes or items go
-    /// through something of a context at or below this one: a read or write of `Context::io`, an item of a stream that
-    /// is [`bounded_by`](crate::StreamExt::bounded_by) or [`checked_by`](crate::StreamExt::checked_by) it, a
-    /// frame of a body of `wire::ClientLayer` or `wire::ServerLayer`.
+    /// Use it for work that may take long as long as it moves: a download, an import, a stream of rows.
+    /// [`progress`](Self::progress) returns the handle that reports progress, to all idle limits on the path. Bytes and
+    /// items are reported automatically by `Context::io`, by streams that are
+    /// [`bounded_by`](crate::StreamExt::bounded_by) or [`checked_by`](crate::StreamExt::checked_by) a context, and by
+    /// the bodies of `wire::ClientLayer` and `wire::ServerLayer`.
     ///
-    /// It ends as a deadline does, with [`NoProgress`](crate::budget::NoProgress) as the cause, which says how many bytes
-    /// had come. [`deadline`](Self::deadline) and [`remaining`](Self::remaining) leave it out, as it moves. A report
-    /// reads no clock, so that its time is that of the next look: whatever asks whether the context has ended looks, and
-    /// where something waits, so does a task of its runtime, eight times in the limit. Hence it never ends too early,
-    /// and up to an eighth too late. `None`, and what is centuries off, is no limit; zero ends it at birth.
+    /// When the limit is exceeded, the child ends with `DeadlineExceeded`, and
+    /// [`NoProgress`](crate::budget::NoProgress) as the cause, which includes the number of bytes so far.
+    /// [`deadline`](Self::deadline) and [`remaining`](Self::remaining) do not include the limit, because it moves. The
+    /// deadline of this context still applies.
+    ///
+    /// To keep reports cheap, they do not read the clock. The limit is checked by each query such as
+    /// [`is_done`](Self::is_done), and while something waits, eight times per limit by a task of the runtime. The
+    /// child therefore never ends too early, and up to an eighth of the limit too late. `None`, and a time that is too
+    /// long for the clock, set no limit. With a limit of zero, the child has ended from the start.
     ///
     /// # When not to use it
     ///
-    /// Without a deadline around it, for a peer that is not trusted: a byte now and then keeps it alive for good. For a
-    /// request and its answer, which have nothing to report in between: that is
-    /// [`with_timeout`](Self::with_timeout). For peers that must prove to be alive: that takes a protocol's own
-    /// keep-alive.
+    /// - For peers that are not trusted, without a deadline as well: one byte now and then keeps the context alive.
+    /// - For a request and its response, which report nothing in between; use [`with_timeout`](Self::with_timeout).
+    /// - To detect dead peers; use the keep-alive of the protocol.
     ///
-    /// Go's counterpart is `conn.SetReadDeadline` before each read, which is a timer each; others are reqwest's
-    /// `read_timeout`, and `timeout` of `tokio::time` around each item.
+    /// Go's counterpart is `conn.SetReadDeadline` before each read. Others are reqwest's `read_timeout`, and
+    /// `tokio::time::timeout` around each item.
     ///
     /// ```
     /// use std::time::Duration;

@@ -1,18 +1,21 @@
-//! Time spent well: a deadline that only shrinks is half of what a service needs, spending it is the other.
+//! Ways to spend a deadline: retries, idle limits, shared work, reserves and queues.
+//!
+//! All of them take their time from one context. The guide [Spending a budget](crate::guide::spending_a_budget)
+//! shows each of them beside the hand-written code that it replaces.
 //!
 //! | to | use |
 //! |---|---|
 //! | make attempts under one budget | [`Context::retry`](crate::Context::retry) |
 //! | limit the time without progress | [`Context::with_idle`](crate::Context::with_idle), [`Context::progress`](crate::Context::progress) |
-//! | finish work that its waiter may leave | [`Context::shield`](crate::Context::shield) |
-//! | share one piece of work among callers | [`Context::coalesce`](crate::Context::coalesce) |
+//! | finish work although its caller gives up | [`Context::shield`](crate::Context::shield) |
+//! | share one piece of work between callers | [`Context::coalesce`](crate::Context::coalesce) |
 //! | give a step a part of the time left | [`Context::with_share`](crate::Context::with_share) |
 //! | keep some time for what comes after a step | [`Context::with_reserve`](crate::Context::with_reserve) |
 //! | refuse a step that the time left is too short for | [`Context::require`](crate::Context::require) |
-//! | skip what is overdue in a queue | [`Context::carry`](crate::Context::carry), [`Queue`] |
-//! | clean up after the end, in time of its own | [`Context::run_then`](crate::Context::run_then) |
+//! | skip overdue items of a queue | [`Context::carry`](crate::Context::carry), [`Queue`] |
+//! | clean up after the end | [`Context::run_then`](crate::Context::run_then) |
 //!
-//! This file hands names on.
+//! This file only re-exports names.
 
 mod coalesce;
 mod idle;

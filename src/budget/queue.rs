@@ -1,4 +1,4 @@
-//! Queues inside a process: an item carries its context, and is skipped when its time is up before it is started.
+//! Queues within a process, whose items carry their context. Overdue items are skipped.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::task::StreamExt;
 
 impl Context {
-    /// Puts an item together with this context, to go through a channel: see [`Queue`](crate::budget::Queue).
+    /// Combines an item with this context, to be sent through a channel to a [`Queue`](crate::budget::Queue).
     ///
     /// ```
     /// use std::time::Duration;
@@ -31,7 +31,7 @@ impl Context {
     }
 }
 
-/// An item on its way through a queue, and the context that it is for. Made by [`Context::carry`].
+/// An item and its context. Returned by [`Context::carry`].
 ///
 /// ```
 /// use tokio_ctx::Context;
@@ -46,40 +46,41 @@ pub struct Carried<T> {
 }
 
 impl<T> Carried<T> {
-    /// The context.
+    /// Returns the context.
     pub fn context(&self) -> &Context {
         &self.ctx
     }
 
-    /// The item.
+    /// Returns the item.
     pub fn item(&self) -> &T {
         &self.item
     }
 
-    /// Both, by value.
+    /// Splits it into the context and the item.
     pub fn into_parts(self) -> (Context, T) {
         (self.ctx, self.item)
     }
 }
 
-/// The receiving end of a channel of [`Carried`] items, which skips those whose time is up.
+/// The receiving end of a channel of [`Carried`] items, which skips overdue items.
 ///
-/// Under overload a queue grows until each item waits longer than its caller does. What is taken from it then is work
-/// for nobody, and all the time goes there. This looks at each item as it is taken: one whose context has ended, or
-/// has less time left than [`least`](Self::least), is skipped, counted ([`skipped`](Self::skipped)), and handed to
-/// [`on_skip`](Self::on_skip), which can tell its caller. So the time goes to what can still be answered.
+/// Under overload, a queue grows until each item waits for longer than its caller does. From then on, all work is done
+/// for callers that have left. A `Queue` checks each item when it is received. If its context has ended, or has less
+/// remaining time than [`least`](Self::least), the item is skipped, counted by [`skipped`](Self::skipped), and passed to
+/// [`on_skip`](Self::on_skip), which can reply to the caller. The time goes to items that can still be answered.
 ///
-/// It is made of either receiver of `tokio::sync::mpsc`, and is a stream. [`for_each_task`](Self::for_each_task) is the
-/// pool that works it off.
+/// It is made from either receiver of `tokio::sync::mpsc`, and is a `Stream`. [`for_each_task`](Self::for_each_task)
+/// processes it with a pool of tasks.
 ///
 /// # When not to use it
 ///
-/// For items that must be done although nothing waits any more, such as events of a log: those carry no deadline. In place
-/// of a bound: a queue that is never full only moves the waiting, and takes memory; let it hold what is worked off in
-/// the time that callers have. Between processes: there the deadline goes along in a header.
+/// - For items that have to be processed in any case, such as log events. Send those without a deadline.
+/// - Instead of a bound. An unbounded queue takes memory; a channel should hold no more than what can be processed in
+///   the time that callers have.
+/// - Between processes. There the deadline is sent along in a header.
 ///
-/// Go's counterpart is a loop that looks at each job's `ctx.Err()`; others are CoDel for queues of requests, and
-/// gRPC's servers, which drop a call whose deadline has passed before its handler runs.
+/// Go's counterpart is a loop that checks the `ctx.Err()` of each job. Others are CoDel for request queues, and gRPC
+/// servers, which drop a call whose deadline has passed before its handler runs.
 ///
 /// ```
 /// use std::time::Duration;
@@ -103,7 +104,7 @@ impl<T> Carried<T> {
 /// let (sender, receiver) = mpsc::channel(64);
 /// let queue = Queue::from(receiver)
 ///     .least(Duration::from_millis(20)) // What it takes to render a page.
-///     .on_skip(|job, why| {
+///     .on_skip(|job: Carried<Job>, why| {
 ///         let _left = job.into_parts().1.reply.send(Err(why.into()));
 ///     });
 /// let skipped = queue.skipped();
@@ -138,7 +139,7 @@ enum Source<T> {
     Unbounded(UnboundedReceiver<Carried<T>>),
 }
 
-/// How many items a [`Queue`] has skipped, also once that has gone into its pool. Made by [`Queue::skipped`].
+/// Counts the items that a [`Queue`] has skipped, also after the queue was moved. Returned by [`Queue::skipped`].
 ///
 /// ```
 /// use tokio::sync::mpsc;
@@ -152,7 +153,7 @@ enum Source<T> {
 pub struct Skipped(Arc<AtomicU64>);
 
 impl Skipped {
-    /// So many, up to now.
+    /// Returns the number of items that were skipped so far.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -175,10 +176,10 @@ impl<T> Queue<T> {
         Queue { source, least: Duration::ZERO, on_skip: None, skipped: Skipped::default() }
     }
 
-    /// Skips items with less time left than this: what it takes to work one off.
+    /// Skips items with less remaining time than this: the time that it takes to process one.
     ///
-    /// Without it an item is started whose time is up before it is through; under lasting overload that is each of them, as
-    /// each has waited for almost all the time it had.
+    /// Without it, items are started that cannot finish in time. Under lasting overload these are all items, because
+    /// each has waited for almost all of its time.
     ///
     /// ```
     /// use std::time::Duration;
@@ -201,23 +202,23 @@ impl<T> Queue<T> {
         self
     }
 
-    /// Calls this with each item that is skipped, and why: the time left, or the end of its context.
+    /// Calls `on_skip` with each item that is skipped, and the reason.
     ///
-    /// It runs where the queue is read, and should be quick. The example of [`Queue`] replies to the caller.
+    /// It is called by the task that reads the queue, and should be fast. The example of [`Queue`] replies to the caller.
     pub fn on_skip(mut self, on_skip: impl FnMut(Carried<T>, NotEnoughTime) + Send + 'static) -> Self {
         self.on_skip = Some(Box::new(on_skip));
         self
     }
 
-    /// A handle on the count of items that are skipped.
+    /// Returns the counter of skipped items.
     pub fn skipped(&self) -> Skipped {
         self.skipped.clone()
     }
 
-    /// The next item that there is time for; `None` once all senders are gone and the channel is empty.
+    /// Receives the next item that has enough time left. Returns `None` once all senders are dropped and the channel is
+    /// empty.
     ///
-    /// Cancel-safe: dropped before it is ready, it has taken nothing but items to skip. What it returns
-    /// is to be started at once; time goes on.
+    /// This method is cancel-safe: if it is dropped before it is ready, only overdue items were received.
     ///
     /// ```
     /// use tokio::sync::mpsc;
@@ -243,7 +244,7 @@ impl<T> Queue<T> {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    /// [`recv`](Self::recv), polled.
+    /// Polls for the next item; see [`recv`](Self::recv).
     pub fn poll_recv(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Carried<T>>> {
         loop {
             // Each takes a unit of the task's cooperative budget, so that a crowd that is skipped lets others run.
@@ -260,23 +261,23 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Works the queue off: a task for each item, at most `n` at once.
+    /// Runs a task for each item, at most `n` at a time.
     ///
-    /// As [`StreamExt::for_each_task`](crate::StreamExt::for_each_task), whose name it takes: an item is taken only when
-    /// a worker is free for it, and its time is looked at then. `work` is given the item and its context, which ends with
-    /// the pool's as well, and is [`current`](Context::current) in the task. Items are independent of each other, so
-    /// that what becomes of one is the task's to tell its caller, and ends nothing else.
+    /// Like [`StreamExt::for_each_task`](crate::StreamExt::for_each_task), it receives an item only when a task can be
+    /// started for it, so overdue items are skipped as late as possible. `work` receives the item and its context, which
+    /// also ends with `ctx`, and is the [`current`](Context::current) context of the task. Items are independent of each
+    /// other: each task reports its result to its caller, and none of them ends the others.
     ///
-    /// When `ctx` ends, no further item is taken, and what is left in the channel is dropped. Dropped, this aborts the
-    /// tasks.
+    /// When `ctx` ends, no further items are received, and those in the channel are dropped. When the returned future is
+    /// dropped, the tasks are aborted.
     ///
     /// # Errors
     ///
-    /// The end of `ctx`, if that came before all senders were gone.
+    /// Returns the error of `ctx` if it ends before all senders are dropped.
     ///
     /// # Panics
     ///
-    /// If `n` is zero; outside a Tokio runtime; and as a task that panicked, once all have ended.
+    /// Panics if `n` is zero, outside of a Tokio runtime, and if a task panics, after all tasks have ended.
     ///
     /// ```
     /// use tokio::sync::mpsc;
@@ -288,7 +289,8 @@ impl<T> Queue<T> {
     /// let (sender, receiver) = mpsc::channel(8);
     /// sender.send(Context::background().with_value("alice").carry(7)).await.unwrap();
     /// drop(sender);
-    /// let pool = Queue::from(receiver).for_each_task(&Context::background(), 4, |ctx, job| async move {
+    /// let ctx = Context::background();
+    /// let pool = Queue::from(receiver).for_each_task(&ctx, 4, |ctx, job| async move {
     ///     println!("job {job} for {:?}", ctx.value::<&str>());
     /// });
     /// pool.await.unwrap();

@@ -26,44 +26,43 @@ use crate::token::sync::now;
 const TIMER: Duration = Duration::from_millis(1);
 
 impl Context {
-    /// Makes attempts until one succeeds, all of them under this context's budget.
+    /// Calls `f` until it succeeds, with all attempts and delays within this context's deadline.
     ///
-    /// `f` is called for each attempt with a context of its own, a child of this one which is also
-    /// [`current`](Self::current) in there, and the attempt's number, from 1 on. `delays` are the times between
-    /// attempts, and end the retry when they run out: any iterator of durations, so that the policies of `backon`
-    /// and `tokio-retry` fit, jitter included. With `n` delays there are at most `n + 1` attempts.
+    /// `f` receives a context of its own for each attempt, and the number of the attempt, starting at 1. That
+    /// context is a child of this one, and the [`current`](Self::current) context of the attempt. `delays` are the
+    /// times between attempts. Any iterator of durations works, including the policies of `backon` and
+    /// `tokio-retry`; jitter is up to the policy. With `n` delays, there are at most `n + 1` attempts.
     ///
-    /// - An attempt that is under way when the context ends is dropped, as by [`run`](Self::run). No attempt is
-    ///   begun after the end, and a delay ends with the context.
-    /// - No delay reaches beyond the deadline: where the next one, and [`least`](Retry::least) for the attempt
-    ///   behind it, do not fit into the time left, the retry gives up at once, while there is still time for
-    ///   something else.
-    /// - [`when`](Retry::when) says which errors are worth another attempt, [`retry_after`](Retry::retry_after)
-    ///   lengthens a delay, [`permit`](Retry::permit) asks a budget that many calls share.
-    /// - [`attempt_timeout`](Retry::attempt_timeout) and [`attempt_share`](Retry::attempt_share) bound each attempt.
+    /// - When the context ends, the attempt or the delay that is in progress is dropped, as by [`run`](Self::run). No
+    ///   attempt starts after the end.
+    /// - If the next delay and the attempt after it do not fit into the remaining time, the retry gives up at once,
+    ///   while there is still time for something else. [`least`](Retry::least) says how much time an attempt needs.
+    /// - [`when`](Retry::when) says which errors are retried, [`retry_after`](Retry::retry_after) extends a delay,
+    ///   and [`permit`](Retry::permit) consults a retry budget that many calls share.
+    /// - [`attempt_timeout`](Retry::attempt_timeout) and [`attempt_share`](Retry::attempt_share) limit each attempt.
     ///
-    /// The error type can hold an [`Error`], for the end of an attempt. Dropped, this drops the attempt. It is no
-    /// task: nothing goes on in the background.
+    /// The error type has to implement `From<Error>`, for attempts that their context ends. Nothing runs in the
+    /// background: when the future is dropped, so is the attempt.
     ///
     /// # When not to use it
     ///
-    /// For what is not idempotent, unless the server takes an idempotency key: an attempt that was cut off may have
-    /// been carried out. For what fails by overload without a [`permit`](Retry::permit): three attempts at three
-    /// levels of a call tree are 27 times the load. At more than one level, for the same reason: retry where the
-    /// error is understood. Nor where the caller retries anyway.
+    /// - For operations that are not idempotent, unless the server accepts an idempotency key. An attempt that was
+    ///   cut off may have been carried out.
+    /// - For errors that are caused by overload, without a [`permit`](Retry::permit).
+    /// - At more than one level of a call tree: three attempts on each of three levels are 27 calls.
     ///
-    /// Go's counterparts are `cenkalti/backoff` and loops by hand; others are gRPC's retry policies
-    /// (`grpc-retry-pushback-ms` is [`retry_after`](Retry::retry_after)), Polly's and resilience4j's `Retry`, whose total
-    /// timeout is a second policy around it.
+    /// Go's counterpart is `cenkalti/backoff`. Others are gRPC's retry policies, whose `grpc-retry-pushback-ms` is
+    /// [`retry_after`](Retry::retry_after), and the `Retry` of Polly and of resilience4j, where a total timeout is a
+    /// second policy around it.
     ///
     /// # Errors
     ///
-    /// [`RetryError`], with the last attempt's own error, the attempts and what each took, and why there was no
-    /// further one.
+    /// Returns a [`RetryError`], with the error of the last attempt, the time that each attempt took, and the reason
+    /// why there was no further attempt.
     ///
     /// # Panics
     ///
-    /// As [`run`](Self::run); and as [`sleep`](Self::sleep), where there is a delay.
+    /// See [`run`](Self::run), and [`sleep`](Self::sleep) if there is a delay.
     ///
     /// ```
     /// use std::io;
@@ -91,7 +90,7 @@ impl Context {
     /// # }
     /// ```
     ///
-    /// With a policy of `tokio-retry`, in a task; what the call captures is cloned for each attempt:
+    /// With a policy of `tokio-retry`, in a spawned task; the closure clones what it captures for each attempt:
     ///
     /// ```
     /// use std::sync::Arc;
@@ -232,10 +231,10 @@ impl<'a, Fut: Future> Phase<'a, Fut> {
 }
 
 impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
-    /// Makes another attempt only after errors for which this returns true; without it, after all of them.
+    /// Retries only errors for which `when` returns true. By default, all errors are retried.
     ///
-    /// It is not asked once the context has ended. An attempt that was cut off by a limit of its own has the
-    /// context's error, converted, which [`Error::find`] finds. It may log as well.
+    /// `when` is not called once the context has ended. An attempt that exceeds its own limit fails with the
+    /// context's error, converted into `E`.
     ///
     /// ```
     /// use std::io;
@@ -262,9 +261,10 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
         Retry { ctx, f, policy, last, story, phase }
     }
 
-    /// Lengthens a delay to what the error asks for, such as a server's `Retry-After`; it shortens none.
+    /// Extends a delay to the time that the error asks for, such as a server's `Retry-After`. It never shortens a
+    /// delay.
     ///
-    /// Where that does not fit into the time left, the retry gives up at once.
+    /// If that does not fit into the remaining time, the retry gives up at once.
     ///
     /// ```
     /// use std::time::Duration;
@@ -303,11 +303,11 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
         Retry { ctx, f, policy, last, story, phase }
     }
 
-    /// Asks, before each attempt but the first, whether it may be made at all: a budget that many calls share, so that
-    /// an outage is not multiplied by retries.
+    /// Calls `permit` before each attempt but the first, and gives up if it returns false.
     ///
-    /// It is asked last, when nothing else is against the attempt. The budget itself is a library's: `tower` has
-    /// `tower::retry::budget::TpsBudget`, to which each call deposits, and from which each retry withdraws.
+    /// Use it with a retry budget that many calls share, so that retries do not multiply the load of an outage, such
+    /// as `tower::retry::budget::TpsBudget`: each successful call deposits to it, and each retry withdraws from it.
+    /// `permit` is called last, when nothing else prevents the attempt.
     ///
     /// ```
     /// use std::io;
@@ -340,7 +340,7 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
         Retry { ctx, f, policy, last, story, phase }
     }
 
-    /// Gives each attempt this much time at most; `None` is no limit besides the context's.
+    /// Limits the time of each attempt. `None` sets no limit besides the context's.
     ///
     /// ```
     /// use std::io;
@@ -363,12 +363,12 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
         self
     }
 
-    /// Gives each attempt a share of the time that is left when it begins, so that one that hangs leaves time for
-    /// others; of the whole where there is no deadline. See [`with_share`](Context::with_share).
+    /// Limits each attempt to a share of the time that remains when it starts, so that an attempt that hangs leaves
+    /// time for others. Without a deadline, there is no limit. See [`with_share`](Context::with_share).
     ///
     /// # Panics
     ///
-    /// If the share is negative, or not a number.
+    /// Panics if the share is negative or NaN.
     ///
     /// ```
     /// use std::io;
@@ -395,7 +395,7 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
         self
     }
 
-    /// Begins no attempt, not even the first, with less time left than this: what an attempt takes at the least.
+    /// Starts no attempt, including the first, with less remaining time than this.
     ///
     /// ```
     /// use std::io;
@@ -419,10 +419,10 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
         self
     }
 
-    /// Begins no further attempt with less time left than the quickest one took that has failed by itself.
+    /// Starts no further attempt with less remaining time than the fastest failed attempt took.
     ///
-    /// For work that takes about as long when it fails as when it succeeds. Attempts that were cut off do not
-    /// count. It may give up an attempt that would have been quick: leave it off where attempts vary.
+    /// Use it for work that takes about as long when it fails as when it succeeds, and not where attempts vary:
+    /// it may skip an attempt that would have been fast enough. Attempts that exceeded their limit do not count.
     ///
     /// ```
     /// use std::io;

@@ -17,37 +17,37 @@ use crate::context::run::Bound;
 use crate::error::Error;
 
 impl Context {
-    /// Runs a future until the context ends, and if it was begun and not finished, cleans up after it, in time of the
-    /// clean-up's own.
+    /// Runs a future until the context ends. If the future is stopped before it has finished, runs a cleanup with
+    /// time of its own.
     ///
-    /// As [`run`](Self::run); but when `f` is dropped half-way, `cleanup` is called with a context that has this one's
-    /// values, not its end, and `grace` as its budget. It runs in a task, in which that context is
-    /// [`current`](Self::current), until it is through or the grace is over; then it is dropped where it awaits. This
-    /// future resolves to the context's error when the clean-up is through.
+    /// Like [`run`](Self::run), but when `f` is dropped before it has finished, `cleanup` runs in a task. It receives a
+    /// context with the values of this one and a timeout of `grace`, which is also the [`current`](Self::current)
+    /// context of the task. When the grace is over, the cleanup is dropped at its `.await`. The returned future
+    /// resolves when the cleanup has ended.
     ///
-    /// The clean-up runs also if this future is dropped before it is ready, which is what happens when the same
-    /// context bounds its caller, and if `f` panics. It does not run if `f` has finished, whatever its result: what
-    /// failed by itself cleans up itself. Nor if the context had ended before, since then nothing was begun; nor
-    /// if the grace is zero.
+    /// The cleanup also runs if the returned future is dropped, as happens when the same context bounds its caller, and
+    /// if `f` panics. It does not run if `f` has finished, whatever the result, if the context had ended before `f`
+    /// was started, or if the grace is zero.
     ///
     /// # When not to use it
     ///
-    /// For what `Drop` does as well: closing, unlocking, giving back to a pool. For what must happen although the
-    /// process dies: a lease or a transaction is for that. Many tasks at once are a [`Group`](crate::Group), with
-    /// its [`grace`](crate::Group::grace), and a service's last work belongs to a [`Shutdown`](crate::Shutdown), which
-    /// waits for it. [`after_func`](Self::after_func) runs after each end, whatever became of the work.
+    /// - For what a `Drop` implementation can do: close, unlock, return to a pool.
+    /// - For what has to happen even if the process dies; use a lease or a transaction.
+    /// - For many tasks: a [`Group`](crate::Group) has a [`grace`](crate::Group::grace), and a
+    ///   [`Shutdown`](crate::Shutdown) waits for the last work of a service.
     ///
-    /// Go's counterpart is a `defer` with `context.WithTimeout(context.WithoutCancel(ctx), grace)`; trio's is
+    /// [`after_func`](Self::after_func) runs a function after the end whether or not the work has finished. Go's
+    /// counterpart is a `defer` with `context.WithTimeout(context.WithoutCancel(ctx), grace)`; trio's is
     /// `move_on_after(grace, shield=True)` in a `finally`.
     ///
     /// # Errors
     ///
-    /// The context's [`err`](Self::err), if it ended first. What becomes of the clean-up is the clean-up's to tell;
-    /// that it ran out of its grace is an event of the feature `tracing`.
+    /// Returns the context's [`err`](Self::err) if it ends first. The cleanup handles its own errors. If it exceeds
+    /// its grace, the feature `tracing` emits an event.
     ///
     /// # Panics
     ///
-    /// As [`run`](Self::run); outside a Tokio runtime, before `f` is polled; and as the clean-up, if it panics.
+    /// See [`run`](Self::run). Panics outside of a Tokio runtime, before `f` is polled, and if the cleanup panics.
     ///
     /// ```
     /// use std::time::Duration;

@@ -5,19 +5,19 @@ use std::time::Duration;
 use crate::context::{CancelScope, Context};
 
 impl Context {
-    /// A child with a share of the time left: `0.7` is seven tenths of it.
+    /// Derives a child with a share of the remaining time: with `0.7`, seven tenths of it.
     ///
-    /// For a step that may take long, but not all: a first replica before the second, the cache before the
-    /// database. A share of 1, or more, is all of the time left. Without a deadline there is nothing to share, and
-    /// the child has no deadline either; a share of 0 ends it at birth. Its error names this line and the time
-    /// that the share came to.
+    /// Use it for a step that may take long, but should leave time for another one: the first replica before the
+    /// second, the cache before the database. A share of 1 or more is all of the remaining time. With a share of 0,
+    /// the child has ended from the start. Without a deadline, the child has no deadline either. The error of the
+    /// child names this line, and the time that the share amounted to.
     ///
-    /// Not for steps that follow each other by the dozen, each of which would get less than the last: those go
-    /// under one context. Go has no counterpart; there the share is computed by hand from `ctx.Deadline()`.
+    /// Do not use it for many steps in a row, each of which would get less time than the one before. Go has no
+    /// counterpart; there the share is computed from `ctx.Deadline()`.
     ///
     /// # Panics
     ///
-    /// If the share is negative, or not a number.
+    /// Panics if the share is negative or NaN.
     ///
     /// ```
     /// use std::time::Duration;
@@ -45,16 +45,16 @@ impl Context {
         self.with_timeout(self.remaining().filter(|_| share < 1.0).map(|left| left.mul_f64(share)))
     }
 
-    /// A child that ends this much earlier than this context, which keeps the time for what comes after: the answer
-    /// to be written, the way back, a fallback.
+    /// Derives a child that ends earlier than this context by the given time, which is reserved for what follows:
+    /// the response, the way back, a fallback.
     ///
-    /// Without a deadline there is nothing to keep, and the child has no deadline either. If less time is left
-    /// than the reserve, the child has ended at birth, with a [`NotEnoughTime`](crate::NotEnoughTime) as the cause,
-    /// which says how much there was and which line set the budget.
+    /// Without a deadline, the child has no deadline either. If less time is left than the reserve, the child has
+    /// ended from the start, with a [`NotEnoughTime`](crate::NotEnoughTime) as the cause, which says how much time
+    /// was left and which line set the budget.
     ///
-    /// The reserve is for work under this context, of which it is a part. Clean-up that is to happen after the
-    /// end of *this* context needs time of its own: [`run_then`](Self::run_then). Go has no counterpart; there it
-    /// is written `context.WithDeadline(ctx, deadline.Add(-reserve))`.
+    /// Do not use it for cleanup that has to run after the end of *this* context; [`run_then`](Self::run_then) gives
+    /// such a cleanup time of its own. Go has no counterpart; there it is written
+    /// `context.WithDeadline(ctx, deadline.Add(-reserve))`.
     ///
     /// ```
     /// use std::time::Duration;

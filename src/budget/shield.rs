@@ -11,32 +11,32 @@ use crate::context::run::Bound;
 use crate::error::Error;
 
 impl Context {
-    /// Finishes a future in a task of its own, and waits for it until the context ends.
+    /// Runs a future to its end in a task, and waits for it until the context ends.
     ///
-    /// For work that is of use to others as well, or costs more to throw away than to finish: a connection that is
-    /// being made for a pool, an entry of a cache, a write that must not stop half-way. If the context ends, or this
-    /// is dropped, the task goes on; its output is then dropped. In it, [`current`](Self::current) has this
-    /// context's values and no end. A context that has ended starts no work, and a future that is never polled
-    /// starts none either.
+    /// If the context ends, or the returned future is dropped, the task continues, and its output is dropped. Use it
+    /// for work that is also of use to others, or that must not stop halfway: a new connection of a pool, an entry
+    /// of a cache. In the task, the [`current`](Self::current) context has the values of this one, and never
+    /// ends. The task is spawned on the first poll, unless the context has ended.
     ///
     /// # When not to use it
     ///
-    /// For work that may hang: it has no budget, and nothing is left that waits for it. Give it one inside:
-    /// `Context::current().within(limit, …)`, or a deadline that a [`Shutdown`](crate::Shutdown) knows. Under
-    /// overload: each waiter that gives up leaves its work behind, and a retry starts it again;
-    /// [`coalesce`](Self::coalesce) is for that. For tasks that are to be counted and waited for, spawn them in a
-    /// [`Group`](crate::Group) or a [`Shutdown`](crate::Shutdown).
+    /// - For work that may hang, since nothing limits it. Set a limit inside, with
+    ///   `Context::current().within(limit, …)`.
+    /// - Under overload: each caller that gives up leaves its work running, and a retry starts it again. Use
+    ///   [`coalesce`](Self::coalesce).
+    /// - For tasks that have to be waited for. Spawn them in a [`Group`](crate::Group) or a
+    ///   [`Shutdown`](crate::Shutdown).
     ///
-    /// Go's counterpart is a goroutine under `context.WithoutCancel`, with a channel; Python's is `asyncio.shield`.
+    /// Go's counterpart is a goroutine with `context.WithoutCancel` and a channel; Python's is `asyncio.shield`.
     ///
     /// # Errors
     ///
-    /// The context's [`err`](Self::err), if it ended before the work was through.
+    /// Returns the context's [`err`](Self::err) if it ends before the work has finished.
     ///
     /// # Panics
     ///
-    /// As [`run`](Self::run); outside a Tokio runtime; as the work, if it panics; and if the runtime of the task
-    /// shuts down meanwhile.
+    /// See [`run`](Self::run). Panics outside of a Tokio runtime, if the work panics, and if the runtime of the task
+    /// shuts down while something waits for it.
     ///
     /// ```
     /// use std::time::Duration;

@@ -1,6 +1,6 @@
-//! [`Progress`]: what keeps a context with an idle limit alive.
+//! [`Progress`]: reports progress to the idle limits of a context.
 //!
-//! It lies low, as readers, streams and bodies report to it by themselves.
+//! It is here, below the module `budget`, because readers, streams and bodies report to it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use super::context::Context;
 use crate::token::Pulse;
 
 impl Context {
-    /// The handle by which work under this context reports progress: to all [idle limits](Self::with_idle) on its path.
+    /// Returns a handle that reports progress to all [idle limits](Self::with_idle) on the path of this context.
     ///
-    /// Where there is none, reports go nowhere, and cost next to nothing, so that code need not know. Keep it: it is made
-    /// by a walk up, and a report is one store.
+    /// Without an idle limit, a report does nothing, so code can report progress without knowing whether there is one.
+    /// Keep the handle: to make one takes a walk up the tree, and a report is one store.
     ///
     /// ```
     /// use std::time::Duration;
@@ -33,9 +33,9 @@ impl Context {
     }
 }
 
-/// Reports progress to the idle limits of a context. Made by [`Context::progress`].
+/// Reports progress to the idle limits of a context. Returned by [`Context::progress`].
 ///
-/// It can be cloned, and used from any thread. It keeps no context alive.
+/// It can be cloned and used on any thread, and does not keep the context alive.
 ///
 /// ```
 /// use tokio_ctx::Context;
@@ -49,7 +49,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Reports that the work goes on: one relaxed store for each limit. No clock is read, and no timer touched.
+    /// Reports progress: one relaxed store per limit. It reads no clock and touches no timer.
     ///
     /// ```
     /// use std::time::Duration;
@@ -65,7 +65,7 @@ impl Progress {
         self.pulses.iter().for_each(|pulse| pulse.report());
     }
 
-    /// [`report`](Self::report), with so many bytes as the measure, which the error of an idle limit tells.
+    /// Reports progress, and adds to the number of bytes that the error of an idle limit includes.
     ///
     /// ```
     /// use std::time::Duration;

@@ -46,6 +46,7 @@ mod link;
 mod look;
 mod merge;
 mod moves;
+mod pulse;
 mod rivals;
 mod runtimes;
 mod second;

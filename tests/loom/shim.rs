@@ -90,6 +90,22 @@ macro_rules! atomic {
                 self.at().compare_exchange(current, new, success, failure)
             }
 
+            pub(crate) fn fetch_update(
+                &self,
+                success: Ordering,
+                failure: Ordering,
+                mut next: impl FnMut($value) -> Option<$value>,
+            ) -> Result<$value, $value> {
+                let mut value = self.load(failure);
+                while let Some(new) = next(value) {
+                    match self.compare_exchange(value, new, success, failure) {
+                        Ok(before) => return Ok(before),
+                        Err(present) => value = present,
+                    }
+                }
+                Err(value)
+            }
+
             $(
                 pub(crate) fn $rmw(&self, value: $value, order: Ordering) -> $value {
                     self.at().$rmw(value, order)
@@ -102,7 +118,7 @@ macro_rules! atomic {
 atomic!(AtomicBool, bool, false, swap);
 atomic!(AtomicU8, u8, 0,);
 atomic!(AtomicU16, u16, 0, fetch_or, fetch_and);
-atomic!(AtomicU32, u32, 0, fetch_add);
+atomic!(AtomicU32, u32, 0, fetch_add, fetch_sub);
 atomic!(AtomicU64, u64, 0,);
 
 loom::lazy_static! {
