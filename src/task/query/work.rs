@@ -1,6 +1,6 @@
 //! A query under way: it runs, is canceled when its context ends, and is waited for.
 //!
-//! [`Work`] is one future, polled by one task at a time: the caller's, or, once that has dropped it, a task of its own.
+//! [`Work`] is one future, polled by one task at a time: its caller's, and from the end on a task of its own (`turns.rs`).
 //! Query, cancels and timers are polled by the same hand, one after the other, so that nothing here races but the
 //! server, of which two facts are needed:
 //!
@@ -17,10 +17,10 @@
 
 use std::future::{Future, poll_fn};
 use std::mem;
-use std::panic::{AssertUnwindSafe, Location, catch_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll, ready};
+use std::task::{Context as TaskContext, Poll, Waker, ready};
 use std::thread;
 use std::time::Duration;
 
@@ -118,7 +118,23 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
         &self.scope
     }
 
-    pub(super) fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<End<C, T>> {
+    /// Whether it is being stopped.
+    pub(super) fn has_ended(&self) -> bool {
+        self.stop.is_some()
+    }
+
+    /// What came of a query that is dropped amid its end.
+    pub(super) fn lost(mut self) -> Outcome<C, T> {
+        self.over = None;
+        let ended = self.scope.err().unwrap_or_else(|| unreachable!("only an end moves it into a task"));
+        match self.conclude(Some(ended)) {
+            Ok(outcome) => outcome,
+            Err(payload) => resume_unwind(payload),
+        }
+    }
+
+    /// Polls what there is to do. With an `end`, that is woken when the context ends, instead of the task.
+    pub(super) fn poll(&mut self, cx: &mut TaskContext<'_>, end: Option<&Waker>) -> Poll<End<C, T>> {
         if let Some(Poll::Ready(returned)) = self.query.as_mut().map(|query| query.as_mut().poll(cx)) {
             self.query = None;
             self.over = Some(returned);
@@ -128,7 +144,10 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
                 // It may have seen the end itself, before it is seen here.
                 Some((_, Ok(_))) => return Poll::Ready(self.conclude(self.scope.err())),
                 Some((_, Err(_))) => None,
-                None => Some(ready!(Pin::new(&mut self.wait).poll(cx))),
+                None => {
+                    let waker = end.unwrap_or(cx.waker());
+                    Some(ready!(Pin::new(&mut self.wait).poll(&mut TaskContext::from_waker(waker))))
+                }
             };
             self.stop = Some(Stop { ended, limit: timer(self.grace) });
         }
