@@ -1,9 +1,9 @@
-//! A checkout in three steps under one time budget: what is cut off when the time runs out, and
-//! what the error says about it.
+//! A checkout in three steps under one deadline: which step is stopped when the time runs out, and what
+//! the error says.
 //!
 //! ```text
 //! cargo run --example checkout                       # 200 ms are enough
-//! cargo run --example checkout -- --budget-ms 100    # 100 ms are not: exit status 1
+//! cargo run --example checkout -- --budget-ms 100    # 100 ms are not enough: exit status 1
 //! ```
 
 use std::fmt;
@@ -15,7 +15,7 @@ use tokio_ctx::{Context, Error};
 
 const DEFAULT_BUDGET: Duration = Duration::from_millis(200);
 
-/// What a checkout does, and how long each step takes.
+/// The steps of a checkout, and how long each takes.
 const STEPS: [(&str, Duration); 3] = [
     ("reserve the stock", Duration::from_millis(50)),
     ("charge the card", Duration::from_millis(80)),
@@ -48,11 +48,11 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Takes the steps in turn, for as long as `ctx` allows.
+/// Performs the steps in order until `ctx` ends.
 async fn checkout(ctx: &Context) -> Result<(), StepFailed> {
     for (step, takes) in STEPS {
         let started = Instant::now();
-        // Stands for a call to another service. No step knows of the budget: the context does.
+        // Stands for a call to another service. The steps do not know the deadline; the context does.
         let outcome = ctx.sleep(takes).await;
         let spent = started.elapsed().as_millis();
         match outcome {
@@ -67,7 +67,7 @@ async fn checkout(ctx: &Context) -> Result<(), StepFailed> {
     Ok(())
 }
 
-/// The step that did not come to its end, and why.
+/// The step that was stopped, and why.
 #[derive(Debug)]
 struct StepFailed {
     step: &'static str,
@@ -86,7 +86,7 @@ impl std::error::Error for StepFailed {
     }
 }
 
-/// The budget the arguments ask for, or what is wrong with them.
+/// Parses the budget from the arguments, or returns an error message.
 fn budget(mut args: impl Iterator<Item = String>) -> Result<Duration, String> {
     let mut budget = DEFAULT_BUDGET;
     while let Some(arg) = args.next() {
@@ -108,7 +108,7 @@ fn budget(mut args: impl Iterator<Item = String>) -> Result<Duration, String> {
     Ok(budget)
 }
 
-/// An argument that is not Unicode is not one of ours: it only has to be readable in the complaint.
+/// Converts an argument that may not be Unicode, for the error message.
 fn lossy(arg: std::ffi::OsString) -> String {
     arg.to_string_lossy().into_owned()
 }

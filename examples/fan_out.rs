@@ -1,9 +1,9 @@
-//! A product page from three services at once: the product itself, which the page cannot do without, and
-//! reviews and recommendations, which it can.
+//! A product page that is assembled from three services concurrently: the product, which is required,
+//! and reviews and recommendations, which are optional.
 //!
-//! All three run in one group, under one budget. A critical part that fails ends the others at once; an
-//! optional one that fails, or is late, is left out. Four pages are asked for, and it fails if one of
-//! them does not come out as it should:
+//! All three run in one group, under one deadline. If the required part fails, the others are canceled.
+//! An optional part that fails or is late is left out. The example requests four pages, and fails if one
+//! of them is not as expected:
 //!
 //! ```text
 //! cargo run --example fan_out
@@ -17,12 +17,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_ctx::{BoxError, Context, Error, Group};
 
-/// What a page may take, all in all.
+/// The time limit of a page.
 const BUDGET: Duration = Duration::from_millis(900);
-/// What it waits for an optional part.
+/// The time limit of an optional part.
 const OPTIONAL_BUDGET: Duration = Duration::from_millis(400);
 
-/// A service's answer, or its refusal, and how long it takes to give it.
+/// The answer or the error of a service, and how long it takes.
 #[derive(Clone, Copy)]
 struct Service {
     name: &'static str,
@@ -45,7 +45,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// The four pages, and what each must be.
+/// The four pages, and the expected result of each.
 async fn pages() -> Result<(), BoxError> {
     println!("all services are well");
     let (asked, whole) = ask(PRODUCT, REVIEWS, SIMILAR).await;
@@ -63,7 +63,7 @@ async fn pages() -> Result<(), BoxError> {
     let (asked, none) = ask(unknown, REVIEWS, Service { takes: BUDGET * 10, ..SIMILAR }).await;
     let why = none.as_ref().err().map(Unavailable::kind);
     expect(why == Some(io::ErrorKind::NotFound), &none)?;
-    // The recommendations were not waited for: the failure ended them.
+    // The failure canceled the recommendations.
     expect(asked < OPTIONAL_BUDGET, &asked)?;
 
     println!("the product is slow");
@@ -73,7 +73,7 @@ async fn pages() -> Result<(), BoxError> {
     expect(asked >= BUDGET && asked < BUDGET * 2, &asked)
 }
 
-/// Makes a page, and says how it went and how long it took.
+/// Assembles a page, and prints the result and how long it took.
 async fn ask(
     product: Service,
     reviews: Service,
@@ -89,7 +89,8 @@ async fn ask(
     (took, page)
 }
 
-/// One critical part and two optional ones. A task that fails, fails the page; so an optional part does not.
+/// Assembles a page from one required and two optional parts. A task that fails makes the page fail, so
+/// the tasks of optional parts always succeed.
 async fn fan_out(
     request: &Context,
     product: Service,
@@ -101,12 +102,12 @@ async fn fan_out(
     for service in [reviews, similar] {
         group.spawn(async move { Ok(optional(service).await) });
     }
-    // All have ended when this returns, also if it is with an error.
+    // When this returns, all tasks have ended, even if it returns an error.
     let parts = group.join().await?;
     Ok(Page { parts: parts.into_iter().flatten().collect() })
 }
 
-/// A part that is left out if it fails, or is late: within a budget of its own.
+/// Loads a part with a time limit of its own, and leaves it out if it fails or is late.
 async fn optional(service: Service) -> Option<&'static str> {
     let ctx = Context::current();
     match ctx.try_within(OPTIONAL_BUDGET, async |_| call(service).await).await {
@@ -118,7 +119,7 @@ async fn optional(service: Service) -> Option<&'static str> {
     }
 }
 
-/// Stands for a request over the network. It knows of no budget: its context does.
+/// Stands for a request over the network. It does not know the deadline; its context does.
 async fn call(service: Service) -> Result<&'static str, Unavailable> {
     let unavailable = |why| Unavailable { service: service.name, why };
     let in_time = Context::current().sleep(service.takes).await;
@@ -141,7 +142,7 @@ impl fmt::Display for Page {
     }
 }
 
-/// A service that did not answer, or not in time.
+/// The error of a service that did not answer, or not in time.
 #[derive(Debug)]
 struct Unavailable {
     service: &'static str,
@@ -154,7 +155,7 @@ impl Unavailable {
     }
 }
 
-/// The page's own end: no service had failed until then.
+/// The context of the page has ended before a service failed.
 impl From<Error> for Unavailable {
     fn from(ended: Error) -> Unavailable {
         Unavailable { service: "page", why: ended.into() }

@@ -1,30 +1,31 @@
-//! A gateway: an HTTP server that asks three slower ones, under one context per request.
+//! A gateway: an HTTP server that calls three slower services, with one context per request.
 //!
-//! `/user/{id}` needs the profile, and adds the preferences and the recent activity if they come
-//! in time. All of it has 500 ms, the two optional parts have 200 ms. A request id goes along as a
-//! value. A client that hangs up ends the work done for it, in the gateway and in the services
-//! behind it. SIGTERM and Ctrl-C stop accepting, and let the requests in flight come to their end; a
-//! process that was shut down so has done what it should, and ends with success.
+//! `/user/{id}` requires the profile, and adds the preferences and the recent activity if they arrive in
+//! time. The deadline is 500 ms for the request, and 200 ms for the two optional parts. The request ID
+//! is a value of the context. When a client disconnects, the work for it stops, in the gateway and in
+//! the services behind it. On SIGTERM or Ctrl-C, the gateway stops accepting, finishes the requests in
+//! progress, and exits with success.
 //!
-//! Without arguments it drives itself, over real sockets, through six cases, and says what
-//! happened; it fails if anything else did:
+//! Without arguments it runs six cases over real sockets, and fails if one of them does not have the
+//! expected result:
 //!
 //! ```text
 //! cargo run --example gateway
 //! ```
 //!
-//! Or it stays up, until SIGTERM or Ctrl-C. `slow` makes a service dawdle: profile, preferences, activity, all.
+//! With `--serve` it runs until SIGTERM or Ctrl-C. `slow` makes a service slow: profile, preferences,
+//! activity, or all.
 //!
 //! ```text
 //! cargo run --example gateway -- --serve 8080
 //! curl -i 'http://127.0.0.1:8080/user/7'
 //! curl -i 'http://127.0.0.1:8080/user/7?slow=preferences'
 //! curl -i 'http://127.0.0.1:8080/user/7?slow=profile'
-//! curl -i --max-time 0.1 'http://127.0.0.1:8080/user/7?slow=all'    # hangs up after 100 ms
+//! curl -i --max-time 0.1 'http://127.0.0.1:8080/user/7?slow=all'    # disconnects after 100 ms
 //! ```
 //!
-//! This file is the gateway. Beside it, `gateway/services.rs` has the services behind it, and
-//! `gateway/cases.rs` the client with its six cases.
+//! This file contains the gateway, `gateway/services.rs` the services behind it, and `gateway/cases.rs`
+//! the client with the six cases.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -54,12 +55,12 @@ mod cases;
 #[path = "gateway/services.rs"]
 mod services;
 
-/// How long a request may take, all in all.
+/// The time limit of a request.
 const BUDGET: Duration = Duration::from_millis(500);
-/// How long an optional part of the answer may keep the rest waiting.
+/// The time limit of an optional part.
 const OPTIONAL_BUDGET: Duration = Duration::from_millis(200);
-/// How long requests in flight may take to end once the gateway stops. They end by themselves, within
-/// their budget; this is for a client that does not read its answer.
+/// How long requests in progress may take when the gateway stops. They end by themselves at their
+/// deadline; this is for a client that does not read its answer.
 const GRACE: Duration = Duration::from_secs(2);
 
 #[tokio::main]
@@ -80,11 +81,12 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Stays up on `port` until a signal; without a port, goes through the six cases.
+/// Serves on `port` until a signal arrives, or, without a port, runs the six cases.
 async fn run(port: Option<u16>) -> Result<(), BoxError> {
     let until_signal = until_termination(&Context::background())?;
     let shutdown = Shutdown::new(&until_signal).grace(GRACE);
-    // A shutdown of their own: requests that the gateway still finishes need the services.
+    // The services have a shutdown of their own, because requests that the gateway still finishes need
+    // them.
     let for_services = Shutdown::new(&Context::background());
     let (log, events) = unbounded_channel();
     let services = serve(&for_services.named("services"), 0, services::router(log)).await?;
@@ -100,12 +102,12 @@ async fn run(port: Option<u16>) -> Result<(), BoxError> {
     let report = shutdown.wait().await;
     println!("{report}");
     for_services.begin("the gateway has stopped");
-    // An error, if a request had to be cut off.
+    // Returns an error if a request had to be canceled.
     Ok(report.into_result()?)
 }
 
 fn router(services: SocketAddr) -> reqwest::Result<Router> {
-    // The services are on this machine, whatever proxy the environment names.
+    // The services are on this machine, so a proxy from the environment must not be used.
     let client = Client::builder().no_proxy().build()?;
     let gateway = Gateway { client, services };
     Ok(Router::new().route("/user/{id}", get(user)).with_state(gateway))
@@ -124,14 +126,14 @@ impl Gateway {
     }
 }
 
-/// What `/user/{id}` answers.
+/// The response of `/user/{id}`.
 #[derive(Serialize, Deserialize)]
 struct User {
     request_id: RequestId,
     profile: Value,
     preferences: Option<Value>,
     activity: Option<Vec<String>>,
-    /// Why the optional parts that are not there are not.
+    /// Why optional parts are missing.
     missing: Vec<String>,
 }
 
@@ -145,14 +147,15 @@ async fn user(
     let slow = Slow::in_query(query.as_deref()).map_err(bad_request)?;
     let request_id = RequestId::of(&headers);
 
-    // The request's context, which `ServerLayer` has made, ends when the client hangs up or the grace of
-    // a shutdown is over, and with it all that is done for the client, on whatever task.
+    // `ServerLayer` created the request's context. It ends when the client disconnects, or when the
+    // grace period of a shutdown is over, and so does all work for this request, on every task.
     let ctx = ctx.with_timeout(BUDGET).with_value(request_id.clone());
     let profile = ctx.spawn(profile(gateway.request(Part::Profile, id, slow)));
     let preferences = ctx.spawn(preferences(gateway.request(Part::Preferences, id, slow)));
     let activity = ctx.spawn(activity(gateway.request(Part::Activity, id, slow)));
 
-    // No answer without a profile. To return here is to drop the scope: the other two end as well.
+    // Without a profile there is no answer. Returning drops the scope, which also cancels the other two
+    // parts.
     let profile = joined(profile)
         .await
         .map_err(|failure| (failure.status(), format!("{}: {failure}", Part::Profile)))?;
@@ -164,17 +167,17 @@ async fn user(
     Ok(Json(User { request_id, profile, preferences, activity, missing }))
 }
 
-/// The required part: it may use all the time the request has.
+/// Loads the required part, which may use all the time of the request.
 async fn profile(request: RequestBuilder) -> Result<Value, Failure> {
     ask(&Context::current(), request).await
 }
 
-/// An optional part: its own, narrower budget ends it and nothing else.
+/// Loads an optional part, with a shorter deadline of its own.
 async fn preferences(request: RequestBuilder) -> Result<Value, Failure> {
     Context::current().within(OPTIONAL_BUDGET, async |ctx| ask(&ctx, request).await).await?
 }
 
-/// The other optional part, with some work of our own in the same budget.
+/// Loads the other optional part, and processes it before the same deadline.
 async fn activity(request: RequestBuilder) -> Result<Vec<String>, Failure> {
     Context::current()
         .within(OPTIONAL_BUDGET, async |ctx| {
@@ -184,8 +187,8 @@ async fn activity(request: RequestBuilder) -> Result<Vec<String>, Failure> {
         .await?
 }
 
-/// Puts visits into words. Nothing in here waits, so a long list would keep going after the
-/// request's end if the loop did not look.
+/// Describes visits. This does not await, so the loop checks the context; otherwise a long list would be
+/// processed even after the request has ended.
 fn describe(ctx: &Context, visits: &[Visit]) -> Result<Vec<String>, tokio_ctx::Error> {
     let mut lines = Vec::with_capacity(visits.len());
     for Visit { page, minutes_ago } in visits {
@@ -199,8 +202,8 @@ fn describe(ctx: &Context, visits: &[Visit]) -> Result<Vec<String>, tokio_ctx::E
     Ok(lines)
 }
 
-/// Sends a request to a service and reads the answer, for as long as `ctx` allows. When it does
-/// not, dropping the request closes its connection, and so the service knows.
+/// Sends a request to a service and reads the answer until `ctx` ends. Dropping the request then closes
+/// its connection, which cancels the work in the service.
 async fn ask<T: DeserializeOwned>(ctx: &Context, request: RequestBuilder) -> Result<T, Failure> {
     let request = with_request_id(request);
     ctx.try_run(async {
@@ -210,7 +213,8 @@ async fn ask<T: DeserializeOwned>(ctx: &Context, request: RequestBuilder) -> Res
     .await
 }
 
-/// Passes on whose request this is. Nobody between the handler and here had to know.
+/// Adds the request ID to a request. The functions between the handler and this one do not need to know
+/// it.
 fn with_request_id(request: RequestBuilder) -> RequestBuilder {
     match Context::current().value::<RequestId>() {
         Some(RequestId(id)) => request.header(RequestId::HEADER, id),
@@ -222,7 +226,7 @@ async fn joined<T>(task: JoinHandle<Result<T, Failure>>) -> Result<T, Failure> {
     task.await?
 }
 
-/// Why a part of the answer could not be had.
+/// Why a part of the answer could not be loaded.
 enum Failure {
     Stopped(tokio_ctx::Error),
     Service(reqwest::Error),
@@ -272,14 +276,14 @@ fn bad_request(message: String) -> (StatusCode, String) {
     (StatusCode::BAD_REQUEST, message)
 }
 
-/// Which request this is: a context value, known by its type.
+/// The ID of a request, a value of its context.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct RequestId(String);
 
 impl RequestId {
     const HEADER: &str = "x-request-id";
 
-    /// The id the client gave its request, or else a new one.
+    /// Returns the ID that the client has sent, or a new one.
     fn of(headers: &HeaderMap) -> RequestId {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let given = headers.get(RequestId::HEADER);
@@ -296,28 +300,28 @@ impl fmt::Display for RequestId {
     }
 }
 
-/// Serves `app` on a loopback port, until the shutdown begins, and returns the address. Port 0 is any that
-/// is free.
+/// Serves `app` on a loopback port until the shutdown begins, and returns the address. Port 0 stands for
+/// any free port.
 async fn serve(shutdown: &Shutdown, port: u16, app: Router) -> Result<SocketAddr, BoxError> {
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let listener =
         TcpListener::bind(addr).await.map_err(|error| format!("cannot listen on {addr}: {error}"))?;
     let addr = listener.local_addr()?;
-    // The shutdown waits for each request, and cuts off what is late.
+    // The shutdown waits for each request, and cancels those that are late.
     let app = app.layer(ServerLayer::with_shutdown(shutdown, Inbound::new()));
     let server = axum::serve(listener, app).with_graceful_shutdown(shutdown.begun());
     shutdown.spawn(server.into_future());
     Ok(addr)
 }
 
-/// Prints what the services report, for whoever sits at the terminal.
+/// Prints what the services report.
 async fn print(mut events: UnboundedReceiver<Event>) {
     while let Some(event) = events.recv().await {
         println!("{event}");
     }
 }
 
-/// The port the arguments ask for, if any, or what is wrong with them.
+/// Parses the port from the arguments, or returns an error message.
 fn port(mut args: impl Iterator<Item = String>) -> Result<Option<u16>, String> {
     let Some(arg) = args.next() else {
         return Ok(None);
@@ -337,7 +341,7 @@ fn port(mut args: impl Iterator<Item = String>) -> Result<Option<u16>, String> {
     }
 }
 
-/// An argument that is not Unicode is not one of ours: it only has to be readable in the complaint.
+/// Converts an argument that may not be Unicode, for the error message.
 fn lossy(arg: std::ffi::OsString) -> String {
     arg.to_string_lossy().into_owned()
 }

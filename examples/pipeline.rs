@@ -1,6 +1,6 @@
-//! A pipeline over channels: a generator, two stages and a sink. The first stage that fails
-//! cancels the whole pipeline with its failure as the cause; everyone then says why they stopped,
-//! and `main` gets the original failure back, with its type.
+//! A pipeline over channels: a generator, two stages and a sink. When a stage fails, it cancels the
+//! whole pipeline with its error as the cause. Each stage then prints why it stopped, and `main` gets
+//! the original error with its type.
 //!
 //! ```text
 //! cargo run --example pipeline
@@ -16,7 +16,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinError;
 use tokio_ctx::{Canceler, Context, Error};
 
-/// Prices in cents, as they came in. The sixth was typed by hand.
+/// The input: prices in cents. The sixth is not a number.
 const PRICES: [&str; 9] = ["1250", "399", "8000", "75", "1999", "12,50", "640", "310", "5"];
 const ARRIVAL: Duration = Duration::from_millis(5);
 const TAX_PERCENT: u64 = 19;
@@ -32,13 +32,13 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Who it was, and how it ended: with all its records done, or stopped.
+/// The name of a stage, and how it ended.
 type Outcome = (&'static str, Result<usize, Error>);
 
-/// Starts everyone under one context, and waits for all of them.
+/// Starts all stages under one context, and waits for them.
 async fn pipeline() -> Result<[Outcome; 4], JoinError> {
     let ctx = Context::background().with_cancel();
-    // Small channels, so that nobody runs far ahead of a stage that is about to fail.
+    // The channels are small, so that no stage runs far ahead of one that is about to fail.
     let (prices, to_parse) = channel(2);
     let (parsed, to_tax) = channel(2);
     let (taxed, to_print) = channel(2);
@@ -56,7 +56,7 @@ async fn pipeline() -> Result<[Outcome; 4], JoinError> {
     ])
 }
 
-/// What travels: the number of the record, and what the stages have made of it so far.
+/// A record: its number, and its current value.
 type Record<T> = (usize, T);
 
 /// The generator: sends the prices, one every few milliseconds.
@@ -74,7 +74,8 @@ async fn generate(output: Sender<Record<&'static str>>) -> Result<usize, Error> 
     ctx.check().map(|()| sent)
 }
 
-/// A stage: does `work` on each record and hands the result on. Its failure ends the pipeline.
+/// A stage: applies `work` to each record and sends the result to the next stage. If it fails, it
+/// cancels the pipeline.
 async fn stage<In, Out>(
     canceler: Canceler,
     mut input: Receiver<Record<In>>,
@@ -91,8 +92,9 @@ async fn stage<In, Out>(
                 }
             }
             Err(failure) => {
-                // Before this function returns and closes its channels. Whoever finds a channel
-                // closed can then ask the context whether that was the end of the records.
+                // Canceled before this function returns and closes its channels. A stage whose channel
+                // is closed can then check the context to find out whether this was the end of the
+                // records.
                 canceler.cancel_with(failure);
                 break;
             }
@@ -124,7 +126,7 @@ async fn print(mut input: Receiver<Record<u64>>) -> Result<usize, Error> {
     ctx.check().map(|()| printed)
 }
 
-/// Says how everyone ended, and what was behind it.
+/// Prints how each stage ended, and the cause.
 fn report(outcomes: &[Outcome]) -> ExitCode {
     for (who, outcome) in outcomes {
         match outcome {
@@ -136,7 +138,7 @@ fn report(outcomes: &[Outcome]) -> ExitCode {
         println!("nobody was stopped");
         return ExitCode::SUCCESS;
     };
-    // The cause is the very value the failing stage gave, not a copy of its message.
+    // The cause is the original value, not a copy of its message.
     match why.cause_as::<BadPrice>() {
         Some(BadPrice { number, text, why }) => {
             println!("the failure behind it: record {number}, {text:?}: {why}");

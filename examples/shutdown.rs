@@ -1,15 +1,15 @@
-//! Two web servers, one of axum and one of hyper, shut down in two phases: first they take no more
-//! connections, then, after a grace period, what is left is cut off, and in the end a report says what did
-//! not end in time.
+//! Two web servers, one with axum and one with hyper, are shut down in two phases. First they stop
+//! accepting connections. After a grace period, the remaining requests are canceled. A report names the
+//! requests that did not end in time.
 //!
-//! It drives itself, over real sockets, and fails if anything else happens:
+//! The example sends requests to itself over real sockets, and fails if something unexpected happens:
 //!
 //! ```text
 //! cargo run --example shutdown
 //! ```
 //!
-//! `shutdown/axum_server.rs` and `shutdown/hyper_server.rs` are what a service would have, and
-//! `shutdown/story.rs` is the client that asks for something slow and for something stuck.
+//! `shutdown/axum_server.rs` and `shutdown/hyper_server.rs` contain the servers, and `shutdown/story.rs`
+//! the client, which sends a slow request and one that hangs.
 
 use std::process::ExitCode;
 
@@ -38,8 +38,8 @@ async fn both() -> Result<(), BoxError> {
     story::tell("hyper", hyper_server::start).await
 }
 
-/// Requests under way are answered within the grace, new connections are refused, and what is stuck is cut off and
-/// named.
+/// Requests in progress are answered within the grace period, new connections are refused, and a request
+/// that hangs is canceled and named.
 #[cfg(test)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn servers_take_no_more_and_finish_what_they_have() {

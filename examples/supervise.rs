@@ -1,13 +1,13 @@
-//! A supervisor: a child process that is started again when it crashes, jobs, and a shutdown in two phases.
+//! A supervisor: a child process that is restarted when it crashes, jobs, and a shutdown in two phases.
 //!
 //! ```text
-//! cargo run --example supervise              # sends itself a SIGTERM when all is running
-//! cargo run --example supervise -- --wait    # until you press Ctrl-C; twice, to get out at once
+//! cargo run --example supervise              # sends SIGTERM to itself when everything is running
+//! cargo run --example supervise -- --wait    # runs until Ctrl-C; a second Ctrl-C exits immediately
 //! ```
 //!
-//! `Shutdown` has a context for each phase. The *soft* one ends on the signal: nothing new is begun, the child
-//! is asked to stop. The *hard* one ends a grace period later, and stops what is left. In the end each task's
-//! account is printed, and what did not end in time, and both are checked.
+//! `Shutdown` has a context for each phase. The *soft* one ends on the signal: no new job is started,
+//! and the child is asked to stop. The *hard* one ends after the grace period, and stops the remaining
+//! work. At the end, the results of the tasks and the report are printed and checked.
 
 #[cfg(unix)]
 #[tokio::main]
@@ -17,7 +17,7 @@ async fn main() -> Result<(), tokio_ctx::BoxError> {
 
 #[cfg(not(unix))]
 fn main() {
-    println!("this example talks to a shell, and to a Unix system");
+    println!("this example needs a Unix system with a shell");
 }
 
 #[cfg(unix)]
@@ -34,12 +34,12 @@ mod supervisor {
     use tokio_ctx::signal::{Signal, until_termination};
     use tokio_ctx::{BoxError, Context, Shutdown};
 
-    /// From the signal until what is left is stopped.
+    /// The time from the signal until the remaining work is stopped.
     const GRACE: Duration = Duration::from_secs(2);
     const BACKOFF: Duration = Duration::from_millis(100);
 
-    /// Crashes the first time it runs; the second time it works until it is asked to stop, and takes a
-    /// moment to.
+    /// Crashes on the first run. On the second run, works until it is asked to stop, and then takes a
+    /// moment to clean up.
     const CHILD: &str = r#"
         trap 'echo "tidying up"; sleep 0.2; exit 0' TERM
         echo "run $RUN begins"
@@ -74,7 +74,7 @@ mod supervisor {
         Ok(())
     }
 
-    /// Runs the child, and runs it again when it crashes, until the shutdown begins.
+    /// Runs the child, and restarts it when it crashes, until the shutdown begins.
     async fn keep_child_running(soft: Context, runs: Arc<Notify>) -> String {
         let mut crashes = 0;
         let ended = loop {
@@ -96,7 +96,7 @@ mod supervisor {
         let mut command = Command::new("sh");
         command.args(["-c", CHILD]).env("RUN", run.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        // In a group of its own, so that the terminal's Ctrl-C reaches it through the context only.
+        // A process group of its own, so that Ctrl-C in the terminal does not reach the child directly.
         let mut child = command.bounded_by(ctx).grace(GRACE).process_group(true).spawn()?;
         if let Some(stdout) = child.stdout.take() {
             let mut lines = BufReader::new(stdout).lines();
@@ -110,7 +110,7 @@ mod supervisor {
         child.wait().await
     }
 
-    /// Begins no new job once the shutdown has begun, and finishes the one that it has.
+    /// Runs jobs. When the shutdown begins, finishes the current job and starts no other.
     async fn work_off_jobs(soft: Context) -> String {
         let hard = Context::current();
         let mut finished = 0;
@@ -124,7 +124,7 @@ mod supervisor {
         format!("{finished} finished, none cut short")
     }
 
-    /// A connection whose peer does not think of going.
+    /// Stands for a connection that its peer keeps open.
     async fn hold_on() -> String {
         let peer = std::future::pending::<()>();
         match Context::current().run(peer).await {
@@ -141,7 +141,7 @@ mod supervisor {
         Ok(())
     }
 
-    /// Everyone ended as they should have.
+    /// Checks the results of the tasks.
     fn check(child: &str, jobs: &str, peer: &str) {
         assert!(child.starts_with("1 crash, then sh: exit status: 0: context canceled at "), "{child}");
         assert!(child.ends_with(": SIGTERM received"), "{child}");
@@ -150,7 +150,7 @@ mod supervisor {
         assert!(peer.ends_with(": SIGTERM received"), "{peer}");
     }
 
-    /// Only the hard phase stopped the peer, and it alone had to be stopped by it.
+    /// Checks that only the peer was stopped in the hard phase.
     fn check_report(report: &Report) {
         assert_eq!(report.why().cause_as(), Some(&Signal::TERM));
         assert!(report.took() >= GRACE, "{report}");

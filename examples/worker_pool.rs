@@ -1,16 +1,17 @@
-//! The files of a directory, hashed by a pool of workers under a deadline.
+//! Hashes the files of a directory with a limited number of tasks, under a deadline.
 //!
-//! The walk is a stream, which is asked for a file only when a worker is free. Hashing blocks, so it is
-//! done on Tokio's threads for that, and looks at the context between two blocks of a file. The first
-//! file that cannot be read, or the deadline, ends the pool; then it says what was hashed so far.
+//! A stream walks the directory, and is polled for a file only when a task can be started for it.
+//! Hashing blocks, so it runs on Tokio's blocking threads, and checks the context after each block of a
+//! file. If a file cannot be read, or the deadline passes, the remaining tasks are canceled, and the
+//! hashes so far are printed.
 //!
 //! ```text
-//! cargo run --example worker_pool                                 # this crate's sources
+//! cargo run --example worker_pool                                 # the source code of this crate
 //! cargo run --example worker_pool -- --workers 8 --budget-ms 2000 /usr/include
 //! ```
 //!
-//! Exit status 1: not all files were hashed. Without arguments it also shows what a deadline does to a
-//! file without end, and fails if that is anything else.
+//! The exit status is 1 if not all files were hashed. Without arguments, the example also hashes a file
+//! that never ends, and fails if the deadline does not stop this.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -53,7 +54,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Without arguments: this crate's sources, which must fit in, and a budget that cannot suffice.
+/// Runs without arguments: hashes the source code of this crate, and then a file that never ends.
 async fn itself() -> ExitCode {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src");
     let enough = Options { directory, workers: 4, budget: Duration::from_secs(60) };
@@ -82,7 +83,7 @@ fn unexpected(what: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Hashes every file below the directory; gives their paths in order, if that could be done in time.
+/// Hashes all files below the directory, and returns their paths in order.
 async fn hash_all(options: &Options) -> Result<Vec<PathBuf>, BoxError> {
     let start = Instant::now();
     let ctx = Context::background().with_timeout(options.budget);
@@ -92,7 +93,7 @@ async fn hash_all(options: &Options) -> Result<Vec<PathBuf>, BoxError> {
         let done = done.clone();
         async move {
             let file = file?;
-            // The context goes along into the thread, which nothing else can stop.
+            // Only the context can stop a blocking thread.
             let hashing = spawn_blocking(move || {
                 let digest = digest(&ctx, File::open(&file)?)?;
                 println!("{digest}  {}", file.display());
@@ -110,7 +111,7 @@ async fn hash_all(options: &Options) -> Result<Vec<PathBuf>, BoxError> {
     outcome.map(|()| hashed)
 }
 
-/// The SHA-256 of all there is to read, in hexadecimal, unless the context ends first.
+/// Returns the SHA-256 hash of a reader in hexadecimal, unless the context ends first.
 fn digest(ctx: &Context, mut from: impl Read) -> io::Result<String> {
     let mut hasher = Sha256::new();
     let mut block = vec![0; BLOCK];
@@ -123,12 +124,12 @@ fn digest(ctx: &Context, mut from: impl Read) -> io::Result<String> {
     }
 }
 
-/// The files below a directory. Each step of the walk blocks, but not for long.
+/// Returns a stream of the files below a directory. Each step blocks for a short time.
 fn files(directory: &Path) -> impl Stream<Item = io::Result<PathBuf>> + use<> {
     stream::iter(walk(directory))
 }
 
-/// Walks a directory as far as it is asked to. Links are not followed.
+/// Walks a directory lazily, without following links.
 fn walk(directory: &Path) -> impl Iterator<Item = io::Result<PathBuf>> + use<> {
     let mut to_visit = vec![Ok(directory.to_owned())];
     std::iter::from_fn(move || {
@@ -154,7 +155,7 @@ fn in_words(what: &str, path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("could not {what} {}: {error}", path.display()))
 }
 
-/// What the arguments ask for; `None` if there are none.
+/// Parses the arguments. Returns `None` if there are none.
 fn options(mut args: impl Iterator<Item = OsString>) -> Result<Option<Options>, String> {
     let mut options = Options { directory: PathBuf::new(), workers: 4, budget: Duration::from_secs(60) };
     let mut any = false;

@@ -1,4 +1,4 @@
-//! Two workers that tick until one deadline stops both, and each says why it stopped.
+//! Two workers that tick until a deadline stops both. Each prints why it stopped.
 //!
 //! ```text
 //! cargo run --example workers
@@ -18,7 +18,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let ctx = Context::background().with_timeout(BUDGET);
 
-    // `spawn` carries the context into each task, where `Context::current` finds it again.
+    // `spawn` makes the context the current one of each task.
     let workers = ["ada", "grace"].map(|name| ctx.spawn(work(name, started)));
     for worker in workers {
         worker.await?;
@@ -32,12 +32,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
 async fn work(name: &'static str, started: Instant) {
     let ctx = Context::current();
     let mut ticks = interval_at(started + TICK, TICK);
-    // A worker that is held up does not make up for the ticks it missed.
+    // A worker that is delayed does not catch up on the ticks that it has missed.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut ticked = 0;
     loop {
         tokio::select! {
-            // Top to bottom: a tick that falls due after the end is one too many.
+            // Checks the branches from top to bottom, so that there is no tick after the end.
             biased;
             why = ctx.done() => {
                 println!("{name:>5}: stopping after {ticked} ticks: {why}");

@@ -1,12 +1,11 @@
 //! Why a context ended, and where.
 //!
-//! An [`Error`] is a plain value: where, when and how a context ended, and a shared handle on the cause if
-//! there is one. It holds no context: keeping an error, or giving it to another context as its cause,
+//! An [`Error`] is a plain value: where, when and how a context ended, and a shared reference to the cause, if
+//! there is one. It contains no context, so keeping an error, or using it as the cause of another context,
 //! keeps no tree alive.
 //!
-//! An error may be the cause of the next, and a loop makes a chain of any length of them. Neither to print nor to
-//! free it recurses: `Display` and `source` go from error to error in a loop, and [`release`] lets the drops that
-//! a drop leads to wait for it.
+//! An error can be the cause of the next one, so a loop can build a chain of any length. Printing and freeing a
+//! chain does not recurse: `Display` and `source` iterate over the errors, and [`release`] defers nested drops.
 
 use std::cell::Cell;
 use std::error::Error as StdError;
@@ -20,23 +19,26 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A cause, as [`cancel_with`](crate::CancelScope::cancel_with) and the `_cause` constructors take it.
+/// The type of causes, for [`cancel_with`](crate::CancelScope::cancel_with) and the `with_…_cause` methods.
 ///
-/// Any error converts into one, and so do `&str` and `String`.
+/// Every error type converts into it, and so do `&str` and `String`.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// A cause, shared by all clones of an error.
+/// A cause, which is shared by all clones of an error.
 pub(crate) type Cause = Arc<dyn StdError + Send + Sync>;
 
-/// Why a context ended: what [`Context::err`](crate::Context::err), `check`, `done` and `run` answer.
+/// The error of a context that has ended: why, where and when. Go's `ctx.Err()` and `context.Cause(ctx)` in
+/// one.
 ///
-/// Its [`Display`](fmt::Display) begins with Go's words, `context canceled` or `context deadline
-/// exceeded`, and goes on with where and why, on one line, the [`cause`](Self::cause) included. Its
-/// [`source`](std::error::Error::source) is therefore the cause's own source, so that `anyhow`'s `{:#}`, or
-/// any printed chain, says each thing once; a loop over `source` does not meet the cause, for which
-/// [`cause_as`](Self::cause_as) looks. [`Debug`](fmt::Debug), as `main` prints it, is the same line and what
-/// the cause came from. A clone shares the cause. A context that ended with its parent has its parent's
-/// error. Go's counterpart is `ctx.Err()` and `context.Cause(ctx)` in one.
+/// It is returned by [`Context::err`](crate::Context::err), `check`, `done`, `run` and others. A context that
+/// ended with its parent has the error of its parent. Clones share the cause.
+///
+/// Its [`Display`](fmt::Display) is one line. It begins with Go's words, `context canceled` or
+/// `context deadline exceeded`, followed by the location and the [`cause`](Self::cause). Because it includes
+/// the cause, the [`source`](std::error::Error::source) is the source of the cause, so that `anyhow`'s `{:#}`,
+/// and other code that prints a chain, prints each message once. To get the cause itself, use
+/// [`cause_as`](Self::cause_as). [`Debug`](fmt::Debug), which is what `main` prints, is the same line followed
+/// by the sources.
 ///
 /// ```
 /// use std::time::Duration;
@@ -57,7 +59,7 @@ pub struct Error {
     cause: Option<Cause>,
 }
 
-/// What kind of end it was.
+/// How a context ended: canceled, or at its deadline.
 ///
 /// ```
 /// use tokio_ctx::{Context, ErrorKind};
@@ -69,13 +71,13 @@ pub struct Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A scope, a guard, a canceler or a token ended it. Go's `context.Canceled`.
+    /// Canceled by a scope, a guard, a canceler or a `CancellationToken`. Go's `context.Canceled`.
     Canceled,
-    /// Its deadline passed. Go's `context.DeadlineExceeded`.
+    /// The deadline has passed, or an [idle limit](crate::Context::with_idle). Go's `context.DeadlineExceeded`.
     DeadlineExceeded,
 }
 
-/// Where and when an end came from: the context that ended by itself, not those that ended with it.
+/// Where and when a context ended. For a context that ended with an ancestor, this describes the ancestor.
 ///
 /// ```
 /// use tokio_ctx::Context;
@@ -95,14 +97,16 @@ pub struct Origin {
     pub(crate) ended_at: Instant,
 }
 
-/// By what a context ended.
+/// What ended a context.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum How {
     Deadline,
     Canceled(&'static Location<'static>),
     GuardDropped,
     Token,
-    /// By a context of another process, of which no more than the kind is known.
+    /// A limit on the time without progress, of which the cause tells.
+    Idle,
+    /// A context of another process, of which only the kind is known.
     #[cfg(feature = "tonic")]
     Peer(ErrorKind),
 }
@@ -116,12 +120,12 @@ impl Error {
         Error { origin, cause }
     }
 
-    /// The cause, for another error to share.
+    /// Returns the cause, to be shared with another error.
     pub(crate) fn shared_cause(&self) -> Option<&Cause> {
         self.cause.as_ref()
     }
 
-    /// What a peer said, at the line where that is made an error.
+    /// Creates an error for an end that a peer has reported, with the line of the conversion.
     #[cfg(feature = "tonic")]
     pub(crate) fn told_by_peer(
         kind: ErrorKind,
@@ -133,7 +137,7 @@ impl Error {
         Error::new(Origin { made_at, how, budget: None, ended_at }, Some(cause))
     }
 
-    /// What kind of end it was.
+    /// Returns how the context ended.
     ///
     /// ```
     /// use std::time::Duration;
@@ -144,14 +148,14 @@ impl Error {
     /// ```
     pub fn kind(&self) -> ErrorKind {
         match self.origin.how {
-            How::Deadline => ErrorKind::DeadlineExceeded,
+            How::Deadline | How::Idle => ErrorKind::DeadlineExceeded,
             How::Canceled(_) | How::GuardDropped | How::Token => ErrorKind::Canceled,
             #[cfg(feature = "tonic")]
             How::Peer(kind) => kind,
         }
     }
 
-    /// Whether it was canceled.
+    /// Returns whether the context was canceled.
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
@@ -162,7 +166,7 @@ impl Error {
         self.kind() == ErrorKind::Canceled
     }
 
-    /// Whether a deadline passed.
+    /// Returns whether a deadline has passed.
     ///
     /// ```
     /// use std::time::Duration;
@@ -174,9 +178,10 @@ impl Error {
         self.kind() == ErrorKind::DeadlineExceeded
     }
 
-    /// The cause that was given with the end, if one was. Go's `context.Cause`.
+    /// Returns the cause that the context was canceled with, or that was set for its deadline. Go's
+    /// `context.Cause`.
     ///
-    /// [`cause_as`](Self::cause_as) asks for it by its type.
+    /// [`cause_as`](Self::cause_as) returns it with its own type.
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
@@ -187,7 +192,7 @@ impl Error {
         self.cause.as_deref()
     }
 
-    /// Where the ended context was made, where it was canceled, its time budget, and when it ended.
+    /// Returns where the context was derived, where it was canceled, its timeout, and when it ended.
     ///
     /// ```
     /// use std::time::Duration;
@@ -203,7 +208,7 @@ impl Error {
 }
 
 impl Origin {
-    /// The line that made the context: its `with_…` or `merge` call.
+    /// Returns the line that derived the context, with a `with_…` method or `merge`.
     ///
     /// ```
     /// let scope = tokio_ctx::Context::background().with_cancel();
@@ -215,10 +220,10 @@ impl Origin {
         self.made_at
     }
 
-    /// The line that canceled it: its `cancel` or `cancel_with` call.
+    /// Returns the line that canceled the context, with `cancel` or `cancel_with`.
     ///
-    /// `None` for a deadline, for a scope (or guard) that was dropped, and for a
-    /// [`CancellationToken`](tokio_util::sync::CancellationToken).
+    /// `None` for a deadline, for a scope or guard that was dropped, and for a
+    /// [`CancellationToken`](https://docs.rs/tokio-util/0.7/tokio_util/sync/struct.CancellationToken.html).
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
@@ -233,9 +238,9 @@ impl Origin {
         }
     }
 
-    /// How long the context was given when it was made; `None` if it had no deadline of its own.
+    /// Returns the timeout that the context was derived with, or `None` if it had no deadline of its own.
     ///
-    /// For `with_deadline` it is the time that was left at that call; zero if none was.
+    /// For `with_deadline`, this is the time until the deadline at that call, or zero if it had passed.
     ///
     /// ```
     /// use std::time::Duration;
@@ -248,11 +253,11 @@ impl Origin {
         self.budget
     }
 
-    /// When it ended: the deadline itself, or the time of the cancel.
+    /// Returns when the context ended: the deadline, or the time when it was canceled.
     ///
-    /// A cancel is dated if its end can be compared with another: if the context has a deadline, or one was
-    /// derived below it, and where a cause is given. Otherwise it reads no clock, and this is the time of the
-    /// first question, the same from then on.
+    /// For an idle limit, this is the time at which it ran out. To save reading the clock, the time of a cancellation is only recorded if it matters: if the context, or
+    /// one derived from it, has a deadline, or if there is a cause. Otherwise this is the time when the error
+    /// was first queried, which then does not change.
     ///
     /// ```
     /// use std::time::Duration;
@@ -279,6 +284,7 @@ impl Error {
                 let budget = legible(budget.unwrap_or_default());
                 write!(f, "context deadline exceeded: {budget:?} budget set at {made_at}")
             }
+            (How::Idle, _) => f.write_str("context deadline exceeded"),
             (How::Canceled(place), _) => write!(f, "context canceled at {}", Place(place)),
             (How::GuardDropped, _) => {
                 write!(f, "context canceled: scope dropped, context made at {made_at}")
@@ -288,16 +294,16 @@ impl Error {
             }
             #[cfg(feature = "tonic")]
             (How::Peer(ErrorKind::DeadlineExceeded), _) => {
-                write!(f, "context deadline exceeded: told by a peer at {made_at}")
+                write!(f, "context deadline exceeded: reported by a peer at {made_at}")
             }
             #[cfg(feature = "tonic")]
             (How::Peer(ErrorKind::Canceled), _) => {
-                write!(f, "context canceled: told by a peer at {made_at}")
+                write!(f, "context canceled: reported by a peer at {made_at}")
             }
         }
     }
 
-    /// The cause, if it is an error of a context itself.
+    /// Returns the cause, if it is an error of another context.
     fn ended_by(&self) -> Option<&Error> {
         self.cause()?.downcast_ref()
     }
@@ -307,7 +313,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut error = self;
         error.fmt_end(f)?;
-        // A loop, as such causes may be many.
+        // A loop, because the chain may be long.
         while let Some(cause) = error.ended_by() {
             f.write_str(": ")?;
             cause.fmt_end(f)?;
@@ -320,7 +326,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// A location as compilers and editors take it: file and line.
+/// Prints a location as file and line.
 pub(crate) struct Place(pub(crate) &'static Location<'static>);
 
 impl fmt::Display for Place {
@@ -329,7 +335,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// `with_deadline` measures its budget to the nanosecond; nobody wants to read that.
+/// Rounds a time to microseconds for printing, unless it is shorter than a millisecond.
 fn legible(budget: Duration) -> Duration {
     if budget < Duration::from_millis(1) {
         return budget;
@@ -338,7 +344,7 @@ fn legible(budget: Duration) -> Duration {
     u64::try_from(micros).map_or(budget, Duration::from_micros)
 }
 
-/// The line of `Display`, then what the cause came from; `{:#?}` shows the fields.
+/// Prints the line of `Display`, then the sources of the cause. `{:#?}` shows the fields.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !f.alternate() {
@@ -354,7 +360,7 @@ impl fmt::Debug for Error {
     }
 }
 
-/// Prints an error as `main` is to return it: its line, then its sources.
+/// Prints an error for `main`: its line, then its sources.
 pub(crate) fn fmt_with_sources(
     error: &(dyn StdError + 'static),
     f: &mut fmt::Formatter<'_>,
@@ -367,12 +373,13 @@ pub(crate) fn fmt_with_sources(
     Ok(())
 }
 
-/// The errors from `first` on, as `next` leads from one to the other; one that leads back ends it.
+/// Returns the errors from `first` on, following `next`. Ends at a cycle.
 pub(crate) fn chain<'a>(
     first: Option<&'a (dyn StdError + 'static)>,
     next: impl Fn(&'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)>,
 ) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    // Brent's: every error is compared with one that is left behind ever farther.
+    // Brent's algorithm: each error is compared with an earlier one, which is moved forward at growing
+    // intervals.
     let (mut mark, mut steps, mut stride) = (first, 0_u64, 1_u64);
     std::iter::successors(first, move |error| {
         let following = next(*error)?;
@@ -387,14 +394,15 @@ pub(crate) fn chain<'a>(
     })
 }
 
-/// Whether it is the same error: at one address there may be an error and the first of its fields.
-#[allow(ambiguous_wide_pointer_comparisons, reason = "a loop that is seen one turn later ends as well")]
+/// Returns whether two references are to the same error. The type matters, because an error and its first field
+/// may have the same address.
+#[allow(ambiguous_wide_pointer_comparisons, reason = "a cycle may be detected one round later")]
 fn is_same(a: &(dyn StdError + 'static), b: &(dyn StdError + 'static)) -> bool {
     std::ptr::eq(a, b)
 }
 
 impl StdError for Error {
-    /// What the cause came from: the cause itself is in the line that `Display` prints. See
+    /// Returns the source of the cause, because `Display` includes the cause itself. See
     /// [`cause`](Error::cause) and [`cause_as`](Error::cause_as).
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         let mut error = self;
@@ -415,15 +423,16 @@ impl Drop for Error {
 }
 
 thread_local! {
-    /// The causes that wait for the drop of another to return; `None` while none is dropped here.
+    /// The causes whose drop is deferred until the drop of another one returns; `None` while no cause is being
+    /// dropped.
     ///
-    /// Emptied by the call that has filled it, and without a destructor of its own, so that it is there to the end
-    /// of the thread.
+    /// It is emptied by the call that has filled it, and has no destructor, so that it can be used until the
+    /// thread ends.
     static WAITING: Cell<Option<ManuallyDrop<Vec<Cause>>>> = const { Cell::new(None) };
 }
 
-/// Drops a cause, and then, one after the other, the causes of the errors that were dropped with it, whatever
-/// lies between: so that a chain of any length takes no more stack than one of its links.
+/// Drops a cause, and then, one after the other, the causes of the errors that were dropped with it. A chain of
+/// any length therefore needs no more stack than one link, whatever types lie in between.
 fn release(cause: Cause) {
     if let Some(mut waiting) = WAITING.take() {
         waiting.push(cause);
@@ -433,11 +442,11 @@ fn release(cause: Cause) {
     WAITING.set(Some(ManuallyDrop::default()));
     let (mut next, mut panicked) = (Some(cause), None);
     while let Some(cause) = next {
-        // Foreign code. What waits behind it is freed all the same, as the other fields of a value are.
+        // Foreign code. The deferred causes are dropped even if it panics.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(cause))) {
             match panicked {
                 None => panicked = Some(panic),
-                // Its own drop may panic again.
+                // Dropping the payload may panic again.
                 Some(_) => mem::forget(panic),
             }
         }
@@ -451,14 +460,15 @@ fn release(cause: Cause) {
     }
 }
 
-/// A cause is shared, and so never changed.
+/// A cause is shared and therefore never modified.
 impl UnwindSafe for Error {}
 impl RefUnwindSafe for Error {}
 
-/// A deadline becomes [`TimedOut`](io::ErrorKind::TimedOut), a cancel
-/// [`Other`](io::ErrorKind::Other), with the [`Error`] inside.
+/// Converts into an `io::Error` that contains the [`Error`]. Its kind is [`TimedOut`](io::ErrorKind::TimedOut)
+/// for a deadline, and [`Other`](io::ErrorKind::Other) otherwise.
 ///
-/// Never `Interrupted`, which std retries, nor `ConnectionAborted`, which accept loops do.
+/// The kind is never `Interrupted`, because the standard library retries that, nor `ConnectionAborted`, because
+/// accept loops do.
 ///
 /// ```
 /// use std::{io, time::Duration};

@@ -1,9 +1,10 @@
-//! Looks for an error of a given type in a chain, also where `source` does not lead.
+//! Searches for an error of a given type in a chain of errors, including errors that `source` does not return.
 //!
-//! An error that prints what it holds must not return that as its [`source`](StdError::source), or a printed
-//! chain says it twice. The errors of this crate are of that kind, and so are [`io::Error`], `Arc` and `Box`.
-//! [`held_by`] knows what each of them holds; what lies behind that is what `source` would have returned, so
-//! that one way through the chain meets everything.
+//! An error whose `Display` includes an inner error must not return that error as its
+//! [`source`](StdError::source), because a printed chain would contain it twice. The errors of this crate work
+//! in this way, and so do [`io::Error`], `Arc` and `Box`. [`held_by`] returns the inner error of each. The
+//! source of the inner error is what `source` returns, so following the inner errors first visits the whole
+//! chain.
 
 use std::error::Error as StdError;
 use std::io;
@@ -20,14 +21,13 @@ use crate::task::shutdown::{GraceOver, Report};
 type Dyn = dyn StdError + 'static;
 
 impl Error {
-    /// This crate's error, anywhere in a chain: *was this the context?* Go's
-    /// `errors.Is(err, context.Canceled)`.
+    /// Finds an error of this type anywhere in a chain of errors. Go's `errors.Is(err, context.Canceled)`.
     ///
-    /// Looks at `error` itself and along [`source`](StdError::source), and besides at what an [`io::Error`],
-    /// an `Arc`, a `Box` and the errors of this crate hold, which `source` passes over. Of several, the
-    /// outermost is found. A chain that leads back to itself ends the search.
+    /// Searches `error` itself, its [`source`](StdError::source)s, and errors inside an [`io::Error`], an
+    /// `Arc`, a `Box`, and the errors of this crate, which `source` does not return. Returns the outermost one.
+    /// A cyclic chain ends the search.
     ///
-    /// For an `anyhow::Error` pass `error.as_ref()`; for a boxed error `&*error`.
+    /// For an `anyhow::Error` pass `error.as_ref()`, and for a boxed error `&*error`.
     ///
     /// ```
     /// use std::io;
@@ -58,15 +58,13 @@ impl Error {
         search(error)
     }
 
-    /// The cause, if it is an `E`, or the first `E` among what it holds and what it came from. Go's
-    /// `errors.As(context.Cause(ctx), &e)`.
+    /// Returns the cause as an `E`, if it is one or contains one. Go's `errors.As(context.Cause(ctx), &e)`.
     ///
-    /// Looks as deep as [`find`](Self::find): into an [`io::Error`], an `Arc`, a `Box` and the errors of this
-    /// crate as well. A cause that is itself an [`Error`], say of the request that this one was made for, is
-    /// looked through.
+    /// Searches the cause in the same way as [`find`](Self::find). If the cause is another [`Error`], its cause
+    /// is searched as well.
     ///
-    /// An `anyhow::Error` becomes a boxed error that hides the type of its outermost error.
-    /// `error.reallocate_into_boxed_dyn_error_without_backtrace()` is a cause that keeps it.
+    /// Converting an `anyhow::Error` into a cause hides the type of its outermost error. To keep the type, pass
+    /// `error.reallocate_into_boxed_dyn_error_without_backtrace()`.
     ///
     /// ```
     /// use std::io;
@@ -97,19 +95,19 @@ impl Error {
     }
 }
 
-/// The first `E` of a chain.
+/// Returns the first `E` of a chain.
 fn search<E: StdError + 'static>(error: &Dyn) -> Option<&E> {
     chain(Some(error), |error| held_by(error).or_else(|| error.source())).find_map(as_a)
 }
 
-/// The error as an `E`, which may lie in an `Arc` or a `Box`.
+/// Returns the error as an `E`, possibly from inside an `Arc` or a `Box`.
 fn as_a<E: StdError + 'static>(error: &Dyn) -> Option<&E> {
     let shared = || error.downcast_ref::<Arc<E>>().map(|shared| &**shared);
     let boxed = || error.downcast_ref::<Box<E>>().map(|boxed| &**boxed);
     error.downcast_ref::<E>().or_else(shared).or_else(boxed)
 }
 
-/// What an error holds and does not return as its source.
+/// Returns the inner error that an error does not return as its source.
 fn held_by(error: &Dyn) -> Option<&Dyn> {
     if let Some(error) = as_a::<Error>(error) {
         return error.cause().map(|cause| cause as _);

@@ -1,6 +1,6 @@
-//! Causes that say that a context's work is done: the normal end, which is no event.
+//! Causes for the normal end of a context, for which no tracing event is emitted.
 //!
-//! They lie low, since `trace` reads what the modules above give.
+//! They are in a module of their own, below `trace`, which reads them.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 
 use crate::error::Cause;
 
-/// The cause of a context that the crate itself ends when all is done, in words for an error.
+/// The cause of a context that this crate ends when its work is done.
 #[derive(Debug)]
 pub(crate) struct Finished(pub(crate) &'static str);
 
@@ -21,7 +21,7 @@ impl fmt::Display for Finished {
 
 impl StdError for Finished {}
 
-/// The cause with that number, which a token keeps without memory of its own; none for 0.
+/// Returns the cause with the given number, which a token stores in place of the cause. None for 0.
 pub(crate) fn preset(number: u8) -> Option<Cause> {
     #[cfg(feature = "http")]
     return Budget::of_preset(number);
@@ -32,7 +32,7 @@ pub(crate) fn preset(number: u8) -> Option<Cause> {
     }
 }
 
-/// Who set a request's budget: the cause of an end by its deadline.
+/// Where the deadline of a request came from. It is the cause when the deadline passes.
 ///
 /// ```
 /// use std::time::Duration;
@@ -52,26 +52,27 @@ pub(crate) fn preset(number: u8) -> Option<Cause> {
 pub enum Budget {
     /// The caller, in a header.
     Caller,
-    /// The server: its [default](crate::wire::Inbound::default_budget).
+    /// The [default](crate::wire::Inbound::default_budget) of the server.
     Default,
-    /// The server: its [maximum](crate::wire::Inbound::max_budget), or that of a [date](crate::wire::DeadlineAt).
+    /// The [maximum](crate::wire::Inbound::max_budget) of the server, or that of a
+    /// [date](crate::wire::DeadlineAt).
     Maximum,
-    /// The server: less than its [minimum](crate::wire::Inbound::min_budget) is not worth beginning.
+    /// The caller allowed less than the [minimum](crate::wire::Inbound::min_budget) of the server.
     Minimum,
 }
 
 #[cfg(feature = "http")]
 impl Budget {
-    /// Those that a request which is served may have: two bits.
+    /// The values of a request that is served, which fit in two bits.
     const PRESET: [Budget; 3] = [Budget::Caller, Budget::Default, Budget::Maximum];
 
-    /// Its number as a preset cause, if it is one.
+    /// Returns the number of a preset cause.
     pub(crate) fn preset(self) -> Option<u8> {
         let at = Budget::PRESET.iter().position(|&whose| whose == self)?;
         Some(at as u8 + 1)
     }
 
-    /// The same cause each time, so that two errors of one end have the same.
+    /// Returns the same cause each time, so that two errors of one end share it.
     fn of_preset(number: u8) -> Option<Cause> {
         static CAUSES: LazyLock<[Cause; 3]> =
             LazyLock::new(|| Budget::PRESET.map(|whose| Arc::new(whose) as Cause));
@@ -94,13 +95,15 @@ impl fmt::Display for Budget {
 #[cfg(feature = "http")]
 impl StdError for Budget {}
 
-/// How a request ended, if not by a deadline or with the service: the cause that its context has then.
+/// The cause of a request's context when the request is over.
+///
+/// If the context ended at its deadline or with the service, its error has another cause.
 ///
 /// ```
 /// use tokio_ctx::Context;
 /// use tokio_ctx::wire::RequestEnd;
 ///
-/// /// Whether the report is no longer waited for, rather than that there is no more time for it.
+/// /// Whether the client has disconnected, rather than the deadline passed.
 /// fn is_unwanted(ctx: &Context) -> bool {
 ///     ctx.err().is_some_and(|end| end.cause_as() == Some(&RequestEnd::Dropped))
 /// }
@@ -110,20 +113,20 @@ impl StdError for Budget {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RequestEnd {
-    /// The response has been sent, or at any rate handed over, to its end: no failure, and no event of
-    /// `tracing`.
+    /// The response has been sent, or handed to the transport, completely. This is not a failure, and emits no
+    /// tracing event.
     Answered,
-    /// What serves the request dropped it before that. Mostly the client has left: servers drop the handler, or the
-    /// response's body, when the connection closes or the stream is reset. A timer of theirs outside of the layer
-    /// (tower's `Timeout`, tonic's `Server::timeout`), a hedge, or the close of the server does the same, and a
-    /// drop does not say which.
+    /// The server dropped the request before that. Usually the client has disconnected: servers drop the
+    /// handler or the response body when the connection is closed or the stream is reset. A timeout outside of
+    /// the layer (tower's `Timeout`, tonic's `Server::timeout`), a hedged request, and closing the server have
+    /// the same effect, and cannot be distinguished.
     Dropped,
-    /// The client has left, by a server that knows: the layer never says so by itself. The cause to give where
-    /// [`extract`](crate::Context::extract) is used by hand.
+    /// The client has disconnected. The layer never uses this cause. Use it in a server of your own that
+    /// detects this, with [`extract`](crate::Context::extract).
     ClientLeft,
-    /// The service, or its response's body, returned an error.
+    /// The service or the response body returned an error.
     Failed,
-    /// The handler, or the response's body, panicked.
+    /// The handler or the response body panicked.
     Panicked,
 }
 
@@ -143,7 +146,7 @@ impl fmt::Display for RequestEnd {
 #[cfg(feature = "tower")]
 impl StdError for RequestEnd {}
 
-/// Whether a cause says that the work was done.
+/// Returns whether a cause stands for a normal end.
 #[cfg(feature = "tracing")]
 pub(crate) fn is_normal(cause: &(dyn StdError + Send + Sync + 'static)) -> bool {
     #[cfg(feature = "tower")]

@@ -1,9 +1,9 @@
-//! Reads and writes that end with a context.
+//! Readers and writers that end with a context.
 //!
-//! [`Context::io`] wraps anything that is [`AsyncRead`], [`AsyncWrite`], [`AsyncBufRead`] or [`AsyncSeek`],
-//! and is all that itself. When the context ends, what waits on it fails, and so does all that is tried
-//! afterwards, with an `io::Error` of kind `TimedOut` for a deadline and `Other` for a cancel, which has our
-//! [`Error`] inside. Go's counterpart is `conn.SetDeadline` in a `context.AfterFunc`.
+//! [`Context::io`] wraps a type that implements [`AsyncRead`], [`AsyncWrite`], [`AsyncBufRead`] or
+//! [`AsyncSeek`], and implements the same traits. When the context ends, pending and later operations fail with
+//! an `io::Error` that contains the context's [`Error`]. Its kind is `TimedOut` for a deadline, and `Other`
+//! otherwise. In Go, one calls `conn.SetDeadline` in a `context.AfterFunc`.
 //!
 //! ```
 //! use std::io;
@@ -19,7 +19,7 @@
 //! let mut lines = BufReader::new(ctx.io(connection)).lines();
 //!
 //! assert_eq!(lines.next_line().await.unwrap().unwrap(), "EHLO there");
-//! // Nothing more is said.
+//! // The peer sends nothing more.
 //! let error = lines.next_line().await.unwrap_err();
 //! assert_eq!(error.kind(), io::ErrorKind::TimedOut);
 //! let ended = error.get_ref().unwrap().downcast_ref::<Error>().unwrap();
@@ -29,30 +29,38 @@
 //!
 //! # When to use it
 //!
-//! For code that takes a stream and knows nothing of contexts: a codec, a TLS library, `tokio::io::copy`.
-//! A single operation is bounded as well by `ctx.try_run(stream.read(&mut buf))`; so are dialling and
-//! accepting, for which there are no helpers here, as they would say no more than
-//! `ctx.try_run(TcpStream::connect(addr))` and `ctx.try_run(listener.accept())` do.
+//! Use it for code that takes a stream and knows nothing about contexts: a codec, a TLS library,
+//! `tokio::io::copy`. For a single operation, `ctx.try_run(stream.read(&mut buf))` is sufficient, and so are
+//! `ctx.try_run(TcpStream::connect(addr))` and `ctx.try_run(listener.accept())`.
 //!
-//! # What holds
+//! # Guarantees
 //!
-//! The context is looked at before the stream is: once it has ended, the stream is not touched any more, so
-//! that no byte is taken from it and then not given. [`get_mut`](Bounded::get_mut) and
-//! [`into_inner`](Bounded::into_inner) lead to what is still there. No operation allocates after the first of
-//! its direction that had to wait. An operation that completes leaves nothing of its task behind, so that a
-//! stream may rest in a pool; one that is dropped while it waits leaves its waker, as on Tokio's own streams,
-//! until the next of the same kind completes.
+//! - The context is checked before each operation. Once it has ended, the stream is no longer accessed, so no
+//!   byte is read and then lost. [`get_mut`](Bounded::get_mut) and [`into_inner`](Bounded::into_inner) give
+//!   access to the rest.
+//! - Only the first operation in each direction that has to wait allocates.
+//! - An operation that has completed keeps no waker, so a stream can be stored in a pool. An operation that is
+//!   dropped while it waits keeps its waker until the next operation of the same kind completes, as in Tokio's
+//!   own streams.
+//!
+//! Every byte that is read or written is progress for the [idle limits](Context::with_idle) of the context.
 //!
 //! # Traps
 //!
-//! - **Flushing and shutting down are operations too**, and refused after the end: they may have to wait
-//!   for a peer that does not read. Dropping the stream closes it. To say goodbye even so, do it on
-//!   [`get_mut`](Bounded::get_mut), under a context of its own.
-//! - **A write that failed half-way**, say `write_all`, has written what it has written: the connection is
-//!   of no more use to a protocol with frames.
-//! - **Wrap outside or inside?** Buffering around this (`BufReader::new(ctx.io(stream))`) keeps giving what
-//!   it has buffered after the end; this around buffering (`ctx.io(BufReader::new(stream))`) does not.
-//! - **Files** are read and written on blocking threads; what has begun there goes on after the end.
+//! - **Flushing and shutting down** are operations as well, and fail after the end, because they may have to
+//!   wait for a peer that does not read. Dropping the stream closes it. To send a final message, use
+//!   [`get_mut`](Bounded::get_mut) with another context.
+//! - **A write that fails half-way**, for example `write_all`, may have written part of the data. The
+//!   connection can then no longer be used for a protocol with frames.
+//! - **Order of wrapping.** `BufReader::new(ctx.io(stream))` still returns buffered data after the end;
+//!   `ctx.io(BufReader::new(stream))` does not.
+//! - **Files** are read and written on blocking threads. An operation that has begun there continues after the
+//!   end.
+//!
+//! [`AsyncRead`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncRead.html
+//! [`AsyncWrite`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncWrite.html
+//! [`AsyncBufRead`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncBufRead.html
+//! [`AsyncSeek`]: https://docs.rs/tokio/1/tokio/io/trait.AsyncSeek.html
 
 use std::fmt;
 use std::future::Future;
@@ -64,18 +72,18 @@ use pin_project_lite::pin_project;
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 
 use crate::context::refusal::Entry;
-use crate::context::{Context, DoneOwned};
+use crate::context::{Context, DoneOwned, Progress};
 #[cfg(doc)]
 use crate::error::Error;
 
 impl Context {
-    /// Wraps a reader, a writer, or both, so that all its operations end with this context.
+    /// Wraps a reader or writer so that its operations end with this context.
     ///
-    /// See the module [`io`](crate::io) for what holds.
+    /// See the module [`io`](crate::io).
     ///
     /// # Panics
     ///
-    /// When it has to wait, as [`done`](Self::done).
+    /// Operations that have to wait panic under the conditions of [`done`](Self::done).
     ///
     /// ```
     /// use std::time::Duration;
@@ -99,9 +107,12 @@ impl Context {
 }
 
 pin_project! {
-    /// A reader or writer whose operations end with a context. Made by [`Context::io`].
+    /// A reader or writer whose operations end with a context. Returned by [`Context::io`].
     ///
-    /// One task may read while another writes, as after [`tokio::io::split`]; both are told of the end.
+    /// One task can read while another writes, for example after [`tokio::io::split`]. Both are woken when the
+    /// context ends.
+    ///
+    /// [`tokio::io::split`]: https://docs.rs/tokio/1/tokio/io/fn.split.html
     pub struct Bounded<T> {
         #[pin]
         stream: T,
@@ -109,14 +120,15 @@ pin_project! {
     }
 }
 
-/// The context, and the waits for its end. Each direction may be another task's.
+/// The context, and the waits for its end. The two directions can belong to different tasks.
 struct Limits {
     ctx: Context,
     reading: Half,
     writing: Half,
+    progress: Progress,
 }
 
-/// The wait of one direction, and the operations that it is for.
+/// The wait of one direction, and the operations that are pending.
 #[derive(Default)]
 struct Half {
     wait: Option<Pin<Box<DoneOwned>>>,
@@ -125,7 +137,7 @@ struct Half {
     entry: Entry,
 }
 
-/// What is done on a stream, each with its bit in [`Half::pending`].
+/// The operations of a stream, each with its bit in [`Half::pending`].
 #[derive(Clone, Copy)]
 enum Operation {
     Read = 1,
@@ -142,11 +154,11 @@ impl Operation {
 }
 
 impl Half {
-    /// Drops the waker that waits, if it is for this operation and for no other.
+    /// Drops the registered waker, if it is for this operation only.
     fn leave(&mut self, operation: Operation, ctx: &Context) {
         let others = self.pending & !(operation as u8);
         if let (Some(wait), true, 0) = (&mut self.wait, self.pending != 0, others) {
-            // In its place, so that the next operation allocates nothing.
+            // Replaced in place, so that the next operation does not allocate.
             wait.set(ctx.done_owned());
         }
         self.pending = others;
@@ -155,10 +167,11 @@ impl Half {
 
 impl Limits {
     fn new(ctx: Context) -> Self {
-        Limits { ctx, reading: Half::default(), writing: Half::default() }
+        let progress = ctx.progress();
+        Limits { ctx, reading: Half::default(), writing: Half::default(), progress }
     }
 
-    /// Refuses an operation after the end, which nothing in its direction waits for any more.
+    /// Refuses an operation after the end. Drops the wait of its direction.
     fn poll_check(&mut self, operation: Operation, cx: &mut task::Context<'_>) -> Poll<Result<()>> {
         let Some(ended) = self.ctx.err() else { return Poll::Ready(Ok(())) };
         let half = if operation.reads() { &mut self.reading } else { &mut self.writing };
@@ -167,17 +180,31 @@ impl Limits {
         Poll::Ready(Err(ended.into()))
     }
 
-    /// Returns what `polled` says, unless the operation has to wait: then the context's end, once it comes.
+    /// Reports `bytes` as progress, if there are any.
+    fn report(&self, bytes: usize) {
+        if bytes > 0 {
+            self.progress.report_bytes(bytes as u64);
+        }
+    }
+
+    /// Reports an operation without a number of bytes as progress, if it has completed.
+    fn note<R>(&self, polled: &Poll<Result<R>>) {
+        if matches!(polled, Poll::Ready(Ok(_))) {
+            self.progress.report();
+        }
+    }
+
+    /// Returns the result of `polled`. If the operation is pending, waits for the end of the context as well.
     ///
-    /// An operation that is over takes its waker along, unless another of its direction still waits: a
-    /// write may be pending while a flush is ready at once.
+    /// When an operation completes, its waker is removed, unless another operation of the same direction is
+    /// pending: a write can be pending while a flush is ready.
     fn bound<R>(
         &mut self,
         operation: Operation,
         polled: Poll<Result<R>>,
         cx: &mut task::Context<'_>,
     ) -> Poll<Result<R>> {
-        let Limits { ctx, reading, writing } = self;
+        let Limits { ctx, reading, writing, .. } = self;
         let half = if operation.reads() { reading } else { writing };
         half.entry.note(&polled);
         if polled.is_ready() {
@@ -193,7 +220,7 @@ impl Limits {
 }
 
 impl<T> Bounded<T> {
-    /// The stream.
+    /// Returns a reference to the stream.
     ///
     /// ```
     /// let reader = tokio_ctx::Context::background().io(&b"abc"[..]);
@@ -203,7 +230,7 @@ impl<T> Bounded<T> {
         &self.stream
     }
 
-    /// The stream, unbounded: what is done on it does not end with the context.
+    /// Returns a mutable reference to the stream. Operations on it do not end with the context.
     ///
     /// ```
     /// use tokio::io::AsyncReadExt;
@@ -222,7 +249,7 @@ impl<T> Bounded<T> {
         &mut self.stream
     }
 
-    /// The stream, pinned and unbounded.
+    /// Returns a pinned mutable reference to the stream. Operations on it do not end with the context.
     ///
     /// ```
     /// use std::pin::pin;
@@ -234,7 +261,7 @@ impl<T> Bounded<T> {
         self.project().stream
     }
 
-    /// Unwraps the stream, with all that has not been read.
+    /// Returns the stream.
     ///
     /// ```
     /// let reader = tokio_ctx::Context::background().io(&b"abc"[..]);
@@ -244,7 +271,7 @@ impl<T> Bounded<T> {
         self.stream
     }
 
-    /// The context.
+    /// Returns the context.
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
@@ -265,7 +292,10 @@ impl<T: AsyncRead> AsyncRead for Bounded<T> {
     ) -> Poll<Result<()>> {
         let this = self.project();
         ready!(this.limits.poll_check(Operation::Read, cx))?;
-        this.limits.bound(Operation::Read, this.stream.poll_read(cx, buf), cx)
+        let before = buf.filled().len();
+        let polled = this.stream.poll_read(cx, buf);
+        this.limits.report(buf.filled().len().saturating_sub(before));
+        this.limits.bound(Operation::Read, polled, cx)
     }
 }
 
@@ -277,7 +307,9 @@ impl<T: AsyncBufRead> AsyncBufRead for Bounded<T> {
     }
 
     fn consume(self: Pin<&mut Self>, amount: usize) {
-        self.project().stream.consume(amount);
+        let this = self.project();
+        this.limits.report(amount);
+        this.stream.consume(amount);
     }
 }
 
@@ -291,7 +323,9 @@ impl<T: AsyncSeek> AsyncSeek for Bounded<T> {
     fn poll_complete(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<u64>> {
         let this = self.project();
         ready!(this.limits.poll_check(Operation::Seek, cx))?;
-        this.limits.bound(Operation::Seek, this.stream.poll_complete(cx), cx)
+        let polled = this.stream.poll_complete(cx);
+        this.limits.note(&polled);
+        this.limits.bound(Operation::Seek, polled, cx)
     }
 }
 
@@ -299,7 +333,9 @@ impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut task::Context<'_>, buf: &[u8]) -> Poll<Result<usize>> {
         let this = self.project();
         ready!(this.limits.poll_check(Operation::Write, cx))?;
-        this.limits.bound(Operation::Write, this.stream.poll_write(cx, buf), cx)
+        let polled = this.stream.poll_write(cx, buf);
+        this.limits.report(written(&polled));
+        this.limits.bound(Operation::Write, polled, cx)
     }
 
     fn poll_write_vectored(
@@ -309,7 +345,9 @@ impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
     ) -> Poll<Result<usize>> {
         let this = self.project();
         ready!(this.limits.poll_check(Operation::Write, cx))?;
-        this.limits.bound(Operation::Write, this.stream.poll_write_vectored(cx, bufs), cx)
+        let polled = this.stream.poll_write_vectored(cx, bufs);
+        this.limits.report(written(&polled));
+        this.limits.bound(Operation::Write, polled, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -319,7 +357,9 @@ impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<()>> {
         let this = self.project();
         ready!(this.limits.poll_check(Operation::Flush, cx))?;
-        this.limits.bound(Operation::Flush, this.stream.poll_flush(cx), cx)
+        let polled = this.stream.poll_flush(cx);
+        this.limits.note(&polled);
+        this.limits.bound(Operation::Flush, polled, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Result<()>> {
@@ -327,6 +367,10 @@ impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
         ready!(this.limits.poll_check(Operation::Shutdown, cx))?;
         this.limits.bound(Operation::Shutdown, this.stream.poll_shutdown(cx), cx)
     }
+}
+
+fn written(polled: &Poll<Result<usize>>) -> usize {
+    if let Poll::Ready(Ok(written)) = polled { *written } else { 0 }
 }
 
 impl<T: fmt::Debug> fmt::Debug for Bounded<T> {

@@ -1,7 +1,7 @@
 //! Go's `context`, made native to Tokio.
 //!
-//! A [`Context`] is one value that flows down an async call tree and carries a cancellation signal, a deadline and
-//! request-scoped values. When work is stopped, the [`Error`] says why, and which line of code stopped it.
+//! A [`Context`] is one value that flows down an async call tree and carries a cancellation signal, a deadline
+//! and request-scoped values. When work is stopped, the [`Error`] says why, and which line of code stopped it.
 //!
 //! ```
 //! use std::time::Duration;
@@ -71,9 +71,10 @@
 //!
 //! # Scopes
 //!
-//! Deriving a context returns a [`CancelScope`]: the new context, together with the right to cancel it. A scope is used
-//! like a `Context`, and cancels it when dropped, like Go's `defer cancel()`. A scope cannot be cloned, because one owner
-//! decides when the work is over. `scope.clone()` returns a plain `Context`, which sees the end but cannot cause it.
+//! Deriving a context returns a [`CancelScope`]: the new context, together with the right to cancel it. A scope
+//! is used like a `Context`, and cancels its context when dropped, like Go's `defer cancel()`. A scope cannot
+//! be cloned, because one owner decides when the work is over. `scope.clone()` returns a plain `Context`, which
+//! sees the end but cannot cause it.
 //!
 //! ```
 //! # use std::time::Duration;
@@ -95,8 +96,8 @@
 //! # }
 //! ```
 //!
-//! Everything that is derived or cloned from a scope ends with it. This includes a scope without a name, which is dropped
-//! at the end of its statement. The error then names the line:
+//! Everything that is derived or cloned from a scope ends with it. This includes a scope without a name, which
+//! is dropped at the end of its statement. The error then names the line:
 //!
 //! ```
 //! # use std::time::Duration;
@@ -116,10 +117,10 @@
 //!
 //! # Guarantees
 //!
-//! - A context ends once: when its scope cancels it or is dropped, when its deadline passes, or when its parent ends,
-//!   whichever comes first. Kind, cause and origin are then fixed, and every method reports the same.
-//! - An end propagates to all descendants, never to the parent or to siblings. When `cancel` returns, every descendant
-//!   has ended.
+//! - A context ends once: when its scope cancels it or is dropped, when its deadline passes, or when its parent
+//!   ends, whichever comes first. Kind, cause and origin are then fixed, and every method reports the same.
+//! - An end propagates to all descendants, never to the parent or to siblings. When `cancel` returns, every
+//!   descendant has ended.
 //! - A deadline can only be shortened by deriving.
 //! - A context that has ended starts no work, and the result of finished work is never discarded.
 //! - Every wait is cancel-safe. No task runs per context or per deadline.
@@ -127,9 +128,10 @@
 //!
 //! # Features
 //!
-//! - `tracing` (default): emits one `DEBUG` event, with the target `tokio_ctx`, when a context is canceled or its
-//!   deadline passes. Its fields are `kind`, `cause`, `budget_ms`, `derived_at`, `canceled_at` and `lived_ms`. Adds
-//!   `Context::run_in_span` and `try_run_in_span`. Emits a `WARN` event for a request header that is ignored.
+//! - `tracing` (default): emits one `DEBUG` event, with the target `tokio_ctx`, when a context is canceled or
+//!   its deadline passes. Its fields are `kind`, `cause`, `budget_ms`, `derived_at`, `canceled_at` and
+//!   `lived_ms`. Adds `Context::run_in_span` and `try_run_in_span`. Emits a `WARN` event for a request header
+//!   that is ignored.
 //! - `signal`: the module `signal`, contexts that end on a signal.
 //! - `process`: the module `process`, child processes that end with a context.
 //! - `io`: the module `io`, readers and writers that end with a context.
@@ -138,8 +140,8 @@
 //! - `axum`: `Context` as an extractor, `Error` as a response.
 //! - `tonic`: conversions between `Error` and `Status`, `Context` in requests.
 //! - `test-util`: the module `testing`, a context for a test, which fails the test if a task is left running.
-//! - `watch`: the module `watch`, what is running now, and what was told to stop and is still here.
-//! - `metrics`: its counters, through the crate of that name.
+//! - `watch`: the module `watch`, what is running now, and what was canceled and is still running.
+//! - `metrics`: the counters of `watch`, for the crate `metrics`.
 //! - `full`: all of the above, and the guides.
 //!
 //! # Guides
@@ -154,6 +156,7 @@
 //! - [Testing](guide/testing/index.html)
 //! - [A service that drains](guide/services/index.html)
 //! - [From service to service](guide/from_service_to_service/index.html)
+//! - [Spending a budget](guide/spending_a_budget/index.html)
 //! - [Recipes](guide/recipes/index.html)
 //! - [Traps](guide/traps/index.html)
 

@@ -1,15 +1,14 @@
-//! A context for a test: it ends with the test, and fails it if something is left.
+//! A context for a test, which ends with the test and fails it if a task is left running.
 //!
-//! [`scope`] is Go's `t.Context()` and `goleak` in one. Whatever was started under the test's context must
-//! be through soon after that has ended: work that cannot be stopped fails the test that left it behind, by
-//! the line that spawned it.
+//! [`scope`] combines Go's `t.Context()` and `goleak`. Tasks that were started with the test's context have to
+//! end soon after the context. Otherwise the test fails, and the message names the lines that spawned them.
 //!
 //! ```
 //! use std::time::Duration;
 //! use tokio::sync::mpsc;
 //! use tokio_ctx::{Context, testing};
 //!
-//! /// Sends a tick now and then, until its context ends.
+//! /// Sends a tick every second, until the context ends.
 //! fn ticker(ctx: &Context) -> mpsc::Receiver<u32> {
 //!     let (ticks, received) = mpsc::channel(1);
 //!     let ticking = ctx.clone();
@@ -17,7 +16,7 @@
 //!         let mut tick = 0;
 //!         while ticking.sleep(Duration::from_secs(1)).await.is_ok() {
 //!             tick += 1;
-//!             // Without `run` a receiver that is slow would keep it from ending.
+//!             // Without `run`, a slow receiver would keep this task from ending.
 //!             let _ = ticking.run(ticks.send(tick)).await;
 //!         }
 //!     });
@@ -38,10 +37,11 @@
 //!
 //! # Traps
 //!
-//! - **What counts** is what holds the context or one derived from it: a task that was given none is not
-//!   seen. (`Handle::current().metrics().num_alive_tasks()` counts all of a runtime's.)
-//! - **A paused clock runs ahead** whenever all tasks are idle, also if they wait for a socket or a child
-//!   process: then those 5 seconds are over at once. Pause it only where nothing real is waited for.
+//! - **Only tasks that hold the context**, or one derived from it, are detected.
+//!   (`Handle::current().metrics().num_alive_tasks()` counts all tasks of a runtime.)
+//! - **A paused clock advances** whenever all tasks are idle, even if they wait for a socket or a child
+//!   process. The 5 seconds are then over immediately. Do not pause the clock in a test that waits for real
+//!   events.
 
 use std::future::Future;
 use std::panic::Location;
@@ -52,24 +52,24 @@ use crate::context::{CancelScope, Context};
 use crate::error::Place;
 use crate::finished::Finished;
 
-/// How long what was started may take to end after the context has.
+/// How long tasks may take to end after the context.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Runs a test's body with a context of its own, ends that, and waits until nothing is left of it.
+/// Runs the body of a test with a context, ends the context, and checks that no task is left.
 ///
-/// The context ends when the body has returned, with the cause `the test is over`; if the body panics, when
-/// it unwinds. What the body returns is given.
+/// The context ends when the body returns, with the cause `the test is over`, or when the body panics. Returns
+/// what the body returns.
 ///
 /// # Panics
 ///
-/// If, 5 seconds after the end (of the runtime's clock, which may be a paused one), a task is left that was
-/// started in this context or one derived from it, or if anybody still holds such a context; and if such a
-/// task has panicked. The message names the lines that started the tasks: those of [`Context::spawn`],
-/// [`Context::spawn_blocking`] and [`Context::after_func`], of a [`Group`](crate::Group) and of
-/// [`for_each_task`](crate::StreamExt::for_each_task), and whatever a [`Shutdown`](crate::Shutdown) waits
-/// for. If the body has panicked, its panic is all there is.
+/// Panics if a task that was started with this context, or one derived from it, is still running 5 seconds
+/// after the end, by the clock of the runtime; if such a context is still held; and if such a task has
+/// panicked. The message names the lines of the calls that started the tasks: [`Context::spawn`] and its
+/// variants, [`Context::spawn_blocking`], [`Context::after_func`], a [`Group`](crate::Group),
+/// [`for_each_task`](crate::StreamExt::for_each_task), and the work of a [`Shutdown`](crate::Shutdown). If the
+/// body panics, only that panic is reported.
 ///
-/// Outside a Tokio runtime, or in one without a time driver.
+/// Panics if there is no Tokio runtime with a time driver.
 ///
 /// ```should_panic
 /// use tokio_ctx::testing;
@@ -77,7 +77,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() {
 /// testing::scope(async |test| {
-///     // It never looks at its context: a task spawned at src/main.rs:7 is still there.
+///     // Ignores its context: a task spawned at src/main.rs:7 is still there.
 ///     test.spawn(std::future::pending::<()>());
 /// })
 /// .await;
@@ -90,7 +90,7 @@ pub fn scope<T>(body: impl AsyncFnOnce(&Context) -> T) -> impl Future<Output = T
         let (scope, gone) = Scope::new();
         let output = body(&scope.ctx).await;
         let census = scope.end();
-        // What is still there when time is up is told below.
+        // The tasks that are left after the timeout are reported below.
         let _left = tokio::time::timeout(PATIENCE, gone.done()).await;
         if let Some(complaint) = census.complaint(gone.is_done()) {
             panic!("the test's context, made at {}:{complaint}", Place(begun_at));
@@ -105,7 +105,8 @@ struct Scope {
 }
 
 impl Scope {
-    /// One, and a context that ends when nobody holds the scope's context, or one derived from it.
+    /// Returns a scope, and a context that ends when the scope's context and all contexts derived from it have
+    /// been dropped.
     fn new() -> (Scope, Context) {
         let (gone, held) = Context::background().with_cancel().split();
         let census = Census::new();

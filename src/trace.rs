@@ -1,8 +1,8 @@
-//! The event that tracing receives for an end: one, from the context that ended by itself, unless the end is
-//! the normal one.
+//! The tracing event for the end of a context. One event is emitted, for the context that ended itself and not
+//! for its descendants, and none for a normal end.
 //!
-//! A subscriber is foreign code. One that panics, in `enabled` or when it takes the event, loses that event
-//! and nothing else: contexts are derived and ended amidst wake-ups of others, which a panic would cost.
+//! A subscriber is foreign code. If it panics, only that event is lost. The panic must not propagate, because
+//! it would prevent other tasks from being woken.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
@@ -38,7 +38,8 @@ mod imp {
     use crate::error::{Error, Place};
     use crate::finished;
 
-    /// Whether a subscriber takes events of this crate: one relaxed load while none takes any `DEBUG` event.
+    /// Returns whether a subscriber is interested in events of this crate. One relaxed load if none is interested in `DEBUG`
+    /// events.
     #[inline]
     pub(crate) fn listens() -> bool {
         Level::DEBUG <= STATIC_MAX_LEVEL
@@ -51,7 +52,7 @@ mod imp {
         shielded(|| enabled!(target: "tokio_ctx", Level::DEBUG)).unwrap_or(false)
     }
 
-    /// Emits the event of an end, unless the end says that the work was done.
+    /// Emits the event for an end, unless it is a normal end.
     #[cold]
     pub(crate) fn ended(error: &Error, born: Option<Instant>) {
         if error.cause().is_some_and(finished::is_normal) {
@@ -99,14 +100,14 @@ pub(crate) fn noted(birth: u64) -> Option<Instant> {
     Some(*EPOCH.get()? + age)
 }
 
-/// Calls foreign code, such as a subscriber or a waker; `None` if it panics.
+/// Calls foreign code, such as a subscriber or a waker. Returns `None` if it panics.
 #[inline]
 pub(crate) fn shielded<R>(f: impl FnOnce() -> R) -> Option<R> {
     let payload = match catch_unwind(AssertUnwindSafe(f)) {
         Ok(done) => return Some(done),
         Err(payload) => payload,
     };
-    // A payload may panic when it is dropped; what that panics with is leaked.
+    // The payload may panic when it is dropped. The payload of that panic is leaked.
     if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         std::mem::forget(again);
     }

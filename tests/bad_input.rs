@@ -1,5 +1,5 @@
-//! Bad input: deadlines at the edges of the clock, dead parents, missing runtimes, and causes, wakers and
-//! functions that panic. The tree stays whole and everybody else is still served.
+//! Bad input: deadlines at the limits of the clock, ended parents, missing runtimes, and causes, wakers and
+//! functions that panic. The tree stays intact, and other users of it are not affected.
 
 mod common;
 
@@ -198,7 +198,7 @@ mod without_a_runtime {
     }
 
     #[test]
-    fn spawn_says_what_is_missing() {
+    fn spawn_panics_with_the_reason() {
         let ctx = BACKGROUND.with_cancel();
         assert_clear(&panic_text(|| ctx.spawn(async {})));
         assert!(answer(&ctx).is_none());
@@ -208,7 +208,7 @@ mod without_a_runtime {
     }
 
     #[test]
-    fn after_func_says_what_is_missing() {
+    fn after_func_panics_with_the_missing_driver() {
         let ctx = BACKGROUND.with_cancel();
         assert_clear(&panic_text(|| ctx.after_func(|| async { unreachable!() })));
         assert!(answer(&ctx).is_none());
@@ -243,7 +243,7 @@ mod without_a_runtime {
 
     /// The same where it is the first to wait at all, so that it might take a duty away with it.
     #[test]
-    fn a_first_wait_that_panicked_takes_no_timer_along() {
+    fn a_first_wait_that_panicked_leaves_no_timer_missing() {
         for tries in 0..3 {
             let ctx = BACKGROUND.with_timeout(LONG);
             let child = ctx.with_cancel();
@@ -475,7 +475,7 @@ mod wakers_that_panic {
     /// Found in the middle of somebody else's question: the deadline passes, and the asker's thread is
     /// the one that has to wake.
     #[test]
-    fn met_by_who_finds_a_deadline_passed_leave_one_story() {
+    fn met_by_the_detection_of_a_deadline_leave_one_error() {
         let runtime = current_thread(); // not driven, so that its timers stay silent
         let _entered = runtime.enter();
         // Once more with more time, should a deadline pass before all of them wait.
@@ -535,7 +535,7 @@ mod functions_that_panic {
 
 /// A drop that panics, where values and causes live: it comes out where the drop was, and no later.
 #[test]
-fn a_value_or_cause_whose_drop_panics_leaves_the_tree_whole() {
+fn a_value_or_cause_whose_drop_panics_leaves_the_tree_intact() {
     #[derive(Debug)]
     struct PanicsOnDrop;
     impl Drop for PanicsOnDrop {

@@ -1,4 +1,4 @@
-//! Code that blocks: `spawn_blocking`, and waits on threads with and without a runtime.
+//! Blocking code: `spawn_blocking`, and waits on threads with and without a runtime.
 
 mod common;
 
@@ -41,9 +41,9 @@ fn spawn_blocking_takes_the_context_along() {
     });
 }
 
-/// As `spawn`: it tells, and does not stop.
+/// Like `spawn`: the function sees the end and is not stopped.
 #[test]
-fn spawn_blocking_runs_even_so() {
+fn spawn_blocking_runs_after_the_end_too() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         ctx.cancel();
@@ -77,7 +77,7 @@ fn a_plain_thread_waits_for_a_deadline() {
         assert!(begun.elapsed() >= ms(50));
         assert!(error.is_deadline_exceeded());
         assert_eq!(word(&error), Some("late"));
-        // Ended, it does not wait.
+        // After the end, it does not wait.
         assert_same(&child.done_blocking(), &error);
     });
 }
@@ -96,7 +96,7 @@ fn a_plain_thread_waits_for_a_token_and_a_merge() {
     });
 }
 
-/// An end that comes while the deadline is far off must not wait for it.
+/// An end long before the deadline is seen immediately.
 #[test]
 fn a_cancel_long_before_the_deadline_wakes_it() {
     watched(|| {
@@ -116,7 +116,7 @@ fn a_cancel_long_before_the_deadline_wakes_it() {
     });
 }
 
-/// Another's unpark must not be taken for the end.
+/// An unpark by other code must not be taken for the end.
 #[test]
 fn it_does_not_wake_without_a_reason() {
     watched(|| {
@@ -184,7 +184,7 @@ fn it_outlives_its_runtime() {
     });
 }
 
-/// Moved by a test, the runtime's clock is what counts.
+/// The clock of the runtime applies, if a test moves it.
 #[test]
 fn it_follows_a_paused_clock() {
     watched(|| {
@@ -198,7 +198,7 @@ fn it_follows_a_paused_clock() {
 }
 
 #[test]
-fn in_a_task_it_says_that_it_would_block() {
+fn in_a_task_it_panics_because_it_would_block() {
     let words = "Cannot block the current thread from within a runtime";
     let ended = BACKGROUND.with_cancel();
     ended.cancel();

@@ -101,6 +101,38 @@ mod attempts {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn are_polled_and_dropped_in_their_context_wherever_they_end() {
+        struct Seen(Rc<Cell<u32>>);
+        impl Drop for Seen {
+            fn drop(&mut self) {
+                assert_eq!(Context::current().value::<&str>(), Some(&"alice"));
+                self.0.set(self.0.get() + 1);
+            }
+        }
+        let (ctx, seen) = (BACKGROUND.with_value("alice").with_timeout(ms(35)), Rc::new(Cell::new(0)));
+        let retry = || {
+            ctx.retry([ms(1); 9], |_, n| {
+                let seen = Seen(seen.clone());
+                async move {
+                    tokio::task::yield_now().await;
+                    assert_eq!(Context::current().value::<&str>(), Some(&"alice"));
+                    sleep(if n == 1 { ms(5) } else { LONG }).await;
+                    drop(seen);
+                    busy(n).await
+                }
+            })
+        };
+        // The second by its limit, by a drop, and by the end.
+        let failed = retry().attempt_timeout(ms(6)).when(|error| matches!(error, Failed::Busy(_)));
+        assert_eq!((failed.await.unwrap_err().attempts(), seen.get()), (2, 2));
+        assert!(tokio::time::timeout(ms(10), retry()).await.is_err());
+        assert_eq!(seen.get(), 4);
+        assert!(matches!(retry().await.unwrap_err().why(), GaveUp::Ended(_)));
+        assert_eq!(seen.get(), 6);
+        assert!(Context::current().value::<&str>().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn have_a_limit_of_their_own() {
         let ctx = BACKGROUND.with_timeout(LONG);
         let stuck = ctx

@@ -99,9 +99,8 @@ fn schedules() -> impl Strategy<Value = Schedule> {
 struct Seen {
     begun: RefCell<Vec<Instant>>,
     permits_asked: Cell<u32>,
-    /// The errors that attempts have returned themselves.
-    own: Cell<u32>,
-    error: Cell<Option<Outcome>>,
+    /// The attempts that have returned an error themselves.
+    own: RefCell<Vec<u32>>,
 }
 
 async fn run(schedule: &Schedule) {
@@ -129,8 +128,7 @@ async fn run(schedule: &Schedule) {
                     if matches!(outcome, Outcome::Succeeds) {
                         return Ok(number);
                     }
-                    seen.own.set(seen.own.get() + 1);
-                    seen.error.set(Some(outcome));
+                    seen.own.borrow_mut().push(number);
                     Err(Failed::Own(number, outcome))
                 }
             })
@@ -219,15 +217,17 @@ fn judge(schedule: &Schedule, ctx: &Context, seen: &Seen, failed: &RetryError<Fa
             assert!(!ctx.is_done() && short.left() < short.required());
             let delay = begun.len().checked_sub(1).map(|nth| schedule.delays[nth]);
             let pushed = if let Some(Outcome::Pushes(pushed)) = own { pushed } else { Duration::ZERO };
-            let quickest = failed.latest().map(|attempt| attempt.took()).min().unwrap_or_default();
-            let needs = if schedule.learns {
-                schedule.least.max(quickest.max(TICK * 41))
-            } else {
-                schedule.least
-            };
-            // What was asked for is the delay and the attempt, no more.
-            let most = delay.unwrap_or_default().max(pushed) + needs.max(TICK);
-            assert!(short.required() <= most, "{short}, and {most:?} at most");
+            let by_themselves = seen.own.borrow();
+            let own_ones = failed.latest().filter(|attempt| by_themselves.contains(&attempt.number()));
+            let quickest = own_ones.map(|attempt| attempt.took()).min().unwrap_or_default();
+            let needs = if schedule.learns { schedule.least.max(quickest) } else { schedule.least };
+            // What was asked for is the attempt, or the delay and the attempt, and no more.
+            let delay = delay.unwrap_or_default().max(pushed);
+            let with_delay = if delay.is_zero() { needs } else { delay + needs.max(TICK) };
+            assert!(
+                [needs, with_delay].contains(&short.required()),
+                "{short}, of {needs:?} and {delay:?}"
+            );
         }
         GaveUp::NoDelayLeft => assert_eq!(begun.len(), schedule.delays.len() + 1),
         GaveUp::NotWorthIt => assert!(matches!(own, Some(Outcome::FailsForGood))),

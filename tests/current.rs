@@ -1,5 +1,5 @@
-//! The task's own context: `scope`, `sync_scope`, `spawn` and `current`. Scopes nest, and what was
-//! current before is current again, however the inner one was left.
+//! The current context of a task: `scope`, `sync_scope`, `spawn` and `current`. Scopes nest, and the
+//! previous context is current again however the inner scope was left.
 
 mod common;
 
@@ -18,7 +18,7 @@ use tokio_ctx::Context;
 
 static BACKGROUND: Context = Context::background();
 
-/// The name that the tests tell contexts by.
+/// The value by which the tests distinguish contexts.
 #[derive(Debug, PartialEq)]
 struct Name(&'static str);
 
@@ -143,7 +143,8 @@ fn a_panic_restores_the_outer_context() {
     });
 }
 
-/// A future left half-way: nothing of it stays current, neither after a poll nor after its drop.
+/// A future that is dropped before it has finished leaves no current context, neither between polls nor after
+/// the drop.
 #[test]
 fn a_scope_dropped_half_way_leaves_nothing() {
     named("a").sync_scope(|| {
@@ -164,7 +165,7 @@ fn a_scope_dropped_half_way_leaves_nothing() {
     assert_eq!(current(), "background");
 }
 
-/// A drop that panics in the middle of a scope.
+/// A drop that panics within a scope.
 #[test]
 fn a_scope_whose_future_panics_on_drop_leaves_nothing() {
     struct Panics;
@@ -268,7 +269,7 @@ fn a_plain_spawn_begins_without() {
 }
 
 #[test]
-fn a_spawned_task_is_told_of_the_end_and_not_stopped_by_it() {
+fn a_spawned_task_sees_the_end_and_is_not_stopped() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let (resume, resumed) = oneshot::channel();
@@ -307,7 +308,7 @@ async fn within_makes_its_context_current() {
     assert_eq!(current(), "background");
 }
 
-/// What is current is found from anywhere below, through code that knows nothing of contexts.
+/// The current context is found in nested code that does not know about contexts.
 #[test]
 fn a_value_is_reached_through_code_that_knows_nothing_of_it() {
     fn log_line() -> String {

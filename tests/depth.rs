@@ -1,7 +1,7 @@
-//! Promise 10 at its edges: trees a million deep and a million wide, on a small stack, and what those
-//! who only ask meanwhile notice of it.
+//! Promise 10 at its limits: trees a million deep and a million wide on a small stack, and the longest delay of
+//! a query meanwhile.
 //!
-//! Sizes are a tenth of that for a quick check; `TOKIO_CTX_FULL=1` makes them whole.
+//! By default the sizes are a tenth of that; `TOKIO_CTX_FULL=1` uses the full sizes.
 
 mod common;
 

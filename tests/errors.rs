@@ -1,5 +1,5 @@
-//! What an error prints, where it is found, and what it is: as programs see it that were written from the
-//! documentation alone.
+//! What an error prints, where it is found, and what it is, as a program sees it that was written from the
+//! documentation.
 
 mod common;
 
@@ -43,7 +43,7 @@ fn expired() -> Error {
     ended(&Context::background().with_timeout(Duration::ZERO))
 }
 
-/// An error is a plain value: no larger than ten words, and a clone shares the cause.
+/// An error is a plain value of at most ten words, and clones share the cause.
 #[test]
 fn an_error_is_a_plain_value_that_shares_its_cause() {
     assert!(size_of::<Error>() <= 80, "{}", size_of::<Error>());
@@ -52,7 +52,7 @@ fn an_error_is_a_plain_value_that_shares_its_cause() {
     assert!(std::ptr::eq(error.cause_as::<Cause>().unwrap(), error.clone().cause_as().unwrap()));
 }
 
-/// As `anyhow`'s `{:#}`, and whatever prints a chain.
+/// Prints a chain like `anyhow`'s `{:#}`.
 fn printed(error: impl StdError + Send + Sync + 'static) -> String {
     format!("{:#}", anyhow::Error::new(error))
 }
@@ -65,7 +65,7 @@ fn assert_once(printed: &str, texts: &[&str]) {
 }
 
 #[test]
-fn a_printed_chain_says_each_message_once() {
+fn a_printed_chain_contains_each_message_once() {
     let plain = || Cause("client hung up");
     let layered = || Layer("cache failed", Layer("disk failed", Cause("no space")));
     let texts = ["cache failed", "disk failed", "no space"];
@@ -74,29 +74,29 @@ fn a_printed_chain_says_each_message_once() {
     assert_once(&printed(canceled_with(layered())), &texts);
     assert_once(&printed(canceled_with(io::Error::other(layered()))), &texts);
     assert_once(&printed(io::Error::from(canceled_with(layered()))), &texts);
-    // An error as another's cause, and that one's.
+    // An error as the cause of another one, and of a third.
     let nested = canceled_with(canceled_with(canceled_with(layered())));
     assert_once(&printed(nested.clone()), &texts);
-    // Under errors that print only themselves.
+    // Inside errors that print only themselves.
     assert_once(&printed(Layer("request failed", nested)), &texts);
     assert_once(&printed(expired()), &["context deadline exceeded", "no time was left"]);
-    // The chain goes on behind the cause.
+    // The chain continues behind the cause.
     let error = canceled_with(layered());
     assert_eq!(error.source().unwrap().to_string(), "disk failed");
     assert!(canceled_with(plain()).source().is_none());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_printed_shutdown_says_each_message_once() {
+async fn a_printed_shutdown_contains_each_message_once() {
     let shutdown = Shutdown::new(&Context::background()).grace(ms(50));
     let work = shutdown.spawn(async { Context::current().done().await });
     shutdown.begin(Layer("lost the database", Cause("no route")));
     let report = shutdown.wait().await;
     let stopped = work.await.unwrap();
     let texts = ["lost the database", "no route"];
-    assert_once(&printed(stopped.clone()), &["grace of 50ms is over", texts[0], texts[1]]);
+    assert_once(&printed(stopped.clone()), &["grace period of 50ms is over", texts[0], texts[1]]);
     assert_once(&printed(report.clone()), &["shut down in 50 ms", texts[0], texts[1]]);
-    // What a chain says once, a search still meets.
+    // A search finds errors that are printed once.
     assert_same(stopped.cause_as::<GraceOver>().unwrap().why(), report.why());
     assert_eq!(stopped.cause_as::<Cause>().unwrap().0, "no route");
     assert_same(stopped.cause_as::<Error>().unwrap(), report.why());
@@ -104,7 +104,7 @@ async fn a_printed_shutdown_says_each_message_once() {
 }
 
 #[tokio::test]
-async fn a_printed_process_error_says_each_message_once() {
+async fn a_printed_process_error_contains_each_message_once() {
     let ctx = Context::background().with_cancel();
     ctx.cancel_with(Layer("not today", Cause("closed")));
     let error = Command::new("make").bounded_by(&ctx).status().await.unwrap_err();
@@ -127,7 +127,7 @@ async fn debug_is_the_line_and_what_it_came_from() {
     assert_eq!(format!("{error:?}").lines().count(), 1);
     let error = canceled_with(Layer("a", Layer("b", Cause("c"))));
     assert_eq!(format!("{error:?}"), format!("{error}\n\nCaused by:\n    b\n    c"));
-    // The fields, for who asks.
+    // The fields, on request.
     let fields = format!("{:#?}", canceled_with(Cause("in fields")));
     for field in ["kind: Canceled", "in fields", "made_at", "ended_at", file!()] {
         assert!(fields.contains(field), "{field:?} in {fields}");
@@ -202,12 +202,12 @@ fn a_cause_is_found_in_whatever_holds_it() {
         assert_eq!(found.map(|cause| cause.0), Some("deep"), "in {nth}: {error:?}");
         assert!(error.cause_as::<fmt::Error>().is_none());
     }
-    // The error asked is not its own cause.
+    // An error is not its own cause.
     assert!(canceled_with("text").cause_as::<Error>().is_none());
     assert!(expired().cause_as::<Cause>().is_none());
 }
 
-/// An error whose sources lead in a circle, of one or two.
+/// Errors whose sources form a cycle of one or two.
 #[derive(Debug)]
 struct Circle(bool);
 
@@ -251,7 +251,8 @@ fn a_chain_that_leads_back_to_itself_ends_the_search() {
     assert!(format!("{:?}", canceled_with(Own)).lines().count() < 10);
 }
 
-/// What this crate's errors hold and leave out of `source`, as they are and under what hides it again.
+/// The inner errors that this crate's errors do not return as their source, directly and inside other errors
+/// that hide them.
 #[tokio::test(start_paused = true)]
 async fn the_contexts_error_is_found_in_every_error_of_the_crate() {
     let ctx = Context::background().with_cancel();
@@ -275,7 +276,7 @@ async fn the_contexts_error_is_found_in_every_error_of_the_crate() {
         Box::new(io::Error::from(unfit())),
         Box::new(Error::from(unfit())),
     ];
-    // What a group had to abort tells the lines in addition.
+    // Aborted tasks of a group add their lines.
     let (group, _ctx) = Group::<(), Error>::new(&ctx);
     let mut group = group.grace(Duration::ZERO);
     group.spawn(std::future::pending());
@@ -287,7 +288,7 @@ async fn the_contexts_error_is_found_in_every_error_of_the_crate() {
         assert_once(&format!("{error:?}"), &["context canceled at", "client hung up", "reset"]);
     }
 
-    // A task that failed says so to the others in words; its own error is what `join` returns.
+    // The others see the text of a failed task; the error itself is returned by `join`.
     let (mut group, ctx) = Group::<(), io::Error>::new(&Context::background());
     group.spawn(async { Err(expired().into()) });
     let seen = ctx.done().await;
@@ -296,7 +297,7 @@ async fn the_contexts_error_is_found_in_every_error_of_the_crate() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_for_lack_of_time_says_each_message_once() {
+async fn a_refusal_for_lack_of_time_contains_each_message_once() {
     let ctx = Context::background().with_timeout(ms(500));
     let short = ctx.require(ms(600)).unwrap_err();
     assert_once(&printed(short.clone()), &["not enough time left", "budget set at"]);
@@ -313,7 +314,7 @@ fn on_a_small_stack(f: impl FnOnce() + Send + 'static) {
     thread.unwrap().join().unwrap();
 }
 
-/// Each error the cause of the next, in whatever `wrap` puts around it.
+/// Each error is the cause of the next one, wrapped by `wrap`.
 fn chained(first: BoxError, wrap: impl Fn(Error) -> BoxError) -> Error {
     let mut error = canceled_with(first);
     for _ in 0..LINKS {
@@ -322,7 +323,7 @@ fn chained(first: BoxError, wrap: impl Fn(Error) -> BoxError) -> Error {
     error
 }
 
-/// A turn of a loop that gives each error to the next context, for days.
+/// A loop that passes each error to the next context.
 #[test]
 fn a_chain_of_hundreds_of_thousands_is_printed_searched_and_freed() {
     on_a_small_stack(|| {
@@ -336,7 +337,7 @@ fn a_chain_of_hundreds_of_thousands_is_printed_searched_and_freed() {
         assert_eq!(error.source().unwrap().to_string(), "counted");
         assert!(error.cause_as::<Counted>().is_some());
         assert!(error.cause_as::<fmt::Error>().is_none());
-        // A clone keeps it all, and so does a link in the middle.
+        // A clone keeps the whole chain, and so does a link in the middle.
         let clone = error.clone();
         drop(error);
         let mut middle = &clone;
@@ -351,7 +352,7 @@ fn a_chain_of_hundreds_of_thousands_is_printed_searched_and_freed() {
     });
 }
 
-/// Whatever lies between one error and the next.
+/// With any type between one error and the next.
 #[test]
 fn a_chain_of_errors_in_others_is_freed() {
     let between: [fn(Error) -> BoxError; 6] = [
@@ -372,7 +373,7 @@ fn a_chain_of_errors_in_others_is_freed() {
             let error = chained(Box::new(Counted(drops.counted())), wrap);
             assert!(error.cause().is_some_and(|cause| !cause.is::<Error>()));
             assert_eq!(drops.count(), 0);
-            // By a context that has it, too.
+            // Also inside the error of a context.
             let ctx = Context::background().with_cancel();
             ctx.cancel_with(error);
             drop(ctx);
@@ -381,7 +382,7 @@ fn a_chain_of_errors_in_others_is_freed() {
     }
 }
 
-/// From many threads, of which any may be the last that holds a link.
+/// On many threads, each of which may drop the last reference to a link.
 #[test]
 fn a_chain_that_threads_share_is_freed_once() {
     let drops = Drops::default();
@@ -399,7 +400,7 @@ fn a_chain_that_threads_share_is_freed_once() {
     assert_eq!(drops.count(), 1);
 }
 
-/// A cause whose drop panics costs the rest of the chain nothing, nor later ones.
+/// A cause whose drop panics does not affect the rest of the chain, nor later chains.
 #[test]
 fn a_cause_that_panics_when_dropped_leaves_nothing_behind() {
     let drops = Drops::default();
@@ -439,7 +440,7 @@ impl fmt::Display for Counted {
 
 impl StdError for Counted {}
 
-/// Holds errors and shows none.
+/// Contains errors and does not return them.
 #[derive(Debug)]
 struct Held(
     #[allow(dead_code, reason = "to be dropped")] Option<Error>,
@@ -454,7 +455,7 @@ impl fmt::Display for Held {
 
 impl StdError for Held {}
 
-/// Panics when it is dropped.
+/// Panics when dropped.
 #[derive(Debug)]
 struct Breaks(#[allow(dead_code, reason = "to be dropped")] Option<Error>);
 

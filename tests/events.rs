@@ -1,4 +1,4 @@
-//! Which ends are events of `tracing`, a subscriber that panics, and what `#[tracing::instrument]` records of
+//! Which ends are `tracing` events, a subscriber that panics, and what `#[tracing::instrument]` records of
 //! a context.
 #![cfg(feature = "tracing")]
 
@@ -27,17 +27,17 @@ use tracing_subscriber::layer::{Context as LayerContext, Layer, SubscriberExt as
 static BACKGROUND: Context = Context::background();
 
 thread_local! {
-    /// The texts of the fields of this thread's events and new spans: a test has a thread of its own.
+    /// The fields of the events and new spans of this thread. Every test has a thread of its own.
     static SEEN: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
     static PANICS: Cell<Panics> = const { Cell::new(Panics::Never) };
 }
 
-/// Where the subscriber panics, on this thread.
+/// Where the subscriber panics on this thread.
 #[derive(Clone, Copy, PartialEq)]
 enum Panics {
     Never,
     Enabled,
-    /// With a payload that panics when it is dropped.
+    /// With a payload that panics when dropped.
     EnabledTwice,
     Event,
 }
@@ -62,7 +62,7 @@ impl Visit for Reader {
 }
 
 impl<S: Subscriber> Layer<S> for Capture {
-    /// To be asked each time: otherwise what is `enabled` first holds for good.
+    /// Evaluated every time; otherwise the first result of `enabled` is cached.
     fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
         Interest::sometimes()
     }
@@ -92,7 +92,7 @@ impl<S: Subscriber> Layer<S> for Capture {
     }
 }
 
-/// Begins to listen; one subscriber for all threads, as tracing caches which of them listen.
+/// Installs one subscriber for all threads, because tracing caches its interest.
 fn listen() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
@@ -114,7 +114,7 @@ async fn a_request_that_was_answered_is_no_event() {
     for body in ["", "some text"] {
         let watching = Mutex::new(None);
         let service = service_fn(async |request: Request<()>| {
-            // Something that sees the end: otherwise there is none.
+            // Something has to observe the end; otherwise there is none.
             let ctx = request.extensions().get::<Context>().unwrap();
             *watching.lock().unwrap() = Some(tokio::spawn(ctx.done_owned()));
             Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(body)))
@@ -130,7 +130,7 @@ async fn a_request_that_was_answered_is_no_event() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_ended_otherwise_is_an_event() {
+async fn a_request_that_ended_abnormally_is_an_event() {
     listen();
     let service = service_fn(async |request: Request<()>| {
         let ctx = request.extensions().get::<Context>().unwrap().clone();
@@ -156,7 +156,7 @@ async fn a_shutdown_is_one_event_with_its_cause() {
     assert!(seen.len() == 1 && seen[0].contains("cause=new version;"), "{seen:?}");
 }
 
-/// The grace's end is one more event, of the hard context; the timers behind it are not the user's.
+/// The end of the grace period is another event, of the hard context. The timers behind it emit none.
 #[tokio::test(start_paused = true)]
 async fn a_grace_that_is_over_is_one_event_more() {
     listen();
@@ -165,7 +165,7 @@ async fn a_grace_that_is_over_is_one_event_more() {
     shutdown.begin(Cause("new version"));
     assert_eq!(shutdown.wait().await.overdue().len(), 1);
     let seen = SEEN.take();
-    assert!(seen.len() == 2 && seen[1].contains("cause=grace of 50ms is over"), "{seen:#?}");
+    assert!(seen.len() == 2 && seen[1].contains("cause=grace period of 50ms is over"), "{seen:#?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -179,9 +179,9 @@ async fn a_test_that_is_over_is_no_event() {
     no_event();
 }
 
-/// What waits is woken, below and beside; the context has ended; and the caller does not notice.
+/// Waiters are woken, the context has ended, and the caller does not notice the panic.
 #[tokio::test(start_paused = true)]
-async fn a_subscriber_that_panics_costs_the_event_alone() {
+async fn a_subscriber_that_panics_loses_only_the_event() {
     listen();
     for panics in [Panics::Enabled, Panics::EnabledTwice, Panics::Event] {
         PANICS.set(panics);
@@ -218,7 +218,7 @@ async fn a_subscriber_that_panics_costs_the_event_alone() {
 #[tracing::instrument]
 fn handle(ctx: &Context, id: u32) {}
 
-/// `#[tracing::instrument]` records `Debug` unless it is told not to.
+/// `#[tracing::instrument]` records `Debug` by default.
 #[tokio::test(start_paused = true)]
 async fn an_instrumented_function_records_a_context_in_one_short_line() {
     listen();

@@ -1,4 +1,4 @@
-//! `bounded_by` on futures, which is `run` written behind, and on streams, which end with the context.
+//! `bounded_by` on futures and on streams, which end with the context.
 
 mod common;
 
@@ -134,7 +134,7 @@ mod streams_are_bounded {
         let polled = stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("work for the dead") });
         assert_eq!(polled.bounded_by(&ctx).next().await, None);
 
-        // Made before the end, first polled after it.
+        // Created before the end, and first polled after it.
         let ctx = BACKGROUND.with_cancel();
         let polled = stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("work for the dead") });
         let mut bounded = pin!(polled.bounded_by(&ctx));
@@ -142,7 +142,7 @@ mod streams_are_bounded {
         assert_eq!(bounded.next().await, None);
     }
 
-    /// Always ready, it would never let the end be seen if items came first.
+    /// A stream that is always ready does not hide the end.
     #[test]
     fn also_if_they_are_always_ready() {
         on_both(|| async {
@@ -163,7 +163,7 @@ mod streams_are_bounded {
         });
     }
 
-    /// A busy channel uses up the task's cooperative budget; the end is seen nevertheless.
+    /// A busy channel uses up the task's cooperative budget. The end is seen nevertheless.
     #[test]
     fn also_if_they_exhaust_the_tasks_budget() {
         on_both(|| async {
@@ -191,7 +191,7 @@ mod streams_are_bounded {
         send.send(2).unwrap();
         ctx.cancel();
         assert_eq!(poll_next(bounded.as_mut(), Waker::noop()), Poll::Ready(None));
-        // What was not given is still where it came from.
+        // Items that were not returned are still in the source.
         assert_eq!(receive.borrow_mut().try_recv(), Ok(2));
     }
 
@@ -244,8 +244,8 @@ mod streams_are_bounded {
         ctx.cancel();
     }
 
-    /// Nor once an item has come, or the stream has run dry, or the context has ended: whatever keeps the
-    /// stream after that keeps no task.
+    /// Nor after an item was returned, or the stream or the context has ended. Code that keeps the stream keeps
+    /// no task alive.
     #[tokio::test(start_paused = true)]
     async fn and_leave_no_waker_when_they_do_not_wait() {
         let parent = BACKGROUND.with_timeout(LONG * 2);
@@ -360,7 +360,7 @@ mod streams_are_checked {
         assert!(matches!(items[..], [Err(_)]));
     }
 
-    /// A stream of results keeps its error type, and goes on after its own errors.
+    /// A stream of results keeps its error type, and continues after its own errors.
     #[test]
     fn and_results_stay_results() {
         on_both(|| async {

@@ -1,7 +1,7 @@
-//! What foreign code may do where the tree calls it, and what may become of a runtime: panics, guards
-//! dropped in the middle of things, shutdowns, clocks that jump. The tree stays whole and nothing hangs.
+//! Faults of foreign code that the tree calls, and of runtimes: panics, guards that are dropped during an
+//! operation, shutdowns, clocks that jump. The tree stays intact, and nothing hangs.
 //!
-//! Everything here happens with a tracing subscriber that formats all it is told.
+//! All tests run with a tracing subscriber that formats every event.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! `Group`: the first error ends the others and is what `join` returns; no task is left behind. Go's
-//! `errgroup_test.go` is the checklist, and every promise of the docs is here.
+//! `Group`: the first error cancels the other tasks and is returned by `join`, and no task is left behind.
+//! Covers Go's `errgroup_test.go` and every promise of the documentation.
 
 mod common;
 #[path = "common/live.rs"]
@@ -27,7 +27,7 @@ use tokio_ctx::{BoxError, Context, Error, Group};
 
 static BACKGROUND: Context = Context::background();
 
-/// What the tasks fail with, as callers write it.
+/// The error types of tasks, as in real programs.
 #[derive(Debug)]
 enum Failure {
     Own(&'static str),
@@ -37,7 +37,7 @@ enum Failure {
 use Failure::{Ended, Own};
 
 impl Failure {
-    /// The task's own word.
+    /// The task's own message.
     #[track_caller]
     fn word(&self) -> &'static str {
         match self {
@@ -46,7 +46,7 @@ impl Failure {
         }
     }
 
-    /// The context's end.
+    /// The error of the context.
     #[track_caller]
     fn end(&self) -> &Error {
         match self {
@@ -75,17 +75,17 @@ impl From<Error> for Failure {
 
 type Words = Group<&'static str, Failure>;
 
-/// What the task said that ended the context.
+/// The message of the task that ended the context.
 fn said(error: &Error) -> Option<&str> {
     error.cause_as::<TaskFailed>().map(TaskFailed::message)
 }
 
-/// Runs a test on a clock that stands still.
+/// Runs a test on a paused clock.
 fn on_paused<F: Future<Output = ()>>(test: F) {
     paused().block_on(test);
 }
 
-/// Ends after the context does, and after some cleaning up.
+/// Ends after the context does, and after some cleanup.
 async fn cleans_up(takes: Duration) -> Result<&'static str, Failure> {
     Context::current().done().await;
     sleep(takes).await;
@@ -119,7 +119,7 @@ mod values {
         });
     }
 
-    /// Go's `Wait` cancels its context also when all went well; ours says so in the usual words.
+    /// Go's `Wait` cancels its context even if no task failed. So does `join`, with the usual error.
     #[test]
     fn are_there_when_the_context_has_ended() {
         on_both(|| async {
@@ -136,7 +136,7 @@ mod values {
         });
     }
 
-    /// Finished work is not thrown away, and an end from outside is no failure. So does Go.
+    /// Finished work is not discarded, and an end from outside is not a failure, as in Go.
     #[test]
     fn survive_an_end_from_outside() {
         on_paused(async {
@@ -172,7 +172,7 @@ mod the_context {
         });
     }
 
-    /// As in Go: the task is told, and finds out.
+    /// As in Go, the task can see the end.
     #[test]
     fn may_have_ended_before_a_task_is_spawned() {
         on_both(|| async {
@@ -188,9 +188,10 @@ mod the_context {
 mod the_first_error {
     use super::*;
 
-    /// By value, while the others and the context are still there; they have its text and line.
+    /// The error is returned by value, while the others and the context still exist; they have its text and
+    /// line.
     #[test]
-    fn is_returned_by_value_and_told_to_the_others() {
+    fn is_returned_by_value_and_the_others_cause() {
         on_both(|| async {
             let (mut group, ctx) = Group::<(), Failure>::new(&BACKGROUND);
             let (tell, told) = oneshot::channel();
@@ -218,7 +219,7 @@ mod the_first_error {
         });
     }
 
-    /// In a function of the caller's own error, whatever it is.
+    /// In a function with the caller's own error type.
     #[test]
     fn goes_through_the_question_mark() {
         async fn own() -> Result<usize, Failure> {
@@ -244,7 +245,7 @@ mod the_first_error {
             group.spawn(async move { ctx.check() });
             Ok(group.join().await?.len())
         }
-        /// A handler of tonic's, and one of axum's.
+        /// A handler of tonic, and one of axum.
         #[cfg(feature = "tonic")]
         async fn rpc() -> Result<usize, tonic::Status> {
             let (mut group, ctx) = Group::new(&BACKGROUND);
@@ -299,7 +300,7 @@ mod the_first_error {
         });
     }
 
-    /// The context had ended: its cause stays what it was, and `join` returns what the task made of it.
+    /// The context had ended before: its cause does not change, and `join` returns the error of the task.
     #[test]
     fn does_not_rewrite_an_end_from_outside() {
         on_both(|| async {
@@ -315,7 +316,7 @@ mod the_first_error {
         });
     }
 
-    /// Whichever it is, all name the same.
+    /// Whichever comes first, all name the same.
     #[test]
     fn of_many_at_once_is_one_for_all() {
         let runtime = multi_thread(4);
@@ -338,9 +339,9 @@ mod the_first_error {
         }
     }
 
-    /// An error, a cancel from above and the end of the wait, all at once: no hang, nothing lost.
+    /// An error, a cancel of the parent and dropping the wait at the same time: nothing hangs, nothing is lost.
     #[test]
-    fn is_told_whatever_else_ends_the_context() {
+    fn is_returned_whatever_else_ends_the_context() {
         let runtime = multi_thread(2);
         watched(move || {
             for _ in 0..300 {
@@ -413,7 +414,7 @@ mod errors_of_every_type {
         });
     }
 
-    /// The others are told the whole chain.
+    /// The others see the whole chain.
     #[test]
     fn anyhow() {
         on_both(|| async {
@@ -426,7 +427,7 @@ mod errors_of_every_type {
         });
     }
 
-    /// What tasks that only look at their context return.
+    /// The errors of tasks that only wait for their context.
     #[test]
     fn of_contexts() {
         on_paused(async {
@@ -437,7 +438,8 @@ mod errors_of_every_type {
         });
     }
 
-    /// Neither `Sync`, nor an error, nor made of a context's: such a group is asked for its outcomes.
+    /// Neither `Sync`, nor an error type, nor converted from a context's error: only `outcomes` is available
+    /// for such a group.
     #[test]
     fn that_only_print() {
         struct Plain(std::cell::Cell<u8>);
@@ -455,7 +457,7 @@ mod errors_of_every_type {
         });
     }
 
-    /// A text that panics is the task's own panic, and costs no other task its end.
+    /// An error whose `Display` panics counts as a panic of the task, and does not affect other tasks.
     #[test]
     fn that_do_not_print() {
         #[derive(Debug)]
@@ -479,7 +481,7 @@ mod errors_of_every_type {
         });
     }
 
-    /// The first is the caller's, and none is kept elsewhere.
+    /// The caller gets the first error, and no other is kept.
     #[test]
     fn are_dropped_once() {
         #[derive(Debug)]
@@ -529,7 +531,7 @@ mod join {
         });
     }
 
-    /// A future need not be done with what it holds when it resolves; the wait is for its drop.
+    /// A future may own values after it has resolved. The wait is for its drop.
     #[test]
     fn returns_when_what_the_tasks_held_is_dropped() {
         on_both(|| async {
@@ -581,7 +583,7 @@ mod join {
         });
     }
 
-    /// What had to be aborted is named, beside the cause, which is found as it was.
+    /// Aborted tasks are named next to the cause, which can still be found.
     #[test]
     fn names_the_aborted_on_one_line() {
         on_paused(async {
@@ -607,7 +609,7 @@ mod join {
         });
     }
 
-    /// Without a task's error the caller gets the context's, converted.
+    /// Without an error of a task, the caller gets the context's error, converted.
     #[test]
     fn converts_the_contexts_end() {
         on_paused(async {
@@ -622,7 +624,7 @@ mod join {
     }
 }
 
-/// Aborted tasks go at their next turn, which on several threads is soon, not at once.
+/// Aborted tasks are dropped when they are next scheduled, which on several threads is soon, but not immediate.
 async fn gone(drops: &Drops, count: usize) {
     let all = async {
         while drops.count() < count {
@@ -658,9 +660,9 @@ mod a_dropped_group {
         });
     }
 
-    /// They are told before they are aborted: a task that is at work just then hears of it.
+    /// Tasks are canceled before they are aborted, so a task that is running sees the cancel.
     #[test]
-    fn tells_its_tasks_first() {
+    fn cancels_its_tasks_first() {
         on_both(|| async {
             let (tell, told) = oneshot::channel();
             struct Tells(Option<oneshot::Sender<bool>>, Context);
@@ -695,7 +697,7 @@ mod a_dropped_group {
         });
         drop(runtime);
         assert_eq!(drops.count(), 1);
-        // Its tasks are gone, and `join` says so.
+        // Its tasks are gone, and `join` reports this.
         let failed = current_thread().block_on(async {
             group.spawn(cleans_up(Duration::ZERO));
             group.join().await.unwrap_err()
@@ -704,9 +706,9 @@ mod a_dropped_group {
         assert!(failed.to_string().contains("its runtime shut down; aborted: 1 task"), "{failed}");
     }
 
-    /// The context goes on, and then says it as well.
+    /// The context does not end, and then reports this as well.
     #[test]
-    fn that_keeps_going_says_so_too() {
+    fn that_keeps_going_reports_it_too() {
         let runtime = multi_thread(2);
         let (group, ctx) = runtime.block_on(async {
             let (group, ctx) = Words::new(&BACKGROUND);
@@ -791,13 +793,13 @@ mod a_limit {
             assert!(!group.spawn(async { unreachable!() }).await);
             assert!(start.elapsed() <= ms(51), "before the other has ended");
             assert!(!group.spawn(async { unreachable!() }).await);
-            // One value of two or three would be taken for all.
+            // The value of one task out of three must not be taken for all values.
             let failed = group.join().await.unwrap_err();
             common::assert_same(failed.end(), &ended(&parent));
         });
     }
 
-    /// The failure makes room, and ends the context: room or not, nothing starts after the end.
+    /// The failure makes room and ends the context. Nothing starts after the end.
     #[test]
     fn starts_nothing_in_the_room_that_the_end_has_made() {
         on_both(|| async {
@@ -805,7 +807,7 @@ mod a_limit {
             let mut group = group.limit(1);
             assert!(group.spawn(async { Err(Own("doomed")) }).await);
             assert!(!group.spawn(async { unreachable!() }).await);
-            // Not the refusal, which is only its echo.
+            // Not the refusal, which is only a consequence.
             assert_eq!(group.join().await.unwrap_err().word(), "doomed");
         });
     }
@@ -835,7 +837,7 @@ mod a_limit {
 
     /// Go's `TestTryGo`.
     #[test]
-    fn makes_try_spawn_say_no() {
+    fn makes_try_spawn_refuse() {
         on_both(|| async {
             let (group, _ctx) = Group::<(), Failure>::new(&BACKGROUND);
             let mut group = group.limit(42);
@@ -874,15 +876,15 @@ mod a_limit {
             group.canceler().cancel_with(Cause("over"));
             assert!(group.try_spawn(async { unreachable!() }).is_err());
             assert_eq!(word(&ended(group.context())), Some("over"));
-            // The task was handed back, not given up.
+            // The task was returned, not lost.
             assert_eq!(group.join().await.unwrap(), [""; 0]);
         });
     }
 
     #[test]
-    fn of_zero_is_refused_with_a_clear_word() {
+    fn of_zero_is_refused_with_a_clear_message() {
         let text = panic_text(|| Words::new(&BACKGROUND).0.limit(0));
-        assert!(text.contains("cannot be 0; use at least 1"), "{text}");
+        assert!(text.contains("must be at least 1"), "{text}");
     }
 
     #[test]
@@ -958,12 +960,12 @@ mod a_panic {
     }
 
     #[test]
-    fn that_is_no_text_is_told_all_the_same() {
+    fn that_is_no_string_is_reported_too() {
         on_both(|| async {
             let (mut group, ctx) = Words::new(&BACKGROUND);
             group.spawn(async { panic_any(Cause("odd")) });
             let stopped = ctx.done().await;
-            assert_eq!(said(&stopped), Some("something that is no text"));
+            assert_eq!(said(&stopped), Some("a payload that is not a string"));
         });
     }
 
@@ -994,7 +996,7 @@ mod keeping_going {
     use super::*;
 
     #[test]
-    fn tells_what_came_of_each_in_the_order_of_the_spawns() {
+    fn returns_each_outcome_in_the_order_of_the_spawns() {
         on_paused(async {
             let (group, ctx) = Words::new(&BACKGROUND);
             let mut group = group.keep_going();
@@ -1025,7 +1027,7 @@ mod keeping_going {
         });
     }
 
-    /// Go's `TestZeroGroup`: the first error in time, when all have run their course.
+    /// Go's `TestZeroGroup`: the first error, after all tasks have finished.
     #[test]
     fn still_gives_the_first_error_to_join() {
         on_paused(async {
@@ -1051,7 +1053,7 @@ mod keeping_going {
             group.spawn(ready(Ok("one")));
             assert!(group.next().await.is_some());
             let text = panic_text(|| group.keep_going());
-            assert!(text.contains("before its first task"), "{text}");
+            assert!(text.contains("before the first task"), "{text}");
         });
     }
 
@@ -1078,7 +1080,7 @@ mod a_grace {
     use super::*;
 
     #[test]
-    fn lets_clean_up_who_can_in_time_and_aborts_the_rest() {
+    fn lets_tasks_clean_up_in_time_and_aborts_the_rest() {
         on_paused(async {
             let start = Instant::now();
             let drops = Drops::default();
@@ -1118,7 +1120,7 @@ mod a_grace {
         });
     }
 
-    /// Nothing but the end starts it.
+    /// Only the end starts the grace period.
     #[test]
     fn leaves_those_alone_whose_context_has_not_ended() {
         on_paused(async {
@@ -1172,14 +1174,14 @@ mod a_grace {
             group.canceler().cancel();
             assert!(matches!(group.next().await.unwrap().end, End::Done("cleaned up")));
             assert!(matches!(group.next().await.unwrap().end, End::Aborted));
-            // Too late for anybody: it is aborted as soon as it is spawned.
+            // Spawned after the grace period, so it is aborted immediately.
             group.spawn(pending());
             let outcomes = group.outcomes().await;
             assert!(matches!(outcomes[..], [ref late] if matches!(late.end, End::Aborted)));
         });
     }
 
-    /// A wait that is dropped half-way, and another: the time goes on where it was.
+    /// A wait that is dropped, and another one: the time continues.
     #[test]
     fn goes_on_over_several_waits() {
         on_paused(async {
@@ -1242,7 +1244,7 @@ mod next {
         });
     }
 
-    /// An error that was taken is the caller's. The group has failed all the same.
+    /// An error that `next` has returned belongs to the caller. The group has failed nevertheless.
     #[test]
     fn takes_the_error_and_leaves_the_end_to_join() {
         on_both(|| async {
@@ -1256,13 +1258,13 @@ mod next {
             let failed = group.join().await.unwrap_err();
             common::assert_same(failed.end(), &ended(&ctx));
             assert_eq!(said(failed.end()), Some("doomed"));
-            // What is left of the errors comes first.
+            // The first of the remaining errors.
             let (mut group, _ctx) = Words::new(&BACKGROUND);
             group.spawn(async { Err(Own("first")) });
             assert!(matches!(group.next().await.unwrap().end, End::Failed(_)));
             group.spawn(async { Err(Own("second")) });
             assert_eq!(group.join().await.unwrap_err().word(), "second");
-            // One that keeps going has not failed.
+            // A group that keeps going has not failed.
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.keep_going();
             group.spawn(async { Err(Own("first")) });
@@ -1287,7 +1289,7 @@ fn every_combination_of_errors_and_none() {
     on_both(move || async move {
         for (errors, want) in cases {
             let (group, ctx) = Words::new(&BACKGROUND);
-            // One after the other, so that it is clear which comes first.
+            // One after the other, so that the order is known.
             let mut group = group.limit(1);
             for error in errors.iter().copied() {
                 let task = async move { error.map_or(Ok(""), |error| Err(Own(error))) };
@@ -1303,7 +1305,7 @@ fn every_combination_of_errors_and_none() {
 }
 
 #[test]
-fn spawning_without_a_runtime_says_so_and_leaves_the_group_whole() {
+fn spawning_without_a_runtime_panics_and_leaves_the_group_intact() {
     let (mut group, _ctx) = Words::new(&BACKGROUND);
     let text = panic_text(AssertUnwindSafe(|| group.spawn(ready(Ok("")))));
     assert!(text.contains("no reactor running"), "{text}");
@@ -1314,7 +1316,7 @@ fn spawning_without_a_runtime_says_so_and_leaves_the_group_whole() {
     });
 }
 
-/// What ends one of the inner groups ends the outer one, and is found through both.
+/// The error that ends an inner group ends the outer one, and is found through both.
 #[test]
 fn a_group_under_groups() {
     on_paused(async {
@@ -1337,7 +1339,7 @@ fn a_group_under_groups() {
     });
 }
 
-/// Whatever became of a group, not a byte of it is left.
+/// However a group has ended, not a byte of it is left.
 #[test]
 fn it_leaves_nothing_behind() {
     async fn life(parent: &Context) {
@@ -1370,7 +1372,7 @@ fn it_leaves_nothing_behind() {
         let mut least = isize::MAX;
         for round in 0..50 {
             life(&parent).await;
-            // The runtime grows its own tables now and then, and gives them back.
+            // The runtime resizes its own tables now and then.
             if round < 25 {
                 least = least.min(live::live());
             }
@@ -1381,7 +1383,7 @@ fn it_leaves_nothing_behind() {
 }
 
 #[test]
-fn it_shows_who_runs() {
+fn it_shows_the_running_tasks() {
     on_both(|| async {
         let (mut group, _ctx) = Words::new(&BACKGROUND);
         group.spawn(pending());

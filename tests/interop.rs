@@ -1,5 +1,5 @@
-//! The borders to tokio-util's `CancellationToken`: `with_token` ends a context by a token,
-//! `cancellation_token` hands an end on to one, and neither works the other way round.
+//! Conversions from and to tokio-util's `CancellationToken`: `with_token` ends a context with a token,
+//! `cancellation_token` cancels a token with a context, and neither has an effect in the other direction.
 
 mod common;
 
@@ -35,7 +35,7 @@ fn a_canceled_token_ends_the_context_at_once() {
 }
 
 #[test]
-fn a_token_that_was_canceled_before_ends_it_at_birth() {
+fn a_token_that_was_canceled_before_ends_it_from_the_start() {
     let token = CancellationToken::new();
     token.cancel();
     let ctx = BACKGROUND.with_token(&token);
@@ -275,7 +275,7 @@ fn a_handed_out_token_of_a_timed_context_is_canceled_before_cancel_returns() {
 }
 
 #[test]
-fn a_handed_out_token_wakes_those_who_wait_on_it() {
+fn a_returned_token_wakes_its_waiters() {
     watched(|| {
         for _ in 0..500 {
             let ctx = BACKGROUND.with_cancel();
@@ -382,7 +382,7 @@ fn a_token_of_a_context_below_a_token_is_canceled_with_it() {
 }
 
 #[test]
-fn a_token_of_a_deadline_outside_a_runtime_says_what_is_missing() {
+fn a_token_of_a_deadline_outside_a_runtime_panics_with_the_reason() {
     let ctx = BACKGROUND.with_timeout(LONG);
     let text = panic_text(|| ctx.cancellation_token());
     assert!(text.contains("Tokio") && text.contains("runtime"), "{text}");
@@ -423,7 +423,7 @@ fn a_token_asked_for_again_on_another_runtime_sees_the_deadline() {
 }
 
 #[test]
-fn a_token_canceled_and_a_guard_at_once_make_one_story() {
+fn a_token_and_a_guard_at_the_same_time_make_one_error() {
     watched(|| {
         for _ in 0..1000 {
             let token = CancellationToken::new();

@@ -1,5 +1,5 @@
-//! `Context::io`: what waits on a stream ends with the context, what is tried afterwards is refused, and no
-//! byte is lost. On real sockets where that matters.
+//! `Context::io`: pending operations end with the context, later ones are refused, and no byte is lost. On
+//! real sockets where that matters.
 
 #![cfg(feature = "io")]
 
@@ -25,7 +25,7 @@ use tokio_ctx::{CancelScope, Context, Error};
 
 static BACKGROUND: Context = Context::background();
 
-/// Counts the allocations of each thread, and the bytes that it has allocated and not freed.
+/// Counts the allocations and the live bytes of each thread.
 struct Counting;
 
 thread_local! {
@@ -33,7 +33,7 @@ thread_local! {
     static LIVE: Cell<isize> = const { Cell::new(0) };
 }
 
-// SAFETY: everything is passed on to the system's allocator unchanged.
+// SAFETY: every call is forwarded to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
@@ -109,9 +109,9 @@ fn a_write_that_waits_ends_with_a_cancel() {
     });
 }
 
-/// Each half may be another task's: both must be told.
+/// The halves can belong to different tasks. Both must be woken.
 #[test]
-fn both_halves_are_told_of_the_end() {
+fn both_halves_are_woken_at_the_end() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let (near, _far) = io::duplex(1);
@@ -149,7 +149,7 @@ async fn what_was_not_read_is_still_there() {
     assert_eq!(near.read_u8().await.unwrap(), b'a');
     near.get_ref().readable().await.unwrap();
     ctx.cancel();
-    // There is something to read, and it is not taken.
+    // There is data to read, and it is not taken.
     assert!(near.read_u8().await.is_err());
     assert!(near.context().is_done());
     assert_eq!(near.get_mut().read_u8().await.unwrap(), b'b');
@@ -159,7 +159,7 @@ async fn what_was_not_read_is_still_there() {
     assert_eq!(rest, b"cdef");
 }
 
-/// One that never waits is looked at all the same.
+/// An operation that never waits is checked as well.
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_always_has_more_ends() {
     let ctx = BACKGROUND.with_cancel();
@@ -171,7 +171,7 @@ async fn a_stream_that_always_has_more_ends() {
     assert!(ours(&copy.unwrap_err()).is_canceled());
 }
 
-/// Does something between two polls of a future.
+/// Runs a function between two polls of a future.
 trait AwaitWith: Future + Sized {
     async fn await_with(self, between: impl FnOnce()) -> Self::Output {
         let mut future = pin!(self);
@@ -282,7 +282,7 @@ fn buffers_outside_keep_what_they_have() {
     pinned.get_pin_mut().poll_fill_buf(&mut cx).map(drop).is_ready().then_some(()).unwrap();
 }
 
-/// What a buffered writer could not write is still in it.
+/// A buffered writer keeps what it could not write.
 #[test]
 fn what_was_not_flushed_is_still_there() {
     let ctx = BACKGROUND.with_cancel();
@@ -295,7 +295,7 @@ fn what_was_not_flushed_is_still_there() {
     assert_eq!(writer.into_inner(), b"kept");
 }
 
-/// After the first wait of each direction none allocates, or makes a timer, which would.
+/// After the first wait of each direction, no operation allocates or creates a timer, which would allocate.
 #[test]
 fn no_operation_allocates() {
     let runtime = paused();
@@ -304,7 +304,7 @@ fn no_operation_allocates() {
         let (near, mut far) = io::duplex(64);
         let mut near = ctx.io(near);
         let turn = async |near: &mut Bounded<DuplexStream>, far: &mut DuplexStream| {
-            // A budget for each turn.
+            // A fresh cooperative budget for each iteration.
             tokio::task::yield_now().await;
             let mut byte = [0];
             assert!(poll_once(near.read_exact(&mut byte)).is_pending());
@@ -324,12 +324,12 @@ fn no_operation_allocates() {
     });
 }
 
-/// What a finished operation leaves behind is of its task no more: a connection in a pool keeps the context's
-/// company for hours, and would keep the memory of the last task that used it as long.
+/// A finished operation keeps no waker: a connection in a pool may live as long as the context, and would keep
+/// the memory of the last task that used it.
 mod an_operation_that_is_over_keeps_no_waker {
     use super::*;
 
-    /// Polls once, and insists that what is ready leaves no waker.
+    /// Polls once, and checks that a ready operation leaves no waker.
     #[track_caller]
     fn over<F: Future>(operation: F, wakes: &Arc<Wakes>, waker: &Waker) -> F::Output {
         let Poll::Ready(output) = poll(pin!(operation), waker) else { panic!("it still waits") };
@@ -342,7 +342,7 @@ mod an_operation_that_is_over_keeps_no_waker {
         [BACKGROUND.with_cancel(), BACKGROUND.with_timeout(LONG), parent.with_cancel()]
     }
 
-    /// A task's waker keeps the memory of the task.
+    /// The waker of a task keeps the memory of the task.
     #[tokio::test]
     async fn of_a_task_that_is_gone() {
         // Tokio boxes a future that is larger than two of these, and frees the box earlier.
@@ -350,7 +350,7 @@ mod an_operation_that_is_over_keeps_no_waker {
         let ctx = BACKGROUND.with_timeout(LONG);
         let (near, mut far) = io::duplex(64);
         let mut pooled = ctx.io(near);
-        // The wait itself is there to stay.
+        // The allocation of the wait stays.
         assert!(poll_once(pooled.read_u8()).is_pending());
         let before = LIVE.get();
         for _ in 0..2 {
@@ -391,7 +391,7 @@ mod an_operation_that_is_over_keeps_no_waker {
                 over(write, &wakes, &waker).unwrap();
                 far.read_exact(&mut [0; 1]).await.unwrap();
             }
-            // An end of the stream is a result as well.
+            // The end of the stream is a result as well.
             let mut read = pin!(near.read_u8());
             assert!(poll(read.as_mut(), &waker).is_pending());
             drop(far);
@@ -399,7 +399,7 @@ mod an_operation_that_is_over_keeps_no_waker {
         }
     }
 
-    /// Nor one that the context ended, by a cancel or by its deadline.
+    /// Nor does an operation that was ended by a cancel or a deadline.
     #[tokio::test(start_paused = true)]
     async fn of_one_that_the_context_ended() {
         for (ctx, cancels) in contexts().into_iter().zip([true, false, true]) {
@@ -418,7 +418,7 @@ mod an_operation_that_is_over_keeps_no_waker {
             assert!(reads.count() > 0 && writes.count() > 0, "not woken");
             let Poll::Ready(read) = poll(read, &read_waker) else { panic!("it still waits") };
             assert_eq!(ours(&read.unwrap_err()).is_canceled(), cancels);
-            // The duplex stream keeps the wakers that it was given, and has no use for.
+            // The duplex stream keeps wakers that it no longer needs.
             assert!(Arc::strong_count(&reads) <= 3, "a waker was kept");
             let Poll::Ready(write) = poll(write, &write_waker) else { panic!("it still waits") };
             assert_eq!(ours(&write.unwrap_err()).is_canceled(), cancels);
@@ -426,7 +426,7 @@ mod an_operation_that_is_over_keeps_no_waker {
         }
     }
 
-    /// Says of each operation whether it is ready; keeps no waker.
+    /// Returns whether each operation is ready, and keeps no waker.
     struct Gates {
         write: bool,
         flush: bool,
@@ -473,8 +473,8 @@ mod an_operation_that_is_over_keeps_no_waker {
         }
     }
 
-    /// A task may wait for a write while another operation of the same direction comes to its result at
-    /// once, as a flush of a socket always does: the one that still waits is woken by the end.
+    /// A task may wait for a write while another operation of the same direction is ready, such as a flush of a
+    /// socket. The pending one is woken by the end.
     #[test]
     fn but_another_that_waits_is_woken_even_so() {
         let shut = || Gates { write: false, flush: false, read: false, seek: false };

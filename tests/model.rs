@@ -1,8 +1,8 @@
-//! Random scripts of operations, run on the real thing and on a plain reference that must agree.
+//! Random scripts of operations, run on real contexts and on a simple reference model, which must agree.
 //!
-//! `PROPTEST_CASES` says how many, `PROPTEST_RNG_SEED` which ones; both have defaults, so that every
-//! run is the same. A case that fails is shrunk, printed as a script and as bytes, and its seed noted
-//! in `model.proptest-regressions`; its bytes belong into `model/regressions.txt`.
+//! `PROPTEST_CASES` sets the number of scripts, and `PROPTEST_RNG_SEED` the seed. Both have defaults, so every
+//! run is the same. A script that fails is shrunk and printed as operations and as bytes, and its seed is
+//! stored in `model.proptest-regressions`. Add its bytes to `model/regressions.txt`.
 
 #[path = "model/interpreter.rs"]
 mod interpreter;

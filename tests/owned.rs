@@ -1,5 +1,5 @@
-//! What goes into a task, a struct or a signature that asks for `()`: futures that borrow nothing, tasks that are
-//! handed their context, and handles that may cross a `catch_unwind`.
+//! Futures that can be spawned or stored, futures of `()`, tasks that receive their context, and handles
+//! that may cross a `catch_unwind`.
 
 mod common;
 
@@ -19,7 +19,7 @@ fn spawnable<F: Future + Send + 'static>(future: F) -> F {
     future
 }
 
-/// The context is a temporary, gone before the first poll.
+/// The context is a temporary, which is dropped before the first poll.
 #[tokio::test(start_paused = true)]
 async fn within_borrows_nothing() {
     let step = spawnable(Context::background().within(ms(30), async |_| pending::<()>().await));
@@ -30,7 +30,7 @@ async fn within_borrows_nothing() {
         .with_value(7_u8)
         .within(ms(30), |ctx: Context| async move { ctx.value::<u8>().copied() });
     assert_eq!(step.await.unwrap(), Some(7));
-    // What the closure borrows it may.
+    // The closure may borrow.
     let local = String::from("borrowed");
     let read = Context::background().within(ms(30), async |_| local.len()).await;
     assert_eq!(read.unwrap(), local.len());
@@ -48,14 +48,14 @@ impl From<Error> for Failure {
     }
 }
 
-/// The step's own end and the bound's are one and the same to the caller, whichever is first.
+/// The error of the step and the end of its context have the same type, whichever comes first.
 #[tokio::test(start_paused = true)]
 async fn try_within_is_one_flat_result() {
     let ctx = Context::background();
     let limit = ms(30);
-    // The step notices by itself.
+    // The step notices the end itself.
     let noticed = ctx.try_within(limit, async |ctx| Ok::<(), Failure>(ctx.sleep(LONG).await?)).await;
-    // It does not.
+    // The step does not notice the end.
     let stopped = ctx.try_within(limit, async |_| pending::<Result<(), Failure>>().await).await;
     for (which, result) in [noticed, stopped].into_iter().enumerate() {
         match result {
@@ -67,12 +67,12 @@ async fn try_within_is_one_flat_result() {
     assert!(matches!(own, Err(Failure::Own)));
     let value = ctx.try_within(limit, async |_| Ok::<_, Failure>(3)).await;
     assert_eq!(value.unwrap(), 3);
-    // A dead parent starts nothing, and tells its own story.
+    // With an ended parent, nothing starts, and the error is the parent's.
     let dead = ctx.with_cancel();
     dead.cancel();
     let refused = dead.try_within(limit, async |_| -> io::Result<()> { unreachable!() }).await;
     assert_same(Error::find(&refused.unwrap_err()).unwrap(), &ended(&dead));
-    // It is spawnable, and notes the caller's line.
+    // It can be spawned, and records the caller's line.
     let step = spawnable(Context::background().try_within(limit, async |ctx| {
         ctx.check()?;
         Err::<(), Error>(ctx.done().await)
@@ -84,7 +84,7 @@ async fn try_within_is_one_flat_result() {
 
 #[tokio::test(start_paused = true)]
 async fn run_owned_goes_into_a_task() {
-    // Of a context: the scope stays where it is.
+    // On a context, the scope is not moved.
     let scope = Context::background().with_cancel();
     let drops = Drops::default();
     let held = drops.counted();
@@ -98,18 +98,18 @@ async fn run_owned_goes_into_a_task() {
     scope.cancel_with(Cause("enough"));
     assert_eq!(word(&task.await.unwrap().unwrap_err()), Some("enough"));
     assert_eq!(drops.count(), 1);
-    // Of a scope: it goes along, and ends with the step.
+    // On a scope, the scope is moved, and ends with the step.
     let step = spawnable(Context::background().with_timeout(ms(30)).run_owned(pending::<()>()));
     assert!(tokio::spawn(step).await.unwrap().unwrap_err().is_deadline_exceeded());
     let scope = Context::background().with_cancel();
     let seen = scope.clone();
     assert_eq!(scope.run_owned(async { 3 }).await.unwrap(), 3);
     assert!(seen.is_done());
-    // Ended before, it starts nothing.
+    // If it ended before, nothing starts.
     let refused = seen.run_owned(async { unreachable!() }).await;
     let error: Error = refused.map(|(): ()| ()).unwrap_err();
     assert_same(&error, &ended(&seen));
-    // A result that is ready wins.
+    // A result that is ready takes precedence.
     let scope = Context::background().with_cancel();
     let canceler = scope.canceler();
     assert_eq!(scope.run_owned(async move { canceler.cancel() }).await.unwrap(), ());
@@ -141,7 +141,7 @@ async fn ended_resolves_to_nothing() {
     timed.ended().await;
     assert_eq!(start.elapsed(), ms(40));
     assert!(poll_once(Context::background().ended()).is_pending());
-    // As servers take it.
+    // In the form that servers take.
     let shutdown = Shutdown::new(&Context::background());
     let server = signal(shutdown.soft().ended_owned());
     shutdown.begin("over");
@@ -164,12 +164,12 @@ async fn spawn_bounded_stops_its_task_at_the_end() {
     let error = task.await.unwrap().unwrap_err();
     assert_eq!(drops.count(), 1);
     assert_same(&error, &ended(&ctx));
-    // A result, and none of a dead context's.
+    // The result, or the error of an ended context.
     let alive = Context::background();
     assert_eq!(alive.spawn_bounded(async { 3 }).await.unwrap().unwrap(), 3);
     let polled = ctx.spawn_bounded(async { unreachable!() }).await.unwrap();
     assert!(polled.map(|(): ()| ()).is_err());
-    // Its scope stays its owner's: the task does not keep it from ending.
+    // The scope stays with its owner; the task does not keep it from ending.
     let scope = Context::background().with_cancel();
     let task = scope.spawn_bounded(pending::<()>());
     drop(scope);
@@ -205,7 +205,7 @@ async fn keeping_deadline_keeps_all_but_the_cancel() {
     let kept = request.keeping_deadline();
     parent.cancel_with("client hung up");
     assert!(request.is_done() && !kept.is_done());
-    // Also of one that was canceled before.
+    // Also for a context that was canceled before.
     let late = request.keeping_deadline();
     for ctx in [&kept, &late] {
         assert_eq!(ctx.deadline(), request.deadline());
@@ -216,8 +216,8 @@ async fn keeping_deadline_keeps_all_but_the_cancel() {
     let error = kept.done().await;
     assert_eq!(start.elapsed(), ms(100));
     assert!(error.is_deadline_exceeded());
-    // It names the line that set the deadline, as the request's error does, and that one's budget; also from
-    // far below, from a merge, and once more.
+    // It names the line and the timeout of the context that set the deadline, as the request's error does; also
+    // far below, from a merge, and repeatedly.
     let origin = error.origin();
     assert_eq!((origin.made_at().line(), origin.budget()), (line, Some(ms(100))));
     let below = request.with_timeout(Duration::from_secs(60)).detach().with_cancel().keeping_deadline();
@@ -226,7 +226,7 @@ async fn keeping_deadline_keeps_all_but_the_cancel() {
         assert_eq!(ended(&ctx).to_string(), error.to_string());
         assert_eq!(ended(&ctx).origin().ended_at(), origin.ended_at());
     }
-    // Passed, it is passed; and without one there is none.
+    // A deadline that has passed is kept, and without a deadline there is none.
     advance(ms(50)).await;
     assert!(request.keeping_deadline().err().unwrap().is_deadline_exceeded());
     let free = parent.context().with_value(1_u8).keeping_deadline();
@@ -256,7 +256,7 @@ fn handles_cross_a_catch_unwind() {
     });
     assert!(caught.is_err());
     assert!(!scope.is_done());
-    // One that unwinds drops what it owns.
+    // A task that unwinds drops what it owns.
     let seen = scope.clone();
     let unwound = catch_unwind(move || {
         let _scope = scope;

@@ -1,5 +1,5 @@
-//! Promise 1, *finish once*: the first of cancel, scope drop, deadline and parent's end decides how a
-//! context ended, and nothing after it changes that.
+//! Promise 1, *finish once*: a context ends at the first of cancel, scope drop, deadline and parent's end, and
+//! nothing changes that afterward.
 
 mod common;
 
@@ -105,7 +105,7 @@ fn later_causes_change_nothing() {
 }
 
 #[test]
-fn a_cause_after_a_plain_cancel_is_too_late() {
+fn a_cause_after_a_plain_cancel_has_no_effect() {
     let ctx = BACKGROUND.with_cancel();
     ctx.cancel();
     let first = ended(&ctx);
@@ -116,7 +116,7 @@ fn a_cause_after_a_plain_cancel_is_too_late() {
 }
 
 #[test]
-fn a_cause_after_an_unobserved_cancel_is_too_late() {
+fn a_cause_after_an_unobserved_cancel_has_no_effect() {
     let ctx = BACKGROUND.with_cancel();
     ctx.cancel();
     let line = line!() - 1;
@@ -191,7 +191,7 @@ async fn the_deadline_ends_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_nobody_saw_still_comes_before_a_later_hand() {
+async fn an_unobserved_deadline_comes_before_a_later_cancel() {
     for hand in HANDS {
         let scope = BACKGROUND.with_timeout_cause(ms(100), Cause("too slow"));
         let ctx = scope.clone();
@@ -205,7 +205,7 @@ async fn a_deadline_nobody_saw_still_comes_before_a_later_hand() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_that_was_seen_stands_against_a_later_hand() {
+async fn an_observed_deadline_comes_before_a_later_cancel() {
     for hand in HANDS {
         let scope = BACKGROUND.with_timeout(ms(100));
         let ctx = scope.clone();
@@ -218,7 +218,7 @@ async fn a_deadline_that_was_seen_stands_against_a_later_hand() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hand_before_the_deadline_stands_after_it() {
+async fn a_cancel_before_the_deadline_holds_after_it() {
     for observed in [true, false] {
         for hand in HANDS {
             let scope = BACKGROUND.with_timeout_cause(ms(100), Cause("too slow"));
@@ -238,7 +238,7 @@ async fn a_hand_before_the_deadline_stands_after_it() {
 }
 
 #[test]
-fn a_context_born_past_its_deadline_is_not_canceled_by_its_scope() {
+fn a_context_derived_past_its_deadline_is_not_canceled_by_its_scope() {
     for hand in HANDS {
         let scope = BACKGROUND.with_timeout(ms(0));
         let ctx = scope.clone();
@@ -256,7 +256,7 @@ fn a_context_born_past_its_deadline_is_not_canceled_by_its_scope() {
 }
 
 #[test]
-fn a_deadline_cause_is_not_told_of_a_cancel() {
+fn a_deadline_cause_is_not_used_for_a_cancel() {
     let ctx = BACKGROUND.with_timeout_cause(LONG, Cause("too slow"));
     ctx.cancel();
     assert!(ended(&ctx).cause().is_none());
@@ -351,8 +351,8 @@ fn a_dropped_child_scope_comes_before_the_parents_cause() {
     assert!(ended(&child).cause().is_none());
 }
 
-/// Who comes first in time also holds where a deadline and a parent's end both went unseen, whether or
-/// not somebody had begun to wait on the child.
+/// The order in time also applies if neither the deadline nor the parent's end was observed, with and without a
+/// waiter on the child.
 #[tokio::test(start_paused = true)]
 async fn an_unseen_deadline_before_the_parents_end_is_what_ended_the_child() {
     for waited in [false, true] {
@@ -399,9 +399,9 @@ async fn the_parents_end_before_an_unseen_deadline_is_what_ended_the_child() {
     }
 }
 
-/// As above, with the deadline on the parent and the hand on the child.
+/// The same, with the deadline on the parent and the cancel on the child.
 #[tokio::test(start_paused = true)]
-async fn the_parents_unseen_deadline_comes_before_the_childs_later_hand() {
+async fn the_parents_unobserved_deadline_comes_before_the_childs_later_cancel() {
     for hand in HANDS {
         let parent = BACKGROUND.with_timeout(ms(100));
         let scope = parent.with_cancel();
@@ -430,7 +430,7 @@ async fn of_two_unseen_deadlines_the_earlier_ended_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_changes_an_end_that_a_waiter_was_told() {
+async fn nothing_changes_an_end_that_a_waiter_has_seen() {
     let parent = BACKGROUND.with_cancel();
     let ctx = parent.with_timeout(ms(100));
     let told = ctx.done().await;
@@ -474,7 +474,7 @@ fn of_racing_causes_exactly_one_is_kept() {
 }
 
 #[test]
-fn ending_again_wakes_nobody_again() {
+fn ending_again_wakes_no_one_again() {
     let scope = BACKGROUND.with_cancel();
     let (wakes, waker) = common::Wakes::new();
     let mut done = Box::pin(scope.done_owned());

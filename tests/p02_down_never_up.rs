@@ -1,5 +1,5 @@
-//! Promise 2, *down, never up*: when `cancel()` returns, every descendant has ended, with the parent's
-//! error; no child's end touches its parent or its siblings.
+//! Promise 2, *down, never up*: when `cancel()` returns, every descendant has ended with the parent's error. A
+//! child's end affects neither its parent nor its siblings.
 
 mod common;
 
@@ -84,8 +84,8 @@ async fn a_childs_deadline_leaves_parent_and_siblings_alone() {
     assert_eq!(wakes.count(), 0);
 }
 
-/// A long chain, waited on at some levels only, so that registered and unregistered stretches
-/// alternate; whichever they are, one cancel at the top is seen at every level at once.
+/// A long chain with waiters at some levels only, so that linked and unlinked stretches alternate. A cancel at
+/// the top is immediately visible at every level.
 #[test]
 fn a_cancel_reaches_every_level_of_a_chain() {
     for waited in [&[][..], &[99], &[0], &[3, 17, 50], &[15, 16, 17, 31, 32, 33, 64]] {
@@ -111,7 +111,7 @@ fn a_cancel_reaches_every_level_of_a_chain() {
     }
 }
 
-/// The same from the middle: below it all end, above it none.
+/// The same from the middle: all descendants end, and no ancestor.
 #[test]
 fn a_cancel_in_the_middle_of_a_chain_parts_it() {
     for waited in [None, Some(99), Some(40), Some(60)] {
@@ -312,7 +312,7 @@ fn a_parent_can_still_have_children_after_one_was_canceled() {
     assert!(poll(parent_wait.as_mut(), &waker).is_ready());
 }
 
-/// Paths of random derivations, cut at a random place: the leaf ends, and keeps its values.
+/// Random paths, canceled at a random level: the leaf ends, and keeps its values.
 #[tokio::test]
 async fn random_layers_end_by_any_scope_on_the_path() {
     for seed in 0..500 {
@@ -377,8 +377,8 @@ async fn random_layers_end_by_the_earliest_deadline_on_the_path() {
     }
 }
 
-/// A tree of a hundred; every scope cancels at once from its own task, every context is waited on from
-/// its own task, in a random order. All must come to an end.
+/// A tree of a hundred contexts. Each scope is canceled from a task of its own, and each context is awaited in
+/// a task of its own, in random order. All must end.
 #[test]
 fn simultaneous_cancels_all_over_a_tree_end_everything() {
     on_both(|| async {
@@ -454,7 +454,7 @@ fn what_is_derived_during_a_cancel_ends_with_it() {
                 let last = returned.load(Ordering::Acquire);
                 let child = parent.with_cancel();
                 if round % 2 == 0 {
-                    // Registers with the parent, perhaps in the middle of its end.
+                    // Links to the parent, possibly while the parent ends.
                     let _ = poll_once(child.done());
                 }
                 children.push(child);
@@ -468,7 +468,7 @@ fn what_is_derived_during_a_cancel_ends_with_it() {
     });
 }
 
-/// `cancel` has returned on one thread; another, told so, asks descendants it was just waiting on.
+/// After `cancel` has returned on one thread, another thread, which was waiting on descendants, queries them.
 #[test]
 fn when_cancel_has_returned_every_thread_sees_every_descendant_ended() {
     watched(|| {
@@ -517,7 +517,7 @@ async fn an_unseen_parents_deadline_ends_every_level_below() {
         chain.push(next);
     }
     advance(ms(100)).await;
-    // Leaf first: it has to find out from its ancestors.
+    // The leaf first, which has to find out from its ancestors.
     let error = ended(chain.last().unwrap());
     assert_eq!(error.origin().budget(), Some(ms(100)));
     for ctx in &chain {

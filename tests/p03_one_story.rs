@@ -1,5 +1,6 @@
-//! Promise 3, *one story*: once `is_done`, `err`, `check` or `done` has said *ended*, all of them do, on
-//! every thread, with the same error; what is derived from an ended context has ended with that error.
+//! Promise 3, *one story*: once one of `is_done`, `err`, `check` and `done` has reported the end, all of them
+//! do, on every thread and with the same error. A context that is derived from an ended one has ended with that
+//! error.
 
 mod common;
 
@@ -16,16 +17,16 @@ use tokio_util::sync::CancellationToken;
 
 static BACKGROUND: Context = Context::background();
 
-/// Keeps alive what a context in a test hangs on.
+/// Keeps alive what the context of a test depends on.
 type Kept = Box<dyn std::any::Any>;
 
-/// A way to end a context that nobody has looked at since: its name, and the ended context.
+/// A way to end a context without observing the end: its name, and the ended context.
 type End = (&'static str, fn(&Context) -> (Context, Kept));
 
-/// Asks one question; the error it told, and whether it said *ended*. `is_done` tells no error.
+/// Runs one query, and returns its error and whether it reported the end. `is_done` returns no error.
 type Question = (&'static str, fn(&Context) -> (bool, Option<Error>));
 
-/// Each takes a base (background or deeper) and returns a context that ends when 100 ms have passed.
+/// Each takes a base (the background or a deeper context) and returns a context that ends after 100 ms.
 const ENDS: &[End] = &[
     ("cancelled", |base| {
         let ctx = base.with_cancel();
@@ -116,10 +117,10 @@ const QUESTIONS: [Question; 4] = [
     }),
 ];
 
-/// Every way to end, every question asked first, with and without a waiter from before, on the context
-/// itself and on one twenty levels further down: always ended, always one error.
+/// Every way to end, every query as the first one, with and without an earlier waiter, on the context itself
+/// and twenty levels below: all report the end with the same error.
 #[tokio::test(start_paused = true)]
-async fn whichever_question_comes_first_all_agree() {
+async fn whichever_query_comes_first_all_agree() {
     for &(how, end) in ENDS {
         for (question, ask) in QUESTIONS {
             for depth in [0, 1, 20] {
@@ -152,9 +153,9 @@ async fn whichever_question_comes_first_all_agree() {
     }
 }
 
-/// The same with a waiter from before the end: it is told the same.
+/// The same with a waiter from before the end, which gets the same error.
 #[tokio::test(start_paused = true)]
-async fn a_waiter_from_before_is_told_what_everybody_else_is() {
+async fn a_waiter_from_before_gets_the_same_error() {
     let parent = BACKGROUND.with_timeout(ms(100));
     let child = parent.with_cancel();
     let waits: Vec<_> = (0..5).map(|_| tokio::spawn(child.done_owned())).collect();
@@ -212,7 +213,7 @@ async fn what_is_derived_from_an_ended_context_has_ended_with_its_error() {
 }
 
 #[test]
-fn a_child_of_a_cancelled_parent_has_its_cause_at_once() {
+fn a_child_of_a_canceled_parent_has_its_cause_at_once() {
     let parent = BACKGROUND.with_cancel();
     parent.cancel_with(Cause("because"));
     let child = parent.with_cancel();
@@ -222,7 +223,7 @@ fn a_child_of_a_cancelled_parent_has_its_cause_at_once() {
 }
 
 #[test]
-fn a_child_of_a_parent_being_cancelled_has_its_cause() {
+fn a_child_of_a_parent_being_canceled_has_its_cause() {
     watched(|| {
         for _ in 0..1000 {
             let (parent, guard) = BACKGROUND.with_cancel().split();
@@ -236,22 +237,22 @@ fn a_child_of_a_parent_being_cancelled_has_its_cause() {
     });
 }
 
-/// A question answered *ended* while the cancel is still running on another thread: every other question
-/// about that context agrees at once, and about all the others once `cancel` has returned.
+/// A query reports the end while `cancel` is still running on another thread. Every other query of that context
+/// agrees immediately, and queries of the other contexts agree once `cancel` has returned.
 #[test]
-fn no_question_lags_behind_another_during_a_cancel() {
+fn no_query_lags_behind_another_during_a_cancel() {
     watched(|| {
         for round in 0..3000 {
             let mut dice = Dice::new(round);
             let mut chain = vec![BACKGROUND.with_cancel()];
             let root = chain[0].canceler();
-            // Every other time the hardest: from the top to the bottom of a long way.
+            // Every other time, the hardest case: from the top to the bottom of a long path.
             let all_the_way = round % 2 == 0;
             for _ in 0..if all_the_way { 100 } else { [2, 9, 30][dice.roll(3)] } {
                 let next = chain.last().unwrap().with_cancel();
                 chain.push(next);
             }
-            // Company, so that the end takes its time to go round.
+            // Further contexts, so that propagating the end takes some time.
             let waits: Vec<_> = (0..dice.roll(40))
                 .map(|_| {
                     let at = if all_the_way { chain.len() - 1 } else { dice.roll(chain.len()) };
@@ -286,9 +287,9 @@ fn no_question_lags_behind_another_during_a_cancel() {
     });
 }
 
-/// One thread sees the end and tells a second one, which was not looking: it sees the same.
+/// One thread sees the end and notifies a second one, which had not queried the context. It sees the same.
 #[test]
-fn who_hears_of_the_end_from_another_thread_sees_it_too() {
+fn a_thread_that_learns_of_the_end_from_another_sees_it_too() {
     watched(|| {
         let (tell, hear) = mpsc::channel::<(Context, Error)>();
         let listener = thread::spawn(move || {
@@ -318,7 +319,7 @@ fn who_hears_of_the_end_from_another_thread_sees_it_too() {
             for canceler in cancelers {
                 canceler.join().unwrap();
             }
-            // Whichever came first for the child; the parent only ever has its own.
+            // The child has whichever came first. The parent has only its own.
             assert_same(&ended(&child), &error);
             assert_eq!(word(&ended(&parent)), Some("parent"));
             if word(&error) == Some("parent") {
@@ -330,10 +331,10 @@ fn who_hears_of_the_end_from_another_thread_sees_it_too() {
     });
 }
 
-/// Several threads find out for themselves that a deadline has passed, while another cancels just about
-/// then: whoever wins, there is one error.
+/// Several threads detect that a deadline has passed, while another one cancels at about the same time. There
+/// is one error.
 #[test]
-fn a_deadline_and_a_cancel_at_the_same_time_make_one_story() {
+fn a_deadline_and_a_cancel_at_the_same_time_make_one_error() {
     watched(|| {
         let runtime = common::current_thread(); // for the timers that `done` asks for
         for round in 0..400_u32 {
@@ -355,7 +356,7 @@ fn a_deadline_and_a_cancel_at_the_same_time_make_one_story() {
                 })
                 .collect();
             start.wait();
-            // Sweeps from well before the deadline to well after it.
+            // From well before the deadline to well after it.
             let at = Instant::now() + std::time::Duration::from_micros(u64::from(round) * 5);
             spin_until(|| Instant::now() >= at);
             scope.cancel_with(Cause("by hand"));
@@ -373,7 +374,7 @@ fn a_deadline_and_a_cancel_at_the_same_time_make_one_story() {
     });
 }
 
-/// Spins on the error alone: what it tells is complete from the first moment it tells anything.
+/// Spins on `err` alone. The error is complete as soon as there is one.
 #[test]
 fn the_cause_is_there_as_soon_as_the_end_is() {
     watched(|| {

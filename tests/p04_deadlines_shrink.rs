@@ -1,5 +1,5 @@
-//! Promise 4, *deadlines only shrink*: the effective one is the earliest on the path; past or zero ends
-//! at birth, overflow means none, and a deadline counts even if nobody waits for it.
+//! Promise 4, *deadlines only shrink*: the earliest deadline on the path applies. A past or zero deadline ends
+//! a context from the start, an overflow sets none, and a deadline applies even without a waiter.
 
 mod common;
 
@@ -12,7 +12,7 @@ use tokio_ctx::Context;
 
 static BACKGROUND: Context = Context::background();
 
-/// Tokio's timers go by the millisecond: a wait may end up to one late, never early.
+/// Tokio's timers have a resolution of a millisecond. A wait may end up to one late, but never early.
 #[track_caller]
 fn assert_after(start: Instant, expected: Duration) {
     let elapsed = start.elapsed();
@@ -35,7 +35,7 @@ fn without_a_deadline_there_is_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_is_told_as_it_was_given() {
+async fn a_deadline_is_returned_as_it_was_set() {
     let at = Instant::now() + ms(1500);
     let ctx = BACKGROUND.with_deadline(at);
     assert_eq!(ctx.deadline(), Some(at));
@@ -129,7 +129,7 @@ async fn remaining_counts_down_and_stays_at_zero() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_is_still_told_after_the_end() {
+async fn a_deadline_is_still_returned_after_the_end() {
     let at = Instant::now() + ms(100);
     let ctx = BACKGROUND.with_deadline(at);
     ctx.cancel();
@@ -140,9 +140,9 @@ async fn a_deadline_is_still_told_after_the_end() {
     assert_eq!(ctx.deadline(), Some(at));
 }
 
-/// Outside any runtime, so that no timer can have had a hand in it.
+/// Outside of any runtime, so that no timer is involved.
 #[test]
-fn zero_and_past_deadlines_end_at_birth() {
+fn zero_and_past_deadlines_end_from_the_start() {
     let now = Instant::now();
     let past = now.checked_sub(ms(1)).unwrap_or(now);
     for ctx in [
@@ -192,7 +192,7 @@ async fn a_timeout_that_overflows_is_no_deadline_of_its_own() {
     }
 }
 
-/// One question each, and the first to be asked of its context.
+/// Each query is the first one of its context.
 #[tokio::test(start_paused = true)]
 async fn every_question_reads_the_clock() {
     let questions: [fn(&Context) -> bool; 4] = [
@@ -225,7 +225,7 @@ fn a_deadline_passes_on_the_real_clock_without_a_runtime() {
         let before = Instant::now();
         let done = child.is_done();
         let after = Instant::now();
-        // The answer was right at some moment between the two readings.
+        // The result was correct at some time between the two readings.
         assert!(!done || after >= deadline, "early");
         assert!(done || before < deadline, "late");
         if done {
@@ -254,8 +254,7 @@ async fn a_wait_ends_at_a_deadline_between_two_milliseconds() {
     assert!(start.elapsed() <= ms(3));
 }
 
-/// The parent's deadline is the one to wait for, though neither the parent nor anything in between is
-/// waited on.
+/// The wait ends at the deadline of an ancestor, although nothing waits on the ancestor or in between.
 #[tokio::test(start_paused = true)]
 async fn a_wait_far_below_ends_at_the_ancestors_deadline() {
     let start = Instant::now();
@@ -298,7 +297,7 @@ async fn a_canceled_timeout_reports_the_cancel() {
     assert!(ended(&parent).is_deadline_exceeded());
 }
 
-/// Many waiters, many contexts, one clock: each ends at its own deadline, in order.
+/// Many waiters on many contexts: each ends at its own deadline, in order.
 #[tokio::test(start_paused = true)]
 async fn deadlines_end_in_their_order() {
     let start = Instant::now();
@@ -321,7 +320,7 @@ async fn deadlines_end_in_their_order() {
     assert!(told.recv().await.is_none());
 }
 
-/// A waiter that began before a nearer deadline's context was made is not disturbed by it.
+/// A wait is not affected by a child with an earlier deadline that is derived later.
 #[tokio::test(start_paused = true)]
 async fn a_wait_is_not_cut_short_by_a_childs_deadline() {
     let start = Instant::now();

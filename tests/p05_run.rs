@@ -1,4 +1,4 @@
-//! Promise 5: a dead context starts no work, and finished work is never thrown away. `run`, `try_run`,
+//! Promise 5: an ended context starts no work, and finished work is never discarded, in `run`, `try_run`,
 //! `within` and `sleep`.
 
 mod common;
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 static BACKGROUND: Context = Context::background();
 
-/// A future that notes its polls, and its drop, and never ends.
+/// A future that records its polls and its drop, and never resolves.
 fn watched_future(polls: &Rc<Cell<usize>>, drops: &Drops) -> impl Future<Output = ()> + use<> {
     let polls = polls.clone();
     let counted = drops.counted();
@@ -35,7 +35,7 @@ fn watched_future(polls: &Rc<Cell<usize>>, drops: &Drops) -> impl Future<Output 
 }
 
 #[tokio::test(start_paused = true)]
-async fn run_gives_the_result_of_finished_work() {
+async fn run_returns_the_result_of_finished_work() {
     let ctx = BACKGROUND.with_timeout(ms(100));
     assert_eq!(ctx.run(ready(7)).await.unwrap(), 7);
     let slow = async {
@@ -81,9 +81,10 @@ fn run_ends_by_a_cancel_from_another_task() {
     });
 }
 
-/// Every way of having ended, looked at before or not: the future is dropped unpolled.
+/// However the context has ended, and whether that was observed or not, the future is dropped without being
+/// polled.
 #[tokio::test(start_paused = true)]
-async fn a_dead_context_never_polls_the_future() {
+async fn an_ended_context_never_polls_the_future() {
     type End = fn() -> (Context, Box<dyn std::any::Any>);
     let cases: [End; 6] = [
         || {
@@ -132,7 +133,7 @@ async fn a_dead_context_never_polls_the_future() {
     }
 }
 
-/// `run` looks when it is first polled, not when it is made.
+/// `run` checks the context when it is first polled, not when it is created.
 #[tokio::test(start_paused = true)]
 async fn a_context_that_ends_before_the_first_poll_starts_no_work() {
     for by_deadline in [true, false] {
@@ -149,7 +150,7 @@ async fn a_context_that_ends_before_the_first_poll_starts_no_work() {
     }
 }
 
-/// The work finishes, then the context ends, then the task gets to run: the result is kept.
+/// The work finishes, then the context ends, and then the task runs: the result is kept.
 #[tokio::test(start_paused = true)]
 async fn a_ready_result_wins_over_the_end() {
     for by_deadline in [true, false] {
@@ -170,7 +171,7 @@ async fn a_ready_result_wins_over_the_end() {
     }
 }
 
-/// The end comes while the future is being polled, by its own hand, and it finishes in that same poll.
+/// The future ends its own context and resolves in the same poll.
 #[test]
 fn work_that_ends_its_own_context_and_finishes_keeps_its_result() {
     let ctx = BACKGROUND.with_cancel();
@@ -181,7 +182,7 @@ fn work_that_ends_its_own_context_and_finishes_keeps_its_result() {
     assert!(matches!(poll_once(run), Poll::Ready(Ok("finished"))));
 }
 
-/// The end comes from within the first poll of a future that then pends: nobody else will wake it.
+/// The future ends its own context in its first poll, and is then pending. Nothing else will wake it.
 #[test]
 fn work_that_ends_its_own_context_and_pends_is_ended() {
     let ctx = BACKGROUND.with_cancel();
@@ -212,7 +213,7 @@ async fn the_future_is_dropped_before_run_returns() {
         }
         assert_eq!(drops.count(), 0, "dropped without being asked");
         assert!(poll(run.as_mut(), Waker::noop()).is_ready());
-        // `run` itself is still there.
+        // `run` itself has not been dropped yet.
         assert_eq!(drops.count(), 1);
     }
 }
@@ -265,8 +266,8 @@ async fn the_future_under_run_may_borrow() {
     assert_eq!((length.unwrap(), count), (8, 1));
 }
 
-/// A receiver that always has something ready uses up the task's cooperative budget in each poll, and
-/// then pends. The end must still be seen.
+/// A receiver that always has an item ready uses up the task's cooperative budget in each poll, and is then
+/// pending. The end must still be seen.
 async fn busy() {
     let (send, mut receive) = mpsc::unbounded_channel();
     loop {
@@ -340,7 +341,7 @@ fn a_busy_future_cannot_hide_a_canceled_token() {
     });
 }
 
-/// Under a task whose budget is gone before `run` is even polled.
+/// In a task whose budget is used up before `run` is polled.
 #[tokio::test]
 async fn an_exhausted_budget_does_not_hide_an_end_that_is_already_there() {
     let ctx = BACKGROUND.with_timeout(LONG);
@@ -350,7 +351,7 @@ async fn an_exhausted_budget_does_not_hide_an_end_that_is_already_there() {
     ctx.cancel();
     assert_eq!(wakes.count(), 1);
     poll_fn(|cx| {
-        // Use up what the task has.
+        // Uses up the budget of the task.
         while poll(pin!(tokio::task::consume_budget()), cx.waker()).is_ready() {}
         assert!(poll(run.as_mut(), cx.waker()).is_ready());
         assert!(ctx.is_done());
@@ -361,7 +362,7 @@ async fn an_exhausted_budget_does_not_hide_an_end_that_is_already_there() {
 }
 
 #[tokio::test]
-async fn a_panic_in_the_future_passes_through_and_leaves_the_context_whole() {
+async fn a_panic_in_the_future_propagates_and_leaves_the_context_intact() {
     let ctx = BACKGROUND.with_cancel();
     let text = panic_text(|| poll_once(ctx.run(async { panic!("in the work") })));
     assert_eq!(text, "in the work");
@@ -438,7 +439,7 @@ async fn try_run_keeps_finished_work_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn within_gives_a_shorter_deadline_and_the_result() {
+async fn within_sets_a_shorter_deadline_and_returns_the_result() {
     let start = Instant::now();
     let parent = BACKGROUND.with_timeout(ms(100));
     let parent = parent.with_value("carried");
@@ -494,7 +495,7 @@ async fn within_ends_with_its_parent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_context_given_by_within_ends_when_within_does() {
+async fn the_context_of_within_ends_when_within_does() {
     let kept = BACKGROUND.within(LONG, async |ctx: Context| ctx).await.unwrap();
     assert!(ended(&kept).is_canceled());
 

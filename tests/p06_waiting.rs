@@ -1,5 +1,5 @@
-//! Promise 6, *waiting* is cancel-safe: `done()` can be made, polled, dropped and made again at any rate,
-//! by any number of tasks, no wake-up is lost, and what was dropped leaves nothing behind.
+//! Promise 6, *waiting* is cancel-safe: `done()` can be created, polled and dropped any number of times, by any
+//! number of tasks. No wake-up is lost, and a wait that is dropped leaves nothing behind.
 
 mod common;
 
@@ -39,7 +39,7 @@ fn handles_and_waits_can_go_to_any_thread() {
 }
 
 #[test]
-fn a_wait_is_woken_once_and_tells_the_error() {
+fn a_wait_is_woken_once_and_returns_the_error() {
     let ctx = BACKGROUND.with_cancel();
     let (wakes, waker) = Wakes::new();
     let mut polled = pin!(ctx.done());
@@ -99,7 +99,7 @@ fn a_cancel_from_above_wakes_parent_and_child() {
 }
 
 #[test]
-fn waiting_on_an_ended_context_is_ready_and_wakes_nobody() {
+fn waiting_on_an_ended_context_is_ready_and_wakes_no_task() {
     for child_first in [true, false] {
         let parent = BACKGROUND.with_cancel();
         parent.cancel();
@@ -135,7 +135,7 @@ fn a_wait_polled_again_wakes_its_latest_waker_only() {
     assert_eq!((old.count(), new.count()), (0, 1));
 }
 
-/// With and without a deadline, at the root and far below: waiting and dropping leaves no waker.
+/// With and without a deadline, at the root and far below: a dropped wait leaves no waker.
 #[tokio::test(start_paused = true)]
 async fn a_dropped_wait_leaves_nothing_behind() {
     let root = BACKGROUND.with_cancel();
@@ -265,8 +265,8 @@ fn waiting_works_in_both_select_macros() {
     });
 }
 
-/// The other branch is always ready, so nothing ever goes back to the runtime, whose timers therefore
-/// stand still: the wait has to look at the clock itself.
+/// The other branch is always ready, so the task never yields to the runtime, and no timer fires. The wait has
+/// to read the clock itself.
 #[test]
 fn a_pinned_wait_sees_the_deadline_in_a_loop_that_never_yields() {
     watched(|| {
@@ -318,7 +318,7 @@ async fn many_tasks_wait_for_one_deadline() {
     }
 }
 
-/// The waiter whose timer it was, if there is one timer for all, goes away; the others still end.
+/// The first waiter, which may own a shared timer, is dropped. The others still end.
 #[tokio::test(start_paused = true)]
 async fn the_deadline_outlives_the_first_to_wait_for_it() {
     for go in 0..3 {
@@ -339,8 +339,7 @@ async fn the_deadline_outlives_the_first_to_wait_for_it() {
     }
 }
 
-/// Each remaining waiter is woken at the deadline by itself, not by somebody asking: they run on tasks
-/// of their own and nothing else looks.
+/// Each waiter is woken at the deadline without any query: the waits run on tasks of their own.
 #[tokio::test(start_paused = true)]
 async fn a_wait_moves_to_another_task_and_still_ends() {
     let ctx = BACKGROUND.with_timeout(ms(100));
@@ -370,7 +369,7 @@ fn no_wake_up_is_lost_between_the_first_wait_and_the_cancel() {
             start.wait();
             root.cancel_with(Cause("go"));
             for waiter in waiters {
-                // A lost wake-up would hang here, and the watchdog would say so.
+                // A lost wake-up would hang here, and the watchdog would report it.
                 assert_eq!(word(&waiter.join().unwrap()), Some("go"));
             }
         }
@@ -385,7 +384,7 @@ fn no_wake_up_is_lost_while_waits_come_and_go() {
             let leaf = root.with_cancel();
             let start = Arc::new(Barrier::new(3));
             let stop = Arc::new(AtomicBool::new(false));
-            // Makes and drops waits on the same context all the while.
+            // Meanwhile, creates and drops waits on the same context.
             let churner = {
                 let (leaf, start, stop) = (leaf.clone(), start.clone(), stop.clone());
                 thread::spawn(move || {
@@ -443,7 +442,7 @@ fn no_wake_up_is_lost_when_the_waker_changes_during_the_cancel() {
     });
 }
 
-/// Does something with the tree while it is being woken.
+/// A waker that uses the tree while it is called.
 struct Reenters(Mutex<Option<Box<dyn FnOnce() + Send>>>, AtomicUsize);
 
 impl Reenters {
@@ -463,7 +462,7 @@ impl Wake for Reenters {
     }
 }
 
-/// No lock is held while waking: a waker may ask, derive, wait, cancel and drop anywhere in the tree.
+/// No lock is held while waking: a waker may query, derive, wait, cancel and drop anywhere in the tree.
 #[test]
 fn a_waker_may_use_the_whole_tree() {
     watched(|| {
@@ -514,7 +513,7 @@ fn a_waker_may_use_the_whole_tree() {
     });
 }
 
-/// The last handle of a context is dropped by the very wake-up that its end causes.
+/// A waker drops the last handle of the context whose end has called it.
 #[test]
 fn a_waker_may_drop_the_wait_it_wakes() {
     watched(|| {
@@ -545,8 +544,8 @@ fn a_wait_on_background_never_ends_and_costs_nothing() {
     assert_eq!(Arc::strong_count(&wakes), 1, "background can never wake anybody");
 }
 
-/// A future that has resolved may be kept for as long as its owner likes, in a struct or a `join_all`. It keeps
-/// no task's waker, whatever it was that it returned.
+/// A future that has resolved can be kept, for example in a struct or a `join_all`. It keeps no waker, whatever
+/// it has returned.
 mod what_is_over_keeps_no_waker {
     use std::future::Future;
     use std::pin::Pin;
@@ -559,7 +558,7 @@ mod what_is_over_keeps_no_waker {
 
     type Output = Result<u8, Error>;
 
-    /// Polls a future until what it waits for is there, and looks for its waker while it is still around.
+    /// Polls a future until it resolves, and checks that its waker is gone before the future is dropped.
     #[track_caller]
     fn over<F: Future<Output = Output>>(future: F, resolve: impl FnOnce()) -> Output {
         let (wakes, waker) = Wakes::new();
@@ -610,7 +609,7 @@ mod what_is_over_keeps_no_waker {
         }
     }
 
-    /// A scope that a step has for itself ends with the step.
+    /// A scope that is owned by a step ends with the step.
     #[test]
     fn nor_its_scope() {
         let scope = BACKGROUND.with_cancel();
@@ -624,7 +623,7 @@ mod what_is_over_keeps_no_waker {
         drop(step);
     }
 
-    /// One that is polled again says so, as an `async fn` does.
+    /// Polling again panics, as for an `async fn`.
     #[test]
     #[should_panic(expected = "polled again after it was ready")]
     fn nor_may_it_be_polled_again() {
@@ -635,7 +634,7 @@ mod what_is_over_keeps_no_waker {
         let _ = poll(run, Waker::noop());
     }
 
-    /// A group with a grace waits for its context's end in `next`, and no longer.
+    /// A group with a grace period waits for the end of its context in `next` only.
     #[tokio::test(start_paused = true)]
     async fn a_group() {
         for dropped in [false, true] {
@@ -653,7 +652,7 @@ mod what_is_over_keeps_no_waker {
                     assert!(poll(next.as_mut(), &waker).is_ready());
                 }
             }
-            // Tokio's own set keeps the waker that it was given last; the context does not.
+            // Tokio's `JoinSet` keeps its last waker; the context does not.
             let before = wakes.count();
             ctx.with_cancel().cancel();
             group.canceler().cancel();

@@ -1,5 +1,5 @@
-//! Promise 7, *values*: looked up by type, nearest first; kept by `without_cancel`; a private newtype is
-//! a private key; `Debug` never prints one.
+//! Promise 7, *values*: they are looked up by type, nearest first, and kept by `without_cancel`. A private
+//! newtype is a private key. `Debug` never prints a value.
 
 mod common;
 
@@ -41,7 +41,7 @@ fn a_value_is_found_by_its_type_alone() {
     assert_eq!(three.value(), Some(&RequestId(1)));
     assert_eq!(three.value(), Some(&Tenant(2)));
     assert_eq!(three.value(), Some(&User("gopher")));
-    // What was added below is not seen above.
+    // A value is not visible in ancestors.
     assert_eq!(one.value::<Tenant>(), None);
     assert_eq!(two.value::<User>(), None);
     assert_eq!(BACKGROUND.value::<RequestId>(), None);
@@ -58,7 +58,7 @@ fn the_nearest_value_of_a_type_wins_below_it_only() {
     assert_eq!(innermost.value(), Some(&User("a")));
 }
 
-/// Go hides a value by setting its key to nil; here the type can say so itself.
+/// Go hides a value by setting its key to nil; here, the type can be an `Option`.
 #[test]
 fn an_option_can_hide_a_value() {
     let shown = BACKGROUND.with_value(Some(RequestId(1)));
@@ -79,7 +79,7 @@ fn generic_types_are_keys_of_their_own() {
 mod elsewhere {
     use tokio_ctx::Context;
 
-    /// Nobody outside can name it, so nobody outside can look it up or put one there.
+    /// Private, so code outside of this module can neither look it up nor add one.
     struct Key(String);
 
     pub fn sign(ctx: &Context) -> Context {
@@ -180,7 +180,7 @@ fn a_shadowed_value_is_dropped_too() {
     assert_eq!(drops.count(), 100);
 }
 
-/// Chains of random layers against a map that says what should be found at every level.
+/// Random chains, compared at every level with a map of the expected values.
 #[test]
 fn lookups_agree_with_a_map_at_every_level() {
     #[derive(Debug, PartialEq)]
@@ -200,7 +200,7 @@ fn lookups_agree_with_a_map_at_every_level() {
 
     for seed in 0..50 {
         let mut dice = Dice::new(seed);
-        // Few kinds give much shadowing, many give long ways back.
+        // Few types lead to much shadowing, many types to long lookups.
         let kinds = [2, 5, 12, 30][dice.roll(4)];
         let mut model = HashMap::new();
         let mut levels = vec![(Context::background(), model.clone())];
@@ -214,7 +214,7 @@ fn lookups_agree_with_a_map_at_every_level() {
                 }
                 1 => last.without_cancel(),
                 2 => {
-                    // Merged with some earlier level: the left one's values come first.
+                    // A merge with an earlier level: the values of the left one come first.
                     let (other, others) = &levels[dice.roll(levels.len())];
                     scopes.push(last.merge(other));
                     for (slot, value) in others {

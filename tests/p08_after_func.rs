@@ -1,5 +1,5 @@
-//! Promise 8, *after_func*: runs its function once, on a task of its own, after the end, or at once if
-//! that is past; `stop` as in Go; dropping the handle changes nothing.
+//! Promise 8, *after_func*: runs its function once, on a task of its own, after the end, or immediately if the
+//! context has ended. `stop` works as in Go. Dropping the handle has no effect.
 
 mod common;
 
@@ -14,7 +14,7 @@ use tokio_ctx::{CancelScope, Context};
 
 static BACKGROUND: Context = Context::background();
 
-/// Lets every task that can run do so, on a current-thread runtime.
+/// Runs all tasks that are ready, on a current-thread runtime.
 async fn settle() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
@@ -39,7 +39,7 @@ fn it_runs_after_a_cancel_and_not_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_runs_after_a_deadline_nobody_else_waits_for() {
+async fn it_runs_after_a_deadline_without_other_waiters() {
     let start = Instant::now();
     let ctx = BACKGROUND.with_timeout(ms(100));
     let (tell, told) = oneshot::channel();
@@ -91,7 +91,7 @@ fn stopped_before_its_task_was_ever_polled_it_never_runs() {
     });
 }
 
-/// Also before its task has run, and when another thread ended it, or its deadline did.
+/// Also before its task has run, and if another thread or the deadline has ended the context.
 #[test]
 fn once_the_context_has_ended_stop_answers_false_and_it_runs() {
     let ends: [fn(&CancelScope); 3] = [
@@ -192,7 +192,7 @@ fn it_needs_no_other_handle_of_its_context() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_runs_at_the_deadline_of_a_context_nobody_holds() {
+async fn it_runs_at_the_deadline_of_a_context_without_handles() {
     let (tell, told) = oneshot::channel();
     {
         let ctx = BACKGROUND.with_timeout(ms(100)).detach();
@@ -202,7 +202,7 @@ async fn it_runs_at_the_deadline_of_a_context_nobody_holds() {
     assert!(told.await.unwrap() - before >= ms(100));
 }
 
-/// Three of them, and the asker: four different tasks.
+/// Three functions and the test run on four different tasks.
 #[test]
 fn each_runs_on_a_task_of_its_own() {
     on_both(|| async {
@@ -228,7 +228,7 @@ fn each_runs_on_a_task_of_its_own() {
     });
 }
 
-/// One that never gets on does not hold up the others.
+/// A function that never finishes does not delay the others.
 #[test]
 fn one_that_hangs_does_not_keep_others_from_running() {
     on_both(|| async {
@@ -259,7 +259,7 @@ fn one_on_a_context_that_never_ends_keeps_nothing_and_can_be_stopped() {
     for never in [BACKGROUND.clone(), BACKGROUND.with_value(1), ctx.without_cancel()] {
         let drops = Drops::default();
         let counted = drops.counted();
-        // No task waits for what never comes, so that it takes no runtime.
+        // No task waits for an end that never comes, so no runtime is needed.
         let handle = never.after_func(|| async move { drop(counted) });
         assert_eq!(drops.count(), 1, "it should be dropped");
         assert!(handle.stop());
@@ -284,8 +284,8 @@ fn stopped_it_lets_go_of_all_it_held() {
     });
 }
 
-/// The handle is a `Send + Sync` thing that any thread may use; a stop races the cancel a thousand
-/// times, and each time exactly one of the two has its way.
+/// Any thread can use the handle. `stop` and the cancel race a thousand times, and each time exactly one of
+/// them wins.
 #[test]
 fn stop_and_run_exclude_each_other() {
     watched(|| {
@@ -355,7 +355,7 @@ fn of_two_stops_at_once_one_made_it_so() {
     });
 }
 
-/// Its own context is over; what it does is not cut short by that.
+/// The function's work is not stopped by the end of the context.
 #[tokio::test(start_paused = true)]
 async fn what_it_does_is_not_bounded_by_the_ended_context() {
     let ctx = BACKGROUND.with_cancel();
@@ -369,7 +369,7 @@ async fn what_it_does_is_not_bounded_by_the_ended_context() {
     assert!(ended(&ctx).is_canceled());
 }
 
-/// Go builds a merged context out of it; here that is `merge`, but the pieces still fit together.
+/// Go builds a merged context in this way. Here there is `merge`, but it is possible too.
 #[test]
 fn two_contexts_can_be_tied_together_with_it() {
     on_both(|| async {
@@ -385,7 +385,7 @@ fn two_contexts_can_be_tied_together_with_it() {
     });
 }
 
-/// A blocking read that only its own `shutdown` can interrupt.
+/// A blocking read that only `shutdown` of its socket can interrupt.
 #[tokio::test]
 async fn it_interrupts_what_knows_nothing_of_contexts() {
     let ctx = BACKGROUND.with_timeout(ms(1));

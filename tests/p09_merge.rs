@@ -1,5 +1,5 @@
-//! Promise 9, *merge*: ended when either parent is, with that one's error; the earlier deadline;
-//! `self`'s values first, then `other`'s.
+//! Promise 9, *merge*: a merged context ends when either parent does, with that parent's error. The earlier
+//! deadline applies. The values of `self` come first, then those of `other`.
 
 mod common;
 
@@ -85,9 +85,9 @@ fn the_first_of_both_ends_stands() {
     }
 }
 
-/// Ended one after the other on the paused clock, in every way, with nobody looking in between.
+/// The parents end one after the other on the paused clock, in every way, without a query in between.
 #[tokio::test(start_paused = true)]
-async fn the_first_end_stands_though_nobody_saw_it() {
+async fn the_first_end_holds_although_unobserved() {
     for hand in HANDS {
         for which in [0, 1] {
             let (left, right) = (BACKGROUND.with_cancel(), BACKGROUND.with_cancel());
@@ -153,7 +153,7 @@ async fn an_unseen_deadline_of_either_ends_it() {
         let merged = if swap { free.merge(&timed) } else { timed.merge(&free) };
         let below = merged.with_cancel();
         advance(ms(99)).await;
-        // Not by `answer`: its wait might leave a timer behind that sees the deadline after all.
+        // Does not use `answer`, whose wait could leave a timer behind that detects the deadline.
         assert!(!merged.is_done() && !below.is_done());
         let mut wait = pin!(below.done());
         if waited {
@@ -186,7 +186,7 @@ fn values_come_from_self_first_then_from_other() {
     let nearest = merged.with_value("nearest");
     assert_eq!(nearest.value(), Some(&"nearest"));
     assert_eq!(left.value::<u16>(), None, "values went up");
-    // Values survive where the cancellation does not.
+    // `without_cancel` keeps the values.
     assert_eq!(other.without_cancel().value(), Some(&2_u16));
 }
 
@@ -267,7 +267,7 @@ fn an_ancestor_of_either_parent_ends_it() {
     }
 }
 
-/// Paths that fork and meet again, many times: two to the fortieth ways up, and one answer at once.
+/// Paths that fork and merge forty times: 2^40 paths to the root, and an immediate result.
 #[test]
 fn merges_of_merges_are_asked_in_no_time() {
     watched(|| {
@@ -292,7 +292,7 @@ fn merges_of_merges_are_asked_in_no_time() {
     });
 }
 
-/// Random graphs of derivations and merges, one context canceled: exactly those it leads to have ended.
+/// Random graphs of derivations and merges. After one context is canceled, exactly its descendants have ended.
 #[test]
 fn an_end_spreads_along_every_edge_and_no_other() {
     for seed in 0..300 {
@@ -344,10 +344,10 @@ fn dropping_either_parents_handle_leaves_it_to_the_other() {
     }
 }
 
-/// Both parents at once, each with its cause: the merged context has one of them, everywhere and for
-/// good, and so has all below it.
+/// Both parents are canceled at the same time, with different causes. The merged context and all its
+/// descendants have the same one.
 #[test]
-fn both_parents_ending_at_once_make_one_story() {
+fn both_parents_ending_at_once_make_one_error() {
     watched(|| {
         for round in 0..1000 {
             let (left, left_guard) = BACKGROUND.with_cancel().split();

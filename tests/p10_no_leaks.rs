@@ -1,5 +1,5 @@
-//! Promise 10, *no leaks*: the last handle takes a context out of the tree, timer and all; no task per
-//! context; a million deep or wide overflow no stack, on cancel or on drop.
+//! Promise 10, *no leaks*: dropping the last handle removes a context from the tree, including its timer. There
+//! is no task per context. A million contexts, deep or wide, do not overflow the stack on cancel or drop.
 
 mod common;
 
@@ -17,8 +17,8 @@ use common::{
 use tokio_ctx::{CancelScope, Context, DoneOwned};
 use tokio_util::sync::CancellationToken;
 
-/// Counts, for each thread, the bytes it has allocated less those it has freed, and how often it has
-/// allocated. A test that stays on its thread is thus not disturbed by others.
+/// Counts the live bytes and the allocations of each thread, so that a test on one thread is not affected by
+/// others.
 struct Counting;
 
 thread_local! {
@@ -27,7 +27,7 @@ thread_local! {
 }
 
 fn count(bytes: isize) {
-    // Not there any more while the thread ends; nobody asks then.
+    // Not available while the thread ends, when the counts are no longer used.
     let _ = LIVE.try_with(|live| live.set(live.get() + bytes));
     if bytes > 0 {
         let _ = ALLOCATIONS.try_with(|allocations| allocations.set(allocations.get() + 1));
@@ -61,7 +61,7 @@ fn live() -> isize {
 
 static BACKGROUND: Context = Context::background();
 
-/// Does `round` some times to warm up, many times more, and insists that this left not one byte.
+/// Runs `round` a few times to warm up, then many times, and checks that not one byte is left.
 #[track_caller]
 fn leaves_nothing(what: &str, mut round: impl FnMut()) {
     for _ in 0..64 {
@@ -74,7 +74,7 @@ fn leaves_nothing(what: &str, mut round: impl FnMut()) {
     assert_eq!(live() - before, 0, "bytes left by 2000 times {what}");
 }
 
-/// The allocator's count works: it sees what is kept, and that it is given back.
+/// The counting allocator works: it counts what is kept, and what is freed.
 #[test]
 fn the_count_sees_a_kept_context() {
     let before = live();
@@ -84,7 +84,7 @@ fn the_count_sees_a_kept_context() {
     assert_eq!(live(), before);
 }
 
-/// How often `f` allocates once all is warm.
+/// Returns the number of allocations of `f` after a warm-up.
 fn allocations<R>(mut f: impl FnMut() -> R) -> usize {
     drop(f());
     let before = ALLOCATIONS.get();
@@ -117,7 +117,7 @@ fn deriving_allocates_once_and_asking_never() {
         assert_eq!(allocations(|| ctx.value::<u8>().copied()), 0);
         assert_eq!(allocations(|| ctx.value::<u16>().copied()), 0);
     }
-    // The first to wait needs no more, deadline or not.
+    // The first wait does not allocate either, with or without a deadline.
     for derive in [|ctx: &Context| ctx.with_cancel(), |ctx: &Context| ctx.with_timeout(LONG)] {
         let wait = || {
             let ctx = derive(&BACKGROUND);
@@ -140,8 +140,8 @@ fn endings() -> [Ending; 6] {
     ]
 }
 
-/// Every derivation, under background and under a context that lives on, asked and waited on or not,
-/// with every way for its scope to go.
+/// Every derivation, below the background and below a context that stays, with and without queries and waits,
+/// and every way to end the scope.
 #[test]
 fn a_context_that_came_and_went_leaves_nothing() {
     type Derive = fn(&Context) -> CancelScope;
@@ -241,7 +241,7 @@ fn a_canceler_and_an_error_keep_no_tree() {
 }
 
 #[test]
-fn a_cause_goes_with_the_last_who_was_told() {
+fn a_cause_is_freed_with_its_last_error() {
     let drops = Drops::default();
     let root = BACKGROUND.with_cancel();
     let ctx = root.with_cancel();
@@ -255,7 +255,7 @@ fn a_cause_goes_with_the_last_who_was_told() {
     drop(error);
     assert_eq!(drops.count(), 1);
 
-    // A cause that came too late, and one of a deadline that did not come.
+    // A cause that has no effect, and the cause of a deadline that is not reached.
     let scope = root.with_timeout_cause(LONG, drops.counted());
     scope.cancel();
     scope.cancel_with(drops.counted());
@@ -264,7 +264,7 @@ fn a_cause_goes_with_the_last_who_was_told() {
     assert_eq!(drops.count(), 3, "the deadline's cause");
 }
 
-/// The other of two parents lives on, as does the token.
+/// The other one of two parents stays, and so does the token.
 #[test]
 fn merges_and_tokens_leave_those_that_live_on() {
     let left = BACKGROUND.with_cancel();
@@ -292,7 +292,7 @@ fn merges_and_tokens_leave_those_that_live_on() {
     }
 }
 
-/// Handing out a token keeps no context; a token that outlives its context is the parent's.
+/// A returned token does not keep the context alive. A token that outlives its context follows the parent.
 #[test]
 fn a_handed_out_token_keeps_no_context() {
     let left = BACKGROUND.with_cancel();
@@ -344,7 +344,7 @@ fn a_handed_out_token_keeps_no_context() {
     });
 }
 
-/// A `select!` loop's worth of waits on one context, with and without a deadline.
+/// The waits of a `select!` loop on one context, with and without a deadline.
 #[test]
 fn a_million_waits_on_one_context_leave_nothing() {
     let runtime = current_thread();
@@ -367,7 +367,7 @@ fn a_million_waits_on_one_context_leave_nothing() {
     }
 }
 
-/// A crowd that came and went does not keep its room.
+/// Memory for many contexts is freed when they are gone.
 #[test]
 fn a_crowd_that_left_takes_its_room_along() {
     let ctx = BACKGROUND.with_cancel();
@@ -387,7 +387,7 @@ fn a_crowd_that_left_takes_its_room_along() {
     assert!(live() - before < 64 * 1024, "{} bytes kept for nobody", live() - before);
 }
 
-/// The runtime's own memory counts as well, so that a forgotten task would be seen.
+/// The memory of the runtime counts as well, so a leaked task would be detected.
 #[test]
 fn tasks_that_came_and_went_leave_nothing() {
     let runtime = current_thread();
@@ -470,7 +470,7 @@ fn no_task_for_a_context_a_deadline_or_a_wait() {
     }
 }
 
-/// The long timeout of a context that is gone keeps no waker, and so no task, alive.
+/// The long timeout of a dropped context keeps no waker, and therefore no task, alive.
 #[test]
 fn the_timer_of_a_dropped_context_holds_nothing() {
     let runtime = current_thread();
@@ -492,7 +492,7 @@ fn the_timer_of_a_dropped_context_holds_nothing() {
 
 const MILLION: usize = 1_000_000;
 
-/// On a thread with the stack that Rust gives to threads, and tokio to its workers.
+/// Runs on a thread with the default stack size of Rust and Tokio.
 fn on_a_small_stack(test: impl FnOnce() + Send + 'static) {
     let (finished, wait) = std::sync::mpsc::channel::<()>();
     let thread = thread::Builder::new().stack_size(2 * 1024 * 1024).spawn(move || {
@@ -526,7 +526,7 @@ fn a_million_deep_canceled_and_dropped_from_the_root() {
         assert!(poll(wait.as_mut(), &waker).is_ready());
         assert!(chain.iter().rev().all(|ctx| ctx.is_done()));
         assert_eq!(word(&ended(&chain[MILLION - 1])), Some("root"));
-        // Root first: the leaf then holds them all, and lets all go at once.
+        // The root first: the leaf then owns all of them, and frees all of them when dropped.
         chain.drain(..MILLION - 1);
         drop(chain);
     });
@@ -562,7 +562,7 @@ fn a_million_deep_never_waited_on() {
     });
 }
 
-/// Never canceled at all; every scope detached, so that only the handles hold it.
+/// Never canceled, and with detached scopes, so that only the handles keep the contexts alive.
 #[test]
 fn a_million_deep_dropped_alive() {
     on_a_small_stack(|| {
@@ -621,7 +621,7 @@ fn a_million_values_deep() {
     });
 }
 
-/// A million children, each waited on; canceled at once, dropped in both orders.
+/// A million children with a waiter each, canceled together, and dropped in both orders.
 #[test]
 fn a_million_wide() {
     on_a_small_stack(|| {
@@ -654,7 +654,7 @@ fn a_million_wide() {
     });
 }
 
-/// A million children dropped alive under a parent that lives on.
+/// A million children that are dropped without having ended, below a parent that stays.
 #[test]
 fn a_million_wide_dropped_alive() {
     on_a_small_stack(|| {
@@ -678,7 +678,7 @@ fn a_million_wide_dropped_alive() {
     });
 }
 
-/// A depth that would show if asking, deriving or waiting cost more the deeper one is.
+/// A depth at which it would show if queries, derivations or waits took longer at greater depth.
 #[test]
 fn deep_below_a_token_it_is_not_slow() {
     on_a_small_stack(|| {

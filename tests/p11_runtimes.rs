@@ -1,5 +1,6 @@
-//! Promise 11, *runtimes*: everything but waiting works outside one; waiting on a deadline needs a time
-//! driver and says so; paused clocks, single threads, several runtimes and a shutdown mid-wait are exact.
+//! Promise 11, *runtimes*: everything except waiting works outside of a runtime. Waiting for a deadline without
+//! a time driver panics with a clear message. Paused clocks, single threads, several runtimes, and a shutdown
+//! during a wait are exact.
 
 mod common;
 
@@ -29,8 +30,8 @@ fn without_time() -> [Runtime; 2] {
     ]
 }
 
-/// Tokio's timers go by the millisecond: at that time, or up to two later, as the deadline was set on
-/// another clock.
+/// Tokio's timers have a resolution of a millisecond. A wait may end up to two late, because the deadline was
+/// set on another clock.
 #[track_caller]
 fn assert_at(deadline: Instant) {
     let now = Instant::now();
@@ -104,7 +105,7 @@ fn an_ended_context_is_waited_on_anywhere() {
 }
 
 #[test]
-fn waiting_on_a_deadline_outside_a_runtime_says_that_one_is_missing() {
+fn waiting_on_a_deadline_outside_a_runtime_panics_with_the_reason() {
     let timed = BACKGROUND.with_timeout(LONG);
     let child = timed.with_cancel();
     for ctx in [&timed, &child] {
@@ -117,14 +118,14 @@ fn waiting_on_a_deadline_outside_a_runtime_says_that_one_is_missing() {
             assert!(text.contains("Tokio") && text.contains("runtime"), "{text}");
         }
     }
-    // Nothing is lost but that wait.
+    // Only that wait is lost.
     assert!(!child.is_done());
     timed.cancel();
     assert_same(&block_on(child.done()), &ended(&timed));
 }
 
 #[test]
-fn waiting_on_a_deadline_without_a_time_driver_says_how_to_enable_it() {
+fn waiting_on_a_deadline_without_a_time_driver_panics_with_the_remedy() {
     for runtime in without_time() {
         let timed = BACKGROUND.with_timeout(LONG);
         let child = timed.with_cancel();
@@ -138,7 +139,7 @@ fn waiting_on_a_deadline_without_a_time_driver_says_how_to_enable_it() {
             }
         }
         assert!(!child.is_done());
-        // The same contexts, waited on where there is a clock, and canceled meanwhile.
+        // The same contexts are awaited in a runtime with a clock, and canceled meanwhile.
         let waiter = current_thread();
         waiter.block_on(async {
             let wait = tokio::spawn(child.done_owned());
@@ -183,7 +184,7 @@ fn real_deadlines_end_waits_on_every_flavour() {
     });
 }
 
-/// One context, waited on from two runtimes and from outside; its end reaches all three.
+/// Two runtimes and a plain thread wait on one context. Its end reaches all three.
 #[test]
 fn a_cancel_reaches_waiters_on_every_runtime() {
     watched(|| {
@@ -232,8 +233,8 @@ fn a_deadline_reaches_waiters_on_every_runtime() {
     });
 }
 
-/// The first runtime's timer may be the one that all count on. It is shut down, or dropped while it
-/// stands still, with its waits pending: the second still sees the deadline, on its own.
+/// The timer of the first runtime may be shared. The runtime is shut down, or dropped without being driven,
+/// with pending waits. The second runtime still sees the deadline.
 #[test]
 fn a_deadline_survives_the_runtime_that_first_waited_for_it() {
     watched(|| {
@@ -265,7 +266,7 @@ fn a_deadline_survives_the_runtime_that_first_waited_for_it() {
                 } else {
                     drop(first);
                 }
-                // Three who were there before, came after, and look only at the parent.
+                // Three waiters: one from before, one from after, and one on the parent only.
                 let (a, b, c) = second.block_on(async {
                     let wait = async { tokio::join!(before, child.done(), ctx.done()) };
                     let told =
@@ -282,8 +283,7 @@ fn a_deadline_survives_the_runtime_that_first_waited_for_it() {
     });
 }
 
-/// The very same future, first polled on a runtime that then is gone, or stands still, finished on
-/// another.
+/// A future is first polled on a runtime that is then dropped or not driven, and finished on another.
 #[test]
 fn a_wait_may_outlive_the_runtime_it_began_on() {
     watched(|| {
@@ -312,9 +312,9 @@ fn a_wait_may_outlive_the_runtime_it_began_on() {
     });
 }
 
-/// Whose timer goes with its runtime is woken to look for another, and the same wait finds one.
+/// A wait whose timer is dropped with its runtime is woken, and finds another timer.
 #[test]
-fn a_shutdown_wakes_those_who_counted_on_its_timer() {
+fn a_runtime_shutdown_wakes_waits_that_used_its_timer() {
     for waits in [1, 2, 3] {
         for first in both() {
             let ctx = BACKGROUND.with_timeout(LONG);
@@ -352,7 +352,7 @@ fn a_shutdown_wakes_those_who_counted_on_its_timer() {
     }
 }
 
-/// A runtime that is not being driven keeps no time; those on another do not depend on it.
+/// The timers of a runtime that is not driven do not fire. Waits on another runtime do not depend on it.
 #[test]
 fn a_deadline_does_not_depend_on_a_runtime_that_stands_still() {
     watched(|| {
@@ -377,7 +377,7 @@ fn a_deadline_does_not_depend_on_a_runtime_that_stands_still() {
     });
 }
 
-/// A scope that lived in a task ends its context when the runtime drops the task.
+/// A scope that is owned by a task ends its context when the runtime drops the task.
 #[test]
 fn a_shutdown_drops_scopes_and_so_ends_contexts() {
     for runtime in both() {
@@ -486,8 +486,7 @@ async fn a_paused_clock_that_leaps_ends_what_lies_in_between() {
     assert!(before.elapsed() >= year && before.elapsed() <= year + ms(1000));
 }
 
-/// Nothing advances a paused clock but the test while anything can still run; a wait must not keep a
-/// timer of its own going either.
+/// Only the test advances a paused clock while tasks are ready. A wait must not do so with a timer of its own.
 #[tokio::test(start_paused = true)]
 async fn a_paused_clock_moves_from_deadline_to_deadline() {
     let start = Instant::now();
@@ -501,7 +500,7 @@ async fn a_paused_clock_moves_from_deadline_to_deadline() {
     assert_eq!(stops, [10, 20, 30, 60]);
 }
 
-/// A context may be made on a paused clock, or in a thread without any runtime, and used on another.
+/// A context can be derived on a paused clock or on a plain thread, and used elsewhere.
 #[test]
 fn contexts_travel_between_threads_and_runtimes() {
     watched(|| {

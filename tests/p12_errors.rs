@@ -1,5 +1,5 @@
-//! Promise 12, *errors read like the answer*: Go's words first, then where and why on one line, with the
-//! locations of the caller; they convert into `std::io::Error`.
+//! Promise 12, *errors read like the answer*: one line with Go's words first, then where and why, with the
+//! location of the caller. They convert into `std::io::Error`.
 
 mod common;
 
@@ -67,7 +67,7 @@ fn a_dropped_scope_or_guard_names_the_line_that_made_the_context() {
 }
 
 #[test]
-fn a_scope_dropped_under_a_waiter_or_a_deadline_says_the_same() {
+fn a_scope_dropped_under_a_waiter_or_a_deadline_has_the_same_error() {
     let ctx = BACKGROUND.with_cancel();
     let line = line!() - 1;
     let child = ctx.with_cancel();
@@ -109,7 +109,7 @@ async fn a_deadline_names_its_budget_and_the_line_that_set_it() {
 }
 
 #[test]
-fn a_deadline_that_was_past_at_birth_still_names_its_line() {
+fn a_deadline_that_had_passed_when_set_still_names_its_line() {
     let ctx = BACKGROUND.with_timeout(Duration::ZERO);
     let line = line!() - 1;
     let text = ended(&ctx).to_string();
@@ -117,7 +117,7 @@ fn a_deadline_that_was_past_at_birth_still_names_its_line() {
     assert!(text.ends_with(&format!("{FILE}:{line}")), "{text}");
 }
 
-/// Three budgets on the way down; the message names the one that ran out, from wherever it is asked.
+/// Three timeouts on a path. The message names the one that was exceeded, at every level.
 #[tokio::test(start_paused = true)]
 async fn three_levels_down_the_budget_that_ran_out_is_named() {
     for short in 0..3 {
@@ -135,7 +135,7 @@ async fn three_levels_down_the_budget_that_ran_out_is_named() {
 }
 
 #[test]
-fn a_token_says_where_it_was_given() {
+fn an_end_by_a_token_names_the_line() {
     let token = CancellationToken::new();
     let ctx = BACKGROUND.with_token(&token);
     let line = line!() - 1;
@@ -147,7 +147,7 @@ fn a_token_says_where_it_was_given() {
     assert_eq!(error.origin().made_at().line(), line);
 }
 
-/// Every way of making a context notes the line of the caller, through every layer of this crate.
+/// Every method that derives a context records the line of the caller, through all layers of this crate.
 #[test]
 fn every_derivation_notes_the_callers_line() {
     let other = Context::background().with_value(1);
@@ -177,7 +177,7 @@ fn stop(scope: &CancelScope) -> &'static Location<'static> {
     Location::caller()
 }
 
-/// A helper that is itself `#[track_caller]` hands its caller's line on.
+/// A helper that is `#[track_caller]` propagates the line of its caller.
 #[test]
 fn the_line_passes_through_helpers_that_track_their_caller() {
     let ctx = BACKGROUND.with_cancel();
@@ -215,14 +215,13 @@ fn everything_fits_on_one_line() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_origin_tells_when_it_ended() {
+async fn the_origin_has_the_time_of_the_end() {
     let start = Instant::now();
-    // By a deadline: at the deadline, however late somebody looked.
+    // For a deadline: the deadline, however late it is observed.
     let ctx = BACKGROUND.with_timeout(ms(100));
     advance(ms(250)).await;
     assert_eq!(ended(&ctx).origin().ended_at(), start + ms(100));
-    // Where a deadline is on the path, or was below, that an end can be compared with: then, however late
-    // somebody looked.
+    // For a cancel with a deadline on the path or below: the time of the cancel, however late it is observed.
     let hands: [fn(CancelScope); 3] = [|scope| scope.cancel(), |scope| scope.cancel_with("cause"), drop];
     for hand in hands {
         let at = Instant::now();
@@ -241,7 +240,8 @@ async fn the_origin_tells_when_it_ended() {
             assert!(ended(&ctx).origin().ended_at() < Instant::now());
         }
     }
-    // Elsewhere when first asked, and from then on the same; with a cause the error is made with the end.
+    // Otherwise: the time of the first query, which does not change. With a cause, the error is created at the
+    // end.
     for (hand, known) in hands.into_iter().zip([false, true, false]) {
         let at = Instant::now();
         let scope = BACKGROUND.with_cancel();
@@ -258,7 +258,7 @@ async fn the_origin_tells_when_it_ended() {
 }
 
 #[test]
-fn the_origin_tells_the_budget() {
+fn the_origin_has_the_budget() {
     let ctx = BACKGROUND.with_timeout(Duration::new(12, 345_678_901));
     ctx.cancel();
     assert_eq!(ended(&ctx).origin().budget(), Some(Duration::new(12, 345_678_901)));
@@ -296,7 +296,7 @@ fn causes_come_as_errors_boxes_and_texts() {
     assert_eq!(ended(&ctx).cause().unwrap().to_string(), "number 7");
 }
 
-/// One context's error as another's cause: both stories are told, and both can be found.
+/// The error of one context as the cause of another: both are printed, and both can be found.
 #[test]
 fn an_error_can_be_the_cause_of_another() {
     let scope = BACKGROUND.with_timeout_cause(ms(0), Cause("root of it"));
@@ -313,7 +313,7 @@ fn an_error_can_be_the_cause_of_another() {
 }
 
 #[test]
-fn debug_tells_the_kind_the_cause_and_the_place() {
+fn debug_shows_the_kind_the_cause_and_the_place() {
     let ctx = BACKGROUND.with_cancel();
     ctx.cancel_with(Cause("in debug"));
     let line = line!() - 1;
@@ -356,7 +356,7 @@ fn kinds_compare_and_print() {
     assert_eq!(format!("{kinds:?}"), "[Canceled, DeadlineExceeded]");
 }
 
-/// A timeout must look like one to code that knows only I/O errors, and no kind may make std retry.
+/// Code that only knows I/O errors must recognize a timeout, and the standard library must not retry.
 #[test]
 fn it_converts_into_an_io_error() {
     fn read(ctx: &Context) -> io::Result<()> {

@@ -1,5 +1,5 @@
-//! `process`: real children, most of them shells. Whether a process is there is asked of the system, and
-//! asked again until the answer is the right one: nothing here waits for a time to pass and hopes.
+//! `process`: real children, most of them shells. The tests poll the system until a process is running or gone,
+//! rather than wait for a fixed time.
 
 #![cfg(all(unix, feature = "process"))]
 
@@ -23,25 +23,25 @@ use tokio_ctx::{CancelScope, Context, FutureExt as _};
 
 static BACKGROUND: Context = Context::background();
 
-/// A shell that runs this script, its output piped.
+/// A shell that runs this script, with its output piped.
 fn sh(script: &str) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped());
     command
 }
 
-/// What a child prints, line by line.
+/// The output of a child, line by line.
 fn lines(child: &mut Child) -> Lines<BufReader<ChildStdout>> {
     BufReader::new(child.stdout.take().unwrap()).lines()
 }
 
-/// The process ids of the next line.
+/// Parses the process IDs on the next line.
 async fn pids(lines: &mut Lines<BufReader<ChildStdout>>) -> Vec<u32> {
     let line = lines.next_line().await.unwrap().expect("a line of process ids");
     line.split(' ').map(|pid| pid.parse().unwrap()).collect()
 }
 
-/// Whether there is such a process, other than one that has exited and waits to be reaped.
+/// Returns whether the process is running, and not a zombie.
 fn is_running(pid: u32) -> bool {
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(stat) => !stat.rsplit(')').next().unwrap().trim_start().starts_with(['Z', 'X']),
@@ -50,13 +50,13 @@ fn is_running(pid: u32) -> bool {
     }
 }
 
-/// Whether there is such a process at all.
+/// Returns whether the process exists.
 fn is_there(pid: u32) -> bool {
     // SAFETY: it touches no memory, and signal 0 does nothing.
     unsafe { libc::kill(pid as libc::pid_t, 0) == 0 }
 }
 
-/// A file by which a script tells how far it has come.
+/// A file in which a script reports its progress.
 struct Marker(PathBuf);
 
 impl Marker {
@@ -94,7 +94,7 @@ fn signal_of(error: &process::Error) -> Option<i32> {
     error.status().unwrap().signal()
 }
 
-/// Runs a test on both flavours of runtime, with a script's child and the scope that stops it.
+/// Runs a test on both kinds of runtime, with the child of a script and the scope that stops it.
 fn with_child<F: Future<Output = ()>>(
     script: &'static str,
     test: impl Fn(Child, CancelScope) -> F + Copy + Send + 'static,
@@ -107,7 +107,7 @@ fn with_child<F: Future<Output = ()>>(
 }
 
 #[test]
-fn one_that_exits_by_itself_is_told_as_it_is() {
+fn one_that_exits_by_itself_is_reported_as_it_exited() {
     on_both(|| async {
         let status = sh("exit 0").bounded_by(&BACKGROUND).status().await.unwrap();
         assert!(status.success());
@@ -140,14 +140,14 @@ fn one_that_obeys_is_stopped_by_sigterm() {
             assert_eq!(lines.next_line().await.unwrap().unwrap(), "bye");
             assert!(!is_there(pid), "reaped");
             assert_eq!(child.id(), None);
-            // The same answer again.
+            // The same result again.
             assert_eq!(child.wait().await.unwrap_err().to_string(), error.to_string());
         },
     );
 }
 
 #[test]
-fn the_error_says_program_exit_and_cause_on_one_line() {
+fn the_error_has_program_exit_and_cause_on_one_line() {
     on_both(|| async {
         let ctx = BACKGROUND.with_timeout_cause(ms(20), Cause("too slow"));
         let mut sleep = Command::new("sleep");
@@ -161,7 +161,7 @@ fn the_error_says_program_exit_and_cause_on_one_line() {
         assert_eq!(word(error.context().unwrap()), Some("too slow"));
         assert!(format!("{error:?}").starts_with(&text), "{error:?}");
         assert!(format!("{error:#?}").contains("ended"), "{error:#?}");
-        // The line has said it: a chain that is printed does not say it again.
+        // The line includes the error, so a printed chain does not repeat it.
         let source = std::error::Error::source(&error);
         assert!(!source.is_some_and(|source| source.is::<tokio_ctx::Error>()));
         let error = io::Error::from(error);
@@ -200,7 +200,7 @@ fn no_grace_is_not_to_ask() {
         ctx.cancel();
         assert_eq!(signal_of(&child.wait().await.unwrap_err()), Some(9));
 
-        // Which does not cut off the output of one that exits by itself.
+        // This does not truncate the output of a process that exits by itself.
         let mut echo = sh("echo all");
         let output = echo.bounded_by(&BACKGROUND).grace(Duration::ZERO).output();
         assert_eq!(output.await.unwrap().stdout, b"all\n");
@@ -236,13 +236,13 @@ fn another_signal_can_be_chosen() {
 
         let odd = SignalKind::from_raw(-4);
         let error = sh("exit").bounded_by(&BACKGROUND).stop_signal(odd).spawn().unwrap_err();
-        let text = "sh: could not be started: there is no signal -4 to stop it with: take SIGTERM";
+        let text = "sh: could not be started: stop signal -4 is not a signal of this system";
         assert_eq!(error.to_string(), text);
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::InvalidInput);
     });
 }
 
-/// A shell that prints its own process id and its child's.
+/// A shell that prints its own process ID and that of its child.
 const FAMILY: &str = "sleep 3600 & echo $$ $!; wait";
 
 #[test]
@@ -275,9 +275,9 @@ fn the_whole_group_is_stopped_on_request() {
     });
 }
 
-/// The leader obeys at once; the others of the group have the rest of the grace period.
+/// The leader obeys immediately; the other processes have the rest of the grace period.
 #[test]
-fn in_a_group_everybody_has_the_grace_period() {
+fn in_a_group_all_have_the_grace_period() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let slow = "(trap 'sleep 0.2; echo cleaned; exit' TERM; echo ready; while :; do sleep 0.01; done) & wait";
@@ -285,7 +285,7 @@ fn in_a_group_everybody_has_the_grace_period() {
         let mut lines = lines(&mut child);
         assert_eq!(lines.next_line().await.unwrap().unwrap(), "ready");
         ctx.cancel();
-        // It has no number any more once it may be another's, although the group is not through.
+        // The ID is no longer available, although the group has not ended.
         until(|| child.id().is_none()).await;
         assert!(!child.wait().await.unwrap_err().was_killed());
         assert_eq!(lines.next_line().await.unwrap().unwrap(), "cleaned");
@@ -294,7 +294,7 @@ fn in_a_group_everybody_has_the_grace_period() {
 }
 
 #[test]
-fn in_a_group_who_ignores_sigterm_is_killed() {
+fn in_a_group_a_process_that_ignores_sigterm_is_killed() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let stubborn = "(trap '' TERM; echo ready; while :; do sleep 0.01; done) & echo $$ $!; wait";
@@ -344,12 +344,12 @@ fn a_pipe_that_a_grandchild_holds_open_is_not_waited_for_forever() {
         assert!(begun.elapsed() >= Duration::from_secs(1), "a second at least");
         assert_eq!(error.status().unwrap().code(), Some(3));
         assert!(error.context().is_none());
-        let text = "sh: exit status: 3: its output was held open by others, 1s after it had exited";
+        let text = "sh: exit status: 3: output still held open by other processes 1s after it exited";
         assert_eq!(error.to_string(), text);
         assert!(!error.output().unwrap().stdout.is_empty(), "what was read is kept");
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::TimedOut);
 
-        // The same after an end, which is then what the error is about.
+        // The same after an end, which the error then reports.
         let ctx = BACKGROUND.with_cancel();
         let marker = Marker::new("held");
         let script = format!("echo first; touch {marker}; sleep 20");
@@ -365,7 +365,7 @@ fn a_pipe_that_a_grandchild_holds_open_is_not_waited_for_forever() {
     });
 }
 
-/// It is the context that its caller waits by, not the grace.
+/// The wait ends with the context, not with the grace period.
 #[test]
 fn output_ends_with_its_context_although_a_grandchild_holds_the_pipe() {
     on_both(|| async {
@@ -379,11 +379,11 @@ fn output_ends_with_its_context_although_a_grandchild_holds_the_pipe() {
         assert!(!error.was_killed() && !error.is_still_running());
         assert_eq!(error.output().unwrap().stdout, b"said\n");
         let begin =
-            "sh: exit status: 3: its output was still held open by others: context deadline exceeded: ";
+            "sh: exit status: 3: output still held open by other processes: context deadline exceeded: ";
         assert!(error.to_string().starts_with(begin), "{error}");
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::TimedOut);
 
-        // Stopped by the end, it obeys, and what it has started does not: that is not waited for either.
+        // The process obeys, but its child does not, and is not waited for.
         let begun = Instant::now();
         let ctx = BACKGROUND.with_cancel();
         let marker = Marker::new("held-after-the-end");
@@ -399,7 +399,7 @@ fn output_ends_with_its_context_although_a_grandchild_holds_the_pipe() {
     });
 }
 
-/// Writes down what the shell's standard output and error are.
+/// Records where the standard output and error of the shell go.
 #[cfg(target_os = "linux")]
 const WHERE_TO: &str = "to=$(readlink /proc/$$/fd/1 /proc/$$/fd/2); echo \"$to\" >$MARKER";
 
@@ -421,7 +421,7 @@ fn output_leaves_the_command_no_pipes() {
     });
 }
 
-/// As Tokio's does: nothing could read them.
+/// Like Tokio's `status`, because nothing would read them.
 #[test]
 fn status_closes_the_pipes_of_a_command() {
     on_both(|| async {
@@ -446,7 +446,7 @@ fn a_run_leaves_no_kill_on_drop_in_the_command() {
             command.bounded_by(&BACKGROUND).output().await.unwrap();
             assert_eq!(command.get_kill_on_drop(), kills);
         }
-        // Nor one that fails to start.
+        // Also if it fails to start.
         let mut none = Command::new("/no/such/program");
         none.bounded_by(&BACKGROUND).status().await.unwrap_err();
         assert!(!none.get_kill_on_drop());
@@ -473,7 +473,7 @@ fn a_run_leaves_no_process_group_in_the_command() {
     });
 }
 
-/// Its own group lies outside of its PID namespace, and has no number there to go back to.
+/// The group of this process is outside of its PID namespace, so it has no ID there.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_process_that_cannot_see_its_own_group_can_start_others() {
@@ -504,7 +504,7 @@ fn a_process_that_cannot_see_its_own_group_can_start_others() {
     });
 }
 
-/// Its signal waits until it goes on.
+/// A suspended process handles its signal when it is continued.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_suspended_one_is_continued_to_be_stopped() {
@@ -524,14 +524,14 @@ fn a_suspended_one_is_continued_to_be_stopped() {
     });
 }
 
-/// One letter of the system's.
+/// A string of one letter for the system.
 #[cfg(target_os = "linux")]
 fn state(pid: u32) -> char {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     stat.rsplit(')').next().unwrap().trim_start().chars().next().unwrap()
 }
 
-/// What the documentation says of it, and what it recommends.
+/// What the documentation says and recommends.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_blocked_stop_signal_is_inherited_unless_env_unblocks_it() {
@@ -544,7 +544,7 @@ fn a_blocked_stop_signal_is_inherited_unless_env_unblocks_it() {
             assert_eq!(libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()), 0);
         }
         current_thread().block_on(async {
-            // Not a shell: some of them unblock all signals by themselves.
+            // Not a shell, because some shells unblock all signals.
             let ends_by = async |command: &mut Command, grace| {
                 let ctx = BACKGROUND.with_cancel();
                 let mut child = command.bounded_by(&ctx).grace(grace).spawn().unwrap();
@@ -568,7 +568,7 @@ fn a_blocked_stop_signal_is_inherited_unless_env_unblocks_it() {
 }
 
 #[test]
-fn a_stopping_one_can_be_told_to_hurry() {
+fn a_stopping_process_can_be_killed_early() {
     with_child("trap '' TERM; echo ready; while :; do sleep 0.01; done", |mut child, ctx| async move {
         lines(&mut child).next_line().await.unwrap();
         ctx.cancel();
@@ -578,12 +578,12 @@ fn a_stopping_one_can_be_told_to_hurry() {
         let error = child.wait().await.unwrap_err();
         assert!(error.was_killed() && error.context().unwrap().is_canceled());
         assert_eq!(signal_of(&error), Some(9));
-        // Once it is over nothing happens, and the answer stays.
+        // Once the process has exited, this has no effect, and the result does not change.
         assert_eq!(child.kill().await.unwrap_err().to_string(), error.to_string());
     });
 }
 
-/// The leader has obeyed, and is not what takes its time.
+/// The leader has obeyed; the rest of the group takes time.
 #[test]
 fn so_can_the_rest_of_a_group() {
     on_both(|| async {
@@ -602,9 +602,9 @@ fn so_can_the_rest_of_a_group() {
     });
 }
 
-/// A kill that was dropped half-way, or whose child was, is one all the same.
+/// A kill has an effect even if its future or the child is dropped.
 #[test]
-fn one_that_is_killed_before_the_end_is_told_as_it_exited() {
+fn one_that_is_killed_before_the_end_is_reported_as_it_exited() {
     on_both(|| async {
         for own_group in [false, true] {
             let stubborn = "trap '' TERM; echo $$; while :; do sleep 0.01; done";
@@ -626,8 +626,8 @@ fn one_that_is_killed_before_the_end_is_told_as_it_exited() {
     });
 }
 
-/// Root without the right to signal other users' processes, which is all that this thread loses. Returns
-/// whether it has lost it: it takes root.
+/// Drops root's capability to signal the processes of other users, for this thread. Returns whether it has
+/// succeeded, which requires root.
 #[cfg(target_os = "linux")]
 fn become_unable_to_signal_others() -> bool {
     const VERSION_3: u32 = 0x2008_0522;
@@ -649,7 +649,7 @@ fn become_unable_to_signal_others() -> bool {
 #[cfg(target_os = "linux")]
 const NOBODY: u32 = 65534;
 
-/// It has changed its user, as `sudo` does.
+/// A process that has changed its user, like `sudo`.
 #[test]
 #[cfg(target_os = "linux")]
 fn one_that_may_not_be_signaled_is_an_error_and_no_endless_wait() {
@@ -692,7 +692,7 @@ async fn refused(grace: Duration, own_group: bool) -> [u32; 2] {
     assert!(error.to_string().starts_with(&text), "{error}");
     assert_eq!(io::Error::from(error).kind(), io::ErrorKind::Other);
 
-    // Killed without an end, it is an error as well.
+    // Killed without an end of the context, this is an error as well.
     let mut child = command.bounded_by(&BACKGROUND).spawn().unwrap();
     let other = pids(&mut lines(&mut child)).await[0];
     let error = child.kill().await.unwrap_err();
@@ -700,7 +700,7 @@ async fn refused(grace: Duration, own_group: bool) -> [u32; 2] {
     [pid, other]
 }
 
-/// A member of the group, not its leader.
+/// A member of the group that is not its leader.
 #[test]
 #[cfg(target_os = "linux")]
 fn one_of_a_group_that_may_not_be_signaled_is_an_error() {
@@ -718,7 +718,7 @@ fn one_of_a_group_that_may_not_be_signaled_is_an_error() {
                     let error = child.wait().await.unwrap_err();
                     assert!(error.is_still_running());
                     assert_eq!(signal_of(&error), Some(15), "the leader has obeyed");
-                    let text = "sh: signal: 15 (SIGTERM): one of its group is still running, it may not be \
+                    let text = "sh: signal: 15 (SIGTERM): a process of its group is still running, it may not be \
                                 signaled: Operation not permitted (os error 1): context canceled at ";
                     assert!(error.to_string().starts_with(text), "{error}");
                     pid
@@ -733,7 +733,7 @@ fn one_of_a_group_that_may_not_be_signaled_is_an_error() {
     });
 }
 
-/// A process that is traced by another one is not over before its tracer says so, not even when killed.
+/// A traced process has not exited until its tracer reports it, even if it was killed.
 #[test]
 #[cfg(target_os = "linux")]
 fn one_that_does_not_exit_when_killed_is_not_waited_for_forever() {
@@ -779,7 +779,7 @@ fn one_that_does_not_exit_when_killed_is_not_waited_for_forever() {
             assert!(error.to_string().starts_with(&text), "{error}");
             assert_eq!(child.id(), None, "from now on it may be reaped at any time");
 
-            // It is, in the background, once it can be.
+            // It is reaped in the background when that is possible.
             drop(tracer.stdin.take());
             assert!(tracer.wait().await.unwrap().success());
             until(|| !is_there(pid)).await;
@@ -837,14 +837,14 @@ fn standard_input_can_be_written_while_output_is_read() {
         writes.await.unwrap().unwrap();
         assert_eq!(output.stdout.len(), 1_000_000);
 
-        // Not taken, it is closed.
+        // The pipe is closed unless it was taken.
         let mut child = cat.bounded_by(&BACKGROUND).spawn().unwrap();
         assert!(child.wait().await.unwrap().success());
     });
 }
 
 #[test]
-fn nobody_needs_to_wait_for_it_to_be_stopped() {
+fn it_is_stopped_without_being_awaited() {
     with_child(FAMILY, |mut child, ctx| async move {
         let pids = pids(&mut lines(&mut child)).await;
         ctx.cancel();
@@ -875,7 +875,7 @@ fn so_is_one_whose_future_is_dropped() {
         let marker = Marker::new("dropped");
         let script = format!("echo $$ > {marker}.new; mv {marker}.new {marker}; exec sleep 3600");
         let mut sleeps = sh(&script);
-        // The context that drops the future is not the one that the process is tied to.
+        // The context that drops the future is not the one of the process.
         let ctx = BACKGROUND.with_cancel();
         let output = sleeps.bounded_by(&BACKGROUND).output().bounded_by(&ctx);
         let (output, ()) = tokio::join!(output, async {
@@ -901,7 +901,7 @@ fn a_wait_that_is_dropped_loses_nothing() {
     });
 }
 
-/// The runtime goes before the process has: it is killed, and with it its group.
+/// The runtime is shut down before the process has exited: the process and its group are killed.
 #[test]
 fn a_runtime_that_is_shut_down_leaves_nothing_behind() {
     watched(|| {
@@ -931,9 +931,9 @@ fn a_runtime_that_is_shut_down_leaves_nothing_behind() {
     });
 }
 
-/// One that exits at the very moment of the end is reported as one or the other, and reaped in any case.
+/// A process that exits at the time of the end is reported as either, and reaped in any case.
 #[test]
-fn exits_and_ends_that_race_are_told_as_one_or_the_other() {
+fn exits_and_ends_that_race_are_reported_as_one_of_them() {
     watched(|| {
         let runtime = common::multi_thread(2);
         runtime.block_on(async {

@@ -1,5 +1,5 @@
-//! What a refusal costs: an operation that is ready at once because its context has ended takes cooperative
-//! budget, and yields when none is left.
+//! Refusals: an operation that is ready immediately because its context has ended consumes cooperative
+//! budget, and yields if none is left.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! `Context::require`: work that does not fit into the time left is refused, with the line of the budget.
+//! `Context::require`: work that does not fit into the time left is refused, with the line that set the
+//! deadline.
 
 mod common;
 
@@ -36,7 +37,7 @@ async fn without_a_deadline_there_is_always_enough() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_error_says_how_much_there_was_and_which_line_set_the_budget() {
+async fn the_error_has_the_time_left_and_the_line_of_the_budget() {
     let parent = BACKGROUND.with_timeout(ms(500));
     let place = line!() - 1;
     // Neither the later deadline below nor what has none of its own sets the budget.

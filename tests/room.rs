@@ -1,7 +1,7 @@
-//! Promise 10, what a crowd leaves behind: its room is given back when it has gone, also if one member
-//! stays, and what it cost grew with its size alone.
+//! Promise 10, memory: what many contexts needed is freed when they are gone, even if one of them stays, and
+//! the cost grows only with their number.
 //!
-//! A crowd is a million if `TOKIO_CTX_FULL=1` says so, else smaller.
+//! With `TOKIO_CTX_FULL=1` the number is a million.
 
 mod common;
 
@@ -295,7 +295,7 @@ mod linear {
 
     /// Asking, and waiting anew, cost no more the deeper one is.
     #[test]
-    fn and_level_to_those_who_ask_again() {
+    fn and_level_for_repeated_queries() {
         let runtime = current_thread();
         let _entered = runtime.enter();
         for (name, nest) in nests() {

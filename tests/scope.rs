@@ -1,5 +1,5 @@
-//! One value: what derives returns a `CancelScope`, which is the context and ends it when dropped; and what it
-//! gives away by `clone`, `canceler`, `detach` and `split`.
+//! `CancelScope`: a context that ends when the scope is dropped, and `clone`, `canceler`, `detach` and
+//! `split`.
 
 mod common;
 
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 static BACKGROUND: Context = Context::background();
 
-/// Checks that a scope's drop is what ended it, and that the error names the line that made the scope.
+/// Checks that the drop of a scope ended the context, and that the error names the line that derived it.
 #[track_caller]
 fn assert_dropped(error: &Error, made_at: u32) {
     assert!(error.is_canceled());
@@ -29,7 +29,7 @@ fn assert_dropped(error: &Error, made_at: u32) {
     assert_eq!(error.to_string(), text);
 }
 
-// What it is.
+// Types and traits.
 
 #[test]
 fn a_scope_is_as_large_as_a_context() {
@@ -72,7 +72,7 @@ async fn it_is_shown_as_its_context() {
     assert_eq!(format!("{scope:?}"), format!("CancelScope({:?})", scope.context()));
 }
 
-// Dropped.
+// Drop.
 
 #[test]
 fn its_drop_ends_a_clone() {
@@ -97,20 +97,20 @@ fn its_drop_ends_a_child() {
 
 #[test]
 fn its_drop_is_seen_through_a_canceler_a_value_and_a_token() {
-    // A value only: the same context, by another handle.
+    // A context with a value, which is another handle.
     let scope = BACKGROUND.with_cancel();
     let made_at = line!() - 1;
     let valued = scope.context().with_value("alice");
     drop(scope);
     assert_dropped(&ended(&valued), made_at);
 
-    // A canceler is no context: it comes too late.
+    // A canceler is not a context, and has no effect after the end.
     let scope = BACKGROUND.with_cancel();
     let canceler = scope.canceler();
     drop(scope);
     canceler.cancel_with(Cause("late"));
 
-    // A token is the only trace of it.
+    // The token is the only observer.
     let scope = BACKGROUND.with_cancel();
     let token = scope.cancellation_token();
     assert!(!token.is_cancelled());
@@ -146,7 +146,7 @@ fn its_drop_runs_what_was_registered() {
     });
 }
 
-/// A cause that tells, by the count of what it holds, whether its context is still there.
+/// A cause whose reference count shows whether its context is still alive.
 #[derive(Debug)]
 struct Held(Arc<()>);
 
@@ -191,7 +191,7 @@ fn its_drop_lets_a_future_go_that_was_to_end_it() {
     });
 }
 
-/// A handle that goes on another thread may leave a bridge behind: the drop must not overlook it.
+/// A handle that is dropped on another thread may leave a bridge behind, which the drop must not overlook.
 #[test]
 fn its_drop_never_overlooks_a_token_that_is_made_meanwhile() {
     for turn in 0..5_000 {
@@ -224,14 +224,14 @@ fn its_drop_never_overlooks_a_token_that_is_made_meanwhile() {
 
 #[tokio::test(start_paused = true)]
 async fn the_first_end_stays() {
-    // A deadline that has passed before the drop, also if nothing waited for it.
+    // A deadline that has passed before the drop, even without a waiter.
     let scope = BACKGROUND.with_timeout(ms(10));
     let ctx = scope.clone();
     advance(ms(11)).await;
     drop(scope);
     assert!(ended(&ctx).is_deadline_exceeded());
 
-    // A parent's end.
+    // The end of a parent.
     let parent = BACKGROUND.with_cancel();
     let child = parent.with_cancel();
     let ctx = child.clone();
@@ -239,7 +239,7 @@ async fn the_first_end_stays() {
     drop(child);
     assert_eq!(word(&ended(&ctx)), Some("first"));
 
-    // A cancel of its own, and one that comes after the drop.
+    // Its own cancel, and one after the drop.
     let scope = BACKGROUND.with_cancel();
     let (ctx, canceler) = (scope.clone(), scope.canceler());
     scope.cancel_with(Cause("its own"));
@@ -259,7 +259,7 @@ fn its_drop_touches_neither_parent_nor_siblings() {
     assert!(!sibling.is_done() && !parent.is_done());
 }
 
-// Canceled.
+// Cancel.
 
 #[test]
 fn a_cancel_names_its_line_and_its_cause() {
@@ -287,7 +287,7 @@ fn a_cancel_names_its_line_and_its_cause() {
     assert_eq!(word(&ended(&scope)), Some("from afar"));
 }
 
-// Detached and split.
+// Detach and split.
 
 #[tokio::test(start_paused = true)]
 async fn detached_it_is_left_to_its_parent_and_its_deadline() {
@@ -333,7 +333,7 @@ fn split_the_guard_ends_the_context() {
     guard.detach();
     assert!(!ctx.is_done());
 
-    // The guard alone keeps a context of which only a child is left.
+    // Only the guard keeps a context alive of which a child is left.
     let (ctx, guard) = BACKGROUND.with_cancel().split();
     let child = ctx.with_cancel();
     drop(ctx);
@@ -342,7 +342,7 @@ fn split_the_guard_ends_the_context() {
     assert!(child.is_done());
 }
 
-// With a value.
+// Values.
 
 #[test]
 fn with_a_value_it_keeps_its_owner() {
@@ -370,7 +370,7 @@ fn with_a_value_on_its_context_it_stays() {
     assert!(connections.iter().all(Context::is_done));
 }
 
-// Optional limits.
+// Optional timeouts.
 
 #[tokio::test(start_paused = true)]
 async fn a_timeout_may_be_none() {
@@ -380,14 +380,14 @@ async fn a_timeout_may_be_none() {
     assert_eq!(BACKGROUND.with_timeout(limit).remaining(), limit);
     assert!(BACKGROUND.with_timeout(Some(Duration::ZERO)).is_done());
 
-    // The parent's deadline holds, and its line is in the error.
+    // The parent's deadline applies, and its line is in the error.
     let parent = BACKGROUND.with_timeout(ms(10));
     let made_at = line!() - 1;
     let child = parent.with_timeout(None);
     assert_eq!(child.deadline(), parent.deadline());
     assert_eq!(child.done().await.origin().made_at().line(), made_at);
 
-    // It can be canceled, and its drop ends it.
+    // It can be canceled, and dropping it ends it.
     let child = BACKGROUND.with_timeout(None);
     let ctx = child.clone();
     drop(child);
@@ -407,7 +407,7 @@ async fn so_may_a_timeout_with_a_cause_and_a_step() {
     assert!(late.unwrap_err().is_deadline_exceeded());
 }
 
-// What derives.
+// Methods that derive.
 
 #[tokio::test]
 async fn whatever_derives_returns_one_that_ends_when_dropped() {
@@ -441,7 +441,7 @@ async fn whatever_derives_returns_one_that_ends_when_dropped() {
     assert!(!parent.is_done() && !token.is_cancelled());
 }
 
-// In tasks.
+// Tasks.
 
 #[test]
 fn moved_into_a_task_it_ends_with_it() {
@@ -453,7 +453,7 @@ fn moved_into_a_task_it_ends_with_it() {
         tokio::spawn(async move { scope.run(async {}).await }).await.unwrap().unwrap();
         assert_dropped(&ended(&ctx), made_at);
 
-        // It is aborted where it awaits.
+        // The task is aborted where it awaits.
         let scope = BACKGROUND.with_cancel();
         let made_at = line!() - 1;
         let ctx = scope.clone();
@@ -463,7 +463,7 @@ fn moved_into_a_task_it_ends_with_it() {
         task.abort();
         assert_dropped(&timeout(HANG, ctx.done()).await.unwrap(), made_at);
 
-        // It panics.
+        // The task panics.
         let scope = BACKGROUND.with_cancel();
         let made_at = line!() - 1;
         let ctx = scope.clone();
@@ -479,7 +479,7 @@ fn moved_into_a_task_it_ends_with_it() {
 #[test]
 fn dropped_within_the_wake_it_causes_it_ends_once() {
     on_both(|| async {
-        // The task that waits owns the scope of a child, and a child owns nothing of its parent's.
+        // The waiting task owns the scope of a child, which does not own the parent.
         let scope = BACKGROUND.with_cancel();
         let child = scope.with_timeout(LONG);
         let ctx = child.clone();
@@ -510,7 +510,7 @@ fn what_is_made_of_a_temporary_has_ended_and_names_the_line() {
     }
     assert_dropped(&ended(&bounded(&BACKGROUND)), line!() - 2);
 
-    // In several lines it is the one of the call that made the scope.
+    // In a call over several lines, it is the line of the method that derived the scope.
     #[rustfmt::skip]
     let child = BACKGROUND
         .with_timeout(LONG)
@@ -528,7 +528,7 @@ async fn a_step_bounded_in_one_expression() {
     assert_eq!(begun.elapsed(), ms(10));
     assert!(!parent.is_done());
 
-    // As an argument, for as long as the call takes.
+    // As an argument, for the duration of the call.
     async fn load(ctx: &Context) -> Result<u32, Error> {
         ctx.sleep(ms(5)).await?;
         Ok(7)
@@ -536,7 +536,7 @@ async fn a_step_bounded_in_one_expression() {
     assert_eq!(load(&parent.with_timeout(ms(10))).await.unwrap(), 7);
     assert!(load(&parent.with_timeout(ms(2))).await.unwrap_err().is_deadline_exceeded());
 
-    // In `join!` and `select!`, by `within`.
+    // In `join!` and `select!`, with `within`.
     let (first, second) = tokio::join!(
         parent.within(ms(10), async |ctx| load(&ctx).await),
         parent.within(ms(2), async |ctx| load(&ctx).await),
@@ -545,7 +545,7 @@ async fn a_step_bounded_in_one_expression() {
     assert!(second.and_then(|loaded| loaded).unwrap_err().is_deadline_exceeded());
 }
 
-// Kept.
+// Stored scopes.
 
 #[test]
 fn it_may_live_in_a_struct_an_option_and_a_vector() {
@@ -560,7 +560,7 @@ fn it_may_live_in_a_struct_an_option_and_a_vector() {
     session.parts.truncate(1);
     assert!(!seen[0].is_done() && seen[1].is_done() && seen[2].is_done());
 
-    // Replaced, the old one has ended.
+    // The replaced scope has ended.
     let old = session.ctx.clone();
     session.ctx = BACKGROUND.with_cancel();
     assert!(old.is_done() && !session.ctx.is_done());
@@ -575,7 +575,7 @@ fn it_may_live_in_a_struct_an_option_and_a_vector() {
 
 #[test]
 fn it_is_kept_by_a_value_of_another() {
-    // A scope is a value like any other: it ends when the last that carries it goes.
+    // A scope is an ordinary value: it ends when its owner is dropped.
     let inner = BACKGROUND.with_cancel();
     let seen = inner.clone();
     let outer = BACKGROUND.with_cancel().with_value(inner);

@@ -1,5 +1,5 @@
-//! `Shutdown`: no more work, a grace, a cancel, an abort, a report; by begin, by force, and by the end
-//! of the context it was made of.
+//! `Shutdown`: the phases soft, grace, cancel, abort and report; begun by `begin`, by `force`, and by the
+//! end of the parent context.
 
 mod common;
 #[path = "common/live.rs"]
@@ -25,7 +25,7 @@ use tokio_ctx::{Context, Shutdown};
 
 static BACKGROUND: Context = Context::background();
 
-/// With times that are easy to add up.
+/// A shutdown with times that are easy to add.
 fn shutdown() -> Shutdown {
     Shutdown::new(&BACKGROUND).grace(ms(500)).cleanup(ms(100))
 }
@@ -34,7 +34,7 @@ fn on_paused<F: Future<Output = ()>>(test: F) {
     paused().block_on(test);
 }
 
-/// Names and fates of who was overdue.
+/// The names and fates of the overdue work.
 fn fates(report: &Report) -> Vec<(&str, Fate)> {
     report.overdue().iter().map(|overdue| (overdue.name().unwrap_or(""), overdue.fate())).collect()
 }
@@ -72,7 +72,7 @@ fn without_work_it_is_over_at_once() {
             format!("context canceled at tests/shutdown.rs:{line}: deploy; all work ended in time");
         assert!(report.to_string().ends_with(&text), "{report}");
         assert!(report.into_result().is_ok());
-        // It ends with the wait, in the name of the line that made it.
+        // It ends when `wait` returns, with the line that created the shutdown.
         let hard = ended(shutdown.hard());
         assert!(hard.to_string().ends_with(": the shutdown is over"), "{hard}");
         assert_eq!(hard.origin().canceled_at(), Some(hard.origin().made_at()));
@@ -95,7 +95,7 @@ fn work_that_ends_within_the_grace_is_not_canceled() {
 }
 
 #[test]
-fn each_phase_takes_its_time_and_each_fate_is_told() {
+fn each_phase_takes_its_time_and_each_fate_is_reported() {
     on_paused(async {
         let shutdown = shutdown();
         let start = Instant::now();
@@ -279,9 +279,9 @@ mod force {
         });
     }
 
-    /// Who was cut off is told even if nobody waited at the time, and they are long gone.
+    /// Overdue work is reported even if nothing called `wait` at the time, and the work has ended since.
     #[test]
-    fn remembers_who_was_at_work() {
+    fn remembers_what_was_running() {
         on_paused(async {
             let shutdown = shutdown();
             shutdown.named("job").spawn(async {
@@ -300,7 +300,7 @@ mod work {
     use super::*;
 
     #[test]
-    fn is_a_future_that_somebody_else_runs() {
+    fn is_a_future_that_other_code_polls() {
         on_paused(async {
             let shutdown = shutdown();
             let start = Instant::now();
@@ -317,7 +317,7 @@ mod work {
         });
     }
 
-    /// Over when its future is gone, and not later: whoever joins it may hold on to the rest.
+    /// Tracked work is over when its future is dropped, even if the task's handle is kept.
     #[test]
     fn is_over_as_soon_as_a_tracked_future_resolves() {
         on_both(|| async {
@@ -421,7 +421,7 @@ mod work {
         });
     }
 
-    /// Nothing is kept of what is over, however long the service runs.
+    /// Finished work uses no memory, however long the service runs.
     #[test]
     fn leaves_nothing_behind() {
         on_paused(async {
@@ -500,9 +500,9 @@ mod waiting {
         });
     }
 
-    /// It says what has become of them by then.
+    /// The report contains the current fate.
     #[test]
-    fn again_later_tells_who_has_ended_after_all() {
+    fn called_again_later_reports_what_has_ended_since() {
         on_paused(async {
             let shutdown = shutdown();
             let (late, later) = (shutdown.named("late").ticket(), shutdown.named("later").ticket());
@@ -573,7 +573,7 @@ mod waiting {
 }
 
 #[test]
-fn dropped_by_everybody_it_ends_both_contexts_and_leaves_the_work_to_itself() {
+fn when_all_handles_are_dropped_both_contexts_end_and_the_work_continues() {
     on_both(|| async {
         let shutdown = shutdown();
         let job = shutdown.spawn(async {
@@ -589,7 +589,7 @@ fn dropped_by_everybody_it_ends_both_contexts_and_leaves_the_work_to_itself() {
     });
 }
 
-/// Work comes and goes on other threads while the shutdown begins: whoever got in is waited for.
+/// Other threads start and finish work while the shutdown begins. All work that was accepted is waited for.
 #[test]
 fn no_work_is_missed_and_no_wait_hangs() {
     watched(|| {
@@ -629,7 +629,7 @@ fn no_work_is_missed_and_no_wait_hangs() {
     });
 }
 
-/// The last to leave, the grace and a force, all at once: one end, one report.
+/// The last work, the end of the grace period and `force` at the same time: one end, one report.
 #[test]
 fn the_last_to_leave_races_the_hard_end() {
     watched(|| {
@@ -656,7 +656,7 @@ fn the_last_to_leave_races_the_hard_end() {
 }
 
 #[test]
-fn a_wait_that_nobody_polls_holds_up_nobody() {
+fn a_wait_that_is_not_polled_delays_no_other() {
     on_both(|| async {
         let shutdown = shutdown();
         let job = shutdown.spawn(ready(7));

@@ -1,5 +1,4 @@
-//! `Shutdown::wait` in a task of the same shutdown, which it leaves out, and `Shutdown::begun`, the signal
-//! that servers take.
+//! `Shutdown::wait` in a task of the same shutdown, for which it does not wait, and `Shutdown::begun`.
 
 mod common;
 
@@ -15,7 +14,7 @@ use tokio_ctx::{Context, Shutdown};
 
 static BACKGROUND: Context = Context::background();
 
-/// With times that are easy to add up.
+/// A shutdown with times that are easy to add.
 fn shutdown() -> Shutdown {
     Shutdown::new(&BACKGROUND).grace(ms(500)).cleanup(ms(100))
 }
@@ -24,7 +23,7 @@ fn on_paused<F: Future<Output = ()>>(test: F) {
     paused().block_on(test);
 }
 
-/// Names and fates of what was overdue.
+/// The names and fates of the overdue work.
 fn fates(report: &Report) -> Vec<(&str, Fate)> {
     report.overdue().iter().map(|overdue| (overdue.name().unwrap_or(""), overdue.fate())).collect()
 }
@@ -81,7 +80,7 @@ fn several_that_wait_inside_do_not_wait_for_each_other() {
     });
 }
 
-/// The one outside is not over before the task that waits inside is.
+/// A wait outside does not return before the task that waits inside has finished.
 #[test]
 fn a_wait_outside_includes_the_task_that_waits_inside() {
     on_paused(async {
@@ -99,7 +98,7 @@ fn a_wait_outside_includes_the_task_that_waits_inside() {
     });
 }
 
-/// What a task does after its wait is not late, for those that wait in other tasks.
+/// For waits in other tasks, what a task does after its own wait is not overdue.
 #[test]
 fn the_first_wait_that_is_over_ends_the_others_inside() {
     on_paused(async {
@@ -120,7 +119,7 @@ fn the_first_wait_that_is_over_ends_the_others_inside() {
     });
 }
 
-/// Through all the phases: what waits inside is neither aborted nor reported for that.
+/// In all phases, work that waits inside is neither aborted nor reported.
 #[test]
 fn a_stuck_task_is_aborted_and_the_one_that_waits_is_not() {
     on_paused(async {
@@ -135,7 +134,7 @@ fn a_stuck_task_is_aborted_and_the_one_that_waits_is_not() {
     });
 }
 
-/// Other shutdowns' work, and this one's in other tasks, is waited for as ever.
+/// Work of other shutdowns, and of this one in other tasks, is waited for.
 #[test]
 fn only_the_caller_is_left_out() {
     on_paused(async {
@@ -147,7 +146,7 @@ fn only_the_caller_is_left_out() {
         let report = outer.spawn(async move { waited.wait().await }).await.unwrap();
         assert!(report.is_clean(), "{report}");
         assert!(start.elapsed() >= ms(50));
-        // The caller's own ticket cannot be told from another's.
+        // A ticket that the caller holds cannot be distinguished from others.
         let ticket = inner.ticket();
         let report = inner.wait().await;
         assert_eq!(fates(&report), [("", Fate::Running)]);
@@ -174,7 +173,7 @@ fn a_wait_inside_that_was_dropped_leaves_nothing_out() {
     });
 }
 
-/// Work that ends on other threads just as the waits inside are made and dropped.
+/// Work ends on other threads while waits inside are created and dropped.
 #[test]
 fn no_wait_inside_hangs_whatever_ends_meanwhile() {
     watched(|| {
@@ -221,7 +220,7 @@ fn begun_resolves_to_nothing_when_it_begins() {
     });
 }
 
-/// As of the contexts: a signal, the force, and the drop of the last handle.
+/// Like the contexts: on a signal, `force`, and when the last handle is dropped.
 #[test]
 fn begun_resolves_however_it_begins() {
     let parent = BACKGROUND.with_cancel();

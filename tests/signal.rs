@@ -1,5 +1,5 @@
-//! `signal`: real signals, sent to a real process. Each test runs itself once more as a child, which does
-//! one half of it, and is sent the signals by the other.
+//! `signal`: real signals that are sent to a real process. Each test runs itself again as a child process,
+//! and sends the signals to it.
 
 #![cfg(all(unix, feature = "signal"))]
 
@@ -34,18 +34,18 @@ fn kill(pid: u32, signal: Signal) {
     assert_eq!(sent, 0, "no such process");
 }
 
-/// Sends itself a signal; it has been handled when this returns, if this is the only thread that may.
+/// Sends a signal to this process. It has been handled when this returns, if only this thread can handle it.
 fn raise(signal: Signal) {
     kill(std::process::id(), signal);
 }
 
-/// This program, to be run once more.
+/// The command to run this program again.
 fn this_program() -> Command {
     with_defaults(&env::current_exe().unwrap())
 }
 
-/// A program that starts with the defaults of these signals, although the tests may run in the background of a
-/// shell, or under `nohup`, and so ignore them.
+/// A program that starts with the default of these signals, which may be ignored because the tests run in the
+/// background or under `nohup`.
 fn with_defaults(program: &Path) -> Command {
     let mut command = Command::new(program);
     let defaults = || {
@@ -60,21 +60,21 @@ fn with_defaults(program: &Path) -> Command {
     command
 }
 
-/// A child that runs the other half of a test.
+/// A child process that runs the other half of a test.
 struct Other {
     child: Child,
     output: BufReader<ChildStdout>,
-    /// What it leaves running on purpose.
+    /// Processes that it leaves running on purpose.
     strays: Vec<u32>,
 }
 
 impl Other {
-    /// Runs `child` and exits with 0, if this is the child; otherwise starts it.
+    /// In the child process, runs `child` and exits with 0; otherwise, starts the child process.
     fn start<F: Future<Output = ()>>(test: &str, child: impl FnOnce() -> F) -> Other {
         Other::start_as(test, this_program(), child)
     }
 
-    /// The same, with a command that runs this program, and may do more.
+    /// The same, with a command that runs this program and may do more.
     fn start_as<F: Future<Output = ()>>(
         test: &str,
         mut command: Command,
@@ -90,14 +90,14 @@ impl Other {
         Other { child, output, strays: Vec::new() }
     }
 
-    /// Waits until it has printed this line.
+    /// Waits until the child has printed this line.
     fn says(&mut self, line: &str) -> &mut Other {
         let said = self.says_something_like(line);
         assert_eq!(said, line);
         self
     }
 
-    /// Waits for a line that contains this, and returns it.
+    /// Waits for a line that contains this text, and returns it.
     fn says_something_like(&mut self, part: &str) -> String {
         let mut said = String::new();
         loop {
@@ -120,19 +120,19 @@ impl Other {
         self.child.wait().unwrap()
     }
 
-    /// Insists on this exit status.
+    /// Checks the exit status.
     fn ends_with(&mut self, code: i32) {
         let status = self.ends();
         assert_eq!(status.code(), Some(code), "{status}");
     }
 
-    /// Insists on an end by this signal.
+    /// Checks that this signal ended the child.
     fn ends_by(&mut self, signal: Signal) {
         let status = self.ends();
         assert_eq!(status.signal(), Some(signal.number()), "{status}");
     }
 
-    /// Waits until the system has suspended it.
+    /// Waits until the system has suspended the child.
     #[cfg(target_os = "linux")]
     fn is_suspended(&mut self) -> &mut Other {
         let stat = format!("/proc/{}/stat", self.child.id());
@@ -156,7 +156,7 @@ impl Drop for Other {
     }
 }
 
-/// Never lets its runtime go on.
+/// A task that never yields to its runtime.
 fn hang() {
     loop {
         thread::sleep(Duration::from_secs(1));
@@ -187,7 +187,7 @@ fn each_of_the_shutdown_signals_ends_the_context_and_is_its_cause() {
     });
 }
 
-/// Installed on return, not when first polled: otherwise this one would end the process.
+/// The handler is installed on return, not on the first poll; otherwise this signal would end the process.
 #[test]
 fn a_signal_right_after_the_call_is_not_lost() {
     watched(|| {
@@ -239,7 +239,7 @@ fn so_does_another_one_of_the_set() {
     });
 }
 
-/// The first is never even noticed.
+/// The first signal is never noticed.
 #[test]
 fn a_stuck_runtime_does_not_keep_the_second_from_ending_the_process() {
     watched(|| {
@@ -303,9 +303,9 @@ fn a_signal_that_has_no_name_can_be_chosen() {
 }
 
 #[test]
-fn all_who_listen_are_told() {
+fn all_listeners_are_notified() {
     watched(|| {
-        Other::start("all_who_listen_are_told", || async {
+        Other::start("all_listeners_are_notified", || async {
             let one = until_termination(&BACKGROUND).unwrap();
             let other = until_termination(&BACKGROUND).unwrap();
             let child = one.with_cancel();
@@ -318,11 +318,11 @@ fn all_who_listen_are_told() {
     });
 }
 
-/// Tokio never gives a signal its default back: once it is not waited for, it must not be swallowed.
+/// Tokio never restores the default of a signal. Without a waiter, the signal must not be swallowed.
 #[test]
-fn after_the_scope_has_gone_a_signal_ends_the_process() {
+fn after_the_scope_is_dropped_a_signal_ends_the_process() {
     watched(|| {
-        let test = "after_the_scope_has_gone_a_signal_ends_the_process";
+        let test = "after_the_scope_is_dropped_a_signal_ends_the_process";
         let mut other = Other::start(test, || async {
             drop(until_termination(&BACKGROUND).unwrap());
             no_task_is_left().await;
@@ -334,9 +334,9 @@ fn after_the_scope_has_gone_a_signal_ends_the_process() {
 }
 
 #[test]
-fn after_the_runtime_has_gone_a_signal_ends_the_process() {
+fn after_the_runtime_is_dropped_a_signal_ends_the_process() {
     watched(|| {
-        let test = "after_the_runtime_has_gone_a_signal_ends_the_process";
+        let test = "after_the_runtime_is_dropped_a_signal_ends_the_process";
         let mut other = Other::start(test, || async {
             let ctx = thread::spawn(|| {
                 multi_thread(1).block_on(async { until_termination(&BACKGROUND).unwrap() })
@@ -361,7 +361,7 @@ fn to_listen_again_is_to_start_anew() {
                 raise(Signal::INT);
                 assert_eq!(ctx.done().await.cause_as(), Some(&Signal::INT));
             }
-            // While another still waits for it, one that has gone does not end the process.
+            // As long as another context waits for the signal, a dropped one does not end the process.
             let waits = until_termination(&BACKGROUND).unwrap();
             drop(until_termination(&BACKGROUND).unwrap());
             tokio::task::yield_now().await;
@@ -376,15 +376,15 @@ fn to_listen_again_is_to_start_anew() {
 
 /// However soon after the end, on however many threads.
 #[test]
-fn to_listen_again_at_once_is_to_start_anew() {
+fn listening_again_immediately_starts_over() {
     watched(|| {
-        let test = "to_listen_again_at_once_is_to_start_anew";
+        let test = "listening_again_immediately_starts_over";
         let mut other = Other::start(test, || async {
             let rounds = || {
                 multi_thread(2).block_on(async {
                     let mut last = None;
                     for _round in 0..500 {
-                        // The one before listens until this one does.
+                        // The previous context listens until this one does.
                         let ctx = last.insert(until_termination(&BACKGROUND).unwrap());
                         raise(Signal::INT);
                         assert_eq!(ctx.done().await.cause_as(), Some(&Signal::INT));
@@ -399,7 +399,7 @@ fn to_listen_again_at_once_is_to_start_anew() {
     });
 }
 
-/// What was there before is there afterwards: by default it does nothing.
+/// The previous effect is restored: ignored by default.
 #[test]
 fn one_that_is_ignored_by_default_is_ignored_afterwards() {
     watched(|| {
@@ -421,7 +421,7 @@ fn one_that_is_ignored_by_default_is_ignored_afterwards() {
     });
 }
 
-/// As `nohup` does, and a shell with its background jobs.
+/// Like `nohup`, and the background jobs of a shell.
 #[test]
 #[cfg(target_os = "linux")]
 fn one_that_the_process_was_started_with_ignoring_is_ignored_afterwards() {
@@ -449,14 +449,14 @@ fn one_that_the_process_was_started_with_ignoring_is_ignored_afterwards() {
             raise(Signal::HUP);
             raise(Signal::INT);
             println!("still here");
-            // The third of the set had its default.
+            // The third signal of the set had its default.
             pending().await
         });
         other.says("still here").is_sent(Signal::TERM).ends_by(Signal::TERM);
     });
 }
 
-/// A library listens for a while, in a program that has a handler of its own.
+/// A library listens for a while in a program with a handler of its own.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_handler_that_was_there_before_is_alone_afterwards() {
@@ -503,17 +503,17 @@ fn one_that_suspends_by_default_suspends_afterwards() {
             pending().await
         });
         other.says("ready").is_sent(stop).is_suspended();
-        // It goes on, and can be suspended again.
+        // The process continues, and can be suspended again.
         other.is_sent(Signal::from_raw(libc::SIGCONT)).is_sent(stop).is_suspended();
         other.is_sent(Signal::TERM).is_sent(Signal::from_raw(libc::SIGCONT)).ends_by(Signal::TERM);
     });
 }
 
-/// Those of a set that could be had before another one could not.
+/// The handlers of a set that were installed before one failed.
 #[test]
-fn a_call_that_fails_takes_no_signals_default_away() {
+fn a_call_that_fails_leaves_the_signals_default() {
     watched(|| {
-        let mut other = Other::start("a_call_that_fails_takes_no_signals_default_away", || async {
+        let mut other = Other::start("a_call_that_fails_leaves_the_signals_default", || async {
             let set = [Signal::USR2, Signal::TERM, Signal::from_raw(100_000)];
             signal::notify(&BACKGROUND, set).unwrap_err();
             println!("ready");
@@ -542,13 +542,13 @@ fn a_default_that_ends_the_process_does_so_by_the_signal_itself() {
                 pending().await
             });
             other.says("ready").is_sent(signal);
-            // Of signals without a name the library knows no default but this.
+            // The library knows no other default for signals without a name.
             if number == real_time { other.ends_with(signal.exit_code()) } else { other.ends_by(signal) }
         }
     });
 }
 
-/// No signal ends process 1 unless it has a handler: it has to exit.
+/// Only a signal with a handler ends process 1, so it has to exit.
 #[test]
 #[cfg(target_os = "linux")]
 fn as_process_1_a_second_signal_exits() {
@@ -574,7 +574,7 @@ fn as_process_1_a_second_signal_exits() {
     });
 }
 
-/// Their groups get nothing from the terminal, and their supervisor gets no more turns.
+/// The groups receive nothing from the terminal, and the supervisors do not run any more.
 #[test]
 #[cfg(feature = "process")]
 fn a_second_signal_kills_the_children_first() {
@@ -616,7 +616,7 @@ fn a_second_signal_kills_the_children_first() {
                 let line = other.says_something_like("family ");
                 let words = Vec::from_iter(line.split(' ').skip(1).map(str::to_owned));
                 gone.push(words[1].clone());
-                // Of the one without a group of its own, the grandchild is not reached.
+                // For the child without a group of its own, the grandchild is not killed.
                 if words[0] == "true" {
                     gone.push(words[2].clone());
                 } else {
@@ -637,7 +637,7 @@ fn a_second_signal_kills_the_children_first() {
     });
 }
 
-/// Each start is either done, and its child killed, or refused: none lies in between.
+/// Each start either succeeds, and the child is killed, or is refused.
 #[test]
 #[cfg(all(feature = "process", target_os = "linux"))]
 fn a_second_signal_misses_no_child_that_is_being_started() {
@@ -660,7 +660,7 @@ fn a_second_signal_misses_no_child_that_is_being_started() {
                             sleep.arg("3600").stdout(Stdio::null());
                             loop {
                                 let bounded = sleep.bounded_by(&BACKGROUND).process_group(true);
-                                // It fails once the process is about to end, and is not any more then.
+                                // Starting fails once the process is about to end.
                                 children.extend(bounded.spawn().ok().filter(|_| children.len() < 200));
                             }
                         })
@@ -682,7 +682,7 @@ fn a_second_signal_misses_no_child_that_is_being_started() {
     });
 }
 
-/// Whether a process that runs has this in its environment.
+/// Returns whether a process with this environment variable is running.
 #[cfg(all(feature = "process", target_os = "linux"))]
 fn some_process_has(variable: &str) -> bool {
     let mut processes = std::fs::read_dir("/proc").unwrap().flatten();
@@ -692,7 +692,7 @@ fn some_process_has(variable: &str) -> bool {
     })
 }
 
-/// Whether there is such a process, other than one that has exited and waits to be reaped.
+/// Returns whether the process is running, and not a zombie.
 #[cfg(feature = "process")]
 fn is_running(pid: &str) -> bool {
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
@@ -710,7 +710,7 @@ async fn no_task_is_left() {
     }
 }
 
-/// Neither signals nor their handlers matter here, so that it takes no child.
+/// Neither signals nor handlers matter here, so no child process is needed.
 #[test]
 fn the_watching_task_ends_with_the_context() {
     watched(|| {
@@ -788,7 +788,7 @@ fn outside_a_runtime_it_panics_as_tokio_does() {
 }
 
 #[test]
-fn signals_tell_their_numbers_and_names() {
+fn signals_have_their_numbers_and_names() {
     assert_eq!(Signal::TERM.number(), libc::SIGTERM);
     assert_eq!(Signal::HUP.exit_code(), 128 + libc::SIGHUP);
     assert_eq!(Signal::from_raw(i32::MAX).exit_code(), i32::MAX);
@@ -796,7 +796,7 @@ fn signals_tell_their_numbers_and_names() {
     assert_eq!(Signal::from_raw(99).to_string(), "signal 99 received");
 }
 
-/// What a listener costs while it lasts, and that none of it stays, is told by how often this can be done.
+/// Repeats this many times, which shows that a listener leaves nothing behind.
 #[test]
 fn listeners_come_and_go_on_several_threads() {
     watched(|| {

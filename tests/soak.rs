@@ -1,7 +1,7 @@
-//! Promise 10 over time: however many contexts came and went, live memory is what it was early on.
+//! Promise 10 over time: live memory stays constant, however many contexts have been derived and dropped.
 //!
-//! The sizes are those of a quick check; `TOKIO_CTX_FULL=1` makes them a million requests, ten million
-//! contexts and a million turns.
+//! By default this is a quick check; `TOKIO_CTX_FULL=1` runs a million requests, ten million contexts and a
+//! million iterations.
 
 mod common;
 

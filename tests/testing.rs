@@ -1,4 +1,4 @@
-//! `testing::scope`: silent when nothing is left, and exact about what is.
+//! `testing::scope`: succeeds if nothing is left, and otherwise names what is.
 
 #![cfg(feature = "test-util")]
 
@@ -13,12 +13,12 @@ use futures::{FutureExt as _, stream};
 use tokio::sync::Notify;
 use tokio_ctx::{BoxError, Context, Error, Group, Shutdown, StreamExt as _, testing};
 
-/// What a scope complains about, at once: its patience is that of a paused clock.
+/// Returns the complaint of a scope, immediately because the clock is paused.
 fn complaint<T>(body: impl AsyncFnOnce(&Context) -> T) -> String {
     panic_text(|| paused().block_on(testing::scope(body)))
 }
 
-/// A future's panic, as text.
+/// Returns the text of a future's panic.
 async fn panicked(future: impl Future) -> String {
     let Err(panic) = AssertUnwindSafe(future).catch_unwind().await else {
         panic!("should have panicked")
@@ -85,7 +85,7 @@ fn so_is_each_of_several() {
 }
 
 #[test]
-fn a_context_that_is_held_by_a_task_of_nobodys_is_found() {
+fn a_context_that_is_held_by_an_unregistered_task_is_found() {
     let text = complaint(async |test| {
         let child = test.with_cancel();
         let held = child.clone();
@@ -117,7 +117,7 @@ fn a_blocking_task_that_is_left_is_named_too() {
     });
 }
 
-/// A scope complains of one thing, and that is what was started on this line.
+/// Checks that a scope complains about one task, the one spawned on this line.
 #[track_caller]
 fn left_at<T>(line: u32, body: impl AsyncFnOnce(&Context) -> T) {
     let text = complaint(body);
@@ -126,7 +126,7 @@ fn left_at<T>(line: u32, body: impl AsyncFnOnce(&Context) -> T) {
     assert_eq!(text.lines().count(), 2, "{text}");
 }
 
-/// It waits, in a task of nobody's, for ever.
+/// Waits forever, in an unregistered task.
 fn forget(wait: impl Future + Send + 'static) {
     tokio::spawn(async move {
         wait.await;
@@ -253,7 +253,7 @@ fn the_bodys_own_panic_is_all_there_is() {
         }))
     });
     assert_eq!(text, "the test failed");
-    // Its context has ended all the same.
+    // Its context has ended nevertheless.
     runtime.block_on(async {
         while drops.count() == 0 {
             tokio::task::yield_now().await;
@@ -262,7 +262,7 @@ fn the_bodys_own_panic_is_all_there_is() {
 }
 
 #[test]
-fn who_needs_some_time_to_end_gets_it() {
+fn tasks_that_need_some_time_to_end_get_it() {
     multi_thread(2).block_on(async {
         testing::scope(async |test| {
             let waits = test.clone();

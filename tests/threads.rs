@@ -1,8 +1,8 @@
-//! Everything at once, on real threads: eight workers derive, end, ask, wait and drop at random in one
-//! tree. When they are through, all must agree, everyone who waits must be told, and nothing be left.
+//! Real threads: eight workers derive, end, query, wait and drop at random in one tree. When they are done, all
+//! contexts must agree, all waiters must have been woken, and nothing may be left.
 //!
-//! It runs for ten seconds, or for `TOKIO_CTX_SECONDS`. A failure names the seed of its round;
-//! `TOKIO_CTX_SEED` begins there, which repeats what each worker does, though not how they meet.
+//! It runs for ten seconds, or for `TOKIO_CTX_SECONDS`. A failure prints the seed of its round.
+//! `TOKIO_CTX_SEED` starts with that seed, which repeats what each worker does, but not the interleaving.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! What tracing is told: one DEBUG event from each context that ended by itself, and `run_in_span`, which
-//! runs a future in a context and in a span.
+//! The tracing event of a context that has ended by itself, and `run_in_span`, which runs a future with a
+//! context and in a span.
 #![cfg(feature = "tracing")]
 
 mod common;
@@ -25,7 +25,7 @@ static BACKGROUND: Context = Context::background();
 
 const FILE: &str = file!();
 
-/// An event, with the spans it was in, outermost first.
+/// An event, with its spans, outermost first.
 #[derive(Clone, Debug)]
 struct Seen {
     level: Level,
@@ -37,9 +37,9 @@ struct Seen {
 type Fields = BTreeMap<String, String>;
 
 thread_local! {
-    /// What this thread's test has seen: every test runs on a thread of its own.
+    /// The events of this thread. Every test runs on a thread of its own.
     static SEEN: RefCell<Vec<Seen>> = const { RefCell::new(Vec::new()) };
-    /// What spans have recorded, by name.
+    /// The recorded fields of spans, by name.
     static RECORDED: RefCell<Vec<(String, Fields)>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -95,7 +95,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Capture {
     }
 }
 
-/// Begins to listen; one subscriber for all threads, as tracing caches who listens.
+/// Installs one subscriber for all threads, because tracing caches its interest.
 fn listen() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
@@ -106,7 +106,7 @@ fn listen() {
     RECORDED.take();
 }
 
-/// The one event since last asked.
+/// Returns the one event since the last call.
 #[track_caller]
 fn one_event() -> Seen {
     let mut seen = SEEN.take();
@@ -130,7 +130,7 @@ fn number(fields: &Fields, name: &str) -> f64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancel_is_told_with_all_its_fields() {
+async fn a_cancel_is_an_event_with_all_its_fields() {
     listen();
     let ctx = BACKGROUND.with_timeout(ms(500));
     let made = line!() - 1;
@@ -151,7 +151,7 @@ async fn a_cancel_is_told_with_all_its_fields() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_is_told_with_all_its_fields() {
+async fn a_deadline_is_an_event_with_all_its_fields() {
     listen();
     let ctx = BACKGROUND.with_timeout_cause(ms(100), Cause("too slow"));
     let made = line!() - 1;
@@ -178,7 +178,7 @@ async fn what_there_is_not_is_left_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_scopes_quiet_drop_is_not_told() {
+async fn a_scopes_unobserved_drop_is_no_event() {
     listen();
     let scope = BACKGROUND.with_cancel();
     let ctx = scope.clone();
@@ -193,7 +193,7 @@ async fn a_scopes_quiet_drop_is_not_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_the_one_that_ended_itself_tells() {
+async fn only_the_one_that_ended_itself_is_an_event() {
     listen();
     let parent = BACKGROUND.with_cancel();
     let made = line!() - 1;
@@ -209,13 +209,13 @@ async fn only_the_one_that_ended_itself_tells() {
     let event = one_event();
     assert_eq!(event.fields["cause"], "all");
     assert_place(&event, "derived_at", made);
-    // Born dead, they end with their parent.
+    // They end from the start, with their parent.
     parent.with_timeout(ms(0)).cancel();
     no_event();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_is_told_once_however_many_see_it() {
+async fn a_deadline_is_one_event_however_many_observe_it() {
     listen();
     let parent = BACKGROUND.with_timeout(ms(100));
     let child = parent.with_cancel();
@@ -229,9 +229,9 @@ async fn a_deadline_is_told_once_however_many_see_it() {
     assert_eq!(one_event().fields["kind"], "DeadlineExceeded");
 }
 
-/// Nobody waits: it is told when it is first found out, as of when it happened.
+/// Without a waiter, the event is emitted when the end is first observed, with the time when it happened.
 #[tokio::test(start_paused = true)]
-async fn an_unseen_deadline_is_told_when_it_is_found_out() {
+async fn an_unobserved_deadline_is_an_event_when_it_is_detected() {
     listen();
     let parent = BACKGROUND.with_timeout(ms(100));
     let child = parent.with_cancel();
@@ -245,9 +245,9 @@ async fn an_unseen_deadline_is_told_when_it_is_found_out() {
     no_event();
 }
 
-/// A child's own deadline that had passed before its parent's cancel: two ends, two events.
+/// A deadline of a child that passed before the cancel of its parent: two ends, two events.
 #[tokio::test(start_paused = true)]
-async fn two_that_ended_by_themselves_tell_two_stories() {
+async fn two_that_ended_by_themselves_are_two_events() {
     listen();
     let parent = BACKGROUND.with_cancel();
     let child = parent.with_timeout(ms(100));
@@ -261,7 +261,7 @@ async fn two_that_ended_by_themselves_tell_two_stories() {
 }
 
 #[test]
-fn a_tokens_end_is_told_once() {
+fn a_tokens_end_is_one_event() {
     listen();
     let token = CancellationToken::new();
     let ctx = BACKGROUND.with_token(&token);
@@ -273,9 +273,9 @@ fn a_tokens_end_is_told_once() {
     assert!(!event.fields.contains_key("canceled_at"), "{event:?}");
 }
 
-/// By the time the event is told, everybody can see the end it tells of.
+/// When the event is emitted, every thread can see the end.
 #[test]
-fn a_second_cancel_tells_nothing() {
+fn a_second_cancel_is_no_event() {
     listen();
     let scope = BACKGROUND.with_cancel();
     let _ctx = scope.clone();
@@ -288,7 +288,7 @@ fn a_second_cancel_tells_nothing() {
 }
 
 #[test]
-fn the_event_is_in_a_span_of_whoever_derived_or_ended_it() {
+fn the_event_is_in_the_span_of_the_end() {
     listen();
     let span = info_span!("request");
     span.in_scope(|| {
@@ -328,7 +328,7 @@ async fn run_in_span_is_bounded_by_the_context() {
     let ctx = scope.clone();
     let error = ctx.run_in_span(info_span!("slow"), pending::<()>()).await.unwrap_err();
     assert_same(&error, &ended(&ctx));
-    // A timer that many share is in no span.
+    // A shared timer is in no span.
     assert_eq!(one_event().spans.last(), None);
     drop(scope);
 
@@ -337,7 +337,7 @@ async fn run_in_span_is_bounded_by_the_context() {
     assert_same(&error, &ended(&ctx));
 }
 
-/// What was recorded as the status of the last span, and for OpenTelemetry.
+/// The recorded status of the last span, for this crate and for OpenTelemetry.
 #[track_caller]
 fn status() -> (String, Option<String>) {
     let mut fields: Fields = RECORDED.take().into_iter().flat_map(|(_, fields)| fields).collect();
@@ -363,7 +363,7 @@ async fn a_spans_status_tells_canceled_from_failed_and_dropped_from_done() {
     BACKGROUND.try_run_in_span(step(), broken).await.unwrap_err();
     told("failed", error);
 
-    // The end, also one that the step itself has seen and passes on.
+    // The end, also if the step has seen it and returns it.
     let timed = BACKGROUND.with_timeout(ms(10));
     timed.run_in_span(step(), pending::<()>()).await.unwrap_err();
     told("deadline exceeded", error);
@@ -380,7 +380,7 @@ async fn a_spans_status_tells_canceled_from_failed_and_dropped_from_done() {
     ctx.try_run_in_span(step(), async { Ok::<_, Error>(()) }).await.unwrap_err();
     told("canceled", None);
 
-    // Dropped before the first poll, and after.
+    // Dropped before and after the first poll.
     drop(BACKGROUND.run_in_span(step(), async {}));
     told("dropped", None);
     let mut waits = Box::pin(BACKGROUND.run_in_span(step(), pending::<()>()));
@@ -393,7 +393,7 @@ async fn a_spans_status_tells_canceled_from_failed_and_dropped_from_done() {
     told("panicked", error);
 }
 
-/// Without the field, without a deadline, and with a span that nobody listens to.
+/// Without the field, without a deadline, and with a disabled span.
 #[tokio::test(start_paused = true)]
 async fn run_in_span_takes_any_span() {
     listen();

@@ -1,4 +1,4 @@
-//! `with_cancel_when`: any future as the reason, and nothing left of it.
+//! `with_cancel_when`: any future as the reason, and nothing left behind.
 
 mod common;
 
@@ -111,7 +111,7 @@ fn its_context_is_the_parent() {
 }
 
 #[test]
-fn a_panic_ends_it_as_well_and_says_so() {
+fn a_panic_ends_it_and_is_the_cause() {
     on_both(|| async {
         let reason = async {
             tokio::task::yield_now().await;
@@ -121,7 +121,10 @@ fn a_panic_ends_it_as_well_and_says_so() {
         };
         let ctx = BACKGROUND.with_cancel_when(reason);
         let error = ctx.done().await;
-        assert_eq!(error.cause().unwrap().to_string(), "what it was to end with panicked: no lease 3");
+        assert_eq!(
+            error.cause().unwrap().to_string(),
+            "the future that was to end the context panicked: no lease 3"
+        );
         no_task_is_left().await;
     });
 }

@@ -292,3 +292,34 @@ async fn both_layers_carry_the_deadline_from_hop_to_hop() {
         assert_left(hop).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_frame_of_a_body_is_progress_for_an_idle_limit() {
+    let (frames, body) = channel_body();
+    let body = Arc::new(Mutex::new(Some(body)));
+    let service = service_fn(move |_: Request<Empty<Bytes>>| {
+        let body = body.lock().unwrap().take().unwrap();
+        async { Ok::<_, Infallible>(Response::new(body)) }
+    });
+    let ctx = Context::background().with_timeout(LONG).detach().with_idle(ms(800));
+    let call = ctx.scope(async { layer().layer(service).oneshot(request()).await });
+    let mut body = call.await.unwrap().into_body();
+    let sender = async {
+        for _ in 0..5 {
+            tokio::time::sleep(ms(700)).await;
+            frames.send(Ok(Frame::data(Bytes::from("1234")))).unwrap();
+        }
+        pending::<()>().await;
+    };
+    let reader = async {
+        loop {
+            match body.frame().await.expect("more is to come") {
+                Ok(frame) => assert_eq!(frame.into_data().unwrap(), "1234"),
+                Err(error) => return context_error(error),
+            }
+        }
+    };
+    let ended = tokio::select! { ended = reader => ended, () = sender => unreachable!() };
+    let stalled = ended.cause_as::<tokio_ctx::budget::NoProgress>().expect("it stalls");
+    assert_eq!((stalled.limit(), stalled.bytes()), (ms(800), Some(20)));
+}

@@ -1,5 +1,5 @@
-//! `for_each_task`: a task for each item of a stream, so many at once; the first error wins, the context
-//! ends it, and the source is never asked for more than there are workers.
+//! `for_each_task`: a task for each item of a stream, with a limit. The first error is returned, the end of
+//! the context stops it, and the source is not polled beyond the limit.
 
 mod common;
 #[path = "common/live.rs"]
@@ -53,7 +53,7 @@ fn no_items_are_no_error() {
     });
 }
 
-/// What has been taken from the source and is not worked off is never more than there are workers.
+/// The number of items that have been taken and not finished never exceeds the number of tasks.
 #[test]
 fn the_source_is_not_asked_before_a_worker_is_free() {
     on_both(|| async {
@@ -133,7 +133,7 @@ fn the_first_error_wins_and_nothing_more_is_taken() {
                     let failed = why.cause_as::<TaskFailed>().unwrap();
                     assert_eq!((failed.message(), failed.spawned_at().line()), ("five", line));
                     told.fetch_add(1, Ordering::SeqCst);
-                    // The source is let go of before the last worker is.
+                    // The source is dropped before the last task has finished.
                     while dropped.count() == 0 {
                         tokio::task::yield_now().await;
                     }
@@ -170,7 +170,7 @@ fn an_end_while_the_source_is_waited_for_is_seen_at_once() {
     });
 }
 
-/// Who is at work may finish; that not all items were worked on is an error all the same.
+/// Running tasks may finish. It is an error nevertheless, because not all items were processed.
 #[test]
 fn an_end_while_every_worker_is_at_work_takes_nothing_more() {
     paused().block_on(async {
@@ -191,7 +191,7 @@ fn an_end_while_every_worker_is_at_work_takes_nothing_more() {
 }
 
 #[test]
-fn an_end_after_the_last_item_is_none_of_its_business() {
+fn an_end_after_the_last_item_has_no_effect() {
     paused().block_on(async {
         let ctx = BACKGROUND.with_timeout(ms(50));
         let pool = stream::iter(0..2).for_each_task(&ctx, 4, async |_, _| {
@@ -203,7 +203,7 @@ fn an_end_after_the_last_item_is_none_of_its_business() {
 }
 
 #[test]
-fn a_dead_context_takes_nothing() {
+fn an_ended_context_takes_no_item() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         ctx.cancel_with(Cause("dead"));
@@ -214,7 +214,7 @@ fn a_dead_context_takes_nothing() {
     });
 }
 
-/// Neither a source that is always ready nor workers that never wait keep the end from being seen.
+/// Neither a source that is always ready nor tasks that never wait hide the end.
 #[test]
 fn a_busy_pool_still_ends_in_time() {
     on_both(|| async {
@@ -227,7 +227,8 @@ fn a_busy_pool_still_ends_in_time() {
     });
 }
 
-/// What was taken from a channel is worked on, however the end falls; the rest is still in there.
+/// Every item that was taken from a channel is processed, whenever the context ends. The rest stays in the
+/// channel.
 #[test]
 fn no_item_is_taken_and_then_lost() {
     on_both(|| async {
@@ -257,7 +258,7 @@ fn no_item_is_taken_and_then_lost() {
     });
 }
 
-/// The stream is read where the pool is awaited: it may borrow, and need not be `Send`.
+/// The stream is polled by the caller: it may borrow, and need not be `Send`.
 #[test]
 fn the_source_may_be_bound_to_its_place() {
     current_thread().block_on(async {
@@ -352,12 +353,12 @@ async fn breaks(source: usize, function: usize, text: &str) {
 }
 
 #[test]
-fn no_workers_are_refused_with_a_clear_word() {
+fn no_workers_are_refused_with_a_clear_message() {
     let text = panic_text(|| {
         let pool = stream::iter(0..3).for_each_task(&BACKGROUND, 0, async |_, _| Ok::<_, Error>(()));
         drop(pool);
     });
-    assert!(text.contains("cannot be 0; use at least 1"), "{text}");
+    assert!(text.contains("must be at least 1"), "{text}");
 }
 
 #[test]
@@ -372,9 +373,9 @@ fn errors_may_be_boxed() {
     });
 }
 
-/// A worker that waits for its context, under an error of that type.
+/// Tasks that wait for their context, with that error type.
 #[test]
-fn what_the_workers_say_of_the_end_is_told() {
+fn errors_that_the_tasks_return_at_the_end_are_returned() {
     paused().block_on(async {
         let ctx = BACKGROUND.with_timeout(ms(50));
         let pool = stream::iter(0..).for_each_task(&ctx, 2, async |ctx, _| ctx.sleep(LONG).await);
@@ -383,7 +384,7 @@ fn what_the_workers_say_of_the_end_is_told() {
     });
 }
 
-/// As long as it runs it keeps nothing of the items that are done.
+/// Finished items do not use memory while the pool runs.
 #[test]
 fn a_long_run_takes_no_more_memory_than_a_short_one() {
     current_thread().block_on(async {
@@ -401,7 +402,7 @@ fn a_long_run_takes_no_more_memory_than_a_short_one() {
     });
 }
 
-/// However many may run at once, and however long the next item takes: what has ended is freed.
+/// Finished tasks are freed, whatever the limit, and however long the next item takes.
 #[test]
 fn a_large_pool_frees_the_tasks_that_have_ended() {
     current_thread().block_on(async {
@@ -411,7 +412,7 @@ fn a_large_pool_frees_the_tasks_that_have_ended() {
                 early.set(live::live());
             }
             if item == 3_999 {
-                // The source is waited for, and the tasks come to their end meanwhile.
+                // The source is pending, and the tasks finish meanwhile.
                 for _ in 0..200 {
                     tokio::task::yield_now().await;
                 }
@@ -426,7 +427,7 @@ fn a_large_pool_frees_the_tasks_that_have_ended() {
     });
 }
 
-/// As documented: the closure captures, and the call goes into a task.
+/// As documented: the closure captures, and the call is spawned.
 #[test]
 fn the_function_may_capture_and_the_call_be_spawned() {
     on_both(|| async {
@@ -448,9 +449,9 @@ fn the_function_may_capture_and_the_call_be_spawned() {
     });
 }
 
-/// The others work on while one is slow, and the pool waits for it in the end.
+/// The others continue while one task is slow, and the pool waits for it at the end.
 #[test]
-fn one_slow_worker_holds_up_nobody_but_the_end() {
+fn one_slow_worker_delays_only_the_end() {
     paused().block_on(async {
         let start = Instant::now();
         let release = Arc::new(Notify::new());

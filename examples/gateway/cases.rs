@@ -1,4 +1,4 @@
-//! The client: six cases, each checked, with a short account of what happened.
+//! The client: runs six cases, checks each, and prints what happened.
 
 use std::fmt;
 use std::io;
@@ -18,12 +18,12 @@ use tokio_ctx::{BoxError, Context, Shutdown};
 use crate::services::{Event, Part, Progress, SLOW};
 use crate::{BUDGET, OPTIONAL_BUDGET, RequestId, User};
 
-/// No case takes a tenth of this, unless something hangs.
+/// The time limit of a case. Without a fault, none takes a tenth of it.
 const CASE_BUDGET: Duration = Duration::from_secs(10);
-/// How soon after the client hangs up the last service must have stopped working for it.
+/// How soon after a client has disconnected all services must have stopped working for it.
 const PROMPTLY: Duration = Duration::from_millis(50);
 
-/// Fails the case, with that message, unless the condition holds.
+/// Returns an error with this message unless the condition holds.
 macro_rules! ensure {
     ($condition:expr, $($message:tt)+) => {
         if !$condition {
@@ -32,7 +32,7 @@ macro_rules! ensure {
     };
 }
 
-/// Goes through the cases. An error if one of them did not come out as it should.
+/// Runs the cases. Returns an error if one of them did not have the expected result.
 pub async fn run(
     gateway: SocketAddr,
     shutdown: Shutdown,
@@ -47,14 +47,14 @@ pub async fn run(
     failed += case("5. SIGTERM during a request", driver.sigterm(shutdown)).await;
     failed += case("6. SIGTERM to a gateway that stays up", driver.container()).await;
     ensure!(failed == 0, "{failed} of 6 cases did not come out as they should");
-    println!("\nall six came out as they should");
+    println!("\nall six cases passed");
     Ok(())
 }
 
-/// What happened in a case, in lines to print.
+/// What happened in a case, as lines to print.
 type Account = Result<Vec<String>, BoxError>;
 
-/// Runs one case and prints what came of it. Returns how many failed: one, or none.
+/// Runs a case and prints the result. Returns the number of failures, 0 or 1.
 async fn case(title: &str, case: impl Future<Output = Account>) -> usize {
     println!("\n{title}");
     match Context::background().with_timeout(CASE_BUDGET).try_run(case).await {
@@ -71,7 +71,7 @@ async fn case(title: &str, case: impl Future<Output = Account>) -> usize {
     }
 }
 
-/// A real client, and an ear at the services.
+/// A client, and the events of the services.
 struct Driver {
     client: Client,
     gateway: SocketAddr,
@@ -88,7 +88,8 @@ impl Driver {
         ensure!(user.missing.is_empty(), "missing: {}", user.missing.join(", "));
         let visits = user.activity.unwrap_or_default();
         ensure!(!visits.is_empty(), "nothing missing, and yet no activity");
-        // Events bear the id that the service was given: that they come shows that it was.
+        // An event contains the ID that the service received, so receiving the event shows that the ID
+        // was sent.
         self.hear(&id, &Part::ALL, Progress::is_finished).await?;
         Ok(vec![
             format!("{answer}, with everything; last seen at {}", visits[0]),
@@ -174,7 +175,7 @@ impl Driver {
         ])
     }
 
-    /// What a container's runtime sees of `--serve`: the answers, the log, and the exit status.
+    /// Runs `--serve` as a container runtime does, and checks the answers, the log and the exit status.
     async fn container(&mut self) -> Account {
         let mut process = Command::new(std::env::current_exe()?)
             .args(["--serve", "0"])
@@ -202,7 +203,7 @@ impl Driver {
         ])
     }
 
-    /// A request to the gateway, under the given id. It is sent when the future is first polled.
+    /// Sends a request with the given ID to the gateway. It is sent when the future is first polled.
     fn get(&self, id: &RequestId, path: &str) -> impl Future<Output = reqwest::Result<Answer>> + use<> {
         let url = format!("http://{}{path}", self.gateway);
         let request = self.client.get(url).header(RequestId::HEADER, &id.0);
@@ -216,7 +217,7 @@ impl Driver {
         }
     }
 
-    /// Waits until each of `parts` has reported such a progress on the request.
+    /// Waits until each of `parts` has reported this progress for the request.
     async fn hear(
         &mut self,
         id: &RequestId,
@@ -234,7 +235,7 @@ impl Driver {
     }
 }
 
-/// What the gateway answered, and how long it took.
+/// The answer of the gateway, and how long it took.
 struct Answer {
     status: StatusCode,
     body: String,
@@ -242,7 +243,7 @@ struct Answer {
 }
 
 impl Answer {
-    /// The user in the answer, or an error if it is not such an answer.
+    /// Returns the user in the answer, or an error for another answer.
     fn user(&self) -> Result<User, BoxError> {
         ensure!(self.status == StatusCode::OK, "{self}: {}", self.body);
         Ok(serde_json::from_str(&self.body)?)
@@ -255,7 +256,7 @@ impl fmt::Display for Answer {
     }
 }
 
-/// Waits for a line of a log that begins so, and returns the rest of it.
+/// Waits for a line of a log with this prefix, and returns the rest of the line.
 async fn says(log: &mut Lines<BufReader<ChildStdout>>, begin: &str) -> Result<String, BoxError> {
     while let Some(line) = log.next_line().await? {
         if let Some(rest) = line.strip_prefix(begin) {
@@ -265,23 +266,23 @@ async fn says(log: &mut Lines<BufReader<ChildStdout>>, begin: &str) -> Result<St
     Err(format!("its log has no line that begins with {begin:?}").into())
 }
 
-/// Sends a process the signal that `docker stop` would.
+/// Sends a process the signal that `docker stop` sends.
 async fn send_sigterm(pid: u32) -> Result<(), BoxError> {
     let kill = format!("kill -TERM {pid}");
-    // `kill` is built into every shell, but not every machine has it as a program.
+    // `kill` is a builtin of every shell, but not a program on every machine.
     let status = Command::new("sh").arg("-c").arg(&kill).status().await?;
     ensure!(status.success(), "`{kill}`: {status}");
     Ok(())
 }
 
-/// Waits until nothing listens at `addr`. Only trying tells.
+/// Waits until nothing listens at `addr`, by trying to connect.
 async fn refuses_connections(addr: SocketAddr) -> io::Result<()> {
     loop {
         match TcpStream::connect(addr).await {
             Ok(_) => tokio::time::sleep(Duration::from_millis(1)).await,
             Err(error) => match error.kind() {
                 io::ErrorKind::ConnectionRefused => return Ok(()),
-                // The port was closed with this connection still waiting there to be accepted.
+                // The port was closed before this connection was accepted.
                 io::ErrorKind::ConnectionReset => {}
                 _ => return Err(error),
             },

@@ -1,5 +1,5 @@
-//! The services behind the gateway, one per part of a user. Each takes 20 ms to answer, or two
-//! seconds if told to be slow, and reports what becomes of its work.
+//! The services behind the gateway, one for each part of a user. Each takes 20 ms to answer, or two
+//! seconds if it is slow, and reports its progress.
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,7 +20,7 @@ use crate::{RequestId, bad_request};
 const FAST: Duration = Duration::from_millis(20);
 pub const SLOW: Duration = Duration::from_secs(2);
 
-/// The services, which report to `log`.
+/// Returns the services, which report to `log`.
 pub fn router(log: UnboundedSender<Event>) -> Router {
     Router::new().route("/{part}/{id}", get(answer)).with_state(log)
 }
@@ -36,8 +36,8 @@ async fn answer(
     let latency = if slow.is(part) { SLOW } else { FAST };
     let work = Work { log, part, request: RequestId::of(&headers) };
 
-    // As in the gateway: this future is dropped when the client hangs up. The work has a task of
-    // its own, so that it is not dropped along, sees the end of its context, and can still say why it stops.
+    // This future is dropped when the client disconnects. The work runs on a task of its own, which sees
+    // that its context has ended, and can still report why it stops.
     match ctx.spawn(work.run(latency)).await {
         Ok(Ok(())) => Ok(Json(part.content(id))),
         Ok(Err(why)) => Err((StatusCode::SERVICE_UNAVAILABLE, why.to_string())),
@@ -45,7 +45,7 @@ async fn answer(
     }
 }
 
-/// What a service does for one request.
+/// The work of a service for one request.
 struct Work {
     log: UnboundedSender<Event>,
     part: Part,
@@ -67,12 +67,12 @@ impl Work {
     fn report(&self, progress: Progress) {
         let event =
             Event { at: Instant::now(), request: self.request.clone(), part: self.part, progress };
-        // An error means that nobody reads the log any more; the work goes on all the same.
+        // Fails if the log is no longer read, which does not matter.
         let _ = self.log.send(event);
     }
 }
 
-/// What became of the work for a request, at a service.
+/// The progress of the work for a request in a service.
 #[derive(Debug)]
 pub struct Event {
     pub at: Instant,
@@ -113,7 +113,7 @@ impl fmt::Display for Event {
     }
 }
 
-/// A part of what is known of a user; there is a service for each.
+/// A part of a user. There is a service for each part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Part {
@@ -168,7 +168,7 @@ pub enum Slow {
 }
 
 impl Slow {
-    /// What `slow=` in a URL's query says.
+    /// Parses `slow=` in the query of a URL.
     pub fn in_query(query: Option<&str>) -> Result<Slow, String> {
         let mut pairs = query.unwrap_or_default().split('&');
         let slow = pairs.find_map(|pair| pair.strip_prefix("slow="));

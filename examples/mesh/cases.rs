@@ -1,4 +1,4 @@
-//! The client, with its three cases, and what must have come of them.
+//! The client: three cases, and the expected result of each.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use crate::journal::{Entry, millis, table};
 use crate::services::BUDGET;
 
 const SERVICES: [&str; 4] = ["edge", "middle", "leaf", "sqlite"];
-/// How long they may go on after their time is up, or their client has left.
+/// How long services may continue after the deadline, or after the client has disconnected.
 const AFTER: Duration = Duration::from_millis(50);
-/// When the client that hangs up does.
+/// The time after which the client disconnects in the third case.
 const PATIENCE: Duration = Duration::from_millis(120);
-/// A busy machine may be late, but not every time.
+/// The number of attempts, because a busy machine may be late.
 const ATTEMPTS: usize = 20;
 
 pub async fn run(edge: SocketAddr, entries: UnboundedReceiver<Entry>) -> Result<(), BoxError> {
@@ -49,7 +49,7 @@ struct Mesh {
 
 impl Mesh {
     async fn quick(&mut self) -> Result<Vec<Entry>, BoxError> {
-        println!("a request that is done in time");
+        println!("a request that finishes in time");
         let response = self.get("quick").send().await?;
         println!("  client {}, {:?}\n", response.status(), response.text().await?);
         let hops = self.ended(&SERVICES[..3]).await?;
@@ -60,7 +60,7 @@ impl Mesh {
     }
 
     async fn slow(&mut self) -> Result<Vec<Entry>, BoxError> {
-        println!("a request that would take for ever");
+        println!("a request that would take forever");
         let start = Instant::now();
         let response = self.get("slow").send().await?;
         let (status, took) = (response.status(), start.elapsed());
@@ -68,7 +68,7 @@ impl Mesh {
         insist(status == 504 && took < BUDGET + AFTER, "there was no 504 in time")?;
         let hops = self.ended(&SERVICES).await?;
         insist(hops.iter().all(|hop| hop.took() <= hop.given + AFTER), "one went on too long")?;
-        // The others may have had its answer before their own time was up.
+        // The other services may have received its answer before their own deadline.
         let leaf = &hops[2].end;
         insist(leaf.is_deadline_exceeded(), "the leaf was not stopped by the deadline")?;
         insist(leaf.cause_as() == Some(&Budget::Caller), "the deadline was not the edge's")?;
@@ -76,7 +76,7 @@ impl Mesh {
     }
 
     async fn hanging_up(&mut self) -> Result<Vec<Entry>, BoxError> {
-        println!("a client that hangs up after {}", millis(PATIENCE));
+        println!("a client that disconnects after {}", millis(PATIENCE));
         let (call, left) = (self.get("slow").send(), Instant::now() + PATIENCE);
         insist(timeout(PATIENCE, call).await.is_err(), "there was an answer in that time")?;
         let hops = self.ended(&SERVICES).await?;
@@ -92,13 +92,13 @@ impl Mesh {
         self.client.get(format!("http://{}/search/{text}", self.edge))
     }
 
-    /// The entries of the last request in these services, in their order.
+    /// Returns the entries of the last request in these services, in their order.
     async fn ended(&mut self, services: &[&'static str]) -> Result<Vec<Entry>, BoxError> {
         let mut hops: Vec<Entry> = Vec::new();
         while hops.len() < services.len() {
             let entry = timeout(Duration::from_secs(3), self.entries.recv()).await?;
             let entry = entry.ok_or("the services are gone")?;
-            // Of an attempt before this one, late.
+            // A late entry of a previous attempt.
             hops.retain(|hop| hop.request >= entry.request);
             if hops.iter().all(|hop| hop.request == entry.request) {
                 hops.push(entry);

@@ -1,4 +1,4 @@
-//! What the services note of their requests, and the table at the end.
+//! The journal of all requests, and the table at the end.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_ctx::wire::{RequestEnd, Travel};
 use tokio_ctx::{Context, Error};
 
-/// Made at the edge, it goes along to all services.
+/// The number of a request, which the edge assigns and which is propagated to all services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestId(pub u64);
 
@@ -30,7 +30,7 @@ impl Travel for RequestId {
     }
 }
 
-/// One request in one service, after its end.
+/// One request in one service, after it has ended.
 pub struct Entry {
     pub request: u64,
     pub service: &'static str,
@@ -64,7 +64,7 @@ impl Journal {
         (Journal(send), receive)
     }
 
-    /// Says what the current request was given, and notes how it ends.
+    /// Prints how much time the current request has, and records how it ends.
     pub fn request(&self, service: &'static str, ctx: &Context) {
         let given = ctx.remaining().unwrap_or_default();
         let request = ctx.value::<RequestId>().map_or(0, |id| id.0);
@@ -77,7 +77,7 @@ impl Journal {
         });
     }
 
-    /// Notes what was over, and when, in a context that has ended.
+    /// Records how and when a context has ended.
     pub fn over(
         &self,
         service: &'static str,
@@ -88,7 +88,7 @@ impl Journal {
     ) {
         let request = ctx.value::<RequestId>().map_or(0, |id| id.0);
         if let Some(end) = ctx.err() {
-            // Nobody may be left to read it.
+            // Fails if the journal is no longer read.
             self.0.send(Entry { request, service, given, came, over, end }).ok();
         }
     }

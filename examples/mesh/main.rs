@@ -1,17 +1,17 @@
-//! A mesh: three services, an HTTP edge, a gRPC middle, and a gRPC leaf with SQLite embedded, that share one
-//! deadline.
+//! Three services that share one deadline: an HTTP edge, a gRPC service in the middle, and a gRPC leaf
+//! with SQLite.
 //!
-//! A request that enters has 300 ms; each service says what of it is left when its turn comes. When
-//! that is over, or the client hangs up, all three stop, and the query in SQLite with them.
+//! A request has 300 ms when it enters, and each service prints how much of it is left. When the time is
+//! over, or the client disconnects, all three services stop, and so does the query in SQLite.
 //!
-//! Without arguments they all run in this process, on ports of their own, and are put to three cases; it
-//! fails if they do not do as they should:
+//! Without arguments, all services run in this process, on different ports, and the example runs three
+//! cases. It fails if a case does not have the expected result:
 //!
 //! ```text
 //! cargo run --example mesh
 //! ```
 //!
-//! Or each in its own process, until Ctrl-C:
+//! To run each service in a process of its own, until Ctrl-C:
 //!
 //! ```text
 //! cargo run --example mesh -- --only leaf --port 7003
@@ -21,8 +21,8 @@
 //! curl -i --max-time 0.1 http://127.0.0.1:7001/search/slow
 //! ```
 //!
-//! `services.rs` has the services; `search.rs` beside it what they say to each other, the recipe in
-//! `../recipes/rusqlite` how a query ends with its context, `cases.rs` the client, `journal.rs` the table.
+//! `services.rs` contains the services, `search.rs` their protocol, `../recipes/rusqlite` a query that
+//! ends with its context, `cases.rs` the client, and `journal.rs` the table.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
@@ -57,7 +57,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// All three here, and a client.
+/// Runs all three services and a client.
 async fn all() -> Result<(), BoxError> {
     let service = Context::background().with_cancel();
     let (journal, entries) = Journal::new();
@@ -69,7 +69,7 @@ async fn all() -> Result<(), BoxError> {
     cases::run(edge_at, entries).await
 }
 
-/// One of them, until Ctrl-C.
+/// Runs one service until Ctrl-C.
 async fn alone(only: &str, port: u16, next: Option<SocketAddr>) -> Result<(), BoxError> {
     if !["edge", "middle", "leaf"].contains(&only) {
         return Err("--only takes edge, middle or leaf".into());

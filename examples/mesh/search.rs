@@ -1,5 +1,5 @@
-//! What the services say to each other: `mesh.Search/Run`, with messages and client as tonic's code generator
-//! would make them, by hand, so that no `protoc` is needed.
+//! The protocol of the services: `mesh.Search/Run`. The messages and the client are what tonic's code
+//! generator would generate, written by hand so that no `protoc` is needed.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -58,7 +58,7 @@ impl<S: Search> tower::Service<http::Request<Body>> for SearchServer<S> {
     }
 }
 
-/// Asks a service, whatever layers there are around its channel.
+/// Calls a service, with any layers around its channel.
 pub async fn ask<C>(channel: C, query: Query) -> Result<Found, Status>
 where
     C: GrpcService<Body>,

@@ -1,4 +1,5 @@
-//! The three services. What makes them one mesh are the lines with a `ServerLayer` and a `ClientLayer`.
+//! The three services. The lines with `ServerLayer` and `ClientLayer` propagate the deadline between
+//! them.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,12 +23,12 @@ use tower::ServiceBuilder;
 use crate::journal::{Journal, RequestId};
 use crate::search::{Found, Query, Search, SearchServer, ask};
 
-/// What a request may take, all in all. The edge sets it, and the others get what is left.
+/// The time limit of a request. The edge sets it, and the other services get the time that is left.
 pub const BUDGET: Duration = Duration::from_millis(300);
-/// What each caller keeps back, for the answer's way home.
+/// The time that each caller reserves for the way of the answer.
 const MARGIN: Duration = Duration::from_millis(5);
 
-/// Serves HTTP to anybody, and believes nobody.
+/// Serves HTTP to untrusted clients.
 pub async fn edge(
     service: Context,
     listener: TcpListener,
@@ -40,7 +41,7 @@ pub async fn edge(
         .layer(ServerLayer::new(service.clone(), inbound))
         .with_state((onward(middle)?, journal));
     let listener = listener.tap_io(|stream| {
-        // Best effort: without it, small answers wait for acknowledgments.
+        // Otherwise small answers wait for acknowledgments. Errors do not matter.
         stream.set_nodelay(true).ok();
     });
     axum::serve(listener, app).with_graceful_shutdown(async move { drop(service.done().await) }).await?;
@@ -58,7 +59,7 @@ async fn search(
     Ok(format!("{} rows\n", found.rows))
 }
 
-/// 504 or 503 where a context ended, here or further on.
+/// Answers 504 or 503 if a context has ended, here or in another service.
 fn refusal(status: Status) -> Response {
     match status.context_error() {
         Some(error) => error.into_response(),
@@ -66,7 +67,7 @@ fn refusal(status: Status) -> Response {
     }
 }
 
-/// Serves gRPC, and asks the leaf.
+/// Serves gRPC, and calls the leaf.
 pub async fn middle(
     service: Context,
     listener: TcpListener,
@@ -84,7 +85,7 @@ pub async fn middle(
     serve(service, listener, Middle(onward(leaf)?, journal)).await
 }
 
-/// Serves gRPC, and asks SQLite.
+/// Serves gRPC, and queries SQLite.
 pub async fn leaf(service: Context, listener: TcpListener, journal: Journal) -> Result<(), BoxError> {
     #[derive(Clone)]
     struct Leaf(Journal);
@@ -104,7 +105,7 @@ pub async fn leaf(service: Context, listener: TcpListener, journal: Journal) -> 
                 }
                 rows
             });
-            // On the deadline the layer answers; should SQLite be faster, so does this.
+            // At the deadline the layer answers, unless SQLite is faster.
             let rows = rows.await.map_err(|error| match ctx.check() {
                 Err(ended) => ended.into(),
                 Ok(()) => Status::internal(error.to_string()),
@@ -115,7 +116,7 @@ pub async fn leaf(service: Context, listener: TcpListener, journal: Journal) -> 
     serve(service, listener, Leaf(journal)).await
 }
 
-/// One that is done at once, and one that never would be.
+/// A query that finishes immediately, and one that would never finish.
 fn statement(text: &str) -> &'static str {
     match text {
         "slow" => {
@@ -139,7 +140,7 @@ async fn serve(service: Context, listener: TcpListener, search: impl Search) -> 
 
 type Onward = ClientService<Channel>;
 
-/// A channel to the next service, whose calls go out under their context.
+/// Returns a channel to the next service, whose calls carry their context.
 fn onward(next: SocketAddr) -> Result<Onward, BoxError> {
     let channel = Endpoint::from_shared(format!("http://{next}"))?.connect_lazy();
     let outbound = Outbound::new().margin(MARGIN).carry::<RequestId>();

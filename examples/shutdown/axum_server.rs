@@ -8,18 +8,18 @@ use tokio_ctx::wire::{Inbound, ServerLayer};
 
 use super::story::answer;
 
-/// Serves until the soft end; requests under way go on until the hard one.
+/// Serves until the soft context ends. Requests in progress continue until the hard context ends.
 pub fn start(listener: TcpListener, shutdown: &Shutdown) {
     let http = shutdown.named("axum");
-    // Each request is work with a name, cut off by the hard end: axum would wait for it forever, and if its
-    // server were aborted, leave it behind.
+    // Makes each request a named part of the shutdown, which is canceled when the hard context ends.
+    // axum itself would wait for it forever, and aborting axum's server would not stop it.
     let requests = ServerLayer::with_shutdown(&http, Inbound::new());
     let app = Router::new()
         .route("/slow", get(|| answer("/slow")))
         .route("/stuck", get(|| answer("/stuck")))
         .layer(requests);
 
-    // Drops the listener when the shutdown begins, and ends when its connections have.
+    // Drops the listener when the shutdown begins, and resolves when all connections have ended.
     let server = axum::serve(listener, app).with_graceful_shutdown(shutdown.begun());
     http.spawn(server.into_future());
 }

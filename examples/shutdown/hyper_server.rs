@@ -14,7 +14,8 @@ use tokio_ctx::Shutdown;
 
 use super::story::answer;
 
-/// Accepts until the soft end; the accept loop is work as its connections are.
+/// Accepts connections until the soft context ends. The shutdown waits for the accept loop and for the
+/// connections.
 pub fn start(listener: TcpListener, shutdown: &Shutdown) {
     let http = shutdown.named("hyper");
     http.spawn(accept(listener, http.clone()));
@@ -28,16 +29,16 @@ async fn accept(listener: TcpListener, http: Shutdown) {
                 connection.spawn(serve(stream, http.clone()));
             }
             Err(error) => {
-                // Too many open files, say: let some of them be closed.
+                // For example, too many open files. Waits until some have been closed.
                 eprintln!("hyper: accept: {error}");
                 let _ended = http.soft().sleep(Duration::from_millis(100)).await;
             }
         }
     }
-    // Dropped here, the listener refuses new connections.
+    // The listener is dropped here, so new connections are refused.
 }
 
-/// Serves a connection; at the soft end, only the request that is under way.
+/// Serves a connection. When the soft context ends, finishes only the request in progress.
 async fn serve(stream: TcpStream, http: Shutdown) {
     let service = service_fn(|request| respond(request, &http));
     let mut connection = pin!(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
@@ -53,7 +54,7 @@ async fn serve(stream: TcpStream, http: Shutdown) {
     }
 }
 
-/// Each request is work with a name, cut off by the hard end.
+/// Makes each request a named part of the shutdown, which is canceled when the hard context ends.
 async fn respond(request: Request<Incoming>, http: &Shutdown) -> Result<Response<String>, Infallible> {
     let request_line = format!("{} {}", request.method(), request.uri().path());
     let work = http.named(request_line).track(answer(request.uri().path()));

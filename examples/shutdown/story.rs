@@ -1,4 +1,4 @@
-//! What happens to a server that is shut down, as its clients see it.
+//! The client: what happens when a server is shut down.
 
 use std::future::pending;
 use std::io;
@@ -12,17 +12,17 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_ctx::shutdown::Fate;
 use tokio_ctx::{BoxError, Context, Shutdown};
 
-/// How long the slow answer takes: well within the grace.
+/// How long the slow answer takes, which is less than the grace period.
 const SLOW: Duration = Duration::from_millis(200);
 const GRACE: Duration = Duration::from_millis(1200);
 const CLEANUP: Duration = Duration::from_millis(400);
-/// What the client gives up after: nothing here takes a tenth of it.
+/// The time limit of the client. Without a fault, nothing takes a tenth of it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Requests that a handler has begun to answer, over all servers.
+/// The number of requests that a handler has started, in all servers.
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 
-/// What both servers answer: one is slow, the other stuck.
+/// The handlers of both servers: one is slow, and one hangs.
 pub async fn answer(path: &str) -> String {
     UNDER_WAY.fetch_add(1, Ordering::SeqCst);
     match path {
@@ -32,13 +32,13 @@ pub async fn answer(path: &str) -> String {
     format!("{path} is done\n")
 }
 
-/// Starts a server, asks it for both, shuts it down meanwhile, and insists on what must come of it.
+/// Starts a server, sends both requests, shuts the server down meanwhile, and checks the results.
 pub async fn tell(name: &str, start: fn(TcpListener, &Shutdown)) -> Result<(), BoxError> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;
     let shutdown = Shutdown::new(&Context::background()).grace(GRACE).cleanup(CLEANUP);
     start(listener, &shutdown);
-    // Looks at no context at all.
+    // Ignores the context.
     shutdown.named("mailer").spawn(pending::<()>());
 
     let before = UNDER_WAY.load(Ordering::SeqCst);
@@ -63,7 +63,7 @@ pub async fn tell(name: &str, start: fn(TcpListener, &Shutdown)) -> Result<(), B
     println!("{name}: /slow answered after {} ms: {}", after(slow_at), first_line(&slow));
     let (stuck, stuck_at) = stuck??;
     expect(stuck.starts_with("HTTP/1.1 503 "), "the stuck request to be turned away", &stuck)?;
-    println!("{name}: /stuck cut off after {} ms: {}", after(stuck_at), last_line(&stuck));
+    println!("{name}: /stuck canceled after {} ms: {}", after(stuck_at), last_line(&stuck));
     println!("{name}: {report}");
 
     expect(refused_at < stuck_at, "refusals within the grace", &after(refused_at))?;
@@ -77,7 +77,7 @@ pub async fn tell(name: &str, start: fn(TcpListener, &Shutdown)) -> Result<(), B
     expect(fates == [None, Some(Fate::Canceled), Some(Fate::Aborted)], "other fates", &fates)
 }
 
-/// Asks for a path, on a connection of its own; returns all that came back, and when.
+/// Requests a path on a new connection. Returns the response, and the time when it was complete.
 async fn get(address: SocketAddr, path: &'static str) -> io::Result<(String, Instant)> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -87,7 +87,7 @@ async fn get(address: SocketAddr, path: &'static str) -> io::Result<(String, Ins
     Ok((response, Instant::now()))
 }
 
-/// Connects until that is refused.
+/// Connects repeatedly until a connection is refused.
 async fn refused(address: SocketAddr) -> Instant {
     while TcpStream::connect(address).await.is_ok() {
         sleep(Duration::from_millis(1)).await;

@@ -1,15 +1,16 @@
-//! OpenTelemetry and tokio-ctx side by side: the one carries `traceparent`, the other the deadline, and both
-//! write `baggage`.
+//! OpenTelemetry and tokio-ctx together: OpenTelemetry propagates `traceparent`, tokio-ctx the deadline,
+//! and both write `baggage`.
 //!
-//! A front asks a back. On the way in their layers stand in either order. On the way out OpenTelemetry's
-//! comes first, outside, since it replaces the `baggage` header, and ours adds to it.
+//! A front-end service calls a back-end service. In a server, the order of their layers does not matter.
+//! In a client, the layer of OpenTelemetry has to be the outer one, because it replaces the `baggage`
+//! header, and tokio-ctx adds to it.
 //!
 //! ```text
 //! cargo run --example traced
 //! ```
 //!
-//! It fails if the back does not see the caller's trace, both members of the baggage, and less time than the
-//! front had.
+//! The example fails unless the back end sees the trace of its caller, both members of the baggage, and
+//! less time than the front end had.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -36,7 +37,7 @@ use tokio_ctx::{BoxError, Context};
 use tower::util::MapRequestLayer;
 use tower::{ServiceBuilder, ServiceExt};
 
-/// Who the request is for: found out by the front, and taken along.
+/// The user of a request, determined by the front end and propagated.
 struct Tenant(String);
 
 impl Travel for Tenant {
@@ -73,7 +74,7 @@ async fn main() -> Result<(), BoxError> {
 }
 
 async fn front(ctx: Context, State(back): State<SocketAddr>) -> Result<Response, Response> {
-    // The tracing library's part, and ours.
+    // The headers of OpenTelemetry, and those of tokio-ctx.
     let client = ServiceBuilder::new()
         .layer(MapRequestLayer::new(with_trace))
         .layer(ClientLayer::new(Outbound::new().carry_in_baggage::<Tenant>()))
@@ -90,7 +91,7 @@ fn failed(error: impl Into<BoxError>) -> Response {
     StatusCode::BAD_GATEWAY.into_response()
 }
 
-/// Says what came through.
+/// Returns what the back end has received.
 async fn back(ctx: Context) -> String {
     let telemetry = opentelemetry::Context::current();
     let trace = telemetry.span().span_context().trace_id();
@@ -110,13 +111,13 @@ async fn serve(routes: Router) -> Result<SocketAddr, BoxError> {
     Ok(at)
 }
 
-/// What a layer for OpenTelemetry does at a server, without its span.
+/// Does what a server layer of OpenTelemetry does, without a span.
 async fn in_trace(request: Request, next: Next) -> Response {
     let parent = propagator().extract(&HeaderExtractor(request.headers()));
     next.run(request).with_context(parent).await
 }
 
-/// And at a client.
+/// Does what a client layer of OpenTelemetry does.
 fn with_trace(mut request: Request) -> Request {
     let current = opentelemetry::Context::current();
     propagator().inject_context(&current, &mut HeaderInjector(request.headers_mut()));

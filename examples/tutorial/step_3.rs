@@ -22,7 +22,7 @@ async fn main() {
     }
 }
 
-/// Returns an `io::Error`, as code does that was written without contexts in mind.
+/// Returns an `io::Error`, like code that was written without contexts in mind.
 async fn download(ctx: &Context) -> io::Result<()> {
     ctx.sleep(Duration::from_secs(5)).await?;
     Ok(())

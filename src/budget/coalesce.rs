@@ -118,7 +118,8 @@ impl Context {
 /// # async fn main() {
 /// // What can fail shares its error in an `Arc`, as the output is cloned for each caller.
 /// let loads: Coalescer<&str, Result<u32, std::sync::Arc<std::io::Error>>> = Coalescer::new();
-/// let loaded = Context::background().coalesce(&loads, "ada", |_| async { Ok(36) });
+/// let ctx = Context::background();
+/// let loaded = ctx.coalesce(&loads, "ada", |_| async { Ok(36) });
 /// assert_eq!(loaded.await.unwrap().unwrap(), 36);
 /// assert!(loads.is_empty());
 /// # }

@@ -3,22 +3,29 @@
 //! | to | use |
 //! |---|---|
 //! | make attempts under one budget | [`Context::retry`](crate::Context::retry) |
+//! | limit the time without progress | [`Context::with_idle`](crate::Context::with_idle), [`Context::progress`](crate::Context::progress) |
 //! | finish work that its waiter may leave | [`Context::shield`](crate::Context::shield) |
 //! | share one piece of work among callers | [`Context::coalesce`](crate::Context::coalesce) |
 //! | give a step a part of the time left | [`Context::with_share`](crate::Context::with_share) |
 //! | keep some time for what comes after a step | [`Context::with_reserve`](crate::Context::with_reserve) |
 //! | refuse a step that the time left is too short for | [`Context::require`](crate::Context::require) |
+//! | skip what is overdue in a queue | [`Context::carry`](crate::Context::carry), [`Queue`] |
 //! | clean up after the end, in time of its own | [`Context::run_then`](crate::Context::run_then) |
 //!
 //! This file hands names on.
 
 mod coalesce;
+mod idle;
+mod queue;
 mod retry;
 mod run_then;
 mod share;
 mod shield;
 mod story;
 
+pub use crate::context::Progress;
+pub use crate::token::NoProgress;
 pub use coalesce::Coalescer;
+pub use queue::{Carried, Queue, Skipped};
 pub use retry::Retry;
 pub use story::{Attempt, GaveUp, RetryError};

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use pin_project_lite::pin_project;
 use tokio::task::coop::poll_proceed;
-use tokio::task::futures::TaskLocalFuture;
 use tokio::time::{Sleep, sleep};
 
 use super::story::{GaveUp, RetryError, Story};
@@ -195,11 +194,40 @@ pin_project! {
     enum Phase<'a, Fut> {
         // The next attempt is to begin.
         Between { entry: Entry },
-        Attempt { #[pin] attempt: Bound<CancelScope, TaskLocalFuture<Context, Fut>> },
+        Attempt { #[pin] attempt: InScope<Fut> },
         Delay { #[pin] delay: Bound<&'a Context, Sleep> },
         // A delay of zero: what fails at once, again and again, must let others run.
         Yield,
         Over,
+    }
+}
+
+pin_project! {
+    // An attempt, which is polled and dropped with its context as the current one. The first poll is done where it is
+    // made, in one go with the call.
+    struct InScope<Fut> {
+        #[pin]
+        bound: Bound<CancelScope, Fut>,
+    }
+
+    impl<Fut> PinnedDrop for InScope<Fut> {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if let Some(current) = this.bound.ctx().filter(|_| this.bound.is_open()).cloned() {
+                current.enter(|| this.bound.stop());
+            }
+        }
+    }
+}
+
+impl<'a, Fut: Future> Phase<'a, Fut> {
+    /// Polls the attempt that is under way, in whose context it is called.
+    #[inline]
+    fn poll_attempt(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Result<Fut::Output, Error>> {
+        match self.project() {
+            PhaseProj::Attempt { attempt } => attempt.project().bound.poll_step(cx),
+            _ => unreachable!("an attempt is under way"),
+        }
     }
 }
 
@@ -479,65 +507,72 @@ where
 {
     type Output = Result<T, RetryError<E>>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let ctx: &Context = this.ctx;
         let why = loop {
-            match this.phase.as_mut().project() {
+            let attempted = match this.phase.as_mut().project() {
                 PhaseProj::Between { entry } => {
-                    if let Err(ended) = ready!(entry.poll(ctx, cx)) {
+                    let begins_at = now();
+                    if let Err(ended) = ready!(entry.poll_with(ctx.err_at(begins_at), cx)) {
                         break GaveUp::Ended(ended);
                     }
                     if let Err(why) = require(ctx, this.policy.needs(this.story)) {
                         break why;
                     }
-                    let number = this.story.begin(now());
+                    let number = this.story.begin(begins_at);
                     let scope = this.policy.derive(ctx);
-                    // Called in the context too, as the rest of it is.
-                    let f = &mut *this.f;
-                    let attempt = scope.sync_scope(|| f(scope.clone(), number));
-                    let attempt = scope.clone().around(attempt);
-                    this.phase.set(Phase::Attempt { attempt: Bound::begun(scope, attempt) });
+                    let (f, phase) = (&mut *this.f, &mut this.phase);
+                    scope.context().clone().enter(|| {
+                        let attempt = f(scope.context().clone(), number);
+                        phase.set(Phase::Attempt {
+                            attempt: InScope { bound: Bound::begun(scope, attempt) },
+                        });
+                        phase.as_mut().poll_attempt(cx)
+                    })
                 }
                 PhaseProj::Attempt { attempt } => {
-                    let output = ready!(attempt.poll(cx));
-                    // The attempt's context ends before anything else is asked.
-                    this.phase.set(Phase::Over);
-                    let failed = match output {
-                        Ok(Ok(value)) => return Poll::Ready(Ok(value)),
-                        Ok(Err(error)) => Ok(error),
-                        Err(ended) => Err(ended),
-                    };
-                    this.story.fail(now(), failed.is_ok());
-                    let ended = ctx.err();
-                    *this.last = match failed {
-                        Ok(error) => Some(error),
-                        Err(cut_off) if ended.is_none() => Some(cut_off.into()),
-                        Err(_ended) => this.last.take(),
-                    };
-                    let (None, Some(error)) = (&ended, &*this.last) else {
-                        break ended.map_or(GaveUp::NoDelayLeft, GaveUp::Ended);
-                    };
-                    match this.policy.next_delay(ctx, error, this.story) {
-                        Ok(Duration::ZERO) => this.phase.set(Phase::Yield),
-                        Ok(delay) => {
-                            this.phase.set(Phase::Delay { delay: Bound::new(ctx, sleep(delay)) });
-                        }
-                        Err(why) => break why,
-                    }
+                    let current = attempt.bound.ctx().cloned().unwrap_or_default();
+                    current.enter(|| this.phase.as_mut().poll_attempt(cx))
                 }
                 PhaseProj::Delay { delay } => {
                     let slept = ready!(delay.poll(cx));
                     this.phase.set(Phase::Between { entry: Entry::Fresh });
-                    if let Err(ended) = slept {
-                        break GaveUp::Ended(ended);
+                    match slept {
+                        Ok(()) => continue,
+                        Err(ended) => break GaveUp::Ended(ended),
                     }
                 }
                 PhaseProj::Yield => {
                     ready!(poll_proceed(cx)).made_progress();
                     this.phase.set(Phase::Between { entry: Entry::Fresh });
+                    continue;
                 }
                 PhaseProj::Over => panic!("polled again after it was ready"),
+            };
+            let output = ready!(attempted);
+            // Its context ends here, before anything else is asked, and with nothing left that sees it.
+            this.phase.set(Phase::Over);
+            let failed = match output {
+                Ok(Ok(value)) => return Poll::Ready(Ok(value)),
+                Ok(Err(error)) => Ok(error),
+                Err(ended) => Err(ended),
+            };
+            this.story.fail(now(), failed.is_ok());
+            let ended = ctx.err();
+            *this.last = match failed {
+                Ok(error) => Some(error),
+                Err(cut_off) if ended.is_none() => Some(cut_off.into()),
+                Err(_ended) => this.last.take(),
+            };
+            let (None, Some(error)) = (&ended, &*this.last) else {
+                break ended.map_or(GaveUp::NoDelayLeft, GaveUp::Ended);
+            };
+            match this.policy.next_delay(ctx, error, this.story) {
+                Ok(Duration::ZERO) => this.phase.set(Phase::Yield),
+                Ok(delay) => this.phase.set(Phase::Delay { delay: Bound::new(ctx, sleep(delay)) }),
+                Err(why) => break why,
             }
         };
         this.phase.set(Phase::Over);

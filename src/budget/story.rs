@@ -3,7 +3,7 @@
 //! All times are differences between readings of one clock at the borders of attempts and delays, so that they add
 //! up: the time that has passed is that in attempts and that in delays.
 
-use std::collections::VecDeque;
+use std::collections::{VecDeque, vec_deque};
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
@@ -61,22 +61,29 @@ impl Attempt {
     }
 }
 
-/// The attempts so far.
+/// The attempts so far. What a first one that succeeds has no need of is apart, and made when one fails.
 #[derive(Debug, Default)]
 pub(super) struct Story {
     attempts: u32,
+    /// When the last attempt began or failed, or a delay was measured.
+    last: Option<Instant>,
+    failures: Option<Box<Failures>>,
+}
+
+#[derive(Debug, Default)]
+struct Failures {
     latest: VecDeque<Attempt>,
     in_attempts: Duration,
     in_delays: Duration,
     /// The shortest attempt that has returned an error.
     quickest: Option<Duration>,
-    /// The end of the last attempt, or of the delay that is being measured.
-    last: Option<Instant>,
+    /// The delay since the last one.
     waited: Duration,
 }
 
 impl Story {
     /// Notes that an attempt begins, and returns its number.
+    #[inline]
     pub(super) fn begin(&mut self, now: Instant) -> u32 {
         self.note_delay(now);
         self.attempts = self.attempts.saturating_add(1);
@@ -87,22 +94,27 @@ impl Story {
     /// Notes that the attempt has failed, by itself or by its limit.
     pub(super) fn fail(&mut self, now: Instant, by_itself: bool) {
         let took = self.since_last(now);
-        self.in_attempts += took;
         self.last = Some(now);
+        let failures = self.failures.get_or_insert_default();
+        failures.in_attempts += took;
         if by_itself {
-            self.quickest = Some(self.quickest.map_or(took, |quickest| quickest.min(took)));
+            failures.quickest = Some(failures.quickest.map_or(took, |quickest| quickest.min(took)));
         }
-        if self.latest.len() == KEPT {
-            self.latest.pop_front();
+        if failures.latest.len() == KEPT {
+            failures.latest.pop_front();
         }
-        self.latest.push_back(Attempt { number: self.attempts, waited: self.waited, took });
+        failures.latest.push_back(Attempt { number: self.attempts, waited: failures.waited, took });
     }
 
     /// Notes the time since the last attempt as one of delay.
+    #[inline]
     pub(super) fn note_delay(&mut self, now: Instant) {
-        self.waited = self.since_last(now);
-        self.in_delays += self.waited;
-        self.last = self.last.map(|_| now);
+        let waited = self.since_last(now);
+        if let Some(failures) = &mut self.failures {
+            failures.waited = waited;
+            failures.in_delays += waited;
+            self.last = Some(now);
+        }
     }
 
     fn since_last(&self, now: Instant) -> Duration {
@@ -110,7 +122,20 @@ impl Story {
     }
 
     pub(super) fn quickest(&self) -> Duration {
-        self.quickest.unwrap_or_default()
+        self.failures.as_ref().and_then(|failures| failures.quickest).unwrap_or_default()
+    }
+
+    fn latest(&self) -> vec_deque::Iter<'_, Attempt> {
+        static NONE: VecDeque<Attempt> = VecDeque::new();
+        self.failures.as_ref().map_or(&NONE, |failures| &failures.latest).iter()
+    }
+
+    fn in_attempts(&self) -> Duration {
+        self.failures.as_ref().map_or(Duration::ZERO, |failures| failures.in_attempts)
+    }
+
+    fn in_delays(&self) -> Duration {
+        self.failures.as_ref().map_or(Duration::ZERO, |failures| failures.in_delays)
     }
 }
 
@@ -246,22 +271,22 @@ impl<E> RetryError<E> {
 
     /// The latest attempts that failed, in their order; of a long story the last sixteen.
     pub fn latest(&self) -> impl ExactSizeIterator<Item = &Attempt> + DoubleEndedIterator {
-        self.0.story.latest.iter()
+        self.0.story.latest()
     }
 
     /// The time that all attempts together took.
     pub fn in_attempts(&self) -> Duration {
-        self.0.story.in_attempts
+        self.0.story.in_attempts()
     }
 
     /// The time that was spent in delays.
     pub fn in_delays(&self) -> Duration {
-        self.0.story.in_delays
+        self.0.story.in_delays()
     }
 
     /// The time from the first attempt until it gave up.
     pub fn elapsed(&self) -> Duration {
-        self.0.story.in_attempts + self.0.story.in_delays
+        self.in_attempts() + self.in_delays()
     }
 
     /// The line that called [`retry`](crate::Context::retry).
@@ -280,13 +305,13 @@ impl<E> RetryError<E> {
             }
         }
         if story.attempts > 1 {
-            let skipped = story.attempts as usize - story.latest.len().min(story.attempts as usize);
+            let skipped = story.attempts as usize - story.latest().len().min(story.attempts as usize);
             f.write_str(if skipped > 0 { " (…" } else { " (" })?;
-            for (nth, attempt) in story.latest.iter().enumerate() {
+            for (nth, attempt) in story.latest().enumerate() {
                 let comma = if nth > 0 || skipped > 0 { ", " } else { "" };
                 write!(f, "{comma}{:?}", legible(attempt.took))?;
             }
-            write!(f, ", and {:?} between them)", legible(story.in_delays))?;
+            write!(f, ", and {:?} between them)", legible(story.in_delays()))?;
         }
         write!(f, ": {why}")
     }
@@ -318,9 +343,9 @@ impl<E: fmt::Debug> fmt::Debug for RetryError<E> {
                 .field("error", error)
                 .field("why", why)
                 .field("attempts", &story.attempts)
-                .field("latest", &story.latest)
-                .field("in_attempts", &story.in_attempts)
-                .field("in_delays", &story.in_delays)
+                .field("latest", &story.latest())
+                .field("in_attempts", &self.in_attempts())
+                .field("in_delays", &self.in_delays())
                 .field("called_at", &format_args!("{}", Place(called_at)))
                 .finish();
         }

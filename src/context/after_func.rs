@@ -1,4 +1,4 @@
-//! Work that starts when a context ends: Go's `context.AfterFunc`.
+//! `after_func`: an async function that runs when a context has ended.
 
 use std::fmt;
 use std::future::Future;
@@ -14,17 +14,17 @@ use crate::token::Token;
 use crate::token::sync::{AtomicBool, Ordering};
 
 impl Context {
-    /// Runs `f`, once, on a task of its own, when the context has ended; at once if it has already.
-    /// Go's `context.AfterFunc`.
+    /// Calls `f` on a task of its own when the context has ended. Go's `context.AfterFunc`.
     ///
-    /// [`AfterFunc::stop`] keeps it from running; dropping the handle changes nothing. In `f`,
-    /// [`current`](Self::current) is this context [`without_cancel`](Self::without_cancel): its values
-    /// are there, its end is not. Until the end, the task that watches for it keeps the context.
+    /// `f` is called once, and immediately if the context has already ended. Dropping the handle has no effect;
+    /// [`AfterFunc::stop`] prevents the call. In `f`, the [`current`](Self::current) context is this one
+    /// [`without_cancel`](Self::without_cancel): it has the same values, but has not ended. Until the context
+    /// ends, the task keeps it alive.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, as [`tokio::spawn`]. A context with a deadline needs a time driver,
-    /// without which the task panics.
+    /// Panics outside of a Tokio runtime, like [`tokio::spawn`]. If the context has a deadline and the runtime
+    /// has no time driver, the task panics.
     ///
     /// ```
     /// use tokio::sync::oneshot;
@@ -40,6 +40,8 @@ impl Context {
     /// assert_eq!(interrupted.await.unwrap(), "stop the query");
     /// # }
     /// ```
+    ///
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     #[track_caller]
     pub fn after_func<F, Fut>(&self, f: F) -> AfterFunc
     where
@@ -51,7 +53,7 @@ impl Context {
     }
 }
 
-/// Stops an [`after_func`](Context::after_func). Dropping it changes nothing.
+/// Handle of an [`after_func`](Context::after_func), which can stop it. Dropping the handle has no effect.
 ///
 /// ```
 /// use tokio_ctx::Context;
@@ -65,16 +67,16 @@ impl Context {
 /// # }
 /// ```
 pub struct AfterFunc {
-    // Swapped to true once, by the function's start or by `stop`: the one that finds it false has won.
+    // Set to true by the start of the function or by `stop`, whichever comes first.
     claimed: Arc<AtomicBool>,
     watcher: Option<(Weak<Token>, AbortHandle)>,
 }
 
 impl AfterFunc {
-    /// Keeps the function from running. True: it will never run, and this call made it so. False: the context
-    /// has ended, so that the function has run, runs, or is about to; or it was stopped before. Go's `stop`.
+    /// Prevents the function from running, and returns whether this call did so. Go's `stop`.
     ///
-    /// It does not wait for the function.
+    /// Returns false if the context has ended, in which case the function has run, is running, or is about to
+    /// run; and if it was stopped before. Does not wait for the function.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -89,7 +91,7 @@ impl AfterFunc {
         let Some((ctx, watcher)) = &self.watcher else {
             return !self.claimed.swap(true, Ordering::AcqRel);
         };
-        // The task keeps the context until the end.
+        // The task keeps the context alive until it ends.
         let ended = ctx.upgrade().is_none_or(|ctx| ctx.is_done());
         let stopped = !ended && !self.claimed.swap(true, Ordering::AcqRel);
         if stopped {
@@ -106,7 +108,7 @@ where
     Fut: Future<Output = ()> + Send + 'static,
 {
     let claimed = Arc::new(AtomicBool::new(false));
-    // For a context that can never end no task waits.
+    // A context that never ends needs no task.
     let Some(token) = ctx.token().map(Arc::downgrade) else {
         return AfterFunc { claimed, watcher: None };
     };

@@ -1,4 +1,5 @@
-//! The table of a test's context: whatever starts work enters it there, and [`testing`](crate::testing) reads what is left.
+//! The table of a test's context. Each method that starts work enters it there, and [`testing`](crate::testing)
+//! reads what is left.
 
 use std::fmt::Write as _;
 use std::panic::Location;
@@ -9,7 +10,7 @@ use super::guard::CancelGuard;
 use crate::error::Place;
 use crate::registry::{Draft, Kind, Registration, Table};
 
-/// The value by which a context is known to be of a test. It is shared by all that are derived.
+/// The value that marks a test's context, and all contexts derived from it.
 pub(crate) struct Member {
     census: Census,
     _held: CancelGuard,
@@ -21,7 +22,7 @@ impl Member {
     }
 }
 
-/// The work of a test: what is there, and what panicked.
+/// The work of a test: what is running, and what has panicked.
 #[derive(Clone)]
 pub(crate) struct Census(Arc<Table>);
 
@@ -30,7 +31,7 @@ impl Census {
         Census(Arc::new(Table::new(1, usize::MAX, true)))
     }
 
-    /// What is wrong, one line for each task.
+    /// Returns a message with a line for each task that is left or has panicked.
     pub(crate) fn complaint(&self, nothing_is_held: bool) -> Option<String> {
         let mut left = Vec::new();
         self.0.for_each(|record| left.push((record.id, record.line)));
@@ -49,15 +50,15 @@ impl Census {
     }
 }
 
-/// A place in the table of a test, for as long as the work is there.
+/// An entry in the table of a test, which is removed when this is dropped.
 pub(crate) struct InTest {
     _entered: Option<Registration>,
-    // Last: what is entered is waited for, also if it holds no context by itself.
+    // Dropped last. Makes the test wait for the task even if the task holds no context.
     _test: Context,
 }
 
 impl InTest {
-    /// For work that is started in this context, if that is a test's.
+    /// Enters work that is started with this context, if that is a test's.
     pub(crate) fn new(ctx: &Context, kind: Kind, line: &'static Location<'static>) -> Option<InTest> {
         let member = ctx.value::<Member>()?;
         let draft = Draft { kind, line, name: None, subject: None, probe: None };

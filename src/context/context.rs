@@ -9,13 +9,14 @@ use super::value::Values;
 use crate::error::Place;
 use crate::token::Token;
 
-/// Carries a cancellation signal, a deadline and request-scoped values through a tree of calls. Go's `context.Context`.
+/// Carries a cancellation signal, a deadline and request-scoped values through a tree of calls. Go's
+/// `context.Context`.
 ///
-/// A context is derived from a parent, and ends with its parent or earlier. The `with_…` methods derive one; those whose
-/// context can be canceled return a [`CancelScope`](crate::CancelScope), the new context together with the right to cancel
-/// it. Pass a context by reference as the first parameter, or make it the current context of a task
-/// ([`spawn`](Self::spawn), [`current`](Self::current)). A clone is the same context, and costs one or two reference
-/// counts.
+/// A context is derived from a parent, and ends with its parent or earlier. The `with_…` methods derive one;
+/// those whose context can be canceled return a [`CancelScope`](crate::CancelScope), the new context together
+/// with the right to cancel it. Pass a context by reference as the first parameter, or make it the current
+/// context of a task ([`spawn`](Self::spawn), [`current`](Self::current)). A clone is the same context, and
+/// costs one or two reference counts.
 ///
 /// `anyhow::Context` and `std::task::Context` have the same name; see
 /// [how to use them together](guide/traps/index.html#names-that-clash).
@@ -44,9 +45,10 @@ pub struct Context {
     todo: bool,
 }
 
-/// # Create
+/// # Derive
 impl Context {
-    /// Returns the root context, which never ends, and has no deadline and no values. Go's `context.Background()`.
+    /// Returns the root context, which never ends, and has no deadline and no values. Go's
+    /// `context.Background()`.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -110,8 +112,8 @@ impl Context {
     }
 }
 
-/// Prints one line: `context background`, `context todo`, the line that made the context and the time left, or, once it
-/// has ended, its error.
+/// Prints one line: `context background`, `context todo`, the line that made the context and the time left, or,
+/// once it has ended, its error.
 impl fmt::Display for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(token) = &self.token else {
@@ -128,8 +130,8 @@ impl fmt::Display for Context {
     }
 }
 
-/// Prints one short line, suitable for `#[tracing::instrument]`: `Context(src/main.rs:12, 250ms left)`, or, once the
-/// context has ended, `Context(canceled at src/main.rs:88: client hung up)`.
+/// Prints one short line, suitable for `#[tracing::instrument]`: `Context(src/main.rs:12, 250ms left)`, or,
+/// once the context has ended, `Context(canceled at src/main.rs:88: client hung up)`.
 ///
 /// `{:#?}` shows the fields. It shows the types of the values, but never the values.
 impl fmt::Debug for Context {

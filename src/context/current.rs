@@ -1,7 +1,8 @@
-//! The context of the task at hand.
+//! `current`: the context of the current task.
 
 use std::future::Future;
 
+#[cfg(feature = "tower")]
 use tokio::task::futures::TaskLocalFuture;
 
 use super::context::Context;
@@ -18,13 +19,14 @@ tokio::task_local! {
 #[cfg(feature = "tower")]
 pub(crate) type Scoped<F> = TaskLocalFuture<Context, F>;
 
+/// # The current context
 impl Context {
-    /// The task's context: the one of the innermost [`scope`](Self::scope), [`sync_scope`],
-    /// [`spawn`](Self::spawn), [`within`](Self::within) or `run_in_span` around; the background outside.
+    /// Returns the current context of this task, or the background if there is none.
     ///
-    /// A task that is started with [`tokio::spawn`] begins without one: `current()` is the background there, and
-    /// nothing says so. [`Context::spawn`] takes the context along. Go has no counterpart: there a context is
-    /// always passed.
+    /// It is set by [`spawn`](Self::spawn) and the other methods that spawn tasks, [`scope`](Self::scope),
+    /// [`sync_scope`], [`within`](Self::within) and `run_in_span`; the innermost one applies. A task that was
+    /// started with [`tokio::spawn`] has no current context. Go has no counterpart. [The
+    /// rules](guide/rules/index.html#where-current-is-right) say when to use it.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -47,14 +49,15 @@ impl Context {
     /// ```
     ///
     /// [`sync_scope`]: Self::sync_scope
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     pub fn current() -> Context {
         CURRENT.try_with(Context::clone).unwrap_or_default()
     }
 
-    /// Runs a future with this context as [`current`](Self::current), whenever it is polled.
+    /// Runs a future with this context as the [`current`](Self::current) context.
     ///
-    /// It is not bounded by the context: nest [`run`](Self::run) for that. Scopes nest; outside, the
-    /// outer one is current again.
+    /// The future is not stopped when the context ends; combine this with [`run`](Self::run) for that. Calls
+    /// can be nested.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -68,21 +71,16 @@ impl Context {
     /// # }
     /// ```
     pub fn scope<F: Future>(&self, f: F) -> impl Future<Output = F::Output> + use<F> {
-        self.clone().around(f)
+        CURRENT.scope(self.clone(), f)
     }
 
-    /// [`scope`](Self::scope), with a name for its type.
-    pub(crate) fn around<F: Future>(self, f: F) -> TaskLocalFuture<Context, F> {
-        CURRENT.scope(self, f)
-    }
-
-    /// [`scope`](Self::scope), of a type that has a name.
+    /// Like [`scope`](Self::scope), with a type that can be named.
     #[cfg(feature = "tower")]
     pub(crate) fn scoped<F: Future>(self, f: F) -> Scoped<F> {
         CURRENT.scope(self, f)
     }
 
-    /// Calls a function with this context as [`current`](Self::current).
+    /// Calls a function with this context as the [`current`](Self::current) context.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -92,26 +90,35 @@ impl Context {
     /// assert_eq!(found, Some(42));
     /// ```
     pub fn sync_scope<R>(&self, f: impl FnOnce() -> R) -> R {
-        CURRENT.sync_scope(self.clone(), f)
+        self.clone().enter(f)
     }
 
-    /// Runs a future bounded by this context, with it as [`current`](Self::current), and in a span.
+    /// [`sync_scope`](Self::sync_scope), which takes the context.
+    #[inline]
+    pub(crate) fn enter<R>(self, f: impl FnOnce() -> R) -> R {
+        CURRENT.sync_scope(self, f)
+    }
+
+    /// Runs a future until the context ends, inside a tracing span, and records in the span how it ended.
     ///
-    /// [`run`](Self::run) in [`scope`](Self::scope), with the span entered whenever it is polled. It holds the
-    /// context, so that it can be spawned.
+    /// This combines [`run`](Self::run) and [`scope`](Self::scope), and enters the span on every poll. The
+    /// future owns a clone of the context, so it can be spawned. For a fallible future, use
+    /// [`try_run_in_span`](Self::try_run_in_span).
     ///
-    /// Of these fields those are recorded that the span has: `deadline_ms`, the time left, in milliseconds, and
-    /// when it is over `status`: `done`, `canceled` or `deadline exceeded` by the context, `dropped`, or `panicked`.
-    /// For [OpenTelemetry](https://docs.rs/tracing-opentelemetry), `otel.status_code` is `ERROR` after a deadline and
-    /// a panic. A step that can fail is one for [`try_run_in_span`](Self::try_run_in_span).
+    /// The following fields are recorded, if the span declares them:
+    ///
+    /// - `deadline_ms`: the time left at the start, in milliseconds.
+    /// - `status`: `done`, `canceled`, `deadline exceeded`, `dropped` or `panicked`.
+    /// - `otel.status_code`: `ERROR` after a deadline or a panic, for
+    ///   [OpenTelemetry](https://docs.rs/tracing-opentelemetry).
     ///
     /// # Errors
     ///
-    /// The context's [`err`](Self::err), if it ended first.
+    /// Returns the context's [`err`](Self::err) if it ends first.
     ///
     /// # Panics
     ///
-    /// As [`run`](Self::run).
+    /// See [`run`](Self::run).
     ///
     /// ```
     /// use std::time::Duration;
@@ -141,19 +148,20 @@ impl Context {
         })
     }
 
-    /// [`run_in_span`](Self::run_in_span) for a future that can fail, with one flat result, as
-    /// [`try_run`](Self::try_run).
+    /// Runs a fallible future until the context ends, inside a tracing span, and returns a single flat result.
     ///
-    /// The status of a future that returns an error is `failed`, with `ERROR` for `otel.status_code`; but if the
-    /// context has ended by then, it is how that ended: a step that passes the end on has not failed.
+    /// See [`run_in_span`](Self::run_in_span). If the future returns an error, the status is `failed`, and
+    /// `otel.status_code` is `ERROR`. But if the context has ended by then, the status is `canceled` or
+    /// `deadline exceeded`, because the future most likely returned the error of the context.
     ///
     /// # Errors
     ///
-    /// The future's own; the context's [`err`](Self::err), converted, if it ended first.
+    /// Returns the error of the future, or the context's [`err`](Self::err) if it ends first, converted into
+    /// `E`.
     ///
     /// # Panics
     ///
-    /// As [`run`](Self::run).
+    /// See [`run`](Self::run).
     ///
     /// ```
     /// use std::io;
@@ -214,7 +222,7 @@ impl Context {
     }
 }
 
-/// How what ran in a span was over, if it was not dropped.
+/// How a future in a span ended, unless it was dropped.
 #[cfg(feature = "tracing")]
 enum Status {
     Done,
@@ -222,7 +230,7 @@ enum Status {
     Ended(ErrorKind),
 }
 
-/// Records in a span how what ran in it was over; without a status, it was dropped.
+/// Records in a span how its future ended. Without a status, it was dropped or panicked.
 #[cfg(feature = "tracing")]
 struct Recorder {
     span: tracing::Span,
@@ -240,7 +248,7 @@ impl Drop for Recorder {
             None if std::thread::panicking() => ("panicked", true),
             None => ("dropped", false),
         };
-        // A subscriber that panics must not do so in a drop.
+        // A subscriber that panics must not panic inside a drop.
         shielded(|| {
             self.span.record("status", status);
             if is_error {

@@ -13,7 +13,6 @@ use crate::error::BoxError;
 use crate::token::sync::now;
 use crate::token::{Limit, Token};
 
-/// # Derive
 impl Context {
     /// Derives a child that can be canceled. Go's `context.WithCancel`.
     ///
@@ -31,8 +30,8 @@ impl Context {
 
     /// Derives a child that also ends at the given time. Go's `context.WithDeadline`.
     ///
-    /// If this context has an earlier deadline, that one applies, and is the one in the error. With a deadline in the
-    /// past, the child has ended from the start.
+    /// If this context has an earlier deadline, that one applies, and is the one in the error. With a deadline
+    /// in the past, the child has ended from the start.
     ///
     /// ```
     /// use std::time::Duration;
@@ -50,9 +49,11 @@ impl Context {
 
     /// Derives a child that also ends after the given time. Go's `context.WithTimeout`.
     ///
-    /// If this context has an earlier deadline, that one applies. With a timeout of zero, the child has ended from the
-    /// start. `None` sets no timeout, so an optional limit needs no branch; neither does a time too long for the clock,
-    /// such as [`Duration::MAX`]. On Linux and macOS the clock stops while the machine is suspended: see
+    /// If this context has an earlier deadline, that one applies. With a timeout of zero, the child has ended
+    /// from the start. `None` sets no timeout, so an optional limit needs no branch. A time that is too long
+    /// for the clock, such as [`Duration::MAX`], sets no timeout either.
+    ///
+    /// On Linux and macOS the clock stops while the machine is suspended: see
     /// [Traps](guide/traps/index.html#a-machine-that-sleeps).
     ///
     /// ```
@@ -113,8 +114,8 @@ impl Context {
 
     /// Derives a context that has the same values, and never ends. Go's `context.WithoutCancel`.
     ///
-    /// Use it for work that has to be done even though this context has ended, such as a cleanup. Combine it with
-    /// [`with_timeout`](Self::with_timeout) to limit how long that takes.
+    /// Use it for work that has to be done even though this context has ended, such as a cleanup. Combine it
+    /// with [`with_timeout`](Self::with_timeout) to limit how long that takes.
     ///
     /// ```
     /// use std::time::Duration;
@@ -136,7 +137,7 @@ impl Context {
         self.free()
     }
 
-    /// Derives as [`with_timeout`](Self::with_timeout) does, in the name of another line.
+    /// Like [`with_timeout`](Self::with_timeout), with `made_at` as the line in the error.
     pub(crate) fn limited_at(
         &self,
         made_at: &'static Location<'static>,
@@ -145,13 +146,13 @@ impl Context {
         self.derive(Token::new(self.token(), budget(after, None), made_at))
     }
 
-    /// Derives a context that has the same values and the same deadline, but is not canceled with this one. Go has no
-    /// counterpart.
+    /// Derives a context that has the same values and the same deadline, but is not canceled with this one. Go
+    /// has no counterpart.
     ///
-    /// Use it for work that should be finished even if the caller leaves, but not after its deadline. If the deadline
-    /// has passed, the new context has ended from the start. Without a deadline, this is
-    /// [`without_cancel`](Self::without_cancel). The error names the line and the budget of the context that set the
-    /// deadline, but not its cause.
+    /// Use it for work that should be finished even if the caller leaves, but not after its deadline. If the
+    /// deadline has passed, the new context has ended from the start. Without a deadline, this is
+    /// [`without_cancel`](Self::without_cancel). The error names the line and the budget of the context that
+    /// set the deadline, but not its cause.
     ///
     /// ```
     /// use std::time::Duration;

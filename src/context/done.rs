@@ -1,7 +1,8 @@
-//! The futures that wait for the end.
+//! `done`: futures that wait for the end of a context.
 //!
-//! [`Wait`] is the one that all others are made of: it registers its task's waker in its token's list, and its
-//! token's deadline with the runtime where it is polled. Dropped, it leaves the list.
+//! All futures that wait contain a [`Wait`]. It registers the waker of its task in the list of its token, and
+//! the deadline of the token with the runtime where it is polled. When dropped, it removes its waker from the
+//! list.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -17,17 +18,21 @@ use crate::error::Error;
 use crate::token::sync::{RuntimeId, require_runtime, runtime};
 use crate::token::{Seat, UNCLOCKED};
 
+/// # Wait
 impl Context {
-    /// Resolves when it ends, to why: for `tokio::select!`. Go's `<-ctx.Done()`.
+    /// Waits until the context ends, and returns its error. Go's `<-ctx.Done()`, for use in `tokio::select!`.
     ///
-    /// Cancel-safe: it can be made, polled, dropped and made again at any rate, by any number of tasks,
-    /// and leaves nothing behind. It never resolves for a context that never ends. tokio-util's
-    /// `CancellationToken::cancelled`.
+    /// For a context that never ends, the future never resolves. tokio-util's `CancellationToken::cancelled`.
+    ///
+    /// # Cancel safety
+    ///
+    /// This method is cancel-safe. The future can be created, polled and dropped any number of times, by any
+    /// number of tasks, and leaves nothing behind.
     ///
     /// # Panics
     ///
-    /// When polled, if the context has a deadline and there is no Tokio runtime here, or one without a
-    /// time driver.
+    /// The future panics when polled if the context has a deadline, and there is no Tokio runtime with a time
+    /// driver.
     ///
     /// ```
     /// use std::time::Duration;
@@ -52,11 +57,12 @@ impl Context {
         Done::new(self)
     }
 
-    /// [`done`](Self::done), holding a clone of the context: for a task, or a struct.
+    /// Like [`done`](Self::done), but the future owns a clone of the context, so that it can be spawned or
+    /// stored.
     ///
     /// # Panics
     ///
-    /// As [`done`](Self::done).
+    /// See [`done`](Self::done).
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -78,11 +84,11 @@ pin_project! {
     pub(crate) struct Wait<C: Borrow<Context>> {
         ctx: C,
         seat: Seat,
-        // Counts polls, most of which do not read the clock.
+        // Counts polls, because only some of them read the clock.
         polls: u8,
         ended: bool,
-        // The address of the waker in the list. That one lives for as long as it is there, so that no other
-        // task's can have the same address.
+        // The address of the waker in the list. As long as that waker is alive, no waker of another task can
+        // have the same address.
         waker: (usize, usize),
         // The runtime with which the deadline is registered.
         runtime: Option<RuntimeId>,
@@ -126,20 +132,20 @@ impl<C: Borrow<Context>> Wait<C> {
         self.ended
     }
 
-    /// Resolves when the context ends. Polled again, it returns the same error again.
+    /// Resolves when the context ends. Returns the same error when polled again.
     #[inline]
     #[track_caller]
     pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
         let Some(token) = self.ctx().token() else { return Poll::Pending };
-        // Polled again by the same task, it waits as it did.
+        // The same task polls again, and nothing has changed.
         let stays = token.is_undisturbed() && self.waker == address(cx.waker());
-        if stays && !token.has_deadline() {
+        if stays && !token.needs_timer() {
             return Poll::Pending;
         }
         self.look(cx, stays, true)
     }
 
-    /// Registers no deadline: for what reads the clock when that has passed.
+    /// Polls without registering the deadline, for callers that read the clock themselves.
     pub(crate) fn poll_untimed(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
         self.look(cx, false, false)
     }
@@ -149,19 +155,21 @@ impl<C: Borrow<Context>> Wait<C> {
         let this = self.project();
         let ctx: &Context = (*this.ctx).borrow();
         let Some(token) = ctx.token() else { return Poll::Pending };
-        let timed = timed && token.has_deadline();
-        // Asked at every poll: within a task as well, `Handle::enter` may have put another runtime here. Where there
-        // is none, the one where it was polled before goes on.
+        let is_pulsed = timed && token.is_pulsed();
+        let timed = timed && token.needs_timer();
+        // Determined at every poll, because `Handle::enter` can change the runtime within a task. Without a
+        // runtime, the one of the previous poll stays.
         let here = if timed { runtime().or(*this.runtime) } else { None };
         let first = *this.seat == Seat::default();
         *this.polls = (*this.polls + 1) % UNCLOCKED;
-        // In a loop that never lets its runtime go on, no timer fires.
+        // No timer fires in a loop that never yields to its runtime, so the clock is read now and then.
         let is_overdue =
             || timed && (*this.polls == 0 || (first && token.is_turn_for_clock())) && token.is_done();
         let mut ended = (first && !token.link() && token.is_done()) || is_overdue();
         if !ended && (!stays || here != *this.runtime) {
             let waker = cx.waker().clone();
-            // Some wakers' clones lie elsewhere: then the first one's address may soon be another's.
+            // If the clone has another address, the address of the original may soon be reused by another
+            // waker.
             let stays = waker.data() == cx.waker().data();
             *this.waker = address(if stays { cx.waker() } else { &waker });
             let entry = if first { token.enter_at_first(here) } else { None };
@@ -170,6 +178,11 @@ impl<C: Borrow<Context>> Wait<C> {
                 Some(is_timed) if is_timed || !timed => false,
                 Some(_) => token.register_deadline(here.unwrap_or_else(require_runtime)),
             };
+            if is_pulsed && !ended {
+                here.unwrap_or_else(require_runtime);
+                token.watch_pulses();
+                ended = token.is_done();
+            }
         }
         *this.runtime = here;
         *this.ended = ended;
@@ -177,21 +190,19 @@ impl<C: Borrow<Context>> Wait<C> {
     }
 }
 
-/// A waker's address: as long as the waker lives, its name.
+/// Returns the address of a waker, which identifies it for as long as it is alive.
 fn address(waker: &Waker) -> (usize, usize) {
     (waker.data() as usize, std::ptr::from_ref(waker.vtable()) as usize)
 }
 
 pin_project! {
-    /// Resolves when the context ends, to why it did. Made by [`Context::done`].
+    /// Future for [`Context::done`], which resolves to the error of the context when it ends.
     ///
-    /// Cancel-safe: dropped before it resolves it leaves nothing behind. For a context that never
-    /// ends, such as the background, it never resolves.
+    /// It is cancel-safe. For a context that never ends, such as the background, it never resolves.
     ///
     /// # Panics
     ///
-    /// When first polled, if the context has a deadline and there is no Tokio runtime here, or one
-    /// without a time driver, as [`tokio::time::sleep`] does.
+    /// Panics when polled if the context has a deadline, and there is no Tokio runtime with a time driver.
     #[must_use = "futures do nothing unless polled"]
     pub struct Done<'a> {
         #[pin]
@@ -200,7 +211,7 @@ pin_project! {
 }
 
 pin_project! {
-    /// [`Done`], owning its context, so that it can go into a task. Made by [`Context::done_owned`].
+    /// Future for [`Context::done_owned`]: like [`Done`], but owns its context.
     #[must_use = "futures do nothing unless polled"]
     pub struct DoneOwned {
         #[pin]

@@ -1,4 +1,4 @@
-//! The futures that wait for the end and return nothing, for APIs that take a `Future<Output = ()>`.
+//! `ended`: futures that wait for the end and return `()`, for APIs that take a `Future<Output = ()>`.
 
 use std::fmt;
 use std::future::Future;
@@ -12,11 +12,11 @@ use super::context::Context;
 use super::done::{Done, DoneOwned};
 
 impl Context {
-    /// Resolves when the context ends: [`done`](Self::done), with `()` for its output.
+    /// Waits until the context ends, like [`done`](Self::done), and returns `()`.
     ///
     /// # Panics
     ///
-    /// As [`done`](Self::done).
+    /// See [`done`](Self::done).
     ///
     /// ```
     /// use futures::StreamExt as _;
@@ -34,13 +34,14 @@ impl Context {
         Ended { done: self.done() }
     }
 
-    /// [`ended`](Self::ended), holding a clone of the context: what servers take as their signal to stop.
+    /// Like [`ended`](Self::ended), but the future owns a clone of the context.
     ///
-    /// It fits axum's `with_graceful_shutdown`, tonic's `serve_with_shutdown` and hyper's `take_until`.
+    /// Servers take such a future as their signal to stop, for example axum's `with_graceful_shutdown` and
+    /// tonic's `serve_with_shutdown`.
     ///
     /// # Panics
     ///
-    /// As [`done`](Self::done).
+    /// See [`done`](Self::done).
     ///
     /// ```
     /// use axum::{Router, routing::get};
@@ -64,9 +65,7 @@ impl Context {
 }
 
 pin_project! {
-    /// Resolves when the context ends, to nothing. Made by [`Context::ended`].
-    ///
-    /// Cancel-safe, as [`Done`], whose contract it has.
+    /// Future for [`Context::ended`]: like [`Done`], but resolves to `()`.
     #[must_use = "futures do nothing unless polled"]
     pub struct Ended<'a> {
         #[pin]
@@ -75,7 +74,7 @@ pin_project! {
 }
 
 pin_project! {
-    /// [`Ended`], owning its context, so that it can go into a task. Made by [`Context::ended_owned`].
+    /// Future for [`Context::ended_owned`]: like [`Ended`], but owns its context.
     #[must_use = "futures do nothing unless polled"]
     pub struct EndedOwned {
         #[pin]

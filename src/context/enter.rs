@@ -1,7 +1,7 @@
-//! How what is spawned, and each context that is a landmark, is registered: with the watch of the process, and with the
-//! test whose context it is. Whatever starts work enters it here.
+//! Registration of tasks and other work, and of certain contexts, with the watch of the process and with the
+//! test that the context belongs to. Each method that starts work registers it here.
 //!
-//! Without the features `watch` and `test-util` nothing is left of it.
+//! Without the features `watch` and `test-util`, all of this compiles to nothing.
 
 #[cfg(feature = "watch")]
 use std::fmt;
@@ -21,7 +21,7 @@ use super::context::Context;
 use crate::registry::{self, Draft, Inside, Record, Registration};
 use crate::registry::{Kind, Name, Probe};
 
-/// The entry of a piece of work, for as long as that is there.
+/// The registration of a piece of work, until it is dropped.
 #[derive(Default)]
 pub(crate) struct Entry {
     #[cfg(feature = "watch")]
@@ -31,13 +31,13 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Enters what works in this context, or is that context itself.
+    /// Registers work that uses this context, or the context itself.
     #[inline]
     pub(crate) fn new(ctx: &Context, kind: Kind, line: &'static Location<'static>) -> Entry {
         Entry::named(ctx, kind, line, || None)
     }
 
-    /// [`new`](Self::new), with a name, which is made only if there is a watch.
+    /// Like [`new`](Self::new), with a name that is created only if there is a watch.
     #[inline]
     pub(crate) fn named(
         ctx: &Context,
@@ -48,7 +48,7 @@ impl Entry {
         Entry::probed(ctx, kind, line, || (name(), None))
     }
 
-    /// [`named`](Self::named), with what the watch is to ask.
+    /// Like [`named`](Self::named), with a probe for the watch.
     #[inline]
     pub(crate) fn probed(
         ctx: &Context,
@@ -68,7 +68,7 @@ impl Entry {
         }
     }
 
-    /// Enters what a watch knows otherwise in the test alone.
+    /// Registers work with the test only, because the watch registers it in another way.
     #[cfg(feature = "tower")]
     pub(crate) fn in_test(ctx: &Context, kind: Kind, line: &'static Location<'static>) -> Entry {
         let _ = (ctx, kind, line);
@@ -80,7 +80,7 @@ impl Entry {
         }
     }
 
-    /// Says that the work is being polled, until this is dropped.
+    /// Marks the work as being polled, until the returned value is dropped.
     #[inline]
     pub(crate) fn polling(&self) -> Polling<'_> {
         Polling {
@@ -90,13 +90,13 @@ impl Entry {
         }
     }
 
-    /// The task, which holds its entry until it is through or dropped.
+    /// Runs the task, and holds its registration until it has ended or is dropped.
     pub(crate) fn held_by<F: Future>(self, task: F) -> Held<F> {
         Held { task: Some(task), entry: Some(self) }
     }
 }
 
-/// A poll that is under way.
+/// A poll in progress.
 #[must_use]
 pub(crate) struct Polling<'a> {
     #[cfg(feature = "watch")]
@@ -105,9 +105,9 @@ pub(crate) struct Polling<'a> {
 }
 
 pin_project! {
-    /// A task that is entered.
+    /// A registered task.
     pub(crate) struct Held<F> {
-        // Before the entry: what it held is gone when the entry is.
+        // Dropped before the entry, so that everything it owns is gone when it is deregistered.
         #[pin]
         task: Option<F>,
         entry: Option<Entry>,
@@ -130,9 +130,9 @@ impl<F: Future> Future for Held<F> {
     }
 }
 
-/// Work that is registered as its context itself, and may be over before that has gone.
+/// Work that is registered as its context, and may end before the context is dropped.
 ///
-/// What then still holds the context is seen as well.
+/// Other code that still holds the context is then visible as well.
 #[cfg(feature = "tower")]
 pub(crate) struct Underway {
     #[cfg(feature = "watch")]
@@ -141,7 +141,8 @@ pub(crate) struct Underway {
 
 #[cfg(feature = "tower")]
 impl Underway {
-    /// Registers the context for as long as its token is there; work is under way until what is returned is dropped.
+    /// Registers the context until its token is dropped. The work is in progress until the returned value is
+    /// dropped.
     #[inline]
     pub(crate) fn new(
         ctx: &Context,
@@ -164,7 +165,7 @@ impl Underway {
         false
     }
 
-    /// Says that the work is being polled, until this is dropped.
+    /// Marks the work as being polled, until the returned value is dropped.
     #[inline]
     pub(crate) fn polling(&self) -> Polling<'_> {
         Polling {
@@ -190,7 +191,7 @@ impl Context {
         self.token().map(|token| token.subject())
     }
 
-    /// Registers this context itself, for as long as its token is there.
+    /// Registers this context itself, until its token is dropped.
     fn register(
         &self,
         kind: Kind,
@@ -205,10 +206,10 @@ impl Context {
         Some(record)
     }
 
-    /// The same context, which a [`Watch`](crate::watch::Watch) shows by this name, with what is derived from it below.
+    /// Returns the same context, which a [`Watch`](crate::watch::Watch) shows under this name.
     ///
-    /// The background has none to give it to: name what is derived from it. Without an installed watch this is a
-    /// clone. The name is cut to 120 characters.
+    /// The background cannot be named; name a context that is derived from it. Without an installed watch, this
+    /// returns a clone. Names are truncated to 120 characters.
     ///
     /// ```
     /// use std::time::Duration;
@@ -235,7 +236,7 @@ impl Context {
 
 #[cfg(feature = "watch")]
 impl super::scope::CancelScope {
-    /// The same scope, whose context has this name: [`Context::named`], keeping the owner.
+    /// Names the scope's context, and returns the scope. See [`Context::named`].
     ///
     /// ```
     /// let import = tokio_ctx::Context::background().with_cancel().named("import");

@@ -1,4 +1,4 @@
-//! `bounded_by` and its like, for futures and streams that are at hand already.
+//! `bounded_by` on futures, and the streams behind `StreamExt`.
 
 use std::fmt;
 use std::future::Future;
@@ -11,17 +11,14 @@ use pin_project_lite::pin_project;
 
 use super::context::Context;
 use super::done::Wait;
+use super::progress::Progress;
 use super::refusal::Entry;
 use super::run::Run;
 use crate::error::Error;
 
-/// [`bounded_by`](FutureExt::bounded_by) for every future.
+/// Extension trait for futures that adds [`bounded_by`](FutureExt::bounded_by).
 pub trait FutureExt: Future {
-    /// Runs the future until the context ends: [`Context::run`], written behind the future.
-    ///
-    /// A context that has ended already does not poll it at all; a result that is ready wins over an
-    /// end; ended, the future is dropped before this resolves. What that means for a future half-way
-    /// through its work is the future's own to say, as with [`tokio::time::timeout`].
+    /// Runs the future until the context ends. See [`Context::run`].
     ///
     /// ```
     /// use std::time::Duration;
@@ -46,36 +43,39 @@ pub trait FutureExt: Future {
 impl<F: Future> FutureExt for F {}
 
 pin_project! {
-    /// A stream, until the context ends. Made by [`StreamExt::bounded_by`].
+    /// Stream for [`StreamExt::bounded_by`](crate::StreamExt::bounded_by), which ends when the context does.
     ///
     /// # Panics
     ///
-    /// When polled, if it has to wait, the context has a deadline, and there is no Tokio runtime here,
-    /// or one without a time driver, as [`tokio::time::sleep`] does.
+    /// Panics when polled if it has to wait, the context has a deadline, and there is no Tokio runtime with a
+    /// time driver.
     #[must_use = "streams do nothing unless polled"]
     pub struct Bounded<'a, S> {
-        // None: it ran dry, or the context ended.
+        // `None` if the stream or the context has ended.
         #[pin]
         stream: Option<S>,
         ctx: &'a Context,
-        // Made when it first has to wait, and boxed, so that it takes no pinning to ask a bounded stream for
-        // its next item.
+        // Created when the stream first has to wait. Boxed, so that the bounded stream is `Unpin` if the stream
+        // is.
         wait: Option<Pin<Box<Wait<&'a Context>>>>,
-        // Whether the wait is for an item that is still to come.
+        // Whether the wait was polled since the last item.
         waits: bool,
-        // Each item is an operation of its own.
+        // Each item is a separate operation,
         entry: Entry,
+        // and progress.
+        progress: Progress,
     }
 }
 
 impl<'a, S: Stream> Bounded<'a, S> {
     pub(crate) fn new(stream: S, ctx: &'a Context) -> Self {
-        Bounded { stream: Some(stream), ctx, wait: None, waits: false, entry: Entry::Fresh }
+        let progress = ctx.progress();
+        Bounded { stream: Some(stream), ctx, wait: None, waits: false, entry: Entry::Fresh, progress }
     }
 
-    /// The next item, or, once, why there is none because the context ended.
+    /// Returns the next item, or, once, the error of the context if it has ended.
     ///
-    /// An item that has come takes its task's waker along: the stream may be kept for as long as it likes.
+    /// When an item is returned, the waker of the task is removed from the context.
     fn poll_checked(
         self: Pin<&mut Self>,
         cx: &mut TaskContext<'_>,
@@ -92,7 +92,11 @@ impl<'a, S: Stream> Bounded<'a, S> {
                 Some(Err(error))
             }
             None => match stream.poll_next(cx) {
-                Poll::Ready(next) => next.map(Ok),
+                Poll::Ready(Some(item)) => {
+                    this.progress.report();
+                    Some(Ok(item))
+                }
+                Poll::Ready(None) => None,
                 Poll::Pending => {
                     *this.waits = true;
                     let wait = this.wait.get_or_insert_with(|| Box::pin(Wait::new(ctx)));
@@ -107,13 +111,13 @@ impl<'a, S: Stream> Bounded<'a, S> {
             this.stream.set(None);
             *this.wait = None;
         } else if mem::take(this.waits) {
-            // In its place, so that the next item allocates nothing.
+            // Replaced in place, so that the next item does not allocate.
             this.wait.iter_mut().for_each(|wait| wait.set(Wait::new(ctx)));
         }
         Poll::Ready(next)
     }
 
-    /// How many items are left at most: the context may end it before the next.
+    /// Returns the maximum number of items left. The minimum is zero, because the context can end at any time.
     fn at_most(&self) -> Option<usize> {
         self.stream.as_ref().map_or(Some(0), |stream| stream.size_hint().1)
     }
@@ -144,12 +148,12 @@ impl<S> fmt::Debug for Bounded<'_, S> {
 }
 
 pin_project! {
-    /// A stream, until the context ends, with the reason as its last item. Made by
-    /// [`StreamExt::checked_by`].
+    /// Stream for [`StreamExt::checked_by`](crate::StreamExt::checked_by), whose last item is the context's
+    /// error.
     ///
     /// # Panics
     ///
-    /// As [`Bounded`].
+    /// See [`Bounded`].
     #[must_use = "streams do nothing unless polled"]
     pub struct Checked<'a, S> {
         #[pin]
@@ -158,12 +162,12 @@ pin_project! {
 }
 
 pin_project! {
-    /// A stream of results, until the context ends, with the reason as its last item. Made by
-    /// [`StreamExt::try_bounded_by`].
+    /// Stream for [`StreamExt::try_bounded_by`](crate::StreamExt::try_bounded_by), whose last item is the
+    /// context's error.
     ///
     /// # Panics
     ///
-    /// As [`Bounded`].
+    /// See [`Bounded`].
     #[must_use = "streams do nothing unless polled"]
     pub struct TryBounded<'a, S> {
         #[pin]
@@ -211,7 +215,7 @@ where
     }
 }
 
-/// One more than the stream's own at most: the reason takes the place of an item, or of its end.
+/// Returns the size hint of a stream with the context's error as a possible additional item.
 fn checked_size<S: Stream>(bounded: &Bounded<'_, S>) -> (usize, Option<usize>) {
     if bounded.is_terminated() {
         return (0, Some(0));

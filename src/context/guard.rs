@@ -1,4 +1,4 @@
-//! The right to cancel a context, apart from the context: alone in a guard, or shared in cancelers.
+//! The right to cancel a context, without the context: owned by a guard, or shared by cancelers.
 
 use std::fmt;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
@@ -7,11 +7,11 @@ use std::sync::Arc;
 use crate::error::{BoxError, Place};
 use crate::token::Token;
 
-/// The right to cancel a context, apart from the context: what [`CancelScope::split`] takes off.
+/// Cancels a context when dropped. Returned by [`CancelScope::split`].
 ///
-/// Dropped, it ends its context, as the scope would have. Keep it in a variable for as long as the work goes
-/// on (`let _ = …` drops it at once; `let _guard = …` does not). Once the context has ended, it has no effect.
-/// It is seldom needed: a [`CancelScope`] is context and guard in one.
+/// Keep the guard in a variable for as long as the work should run. (`let _ = …` drops it immediately;
+/// `let _guard = …` does not.) Once the context has ended, the guard has no effect. A guard is rarely needed,
+/// because a [`CancelScope`] is a context and a guard in one.
 ///
 /// ```
 /// use tokio_ctx::Context;
@@ -32,7 +32,7 @@ impl CancelGuard {
         CancelGuard(token)
     }
 
-    /// Ends the context: see [`CancelScope::cancel`](crate::CancelScope::cancel).
+    /// Cancels the context. See [`CancelScope::cancel`](crate::CancelScope::cancel).
     ///
     /// ```
     /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel().split();
@@ -44,7 +44,7 @@ impl CancelGuard {
         cancel(self.0.as_ref(), None);
     }
 
-    /// Ends the context, and says why: see [`CancelScope::cancel_with`](crate::CancelScope::cancel_with).
+    /// Cancels the context with a cause. See [`CancelScope::cancel_with`](crate::CancelScope::cancel_with).
     ///
     /// ```
     /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel().split();
@@ -56,7 +56,7 @@ impl CancelGuard {
         cancel(self.0.as_ref(), Some(cause.into()));
     }
 
-    /// A handle with the same two methods that can be cloned, and has no effect when dropped.
+    /// Returns a handle that can cancel the context, can be cloned, and has no effect when dropped.
     ///
     /// ```
     /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel().split();
@@ -68,7 +68,7 @@ impl CancelGuard {
         Canceler(self.0.clone())
     }
 
-    /// Lets the guard go without ending the context, which is left to its parent and its deadline.
+    /// Drops the guard without canceling the context, which then ends with its parent or at its deadline.
     ///
     /// ```
     /// let (ctx, guard) = tokio_ctx::Context::background().with_cancel().split();
@@ -88,17 +88,17 @@ impl Drop for CancelGuard {
     }
 }
 
-/// The right to cancel a context, shared: it can be cloned, and has no effect when dropped. Made by
+/// Handle that can cancel a context, can be cloned, and has no effect when dropped. Returned by
 /// [`CancelScope::canceler`](crate::CancelScope::canceler).
 ///
-/// It does not keep the context from ending: when the scope is dropped, the context ends all the same.
+/// When the scope is dropped, the context ends even if there are cancelers left.
 ///
 /// ```
 /// let ctx = tokio_ctx::Context::background().with_cancel();
 /// let first = ctx.canceler();
 /// let second = first.clone();
 /// second.cancel();
-/// first.cancel_with("too late: an end is final");
+/// first.cancel_with("no effect, the context has ended");
 /// assert!(ctx.err().unwrap().cause().is_none());
 /// ```
 #[derive(Clone)]
@@ -109,7 +109,7 @@ impl Canceler {
         Canceler(token)
     }
 
-    /// Ends the context: see [`CancelScope::cancel`](crate::CancelScope::cancel).
+    /// Cancels the context. See [`CancelScope::cancel`](crate::CancelScope::cancel).
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
@@ -121,14 +121,14 @@ impl Canceler {
         cancel(self.0.as_ref(), None);
     }
 
-    /// [`cancel_with`](Self::cancel_with), in the name of another line.
+    /// Cancels the context with `place` as the line in the error.
     pub(crate) fn cancel_at(&self, place: &'static Location<'static>, cause: BoxError) {
         if let Some(token) = &self.0 {
             token.cancel(Some(place), Some(cause));
         }
     }
 
-    /// Ends the context, and says why: see [`CancelScope::cancel_with`](crate::CancelScope::cancel_with).
+    /// Cancels the context with a cause. See [`CancelScope::cancel_with`](crate::CancelScope::cancel_with).
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
@@ -140,7 +140,7 @@ impl Canceler {
         cancel(self.0.as_ref(), Some(cause.into()));
     }
 
-    /// [`cancel_with`](Self::cancel_with) in the name of a line that asked for it beforehand.
+    /// Cancels the context with `caller` as the line in the error.
     pub(crate) fn cancel_for(&self, caller: &'static Location<'static>, cause: BoxError) {
         if let Some(token) = &self.0 {
             token.cancel(Some(caller), Some(cause));

@@ -1,4 +1,4 @@
-//! A context with two parents.
+//! `merge`: a context with two parents.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -8,11 +8,11 @@ use super::scope::CancelScope;
 use crate::token::Token;
 
 impl Context {
-    /// A child of both: it ends when either does, with that one's error, or when it is canceled or
-    /// its scope dropped.
+    /// Derives a child of two contexts, which ends when either of them does.
     ///
-    /// The earlier of the two deadlines counts. Values are looked up here first, then in `other`. Go
-    /// builds this from `context.AfterFunc`; no task is needed here.
+    /// The child then has the error of the context that ended first. If both had ended before, it has the error
+    /// of `self`. The earlier of the two deadlines applies. Values are looked up in `self` first, then in
+    /// `other`. No task is spawned. In Go, the same is built from `context.AfterFunc`.
     ///
     /// ```
     /// use tokio_ctx::Context;

@@ -2,8 +2,8 @@
 //!
 //! This file only re-exports names. The files of this module import from each other, and never from this one.
 
-// The page of `Context` in the documentation lists its methods in the order of these modules. Blank lines keep the groups
-// from being sorted into each other.
+// The page of `Context` in the documentation lists its methods in the order of these modules. Blank lines keep
+// the groups from being sorted into each other.
 
 #[allow(clippy::module_inception, reason = "the module is named after its central type")]
 mod context;
@@ -37,6 +37,7 @@ mod ext;
 mod guard;
 #[cfg(feature = "tower")]
 mod nearest;
+mod progress;
 pub(crate) mod refusal;
 #[cfg(feature = "http")]
 mod request;
@@ -51,6 +52,7 @@ pub use done::{Done, DoneOwned};
 pub use ended::{Ended, EndedOwned};
 pub use ext::{Bounded, Checked, FutureExt, TryBounded};
 pub use guard::{CancelGuard, Canceler};
+pub use progress::Progress;
 pub use require::NotEnoughTime;
 pub use run::{Run, TryRun};
 pub use scope::CancelScope;

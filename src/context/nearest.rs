@@ -1,21 +1,23 @@
-//! Which context a call belongs to that has two: the one it brings along, and the current one.
+//! The context of an outgoing call that has two: the one in its extensions, and the current one.
 //!
-//! A request that is passed on still has the context in its extensions that the server gave it, and the call may be made
-//! in a part of that context: within a shorter time, or with one more value. Then the part counts. A context that has
-//! nothing to do with the current one was put there for this call: it counts, and the current deadline besides.
+//! A request that is forwarded still has the context of the incoming request in its extensions. The call may be
+//! made in a context that is derived from it, with a shorter deadline or with another value. The derived
+//! context then applies. If the two contexts are unrelated, the one in the extensions was set for this call and
+//! applies, together with the deadline of the current one.
 
 use super::context::Context;
 
 impl Context {
-    /// The context of a call that brings this one along, made where `current` is current.
+    /// Returns the context of a call with this context in its extensions, and with `current` as the current
+    /// context.
     ///
-    /// The lower of the two, if the current one lies below, with the values of both; otherwise this one, no longer than
-    /// the current one's deadline.
+    /// If the current one is derived from this one, returns the current one with the values of both. Otherwise
+    /// returns this one, limited by the deadline of the current one.
     pub(crate) fn nearest(&self, current: Context) -> Context {
         match (self.token(), current.token()) {
             (_, None) => self.clone(),
             (Some(brought), Some(token)) if token.is_below(brought) => {
-                // The longer list of two that are one list is the nearer.
+                // If one list of values extends the other, the longer one is nearer.
                 let values = if self.values().ends_with(current.values()) {
                     self.values().clone()
                 } else {
@@ -37,7 +39,8 @@ impl Context {
 mod tests {
     use std::time::Duration;
 
-    use crate::context::{CancelScope, Context};
+    use super::super::context::Context;
+    use super::super::scope::CancelScope;
 
     fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)

@@ -40,6 +40,13 @@ impl Context {
         token.is_done().then(|| token.error())
     }
 
+    /// Like [`err`](Self::err), for code that has read the clock.
+    #[inline]
+    pub(crate) fn err_at(&self, now: Instant) -> Option<Error> {
+        let token = self.token()?;
+        token.is_done_at(now).then(|| token.error())
+    }
+
     /// Returns an error if the context has ended. Call it in loops that compute.
     ///
     /// ```

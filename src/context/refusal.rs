@@ -1,11 +1,12 @@
-//! What it costs to be refused: an operation that finds its context ended is ready at its first poll.
+//! Refusals: the cooperative budget of an operation whose context has ended before the first poll.
 //!
-//! A loop that takes the error for *not yet* would then spin inside one `poll`: the bound around it would
-//! never act, and on one thread nothing else would run. Hence a refusal takes a unit of Tokio's cooperative
-//! budget, as a read does that finds data, and yields when none is left.
+//! Such an operation is ready at its first poll. A loop that retries on every error would therefore spin inside
+//! a single `poll`: the timeout around it would never act, and on a single thread nothing else would run. So a
+//! refusal consumes a unit of Tokio's cooperative budget, like a read that finds data, and yields if none is
+//! left.
 //!
-//! It yields once. A neighbor in the same task that uses up the budget in every turn must not withhold the end
-//! for good, so that the next poll returns it. An end that is seen after the operation has begun is free.
+//! It yields only once. If other code in the same task uses up the budget before every poll, the next poll
+//! returns the error nevertheless. An end that is seen after the operation has begun consumes no budget.
 
 use std::future::poll_fn;
 use std::task::{Context as TaskContext, Poll, ready};
@@ -15,35 +16,44 @@ use tokio::task::coop::poll_proceed;
 use super::context::Context;
 use crate::error::Error;
 
-/// How far an operation has come.
+/// The progress of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Entry {
-    /// It has not been polled.
+    /// Not yet polled.
     #[default]
     Fresh,
-    /// It was refused, and has yielded.
+    /// Refused, and has yielded once.
     Yielded,
-    /// It has begun.
+    /// Begun.
     Begun,
 }
 
 impl Entry {
-    /// Lets the operation begin, unless the context has ended. Looks at the context only until it has begun.
+    /// Begins the operation unless the context has ended. Does not check the context once the operation has
+    /// begun.
     #[inline]
     pub(crate) fn poll(&mut self, ctx: &Context, cx: &mut TaskContext<'_>) -> Poll<Result<(), Error>> {
-        if *self != Entry::Begun {
-            if let Some(error) = ctx.err() {
-                ready!(self.poll_refused(cx));
-                #[cfg(feature = "watch")]
-                crate::registry::refused(&error);
-                return Poll::Ready(Err(error));
-            }
-            *self = Entry::Begun;
+        if *self == Entry::Begun { Poll::Ready(Ok(())) } else { self.poll_with(ctx.err(), cx) }
+    }
+
+    /// Lets the operation begin, unless this is how the context has ended.
+    #[inline]
+    pub(crate) fn poll_with(
+        &mut self,
+        ended: Option<Error>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Result<(), Error>> {
+        if let Some(error) = ended {
+            ready!(self.poll_refused(cx));
+            #[cfg(feature = "watch")]
+            crate::registry::refused(&error);
+            return Poll::Ready(Err(error));
         }
+        *self = Entry::Begun;
         Poll::Ready(Ok(()))
     }
 
-    /// Resolves when an operation whose context has ended may say so; the next one is then fresh.
+    /// Resolves when a refused operation may return its error, and resets the state for the next operation.
     pub(crate) fn poll_refused(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
         if *self == Entry::Fresh {
             match poll_proceed(cx) {
@@ -58,13 +68,13 @@ impl Entry {
         Poll::Ready(())
     }
 
-    /// Notes whether the operation that was polled goes on, or the next one is a fresh one.
+    /// Records whether the operation that was polled is still pending.
     pub(crate) fn note<T>(&mut self, polled: &Poll<T>) {
         *self = if polled.is_pending() { Entry::Begun } else { Entry::Fresh };
     }
 }
 
-/// Returns the context's end, if it has ended, at the price of a refusal.
+/// Returns the context's error if it has ended, and consumes budget for it.
 pub(crate) async fn checked(ctx: &Context) -> Result<(), Error> {
     let mut entry = Entry::Fresh;
     poll_fn(|cx| entry.poll(ctx, cx)).await

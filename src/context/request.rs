@@ -1,4 +1,4 @@
-//! A request's own context, and what lasts longer.
+//! The context of a request, and contexts that outlive the request.
 
 use std::panic::Location;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use crate::finished::Budget;
 use crate::token::{Limit, Token};
 
 impl Context {
-    /// A request's context, told to have been made at that line. It costs one allocation: the cause of an end by
-    /// its budget is a preset one.
+    /// Derives the context of a request, with `made_at` as the line in its error. This is one allocation,
+    /// because the cause of its deadline is a preset one.
     pub(crate) fn request_made_at(
         &self,
         made_at: &'static Location<'static>,
@@ -28,8 +28,8 @@ impl Context {
         self.derive(token)
     }
 
-    /// The context of a handler that goes on when this one, its request's, has ended: with the same values and the same
-    /// deadline, below what serves the request.
+    /// Derives the context of a handler that continues when this one, the context of its request, has ended. It
+    /// has the same values and the same deadline, and ends with the service.
     #[cfg(feature = "tower")]
     pub(crate) fn finishing_made_at(&self, made_at: &'static Location<'static>) -> CancelScope {
         let service = self.beyond_request();
@@ -39,15 +39,18 @@ impl Context {
         scope
     }
 
-    /// A context with the same values that ends with what serves this request, not with the request: for a
-    /// WebSocket, and for what is to be finished though the client has left or has its answer.
+    /// Derives a context with the same values that ends with the service, not with the request. Go has no
+    /// counterpart.
     ///
-    /// It is below the context that the [`ServerLayer`](crate::wire::ServerLayer) was made of, the [`hard`] one with a
-    /// [`Shutdown`], or below the one that [`extract`](Self::extract) was called on. Of two layers, one within the
-    /// other, it is below both. It has no deadline but theirs. Outside of a request it is this context.
+    /// Use it for a WebSocket, and for work that should be finished even if the client has disconnected or has
+    /// received its response. The context ends with the one that the [`ServerLayer`](crate::wire::ServerLayer)
+    /// was created with ([`hard`] for a [`Shutdown`]), or that [`extract`](Self::extract) was called on. With
+    /// two nested layers, it ends with either of them. It has no deadline except theirs. Outside of a request,
+    /// this returns the same context.
     ///
-    /// Nothing waits for what runs under it: spawn it with [`Shutdown::spawn`] if a shutdown is to. A WebSocket
-    /// that should say goodbye when a shutdown begins looks at [`Shutdown::soft`] besides. Go has no counterpart.
+    /// A shutdown does not wait for work under this context, unless it is spawned with [`Shutdown::spawn`]. A
+    /// WebSocket that should be closed properly when a shutdown begins has to observe [`Shutdown::soft`] as
+    /// well.
     ///
     /// ```
     /// use tokio_ctx::wire::Inbound;
@@ -78,7 +81,7 @@ impl Context {
     pub fn beyond_request(&self) -> Context {
         let Some(serving) = self.token().and_then(Token::serving) else { return self.clone() };
         let mut token = serving.cloned();
-        // A layer within another: what it serves is merged from the outer request and its own service.
+        // Nested layers: the context of the inner one is merged from the outer request and its own service.
         let mut services = Vec::new();
         while let Some((outer, service)) = token.as_ref().and_then(|token| token.merged()) {
             let Some(serving) = outer.serving() else { break };
@@ -97,7 +100,7 @@ impl Context {
         }
     }
 
-    /// Whether what serves this request has ended.
+    /// Returns whether the service of this request has ended.
     #[cfg(feature = "tower")]
     pub(crate) fn is_service_over(&self) -> bool {
         let serving = self.token().and_then(Token::serving).flatten();
@@ -106,7 +109,8 @@ impl Context {
 }
 
 impl CancelScope {
-    /// Its end, if it has had none of its life: it reads no clock but where `parent` has a deadline.
+    /// Returns the error of a scope that has ended from the start. Reads the clock only if `parent` has a
+    /// deadline.
     #[cfg(feature = "tower")]
     pub(crate) fn ended_at_birth(&self, parent: &Context) -> Option<Error> {
         let token = self.token()?;

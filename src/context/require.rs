@@ -1,4 +1,4 @@
-//! [`Context::require`]: work that cannot be finished in the time left is not begun.
+//! `require`: fails early if too little time is left for a step.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -12,17 +12,16 @@ use super::context::Context;
 use crate::error::{Error, How, Origin, Place, fmt_with_sources};
 
 impl Context {
-    /// `Err` unless at least this much time is left: for a step that is not worth beginning with less.
+    /// Returns an error unless at least `least` time is left until the deadline.
     ///
-    /// Without a deadline there is always enough. The deadline that counts is the earliest on the path, as for
-    /// [`remaining`](Self::remaining). Go has no counterpart; `x/time/rate` has the same inside its `Wait`.
+    /// Call it before a step that is not worth starting with less time. Without a deadline it always succeeds.
+    /// The deadline is the one of [`remaining`](Self::remaining). Go has no counterpart, although `x/time/rate`
+    /// does the same inside `Wait`.
     ///
     /// # Errors
     ///
-    /// [`NotEnoughTime`], which says how much there was and which line set the budget. A context that has ended
-    /// has no time for anything: its [`err`](Self::err) is in
-    /// [`context_error`](NotEnoughTime::context_error). `?` converts it where a function returns an
-    /// [`Error`].
+    /// Returns [`NotEnoughTime`], which contains the time left and the line that set the deadline. If the
+    /// context has ended, it contains the context's [`err`](Self::err). `?` converts it into an [`Error`].
     ///
     /// ```
     /// use std::time::Duration;
@@ -61,7 +60,7 @@ impl Context {
             return Ok(());
         }
         let Some(owner) = token.deadline_owner() else {
-            // It has ended meanwhile.
+            // The context has ended in the meantime.
             return self.err().map_or(Ok(()), |ended| short(Why::Ended(ended)));
         };
         let (set_at, budget) = (owner.made_at(), owner.budget().unwrap_or_default());
@@ -69,7 +68,7 @@ impl Context {
     }
 }
 
-/// There is less time left than a step requires. Made by [`Context::require`].
+/// Error returned by [`Context::require`] if less time is left than a step requires.
 ///
 /// ```
 /// use std::time::Duration;
@@ -90,7 +89,7 @@ impl Context {
 pub struct NotEnoughTime {
     required: Duration,
     why: Why,
-    /// The cause of an error that names the budget already.
+    /// True for the cause of an error that already names the budget.
     is_cause: bool,
 }
 
@@ -101,12 +100,12 @@ enum Why {
 }
 
 impl NotEnoughTime {
-    /// How much was required.
+    /// Returns the time that was required.
     pub fn required(&self) -> Duration {
         self.required
     }
 
-    /// How much was left; zero if the context had ended.
+    /// Returns the time that was left; zero if the context had ended.
     pub fn left(&self) -> Duration {
         match &self.why {
             Why::Short { left, .. } => *left,
@@ -114,7 +113,7 @@ impl NotEnoughTime {
         }
     }
 
-    /// The line that set the budget; `None` if the context was canceled.
+    /// Returns the line that set the deadline, or `None` if the context was canceled.
     pub fn set_at(&self) -> Option<&'static Location<'static>> {
         match &self.why {
             Why::Short { set_at, .. } => Some(set_at),
@@ -122,7 +121,7 @@ impl NotEnoughTime {
         }
     }
 
-    /// The context's error, if it had ended; `None` if there was time left, and not enough.
+    /// Returns the context's error, if it had ended.
     pub fn context_error(&self) -> Option<&Error> {
         match &self.why {
             Why::Ended(error) => Some(error),
@@ -131,8 +130,8 @@ impl NotEnoughTime {
     }
 }
 
-/// `not enough time left: 2s required, 300ms left of the 500ms budget set at src/main.rs:8`, or what ended the
-/// context: `not enough time left: context canceled at src/main.rs:9`.
+/// Prints `not enough time left: 2s required, 300ms left of the 500ms budget set at src/main.rs:8`, or the
+/// error of the context: `not enough time left: context canceled at src/main.rs:9`.
 impl fmt::Display for NotEnoughTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let required = self.required;
@@ -150,7 +149,7 @@ impl fmt::Display for NotEnoughTime {
     }
 }
 
-/// The line of `Display`, then what the context's cause came from; `{:#?}` shows the fields.
+/// Prints the line of `Display`, then the sources of the context's cause. `{:#?}` shows the fields.
 impl fmt::Debug for NotEnoughTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !f.alternate() {
@@ -165,15 +164,15 @@ impl fmt::Debug for NotEnoughTime {
     }
 }
 
-/// `Display` includes the context's error, so that the chain goes on with that one's source.
+/// `Display` includes the context's error, so the source is the source of that error.
 impl StdError for NotEnoughTime {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.context_error()?.source()
     }
 }
 
-/// The context's error, if it had ended. Otherwise `DeadlineExceeded`, by the deadline that would have been
-/// exceeded, with the [`NotEnoughTime`] as its cause.
+/// Converts into the context's error, if it had ended. Otherwise converts into `DeadlineExceeded`, for the
+/// deadline that would have been exceeded, with the [`NotEnoughTime`] as its cause.
 impl From<NotEnoughTime> for Error {
     fn from(short: NotEnoughTime) -> Error {
         let NotEnoughTime { required, why, .. } = short;
@@ -187,14 +186,14 @@ impl From<NotEnoughTime> for Error {
     }
 }
 
-/// As the [`Error`] of the same end: [`TimedOut`](io::ErrorKind::TimedOut), or what a cancel becomes.
+/// Converts into an [`Error`] first, and then into an `io::Error`.
 impl From<NotEnoughTime> for io::Error {
     fn from(short: NotEnoughTime) -> io::Error {
         Error::from(short).into()
     }
 }
 
-/// As the [`Error`] of the same end.
+/// Converts into an [`Error`] first.
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 impl axum_core::response::IntoResponse for NotEnoughTime {
@@ -203,7 +202,7 @@ impl axum_core::response::IntoResponse for NotEnoughTime {
     }
 }
 
-/// As the [`Error`] of the same end.
+/// Converts into an [`Error`] first.
 #[cfg(feature = "tonic")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
 impl From<NotEnoughTime> for tonic::Status {
@@ -212,7 +211,7 @@ impl From<NotEnoughTime> for tonic::Status {
     }
 }
 
-/// To the microsecond, if that leaves anything: nanoseconds are noise.
+/// Rounds to microseconds, unless the time is shorter than a millisecond.
 fn legible(time: Duration) -> Duration {
     if time < Duration::from_millis(1) {
         return time;

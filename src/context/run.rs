@@ -1,4 +1,4 @@
-//! Futures that are bounded by a context: what `run`, `try_run` and `bounded_by` return.
+//! `run` and its variants: futures that run until a context ends.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -16,26 +16,29 @@ use super::refusal::Entry;
 use super::scope::CancelScope;
 use crate::error::Error;
 
+/// # Run
 impl Context {
     /// Runs a future until the context ends.
     ///
-    /// It looks at the context before it polls the future for the first time: an ended context starts
-    /// no work. After that a result that is ready wins over the end, so finished work is never thrown
-    /// away. If the context ends first, the future is dropped before this returns: it is canceled
-    /// where it awaits, as with [`tokio::time::timeout`], so let it be one that may be. Dropped, this
-    /// drops the future.
+    /// If the context ends first, the future is dropped before `run` returns, at the `.await` that it has
+    /// reached, as with [`tokio::time::timeout`]. See [Cancel safety](guide/cancel_safety/index.html).
     ///
-    /// A trap: the end that stops this may stop a neighbour first, and what it leaves behind, say a
-    /// closed channel, is a result that is ready. Where that matters, [`check`](Self::check) after it.
-    /// In here [`current`](Self::current) stays what it was; [`within`](Self::within) sets it.
+    /// The context is checked before the future is polled for the first time, so a context that has ended
+    /// starts no work. After that, a result that is ready takes precedence over the end, so the result of
+    /// finished work is not discarded.
+    ///
+    /// `run` does not change the [`current`](Self::current) context of the future; [`within`](Self::within)
+    /// does.
     ///
     /// # Errors
     ///
-    /// The context's [`err`](Self::err), if it ended first.
+    /// Returns the context's [`err`](Self::err) if it ends first. Note that the same end may stop other tasks
+    /// before this one. If one of them closes a channel that the future receives from, the future may return a
+    /// result for that reason. Where this matters, call [`check`](Self::check) afterward.
     ///
     /// # Panics
     ///
-    /// As [`done`](Self::done), if the future does not resolve at once.
+    /// Like [`done`](Self::done), if the future does not resolve on the first poll.
     ///
     /// ```
     /// use std::time::Duration;
@@ -52,19 +55,24 @@ impl Context {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// [`tokio::time::timeout`]: https://docs.rs/tokio/1/tokio/time/fn.timeout.html
     pub fn run<F: Future>(&self, f: F) -> Run<'_, F> {
         Run::new(self, f)
     }
 
-    /// [`run`](Self::run) for a future that can fail, whose error type can hold an [`Error`].
+    /// Runs a fallible future until the context ends, and returns a single flat result.
+    ///
+    /// See [`run`](Self::run).
     ///
     /// # Errors
     ///
-    /// The future's own, or the context's [`err`](Self::err), converted.
+    /// Returns the error of the future, or the context's [`err`](Self::err) if it ends first, converted into
+    /// `E`.
     ///
     /// # Panics
     ///
-    /// As [`run`](Self::run).
+    /// See [`run`](Self::run).
     ///
     /// ```
     /// use std::{io, time::Duration};
@@ -86,22 +94,23 @@ impl Context {
         TryRun::new(self, f)
     }
 
-    /// One step under a budget of its own: gives `f` a child with this timeout, which is also
-    /// [`current`](Self::current) in there, and runs what it returns until that child ends.
+    /// Runs an async function with a timeout of its own.
     ///
-    /// The clock starts at this call; the child ends with the step, whatever came of it. `None` as in
-    /// [`with_timeout`](Self::with_timeout): no deadline of its own. It holds the child itself, and borrows
-    /// nothing but what `f` does, so that it can be spawned, and fits into `tokio::join!` and `tokio::select!`,
-    /// where `with_timeout(d).run(f)` does not compile. A step that can fail goes
-    /// [`try_within`](Self::try_within).
+    /// Derives a child with the timeout, which `f` receives as its argument and as the
+    /// [`current`](Self::current) context, and runs `f` until the child ends. The timeout starts at this call.
+    /// When `f` returns, the child ends. `None` sets no timeout, as in [`with_timeout`](Self::with_timeout).
+    ///
+    /// The future owns the child, and borrows only what `f` borrows. It can therefore be spawned, and used in
+    /// `tokio::join!` and `tokio::select!`, where `with_timeout(d).run(f)` does not compile. For a fallible
+    /// function, use [`try_within`](Self::try_within).
     ///
     /// # Errors
     ///
-    /// The child's [`err`](Self::err), if it ended before the step did.
+    /// Returns the child's [`err`](Self::err) if it ends before `f` returns.
     ///
     /// # Panics
     ///
-    /// As [`run`](Self::run).
+    /// See [`run`](Self::run).
     ///
     /// ```
     /// use std::time::Duration;
@@ -131,24 +140,24 @@ impl Context {
     {
         let ctx = self.with_timeout(after);
         async move {
-            // Called only once the context has been looked at.
+            // `f` is only called if the context has not ended.
             ctx.run(ctx.scope(async { f(ctx.clone()).await })).await
         }
     }
 
-    /// [`within`](Self::within) for a step that can fail, whose error type can hold an [`Error`]: one flat
-    /// result.
+    /// Runs a fallible async function with a timeout of its own, and returns a single flat result.
     ///
-    /// At its deadline such a step returns its own error if it notices first, and else the context's, by chance.
-    /// Here both are an `E`.
+    /// See [`within`](Self::within). At the deadline, either `f` notices and returns an error of its own, or
+    /// `f` is stopped; which of the two happens is up to chance. Both are an `E` here.
     ///
     /// # Errors
     ///
-    /// The step's own, or the child's [`err`](Self::err), converted, if it ended before the step did.
+    /// Returns the error of `f`, or the child's [`err`](Self::err) if it ends before `f` returns, converted
+    /// into `E`.
     ///
     /// # Panics
     ///
-    /// As [`run`](Self::run).
+    /// See [`run`](Self::run).
     ///
     /// ```
     /// use std::io;
@@ -183,15 +192,15 @@ impl Context {
         async move { step.await? }
     }
 
-    /// Sleeps, unless the context ends first.
+    /// Sleeps for the given time, unless the context ends first.
     ///
     /// # Errors
     ///
-    /// The context's [`err`](Self::err), if it ended first.
+    /// Returns the context's [`err`](Self::err) if it ends first.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, or in one without a time driver, as [`tokio::time::sleep`].
+    /// Panics if there is no Tokio runtime with a time driver, like [`tokio::time::sleep`].
     ///
     /// ```
     /// use std::time::Duration;
@@ -204,23 +213,26 @@ impl Context {
     /// assert!(ctx.sleep(Duration::from_millis(30)).await.is_err());
     /// # }
     /// ```
+    ///
+    /// [`tokio::time::sleep`]: https://docs.rs/tokio/1/tokio/time/fn.sleep.html
     #[track_caller]
     pub fn sleep(&self, d: Duration) -> Run<'_, tokio::time::Sleep> {
         self.run(tokio::time::sleep(d))
     }
 
-    /// [`run`](Self::run), holding a clone of the context: for a task, or a struct.
+    /// Like [`run`](Self::run), but the returned future owns a clone of the context, so that it can be spawned
+    /// or stored.
     ///
-    /// That of a [`CancelScope`](CancelScope::run_owned) holds the scope; `scope.context().run_owned(f)` leaves
-    /// it where it is.
+    /// On a `CancelScope`, [`CancelScope::run_owned`] takes precedence, which takes the scope. Write
+    /// `scope.context().run_owned(f)` to keep the scope.
     ///
     /// # Errors
     ///
-    /// The context's [`err`](Self::err), if it ended first.
+    /// Returns the context's [`err`](Self::err) if it ends first.
     ///
     /// # Panics
     ///
-    /// As [`run`](Self::run).
+    /// See [`run`](Self::run).
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -239,16 +251,17 @@ impl Context {
 }
 
 impl CancelScope {
-    /// [`Context::run`], holding the scope, which ends with the step, or when this is dropped: a bounded step that
-    /// can be spawned.
+    /// Like [`Context::run`], but the returned future owns the scope, so that it can be spawned.
+    ///
+    /// The scope is dropped when the future resolves or is dropped, which ends the context.
     ///
     /// # Errors
     ///
-    /// The context's [`err`](Context::err), if it ended first.
+    /// Returns the context's [`err`](Context::err) if it ends first.
     ///
     /// # Panics
     ///
-    /// As [`Context::run`].
+    /// See [`Context::run`].
     ///
     /// ```
     /// use std::time::Duration;
@@ -269,13 +282,13 @@ impl CancelScope {
 }
 
 pin_project! {
-    /// A future, until the context ends, which is borrowed or owned.
+    /// Runs a future until a borrowed or owned context ends.
     pub(crate) struct Bound<C: Borrow<Context>, F> {
         entry: Entry,
-        // None: it is over. Dropped before the context, which may be a scope.
+        // `None` once resolved. Dropped before the context, which may be a scope.
         #[pin]
         future: Option<F>,
-        // None: it is over, and nothing waits here any more, however long this is kept.
+        // `None` once resolved, so that no waker is kept.
         #[pin]
         wait: Option<Wait<C>>,
     }
@@ -286,21 +299,36 @@ impl<C: Borrow<Context>, F> Bound<C, F> {
         Bound { entry: Entry::Fresh, future: Some(future), wait: Some(Wait::new(ctx)) }
     }
 
-    /// One whose context has just been looked at.
+    /// Creates one whose context has just been checked.
     pub(crate) fn begun(ctx: C, future: F) -> Self {
         Bound { entry: Entry::Begun, future: Some(future), wait: Some(Wait::new(ctx)) }
     }
 
-    fn ctx(&self) -> Option<&Context> {
+    /// The context, until it is over.
+    pub(crate) fn ctx(&self) -> Option<&Context> {
         self.wait.as_ref().map(Wait::ctx)
     }
 }
 
-impl<C: Borrow<Context>, F: Future> Future for Bound<C, F> {
-    type Output = Result<F::Output, Error>;
+impl<C: Borrow<Context>, F> Bound<C, F> {
+    /// Drops the future, if it is still there, and leaves the context for later.
+    pub(crate) fn stop(self: Pin<&mut Self>) {
+        self.project().future.set(None);
+    }
 
+    /// Whether the future is there.
+    pub(crate) fn is_open(&self) -> bool {
+        self.future.is_some()
+    }
+}
+
+impl<C: Borrow<Context>, F: Future> Bound<C, F> {
+    /// [`poll`](Future::poll), which leaves the context for later: when it is ready, the future alone is dropped.
     #[inline]
-    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+    pub(crate) fn poll_step(
+        self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Result<F::Output, Error>> {
         const OVER: &str = "polled again after it was ready";
         let mut this = self.project();
         let mut wait = this.wait.as_mut().as_pin_mut().expect(OVER);
@@ -312,19 +340,29 @@ impl<C: Borrow<Context>, F: Future> Future for Bound<C, F> {
             },
         };
         this.future.set(None);
-        this.wait.set(None);
+        Poll::Ready(output)
+    }
+}
+
+impl<C: Borrow<Context>, F: Future> Future for Bound<C, F> {
+    type Output = Result<F::Output, Error>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let output = ready!(self.as_mut().poll_step(cx));
+        self.project().wait.set(None);
         Poll::Ready(output)
     }
 }
 
 pin_project! {
-    /// A future, until the context ends. Made by [`Context::run`] and
-    /// [`FutureExt::bounded_by`](crate::FutureExt::bounded_by).
+    /// Future for [`Context::run`] and [`FutureExt::bounded_by`](crate::FutureExt::bounded_by), which runs
+    /// another future until the context ends.
     ///
     /// # Panics
     ///
-    /// When polled, if it has to wait, the context has a deadline, and there is no Tokio runtime here
-    /// or one without a time driver, as [`tokio::time::sleep`] does; and when polled again after it was ready.
+    /// Panics when polled if it has to wait, the context has a deadline, and there is no Tokio runtime with a
+    /// time driver. Panics when polled again after it has resolved.
     #[must_use = "futures do nothing unless polled"]
     pub struct Run<'a, F> {
         #[pin]
@@ -361,11 +399,11 @@ impl<F> fmt::Debug for Run<'_, F> {
 }
 
 pin_project! {
-    /// A fallible future, until the context ends. Made by [`Context::try_run`].
+    /// Future for [`Context::try_run`], which runs a fallible future until the context ends.
     ///
     /// # Panics
     ///
-    /// As [`Run`].
+    /// See [`Run`].
     #[must_use = "futures do nothing unless polled"]
     pub struct TryRun<'a, F, T, E> {
         #[pin]

@@ -1,7 +1,7 @@
 //! [`CancelScope`]: a context, together with the right to cancel it.
 //!
-//! A scope holds one handle, its context's, and is as large as a [`Context`]. Its drop asks the token whether
-//! that handle is the last one: then no code can see an end, and none is made.
+//! A scope contains only its context. When it is dropped, it asks the token whether this is the last handle. If
+//! so, no code can observe an end, and none is recorded.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -13,15 +13,16 @@ use super::context::Context;
 use super::guard::{self, CancelGuard, Canceler};
 use crate::error::BoxError;
 
-/// A context that ends when this is dropped: Go's `ctx, cancel := …` and `defer cancel()` in one value.
+/// A context together with the right to cancel it. Dropping the scope cancels the context.
 ///
-/// Every method that derives a context with an end of its own returns one: [`with_cancel`],
-/// [`with_timeout`], [`merge`] and the like. It dereferences to its [`Context`], so that `&scope` goes
-/// wherever `&Context` does.
+/// This is Go's `ctx, cancel := …` and `defer cancel()` in one value. Every method that derives a cancelable
+/// context returns a scope: [`with_cancel`], [`with_timeout`], [`merge`] and others. A scope dereferences to
+/// its [`Context`], so `&scope` can be passed wherever a `&Context` is expected.
 ///
-/// A scope is not `Clone`: one owner decides when the work is over. `clone()` returns a plain `Context`, which
-/// sees the end and cannot make it. To pass the right to cancel on, move the scope; to share it, hand out a
-/// [`canceler`](Self::canceler); to keep it apart from the context, [`split`](Self::split) the two.
+/// A scope is not `Clone`, because one owner decides when the work is over. `scope.clone()` returns a plain
+/// `Context`, which sees the end but cannot cause it. To transfer the right to cancel, move the scope. To share
+/// it, create a [`canceler`](Self::canceler). To separate it from the context, [`split`](Self::split) the
+/// scope.
 ///
 /// ```compile_fail,E0308
 /// # use tokio_ctx::{CancelScope, Context};
@@ -29,9 +30,9 @@ use crate::error::BoxError;
 /// let second: CancelScope = scope.clone(); // expected `CancelScope`, found `Context`
 /// ```
 ///
-/// Dropped, it ends the context, with an error that names the line which made it. If no clone, child or
-/// waiter is left to see that, no end is made, and none is traced. Once the context has ended, the drop has no
-/// effect.
+/// When a scope is dropped, the error of the context names the line that derived it. If there is no clone,
+/// child or waiter left to see the end, none is recorded or traced. Once the context has ended, dropping the
+/// scope has no effect.
 ///
 /// ```
 /// use std::time::Duration;
@@ -43,7 +44,7 @@ use crate::error::BoxError;
 ///     // One step, bounded in one expression.
 ///     let page = request.with_timeout(Duration::from_millis(80)).run(fetch("/news")).await?;
 ///
-///     // Several steps under one budget. What is still at work for them stops when `ctx` goes.
+///     // Several steps under one deadline. Everything started for them stops when `ctx` is dropped.
 ///     let ctx = request.with_timeout(Duration::from_millis(200));
 ///     let log = ctx.clone();
 ///     tokio::spawn(async move { println!("rendering is over: {}", log.done().await) });
@@ -56,7 +57,7 @@ use crate::error::BoxError;
 /// # Traps
 ///
 /// **A child or a clone of a temporary.** A scope that is not kept in a variable is dropped at the end of its
-/// statement, and what was derived or cloned from it ends there. The error names the line:
+/// statement, and everything that was derived or cloned from it ends. The error names the line:
 ///
 /// ```
 /// use std::time::Duration;
@@ -73,13 +74,13 @@ use crate::error::BoxError;
 /// let clone = request.with_timeout(d).clone();
 /// assert!(clone.is_done());
 ///
-/// // The same in a function: its caller gets what has ended.
+/// // The same in a function: the caller gets a context that has ended.
 /// fn bounded(request: &Context) -> Context {
 ///     request.with_timeout(Duration::from_secs(1)).clone()
 /// }
 /// assert!(bounded(&request).is_done());
 ///
-/// // Returned as it is, the scope lives on. To end with the request and the deadline alone: `.detach()`.
+/// // Right: return the scope itself, or give up the right to cancel with `detach`.
 /// use tokio_ctx::CancelScope;
 /// fn bounded_scope(request: &Context) -> CancelScope {
 ///     request.with_timeout(Duration::from_secs(1))
@@ -89,7 +90,8 @@ use crate::error::BoxError;
 /// assert!(!ctx.is_done());
 /// ```
 ///
-/// **A scope that is moved into a task** is dropped with it, and ends what goes on elsewhere. Move a clone:
+/// **A scope that is moved into a task** is dropped when the task ends, which also ends the work elsewhere.
+/// Move a clone instead:
 ///
 /// ```
 /// use tokio_ctx::Context;
@@ -100,7 +102,7 @@ use crate::error::BoxError;
 /// let rest = job.clone();
 /// let first_step = tokio::spawn(async move { job.run(async { 1 }).await });
 /// assert_eq!(first_step.await.unwrap().unwrap(), 1);
-/// assert!(rest.is_done()); // The rest of the job was not done.
+/// assert!(rest.is_done()); // Wrong: the rest of the job has been canceled.
 ///
 /// let job = Context::background().with_cancel();
 /// let step = job.clone();
@@ -110,8 +112,8 @@ use crate::error::BoxError;
 /// # }
 /// ```
 ///
-/// **`clone()` of a `&CancelScope`** copies the reference, as for every type that is not `Clone` (the compiler
-/// warns of it where the types fit: `noop_method_call`). `context().clone()` is meant:
+/// **`clone()` on a `&CancelScope`** copies the reference, as for every type that is not `Clone`. Use
+/// `context().clone()`:
 ///
 /// ```compile_fail,E0308
 /// # use tokio_ctx::{CancelScope, Context};
@@ -131,9 +133,9 @@ use crate::error::BoxError;
 /// # assert!(ctx.is_done());
 /// ```
 ///
-/// **[`with_value`](Self::with_value) takes the scope.** That keeps the owner in
-/// `with_timeout(d).with_value(id)`. A scope that is used again stays where it is with
-/// `scope.context().with_value(…)`, as here for every connection:
+/// **[`with_value`](Self::with_value) takes the scope by value**, so that `with_timeout(d).with_value(id)`
+/// returns a scope. If you need the scope again, use `scope.context().with_value(…)`, as this accept loop does
+/// for every connection:
 ///
 /// ```
 /// use std::net::SocketAddr;
@@ -165,7 +167,7 @@ use crate::error::BoxError;
 ///
 /// # In `join!` and `select!`
 ///
-/// There a temporary would have to outlive its statement, and does not compile:
+/// A temporary scope does not live long enough in these macros, and does not compile:
 ///
 /// ```compile_fail,E0716
 /// # use std::time::Duration;
@@ -186,7 +188,7 @@ use crate::error::BoxError;
 /// # }
 /// ```
 ///
-/// [`Context::within`] holds the scope itself:
+/// Use [`Context::within`], whose future owns the scope:
 ///
 /// ```
 /// # use std::time::Duration;
@@ -213,11 +215,12 @@ impl CancelScope {
         CancelScope(ctx)
     }
 
-    /// Ends the context, from any thread; once it has ended, does nothing.
+    /// Cancels the context. Go's `cancel()`, tokio-util's `CancellationToken::cancel`.
     ///
-    /// When this returns, every descendant has ended too, also if another call was first. The line of this call
-    /// is in the error. A waker that panics keeps no other from being woken, and does not make this call panic.
-    /// Go's `cancel()`, tokio-util's `CancellationToken::cancel`.
+    /// The error names the line of this call. If the context has already ended, this has no effect. When it
+    /// returns, every descendant has ended as well, even if another thread called it first. It can be called
+    /// from any thread, with or without a runtime. A waker that panics neither prevents others from being
+    /// woken, nor makes this call panic.
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
@@ -230,13 +233,13 @@ impl CancelScope {
         guard::cancel(self.0.token(), None);
     }
 
-    /// [`cancel`](Self::cancel), and says why: the cause is the error's [`cause`](crate::Error::cause). Go's
+    /// Cancels the context with a cause, which is the [`cause`](crate::Error::cause) of its error. Go's
     /// `CancelCauseFunc`.
     ///
-    /// A cause lives as long as the context; one that holds this very context, or its guard, is never
-    /// freed. An [`Error`](crate::Error) of another context, or of this one's children, holds none; but a loop
-    /// that gives each error to the next context builds a
-    /// [chain](guide/traps/index.html#an-error-as-the-cause-of-the-next) without bound.
+    /// The cause lives as long as the context. A cause that contains a handle of this context is a reference
+    /// cycle, and is never freed. An [`Error`](crate::Error) contains no handles and is safe to use as a cause,
+    /// but a loop that passes each error to the next context builds an [unbounded
+    /// chain](guide/traps/index.html#an-error-as-the-cause-of-the-next).
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
@@ -248,20 +251,20 @@ impl CancelScope {
         guard::cancel(self.0.token(), Some(cause.into()));
     }
 
-    /// [`cancel_with`](Self::cancel_with), in the name of another line.
+    /// Cancels the context with `place` as the line in the error.
     pub(crate) fn cancel_at(&self, place: &'static Location<'static>, cause: BoxError) {
         if let Some(token) = self.0.token() {
             token.cancel(Some(place), Some(cause));
         }
     }
 
-    /// Whether anything but this scope could see its end.
+    /// Returns whether anything besides this scope can observe its end.
     #[cfg(feature = "tower")]
     pub(crate) fn is_seen(&self) -> bool {
         self.0.token().is_some_and(|token| token.is_seen())
     }
 
-    /// A handle with the same two methods that can be cloned, and has no effect when dropped.
+    /// Returns a handle that can cancel the context, can be cloned, and has no effect when dropped.
     ///
     /// ```
     /// let ctx = tokio_ctx::Context::background().with_cancel();
@@ -273,10 +276,10 @@ impl CancelScope {
         Canceler::new(self.0.token().cloned())
     }
 
-    /// The same scope, whose context carries `value` as well: [`Context::with_value`], keeping the owner.
+    /// Adds a value to the scope's context, and returns the scope. See [`Context::with_value`].
     ///
-    /// Clones and children that were made before do not see the value. `scope.context().with_value(v)`
-    /// leaves the scope where it is, and returns a `Context`.
+    /// Existing clones and children do not see the value. To keep the scope, call
+    /// `scope.context().with_value(v)`, which returns a plain `Context`.
     ///
     /// ```
     /// use std::time::Duration;
@@ -293,7 +296,7 @@ impl CancelScope {
         self
     }
 
-    /// The context. `scope.context().clone()` is what `scope.clone()` is, also where `scope` is a reference.
+    /// Returns the context. `scope.context().clone()` also works where `scope` is a reference.
     ///
     /// ```
     /// let scope = tokio_ctx::Context::background().with_cancel();
@@ -310,9 +313,9 @@ impl CancelScope {
         &mut self.0
     }
 
-    /// Gives up the right to cancel: the context is left to its parent and its deadline.
+    /// Gives up the right to cancel, and returns the context. tokio-util's `DropGuard::disarm`.
     ///
-    /// tokio-util's `DropGuard::disarm`.
+    /// The context then ends with its parent or at its deadline.
     ///
     /// ```
     /// let parent = tokio_ctx::Context::background().with_cancel();
@@ -322,19 +325,19 @@ impl CancelScope {
     /// assert!(ctx.is_done());
     /// ```
     pub fn detach(mut self) -> Context {
-        // The background takes its place, which has no end.
+        // Dropping the background that is left behind has no effect.
         mem::take(&mut self.0)
     }
 
-    /// The context, and apart from it the right to cancel, for where the two go different ways.
+    /// Splits the scope into the context and a guard, which cancels the context when dropped.
     ///
-    /// Keep the guard in a variable: `let (ctx, _) = …` drops it, and ends the context, at once.
+    /// Keep the guard in a variable: `let (ctx, _) = …` drops it immediately, which ends the context.
     ///
     /// ```
     /// use tokio::task::JoinHandle;
     /// use tokio_ctx::{CancelGuard, Context};
     ///
-    /// /// Stops its task when it is dropped.
+    /// /// Stops its task when dropped.
     /// struct Poller {
     ///     task: JoinHandle<()>,
     ///     _stop: CancelGuard,
@@ -391,7 +394,7 @@ impl Borrow<Context> for CancelScope {
     }
 }
 
-/// As its [`Context`].
+/// Prints the same as the scope's [`Context`].
 impl fmt::Display for CancelScope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)
@@ -429,7 +432,7 @@ mod tests {
         ]
     }
 
-    /// Whether the drop of this scope would make an end: it does what the drop does, and looks.
+    /// Returns whether dropping this scope ends its context: does what the drop does, and then checks.
     fn ends(scope: &CancelScope) -> bool {
         scope.0.token().unwrap().abandon();
         scope.0.token().unwrap().ended()
@@ -439,7 +442,7 @@ mod tests {
     fn a_scope_that_nothing_else_sees_makes_no_end() {
         for (nth, scope) in scopes().into_iter().enumerate() {
             assert!(!ends(&scope), "scope {nth}");
-            // What came and went leaves nothing behind.
+            // Handles that have been dropped do not count.
             drop(scope.clone());
             drop(scope.canceler());
             drop(scope.context().with_value(1_u8));

@@ -1,4 +1,4 @@
-//! Tasks of a context: one that has it as the current one, one that is stopped at the end, and one that is handed it.
+//! `spawn` and its variants: tasks that run with a context.
 
 use std::future::Future;
 use std::panic::Location;
@@ -11,16 +11,17 @@ use super::enter::Entry;
 use crate::error::Error;
 use crate::registry::Kind;
 
+/// # Spawn
 impl Context {
-    /// Spawns a task in which this context is [`current`](Self::current): [`tokio::spawn`] in
-    /// [`scope`](Self::scope).
+    /// Spawns a task with this context as its [`current`](Self::current) context.
     ///
-    /// The task sees the end; it is not stopped by it. [`spawn_bounded`](Self::spawn_bounded) stops its task,
-    /// and [`spawn_with`](Self::spawn_with) hands it the context.
+    /// The task is not stopped when the context ends, but can observe it. To stop the task, use
+    /// [`spawn_bounded`](Self::spawn_bounded); to pass the context to it, use [`spawn_with`](Self::spawn_with).
+    /// Like [`tokio::spawn`], this returns a `JoinHandle`, and dropping the handle leaves the task running.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, as [`tokio::spawn`].
+    /// Panics outside of a Tokio runtime, like [`tokio::spawn`].
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -34,6 +35,8 @@ impl Context {
     /// assert_eq!(id.await.unwrap(), Some(7));
     /// # }
     /// ```
+    ///
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     #[track_caller]
     pub fn spawn<F>(&self, f: F) -> JoinHandle<F::Output>
     where
@@ -58,15 +61,16 @@ impl Context {
         runtime.spawn(self.scope(f))
     }
 
-    /// Spawns a task that runs until the context ends: [`spawn`](Self::spawn) of [`run`](Self::run).
+    /// Spawns a task that runs until the context ends.
     ///
-    /// At the end the future is dropped where it awaits, as by [`run`](Self::run), and the task resolves to
-    /// the context's error. If the context has ended already, the future is never polled. In it, this context is
-    /// [`current`](Self::current).
+    /// When the context ends, the future is dropped where it awaits, as in [`run`](Self::run), and the task
+    /// returns the context's error. If the context has already ended, the future is never polled. This context
+    /// is the task's [`current`](Self::current) context.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, as [`tokio::spawn`]. The task panics as [`done`](Self::done) does.
+    /// Panics outside of a Tokio runtime, like [`tokio::spawn`]. The task panics under the conditions of
+    /// [`done`](Self::done).
     ///
     /// ```
     /// use std::time::Duration;
@@ -87,6 +91,8 @@ impl Context {
     /// assert!(refresher.await.unwrap().unwrap_err().is_canceled());
     /// # }
     /// ```
+    ///
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     #[track_caller]
     pub fn spawn_bounded<F>(&self, f: F) -> JoinHandle<Result<F::Output, Error>>
     where
@@ -96,15 +102,15 @@ impl Context {
         self.spawn(self.run_owned(f))
     }
 
-    /// Spawns a task and hands it this context, so that nothing has to be cloned by hand.
+    /// Spawns a task and passes this context to it.
     ///
-    /// `f` is called here, before the task is spawned; what it returns is the task. As with
-    /// [`spawn`](Self::spawn) the context is [`current`](Self::current) in there, and its end does not stop the
-    /// task. The task owns a plain context: it sees the end, and cannot make it.
+    /// `f` is called immediately with a clone of this context, and the future that it returns is spawned. As
+    /// with [`spawn`](Self::spawn), the context is also the task's [`current`](Self::current) context, and its
+    /// end does not stop the task.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, as [`tokio::spawn`].
+    /// Panics outside of a Tokio runtime, like [`tokio::spawn`].
     ///
     /// ```
     /// use tokio::sync::mpsc;
@@ -119,7 +125,7 @@ impl Context {
     ///     while let Ok(Some(_job)) = ctx.run(queue.recv()).await {
     ///         done += 1;
     ///     }
-    ///     done // Flush, say goodbye: the end is seen, not enforced.
+    ///     done // The task is not stopped, so it can clean up here.
     /// });
     ///
     /// jobs.send(7).await.unwrap();
@@ -128,6 +134,8 @@ impl Context {
     /// assert_eq!(worker.await.unwrap(), 1);
     /// # }
     /// ```
+    ///
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     #[track_caller]
     pub fn spawn_with<F, Fut>(&self, f: F) -> JoinHandle<Fut::Output>
     where

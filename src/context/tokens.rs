@@ -1,4 +1,6 @@
-//! The borders to code that speaks tokio-util's [`CancellationToken`].
+//! Conversions from and to tokio-util's [`CancellationToken`].
+//!
+//! [`CancellationToken`]: https://docs.rs/tokio-util/0.7/tokio_util/sync/struct.CancellationToken.html
 
 use std::panic::Location;
 
@@ -10,9 +12,10 @@ use super::scope::CancelScope;
 use crate::token::Token;
 
 impl Context {
-    /// A child that also ends when `token` is canceled, as [`Canceled`](crate::ErrorKind::Canceled).
+    /// Derives a child that also ends when a `CancellationToken` is canceled.
     ///
-    /// It never cancels the token. When the token's `cancel` returns, the context has ended; no task is needed.
+    /// When the token's `cancel` returns, the child has ended, with the kind
+    /// [`Canceled`](crate::ErrorKind::Canceled). The child never cancels the token. No task is spawned.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -29,15 +32,16 @@ impl Context {
         Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 
-    /// A token that is canceled when this context ends; canceling it does not touch the context.
+    /// Returns a `CancellationToken` that is canceled when this context ends.
     ///
-    /// If the context goes without having ended, its scope detached and its handles dropped, the token
-    /// is its parent's from then on (of a merged context: of the first). If the context has a deadline, a
-    /// task of the current runtime waits for it, and keeps the context until then.
+    /// Canceling the token does not affect the context. If the context has a deadline, a task is spawned on the
+    /// current runtime, which waits for the end and keeps the context alive until then. If the last handle of a
+    /// detached context is dropped before the context has ended, the token follows the context's parent from
+    /// then on (of a merged context, the first parent).
     ///
     /// # Panics
     ///
-    /// If the context has a deadline and has not ended: outside a Tokio runtime, as [`tokio::spawn`].
+    /// Panics outside of a Tokio runtime if the context has a deadline and has not ended.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -53,8 +57,8 @@ impl Context {
         if self.is_done() {
             return cancelled();
         }
-        // Before anything is promised: panics where there is none.
-        let runtime = token.has_deadline().then(Handle::current);
+        // Comes first, because it panics outside of a runtime.
+        let runtime = token.needs_timer().then(Handle::current);
         let Some(outer) = token.bridge() else { return cancelled() };
         if let Some((runtime, watch)) = runtime.zip(token.watch()) {
             let done = self.done_owned();

@@ -1,10 +1,11 @@
-//! Request-scoped values: a list of its own, beside the token, keyed by type.
+//! The list of request-scoped values of a context, keyed by type. It is separate from the token.
 //!
-//! [`Context::with_value`](crate::Context::with_value) puts one entry in front of the list: one
-//! allocation, nothing copied. A lookup never walks far: every [`STRIDE`] entries there is an *index* of
-//! all that is visible from there, which the entries in front of it share. Every entry knows, in 64
-//! bits, which types can lie between it and its index, and an index which it can hold, so that what is
-//! not there is mostly not looked for. A merged context begins with an index made of both lists.
+//! [`Context::with_value`](crate::Context::with_value) adds an entry to the front of the list, with one
+//! allocation and without copying. A lookup visits only a few entries: after every [`STRIDE`] entries there is
+//! an *index* of all values that are visible from there, which the entries in front of it share. A 64-bit
+//! filter in each entry says which types can lie between the entry and its index, and a filter in each index
+//! says which types it can contain, so most lookups of a missing type end early. A merged context starts with
+//! an index of both lists.
 
 use std::any::{Any, TypeId, type_name};
 use std::hash::{Hash, Hasher};
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 use hashbrown::HashTable;
 
-/// How many entries may be walked before an index.
+/// The maximum number of entries in front of an index.
 const STRIDE: u8 = 8;
 
 type Link = Arc<Entry<dyn Any + Send + Sync>>;
@@ -22,15 +23,15 @@ type Link = Arc<Entry<dyn Any + Send + Sync>>;
 pub(crate) struct Values(Option<Link>);
 
 struct Entry<V: ?Sized> {
-    /// The one behind, if it is not in the index.
+    /// The next entry, if it is not in the index.
     next: Option<Link>,
-    /// The nearest entry of each type behind the last `next`.
+    /// The nearest entry of each type behind the last entry of the list.
     index: Option<Arc<Index>>,
-    /// One bit for each type in this entry or the `next` ones.
+    /// The filter of the types in this entry and the next ones.
     types: u64,
     id: TypeId,
     name: fn() -> &'static str,
-    /// How many entries lie between this one and an index.
+    /// The number of entries between this one and its index.
     depth: u8,
     value: V,
 }
@@ -39,7 +40,7 @@ struct Entry<V: ?Sized> {
 #[derive(Default)]
 struct Index {
     links: HashTable<Link>,
-    /// One bit for each type.
+    /// The filter of the types in `links`.
     types: u64,
 }
 
@@ -52,7 +53,7 @@ impl Index {
         self.links.find(hash(id), |link| link.id == id)
     }
 
-    /// Adds an entry, unless there is a nearer one of its type.
+    /// Adds an entry, unless the index contains an entry of its type.
     fn add(&mut self, link: &Link) {
         let id = link.id;
         let entry = self.links.entry(hash(id), |link| link.id == id, |link| hash(link.id));
@@ -100,7 +101,7 @@ impl Values {
         first.index.as_ref()?.get(id)?.value.downcast_ref()
     }
 
-    /// These values first, then those of `other`.
+    /// Returns these values, and behind them those of `other`.
     pub(crate) fn or(&self, other: &Values) -> Values {
         match (&self.0, &other.0) {
             (_, None) => self.clone(),
@@ -115,7 +116,8 @@ impl Values {
         }
     }
 
-    /// Whether these are those of `other` and more in front of them, as far as no index lies between.
+    /// Returns whether this list consists of `other` and further entries in front. Does not look behind an
+    /// index.
     pub(crate) fn ends_with(&self, other: &Values) -> bool {
         let Some(sought) = &other.0 else { return true };
         let mut next = self.0.as_ref();
@@ -128,7 +130,7 @@ impl Values {
         false
     }
 
-    /// The names of the types it holds, sorted.
+    /// Returns the names of the types, sorted.
     pub(crate) fn names(&self) -> Vec<&'static str> {
         let mut index = Index::default();
         self.collect(&mut index);
@@ -150,7 +152,7 @@ impl Values {
         })))
     }
 
-    /// Adds what is visible from here to `index`, unless its type is already there.
+    /// Adds all visible entries to `index`, except for types that it already contains.
     fn collect(&self, index: &mut Index) {
         let mut next = self.0.as_ref();
         while let Some(link) = next {
@@ -164,10 +166,10 @@ impl Values {
     }
 }
 
-/// Takes a list apart entry by entry, so that its length never becomes stack depth.
+/// Frees a list entry by entry, so that a long list does not recurse.
 ///
-/// An entry that somebody else lets go of at the same moment is left to whoever is last, which may be
-/// the plain `drop` below: one nested call for one lost race, and its own loop from there on.
+/// If another thread drops the same entry at the same time, the last one to do so frees it. This may be the
+/// plain `drop` in the loop, which is one nested call with a loop of its own.
 impl<V: ?Sized> Drop for Entry<V> {
     fn drop(&mut self) {
         let mut pending = Vec::new();
@@ -191,7 +193,7 @@ fn bit(id: TypeId) -> u64 {
     1 << (hash(id) >> 58)
 }
 
-/// A `TypeId` is a hash already; this is how to get at it.
+/// Returns the hash that a `TypeId` consists of.
 #[inline]
 fn hash(id: TypeId) -> u64 {
     let mut hasher = AsItIs::default();
@@ -208,7 +210,7 @@ impl Hasher for AsItIs {
         self.0 = hash;
     }
 
-    // Not what a `TypeId` writes today, but what it might.
+    // A `TypeId` does not use this today, but may in the future.
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = self.0.rotate_left(8) ^ u64::from(*byte);

@@ -1,4 +1,4 @@
-//! A context that ends when a future resolves: whatever can be awaited becomes a reason to stop.
+//! `with_cancel_when`: a context that ends when a future resolves.
 
 use std::any::Any;
 use std::error::Error as StdError;
@@ -15,24 +15,26 @@ use crate::error::{BoxError, Place};
 use crate::registry::Kind;
 
 impl Context {
-    /// A child that also ends when `reason` resolves, with its output as the cause.
+    /// Derives a child that also ends when a future resolves, with the future's output as the cause.
     ///
-    /// For what ends work from outside: a message on a channel, a flag that turns, a lease that is lost.
-    /// The line of this call is in the error. A task of the current runtime awaits the future, with this
-    /// context as [`current`](Self::current) in there, and keeps the new one; it drops the future as soon
-    /// as the context ends otherwise. A context that has ended already does not poll it at all.
+    /// Use it for events that should end work from outside, such as a message on a channel, a flag that
+    /// changes, or a lost lease. The error names the line of this call.
     ///
-    /// To be on the safe side, the context also ends if the future panics, or is dropped along with its
-    /// runtime: who watched over the lease is gone, and the cause says so.
+    /// The future runs on a new task, with this context as [`current`](Self::current). The task keeps the child
+    /// alive. It drops the future as soon as the child ends in another way, and does not poll it if this
+    /// context has already ended. The child also ends if the future panics, or is dropped together with its
+    /// runtime; the cause says so.
     ///
-    /// Go has no counterpart: there a goroutine receives from a channel and calls `cancel`.
+    /// In Go, a goroutine receives from a channel and calls `cancel`.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, as [`tokio::spawn`]. A context with a deadline needs a time driver, without
-    /// which the task panics, and the context ends.
+    /// Panics outside of a Tokio runtime. If the context has a deadline and the runtime has no time driver, the
+    /// task panics and the child ends.
     ///
-    /// A `oneshot`, of which only a message counts; should its sender go, the context is left alone:
+    /// # Examples
+    ///
+    /// A message on a `oneshot` channel. If the sender is dropped, the context continues:
     ///
     /// ```
     /// use tokio::sync::oneshot;
@@ -54,7 +56,7 @@ impl Context {
     /// # }
     /// ```
     ///
-    /// A `watch` that turns true:
+    /// A `watch` channel that changes to true:
     ///
     /// ```
     /// use tokio::sync::watch;
@@ -66,7 +68,7 @@ impl Context {
     /// let ctx = Context::background().with_cancel_when(async move {
     ///     match watched.wait_for(|on| *on).await {
     ///         Ok(_) => "maintenance has begun",
-    ///         Err(_) => "whoever knows of maintenance has gone",
+    ///         Err(_) => "the maintenance flag is gone",
     ///     }
     /// });
     ///
@@ -76,7 +78,7 @@ impl Context {
     /// # }
     /// ```
     ///
-    /// A lease that is lost, with an error type of one's own as the cause:
+    /// A lease that is lost, with a custom error type as the cause:
     ///
     /// ```
     /// use std::time::Duration;
@@ -115,14 +117,14 @@ impl Context {
     {
         let asked_at = Location::caller();
         let scope = self.with_cancel();
-        let watch = Watch { canceler: Some(scope.canceler()), asked_at };
+        let trigger = Trigger { canceler: Some(scope.canceler()), asked_at };
         let watched = scope.clone();
         let entry = Entry::new(self, Kind::Task, asked_at);
         let watching = entry.held_by(async move {
             match watched.run(caught(reason)).await {
-                Ok(Ok(cause)) => watch.ends_with(cause),
-                Ok(Err(panic)) => watch.ends_with(Panicked(panic_text(&*panic)).into()),
-                Err(_ended_otherwise) => watch.rests(),
+                Ok(Ok(cause)) => trigger.cancel(cause),
+                Ok(Err(panic)) => trigger.cancel(Panicked(panic_text(&*panic)).into()),
+                Err(_ended_otherwise) => trigger.disarm(),
             }
         });
         tokio::spawn(self.scope(watching));
@@ -130,25 +132,25 @@ impl Context {
     }
 }
 
-/// Ends the context, if only by being dropped.
-struct Watch {
+/// Ends the context, at the latest when it is dropped.
+struct Trigger {
     canceler: Option<Canceler>,
     asked_at: &'static Location<'static>,
 }
 
-impl Watch {
-    fn ends_with(mut self, cause: BoxError) {
+impl Trigger {
+    fn cancel(mut self, cause: BoxError) {
         if let Some(canceler) = self.canceler.take() {
             canceler.cancel_for(self.asked_at, cause);
         }
     }
 
-    fn rests(mut self) {
+    fn disarm(mut self) {
         self.canceler = None;
     }
 }
 
-impl Drop for Watch {
+impl Drop for Trigger {
     fn drop(&mut self) {
         if let Some(canceler) = self.canceler.take() {
             let text =
@@ -158,14 +160,14 @@ impl Drop for Watch {
     }
 }
 
-/// The future's output as a cause, or what it panicked with. It is dropped in either case.
+/// Returns the future's output as a cause, or the payload of its panic. Drops the future in either case.
 async fn caught<F>(future: F) -> Result<BoxError, Box<dyn Any + Send>>
 where
     F: Future,
     F::Output: Into<BoxError>,
 {
     let mut future = pin!(future);
-    // What panicked is not polled again.
+    // A future that has panicked is not polled again.
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx).map(Into::into))) {
         Ok(polled) => polled.map(Ok),
         Err(panic) => std::task::Poll::Ready(Err(panic)),
@@ -178,7 +180,7 @@ struct Panicked(String);
 
 impl fmt::Display for Panicked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "what it was to end with panicked: {}", self.0)
+        write!(f, "the future that was to end the context panicked: {}", self.0)
     }
 }
 

@@ -6,10 +6,10 @@ use super::context::Context;
 impl Context {
     /// Derives a context that also carries `value`, which is looked up by its type. Go's `context.WithValue`.
     ///
-    /// The new context ends when this one does. A value hides another value of the same type above it. Use a private
-    /// newtype as the type of a value, so that no other module can read or replace it. Values are for data that crosses
-    /// APIs, such as a request ID or the user, and not for parameters: see
-    /// [the rules](guide/rules/index.html#use-values-for-data-that-crosses-apis). [A service that
+    /// The new context ends when this one does. A value hides another value of the same type above it. Use a
+    /// private newtype as the type of a value, so that no other module can read or replace it. Values are for
+    /// data that crosses APIs, such as a request ID or the user, and not for parameters: see [the
+    /// rules](guide/rules/index.html#use-values-for-data-that-crosses-apis). [A service that
     /// drains](guide/services/index.html) contains a middleware that sets a value.
     ///
     /// ```
@@ -29,7 +29,8 @@ impl Context {
         self.replacing_values(self.values().with(value))
     }
 
-    /// Returns the value of type `T`, if this context or an ancestor has one. The nearest one wins. Go's `ctx.Value(key)`.
+    /// Returns the value of type `T`, if this context or an ancestor has one. The nearest one wins. Go's
+    /// `ctx.Value(key)`.
     ///
     /// ```
     /// use tokio_ctx::Context;

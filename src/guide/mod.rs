@@ -2,24 +2,28 @@
 //!
 //! To begin with:
 //!
-//! - [Tutorial](tutorial): six programs and their output, from a task that is stopped to a deadline that crosses services.
+//! - [Tutorial](tutorial): six programs and their output, from a task that is stopped to a deadline that
+//!   crosses services.
 //! - [The rules](rules): how to use a context well, on one page.
 //!
 //! For what you know already:
 //!
-//! - [Coming from Go](coming_from_go): every function of package `context`, common idioms and programs, side by side.
+//! - [Coming from Go](coming_from_go): every function of package `context`, common idioms and programs, side by
+//!   side.
 //! - [Coming from `CancellationToken` and `timeout`](coming_from_tokens): before and after.
 //!
 //! By topic:
 //!
-//! - [Cancel safety](cancel_safety): what happens to a future that is dropped before it has finished, and what to do about
-//!   it.
-//! - [Testing](testing): tests with a paused clock, contexts that end on demand, and tests that fail when a task is left
-//!   running.
-//! - [A service that drains](services): axum or tonic with a graceful shutdown on a signal, from the first line of `main`
-//!   to the last.
-//! - [From service to service](from_service_to_service): propagate a deadline between services, in an existing axum or
-//!   tonic program.
+//! - [Cancel safety](cancel_safety): what happens to a future that is dropped before it has finished, and what
+//!   to do about it.
+//! - [Testing](testing): tests with a paused clock, contexts that end on demand, and tests that fail when a
+//!   task is left running.
+//! - [A service that drains](services): axum or tonic with a graceful shutdown on a signal, from the first line
+//!   of `main` to the last.
+//! - [From service to service](from_service_to_service): propagate a deadline between services, in an existing
+//!   axum or tonic program.
+//! - [Spending a budget](spending_a_budget): retries, idle limits, shared work, reserves and queues under one
+//!   deadline, each beside the hand-written code that it replaces.
 //! - [Recipes](recipes): patterns that are built with a context in about ten lines each.
 //! - [Traps](traps): behavior that surprises, and what to write instead.
 
@@ -49,6 +53,9 @@ pub mod from_service_to_service {}
 // As above.
 #[cfg_attr(not(doctest), doc = include_str!("services.md"))]
 pub mod services {}
+
+#[doc = include_str!("spending_a_budget.md")]
+pub mod spending_a_budget {}
 
 #[doc = include_str!("recipes.md")]
 pub mod recipes {}

@@ -1,4 +1,4 @@
-//! What the operating system has a part in: signals and child processes.
+//! Signals and child processes.
 
 #[cfg(feature = "process")]
 pub mod process;

@@ -1,4 +1,4 @@
-//! Child processes that end with a context: SIGTERM at the end, SIGKILL after a grace period, and reaped.
+//! Child processes that end with a context: they receive SIGTERM, SIGKILL after a grace period, and are reaped.
 //!
 //! [`CommandExt::bounded_by`] ties a [`tokio::process::Command`] to a context. Go's counterpart is
 //! `exec.CommandContext` with `Cancel` and `WaitDelay`.
@@ -25,62 +25,64 @@
 //! # }
 //! ```
 //!
-//! # What happens at the end
+//! # When the context ends
 //!
-//! 1. A context that has ended starts no process.
-//! 2. A process that has exited by then is reported as it exited: finished work is not thrown away.
-//! 3. Otherwise it gets SIGTERM (or another signal: `stop_signal`), and SIGCONT, without which a suspended
-//!    process would not handle it. If it is still there when the [`grace`](Bounded::grace) period is over, or
-//!    when [`kill`](Child::kill) is called, it gets SIGKILL. On Windows there is no signal to ask with: it is
-//!    terminated at once.
-//! 4. The process is reaped, and the [`Error`] says how it exited, and why it was stopped. If that takes more
-//!    than 5 seconds after SIGKILL, or if it may not be signaled, the error says
-//!    [so](Error::is_still_running), and it is reaped in the background should it exit later.
+//! 1. If the context has ended before, no process is started.
+//! 2. If the process has already exited, its exit status is returned; the result of finished work is not
+//!    discarded.
+//! 3. Otherwise the process receives SIGTERM (or another `stop_signal`), and SIGCONT, because a suspended
+//!    process does not handle signals. If it is still running after the [`grace`](Bounded::grace) period, or
+//!    when [`kill`](Child::kill) is called, it receives SIGKILL. Windows has no such signals, so the process is
+//!    terminated immediately.
+//! 4. The process is reaped, and the [`Error`] says how it exited and why it was stopped. If it has not exited
+//!    5 seconds after SIGKILL, or if the system does not permit signaling it, the error says that it [is still
+//!    running](Error::is_still_running), and it is reaped in the background if it exits later.
 //!
-//! The same happens when the future or the [`Child`] is dropped, which is an end of its own: a task of the
-//! runtime does it, and takes the grace period for it. If that runtime is shut down before it is through, the
-//! process is killed at once (and reaped, should Tokio still get to it): wait for your children before you
-//! return from `main`.
+//! The same happens when the future or the [`Child`] is dropped. A task of the runtime then stops the process,
+//! which takes up to the grace period. If the runtime is shut down earlier, the process is killed immediately.
+//! Wait for your children before you return from `main`.
 //!
-//! When a second Ctrl-C ends this process (module `signal`, on Unix), all children are killed first, with their
-//! groups. In any other end without destructors (SIGKILL, `std::process::exit`, an abort, a signal that no context
-//! of `signal` listens for) they live on.
+//! When a second Ctrl-C ends this process (module `signal`, on Unix), all children and their groups are killed
+//! first. If this process ends in another way without running destructors (SIGKILL, `std::process::exit`, an
+//! abort, or a signal that no context of `signal` listens for), children keep running.
 //!
-//! # The command
+//! # Using the command again
 //!
-//! It is the caller's, and can be used again. What a run sets for itself is taken back: `kill_on_drop`, the group
-//! of [`process_group`](Bounded::process_group), and the pipes of [`output`](Bounded::output). As a command does
-//! not show what it was set to before, the last two go back to the default: the group of this process, and its
-//! standard output and error. (Where this process does not see its own group, in a PID namespace that was
-//! entered from outside, the command keeps a group of its own.)
+//! The command can be used again. The settings of a run are reverted: `kill_on_drop`, the group of
+//! [`process_group`](Bounded::process_group), and the pipes of [`output`](Bounded::output). The previous values
+//! of the last two cannot be read from a command, so they are set to their defaults: the process group, and the
+//! standard output and error, of this process. (If this process cannot see its own group, in a PID namespace
+//! that was entered from outside, the command keeps a group of its own.)
 //!
 //! # Traps
 //!
-//! - **Grandchildren.** Only the process itself is stopped; a shell's children live on. With
-//!   `process_group` all are, and they share the grace period. A process can leave its group (`setsid`): such
-//!   a one escapes. Where process 1 does not reap orphans (a container without an init), a group that has
-//!   lost its leader looks alive until the grace period is over.
-//! - **Pipes held open.** A grandchild that lives on may hold the child's output open for as long as it
-//!   likes, and a reader that reads to the end waits for it (Go's `WaitDelay` is about this).
-//!   [`Bounded::output`] and [`Child::wait_with_output`] read on for the grace period, at least a second, once
-//!   the process itself has exited, and no longer than its context lives; after the context's end, a second.
-//!   What was read until then is in the error.
-//! - **A stop signal that does not arrive.** A child inherits which signals are blocked in the thread that
-//!   starts it, and which are ignored in the process. If SIGTERM is among them, and the child does not change
-//!   that itself (shells and most runtimes do not), it is not asked, and killed after the grace period. This cannot
-//!   be changed here, as it takes unsafe code between fork and exec; to unblock it in this process instead
-//!   could end this very process. Start the child through `env`, which does it (GNU coreutils 8.31):
-//!   `Command::new("env").args(["--default-signal=TERM", "program"])`.
-//! - **Other users.** An ordinary user may not signal a process that has changed its user (`sudo`, `su`). It is
-//!   waited for during the grace period, as it may have been asked by the terminal; then the error says so.
-//! - **The terminal.** Its Ctrl-C goes to all processes of the foreground group, so to children too, at the
-//!   same moment. In a group of its own a child gets it only through the context, in good order; but one
-//!   that reads from the terminal is then suspended by the system.
-//! - **Other reapers.** The signals go to a number, and a number is only safe while the process has not been
-//!   reaped. That is done here, after the last signal; a program that ignores SIGCHLD, or reaps children
-//!   that are not its own (`waitpid(-1)`), takes that away.
-//! - **A test's paused clock** leaps over deadlines and grace periods while it waits for a child.
-//! - **Arguments may be secret.** The error names the program, and never its arguments.
+//! - **Grandchildren.** Only the process itself is stopped; the children of a shell, for example, keep running.
+//!   With `process_group`, the entire group is stopped, within one grace period. A process can leave its group
+//!   (`setsid`), and is then not stopped. If process 1 does not reap orphans, as in a container without an
+//!   init, a group whose leader has exited appears to be alive until the grace period is over.
+//! - **Pipes held open.** A grandchild that keeps running may hold the output of the child open, so that
+//!   reading to the end blocks. (Go has `WaitDelay` for this.) After the process has exited,
+//!   [`Bounded::output`] and [`Child::wait_with_output`] keep reading for the grace period, at least for one
+//!   second, but not beyond the end of the context. If the context's end stopped the process, they read for one
+//!   second. The error contains what was read.
+//! - **Blocked signals.** A child inherits the blocked signals of the thread that starts it, and the ignored
+//!   signals of the process. If SIGTERM is among them, and the child does not change that (shells and most
+//!   runtimes do not), SIGTERM has no effect, and the child is killed after the grace period. This cannot be
+//!   changed without unsafe code between fork and exec. Start the child through `env` of GNU coreutils 8.31 or
+//!   newer: `Command::new("env").args(["--default-signal=TERM", "program"])`.
+//! - **Other users.** An ordinary user cannot signal a process that has changed its user (`sudo`, `su`). After
+//!   the grace period, during which it may exit because of a signal from the terminal, the error says that it
+//!   is still running.
+//! - **The terminal.** Ctrl-C goes to all processes of the foreground group at the same time, including
+//!   children. A child in a group of its own is only stopped through the context. But if it reads from the
+//!   terminal, the system suspends it.
+//! - **Other code that reaps.** Sending signals to a process ID is only safe until the process has been reaped,
+//!   which this module does after the last signal. It is not safe in a program that ignores SIGCHLD, or that
+//!   reaps all children (`waitpid(-1)`).
+//! - **A paused clock** in a test advances over deadlines and grace periods while waiting for a child.
+//! - **Arguments can be secret.** Errors contain the name of the program, but never its arguments.
+//!
+//! [`tokio::process::Command`]: https://docs.rs/tokio/1/tokio/process/struct.Command.html
 
 use std::fmt;
 use std::future::poll_fn;
@@ -117,17 +119,18 @@ use stop::{Exit, Shared, Stop, Supervisor};
 #[cfg(all(unix, feature = "signal"))]
 pub(crate) use live::kill_all;
 
-/// How long a process may take to stop, unless [`Bounded::grace`] says otherwise.
+/// The default of [`Bounded::grace`].
 const GRACE: Duration = Duration::from_secs(5);
-/// How long pipes are read on, at least if the process exited by itself, and at most if it was stopped.
+/// How long to keep reading pipes after the process has exited: at least, if it exited by itself; at most, if
+/// it was stopped.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// [`bounded_by`](CommandExt::bounded_by) for Tokio's commands.
+/// Extension trait for Tokio's commands that adds [`bounded_by`](CommandExt::bounded_by).
 pub trait CommandExt {
-    /// Ties what the command starts to a context. Go's `exec.CommandContext`.
+    /// Ties the processes that the command starts to a context. Go's `exec.CommandContext`.
     ///
-    /// Nothing is started yet: [`status`](Bounded::status), [`output`](Bounded::output) or
-    /// [`spawn`](Bounded::spawn) does. The command can be used again, see [above](self#the-command).
+    /// The process is started by [`status`](Bounded::status), [`output`](Bounded::output) or
+    /// [`spawn`](Bounded::spawn). The command [can be used again](self#using-the-command-again).
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -159,7 +162,7 @@ impl CommandExt for Command {
     }
 }
 
-/// A command, tied to a context. Made by [`CommandExt::bounded_by`].
+/// A command that is tied to a context. Returned by [`CommandExt::bounded_by`].
 #[derive(Debug)]
 #[must_use = "nothing is started until `status`, `output` or `spawn`"]
 pub struct Bounded<'a> {
@@ -171,10 +174,11 @@ pub struct Bounded<'a> {
 }
 
 impl Bounded<'_> {
-    /// Sets how long the process may take to stop once it was asked to; then it is killed. 5 seconds unless
-    /// set; zero kills at once, without asking. [`Child::kill`] cuts it short.
+    /// Sets how long the process may take to stop before it is killed. The default is 5 seconds. Go's
+    /// `Cmd.WaitDelay`.
     ///
-    /// It bounds the wait for the pipes of a process that has exited by itself as well. Go's `Cmd.WaitDelay`.
+    /// With zero, the process is killed immediately. [`Child::kill`] ends the grace period early. The grace
+    /// period also limits how long to wait for the pipes of a process that has exited by itself.
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -203,12 +207,12 @@ impl Bounded<'_> {
         self
     }
 
-    /// Sets whether it runs in a process group of its own, which is then stopped as a whole: SIGTERM to all,
-    /// and when the grace period is over, SIGKILL to all that are left.
+    /// Sets whether the process runs in a process group of its own, which is stopped as a whole.
     ///
-    /// The stop is complete when the group is empty. A process that exits before the context ends has its group
-    /// left alone: what it started in the background is its own affair. This is for one run, and the command's
-    /// own `process_group` is for the others (but it is set back to the default by a run that has this).
+    /// All processes of the group receive SIGTERM, and those that are left after the grace period receive
+    /// SIGKILL. The stop is complete when the group is empty. If the process exits before the context ends, the
+    /// rest of its group is not stopped. This applies to one run. It resets the `process_group` of the command
+    /// itself to the default.
     ///
     /// ```
     /// use std::time::Duration;
@@ -232,10 +236,10 @@ impl Bounded<'_> {
         self
     }
 
-    /// Sets what asks the process to stop, in place of SIGTERM. Go's `Cmd.Cancel`.
+    /// Sets the signal that asks the process to stop. The default is SIGTERM. Go's `Cmd.Cancel`.
     ///
-    /// Programs differ: nginx finishes its requests on SIGQUIT, PostgreSQL disconnects its clients on
-    /// SIGINT, and what was written for a terminal may know SIGINT alone.
+    /// For example, nginx finishes its requests on SIGQUIT, PostgreSQL disconnects its clients on SIGINT, and
+    /// programs for the terminal may only handle SIGINT.
     ///
     /// ```
     /// use tokio::process::Command;
@@ -258,8 +262,7 @@ impl Bounded<'_> {
     ///
     /// # Errors
     ///
-    /// A number that is none of the system's named signals is refused when the process is to be started,
-    /// as `InvalidInput`.
+    /// Starting the process returns `InvalidInput` if the number is not one of the system's named signals.
     #[cfg(unix)]
     #[cfg_attr(docsrs, doc(cfg(all(unix, feature = "process"))))]
     pub fn stop_signal(mut self, signal: tokio::signal::unix::SignalKind) -> Self {
@@ -267,22 +270,20 @@ impl Bounded<'_> {
         self
     }
 
-    /// Runs it, and returns how it exited. Go's `Cmd.Run`, but that a failure of the program's own is not an
-    /// error here: see [`ExitStatus::success`].
+    /// Runs the process, and returns its exit status. Go's `Cmd.Run`.
     ///
-    /// If its standard output or error is piped, the pipe is closed, as nothing reads it: as in
-    /// [`Command::status`], a process that writes there fails (or gets SIGPIPE), and does not hang.
-    /// Dropped, this stops the process as the context's end would, in the background.
+    /// A status other than zero is not an error; see [`ExitStatus::success`]. If the standard output or error
+    /// is piped, the pipe is closed, as in [`Command::status`], so that a process which writes to it fails
+    /// rather than hangs. Dropping the future stops the process in the background.
     ///
     /// # Errors
     ///
-    /// If the context had ended, if the process could not be started, or if the context's end stopped it (or
-    /// [could not](Error::is_still_running)).
+    /// Returns an error if the context has ended, if the process could not be started, if the context's end
+    /// stopped the process, or if the process [could not be stopped](Error::is_still_running).
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, or in one without an I/O driver, as [`Command::spawn`]. A time driver is
-    /// needed as well.
+    /// Panics if there is no Tokio runtime with an I/O driver and a time driver.
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -299,30 +300,32 @@ impl Bounded<'_> {
     /// # main();
     /// # }
     /// ```
+    ///
+    /// [`Command::status`]: https://docs.rs/tokio/1/tokio/process/struct.Command.html#method.status
     pub async fn status(self) -> Result<ExitStatus, Error> {
-        let _refused = checked(self.ctx).await; // In `spawn`, which names the program.
+        let _refused = checked(self.ctx).await; // `spawn` returns the error, which names the program.
         let mut child = self.spawn()?;
-        // Nothing reads them: kept open, they would block a process that writes much.
+        // Nothing reads them. If they were kept open, a process that writes much would block.
         drop((child.stdout.take(), child.stderr.take()));
         child.wait().await
     }
 
-    /// Runs it, and returns how it exited and what it wrote to its standard output and error. Go's
+    /// Runs the process, and returns its exit status and what it wrote to its standard output and error. Go's
     /// `Cmd.Output`.
     ///
-    /// Both are read meanwhile, however much it is, into memory. This takes precedence over what they were set
-    /// to in the command, which inherits them afterwards. Its standard input is the command's own
-    /// (inherited, unless set: `Stdio::null()` is often better). Dropped, this stops the process as the
-    /// context's end would, in the background.
+    /// The output is read into memory, without a limit. This overrides the settings of the command for its
+    /// standard output and error, which are inherited afterward. The standard input is the one of the command;
+    /// unless it was set, it is inherited. (`Stdio::null()` is often better.) Dropping the future stops the
+    /// process in the background.
     ///
     /// # Errors
     ///
-    /// As [`status`](Self::status); besides, if its output was still held open by others when the grace
-    /// period was over, or when the context ended. What was read is in [`Error::output`].
+    /// See [`status`](Self::status). Also returns an error if other processes still held the output open when
+    /// the grace period was over, or when the context ended. [`Error::output`] contains what was read.
     ///
     /// # Panics
     ///
-    /// As [`status`](Self::status).
+    /// See [`status`](Self::status).
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -352,17 +355,18 @@ impl Bounded<'_> {
         child?.wait_with_output().await
     }
 
-    /// Starts it. Go's `Cmd.Start`.
+    /// Starts the process. Go's `Cmd.Start`.
     ///
-    /// It ends with the context whether or not it is waited for, and when the [`Child`] is dropped.
+    /// The process is stopped when the context ends, even if nothing waits for it, and when the [`Child`] is
+    /// dropped.
     ///
     /// # Errors
     ///
-    /// If the context has ended, or if the process could not be started.
+    /// Returns an error if the context has ended, or if the process could not be started.
     ///
     /// # Panics
     ///
-    /// As [`status`](Self::status).
+    /// See [`status`](Self::status).
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -411,7 +415,7 @@ impl Bounded<'_> {
     }
 }
 
-/// What a watch calls a process: `pg_dump (process 4711)`.
+/// The name of a process in a watch, such as `pg_dump (process 4711)`.
 struct Named(String, Option<u32>);
 
 impl fmt::Display for Named {
@@ -423,7 +427,7 @@ impl fmt::Display for Named {
     }
 }
 
-/// Calls `spawn` with the command set up for this one run, and sets the command back: it is the caller's.
+/// Calls `spawn` with the settings of this run, and reverts them.
 fn run_with<R>(command: &mut Command, stop: &Stop, spawn: impl FnOnce(&mut Command) -> R) -> R {
     let kill_on_drop = command.get_kill_on_drop();
     stop.prepare(command.kill_on_drop(true));
@@ -432,10 +436,10 @@ fn run_with<R>(command: &mut Command, stop: &Stop, spawn: impl FnOnce(&mut Comma
     spawned
 }
 
-/// A process that ends with a context. Made by [`Bounded::spawn`].
+/// A process that ends with a context. Returned by [`Bounded::spawn`].
 ///
-/// Dropped, it is stopped as the context's end would stop it, and reaped, in the background. That takes the
-/// grace period; [`start_kill`](Self::start_kill) beforehand cuts it short.
+/// When it is dropped, the process is stopped in the background, in the same way as when the context ends. This
+/// takes up to the grace period; call [`start_kill`](Self::start_kill) before to kill the process immediately.
 ///
 /// ```
 /// # #[cfg(unix)] {
@@ -458,18 +462,18 @@ fn run_with<R>(command: &mut Command, stop: &Stop, spawn: impl FnOnce(&mut Comma
 /// # }
 /// ```
 pub struct Child {
-    /// Its standard input, if that was piped. [`wait`](Self::wait) closes it.
+    /// The standard input, if it is piped. [`wait`](Self::wait) closes it.
     pub stdin: Option<ChildStdin>,
-    /// Its standard output, if that was piped.
+    /// The standard output, if it is piped.
     pub stdout: Option<ChildStdout>,
-    /// Its standard error, if that was piped.
+    /// The standard error, if it is piped.
     pub stderr: Option<ChildStderr>,
     id: Option<u32>,
     shared: Arc<Shared>,
     program: String,
     grace: Duration,
     exit: State,
-    // Dropped, it ends the context that the task watches.
+    // When dropped, ends the context that the task observes.
     scope: CancelScope,
 }
 
@@ -479,7 +483,7 @@ enum State {
 }
 
 impl Child {
-    /// Its process id; `None` once it has been reaped, as the number may then be another's.
+    /// Returns the process ID, or `None` once the process has been reaped, because the ID can then be reused.
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -502,15 +506,20 @@ impl Child {
         self.id.filter(|_| !self.shared.reaped.load(Ordering::Acquire))
     }
 
-    /// Waits until it has exited and been reaped. Go's `Cmd.Wait`.
+    /// Waits until the process has exited and has been reaped, and returns its exit status. Go's `Cmd.Wait`.
     ///
-    /// Its standard input is closed first, if it is still here, so that it does not wait for more. Its
-    /// output is not read: a process that writes more than a pipe that is not read holds waits forever.
-    /// Cancel-safe; called again, it returns the same.
+    /// Closes the standard input first, so that the process does not wait for input. The output is not read: a
+    /// process that writes more to a pipe than it can hold blocks forever. When called again, this returns the
+    /// same result.
+    ///
+    /// # Cancel safety
+    ///
+    /// This method is cancel-safe.
     ///
     /// # Errors
     ///
-    /// If the context's end stopped it, or if it [could not be stopped](Error::is_still_running).
+    /// Returns an error if the context's end stopped the process, or if it
+    /// [could not be stopped](Error::is_still_running).
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -536,29 +545,29 @@ impl Child {
         self.answer()
     }
 
-    /// How it exited, once it has.
+    /// Returns the result of a process that has exited.
     fn answer(&self) -> Result<ExitStatus, Error> {
         let exit = match &self.exit {
             State::Over(Ok(exit)) => exit,
             State::Over(Err(error)) => {
                 return Err(Error::new(&self.program, Why::Lost(error.clone()), None));
             }
-            State::Running(_) => unreachable!("asked once it has exited"),
+            State::Running(_) => unreachable!("called only after the process has exited"),
         };
         let why = match (exit.why.clone(), exit.survived.clone(), exit.status) {
             (ended, Some(survived), _) => Why::Survived { ended, survived },
             (Some(ended), None, _) => Why::Stopped { ended, killed: exit.killed },
             (None, None, Some(status)) => return Ok(status),
-            (None, None, None) => unreachable!("has neither exited nor survived"),
+            (None, None, None) => unreachable!("the process has either exited or survived"),
         };
         Err(Error::new(&self.program, why, exit.status))
     }
 
-    /// Kills the process now, with its group if it has one of its own, whatever is left of the grace period. A
-    /// process that is being stopped already stops now.
+    /// Kills the process, and its group if it has one of its own, without waiting for it. Tokio's
+    /// `Child::start_kill`, Go's `Process.Kill`.
     ///
-    /// Returns at once; [`wait`](Self::wait) returns when it is gone. Once it has exited, nothing happens.
-    /// Tokio's `Child::start_kill`, Go's `Process.Kill`.
+    /// This also ends the grace period of a process that is being stopped. If the process has exited, it has no
+    /// effect. [`wait`](Self::wait) returns when the process is gone.
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -578,7 +587,7 @@ impl Child {
     ///
     /// shutdown.cancel();
     /// if tokio::time::timeout(Duration::from_millis(50), child.wait()).await.is_err() {
-    ///     child.start_kill(); // Another service waits for its port.
+    ///     child.start_kill(); // Another service needs its port.
     /// }
     /// assert!(child.wait().await.unwrap_err().was_killed());
     /// # Ok(())
@@ -590,14 +599,18 @@ impl Child {
         self.shared.kill.notify_one();
     }
 
-    /// [`start_kill`](Self::start_kill), and [`wait`](Self::wait): returns when the process is gone.
+    /// Kills the process, and waits until it is gone. Tokio's `Child::kill`.
     ///
-    /// A process that was killed before its context ended has exited with a signal, which is no error.
-    /// Cancel-safe: dropped, it has killed the process all the same. Tokio's `Child::kill`.
+    /// This is [`start_kill`](Self::start_kill) and [`wait`](Self::wait). If the context has not ended, the
+    /// exit status with the signal is not an error.
+    ///
+    /// # Cancel safety
+    ///
+    /// This method is cancel-safe. The process is killed even if the future is dropped after the first poll.
     ///
     /// # Errors
     ///
-    /// As [`wait`](Self::wait).
+    /// See [`wait`](Self::wait).
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -620,14 +633,14 @@ impl Child {
         self.wait().await
     }
 
-    /// Waits until it has exited, and reads what is left of its standard output and error meanwhile, of
-    /// those that are piped and still here.
+    /// Waits until the process has exited, and returns its exit status and what it has written to the pipes of
+    /// its standard output and error, unless they were taken.
     ///
-    /// Dropped, this stops the process as the context's end would, in the background.
+    /// Dropping the future stops the process in the background.
     ///
     /// # Errors
     ///
-    /// As [`Bounded::output`].
+    /// See [`Bounded::output`].
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -644,7 +657,7 @@ impl Child {
     /// sort.stdin(Stdio::piped()).stdout(Stdio::piped());
     /// let mut child = sort.bounded_by(&ctx).spawn()?;
     ///
-    /// // At the same time: a program that answers while it is written to would wait for its reader.
+    /// // Writes and reads concurrently, because the program may block until its output is read.
     /// let mut stdin = child.stdin.take().unwrap();
     /// let (written, output) = tokio::join!(
     ///     async move { stdin.write_all(b"pear\napple\n").await },
@@ -670,7 +683,7 @@ impl Child {
         let status = match exited {
             Ok(status) => status,
             Err(error) => {
-                // What it wrote is in the pipes already. Others that hold them open were not stopped.
+                // The output of the process is already in the pipes. Other processes may still hold them open.
                 let _held_open = timeout(DRAIN, poll_fn(|cx| capture.poll(cx))).await;
                 let (stdout, stderr, _failure) = capture.finish();
                 return Err(error.with_output(stdout, stderr));
@@ -688,8 +701,8 @@ impl Child {
 }
 
 impl Child {
-    /// Reads to the end what others may hold open, within the grace period, until the context ends. What has
-    /// been read by then is complete all the same.
+    /// Reads the pipes to the end, within the grace period, and until the context ends. Other processes may
+    /// hold them open.
     async fn read_on(&self, capture: &mut Capture) -> Result<(), Why> {
         let patience = self.grace.max(DRAIN);
         let mut ended = pin!(self.scope.done());

@@ -1,10 +1,9 @@
 //! Contexts that end on a signal: Ctrl-C, `docker stop`, `systemctl stop`.
 //!
-//! [`until_termination`] is what most programs want: a context that ends on the first SIGINT or SIGTERM (on
-//! Windows on Ctrl-C, Ctrl-Break, the window's close, log-off and shutdown). [`notify`] takes any set of
-//! signals, and [`Signals`] has the options. The cause is a [`Signal`]. Go's counterpart is
-//! `signal.NotifyContext`. A service passes the context to a [`Shutdown`](crate::Shutdown), which then takes
-//! the phases from there.
+//! Most programs use [`until_termination`], which returns a context that ends on the first SIGINT or SIGTERM
+//! (on Windows on Ctrl-C, Ctrl-Break, when the console window is closed, on log-off, and on system shutdown).
+//! [`notify`] takes any set of signals, and [`Signals`] has options. The cause of the end is a [`Signal`]. Go's
+//! counterpart is `signal.NotifyContext`. A service passes the context to a [`Shutdown`](crate::Shutdown).
 //!
 //! ```no_run
 //! use tokio_ctx::Context;
@@ -18,64 +17,65 @@
 //!     if let Some(why) = ctx.err() {
 //!         eprintln!("stopped: {why}"); // stopped: context canceled at src/main.rs:6: SIGTERM received
 //!     }
-//!     Ok(()) // Stopped as it was asked to: that is a success.
+//!     Ok(()) // Stopped as requested, which is a success.
 //! }
 //! ```
 //!
-//! A program that was asked to stop, and did, ends with success. systemd takes any other status for a failure,
-//! also the 143 by which a shell reports SIGTERM ([`Signal::exit_code`]).
+//! A program that stops on request should exit with success. systemd treats any other status as a failure,
+//! including 143, by which a shell reports SIGTERM ([`Signal::exit_code`]).
 //!
-//! This module has the same name as [`tokio::signal`]. Where both are used, import the functions of this one, as
+//! This module has the same name as [`tokio::signal`]. If you use both, import the functions of this module, as
 //! above, or rename it: `use tokio_ctx::signal as ctx_signal;`.
 //!
-//! # What a signal does after the end
+//! # The second signal
 //!
-//! Once the context has ended, by a signal or otherwise, a signal of its set does **what it did before anything
-//! listened for it here**:
+//! After the context has ended, for whatever reason, a signal of its set has **the effect that it had before
+//! the first context for it was created**:
 //!
-//! - Most signals end the process, and so does SIGINT when an operator presses Ctrl-C again: at once, by that very
-//!   signal, so that a shell or systemd sees what happened. (As process 1 of a container, which no signal can end,
-//!   the process exits with 128 + the signal's number.) No destructors run; children that are tied to a context
-//!   (module `process`) are killed first, also those in process groups of their own. On Unix a thread does this, so
-//!   that it works while the runtime is stuck or shut down. On Windows it takes a running runtime, and only follows an end
-//!   by a signal; the process exits with [`Signal::exit_code`], and children are left running.
+//! - Most signals end the process. For example, a second Ctrl-C ends it immediately, and the exit status shows
+//!   the signal. (Process 1 of a container cannot be ended by a signal; it exits with 128 + the number of the
+//!   signal.) No destructors run, but children that are tied to a context (module `process`) are killed first,
+//!   including those in process groups of their own. On Unix this is done by a thread, so it works even if the
+//!   runtime is blocked or has been shut down. On Windows it requires a running runtime, and only happens if a
+//!   signal ended the context; the process exits with [`Signal::exit_code`], and children keep running.
 //! - SIGTSTP, SIGTTIN and SIGTTOU suspend the process.
-//! - A signal that is ignored by default (SIGCHLD, SIGCONT, SIGURG, SIGWINCH), or that the process was started
-//!   with ignoring (SIGHUP under `nohup`, SIGINT of a shell's background job), is ignored.
-//! - A signal with a handler of the program or of another library, Tokio's included, is left to that handler. It
-//!   is called while the context lives as well.
+//! - A signal that is ignored by default (SIGCHLD, SIGCONT, SIGURG, SIGWINCH), or that was ignored when the
+//!   process was started (SIGHUP under `nohup`, SIGINT in a background job of a shell), is ignored.
+//! - A signal with a handler of the program or of another library, including Tokio, is left to that handler.
+//!   The handler is also called before the context has ended.
 //!
-//! A new [`notify`] for the same signal starts anew: its first signal ends its context.
-//! [`Signals::second_signal_ends_process`] turns all of this off; then the signals are ignored.
+//! A new context for the same signal starts over: the first signal ends that context.
+//! [`Signals::second_signal_ends_process`] turns this behavior off; further signals are then ignored.
 //!
-//! Do not use this for a signal that comes again and again, such as SIGHUP for *read your configuration again*: one
-//! that arrives between two contexts would end the process. Use Tokio's stream for that.
+//! Do not use this module for a signal that arrives repeatedly, such as SIGHUP to reload the configuration. A
+//! signal that arrives between two contexts would end the process. Use [`tokio::signal`] for that.
 //!
-//! # What cannot be restored
+//! # Limitations
 //!
-//! - What a signal did before is known on Linux and Android alone, and only if `/proc` is mounted: elsewhere a
-//!   process cannot read it without unsafe code, and it is taken to have been the default. Under `nohup` on macOS, do
-//!   not listen for SIGHUP, or turn the second signal off.
-//! - Only handlers that were there *before* the first context for a signal are seen. A program that installs its own
-//!   later (Tokio's `ctrl_c()` among them) while a library's context has come and gone has both: install yours
-//!   first, or listen with `second_signal_ends_process(false)`.
-//! - The handler itself stays installed, as Tokio never removes one: the effect of a default is carried out by it.
-//!   So a child process that is started from the first context on inherits the *default* of a signal that was
-//!   ignored before, as the system does not pass handlers on.
-//! - Children that are not tied to a context, and those of a process that is ended in any other way (SIGKILL,
-//!   `std::process::exit`, a signal that no context listened for, an abort), go on running.
+//! - The previous effect of a signal is only known on Linux and Android, and only if `/proc` is mounted.
+//!   Elsewhere it cannot be read without unsafe code, and is assumed to be the default. Under `nohup` on macOS,
+//!   do not listen for SIGHUP, or turn the effect of the second signal off.
+//! - Only handlers that were installed *before* the first context for a signal are detected. If a program
+//!   installs a handler later (including Tokio's `ctrl_c()`), after a context of a library has ended, a signal
+//!   has both effects. Install your handler first, or use `second_signal_ends_process(false)`.
+//! - Tokio never removes a signal handler, so it stays installed, and carries out the default effect itself. A
+//!   child process that is started after the first context therefore inherits the *default* of a signal that
+//!   was previously ignored, because the system does not pass handlers on.
+//! - Children that are not tied to a context keep running. So do all children of a process that ends in another
+//!   way: by SIGKILL, `std::process::exit`, an abort, or a signal that no context listened for.
 //!
 //! # Traps
 //!
-//! - Without this, a signal's default is to end the process; with Tokio's own `signal::ctrl_c` it is
-//!   swallowed for good from the first call on, also when no task waits for it any more. A program that called
-//!   it *before* its first context here keeps that: see above.
-//! - Some parents (`npm`, scripts with a `trap`) pass Ctrl-C on to a child that has got the terminal's
-//!   already: it gets two. Turn the second signal off there.
-//! - A child process in the same process group gets the terminal's Ctrl-C as well, at the same moment. See
+//! - After the first call of Tokio's `signal::ctrl_c`, Ctrl-C no longer ends the process, even if no task waits
+//!   for it. A program that calls it *before* its first context of this module keeps this behavior.
+//! - Some parent processes (`npm`, scripts with a `trap`) forward Ctrl-C to a child that has already received
+//!   it from the terminal, so the child receives two. Turn the effect of the second signal off in this case.
+//! - A child process in the same process group receives Ctrl-C from the terminal at the same time. See
 //!   `process_group` in the module `process`.
-//! - As process 1 of a container a program gets no signal that it does not listen for: this module is what
-//!   makes `docker stop` prompt.
+//! - Process 1 of a container only receives signals that it listens for. Without this module, `docker stop`
+//!   therefore takes 10 seconds.
+//!
+//! [`tokio::signal`]: https://docs.rs/tokio/1/tokio/signal/index.html
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -100,11 +100,11 @@ use windows as system;
 pub use number::Signal;
 
 impl Signal {
-    /// The status by which a shell reports a process that a signal has ended: 128 + [`number`](Self::number);
-    /// on Windows `STATUS_CONTROL_C_EXIT`.
+    /// Returns the exit status of a process that was ended by this signal: 128 + [`number`](Self::number), as
+    /// shells report it; on Windows `STATUS_CONTROL_C_EXIT`.
     ///
-    /// It is for a program that gives up half-way. One that was asked to stop and did exits with 0: to systemd,
-    /// 143 is a failure.
+    /// Use it for a program that aborts its work. A program that stops properly on request should exit with 0,
+    /// because systemd treats 143 as a failure.
     ///
     /// ```
     /// # #[cfg(unix)]
@@ -119,14 +119,14 @@ impl Signal {
     }
 }
 
-/// `SIGTERM received`.
+/// Prints a text such as `SIGTERM received`.
 impl fmt::Display for Signal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self:?} received")
     }
 }
 
-/// `SIGTERM`.
+/// Prints the name, such as `SIGTERM`.
 impl fmt::Debug for Signal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.name() {
@@ -138,20 +138,19 @@ impl fmt::Debug for Signal {
 
 impl StdError for Signal {}
 
-/// Returns a child context that lives until the process is asked to stop: by SIGINT or SIGTERM; on Windows by
-/// Ctrl-C, Ctrl-Break, close, log-off and shutdown.
+/// Derives a child that ends when the process is asked to stop. Go's
+/// `signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)`.
 ///
-/// [`Signals::termination`] with nothing changed; see [`Signals::notify`] for the contract. Go's
-/// `signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)`, in place of a task that waits for
-/// [`tokio::signal::ctrl_c`] and cancels a token.
+/// It listens for SIGINT and SIGTERM; on Windows for Ctrl-C, Ctrl-Break, close, log-off and shutdown. This is
+/// [`Signals::termination`] with the default options. See [`Signals::notify`].
 ///
 /// # Errors
 ///
-/// As [`Signals::notify`].
+/// See [`Signals::notify`].
 ///
 /// # Panics
 ///
-/// As [`Signals::notify`].
+/// See [`Signals::notify`].
 ///
 /// ```no_run
 /// use tokio_ctx::Context;
@@ -165,7 +164,7 @@ impl StdError for Signal {}
 /// # }
 /// ```
 ///
-/// Beside Tokio's module of the same name:
+/// Together with Tokio's module of the same name:
 ///
 /// ```no_run
 /// # #[cfg(unix)] {
@@ -191,17 +190,17 @@ pub fn until_termination(ctx: &Context) -> io::Result<CancelScope> {
     Signals::termination().notify(ctx)
 }
 
-/// Returns a child context that ends on the first of these signals. Go's `signal.NotifyContext`.
+/// Derives a child that ends on the first of the given signals. Go's `signal.NotifyContext`.
 ///
-/// [`Signals::new`] with nothing changed; see [`Signals::notify`] for the contract.
+/// This is [`Signals::new`] with the default options. See [`Signals::notify`].
 ///
 /// # Errors
 ///
-/// As [`Signals::notify`].
+/// See [`Signals::notify`].
 ///
 /// # Panics
 ///
-/// As [`Signals::notify`].
+/// See [`Signals::notify`].
 ///
 /// ```no_run
 /// use tokio_ctx::Context;
@@ -211,9 +210,9 @@ pub fn until_termination(ctx: &Context) -> io::Result<CancelScope> {
 /// # async fn main() -> std::io::Result<()> {
 /// # #[cfg(unix)]
 /// # {
-/// // SIGUSR1 sheds the optional work, and leaves the rest alone.
+/// // SIGUSR1 stops the optional work only.
 /// let optional = signal::notify(&Context::background(), [Signal::USR1])?;
-/// optional.spawn(async { /* keeps the caches warm */ });
+/// optional.spawn(async { /* refresh the caches */ });
 /// # }
 /// # Ok(())
 /// # }
@@ -223,7 +222,7 @@ pub fn notify(ctx: &Context, signals: impl IntoIterator<Item = Signal>) -> io::R
     Signals::new(signals).notify(ctx)
 }
 
-/// A set of signals, and what the second one does.
+/// A set of signals, and options.
 ///
 /// ```no_run
 /// use tokio_ctx::signal::Signals;
@@ -231,7 +230,7 @@ pub fn notify(ctx: &Context, signals: impl IntoIterator<Item = Signal>) -> io::R
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> std::io::Result<()> {
-/// // `npm` passes Ctrl-C on, although the terminal has sent it to this process already.
+/// // `npm` forwards Ctrl-C, although this process has already received it from the terminal.
 /// let signals = Signals::termination().second_signal_ends_process(false);
 /// let ctx = signals.notify(&Context::background())?;
 /// # ctx.done().await;
@@ -246,7 +245,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// These signals; named twice is named once.
+    /// Creates a set of signals. Duplicates are ignored.
     ///
     /// ```
     /// use tokio_ctx::signal::Signals;
@@ -267,7 +266,8 @@ impl Signals {
         Signals { set, second_ends_process: true }
     }
 
-    /// Those that ask a process to stop: SIGINT and SIGTERM; on Windows all of the console's.
+    /// Creates the set of signals that ask a process to stop: SIGINT and SIGTERM; on Windows all console
+    /// events.
     ///
     /// ```
     /// println!("{:?}", tokio_ctx::signal::Signals::termination());
@@ -276,11 +276,11 @@ impl Signals {
         Signals::new(system::TERMINATION.iter().copied())
     }
 
-    /// Sets whether a signal of the set that comes after the context has ended does what it did before, which
-    /// for most is to end the process ([details](self#what-a-signal-does-after-the-end)). It does unless this
-    /// is `false`: then it is ignored, also when the scope is dropped, until another context listens for it.
+    /// Sets whether a signal that arrives after the context has ended has its previous effect, which for most
+    /// signals is to end the process. The default is `true`. See [the second signal](self#the-second-signal).
     ///
-    /// Contexts that listen for the same signal at the same time should agree.
+    /// With `false`, such a signal is ignored, even after the scope has been dropped, until another context
+    /// listens for it. Contexts that listen for the same signal at the same time should use the same setting.
     ///
     /// ```
     /// let signals = tokio_ctx::signal::Signals::termination().second_signal_ends_process(false);
@@ -290,21 +290,22 @@ impl Signals {
         self
     }
 
-    /// A child of `ctx` that ends on the first of these signals, with the [`Signal`] as its cause.
+    /// Derives a child of `ctx` that ends on the first of these signals, with the [`Signal`] as its cause.
     ///
-    /// When this returns the handlers are installed: no signal from then on is lost. The line of this call
-    /// is in the error. A task of the current runtime waits for the signal, and keeps the context until it
-    /// ends, by whatever.
+    /// The handlers are installed when this returns, and no signal is lost after that. The error of the context
+    /// names the line of this call. A task of the current runtime waits for the signal, and keeps the context
+    /// alive until it ends.
     ///
     /// # Errors
     ///
-    /// `InvalidInput` for an empty set, or for a signal that cannot be caught (on Unix SIGKILL, SIGSTOP,
-    /// SIGILL, SIGFPE, SIGSEGV, and numbers that are no signals); besides what the system says.
+    /// Returns `InvalidInput` if the set is empty, or contains a signal that cannot be caught (on Unix SIGKILL,
+    /// SIGSTOP, SIGILL, SIGFPE, SIGSEGV, and numbers that are not signals). Returns errors of the operating
+    /// system.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, or in one without an I/O driver, as [`tokio::signal::ctrl_c`]. A context
-    /// with a deadline needs a time driver, without which the task panics.
+    /// Panics if there is no Tokio runtime with an I/O driver, like [`tokio::signal::ctrl_c`]. If the context
+    /// has a deadline and the runtime has no time driver, the task panics.
     ///
     /// ```no_run
     /// use tokio_ctx::signal::Signals;
@@ -317,6 +318,8 @@ impl Signals {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// [`tokio::signal::ctrl_c`]: https://docs.rs/tokio/1/tokio/signal/fn.ctrl_c.html
     #[track_caller]
     pub fn notify(&self, ctx: &Context) -> io::Result<CancelScope> {
         let called_at = Location::caller();
@@ -330,7 +333,7 @@ impl Signals {
         tokio::spawn(async move {
             if let Ok(signal) = watched.run(poll_fn(|cx| listener.poll(cx))).await {
                 canceler.cancel_for(called_at, Box::new(signal));
-                // The context is not kept while it waits for the second.
+                // Does not keep the context alive while waiting for the second signal.
                 drop((watched, canceler));
                 listener.fired().await;
             }

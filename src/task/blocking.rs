@@ -1,4 +1,4 @@
-//! Contexts for code that blocks: on Tokio's blocking threads, and on plain ones.
+//! Contexts in blocking code, on Tokio's blocking threads and on plain threads.
 
 use std::panic::Location;
 use std::pin::pin;
@@ -18,21 +18,21 @@ use crate::context::enter::Entry;
 use crate::error::Error;
 use crate::registry::Kind;
 
-/// Within a runtime the clock may be one that a test moves: it is looked at so often at least.
+/// How often the clock is read within a runtime, where a test may have paused it.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// # Blocking code
 impl Context {
-    /// Runs a function that blocks on a thread for such, with this context as
-    /// [`current`](Self::current): [`tokio::task::spawn_blocking`] in [`sync_scope`](Self::sync_scope).
+    /// Runs a blocking function on a thread where blocking is allowed, with this context as its
+    /// [`current`](Self::current) context. Like [`tokio::task::spawn_blocking`].
     ///
-    /// The function is told of the end; it is not stopped by it, and nothing can stop it from outside:
-    /// have it [`check`](Self::check) in its loops, sleep with [`sleep_blocking`](Self::sleep_blocking),
-    /// and bound what it calls. It runs even if the context has ended when its turn comes. A runtime that
-    /// is shut down waits for it.
+    /// A blocking function cannot be stopped from outside. Call [`check`](Self::check) in its loops, and use
+    /// [`sleep_blocking`](Self::sleep_blocking). The function runs even if the context has ended before it
+    /// starts. A runtime that is shut down waits for it.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, as [`tokio::task::spawn_blocking`].
+    /// Panics outside of a Tokio runtime, like [`tokio::task::spawn_blocking`].
     ///
     /// ```
     /// use std::time::Duration;
@@ -56,6 +56,8 @@ impl Context {
     /// assert!(stopped.unwrap_err().is_deadline_exceeded());
     /// # }
     /// ```
+    ///
+    /// [`tokio::task::spawn_blocking`]: https://docs.rs/tokio/1/tokio/task/fn.spawn_blocking.html
     #[track_caller]
     pub fn spawn_blocking<F, R>(&self, f: F) -> JoinHandle<R>
     where
@@ -71,16 +73,15 @@ impl Context {
         tokio::task::spawn_blocking(move || ctx.sync_scope(f))
     }
 
-    /// Blocks this thread until the context ends, and tells why it did. Go's `<-ctx.Done()`.
+    /// Blocks the current thread until the context ends, and returns its error. Go's `<-ctx.Done()`.
     ///
-    /// For plain threads and for [`spawn_blocking`](Self::spawn_blocking); it takes no runtime, also not
-    /// for a deadline. A context that never ends blocks forever. Where a test has paused the clock of the
-    /// runtime it is called in, it follows that clock, with up to 100 ms of delay.
+    /// Use it on plain threads and in [`spawn_blocking`](Self::spawn_blocking). It does not need a runtime,
+    /// even if the context has a deadline. If the context never ends, it blocks forever. In a runtime whose
+    /// clock is paused by a test, it follows that clock, with a delay of up to 100 ms.
     ///
     /// # Panics
     ///
-    /// In a task, which must not block its thread: [`done`](Self::done) is for there. As
-    /// [`blocking_recv`](tokio::sync::oneshot::Receiver::blocking_recv).
+    /// Panics in an async task, where blocking is not allowed. Use [`done`](Self::done) there.
     ///
     /// ```
     /// use std::thread;
@@ -91,7 +92,7 @@ impl Context {
     /// let ctx = scope.clone();
     /// let ticker = thread::spawn(move || {
     ///     let stopped = ctx.done_blocking();
-    ///     println!("the ticker stops: {stopped}");
+    ///     println!("ticker stopped: {stopped}");
     /// });
     ///
     /// scope.cancel();
@@ -100,23 +101,23 @@ impl Context {
     #[track_caller]
     pub fn done_blocking(&self) -> Error {
         loop {
-            // Without a limit it does not return empty-handed.
+            // Without a limit, `block` always returns an error.
             if let Some(error) = self.block(None) {
                 return error;
             }
         }
     }
 
-    /// Blocks this thread for this long, unless the context ends first: [`std::thread::sleep`] that can be
-    /// interrupted.
+    /// Blocks the current thread for the given time, unless the context ends first. An interruptible
+    /// [`std::thread::sleep`].
     ///
     /// # Errors
     ///
-    /// The context's [`err`](Self::err), if it ended first.
+    /// Returns the context's [`err`](Self::err) if it ends first.
     ///
     /// # Panics
     ///
-    /// As [`done_blocking`](Self::done_blocking).
+    /// See [`done_blocking`](Self::done_blocking).
     ///
     /// ```
     /// use std::thread;
@@ -138,13 +139,13 @@ impl Context {
     /// ```
     #[track_caller]
     pub fn sleep_blocking(&self, d: Duration) -> Result<(), Error> {
-        // What the clock cannot express is no limit.
+        // A time beyond the range of the clock is no limit.
         self.block(Instant::now().checked_add(d)).map_or(Ok(()), Err)
     }
 
-    /// Blocks this thread until the context ends, or it is that late: then there is no error.
+    /// Blocks the current thread until the context ends, or until the given time, when it returns `None`.
     ///
-    /// The end wakes it like any waiter; of the time it takes care itself, as there may be no timer here.
+    /// A cancellation unparks the thread. The thread watches the time by itself, because there may be no timer.
     #[track_caller]
     fn block(&self, until: Option<Instant>) -> Option<Error> {
         must_be_allowed_to_block();
@@ -155,12 +156,13 @@ impl Context {
             if let Poll::Ready(error) = wait.as_mut().poll_untimed(&mut cx) {
                 return Some(error);
             }
-            // Entered in the list of who is told of the end, it looks at the clock.
+            // Reads the clock after the waker has been registered.
             if let Some(error) = self.err() {
                 return Some(error);
             }
             let now = Instant::now();
-            match [until, self.deadline()].into_iter().flatten().min() {
+            let look = self.token().and_then(|token| token.next_look());
+            match [until, self.deadline(), look].into_iter().flatten().min() {
                 _ if until.is_some_and(|until| until <= now) => return None,
                 Some(next) => park(next.saturating_duration_since(now)),
                 None => thread::park(),
@@ -174,7 +176,7 @@ fn park(left: Duration) {
     thread::park_timeout(if in_runtime { left.min(LOOK) } else { left });
 }
 
-/// Panics in a task, with Tokio's own words.
+/// Panics in an async task, with Tokio's message.
 #[track_caller]
 fn must_be_allowed_to_block() {
     let (sender, receiver) = oneshot::channel::<()>();

@@ -1,50 +1,50 @@
-//! [`Group`]: tasks that belong together. The first error ends the others, and nobody is left behind.
+//! [`Group`]: tasks that belong together. When one fails, the others are canceled.
 //!
-//! Go's `errgroup`, Kotlin's coroutine scope, trio's nursery, on Tokio's [`JoinSet`].
+//! It corresponds to Go's `errgroup`, Kotlin's coroutine scope and trio's nursery, and is built on Tokio's
+//! [`JoinSet`].
 //!
 //! # When to use it
 //!
 //! | for | use |
 //! |---|---|
-//! | parts of one answer, which is worth nothing if one of them fails | [`Group::spawn`], [`Group::join`] |
-//! | the same, but only so many at once | [`Group::limit`] |
-//! | parts that succeed or fail each on its own | [`Group::keep_going`], [`Group::outcomes`] |
-//! | whichever ends first, one by one | [`Group::next`] |
-//! | an optional part beside critical ones | a task that returns `Ok` of its own result |
-//! | a stream of jobs without end | [`for_each_task`](crate::StreamExt::for_each_task), which keeps nothing |
-//! | a service's connections | [`Shutdown`](crate::Shutdown) |
-//! | two or three futures that need no tasks | `tokio::try_join!` in [`Context::run`] |
+//! | parts of one result, which is of no use if one of them fails | [`Group::spawn`], [`Group::join`] |
+//! | the same, with a limit on the number of tasks | [`Group::limit`] |
+//! | parts that succeed or fail independently | [`Group::keep_going`], [`Group::outcomes`] |
+//! | results in the order in which they arrive | [`Group::next`] |
+//! | an optional part | a task that returns `Ok` with the result of that part |
+//! | an endless stream of jobs | [`for_each_task`](crate::StreamExt::for_each_task), which stores no results |
+//! | the connections of a service | [`Shutdown`](crate::Shutdown) |
+//! | a few futures that do not need tasks | `tokio::try_join!` in [`Context::run`] |
 //!
-//! # What the tasks fail with
+//! # The error type
 //!
-//! Any error type `E` that converts from [`Error`]: `anyhow::Error`, an enum with `#[from] tokio_ctx::Error`,
-//! `io::Error`, [`BoxError`], [`Error`] itself. [`join`](Group::join) returns the first failure by value, so
-//! that `group.join().await?` fits a function that returns the same `E`; what ended the context from outside
-//! arrives converted. The other tasks see the failure's text and line, as a [`TaskFailed`]. Tasks of which only
-//! [`outcomes`](Group::outcomes) are asked may fail with any type that prints.
+//! Tasks can fail with any error type `E` that converts from [`Error`]: `anyhow::Error`, an enum with
+//! `#[from] tokio_ctx::Error`, `io::Error`, [`BoxError`], or [`Error`] itself. [`join`](Group::join) returns
+//! the first error by value, so `group.join().await?` works in a function that returns the same `E`. If the
+//! context ends for another reason, its error is converted. The context's error that the other tasks see has a
+//! [`TaskFailed`] as its cause, with the text and the line of the task that failed. With
+//! [`outcomes`](Group::outcomes) alone, `E` only needs to implement `Display`.
 //!
 //! # Traps
 //!
-//! - **The end is seen, not enforced.** A task learns of it from its context, which is
-//!   [`current`](Context::current) in there, and has to look: `ctx.run(…)`, `ctx.check()?`,
-//!   `ctx.done()`. One that never looks keeps [`join`](Group::join) waiting, as in Go. With
-//!   [`grace`](Group::grace) it is aborted; `grace(Duration::ZERO)` stops every task at its next
-//!   `await`, as trio and Kotlin do.
-//! - **Nothing stops a task that does not await.** Neither an abort nor a drop of the group reaches one
-//!   that computes, or blocks, before its next `await`; `join` waits for it all the same. Let it
-//!   [`check`](Context::check), or put it on [`spawn_blocking`](tokio::task::spawn_blocking).
-//! - **What a task spawns by itself is not of the group.** Neither `tokio::spawn` nor
-//!   [`Context::spawn`] makes a member; both outlive the group.
-//! - **An end from outside is no failure.** If the parent is canceled or a deadline passes, and every
-//!   task returns `Ok` all the same, [`join`](Group::join) returns the values: finished work is not
-//!   thrown away. So does Go. To know, ask the context. (A task that was aborted, or whose
-//!   turn never came, has no value: then `join` fails.)
-//! - **A group keeps every value** until it is joined: one that lives as long as its service does
-//!   grows as long.
-//! - Drop the future of [`join`](Group::join), say in a `select!` or a timeout, and the group is
-//!   dropped. To bound a group in time, give it a context with a deadline.
+//! - **Tasks have to observe the context.** The group's context is the [`current`](Context::current) context of
+//!   its tasks. A task stops if it uses `ctx.run(…)`, `ctx.check()?` or `ctx.done()`. A task that does not
+//!   keeps [`join`](Group::join) waiting, as in Go. [`grace`](Group::grace) aborts such tasks after a time;
+//!   `grace(Duration::ZERO)` stops every task at its next `.await`, as trio and Kotlin do.
+//! - **A task that does not await cannot be stopped**, neither by aborting it nor by dropping the group. `join`
+//!   waits for it. Call [`check`](Context::check) in such a task, or move the work to
+//!   [`spawn_blocking`](Context::spawn_blocking).
+//! - **Tasks that a task spawns are not part of the group**, neither with `tokio::spawn` nor with
+//!   [`Context::spawn`]. They outlive the group.
+//! - **An end from outside is not a failure in itself.** If the parent is canceled or a deadline passes, and
+//!   every task returns `Ok` nevertheless, [`join`](Group::join) returns the values, as in Go. Query the
+//!   context to find out. (If a task was aborted, or not spawned because the context had ended, `join` fails.)
+//! - **A group stores every value** until it is joined, so a group that lives as long as its service keeps
+//!   growing.
+//! - **Dropping the future of [`join`](Group::join)**, for example in a `select!` or a timeout, drops the
+//!   group. To limit the time of a group, give it a context with a deadline.
 //!
-//! [`JoinSet`]: tokio::task::JoinSet
+//! [`JoinSet`]: https://docs.rs/tokio/1/tokio/task/struct.JoinSet.html
 
 use std::collections::{HashMap, VecDeque};
 use std::error::Error as StdError;
@@ -75,13 +75,12 @@ use failed::Aborted;
 pub use failed::TaskFailed;
 pub use outcome::{End, Outcome};
 
-/// Tasks that belong together: the first error ends the others, and nobody is left behind.
+/// A group of tasks that belong together. When one fails, the others are canceled. Go's `errgroup.Group`.
 ///
-/// [`new`](Self::new) gives the group and its context, which ends with the first task that fails or
-/// panics, when [`join`](Self::join) is through, and when the group is dropped. A group that is dropped
-/// cancels its tasks and aborts them: each ends at its next `await`. Its counterparts are Go's
-/// `errgroup.Group`, whose `WithContext` is `new`, and Tokio's [`JoinSet`], which it is built on. See
-/// the [module](crate::group) for when to use it, and for its traps.
+/// [`new`](Self::new) returns the group and its context. The context is canceled when a task fails or panics,
+/// when [`join`](Self::join) has finished, and when the group is dropped. Dropping a group cancels its tasks
+/// and also aborts them, so that each stops at its next `.await`. See the [module](crate::group) for when to
+/// use a group, and for its traps.
 ///
 /// ```
 /// use std::io;
@@ -90,7 +89,7 @@ pub use outcome::{End, Outcome};
 ///
 /// # #[derive(Debug)] struct Page(String);
 /// async fn search(kind: &'static str, query: &str) -> io::Result<Page> {
-///     let ctx = Context::current(); // the group's
+///     let ctx = Context::current(); // The group's context.
 ///     ctx.sleep(Duration::from_millis(20)).await?;
 ///     Ok(Page(format!("{kind} result for {query:?}")))
 /// }
@@ -103,7 +102,7 @@ pub use outcome::{End, Outcome};
 /// for kind in ["web", "image", "video"] {
 ///     group.spawn(search(kind, "golang"));
 /// }
-/// let pages = group.join().await?; // in the order of the spawns
+/// let pages = group.join().await?; // In the order of the `spawn` calls.
 ///
 /// assert_eq!(pages.len(), 3);
 /// assert_eq!(pages[0].0, "web result for \"golang\"");
@@ -112,40 +111,42 @@ pub use outcome::{End, Outcome};
 /// ```
 #[must_use = "a group that is dropped cancels and aborts its tasks"]
 pub struct Group<T, E, L = Unlimited> {
-    crew: Crew<T, E>,
+    inner: Inner<T, E>,
     limit: L,
 }
 
-/// The limit of a [`Group`] that has none: [`spawn`](Group#method.spawn) starts the task at once.
+/// Type parameter of a [`Group`] without a limit, whose [`spawn`](Group#method.spawn) spawns the task
+/// immediately.
 #[derive(Clone, Copy, Debug)]
 pub struct Unlimited(());
 
-/// The limit of a [`Group`] that has one: [`spawn`](Group#method.spawn-1) waits its turn.
+/// Type parameter of a [`Group`] with a limit, whose [`spawn`](Group#method.spawn-1) waits until the limit
+/// allows another task.
 #[derive(Clone, Copy, Debug)]
 pub struct Limited(usize);
 
-/// The tasks of a group, running and ended.
-struct Crew<T, E> {
-    // Before the tasks: a group that is dropped tells them before it aborts them.
+/// The tasks of a group, running and finished.
+struct Inner<T, E> {
+    // Dropped before the tasks, so that they are canceled before they are aborted.
     ctx: CancelScope,
     tasks: JoinSet<Result<T, E>>,
     running: HashMap<Id, Member>,
     spawned: usize,
-    // Those that were not taken, in the order in which they ended. Never locked: it makes the group `Sync`
-    // for values that are not, as a `JoinSet` is.
+    // The finished tasks whose outcome was not taken, in the order in which they finished. The mutex is never
+    // locked: it makes the group `Sync` for values that are not, as a `JoinSet` is.
     ended: Mutex<VecDeque<Ended<T, E>>>,
     common: Arc<Common>,
     grace: Option<Duration>,
     overdue: bool,
-    // The end came before a task's turn.
-    gave_up: bool,
+    // A task was not spawned because the context had ended.
+    is_incomplete: bool,
     _entry: Entry,
 }
 
-/// Resolves when the grace of a group is over.
+/// Resolves when the grace period of a group is over.
 type GraceOver = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
-/// What came of a task, and the how-manieth it was to be spawned.
+/// The position of a task in the order of spawning, and its outcome.
 type Ended<T, E> = (usize, Outcome<T, E>);
 
 #[derive(Clone, Copy)]
@@ -154,19 +155,19 @@ struct Member {
     spawned_at: &'static Location<'static>,
 }
 
-/// What every task of a group has a hand on.
+/// The state that the tasks of a group share.
 struct Common {
     canceler: Canceler,
-    // The how-manieth task was the first to fail.
+    // The position of the task that failed first.
     first: OnceLock<usize>,
     keep_going: bool,
 }
 
 impl<T, E> Group<T, E> {
-    /// A group, and its context: a child of `ctx`, which is [`current`](Context::current) in its tasks.
+    /// Creates a group, and returns it with its context, a child of `ctx`. Go's `errgroup.WithContext`.
     ///
-    /// The context ends with the first task that fails, with a [`TaskFailed`] as its cause. Go's
-    /// `errgroup.WithContext`.
+    /// The context is the [`current`](Context::current) context of the group's tasks. When a task fails, the
+    /// context is canceled with a [`TaskFailed`] as its cause.
     ///
     /// ```
     /// use tokio_ctx::{Context, Group};
@@ -186,7 +187,7 @@ impl<T, E> Group<T, E> {
         let scope = ctx.with_cancel();
         let common = Common { canceler: scope.canceler(), first: OnceLock::new(), keep_going: false };
         let ctx = scope.clone();
-        let crew = Crew {
+        let inner = Inner {
             ctx: scope,
             tasks: JoinSet::new(),
             running: HashMap::new(),
@@ -195,20 +196,21 @@ impl<T, E> Group<T, E> {
             common: Arc::new(common),
             grace: None,
             overdue: false,
-            gave_up: false,
+            is_incomplete: false,
             _entry: Entry::new(&ctx, Kind::Group, Location::caller()),
         };
-        (Group { crew, limit: Unlimited(()) }, ctx)
+        (Group { inner, limit: Unlimited(()) }, ctx)
     }
 
-    /// At most `n` tasks at once from now on: [`spawn`](Group#method.spawn-1) then waits its turn, and
-    /// [`try_spawn`](Group::try_spawn) says no instead. Go's `SetLimit`.
+    /// Limits the number of tasks that run at the same time to `n`. Go's `SetLimit`.
     ///
-    /// Tasks that run already count.
+    /// [`spawn`](Group#method.spawn-1) is then async and waits until another task may run, and
+    /// [`try_spawn`](Group::try_spawn) returns an error instead of waiting. Tasks that are already running
+    /// count.
     ///
     /// # Panics
     ///
-    /// If `n` is zero: no task could ever run.
+    /// Panics if `n` is zero.
     ///
     /// ```
     /// use tokio_ctx::{Context, Group};
@@ -229,11 +231,8 @@ impl<T, E> Group<T, E> {
     /// ```
     #[track_caller]
     pub fn limit(self, n: usize) -> Group<T, E, Limited> {
-        assert!(
-            n > 0,
-            "a group's limit is how many tasks may run at once, which cannot be 0; use at least 1"
-        );
-        Group { crew: self.crew, limit: Limited(n) }
+        assert!(n > 0, "the limit of a group must be at least 1");
+        Group { inner: self.inner, limit: Limited(n) }
     }
 }
 
@@ -242,17 +241,17 @@ where
     T: Send + 'static,
     E: fmt::Display + Send + 'static,
 {
-    /// Spawns a task, in which the group's context is [`current`](Context::current).
+    /// Spawns a task with the group's context as its [`current`](Context::current) context. Go's `Group.Go`.
     ///
-    /// It runs at once, joined or not, also if the context has ended: then it finds
-    /// that out by itself, as in Go. The line of this call is remembered, and named if the task
-    /// fails, panics or is aborted. Go's `Group.Go`.
+    /// The task starts running immediately, even if the context has already ended; it then has to notice by
+    /// itself, as in Go. Errors name the line of this call if the task fails, panics or is aborted.
     ///
-    /// # The error's type
+    /// # The error type
     ///
-    /// In `async move { …?; Ok(()) }` the `?` converts into some error, and nothing says into which. It is inferred
-    /// where `group.join().await?` is in a function of the same error, or `join`'s result is given a type. Otherwise
-    /// the compiler says `type annotations needed`: name the error at the group, or at the `Ok`.
+    /// In `async move { …?; Ok(()) }`, nothing determines the type that `?` converts into. It is inferred if
+    /// `group.join().await?` is in a function that returns this error, or if the result of `join` has a type
+    /// annotation. Otherwise the compiler reports `type annotations needed`. Name the error type at the group,
+    /// or at the `Ok`:
     ///
     /// ```
     /// use std::io;
@@ -292,7 +291,9 @@ where
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, as [`tokio::spawn`].
+    /// Panics outside of a Tokio runtime, like [`tokio::spawn`].
+    ///
+    /// # Examples
     ///
     /// ```
     /// use std::time::Duration;
@@ -304,16 +305,18 @@ where
     /// group.spawn(async move { Ok(ctx.sleep(Duration::from_secs(60)).await?) });
     /// group.spawn(async { Err("the disk is full")? });
     ///
-    /// let error: BoxError = group.join().await.unwrap_err(); // At once: the sleeper was canceled.
+    /// let error: BoxError = group.join().await.unwrap_err(); // Immediately, because the sleeping task is canceled.
     /// assert_eq!(error.to_string(), "the disk is full");
     /// # }
     /// ```
+    ///
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     #[track_caller]
     pub fn spawn<F>(&mut self, task: F)
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
-        self.crew.start(task, Location::caller());
+        self.inner.start(task, Location::caller());
     }
 }
 
@@ -322,20 +325,19 @@ where
     T: Send + 'static,
     E: fmt::Display + Send + 'static,
 {
-    /// Waits until fewer tasks run than the limit says, then spawns this one, as the `spawn` of a group
-    /// without a limit. Returns whether the task was taken.
+    /// Waits until the limit allows another task, then spawns it. Returns whether the task was spawned. Go's
+    /// `Group.Go` after `SetLimit`.
     ///
-    /// It is not if the context ends before its turn: then it is dropped without having run, and
-    /// [`join`](Self::join) fails, so that the values of some tasks are not taken for those of all. What went
-    /// wrong is what `join` returns.
+    /// If the context ends first, the task is dropped without having run, and this returns false.
+    /// [`join`](Self::join) then returns an error, because the values are incomplete.
     ///
-    /// Nothing is queued: a caller that spawns too fast is held up here. Dropped before it resolves, it drops
-    /// the task, which then has never run. Go's `Group.Go` after `SetLimit`, which cannot give up.
+    /// Tasks are not queued, so a caller that spawns faster than tasks finish waits here. Dropping the future
+    /// before it resolves drops the task, which then has not run.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, as [`tokio::spawn`]; if the context has a deadline, as
-    /// [`Context::done`].
+    /// Panics outside of a Tokio runtime, like [`tokio::spawn`], and like [`Context::done`] if the context has
+    /// a deadline.
     ///
     /// ```
     /// use std::time::Duration;
@@ -349,11 +351,13 @@ where
     ///
     /// group.spawn(async { Context::current().sleep(Duration::from_millis(60)).await }).await;
     /// group.spawn(async { Context::current().sleep(Duration::from_millis(60)).await }).await;
-    /// // At 60 ms it was the second's turn; the third's does not come in time.
+    /// // The second task starts at 60 ms. The third one would start at 120 ms, which is too late.
     /// assert!(!group.spawn(async { Ok(()) }).await);
     /// assert!(group.join().await.unwrap_err().is_deadline_exceeded());
     /// # }
     /// ```
+    ///
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     #[track_caller]
     pub fn spawn<F>(&mut self, task: F) -> impl Future<Output = bool> + use<'_, T, E, F>
     where
@@ -361,23 +365,23 @@ where
     {
         let spawned_at = Location::caller();
         async move {
-            let taken = self.turn().await;
+            let taken = self.wait_for_slot().await;
             if taken {
-                self.crew.start(task, spawned_at);
+                self.inner.start(task, spawned_at);
             }
             taken
         }
     }
 
-    /// Spawns a task, unless as many run as may, or the context has ended. Go's `TryGo`.
+    /// Spawns a task, unless the limit has been reached or the context has ended. Go's `TryGo`.
     ///
     /// # Errors
     ///
-    /// The task, which was not spawned. `group.context().is_done()` tells the two reasons apart.
+    /// Returns the task if it was not spawned. `group.context().is_done()` distinguishes the two reasons.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, as [`tokio::spawn`].
+    /// Panics outside of a Tokio runtime, like [`tokio::spawn`].
     ///
     /// ```
     /// use tokio_ctx::{Context, Error, Group};
@@ -388,76 +392,78 @@ where
     /// let mut group = group.limit(1);
     /// assert!(group.try_spawn(async { Ok("first") }).is_ok());
     /// if let Err(task) = group.try_spawn(async { Ok("second") }) {
-    ///     assert_eq!(task.await.unwrap(), "second"); // Here, then.
+    ///     assert_eq!(task.await.unwrap(), "second"); // Runs it here instead.
     /// }
     /// # }
     /// ```
+    ///
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     #[track_caller]
     pub fn try_spawn<F>(&mut self, task: F) -> Result<(), F>
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
-        self.crew.collect();
-        if self.crew.ctx.is_done() || self.crew.tasks.len() >= self.limit.0 {
+        self.inner.collect();
+        if self.inner.ctx.is_done() || self.inner.tasks.len() >= self.limit.0 {
             return Err(task);
         }
-        self.crew.start(task, Location::caller());
+        self.inner.start(task, Location::caller());
         Ok(())
     }
 
-    /// Resolves when another task may run, or none may any more; returns which.
-    pub(crate) async fn turn(&mut self) -> bool {
-        let ctx = self.crew.ctx.clone();
+    /// Waits until the limit allows another task. Returns false if the context ends first.
+    pub(crate) async fn wait_for_slot(&mut self) -> bool {
+        let ctx = self.inner.ctx.clone();
         let mut open = checked(&ctx).await.is_ok();
-        while open && self.crew.tasks.len() >= self.limit.0 {
-            match ctx.run(self.crew.next_to_end(&mut None)).await {
-                Ok(ended) => self.crew.ended().extend(ended),
+        while open && self.inner.tasks.len() >= self.limit.0 {
+            match ctx.run(self.inner.next_to_end(&mut None)).await {
+                Ok(ended) => self.inner.ended().extend(ended),
                 Err(_ended) => open = false,
             }
         }
-        // The end may have made room: what was stopped by it is a result that is ready.
+        // The end itself may have made room, because it stops tasks.
         open = open && !ctx.is_done();
         if !open {
-            self.give_up();
+            self.mark_incomplete();
         }
         open
     }
 
-    /// Spawns a task whose turn it is.
-    pub(crate) fn spawn_in_turn<F>(&mut self, task: F, spawned_at: &'static Location<'static>)
+    /// Spawns a task after `wait_for_slot` has returned true.
+    pub(crate) fn spawn_in_slot<F>(&mut self, task: F, spawned_at: &'static Location<'static>)
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
     {
-        self.crew.start(task, spawned_at);
+        self.inner.start(task, spawned_at);
     }
 
-    /// Frees the tasks that have ended, and their values, so that a group can live for ever; wakes when another
-    /// has.
+    /// Frees the finished tasks and their values, so that a group can run forever. Registers to be woken when
+    /// another task finishes.
     pub(crate) fn poll_forget(&mut self, cx: &mut TaskContext<'_>) {
         let is_kept = |(_, outcome): &Ended<T, E>| !matches!(outcome.end, End::Done(_));
-        while let Poll::Ready(Some(joined)) = self.crew.tasks.poll_join_next_with_id(cx) {
-            let ended = self.crew.note(joined);
-            self.crew.ended().push_back(ended);
+        while let Poll::Ready(Some(joined)) = self.inner.tasks.poll_join_next_with_id(cx) {
+            let ended = self.inner.note(joined);
+            self.inner.ended().push_back(ended);
         }
-        self.crew.ended().retain(is_kept);
+        self.inner.ended().retain(is_kept);
     }
 
-    /// Takes note that the context's end kept a task from being spawned.
-    pub(crate) fn give_up(&mut self) {
-        self.crew.gave_up = true;
+    /// Records that a task was not spawned because the context had ended.
+    pub(crate) fn mark_incomplete(&mut self) {
+        self.inner.is_incomplete = true;
     }
 }
 
 impl<T, E, L> Group<T, E, L> {
-    /// Keeps going when a task fails or panics: the context goes on, and the other tasks with it.
-    ///
-    /// [`outcomes`](Self::outcomes) then returns all that came of them; [`join`](Self::join) still returns
-    /// the first error, but only when the last task has run its course. Go's `errgroup.Group` without
+    /// Does not cancel the other tasks when a task fails or panics. Go's `errgroup.Group` without
     /// `WithContext`.
+    ///
+    /// [`outcomes`](Self::outcomes) then returns the outcome of each task. [`join`](Self::join) still returns
+    /// the first error, but only after all tasks have finished.
     ///
     /// # Panics
     ///
-    /// If a task was spawned already: whether its error is to end the others would be left open.
+    /// Panics if a task has already been spawned.
     ///
     /// ```
     /// use tokio_ctx::group::End;
@@ -484,22 +490,22 @@ impl<T, E, L> Group<T, E, L> {
     /// ```
     #[track_caller]
     pub fn keep_going(mut self) -> Self {
-        match Arc::get_mut(&mut self.crew.common).filter(|_| self.crew.spawned == 0) {
+        match Arc::get_mut(&mut self.inner.common).filter(|_| self.inner.spawned == 0) {
             Some(common) => common.keep_going = true,
-            None => panic!("a group can be told to keep going only before its first task is spawned"),
+            None => panic!("`keep_going` must be called before the first task is spawned"),
         }
         self
     }
 
-    /// Aborts the tasks that still run this long after the context's end.
+    /// Sets how long tasks may run after the context has ended. After that, they are aborted.
     ///
-    /// Until then they may clean up. An aborted task is dropped at its `await`, and
-    /// [`join`](Self::join) and [`outcomes`](Self::outcomes) name the line that spawned it. The time
-    /// runs from the [end](crate::Origin::ended_at) itself, and is kept while the group is waited for:
-    /// in `join`, `outcomes`, `next`, or for a turn to spawn. Zero stops every task where it
-    /// awaits, as trio and Kotlin do; without this call, tasks have all the time they take, as in Go.
+    /// Tasks can clean up during this time. An aborted task is dropped where it awaits, and
+    /// [`join`](Self::join) and [`outcomes`](Self::outcomes) name the line that spawned it. The time starts
+    /// when the context [ended](crate::Origin::ended_at). Tasks are only aborted while the group is being
+    /// awaited, in `join`, `outcomes`, `next`, or a `spawn` that waits. With zero, every task stops where it
+    /// awaits, as in trio and Kotlin. Without this call, tasks are never aborted, as in Go.
     ///
-    /// Waiting then needs a time driver.
+    /// Waiting then needs a runtime with a time driver.
     ///
     /// ```
     /// use std::time::Duration;
@@ -510,7 +516,7 @@ impl<T, E, L> Group<T, E, L> {
     /// let ctx = Context::background().with_timeout(Duration::from_millis(100));
     /// let (group, _ctx) = Group::<(), Error>::new(&ctx);
     /// let mut group = group.grace(Duration::from_millis(50));
-    /// group.spawn(std::future::pending()); // does not look at its context
+    /// group.spawn(std::future::pending()); // Ignores its context.
     /// let line = line!() - 1;
     ///
     /// // context deadline exceeded: 100ms budget set at src/main.rs:6: aborted: 1 task spawned at src/main.rs:9
@@ -520,15 +526,15 @@ impl<T, E, L> Group<T, E, L> {
     /// # }
     /// ```
     pub fn grace(mut self, after_the_end: Duration) -> Self {
-        self.crew.grace = Some(after_the_end);
-        // It runs from the end, which is dated only where that matters.
-        if let Some(token) = self.crew.ctx.token() {
+        self.inner.grace = Some(after_the_end);
+        // The time starts at the end, whose time is only recorded on request.
+        if let Some(token) = self.inner.ctx.token() {
             token.date_ends();
         }
         self
     }
 
-    /// The group's context.
+    /// Returns the group's context.
     ///
     /// ```
     /// use tokio_ctx::{Context, Error, Group};
@@ -538,12 +544,13 @@ impl<T, E, L> Group<T, E, L> {
     /// assert!(ctx.is_done());
     /// ```
     pub fn context(&self) -> &Context {
-        &self.crew.ctx
+        &self.inner.ctx
     }
 
-    /// Ends the group's context: for a task that finds that the others are not needed.
+    /// Returns a handle that can cancel the group's context, for example when a task finds that the others are
+    /// not needed.
     ///
-    /// What the others return then counts as always: an `Err` is a failure.
+    /// An `Err` that a task returns after that still counts as a failure.
     ///
     /// ```
     /// use tokio_ctx::{Context, Group};
@@ -558,7 +565,7 @@ impl<T, E, L> Group<T, E, L> {
     /// # }
     /// ```
     pub fn canceler(&self) -> Canceler {
-        self.crew.common.canceler.clone()
+        self.inner.common.canceler.clone()
     }
 }
 
@@ -567,23 +574,23 @@ where
     T: Send + 'static,
     E: Send + 'static,
 {
-    /// Waits until every task has really ended, and returns their values, in the order of the spawns.
+    /// Waits until all tasks have finished, and returns their values in the order in which they were spawned.
+    /// Go's `Group.Wait`.
     ///
-    /// Whatever a task does after the end, its clean-up included, is over when this resolves, and what
-    /// it held is dropped. Then the context ends. Dropped, this drops the group. Go's `Group.Wait`.
+    /// When this returns, all tasks have finished, including their cleanup, and everything they owned has been
+    /// dropped. The context then ends. Dropping the returned future drops the group.
     ///
     /// # Errors
     ///
-    /// The first task's error, by value, if one failed; what others return once that has ended the context is
-    /// dropped. Without one, the context's end, converted, if tasks had to be aborted after it (then it names
-    /// their lines), or could not be spawned because of it.
+    /// Returns the error of the first task that failed. Errors that other tasks return afterward are dropped.
+    /// If no task failed, returns the context's error, converted, if tasks were aborted (the error then names
+    /// their lines), or were not spawned because the context had ended.
     ///
     /// # Panics
     ///
-    /// If a task panicked: goes on with that panic, once all have ended; of several, with that of the
-    /// task that was spawned first. Outside a Tokio
-    /// runtime, as [`tokio::time::sleep`], if there is a [`grace`](Self::grace) and the context has
-    /// ended or has a deadline.
+    /// Resumes the panic of a task after all tasks have finished; if several panicked, that of the task that
+    /// was spawned first. Panics without a Tokio time driver if there is a [`grace`](Self::grace), and the
+    /// context has ended or has a deadline.
     ///
     /// ```
     /// use tokio_ctx::{Context, Group};
@@ -627,19 +634,20 @@ where
     where
         E: From<Error>,
     {
-        let outcomes = self.crew.all().await;
-        self.crew.sum_up(outcomes)
+        let outcomes = self.inner.all().await;
+        self.inner.collect_results(outcomes)
     }
 
-    /// Waits until every task has really ended, and returns what came of each, in the order of the spawns.
+    /// Waits until all tasks have finished, and returns the outcome of each in the order in which they were
+    /// spawned.
     ///
-    /// Panics are among the outcomes; none is resumed. Without [`keep_going`](Self::keep_going) the
-    /// first error or panic still ends the context, and what the others make of that is among them. What
-    /// [`next`](Self::next) returned is not returned again. Dropped, this drops the group.
+    /// Panics are returned as outcomes and not resumed. Without [`keep_going`](Self::keep_going), the first
+    /// error or panic still cancels the context. Outcomes that [`next`](Self::next) has returned are not
+    /// included. Dropping the returned future drops the group.
     ///
     /// # Panics
     ///
-    /// As [`join`](Self::join), without a time driver.
+    /// Panics without a time driver, like [`join`](Self::join).
     ///
     /// ```
     /// use tokio_ctx::group::End;
@@ -657,22 +665,26 @@ where
     /// # }
     /// ```
     pub async fn outcomes(mut self) -> Vec<Outcome<T, E>> {
-        let mut outcomes = self.crew.all().await;
+        let mut outcomes = self.inner.all().await;
         outcomes.sort_by_key(|(nth, _)| *nth);
         outcomes.into_iter().map(|(_, outcome)| outcome).collect()
     }
 
-    /// Waits for the next task to end, and takes what came of it out of the group; `None` if no task is
-    /// left.
+    /// Waits for the next task to finish, and returns its outcome. Returns `None` if no task is left. Tokio's
+    /// [`JoinSet::join_next`].
     ///
-    /// [`join`](Self::join) then returns the other values, or the first of the other errors. An error that was
-    /// taken here is the caller's; if it has ended the context, `join` returns that end. A panic that was taken
-    /// is not resumed. Cancel-safe: dropped, it takes nothing. Tokio's
-    /// [`JoinSet::join_next`](tokio::task::JoinSet::join_next).
+    /// [`join`](Self::join) then returns the remaining values, or the first of the remaining errors. If an
+    /// error that was returned here has canceled the context, `join` returns the context's error. A panic that
+    /// was returned here is not resumed.
+    ///
+    /// # Cancel safety
+    ///
+    /// This method is cancel-safe. If it is dropped, no outcome is lost.
     ///
     /// # Panics
     ///
-    /// As [`join`](Self::join), without a time driver.
+    /// Panics without a time driver, like [`join`](Self::join).
+    ///
     ///
     /// ```
     /// use std::time::Duration;
@@ -688,26 +700,28 @@ where
     /// }
     /// let first = group.next().await.unwrap();
     /// assert!(matches!(first.end, End::Done(10)));
-    /// drop(group); // the others are not needed
+    /// drop(group); // The others are not needed.
     /// # }
     /// ```
+    ///
+    /// [`JoinSet::join_next`]: https://docs.rs/tokio/1/tokio/task/struct.JoinSet.html#method.join_next
     pub async fn next(&mut self) -> Option<Outcome<T, E>> {
-        self.crew.take().await.map(|(_, outcome)| outcome)
+        self.inner.take().await.map(|(_, outcome)| outcome)
     }
 }
 
-impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
+impl<T: Send + 'static, E: Send + 'static> Inner<T, E> {
     fn start<F>(&mut self, task: F, spawned_at: &'static Location<'static>)
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
         E: fmt::Display,
     {
-        // What has ended keeps its future's room until then.
+        // Frees the futures of finished tasks.
         self.collect();
         let task = Entry::new(&self.ctx, Kind::Task, spawned_at).held_by(task);
         let task = self.ctx.scope(task);
         let member = Member { nth: self.spawned, spawned_at };
-        let handle = self.tasks.spawn(Working { task, common: self.common.clone(), member });
+        let handle = self.tasks.spawn(MemberTask { task, common: self.common.clone(), member });
         self.running.insert(handle.id(), member);
         self.spawned += 1;
         if self.overdue {
@@ -715,7 +729,7 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
         }
     }
 
-    /// Every outcome that was not taken, in the order in which they ended, once all tasks have.
+    /// Waits for all tasks, and returns the outcomes that were not taken, in the order in which they finished.
     async fn all(&mut self) -> Vec<Ended<T, E>> {
         let mut grace_over = None;
         while let Some(ended) = self.next_to_end(&mut grace_over).await {
@@ -735,7 +749,7 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
         }
     }
 
-    /// Takes note of all that have ended by now.
+    /// Collects all tasks that have finished by now.
     fn collect(&mut self) {
         while let Some(joined) = self.tasks.try_join_next_with_id() {
             let ended = self.note(joined);
@@ -743,8 +757,8 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
         }
     }
 
-    /// Waits for the next task to end, and keeps the grace meanwhile: with a wait that is the caller's, so that
-    /// none outlives the call.
+    /// Waits for the next task to finish, and aborts tasks when the grace period is over. The caller owns the
+    /// wait for the grace period, so that it does not outlive the call.
     fn next_to_end<'a>(
         &'a mut self,
         grace_over: &'a mut Option<GraceOver>,
@@ -758,7 +772,8 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
         })
     }
 
-    /// Aborts those that run once the grace is over; what joins them is woken when they are gone.
+    /// Aborts the running tasks when the grace period is over. `JoinSet` wakes the caller when they have
+    /// finished.
     fn poll_grace(&mut self, grace_over: &mut Option<GraceOver>, cx: &mut TaskContext<'_>) {
         let Some(grace) = self.grace.filter(|_| !self.overdue) else { return };
         let over = grace_over.get_or_insert_with(|| Box::pin(until_over(self.ctx.done_owned(), grace)));
@@ -779,7 +794,7 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
             Err(lost) => match lost.try_into_panic() {
                 Ok(panic) => End::Panicked(panic),
                 Err(_aborted) => {
-                    // Not by the grace, or the context would have ended: by its runtime's end.
+                    // Unless the grace period is over, the runtime has shut down.
                     self.common.stop(spawned_at, || TaskFailed::new(LOST.to_owned(), spawned_at));
                     End::Aborted
                 }
@@ -788,7 +803,7 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
         (nth, Outcome { spawned_at, end })
     }
 
-    fn sum_up(&self, outcomes: Vec<Ended<T, E>>) -> Result<Vec<T>, E>
+    fn collect_results(&self, outcomes: Vec<Ended<T, E>>) -> Result<Vec<T>, E>
     where
         E: From<Error>,
     {
@@ -797,7 +812,7 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
         for (nth, Outcome { spawned_at, end }) in outcomes {
             match end {
                 End::Done(value) => values.push((nth, value)),
-                // They are told apart by when they failed, which is not the order in which they were joined.
+                // The first one to fail is not necessarily the first one to be joined.
                 End::Failed(error) if failure.is_none() || self.common.first.get() == Some(&nth) => {
                     failure = Some(error);
                 }
@@ -811,7 +826,9 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
         }
         match failure {
             Some(error) => Err(error),
-            None if aborted.is_empty() && !self.gave_up && !self.has_failed() => Ok(in_order(values)),
+            None if aborted.is_empty() && !self.is_incomplete && !self.has_failed() => {
+                Ok(in_order(values))
+            }
             None => {
                 let aborted = in_order(aborted);
                 Err(E::from(Aborted::under(&self.end(&aborted), aborted)))
@@ -819,12 +836,12 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
         }
     }
 
-    /// Whether a task's error has ended the context, also one that `next` has returned.
+    /// Returns whether the error of a task has ended the context, including errors that `next` has returned.
     fn has_failed(&self) -> bool {
         self.common.first.get().is_some() && !self.common.keep_going
     }
 
-    /// Why the context has ended, or else now does: a group that keeps going has lost tasks.
+    /// Returns the context's error. A group that keeps going, and has lost tasks, cancels its context here.
     fn end(&self, aborted: &[&'static Location<'static>]) -> Error {
         if let Some(lost) = aborted.first() {
             self.ctx.cancel_at(lost, LOST.into());
@@ -833,7 +850,7 @@ impl<T: Send + 'static, E: Send + 'static> Crew<T, E> {
     }
 }
 
-/// What is said of a task that was neither canceled nor failed.
+/// The message for a task that was lost although it was not canceled and did not fail.
 const LOST: &str = "aborted, as its runtime shut down";
 
 fn in_order<V>(mut numbered: Vec<(usize, V)>) -> Vec<V> {
@@ -843,7 +860,7 @@ fn in_order<V>(mut numbered: Vec<(usize, V)>) -> Vec<V> {
 
 async fn until_over(done: DoneOwned, grace: Duration) {
     let ended_at = done.await.origin().ended_at();
-    // Tokio's timer rounds up: what lies at the very end of time would overflow there.
+    // Tokio's timer rounds up, which would overflow at the very end of the clock's range.
     match ended_at.checked_add(grace).filter(|at| at.checked_add(Duration::from_secs(1)).is_some()) {
         Some(over) => sleep_until(over).await,
         None => pending().await,
@@ -851,7 +868,7 @@ async fn until_over(done: DoneOwned, grace: Duration) {
 }
 
 impl Common {
-    /// Takes note of a task's error, which ends the context if it is the first.
+    /// Records the error of a task. The first one ends the context.
     fn fail(&self, error: &impl fmt::Display, member: Member) {
         if self.first.set(member.nth).is_ok() {
             self.stop(member.spawned_at, || TaskFailed::new(format!("{error:#}"), member.spawned_at));
@@ -866,8 +883,8 @@ impl Common {
 }
 
 pin_project! {
-    /// A task at its work, which ends the context when it fails or panics: whether it is waited for or not.
-    struct Working<F> {
+    /// A task, which ends the context when it fails or panics, even if nothing awaits the group.
+    struct MemberTask<F> {
         #[pin]
         task: F,
         common: Arc<Common>,
@@ -875,7 +892,7 @@ pin_project! {
     }
 }
 
-impl<F, T, E> Future for Working<F>
+impl<F, T, E> Future for MemberTask<F>
 where
     F: Future<Output = Result<T, E>>,
     E: fmt::Display,
@@ -891,7 +908,7 @@ where
                 error
             })
         };
-        // Foreign code, as is the error's text.
+        // The task, and the `Display` of its error, are foreign code.
         catch_unwind(AssertUnwindSafe(polled)).unwrap_or_else(|panic| {
             common.stop(member.spawned_at, || TaskFailed::panicked(&*panic, member.spawned_at));
             resume_unwind(panic)
@@ -899,27 +916,27 @@ where
     }
 }
 
-/// What an error of this module holds and does not return as its source.
+/// Returns the error that an error of this module contains but does not return as its source.
 pub(crate) fn held_by<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a (dyn StdError + 'static)> {
     error.downcast_ref::<Aborted>()?.held()
 }
 
-/// As a `JoinHandle`: what tasks share with each other is theirs to keep safe.
+/// Like `JoinHandle`: tasks themselves are responsible for the state that they share.
 impl<T, E, L> UnwindSafe for Group<T, E, L> {}
 impl<T, E, L> RefUnwindSafe for Group<T, E, L> {}
 
 impl<T, E, L: fmt::Debug> fmt::Debug for Group<T, E, L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Group")
-            .field("context", &self.crew.ctx)
-            .field("running", &Running(&self.crew.running))
+            .field("context", &self.inner.ctx)
+            .field("running", &Running(&self.inner.running))
             .field("limit", &self.limit)
-            .field("grace", &self.crew.grace)
+            .field("grace", &self.inner.grace)
             .finish()
     }
 }
 
-/// The lines that spawned those that run, in the order in which they did.
+/// Prints the lines that spawned the running tasks, in the order of spawning.
 struct Running<'a>(&'a HashMap<Id, Member>);
 
 impl fmt::Debug for Running<'_> {

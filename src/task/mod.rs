@@ -1,6 +1,6 @@
-//! Structured work: tasks that are waited for, and code that blocks.
+//! Structured concurrency: groups of tasks, shutdowns, and blocking code.
 //!
-//! This file hands names on.
+//! This file only re-exports names.
 
 mod blocking;
 pub mod group;

@@ -1,4 +1,4 @@
-//! A task for each item of a stream, so many at once: a [`Group`] with a limit, fed as it has room.
+//! `for_each_task`: a task for each item of a stream, in a [`Group`] with a limit.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -29,21 +29,21 @@ where
     let mut group = group.limit(n);
     async move {
         let mut items = Box::pin(Checked::new(stream, &ctx));
-        while group.turn().await {
+        while group.wait_for_slot().await {
             let next = poll_fn(|cx| {
-                // However long the next item takes, what has ended meanwhile is let go.
+                // Finished tasks are freed while waiting for the next item.
                 group.poll_forget(cx);
                 items.as_mut().poll_next(cx)
             });
             match next.await {
                 None => break,
-                Some(Err(_ended)) => group.give_up(),
-                Some(Ok(item)) => group.spawn_in_turn(work(ctx.clone(), item), spawned_at),
+                Some(Err(_ended)) => group.mark_incomplete(),
+                Some(Ok(item)) => group.spawn_in_slot(work(ctx.clone(), item), spawned_at),
             }
-            // A source that is always ready must not keep the workers from their turn.
+            // Yields from time to time, so that a source which is always ready does not starve the tasks.
             consume_budget().await;
         }
-        // Whatever the source holds is let go of before the last workers are waited for.
+        // Drops the source before waiting for the last tasks.
         drop(items);
         group.join().await.map(drop)
     }

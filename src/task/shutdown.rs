@@ -1,39 +1,38 @@
-//! [`Shutdown`]: how a service ends. First it takes no more work, then, after a grace period, what is
-//! left is canceled, and in the end it says who did not end.
+//! [`Shutdown`]: graceful shutdown of a service. It stops taking work, cancels the work that is left after a grace period, and
+//! reports which work did not end in time.
 //!
 //! # The phases
 //!
-//! | phase | begins | what is told |
+//! | phase | begins | what happens |
 //! |---|---|---|
-//! | running | [`Shutdown::new`] | nobody |
-//! | soft | [`begin`](Shutdown::begin), or the end of the context it was made of, say of a signal | [`soft`](Shutdown::soft) ends: accept loops, consumers and schedulers take no more work |
-//! | hard | the [`grace`](Shutdown::grace) after that, or [`force`](Shutdown::force) | [`hard`](Shutdown::hard) ends: what is under way is canceled, and cleans up |
-//! | abort | the [`cleanup`](Shutdown::cleanup) time after that | tasks of [`spawn`](Shutdown::spawn) are aborted where they await |
-//! | report | all work has ended, or does not, the `cleanup` time after that | [`wait`](Shutdown::wait) returns the [`Report`] |
+//! | running | with [`Shutdown::new`] | |
+//! | soft | with [`begin`](Shutdown::begin), or when the parent context ends, for example on a signal | [`soft`](Shutdown::soft) ends: accept loops, consumers and schedulers stop taking work |
+//! | hard | after the [`grace`](Shutdown::grace) period, or with [`force`](Shutdown::force) | [`hard`](Shutdown::hard) ends: the remaining work is canceled, and cleans up |
+//! | abort | after the [`cleanup`](Shutdown::cleanup) time | tasks of [`spawn`](Shutdown::spawn) are aborted where they await |
+//! | report | when all work has ended, or after another `cleanup` time | [`wait`](Shutdown::wait) returns the [`Report`] |
 //!
-//! Each phase is over as soon as no work is left. `wait` thus takes the grace and twice the clean-up
-//! time at most, from the begin on: let that be less than what the service's supervisor allows (Docker's
-//! `stop`: 10 s; Kubernetes: 30 s; systemd: 90 s).
+//! Each phase ends early when no work is left. `wait` therefore takes at most the grace period plus twice the
+//! cleanup time after the shutdown has begun. Choose them so that this is less than what the service manager
+//! allows (`docker stop`: 10 s; Kubernetes: 30 s; systemd: 90 s).
 //!
 //! # When to use it
 //!
-//! Once per program, in `main`. For parts of one request, or of one job, there is [`Group`], which has
-//! results and errors; this has neither. What does the work under way is a task made by
-//! [`spawn`](Shutdown::spawn), any future that somebody else runs ([`track`](Shutdown::track)), or
-//! whatever holds a [`ticket`](Shutdown::ticket). Beside its peers:
+//! Use one shutdown per program, in `main`. For the parts of a request or a job use a [`Group`], which has
+//! results and errors. Work takes part in a shutdown as a task of [`spawn`](Shutdown::spawn), as a future that
+//! other code runs ([`track`](Shutdown::track)), or by holding a [`ticket`](Shutdown::ticket).
 //!
 //! | | `Shutdown` | [tokio-graceful-shutdown] 0.19 | tokio-util's [`TaskTracker`] 0.7 |
 //! |---|---|---|---|
-//! | *stop taking work* and *stop* told apart | yes, two contexts | one request, which tasks await | no: it only waits; a `CancellationToken` beside it is one |
-//! | says why, and where it began | yes | errors of subsystems | no |
+//! | separate signals for *stop taking work* and *stop* | yes, two contexts | one signal, which tasks await | no: it only waits; use a `CancellationToken` with it |
+//! | reports why and where it began | yes | errors of subsystems | no |
 //! | grace period | yes, then a cancel, then an abort | yes, then an abort | no: `timeout` around `wait` |
-//! | names who did not end | by name and line | by name, in the log | no: a count |
-//! | work that others run, and threads | any future, tickets | tasks of its own | any future, tokens |
-//! | a part shut down by itself | a context below `hard` and a [`Group`] | nested subsystems | a tracker of its own |
-//! | a failure begins the shutdown | the task calls [`begin`](Shutdown::begin) with it | by itself, panics too | no |
-//! | signals | any context that ends on them | `catch_signals` | no |
-//! | returns the errors of the work | `JoinHandle`, as Tokio | collected in an error | `JoinHandle`, as Tokio |
-//! | wait again after more work | no, a shutdown is final | no | yes, `reopen` |
+//! | reports work that did not end | by name and line | by name, in the log | a count |
+//! | futures that other code runs, and threads | any future, tickets | its own tasks | any future, tokens |
+//! | partial shutdown | a context derived from `hard` and a [`Group`] | nested subsystems | a separate tracker |
+//! | a failure begins the shutdown | if the task calls [`begin`](Shutdown::begin) | automatically, panics too | no |
+//! | signals | any context that ends on a signal | `catch_signals` | no |
+//! | errors of the work | in `JoinHandle`s | collected in one error | in `JoinHandle`s |
+//! | can be used again | no | no | yes, `reopen` |
 //!
 //! [`ServerLayer::with_shutdown`]: ../wire/struct.ServerLayer.html#method.with_shutdown
 //! [A service that drains]: ../guide/services/index.html
@@ -43,8 +42,8 @@
 //!
 //! # On a signal
 //!
-//! The feature `signal` has the context to make it of, in the module [`signal`](../signal/index.html). All of a
-//! `main`:
+//! The module [`signal`](../signal/index.html) (feature `signal`) has a context that ends on a signal. A
+//! complete `main`:
 //!
 #![cfg_attr(feature = "signal", doc = "```no_run")]
 #![cfg_attr(not(feature = "signal"), doc = "```ignore")]
@@ -55,25 +54,25 @@
 //! # async fn accept(_: TcpListener, _: Shutdown) {}
 //! #[tokio::main]
 //! async fn main() -> Result<(), BoxError> {
-//!     let ctx = until_termination(&Context::background())?;
-//!     let shutdown = Shutdown::new(&ctx);
+//! let ctx = until_termination(&Context::background())?;
+//! let shutdown = Shutdown::new(&ctx);
 //!
 //!     let listener = TcpListener::bind("127.0.0.1:8080").await?;
 //!     shutdown.named("accept").spawn(accept(listener, shutdown.clone()));
 //!
-//!     Ok(shutdown.wait().await.into_result()?) // an error if somebody did not end in time
-//! }
+//!     Ok(shutdown.wait().await.into_result()?) // An error if some work did not end in time.
+//!     }
 //! ```
 //!
-//! [A service that drains] has the same with a server of axum or tonic, to the last line.
+//! [A service that drains] shows complete programs with axum and tonic.
 //!
-//! A second signal then ends the process at once, in whatever phase. To have it [`force`](Shutdown::force)
-//! instead, turn that off there.
+//! A second signal ends the process immediately, in any phase. This can be turned off, in order to call
+//! [`force`](Shutdown::force) on the second signal instead.
 //!
 //! # When a part fails
 //!
-//! A part without which the service is none begins the shutdown itself, and somebody does for it if it
-//! panics:
+//! A task that panics or returns an error does not begin the shutdown by itself. For an essential part of the service, spawn a
+//! second task that does so when the part ends for any reason:
 //!
 //! ```
 //! use std::io;
@@ -81,11 +80,11 @@
 //! use tokio_ctx::{Context, Shutdown};
 //!
 //! async fn must_run(shutdown: Shutdown, part: JoinHandle<io::Result<()>>) {
-//!     match part.await {
-//!         Ok(Ok(())) => shutdown.begin("a part that must run has ended"),
-//!         Ok(Err(failed)) => shutdown.begin(failed),
-//!         Err(panicked) => shutdown.begin(panicked),
-//!     }
+//! match part.await {
+//! Ok(Ok(())) => shutdown.begin("a part that must run has ended"),
+//! Ok(Err(failed)) => shutdown.begin(failed),
+//! Err(panicked) => shutdown.begin(panicked),
+//! }
 //! }
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
@@ -101,23 +100,22 @@
 //!
 //! # Traps
 //!
-//! - **Somebody must [`wait`](Shutdown::wait).** It is what keeps the time: without it the grace never
-//!   ends. Let it be the last thing that `main` awaits.
-//! - **Who takes work is work.** Spawn or track the accept loop as well; else `wait` may find nothing to
-//!   wait for before the loop has noticed, and what it spawns then is not waited for.
-//! - **A connection that waits for its next request** is work, and takes all the grace unless it looks at
-//!   [`soft`](Shutdown::soft) there: `shutdown.soft().run(read_request()).await`.
-//! - **A task is told, not stopped**, until the abort. Work that should be cut off by the hard end looks
-//!   at [`Context::current`], which is `hard` in there, or is run by it: `ctx.run(work)`.
-//! - **Servers that spawn by themselves** (axum's `serve`, tonic) end when all their connections have.
-//!   Aborted, they leave those connections behind. [`ServerLayer::with_shutdown`] makes each request part
-//!   of the shutdown: it is cut off in time, and named in the report. [A service that drains] has all of it.
-//! - **A wait in a task of the same shutdown** leaves that task out, and no other: a task that awaits that
-//!   one, and a ticket in its own hand, keep it waiting until the grace and the clean-up are over.
-//! - **Threads and `spawn_blocking` cannot be aborted.** With a [`ticket`](Shutdown::ticket) they are
-//!   waited for and reported; let them [`check`](Context::check) the context. A runtime waits for its
-//!   blocking tasks when it is dropped: after a report that names some, end the process, or use
-//!   `Runtime::shutdown_background`.
+//! - **[`wait`](Shutdown::wait) has to be awaited.** It drives the phases; without it, the grace period never ends. It should
+//!   be the last thing that `main` awaits.
+//! - **Spawn or track accept loops too.** Otherwise `wait` may find no work and return before the loop has noticed the
+//!   shutdown, and will not wait for work that the loop spawns after that.
+//! - **Idle connections**, which wait for their next request, are work, and take up the entire grace period unless they observe
+//!   [`soft`](Shutdown::soft) while waiting: `shutdown.soft().run(read_request()).await`.
+//! - **Tasks have to observe the context.** Until the abort phase, a task is not stopped. `hard` is the
+//!   [current](Context::current) context of a task of `spawn`; use `ctx.run(work)`.
+//! - **Servers that spawn tasks themselves** (axum's `serve`, tonic) end when all their connections have ended. If they are
+//!   aborted, those connections continue. [`ServerLayer::with_shutdown`] makes each request part of the shutdown, so that it is
+//!   canceled in time and named in the report. See [A service that drains].
+//! - **Calling `wait` in a task of the same shutdown** excludes that task from the wait, but not other tasks that
+//!   await it, nor a ticket that it holds. Those keep it waiting until the grace period and the cleanup time are over.
+//! - **Threads and `spawn_blocking` cannot be aborted.** With a [`ticket`](Shutdown::ticket), the shutdown waits for them and reports
+//!   them. They should [`check`](Context::check) the context. A runtime waits for its blocking tasks when it is dropped. If
+//!   the report names such a task, exit the process, or use `Runtime::shutdown_background`.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -157,10 +155,10 @@ fn probe(soft: &Context, hard: &Context, work: &Arc<Work>) -> Option<registry::P
 const GRACE: Duration = Duration::from_secs(8);
 const CLEANUP: Duration = Duration::from_secs(1);
 
-/// How a service ends: no more work, then a grace period, then a cancel, then a report.
+/// Graceful shutdown of a service: stops taking work, waits for a grace period, cancels, and reports.
 ///
-/// A handle: clones are the same shutdown, and can go to whoever takes or does work. When the last is
-/// dropped, both contexts end. See the [module](crate::shutdown) for the phases and the traps.
+/// This is a handle; clones refer to the same shutdown. When the last one is dropped, both contexts end. See
+/// the [module](crate::shutdown) for the phases and the traps.
 ///
 /// ```
 /// use std::time::Duration;
@@ -179,7 +177,7 @@ const CLEANUP: Duration = Duration::from_secs(1);
 ///     }
 /// });
 ///
-/// // In a program: when a signal comes, or a critical part fails.
+/// // In a program, this happens on a signal, or when an essential part fails.
 /// # tokio::time::sleep(Duration::from_millis(100)).await;
 /// shutdown.begin("new version deployed");
 /// let report = shutdown.wait().await;
@@ -196,17 +194,17 @@ struct Common {
     soft: CancelScope,
     hard: CancelScope,
     made_at: &'static Location<'static>,
-    // Apart from the scopes: who is at work keeps the list, and nobody from ending.
+    // Separate from the scopes, so that work keeps the list alive, but not the contexts.
     work: Arc<Work>,
     _entry: Entry,
 }
 
 impl Shutdown {
-    /// A shutdown that begins when it is told to, or when `ctx` ends.
+    /// Creates a shutdown that begins when `ctx` ends, or with [`begin`](Self::begin).
     ///
-    /// Both its contexts have the values of `ctx`, and the soft one its deadline; the hard one outlives
-    /// it by the grace. It is given 8 seconds of [`grace`](Self::grace), and twice one of
-    /// [`cleanup`](Self::cleanup), unless told otherwise: the ten that Docker gives a container.
+    /// Both its contexts have the values of `ctx`. The soft context also has its deadline. By default, the
+    /// [`grace`](Self::grace) period is 8 seconds and the [`cleanup`](Self::cleanup) time is 1 second, so that
+    /// a shutdown takes at most 10 seconds, the default of `docker stop`.
     ///
     /// ```
     /// use tokio_ctx::{Context, Shutdown};
@@ -224,7 +222,7 @@ impl Shutdown {
     pub fn new(ctx: &Context) -> Shutdown {
         let hard = ctx.without_cancel().with_cancel();
         let soft = ctx.merge(&hard);
-        // The grace and the clean-up run from the two ends.
+        // The grace period and the cleanup time start at the ends of these contexts.
         [&soft, &hard].into_iter().filter_map(|scope| scope.token()).for_each(|token| token.date_ends());
         let (made_at, work) = (Location::caller(), Arc::default());
         let probe = || (None, probe(&soft, &hard, &work));
@@ -232,7 +230,7 @@ impl Shutdown {
         Shutdown { common: Arc::new(Common { soft, hard, made_at, work, _entry: entry }), name: None }
     }
 
-    /// How long work may go on after the begin before it is canceled.
+    /// Sets how long work may continue after the shutdown has begun, before it is canceled.
     ///
     /// ```
     /// use std::time::Duration;
@@ -246,7 +244,8 @@ impl Shutdown {
         self
     }
 
-    /// How long canceled work may clean up before it is aborted, and then until it is given up.
+    /// Sets how long canceled work may clean up before it is aborted, and how long to wait for aborted work
+    /// after that.
     ///
     /// ```
     /// use std::time::Duration;
@@ -260,7 +259,7 @@ impl Shutdown {
         self
     }
 
-    /// A handle of the same shutdown whose work has a name in the report, below the name it has.
+    /// Returns a handle of the same shutdown whose work is named in the report. Names can be nested.
     ///
     /// ```
     /// use tokio_ctx::{Context, Shutdown};
@@ -282,7 +281,7 @@ impl Shutdown {
         Shutdown { common: self.common.clone(), name: Some(name) }
     }
 
-    /// Ends when no more work is to be taken: for accept loops, consumers, schedulers.
+    /// Returns the context that ends when the shutdown begins. Code that takes new work should observe it.
     ///
     /// ```
     /// use tokio_ctx::{Context, Shutdown};
@@ -299,16 +298,16 @@ impl Shutdown {
         &self.common.soft
     }
 
-    /// Resolves when the shutdown has begun: the signal to stop accepting, in the form that servers take.
+    /// Returns a future that resolves when the shutdown begins. Servers take it as their signal to stop
+    /// accepting.
     ///
-    /// That is axum's [`with_graceful_shutdown`], tonic's `serve_with_shutdown` and `hyper`'s
-    /// `graceful_shutdown` behind a `select!`. It is [`soft`](Self::soft)'s end, holds nothing else of
-    /// the shutdown, and can be made and dropped at any time.
+    /// It can be passed to axum's [`with_graceful_shutdown`] and tonic's `serve_with_shutdown`, and used with
+    /// hyper's `graceful_shutdown` in a `select!`. It waits for the end of [`soft`](Self::soft).
     ///
     /// # Panics
     ///
-    /// When polled, as [`Context::done`], if the context that the shutdown was made of has a deadline and there
-    /// is no Tokio runtime with a time driver.
+    /// The future panics when polled, like [`Context::done`], if the parent context has a deadline and there is
+    /// no Tokio runtime with a time driver.
     ///
     /// ```
     /// use axum::{Router, routing::get};
@@ -337,10 +336,11 @@ impl Shutdown {
         }
     }
 
-    /// Ends when work that is under way is to stop: for requests and jobs. It is
-    /// [`current`](Context::current) in the tasks of [`spawn`](Self::spawn).
+    /// Returns the context that ends when work in progress has to stop. Derive the contexts of requests and
+    /// jobs from it.
     ///
-    /// Its cause, when the grace is over, is [`GraceOver`], and behind that whatever began the shutdown.
+    /// It is the [`current`](Context::current) context of the tasks of [`spawn`](Self::spawn). When the grace
+    /// period is over, the cause of its end is [`GraceOver`], which contains the reason why the shutdown began.
     ///
     /// ```
     /// use tokio_ctx::{Context, Shutdown};
@@ -354,10 +354,11 @@ impl Shutdown {
         &self.common.hard
     }
 
-    /// Begins the shutdown, and says why; once it has begun, does nothing. From any thread.
+    /// Begins the shutdown, with a cause.
     ///
-    /// Two that call it at once, say two parts that failed, thus do not cut short the grace. To do
-    /// that, for instance at a second Ctrl-C, [`force`](Self::force).
+    /// If the shutdown has already begun, this has no effect, and does not shorten the grace period. To end the
+    /// grace period early, for example on a second Ctrl-C, use [`force`](Self::force). It can be called from
+    /// any thread.
     ///
     /// ```
     /// use std::io;
@@ -372,7 +373,8 @@ impl Shutdown {
         self.common.soft.cancel_with(cause);
     }
 
-    /// Ends the hard context, and the soft one with it, without any more grace. From any thread.
+    /// Cancels all work immediately: ends both contexts, without a grace period. It can be called from any
+    /// thread.
     ///
     /// ```no_run
     /// use tokio::signal::ctrl_c;
@@ -396,16 +398,16 @@ impl Shutdown {
         self.common.end_hard(cause.into(), Location::caller());
     }
 
-    /// Spawns a task that the shutdown waits for, in which [`hard`](Self::hard) is
-    /// [`current`](Context::current).
+    /// Spawns a task that the shutdown waits for, with [`hard`](Self::hard) as its
+    /// [`current`](Context::current) context.
     ///
-    /// It is spawned whatever the phase. The handle may be dropped; an error or a panic is told by the
-    /// handle, as with [`tokio::spawn`], and not by the report, nor does it
-    /// [begin the shutdown](crate::shutdown#when-a-part-fails).
+    /// The task is spawned in every phase. Its result, including a panic, is returned by the handle, as with
+    /// [`tokio::spawn`]. It does not appear in the report, and does not [begin the
+    /// shutdown](crate::shutdown#when-a-part-fails). The handle can be dropped.
     ///
     /// # Panics
     ///
-    /// Outside a Tokio runtime, as [`tokio::spawn`].
+    /// Panics outside of a Tokio runtime, like [`tokio::spawn`].
     ///
     /// ```
     /// use tokio_ctx::{Context, Shutdown};
@@ -421,6 +423,8 @@ impl Shutdown {
     /// assert_eq!(shutdown.wait().await.overdue().len(), 1);
     /// # }
     /// ```
+    ///
+    /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     #[track_caller]
     pub fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
     where
@@ -435,9 +439,11 @@ impl Shutdown {
         handle
     }
 
-    /// A future that the shutdown waits for, until it resolves or is dropped; whoever has it runs it.
+    /// Wraps a future so that the shutdown waits until it resolves or is dropped. tokio-util's
+    /// `TaskTracker::track_future`.
     ///
-    /// It counts from this call on, polled or not. tokio-util's `TaskTracker::track_future`.
+    /// The future has to be polled by the caller. The shutdown waits for it from this call on, even if it is
+    /// never polled.
     ///
     /// ```
     /// use tokio_ctx::{Context, Shutdown};
@@ -446,7 +452,7 @@ impl Shutdown {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), tokio_ctx::Error> {
     /// let shutdown = Shutdown::new(&Context::background());
-    /// // In a middleware: waited for, and cut off by the hard end.
+    /// // In a middleware: the shutdown waits for the response, and cancels it when `hard` ends.
     /// let response = shutdown.hard().run(shutdown.track(respond())).await?;
     /// assert_eq!(response, "hello");
     /// # Ok(())
@@ -458,9 +464,9 @@ impl Shutdown {
         Tracked { future: Some(future), ticket: Some(ticket) }
     }
 
-    /// Something to hold while at work, where no future is: in a thread, or in `spawn_blocking`.
+    /// Returns a ticket: the shutdown waits until it is dropped. tokio-util's `TaskTracker::token`.
     ///
-    /// tokio-util's `TaskTracker::token`.
+    /// Use it for work that is not a future, such as a thread or `spawn_blocking`.
     ///
     /// ```
     /// use tokio_ctx::{Context, Shutdown};
@@ -489,7 +495,7 @@ impl Shutdown {
         self.enter(Name::Given(self.name.clone()), spawned_at, entry)
     }
 
-    /// A ticket for work that has a label of its own below the shutdown's name, written out only in a report.
+    /// Returns a ticket with a label below the shutdown's name. The label is formatted only for the report.
     #[cfg(feature = "tower")]
     pub(crate) fn labeled_ticket(
         &self,
@@ -506,19 +512,23 @@ impl Shutdown {
         Ticket { id: work.enter(name, spawned_at), work, entry }
     }
 
-    /// Waits for the begin, takes the shutdown through its phases, and reports.
+    /// Waits until the shutdown begins, drives it through its phases, and returns the report.
     ///
-    /// When it returns, both contexts have ended, and all work has that could be made to. Cancel-safe:
-    /// dropped and called again, and called by several, it goes on from where the shutdown is.
+    /// When this returns, both contexts have ended, and so has all work that could be stopped.
     ///
-    /// **In a task of the same shutdown**, or in a future that it tracks, it leaves that task out, which
-    /// would otherwise wait for itself, and with it the others that wait in there; a wait outside includes
-    /// them. What it cannot see is a [`ticket`](Self::ticket) that its caller holds, and a task that awaits
-    /// this one: those it waits for until the grace and the clean-up are over.
+    /// When called within a task of the same shutdown, or a future that it tracks, this does not wait for that
+    /// task, which would be waiting for itself, nor for other tasks that call `wait`. A call from outside waits
+    /// for all of them. A [`ticket`](Self::ticket) that the calling task holds, or another task that awaits the
+    /// calling one, cannot be detected. They delay the return until the grace period and the cleanup time are
+    /// over.
+    ///
+    /// # Cancel safety
+    ///
+    /// This method is cancel-safe. It can be dropped and called again, and called from several tasks.
     ///
     /// # Panics
     ///
-    /// Without a Tokio runtime that has a time driver, as [`tokio::time::sleep`].
+    /// Panics if there is no Tokio runtime with a time driver, like [`tokio::time::sleep`].
     ///
     /// ```
     /// use std::time::Duration;
@@ -529,7 +539,7 @@ impl Shutdown {
     /// # async fn main() {
     /// let shutdown = Shutdown::new(&Context::background()).grace(Duration::from_secs(5));
     /// shutdown.named("flush").spawn(tokio::time::sleep(Duration::from_secs(3)));
-    /// shutdown.named("poll").spawn(std::future::pending::<()>()); // does not look at its context
+    /// shutdown.named("poll").spawn(std::future::pending::<()>()); // Ignores its context.
     ///
     /// shutdown.begin("SIGTERM");
     /// let report = shutdown.wait().await;
@@ -538,6 +548,8 @@ impl Shutdown {
     /// assert_eq!(report.overdue()[0].fate(), Fate::Aborted);
     /// # }
     /// ```
+    ///
+    /// [`tokio::time::sleep`]: https://docs.rs/tokio/1/tokio/time/fn.sleep.html
     pub async fn wait(&self) -> Report {
         let Common { soft, hard, work, made_at, .. } = &*self.common;
         let waiter = Waiter::here(work);
@@ -554,7 +566,7 @@ impl Shutdown {
         Report { why, took: Instant::now().saturating_duration_since(began), overdue }
     }
 
-    /// From the hard end on; returns whether all work has ended.
+    /// Waits for canceled work, and aborts it after the cleanup time. Returns whether all work has ended.
     async fn clean_up(&self, waiter: &Waiter<'_>) -> bool {
         let Common { hard, work, .. } = &*self.common;
         let (canceled, cleanup) = (hard.done().await.origin().ended_at(), work.lock().cleanup);
@@ -567,7 +579,8 @@ impl Shutdown {
 }
 
 impl Common {
-    /// Notes who is at work, and then ends the hard context: once they are told, they may be gone.
+    /// Records the running work as overdue, and then ends the hard context. The order matters, because the work
+    /// may end immediately.
     fn end_hard(&self, cause: BoxError, place: &'static Location<'static>) {
         if !self.hard.is_done() {
             self.work.mark();
@@ -588,27 +601,27 @@ impl fmt::Debug for Shutdown {
     }
 }
 
-// What can be caught of a panic leaves them consistent: locks are held over no foreign code.
+// A panic cannot leave them in an inconsistent state, because no foreign code runs under a lock.
 impl UnwindSafe for Shutdown {}
 impl RefUnwindSafe for Shutdown {}
 impl UnwindSafe for Ticket {}
 impl RefUnwindSafe for Ticket {}
 
-/// The work that is under way.
+/// The work in progress.
 #[derive(Default)]
 struct Work {
     list: Mutex<List>,
-    /// Nothing is at work any more, or nothing but what waits for the rest.
+    /// Notified when no work is left, or only work that waits for the shutdown itself.
     emptied: Notify,
 }
 
 struct List {
     next: u64,
-    // In the order in which they came.
+    // In the order in which the work was added.
     running: BTreeMap<u64, Running>,
-    /// How many of the running ones wait for the shutdown themselves.
+    /// The number of entries in `running` that call `wait` themselves.
     waiting: usize,
-    /// A wait has come to its end: what is left are others like it, and what they do afterwards.
+    /// A `wait` has returned. Only other calls of `wait`, and work that follows them, are left.
     over: bool,
     overdue: BTreeMap<u64, Overdue>,
     aborting: bool,
@@ -635,11 +648,11 @@ struct Running {
     name: Name,
     spawned_at: &'static Location<'static>,
     abort: Option<AbortHandle>,
-    /// How many calls of `wait` are under way in it.
+    /// The number of calls of `wait` in this work.
     waits: usize,
 }
 
-/// A name, and perhaps a label below it, which costs nothing until it is written.
+/// A name, possibly with a label that is formatted only when needed.
 enum Name {
     Given(Option<Arc<str>>),
     #[cfg(feature = "tower")]
@@ -688,7 +701,7 @@ impl Work {
         }
     }
 
-    /// Keeps the handle that aborts a task, which may be over by now.
+    /// Stores the abort handle of a task, which may have ended already.
     fn attach(&self, id: u64, handle: AbortHandle) {
         let mut list = self.lock();
         if list.aborting {
@@ -699,12 +712,12 @@ impl Work {
         }
     }
 
-    /// Takes those at work down as overdue.
+    /// Records the running work as overdue.
     fn mark(&self) {
         self.lock().mark();
     }
 
-    /// Aborts those at work that can be.
+    /// Aborts the tasks that are still running.
     fn abort(&self) {
         let mut list = self.lock();
         list.mark();
@@ -723,9 +736,10 @@ impl Work {
         }
     }
 
-    /// Notes that a wait is over; returns what had not ended in time, and what has become of it by now.
+    /// Marks a wait as over, and returns the work that had not ended in time, with its current fate.
     ///
-    /// What ends it is one look at the list: a task that waited as well then, and runs on since, is not late.
+    /// The list is read once. A task that was also calling `wait` at that time, and has continued since, is not
+    /// overdue.
     fn conclude(&self, ended: bool) -> Vec<Overdue> {
         let mut list = self.lock();
         list.over = true;
@@ -744,12 +758,12 @@ impl Work {
 }
 
 impl List {
-    /// Whether no work is left; for a wait that is part of the work, none but such waits.
+    /// Returns whether no work is left. For a wait inside of the work, calls of `wait` do not count.
     fn has_ended(&self, inside: bool) -> bool {
         if inside { self.over || self.running.len() == self.waiting } else { self.running.is_empty() }
     }
 
-    /// What waits for the rest is not late, as the rest is.
+    /// Records the running work as overdue, except for work that waits for the shutdown itself.
     fn mark(&mut self) {
         for (id, running) in self.running.iter().filter(|(_, running)| running.waits == 0) {
             self.overdue.entry(*id).or_insert_with(|| {
@@ -761,11 +775,11 @@ impl List {
 }
 
 thread_local! {
-    /// What this thread is polling: the work that has the list of that address, by its id.
+    /// The work that this thread is polling: the address of its list, and its ID.
     static AT_WORK: RefCell<Vec<(usize, u64)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Says that a ticket's work is being polled, until it is dropped.
+/// Marks the work of a ticket as being polled by this thread, until dropped.
 pub(crate) struct AtWork<'a> {
     _polling: Polling<'a>,
 }
@@ -791,12 +805,12 @@ fn address(work: &Arc<Work>) -> usize {
 /// A call of [`Shutdown::wait`], which may be part of the work that it waits for.
 struct Waiter<'a> {
     work: &'a Work,
-    /// The work that it is part of: mostly none, and more than one if tracked futures nest.
+    /// The work that contains this call: usually none, and more than one entry if tracked futures are nested.
     within: Vec<u64>,
 }
 
 impl<'a> Waiter<'a> {
-    /// For the task that is being polled.
+    /// Creates the waiter of the task that is being polled.
     fn here(work: &'a Arc<Work>) -> Waiter<'a> {
         let frames = |frames: &RefCell<Vec<(usize, u64)>>| {
             let ours = |frame: &&(usize, u64)| frame.0 == address(work);
@@ -807,7 +821,7 @@ impl<'a> Waiter<'a> {
         waiter
     }
 
-    /// Changes the count of waits of all that it is part of.
+    /// Changes the number of waits of the work that contains this call.
     fn count(&self, change: impl Fn(&mut usize)) {
         if !self.is_inside() {
             return;
@@ -830,12 +844,12 @@ impl<'a> Waiter<'a> {
         !self.within.is_empty()
     }
 
-    /// Waits until the work has ended, but no longer than until `ctx` ends or that time; returns whether it has.
+    /// Waits until the work has ended, `ctx` ends, or the given time. Returns whether the work has ended.
     async fn work_ends_by(&self, ctx: Option<&Context>, at: Option<Instant>) -> bool {
         let has_ended = || self.work.lock().has_ended(self.is_inside());
         let mut emptied = pin!(async {
             loop {
-                // Before the look: it hears of all that leaves from its making on.
+                // Created before the check, so that no notification is missed.
                 let notified = self.work.emptied.notified();
                 if has_ended() {
                     return;
@@ -849,7 +863,7 @@ impl<'a> Waiter<'a> {
                 None => pending().await,
             }
         });
-        // Tokio's timer rounds up: what lies at the very end of time would overflow there.
+        // Tokio's timer rounds up, which would overflow at the very end of the clock's range.
         let at = at.filter(|at| at.checked_add(Duration::from_secs(1)).is_some());
         let mut over = pin!(async {
             match at {
@@ -877,11 +891,11 @@ impl Drop for Waiter<'_> {
 }
 
 pin_project! {
-    /// A future that a [`Shutdown`] waits for. Made by [`Shutdown::track`].
+    /// Future for [`Shutdown::track`], which a shutdown waits for.
     ///
     /// # Panics
     ///
-    /// If it is polled again after it has resolved.
+    /// Panics when polled again after it has resolved.
     ///
     /// ```
     /// use tokio_ctx::{Context, Shutdown};
@@ -895,7 +909,7 @@ pin_project! {
     /// ```
     #[must_use = "futures do nothing unless polled"]
     pub struct Tracked<F> {
-        // Before the ticket: what it held is gone when the ticket is.
+        // Dropped before the ticket, so that everything it owns is gone when the shutdown continues.
         #[pin]
         future: Option<F>,
         ticket: Option<Ticket>,
@@ -930,8 +944,7 @@ impl<F> fmt::Debug for Tracked<F> {
     }
 }
 
-/// Something to hold while at work: a [`Shutdown`] waits until it is dropped. Made by
-/// [`Shutdown::ticket`].
+/// A [`Shutdown`] waits until all tickets are dropped. Returned by [`Shutdown::ticket`].
 ///
 /// ```
 /// use tokio_ctx::{Context, Shutdown};
@@ -957,7 +970,7 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// To be held while its work is polled: a wait in there leaves it out.
+    /// Returns a guard to hold while the work is polled, so that a `wait` inside does not wait for it.
     pub(crate) fn at_work(&self) -> AtWork<'_> {
         AtWork::new(self)
     }
@@ -975,9 +988,10 @@ impl fmt::Debug for Ticket {
     }
 }
 
-/// Why the hard context ended: the time that work had to end by itself was over.
+/// The cause of the hard context's end when the grace period is over.
 ///
-/// It prints why the shutdown began, and [`cause_as`](Error::cause_as) looks there as well.
+/// Its `Display` includes the reason why the shutdown began, and [`cause_as`](Error::cause_as) finds that
+/// reason, too.
 ///
 /// ```
 /// use std::time::Duration;
@@ -1003,12 +1017,12 @@ pub struct GraceOver {
 }
 
 impl GraceOver {
-    /// How long it was.
+    /// Returns the length of the grace period.
     pub fn grace(&self) -> Duration {
         self.grace
     }
 
-    /// Why the shutdown began: the soft context's error.
+    /// Returns why the shutdown began: the error of the soft context.
     pub fn why(&self) -> &Error {
         &self.why
     }
@@ -1016,7 +1030,7 @@ impl GraceOver {
 
 impl fmt::Display for GraceOver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "grace of {:?} is over: {}", self.grace, self.why)
+        write!(f, "grace period of {:?} is over: {}", self.grace, self.why)
     }
 }
 
@@ -1026,9 +1040,9 @@ impl StdError for GraceOver {
     }
 }
 
-/// How a shutdown went: why it began, how long it took, and who had not ended in time.
+/// Report of a shutdown: why it began, how long it took, and which work did not end in time.
 ///
-/// Its [`Display`](fmt::Display) is for the log, on one line.
+/// Its [`Display`](fmt::Display) is one line, suitable for a log.
 ///
 /// ```
 /// use tokio_ctx::{Context, Shutdown};
@@ -1046,7 +1060,7 @@ impl StdError for GraceOver {
 /// # }
 /// ```
 #[derive(Clone)]
-#[must_use = "it says who did not end"]
+#[must_use = "the report names the work that did not end in time"]
 pub struct Report {
     why: Error,
     took: Duration,
@@ -1054,31 +1068,32 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether all work ended by itself, within the grace.
+    /// Returns whether all work ended by itself, within the grace period.
     pub fn is_clean(&self) -> bool {
         self.overdue.is_empty()
     }
 
-    /// Why the shutdown began: the soft context's error.
+    /// Returns why the shutdown began: the error of the soft context.
     pub fn why(&self) -> &Error {
         &self.why
     }
 
-    /// How long it took, from the begin on.
+    /// Returns how long the shutdown took.
     pub fn took(&self) -> Duration {
         self.took
     }
 
-    /// Who was still at work when the hard context ended, in the order in which they had begun.
+    /// Returns the work that was still running when the hard context ended, in the order in which it was
+    /// started.
     pub fn overdue(&self) -> &[Overdue] {
         &self.overdue
     }
 
-    /// An error unless it [is clean](Self::is_clean): for `main` to return.
+    /// Converts the report into a result that `main` can return.
     ///
     /// # Errors
     ///
-    /// The report itself.
+    /// Returns the report unless it [is clean](Self::is_clean).
     ///
     /// ```
     /// use tokio_ctx::{Context, Shutdown};
@@ -1112,7 +1127,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// The line of `Display`, then what its cause came from; `{:#?}` shows the fields.
+/// Prints the line of `Display`, then the sources of the cause. `{:#?}` shows the fields.
 impl fmt::Debug for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !f.alternate() {
@@ -1158,36 +1173,36 @@ pub struct Overdue {
     fate: Fate,
 }
 
-/// What became of work that had not ended in time.
+/// What happened to work that did not end in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Fate {
-    /// It ended when its context did, within the clean-up time.
+    /// It ended within the cleanup time, after it had been canceled.
     Canceled,
-    /// It did not, and was aborted.
+    /// It was aborted.
     Aborted,
-    /// It could not be aborted: it is no task of [`Shutdown::spawn`], or never awaits. It still runs.
+    /// It is still running, because it is not a task of [`Shutdown::spawn`], or never awaits.
     Running,
 }
 
 impl Overdue {
-    /// The name that it was [given](Shutdown::named).
+    /// Returns the [name](Shutdown::named), if there is one.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    /// The line that spawned or tracked it.
+    /// Returns the line that spawned or tracked the work.
     pub fn spawned_at(&self) -> &'static Location<'static> {
         self.spawned_at
     }
 
-    /// What became of it.
+    /// Returns what happened to the work.
     pub fn fate(&self) -> Fate {
         self.fate
     }
 }
 
-/// `http/GET /slow (spawned at src/main.rs:12): aborted`.
+/// Prints a line such as `http/GET /slow (spawned at src/main.rs:12): aborted`.
 impl fmt::Display for Overdue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (place, fate) = (Place(self.spawned_at()), self.fate);

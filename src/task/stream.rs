@@ -1,4 +1,4 @@
-//! What a stream does with a context: it ends with it, or has each item worked off in a task.
+//! Extension trait for streams: end with a context, or process each item in a task.
 
 use std::fmt;
 use std::future::Future;
@@ -9,27 +9,29 @@ use super::pool::for_each_task;
 use crate::context::{Bounded, Checked, Context, TryBounded};
 use crate::error::Error;
 
-/// Streams that end with a context, and a task for each of their items.
+/// Extension trait for streams: end with a context, or process each item in a task.
 ///
-/// Beside the `StreamExt` of `futures` or `tokio_stream`, import both as `_`:
+/// To use it together with the `StreamExt` of `futures` or `tokio_stream`, import both as `_`: see
 /// [names that clash](guide/traps/index.html#names-that-clash).
 ///
-/// | the context ended | use |
+/// | when the context ends | use |
 /// |---|---|
-/// | the stream just ends | [`bounded_by`](Self::bounded_by) |
-/// | its last item says why | [`checked_by`](Self::checked_by) |
+/// | the stream ends | [`bounded_by`](Self::bounded_by) |
+/// | the stream returns the error as its last item | [`checked_by`](Self::checked_by) |
 /// | the same, for a stream of results | [`try_bounded_by`](Self::try_bounded_by) |
+///
+/// Each item that comes through one of these is progress for the [idle limits](Context::with_idle) of the context.
 pub trait StreamExt: Stream {
     /// Yields the stream's items until the context ends, then drops the stream and ends.
     ///
-    /// The end is looked for before each item, so that a stream that always has one ready ends
-    /// as well; no item is taken from the stream and then not given. Ask
-    /// [`ctx.err()`](Context::err) afterwards whether it ran dry or was stopped. The Go counterpart is
-    /// the "or-done" loop around `select { case <-ctx.Done(): … case v := <-c: … }`.
+    /// The context is checked before each item, so a stream that always has an item ready ends as well. No item
+    /// is taken from the stream and then lost. To find out whether the stream has ended or was stopped, call
+    /// [`ctx.err()`](Context::err) afterward. In Go, this is the or-done loop around
+    /// `select { case <-ctx.Done(): … case v := <-c: … }`.
     ///
-    /// A trap: the source is dropped when the end is *seen*, that is when this is next polled. And it
-    /// borrows the context; where a stream must own it, say in a response that is streamed,
-    /// `take_until(ctx.done_owned())` of `futures` does, which keeps its source until it is dropped.
+    /// The source is dropped when the stream is next polled after the end. The stream borrows the context. If
+    /// it has to own it, for example in a streamed response, use `take_until(ctx.done_owned())` of `futures`,
+    /// which keeps the source until it is dropped.
     ///
     /// ```
     /// use futures::StreamExt as _;
@@ -51,10 +53,9 @@ pub trait StreamExt: Stream {
         Bounded::new(self, ctx)
     }
 
-    /// [`bounded_by`](Self::bounded_by), with the reason as its last item if the context ended first.
+    /// Yields the stream's items until the context ends, and then the context's error as the last item.
     ///
-    /// Each item comes as if behind a [`ctx.check()?`](Context::check). A stream that runs dry has no
-    /// such item.
+    /// If the stream ends first, there is no such item. See [`bounded_by`](Self::bounded_by).
     ///
     /// ```
     /// use std::time::Duration;
@@ -66,7 +67,7 @@ pub trait StreamExt: Stream {
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
     /// let ctx = Context::background().with_timeout(Duration::from_millis(50));
-    /// let (_prices, incoming) = mpsc::channel::<u32>(8); // nobody sends
+    /// let (_prices, incoming) = mpsc::channel::<u32>(8); // Nothing is sent.
     /// let mut incoming = ReceiverStream::new(incoming).checked_by(&ctx);
     ///
     /// let stopped = incoming.try_next().await.unwrap_err();
@@ -81,10 +82,10 @@ pub trait StreamExt: Stream {
         Checked::new(self, ctx)
     }
 
-    /// [`checked_by`](Self::checked_by) for a stream of results whose error type can hold an [`Error`],
-    /// as [`Context::try_run`] is for futures.
+    /// Yields the results of a stream until the context ends, and then the context's error as the last item.
     ///
-    /// The stream's own errors are items like others: it goes on after them.
+    /// This is [`checked_by`](Self::checked_by) for a stream of results, with the context's error converted
+    /// into the error type of the stream. The stream continues after errors of its own.
     ///
     /// ```
     /// use std::io;
@@ -109,31 +110,32 @@ pub trait StreamExt: Stream {
         TryBounded::new(self, ctx)
     }
 
-    /// Runs a task for each item, at most `n` at once, until one fails: a pool of `n` workers.
+    /// Runs a task for each item, at most `n` at the same time, until one fails. Go's `n` goroutines of an
+    /// `errgroup` that range over a channel.
     ///
-    /// `work` is given the pool's context, a child of `ctx` which is also
-    /// [`current`](Context::current) in the task, and the item; the future it returns runs in a task of
-    /// its own. The stream is asked for an item only when a worker is free for it, so never more than
-    /// `n` items are under way, and a slow pool holds up its source. It is read here, not in a task: it
-    /// may borrow, and need not be `Send`. The first error ends the pool's context, with a
-    /// [`TaskFailed`](crate::group::TaskFailed) as the cause; no further item is taken, and this resolves when all tasks have really ended. Dropped,
-    /// this drops the stream and aborts the tasks.
+    /// `work` is called with a child of `ctx`, which is also the [`current`](Context::current) context of the
+    /// task, and with the item. The future that it returns is spawned. The stream is polled for an item only
+    /// when the limit allows another task, so slow tasks apply backpressure to the source. The stream is polled
+    /// by the caller and not in a task, so it may borrow, and need not be `Send`.
     ///
-    /// It is a [`Group`](crate::Group) with a [limit](crate::Group::limit), and has its
-    /// [traps](crate::group): a worker sees the end, if it looks. A task that has ended is freed at once. Go's counterpart is `n`
-    /// goroutines of an `errgroup` that range over a channel. Where nothing needs a task of its own,
-    /// `try_for_each_concurrent` of `futures`, on a stream that is [`checked_by`](Self::checked_by) the
-    /// context, does.
+    /// The first error cancels the context of the tasks, with a [`TaskFailed`](crate::group::TaskFailed) as the
+    /// cause. No further item is then taken. The returned future resolves when all tasks have finished.
+    /// Dropping it drops the stream and aborts the tasks.
+    ///
+    /// This uses a [`Group`](crate::Group) with a [limit](crate::Group::limit), and has the same
+    /// [traps](crate::group): tasks have to observe their context. Finished tasks are freed immediately. If no
+    /// tasks are needed, use `try_for_each_concurrent` of `futures` on a stream that is
+    /// [`checked_by`](Self::checked_by) the context.
     ///
     /// # Errors
     ///
-    /// The first task's error, by value. Without one, if the context ended before the stream did, that end,
-    /// converted: then not every item has been worked on.
+    /// Returns the error of the first task that failed. If no task failed, but the context ended before the
+    /// stream, returns the context's error, converted. Not all items have been processed then.
     ///
     /// # Panics
     ///
-    /// If `n` is zero; outside a Tokio runtime, as [`tokio::spawn`]; and as the task that panicked, once
-    /// all have ended.
+    /// Panics if `n` is zero, and outside of a Tokio runtime. Resumes the panic of a task after all tasks have
+    /// finished.
     ///
     /// ```
     /// use std::io;

@@ -3,11 +3,13 @@
 use std::panic::Location;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::sync::{Ordering, fence, now};
 use super::work::Work;
 use super::{
     BRIDGED, CALLED, CAUSED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LEVEL, LONG, MERGED,
-    Stamp, TIMED, Token,
+    NoProgress, PULSED, Stamp, TIMED, Token,
 };
 use crate::error::{BoxError, Error, How, Origin};
 use crate::{finished, registry, trace};
@@ -80,11 +82,20 @@ impl Token {
         let state = self.state.load(Ordering::Acquire);
         if state & ENDED != 0 {
             true
+        } else if state & PULSED != 0 {
+            self.is_over_by_pulse()
         } else if self.has_deadline() {
             self.is_over(Stamp::now())
         } else {
             !self.is_linked() && self.is_over_above()
         }
+    }
+
+    /// [`is_done`](Self::is_done), for what has read the clock.
+    #[inline]
+    pub(crate) fn is_done_at(self: &Arc<Self>, now: Instant) -> bool {
+        let reads_clock = self.has_deadline() && !self.is_pulsed() && !self.ended();
+        if reads_clock { self.is_over(Stamp::new(now)) } else { self.is_done() }
     }
 
     #[inline]
@@ -113,6 +124,9 @@ impl Token {
     /// from there down to this token. False: there is none.
     #[cold]
     pub(super) fn settle(self: &Arc<Self>, now: Option<Stamp>) -> bool {
+        if let Some(now) = now.filter(|_| self.is_pulsed()) {
+            self.end_by_pulse(now);
+        }
         let mut work = Work::new();
         let ended = self.close_path(now, &mut work);
         work.finish();
@@ -194,26 +208,35 @@ impl Token {
 impl Token {
     /// Ends it, and returns once all its descendants have ended; false if it had ended.
     pub(crate) fn cancel(self: &Arc<Self>, caller: Caller, cause: Option<BoxError>) -> bool {
-        self.end_by(caller.map_or(0, |_| CALLED), caller, cause)
+        self.end_by(caller.map_or(0, |_| CALLED), caller, cause, None)
     }
 
     /// Ends it as a foreign token says.
     pub(super) fn end_from_outside(self: &Arc<Self>) {
-        self.end_by(FOREIGN, None, None);
+        self.end_by(FOREIGN, None, None, None);
     }
 
-    fn end_by(self: &Arc<Self>, kind: u16, caller: Caller, cause: Option<BoxError>) -> bool {
+    /// Ends it at that time, or else now.
+    pub(super) fn end_by(
+        self: &Arc<Self>,
+        kind: u16,
+        caller: Caller,
+        cause: Option<BoxError>,
+        at: Option<Stamp>,
+    ) -> bool {
         let state = self.state.load(Ordering::Acquire);
         let is_watched = registry::is_installed();
         let is_dated = state & TIMED != 0 || self.has_deadline() || cause.is_some() || is_watched;
-        let at = (is_dated && state & ENDED == 0).then(Stamp::now);
+        let at = at.or_else(|| (is_dated && state & ENDED == 0).then(Stamp::now));
         if state & ENDED != 0 || at.map_or_else(|| self.is_over_above(), |at| self.is_over(at)) {
             self.wait_until_closed();
             return false;
         }
         let error = cause.map(|cause| {
             let ended_at = at.map_or_else(now, Stamp::instant);
-            Error::new(self.origin(How::by(kind, caller), ended_at), Some(cause))
+            let is_idle = cause.is::<NoProgress>();
+            let how = if is_idle { How::Idle } else { How::by(kind, caller) };
+            Error::new(self.origin(how, ended_at), Some(cause))
         });
         let mut ending = Ending::own(kind, caller, at, error);
         let is_told = trace::listens() || is_watched;

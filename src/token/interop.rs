@@ -11,11 +11,16 @@ use std::task::{Context, Wake, Waker};
 use tokio::task::coop::{Unconstrained, unconstrained};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use super::pulse::Beat;
 use super::sync::Ordering;
 use super::{BRIDGED, Token};
 
-/// The registration with a foreign token: dropped, it is gone.
-pub(super) struct Foreign(#[expect(dead_code, reason = "held to be dropped")] Registration);
+/// What ends a token from outside of the tree: dropped, it does so no more.
+pub(super) enum Foreign {
+    /// The registration with a foreign token.
+    Token(#[expect(dead_code, reason = "held to be dropped")] Registration),
+    Pulse(Beat),
+}
 
 type Registration = Pin<Box<Unconstrained<WaitForCancellationFutureOwned>>>;
 
@@ -51,7 +56,7 @@ impl Token {
         if wait.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::new(link)))).is_ready() {
             token.end_from_outside();
         } else if let Some(mut inner) = token.open() {
-            inner.more().foreign = Some(Foreign(wait));
+            inner.more().foreign = Some(Foreign::Token(wait));
         }
         token
     }

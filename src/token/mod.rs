@@ -30,7 +30,7 @@
 //! | `OCCUPIED` | what enters the list, or stores anything else under the lock | the lock | |
 //! | `TIMED` | the birth of a deadline, on all ancestors | nothing | |
 //! | `BRIDGED`, `DISTURBED` | a `CancellationToken` made from it; wakers taken out before the end | the lock | `OCCUPIED` |
-//! | `MERGED`, `CAUSED` | birth | nothing | |
+//! | `MERGED`, `CAUSED`, `PULSED`, `OWNS_PULSE` | birth | nothing | |
 //!
 //! `seat` is zero until the token is linked. It is written under the parent's lock.
 //!
@@ -83,6 +83,7 @@ mod interop;
 #[cfg(feature = "watch")]
 pub(crate) mod look;
 mod members;
+mod pulse;
 pub(crate) mod sync;
 mod tree;
 mod work;
@@ -97,6 +98,8 @@ use crate::error::BoxError;
 use crate::trace;
 use members::Inner;
 pub(crate) use members::Seat;
+pub use pulse::NoProgress;
+pub(crate) use pulse::Pulse;
 use sync::{AtomicI64, AtomicU8, AtomicU16, AtomicU32, Mutex, Ordering};
 
 /// So many polls of a wait, or waits made on a token, may go without a look at the clock.
@@ -131,6 +134,9 @@ const DISTURBED: u16 = 1 << 12;
 const CAUSED: u16 = 1 << 13;
 /// It is a request's own: its parent is what serves.
 const REQUEST: u16 = 1 << 14;
+/// A pulse is on the path; and it is the token's own.
+const PULSED: u16 = 1 << 6;
+const OWNS_PULSE: u16 = 1 << 15;
 
 pub(crate) struct Token {
     state: AtomicU16,
@@ -296,7 +302,9 @@ impl Token {
     ) -> Arc<Token> {
         let mut token = Token::plain(Some(parent), made_at);
         token.deadline = parent.deadline.min(other.deadline);
-        token.state = AtomicU16::new(OCCUPIED | MERGED);
+        let pulsed =
+            PULSED & (token.state.load(Ordering::Relaxed) | other.state.load(Ordering::Relaxed));
+        token.state = AtomicU16::new(OCCUPIED | MERGED | pulsed);
         token.inner.get_mut().more().second = Some((other.clone(), Seat::default()));
         if token.deadline != Stamp::NEVER {
             parent.date_ends();
@@ -315,8 +323,10 @@ impl Token {
     #[inline]
     fn plain(parent: Option<&Arc<Token>>, made_at: &'static Location<'static>) -> Token {
         let level = parent.map_or(0, |parent| (parent.level & LEVEL) + 1) % STRIDE;
+        // Set at the parent's birth.
+        let pulsed = parent.map_or(0, |parent| parent.state.load(Ordering::Relaxed) & PULSED);
         Token {
-            state: AtomicU16::new(0),
+            state: AtomicU16::new(pulsed),
             level,
             turns: AtomicU8::new(0),
             seat: AtomicU32::new(if parent.is_none() { ROOT } else { 0 }),

@@ -16,7 +16,7 @@ use crate::finished::RequestEnd;
 use crate::registry::Brief;
 use crate::task::group::TaskFailed;
 use crate::task::shutdown::GraceOver;
-use crate::token::Token;
+use crate::token::{NoProgress, Token};
 use crate::trace::shielded;
 
 /// A cause's text is cut to so many characters.
@@ -88,7 +88,7 @@ pub(super) fn how(error: &Error) -> How {
         }
     });
     by_cause.unwrap_or_else(|| match error.origin().how {
-        error::How::Deadline => How::Deadline,
+        error::How::Deadline | error::How::Idle => How::Deadline,
         error::How::Canceled(_) => How::Canceled,
         error::How::GuardDropped => How::Dropped,
         error::How::Token => How::Token,
@@ -117,6 +117,7 @@ pub(super) fn cause_type(error: &Error) -> Option<&'static str> {
         "GraceOver": GraceOver,
         "TaskFailed": TaskFailed,
         "NotEnoughTime": NotEnoughTime,
+        "NoProgress": NoProgress,
         "Finished": Finished,
         "tokio_ctx::Error": Error,
         "io::Error": io::Error,

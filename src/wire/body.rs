@@ -10,8 +10,8 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::open::Open;
 use super::slot::Slot;
-use crate::context::Context;
 use crate::context::done::Wait;
+use crate::context::{Context, Progress};
 use crate::error::Error;
 
 /// What came of a poll.
@@ -87,6 +87,8 @@ struct Live<B: Body, C: Borrow<Context>> {
     first: Option<Frame<B::Data>>,
     /// Whether the end wakes the task also after a frame. A transport that has one may wait for its peer.
     wakes: bool,
+    /// A frame is progress.
+    progress: Progress,
 }
 
 struct Held<B> {
@@ -106,12 +108,13 @@ impl<B: Body + Send + 'static, C: Borrow<Context>> Bounded<B, C> {
         open: Option<Open>,
         wakes: bool,
     ) -> Self {
+        let progress = wait.ctx().progress();
         let slot = Arc::new(Slot::new(wait.ctx().clone(), Held { body, open }));
         let bell = Waker::from(slot.clone());
         if Pin::new(&mut wait).poll(&mut task::Context::from_waker(&bell)).is_ready() {
             bell.wake_by_ref();
         }
-        Bounded { live: Some(Live { slot, bell, wait, first, wakes }), open: None }
+        Bounded { live: Some(Live { slot, bell, wait, first, wakes, progress }), open: None }
     }
 }
 
@@ -121,6 +124,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
     pub(crate) fn poll_step(&mut self, cx: &mut task::Context<'_>) -> Poll<StepOf<B>> {
         let Some(live) = &mut self.live else { return Poll::Ready(Step::Over) };
         if let Some(frame) = live.first.take() {
+            live.progress.report_bytes(bytes(&frame));
             return Poll::Ready(Step::Frame(frame));
         }
         let ctx = live.slot.ctx();
@@ -131,6 +135,9 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
             let _at_work = held.open.as_ref().map(Open::at_work);
             ctx.sync_scope(|| held.body.as_mut().poll_frame(cx))
         };
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            live.progress.report_bytes(bytes(frame));
+        }
         let step = match polled {
             Poll::Ready(Some(Ok(frame))) if is_last(&frame, &*held.body) => Step::Last(frame),
             Poll::Ready(Some(Ok(frame))) => {

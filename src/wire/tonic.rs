@@ -60,7 +60,7 @@ pub trait StatusExt {
     /// let told = Status::deadline_exceeded("too slow");
     /// let error = told.context_error().unwrap();
     /// assert!(error.is_deadline_exceeded());
-    /// assert!(error.to_string().starts_with("context deadline exceeded: told by a peer at "));
+    /// assert!(error.to_string().starts_with("context deadline exceeded: reported by a peer at "));
     /// assert_eq!(error.cause_as::<Status>().unwrap().message(), "too slow");
     ///
     /// assert!(Status::not_found("no such user").context_error().is_none());

@@ -154,7 +154,7 @@ fn may_hold_the_guards_of_their_own_tree() {
 
 /// Dropped wherever it may be: the panic comes out there, and nothing else is amiss.
 #[test]
-fn that_panic_in_their_drop_leave_the_tree_whole() {
+fn that_panic_in_their_drop_leave_the_tree_intact() {
     faulty(|| {
         let runtime = current_thread();
         let _entered = runtime.enter();

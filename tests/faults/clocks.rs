@@ -107,7 +107,7 @@ fn that_goes_in_steps_ends_nothing_too_early() {
 
 /// The clock leaps between asking and waiting, between two polls, and while nobody waits.
 #[test]
-fn that_leaps_at_any_moment_tells_one_story() {
+fn that_leaps_at_any_moment_leaves_one_error() {
     paused(|| async {
         for moment in 0..4 {
             let ctx = BACKGROUND.with_timeout_cause(DAY, Cause("due"));

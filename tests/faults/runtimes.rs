@@ -173,7 +173,7 @@ fn that_shut_down_beside_a_sleeping_one_do_not_take_its_deadline_along() {
 
 /// The task's own waker, but a poll inside the other runtime's `enter`: so its timers are of the other.
 #[test]
-fn that_lent_a_timer_and_are_gone_are_replaced() {
+fn that_provided_a_timer_and_are_gone_are_replaced() {
     faulty(|| {
         for (_, make) in flavours() {
             for (_, shut_down) in ways() {

@@ -39,7 +39,7 @@ fn chain() -> Vec<CancelScope> {
 
 /// A guard dropped by a waker: of the context that ends, of one above, one below and one beside it.
 #[test]
-fn that_drop_guards_change_no_story() {
+fn that_drop_guards_change_no_error() {
     faulty(|| {
         for whose in 0..4 {
             let (root, root_guard) = BACKGROUND.with_cancel().split();
@@ -76,7 +76,7 @@ fn that_drop_guards_change_no_story() {
 
 /// Cloned, woken and dropped while other threads use the tree: no lock of it is held then.
 #[test]
-fn may_wait_for_others_who_use_the_tree() {
+fn may_wait_for_other_users_of_the_tree() {
     faulty(|| {
         let runtime = current_thread();
         let _entered = runtime.enter();
@@ -218,7 +218,7 @@ fn that_poll_drop_or_begin_waits_are_served() {
 
 /// Cloned or dropped, not only woken: the panic comes out there, and the next wait is as good as ever.
 #[test]
-fn that_panic_when_cloned_or_dropped_leave_the_tree_whole() {
+fn that_panic_when_cloned_or_dropped_leave_the_tree_intact() {
     faulty(|| {
         let runtime = current_thread();
         let _entered = runtime.enter();
@@ -274,7 +274,7 @@ fn that_panic_when_cloned_or_dropped_leave_the_tree_whole() {
 /// At a deadline it is Tokio's timer that wakes, so that a panic comes out where one of its own sleeps
 /// would let it out. Those who wait elsewhere are not touched.
 #[test]
-fn that_panic_at_a_deadline_take_nobody_elsewhere_along() {
+fn that_panic_at_a_deadline_affect_no_other_tree() {
     faulty(|| {
         for bad_waits in 1..4 {
             for bad_first in [true, false] {
@@ -354,7 +354,7 @@ fn that_panic_in_a_cancel_on_a_worker_leave_the_worker_at_work() {
 
 /// What a waker panics with may panic in turn when it is dropped.
 #[test]
-fn whose_panic_panics_when_dropped_keep_no_other_from_being_woken() {
+fn whose_panic_payload_panics_when_dropped_prevent_no_other_wake() {
     struct Payload;
 
     impl Drop for Payload {
@@ -437,7 +437,7 @@ mod elsewhere {
 
 /// The address of the first task's waker is used again by the second's, while its clone waits in the list.
 #[test]
-fn whose_clones_lie_elsewhere_are_not_taken_for_each_other() {
+fn whose_clones_have_other_addresses_are_not_confused() {
     for far in [None, Some(LONG)] {
         let runtime = current_thread();
         let _entered = runtime.enter();

@@ -137,7 +137,7 @@ async fn a_stream_ends_with_the_servers_budget() {
     assert!(
         error
             .to_string()
-            .starts_with("context deadline exceeded: told by a peer at tests/peers/wire_tonic.rs:"),
+            .starts_with("context deadline exceeded: reported by a peer at tests/peers/wire_tonic.rs:"),
         "{error}"
     );
     assert_eq!(ended(&contexts.recv().await.unwrap()).cause_as::<Budget>(), Some(&Budget::Maximum));

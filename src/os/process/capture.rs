@@ -1,4 +1,4 @@
-//! Reads a child's output and error at the same time, and keeps what was read, whatever comes of it.
+//! Reads the standard output and error of a child concurrently, and keeps what was read if reading fails.
 
 use std::io;
 use std::pin::Pin;
@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::process::{ChildStderr, ChildStdout};
 
-/// How much is read at once.
+/// The size of a single read.
 const CHUNK: usize = 8 * 1024;
 
 pub(super) struct Capture {
@@ -16,7 +16,7 @@ pub(super) struct Capture {
 }
 
 struct Pipe<R> {
-    // None: it was not piped, has been read to its end, or failed.
+    // `None` if it is not piped, was read to the end, or failed.
     source: Option<R>,
     bytes: Vec<u8>,
     failure: Option<io::Error>,
@@ -27,13 +27,13 @@ impl Capture {
         Capture { stdout: Pipe::new(stdout), stderr: Pipe::new(stderr) }
     }
 
-    /// Reads on; ready, as often as it is asked, once there is nothing more to be had.
+    /// Reads until the end of both pipes. Can be polled again after it is ready.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let both = (self.stdout.poll(cx), self.stderr.poll(cx));
         if both == (Poll::Ready(()), Poll::Ready(())) { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// What was read of either, and what kept it from reading more.
+    /// Returns what was read from each pipe, and the error, if reading failed.
     pub(super) fn finish(self) -> (Vec<u8>, Vec<u8>, Option<io::Error>) {
         (self.stdout.bytes, self.stderr.bytes, self.stdout.failure.or(self.stderr.failure))
     }

@@ -1,4 +1,4 @@
-//! Why a process that was tied to a context did not simply exit.
+//! The error of a process that is tied to a context.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -10,13 +10,13 @@ use std::time::Duration;
 use super::stop::Survived;
 use crate::error::fmt_with_sources;
 
-/// A process did not start, or did not exit by itself: the context ended, or something failed.
+/// Error of a process that was not started, or did not exit by itself.
 ///
-/// Its `Display` is one line: the program (never its arguments), how the process exited, and why. As that line
-/// includes the context's [`Error`](crate::Error) or the `io::Error`, the [`source`](StdError::source) is *its*
-/// source: a printed chain says nothing twice. [`context`](Self::context) returns the context's error.
-/// `Debug` is the same line and the chain, and `{:#?}` shows the fields. It converts into an `io::Error`, with
-/// itself inside.
+/// Its `Display` is one line: the program (never its arguments), how the process exited, and why. This line
+/// includes the context's [`Error`](crate::Error) or the `io::Error`, so the [`source`](StdError::source) is
+/// the source of *that* error, and a printed chain contains each message once. [`context`](Self::context)
+/// returns the context's error. `Debug` prints the same line and the chain; `{:#?}` shows the fields. It
+/// converts into an `io::Error` that contains it.
 ///
 /// ```
 /// use tokio::process::Command;
@@ -46,26 +46,26 @@ struct Record {
 
 #[derive(Debug)]
 pub(super) enum Why {
-    /// The context had ended before.
+    /// The context had ended before the start.
     NotStarted(crate::error::Error),
     NoStart(io::Error),
-    /// The context's end stopped it.
+    /// The context's end stopped the process.
     Stopped {
         ended: crate::error::Error,
         killed: bool,
     },
-    /// It is still running, after the context's end if that is why it was to stop.
+    /// The process is still running.
     Survived {
         ended: Option<crate::error::Error>,
         survived: Survived,
     },
-    /// It could not be waited for.
+    /// Waiting for the process failed.
     Lost(Arc<io::Error>),
-    /// Its output could not be read to the end.
+    /// Reading its output failed.
     Unread(io::Error),
-    /// Its output was held open by other processes for this long.
+    /// Other processes held its output open for this long.
     HeldOpen(Duration),
-    /// Its output was held open by other processes until the context ended.
+    /// Other processes held its output open until the context ended.
     CutOff(crate::error::Error),
 }
 
@@ -79,7 +79,8 @@ impl Error {
         self
     }
 
-    /// The context's end, if that is why the process was stopped, was not started, or its output cut off.
+    /// Returns the context's error, if its end is the reason why the process was stopped or not started, or its
+    /// output is incomplete.
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -105,9 +106,10 @@ impl Error {
         }
     }
 
-    /// How the process exited; `None` if it never started, or [is still running](Self::is_still_running).
+    /// Returns the exit status, or `None` if the process was not started or [is still
+    /// running](Self::is_still_running).
     ///
-    /// One that was asked to stop may well have exited with 0.
+    /// A process that was asked to stop may have exited with 0.
     ///
     /// ```
     /// use tokio::process::Command;
@@ -126,8 +128,10 @@ impl Error {
         self.0.status
     }
 
-    /// Whether the process, or one of its group, was killed after the context's end: it had not stopped when
-    /// the grace period was over. Always so on Windows, where there is no asking.
+    /// Returns whether the process, or one of its group, was killed because it had not stopped within the grace
+    /// period.
+    ///
+    /// On Windows, a process that was stopped has always been killed.
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -149,13 +153,13 @@ impl Error {
         matches!(self.0.why, Why::Stopped { killed: true, .. })
     }
 
-    /// Whether the process, or one of its group, was still running when the wait for it was given up: it may
-    /// not be signaled, or had not exited 5 seconds after it was killed.
+    /// Returns whether the process, or one of its group, was still running when this error was returned,
+    /// because it could not be signaled, or had not exited 5 seconds after it was killed.
     ///
-    /// A process that has changed its user (`sudo`, `su`, a service that drops its privileges) may not be
-    /// signaled by an ordinary user. One that hangs in the kernel, on a network file system for example, exits
-    /// when that lets it go. Should it exit later, it is reaped in the background, while a runtime with an I/O
-    /// driver is there to do so.
+    /// An ordinary user cannot signal a process that has changed its user (`sudo`, `su`, a service that drops
+    /// its privileges). A process that hangs in the kernel, for example on a network file system, exits when
+    /// the kernel lets it. If the process exits later, it is reaped in the background, as long as there is a
+    /// runtime with an I/O driver.
     ///
     /// ```
     /// use tokio::process::Command;
@@ -179,7 +183,7 @@ impl Error {
         matches!(self.0.why, Why::Survived { .. })
     }
 
-    /// What was read of its output, if reading it was asked for and it had started.
+    /// Returns the output that was read, if it was to be read and the process had started.
     ///
     /// ```
     /// # #[cfg(unix)] {
@@ -217,11 +221,11 @@ impl fmt::Display for Error {
             Why::Survived { ended: Some(ended), survived } => write!(f, "{survived}: {ended}"),
             Why::Survived { ended: None, survived } => write!(f, "{survived}"),
             Why::Lost(error) => write!(f, "could not be waited for: {error}"),
-            Why::Unread(error) => write!(f, "its output could not be read: {error}"),
+            Why::Unread(error) => write!(f, "output could not be read: {error}"),
             Why::HeldOpen(patience) => {
-                write!(f, "its output was held open by others, {patience:?} after it had exited")
+                write!(f, "output still held open by other processes {patience:?} after it exited")
             }
-            Why::CutOff(ended) => write!(f, "its output was still held open by others: {ended}"),
+            Why::CutOff(ended) => write!(f, "output still held open by other processes: {ended}"),
         }
     }
 }
@@ -230,7 +234,7 @@ impl fmt::Display for Survived {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.id {
             Some(id) => write!(f, "process {id} is still running, ")?,
-            None => f.write_str("one of its group is still running, ")?,
+            None => f.write_str("a process of its group is still running, ")?,
         }
         match &self.refused {
             Some(refused) => write!(f, "it may not be signaled: {refused}"),
@@ -239,7 +243,7 @@ impl fmt::Display for Survived {
     }
 }
 
-/// The line of `Display`, then what lies behind it; `{:#?}` shows the fields.
+/// Prints the line of `Display`, then the sources. `{:#?}` shows the fields.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !f.alternate() {
@@ -250,7 +254,7 @@ impl fmt::Debug for Error {
 }
 
 impl Error {
-    /// The error that `Display` prints at the end of its line.
+    /// Returns the error that `Display` includes.
     pub(crate) fn held(&self) -> Option<&(dyn StdError + 'static)> {
         match &self.0.why {
             Why::NotStarted(ended) | Why::Stopped { ended, .. } | Why::CutOff(ended) => Some(ended),
@@ -262,15 +266,15 @@ impl Error {
     }
 }
 
-/// `Display` includes the error that this one is about, so that the chain goes on with that one's source.
+/// `Display` includes the context's error or the `io::Error`, so the source is the source of that error.
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.held()?.source()
     }
 }
 
-/// A context's end becomes what [its error](crate::Error) becomes, an `io::Error` keeps its kind, output that
-/// was held open by others is [`TimedOut`](io::ErrorKind::TimedOut), and a process that could not be killed
+/// Converts with the kind of the context's [error](crate::Error) or of the `io::Error`. Output that was held
+/// open has the kind [`TimedOut`](io::ErrorKind::TimedOut), and a process that could not be killed has the kind
 /// `Other`.
 impl From<Error> for io::Error {
     fn from(error: Error) -> io::Error {

@@ -1,27 +1,28 @@
-//! The children that are still running, so that none outlives a process that ends without unwinding.
+//! The list of running children, so that they can be killed when this process ends without running destructors.
 //!
-//! [`kill_all`] is for the thread that ends the process on a second signal (module `signal`): destructors do not
-//! run then, and a child in a group of its own gets no signal from the terminal. It must not miss a child that is
-//! being started on another thread. So a start is announced beforehand, under the same lock that says whether
-//! starts are still accepted, and `kill_all` waits for the announced ones, within a bound.
+//! [`kill_all`] is called by the thread that ends the process on a second signal (module `signal`). No
+//! destructors run then, and a child in a group of its own does not receive signals from the terminal. A child
+//! that is being started on another thread must not be missed. Therefore a start is announced beforehand, under
+//! the same lock that says whether starts are still accepted, and `kill_all` waits for announced starts, up to
+//! a limit.
 //!
-//! An entry is taken out right after its process was reaped, or its group found empty. For its number to belong to
-//! another process by then, the system would have to hand out all its numbers in between.
+//! An entry is removed immediately after its process was reaped, or its group was found to be empty. Its ID
+//! could only belong to another process by then if the system had assigned all IDs in between.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// A process's number, and whether it stands for the group that it leads.
+/// A process ID, and whether it stands for the group that the process leads.
 type Number = (u32, bool);
 
 static LIVE: Mutex<Live> = Mutex::new(Live { starting: 0, ending: false, numbers: BTreeSet::new() });
 static STARTED: Condvar = Condvar::new();
 
 struct Live {
-    /// How many are being started right now.
+    /// The number of children that are being started.
     starting: usize,
-    /// Whether the process is about to end, and no more are to be started.
+    /// Whether this process is about to end, so that no more children are started.
     ending: bool,
     numbers: BTreeSet<Number>,
 }
@@ -43,7 +44,7 @@ impl Start {
         Ok(Start(()))
     }
 
-    /// Enters the child; `None` if it has been reaped already.
+    /// Adds the child to the list. Returns `None` if it has already been reaped.
     pub(super) fn succeeded(self, id: Option<u32>, is_group: bool) -> Option<Entry> {
         let number = (id?, is_group);
         live().numbers.insert(number);
@@ -58,7 +59,7 @@ impl Drop for Start {
     }
 }
 
-/// A child's entry, which lasts until this is dropped.
+/// The entry of a child, which is removed when this is dropped.
 pub(super) struct Entry(Number);
 
 impl Drop for Entry {
@@ -67,14 +68,14 @@ impl Drop for Entry {
     }
 }
 
-/// Kills every child that runs, with its group if it has one of its own; no other can be started from then on.
+/// Kills all running children, and their groups if they have their own. After that, no child can be started.
 #[cfg(all(unix, feature = "signal"))]
 pub(crate) fn kill_all() {
     use std::time::Duration;
 
     use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-    /// How long a start may take, as its program may be on a slow disk.
+    /// How long to wait for a child that is being started, because its program may be on a slow disk.
     const START: Duration = Duration::from_secs(1);
 
     let mut live = live();
@@ -84,7 +85,7 @@ pub(crate) fn kill_all() {
         .unwrap_or_else(PoisonError::into_inner);
     for (number, is_group) in &live.numbers {
         let Some(pid) = i32::try_from(*number).ok().and_then(Pid::from_raw) else { continue };
-        // One that has just exited, or may not be signaled, keeps none of the others.
+        // Ignores a process that has just exited or cannot be signaled.
         let _gone = match is_group {
             true => kill_process_group(pid, Signal::KILL),
             false => kill_process(pid, Signal::KILL),

@@ -1,14 +1,15 @@
 //! The task that waits for a process, and stops it when its context ends.
 //!
-//! Signals go to a number, which must not belong to another process by then. A process is reaped by this task
-//! alone, by the `wait` or `try_wait` after which [`Child::id`] is `None`; until then, dead or alive, its
-//! number is its own. The number of a group belongs to it for as long as it has a member. From the end on,
-//! when its leader may have been reaped already, that is looked at every [`LOOK`](unix::LOOK): for the number
-//! to belong to another group, the system would have to hand out all its numbers within one such interval.
+//! A signal is sent to an ID, which must not belong to another process by then. Only this task reaps the
+//! process, by a `wait` or `try_wait` after which [`Child::id`] returns `None`. Until then, the ID belongs to
+//! the process, even after it has exited. The ID of a group belongs to the group as long as it has a member.
+//! After the context has ended, when the leader may have been reaped, this is checked every
+//! [`LOOK`](unix::LOOK). The ID could only belong to another group if the system assigned all IDs within one
+//! such interval.
 //!
-//! No wait is without a bound once the process has been killed: a signal may be refused, and a process that
-//! hangs in the kernel, or is traced, exits late or never. After [`REAP`] the task reports that it is still
-//! there, and leaves it to Tokio, which reaps it should it exit later.
+//! After the process has been killed, every wait has a limit, because a signal may be refused, and a process
+//! that hangs in the kernel or is traced exits late or never. After [`REAP`] the task reports that the process
+//! is still running, and leaves it to Tokio, which reaps it if it exits later.
 
 use std::future::poll_fn;
 use std::io;
@@ -28,7 +29,7 @@ use crate::context::Context;
 use crate::context::enter::Entry as Registered;
 use crate::error::Error;
 
-/// How long a process may take to exit once it was killed, or if it cannot be signaled.
+/// How long to wait for a process to exit after it was killed, or if it cannot be signaled.
 const REAP: Duration = Duration::from_secs(5);
 
 /// How to stop a process.
@@ -41,24 +42,24 @@ pub(super) struct Stop {
     pub(super) signal: i32,
 }
 
-/// How a process exited, and what stopped it, if anything had to.
+/// How a process exited, and what stopped it.
 pub(super) struct Exit {
-    /// `None`: it has not.
+    /// The exit status, or `None` if the process has not exited.
     pub(super) status: Option<ExitStatus>,
-    /// The context's end, if that came first.
+    /// The error of the context, if it ended first.
     pub(super) why: Option<Error>,
-    /// Whether it, or one of its group, had to be killed.
+    /// Whether the process, or one of its group, was killed.
     pub(super) killed: bool,
-    /// Why it, or one of its group, is still running.
+    /// Why the process, or one of its group, is still running.
     pub(super) survived: Option<Survived>,
 }
 
 /// Why a process is still running.
 #[derive(Clone, Debug)]
 pub(super) struct Survived {
-    /// The process; `None` if it has exited, and another of its group has not.
+    /// The process, or `None` if it has exited but another process of its group has not.
     pub(super) id: Option<u32>,
-    /// The system's answer to the signal; `None` if the signal was sent, and there was no effect in time.
+    /// The error of sending the signal, or `None` if it was sent but had no effect in time.
     pub(super) refused: Option<Arc<io::Error>>,
 }
 
@@ -66,24 +67,24 @@ impl Survived {
     pub(super) const PATIENCE: Duration = REAP;
 }
 
-/// What the handle of a process and its task share.
+/// The state that the handle of a process shares with its task.
 #[derive(Default)]
 pub(super) struct Shared {
-    /// Its number may belong to another process.
+    /// The process has been reaped, so its ID may belong to another process.
     pub(super) reaped: AtomicBool,
-    /// Asks the task to kill it now.
+    /// Asks the task to kill the process immediately.
     pub(super) kill: Notify,
 }
 
 pub(super) struct Supervisor {
     child: Child,
     shared: Arc<Shared>,
-    /// Kills it if the process that this runs in ends without unwinding.
+    /// Makes sure that the process is killed if this process ends without running destructors.
     entry: Option<Entry>,
     _registered: Registered,
     #[cfg(unix)]
     stop: Stop,
-    /// The group that is to be gone when this is dropped.
+    /// The group, which is killed when this is dropped.
     #[cfg(unix)]
     group: Option<rustix::process::Pid>,
 }
@@ -116,7 +117,7 @@ impl Supervisor {
         status
     }
 
-    /// Waits until it has exited; `None` if it is to be killed first.
+    /// Waits until the process has exited. Returns `None` if it should be killed before.
     async fn wait_or_kill(&mut self) -> io::Result<Option<ExitStatus>> {
         let shared = self.shared.clone();
         let (mut exit, mut kill) = (pin!(self.wait()), pin!(shared.kill.notified()));
@@ -127,11 +128,11 @@ impl Supervisor {
         .await
     }
 
-    /// Kills it, and waits until it has exited, within a bound.
+    /// Kills the process, and waits until it has exited, up to a limit.
     async fn kill(&mut self) -> io::Result<Exit> {
         let refused = self.send_kill().err();
         let status = match refused {
-            // It may also have exited just now.
+            // The process may have exited in the meantime.
             Some(_) => self.child.try_wait()?,
             None => self.wait_briefly().await?,
         };
@@ -145,8 +146,8 @@ impl Supervisor {
         Ok(Exit { status, why: None, killed: true, survived })
     }
 
-    /// Waits [`REAP`] long, and measures that by the system's clock: if Tokio's is paused, it leaps over any
-    /// timer while the process exits.
+    /// Waits for [`REAP`], measured by the system's clock, because Tokio's clock advances over any timer if it
+    /// is paused.
     async fn wait_briefly(&mut self) -> io::Result<Option<ExitStatus>> {
         let begun = std::time::Instant::now();
         loop {
@@ -159,7 +160,7 @@ impl Supervisor {
         }
     }
 
-    /// The process has exited by itself: what it left in its group is left alone.
+    /// The process has exited by itself. The rest of its group is not stopped.
     fn exited(&mut self, status: ExitStatus) -> io::Result<Exit> {
         self.forget_group();
         Ok(Exit { status: Some(status), why: None, killed: false, survived: None })
@@ -173,7 +174,7 @@ impl Supervisor {
     }
 }
 
-/// As the supervisor goes its child does: killed, if it has not exited.
+/// Kills the process if it has not exited.
 impl Drop for Supervisor {
     fn drop(&mut self) {
         self.kill_group();
@@ -198,10 +199,10 @@ mod unix {
     use super::super::live::Entry;
     use super::{Exit, REAP, Registered, Stop, Supervisor, Survived};
 
-    /// How often it is looked whether a group has a member left.
+    /// How often to check whether a group has a member left.
     pub(super) const LOOK: Duration = Duration::from_millis(10);
-    /// How long the members of a group that was killed are waited for. It is short, as they may be gone, and
-    /// only not reaped (by process 1).
+    /// How long to wait for the members of a group that was killed. It is short, because they may have exited
+    /// and only not been reaped by process 1.
     const VANISH: Duration = Duration::from_millis(200);
 
     impl Stop {
@@ -213,19 +214,19 @@ mod unix {
             if Signal::from_named_raw(self.signal).is_some() {
                 return Ok(());
             }
-            let text = format!("there is no signal {} to stop it with: take SIGTERM", self.signal);
+            let text = format!("stop signal {} is not a signal of this system", self.signal);
             Err(io::Error::new(io::ErrorKind::InvalidInput, text))
         }
 
-        /// Sets up the command for one run.
+        /// Applies the settings of one run to the command.
         pub(in super::super) fn prepare(&self, command: &mut Command) {
             if self.group {
                 command.process_group(0);
             }
         }
 
-        /// Takes back what [`prepare`](Self::prepare) set. std has no way to unset a group; to join the group
-        /// of the parent is what a child does anyway.
+        /// Reverts [`prepare`](Self::prepare). The standard library cannot unset a group, so it is set to the
+        /// group of this process, which is the default.
         pub(in super::super) fn restore(&self, command: &mut Command) {
             if let Some(own) = own_group().filter(|_| self.group) {
                 command.process_group(own);
@@ -237,11 +238,12 @@ mod unix {
         }
     }
 
-    /// The group of this process; `None` if it lies in a PID namespace outside of this one.
+    /// Returns the group of this process, or `None` if it is outside of this PID namespace.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn own_group() -> Option<i32> {
         let status = std::fs::read_to_string("/proc/self/status").ok()?;
-        // From the namespace that `/proc` was mounted in down to the innermost, whose numbers are ours.
+        // The IDs from the namespace in which `/proc` was mounted to the innermost one, which is that of this
+        // process.
         let numbers = status.lines().find_map(|line| line.strip_prefix("NSpgid:"))?;
         numbers.split_whitespace().last()?.parse().ok().filter(|group| *group > 0)
     }
@@ -262,7 +264,7 @@ mod unix {
             entry: Option<Entry>,
             registered: Registered,
         ) -> Supervisor {
-            // A group has its leader's number.
+            // The ID of a group is the ID of its leader.
             let group = pid(&child).filter(|_| stop.group);
             Supervisor { child, shared: Arc::default(), entry, _registered: registered, stop, group }
         }
@@ -276,7 +278,7 @@ mod unix {
             self.entry = None;
         }
 
-        /// Asks it to stop, and kills it if it has not when the grace period is over, or on request.
+        /// Asks the process to stop, and kills it when the grace period is over, or on request.
         pub(super) async fn stop(&mut self) -> io::Result<Exit> {
             if self.stop.grace.is_zero() {
                 return self.kill().await;
@@ -284,7 +286,7 @@ mod unix {
             let asked = Instant::now();
             let grace = match self.ask() {
                 Ok(()) => self.stop.grace,
-                // It was not asked, and cannot be; it may be about to exit for a reason of its own.
+                // The process cannot be signaled, but may be about to exit by itself.
                 Err(_refused) => self.stop.grace.min(REAP),
             };
             match timeout(grace, self.wait_or_kill()).await.unwrap_or(Ok(None))? {
@@ -297,8 +299,8 @@ mod unix {
             }
         }
 
-        /// Sends the signal that asks it to stop, and SIGCONT: a suspended process handles no signal until
-        /// it is continued. systemd does the same.
+        /// Sends the stop signal, and SIGCONT, because a suspended process handles no signal until it is
+        /// continued. systemd does the same.
         fn ask(&self) -> io::Result<()> {
             self.send(Signal::from_named_raw(self.stop.signal).unwrap_or(Signal::TERM))?;
             self.send(Signal::CONT)
@@ -308,12 +310,13 @@ mod unix {
             self.send(Signal::KILL)
         }
 
-        /// Signals the group if it has one of its own, else the process, unless that has been reaped.
-        /// Fails if the process may not be signaled; one that has just exited is no failure.
+        /// Sends a signal to the group, or, without a group, to the process, unless it has been reaped. Fails
+        /// if the process cannot be signaled, but not if it has just exited.
         fn send(&self, signal: Signal) -> io::Result<()> {
             let process = pid(&self.child);
             let sent = match (self.group, process) {
-                // A group accepts a signal if one of its members does: the leader is asked by itself.
+                // Signaling a group succeeds if it succeeds for one member, so the leader is checked
+                // separately.
                 (Some(group), Some(leader)) => {
                     kill_process_group(group, signal).and_then(|()| test_kill_process(leader))
                 }
@@ -327,8 +330,8 @@ mod unix {
             }
         }
 
-        /// Waits until its group is empty, and kills what is left of it in the end, or on request. Returns
-        /// whether it had to, and what is left nevertheless.
+        /// Waits until the group is empty, and kills it after the given time, or on request. Returns whether it
+        /// was killed, and what is left after that.
         async fn clear_group(&mut self, grace: Duration) -> (bool, Option<Survived>) {
             let begun = Instant::now();
             let shared = self.shared.clone();
@@ -343,7 +346,7 @@ mod unix {
             (false, None)
         }
 
-        /// Gives a group that was killed a moment to be gone, and returns what is left that cannot be.
+        /// Waits a moment for a group that was killed, and returns what is left of it.
         pub(super) async fn clear_killed_group(&mut self) -> Option<Survived> {
             let begun = Instant::now();
             while let Some(refused) = self.members_are_left() {
@@ -358,11 +361,11 @@ mod unix {
             None
         }
 
-        /// Whether the group has members, and if so, whether one of them can be signaled.
+        /// Returns `None` if the group is empty, and otherwise whether one of its members can be signaled.
         fn members_are_left(&mut self) -> Option<Result<(), Errno>> {
             match test_kill_process_group(self.group?) {
                 Ok(()) => Some(Ok(())),
-                // Elsewhere that is also the answer for members that wait to be reaped.
+                // On other systems, this is also returned for members that have not been reaped yet.
                 Err(Errno::PERM) if cfg!(any(target_os = "linux", target_os = "android")) => {
                     Some(Err(Errno::PERM))
                 }
@@ -373,7 +376,7 @@ mod unix {
             }
         }
 
-        /// Leaves no group behind when this is dropped half-way, with its runtime.
+        /// Kills the group when this is dropped together with its runtime.
         pub(super) fn kill_group(&mut self) {
             if self.group.is_some() {
                 let _gone = self.send_kill();
@@ -429,7 +432,7 @@ mod other {
 
         pub(super) fn kill_group(&mut self) {}
 
-        /// There is no signal to ask with.
+        /// Kills the process, because there is no signal to ask it to stop.
         pub(super) async fn stop(&mut self) -> io::Result<Exit> {
             self.kill().await
         }

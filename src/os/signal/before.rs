@@ -1,18 +1,18 @@
-//! What a signal did before anything listened for it here.
+//! The disposition that a signal had before the first context for it was created.
 //!
-//! On Linux `/proc/self/status` has it, as long as no handler of ours is installed. Elsewhere a
-//! process can read its dispositions only by unsafe code: there a signal is taken to have had its default.
+//! On Linux it is read from `/proc/self/status`, before a handler of this crate is installed. On other systems
+//! it cannot be read without unsafe code, and is assumed to be the default.
 
 use signal_hook::consts;
 
-/// What a signal did before.
+/// The disposition of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Before {
-    /// Its default: most end the process, some suspend it, and some do nothing.
+    /// The default: most signals end the process, some suspend it.
     Default,
-    /// Nothing, as the process was started so (`nohup`), or has set it so.
+    /// Ignored, by default, since the start of the process (`nohup`), or by the program itself.
     Ignored,
-    /// A handler of the program, or of another library: it is called as ever.
+    /// A handler of the program or of another library, which is still called.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     Handled,
 }
@@ -38,12 +38,12 @@ impl Before {
         if NO_EFFECT.contains(&signal) { Before::Ignored } else { disposition(signal) }
     }
 
-    /// Whether a signal has to be given its old effect, as the system does so no longer.
+    /// Returns whether the previous effect has to be carried out here, because the system no longer does.
     pub(super) fn has_an_effect(self) -> bool {
         self == Before::Default
     }
 
-    /// Whether the default of a signal suspends the process.
+    /// Returns whether the default of a signal suspends the process.
     pub(super) fn suspends(signal: i32) -> bool {
         [consts::SIGTSTP, consts::SIGTTIN, consts::SIGTTOU].contains(&signal)
     }
@@ -55,7 +55,7 @@ fn disposition(signal: i32) -> Before {
         .map_or(Before::Default, |status| disposition_in(&status, signal))
 }
 
-/// Without a `/proc`, or a line that it should have, the default is as good a guess as any.
+/// Parses the status file. If a line is missing, assumes the default.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn disposition_in(status: &str, signal: i32) -> Before {
     let is_in = |name: &str| {

@@ -1,6 +1,6 @@
-//! A [`Signal`] is a number; the platforms name theirs.
+//! The type [`Signal`], a number. The platform modules define the names.
 
-/// A signal, and the cause of a context that ended on it.
+/// A signal. It is the cause of a context that ended on a signal.
 ///
 /// ```no_run
 /// use tokio_ctx::Context;
@@ -20,7 +20,7 @@
 pub struct Signal(pub(super) i32);
 
 impl Signal {
-    /// Its number: of the signal on Unix, of the console's control event on Windows.
+    /// Returns the number of the signal on Unix, or of the console control event on Windows.
     ///
     /// ```
     /// # #[cfg(unix)]

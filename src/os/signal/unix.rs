@@ -1,28 +1,30 @@
-//! Signals on Unix: Tokio's streams for the first, a thread for those that come after the end.
+//! Signals on Unix: Tokio's streams receive the first signal, and a thread those that arrive after the end.
 //!
-//! Tokio never gives a signal its old disposition back: without more, a signal that no context waits for any
-//! longer would be lost. So each [`Listener`] has a [`Seat`], which sees to it that a signal from then on does what
-//! it did before (module `before`): nothing, if it was ignored or had a handler (which is called as ever);
-//! otherwise the default is carried out, which for most is to end the process.
+//! Tokio never restores the disposition of a signal, so a signal that no context waits for any longer would be
+//! lost. Therefore each [`Listener`] has [`Seats`], which give a signal its previous effect (module `before`)
+//! after the listener has left: none, if it was ignored or had a handler (which is still called), and otherwise
+//! the default, which for most signals is to end the process.
 //!
-//! The obvious design carries the default out within the signal handler. But children in process groups of their
-//! own have to be killed first (module `process`), and a handler may not do that. So the handler only notes the
-//! signal's number and writes a byte to the seat's socket; a thread reads it, which works as well while the runtime
-//! is stuck or gone. The bytes are the whole protocol, and their order is the order of events:
+//! The obvious design carries out the default within the signal handler. But children in process groups of
+//! their own have to be killed first (module `process`), which is not allowed in a handler. So the handler only
+//! stores the number of the signal and writes a byte to a socket. A thread reads the socket, which works even
+//! if the runtime is blocked or has been shut down. The bytes are the entire protocol, and their order is the
+//! order of the events:
 //!
-//! | Byte | Written by | The first | Every later one |
+//! | Byte | Written by | The first byte | Every later byte |
 //! |---|---|---|---|
 //! | `X` | the handler | arms: it ends the context | carries out the default |
 //! | `L` | a listener that leaves without a signal | arms | |
 //!
-//! The second signal thus counts as the second although neither the task nor the thread has seen the first, and a
-//! signal that came before the listener left is not taken for one that came after. A seat's actions are its own,
-//! so that a signal which is being handled while another listener starts counts for the old one alone. (Of two
-//! signals that are handled at once, on two threads, either's default is carried out.)
+//! So the second signal is recognized even if neither the task nor the thread has seen the first one yet, and a
+//! signal that arrived before the listener left is not mistaken for a later one. Each listener registers
+//! actions of its own, so a signal that is being handled while another listener starts only counts for the old
+//! listener. (If two signals are handled at the same time on two threads, the default of one of them is carried
+//! out.)
 //!
-//! A seat whose listener has left stays behind until another context listens for that signal. [`SLOTS`] knows, for
-//! each signal, what it did before, which listeners there are, and what was left behind. When its actions are unregistered
-//! the last write end closes, and the thread ends.
+//! When a listener leaves, its actions stay registered until another context listens for the signal. For each
+//! signal, [`SLOTS`] contains the previous disposition, the listeners, and the actions that were left behind.
+//! When the actions are unregistered, the last write end of the socket is closed, and the thread ends.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -62,12 +64,12 @@ pub(super) const NAMES: &[(Signal, &str)] = &[
     (Signal(consts::SIGWINCH), "SIGWINCH"),
 ];
 
-/// What POSIX has; [`from_raw`](Self::from_raw) makes any other.
+/// The signals of POSIX. [`from_raw`](Self::from_raw) creates any other.
 #[cfg_attr(docsrs, doc(cfg(unix)))]
 impl Signal {
-    /// SIGALRM, of a timer.
+    /// SIGALRM, from a timer.
     pub const ALRM: Signal = Signal(consts::SIGALRM);
-    /// SIGHUP: the terminal has gone; to many services, *read your configuration again*.
+    /// SIGHUP: the terminal was closed. Many services reload their configuration.
     pub const HUP: Signal = Signal(consts::SIGHUP);
     /// SIGINT, the terminal's Ctrl-C.
     pub const INT: Signal = Signal(consts::SIGINT);
@@ -75,12 +77,12 @@ impl Signal {
     pub const QUIT: Signal = Signal(consts::SIGQUIT);
     /// SIGTERM, which `kill`, `docker stop` and `systemctl stop` send.
     pub const TERM: Signal = Signal(consts::SIGTERM);
-    /// SIGUSR1, which is for the program to give a meaning.
+    /// SIGUSR1, whose meaning the program defines.
     pub const USR1: Signal = Signal(consts::SIGUSR1);
-    /// SIGUSR2, which is for the program to give a meaning.
+    /// SIGUSR2, whose meaning the program defines.
     pub const USR2: Signal = Signal(consts::SIGUSR2);
 
-    /// The signal of this number.
+    /// Returns the signal with the given number.
     ///
     /// ```
     /// use tokio_ctx::signal::Signal;
@@ -107,7 +109,7 @@ impl Listener {
         for signal in set {
             signal.must_be_one_to_catch()?;
         }
-        // Its actions come before the stream's, which may wake others before the handler is through.
+        // Registered before the actions of the streams, which may wake tasks before the handler has returned.
         let seats = Seats::take(set, second_ends_process)?;
         let mut streams = Vec::with_capacity(set.len());
         for &signal in set {
@@ -121,7 +123,7 @@ impl Listener {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Signal> {
         for (signal, stream) in &mut self.streams {
             if stream.poll_recv(cx).is_ready() {
-                // Before the end can be seen, and answered by another listener.
+                // Leaves before the end of the context is visible, because another listener may start then.
                 self.seats.leave(true);
                 return Poll::Ready(*signal);
             }
@@ -129,7 +131,7 @@ impl Listener {
         Poll::Pending
     }
 
-    /// The handler sees to the second.
+    /// Nothing to do: the handler and the thread take care of further signals.
     pub(super) async fn fired(self) {}
 }
 
@@ -147,15 +149,16 @@ fn unheard(signal: Signal, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot listen for {signal:?}: {error}"))
 }
 
-/// A listener's place among those that listen, and its thread's end of the socket.
+/// The registration of a listener for its signals, and its write end of the socket.
 struct Seats {
     id: u64,
-    /// Closed when the last of the actions is gone; `None` if there are none.
+    /// The write end of the socket; `None` if there are no actions.
     left: Option<UnixStream>,
     seats: Vec<(i32, Option<Actions>)>,
 }
 
-/// For each signal, what it did before, its listeners, and what the last one left behind.
+/// For each signal, its previous disposition, its listeners, and the actions that the last listener left
+/// behind.
 static SLOTS: Mutex<Slots> = Mutex::new(Slots { next_id: 0, of: BTreeMap::new() });
 
 struct Slots {
@@ -174,7 +177,8 @@ fn slots() -> MutexGuard<'static, Slots> {
 }
 
 impl Slots {
-    /// The signal's slot. It is made before anything listens here, when the old disposition can still be seen.
+    /// Returns the slot of a signal. It is created before a handler is installed, while the previous
+    /// disposition can still be read.
     fn slot(&mut self, signal: Signal) -> &mut Slot {
         self.of.entry(signal.0).or_insert_with(|| Slot {
             before: Before::read(signal.0),
@@ -213,11 +217,12 @@ impl Seats {
         Ok(taken)
     }
 
-    /// Starts the thread, and registers the actions that write to it. If one cannot be, those before it stay
-    /// behind when this is dropped, as their signals have lost their defaults.
+    /// Starts the thread, and registers the actions that write to its socket. If registering one fails, the
+    /// previous ones are left behind when this is dropped, because their signals have already lost their
+    /// defaults.
     fn register(&mut self, signals: &[Signal]) -> io::Result<()> {
         let (read, write) = UnixStream::pair()?;
-        // A full socket holds more than one byte: what is not written then would change nothing.
+        // Further bytes have no effect if the socket is full, because it then contains more than one byte.
         write.set_nonblocking(true)?;
         let last = Arc::new(AtomicUsize::new(0));
         let noted = last.clone();
@@ -233,8 +238,8 @@ impl Seats {
         Ok(())
     }
 
-    /// Leaves, and leaves its actions behind unless the next signal is another listener's to wait for: of
-    /// those that have seen this one, a later one's; of those that have not, any one's.
+    /// Leaves, and leaves the actions behind unless another listener waits for the next signal. After a signal,
+    /// only later listeners count, because the earlier ones have received the same signal.
     fn leave(&mut self, fired: bool) {
         let mut unregistered = Vec::with_capacity(self.seats.len());
         {
@@ -251,7 +256,8 @@ impl Seats {
                 });
             }
         }
-        // Only once the others are gone. A handler that fired writes by itself.
+        // Written after the other actions are unregistered. After a signal, the handler has written a byte
+        // itself.
         if let Some(mut left) = self.left.take().filter(|_| !fired) {
             let _full = left.write(&[LEFT]);
         }
@@ -266,7 +272,7 @@ impl Drop for Seats {
     }
 }
 
-/// What a signal does within its handler: notes its number, and writes a byte.
+/// The actions within the signal handler: store the number, and write a byte.
 struct Actions([SigId; 2]);
 
 impl Actions {
@@ -291,10 +297,11 @@ impl Drop for Actions {
     }
 }
 
-/// What a listener writes that leaves without a signal; a handler writes `X`.
+/// The byte that a listener writes when it leaves without a signal. A handler writes `X`.
 const LEFT: u8 = b'L';
 
-/// Reads what happens, until the last write end is closed, and carries the default out when it is time.
+/// Reads the events until the last write end is closed, and carries out the default of a signal after the first
+/// event.
 fn watch(mut events: UnixStream, last: &AtomicUsize) {
     let mut armed = false;
     let mut event = [0];
@@ -309,7 +316,7 @@ fn watch(mut events: UnixStream, last: &AtomicUsize) {
     }
 }
 
-/// Carries out the default of a signal: suspends the process, or ends it, and with it its children.
+/// Carries out the default of a signal: suspends the process, or kills its children and ends it.
 fn act_as_before(number: usize) {
     let Ok(number) = i32::try_from(number) else { return };
     if Before::suspends(number) {

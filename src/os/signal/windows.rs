@@ -1,4 +1,4 @@
-//! The console's control events on Windows: Tokio's streams for the first, and for the second.
+//! Console control events on Windows, received through Tokio's streams.
 
 use std::io;
 use std::task::{Context, Poll};
@@ -23,22 +23,22 @@ pub(super) const NAMES: &[(Signal, &str)] = &[
     (Signal::CTRL_SHUTDOWN, "CTRL_SHUTDOWN"),
 ];
 
-/// The console's control events.
+/// Console control events.
 #[cfg_attr(docsrs, doc(cfg(windows)))]
 impl Signal {
     /// Ctrl-C.
     pub const CTRL_C: Signal = Signal(0);
     /// Ctrl-Break.
     pub const CTRL_BREAK: Signal = Signal(1);
-    /// The console's window is closed; the system ends the process some seconds later.
+    /// The console window is closed. The system ends the process some seconds later.
     pub const CTRL_CLOSE: Signal = Signal(2);
-    /// The user logs off; sent to services only.
+    /// The user logs off. Sent to services only.
     pub const CTRL_LOGOFF: Signal = Signal(5);
-    /// The system shuts down; sent to services only.
+    /// The system shuts down. Sent to services only.
     pub const CTRL_SHUTDOWN: Signal = Signal(6);
 }
 
-/// `STATUS_CONTROL_C_EXIT`, by which Windows reports a process that was ended by Ctrl-C.
+/// Returns `STATUS_CONTROL_C_EXIT`, the exit status of a process that was ended by Ctrl-C.
 pub(super) const fn exit_code(_: Signal) -> i32 {
     0xC000_013A_u32 as i32
 }
@@ -81,7 +81,7 @@ impl Listener {
         Poll::Pending
     }
 
-    /// Waits for the second, until the runtime is shut down.
+    /// Waits for the second signal, until the runtime is shut down.
     pub(super) async fn fired(mut self) {
         if self.second_ends_process {
             let second = std::future::poll_fn(|cx| self.poll(cx)).await;
@@ -96,7 +96,7 @@ fn listen(signal: Signal) -> io::Result<Stream> {
         Signal::CTRL_BREAK => windows::ctrl_break().map(Stream::Break),
         Signal::CTRL_CLOSE => windows::ctrl_close().map(Stream::Close),
         Signal::CTRL_LOGOFF => windows::ctrl_logoff().map(Stream::Logoff),
-        // No other can be made.
+        // There are no other values of `Signal`.
         _ => windows::ctrl_shutdown().map(Stream::Shutdown),
     }
 }

@@ -1,4 +1,4 @@
-//! Why a group's context ended, if by a task: what the other tasks see.
+//! The causes with which a group ends its context.
 
 use std::any::Any;
 use std::error::Error as StdError;
@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use crate::error::{Cause, Error, Place};
 
-/// The cause of a context's end if a task of its [`Group`](super::Group) failed or panicked: what it said, and
-/// the line that spawned it.
+/// The cause of a context's end when a task of its [`Group`](super::Group) has failed or panicked.
 ///
-/// The task's error itself is what [`join`](super::Group::join) returns.
+/// It contains the text of the task's error, and the line that spawned the task. The error itself is returned
+/// by [`join`](super::Group::join).
 ///
 /// ```
 /// use std::io;
@@ -51,22 +51,22 @@ impl TaskFailed {
             .downcast_ref::<&str>()
             .map(|text| (*text).to_owned())
             .or_else(|| payload.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "something that is no text".to_owned());
+            .unwrap_or_else(|| "a payload that is not a string".to_owned());
         TaskFailed { message, spawned_at, panicked: true }
     }
 
-    /// The text of the task's error, in its alternate form (`{:#}`: with `anyhow`, the whole chain), or of its
-    /// panic.
+    /// Returns the text of the task's error or panic. Errors are printed with `{:#}`, which with `anyhow`
+    /// includes their sources.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// The line that spawned the task.
+    /// Returns the line that spawned the task.
     pub fn spawned_at(&self) -> &'static Location<'static> {
         self.spawned_at
     }
 
-    /// Whether the task panicked, rather than returned an error.
+    /// Returns whether the task panicked, rather than returned an error.
     ///
     /// ```
     /// use tokio_ctx::group::TaskFailed;
@@ -94,8 +94,8 @@ impl fmt::Display for TaskFailed {
 
 impl StdError for TaskFailed {}
 
-/// The cause that `join` adds to the context's error if tasks had to be aborted: the lines that spawned them,
-/// and the cause that was there.
+/// The cause of the error that `join` returns if tasks were aborted: the lines that spawned them, and the
+/// original cause.
 #[derive(Debug)]
 pub(crate) struct Aborted {
     spawned_at: Vec<&'static Location<'static>>,
@@ -103,7 +103,7 @@ pub(crate) struct Aborted {
 }
 
 impl Aborted {
-    /// The end that had these tasks aborted.
+    /// Returns the context's error, with these tasks added to its cause.
     pub(super) fn under(ended: &Error, spawned_at: Vec<&'static Location<'static>>) -> Error {
         if spawned_at.is_empty() {
             return ended.clone();
@@ -112,13 +112,13 @@ impl Aborted {
         Error::with_cause(*ended.origin(), Some(Arc::new(aborted)))
     }
 
-    /// What it prints and does not return as its source.
+    /// Returns the original cause, which is printed but not returned as the source.
     pub(super) fn held(&self) -> Option<&(dyn StdError + 'static)> {
         self.cause.as_deref().map(|cause| cause as _)
     }
 }
 
-/// `client hung up; aborted: 2 tasks spawned at src/main.rs:12, 1 at src/main.rs:20`.
+/// Prints `client hung up; aborted: 2 tasks spawned at src/main.rs:12, 1 at src/main.rs:20`.
 impl fmt::Display for Aborted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(cause) = &self.cause {

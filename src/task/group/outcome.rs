@@ -1,11 +1,11 @@
-//! How a group's tasks ended, one by one.
+//! The outcomes of a group's tasks.
 
 use std::any::Any;
 use std::panic::Location;
 
-/// How one task of a [`Group`](super::Group) ended, and the line that spawned it.
+/// The outcome of a task of a [`Group`](super::Group), and the line that spawned it.
 ///
-/// Made by [`Group::outcomes`](super::Group::outcomes) and [`Group::next`](super::Group::next).
+/// Returned by [`Group::outcomes`](super::Group::outcomes) and [`Group::next`](super::Group::next).
 ///
 /// ```
 /// use tokio_ctx::{Context, Error, Group};
@@ -23,11 +23,11 @@ use std::panic::Location;
 pub struct Outcome<T, E> {
     /// The line that spawned the task.
     pub spawned_at: &'static Location<'static>,
-    /// What came of it.
+    /// How the task ended.
     pub end: End<T, E>,
 }
 
-/// What came of a task.
+/// How a task ended.
 ///
 /// ```
 /// use tokio_ctx::group::End;
@@ -37,25 +37,25 @@ pub struct Outcome<T, E> {
 ///         End::Done(value) => format!("{value}"),
 ///         End::Failed(error) => format!("failed: {error}"),
 ///         End::Panicked(_) => "panicked".to_owned(),
-///         End::Aborted => "had to be aborted".to_owned(),
+///         End::Aborted => "aborted".to_owned(),
 ///     }
 /// }
 /// assert_eq!(describe(&End::Done(3)), "3");
 /// ```
 #[derive(Debug)]
 pub enum End<T, E> {
-    /// It returned `Ok`, with this value.
+    /// It returned `Ok` with this value.
     Done(T),
-    /// It returned `Err`, with this error.
+    /// It returned `Err` with this error.
     Failed(E),
-    /// It panicked, with this payload.
+    /// It panicked with this payload.
     Panicked(Box<dyn Any + Send>),
-    /// It was aborted where it awaited: its grace was over, or its runtime shut down.
+    /// It was aborted, because the grace period was over or the runtime was shut down.
     Aborted,
 }
 
 impl<T, E> Outcome<T, E> {
-    /// The value, if the task came to one.
+    /// Returns the value, if the task returned one.
     ///
     /// ```
     /// use tokio_ctx::{Context, Group};

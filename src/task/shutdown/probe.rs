@@ -1,4 +1,4 @@
-//! What a watch sees of a shutdown: its contexts, and what it waits for, without keeping it.
+//! The view that a watch has of a shutdown: its contexts and its work. It does not keep the shutdown alive.
 
 use std::panic::Location;
 use std::sync::{Arc, Weak};
@@ -9,17 +9,17 @@ use crate::context::Context;
 use crate::registry;
 use crate::token::Token;
 
-/// So much work is looked at for each hold of the list's lock.
+/// The number of entries that are read each time the lock of the list is held.
 const BATCH: usize = 512;
 
-/// What is kept of a shutdown for a watch.
+/// The parts of a shutdown that a watch keeps.
 pub(crate) struct Probe {
     soft: Weak<Token>,
     hard: Weak<Token>,
     work: Arc<Work>,
 }
 
-/// How a shutdown stands.
+/// The state of a shutdown.
 pub(crate) struct Standing {
     pub(crate) soft: Option<Arc<Token>>,
     pub(crate) hard: Option<Arc<Token>>,

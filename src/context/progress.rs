@@ -1,0 +1,95 @@
+//! [`Progress`]: what keeps a context with an idle limit alive.
+//!
+//! It lies low, as readers, streams and bodies report to it by themselves.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::context::Context;
+use crate::token::Pulse;
+
+impl Context {
+    /// The handle by which work under this context reports progress: to all [idle limits](Self::with_idle) on its path.
+    ///
+    /// Where there is none, reports go nowhere, and cost next to nothing, so that code need not know. Keep it: it is made
+    /// by a walk up, and a report is one store.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_idle(Duration::from_secs(1));
+    /// let progress = ctx.progress();
+    /// for _row in 0..100 {
+    ///     ctx.sleep(Duration::from_millis(500)).await.unwrap();
+    ///     progress.report();
+    /// }
+    /// # }
+    /// ```
+    pub fn progress(&self) -> Progress {
+        Progress { pulses: self.token().map_or_else(Vec::new, |token| token.pulses()).into() }
+    }
+}
+
+/// Reports progress to the idle limits of a context. Made by [`Context::progress`].
+///
+/// It can be cloned, and used from any thread. It keeps no context alive.
+///
+/// ```
+/// use tokio_ctx::Context;
+///
+/// // No limit: nothing comes of it.
+/// Context::background().progress().report_bytes(512);
+/// ```
+#[derive(Clone, Default)]
+pub struct Progress {
+    pulses: Box<[Arc<Pulse>]>,
+}
+
+impl Progress {
+    /// Reports that the work goes on: one relaxed store for each limit. No clock is read, and no timer touched.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    ///
+    /// let ctx = Context::background().with_idle(Duration::from_secs(10));
+    /// let progress = ctx.progress();
+    /// let sum: u64 = (0..1_000_u64).inspect(|_| progress.report()).sum();
+    /// assert_eq!((sum, ctx.is_done()), (499_500, false));
+    /// ```
+    #[inline]
+    pub fn report(&self) {
+        self.pulses.iter().for_each(|pulse| pulse.report());
+    }
+
+    /// [`report`](Self::report), with so many bytes as the measure, which the error of an idle limit tells.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tokio_ctx::Context;
+    /// use tokio_ctx::budget::NoProgress;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// let ctx = Context::background().with_idle(Duration::from_secs(10));
+    /// for chunk in [&b"hello "[..], b"world"] {
+    ///     ctx.progress().report_bytes(chunk.len() as u64);
+    /// }
+    /// let stalled = ctx.done().await;
+    /// assert_eq!(stalled.cause_as::<NoProgress>().unwrap().bytes(), Some(11));
+    /// # }
+    /// ```
+    #[inline]
+    pub fn report_bytes(&self, bytes: u64) {
+        self.pulses.iter().for_each(|pulse| pulse.report_bytes(bytes));
+    }
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Progress").field("limits", &self.pulses.len()).finish()
+    }
+}

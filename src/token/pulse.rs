@@ -1,0 +1,337 @@
+//! Pulses: a limit on the time without progress.
+//!
+//! To report progress is one relaxed store, of [`FRESH`]: no clock is read, and no timer is touched. A *look* turns it
+//! into the time of the look, by which the limit then counts. So the limit is exact in one direction, since nothing
+//! ends before so much time without progress has passed; in the other it is late by the time between two looks.
+//!
+//! A look is taken by all that asks the token, or one below it, whether it has ended: the bit `PULSED`, which children
+//! inherit at their birth, says that there is a pulse on the path. What waits has looks taken by a task of its runtime, every
+//! [`SHARE`]th of the limit, which is started by the first wait, here or below. As with buckets, each runtime in
+//! which something waits has its own, so that one that stands still, or is gone, hinders no other.
+//!
+//! A pulse lies under its token's lock, with a foreign token's registration, and is taken out with it when the token
+//! ends, or dropped with it: that stops the tasks. The relaxed orders do: a report that happens before a question is
+//! seen by it; a question at the same time may be first.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::panic::Location;
+use std::pin::Pin;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::interop::Foreign;
+use super::sync::{AtomicI64, AtomicU16, Mutex, Ordering, RuntimeId, runtime};
+use super::{CALLED, MERGED, OCCUPIED, OWNS_PULSE, PULSED, Stamp, Token};
+use crate::error::Place;
+
+/// Looks in the time of a limit.
+const SHARE: u32 = 8;
+/// Stands for a time that is not known yet: there has been progress since the last look.
+const FRESH: i64 = i64::MAX;
+/// No bytes have been reported. The first to report some takes it away.
+const NO_MEASURE: u64 = 1 << 63;
+
+pub(crate) struct Pulse {
+    /// When a look first saw the latest progress, or [`FRESH`].
+    last: AtomicI64,
+    /// A count, and no part of the protocol.
+    bytes: AtomicU64,
+    limit: Duration,
+    /// The tasks that look, each with its runtime. `None`: it is being spawned.
+    lookers: Mutex<Vec<(RuntimeId, Option<AbortHandle>)>>,
+}
+
+impl Pulse {
+    #[inline]
+    pub(crate) fn report(&self) {
+        self.last.store(FRESH, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn report_bytes(&self, bytes: u64) {
+        if self.bytes.load(Ordering::Relaxed) == NO_MEASURE {
+            // What is not the first adds to what was.
+            let _first =
+                self.bytes.compare_exchange(NO_MEASURE, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.report();
+    }
+
+    /// Looks, and returns when the limit will have passed if there is no progress from now on.
+    fn due(&self, now: Stamp) -> Stamp {
+        let mut last = self.last.load(Ordering::Relaxed);
+        if last == FRESH {
+            let looked = self.last.compare_exchange(FRESH, now.0, Ordering::Relaxed, Ordering::Relaxed);
+            last = looked.map_or_else(|other| if other == FRESH { now.0 } else { other }, |_| now.0);
+        }
+        let due = Stamp(last).instant().checked_add(self.limit);
+        due.map_or(Stamp::NEVER, Stamp::new)
+    }
+
+    fn next_look(&self, now: Stamp) -> Instant {
+        let soon = now.instant() + (self.limit / SHARE).max(Duration::from_millis(1));
+        self.due(now).instant().min(soon)
+    }
+}
+
+/// A pulse in its token. Dropped, nothing looks any more.
+pub(super) struct Beat(Arc<Pulse>);
+
+impl Drop for Beat {
+    fn drop(&mut self) {
+        let lookers = std::mem::take(&mut *self.0.lookers.lock());
+        lookers.into_iter().filter_map(|(_, looker)| looker).for_each(|looker| looker.abort());
+    }
+}
+
+impl Token {
+    /// Makes a child that ends when there has been no progress for that long.
+    pub(crate) fn with_pulse(
+        parent: Option<&Arc<Token>>,
+        limit: Duration,
+        made_at: &'static Location<'static>,
+    ) -> Arc<Token> {
+        let mut token = Token::plain(parent, made_at);
+        let pulse = Pulse {
+            last: AtomicI64::new(Stamp::now().0),
+            bytes: AtomicU64::new(NO_MEASURE),
+            limit,
+            lookers: Mutex::new(Vec::new()),
+        };
+        token.state = AtomicU16::new(OCCUPIED | PULSED | OWNS_PULSE);
+        token.inner.get_mut().more().foreign = Some(Foreign::Pulse(Beat(Arc::new(pulse))));
+        Arc::new(token)
+    }
+
+    /// Whether a pulse is on the path.
+    #[inline]
+    pub(crate) fn is_pulsed(&self) -> bool {
+        self.has(PULSED)
+    }
+
+    /// Whether a wait takes a timer.
+    #[inline]
+    pub(crate) fn needs_timer(&self) -> bool {
+        self.has_deadline() || self.is_pulsed()
+    }
+
+    fn pulse(&self) -> Option<Arc<Pulse>> {
+        let inner = self.inner.lock();
+        match inner.more.as_ref()?.foreign.as_ref()? {
+            Foreign::Pulse(Beat(pulse)) => Some(pulse.clone()),
+            Foreign::Token(_) => None,
+        }
+    }
+
+    /// Calls `f` with each pulse on the path, and the token whose it is. No lock is held.
+    #[cold]
+    fn each_pulse(self: &Arc<Self>, mut f: impl FnMut(&Arc<Token>, Arc<Pulse>)) {
+        let mut pending = vec![self.clone()];
+        while let Some(first) = pending.pop() {
+            let mut next = Some(&first);
+            while let Some(token) = next.filter(|token| token.is_pulsed()) {
+                if token.has(OWNS_PULSE) {
+                    if let Some(pulse) = token.pulse() {
+                        f(token, pulse);
+                    }
+                }
+                if token.has(MERGED) {
+                    pending.extend(token.second());
+                }
+                next = token.parent.as_ref();
+            }
+        }
+    }
+
+    /// All pulses on the path: what progress is to be reported to.
+    pub(crate) fn pulses(self: &Arc<Self>) -> Vec<Arc<Pulse>> {
+        let mut pulses = Vec::new();
+        if self.is_pulsed() {
+            self.each_pulse(|_, pulse| pulses.push(pulse));
+        }
+        pulses
+    }
+
+    /// Looks at the pulses, and returns whether it has ended.
+    #[cold]
+    pub(super) fn is_over_by_pulse(self: &Arc<Self>) -> bool {
+        let now = Stamp::now();
+        self.end_by_pulse(now);
+        self.is_over(now)
+    }
+
+    /// Looks at the pulses, and ends the token whose limit was the first to pass, unless the deadline was.
+    #[cold]
+    pub(super) fn end_by_pulse(self: &Arc<Self>, now: Stamp) {
+        let mut first: Option<(Stamp, Arc<Token>, Arc<Pulse>)> = None;
+        self.each_pulse(|owner, pulse| {
+            let due = pulse.due(now);
+            if due <= now && first.as_ref().is_none_or(|(first, ..)| due < *first) {
+                first = Some((due, owner.clone(), pulse));
+            }
+        });
+        if let Some((due, owner, pulse)) = first.filter(|(due, ..)| *due < self.deadline) {
+            let bytes = Some(pulse.bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes != NO_MEASURE);
+            let cause = NoProgress { limit: pulse.limit, set_at: owner.made_at, bytes };
+            owner.end_by(CALLED, None, Some(cause.into()), Some(due));
+        }
+    }
+
+    /// When the pulses on the path are to be looked at, at the latest, by what has no timer.
+    pub(crate) fn next_look(self: &Arc<Self>) -> Option<Instant> {
+        let (now, mut next) = (Stamp::now(), None);
+        if self.is_pulsed() {
+            self.each_pulse(|_, pulse| {
+                let look = pulse.next_look(now);
+                next = Some(next.map_or(look, |next: Instant| next.min(look)));
+            });
+        }
+        next
+    }
+
+    /// Has a task of this runtime look at the pulses on the path.
+    ///
+    /// # Panics
+    ///
+    /// In a runtime without a time driver, as `tokio::time::sleep`.
+    #[track_caller]
+    pub(crate) fn watch_pulses(self: &Arc<Self>) {
+        // Polled outside of one, a wait relies on the one that it was polled in before.
+        let Some(here) = runtime() else { return };
+        let mut unwatched = Vec::new();
+        self.each_pulse(|owner, pulse| {
+            if !pulse.lookers.lock().iter().any(|(runtime, _)| *runtime == here) {
+                unwatched.push((Arc::downgrade(owner), pulse));
+            }
+        });
+        for (owner, pulse) in unwatched {
+            let sleep = sleep_until(pulse.next_look(Stamp::now()));
+            Looker::start(owner, pulse, here, sleep);
+        }
+    }
+}
+
+/// A task that looks.
+struct Looker {
+    owner: Weak<Token>,
+    pulse: Arc<Pulse>,
+    here: RuntimeId,
+}
+
+impl Looker {
+    fn start(owner: Weak<Token>, pulse: Arc<Pulse>, here: RuntimeId, sleep: Sleep) {
+        let mut lookers = pulse.lookers.lock();
+        if lookers.iter().any(|(runtime, _)| *runtime == here) {
+            return;
+        }
+        lookers.push((here, None));
+        drop(lookers);
+        let looker = Looker { owner, pulse: pulse.clone(), here };
+        // A runtime that is shutting down drops it at once.
+        let task = tokio::spawn(looker.run(Box::pin(sleep))).abort_handle();
+        let mut lookers = pulse.lookers.lock();
+        if let Some(looker) = lookers.iter_mut().find(|(runtime, _)| *runtime == here) {
+            looker.1 = Some(task);
+        }
+    }
+
+    async fn run(self, mut sleep: Pin<Box<Sleep>>) {
+        loop {
+            sleep.as_mut().await;
+            let Some(owner) = self.owner.upgrade().filter(|owner| !owner.is_done()) else { return };
+            drop(owner);
+            sleep.as_mut().reset(self.pulse.next_look(Stamp::now()));
+        }
+    }
+}
+
+/// Another takes its place if it goes with its runtime.
+impl Drop for Looker {
+    fn drop(&mut self) {
+        let mut lookers = self.pulse.lookers.lock();
+        let at = lookers.iter().position(|(runtime, _)| *runtime == self.here);
+        let gone = at.map(|at| lookers.swap_remove(at));
+        drop(lookers);
+        drop(gone);
+    }
+}
+
+/// There was no progress for longer than an idle limit allows: the cause of a context that
+/// [`with_idle`](crate::Context::with_idle) has ended.
+///
+/// ```
+/// use std::time::Duration;
+/// use tokio_ctx::Context;
+/// use tokio_ctx::budget::NoProgress;
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let ctx = Context::background().with_idle(Duration::from_secs(10));
+/// ctx.progress().report_bytes(3_200_000);
+/// let stalled = ctx.done().await;
+///
+/// // context deadline exceeded: no progress for 10s (budget set at src/main.rs:6), 3.2 MB so far
+/// println!("{stalled}");
+/// assert!(stalled.is_deadline_exceeded());
+/// assert_eq!(stalled.cause_as::<NoProgress>().unwrap().bytes(), Some(3_200_000));
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct NoProgress {
+    limit: Duration,
+    set_at: &'static Location<'static>,
+    bytes: Option<u64>,
+}
+
+impl NoProgress {
+    /// The limit.
+    pub fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    /// The line that set it.
+    pub fn set_at(&self) -> &'static Location<'static> {
+        self.set_at
+    }
+
+    /// How many bytes were reported until then, if any were.
+    pub fn bytes(&self) -> Option<u64> {
+        self.bytes
+    }
+}
+
+impl fmt::Display for NoProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no progress for {:?} (budget set at {})", self.limit, Place(self.set_at))?;
+        match self.bytes {
+            Some(bytes) => write!(f, ", {} so far", Bytes(bytes)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl StdError for NoProgress {}
+
+/// Bytes as a person reads them: `312 B`, `3.2 MB`.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut amount = self.0 as f64;
+        for unit in ["B", "kB", "MB", "GB", "TB"] {
+            // What would be printed as 1000.0 is one of the next.
+            if amount < 999.95 {
+                let digits = usize::from(unit != "B");
+                return write!(f, "{amount:.digits$} {unit}");
+            }
+            amount /= 1e3;
+        }
+        write!(f, "{amount:.1} PB")
+    }
+}
