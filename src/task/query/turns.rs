@@ -60,10 +60,6 @@ impl<C: Connection, T: Send + 'static> Turns<C, T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn replace(&self, state: State<C, T>) -> State<C, T> {
-        mem::replace(&mut *self.state(), state)
-    }
-
     /// The caller's turn.
     pub(super) fn poll(self: &Arc<Self>, cx: &mut TaskContext<'_>) -> Poll<End<C, T>> {
         let waker = cx.waker().clone();
@@ -111,12 +107,15 @@ impl<C: Connection, T: Send + 'static> Turns<C, T> {
 
     /// The caller has gone.
     pub(super) fn abandon(self: &Arc<Self>) {
-        let was = self.replace(State::Over);
-        if let State::Idle(work, _) = was {
-            // Without a runtime it is dropped, which discards the connection.
-            if self.runtime.is_some() || Handle::try_current().is_ok() {
+        let was = mem::replace(&mut *self.state(), State::Over);
+        match was {
+            State::Idle(work, _) if self.runtime.is_some() || Handle::try_current().is_ok() => {
                 work.abandon(self.place);
                 self.finish(work);
+            }
+            // Without a runtime the connection is discarded; what is done is given back.
+            was => {
+                shielded(|| drop(was));
             }
         }
     }
