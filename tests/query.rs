@@ -540,7 +540,7 @@ mod a_query_that_panics {
     }
 
     #[test]
-    fn with_nobody_to_tell() {
+    fn whose_caller_has_gone() {
         paused().block_on(async {
             let server = Server::new(Cancels::Work);
             let run = Context::background().query(server.connect(), |conn| {
@@ -948,7 +948,7 @@ fn nor_without_a_runtime() {
     assert!(text.contains("no reactor running"), "{text}");
     assert_eq!(server.state().discarded, 1);
 
-    // Dropped there, it has nobody to finish it.
+    // Dropped there, nothing can finish it.
     let server = Server::new(Cancels::Work);
     let mut run = Box::pin(Context::background().query(server.connect(), |_| Box::pin(pending::<()>())));
     assert!(common::poll(run.as_mut(), std::task::Waker::noop()).is_pending());

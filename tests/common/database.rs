@@ -307,7 +307,7 @@ pub async fn and_so_is_that_of_a_caller_that_has_gone<D: Database>(server: Arc<S
         let pid = db.query(&background(), PID).await.unwrap();
         let ctx = background();
         assert!(timeout(ms(200), db.query(&ctx, &sql)).await.is_err());
-        // Meanwhile it is nobody's.
+        // Meanwhile no caller has it.
         let waits = db.query(&background().with_timeout(ms(100)), PID).await;
         if db.query(&background(), PID).await.unwrap() != pid {
             assert!(waits.unwrap_err().ended.unwrap().is_deadline_exceeded());

@@ -26,7 +26,7 @@ use crate::error::{BoxError, Error, fmt_with_sources};
 ///     match &outcome.result {
 ///         Ok(rows) => println!("{rows} rows"),
 ///         Err(stopped) if stopped.kind() == StoppedKind::NotBegun => println!("nothing happened: {stopped}"),
-///         Err(stopped) => println!("who knows: {stopped}"),
+///         Err(stopped) => println!("it may have taken effect: {stopped}"),
 ///     }
 ///     if outcome.connection.is_none() {
 ///         println!("the connection has been closed");

@@ -140,7 +140,7 @@ impl<C: Connection, T: Send + 'static> Turns<C, T> {
                     shielded(|| waker.wake());
                 }
             }
-            // It is nobody's any more.
+            // Its caller has gone.
             _ => {
                 drop(state);
                 shielded(|| drop(end));
