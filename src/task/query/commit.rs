@@ -4,7 +4,7 @@
 //! canceling has not, and canceling only where no commit is under way: each is one compare-and-swap from the state in
 //! which the other is not, so that no cancel meets a commit. Canceling is never taken back.
 //!
-//! A commit that is dropped before it is answered stays counted: its answer will be met by nobody.
+//! A commit that is dropped before it is answered stays counted: its answer may still come.
 
 use std::fmt;
 use std::future::Future;
