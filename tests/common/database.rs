@@ -456,7 +456,7 @@ pub async fn a_cancel_that_comes_late_hits_no_other_query<D: Database>(_shared: 
         }
         pid = next;
     }
-    println!("{late} of 80 came late");
+    println!("{late} cancels came late");
 }
 
 /// Makes the tests of one [`Database`].
