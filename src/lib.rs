@@ -68,6 +68,7 @@
 //! | find out whether an error came from a context | [`Error::find`] |
 //! | give each request of a server a context, and propagate it | `wire::ServerLayer`, `wire::ClientLayer` |
 //! | do the same without tower | `Context::extract`, `Context::inject` |
+//! | cancel calls by messages of the peer (JSON-RPC, MCP, LSP) | `wire::Calls` |
 //!
 //! # Scopes
 //!
@@ -135,7 +136,7 @@
 //! - `signal`: the module `signal`, contexts that end on a signal.
 //! - `process`: the module `process`, child processes that end with a context.
 //! - `io`: the module `io`, readers and writers that end with a context.
-//! - `http`: the module `wire`, a context in the headers of a request.
+//! - `http`: the module `wire`, a context in the headers of a request, or in another carrier.
 //! - `tower`: the layers of `wire` for servers and clients.
 //! - `axum`: `Context` as an extractor, `Error` as a response.
 //! - `tonic`: conversions between `Error` and `Status`, `Context` in requests.

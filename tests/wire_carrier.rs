@@ -1,4 +1,5 @@
-//! Carriers of every kind, and what is written into them: values to the byte, dates for queues, nothing of a stranger's.
+//! Carriers of every kind, and what is written into them: values to the byte, dates for queues, nothing of a
+//! stranger's.
 
 mod common;
 
@@ -167,6 +168,17 @@ fn keys_of_maps_are_case_insensitive() {
         }
     }
     check(Headers::default());
+}
+
+#[test]
+fn a_carrier_need_not_be_named() {
+    let mut boxed: Box<dyn Carrier> = Box::new(HashMap::<String, String>::new());
+    context().inject_with(&mut *boxed, &outbound()).unwrap();
+    let there = Context::background().extract(&*boxed, &inbound()).unwrap();
+    assert_eq!(there.value(), Some(&Tenant("blue".into())));
+    let borrowed: &mut dyn Carrier = &mut *boxed;
+    Context::background().with_timeout(ms(10)).inject(borrowed).unwrap();
+    assert!(Inbound::new().budget(&*boxed).unwrap().unwrap() <= ms(10));
 }
 
 #[test]

@@ -20,12 +20,14 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio_ctx::wire::{ClientLayer, Inbound, Outbound, RequestEnd, ServerBody, ServerLayer};
+use tokio_ctx::wire::{
+    ClientLayer, Inbound, Outbound, RequestBody, RequestEnd, ServerBody, ServerLayer,
+};
 use tokio_ctx::{BoxError, Context, Error, Shutdown};
 use tower::{Layer, ServiceExt, service_fn};
 
 use common::{Wakes, ended, ms, poll};
-use wire::{Version, assert_left, channel_body, client, eventually, far_side, serve};
+use wire::{ChannelBody, Version, assert_left, channel_body, client, eventually, far_side, serve};
 
 /// Has a frame at every poll, or none ever; says when it is dropped, and what its context's end was then.
 struct Holder {
@@ -243,6 +245,113 @@ async fn a_stream_that_is_held_and_has_more_ends_at_the_far_side() {
     }
 }
 
+/// A far side that speaks bare HTTP/2: it answers with a head, or not, and says how each of its streams was reset.
+async fn resets(answers: bool) -> (SocketAddr, mpsc::UnboundedReceiver<h2::Reason>, Arc<AtomicUsize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let (tell, told) = mpsc::unbounded_channel();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counts = asked.clone();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        while let Some(Ok((mut request, mut respond))) = connection.accept().await {
+            let (tell, counts) = (tell.clone(), counts.clone());
+            tokio::spawn(async move {
+                let first = request.body_mut().data().await.unwrap().unwrap();
+                request.body_mut().flow_control().release_capacity(first.len()).unwrap();
+                counts.fetch_add(1, Ordering::SeqCst);
+                let mut open = None;
+                let reason = if answers {
+                    let send = open.insert(respond.send_response(Response::new(()), false).unwrap());
+                    std::future::poll_fn(|cx| send.poll_reset(cx)).await
+                } else {
+                    std::future::poll_fn(|cx| respond.poll_reset(cx)).await
+                };
+                tell.send(reason.unwrap()).unwrap();
+            });
+        }
+    });
+    (at, told, asked)
+}
+
+/// A call whose request is still being sent, in a body of each type that can be bound.
+async fn a_call_that_is_still_being_sent<B>(as_body: impl Fn(&Context, ChannelBody) -> B)
+where
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static,
+{
+    for answers in [false, true] {
+        let (at, mut told, asked) = resets(answers).await;
+        let client = ClientLayer::new(Outbound::new()).layer(client::<B>(Version::Http2));
+        for round in 1..=3 {
+            let ctx = Context::background().with_cancel();
+            let (send, body) = channel_body();
+            send.send(Ok(Frame::data("hello".into()))).unwrap();
+            let request = Request::post(format!("http://{at}/")).body(as_body(&ctx, body)).unwrap();
+            let call = tokio::spawn(ctx.scope(client.clone().oneshot(request)));
+            eventually("it arrives", || asked.load(Ordering::SeqCst) == round).await;
+            let held = if answers { Ok(call.await.unwrap().unwrap()) } else { Err(call) };
+            assert!(!send.is_closed());
+            ctx.cancel();
+            assert_eq!(told.recv().await.unwrap(), h2::Reason::CANCEL, "{answers}");
+            assert!(send.is_closed(), "the body is gone");
+            match held {
+                Ok(mut response) => {
+                    let error = response.frame().await.unwrap().unwrap_err();
+                    assert!(wire::context_error(error).is_canceled());
+                }
+                Err(call) => {
+                    let error = call.await.unwrap().unwrap_err();
+                    assert!(wire::context_error(error).is_canceled());
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_still_open_fails_at_the_end_and_the_far_side_is_told() {
+    a_call_that_is_still_being_sent(RequestBody::new).await;
+    a_call_that_is_still_being_sent(|_, body| axum::body::Body::new(body)).await;
+    a_call_that_is_still_being_sent(|_, body| tonic::body::Body::new(body)).await;
+}
+
+/// Bodies that are whole, and all that they say of themselves, pass through.
+#[tokio::test]
+async fn a_request_that_is_whole_is_sent_as_it_is() {
+    let ctx = Context::background().with_cancel();
+    let bound = RequestBody::new(&ctx, http_body_util::Full::<Bytes>::from("whole"));
+    assert_eq!(bound.size_hint().exact(), Some(5));
+    ctx.cancel();
+    assert_eq!(bound.collect().await.unwrap().to_bytes(), "whole");
+
+    let ctx = Context::background().with_cancel();
+    let (send, body) = channel_body();
+    let mut bound = RequestBody::new(&ctx, body);
+    for text in ["a", "b", "c"] {
+        send.send(Ok(Frame::data(text.into()))).unwrap();
+        assert_eq!(bound.frame().await.unwrap().unwrap().into_data().unwrap(), text);
+    }
+    send.send(Err("torn".into())).unwrap();
+    assert_eq!(bound.frame().await.unwrap().unwrap_err().to_string(), "torn");
+    assert!(bound.frame().await.is_none() && bound.is_end_stream());
+
+    // A body that always has more ends as well.
+    let (body, mut dropped) = Holder::new(true);
+    let mut bound = RequestBody::new(&ctx, body);
+    for _ in 0..3 {
+        bound.frame().await.unwrap().unwrap();
+    }
+    ctx.cancel_with("enough");
+    let error = loop {
+        if let Err(error) = bound.frame().await.unwrap() {
+            break error;
+        }
+    };
+    assert!(error.to_string().ends_with(": enough"), "{error}");
+    assert!(dropped.try_recv().is_ok());
+}
+
 // In the process: races, panics, and ends without a runtime.
 
 /// A response with that body, made by a handler of a service that `service` ends.
@@ -302,6 +411,67 @@ fn a_body_that_panics_when_it_goes_costs_no_other() {
     service.cancel();
     assert!(dropped.try_recv().unwrap().is_some());
     drop((first, second));
+}
+
+/// Panics when it is polled: at once, where the layer looks whether it is whole, or later.
+struct PanicsWhenPolled {
+    is_sized: bool,
+}
+
+impl Body for PanicsWhenPolled {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        panic!("on purpose")
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        if self.is_sized { http_body::SizeHint::with_exact(9) } else { Default::default() }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_panics_when_it_is_polled_says_so() {
+    for is_sized in [true, false] {
+        let seen = Arc::new(Mutex::new(None));
+        let noting = seen.clone();
+        let handler = service_fn(move |_: Request<()>| {
+            *noting.lock().unwrap() = Some(Context::current());
+            async move { Ok::<_, Infallible>(Response::new(PanicsWhenPolled { is_sized })) }
+        });
+        let layer = layer(Inbound::new().max_budget(common::LONG));
+        let answer = tokio::spawn(async move {
+            layer.layer(handler).oneshot(Request::new(())).await.unwrap().collect().await
+        });
+        assert!(answer.await.unwrap_err().is_panic());
+        let end = ended(&seen.lock().unwrap().take().unwrap());
+        assert_eq!(end.cause_as::<RequestEnd>(), Some(&RequestEnd::Panicked), "{is_sized}");
+        assert_eq!(Context::current().deadline(), None, "nothing is left current");
+    }
+}
+
+/// What ends the context is the body itself, while it is polled.
+#[tokio::test]
+async fn a_body_that_ends_its_own_context_ends() {
+    for is_ready in [true, false] {
+        let service = Context::background().with_cancel();
+        let canceler = service.canceler();
+        let frames = futures::stream::poll_fn(move |_| {
+            canceler.cancel_with("enough");
+            match is_ready {
+                true => Poll::Ready(Some(Ok::<_, Infallible>(Frame::data(Bytes::from("more"))))),
+                false => Poll::Pending,
+            }
+        });
+        let mut body = answered(&service, http_body_util::StreamBody::new(frames)).await;
+        let error = body.frame().await.unwrap().unwrap_err();
+        assert!(error.to_string().ends_with(": enough"), "{error}");
+        assert!(body.frame().await.is_none());
+    }
 }
 
 /// The end meets a poll, a drop, or neither: the body goes once, and what waits for a frame is woken.

@@ -1,5 +1,5 @@
-//! What is told onward and where: the nearer of two contexts, the time when a request is sent, readiness that is given
-//! back, the rules of a route, and handlers that finish without their client.
+//! What is told onward and where: the nearer of two contexts, the time when a request is sent, readiness that is
+//! given back, the rules of a route, and handlers that finish without their client.
 
 mod common;
 mod wire;
@@ -426,6 +426,22 @@ async fn a_route_has_more_time_than_the_server_gives() {
     // What the caller asks for still counts.
     assert_eq!(get(app.clone(), "/events", &[("connect-timeout-ms", "250")]).await.2, "Some(250ms)");
     assert_eq!(get(app, "/nothing", &[]).await.0, 404);
+}
+
+/// Around the router, where no route has been matched yet, the same routes match.
+#[tokio::test(start_paused = true)]
+async fn the_routes_match_outside_of_a_router_too() {
+    let usual = Inbound::new().max_budget(ms(5_000));
+    let layer = ServerLayer::new(Context::background(), usual.clone())
+        .route("/upload/{name}", usual.clone().max_budget(ms(600_000)))
+        .route("/upload/*", usual.clone().max_budget(ms(1)));
+    let left = async |ctx: Context| format!("{:?}", ctx.remaining().unwrap());
+    let app = layer.layer(axum::Router::new().fallback(left));
+    for (path, left) in [("/upload/a", "600s"), ("/upload/a/b", "1ms"), ("/other", "5s")] {
+        let request = Request::get(path).body(axum::body::Body::empty()).unwrap();
+        let answer = app.clone().oneshot(request).await.unwrap();
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), left, "{path}");
+    }
 }
 
 /// An event stream goes on beyond the time that others have.

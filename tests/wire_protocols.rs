@@ -7,6 +7,7 @@ mod wire;
 
 use std::convert::Infallible;
 use std::future::{Future, pending};
+use std::pin::Pin;
 use std::sync::Mutex;
 
 use axum::body::Body as AxumBody;
@@ -382,6 +383,36 @@ async fn what_cannot_be_said_in_the_body_breaks_it_off() {
         // Answered in another protocol.
         let (_send, mut body) =
             streaming(By::Deadline, protocol, &[("content-type", "text/plain")]).await;
+        assert!(body.frame().await.unwrap().is_err(), "{protocol}");
+    }
+    // A length that hyper tells, since the body has one.
+    struct Sized(ChannelBody);
+    impl Body for Sized {
+        type Data = Bytes;
+        type Error = BoxError;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+            Pin::new(&mut self.0).poll_frame(cx)
+        }
+
+        fn size_hint(&self) -> http_body::SizeHint {
+            http_body::SizeHint::with_exact(100)
+        }
+    }
+    for protocol in ["grpc", "grpc-web", "connect stream"] {
+        let (_send, body) = channel_body();
+        let body = Mutex::new(Some(Sized(body)));
+        let call = call_of(protocol);
+        let content_type = call.headers()["content-type"].clone();
+        let response = ended_by(By::Deadline, call, async |_| {
+            let response = Response::builder().header("content-type", content_type.clone());
+            response.body(body.lock().unwrap().take().unwrap()).unwrap()
+        });
+        let mut body = response.await.into_body();
+        assert_eq!(body.size_hint().exact(), Some(100));
         assert!(body.frame().await.unwrap().is_err(), "{protocol}");
     }
     // A unary call of Connect has no frames.

@@ -1,69 +1,152 @@
 //! A call of a service in this very thread: no socket, no scheduler.
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::convert::Infallible;
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body::Body;
-use http_body_util::{BodyExt, Empty, Full};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use tokio::runtime::{Builder, Runtime};
 use tokio_ctx::wire::{ClientLayer, Inbound, Outbound, ServerLayer};
-use tokio_ctx::{BoxError, Context};
+use tokio_ctx::{BoxError, CancelScope, Context};
 use tower::{Layer, Service, service_fn};
 
 use crate::{quartiles, verdict};
 
 const CALLS: u32 = 2_000;
-/// Microseconds, for each layer.
-const TARGET: f64 = 2.0;
+/// Microseconds that the server's layer, the client's, and both may add.
+const TARGETS: [f64; 3] = [0.45, 0.25, 0.7];
 
-pub fn report(rounds: usize) {
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let service = Context::background().with_cancel();
-    let server = ServerLayer::new(service.clone(), Inbound::new().max_budget(Duration::from_secs(30)));
-    let client = ClientLayer::new(Outbound::new());
-    let (plain, grpc) = ("application/json", "application/grpc");
+/// Counts allocations. There is one thread here.
+struct Counting;
 
-    let mut bare = handler();
-    let mut served = server.layer(handler());
-    let mut called = client.layer(handler());
-    let mut both = client.layer(server.layer(handler()));
-    let outer = Context::background().with_timeout(Duration::from_secs(3600));
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
-    let mut added: [Vec<f64>; 4] = Default::default();
-    let mut alone = Vec::new();
-    for _ in 0..rounds {
-        let without = time(&runtime, &mut bare, plain);
-        alone.push(without);
-        let rows = [
-            time(&runtime, &mut served, plain),
-            time(&runtime, &mut served, grpc),
-            outer.sync_scope(|| time(&runtime, &mut called, plain)),
-            outer.sync_scope(|| time(&runtime, &mut both, plain)),
-        ];
-        for (added, with) in added.iter_mut().zip(rows) {
-            added.push(with - without);
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.store(ALLOCATIONS.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// What a call takes.
+#[derive(Clone, Copy)]
+struct Cost {
+    micros: f64,
+    allocations: f64,
+}
+
+/// What is called: the handler by itself, under the layers, and with a body that is not ready at once.
+const ROWS: [&str; 7] = ["bare", "served", "grpc", "bare stream", "served stream", "called", "both"];
+
+/// What `ROWS` names, with what each is compared with.
+struct Calls {
+    runtime: Runtime,
+    outer: CancelScope,
+    server: ServerLayer,
+    client: ClientLayer,
+}
+
+impl Calls {
+    fn new() -> Calls {
+        let service = Context::background().with_cancel().detach();
+        let inbound = Inbound::new().max_budget(Duration::from_secs(30));
+        Calls {
+            runtime: Builder::new_current_thread().enable_all().build().expect("a runtime"),
+            outer: Context::background().with_timeout(Duration::from_secs(3600)),
+            server: ServerLayer::new(service, inbound),
+            client: ClientLayer::new(Outbound::new()),
         }
     }
+
+    fn time(&self, row: &str, calls: u32) -> Cost {
+        let Calls { runtime, outer, server, client } = self;
+        let plain = "application/json";
+        match row {
+            "bare" => time(runtime, handler(), plain, calls),
+            "served" => time(runtime, server.layer(handler()), plain, calls),
+            "grpc" => time(runtime, server.layer(handler()), "application/grpc", calls),
+            "bare stream" => time(runtime, streaming(), plain, calls),
+            "served stream" => time(runtime, server.layer(streaming()), plain, calls),
+            "called" => outer.sync_scope(|| time(runtime, client.layer(handler()), plain, calls)),
+            "both" => {
+                outer.sync_scope(|| time(runtime, client.layer(server.layer(handler())), plain, calls))
+            }
+            _ => panic!("no row {row}"),
+        }
+    }
+}
+
+pub fn report(rounds: usize) {
+    let calls = Calls::new();
+    let mut costs = ROWS.map(|_| Vec::new());
+    for _ in 0..rounds {
+        for (row, costs) in ROWS.into_iter().zip(&mut costs) {
+            costs.push(calls.time(row, CALLS));
+        }
+    }
+    let instructions = ROWS.map(instructions);
+    let at = |row| ROWS.iter().position(|name| *name == row).expect("a row");
     println!("### A call in the process\n");
-    println!("| | µs | target | |");
-    println!("| --- | --- | --- | --- |");
-    println!("| the call itself | {:.2} | | |", quartiles(alone)[1]);
-    let names = [
-        ("added by the server's layer", 1.0),
-        ("the same for a gRPC call", 1.0),
-        ("added by the client's layer", 1.0),
-        ("added by both", 2.0),
+    println!("| | µs | target | | allocations | instructions |");
+    println!("| --- | --- | --- | --- | --- | --- |");
+    let alone = costs[0].iter().map(|cost: &Cost| cost.micros).collect();
+    println!("| the call itself | {:.2} | | | | |", quartiles(alone)[1]);
+    let [server, client, both] = TARGETS;
+    let lines = [
+        ("added by the server's layer", "served", "bare", Some(server)),
+        ("the same for a gRPC call", "grpc", "bare", Some(server)),
+        ("the same for a body that is not ready at once", "served stream", "bare stream", None),
+        ("added by the client's layer", "called", "bare", Some(client)),
+        ("added by both", "both", "bare", Some(both)),
     ];
-    for ((name, layers), added) in names.into_iter().zip(added) {
-        let [low, middle, high] = quartiles(added);
-        let target = TARGET * layers;
-        let verdict = verdict([low <= target, high <= target]);
-        println!("| {name} | {middle:.2} | {target:.0} | {verdict} |");
+    for (name, with, without, target) in lines {
+        let pairs = || costs[at(with)].iter().zip(&costs[at(without)]);
+        let micros = pairs().map(|(with, without)| with.micros - without.micros).collect();
+        let allocations = pairs().map(|(with, without)| with.allocations - without.allocations);
+        let [low, middle, high] = quartiles(micros);
+        let allocations = quartiles(allocations.collect())[1];
+        let verdict = target.map_or("", |target| verdict([low <= target, high <= target]));
+        let target = target.map_or(String::new(), |target| target.to_string());
+        let counted = instructions[at(with)].zip(instructions[at(without)]);
+        let counted = counted.map_or(String::new(), |(with, without)| format!("{:.0}", with - without));
+        println!("| {name} | {middle:.2} | {target} | {verdict} | {allocations:.2} | {counted} |");
     }
     println!();
+}
+
+/// The instructions of one call, by callgrind, if there is one: what twice as many calls take more.
+fn instructions(row: &str) -> Option<f64> {
+    let total = |calls: u32| {
+        let run = Command::new("valgrind")
+            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+            .arg(std::env::current_exe().ok()?)
+            .args(["--counted", row, &calls.to_string()])
+            .output()
+            .ok()?;
+        let said = String::from_utf8_lossy(&run.stderr).into_owned();
+        let total = said.lines().find_map(|line| line.split("Collected : ").nth(1))?;
+        total.trim().parse::<f64>().ok()
+    };
+    Some((total(2 * CALLS)? - total(CALLS)?) / f64::from(CALLS))
+}
+
+/// Makes calls, for callgrind to count.
+pub fn counted(row: &str, calls: &str) {
+    Calls::new().time(row, calls.parse().expect("a number"));
 }
 
 /// One that awaits once, as one that asks a database does.
@@ -72,7 +155,7 @@ fn handler() -> impl Service<
     Response = Response<Full<Bytes>>,
     Error = Infallible,
     Future: Future<Output = Result<Response<Full<Bytes>>, Infallible>>,
-> {
+> + Clone {
     service_fn(|request: Request<Empty<Bytes>>| async move {
         tokio::task::yield_now().await;
         black_box(request);
@@ -80,18 +163,45 @@ fn handler() -> impl Service<
     })
 }
 
-/// Microseconds for one call, its answer read to its end.
-fn time<S, B>(runtime: &Runtime, service: &mut S, content_type: &'static str) -> f64
+/// One whose body has yet to come.
+fn streaming() -> impl Service<
+    Request<Empty<Bytes>>,
+    Response = Response<impl Body<Data = Bytes, Error = Infallible> + Send + 'static>,
+    Error = Infallible,
+> + Clone {
+    service_fn(|request: Request<Empty<Bytes>>| async move {
+        tokio::task::yield_now().await;
+        black_box(request);
+        let mut polls = 0;
+        let frames = futures::stream::poll_fn(move |cx| {
+            polls += 1;
+            match polls {
+                1 => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                2 => Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"answer"))))),
+                _ => Poll::Ready(None),
+            }
+        });
+        Ok(Response::new(StreamBody::new(frames)))
+    })
+}
+
+/// What one call takes, its answer read to its end.
+fn time<S, B>(runtime: &Runtime, mut service: S, content_type: &'static str, calls: u32) -> Cost
 where
     S: Service<Request<Empty<Bytes>>, Response = Response<B>, Error: Into<BoxError>>,
     B: Body<Data = Bytes, Error: Into<BoxError>>,
 {
-    let start = Instant::now();
+    let (start, before) = (busy(), ALLOCATIONS.load(Ordering::Relaxed));
     runtime.block_on(async {
-        for _ in 0..CALLS {
+        for _ in 0..calls {
             let request = Request::get("http://far.side/")
                 .header("content-type", content_type)
                 .header("grpc-timeout", "20S")
+                // Servers put something there: a route, a peer's address.
+                .extension(CALLS)
                 .body(Empty::new())
                 .expect("a request");
             let response = service.call(request).await.map_err(Into::into).expect("an answer");
@@ -99,5 +209,27 @@ where
             black_box(body.expect("a body"));
         }
     });
-    start.elapsed().as_secs_f64() * 1e6 / f64::from(CALLS)
+    Cost {
+        micros: (busy() - start) / f64::from(calls),
+        allocations: (ALLOCATIONS.load(Ordering::Relaxed) - before) as f64 / f64::from(calls),
+    }
+}
+
+/// The microseconds that this thread has run: what else the machine does counts little.
+#[cfg(unix)]
+fn busy() -> f64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it writes to what it is given.
+    let read = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut now) };
+    assert_eq!(read, 0, "a clock");
+    now.tv_sec as f64 * 1e6 + now.tv_nsec as f64 / 1e3
+}
+
+#[cfg(not(unix))]
+fn busy() -> f64 {
+    use std::sync::LazyLock;
+    use std::time::Instant;
+
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed().as_secs_f64() * 1e6
 }

@@ -3,21 +3,24 @@
 #![no_main]
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio_ctx::Context;
-use tokio_ctx::wire::{DeadlineHeader, Inbound, Outbound, Travel};
+use tokio_ctx::wire::{DeadlineAt, DeadlineHeader, Inbound, Outbound, Travel};
 
 const MOST: Duration = Duration::from_secs(30);
 
-const NAMES: [&str; 6] = [
+const NAMES: [&str; 8] = [
     "grpc-timeout",
     "connect-timeout-ms",
     "x-envoy-expected-rq-timeout-ms",
     "x-budget-ms",
     "x-name",
     "baggage",
+    "x-deadline-unix-ms",
+    "x-envoy-upstream-rq-timeout-ms",
 ];
 
 struct Name(String);
@@ -44,6 +47,14 @@ fn headers(lines: &[u8]) -> HeaderMap {
     headers
 }
 
+/// The same in a map of strings, if that can hold it.
+fn map(headers: &HeaderMap) -> Option<HashMap<String, String>> {
+    let text = |value: &HeaderValue| String::from_utf8(value.as_bytes().to_vec()).ok();
+    let map: Option<HashMap<_, _>> =
+        headers.iter().map(|(name, value)| Some((name.as_str().to_uppercase(), text(value)?))).collect();
+    map.filter(|map| map.len() == headers.len())
+}
+
 libfuzzer_sys::fuzz_target!(|lines: &[u8]| {
     let sent = headers(lines);
     let all = [
@@ -62,13 +73,33 @@ libfuzzer_sys::fuzz_target!(|lines: &[u8]| {
     let ctx = Context::background().extract(&sent, &inbound).unwrap();
     assert!(ctx.remaining().unwrap() <= budget);
 
+    let map = map(&sent);
+    if let Some(map) = &map {
+        assert_eq!(inbound.budget(map).unwrap(), Some(budget));
+        let there = Context::background().extract(map, &inbound).unwrap();
+        assert_eq!(there.value::<Name>().map(|name| &name.0), ctx.value::<Name>().map(|name| &name.0));
+    }
+    let date = DeadlineAt::new(MOST).skew(Duration::from_secs(1));
+    let dated = Inbound::new().believe_date(date.clone()).believe([DeadlineHeader::EnvoyUpstream]);
+    assert!(dated.budget(&sent).unwrap().is_none_or(|left| left <= Duration::from_secs(9_999_999_999)));
+    assert!(Inbound::new().believe_date(date).budget(&sent).unwrap().is_none_or(|left| left <= MOST));
+
+    let edge = Outbound::new().write(all.clone()).carry::<Name>().carry_in_baggage::<Name>().sanitize();
+    let mut clean = sent.clone();
+    Context::background().inject_with(&mut clean, &edge).unwrap();
+    assert!(clean.is_empty());
+
     let mut onward = sent.clone();
     let outbound = Outbound::new().write(all).carry::<Name>().carry_in_baggage::<Name>();
     if ctx.inject_with(&mut onward, &outbound).is_ok() {
         assert!(inbound.strict().budget(&onward).unwrap().unwrap() <= budget);
     }
     if let Some(name) = ctx.value::<Name>() {
-        // What fits into an empty baggage arrives as it was.
+        // What is sent arrives as it was.
+        let mut alone = HeaderMap::new();
+        let sent = ctx.inject_with(&mut alone, &Outbound::new().write([]).carry::<Name>().strict());
+        let there = Context::background().extract(&alone, &Inbound::new().carry::<Name>()).unwrap();
+        assert_eq!(there.value::<Name>().map(|name| &name.0), sent.ok().map(|()| &name.0));
         let outbound = Outbound::new().carry_in_baggage::<Name>();
         let inbound = Inbound::new().carry_in_baggage::<Name>();
         let mut alone = HeaderMap::new();

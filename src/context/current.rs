@@ -1,9 +1,14 @@
 //! `current`: the context of the current task.
+//!
+//! While a task is polled, its context is moved into a thread-local, and back afterwards, so that no poll clones it.
 
+use std::cell::RefCell;
 use std::future::Future;
+use std::mem::{self, ManuallyDrop};
+use std::pin::Pin;
+use std::task::{self, Poll};
 
-#[cfg(feature = "tower")]
-use tokio::task::futures::TaskLocalFuture;
+use pin_project_lite::pin_project;
 
 use super::context::Context;
 #[cfg(feature = "tracing")]
@@ -11,13 +16,67 @@ use crate::error::{Error, ErrorKind};
 #[cfg(feature = "tracing")]
 use crate::trace::shielded;
 
-tokio::task_local! {
-    static CURRENT: Context;
+thread_local! {
+    /// `None` outside of all scopes. It has no destructor, so that it can be used until the thread ends; [`Entered`]
+    /// always takes the context out again.
+    static CURRENT: RefCell<ManuallyDrop<Option<Context>>> = const { RefCell::new(ManuallyDrop::new(None)) };
 }
 
-/// A future that runs, and is dropped, with a context as the current one.
-#[cfg(feature = "tower")]
-pub(crate) type Scoped<F> = TaskLocalFuture<Context, F>;
+/// Keeps a context the current one until it is dropped.
+pub(crate) struct Entered<'a>(&'a mut Option<Context>);
+
+/// Makes the context in `lent` the current one, until the guard is dropped and moves it back.
+#[inline]
+pub(crate) fn enter(lent: &mut Option<Context>) -> Entered<'_> {
+    swap(lent);
+    Entered(lent)
+}
+
+impl Drop for Entered<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        swap(self.0);
+    }
+}
+
+#[inline]
+fn swap(lent: &mut Option<Context>) {
+    CURRENT.with(|current| mem::swap(&mut **current.borrow_mut(), lent));
+}
+
+pin_project! {
+    /// A future that is polled, and dropped, with its context as the current one.
+    struct Scoped<F> {
+        ctx: Option<Context>,
+        #[pin]
+        future: Option<F>,
+    }
+
+    impl<F> PinnedDrop for Scoped<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            if this.future.is_some() {
+                let _entered = enter(this.ctx);
+                this.future.set(None);
+            }
+        }
+    }
+}
+
+impl<F: Future> Future for Scoped<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<F::Output> {
+        let mut this = self.project();
+        let _entered = enter(this.ctx);
+        let future = this.future.as_mut().as_pin_mut().expect("polled again after it was ready");
+        let polled = future.poll(cx);
+        if polled.is_ready() {
+            this.future.set(None);
+        }
+        polled
+    }
+}
 
 /// # The current context
 impl Context {
@@ -51,7 +110,7 @@ impl Context {
     /// [`sync_scope`]: Self::sync_scope
     /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     pub fn current() -> Context {
-        CURRENT.try_with(Context::clone).unwrap_or_default()
+        CURRENT.with(|current| Option::clone(&current.borrow())).unwrap_or_default()
     }
 
     /// Runs a future with this context as the [`current`](Self::current) context.
@@ -71,13 +130,7 @@ impl Context {
     /// # }
     /// ```
     pub fn scope<F: Future>(&self, f: F) -> impl Future<Output = F::Output> + use<F> {
-        CURRENT.scope(self.clone(), f)
-    }
-
-    /// Like [`scope`](Self::scope), with a type that can be named.
-    #[cfg(feature = "tower")]
-    pub(crate) fn scoped<F: Future>(self, f: F) -> Scoped<F> {
-        CURRENT.scope(self, f)
+        Scoped { ctx: Some(self.clone()), future: Some(f) }
     }
 
     /// Calls a function with this context as the [`current`](Self::current) context.
@@ -96,7 +149,9 @@ impl Context {
     /// [`sync_scope`](Self::sync_scope), which takes the context.
     #[inline]
     pub(crate) fn enter<R>(self, f: impl FnOnce() -> R) -> R {
-        CURRENT.sync_scope(self, f)
+        let mut lent = Some(self);
+        let _entered = enter(&mut lent);
+        f()
     }
 
     /// Runs a future until the context ends, inside a tracing span, and records in the span how it ended.

@@ -28,7 +28,7 @@ mod after_func;
 
 mod with_value;
 
-mod current;
+pub(crate) mod current;
 
 #[cfg(feature = "test-util")]
 pub(crate) mod census;
@@ -46,8 +46,6 @@ mod value;
 
 pub use after_func::AfterFunc;
 pub use context::Context;
-#[cfg(feature = "tower")]
-pub(crate) use current::Scoped;
 pub use done::{Done, DoneOwned};
 pub use ended::{Ended, EndedOwned};
 pub use ext::{Bounded, Checked, FutureExt, TryBounded};

@@ -81,6 +81,30 @@ mod tests {
     }
 
     #[test]
+    fn far_below_it_counts_and_beyond_a_thousand_levels_its_deadline_does() {
+        let request = Context::background().with_timeout(seconds(60));
+        let mut path = vec![request.with_cancel()];
+        let mut grow = |levels: usize| {
+            while path.len() < levels {
+                path.push(path[path.len() - 1].with_cancel());
+            }
+            let part = path[path.len() - 1].with_timeout(seconds(1)).with_value("part");
+            let call = request.nearest(part.clone());
+            assert_eq!(call.deadline(), part.deadline());
+            call.value::<&str>().is_some()
+        };
+        assert!(grow(900));
+        assert!(!grow(100_000));
+
+        // Merged ones are walked once, however they are knotted.
+        let mut knot = request.with_cancel();
+        for _ in 0..100 {
+            knot = knot.context().merge(&knot.with_cancel());
+        }
+        assert!(!Context::background().with_cancel().nearest(knot.clone()).is_done());
+    }
+
+    #[test]
     fn one_that_lies_below_the_current_one_or_aside_counts_with_the_earlier_deadline() {
         let current = Context::background().with_timeout(seconds(10));
         let below = current.with_timeout(seconds(5)).with_value("own");

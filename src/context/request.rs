@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::context::Context;
 use super::derive::budget;
 use super::scope::CancelScope;
-#[cfg(feature = "tower")]
 use crate::error::Error;
 use crate::finished::Budget;
+use crate::token::sync::now;
 use crate::token::{Limit, Token};
 
 impl Context {
@@ -39,18 +39,15 @@ impl Context {
         scope
     }
 
-    /// Derives a context with the same values that ends with the service, not with the request. Go has no
-    /// counterpart.
+    /// Returns the time left, or the error if the context has ended, with one reading of the clock.
+    /// that must complete after the client has left or was answered.
     ///
-    /// Use it for a WebSocket, and for work that should be finished even if the client has disconnected or has
-    /// received its response. The context ends with the one that the [`ServerLayer`](crate::wire::ServerLayer)
-    /// was created with ([`hard`] for a [`Shutdown`]), or that [`extract`](Self::extract) was called on. With
-    /// two nested layers, it ends with either of them. It has no deadline except theirs. Outside of a request,
-    /// this returns the same context.
+    /// It ends with the context that [`ServerLayer`](crate::wire::ServerLayer) was made with ([`hard`], if that was a
+    /// [`Shutdown`]), or that [`extract`](Self::extract) was called on, and has the deadline of that context alone. With
+    /// nested layers it ends with either service. Outside of a request it is a clone of this context.
     ///
-    /// A shutdown does not wait for work under this context, unless it is spawned with [`Shutdown::spawn`]. A
-    /// WebSocket that should be closed properly when a shutdown begins has to observe [`Shutdown::soft`] as
-    /// well.
+    /// A shutdown does not wait for work under this context: use [`Shutdown::spawn`] if it should. A WebSocket that
+    /// should close politely when a shutdown begins waits for [`Shutdown::soft`] as well. Go has no counterpart.
     ///
     /// ```
     /// use tokio_ctx::wire::Inbound;
@@ -98,6 +95,17 @@ impl Context {
             Some(token) => Context::of_token(token, self.values().clone(), self.is_todo()),
             None => self.without_cancel(),
         }
+    }
+
+    /// Returns the time left, or the error if the context has ended, with one reading of the clock.
+    pub(crate) fn check_time_left(&self) -> Result<Option<Duration>, Error> {
+        let timed = self.token().and_then(|token| Some((token, token.deadline()?)));
+        let Some((token, deadline)) = timed else { return self.check().map(|()| None) };
+        let now = now();
+        if token.is_done_at(now) {
+            return Err(token.error());
+        }
+        Ok(Some(deadline.saturating_duration_since(now)))
     }
 
     /// Returns whether the service of this request has ended.

@@ -133,6 +133,7 @@ const DISTURBED: u16 = 1 << 12;
 /// Its deadline has a cause.
 const CAUSED: u16 = 1 << 13;
 /// It is a request's own: its parent is what serves.
+#[cfg(feature = "http")]
 const REQUEST: u16 = 1 << 14;
 /// A pulse is on the path; and it is the token's own.
 const PULSED: u16 = 1 << 6;
@@ -389,10 +390,10 @@ impl Token {
         self.level & OWNS_DEADLINE != 0
     }
 
-    /// Whether `above` is this token or on a path of it, as far as a walk of [`LONG`] steps finds it.
+    /// Returns whether `above` is this token or on a path to a root. A walk of more than a thousand steps is given up.
     #[cfg(feature = "tower")]
     pub(crate) fn is_below(&self, above: &Arc<Token>) -> bool {
-        self.reaches(above, &mut LONG.clone())
+        self.reaches(above, &mut 1000)
     }
 
     #[cfg(feature = "tower")]

@@ -1,9 +1,9 @@
 //! The W3C `baggage` header: a list of `key=value` members that others write to as well.
 //!
-//! Read whole or not at all, from all of its lines: beyond the specification's limits it is dropped before it is looked
-//! at. Written as one line, since not every reader joins several, OpenTelemetry's for one: first the members of others,
-//! as they are, then ours, which replace their elders. Lines that are not ASCII are no baggage; every reader would drop
-//! ours with them.
+//! Read whole or not at all, from all of its lines: beyond the specification's limits it is dropped before it is
+//! looked at. Written as one line, since not every reader joins several, OpenTelemetry's for one: first the members
+//! of others, as they are, then ours, which replace their elders. Lines that are not ASCII are no baggage; every
+//! reader would drop ours with them.
 
 use std::borrow::Cow;
 
@@ -19,8 +19,8 @@ pub(crate) static NAME: HeaderName = HeaderName::from_static("baggage");
 const MAX_BYTES: usize = 8192;
 const MAX_MEMBERS: usize = 180;
 
-/// What a value may not have in it as it is; all that is not ASCII besides. An equals sign is allowed there, but splits
-/// the value for OpenTelemetry's reader.
+/// What a value may not have in it as it is; all that is not ASCII besides. An equals sign is allowed there, but
+/// splits the value for OpenTelemetry's reader.
 const ENCODED: &AsciiSet =
     &CONTROLS.add(b' ').add(b'"').add(b',').add(b';').add(b'\\').add(b'%').add(b'=');
 

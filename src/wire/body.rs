@@ -1,4 +1,4 @@
-//! A body, until a context ends: what the bodies of both layers are made of.
+//! A body that ends with a context: the part that the bodies of both layers share.
 
 use std::borrow::Borrow;
 use std::pin::Pin;
@@ -10,6 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 
 use super::open::Open;
 use super::slot::Slot;
+use crate::context::current::enter;
 use crate::context::done::Wait;
 use crate::context::{Context, Progress};
 use crate::error::Error;
@@ -29,15 +30,15 @@ pub(crate) type StepOf<B> = Step<<B as Body>::Data, <B as Body>::Error>;
 
 /// What is known of a body after its first poll.
 pub(crate) enum Start<B: Body> {
-    /// All that was to come of it.
+    /// It is complete.
     Whole(StepOf<B>),
-    /// There is more, after this frame if there is one.
+    /// There is more to come, after this frame if there is one.
     Part(Pin<Box<B>>, Option<Frame<B::Data>>),
 }
 
 impl<B: Body> Start<B> {
-    /// Polls a body that says how long it is: mostly it has all of that at hand, and nothing of it need be kept for the
-    /// context to let go. What has no known length is left to its reader.
+    /// Polls a body of a known length once. Most such bodies are complete after that, and need no registration with the
+    /// context. Other bodies are left to their reader.
     pub(crate) fn poll(body: B, cx: &mut task::Context<'_>) -> Start<B> {
         let is_sized = body.size_hint().exact().is_some();
         let mut body = Box::pin(body);
@@ -60,7 +61,7 @@ pub(crate) fn bytes<D: Buf>(frame: &Frame<D>) -> u64 {
     frame.data_ref().map_or(0, |data| data.remaining() as u64)
 }
 
-/// How much is to come if this is all.
+/// The size of a body of which this is left.
 pub(crate) fn hint<D: Buf, E>(step: Option<&Step<D, E>>) -> SizeHint {
     match step {
         Some(Step::Last(frame) | Step::Frame(frame)) => SizeHint::with_exact(bytes(frame)),
@@ -69,10 +70,10 @@ pub(crate) fn hint<D: Buf, E>(step: Option<&Step<D, E>>) -> SizeHint {
     }
 }
 
-/// A body that is dropped at its context's end, also if it is not polled then.
+/// A body that is dropped when its context ends, even if it is not polled.
 ///
-/// `C`, what owns the context, is dropped after the body that has come to its end, but before one that has not: what
-/// that does when it is dropped may look at why.
+/// `C` owns the context. It is dropped after a body that is complete. A body that is not complete is dropped after it,
+/// so that the body's drop can see how the context ended.
 pub(crate) struct Bounded<B: Body, C: Borrow<Context>> {
     live: Option<Live<B, C>>,
     /// Of a body that is over.
@@ -81,11 +82,13 @@ pub(crate) struct Bounded<B: Body, C: Borrow<Context>> {
 
 struct Live<B: Body, C: Borrow<Context>> {
     slot: Arc<Slot<Held<B>>>,
-    /// What the context's end wakes: the slot.
+    /// The slot as a waker, registered with the context.
     bell: Waker,
     wait: Wait<C>,
+    /// The current context while the body is polled; `None` leaves that as it is.
+    ctx: Option<Context>,
     first: Option<Frame<B::Data>>,
-    /// Whether the end wakes the task also after a frame. A transport that has one may wait for its peer.
+    /// Whether the end also wakes a task that was given a frame: a transport may be waiting for its peer.
     wakes: bool,
     /// A frame is progress.
     progress: Progress,
@@ -93,7 +96,7 @@ struct Live<B: Body, C: Borrow<Context>> {
 
 struct Held<B> {
     body: Pin<Box<B>>,
-    // Last: the work is over when all that it held is gone.
+    // Last, when all that the request held has been dropped.
     open: Option<Open>,
 }
 
@@ -103,6 +106,7 @@ impl<B: Body + Send + 'static, C: Borrow<Context>> Bounded<B, C> {
     /// As `Wait::poll`: with a deadline, without a time driver.
     pub(crate) fn new(
         mut wait: Wait<C>,
+        ctx: Option<Context>,
         body: Pin<Box<B>>,
         first: Option<Frame<B::Data>>,
         open: Option<Open>,
@@ -114,13 +118,13 @@ impl<B: Body + Send + 'static, C: Borrow<Context>> Bounded<B, C> {
         if Pin::new(&mut wait).poll(&mut task::Context::from_waker(&bell)).is_ready() {
             bell.wake_by_ref();
         }
-        Bounded { live: Some(Live { slot, bell, wait, first, wakes, progress }), open: None }
+        Bounded { live: Some(Live { slot, bell, wait, ctx, first, wakes, progress }), open: None }
     }
 }
 
 impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
-    /// What is ready goes first, but after the end nothing that more is to follow: a body that always has a
-    /// frame ready ends as well, and one that is complete is not thrown away.
+    /// A frame that is ready wins over the end only if it is the last: a complete body is delivered, and a body that
+    /// always has a frame ready ends with its context.
     pub(crate) fn poll_step(&mut self, cx: &mut task::Context<'_>) -> Poll<StepOf<B>> {
         let Some(live) = &mut self.live else { return Poll::Ready(Step::Over) };
         if let Some(frame) = live.first.take() {
@@ -131,10 +135,10 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
         let Some((mut held, waker)) = live.slot.take() else {
             return Poll::Ready(ctx.err().map_or(Step::Over, Step::Ended));
         };
-        let polled = {
-            let _at_work = held.open.as_ref().map(Open::at_work);
-            ctx.sync_scope(|| held.body.as_mut().poll_frame(cx))
-        };
+        let at_work = held.open.as_ref().map(Open::at_work);
+        let entered = live.ctx.is_some().then(|| enter(&mut live.ctx));
+        let polled = held.body.as_mut().poll_frame(cx);
+        drop((entered, at_work));
         if let Poll::Ready(Some(Ok(frame))) = &polled {
             live.progress.report_bytes(bytes(frame));
         }
@@ -156,7 +160,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
             Poll::Ready(Some(Err(error))) => Step::Failed(error),
             Poll::Ready(None) => Step::Over,
             Poll::Pending => {
-                // Here, as the runtime may be another one.
+                // At each poll, as the runtime may have changed.
                 let bell = &mut task::Context::from_waker(&live.bell);
                 match Pin::new(&mut live.wait).poll(bell) {
                     Poll::Ready(ended) => Step::Ended(ended),
@@ -171,19 +175,19 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
             }
         };
         let Held { body, open } = held;
-        ctx.sync_scope(|| drop(body));
+        let entered = live.ctx.is_some().then(|| enter(&mut live.ctx));
+        drop(body);
+        drop(entered);
         self.open = open;
         Poll::Ready(step)
     }
 
-    /// Lets go of the context. The body is over.
+    /// Releases the context of a body that is over.
     pub(crate) fn finish(&mut self) {
-        if let Some(Live { slot, bell, mut wait, .. }) = self.live.take() {
+        if let Some(Live { slot, bell, mut wait, ctx, .. }) = self.live.take() {
             wait.leave();
-            let held = slot.take();
-            slot.ctx().sync_scope(|| drop(held));
-            // All handles of the context but the owner's: what nothing else sees needs no end.
-            drop((slot, bell));
+            // Before the owner: if its handle is the only one left, the context need not be ended.
+            drop((slot, bell, ctx));
             drop(wait);
         }
         self.open = None;
@@ -195,7 +199,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        // One that the end has taken has still to say so.
+        // A body that was dropped at the end has yet to report it.
         self.look(B::is_end_stream).unwrap_or(self.live.is_none())
     }
 
@@ -221,12 +225,12 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
     }
 }
 
-/// The waker to store: cloned if it is another task's than before.
+/// Returns the waker to store, cloned only if the task has changed.
 fn of_task(before: Option<Waker>, cx: &task::Context<'_>) -> Waker {
     before.filter(|waker| waker.will_wake(cx.waker())).unwrap_or_else(|| cx.waker().clone())
 }
 
-/// Why a context has ended that a slot knows to have.
+/// The error of a context that has ended.
 fn why(ctx: &Context) -> Error {
     ctx.err().expect("an end is final")
 }
@@ -234,7 +238,7 @@ fn why(ctx: &Context) -> Error {
 impl<B: Body, C: Borrow<Context>> Drop for Bounded<B, C> {
     fn drop(&mut self) {
         if let Some(Live { slot, wait, .. }) = self.live.take() {
-            // Taken out first, so that the end that is to come finds nothing.
+            // Taken out first, so that the end finds the slot empty.
             let held = slot.take();
             drop(wait);
             slot.ctx().sync_scope(|| drop(held));

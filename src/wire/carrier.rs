@@ -1,7 +1,7 @@
-//! What a context is written into and read from: headers, metadata, the properties of a message.
+//! Where a context is written to and read from: headers, metadata, the properties of a message.
 //!
-//! Everything above this file goes through [`Carrier`]. A carrier that is, or wraps, an `http::HeaderMap` says so by
-//! two hidden methods, so that the layers look headers up by names that are hashed as they are and copy none.
+//! The rest of `wire` accesses all of them through [`Carrier`]. A carrier that is an `http::HeaderMap`, or wraps one,
+//! exposes it by two hidden methods. Headers are then looked up by `HeaderName`, and no name is parsed or copied.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -13,21 +13,23 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::warn::warn;
 use crate::error::BoxError;
 
-/// What a context can be injected into and extracted from: text by key, in whatever a transport has for that.
+/// A map of text keys to text values that a context can be injected into and extracted from.
 ///
-/// Implemented for `http::HeaderMap`, for tonic's `MetadataMap` (feature `tonic`), and for `HashMap` and `BTreeMap`
-/// of `String` to `String`. For the headers of another transport (actix, NATS, AMQP, Kafka) implement it, or use
-/// [`get_with`] and [`set_with`] with one closure, which also take an `Extractor` and an `Injector` of OpenTelemetry.
+/// It is implemented for `http::HeaderMap`, for tonic's `MetadataMap` (feature `tonic`), and for `HashMap` and
+/// `BTreeMap` from `String` to `String`. For the headers of another transport (actix, NATS, AMQP, Kafka), implement
+/// it, or use [`get_with`] and [`set_with`], which make a carrier from one closure. The same two functions adapt an
+/// `Extractor` and an `Injector` of OpenTelemetry.
 ///
-/// The keys that are asked for and set are lower-case ASCII, valid as names of HTTP headers. An implementation is
-/// either case-insensitive, as those named above are, or finds only what another of its kind has written; it should
-/// say which. Nothing needs the feature of a transport: `http` is enough, and brings the `http` crate for the names.
+/// All keys are passed in lower-case ASCII, and are valid names of HTTP headers. The implementations named above
+/// compare keys case-insensitively. An implementation that does not finds only the keys that were written in lower
+/// case, and should document that. The feature `http` is enough for all of this; it adds the `http` crate, for its
+/// header names.
 ///
 /// ```
 /// use tokio_ctx::wire::{Carrier, Inbound};
 /// use tokio_ctx::{BoxError, Context};
 ///
-/// /// The headers of a message, in the way of Kafka: a list of keys and bytes.
+/// /// The headers of a message as in Kafka: a list of keys and bytes.
 /// #[derive(Default)]
 /// struct Message(Vec<(String, Vec<u8>)>);
 ///
@@ -53,26 +55,27 @@ use crate::error::BoxError;
 /// # Ok::<(), BoxError>(())
 /// ```
 pub trait Carrier {
-    /// The value under this key, as bytes, since what comes from outside need not be text.
+    /// Returns the value of this key, as bytes, because a value that was received may not be text.
     fn get(&self, key: &str) -> Option<&[u8]>;
 
-    /// All values under this key, in order: for carriers that can hold several.
+    /// Returns all values of this key, in order, for carriers that can hold more than one.
     ///
-    /// A deadline that is there more than once is a bad one, and `baggage` is read from all of its lines.
+    /// More than one value of a deadline header is an error; `baggage` is read from all values.
     fn get_all(&self, key: &str) -> Vec<&[u8]> {
         self.get(key).into_iter().collect()
     }
 
-    /// Puts a value under this key, in place of all that were there.
+    /// Sets the value of this key, and removes all earlier values.
     ///
     /// # Errors
     ///
-    /// If the carrier cannot hold it, or cannot be written to: the call is then refused, with a [`NotSent`] as the
-    /// cause, rather than sent without its deadline. A value that [travels](super::Travel) is left out with a `WARN`,
-    /// unless the outbound is [`strict`](super::Outbound::strict).
+    /// If the carrier cannot hold the value, or is read-only. If the value is the deadline, the call is refused, with
+    /// a [`NotSent`] as the cause, instead of being sent without one. If it is a value that
+    /// [travels](super::Travel), it is left out with a `WARN`, unless the outbound is
+    /// [`strict`](super::Outbound::strict).
     fn set(&mut self, key: &str, value: &str) -> Result<(), BoxError>;
 
-    /// Removes all values under this key.
+    /// Removes all values of this key.
     fn remove(&mut self, key: &str);
 
     #[doc(hidden)]
@@ -86,7 +89,7 @@ pub trait Carrier {
     }
 }
 
-/// All values under a name, without a copy of either where the carrier has headers.
+/// Returns all values of a name.
 pub(crate) fn values<'a>(carrier: &'a dyn Carrier, name: &HeaderName) -> Vec<&'a [u8]> {
     match carrier.as_headers() {
         Some(headers) => headers.get_all(name).iter().map(HeaderValue::as_bytes).collect(),
@@ -95,10 +98,7 @@ pub(crate) fn values<'a>(carrier: &'a dyn Carrier, name: &HeaderName) -> Vec<&'a
 }
 
 /// The only value under a name; `Err` if there are several.
-pub(crate) fn only<'a>(
-    carrier: &'a dyn Carrier,
-    name: &HeaderName,
-) -> Result<Option<&'a [u8]>, Several> {
+pub(crate) fn only<'a>(carrier: &'a dyn Carrier, name: &HeaderName) -> Only<'a> {
     let Some(headers) = carrier.as_headers() else {
         let values = carrier.get_all(name.as_str());
         return if values.len() > 1 { Err(Several) } else { Ok(values.first().copied()) };
@@ -110,6 +110,39 @@ pub(crate) fn only<'a>(
     }
 }
 
+/// So many names are looked for in one walk.
+pub(crate) const FEW: usize = 4;
+
+/// [`only`] for each of a few names.
+///
+/// One walk over the headers, mostly a few, costs less than a look-up of each name, mostly none of which is there.
+#[inline]
+pub(crate) fn only_each<'a>(
+    carrier: &'a dyn Carrier,
+    names: [Option<&HeaderName>; FEW],
+) -> [Only<'a>; FEW] {
+    let mut found = [Ok(None); FEW];
+    let Some(headers) = carrier.as_headers() else {
+        return names.map(|name| name.map_or(Ok(None), |name| only(carrier, name)));
+    };
+    // Most keys have none of the lengths.
+    let lengths = names.map(|name| name.map_or(usize::MAX, |name| name.as_str().len()));
+    for (key, value) in headers {
+        let length = key.as_str().len();
+        for nth in 0..FEW {
+            if lengths[nth] == length && names[nth] == Some(key) {
+                found[nth] =
+                    if let Ok(None) = found[nth] { Ok(Some(value.as_bytes())) } else { Err(Several) };
+            }
+        }
+    }
+    found
+}
+
+/// The value under a name, if there is one and no other.
+pub(crate) type Only<'a> = Result<Option<&'a [u8]>, Several>;
+
+#[derive(Clone, Copy)]
 pub(crate) struct Several;
 
 pub(crate) fn set(carrier: &mut dyn Carrier, name: &HeaderName, value: &str) -> Result<(), NotSent> {
@@ -124,7 +157,7 @@ pub(crate) fn set(carrier: &mut dyn Carrier, name: &HeaderName, value: &str) -> 
     }
 }
 
-/// The text of a header's value, if it is one: visible ASCII, spaces and tabs.
+/// Returns a header's value as text, if it is visible ASCII, spaces and tabs.
 pub(crate) fn visible(value: &[u8]) -> Option<&str> {
     let visible = |byte| matches!(byte, b' '..=b'~' | b'\t');
     std::str::from_utf8(value).ok().filter(|text| text.bytes().all(visible))
@@ -137,16 +170,16 @@ pub(crate) fn remove(carrier: &mut dyn Carrier, name: &HeaderName) {
     }
 }
 
-/// Why a call was not sent: something that belongs to it could not be written into its headers.
+/// The cause of a call that is refused because its deadline, or one of its values, cannot be written.
 ///
-/// The [cause](crate::Error::cause_as) of the error that [`inject`](crate::Context::inject) then returns.
+/// It is the [cause](crate::Error::cause_as) of the error that [`inject`](crate::Context::inject) returns.
 ///
 /// ```
 /// use tokio_ctx::Context;
 /// use tokio_ctx::wire::{NotSent, get_with};
 ///
 /// let ctx = Context::background().with_timeout(std::time::Duration::from_secs(1));
-/// // One that can only be read.
+/// // A carrier that is read-only.
 /// let refused = ctx.inject(&mut get_with(|_| None::<&str>)).unwrap_err();
 /// assert_eq!(refused.cause_as::<NotSent>().unwrap().key(), "grpc-timeout");
 /// ```
@@ -161,7 +194,7 @@ impl NotSent {
         NotSent { key: key.into(), why: why.into() }
     }
 
-    /// An error if `strict`, and a `WARN` otherwise.
+    /// Returns itself as the error if `strict`; otherwise emits a `WARN`.
     pub(crate) fn or_warn(self, strict: bool) -> Result<(), NotSent> {
         if strict {
             return Err(self);
@@ -170,7 +203,7 @@ impl NotSent {
         Ok(())
     }
 
-    /// The key of what could not be written.
+    /// Returns the key that could not be written.
     ///
     /// ```
     /// use tokio_ctx::Error;
@@ -192,7 +225,7 @@ impl fmt::Display for NotSent {
 }
 
 impl std::error::Error for NotSent {
-    // What is printed above is not printed again.
+    // `Display` includes the reason itself.
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.why.source()
     }
@@ -226,7 +259,7 @@ impl Carrier for HeaderMap {
     }
 }
 
-/// The ASCII entries alone: nothing of this crate is binary.
+/// Only the ASCII entries are read and written; this crate has no binary ones.
 #[cfg(feature = "tonic")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
 impl Carrier for tonic::metadata::MetadataMap {
@@ -239,7 +272,7 @@ impl Carrier for tonic::metadata::MetadataMap {
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), BoxError> {
-        // Its own types know which keys are binary.
+        // tonic's own types refuse the keys of binary entries.
         let key: tonic::metadata::MetadataKey<tonic::metadata::Ascii> = key.parse()?;
         self.insert(key, value.parse()?);
         Ok(())
@@ -334,17 +367,43 @@ impl<C: Carrier + ?Sized> Carrier for &mut C {
     }
 }
 
-/// A carrier to [`extract`](crate::Context::extract) from, made of a function that looks a key up.
+/// A read-only carrier behind a reference, so that carriers without a known size can be read as well.
+pub(crate) struct ByRef<'a, C: ?Sized>(pub(crate) &'a C);
+
+impl<C: Carrier + ?Sized> Carrier for ByRef<'_, C> {
+    fn get(&self, key: &str) -> Option<&[u8]> {
+        self.0.get(key)
+    }
+
+    fn get_all(&self, key: &str) -> Vec<&[u8]> {
+        self.0.get_all(key)
+    }
+
+    fn set(&mut self, _key: &str, _value: &str) -> Result<(), BoxError> {
+        Err(READ_ONLY.into())
+    }
+
+    fn remove(&mut self, _key: &str) {}
+
+    fn as_headers(&self) -> Option<&HeaderMap> {
+        self.0.as_headers()
+    }
+}
+
+const READ_ONLY: &str = "the carrier can only be read";
+
+/// Makes a carrier to [`extract`](crate::Context::extract) from, of a function that looks up a key.
 ///
-/// For what this crate does not know: OpenTelemetry's `Extractor`, the headers of NATS, AMQP or Kafka. The keys it is
-/// asked for are in lower case; whether another case is found is the function's business. It cannot be written to.
+/// It adapts the types of other crates: OpenTelemetry's `Extractor`, the headers of NATS, AMQP or Kafka. The
+/// function is called with keys in lower case, and decides itself whether other cases match. The carrier is
+/// read-only.
 ///
 /// ```
 /// use std::collections::HashMap;
 /// use tokio_ctx::Context;
 /// use tokio_ctx::wire::{Inbound, get_with};
 ///
-/// /// As OpenTelemetry has it.
+/// /// As in OpenTelemetry.
 /// trait Extractor {
 ///     fn get(&self, key: &str) -> Option<&str>;
 /// }
@@ -366,7 +425,7 @@ where
     GetWith(get, PhantomData)
 }
 
-/// A carrier that can be read. Made by [`get_with`].
+/// A read-only carrier. Made by [`get_with`].
 #[derive(Clone, Copy)]
 pub struct GetWith<'a, F>(F, PhantomData<&'a ()>);
 
@@ -380,7 +439,7 @@ where
     }
 
     fn set(&mut self, _key: &str, _value: &str) -> Result<(), BoxError> {
-        Err("the carrier can only be read".into())
+        Err(READ_ONLY.into())
     }
 
     fn remove(&mut self, _key: &str) {}
@@ -392,16 +451,17 @@ impl<F> fmt::Debug for GetWith<'_, F> {
     }
 }
 
-/// A carrier to [`inject`](crate::Context::inject) into, made of a function that takes a key and its value.
+/// Makes a carrier to [`inject`](crate::Context::inject) into, of a function that sets a key.
 ///
-/// For what this crate does not know: OpenTelemetry's `Injector`, the headers of NATS, AMQP or Kafka. What is in it
-/// already is not seen: `baggage` of others is replaced, not joined, and no shorter deadline stays.
+/// It adapts the types of other crates: OpenTelemetry's `Injector`, the headers of NATS, AMQP or Kafka. The carrier
+/// is write-only. Values that are already there cannot be taken into account: existing `baggage` is replaced
+/// instead of being extended, and so is a shorter deadline.
 ///
 /// ```
 /// use tokio_ctx::Context;
 /// use tokio_ctx::wire::set_with;
 ///
-/// /// As OpenTelemetry has it.
+/// /// As in OpenTelemetry.
 /// trait Injector {
 ///     fn set(&mut self, key: &str, value: String);
 /// }
@@ -426,7 +486,7 @@ where
     SetWith(set)
 }
 
-/// A carrier that can be written to. Made by [`set_with`].
+/// A write-only carrier. Made by [`set_with`].
 #[derive(Clone, Copy)]
 pub struct SetWith<F>(F);
 

@@ -14,8 +14,10 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::body::{Bounded, Start, Step, StepOf, hint};
+use super::call::{context_of, ended};
 use super::outbound::Outbound;
 use super::reply::Reply;
+use super::request_body;
 use super::send::SendLayer;
 use crate::context::Context;
 use crate::context::done::Wait;
@@ -24,25 +26,34 @@ use crate::error::{BoxError, Error};
 
 /// Bounds the calls of a client by their context, and tells the far side how much time is left.
 ///
-/// The context is [`current`](Context::current), unless the request brings one in its extensions. Of the two:
+/// The context of a call is [`current`](Context::current), unless the request has one in its extensions. Then:
 ///
-/// - where the current one is that one or lies below it, as in a handler that passes its own request on
-///   [`within`](Context::within) a shorter time, the current one counts, with the values of both;
-/// - otherwise the request's counts, with its values alone, and no longer than the current one's deadline.
+/// - If the current context is derived from the request's, the current one applies, with the values of both. This is
+///   the case in a handler that forwards its own request [`within`](Context::within) a shorter time.
+/// - Otherwise the request's context applies, with only its own values, and limited by the current deadline.
 ///
-/// If the context has ended, the call fails at once and nothing is sent. If it ends during the call, the request is dropped, which resets an HTTP/2 stream and closes an HTTP/1 connection, so
-/// that the far side learns of it; so is a response's body that has not ended.
+/// For a call with a later deadline than the current one, make it in the [`scope`](Context::scope) of another
+/// context.
+///
+/// If the context has ended, the call fails at once and nothing is sent. If it ends during the call, the request is
+/// dropped, which resets an HTTP/2 stream and closes an HTTP/1 connection, so that the server learns of it. A response
+/// body that has not ended is dropped as well, even if it is not polled. A request body that is still being sent
+/// fails; the layer does that for the body types of tonic and axum, and for others there is
+/// [`RequestBody`](crate::wire::RequestBody).
+///
+/// Two things have to be polled: the future of the call, which is dropped when it is polled after the end; and a
+/// request body of an HTTP/2 stream that waits for a window update, since hyper sends no reset before.
 ///
 /// The error is then an [`Error`] in a box, or, for a gRPC call and with the feature `tonic`, the `Status`
 /// that says the same.
 ///
-/// What comes before the request is not bounded, for lack of one: a service that may take long to be ready
-/// is waited for within [`run`](Context::run). A refused call gives that readiness back, which is why the service is
-/// one that can be cloned: a tonic channel that is kept after a refusal holds no place in its buffer.
+/// Waiting until the service is ready is not bounded, because the request is not known then: do that within
+/// [`run`](Context::run). A call that is refused releases what the service had reserved when it became ready, such as
+/// a place in the buffer of a tonic channel. For that, the service is replaced by a clone, so it has to be `Clone`.
 ///
-/// The time that is told is that of the call. What a request waits for below this layer (a connection, a buffer, a
-/// limit) is not in it; [`split`](Self::split) is for where that matters. Retries go outside of the layer: each try is
-/// told anew.
+/// The remaining time is written when the layer is called. If the request then waits (for a connection, in a buffer,
+/// for a limit), the far side is told too much; [`split`](Self::split) prevents that. Put retries outside of the
+/// layer, so that each attempt writes the time that remains then.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -67,7 +78,7 @@ use crate::error::{BoxError, Error};
 pub struct ClientLayer {
     outbound: Arc<Outbound>,
     place: &'static Location<'static>,
-    /// Whether the lower half tells.
+    /// Whether the lower half writes the headers.
     is_split: bool,
 }
 
@@ -85,19 +96,21 @@ impl ClientLayer {
         ClientLayer { outbound: Arc::new(outbound), place: Location::caller(), is_split: false }
     }
 
-    /// The layer in two halves, so that what a request waits for between them counts.
+    /// Splits the layer into two halves, so that the time a request waits between them is subtracted.
     ///
-    /// The upper half, a `ClientLayer` as well, goes outside of whatever waits. It bounds the call, the waiting
-    /// included, and puts the context into the request's extensions. The lower half goes right above each connection,
-    /// and writes what is left, and the values, when the request is sent: 300 ms of 600 that went into connecting are
-    /// not told. One without the other tells nothing, or bounds nothing.
+    /// Apply the upper half, which is a `ClientLayer` too, outside of everything that waits. It bounds the call,
+    /// including the waiting, and puts the context into the request's extensions. Apply the lower half directly
+    /// around each connection. It writes the remaining time and the values when the request is sent: if connecting
+    /// took 300 of 600 ms, the far side is told 300 ms. Both halves are needed: the upper one writes no headers,
+    /// and the lower one does not bound the call.
     ///
-    /// That takes a client whose connections are within reach: hyper's `conn`, under tower's `Reconnect` and `Buffer` or
-    /// hyper-util's `pool`. [The guide](crate::guide::from_service_to_service) has one for tonic's clients. Those of
-    /// hyper-util (`legacy`), `reqwest` and tonic's own channel connect below every layer that they take; there, connect
-    /// before the first call (`Endpoint::connect`, not `connect_lazy`), or keep a
-    /// [`margin`](Outbound::margin) of what connecting takes. The far side then knows too late how little time there is
-    /// only where it plans by it: at the deadline the call is dropped here, and ends there.
+    /// This requires a client that gives access to its connections: hyper's `conn`, with tower's `Reconnect` and
+    /// `Buffer`, or with hyper-util's `pool`. [The guide](../guide/from_service_to_service/index.html) builds one
+    /// for tonic's generated clients. hyper-util's `legacy::Client`, `reqwest` and tonic's `Channel` connect below
+    /// every layer that can be added to them. With those, connect before the first call (`Endpoint::connect`
+    /// instead of `connect_lazy`), or set a [`margin`](Outbound::margin) as long as connecting may take. The
+    /// deadline is enforced in any case, because the call is dropped when it passes. Only the time that the far
+    /// side was told is too long.
     ///
     /// ```
     /// use std::convert::Infallible;
@@ -110,7 +123,7 @@ impl ClientLayer {
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), BoxError> {
     /// let (upper, lower) = ClientLayer::new(Outbound::new()).split();
-    /// // Answers with what it was told.
+    /// // Responds with the time that it was told.
     /// let connection = lower.layer(service_fn(async |request: Request<String>| {
     ///     let told = request.headers()["grpc-timeout"].to_str().unwrap().to_string();
     ///     Ok::<_, Infallible>(Response::new(told))
@@ -154,6 +167,7 @@ pub struct ClientService<S> {
 
 impl<S, A, B> Service<Request<A>> for ClientService<S>
 where
+    A: 'static,
     S: Service<Request<A>, Response = Response<B>> + Clone,
     S::Error: Into<BoxError>,
     B: Body + Send + 'static,
@@ -178,22 +192,17 @@ where
             outbound.inject(&ctx, request.headers_mut(), place)
         };
         let (call, refusal) = match told {
-            Ok(()) => (Some(self.inner.call(request)), None),
+            Ok(()) => {
+                request_body::bind(&ctx, request.body_mut());
+                (Some(self.inner.call(request)), None)
+            }
             Err(ended) => {
-                // What it reserved when it was made ready goes with it.
+                // Releases what it reserved when it became ready.
                 self.inner = self.inner.clone();
                 (None, Some(ended))
             }
         };
         ClientFuture { wait: Wait::new(ctx), call, refusal, entry: Entry::Fresh, grpc }
-    }
-}
-
-/// The context that a call belongs to.
-pub(crate) fn context_of<A>(request: &Request<A>) -> Context {
-    match request.extensions().get::<Context>() {
-        Some(brought) => brought.nearest(Context::current()),
-        None => Context::current(),
     }
 }
 
@@ -237,7 +246,11 @@ where
                 let (grpc, wait) = (*this.grpc, std::mem::replace(&mut *this.wait, never()));
                 Ok(response.map(|body| ClientBody { content: Content::new(body, wait, cx), grpc }))
             }
-            Poll::Ready(Err(error)) => Err(failed(error.into(), *this.grpc)),
+            // The end of the request's body, which the transport may report first, is the context's.
+            Poll::Ready(Err(error)) => match this.wait.ctx().err() {
+                Some(error) => Err(ended(error, *this.grpc)),
+                None => Err(failed(error.into(), *this.grpc)),
+            },
             Poll::Pending => Err(ended(ready!(this.wait.as_mut().poll(cx)), *this.grpc)),
         };
         this.call.set(None);
@@ -249,16 +262,6 @@ where
 
 fn never() -> Wait<Context> {
     Wait::new(Context::background())
-}
-
-/// The error of a context, as the client's code above expects it.
-pub(crate) fn ended(error: Error, grpc: bool) -> BoxError {
-    #[cfg(feature = "tonic")]
-    if grpc {
-        return tonic::Status::from(error).into();
-    }
-    let _ = grpc;
-    error.into()
 }
 
 /// An error of the call itself.
@@ -280,7 +283,7 @@ impl<F> fmt::Debug for ClientFuture<F> {
 pin_project! {
     /// A response's body, until the context ends: with that error. Made by [`ClientService`].
     ///
-    /// The client's own body is dropped at the end, whether this is polled then or not: that closes an HTTP/1
+    /// When the context ends, the client's body is dropped even if this is not polled. That closes an HTTP/1
     /// connection, and resets an HTTP/2 stream.
     pub struct ClientBody<B: Body> {
         #[pin]
@@ -312,7 +315,7 @@ impl<B: Body + Send + 'static> Content<B> {
             }
             // The end wakes the task only while that waits for a frame: what has one may do something else.
             Start::Part(body, first) => {
-                Content::Part { body: Bounded::new(wait, body, first, None, false) }
+                Content::Part { body: Bounded::new(wait, None, body, first, None, false) }
             }
         }
     }

@@ -1,30 +1,31 @@
-//! A deadline as a date: for what rests in a queue, where the time that was left says nothing any more.
+//! A deadline as an absolute time, for messages that wait in a queue, where the remaining time goes stale.
 //!
-//! The only place of this crate in which two machines' clocks are compared. So the receiver decides what to make of it:
-//! how far the clocks may lie apart, and how much time a date can give at most.
+//! This is the only place in the crate that compares the clocks of two machines. The receiver therefore sets how far
+//! the clocks may differ, and the longest remaining time that it accepts.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::HeaderName;
 
 use super::carrier::{self, Carrier};
-use super::timeout::{BadHeader, Flaw, number};
+use super::timeout::{BadHeader, Digits, Flaw, number};
 
-/// A header that says by when something is to be done: milliseconds since 1970, for what rests in a queue.
+/// A header with the deadline as an absolute time, in milliseconds since 1970, for messages that wait in a queue.
 ///
-/// Between live peers the time that is left needs no clocks that agree, and a [`DeadlineHeader`](super::DeadlineHeader)
-/// is right. A message may lie for an hour before it is taken: that hour counts with a date alone. The sender chooses it
-/// with [`Outbound::write_date`](super::Outbound::write_date), the receiver believes it with
-/// [`Inbound::believe_date`](super::Inbound::believe_date). Of this type the sender uses the name and the maximum, the
-/// receiver everything:
+/// Between two services that are connected, use a [`DeadlineHeader`](super::DeadlineHeader): it contains the
+/// remaining time, and the clocks need not agree. In a queue a message may wait for an hour, and only an absolute
+/// time accounts for that. The sender writes it with [`Outbound::write_date`](super::Outbound::write_date), and the
+/// receiver reads it with [`Inbound::believe_date`](super::Inbound::believe_date). The settings are:
 ///
-/// - the *maximum* is the most time that a date can give, however far in the future it is, so that neither a clock that
-///   is wrong nor a stranger makes work that never ends. A sender writes no date beyond it;
-/// - the *skew* is how far the receiver's clock may be ahead of the sender's, or behind: a date counts as passed only
-///   when it lies further back than that, and each gives so much more time. It is zero unless it is set.
+/// - The *maximum*: the longest remaining time that the receiver accepts, however far in the future the date is. It
+///   bounds the work for a message from a peer that is hostile or has a wrong clock. The sender writes no later date.
+/// - The *skew*: how far the two clocks may differ. The receiver adds it to every date, so that a date counts as
+///   passed only when it is older than the skew. The default is zero.
 ///
-/// A date that has passed gives a context that has ended at birth, with the cause [`Budget::Caller`](super::Budget): the
-/// message is not worth beginning. A date that is there twice, or is none, is a bad header, and treated as such.
+/// For a date that has passed, the context has ended at birth, with the cause [`Budget::Caller`](super::Budget). A
+/// date that is malformed, or given more than once, is a bad header, as for the other deadline headers.
+///
+/// The date is compared with the system clock, also in a test that pauses Tokio's clock.
 ///
 /// ```
 /// use std::collections::HashMap;
@@ -58,11 +59,11 @@ pub struct DeadlineAt {
 static USUAL: HeaderName = HeaderName::from_static("x-deadline-unix-ms");
 
 /// The year 33,658.
-const MOST: u128 = 999_999_999_999_999;
+const MOST: u64 = 999_999_999_999_999;
 const DIGITS: usize = 15;
 
 impl DeadlineAt {
-    /// A date in `x-deadline-unix-ms` that gives no more time than `max`, of clocks that agree.
+    /// Makes a setting for the header `x-deadline-unix-ms`, with this maximum and without skew.
     ///
     /// ```
     /// use std::time::Duration;
@@ -74,7 +75,7 @@ impl DeadlineAt {
         DeadlineAt { name: USUAL.clone(), max, skew: Duration::ZERO }
     }
 
-    /// The same under another name.
+    /// Sets the name of the header.
     ///
     /// ```
     /// use std::time::Duration;
@@ -89,7 +90,7 @@ impl DeadlineAt {
         self
     }
 
-    /// How far the clocks of sender and receiver may lie apart, as a leeway of the receiver.
+    /// Sets how far the clocks of sender and receiver may differ.
     ///
     /// ```
     /// use std::time::Duration;
@@ -102,7 +103,7 @@ impl DeadlineAt {
         self
     }
 
-    /// Its name.
+    /// Returns the name of the header.
     ///
     /// ```
     /// use std::time::Duration;
@@ -118,7 +119,7 @@ impl DeadlineAt {
         &USUAL
     }
 
-    /// The time that is left until the date that is given, the leeway included.
+    /// Returns the remaining time until the date in the header, including the skew.
     pub(crate) fn read_from(&self, carrier: &dyn Carrier) -> Result<Option<Duration>, BadHeader> {
         Ok(self.date(carrier)?.map(|date| date.saturating_add(self.skew).saturating_sub(since_1970())))
     }
@@ -127,7 +128,7 @@ impl DeadlineAt {
         self.max
     }
 
-    /// The date itself, since 1970.
+    /// Returns the date in the header, since 1970.
     pub(crate) fn date(&self, carrier: &dyn Carrier) -> Result<Option<Duration>, BadHeader> {
         let bad = |flaw| BadHeader::new(&self.name, flaw);
         let value = carrier::only(carrier, &self.name).map_err(|_| bad(Flaw::Repeated))?;
@@ -136,17 +137,17 @@ impl DeadlineAt {
         Ok(Some(Duration::from_millis(date)))
     }
 
-    /// The date that this much time is left until.
+    /// Returns the date to which this much time remains.
     pub(crate) fn date_in(&self, left: Duration) -> Duration {
         since_1970().saturating_add(left.min(self.max))
     }
 
-    pub(crate) fn text(date: Duration) -> String {
-        date.as_millis().min(MOST).to_string()
+    pub(crate) fn text(date: Duration) -> Digits {
+        Digits::new(u64::try_from(date.as_millis()).unwrap_or(MOST).min(MOST), None)
     }
 }
 
-/// Zero for a clock that has not been set.
+/// Returns the time since 1970; zero if the clock is before that.
 fn since_1970() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

@@ -1,7 +1,7 @@
-//! Where messages begin and end in a body that frames them itself: five bytes, flags and a length, before each.
+//! The framing of messages in a body: flags and a length, five bytes, before each.
 //!
-//! gRPC-Web and the streams of Connect say at the end of the body how the call ended, in a frame like those of
-//! messages: it can be added where no message is cut in two, and where there is none yet.
+//! gRPC-Web and the streams of Connect send the status in such a frame at the end of the body. It can be added only
+//! between two messages, so that the layer has to know where they begin and end.
 
 /// The flag of gRPC-Web's trailers.
 pub(crate) const TRAILERS: u8 = 0x80;
@@ -37,7 +37,7 @@ impl Envelopes {
         self.head == 0 && self.left == 0 && self.base64.as_ref().is_none_or(|base64| base64.digits == 0)
     }
 
-    /// Whether the body has said how the call ended.
+    /// Whether the body has sent the status already.
     pub(crate) fn is_over(&self) -> bool {
         self.is_between() && self.flags & (TRAILERS | END_STREAM) != 0
     }

@@ -1,9 +1,9 @@
-//! The layer for a route whose handler goes on when the client has left.
+//! The layer for routes whose handlers continue when the client has left.
 //!
-//! A server drops the future of a request when its connection or stream is gone, and the handler with it. What is to be
-//! finished is a task of its own, which the future only waits for; its context keeps the request's deadline and values,
-//! and ends with the service, but not with the request. A shutdown that tracks requests tracks the task besides, since
-//! the request is over for it when the client leaves.
+//! A server drops the future of a request, and the handler with it, when the connection or stream closes. This layer
+//! runs the handler in a task of its own, and the future only waits for it. The context of the task keeps the
+//! request's deadline and values, and ends with the service, but not with the request. A shutdown tracks the task
+//! separately, because the request itself is over when the client leaves.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::client;
+use super::call;
 use super::end::{RequestEnd, RequestScope};
 use super::open::Open;
 use super::outcome::Outcome;
@@ -32,16 +32,20 @@ use crate::error::Error;
 use crate::registry::{Kind, Name};
 use crate::task::Shutdown;
 
-/// Lets the handlers of a route finish though their client has left: a payment, a write that is half done.
+/// Runs the handlers of a route to completion even if the client has left, such as a payment or a write in two steps.
 ///
-/// The handler runs in a task of its own. Its [`Context`], the current one and the extractor's, has the request's values
-/// and its deadline, and ends with the service; that the client leaves is not seen by it, nor does it end the handler.
-/// The answer then goes nowhere. At the deadline the handler is dropped, as elsewhere. A response's body is the
-/// connection's: it ends with it.
+/// The handler runs in a task of its own. Its [`Context`] has the request's values and deadline, and ends with the
+/// service, but not when the client leaves. It is the current context and the one that extractors return. If the
+/// client has left, the response is dropped. At the deadline the handler is dropped, as with other routes. The
+/// response's body is not part of the task: it ends with the connection.
 ///
-/// The layer goes around single routes, within a [`ServerLayer`](super::ServerLayer) around all; without one the handler
-/// has the current context. What is to last as long as the service, rather than the request, takes
-/// [`beyond_request`](Context::beyond_request) and no layer.
+/// Apply the layer to single routes, inside a [`ServerLayer`](super::ServerLayer). Without that, the handler has the
+/// current context. For work that continues after the request, as long as the service runs, use
+/// [`beyond_request`](Context::beyond_request) instead.
+///
+/// # Panics
+///
+/// A call panics outside of a runtime, as [`tokio::spawn`] does.
 ///
 /// ```
 /// use axum::{Router, routing::post};
@@ -67,7 +71,7 @@ pub struct FinishLayer {
 }
 
 impl FinishLayer {
-    /// A layer whose handlers nothing waits for once their client has left, not even the end of the service.
+    /// Makes a layer. Once the client has left, nothing waits for the handler, also not a shutdown.
     ///
     /// ```
     /// use tokio_ctx::wire::FinishLayer;
@@ -80,8 +84,8 @@ impl FinishLayer {
         FinishLayer { shutdown: None, place: Location::caller() }
     }
 
-    /// The same as part of a shutdown, which waits for each handler, also for one whose client has left, and names it
-    /// in its report by method and route.
+    /// Makes a layer whose handlers are tracked by a shutdown, also after the client has left. The report of the
+    /// shutdown lists them by method and route.
     ///
     /// ```
     /// use tokio_ctx::{Context, Shutdown, wire::FinishLayer};
@@ -109,7 +113,7 @@ impl fmt::Debug for FinishLayer {
     }
 }
 
-/// A service whose handlers finish. Made by [`FinishLayer`].
+/// A service whose handlers run to completion. Made by [`FinishLayer`].
 #[derive(Clone)]
 pub struct FinishService<S> {
     inner: S,
@@ -132,15 +136,12 @@ where
         self.inner.poll_ready(cx)
     }
 
-    /// # Panics
-    ///
-    /// Outside of a runtime.
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
         let FinishLayer { shutdown, place } = &self.layer;
         let reply = Reply::to(&request);
-        let outer = client::context_of(&request);
+        let outer = call::context_of(&request);
         if let Some(ended) = outer.err() {
-            // What it reserved when it was made ready goes with it.
+            // Releases what it reserved when it became ready.
             self.inner = self.inner.clone();
             return FinishFuture { task: None, refusal: Some(ended), entry: Entry::Fresh, reply };
         }
@@ -153,7 +154,10 @@ where
         let open = Open::new(Underway::new(&ctx, Kind::Request, place, named), ticket);
         request.extensions_mut().insert(ctx.clone());
         let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
-        let task = tokio::spawn(finish(handler, ctx, scope, open));
+        let task = finish(handler, ctx, scope, open);
+        #[cfg(feature = "tracing")]
+        let task = tracing::Instrument::in_current_span(task);
+        let task = tokio::spawn(task);
         FinishFuture { task: Some(task), refusal: None, entry: Entry::Fresh, reply }
     }
 }
@@ -192,11 +196,11 @@ impl<S: fmt::Debug> fmt::Debug for FinishService<S> {
 
 /// The response to come. Made by [`FinishService`].
 ///
-/// Dropped before it has come, it leaves the handler to itself.
+/// If it is dropped before the response is there, the handler continues.
 ///
 /// # Panics
 ///
-/// When polled again after it was ready; and as the handler did.
+/// If the handler panicked, and when it is polled again after it was ready.
 #[must_use = "futures do nothing unless polled"]
 pub struct FinishFuture<B, E> {
     task: Option<JoinHandle<Finished<B, E>>>,

@@ -3,7 +3,7 @@
 use std::panic::Location;
 use std::time::Duration;
 
-use super::carrier::Carrier;
+use super::carrier::{self, ByRef, Carrier};
 use super::date::DeadlineAt;
 use super::timeout::{BadHeader, DeadlineHeader};
 use super::travel::{Carried, Travel};
@@ -92,9 +92,9 @@ impl Inbound {
         self
     }
 
-    /// Believes a date, in place of the headers that say how much time was left: for what has rested in a queue.
+    /// Believes an absolute time instead of the headers with the remaining time, for messages from a queue.
     ///
-    /// [`believe`](Self::believe) after it adds headers again. See [`DeadlineAt`].
+    /// A call of [`believe`](Self::believe) after this one adds such headers again. See [`DeadlineAt`].
     ///
     /// ```
     /// use std::collections::HashMap;
@@ -103,7 +103,7 @@ impl Inbound {
     ///
     /// let inbound = Inbound::new().believe_date(DeadlineAt::new(Duration::from_secs(60)));
     /// let sent = |date: &str| HashMap::from([("x-deadline-unix-ms".to_string(), date.to_string())]);
-    /// // Long ago, and long after: no more than the maximum.
+    /// // A date that has passed, and one beyond the maximum.
     /// assert_eq!(inbound.budget(&sent("1000")).unwrap(), Some(Duration::ZERO));
     /// assert_eq!(inbound.budget(&sent("9999999999999")).unwrap(), Some(Duration::from_secs(60)));
     /// ```
@@ -130,9 +130,9 @@ impl Inbound {
         self
     }
 
-    /// Sets no maximum: for a route whose requests may take as long as they want, where others may not.
+    /// Removes the maximum and the default, for a route whose requests may take longer than others.
     ///
-    /// Nor a default. What the headers say still counts.
+    /// A deadline in the headers still applies.
     ///
     /// ```
     /// use std::time::Duration;
@@ -148,12 +148,12 @@ impl Inbound {
         self
     }
 
-    /// The least time that a request is worth beginning with: one that has less ends at once, by its deadline.
+    /// Sets the minimum time that a request needs. A request with less ends at once, by its deadline.
     ///
-    /// A [`ServerLayer`](crate::wire::ServerLayer) answers `504 Gateway Timeout`, for gRPC `DEADLINE_EXCEEDED`, without
-    /// a call of the handler; what [`extract`](Context::extract) returns has ended at birth, with the cause
-    /// [`Budget::Minimum`]. What counts is the time that the request comes with, or less, if the service itself has
-    /// less left. A request without any deadline always has enough.
+    /// A [`ServerLayer`](crate::wire::ServerLayer) answers `504 Gateway Timeout`, for gRPC `DEADLINE_EXCEEDED`,
+    /// without a call of the handler; what [`extract`](Context::extract) returns has ended at birth, with the cause
+    /// [`Budget::Minimum`]. The remaining time of the request is compared, and that of the service if it is
+    /// shorter. A request without a deadline always has enough time.
     ///
     /// ```
     /// use std::time::Duration;
@@ -297,29 +297,41 @@ impl Inbound {
     /// headers.insert("grpc-timeout", "2S".parse().unwrap());
     /// assert_eq!(Inbound::new().budget(&headers).unwrap(), Some(Duration::from_secs(2)));
     /// ```
-    pub fn budget<C: Carrier>(&self, carrier: &C) -> Result<Option<Duration>, BadHeader> {
-        Ok(self.told(carrier)?.map(|(budget, _)| budget))
+    pub fn budget<C: Carrier + ?Sized>(&self, carrier: &C) -> Result<Option<Duration>, BadHeader> {
+        Ok(self.told(&ByRef(carrier))?.map(|(budget, _)| budget))
     }
 
     fn told(&self, carrier: &dyn Carrier) -> Result<Option<(Duration, Budget)>, BadHeader> {
         let mut told = None;
         let mut wrong = false;
         if !self.untrusted {
-            let times = self.believed.iter().map(|header| (header.read_from(carrier), None));
-            let dates = self.date.iter().map(|date| (date.read_from(carrier), Some(date.max())));
-            for (read, max) in times.chain(dates) {
-                match read {
-                    Ok(timeout) => {
-                        let max = max.filter(|_| timeout.is_some());
-                        told = earliest(told, timeout, Budget::Caller);
-                        told = earliest(told, max, Budget::Maximum);
-                    }
-                    Err(bad) if self.strict => return Err(bad),
-                    Err(bad) => {
-                        warn(bad.name().as_str(), &bad);
-                        wrong = true;
-                    }
+            let mut take = |read: Result<Option<Duration>, BadHeader>, max: Option<Duration>| match read
+            {
+                Ok(None) => Ok(()),
+                Ok(timeout) => {
+                    told = earliest(told, timeout, Budget::Caller);
+                    told = earliest(told, max, Budget::Maximum);
+                    Ok(())
                 }
+                Err(bad) if self.strict => Err(bad),
+                Err(bad) => {
+                    warn(bad.name().as_str(), &bad);
+                    wrong = true;
+                    Ok(())
+                }
+            };
+            for few in self.believed.chunks(carrier::FEW) {
+                let name = |nth| few.get(nth).map(DeadlineHeader::name);
+                let values = carrier::only_each(carrier, [0, 1, 2, 3].map(name));
+                for (header, value) in few.iter().zip(values) {
+                    if let Ok(None) = value {
+                        continue;
+                    }
+                    take(header.read_value(value), None)?;
+                }
+            }
+            if let Some(date) = &self.date {
+                take(date.read_from(carrier), Some(date.max()))?;
             }
         }
         if wrong || told.is_none() {
@@ -399,7 +411,11 @@ impl Context {
     /// ```
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     #[track_caller]
-    pub fn extract<C: Carrier>(&self, carrier: &C, inbound: &Inbound) -> Result<CancelScope, BadHeader> {
-        inbound.derive(self, carrier, Location::caller(), |_| Duration::ZERO)
+    pub fn extract<C: Carrier + ?Sized>(
+        &self,
+        carrier: &C,
+        inbound: &Inbound,
+    ) -> Result<CancelScope, BadHeader> {
+        inbound.derive(self, &ByRef(carrier), Location::caller(), |_| Duration::ZERO)
     }
 }

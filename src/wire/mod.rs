@@ -1,7 +1,7 @@
 //! From service to service: one service's context becomes the next one's.
 //!
-//! What crosses is the time that is left, never a date, so no clocks have to agree; the cancellation,
-//! since a request that is dropped closes its connection or resets its stream; and those values that
+//! What crosses is the time that is left, and no date but where it is asked for, so no clocks have to agree; the
+//! cancellation, since a request that is dropped closes its connection or resets its stream; and those values that
 //! were marked to [`Travel`].
 //!
 //! | | feature | use |
@@ -9,33 +9,74 @@
 //! | a server on tower: axum, tonic, hyper | `tower` | [`ServerLayer`] |
 //! | the same, part of a shutdown | `tower` | [`ServerLayer::with_shutdown`] |
 //! | a client on tower: hyper-util's, tonic's channels | `tower` | [`ClientLayer`] |
+//! | a route whose handler completes even if the client has left | `tower` | [`FinishLayer`] |
+//! | a WebSocket, or work that outlives its request but not the service | `http` | [`Context::beyond_request`](crate::Context::beyond_request) |
 //! | any other server | `http` | [`Context::extract`](crate::Context::extract) |
 //! | any other client, `reqwest` say | `http` | [`Context::inject`](crate::Context::inject), and [`run`](crate::Context::run) around the call |
-//! | the request's context in an axum handler | `axum` | [`Context`](crate::Context) as an argument; `?` on an [`Error`](crate::Error) answers 504 or 503 |
+//! | any other transport: metadata, string maps, NATS, AMQP, Kafka | `http` | the same two, with a [`Carrier`] |
+//! | a message that waits in a queue | `http` | [`DeadlineAt`] |
+//! | calls that the peer cancels with a message: JSON-RPC, MCP, LSP | none | [`Calls`] |
+//! | the request's context in an axum handler | `axum` | [`Context`](crate::Context) as an argument; `?` on an [`Error`](crate::Error) answers as the layer does |
 //! | the request's context in a tonic handler | `tonic` | [`Context::of_request`](crate::Context::of_request); `?` on an `Error` gives a `Status` |
+//!
+//! # Status codes
+//!
+//! The layer, and a handler that returns the context's [`Error`](crate::Error), answer in the protocol of the request:
+//!
+//! | the context ended | HTTP | gRPC, gRPC-Web | Connect |
+//! |---|---|---|---|
+//! | at its deadline | 504 | `DEADLINE_EXCEEDED` | `deadline_exceeded` |
+//! | with the service, which is shutting down | 503 | `UNAVAILABLE` | `unavailable` |
+//! | because the handler canceled a part of its work | 503 | `CANCELLED` | `canceled` |
+//! | because the request was dropped, or the client left | 499 | `CANCELLED` | `canceled` |
+//!
+//! If the response has already begun, gRPC sends the status in its trailers, gRPC-Web in its trailers frame (base64 in
+//! a text body), and Connect in its end-of-stream frame. A body that cannot carry a status is aborted with an error:
+//! plain HTTP, a unary response of Connect, a message that is only half sent, a body with a content encoding or a known
+//! length.
 //!
 //! # Traps
 //!
 //! - The layers go outside of whatever moves a request to another task (`tower::buffer`, say): the current
 //!   context stays behind there.
-//! - A WebSocket outlives its request, and so does what is to be finished for a client that has left: derive
-//!   its context from [`without_cancel`](crate::Context::without_cancel).
-//! - A server that has not read a request's body to its end may not notice, over HTTP/1, that the client has left.
+//! - A WebSocket outlives its request, and so does work that must complete after the client has left. Use
+//!   [`beyond_request`](crate::Context::beyond_request), which ends with the service;
+//!   [`without_cancel`](crate::Context::without_cancel) does not end at all.
+//! - Over HTTP/1, hyper does not notice that the client has left while unread bytes are waiting: the rest of the
+//!   request's body, or a second request that the client sent before the first was answered (pipelining). The request
+//!   then ends at its deadline.
+//! - A request that an outer timeout dropped ends in the same way as one whose client left, with
+//!   [`RequestEnd::Dropped`]: the layer cannot tell the two apart.
+//! - When a context ends, the bodies of its request are dropped even if the transport does not poll them. The stream
+//!   itself is reset when hyper polls it next. Over HTTP/2 that is when the peer sends a window update, or closes the
+//!   stream.
 //! - Deadlines of some ten milliseconds need `TCP_NODELAY` on every side, or a small body waits up to 40 ms
 //!   for an acknowledgment. tonic's channels set it; hyper-util's `HttpConnector` and `axum::serve` have to be told.
 //! - A proxy that buffers hides a client that has left, and one that retries sends the same time twice.
 
+mod calls;
+
+#[cfg(feature = "http")]
 mod baggage;
+#[cfg(feature = "http")]
 mod carrier;
+#[cfg(feature = "http")]
 mod date;
+#[cfg(feature = "http")]
 mod inbound;
+#[cfg(feature = "http")]
 mod outbound;
+#[cfg(feature = "http")]
 mod timeout;
+#[cfg(feature = "http")]
 mod travel;
+#[cfg(feature = "http")]
 mod warn;
 
 #[cfg(feature = "tower")]
 mod body;
+#[cfg(feature = "tower")]
+mod call;
 #[cfg(feature = "tower")]
 mod client;
 #[cfg(feature = "tower")]
@@ -50,6 +91,8 @@ mod open;
 mod outcome;
 #[cfg(feature = "tower")]
 mod reply;
+#[cfg(feature = "tower")]
+mod request_body;
 #[cfg(feature = "tower")]
 mod request_line;
 #[cfg(feature = "tower")]
@@ -66,11 +109,25 @@ mod axum;
 #[cfg(feature = "tonic")]
 mod tonic;
 
+pub use calls::{Call, Calls, CanceledByPeer, ConnectionLost, IdInUse};
+
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use carrier::{Carrier, GetWith, NotSent, SetWith, get_with, set_with};
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use date::DeadlineAt;
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use inbound::{Budget, Inbound};
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use outbound::Outbound;
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use timeout::{BadHeader, DeadlineHeader};
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub use travel::Travel;
 
 #[cfg(feature = "tower")]
@@ -82,6 +139,9 @@ pub use end::RequestEnd;
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use finish::{FinishBody, FinishFuture, FinishLayer, FinishService};
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub use request_body::RequestBody;
 #[cfg(feature = "tower")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
 pub use send::{SendFuture, SendLayer, SendService};

@@ -79,10 +79,10 @@ impl Outbound {
         self
     }
 
-    /// Writes a date in place of the time that is left: for what rests in a queue.
+    /// Writes the deadline as an absolute time instead of the remaining time, for messages that wait in a queue.
     ///
-    /// [`write`](Self::write) after it adds headers for live peers again. A date that is there already, and earlier,
-    /// stays. See [`DeadlineAt`].
+    /// A call of [`write`](Self::write) after this one adds headers with the remaining time again. An earlier date
+    /// that is in the message already is kept. See [`DeadlineAt`].
     ///
     /// ```
     /// use std::collections::BTreeMap;
@@ -103,13 +103,14 @@ impl Outbound {
         self
     }
 
-    /// Takes out what a stranger may have put into the request: for an edge that passes requests on.
+    /// Removes what an untrusted client may have put into the request, for an edge that forwards requests.
     ///
-    /// The counterpart of [`Inbound::untrusted`](super::Inbound::untrusted), which believes nothing of it here; the next
-    /// service would. Before anything is written, these are removed: every deadline header that this crate knows, those
-    /// of Envoy's that set timeouts and retries, the headers of the values that this outbound carries, and `baggage`
-    /// whole. What is sent is then this context's alone, and nothing where it has nothing to say. For others,
-    /// `x-user-id` or `traceparent` say, see [`strip`](Self::strip).
+    /// [`Inbound::untrusted`](super::Inbound::untrusted) ignores these headers at the edge. Without this method the
+    /// next service would trust them. Before anything is written, it removes all deadline headers that this crate
+    /// knows, Envoy's headers that set timeouts and retries, the headers of the values that this outbound carries,
+    /// and the whole `baggage`. Only the deadline and the values of the context are sent. A timeout that was set on
+    /// the request itself, for example with tonic's `Request::set_timeout`, is removed as well; set it on the
+    /// context instead. For other headers, such as `x-user-id` or `traceparent`, see [`strip`](Self::strip).
     ///
     /// ```
     /// use http::HeaderMap;
@@ -128,7 +129,7 @@ impl Outbound {
         self
     }
 
-    /// Removes these headers as well before anything is written.
+    /// Removes these headers before anything is written.
     ///
     /// ```
     /// use http::{HeaderMap, HeaderName};
@@ -146,9 +147,9 @@ impl Outbound {
         self
     }
 
-    /// Refuses a call with a value that cannot be sent as it is, which is left out with a `WARN` otherwise.
+    /// Refuses a call with a value that cannot be sent unchanged. Otherwise the value is left out with a `WARN`.
     ///
-    /// The error's cause is a [`NotSent`], which names it.
+    /// The cause of the error is a [`NotSent`], which contains the key.
     ///
     /// ```
     /// # use std::borrow::Cow;
@@ -226,7 +227,8 @@ impl Outbound {
     ///
     /// See [`Travel`]. What others have put into `baggage` stays there, unless this is to
     /// [`sanitize`](Self::sanitize); all of it becomes one line. What would go beyond the specification's limits,
-    /// 8,192 bytes and 180 members, is not sent. OpenTelemetry's reader in Rust takes the first 64 members.
+    /// 8,192 bytes and 180 members, is not sent. OpenTelemetry's reader in Rust takes the first 64 members, and
+    /// trims values.
     ///
     /// ```
     /// # use std::borrow::Cow;
@@ -253,15 +255,14 @@ impl Outbound {
 
     /// [`Context::inject_with`], told to have been called at that line.
     ///
-    /// All that can fail in this crate comes before the first change; a carrier that refuses comes after it.
+    /// Everything in this crate that can fail comes before the first change; only the carrier itself can fail later.
     pub(crate) fn inject(
         &self,
         ctx: &Context,
         carrier: &mut dyn Carrier,
         place: &'static Location<'static>,
     ) -> Result<(), Error> {
-        ctx.check()?;
-        let left = ctx.remaining().map(|left| left.saturating_sub(self.margin));
+        let left = ctx.check_time_left()?.map(|left| left.saturating_sub(self.margin));
         if left.is_some_and(|left| !self.suffices(left, carrier)) {
             return Err(nothing_left(ctx, place));
         }
@@ -269,7 +270,9 @@ impl Outbound {
         let values = self.carried.texts(ctx, carrier, self.sanitize, self.strict).map_err(refused)?;
         self.clean(carrier);
         if let Some(left) = left {
-            self.write_left(left, carrier).map_err(refused)?;
+            if !self.write_left(left, carrier).map_err(refused)? {
+                return Err(nothing_left(ctx, place));
+            }
         }
         for (name, text) in values {
             let Some(text) = text else {
@@ -283,13 +286,19 @@ impl Outbound {
         Ok(())
     }
 
-    /// Whether every deadline header can say that there is time.
+    /// Returns whether every deadline header can express the remaining time. With only one header, that is checked
+    /// when it is written.
     fn suffices(&self, left: Duration, carrier: &dyn Carrier) -> bool {
-        let dated = self.date.is_none() || left >= Duration::from_millis(1);
-        dated && self.written.iter().all(|header| self.told(header, left, carrier) >= header.least())
+        match (&self.written[..], &self.date) {
+            ([header], None) => left >= header.least(),
+            (written, date) => {
+                let dated = date.is_none() || left >= Duration::from_millis(1);
+                dated && written.iter().all(|header| self.told(header, left, carrier) >= header.least())
+            }
+        }
     }
 
-    /// What is told in this header: one that was there already, and asks for less, was set for this very call.
+    /// Returns the time to write into this header: a shorter one that it already has was set for this call.
     fn told(&self, header: &DeadlineHeader, left: Duration, carrier: &dyn Carrier) -> Duration {
         if self.sanitize {
             return left;
@@ -297,18 +306,21 @@ impl Outbound {
         header.read_from(carrier).ok().flatten().map_or(left, |given| left.min(given))
     }
 
-    fn write_left(&self, left: Duration, carrier: &mut dyn Carrier) -> Result<(), NotSent> {
+    /// Writes the deadline headers. Returns false, and writes nothing, if the only header cannot express so little.
+    fn write_left(&self, left: Duration, carrier: &mut dyn Carrier) -> Result<bool, NotSent> {
         for header in &self.written {
-            let told = self.told(header, left, carrier);
-            carrier::set(carrier, header.name(), &header.text(told).unwrap_or_default())?;
+            let Some(text) = header.text(self.told(header, left, carrier)) else { return Ok(false) };
+            carrier::set(carrier, header.name(), text.as_str())?;
         }
-        let Some(date) = &self.date else { return Ok(()) };
-        let by = date.date_in(left);
-        let by = date.date(carrier).ok().flatten().map_or(by, |given| by.min(given));
-        carrier::set(carrier, date.name(), &DeadlineAt::text(by))
+        if let Some(date) = &self.date {
+            let by = date.date_in(left);
+            let by = date.date(carrier).ok().flatten().map_or(by, |given| by.min(given));
+            carrier::set(carrier, date.name(), DeadlineAt::text(by).as_str())?;
+        }
+        Ok(true)
     }
 
-    /// Removes what is not to be passed on.
+    /// Removes the headers that are not forwarded.
     fn clean(&self, carrier: &mut dyn Carrier) {
         if self.sanitize {
             let own = self
@@ -323,7 +335,7 @@ impl Outbound {
     }
 }
 
-/// The error of a call that cannot be told what it must be: nothing has ended here, but there is no use.
+/// Makes the error of a call whose headers cannot be written. The context itself has not ended.
 fn refused(ctx: &Context, place: &'static Location<'static>, not_sent: NotSent) -> Error {
     let call = ctx.child_made_at(place, None);
     call.cancel_at(place, not_sent.into());
@@ -341,9 +353,10 @@ impl Context {
     /// Writes what is left of this context's time into the headers of a request, as `grpc-timeout`: into an
     /// `http::HeaderMap` or any other [`Carrier`].
     ///
-    /// Bound the call by the context as well, with [`run`](Self::run): that drops the request when the
-    /// context ends, and over HTTP/2 the far side learns of it. [`ClientLayer`](crate::wire::ClientLayer)
-    /// does both for tower services. A context without a deadline writes nothing. A `grpc-timeout` that is there and shorter stays.
+    /// Bound the call by the context as well, with [`run`](Self::run): that drops the request when the context
+    /// ends, and over HTTP/2 the far side learns of it. [`ClientLayer`](crate::wire::ClientLayer) does both for
+    /// tower services. A context without a deadline writes nothing. A `grpc-timeout` that is there and shorter
+    /// stays.
     ///
     /// # Errors
     ///
@@ -368,8 +381,8 @@ impl Context {
     /// ```
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     #[track_caller]
-    pub fn inject<C: Carrier>(&self, carrier: &mut C) -> Result<(), Error> {
-        Outbound::new().inject(self, carrier, Location::caller())
+    pub fn inject<C: Carrier + ?Sized>(&self, mut carrier: &mut C) -> Result<(), Error> {
+        Outbound::new().inject(self, &mut carrier, Location::caller())
     }
 
     /// [`inject`](Self::inject), with headers, a margin and values of your choice.
@@ -394,7 +407,11 @@ impl Context {
     /// ```
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     #[track_caller]
-    pub fn inject_with<C: Carrier>(&self, carrier: &mut C, outbound: &Outbound) -> Result<(), Error> {
-        outbound.inject(self, carrier, Location::caller())
+    pub fn inject_with<C: Carrier + ?Sized>(
+        &self,
+        mut carrier: &mut C,
+        outbound: &Outbound,
+    ) -> Result<(), Error> {
+        outbound.inject(self, &mut carrier, Location::caller())
     }
 }

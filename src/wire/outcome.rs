@@ -1,4 +1,4 @@
-//! What a caller is told of an end: from its kind and its cause to the status of each protocol, in one place.
+//! The one mapping from an end, its kind and its cause, to the status of each protocol.
 
 use http::StatusCode;
 
@@ -7,26 +7,26 @@ use crate::error::{Error, ErrorKind};
 use crate::finished::RequestEnd;
 use crate::task::shutdown::GraceOver;
 
-/// What came of a request that was not served to its end.
+/// Why a request was not served to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The time is over.
+    /// The deadline has passed.
     Late,
-    /// The service is stopping: another instance may serve the same call.
+    /// The service is shutting down: another instance may serve the same call.
     Stopping,
-    /// The client has left, or the request was dropped: what is said is read by logs and metrics alone.
+    /// The client has left, or the request was dropped: only logs and metrics see this status.
     Left,
-    /// The code that serves the request has canceled a part of it.
+    /// The handler has canceled a part of its work.
     Canceled,
-    /// A header says what it may not.
+    /// A header is malformed.
     BadHeader,
 }
 
 impl Outcome {
-    /// What an error says that the code of a handler, or of a call, returns.
+    /// The outcome for an error that a handler, or a call, returns.
     ///
-    /// That the service is stopping, its context says: the one that serves the current request. A job that no
-    /// request is behind knows it by the cause that a [`Shutdown`](crate::Shutdown) gives.
+    /// The service is shutting down if the context that serves the current request has ended, or if the cause is that of
+    /// a [`Shutdown`](crate::Shutdown).
     pub(crate) fn of(error: &Error) -> Outcome {
         match error.kind() {
             ErrorKind::DeadlineExceeded => Outcome::Late,
@@ -40,7 +40,7 @@ impl Outcome {
         }
     }
 
-    /// What the end of a request's own context says: what cancels that is the service's end.
+    /// The outcome for the end of a request's own context, which only the end of the service cancels.
     pub(crate) fn of_request(error: &Error) -> Outcome {
         match Outcome::of(error) {
             Outcome::Canceled => Outcome::Stopping,
@@ -48,7 +48,7 @@ impl Outcome {
         }
     }
 
-    /// A few words, of which none is about the inside.
+    /// The text for the client, without any detail of this process.
     pub(crate) fn text(self) -> &'static str {
         match self {
             Outcome::Late => "deadline exceeded",

@@ -1,7 +1,7 @@
-//! What the server layer answers by itself, in the protocol of the request.
+//! The answers of the server layer itself, in the protocol of the request.
 
 use bytes::{Buf, Bytes};
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Frame;
 
@@ -21,7 +21,7 @@ pub(crate) enum Reply {
     /// A unary call of Connect: an error is JSON, with an HTTP status of its own.
     Connect,
     /// A stream of Connect, of that content type: an error is in the last frame of its body.
-    ConnectStream(HeaderValue),
+    ConnectStream(Box<HeaderValue>),
 }
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -38,7 +38,7 @@ impl Reply {
         match framed(content_type) {
             Some(Framed::Grpc) => Reply::Grpc,
             Some(Framed::GrpcWeb { base64 }) => Reply::GrpcWeb { base64 },
-            Some(Framed::Connect) => Reply::ConnectStream(headers[CONTENT_TYPE].clone()),
+            Some(Framed::Connect) => Reply::ConnectStream(Box::new(headers[CONTENT_TYPE].clone())),
             None if is_post && is_unary_connect(content_type, headers) => Reply::Connect,
             None if *request.method() == Method::GET && asks_connect(request.uri().query()) => {
                 Reply::Connect
@@ -47,7 +47,7 @@ impl Reply {
         }
     }
 
-    /// The protocol of a client's call: those of which its errors are statuses.
+    /// Whether a client's call is one of gRPC, whose errors are statuses.
     pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
         let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         matches!(framed(content_type), Some(Framed::Grpc | Framed::GrpcWeb { .. }))
@@ -63,7 +63,7 @@ impl Reply {
     }
 
     fn response(&self, outcome: Outcome, text: &str) -> Response<Bytes> {
-        // What is said of a call of gRPC, or of a stream, is said by its own status.
+        // gRPC and streams of Connect have a status of their own beside that of HTTP.
         let (status, content_type, body) = match self {
             Reply::Http => {
                 (outcome.http(), from_static("text/plain; charset=utf-8"), format!("{text}\n").into())
@@ -80,7 +80,7 @@ impl Reply {
                 (status, from_static("application/json"), connect_error(outcome, text).into())
             }
             Reply::ConnectStream(content_type) => {
-                (StatusCode::OK, content_type.clone(), end_stream(outcome, text))
+                (StatusCode::OK, (**content_type).clone(), end_stream(outcome, text))
             }
         };
         let mut response = Response::new(body.into());
@@ -93,16 +93,16 @@ impl Reply {
         response
     }
 
-    /// How a body that answers with this head can say that it ended early.
+    /// How a body with this head can report that it ended early.
     ///
-    /// What was asked for in one protocol need not be answered so: a body of another kind is broken off, and so is
-    /// one that is encoded, or whose length has been told.
+    /// A response need not have the protocol of its request. A body of another type is aborted, and so is one with a
+    /// content encoding.
     pub(crate) fn closing(&self, head: &HeaderMap) -> Closing {
         if *self == Reply::Http {
             return Closing::Break;
         }
         let content_type = head.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-        let is_plain = !head.contains_key(CONTENT_ENCODING) && !head.contains_key(CONTENT_LENGTH);
+        let is_plain = !head.contains_key(CONTENT_ENCODING);
         match (self, framed(content_type)) {
             (Reply::Grpc, Some(Framed::Grpc)) => Closing::Trailers,
             (Reply::GrpcWeb { .. }, Some(Framed::GrpcWeb { base64 })) if is_plain => {
@@ -116,7 +116,7 @@ impl Reply {
     }
 }
 
-/// What messages of a content type are framed by.
+/// The framing that a content type stands for.
 enum Framed {
     Grpc,
     GrpcWeb { base64: bool },
@@ -137,8 +137,8 @@ fn framed(content_type: &[u8]) -> Option<Framed> {
     }
 }
 
-/// The version is what Connect's clients send. Where a proxy drops it, the timeout and the two codecs that all of
-/// them have say the same.
+/// Clients of Connect send the version. If a proxy removes it, a timeout together with one of the two standard codecs
+/// indicates Connect as well.
 fn is_unary_connect(content_type: &[u8], headers: &HeaderMap) -> bool {
     let Some(codec) = content_type.strip_prefix(b"application/") else { return false };
     let end = codec.iter().position(|&byte| byte == b';').unwrap_or(codec.len());
@@ -163,7 +163,7 @@ fn write_grpc(outcome: Outcome, text: &str, headers: &mut HeaderMap) {
     }
 }
 
-/// Neither a code nor a text has anything to escape: the only thing in there that varies is a header's name.
+/// Nothing in it has to be escaped: the only variable part is the name of a header.
 fn connect_error(outcome: Outcome, text: &str) -> String {
     let (code, _) = outcome.connect();
     format!(r#"{{"code":"{code}","message":"{text}"}}"#)
@@ -174,9 +174,9 @@ fn end_stream(outcome: Outcome, text: &str) -> Vec<u8> {
     envelope::frame(envelope::END_STREAM, &format!(r#"{{"error":{error}}}"#))
 }
 
-/// How a body says that its request ended amidst it.
+/// How a body reports that its request ended before it did.
 pub(crate) enum Closing {
-    /// Not at all: it is broken off, with an error.
+    /// It cannot: it is aborted with an error.
     Break,
     Trailers,
     GrpcWeb {
@@ -186,16 +186,16 @@ pub(crate) enum Closing {
     Connect(Envelopes),
 }
 
-/// The last a body has to say.
+/// How a body ends.
 pub(crate) enum Last {
     Frame(Frame<Bytes>),
-    /// It has said all.
+    /// The status has been sent already.
     Nothing,
     Broken,
 }
 
 impl Closing {
-    /// Follows the body, where it matters where a message ends.
+    /// Tracks where messages end, if that matters.
     pub(crate) fn follow<D: Buf + From<Bytes>>(&mut self, frame: Frame<D>) -> Frame<D> {
         let (Closing::GrpcWeb { envelopes, .. } | Closing::Connect(envelopes)) = self else {
             return frame;
@@ -211,7 +211,7 @@ impl Closing {
         })
     }
 
-    /// What to say of that end here.
+    /// Returns how to end the body at this point.
     pub(crate) fn last(&self, outcome: Outcome) -> Last {
         let frame = match self {
             Closing::Break => return Last::Broken,

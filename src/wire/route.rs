@@ -1,4 +1,4 @@
-//! Which rules a request is under: those of its route, or the server's.
+//! Selects the rules of a request: those of its route, or the server's.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use http::Request;
 
 use super::inbound::Inbound;
 
-/// The rules of single routes, in the order in which they were given.
+/// The rules of single routes, in the order in which they were added.
 #[derive(Clone, Default)]
 pub(crate) struct Routes(Vec<(String, Inbound)>);
 
@@ -15,7 +15,7 @@ impl Routes {
         self.0.push((route.into(), inbound));
     }
 
-    /// The rules of the first route that matches this request, otherwise `usual`.
+    /// Returns the rules of the first route that matches this request, or else `usual`.
     pub(crate) fn rules<'a, A>(&'a self, request: &Request<A>, usual: &'a Inbound) -> &'a Inbound {
         if self.0.is_empty() {
             return usual;
@@ -33,11 +33,24 @@ impl Routes {
     }
 }
 
-/// Whether a path is this one, or below it where the route ends in `/*`.
+/// Returns whether a path matches a route in axum's syntax, or a prefix that ends in `/*`.
 fn covers(route: &str, path: &str) -> bool {
-    match route.strip_suffix('*') {
-        Some(above) if above.ends_with('/') => path.starts_with(above),
-        _ => route == path,
+    let (mut route, mut path) = (route.split('/'), path.split('/'));
+    loop {
+        match (route.next(), path.next()) {
+            (None, None) => return true,
+            (Some("*"), Some(_)) => return true,
+            (Some(part), Some(rest)) if part.starts_with("{*") && part.ends_with('}') => {
+                return !rest.is_empty();
+            }
+            (Some(part), Some(segment)) if part.starts_with('{') && part.ends_with('}') => {
+                if segment.is_empty() {
+                    return false;
+                }
+            }
+            (Some(part), Some(segment)) if part == segment => {}
+            _ => return false,
+        }
     }
 }
 
@@ -52,7 +65,7 @@ mod tests {
     use super::covers;
 
     #[test]
-    fn a_route_is_one_path_or_all_below() {
+    fn a_route_is_a_path_or_a_pattern() {
         for (route, path, is_covered) in [
             ("/events", "/events", true),
             ("/events", "/events/", false),
@@ -60,9 +73,22 @@ mod tests {
             ("/grpc.health.v1.Health/*", "/grpc.health.v1.Health/Watch", true),
             ("/grpc.health.v1.Health/*", "/grpc.health.v1.Healthy/Watch", false),
             ("/*", "/anything/at/all", true),
-            // No pattern: a star elsewhere is a character.
+            ("/files/*", "/files/", true),
+            ("/files/*", "/files", false),
+            ("/report/{id}", "/report/7", true),
+            ("/report/{id}", "/report/", false),
+            ("/report/{id}", "/report/7/pages", false),
+            ("/report/{id}/pages", "/report/7/pages", true),
+            ("/files/{*path}", "/files/a/b/c", true),
+            ("/files/{*path}", "/files/", false),
+            ("/files/{*path}", "/files", false),
+            ("/", "/", true),
+            // No pattern: a star or brace elsewhere is a character.
             ("/a*", "/ab", false),
             ("/a*", "/a*", true),
+            ("/{a}b", "/ab", false),
+            // In the form of a server's own: it has no path.
+            ("*", "*", true),
             ("", "/", false),
         ] {
             assert_eq!(covers(route, path), is_covered, "{route} {path}");

@@ -1,8 +1,8 @@
-//! The lower half of a client's layer: what is told is written when the request is sent.
+//! The lower half of a client's layer, which writes the remaining time when the request is sent.
 //!
-//! A header cannot be changed once the request has been handed down, and between a layer and the wire a request may
-//! wait: for a connection, in a buffer, for a limit. So what computes the time that is left sits below all that waits,
-//! around each single connection, and knows the context by the request's extensions, since tasks lie between.
+//! A request may wait after it has left a layer: for a connection, in a buffer, for a limit. Its headers cannot be
+//! changed then. The remaining time is therefore written below everything that waits, around each connection. The
+//! context is found in the request's extensions, because the request may have moved to another task.
 
 use std::fmt;
 use std::future::Future;
@@ -16,21 +16,21 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::client;
+use super::call;
 use super::outbound::Outbound;
 use super::reply::Reply;
 use crate::context::refusal::Entry;
 use crate::error::{BoxError, Error};
 
-/// Tells the far side how much time is left at the moment a request is sent. Made by
+/// Writes the remaining time into a request when it is sent. Made by
 /// [`ClientLayer::split`](super::ClientLayer::split), which has an example.
 ///
-/// It belongs right above a connection. The context is the one that the upper half has put into the request's
-/// extensions, otherwise [`current`](crate::Context::current). A call whose context has ended while it waited, or has no more
-/// left than the margin, is not sent.
+/// Apply it directly around a connection. The context is the one that the upper half has put into the request's
+/// extensions, or else [`current`](crate::Context::current). A call is not sent if its context has ended while it
+/// waited, or if not more than the margin remains.
 ///
-/// Such a refusal does not give back what the connection reserved when it was made ready: it is the next call's. That
-/// is why shared limits and buffers go above this layer.
+/// A call that is refused keeps the connection ready for the next call, instead of releasing it. Shared limits and
+/// buffers therefore belong above this layer.
 #[derive(Clone, Debug)]
 pub struct SendLayer {
     outbound: Arc<Outbound>,
@@ -51,7 +51,7 @@ impl<S> Layer<S> for SendLayer {
     }
 }
 
-/// A connection whose requests say how much time is left as they are sent. Made by [`SendLayer`].
+/// A connection whose requests have the remaining time written when they are sent. Made by [`SendLayer`].
 #[derive(Clone, Debug)]
 pub struct SendService<S> {
     inner: S,
@@ -72,7 +72,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
-        let ctx = client::context_of(&request);
+        let ctx = call::context_of(&request);
         let SendLayer { outbound, place } = &self.layer;
         let grpc = Reply::is_grpc(request.headers());
         let (call, refusal) = match outbound.inject(&ctx, request.headers_mut(), place) {
@@ -112,7 +112,7 @@ where
             ready!(this.entry.poll_refused(cx));
         }
         if let Some(refusal) = this.refusal.take() {
-            return Poll::Ready(Err(client::ended(refusal, *this.grpc)));
+            return Poll::Ready(Err(call::ended(refusal, *this.grpc)));
         }
         let call = this.call.as_mut().as_pin_mut().expect("polled again after the response");
         let answer = ready!(call.poll(cx));

@@ -25,10 +25,11 @@ use super::outcome::Outcome;
 use super::reply::{Closing, Last, Reply};
 use super::request_line::RequestLine;
 use super::route::Routes;
+use crate::context::Context;
+use crate::context::current::enter;
 use crate::context::done::Wait;
 use crate::context::enter::Underway;
 use crate::context::refusal::Entry;
-use crate::context::{Context, Scoped};
 use crate::error::BoxError;
 use crate::registry::{Kind, Name};
 use crate::task::Shutdown;
@@ -41,15 +42,20 @@ use crate::task::Shutdown;
 /// with [`Context::spawn`]. It ends:
 ///
 /// - when the response's body has ended, trailers included, with the cause [`RequestEnd::Answered`];
-/// - when the client leaves before that, with [`RequestEnd::ClientLeft`];
-/// - by its deadline: the handler is dropped, and the answer is `504 Gateway Timeout`, or for gRPC
-///   `DEADLINE_EXCEEDED`; amidst a body, an error that breaks it off, or for gRPC the same status;
-/// - with the service: the same, with `503 Service Unavailable`, for gRPC `UNAVAILABLE`. To let requests
-///   come to their end first, end the service's context after them: [`with_shutdown`](Self::with_shutdown)
-///   does.
+/// - when the response is dropped before that, with [`RequestEnd::Dropped`]: in most cases, the client has left;
+/// - at its deadline: the handler is dropped, and the answer is `504 Gateway Timeout`, for gRPC and gRPC-Web
+///   `DEADLINE_EXCEEDED`, for Connect `deadline_exceeded`. If the response has begun, a stream of these protocols ends
+///   with the same status, and any other body is aborted with an error;
+/// - with the service: the same, with `503 Service Unavailable`, `UNAVAILABLE` or `unavailable`, which clients retry.
+///   [`with_shutdown`](Self::with_shutdown) gives requests time to complete first.
 ///
-/// What the client is told is those words and no more. Of two such layers, one within the other, the inner
-/// one's contexts are below the outer one's.
+/// The client receives the status and a few fixed words, see [the module](crate::wire#status-codes). If a layer is
+/// nested in another, its contexts are children of the outer layer's.
+///
+/// When the context ends, the handler's response body is dropped with everything it holds, even if the client has
+/// stopped reading and the transport no longer polls it. The body has to be `Send` and `'static` for that. An HTTP/1
+/// connection is closed. An HTTP/2 stream is reset when hyper polls it next, which it does not while the stream waits
+/// for a window update.
 ///
 /// Where a gRPC call gives a timeout, two milliseconds of it (an eighth, if that is less) are kept back, so
 /// that the answer comes before the client's own timer and before that of tonic's server, which answers
@@ -149,12 +155,14 @@ impl ServerLayer {
         ServerLayer::with(shutdown.hard().clone(), Some(shutdown.clone()), inbound, Location::caller())
     }
 
-    /// Other rules for the requests of one route: more time than the server gives, none at all, or a minimum.
+    /// Sets other rules for the requests of one route: a later maximum than the server's, none, or a minimum.
     ///
-    /// They replace those of the layer, rather than to add to them: begin with a clone of the server's [`Inbound`].
-    /// The route is the path as it was sent, or all paths below it with a `*` behind the last slash, as
-    /// `/grpc.health.v1.Health/*`. With the feature `axum` and the layer within [`Router::layer`] it is also the path of
-    /// a route as the router has it, `/report/{id}`. The first that matches counts.
+    /// They replace the rules of the layer. To change only a part of those, start with a clone of the server's
+    /// [`Inbound`].
+    /// The route is a path, as it was sent or with parameters in axum's way (`/report/{id}`, `/files/{*path}`); all
+    /// that is below a path with `/*` at its end, as `/grpc.health.v1.Health/*`. With the feature `axum` and the
+    /// layer within [`Router::layer`] the route that the router has matched counts as well, nested ones with their
+    /// prefix. The first that matches counts.
     ///
     /// Within another such layer, a request gets no more than that one gives: put the rules where the limit is set.
     ///
@@ -248,7 +256,7 @@ where
         let scope = match refusal {
             Ok(scope) => scope,
             Err(refusal) => {
-                // What it reserved when it was made ready goes with it.
+                // Releases what it reserved when it became ready.
                 self.inner = self.inner.clone();
                 return ServerFuture::refused(refusal);
             }
@@ -261,10 +269,14 @@ where
         let ctx = scope.context().clone();
         request.extensions_mut().insert(ctx.clone());
         let mut scope = RequestScope::new(scope, place);
-        let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
+        let mut ctx = Some(ctx);
+        scope.expect(RequestEnd::Panicked);
+        let entered = enter(&mut ctx);
+        let handler = Some(self.inner.call(request));
+        drop(entered);
+        scope.expect(RequestEnd::Dropped);
         let live = Some(Live { wait: Wait::new(scope), reply, bodiless });
-        let handler = Some(ctx.scoped(handler));
-        ServerFuture { live, refusal: None, entry: Entry::Fresh, handler, open }
+        ServerFuture { live, refusal: None, entry: Entry::Fresh, ctx, handler, open }
     }
 }
 
@@ -306,18 +318,31 @@ pin_project! {
         // The layer's own answer, for a request that the handler is not asked.
         refusal: Option<Box<Response<Bytes>>>,
         entry: Entry,
-        // After the context's end: what it does when it is dropped may look at why.
+        // Lent to the thread while the handler is polled.
+        ctx: Option<Context>,
         #[pin]
-        handler: Option<Scoped<F>>,
+        handler: Option<F>,
         // Last: the request is over when all that it held is gone.
         open: Option<Open>,
+    }
+
+    impl<F> PinnedDrop for ServerFuture<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            // In this order: what a handler does when it is dropped may look at why.
+            *this.live = None;
+            if this.handler.is_some() {
+                let _entered = enter(this.ctx);
+                this.handler.set(None);
+            }
+        }
     }
 }
 
 impl<F> ServerFuture<F> {
     fn refused(response: Response<Bytes>) -> Self {
         let (refusal, entry) = (Some(Box::new(response)), Entry::Fresh);
-        ServerFuture { live: None, refusal, entry, handler: None, open: None }
+        ServerFuture { live: None, refusal, entry, ctx: None, handler: None, open: None }
     }
 }
 
@@ -339,31 +364,35 @@ where
         }
         let live = this.live.as_mut().expect(OVER);
         let handler = this.handler.as_mut().as_pin_mut().expect(OVER);
-        let polled = {
-            let _at_work = this.open.as_ref().map(Open::at_work);
-            live.wait.owner_mut().watch(|| handler.poll(cx))
-        };
-        let ended = match polled {
-            Poll::Ready(_) => None,
-            Poll::Pending => Some(ready!(Pin::new(&mut live.wait).poll(cx))),
-        };
-        let live = this.live.take().expect(OVER);
-        if let Some(ended) = ended {
-            let response = live.reply.ended(Outcome::of_request(&ended));
-            drop(live);
+        live.wait.owner_mut().expect(RequestEnd::Panicked);
+        let at_work = this.open.as_ref().map(Open::at_work);
+        let entered = enter(this.ctx);
+        let polled = handler.poll(cx);
+        if polled.is_ready() {
             this.handler.set(None);
-            *this.open = None;
-            return Poll::Ready(Ok(response.map(ServerBody::own)));
         }
-        this.handler.set(None);
+        drop((entered, at_work));
+        live.wait.owner_mut().expect(RequestEnd::Dropped);
         match polled {
-            Poll::Ready(Ok(response)) => Poll::Ready(Ok(live.respond(response, this.open.take(), cx))),
+            Poll::Ready(Ok(response)) => {
+                let (live, ctx) = (this.live.take().expect(OVER), this.ctx.take());
+                Poll::Ready(Ok(live.respond(response, ctx, this.open.take(), cx)))
+            }
             Poll::Ready(Err(error)) => {
-                live.fail();
-                *this.open = None;
+                live.wait.owner_mut().expect(RequestEnd::Failed);
+                (*this.live, *this.ctx, *this.open) = (None, None, None);
                 Poll::Ready(Err(error))
             }
-            Poll::Pending => unreachable!("it has ended"),
+            Poll::Pending => {
+                let ended = ready!(Pin::new(&mut live.wait).poll(cx));
+                let response = live.reply.ended(Outcome::of_request(&ended));
+                *this.live = None;
+                let entered = enter(this.ctx);
+                this.handler.set(None);
+                drop(entered);
+                (*this.ctx, *this.open) = (None, None);
+                Poll::Ready(Ok(response.map(ServerBody::own)))
+            }
         }
     }
 }
@@ -376,14 +405,11 @@ impl<F> fmt::Debug for ServerFuture<F> {
 }
 
 impl Live {
-    fn fail(mut self) {
-        self.wait.owner_mut().expect(RequestEnd::Failed);
-    }
-
-    /// The response, whose body keeps the request's context, and is counted as open, until it is over.
+    /// The response, whose body keeps the request's context, and its open, until it is over.
     fn respond<B: Body + Send + 'static>(
         mut self,
         response: Response<B>,
+        ctx: Option<Context>,
         open: Option<Open>,
         cx: &mut task::Context<'_>,
     ) -> Response<ServerBody<B>> {
@@ -404,10 +430,11 @@ impl Live {
             // What sends this may drop the body without a look at it.
             self.wait.owner_mut().expect(RequestEnd::Answered);
         }
-        let closing = self.reply.closing(&head.headers);
+        // One whose length has been told has no room for more.
+        let closing = if left.is_some() { Closing::Break } else { self.reply.closing(&head.headers) };
         let content = match is_over {
             true => Content::Over { body },
-            false => self.begin(body, is_silent, open, cx),
+            false => self.begin(body, is_silent, ctx, open, cx),
         };
         Response::from_parts(head, ServerBody { content, closing, left })
     }
@@ -416,24 +443,30 @@ impl Live {
         mut self,
         body: B,
         is_silent: bool,
+        mut ctx: Option<Context>,
         open: Option<Open>,
         cx: &mut task::Context<'_>,
     ) -> Content<B> {
         let start = if is_silent {
             Start::Part(Box::pin(body), None)
         } else {
-            let ctx = self.wait.ctx().clone();
-            let _at_work = open.as_ref().map(Open::at_work);
-            ctx.sync_scope(|| self.wait.owner_mut().watch(|| Start::poll(body, cx)))
+            let how = self.wait.owner_mut().expect(RequestEnd::Panicked);
+            let at_work = open.as_ref().map(Open::at_work);
+            let entered = enter(&mut ctx);
+            let start = Start::poll(body, cx);
+            drop((entered, at_work));
+            self.wait.owner_mut().expect(how);
+            start
         };
         match start {
             Start::Whole(step) => {
                 // Nothing waits here any more: the end need not wake this task.
                 self.wait.leave();
+                drop(ctx);
                 Content::Whole { request: Some(self.wait), step: Some(step), open }
             }
             Start::Part(body, first) => {
-                Content::Part { body: Bounded::new(self.wait, body, first, open, true) }
+                Content::Part { body: Bounded::new(self.wait, ctx, body, first, open, true) }
             }
         }
     }
@@ -447,8 +480,8 @@ impl Live {
 pin_project! {
     /// A response's body, which keeps the request's context until it has ended. Made by [`ServerService`].
     ///
-    /// Dropped before that, it ends the context, with [`RequestEnd::Dropped`]. What the handler's own body holds
-    /// goes with the context's end, whether this is polled or not.
+    /// Dropped before that, it ends the context with [`RequestEnd::Dropped`]. When the context ends, the handler's body
+    /// is dropped even if this is not polled.
     pub struct ServerBody<B: Body> {
         #[pin]
         content: Content<B>,

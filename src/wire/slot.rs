@@ -1,23 +1,24 @@
-//! What is let go at a context's end, whether it is polled then or not.
+//! A value that is dropped when a context ends, even if nothing polls it.
 //!
-//! A transport that can send no more does not poll what it is to send, and a stream that is held is not polled
-//! either: an error at the next poll would come too late for what they hold. So that lies in a slot, which its user
-//! and the context share: the user takes it out to poll it, and puts it back. The slot is also what the context's end
-//! wakes: it empties itself then.
+//! A transport does not poll a body while its peer accepts no more data, and a stream that is held is not polled either.
+//! An error at the next poll would come too late for what the body holds. Therefore the body is kept in a slot, which
+//! its user and the context share: the user takes the value out, polls it, and puts it back. The slot is a waker as
+//! well, registered with the context: when the context ends, it empties itself.
 //!
-//! # Why nothing stays, and nothing is lost
+//! # Why every value is dropped, and no wake-up is lost
 //!
-//! `held`, `has_ended` and `waker` are under one lock, under which nothing foreign runs: what is taken out is polled and
-//! dropped outside of it.
+//! One lock protects `held`, `has_ended` and `waker`. No foreign code runs under it: values are polled and dropped after
+//! they were taken out.
 //!
-//! 1. *What is in the slot at the end goes.* The end sets `has_ended`, and then a task empties the slot.
-//! 2. *What is out at the end goes.* It cannot be put back once `has_ended` is set: its user drops it.
-//! 3. *No task sleeps through the end.* The waker is stored in the step that puts back, which fails after the end; and
-//!    the end takes out the waker in the step that sets `has_ended`.
+//! 1. *A value that is in the slot when the context ends is dropped.* The end sets `has_ended` and spawns a task that
+//!    empties the slot.
+//! 2. *A value that is out when the context ends is dropped.* `put` fails once `has_ended` is set, and the user drops
+//!    the value.
+//! 3. *The user's task is woken.* `put` stores the waker, and fails after the end; the end takes the waker in the same
+//!    step in which it sets `has_ended`.
 //!
-//! It goes on a task of its own, as [`after_func`](crate::Context::after_func) runs: what wakes may be a thread that
-//! cancels a crowd, or the time driver. Where there is no runtime, it goes there and then. The user that is woken, and
-//! polls before that task, drops it itself.
+//! The task is spawned because the thread that ends the context may have many others to wake, or be the time driver.
+//! Without a runtime the value is dropped right there. If the user polls before the task runs, it drops the value.
 
 use std::sync::Arc;
 use std::task::{Wake, Waker};
@@ -45,13 +46,13 @@ impl<T> Slot<T> {
         &self.ctx
     }
 
-    /// Takes out what is held, and the waker of its task; nothing, if the end, or another user, was first.
+    /// Takes the value out, and the waker of its task. `None` after the end, or while another user has it.
     pub(crate) fn take(&self) -> Option<(T, Option<Waker>)> {
         let mut room = self.room.lock();
         Some((room.held.take()?, room.waker.take()))
     }
 
-    /// Puts it back, and has the end wake `waker`; returns it if the end has come.
+    /// Puts the value back, and stores the waker for the end. Returns the value if the context has ended.
     pub(crate) fn put(&self, held: T, waker: Option<Waker>) -> Result<(), T> {
         let mut room = self.room.lock();
         if room.has_ended {
@@ -61,7 +62,7 @@ impl<T> Slot<T> {
         Ok(())
     }
 
-    /// Drops what is held, with the context as the current one.
+    /// Drops the value, with the context as the current one.
     fn empty(&self) {
         let taken = self.take();
         self.ctx.sync_scope(|| drop(taken));
@@ -70,7 +71,7 @@ impl<T> Slot<T> {
 
 impl<T: Send + 'static> Wake for Slot<T> {
     fn wake(self: Arc<Self>) {
-        // Else the runtime is going away that its deadline is registered with: its user registers it elsewhere.
+        // Otherwise the runtime that the deadline is registered with shuts down: the user registers it again.
         let has_ended = self.ctx.is_done();
         let mut room = self.room.lock();
         room.has_ended |= has_ended;
@@ -86,7 +87,7 @@ impl<T: Send + 'static> Wake for Slot<T> {
     }
 }
 
-/// Empties a slot when dropped: also where the task is that holds it never runs.
+/// Empties a slot when dropped, so that this happens also if the task never runs.
 struct Emptied<T>(Arc<Slot<T>>);
 
 impl<T> Drop for Emptied<T> {

@@ -40,9 +40,9 @@ pub enum DeadlineHeader {
     Envoy,
     /// `x-envoy-upstream-rq-timeout-ms`: up to ten digits, milliseconds.
     ///
-    /// This is what a client tells an Envoy in front of it: the timeout of this request, in place of the route's, which
-    /// Envoy enforces and passes on as [`Envoy`](Self::Envoy). Envoy removes the header from requests that come from
-    /// outside of the mesh. For Envoy `0` is no timeout, and it is read so.
+    /// This is what a client tells an Envoy in front of it: the timeout of this request, in place of the route's,
+    /// which Envoy enforces and passes on as [`Envoy`](Self::Envoy). Envoy removes the header from requests that
+    /// come from outside of the mesh. For Envoy `0` is no timeout, and it is read so.
     EnvoyUpstream,
     /// One of your own: up to ten digits, milliseconds.
     Millis(HeaderName),
@@ -111,19 +111,24 @@ impl DeadlineHeader {
     }
 
     pub(crate) fn read_from(&self, carrier: &dyn Carrier) -> Result<Option<Duration>, BadHeader> {
+        self.read_value(carrier::only(carrier, self.name()))
+    }
+
+    #[inline]
+    pub(crate) fn read_value(&self, value: carrier::Only<'_>) -> Result<Option<Duration>, BadHeader> {
         let bad = |flaw| BadHeader::new(self.name(), flaw);
-        let value = match carrier::only(carrier, self.name()) {
+        let value = match value {
             Ok(None) => return Ok(None),
             Ok(Some(value)) => value,
             Err(carrier::Several) => return Err(bad(Flaw::Repeated)),
         };
         match self {
-            DeadlineHeader::Grpc => grpc(value).map(Some).ok_or(bad(Flaw::Grpc)),
+            DeadlineHeader::Grpc => grpc(value).map(Some).ok_or_else(|| bad(Flaw::Grpc)),
             DeadlineHeader::EnvoyUpstream => match millis(value) {
                 Some(timeout) => Ok(Some(timeout).filter(|timeout| !timeout.is_zero())),
                 None => Err(bad(Flaw::Millis)),
             },
-            _ => millis(value).map(Some).ok_or(bad(Flaw::Millis)),
+            _ => millis(value).map(Some).ok_or_else(|| bad(Flaw::Millis)),
         }
     }
 
@@ -144,15 +149,15 @@ impl DeadlineHeader {
     /// assert!(!DeadlineHeader::Envoy.write(Duration::from_micros(999), &mut headers));
     /// ```
     pub fn write(&self, left: Duration, headers: &mut HeaderMap) -> bool {
-        let Some(value) = self.text(left).and_then(|value| HeaderValue::try_from(value).ok()) else {
-            return false;
-        };
+        let text = self.text(left);
+        let value = text.and_then(|text| HeaderValue::from_str(text.as_str()).ok());
+        let Some(value) = value else { return false };
         headers.insert(self.name(), value);
         true
     }
 
     /// The header's value; none for less than it can say.
-    pub(crate) fn text(&self, left: Duration) -> Option<String> {
+    pub(crate) fn text(&self, left: Duration) -> Option<Digits> {
         match self {
             DeadlineHeader::Grpc => to_grpc(left),
             _ => to_millis(left),
@@ -256,29 +261,61 @@ pub(crate) fn number(digits: &[u8], most: usize) -> Option<u64> {
     Some(digits.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
 }
 
+/// A header's value of digits, and a unit perhaps: written on the stack, since it is copied into the headers.
+#[derive(Clone, Copy)]
+pub(crate) struct Digits {
+    text: [u8; Digits::MOST],
+    start: usize,
+}
+
+impl Digits {
+    const MOST: usize = 24;
+
+    pub(crate) fn new(mut number: u64, unit: Option<u8>) -> Digits {
+        let mut digits = Digits { text: [0; Digits::MOST], start: Digits::MOST };
+        unit.into_iter().for_each(|unit| digits.push_front(unit));
+        loop {
+            digits.push_front(b'0' + (number % 10) as u8);
+            number /= 10;
+            if number == 0 {
+                return digits;
+            }
+        }
+    }
+
+    fn push_front(&mut self, byte: u8) {
+        self.start -= 1;
+        self.text[self.start] = byte;
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.text[self.start..]).unwrap_or_default()
+    }
+}
+
 /// The finest unit whose count has eight digits at most.
-fn to_grpc(left: Duration) -> Option<String> {
+fn to_grpc(left: Duration) -> Option<Digits> {
     const MOST: u128 = 99_999_999;
-    const UNITS: [(u128, char); 6] = [
-        (1, 'n'),
-        (1_000, 'u'),
-        (1_000_000, 'm'),
-        (1_000_000_000, 'S'),
-        (60_000_000_000, 'M'),
-        (3_600_000_000_000, 'H'),
+    const UNITS: [(u128, u8); 6] = [
+        (1, b'n'),
+        (1_000, b'u'),
+        (1_000_000, b'm'),
+        (1_000_000_000, b'S'),
+        (60_000_000_000, b'M'),
+        (3_600_000_000_000, b'H'),
     ];
     let nanos = left.as_nanos();
     let fits = UNITS.iter().find(|(size, _)| nanos / size <= MOST);
     match fits {
         _ if nanos == 0 => None,
-        Some((size, unit)) => Some(format!("{}{unit}", nanos / size)),
-        None => Some(format!("{MOST}H")),
+        Some((size, unit)) => Some(Digits::new((nanos / size) as u64, Some(*unit))),
+        None => Some(Digits::new(MOST as u64, Some(b'H'))),
     }
 }
 
-fn to_millis(left: Duration) -> Option<String> {
+fn to_millis(left: Duration) -> Option<Digits> {
     match left.as_millis() {
         0 => None,
-        millis => Some(millis.min(9_999_999_999).to_string()),
+        millis => Some(Digits::new(millis.min(9_999_999_999) as u64, None)),
     }
 }

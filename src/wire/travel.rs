@@ -15,11 +15,11 @@ pub(crate) const MAX_VALUE: usize = 4096;
 
 /// A value that may leave the process: implement it for the types that are to go along with a request.
 ///
-/// That marks the type; [`Outbound::carry`](super::Outbound::carry) and
-/// [`Inbound::carry`](super::Inbound::carry) then say, on each side, that it does go along. No other
-/// value of a context ever leaves it. What can't be decoded, is too long, or is there twice is dropped
-/// with a `WARN`; a request is never refused for it. What can't be sent is left out with a `WARN`, or refuses the call
-/// where the outbound is [`strict`](super::Outbound::strict). What arrives is what was sent, to the byte.
+/// That marks the type; [`Outbound::carry`](super::Outbound::carry) and [`Inbound::carry`](super::Inbound::carry)
+/// then say, on each side, that it does go along. No other value of a context ever leaves it. What can't be
+/// decoded, is too long, or is there twice is dropped with a `WARN`; a request is never refused for it. What can't
+/// be sent is left out with a `WARN`, or refuses the call where the outbound is
+/// [`strict`](super::Outbound::strict). What arrives is what was sent, to the byte.
 ///
 /// Who sends the headers decides what they say: a value from outside is a claim, not a proof.
 ///
@@ -66,6 +66,9 @@ pub trait Travel: Sized + Send + Sync + 'static {
     fn decode(text: &str) -> Option<Self>;
 }
 
+/// A header's name, and its value; none where the header is to be removed.
+pub(crate) type Text<'a> = (&'a HeaderName, Option<Cow<'a, str>>);
+
 /// The types that go along.
 #[derive(Clone, Default)]
 pub(crate) struct Carried(Vec<Traveller>);
@@ -105,8 +108,8 @@ impl Carried {
         self.0.iter().filter_map(|traveller| traveller.header.as_ref())
     }
 
-    /// What is to be written for this context's values, with the baggage that `carrier` has unless it is `fresh`. None
-    /// is a header to be removed.
+    /// What is to be written for this context's values, with the baggage that `carrier` has unless it is `fresh`.
+    /// None is a header to be removed.
     ///
     /// `Err` names the first that cannot be sent, if `strict`; otherwise it is left out.
     pub(crate) fn texts<'a>(
@@ -115,7 +118,7 @@ impl Carried {
         carrier: &dyn Carrier,
         fresh: bool,
         strict: bool,
-    ) -> Result<Vec<(&'a HeaderName, Option<Cow<'a, str>>)>, NotSent> {
+    ) -> Result<Vec<Text<'a>>, NotSent> {
         let (mut texts, mut members) = (Vec::new(), Vec::new());
         for traveller in &self.0 {
             let Some(text) = (traveller.encode)(ctx) else { continue };

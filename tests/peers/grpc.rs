@@ -1,11 +1,18 @@
-//! A gRPC server and its clients, on tonic's ready-made health service, so that no `protoc` is needed.
+//! A gRPC server and its clients, on tonic's ready-made health service, so that no `protoc` is needed; and a call with
+//! streams in both directions, whose messages are bytes.
+
+#![allow(dead_code)] // Every suite is a crate of its own and uses its part of this.
 
 use std::net::SocketAddr;
+
+use bytes::{Buf, BufMut, Bytes};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_ctx::Context;
-use tokio_ctx::wire::{ClientLayer, ClientService, Inbound, Outbound, ServerLayer};
+use tokio_ctx::wire::{ClientLayer, ClientService, FinishLayer, Inbound, Outbound, ServerLayer};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, async_trait};
@@ -40,6 +47,8 @@ impl Health for Stub {
             "stuck" => std::future::pending().await,
             // By the handler's own doing, in the moment before the layer would.
             "late" => ctx.within(ms(10), async |ctx| ctx.sleep(LONG).await).await??,
+            // Until the context ends, whatever ends it.
+            "asleep" => ctx.sleep(LONG).await?,
             _ => {}
         }
         Ok(Response::new(SERVING))
@@ -63,15 +72,24 @@ impl Health for Stub {
     }
 }
 
+pub fn stub() -> (HealthServer<Stub>, mpsc::UnboundedReceiver<Context>) {
+    let (seen, contexts) = mpsc::unbounded_channel();
+    (HealthServer::new(Stub { seen }), contexts)
+}
+
 /// A tonic server, with our layer if there is one.
 pub async fn serving(inbound: Option<Inbound>) -> (SocketAddr, mpsc::UnboundedReceiver<Context>) {
-    let (seen, contexts) = mpsc::unbounded_channel();
+    serving_under(inbound.map(|inbound| ServerLayer::new(Context::background(), inbound))).await
+}
+
+pub async fn serving_under(
+    layer: Option<ServerLayer>,
+) -> (SocketAddr, mpsc::UnboundedReceiver<Context>) {
+    let (stub, contexts) = stub();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let layer = inbound.map(|inbound| ServerLayer::new(Context::background(), inbound));
     tokio::spawn(async {
-        let stub = HealthServer::new(Stub { seen });
         match layer {
             None => Server::builder().add_service(stub).serve_with_incoming(incoming).await,
             Some(layer) => {
@@ -82,10 +100,81 @@ pub async fn serving(inbound: Option<Inbound>) -> (SocketAddr, mpsc::UnboundedRe
     (at, contexts)
 }
 
+/// One whose handlers finish without their client.
+pub async fn finishing(inbound: Inbound) -> (SocketAddr, mpsc::UnboundedReceiver<Context>) {
+    let (stub, contexts) = stub();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let layers = ServiceBuilder::new()
+        .layer(ServerLayer::new(Context::background(), inbound))
+        .layer(FinishLayer::new())
+        .into_inner();
+    tokio::spawn(async {
+        Server::builder().layer(layers).add_service(stub).serve_with_incoming(incoming).await
+    });
+    (at, contexts)
+}
+
 pub fn channel(at: SocketAddr) -> Channel {
     Endpoint::from_shared(format!("http://{at}")).unwrap().connect_lazy()
 }
 
 pub fn client(at: SocketAddr, outbound: Outbound) -> HealthClient<ClientService<Channel>> {
     HealthClient::new(ServiceBuilder::new().layer(ClientLayer::new(outbound)).service(channel(at)))
+}
+
+/// Messages as they are.
+#[derive(Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Raw;
+    type Decoder = Raw;
+
+    fn encoder(&mut self) -> Raw {
+        Raw
+    }
+
+    fn decoder(&mut self) -> Raw {
+        Raw
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(from.copy_to_bytes(from.remaining())))
+    }
+}
+
+/// Calls `/peer.Chat/Chat`, which says back what it hears, until the call ends.
+pub async fn chat(
+    at: SocketAddr,
+) -> Result<(mpsc::UnboundedSender<Bytes>, tonic::Streaming<Bytes>), Status> {
+    let (send, messages) = mpsc::unbounded_channel();
+    // Some servers send their head with the first message.
+    send.send(Bytes::from_static(b"hello")).unwrap();
+    let service = ServiceBuilder::new().layer(ClientLayer::new(Outbound::new())).service(channel(at));
+    let mut client = tonic::client::Grpc::new(service);
+    client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let messages = Request::new(UnboundedReceiverStream::new(messages));
+    let path = http::uri::PathAndQuery::from_static("/peer.Chat/Chat");
+    let mut heard = client.streaming(messages, path, Raw).await?.into_inner();
+    assert_eq!(heard.message().await?.unwrap(), "hello");
+    Ok((send, heard))
 }

@@ -1,5 +1,5 @@
-//! Tests against real peers: gRPC's Python, tonic, nginx, curl, reqwest. A peer that is not
-//! installed is skipped, and its tests say so.
+//! Tests against real peers: gRPC's Python and JavaScript, Connect's, tonic, OpenTelemetry, nginx, curl, reqwest. A peer
+//! that is not installed is skipped, and its tests say so.
 //!
 //! Two guides talk to some of them as well: their code is tested here, not in the crate, whose own tests then need
 //! none.

@@ -40,9 +40,18 @@ class Health(health_pb2_grpc.HealthServicer):
         ended.wait(60)
 
 
+def chat(messages, context):
+    context.add_callback(lambda: say("ended"))
+    say("chat")
+    for message in messages:
+        yield message
+
+
 def serve():
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
     health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
+    handlers = {"Chat": grpc.stream_stream_rpc_method_handler(chat)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("peer.Chat", handlers),))
     say("port", server.add_insecure_port("127.0.0.1:0"))
     server.start()
     # Until whoever started this is gone.

@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio_ctx::wire::{Budget, Inbound, Outbound, RequestEnd, StatusExt};
+use tokio_ctx::wire::{Budget, Inbound, Outbound, RequestEnd, ServerLayer, StatusExt};
 use tokio_ctx::{Context, ErrorKind};
 use tonic::Code;
 
 use common::{HANG, ended, ms};
-use grpc::{ask, client, serving};
+use grpc::{ask, chat, client, serving, serving_under};
 use wire::eventually;
 
 /// A Python at work, killed when dropped.
@@ -104,6 +104,27 @@ async fn our_own_deadline_is_told_in_their_terms() {
 }
 
 #[tokio::test]
+async fn a_service_that_stops_is_unavailable_to_them() {
+    // By the layer, by a handler that passes the end on, and amidst a stream.
+    for name in ["stuck", "asleep", "watch"] {
+        let service = Context::background().with_cancel();
+        let layer = ServerLayer::new(service.clone(), Inbound::new());
+        let (at, mut contexts) = serving_under(Some(layer)).await;
+        let port = at.port().to_string();
+        let call =
+            if name == "watch" { vec!["watch", &port, "0"] } else { vec!["call", &port, name, "0"] };
+        let Some(mut peer) = Peer::start(&call) else { return };
+        contexts.recv().await.unwrap();
+        if name == "watch" {
+            assert_eq!(peer.says().await, ["message"]);
+        }
+        service.cancel_with("secret");
+        let (code, _, details) = peer.outcome().await;
+        assert_eq!((&*code, &*details), ("UNAVAILABLE", "service stopping"), "{name}");
+    }
+}
+
+#[tokio::test]
 async fn what_they_take_back_ends_here() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     let port = at.port().to_string();
@@ -177,6 +198,22 @@ async fn our_end_ends_it_there() {
     ctx.cancel();
     assert_eq!(stream.message().await.unwrap_err().code(), Code::Cancelled);
     assert_eq!(peer.says().await, ["ended"]);
+}
+
+#[tokio::test]
+async fn our_end_ends_a_call_that_is_still_being_sent() {
+    let Some((mut peer, at)) = their_server().await else { return };
+    for held in [true, false] {
+        let ctx = Context::background().with_cancel();
+        let (send, mut heard) = ctx.scope(chat(at)).await.unwrap();
+        assert_eq!(peer.says().await, ["chat"]);
+        ctx.cancel();
+        if !held {
+            assert_eq!(heard.message().await.unwrap_err().code(), Code::Cancelled);
+        }
+        assert_eq!(peer.says().await, ["ended"]);
+        drop((send, heard));
+    }
 }
 
 #[tokio::test]

@@ -14,13 +14,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Request as HttpRequest;
 use http_body_util::Full;
-use tokio_ctx::wire::{Budget, Inbound, Outbound, RequestEnd, StatusExt};
+use tokio_ctx::wire::{Budget, Inbound, Outbound, RequestEnd, ServerLayer, StatusExt};
 use tokio_ctx::{Context, Error, ErrorKind};
 use tonic::{Code, Status};
 use tonic_health::pb::health_client::HealthClient;
 
 use common::{LONG, ended, ms};
-use grpc::{SERVING, ask, channel, client, serving};
+use grpc::{SERVING, ask, channel, client, serving, serving_under};
 use wire::eventually;
 
 /// What the server itself says, seen without a client that has a clock of its own.
@@ -141,6 +141,42 @@ async fn a_stream_ends_with_the_servers_budget() {
         "{error}"
     );
     assert_eq!(ended(&contexts.recv().await.unwrap()).cause_as::<Budget>(), Some(&Budget::Maximum));
+}
+
+/// tonic's own timer is outside of the layer, and drops what the layer serves: its client has not left.
+#[tokio::test]
+async fn tonics_own_timer_is_not_reported_as_the_client() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let (stub, mut contexts) = grpc::stub();
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .timeout(ms(200))
+            .layer(ServerLayer::new(Context::background(), Inbound::new()))
+            .add_service(stub)
+            .serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener)),
+    );
+    let status = HealthClient::new(channel(at)).check(ask("stuck")).await.unwrap_err();
+    assert_eq!(status.code(), Code::Cancelled, "tonic's own words");
+    let seen = contexts.recv().await.unwrap();
+    assert_eq!(ended(&seen).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
+    assert!(!ended(&seen).to_string().contains("client"), "{}", ended(&seen));
+}
+
+#[tokio::test]
+async fn a_service_that_stops_is_unavailable() {
+    for name in ["stuck", "asleep"] {
+        let service = Context::background().with_cancel();
+        let layer = ServerLayer::new(service.clone(), Inbound::new());
+        let (at, mut contexts) = serving_under(Some(layer)).await;
+        let call = tokio::spawn(async move { HealthClient::new(channel(at)).check(ask(name)).await });
+        contexts.recv().await.unwrap();
+        service.cancel_with("secret");
+        let status = call.await.unwrap().unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::Unavailable, "service stopping"), "{name}");
+        // What the caller canceled itself stays that.
+        assert!(status.context_error().is_none());
+    }
 }
 
 #[tokio::test]

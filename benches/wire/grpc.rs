@@ -1,0 +1,191 @@
+//! A unary echo over tonic's server and channel, on loopback: with both layers, and without.
+
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{self, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BufMut, Bytes};
+use http::uri::PathAndQuery;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio_ctx::Context;
+use tokio_ctx::wire::{ClientLayer, Inbound, Outbound, ServerLayer};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::body::Body;
+use tonic::client::GrpcService;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::server::{NamedService, UnaryService};
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Response, Status};
+use tower::{Layer, Service};
+
+use crate::{quartiles, verdict};
+
+/// The least share of the calls per second that is to be left.
+const TARGET: f64 = 0.97;
+const AT_ONCE: usize = 16;
+const ROUND: Duration = Duration::from_millis(400);
+
+pub fn report(rounds: usize) {
+    // As a service would: workers, and calls from tasks.
+    let runtime = Runtime::new().expect("a runtime");
+    let inbound = Inbound::new().max_budget(Duration::from_secs(30));
+    let layer = ServerLayer::new(Context::background(), inbound);
+    let [bare, layered] = runtime.block_on(async { [serve(None).await, serve(Some(layer)).await] });
+    let client = ClientLayer::new(Outbound::new());
+    let (bare, layered) = (connect(&runtime, bare), client.layer(connect(&runtime, layered)));
+    let mut shares = Vec::new();
+    let mut rates = [Vec::new(), Vec::new()];
+    for round in 0..rounds {
+        // Each is the first in turns.
+        let [without, with] = if round % 2 == 0 {
+            let without = rate(&runtime, &bare);
+            [without, rate(&runtime, &layered)]
+        } else {
+            let with = rate(&runtime, &layered);
+            [rate(&runtime, &bare), with]
+        };
+        shares.push(with / without);
+        rates[0].push(without);
+        rates[1].push(with);
+    }
+    let [low, share, high] = quartiles(shares);
+    let [without, with] = rates.map(|rates| quartiles(rates)[1]);
+    println!("\n### A unary echo through tonic\n");
+    println!("| | calls per second | with the layers | share left | target | |");
+    println!("| --- | --- | --- | --- | --- | --- |");
+    let verdict = verdict([low >= TARGET, high >= TARGET]);
+    println!("| both layers | {without:.0} | {with:.0} | {share:.3} | {TARGET} | {verdict} |");
+}
+
+/// Calls per second, by some tasks at once.
+fn rate<S>(runtime: &Runtime, service: &S) -> f64
+where
+    S: GrpcService<Body, Future: Send, Error: Send> + Clone + Send + 'static,
+    S::ResponseBody: http_body::Body<Data = Bytes, Error: Into<tokio_ctx::BoxError>> + Send + 'static,
+{
+    let until = Instant::now() + ROUND;
+    let calls = async {
+        let tasks: Vec<_> = (0..AT_ONCE)
+            .map(|_| {
+                let client = tonic::client::Grpc::new(service.clone());
+                tokio::spawn(
+                    Context::background().with_timeout(ROUND * 100).detach().scope(calls(client, until)),
+                )
+            })
+            .collect();
+        let mut sum = 0;
+        for task in tasks {
+            sum += task.await.expect("it calls");
+        }
+        sum
+    };
+    let start = Instant::now();
+    f64::from(runtime.block_on(calls)) / start.elapsed().as_secs_f64()
+}
+
+async fn calls<S>(mut client: tonic::client::Grpc<S>, until: Instant) -> u32
+where
+    S: GrpcService<Body, Error: Send>,
+    S::ResponseBody: http_body::Body<Data = Bytes, Error: Into<tokio_ctx::BoxError>> + Send + 'static,
+{
+    let mut calls = 0;
+    while Instant::now() < until {
+        let Ok(()) = client.ready().await else { panic!("no connection") };
+        let path = PathAndQuery::from_static("/bench.Echo/Say");
+        let answer = client.unary(Request::new(Bytes::from_static(b"hello")), path, Raw).await;
+        assert_eq!(answer.expect("an answer").into_inner(), "hello");
+        calls += 1;
+    }
+    calls
+}
+
+async fn serve(layer: Option<ServerLayer>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let at = listener.local_addr().expect("an address");
+    let incoming = TcpListenerStream::new(listener);
+    tokio::spawn(async {
+        let mut server = Server::builder();
+        match layer {
+            None => server.add_service(Echo).serve_with_incoming(incoming).await,
+            Some(layer) => server.layer(layer).add_service(Echo).serve_with_incoming(incoming).await,
+        }
+    });
+    at
+}
+
+fn connect(runtime: &Runtime, at: SocketAddr) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{at}")).expect("an address");
+    runtime.block_on(endpoint.connect()).expect("a connection")
+}
+
+#[derive(Clone)]
+struct Echo;
+
+impl NamedService for Echo {
+    const NAME: &'static str = "bench.Echo";
+}
+
+impl UnaryService<Bytes> for Echo {
+    type Response = Bytes;
+    type Future = Ready<Result<Response<Bytes>, Status>>;
+
+    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
+        ready(Ok(Response::new(request.into_inner())))
+    }
+}
+
+impl Service<http::Request<Body>> for Echo {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut task::Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        Box::pin(async { Ok(tonic::server::Grpc::new(Raw).unary(Echo, request).await) })
+    }
+}
+
+/// Messages as they are.
+#[derive(Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Raw;
+    type Decoder = Raw;
+
+    fn encoder(&mut self) -> Raw {
+        Raw
+    }
+
+    fn decoder(&mut self) -> Raw {
+        Raw
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(from.copy_to_bytes(from.remaining())))
+    }
+}

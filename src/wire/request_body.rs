@@ -1,0 +1,212 @@
+//! A request body that fails when its context ends, so that the server learns of it.
+
+use std::any::Any;
+use std::error::Error as StdError;
+use std::fmt;
+use std::pin::Pin;
+use std::task::{self, Poll, ready};
+
+use http_body::{Body, Frame, SizeHint};
+
+use super::body::{Bounded, Step};
+use crate::context::Context;
+use crate::context::done::Wait;
+use crate::error::{BoxError, Error};
+
+/// A request body that fails when a context ends, unless it has been sent completely.
+///
+/// An HTTP client keeps sending a request body after the future of the call, or the response body, was dropped, so that
+/// the server does not learn of the end. A body that fails resets the HTTP/2 stream, or closes the HTTP/1 connection.
+///
+/// [`ClientLayer`](crate::wire::ClientLayer) wraps the body types of tonic and axum by itself. Wrap a body of another
+/// type that stays open where the request is made:
+///
+/// ```
+/// use bytes::Bytes;
+/// use http::Request;
+/// use http_body_util::{BodyExt, StreamBody};
+/// use tokio_ctx::Context;
+/// use tokio_ctx::wire::RequestBody;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let ctx = Context::background().with_cancel();
+/// let (send, messages) = tokio::sync::mpsc::channel::<Result<_, std::io::Error>>(8);
+/// let messages = tokio_stream::wrappers::ReceiverStream::new(messages);
+/// let body = RequestBody::new(&ctx, StreamBody::new(messages));
+/// let mut request = Request::post("http://far.side/chat").body(body).unwrap();
+///
+/// send.send(Ok(http_body::Frame::data(Bytes::from("hello")))).await.unwrap();
+/// assert!(request.body_mut().frame().await.unwrap().is_ok());
+/// ctx.cancel();
+/// assert!(request.body_mut().frame().await.unwrap().is_err());
+/// assert!(send.is_closed());
+/// # }
+/// ```
+pub struct RequestBody<B: Body>(State<B>);
+
+enum State<B: Body> {
+    /// Most bodies are sent without waiting, and need no registration.
+    Fresh {
+        ctx: Context,
+        body: Pin<Box<B>>,
+        frames: u8,
+    },
+    Bound(Box<Bounded<B, Context>>),
+    Over,
+}
+
+/// The body is pinned where it lies, and nothing else need be.
+impl<B: Body> Unpin for RequestBody<B> {}
+
+impl<B: Body + Send + 'static> RequestBody<B> {
+    /// Wraps a body, which then fails when `ctx` ends.
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use http_body_util::Full;
+    /// use tokio_ctx::{Context, wire::RequestBody};
+    ///
+    /// let body = RequestBody::new(&Context::current(), Full::<Bytes>::from("hello"));
+    /// assert_eq!(http_body::Body::size_hint(&body).exact(), Some(5));
+    /// ```
+    pub fn new(ctx: &Context, body: B) -> RequestBody<B> {
+        RequestBody(State::Fresh { ctx: ctx.clone(), body: Box::pin(body), frames: 0 })
+    }
+}
+
+impl<B> Body for RequestBody<B>
+where
+    B: Body + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        if let State::Fresh { body, frames, .. } = &mut self.0 {
+            match body.as_mut().poll_frame(cx) {
+                // A unary call has one message.
+                Poll::Ready(Some(Ok(frame))) if *frames == 0 || frame.is_trailers() => {
+                    *frames += 1;
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.bind(Some(frame));
+                }
+                Poll::Ready(last) => {
+                    self.0 = State::Over;
+                    return Poll::Ready(last.map(|last| last.map_err(Into::into)));
+                }
+                Poll::Pending => self.bind(None),
+            }
+        }
+        let State::Bound(body) = &mut self.0 else { return Poll::Ready(None) };
+        let step = ready!(body.poll_step(cx));
+        if !matches!(step, Step::Frame(_)) {
+            body.finish();
+            self.0 = State::Over;
+        }
+        Poll::Ready(match step {
+            Step::Frame(frame) | Step::Last(frame) => Some(Ok(frame)),
+            Step::Over => None,
+            Step::Failed(error) => Some(Err(error.into())),
+            Step::Ended(ended) => Some(Err(Reset::of(ended))),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            State::Fresh { body, .. } => body.is_end_stream(),
+            State::Bound(body) => body.is_end_stream(),
+            State::Over => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            State::Fresh { body, .. } => body.size_hint(),
+            State::Bound(body) => body.size_hint(),
+            State::Over => SizeHint::with_exact(0),
+        }
+    }
+}
+
+impl<B: Body + Send + 'static> RequestBody<B> {
+    /// Registers with the context, which drops the body when it ends.
+    fn bind(&mut self, first: Option<Frame<B::Data>>) {
+        if let State::Fresh { ctx, body, .. } = std::mem::replace(&mut self.0, State::Over) {
+            // The end also wakes a transport that waits for its peer.
+            let body = Bounded::new(Wait::new(ctx), None, body, first, None, true);
+            self.0 = State::Bound(Box::new(body));
+        }
+    }
+}
+
+impl<B: Body> fmt::Debug for RequestBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestBody").finish_non_exhaustive()
+    }
+}
+
+/// Wraps a body of a type that can hold any other body.
+pub(crate) fn bind<A: 'static>(ctx: &Context, body: &mut A) {
+    if ctx.is_endless() {
+        return;
+    }
+    let body: &mut dyn Any = body;
+    #[cfg(feature = "tonic")]
+    if let Some(body) = body.downcast_mut::<::tonic::body::Body>() {
+        if !body.is_end_stream() {
+            *body = ::tonic::body::Body::new(RequestBody::new(ctx, std::mem::take(body)));
+        }
+    }
+    #[cfg(feature = "axum")]
+    if let Some(body) = body.downcast_mut::<axum_core::body::Body>() {
+        if !body.is_end_stream() {
+            *body = axum_core::body::Body::new(RequestBody::new(ctx, std::mem::take(body)));
+        }
+    }
+    let _ = body;
+}
+
+/// The error for the transport. Its source makes hyper reset the stream with `CANCEL` instead of `INTERNAL_ERROR`.
+struct Reset {
+    ended: Error,
+    #[cfg(feature = "tonic")]
+    reset: h2::Error,
+}
+
+impl Reset {
+    fn of(ended: Error) -> BoxError {
+        Box::new(Reset {
+            ended,
+            #[cfg(feature = "tonic")]
+            reset: h2::Reason::CANCEL.into(),
+        })
+    }
+}
+
+impl fmt::Display for Reset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.ended, f)
+    }
+}
+
+impl fmt::Debug for Reset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.ended, f)
+    }
+}
+
+impl StdError for Reset {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        #[cfg(feature = "tonic")]
+        return Some(&self.reset);
+        #[cfg(not(feature = "tonic"))]
+        self.ended.source()
+    }
+}

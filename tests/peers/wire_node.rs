@@ -1,0 +1,295 @@
+//! gRPC's and Connect's own JavaScript on the other side of our layers: grpc-js in both directions, connect-node as a
+//! client of each of its protocols, over HTTP/1.1 and HTTP/2.
+//!
+//! `.ci/node-peers` installs what this needs; without it, every test here says so and does nothing else.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod grpc;
+#[path = "../wire/mod.rs"]
+mod wire;
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::IntoResponse;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::mpsc;
+use tokio_ctx::Context;
+use tokio_ctx::wire::{Inbound, Outbound, RequestEnd, ServerLayer};
+use tonic::Code;
+use tower::{Layer, service_fn};
+
+use common::{HANG, LONG, ended, ms};
+use grpc::{ask, chat, client, serving, serving_under};
+use wire::{Server, Version, channel_body, eventually, serve};
+
+/// A Node at work, killed when dropped.
+struct Peer {
+    lines: Lines<BufReader<ChildStdout>>,
+    stdin: ChildStdin,
+    _child: Child,
+}
+
+impl Peer {
+    /// `None` where its packages are not installed.
+    fn start(arguments: &[&str]) -> Option<Peer> {
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+        let packages = root.join("target/node-peers/node_modules");
+        if !packages.join("@connectrpc/connect-node").exists() {
+            eprintln!("skipped: no grpc-js and connect-node; .ci/node-peers installs them");
+            return None;
+        }
+        let mut child = Command::new("node")
+            .env("NODE_PATH", packages)
+            .arg(root.join("tests/peers/peer.cjs"))
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Some(Peer { lines, stdin: child.stdin.take().unwrap(), _child: child })
+    }
+
+    /// The words of the next line it says.
+    async fn says(&mut self) -> Vec<String> {
+        let line = tokio::time::timeout(HANG, self.lines.next_line()).await.unwrap().unwrap();
+        line.expect("it has more to say").split(' ').map(Into::into).collect()
+    }
+
+    /// How a call ended: code, seconds, details.
+    async fn outcome(&mut self) -> (String, f64, String) {
+        let words = self.says().await;
+        (words[0].clone(), words[1].parse().unwrap(), words[2..].join(" "))
+    }
+
+    async fn assert_outcome(&mut self, code: &str, details: &str, what: &str) {
+        let (told, _, text) = self.outcome().await;
+        assert_eq!((&*told, &*text), (code, details), "{what}");
+    }
+}
+
+// grpc-js as a client.
+
+#[tokio::test]
+async fn their_deadline_is_seen_here_and_told_in_their_terms() {
+    let (at, mut contexts) = serving(Some(Inbound::new())).await;
+    let port = at.port().to_string();
+    let Some(mut peer) = Peer::start(&["call", &port, "stuck", "2000"]) else { return };
+    let ctx = contexts.recv().await.unwrap();
+    assert!(ctx.remaining().unwrap() <= ms(2000), "{ctx:?}");
+    let (code, seconds, _) = peer.outcome().await;
+    assert_eq!(code, "DEADLINE_EXCEEDED");
+    assert!(seconds < 2.5, "{seconds}");
+    eventually("the context ends", || ctx.is_done()).await;
+}
+
+#[tokio::test]
+async fn our_own_deadline_is_told_in_their_terms() {
+    let (at, _contexts) = serving(Some(Inbound::new().max_budget(ms(300)))).await;
+    let port = at.port().to_string();
+    let Some(mut peer) = Peer::start(&["call", &port, "stuck", "0"]) else { return };
+    peer.assert_outcome("DEADLINE_EXCEEDED", "deadline exceeded", "stuck").await;
+    let mut peer = Peer::start(&["watch", &port, "0"]).unwrap();
+    assert_eq!(peer.says().await, ["message"]);
+    peer.assert_outcome("DEADLINE_EXCEEDED", "deadline exceeded", "amidst a stream").await;
+}
+
+#[tokio::test]
+async fn a_service_that_stops_is_unavailable_to_them() {
+    for name in ["stuck", "asleep", "watch"] {
+        let service = Context::background().with_cancel();
+        let layer = ServerLayer::new(service.clone(), Inbound::new());
+        let (at, mut contexts) = serving_under(Some(layer)).await;
+        let port = at.port().to_string();
+        let call =
+            if name == "watch" { vec!["watch", &port, "0"] } else { vec!["call", &port, name, "0"] };
+        let Some(mut peer) = Peer::start(&call) else { return };
+        contexts.recv().await.unwrap();
+        if name == "watch" {
+            assert_eq!(peer.says().await, ["message"]);
+        }
+        service.cancel_with("secret");
+        peer.assert_outcome("UNAVAILABLE", "service stopping", name).await;
+    }
+}
+
+#[tokio::test]
+async fn what_they_take_back_ends_here() {
+    let (at, mut contexts) = serving(Some(Inbound::new())).await;
+    let port = at.port().to_string();
+    let Some(mut peer) = Peer::start(&["cancel", &port, "stuck"]) else { return };
+    let ctx = contexts.recv().await.unwrap();
+    assert!(ctx.deadline().is_none() && !ctx.is_done());
+    peer.stdin.write_all(b"now\n").await.unwrap();
+    assert_eq!(peer.outcome().await.0, "CANCELLED");
+    eventually("the context ends", || ctx.is_done()).await;
+    assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
+}
+
+// grpc-js as a server.
+
+async fn their_server() -> Option<(Peer, std::net::SocketAddr)> {
+    let mut peer = Peer::start(&["server"])?;
+    let port: u16 = peer.says().await[1].parse().unwrap();
+    Some((peer, (std::net::Ipv4Addr::LOCALHOST, port).into()))
+}
+
+#[tokio::test]
+async fn our_deadline_and_our_end_are_seen_there() {
+    let Some((mut peer, at)) = their_server().await else { return };
+    let mut health = client(at, Outbound::new());
+    let ctx = Context::background().with_timeout(Duration::from_secs(20));
+    let call = ctx.spawn({
+        let mut health = health.clone();
+        async move { health.check(ask("stuck")).await }
+    });
+    let remaining: f64 = peer.says().await[1].parse().unwrap();
+    assert!((10.0..=20.0).contains(&remaining), "{remaining}");
+    ctx.cancel();
+    assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Cancelled);
+    assert_eq!(peer.says().await, ["ended"]);
+
+    // A stream that is held, and not polled.
+    let ctx = Context::background().with_cancel();
+    let mut stream = ctx.scope(health.watch(ask(""))).await.unwrap().into_inner();
+    assert_eq!(peer.says().await, ["remaining", "none"]);
+    assert!(stream.message().await.unwrap().is_some());
+    ctx.cancel();
+    assert_eq!(peer.says().await, ["ended"]);
+    assert_eq!(stream.message().await.unwrap_err().code(), Code::Cancelled);
+}
+
+#[tokio::test]
+async fn our_end_ends_a_call_that_is_still_being_sent() {
+    let Some((mut peer, at)) = their_server().await else { return };
+    for held in [true, false] {
+        let ctx = Context::background().with_cancel();
+        let (send, mut heard) = ctx.scope(chat(at)).await.unwrap();
+        assert_eq!(peer.says().await, ["remaining", "none"]);
+        ctx.cancel();
+        if !held {
+            assert_eq!(heard.message().await.unwrap_err().code(), Code::Cancelled);
+        }
+        assert_eq!(peer.says().await, ["ended"]);
+        drop((send, heard));
+    }
+}
+
+// connect-node as a client.
+
+/// Each protocol of connect-node, and the version of HTTP below.
+const CONNECT: [(&str, &str); 7] = [
+    ("connect", "1.1"),
+    ("connect", "2"),
+    ("connect-json", "1.1"),
+    ("connect-get", "1.1"),
+    ("grpc-web", "1.1"),
+    ("grpc-web", "2"),
+    ("grpc", "2"),
+];
+
+/// A server of all of them, by hand: `Check` is stuck, or passes its context's end on; `Watch` says one message.
+async fn by_hand(layer: ServerLayer, passes: bool) -> (Server, mpsc::UnboundedReceiver<Context>) {
+    let (seen, contexts) = mpsc::unbounded_channel();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (ctx, seen) = (Context::current(), seen.clone());
+        async move {
+            let (request, body) = request.into_parts();
+            body.collect().await.unwrap();
+            seen.send(ctx.clone()).unwrap();
+            if !request.uri.path().ends_with("/Watch") {
+                let slept = ctx.sleep(if passes { LONG } else { Duration::MAX }).await;
+                if !passes {
+                    std::future::pending::<()>().await;
+                }
+                return Ok(slept.unwrap_err().into_response());
+            }
+            let kind = request.headers["content-type"].clone();
+            let message: &[u8] = match kind.as_bytes().ends_with(b"json") {
+                true => b"\0\0\0\0\x0c{\"status\":1}",
+                false => b"\0\0\0\0\x02\x08\x01",
+            };
+            let (send, body) = channel_body();
+            send.send(Ok(Frame::data(Bytes::from_static(message)))).unwrap();
+            ctx.after_func(|| async move { drop(send) });
+            let response = Response::builder().header("content-type", kind);
+            Ok::<_, Infallible>(response.body(Body::new(body)).unwrap())
+        }
+    });
+    (serve(Version::Http1, layer.layer(service)).await, contexts)
+}
+
+impl Peer {
+    async fn connect(&mut self, (protocol, http): (&str, &str), server: &Server, name: &str, ms: u32) {
+        let line = format!("{protocol} {http} {} {name} {ms}\n", server.at.port());
+        self.stdin.write_all(line.as_bytes()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_late_call_is_late_in_each_of_connects_protocols() {
+    let layer = ServerLayer::new(Context::background(), Inbound::new().max_budget(ms(300)));
+    let (server, _contexts) = by_hand(layer, false).await;
+    let Some(mut peer) = Peer::start(&["connect"]) else { return };
+    for how in CONNECT {
+        for name in ["stuck", "stream"] {
+            peer.connect(how, &server, name, 0).await;
+            if name == "stream" {
+                assert_eq!(peer.says().await, ["message"], "{how:?}");
+            }
+            let what = format!("{how:?} {name}");
+            peer.assert_outcome("DeadlineExceeded", "deadline exceeded", &what).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_stops_is_unavailable_in_each_of_connects_protocols() {
+    let Some(mut peer) = Peer::start(&["connect"]) else { return };
+    for how in CONNECT {
+        for (name, passes) in [("stuck", false), ("asleep", true), ("stream", false)] {
+            let service = Context::background().with_cancel();
+            let layer = ServerLayer::new(service.clone(), Inbound::new());
+            let (server, mut contexts) = by_hand(layer, passes).await;
+            peer.connect(how, &server, name, 0).await;
+            contexts.recv().await.unwrap();
+            if name == "stream" {
+                assert_eq!(peer.says().await, ["message"], "{how:?}");
+            }
+            service.cancel_with("secret");
+            peer.assert_outcome("Unavailable", "service stopping", &format!("{how:?} {name}")).await;
+        }
+    }
+}
+
+/// Whatever clock is first, theirs or ours.
+#[tokio::test]
+async fn their_own_timeout_is_one_here_as_well() {
+    let layer = ServerLayer::new(Context::background(), Inbound::new());
+    let (server, mut contexts) = by_hand(layer, false).await;
+    let Some(mut peer) = Peer::start(&["connect"]) else { return };
+    for how in CONNECT {
+        for name in ["stuck", "stream"] {
+            peer.connect(how, &server, name, 700).await;
+            let ctx = contexts.recv().await.unwrap();
+            assert!(ctx.remaining().unwrap() <= ms(700), "{how:?}: {ctx:?}");
+            if name == "stream" {
+                assert_eq!(peer.says().await, ["message"]);
+            }
+            assert_eq!(peer.outcome().await.0, "DeadlineExceeded", "{how:?} {name}");
+            eventually("the context ends", || ctx.is_done()).await;
+        }
+    }
+}
