@@ -658,6 +658,39 @@ mod held_and_not_polled {
         });
     }
 
+    /// The same, by another thread, at every point of a caller that polls all the time, each poll the last.
+    #[test]
+    fn nor_one_from_another_thread() {
+        watched(|| {
+            let runtime = multi_thread(1);
+            for round in 0..1_000 {
+                let server = Server::new(Cancels::Work);
+                let ctx = Context::background().with_cancel();
+                let mut run = Box::pin(query(&ctx, &server, LONG));
+                let once = poll_fn(|cx| Poll::Ready(run.as_mut().poll(cx).is_pending()));
+                assert!(runtime.block_on(once));
+                let canceler = ctx.canceler();
+                let cancels = std::thread::spawn(move || {
+                    for _ in 0..round % 40 {
+                        std::hint::spin_loop();
+                    }
+                    canceler.cancel();
+                });
+                while !cancels.is_finished() {
+                    if poll(run.as_mut(), Waker::noop()).is_ready() {
+                        break;
+                    }
+                }
+                cancels.join().unwrap();
+                // Not polled again.
+                spin_until(|| server.state().running == 0);
+                drop(run);
+                spin_until(|| server.is_over());
+                assert_eq!(server.state().given_back, 1);
+            }
+        });
+    }
+
     /// By a thread that is none of a runtime.
     #[test]
     fn an_end_from_anywhere_reaches_its_runtime() {

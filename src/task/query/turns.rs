@@ -95,7 +95,7 @@ impl<C: Connection, T: Send + 'static> Turns<C, T> {
             *state = State::Over;
             return polled;
         }
-        if is_bound && (work.has_ended() || matches!(*state, State::Ended)) {
+        if is_bound && (work.must_stop() || matches!(*state, State::Ended)) {
             *state = State::Elsewhere(Some(waker));
             drop(state);
             self.finish(work);
@@ -195,9 +195,9 @@ impl<C: Connection, T: Send + 'static> Future for Finish<C, T> {
 impl<C: Connection, T: Send + 'static> Drop for Finish<C, T> {
     fn drop(&mut self) {
         if let Some(work) = self.work.take() {
-            if let Some(lost) = shielded(|| work.lost()) {
-                self.turns.deliver(Ok(lost));
-            }
+            let lost = shielded(|| work.lost());
+            self.turns
+                .deliver(lost.unwrap_or_else(|| Err(Box::new("a query panicked as it was dropped"))));
         }
     }
 }

@@ -17,7 +17,7 @@
 
 use std::future::{Future, poll_fn};
 use std::mem;
-use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker, ready};
@@ -47,6 +47,7 @@ pub(super) struct Work<C: Connection, T> {
     query: Option<Running<C, T>>,
     over: Option<Returned<C, T>>,
     stop: Option<Stop>,
+    must_stop: bool,
     cancels: Cancels<C>,
     commit: Arc<Commit>,
     grace: Duration,
@@ -101,6 +102,7 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
             query: Some(Box::pin(scope.scope(query))),
             over: None,
             stop: None,
+            must_stop: false,
             cancels: Cancels::new(canceler, scope.without_cancel()),
             commit,
             grace,
@@ -118,22 +120,22 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
         &self.scope
     }
 
-    /// Whether it is being stopped.
-    pub(super) fn has_ended(&self) -> bool {
-        self.stop.is_some()
+    /// Whether it is to be stopped, for which it needs its runtime.
+    pub(super) fn must_stop(&self) -> bool {
+        self.must_stop
     }
 
     /// What came of a query that is dropped amid its end.
-    pub(super) fn lost(mut self) -> Outcome<C, T> {
-        self.over = None;
-        let ended = self.scope.err().unwrap_or_else(|| unreachable!("only an end moves it into a task"));
-        match self.conclude(Some(ended)) {
-            Ok(outcome) => outcome,
-            Err(payload) => resume_unwind(payload),
+    pub(super) fn lost(mut self) -> End<C, T> {
+        if let Some((_, Err(payload))) = self.over.take() {
+            return Err(payload);
         }
+        let ended = self.scope.err();
+        self.conclude(ended)
     }
 
-    /// Polls what there is to do. With an `end`, that is woken when the context ends, instead of the task.
+    /// Polls what there is to do. With an `end`, that is woken when the context ends, instead of the task, and to stop
+    /// the query is left to a poll without.
     pub(super) fn poll(&mut self, cx: &mut TaskContext<'_>, end: Option<&Waker>) -> Poll<End<C, T>> {
         if let Some(Poll::Ready(returned)) = self.query.as_mut().map(|query| query.as_mut().poll(cx)) {
             self.query = None;
@@ -149,6 +151,10 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
                     Some(ready!(Pin::new(&mut self.wait).poll(&mut TaskContext::from_waker(waker))))
                 }
             };
+            if end.is_some() {
+                self.must_stop = true;
+                return Poll::Pending;
+            }
             self.stop = Some(Stop { ended, limit: timer(self.grace) });
         }
         if !self.poll_cancels(cx) {
