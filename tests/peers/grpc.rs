@@ -2,7 +2,6 @@
 //! streams in both directions, whose messages are bytes.
 
 #![allow(dead_code)] // Every suite is a crate of its own and uses its part of this.
-#![allow(dead_code)] // Every suite uses its part of this.
 
 use std::net::SocketAddr;
 
