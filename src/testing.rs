@@ -65,9 +65,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// If, 5 seconds after the end (of the runtime's clock, which may be a paused one), a task is left that was
 /// started in this context or one derived from it, or if anybody still holds such a context; and if such a
 /// task has panicked. The message names the lines that started the tasks: those of [`Context::spawn`],
-/// [`Context::spawn_blocking`] and [`Context::after_func`], of a [`Group`](crate::Group) and of
-/// [`for_each_task`](crate::StreamExt::for_each_task), and whatever a [`Shutdown`](crate::Shutdown) waits
-/// for. If the body has panicked, its panic is all there is.
+/// [`Context::spawn_blocking`], [`Context::after_func`] and [`Context::with_cancel_when`], of a
+/// [`Group`](crate::Group) and of [`for_each_task`](crate::StreamExt::for_each_task), of child processes, and
+/// whatever a [`Shutdown`](crate::Shutdown) waits for. If the body has panicked, its panic is all there is.
 ///
 /// Outside a Tokio runtime, or in one without a time driver.
 ///

@@ -225,7 +225,11 @@ impl Bucket {
             return;
         }
         if moving.tokens.len() <= BATCH {
-            moving.tokens.retain(|token| token.upgrade().is_some_and(|token| !token.is_due(now)));
+            let stays = |token: Arc<Token>| match token.deadline <= now {
+                true => !token.settle(now),
+                false => token.is_waited_on(),
+            };
+            moving.tokens.retain(|token| token.upgrade().is_some_and(stays));
         }
         if !moving.tokens.is_empty() {
             spawn(moving.run());
@@ -246,7 +250,7 @@ impl Moving {
         let mut moved = 0;
         while let Some(token) = self.tokens.pop() {
             if let Some(token) = token.upgrade().filter(Token::is_waited_on) {
-                token.expire_or_register(self.runtime);
+                token.register_deadline(self.runtime);
             }
             moved += 1;
             if moved % BATCH == 0 {
@@ -275,45 +279,32 @@ impl Inner {
 }
 
 impl Token {
-    /// Registers its deadline with the current runtime, which is `here`; true if the token has ended.
+    /// Registers its deadline with the current runtime, which is `here`, by the time left; true if the token has
+    /// ended, perhaps because none is left.
     ///
     /// # Panics
     ///
     /// Outside a runtime, or in one without a time driver, as `tokio::time::sleep`.
     #[track_caller]
     pub(crate) fn register_deadline(self: &Arc<Self>, here: RuntimeId) -> bool {
-        // Mostly a wait begins soon after its context: its budget is about the time left, and costs no clock.
-        match self.owns_deadline() {
-            true => self.register_in(here, self.clock),
-            false => self.expire_or_register(here),
-        }
-    }
-
-    /// Ends it if its deadline has passed, or registers that by the time left.
-    #[track_caller]
-    fn expire_or_register(self: &Arc<Self>, here: RuntimeId) -> bool {
         let now = Stamp::now();
-        match self.deadline.0.saturating_sub(now.0) {
-            0 => self.settle(now),
-            left => self.register_in(here, left),
+        let left = self.deadline.0.saturating_sub(now.0);
+        if left == 0 {
+            return self.settle(now);
         }
-    }
-
-    #[track_caller]
-    fn register_in(self: &Arc<Self>, here: RuntimeId, left: u64) -> bool {
         let slot = Slot::new(self.deadline, left);
-        match self.enter(here, &slot) {
-            Some(entry) => {
-                let Some(mut inner) = self.open() else { return true };
-                let spare = self.keep(&mut inner, entry);
-                drop(inner);
-                drop(spare);
-                false
-            }
+        let Some(entry) = self.enter(here, &slot) else {
             // The slot's time has come, by the timer's clock.
-            None if slot.at < self.deadline => self.expire_or_register(here),
-            None => self.settle(self.deadline),
-        }
+            return match slot.at < self.deadline {
+                true => self.register_deadline(here),
+                false => self.settle(self.deadline),
+            };
+        };
+        let Some(mut inner) = self.open() else { return true };
+        let spare = self.keep(&mut inner, entry);
+        drop(inner);
+        drop(spare);
+        false
     }
 
     /// Enters the bucket where a first wait is likely to want its deadline, to be kept under the lock that the
@@ -341,11 +332,6 @@ impl Token {
             drop(displaced);
             Some(entry)
         })
-    }
-
-    /// Ends it if its deadline has passed; true if there is nothing left to do for a timer.
-    fn is_due(self: &Arc<Self>, now: Stamp) -> bool {
-        if self.deadline <= now { self.settle(now) } else { !self.is_waited_on() }
     }
 
     /// Whether a waiter is there that a timer is to wake. What waits later finds the bucket closed.

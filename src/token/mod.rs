@@ -27,10 +27,10 @@
 //! | `ENDED` | what closes the token | the lock, once `OCCUPIED`; otherwise nothing | date, caller and error are stored |
 //! | `INHERITED`, `CALLED`, `EXPIRED`, `DATED`, `KEPT` | the same step | | |
 //! | `CLOSING` | the same step, if there may be linked children | the lock | |
-//! | `OCCUPIED` | what enters the list, or stores anything else under the lock | the lock | |
+//! | `OCCUPIED` | what enters a list, or stores anything else under the lock | the lock | |
 //! | `TIMED` | the birth of a deadline, on all ancestors | nothing | |
 //! | `BRIDGED`, `DISTURBED` | a `CancellationToken` made from it; wakers taken out before the end | the lock | `OCCUPIED` |
-//! | `MERGED`, `CAUSED` | birth | nothing | |
+//! | `MERGED`, `CAUSED` | birth, with `OCCUPIED` | nothing | |
 //!
 //! `seat` is zero until the token is linked. It is written under the parent's lock.
 //!
@@ -69,13 +69,14 @@
 //!    until it is not `CLOSING`, and so does a second `cancel`. Nothing foreign runs meanwhile, and a wait is always
 //!    for a token further down the tree, so that there is no circle.
 //! 5. *The earliest end wins.* An end is dated if the state shows that it can be compared: `TIMED` is in the word
-//!    that `ENDED` is set in. One that is not dated came before there was any deadline below. A child whose own
-//!    deadline is not later than the end that reaches it ends by that deadline.
+//!    that `ENDED` is set in. One that is not dated came before there was any deadline below. Each end has a bound
+//!    ([`end::Ending`]): a child whose own deadline lies before it ends by that deadline.
 //!
 //! # Locks
 //!
 //! One lock a token and one a bucket; never two at once. Wakers are cloned before and called or dropped after,
-//! as is everything that may run foreign code ([`work::Work`]).
+//! as is everything that may run foreign code ([`work::Work`]). They are all called once everything is closed, not as
+//! closing proceeds: a waker that cancels again would wait for what its own thread is closing.
 
 mod deadline;
 mod end;
@@ -118,7 +119,7 @@ const FOREIGN: u16 = CALLED | EXPIRED;
 const DATED: u16 = 1 << 4;
 /// Its error is kept under the lock.
 const KEPT: u16 = 1 << 5;
-/// Its list has, or had, a member, or something else is under the lock.
+/// A list has, or had, a member, or something else is under the lock.
 const OCCUPIED: u16 = 1 << 7;
 /// A deadline lies below.
 const TIMED: u16 = 1 << 8;

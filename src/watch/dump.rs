@@ -1,7 +1,9 @@
 //! The text form on a signal: for a service that does not answer any more.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -36,10 +38,11 @@ impl Watch {
     /// ```
     #[cfg_attr(docsrs, doc(cfg(all(unix, feature = "signal"))))]
     pub fn dump_on(&self, signal: Signal) -> io::Result<()> {
-        // In one go, and to nothing that another thread may have locked while it is stuck.
         self.dump_on_with(signal, |snapshot| {
-            let text = format!("{snapshot}\n");
-            let _closed = io::stderr().write_all(text.as_bytes());
+            // A descriptor of its own: another thread may be stuck with the lock of `std`'s handle.
+            if let Ok(stderr) = io::stderr().as_fd().try_clone_to_owned() {
+                let _closed = File::from(stderr).write_all(format!("{snapshot}\n").as_bytes());
+            }
         })
     }
 

@@ -4,8 +4,8 @@ use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use super::snapshot::{
-    AliveLine, End, EndedLine, Entry, LateClass, Lately, NearlyOverdue, Poll, ShutdownState, Snapshot,
-    State, Totals,
+    AliveLine, End, EndedLine, Entry, LateClass, Lately, NearlyOverdue, ShutdownState, Snapshot, State,
+    Totals,
 };
 
 const WIDTH: usize = 100;
@@ -91,7 +91,7 @@ fn fmt_totals(totals: &Totals, took: Duration, f: &mut Formatter<'_>) -> fmt::Re
 fn fmt_ended(line: &EndedLine, f: &mut Formatter<'_>) -> fmt::Result {
     let EndedLine { count, kind, longest, .. } = line;
     let place = tail(&line.line, 40);
-    let doing = doing(line.state, line.poll, *count, line.inside);
+    let doing = doing(line);
     write!(
         f,
         "{:>7}  {kind:<10}  {place:<40}  {:>9}  {}",
@@ -108,13 +108,15 @@ fn fmt_ended(line: &EndedLine, f: &mut Formatter<'_>) -> fmt::Result {
 }
 
 /// What a piece of work does, as far as that is known.
-fn doing(state: State, poll: Option<Poll>, count: usize, inside: usize) -> String {
+fn doing(line: &EndedLine) -> String {
+    let EndedLine { state, poll, count, inside, is_work, .. } = *line;
     let ago = Time(poll.map_or(Duration::ZERO, |poll| poll.ago));
     match state {
         State::Busy if count > 1 => format!("in a poll for {ago} ({inside})"),
         State::Busy => format!("in a poll for {ago}"),
         State::Waiting => format!("last polled {ago} ago"),
         State::NeverPolled => "never polled".to_owned(),
+        State::Held if is_work => "is still there".to_owned(),
         State::Held => "is held".to_owned(),
     }
 }
