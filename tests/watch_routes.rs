@@ -24,6 +24,7 @@ use tower::ServiceExt;
 /// Nothing here takes a tenth of this, unless it hangs.
 const HANG: Duration = Duration::from_secs(30);
 
+/// The watch. It sees what is derived after the first call.
 fn watch() -> Watch {
     static WATCH: OnceLock<Watch> = OnceLock::new();
     *WATCH.get_or_init(|| Watch::builder().show_causes(true).install().unwrap())
@@ -271,6 +272,7 @@ mod what {
 
     #[tokio::test]
     async fn json_is_a_snapshot_and_text_its_text() {
+        watch();
         let _named = Context::background().with_cancel().named("json-and-text");
         let json = until("/json", |json| names(json).contains("json-and-text")).await;
         assert_eq!(json["format"], tokio_ctx::watch::FORMAT);
@@ -382,6 +384,7 @@ mod parts {
 
     /// 50 children of one context, each with a name.
     fn family(name: &str) -> (Context, Vec<Context>) {
+        watch();
         let top = Context::background().with_cancel().named(name.to_owned()).detach();
         let child = |at| top.with_cancel().named(format!("{name} child {at}")).detach();
         let children = (0..50).map(child).collect();
@@ -469,6 +472,7 @@ mod parts {
 
     #[tokio::test]
     async fn a_member_of_an_ended_line_is_listed_the_longest_first() {
+        watch();
         let parent = Context::background().with_cancel().named("line of three");
         let mut tasks = Vec::new();
         for at in 0..3 {
@@ -497,6 +501,7 @@ mod parts {
 
     #[tokio::test]
     async fn a_drain_is_shown_while_it_is_under_way() {
+        watch();
         let shutdown = Shutdown::new(&Context::background()).grace(HANG).cleanup(HANG);
         let ticket = shutdown.named("stuck").ticket();
         shutdown.begin("SIGTERM");
@@ -529,6 +534,7 @@ mod hostile {
 
     #[tokio::test]
     async fn markup_is_data_and_megabytes_are_cut() {
+        watch();
         let ctx = Context::background().with_cancel().named(MARKUP);
         let long = ctx.context().with_cancel().named("n".repeat(1_000_000));
         let task = long.spawn(std::future::pending::<()>());
