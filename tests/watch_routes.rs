@@ -69,8 +69,15 @@ fn from(peer: &str, uri: &str) -> Request<Body> {
     request.body(Body::empty()).unwrap()
 }
 
+/// Comes again where it is told to, since another test fills the queue.
 async fn get(uri: &str) -> Answer {
-    send(watch().routes(), local(uri)).await
+    loop {
+        let answer = send(watch().routes(), local(uri)).await;
+        if answer.header("retry-after") != "1" {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Asks again, with fresh pictures, until the answer is such.
@@ -539,11 +546,15 @@ mod hostile {
         let long = ctx.context().with_cancel().named("n".repeat(1_000_000));
         let task = long.spawn(std::future::pending::<()>());
         long.cancel_with(Megabyte);
-        let found = |json: &Value| names(json).contains(MARKUP);
+        let causes = |json: &Value| -> Vec<String> {
+            let causes =
+                array(&json["entries"]).iter().filter_map(|entry| entry["end"]["cause"].as_str());
+            causes.filter(|cause| cause.starts_with("<<<")).map(str::to_owned).collect()
+        };
+        let found = |json: &Value| names(json).contains(MARKUP) && !causes(json).is_empty();
         let json = until("/json?entries=10000", found).await;
-        let cut = array(&json["entries"]).iter().filter_map(|entry| entry["end"]["cause"].as_str());
-        let cut: Vec<&str> = cut.filter(|cause| cause.starts_with("<<<")).collect();
-        assert!(!cut.is_empty() && cut.iter().all(|cause| cause.len() < 1_000));
+        let cut = causes(&json);
+        assert!(cut.iter().all(|cause| cause.len() < 1_000));
         assert!(names(&json).iter().all(|name| name.len() < 1_000));
         // Data of its own type; the page is the same for all, and nothing of it.
         assert_eq!(get("/json").await.header("content-type"), "application/json");
@@ -573,12 +584,8 @@ mod hostile {
             let mut left = std::pin::pin!(send(watch().routes(), request));
             let _ = futures::poll!(left.as_mut());
         }
-        // The queue may be full of them for a moment.
-        let deadline = std::time::Instant::now() + HANG;
-        while get("/json").await.status == 503 {
-            assert!(std::time::Instant::now() < deadline);
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        // The queue may be full of them for a moment: then one comes again.
+        assert_eq!(get("/json").await.status, 200);
     }
 
     /// After the last request of all tests here; then a request starts it again.
