@@ -132,7 +132,8 @@
 //! - `axum`: `Context` as an extractor, `Error` as a response.
 //! - `tonic`: `Error` as a `Status` and back, `Context` in requests.
 //! - `test-util`: the module `testing`, a context that ends with its test and fails it if something is left.
-//! - `watch`: the module `watch`, what is running now, and what was told to stop and is still here.
+//! - `watch`: the module `watch`, what is running now, and what was told to stop and is still here; with
+//!   `axum`, on a page for a browser as well.
 //! - `metrics`: its counters, through the crate of that name.
 //! - `full`: all of these, and the guides.
 //!
