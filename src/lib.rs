@@ -59,7 +59,7 @@
 //! | give a socket to code that knows no contexts | `Context::io`, in the module [`io`](io/index.html) |
 //! | run code that blocks | [`Context::spawn_blocking`], [`Context::done_blocking`], [`Context::sleep_blocking`] |
 //! | test code that takes a context | the module [`testing`](testing/index.html) |
-//! | find the line whose work was told to stop and is still here | the module [`watch`](watch/index.html) |
+//! | find the line whose work is still here after its context has ended | the module [`watch`](watch/index.html) |
 //! | learn why and where it ended | [`Error`], [`Origin`] |
 //! | ask whether an error is the context's, wherever it went | [`Error::find`] |
 //! | give each request of a server a context, and pass it on | `wire::ServerLayer`, `wire::ClientLayer` |
@@ -132,8 +132,8 @@
 //! - `axum`: `Context` as an extractor, `Error` as a response.
 //! - `tonic`: `Error` as a `Status` and back, `Context` in requests.
 //! - `test-util`: the module `testing`, a context that ends with its test and fails it if something is left.
-//! - `watch`: the module `watch`, what is running now, and what was told to stop and is still here; with
-//!   `axum`, on a page for a browser as well.
+//! - `watch`: the module `watch`, what is running now, and which work is still here after its context has ended;
+//!   with `axum`, on a page for a browser as well.
 //! - `metrics`: its counters, through the crate of that name.
 //! - `full`: all of these, and the guides.
 //!

@@ -11,8 +11,8 @@
 //!   existing axum or tonic program in ten lines.
 //! - [A service that drains](services): axum or tonic with a shutdown and signals, from `main` to its last line, and
 //!   how a middleware puts a value into the context.
-//! - [What is still running?](what_is_still_running): the line whose work was told to stop and is still here, in axum
-//!   and in a worker without HTTP.
+//! - [What is still running?](what_is_still_running): the line whose work is still here after its context has ended, in
+//!   axum and in a worker without HTTP.
 //! - [Recipes](recipes): what is built beside a context, each in about ten lines.
 //! - [Traps](traps): what surprises, and what to write instead.
 

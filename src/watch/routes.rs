@@ -85,9 +85,9 @@ impl Watch {
     ///
     /// | parameter | |
     /// |---|---|
-    /// | `entries` | so many `entries` at most, 1,000 unless told otherwise, 10,000 at most; see [`Snapshot::cut`](super::Snapshot::cut) |
+    /// | `entries` | so many `entries` at most, 1,000 by default, 10,000 at most; see [`Snapshot::cut`](super::Snapshot::cut) |
     /// | `under` | only entries under this one, by its `id` |
-    /// | `lines` | so many lines in each list, 200 unless told otherwise, 1,000 at most; `left_out` says how many more there are |
+    /// | `lines` | so many lines in each list, 200 by default, 1,000 at most; `left_out` says how many more there are |
     /// | `q` | only lines that contain this text, in upper or lower case, or have an entry that does, or that is below one with such a name |
     /// | `open` | `N:LIST`, up to 64 times: N entries of a list as well, and those above them; `opened` has their numbers, and how many there are in all. A list is `top`, `found` (by `q`), `below/ID`, `ended/KIND/LINE`, `held/KIND/LINE` or `alive/KIND/LINE` |
     ///
