@@ -1,4 +1,4 @@
-//! The routes of a watch: what they answer, whom, and what it costs. The page itself is tried in a browser, in
+//! The routes of a watch: which requests they answer, with what, and at which cost. The page itself is tried in a browser, in
 //! `tests/peers/watch_page.rs`.
 //!
 //! The watch is the process's, and tests run side by side: each looks for its own names.
@@ -69,7 +69,7 @@ fn from(peer: &str, uri: &str) -> Request<Body> {
     request.body(Body::empty()).unwrap()
 }
 
-/// Comes again where it is told to, since another test fills the queue.
+/// Asks again after a `Retry-After`, since another test fills the queue.
 async fn get(uri: &str) -> Answer {
     loop {
         let answer = send(watch().routes(), local(uri)).await;
@@ -102,7 +102,7 @@ fn names(json: &Value) -> HashSet<&str> {
     array(&json["entries"]).iter().filter_map(|entry| entry["name"].as_str()).collect()
 }
 
-mod who {
+mod access {
     use super::*;
 
     async fn status(access: Access, request: Request<Body>) -> u16 {
@@ -584,7 +584,7 @@ mod hostile {
             let mut left = std::pin::pin!(send(watch().routes(), request));
             let _ = futures::poll!(left.as_mut());
         }
-        // The queue may be full of them for a moment: then one comes again.
+        // The queue may be full of them for a moment: then ask again.
         assert_eq!(get("/json").await.status, 200);
     }
 

@@ -244,7 +244,7 @@ impl Lists<'_> {
         let mut list = order.iter().copied().filter(|at| is_in(*at));
         let first: Vec<usize> = list.by_ref().take(open.most).collect();
         let total = first.len() + list.count();
-        // The one that a list is below is told as well.
+        // The entry that a list is below is listed as well.
         let top = if let List::Below(id) = open.list { places.get(&id).copied() } else { None };
         for at in top.into_iter().chain(first.iter().copied()) {
             kept.extend(std::iter::successors(Some(at), |at| parents[*at]).take(ABOVE));
