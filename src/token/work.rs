@@ -31,7 +31,7 @@ pub(super) enum Chore {
     /// A merged token that had ended by its other path when an end reached it, and a time by which it had.
     Settle(Arc<Token>, Stamp),
     Deregister(#[expect(dead_code, reason = "held to be dropped")] Foreign),
-    Leave(#[expect(dead_code, reason = "held to be dropped")] Entry),
+    Leave(Entry),
     Drop(#[expect(dead_code, reason = "held to be dropped")] Arc<Token>),
 }
 
@@ -105,7 +105,8 @@ impl Work {
                     token.close_path(at, self);
                     self.keep(token);
                 }
-                Chore::Deregister(_) | Chore::Leave(_) | Chore::Drop(_) => {}
+                Chore::Leave(entry) => entry.leave(),
+                Chore::Deregister(_) | Chore::Drop(_) => {}
             });
         }
     }
