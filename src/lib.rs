@@ -64,7 +64,7 @@
 //! | run blocking code | [`Context::spawn_blocking`], [`Context::done_blocking`], [`Context::sleep_blocking`] |
 //! | end a database query on its server too | [`Context::query`], [`Context::transact`] |
 //! | test code that takes a context | the module [`testing`](testing/index.html) |
-//! | find work that was told to stop and is still running | the module [`watch`](watch/index.html) |
+//! | find work that is still running after its context has ended | the module [`watch`](watch/index.html) |
 //! | find out why and where a context ended | [`Error`], [`Origin`] |
 //! | find out whether an error came from a context | [`Error::find`] |
 //! | give each request of a server a context, and propagate it | `wire::ServerLayer`, `wire::ClientLayer` |

@@ -145,7 +145,7 @@ fn is_plain(char: char) -> bool {
         || matches!(char, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'))
 }
 
-/// Boxes a cause that this line gives, and notes its type while a watch is installed: a box does not tell it.
+/// Boxes a cause that this line gives, and notes its type while a watch is installed: a box does not show it.
 #[inline]
 pub(crate) fn boxed<C: Into<BoxError>>(line: &'static Location<'static>, cause: C) -> BoxError {
     let _ = line;
@@ -202,8 +202,8 @@ mod table {
         over: AtomicBool,
         /// When its last poll began, in nanoseconds since the epoch, doubled; 1 more while inside. 0: never.
         polled: AtomicU64,
-        /// How often its overstay has been told.
-        pub(crate) told: AtomicU32,
+        /// How often its overstay has been reported.
+        pub(crate) reports: AtomicU32,
     }
 
     /// What a record is to say.
@@ -342,7 +342,7 @@ mod table {
                 probe,
                 over: AtomicBool::new(false),
                 polled: AtomicU64::new(0),
-                told: AtomicU32::new(0),
+                reports: AtomicU32::new(0),
             });
             let key = list.records.insert(record.clone());
             shard.len.store(list.records.len(), Ordering::Relaxed);
@@ -481,7 +481,7 @@ mod table {
 #[cfg(any(feature = "test-util", feature = "watch"))]
 pub(crate) use table::*;
 
-/// The table of the process, and what is told of what comes and goes.
+/// The table of the process, and the observer of what enters and leaves it.
 #[cfg(feature = "watch")]
 mod hub {
     use std::collections::HashMap;
@@ -502,7 +502,7 @@ mod hub {
         pub(crate) observer: &'static dyn Observer,
     }
 
-    /// What the room above is told, outside of all locks. It must not panic.
+    /// What the room above is called with, outside of all locks. It must not panic.
     pub(crate) trait Observer: Sync {
         /// A record has been entered.
         fn entered(&self, record: &Record);

@@ -680,12 +680,14 @@ fn the_background_has_no_name_and_work_in_it_is_seen() {
     watch::install();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let background = Context::background().named("nothing");
-    let task = runtime.block_on(async { background.spawn(pending::<()>()) });
+    let entered = runtime.enter();
+    let task = background.spawn(pending::<()>());
     let spawned = line(1);
     let seen = snapshot();
     assert!(seen.entries.iter().all(|entry| entry.name.as_deref() != Some("nothing")));
     assert_eq!((one(&seen, &spawned).parent, one(&seen, &spawned).kind), (None, Kind::Task));
     // A runtime that goes takes its tasks along.
+    drop(entered);
     drop(runtime);
     assert!(of_line(&snapshot(), &spawned).is_empty());
     drop(task);

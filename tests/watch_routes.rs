@@ -1,4 +1,4 @@
-//! The routes of a watch: what they answer, whom, and what it costs. The page itself is tried in a browser, in
+//! The routes of a watch: which requests they answer, with what, and at which cost. The page itself is tried in a browser, in
 //! `tests/peers/watch_page.rs`.
 //!
 //! The watch is the process's, and tests run side by side: each looks for its own names.
@@ -24,6 +24,7 @@ use tower::ServiceExt;
 /// Nothing here takes a tenth of this, unless it hangs.
 const HANG: Duration = Duration::from_secs(30);
 
+/// The watch. It sees what is derived after the first call.
 fn watch() -> Watch {
     static WATCH: OnceLock<Watch> = OnceLock::new();
     *WATCH.get_or_init(|| Watch::builder().show_causes(true).install().unwrap())
@@ -68,8 +69,15 @@ fn from(peer: &str, uri: &str) -> Request<Body> {
     request.body(Body::empty()).unwrap()
 }
 
+/// Asks again after a `Retry-After`, since another test fills the queue.
 async fn get(uri: &str) -> Answer {
-    send(watch().routes(), local(uri)).await
+    loop {
+        let answer = send(watch().routes(), local(uri)).await;
+        if answer.header("retry-after") != "1" {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Asks again, with fresh pictures, until the answer is such.
@@ -94,7 +102,7 @@ fn names(json: &Value) -> HashSet<&str> {
     array(&json["entries"]).iter().filter_map(|entry| entry["name"].as_str()).collect()
 }
 
-mod who {
+mod access {
     use super::*;
 
     async fn status(access: Access, request: Request<Body>) -> u16 {
@@ -271,6 +279,7 @@ mod what {
 
     #[tokio::test]
     async fn json_is_a_snapshot_and_text_its_text() {
+        watch();
         let _named = Context::background().with_cancel().named("json-and-text");
         let json = until("/json", |json| names(json).contains("json-and-text")).await;
         assert_eq!(json["format"], tokio_ctx::watch::FORMAT);
@@ -382,6 +391,7 @@ mod parts {
 
     /// 50 children of one context, each with a name.
     fn family(name: &str) -> (Context, Vec<Context>) {
+        watch();
         let top = Context::background().with_cancel().named(name.to_owned()).detach();
         let child = |at| top.with_cancel().named(format!("{name} child {at}")).detach();
         let children = (0..50).map(child).collect();
@@ -436,11 +446,11 @@ mod parts {
         let entry = array(&all["entries"]).iter().find(|entry| entry["id"] == child).unwrap();
         let line = entry["line"].as_str().unwrap();
         let json = get(&format!("/json?entries=0&open=7:alive/named/{line}")).await.json();
-        assert_eq!(
-            (&json["opened"][0]["total"], array(&json["opened"][0]["listed"]).len()),
-            (&Value::from(50), 7)
-        );
-        assert!(names(&json).contains("opened"), "what is above");
+        // The families of other tests are of the same line.
+        assert!(json["opened"][0]["total"].as_u64() >= Some(50));
+        assert_eq!(array(&json["opened"][0]["listed"]).len(), 7);
+        let above = ["opened", "bounded", "findable"];
+        assert!(above.iter().any(|above| names(&json).contains(above)), "what is above");
         let json = get("/json?entries=0&open=500:top&open=1:below/1&open=1:ended/x/y:1").await.json();
         assert!(array(&json["opened"][0]["listed"]).contains(&top.into()));
         assert_eq!(
@@ -469,6 +479,7 @@ mod parts {
 
     #[tokio::test]
     async fn a_member_of_an_ended_line_is_listed_the_longest_first() {
+        watch();
         let parent = Context::background().with_cancel().named("line of three");
         let mut tasks = Vec::new();
         for at in 0..3 {
@@ -497,6 +508,7 @@ mod parts {
 
     #[tokio::test]
     async fn a_drain_is_shown_while_it_is_under_way() {
+        watch();
         let shutdown = Shutdown::new(&Context::background()).grace(HANG).cleanup(HANG);
         let ticket = shutdown.named("stuck").ticket();
         shutdown.begin("SIGTERM");
@@ -529,15 +541,20 @@ mod hostile {
 
     #[tokio::test]
     async fn markup_is_data_and_megabytes_are_cut() {
+        watch();
         let ctx = Context::background().with_cancel().named(MARKUP);
         let long = ctx.context().with_cancel().named("n".repeat(1_000_000));
         let task = long.spawn(std::future::pending::<()>());
         long.cancel_with(Megabyte);
-        let found = |json: &Value| names(json).contains(MARKUP);
+        let causes = |json: &Value| -> Vec<String> {
+            let causes =
+                array(&json["entries"]).iter().filter_map(|entry| entry["end"]["cause"].as_str());
+            causes.filter(|cause| cause.starts_with("<<<")).map(str::to_owned).collect()
+        };
+        let found = |json: &Value| names(json).contains(MARKUP) && !causes(json).is_empty();
         let json = until("/json?entries=10000", found).await;
-        let cut = array(&json["entries"]).iter().filter_map(|entry| entry["end"]["cause"].as_str());
-        let cut: Vec<&str> = cut.filter(|cause| cause.starts_with("<<<")).collect();
-        assert!(!cut.is_empty() && cut.iter().all(|cause| cause.len() < 1_000));
+        let cut = causes(&json);
+        assert!(cut.iter().all(|cause| cause.len() < 1_000));
         assert!(names(&json).iter().all(|name| name.len() < 1_000));
         // Data of its own type; the page is the same for all, and nothing of it.
         assert_eq!(get("/json").await.header("content-type"), "application/json");
@@ -567,12 +584,8 @@ mod hostile {
             let mut left = std::pin::pin!(send(watch().routes(), request));
             let _ = futures::poll!(left.as_mut());
         }
-        // The queue may be full of them for a moment.
-        let deadline = std::time::Instant::now() + HANG;
-        while get("/json").await.status == 503 {
-            assert!(std::time::Instant::now() < deadline);
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        // The queue may be full of them for a moment: then ask again.
+        assert_eq!(get("/json").await.status, 200);
     }
 
     /// After the last request of all tests here; then a request starts it again.

@@ -68,7 +68,7 @@ fn pixels(id: u64) -> u64 {
     id
 }
 
-/// Who is to be told of what. Nothing is ever taken out: the third fault.
+/// The subscriptions. Nothing is ever taken out: the third fault.
 static SUBSCRIBERS: Mutex<Option<HashMap<u64, Context>>> = Mutex::new(None);
 
 /// It keeps the context of its request, which has ended with the answer.

@@ -105,7 +105,7 @@ async fn drain(watch: Watch, shutdown: &Shutdown, load: Load) -> Result<(), BoxE
     Ok(())
 }
 
-/// What was told to stop at least a second ago, and works on.
+/// Work whose context ended at least a second ago.
 fn overstays(shown: &Snapshot) -> impl Iterator<Item = &EndedLine> {
     shown.ended.iter().filter(|line| line.is_work && line.longest >= Duration::from_secs(1))
 }

@@ -56,19 +56,17 @@ pub(crate) struct Bucket {
     list: Mutex<List>,
 }
 
-/// A place in a bucket, which is left when this is dropped: under no other lock, unless the bucket has closed.
+/// A place in a bucket, to be left: under no other lock.
+#[must_use]
 pub(crate) struct Entry {
-    /// None: it has been taken over, as one that a token notes.
-    bucket: Option<Arc<Bucket>>,
+    bucket: Arc<Bucket>,
     key: u32,
 }
 
-impl Drop for Entry {
-    #[inline]
-    fn drop(&mut self) {
-        if let Some(bucket) = self.bucket.take().filter(|bucket| !bucket.is_closed()) {
-            bucket.leave(Some(self.key));
-        }
+#[inline]
+pub(super) fn leave(entries: impl IntoIterator<Item = Entry>) {
+    for entry in entries {
+        entry.bucket.leave(Some(entry.key));
     }
 }
 
@@ -154,7 +152,7 @@ impl Bucket {
             return None;
         }
         let key = list.entries.insert(Arc::downgrade(token));
-        Some(Entry { bucket: Some(self.clone()), key })
+        Some(Entry { bucket: self.clone(), key })
     }
 
     /// Takes an entry out, and closes what is not to stay empty.
@@ -272,9 +270,10 @@ impl Inner {
     pub(super) fn is_timed_in(&self, here: RuntimeId) -> bool {
         let serves = |bucket: &Bucket| bucket.runtime == here && !bucket.is_closed();
         self.bucket.as_deref().is_some_and(serves)
-            || self.more.as_ref().is_some_and(|more| {
-                more.entries.iter().any(|entry| entry.bucket.as_deref().is_some_and(serves))
-            })
+            || self
+                .more
+                .as_ref()
+                .is_some_and(|more| more.entries.iter().any(|entry| serves(&entry.bucket)))
     }
 }
 
@@ -300,10 +299,13 @@ impl Token {
                 false => self.settle(self.deadline),
             };
         };
-        let Some(mut inner) = self.open() else { return true };
+        let Some(mut inner) = self.open() else {
+            leave([entry]);
+            return true;
+        };
         let spare = self.keep(&mut inner, entry);
         drop(inner);
-        drop(spare);
+        leave(spare);
         false
     }
 
@@ -327,8 +329,8 @@ impl Token {
         });
         present.flatten().or_else(|| {
             let entry = Bucket::begin(here, slot, self)?;
-            let kept = entry.bucket.clone().map(|bucket| Kept { key: slot.key, bucket });
-            let displaced = cached(here, slot, |place| mem::replace(place, kept));
+            let kept = Kept { key: slot.key, bucket: entry.bucket.clone() };
+            let displaced = cached(here, slot, |place| place.replace(kept));
             drop(displaced);
             Some(entry)
         })
@@ -340,17 +342,17 @@ impl Token {
     }
 
     /// Notes where the deadline is registered, or returns a registration that is not needed.
-    pub(super) fn keep(&self, inner: &mut Inner, mut entry: Entry) -> Option<Entry> {
+    pub(super) fn keep(&self, inner: &mut Inner, entry: Entry) -> Option<Entry> {
         let is_needed = |bucket: &Bucket| !bucket.is_closed() && !inner.is_timed_in(bucket.runtime);
-        if !entry.bucket.as_deref().is_some_and(is_needed) {
+        if !is_needed(&entry.bucket) {
             return Some(entry);
         }
         if inner.bucket.as_ref().is_none_or(|present| present.is_closed()) {
-            inner.bucket = entry.bucket.take();
+            inner.bucket = Some(entry.bucket);
             self.word.store(u64::from(entry.key) + 1, Ordering::Relaxed);
         } else {
             let entries = &mut inner.more().entries;
-            entries.retain(|entry| entry.bucket.as_ref().is_some_and(|bucket| !bucket.is_closed()));
+            entries.retain(|entry| !entry.bucket.is_closed());
             entries.push(entry);
         }
         None
@@ -362,7 +364,7 @@ impl Token {
         let bucket = inner.bucket.take()?;
         let key = word.load(Ordering::Relaxed) - 1;
         word.store(0, Ordering::Relaxed);
-        Some(Entry { bucket: Some(bucket), key: key as u32 })
+        Some(Entry { bucket, key: key as u32 })
     }
 
     /// The registration of a token that has no waiters left, if a timer should not outlive them.

@@ -27,7 +27,6 @@ const SPARE: usize = 16;
 pub(crate) struct Seat(pub(super) u32);
 
 /// What a token's lock protects.
-#[derive(Default)]
 pub(super) struct Inner {
     pub(super) waiter: Option<Waker>,
     child: Option<Weak<Token>>,
@@ -85,6 +84,8 @@ impl More {
 }
 
 impl Inner {
+    pub(super) const EMPTY: Inner = Inner { waiter: None, child: None, more: None, bucket: None };
+
     pub(super) fn more(&mut self) -> &mut More {
         self.more.get_or_insert_default()
     }

@@ -308,7 +308,7 @@ impl Token {
             made_at,
             canceled_at: OnceLock::new(),
             word: AtomicU64::new(0),
-            inner: Mutex::new(Inner::default()),
+            inner: Mutex::new(Inner::EMPTY),
         }
     }
 

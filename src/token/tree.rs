@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::{iter, mem};
 
-use super::deadline::Entry;
+use super::deadline::{Entry, leave};
 use super::end::Ending;
 use super::members::{Children, Inner, Seat};
 use super::sync::{MutexGuard, Ordering, RuntimeId, yield_now};
@@ -88,11 +88,15 @@ impl Token {
         here: Option<RuntimeId>,
         entry: Option<Entry>,
     ) -> Option<bool> {
-        let mut inner = self.open()?;
+        let Some(mut inner) = self.open() else {
+            leave(entry);
+            return None;
+        };
         let _replaced = inner.register(seat, waker);
-        let _spare = entry.and_then(|entry| self.keep(&mut inner, entry));
+        let spare = entry.and_then(|entry| self.keep(&mut inner, entry));
         let is_timed = !self.has_deadline() || here.is_some_and(|here| inner.is_timed_in(here));
         drop(inner);
+        leave(spare);
         Some(is_timed)
     }
 
@@ -105,7 +109,7 @@ impl Token {
             if inner.bucket.is_some() {
                 let entry = self.idle_entry(&mut inner);
                 drop(inner);
-                drop(entry);
+                leave(entry);
             } else {
                 drop(inner);
             }
@@ -201,7 +205,7 @@ impl Token {
             state = now;
         }
         drop(inner);
-        drop(entry);
+        leave(entry);
         children.map_or(Closed::Alone, Closed::Above)
     }
 
@@ -307,7 +311,10 @@ impl Drop for Token {
     #[inline]
     fn drop(&mut self) {
         if self.state.load(Ordering::Relaxed) & OCCUPIED != 0 {
-            drop(Token::take_entry(&self.word, self.inner.get_mut()));
+            let inner = self.inner.get_mut();
+            leave(Token::take_entry(&self.word, inner));
+            let more = inner.more.as_mut().map(|more| mem::take(&mut more.entries));
+            leave(more.into_iter().flatten());
         }
         let second = self.leave_second();
         let parent = self.leave_parent().and_then(Arc::into_inner);

@@ -8,7 +8,7 @@ use std::task::Waker;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::deadline::Entry;
+use super::deadline::{Entry, leave};
 use super::end::Ending;
 use super::interop::Foreign;
 use super::members::Pages;
@@ -31,7 +31,7 @@ pub(super) enum Chore {
     /// A merged token that had ended by its other path when an end reached it, and a time by which it had.
     Settle(Arc<Token>, Stamp),
     Deregister(#[expect(dead_code, reason = "held to be dropped")] Foreign),
-    Leave(#[expect(dead_code, reason = "held to be dropped")] Entry),
+    Leave(Entry),
     Drop(#[expect(dead_code, reason = "held to be dropped")] Arc<Token>),
 }
 
@@ -105,7 +105,8 @@ impl Work {
                     token.close_path(at, self);
                     self.keep(token);
                 }
-                Chore::Deregister(_) | Chore::Leave(_) | Chore::Drop(_) => {}
+                Chore::Leave(entry) => leave([entry]),
+                Chore::Deregister(_) | Chore::Drop(_) => {}
             });
         }
     }

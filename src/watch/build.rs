@@ -41,7 +41,7 @@ impl Builder {
     }
 
     /// How many pieces of work and roots are registered at most, and how many contexts a picture looks at: 100,000
-    /// unless told otherwise. What is over that is left out, and counted: [`Totals::unregistered`] and
+    /// by default. What is over that is left out, and counted: [`Totals::unregistered`] and
     /// [`Totals::unseen`].
     ///
     /// [`Totals::unregistered`]: super::Totals::unregistered

@@ -89,8 +89,14 @@ fn put(watch: Watch, job: Job) -> Result<(), NoPicture> {
     };
     let (queue, messages) = sync_channel(QUEUE);
     let is_put = queue.try_send(message).is_ok();
-    let camera =
-        Camera { watch, queue: queue.clone(), last: None, waiting: Vec::new(), is_taking: false };
+    let camera = Camera {
+        watch,
+        queue: queue.clone(),
+        last: None,
+        old: None,
+        waiting: Vec::new(),
+        is_taking: false,
+    };
     let started = thread_named("tokio-ctx-watch").spawn(|| camera.run(messages));
     *thread = started.is_ok().then_some(queue);
     if is_put && started.is_ok() { Ok(()) } else { Err(NoPicture::Failed) }
@@ -104,6 +110,8 @@ struct Camera {
     watch: Watch,
     queue: SyncSender<Message>,
     last: Option<Box<Shot>>,
+    /// One before, to be freed by the thread that takes the next: that may take a while.
+    old: Option<Box<Shot>>,
     /// What the picture that is being taken is for.
     waiting: Vec<Job>,
     is_taking: bool,
@@ -158,7 +166,9 @@ impl Camera {
     fn taken(&mut self, shot: Option<Box<Shot>>) {
         self.is_taking = false;
         let is_there = shot.is_some();
-        self.last = shot.or(self.last.take());
+        if is_there {
+            self.old = std::mem::replace(&mut self.last, shot);
+        }
         for job in std::mem::take(&mut self.waiting) {
             if is_there {
                 self.answer(job);
@@ -173,9 +183,10 @@ impl Camera {
         if self.is_taking {
             return true;
         }
-        let (watch, runtime) = (self.watch, job.runtime.clone());
+        let (watch, runtime, old) = (self.watch, job.runtime.clone(), self.old.take());
         let taking = Taking { queue: self.queue.clone(), shot: None };
         let started = thread_named("tokio-ctx-picture").spawn(move || {
+            drop(old);
             let _clock = runtime.as_ref().map(Handle::enter);
             taking.done(Shot::take(watch));
         });

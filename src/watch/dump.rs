@@ -46,7 +46,7 @@ impl Watch {
         })
     }
 
-    /// [`dump_on`](Self::dump_on), which gives the picture to `f` instead, on the watch's thread: for a log.
+    /// [`dump_on`](Self::dump_on), which passes the picture to `f` instead, on the watch's thread: for a log.
     ///
     /// If `f` panics, the next signal calls it again.
     ///
@@ -74,16 +74,16 @@ impl Watch {
         if signals.contains(&signal.number()) {
             return Ok(());
         }
-        let (mut told, teller) = UnixStream::pair()?;
+        let (mut signaled, handler) = UnixStream::pair()?;
         let watch = *self;
         thread::Builder::new().name("tokio-ctx-dump".into()).spawn(move || {
             let mut bytes = [0; 64];
             // Signals that come while one is handled are one. It ends if the registration below has failed.
-            while let Ok(1..) = told.read(&mut bytes) {
+            while let Ok(1..) = signaled.read(&mut bytes) {
                 shielded(|| f(watch.snapshot()));
             }
         })?;
-        pipe::register(signal.number(), teller)?;
+        pipe::register(signal.number(), handler)?;
         signals.insert(signal.number());
         Ok(())
     }

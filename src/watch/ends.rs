@@ -133,7 +133,7 @@ pub(super) fn cause_type(error: &Error) -> Option<&'static str> {
 /// The beginning of a cause's text, on one line.
 fn text_of(cause: &Cause) -> String {
     let mut brief = Brief::new(LONGEST);
-    // Foreign code. What it has written when it panics is told.
+    // Foreign code. What it has written before it panics is kept.
     shielded(|| write!(brief, "{cause}"));
     brief.text()
 }

@@ -1,7 +1,7 @@
-//! What is running now, and what was told to stop and is still here.
+//! What is running now, and which work is still here although its context has ended.
 //!
-//! A service hangs in its shutdown, or burns a core for clients that are long gone: which line's work has been told to stop, and
-//! has not? [`install`] a watch first thing in `main`, and ask it:
+//! A service hangs in its shutdown, or burns a core for clients that are long gone: which line's work is still here
+//! although its context has ended? [`install`] a watch first thing in `main`, and ask it:
 //!
 //! ```
 //! use tokio_ctx::{Context, watch};

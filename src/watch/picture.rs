@@ -458,7 +458,7 @@ fn address(token: &Arc<Token>) -> usize {
     Arc::as_ptr(token).addr()
 }
 
-/// A number of its own for each address, which tells nothing of it. Those of records are below.
+/// A number of its own for each address, which reveals nothing of it. Those of records are below.
 fn id_of(address: usize) -> Id {
     static KEYS: OnceLock<RandomState> = OnceLock::new();
     const HALF: u64 = 1 << 52;

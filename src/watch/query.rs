@@ -179,7 +179,7 @@ fn text(value: &str) -> Result<Option<String>, BadQuery> {
     Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
-/// What is told of something that may be long.
+/// Quotes the beginning of a text that may be long.
 fn brief(text: &str) -> String {
     const LONGEST: usize = 60;
     let brief: String = text.chars().take(LONGEST).collect();

@@ -19,7 +19,7 @@ const PAGE: &str = include_str!("page.html");
 /// What the page may do: run its own script, and ask where it came from. The hashes are those of what is between the
 /// tags; a test says what they are to be after a change.
 const POLICY: &str = "default-src 'none'; \
-     script-src 'sha256-qVVzl+bGIM7i2LSWYuza1cQ1Y/oW6JBXL/sGGoi5y/c='; \
+     script-src 'sha256-zl/SUUHNo3nEq1TsZ+ZDETaDCeKMR2i+sR532mCosbQ='; \
      style-src 'sha256-tqu/OuwKZea45LryrHahS6nPEl2xbPAMALrxi+7rzvs='; \
      connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
      require-trusted-types-for 'script'";
@@ -38,8 +38,8 @@ impl Watch {
     /// | `/json` | the fields of a [`Snapshot`](super::Snapshot), with so many lines and entries at most |
     /// | `/text` | its text; `?under=ID` the tree under an entry |
     ///
-    /// They answer peers on loopback addresses only, so the server has to tell who asks; see [`Access`], and
-    /// [`routes_for`](Self::routes_for) for others. Causes are hidden unless
+    /// They answer peers on loopback addresses only, so the server has to provide the address of the peer; see
+    /// [`Access`], and [`routes_for`](Self::routes_for) for others. Causes are hidden unless
     /// [`show_causes`](super::Builder::show_causes) allows them. Names of requests are shown, and so their paths.
     ///
     /// ```no_run
@@ -85,9 +85,9 @@ impl Watch {
     ///
     /// | parameter | |
     /// |---|---|
-    /// | `entries` | so many `entries` at most, 1,000 unless told otherwise, 10,000 at most; see [`Snapshot::cut`](super::Snapshot::cut) |
+    /// | `entries` | so many `entries` at most, 1,000 by default, 10,000 at most; see [`Snapshot::cut`](super::Snapshot::cut) |
     /// | `under` | only entries under this one, by its `id` |
-    /// | `lines` | so many lines in each list, 200 unless told otherwise, 1,000 at most; `left_out` says how many more there are |
+    /// | `lines` | so many lines in each list, 200 by default, 1,000 at most; `left_out` says how many more there are |
     /// | `q` | only lines that contain this text, in upper or lower case, or have an entry that does, or that is below one with such a name |
     /// | `open` | `N:LIST`, up to 64 times: N entries of a list as well, and those above them; `opened` has their numbers, and how many there are in all. A list is `top`, `found` (by `q`), `below/ID`, `ended/KIND/LINE`, `held/KIND/LINE` or `alive/KIND/LINE` |
     ///

@@ -29,7 +29,7 @@ pub const FORMAT: u32 = 1;
 /// | `taken_at_ms` | when it was taken, in milliseconds since 1970 |
 /// | `took_ms` | how long it took to take it |
 /// | `totals` | counts over all that was seen: [`Totals`] |
-/// | `ended` | what has been told to stop and is still here: an array of [`EndedLine`], the longest first |
+/// | `ended` | work that is still here after the end of its context: an array of [`EndedLine`], the longest first |
 /// | `nearly_overdue` | what has less than a tenth of its budget left: an array of [`NearlyOverdue`], the least time left first |
 /// | `alive` | what runs, by line: an array of [`AliveLine`], the most frequent first |
 /// | `lately` | which contexts have ended in the last minutes: an array of [`Lately`], the most frequent first |
@@ -49,7 +49,7 @@ pub struct Snapshot {
     pub took: Duration,
     /// Counts over all that was seen.
     pub totals: Totals,
-    /// *Ended, still here*: what has been told to stop and has not, by the line that spawned it; work before contexts that
+    /// *Ended, still here*: work whose context has ended, by the line that spawned it; work before contexts that
     /// are merely held, then the longest first.
     pub ended: Vec<EndedLine>,
     /// What has less than a tenth of its budget left, the least time left first.
@@ -93,7 +93,7 @@ pub struct Totals {
     pub unlisted: usize,
 }
 
-/// Work that was told to stop and is still here, of one kind and one line.
+/// Work that is still here after the end of its context, of one kind and one line.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct EndedLine {
@@ -117,13 +117,13 @@ pub struct EndedLine {
     pub end: End,
     /// `poll`: the last poll of the first, if it is polled.
     pub poll: Option<Poll>,
-    /// `state`: what the first does, as far as its polls tell.
+    /// `state`: what the first does, as far as its polls show.
     pub state: State,
     /// `is_work`: whether they are work, rather than contexts that something holds.
     pub is_work: bool,
 }
 
-/// What a piece of work does, as far as its polls tell.
+/// What a piece of work does, as far as its polls show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

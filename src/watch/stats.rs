@@ -50,8 +50,8 @@ struct Key {
     cause_type: Option<&'static str>,
 }
 
-/// Where texts of the program lie tells them apart, and takes no look at them. One that lies in two places is put together in
-/// a picture.
+/// The addresses of the program's texts distinguish them, and are quick to compare. A text with two addresses is counted
+/// twice, and summed up in a picture.
 impl Key {
     fn addresses(&self) -> (How, usize, usize) {
         let cause_type = self.cause_type.map_or(0, |name| name.as_ptr().addr());

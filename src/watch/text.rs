@@ -19,7 +19,7 @@ impl Display for Snapshot {
         fmt_totals(totals, *took, f)?;
         part(f, "ENDED, STILL HERE", ENDED_COLUMNS, &self.ended, fmt_ended)?;
         if self.ended.is_empty() {
-            f.write_str("\n\nENDED, STILL HERE\n  nothing: all that was told to stop has")?;
+            f.write_str("\n\nENDED, STILL HERE\n  nothing")?;
         }
         part(f, "NEARLY OVERDUE", "", &self.nearly_overdue, fmt_nearly)?;
         part(f, "SHUTDOWNS", "", &self.shutdowns, fmt_shutdown)?;

@@ -139,7 +139,7 @@ pub struct Tree<'a> {
 }
 
 impl Tree<'_> {
-    /// Prints so many entries below one, and how many more there are: 8 unless told otherwise.
+    /// Prints so many entries below one, and how many more there are: 8 by default.
     pub fn breadth(mut self, breadth: usize) -> Self {
         self.breadth = breadth;
         self

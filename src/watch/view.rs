@@ -16,18 +16,27 @@ use super::snapshot::{
 /// So many of the entries above one are listed with it.
 const ABOVE: usize = 16;
 
-/// A snapshot, and where its entries are.
+/// A snapshot, and what is worked out once for all that ask.
 pub(super) struct Shown {
     all: Snapshot,
+    /// Where an entry is.
     places: HashMap<Id, usize>,
     parents: Vec<Option<usize>>,
+    /// What has ended first, the longest first, then the oldest.
+    order: Vec<usize>,
 }
 
 impl Shown {
     pub(super) fn new(all: Snapshot) -> Shown {
         let places = all.entries.iter().enumerate().map(|(at, entry)| (entry.id, at)).collect();
         let parents = all.parents();
-        Shown { all, places, parents }
+        let mut order: Vec<usize> = (0..all.entries.len()).collect();
+        order.sort_by_cached_key(|at| {
+            let entry = &all.entries[*at];
+            let ended = entry.end.as_ref().filter(|_| entry.is_work || entry.is_held).map(|end| end.ago);
+            std::cmp::Reverse((ended, entry.age))
+        });
+        Shown { all, places, parents, order }
     }
 
     pub(super) fn snapshot(&self) -> &Snapshot {
@@ -144,14 +153,20 @@ impl<'a> Found<'a> {
             alive: HashSet::new(),
             nearly: HashSet::new(),
         };
-        // The lines are few, and so are texts of ends; names are many.
-        let mut lines: HashMap<*const Location<'static>, bool> = HashMap::new();
+        // Lines and kinds are few, and mostly those of the entry before; names are many.
+        let mut lines: HashMap<(*const Location<'static>, Kind), bool> = HashMap::new();
+        let mut last = None;
         // What runs for a request is found by the name of that.
         let mut in_name: Vec<bool> = Vec::with_capacity(all.entries.len());
         for (entry, parent) in all.entries.iter().zip(parents) {
-            let in_line = *lines
-                .entry(std::ptr::from_ref(entry.line.location()))
-                .or_insert_with(|| contains(&entry.line.to_string(), text));
+            let key = (std::ptr::from_ref(entry.line.location()), entry.kind);
+            let in_line = last.filter(|(last, _)| *last == key).map(|(_, is_found)| is_found);
+            let in_line = in_line.unwrap_or_else(|| {
+                let is_in =
+                    || contains(&entry.line.to_string(), text) || contains(entry.kind.as_str(), text);
+                *lines.entry(key).or_insert_with(is_in)
+            });
+            last = Some((key, in_line));
             let is_named = entry.name.as_deref().is_some_and(|name| found.has(name));
             let is_found = in_line || is_named || found.is_in(entry);
             found.entries.push(is_found);
@@ -170,8 +185,7 @@ impl<'a> Found<'a> {
 
     fn is_in(&self, entry: &Entry) -> bool {
         let end = entry.end.as_ref();
-        self.has(entry.kind.as_str())
-            || end.is_some_and(|end| self.has(end.how.as_str()) || self.has(&end.text))
+        end.is_some_and(|end| self.has(end.how.as_str()) || self.has(&end.text))
             || end.and_then(|end| end.cause.as_deref()).is_some_and(|cause| self.has(cause))
     }
 
@@ -225,50 +239,40 @@ struct Lists<'a> {
 impl Lists<'_> {
     /// Keeps the first entries of a list, with some of those above each.
     fn open(&self, open: &Open, kept: &mut HashSet<usize>) -> Opened {
-        let Shown { all, places, parents } = self.shown;
-        let mut list = self.list(&open.list);
-        let total = list.len();
-        list.truncate(open.most);
-        // The one that a list is below is told as well.
+        let Shown { all, places, parents, order } = self.shown;
+        let is_in = self.filter(&open.list);
+        let mut list = order.iter().copied().filter(|at| is_in(*at));
+        let first: Vec<usize> = list.by_ref().take(open.most).collect();
+        let total = first.len() + list.count();
+        // The entry that a list is below is listed as well.
         let top = if let List::Below(id) = open.list { places.get(&id).copied() } else { None };
-        for at in top.into_iter().chain(list.iter().copied()) {
+        for at in top.into_iter().chain(first.iter().copied()) {
             kept.extend(std::iter::successors(Some(at), |at| parents[*at]).take(ABOVE));
         }
-        let listed = list.into_iter().map(|at| all.entries[at].id).collect();
+        let listed = first.into_iter().map(|at| all.entries[at].id).collect();
         Opened { key: open.key.clone(), total, listed }
     }
 
-    /// What is in a list: what has ended first, the longest first, then the oldest.
-    fn list(&self, list: &List) -> Vec<usize> {
-        let Shown { all: snapshot, places, parents } = self.shown;
-        let all = snapshot.entries.iter().enumerate();
-        let below =
-            |parent: Option<usize>| (0..parents.len()).filter(|at| parents[*at] == parent).collect();
-        let mut list: Vec<usize> = match list {
-            List::Top => below(None),
-            List::Below(id) => places.get(id).map_or(Vec::new(), |at| below(Some(*at))),
-            List::Found => {
-                let is_found = |at: &usize| self.found.is_some_and(|found| found.entries[*at]);
-                all.map(|(at, _)| at).filter(is_found).collect()
-            }
-            List::Line { state, kind, line } => {
-                let of_state = |entry: &Entry| match state {
+    /// What tells whether an entry is in a list.
+    fn filter<'b>(&'b self, list: &'b List) -> Box<dyn Fn(usize) -> bool + 'b> {
+        let Shown { all, places, parents, .. } = self.shown;
+        match list {
+            List::Top => Box::new(|at| parents[at].is_none()),
+            List::Below(id) => match places.get(id) {
+                Some(top) => Box::new(move |at| parents[at] == Some(*top)),
+                None => Box::new(|_| false),
+            },
+            List::Found => Box::new(|at| self.found.is_some_and(|found| found.entries[at])),
+            List::Line { state, kind, line } => Box::new(move |at| {
+                let entry = &all.entries[at];
+                let is_of_state = match state {
                     LineState::Ended => entry.is_work && entry.end.is_some(),
                     LineState::Held => entry.is_held,
                     LineState::Alive => entry.end.is_none(),
                 };
-                let of_kind = |entry: &Entry| entry.kind.as_str() == kind;
-                all.filter(|(_, entry)| of_state(entry) && of_kind(entry) && is_at(entry.line, line))
-                    .map(|(at, _)| at)
-                    .collect()
-            }
-        };
-        list.sort_by_cached_key(|at| {
-            let entry = &snapshot.entries[*at];
-            let ended = entry.end.as_ref().filter(|_| entry.is_work || entry.is_held).map(|end| end.ago);
-            std::cmp::Reverse((ended, entry.age))
-        });
-        list
+                is_of_state && entry.kind.as_str() == kind && is_at(entry.line, line)
+            }),
+        }
     }
 }
 
