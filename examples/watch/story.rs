@@ -25,7 +25,7 @@ macro_rules! ensure {
 }
 
 pub async fn run(watch: Watch, page: SocketAddr) -> Result<(), BoxError> {
-    let shutdown = Shutdown::new(&Context::background()).grace(BUDGET / 5).cleanup(BUDGET / 5);
+    let shutdown = Shutdown::new(&Context::background()).grace(3 * BUDGET / 5).cleanup(BUDGET / 5);
     let load = Load::start(serve(&shutdown).await?, Faults::Later)?;
 
     let healthy =
