@@ -63,10 +63,10 @@ pub(crate) struct Entry {
     key: u32,
 }
 
-impl Entry {
-    #[inline]
-    pub(super) fn leave(self) {
-        self.bucket.leave(Some(self.key));
+#[inline]
+pub(super) fn leave(entries: impl IntoIterator<Item = Entry>) {
+    for entry in entries {
+        entry.bucket.leave(Some(entry.key));
     }
 }
 
@@ -300,12 +300,12 @@ impl Token {
             };
         };
         let Some(mut inner) = self.open() else {
-            entry.leave();
+            leave([entry]);
             return true;
         };
         let spare = self.keep(&mut inner, entry);
         drop(inner);
-        spare.map(Entry::leave);
+        leave(spare);
         false
     }
 

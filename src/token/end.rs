@@ -210,7 +210,9 @@ impl Token {
         let mut ending = Ending::canceled(kind, caller, at);
         if error.is_none() && !is_watched && !trace::listens() {
             if let Some(waker) = self.close_simple(&mut ending) {
-                waker.map(|waker| shielded(|| waker.wake()));
+                if let Some(waker) = waker {
+                    shielded(|| waker.wake());
+                }
                 return true;
             }
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::{iter, mem};
 
-use super::deadline::Entry;
+use super::deadline::{Entry, leave};
 use super::end::Ending;
 use super::members::{Children, Inner, Seat};
 use super::sync::{MutexGuard, Ordering, RuntimeId, yield_now};
@@ -89,14 +89,14 @@ impl Token {
         entry: Option<Entry>,
     ) -> Option<bool> {
         let Some(mut inner) = self.open() else {
-            entry.map(Entry::leave);
+            leave(entry);
             return None;
         };
         let _replaced = inner.register(seat, waker);
         let spare = entry.and_then(|entry| self.keep(&mut inner, entry));
         let is_timed = !self.has_deadline() || here.is_some_and(|here| inner.is_timed_in(here));
         drop(inner);
-        spare.map(Entry::leave);
+        leave(spare);
         Some(is_timed)
     }
 
@@ -109,7 +109,7 @@ impl Token {
             if inner.bucket.is_some() {
                 let entry = self.idle_entry(&mut inner);
                 drop(inner);
-                entry.map(Entry::leave);
+                leave(entry);
             } else {
                 drop(inner);
             }
@@ -205,7 +205,7 @@ impl Token {
             state = now;
         }
         drop(inner);
-        entry.map(Entry::leave);
+        leave(entry);
         children.map_or(Closed::Alone, Closed::Above)
     }
 
@@ -312,9 +312,9 @@ impl Drop for Token {
     fn drop(&mut self) {
         if self.state.load(Ordering::Relaxed) & OCCUPIED != 0 {
             let inner = self.inner.get_mut();
-            Token::take_entry(&self.word, inner).map(Entry::leave);
+            leave(Token::take_entry(&self.word, inner));
             let more = inner.more.as_mut().map(|more| mem::take(&mut more.entries));
-            more.into_iter().flatten().for_each(Entry::leave);
+            leave(more.into_iter().flatten());
         }
         let second = self.leave_second();
         let parent = self.leave_parent().and_then(Arc::into_inner);

@@ -8,7 +8,7 @@ use std::task::Waker;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::deadline::Entry;
+use super::deadline::{Entry, leave};
 use super::end::Ending;
 use super::interop::Foreign;
 use super::members::Pages;
@@ -105,7 +105,7 @@ impl Work {
                     token.close_path(at, self);
                     self.keep(token);
                 }
-                Chore::Leave(entry) => entry.leave(),
+                Chore::Leave(entry) => leave([entry]),
                 Chore::Deregister(_) | Chore::Drop(_) => {}
             });
         }
