@@ -93,16 +93,15 @@ impl Token {
     /// Walks up to the nearest linked ancestor, whose own state is the whole truth.
     #[inline]
     fn is_over_above(self: &Arc<Self>) -> bool {
-        for (steps, token) in self.ancestors().enumerate() {
-            if token.ended() {
+        let (mut token, mut steps) = (self, 0);
+        while let (false, Some(parent)) = (token.is_linked(), &token.parent) {
+            if parent.ended() {
                 return self.settle(UNDATED);
             }
-            if token.is_linked() {
-                if steps > LONG {
-                    self.link_parent();
-                }
-                break;
-            }
+            (token, steps) = (parent, steps + 1);
+        }
+        if steps > LONG {
+            self.link_parent();
         }
         false
     }

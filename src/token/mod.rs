@@ -299,12 +299,17 @@ impl Token {
 
     #[cold]
     fn date_path(self: &Arc<Self>) {
-        let mut undated = vec![self.clone()];
-        while let Some(token) = undated.pop() {
-            let state = token.state.fetch_or(TIMED, Ordering::AcqRel);
-            let second = if state & MERGED != 0 { token.second() } else { None };
-            let parents = token.parent.iter().cloned().chain(second);
-            undated.extend(parents.filter(|parent| !parent.has(TIMED)));
+        let date = |token: &Arc<Token>, others: &mut Vec<Arc<Token>>| {
+            for token in token.ancestors().take_while(|token| !token.has(TIMED)) {
+                if token.state.fetch_or(TIMED, Ordering::AcqRel) & MERGED != 0 {
+                    others.extend(token.second());
+                }
+            }
+        };
+        let mut others = Vec::new();
+        date(self, &mut others);
+        while let Some(token) = others.pop() {
+            date(&token, &mut others);
         }
     }
 
