@@ -19,6 +19,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::stamp::Stamp;
+
 /// The type of causes, for [`cancel_with`](crate::CancelScope::cancel_with) and the `with_…_cause` methods.
 ///
 /// Every error type converts into it, and so do `&str` and `String`.
@@ -89,13 +91,17 @@ pub enum ErrorKind {
 /// assert!(origin.made_at().line() < origin.canceled_at().unwrap().line());
 /// assert_eq!(origin.budget(), None);
 /// ```
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Origin {
-    pub(crate) made_at: &'static Location<'static>,
-    pub(crate) how: How,
-    pub(crate) budget: Option<Duration>,
-    pub(crate) ended_at: Instant,
+    made_at: &'static Location<'static>,
+    how: How,
+    /// In nanoseconds.
+    budget: u64,
+    ended_at: Stamp,
 }
+
+/// In the place of a budget.
+pub(crate) const NO_BUDGET: u64 = u64::MAX;
 
 /// What ended a context.
 #[derive(Clone, Copy, Debug)]
@@ -112,10 +118,12 @@ pub(crate) enum How {
 }
 
 impl Error {
+    #[inline]
     pub(crate) fn new(origin: Origin, cause: Option<BoxError>) -> Error {
         Error::with_cause(origin, cause.map(Arc::from))
     }
 
+    #[inline]
     pub(crate) fn with_cause(origin: Origin, cause: Option<Cause>) -> Error {
         Error { origin, cause }
     }
@@ -134,7 +142,7 @@ impl Error {
         cause: BoxError,
     ) -> Error {
         let how = How::Peer(kind);
-        Error::new(Origin { made_at, how, budget: None, ended_at }, Some(cause))
+        Error::new(Origin::new(made_at, how, NO_BUDGET, Stamp::new(ended_at)), Some(cause))
     }
 
     /// Returns how the context ended.
@@ -208,6 +216,26 @@ impl Error {
 }
 
 impl Origin {
+    #[inline]
+    pub(crate) fn new(
+        made_at: &'static Location<'static>,
+        how: How,
+        budget: u64,
+        ended_at: Stamp,
+    ) -> Origin {
+        Origin { made_at, how, budget, ended_at }
+    }
+
+    #[cfg(feature = "watch")]
+    pub(crate) fn how(&self) -> How {
+        self.how
+    }
+
+    /// [`ended_at`](Self::ended_at), in one word.
+    pub(crate) fn stamp(&self) -> Stamp {
+        self.ended_at
+    }
+
     /// Returns the line that derived the context, with a `with_…` method or `merge`.
     ///
     /// ```
@@ -250,7 +278,7 @@ impl Origin {
     /// assert_eq!(ctx.err().unwrap().origin().budget(), Some(Duration::from_secs(2)));
     /// ```
     pub fn budget(&self) -> Option<Duration> {
-        self.budget
+        (self.budget != NO_BUDGET).then(|| Duration::from_nanos(self.budget))
     }
 
     /// Returns when the context ended: the deadline, or the time when it was canceled.
@@ -267,16 +295,23 @@ impl Origin {
     /// assert_eq!(Some(ctx.err().unwrap().origin().ended_at()), ctx.deadline());
     /// ```
     pub fn ended_at(&self) -> Instant {
-        self.ended_at
+        self.ended_at.instant()
+    }
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut fields = f.debug_struct("Origin");
+        fields.field("made_at", &self.made_at).field("how", &self.how);
+        fields.field("budget", &self.budget()).field("ended_at", &self.ended_at()).finish()
     }
 }
 
 impl Error {
     /// Prints the line without the cause.
     fn fmt_end(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Origin { made_at, how, budget, .. } = self.origin;
-        let made_at = Place(made_at);
-        match (how, budget) {
+        let made_at = Place(self.origin.made_at);
+        match (self.origin.how, self.origin.budget()) {
             (How::Deadline, Some(Duration::ZERO)) => {
                 write!(f, "context deadline exceeded: no time was left when it was set at {made_at}")
             }

@@ -64,6 +64,7 @@
 //! | run blocking code | [`Context::spawn_blocking`], [`Context::done_blocking`], [`Context::sleep_blocking`] |
 //! | end a database query on its server too | [`Context::query`], [`Context::transact`] |
 //! | test code that takes a context | the module [`testing`](testing/index.html) |
+//! | find work that is still running after its context has ended | the module [`watch`](watch/index.html) |
 //! | find out why and where a context ended | [`Error`], [`Origin`] |
 //! | find out whether an error came from a context | [`Error::find`] |
 //! | give each request of a server a context, and propagate it | `wire::ServerLayer`, `wire::ClientLayer` |
@@ -158,6 +159,7 @@
 //! - [A service that drains](guide/services/index.html)
 //! - [From service to service](guide/from_service_to_service/index.html)
 //! - [Spending a budget](guide/spending_a_budget/index.html)
+//! - [What is still running?](guide/what_is_still_running/index.html)
 //! - [Recipes](guide/recipes/index.html)
 //! - [Traps](guide/traps/index.html)
 
@@ -169,6 +171,7 @@
 mod error;
 mod finished;
 mod registry;
+mod stamp;
 mod trace;
 
 mod token;
@@ -193,8 +196,6 @@ mod find;
 #[cfg_attr(docsrs, doc(cfg(feature = "watch")))]
 pub mod watch;
 
-#[cfg(feature = "http")]
-#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub mod wire;
 
 // Contains documentation only, and is compiled only for it.
@@ -205,7 +206,8 @@ pub mod wire;
     feature = "process",
     feature = "signal",
     feature = "test-util",
-    feature = "tonic"
+    feature = "tonic",
+    feature = "watch"
 ))]
 pub mod guide;
 

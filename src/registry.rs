@@ -11,6 +11,9 @@
 
 use std::any::Any;
 use std::fmt;
+use std::panic::Location;
+
+use crate::error::BoxError;
 
 /// Whether a watch is installed: one relaxed load. What is born or ends before another thread sees it is not registered.
 #[inline]
@@ -142,6 +145,17 @@ fn is_plain(char: char) -> bool {
         || matches!(char, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'))
 }
 
+/// Boxes a cause that this line gives, and notes its type while a watch is installed: a box does not show it.
+#[inline]
+pub(crate) fn boxed<C: Into<BoxError>>(line: &'static Location<'static>, cause: C) -> BoxError {
+    let _ = line;
+    #[cfg(feature = "watch")]
+    if is_installed() {
+        hub::name_cause(line, std::any::type_name::<C>());
+    }
+    cause.into()
+}
+
 #[cfg(any(feature = "test-util", feature = "watch"))]
 mod table {
     use std::any::Any;
@@ -186,10 +200,10 @@ mod table {
         pub(crate) probe: Option<Probe>,
         /// The work is over, and the context is merely held.
         over: AtomicBool,
-        /// When its last poll began or returned, in nanoseconds since the epoch, doubled; 1 more while inside. 0: never.
+        /// When its last poll began, in nanoseconds since the epoch, doubled; 1 more while inside. 0: never.
         polled: AtomicU64,
-        /// How often its overstay has been told.
-        pub(crate) told: AtomicU32,
+        /// How often its overstay has been reported.
+        pub(crate) reports: AtomicU32,
     }
 
     /// What a record is to say.
@@ -217,11 +231,12 @@ mod table {
     impl Record {
         /// Says that it is being polled, until this is dropped.
         pub(crate) fn enter(&self) -> Inside<'_> {
-            self.polled.store(since_epoch() | 1, Ordering::Relaxed);
-            Inside(self)
+            let begun = since_epoch();
+            self.polled.store(begun | 1, Ordering::Relaxed);
+            Inside(self, begun)
         }
 
-        /// How long ago its last poll began or returned, and whether it is inside.
+        /// How long ago its last poll began, and whether it is inside.
         pub(crate) fn last_poll(&self) -> Option<(Duration, bool)> {
             let polled = self.polled.load(Ordering::Relaxed);
             let ago = since_epoch().saturating_sub(polled) >> 1;
@@ -240,12 +255,13 @@ mod table {
 
     /// A poll that is under way.
     #[cfg(feature = "watch")]
-    pub(crate) struct Inside<'a>(&'a Record);
+    pub(crate) struct Inside<'a>(&'a Record, u64);
 
     #[cfg(feature = "watch")]
     impl Drop for Inside<'_> {
         fn drop(&mut self) {
-            self.0.polled.store(since_epoch(), Ordering::Relaxed);
+            // When it returns is not worth another reading of the clock.
+            self.0.polled.store(self.1, Ordering::Relaxed);
         }
     }
 
@@ -326,7 +342,7 @@ mod table {
                 probe,
                 over: AtomicBool::new(false),
                 polled: AtomicU64::new(0),
-                told: AtomicU32::new(0),
+                reports: AtomicU32::new(0),
             });
             let key = list.records.insert(record.clone());
             shard.len.store(list.records.len(), Ordering::Relaxed);
@@ -465,11 +481,13 @@ mod table {
 #[cfg(any(feature = "test-util", feature = "watch"))]
 pub(crate) use table::*;
 
-/// The table of the process, and what is told of what comes and goes.
+/// The table of the process, and the observer of what enters and leaves it.
 #[cfg(feature = "watch")]
 mod hub {
-    use std::sync::OnceLock;
+    use std::collections::HashMap;
+    use std::panic::Location;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{LazyLock, OnceLock, PoisonError, RwLock};
 
     use tokio::time::Instant;
 
@@ -484,7 +502,7 @@ mod hub {
         pub(crate) observer: &'static dyn Observer,
     }
 
-    /// What the room above is told, outside of all locks. It must not panic.
+    /// What the room above is called with, outside of all locks. It must not panic.
     pub(crate) trait Observer: Sync {
         /// A record has been entered.
         fn entered(&self, record: &Record);
@@ -507,6 +525,25 @@ mod hub {
         hub
     }
 
+    /// The types of the causes that lines give, by the addresses of the lines: there are as many as the program's text has.
+    static CAUSES: LazyLock<RwLock<HashMap<usize, &'static str>>> = LazyLock::new(RwLock::default);
+
+    fn address(line: &'static Location<'static>) -> usize {
+        std::ptr::from_ref(line).addr()
+    }
+
+    #[cold]
+    pub(super) fn name_cause(line: &'static Location<'static>, name: &'static str) {
+        if cause_name(line) != Some(name) {
+            CAUSES.write().unwrap_or_else(PoisonError::into_inner).insert(address(line), name);
+        }
+    }
+
+    /// The type of the causes that this line gives; of a generic function, that of the last one.
+    pub(crate) fn cause_name(line: &'static Location<'static>) -> Option<&'static str> {
+        CAUSES.read().unwrap_or_else(PoisonError::into_inner).get(&address(line)).copied()
+    }
+
     pub(crate) fn ended(error: &Error, born: Option<Instant>) {
         if let Some(hub) = get() {
             hub.observer.ended(error, born);
@@ -522,4 +559,4 @@ mod hub {
 }
 
 #[cfg(feature = "watch")]
-pub(crate) use hub::{Hub, Observer, ended, install, refused};
+pub(crate) use hub::{Hub, Observer, cause_name, ended, install, refused};

@@ -65,8 +65,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Panics if a task that was started with this context, or one derived from it, is still running 5 seconds
 /// after the end, by the clock of the runtime; if such a context is still held; and if such a task has
 /// panicked. The message names the lines of the calls that started the tasks: [`Context::spawn`] and its
-/// variants, [`Context::spawn_blocking`], [`Context::after_func`], a [`Group`](crate::Group),
-/// [`for_each_task`](crate::StreamExt::for_each_task), and the work of a [`Shutdown`](crate::Shutdown). If the
+/// variants, [`Context::spawn_blocking`], [`Context::after_func`], [`Context::with_cancel_when`], a [`Group`](crate::Group),
+/// [`for_each_task`](crate::StreamExt::for_each_task), child processes, and the work of a [`Shutdown`](crate::Shutdown). If the
 /// body panics, only that panic is reported.
 ///
 /// Panics if there is no Tokio runtime with a time driver.

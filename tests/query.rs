@@ -540,7 +540,7 @@ mod a_query_that_panics {
     }
 
     #[test]
-    fn with_nobody_to_tell() {
+    fn whose_caller_has_gone() {
         paused().block_on(async {
             let server = Server::new(Cancels::Work);
             let run = Context::background().query(server.connect(), |conn| {
@@ -564,6 +564,176 @@ fn a_discard_that_panics_costs_nothing_else() {
         assert_eq!(outcome.result.unwrap(), Err(CANCELED));
         assert!(outcome.connection.is_none());
     });
+}
+
+mod held_and_not_polled {
+    use super::*;
+    use common::{Wakes, poll};
+    use std::task::Waker;
+
+    /// As in a `select!` whose other branch is at work.
+    #[test]
+    fn it_is_canceled_all_the_same() {
+        paused().block_on(async {
+            for cancels in [Cancels::Work, Cancels::Slow(ms(30)), Cancels::Lost(2)] {
+                let server = Server::new(cancels);
+                let ctx = in_ms(50);
+                let mut run = Box::pin(query(&ctx, &server, LONG));
+                assert!(poll(run.as_mut(), Waker::noop()).is_pending());
+                sleep(ms(200)).await;
+                let state = server.state();
+                assert!(state.attempts > 0 && state.running == 0 && !server.is_over(), "{state:?}");
+                let outcome = run.await;
+                assert_eq!(outcome.result.unwrap(), Err(CANCELED));
+                assert!(outcome.ended.is_some() && outcome.connection.is_some());
+            }
+        });
+    }
+
+    #[test]
+    fn and_given_up() {
+        paused().block_on(async {
+            let server = Server::new(Cancels::Ignored);
+            let ctx = in_ms(50);
+            let mut run = Box::pin(query(&ctx, &server, LONG));
+            assert!(poll(run.as_mut(), Waker::noop()).is_pending());
+            sleep(ms(60) + GRACE).await;
+            assert_eq!(server.state().discarded, 1);
+            assert_eq!(run.await.result.unwrap_err().kind(), StoppedKind::Unknown);
+        });
+    }
+
+    /// At every point of its end.
+    #[test]
+    fn and_then_dropped() {
+        paused().block_on(async {
+            for after in [10, 49, 50, 51, 60, 79, 80, 81, 500] {
+                let server = Server::new(Cancels::Slow(ms(30)));
+                let ctx = in_ms(50);
+                let mut run = Box::pin(query(&ctx, &server, LONG));
+                assert!(poll(run.as_mut(), Waker::noop()).is_pending());
+                sleep(ms(after)).await;
+                drop(run);
+                server.until_over().await;
+                let state = server.state();
+                assert_eq!((state.given_back, state.attempts, state.under_way), (1, 1, 0), "{state:?}");
+            }
+        });
+    }
+
+    /// Not at the end, but when there is something to be had; and only the last waker.
+    #[test]
+    fn its_caller_is_woken_once_with_the_outcome() {
+        paused().block_on(async {
+            let server = Server::new(Cancels::Slow(ms(30)));
+            let ctx = in_ms(50);
+            let mut run = Box::pin(query(&ctx, &server, LONG));
+            let ((first, one), (second, two)) = (Wakes::new(), Wakes::new());
+            assert!(poll(run.as_mut(), &one).is_pending());
+            sleep(ms(60)).await;
+            assert_eq!(first.count(), 0);
+            assert!(poll(run.as_mut(), &one).is_pending());
+            assert!(poll(run.as_mut(), &two).is_pending());
+            sleep(ms(30)).await;
+            assert_eq!((first.count(), second.count()), (0, 1));
+            assert!(poll(run.as_mut(), &two).is_ready());
+        });
+    }
+
+    /// The end comes while the caller polls, once the wait for it has been made.
+    #[test]
+    fn an_end_amid_the_caller_s_poll_is_not_lost() {
+        paused().block_on(async {
+            let server = Server::new(Cancels::Work);
+            let ctx = Context::background().with_cancel();
+            let canceler = ctx.canceler();
+            let outcome = ctx.query(server.connect(), move |conn| {
+                Box::pin(async move {
+                    sleep(ms(5)).await;
+                    canceler.cancel();
+                    conn.run(LONG).await
+                })
+            });
+            assert_eq!(outcome.await.result.unwrap(), Err(CANCELED));
+        });
+    }
+
+    /// The same, by another thread, at every point of a caller that polls all the time, each poll the last.
+    #[test]
+    fn nor_one_from_another_thread() {
+        watched(|| {
+            let runtime = multi_thread(1);
+            for round in 0..1_000 {
+                let server = Server::new(Cancels::Work);
+                let ctx = Context::background().with_cancel();
+                let mut run = Box::pin(query(&ctx, &server, LONG));
+                let once = poll_fn(|cx| Poll::Ready(run.as_mut().poll(cx).is_pending()));
+                assert!(runtime.block_on(once));
+                let canceler = ctx.canceler();
+                let cancels = std::thread::spawn(move || {
+                    for _ in 0..round % 40 {
+                        std::hint::spin_loop();
+                    }
+                    canceler.cancel();
+                });
+                while !cancels.is_finished() {
+                    if poll(run.as_mut(), Waker::noop()).is_ready() {
+                        break;
+                    }
+                }
+                cancels.join().unwrap();
+                // Not polled again.
+                spin_until(|| server.state().running == 0);
+                drop(run);
+                spin_until(|| server.is_over());
+                assert_eq!(server.state().given_back, 1);
+            }
+        });
+    }
+
+    /// By a thread that is none of a runtime.
+    #[test]
+    fn an_end_from_anywhere_reaches_its_runtime() {
+        watched(|| {
+            let runtime = multi_thread(2);
+            for _ in 0..300 {
+                let server = Server::new(Cancels::Work);
+                let ctx = Context::background().with_cancel();
+                let mut run = Box::pin(query(&ctx, &server, LONG));
+                let once = poll_fn(|cx| Poll::Ready(run.as_mut().poll(cx).is_pending()));
+                assert!(runtime.block_on(once));
+                ctx.cancel();
+                spin_until(|| server.state().running == 0);
+                let outcome = futures::executor::block_on(run);
+                assert_eq!(outcome.result.unwrap(), Err(CANCELED));
+                assert!(outcome.connection.is_some());
+            }
+        });
+    }
+
+    /// Its runtime shuts down: nothing will end it, and the caller, elsewhere, is told.
+    #[test]
+    fn a_runtime_that_is_gone_leaves_an_outcome() {
+        watched(|| {
+            for ends_before in [true, false] {
+                let server = Server::new(Cancels::Ignored);
+                let ctx = Context::background().with_cancel();
+                let runtime = current_thread();
+                let mut run = Box::pin(query(&ctx, &server, LONG));
+                let once = poll_fn(|cx| Poll::Ready(run.as_mut().poll(cx).is_pending()));
+                assert!(runtime.block_on(once));
+                if ends_before {
+                    ctx.cancel();
+                }
+                drop(runtime);
+                ctx.cancel();
+                let outcome = futures::executor::block_on(run);
+                assert_eq!(outcome.result.unwrap_err().kind(), StoppedKind::Unknown);
+                assert!(outcome.connection.is_none());
+                assert_eq!(server.state().discarded, 1);
+            }
+        });
+    }
 }
 
 mod dropped {
@@ -811,7 +981,7 @@ fn nor_without_a_runtime() {
     assert!(text.contains("no reactor running"), "{text}");
     assert_eq!(server.state().discarded, 1);
 
-    // Dropped there, it has nobody to finish it.
+    // Dropped there, nothing can finish it.
     let server = Server::new(Cancels::Work);
     let mut run = Box::pin(Context::background().query(server.connect(), |_| Box::pin(pending::<()>())));
     assert!(common::poll(run.as_mut(), std::task::Waker::noop()).is_pending());
@@ -1073,12 +1243,10 @@ fn races_of_all_that_can_end_it() {
                 let micros = |dice: &mut Dice| Duration::from_micros(dice.roll(2_500) as u64);
                 let [takes, ends, dropped] = [(); 3].map(|()| micros(&mut dice));
                 let drops = dice.roll(2) == 0;
-                let run = {
-                    let server = server.clone();
-                    tokio::spawn(async move {
-                        query(&Context::background().with_timeout(ends), &server, takes).await
-                    })
-                };
+                let ctx = Context::background().with_timeout(ends);
+                // Made here: the task may be aborted before it is polled.
+                let run =
+                    tokio::spawn(ctx.query(server.connect(), move |conn| Box::pin(conn.run(takes))));
                 if drops {
                     sleep(dropped).await;
                     run.abort();

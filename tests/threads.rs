@@ -464,6 +464,45 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn eight_threads_at_random() {
+    play();
+}
+
+/// The same with a picture taken without pause: it changes nothing, and keeps nothing.
+#[cfg(feature = "watch")]
+#[test]
+fn eight_threads_at_random_and_a_picture() {
+    let watch = tokio_ctx::watch::install();
+    let is_over = AtomicBool::new(false);
+    let pictures = thread::scope(|scope| {
+        let pictures = scope.spawn(|| {
+            let mut pictures = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                sound(&watch.snapshot());
+                pictures += 1;
+            }
+            pictures
+        });
+        let played = std::panic::catch_unwind(play);
+        is_over.store(true, Ordering::Relaxed);
+        let pictures = pictures.join().expect("a picture that is sound");
+        played.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        pictures
+    });
+    println!("{pictures} pictures");
+}
+
+/// Whatever is met in the midst of everything, an entry is there once, and after its parent.
+#[cfg(feature = "watch")]
+fn sound(picture: &tokio_ctx::watch::Snapshot) {
+    let mut met = std::collections::HashSet::new();
+    for entry in &picture.entries {
+        assert!(entry.parent.is_none_or(|parent| met.contains(&parent)), "before its parent: {entry:?}");
+        assert!(met.insert(entry.id), "met twice: {entry:?}");
+    }
+    assert_eq!(picture.totals.seen, met.len());
+}
+
+fn play() {
     let time = Duration::from_secs(number("TOKIO_CTX_SECONDS").unwrap_or(10));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     let first = number("TOKIO_CTX_SEED").unwrap_or(now.as_nanos() as u64 >> 10);

@@ -66,6 +66,7 @@ fn it_takes_no_more_than_it_may_and_cuts_what_it_shows() {
     // More contexts below one than a picture looks at.
     let root = Context::background().with_cancel().named("wide");
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let entered = runtime.enter();
     let children: Vec<_> = (0..10 * MOST).map(|_| root.with_cancel()).collect();
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     let waits: Vec<_> = children
@@ -104,7 +105,7 @@ fn it_takes_no_more_than_it_may_and_cuts_what_it_shows() {
 
     // Causes.
     let scope = Context::background().with_cancel();
-    let task = runtime.block_on(async { scope.spawn(std::future::pending::<()>()) });
+    let task = scope.spawn(std::future::pending::<()>());
     scope.cancel_with(Endless);
     let begun = Instant::now();
     let seen = watch.snapshot();
@@ -121,7 +122,7 @@ fn it_takes_no_more_than_it_may_and_cuts_what_it_shows() {
     drop(scope);
 
     let scope = Context::background().with_cancel();
-    let task = runtime.block_on(async { scope.spawn(std::future::pending::<()>()) });
+    let task = scope.spawn(std::future::pending::<()>());
     scope.cancel_with("x".repeat(16 << 20));
     let longest = watch.snapshot().to_json().len();
     assert!(longest < 100_000, "{longest} bytes");
@@ -129,12 +130,13 @@ fn it_takes_no_more_than_it_may_and_cuts_what_it_shows() {
     drop(scope);
 
     let scope = Context::background().with_cancel();
-    let task = runtime.block_on(async { scope.spawn(std::future::pending::<()>()) });
+    let task = scope.spawn(std::future::pending::<()>());
     scope.cancel_with(Panics);
     let seen = watch.snapshot();
     let panicky = seen.ended.iter().find(|ended| ended.end.cause.as_deref() == Some(""));
     assert!(panicky.is_some(), "{seen}");
     task.abort();
+    drop(entered);
     drop(runtime);
     drop(task);
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(scope)));

@@ -59,6 +59,7 @@ async fn a_call_says_what_is_left_of_its_context() {
     let ctx = Context::background().with_timeout(ms(300));
     let headers = call(&ctx, request(), Outbound::new()).await;
     assert_eq!(headers["grpc-timeout"], "300000u");
+    assert!(headers["grpc-timeout"].is_sensitive(), "it fills no table of HTTP/2");
     let connect = Outbound::new().write([DeadlineHeader::Connect]).margin(ms(20));
     assert_eq!(call(&ctx, request(), connect).await["connect-timeout-ms"], "280");
     assert!(call(&ctx, request(), Outbound::new().write([])).await.is_empty());

@@ -97,7 +97,7 @@ fn token_by_two() -> Run {
 fn err_ended() -> Row {
     let ctx = rooted();
     ctx.cancel();
-    let ours = asked(ctx, |ctx| black_box(ctx.err()).is_some());
+    let ours = asked(ctx, |ctx| black_box(&ctx.err()).is_some());
     let token = CancellationToken::new();
     token.cancel();
     let token = asked(token, CancellationToken::is_cancelled);
@@ -107,7 +107,7 @@ fn err_ended() -> Row {
 fn err_ended_by_two() -> Row {
     let ctx = rooted();
     ctx.cancel();
-    let ours = asked_by_two(ctx, |ctx| black_box(ctx.err()).is_some());
+    let ours = asked_by_two(ctx, |ctx| black_box(&ctx.err()).is_some());
     let token = CancellationToken::new();
     token.cancel();
     let token = asked_by_two(token, CancellationToken::is_cancelled);
@@ -121,7 +121,7 @@ fn err_ended_by_two() -> Row {
 fn err_ended_with_cause_by_two() -> Row {
     let ctx = rooted();
     ctx.cancel_with("a cause");
-    let ours = asked_by_two(ctx, |ctx| black_box(ctx.err()).is_some());
+    let ours = asked_by_two(ctx, |ctx| black_box(&ctx.err()).is_some());
     let token = CancellationToken::new();
     token.cancel();
     let token = asked_by_two(token, CancellationToken::is_cancelled);

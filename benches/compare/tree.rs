@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context as TaskContext, Poll, Wake, Waker};
+use std::task::{Context as TaskContext, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -173,7 +173,7 @@ impl<F: Future> Crowd<F> {
         let poll = |future: &mut F| {
             // SAFETY: it lies in a vector that neither grows nor is taken apart before it is dropped.
             let future = unsafe { Pin::new_unchecked(future) };
-            matches!(future.poll(&mut cx).map(black_box), Poll::Ready(_))
+            black_box(&future.poll(&mut cx)).is_ready()
         };
         self.0.iter_mut().map(poll).filter(|ready| *ready).count()
     }

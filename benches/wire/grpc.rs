@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BufMut, Bytes};
 use http::uri::PathAndQuery;
 use tokio::net::TcpListener;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
 use tokio_ctx::Context;
 use tokio_ctx::wire::{ClientLayer, Inbound, Outbound, ServerLayer};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -22,6 +22,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 use tower::{Layer, Service};
 
+use crate::in_process::instructions;
 use crate::{quartiles, verdict};
 
 /// The least share of the calls per second that is to be left.
@@ -55,10 +56,43 @@ pub fn report(rounds: usize) {
     let [low, share, high] = quartiles(shares);
     let [without, with] = rates.map(|rates| quartiles(rates)[1]);
     println!("\n### A unary echo through tonic\n");
-    println!("| | calls per second | with the layers | share left | target | |");
-    println!("| --- | --- | --- | --- | --- | --- |");
+    println!(
+        "| | calls per second | with the layers | share left | of instructions, ratio | target | |"
+    );
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
     let verdict = verdict([low >= TARGET, high >= TARGET]);
-    println!("| both layers | {without:.0} | {with:.0} | {share:.3} | {TARGET} | {verdict} |");
+    let ratio = |with, without| {
+        let counted = instructions(with).zip(instructions(without));
+        counted.map_or(String::new(), |(with, without)| format!("{:.3}", with / without))
+    };
+    let counted = ratio("tonic layered", "tonic");
+    println!(
+        "| both layers | {without:.0} | {with:.0} | {share:.3} | {counted} | {TARGET} | {verdict} |"
+    );
+    let counted = ratio("tonic layered", "tonic timeout");
+    println!("| both layers, beside a call with `set_timeout` | | | | {counted} | | |");
+}
+
+/// Makes calls one after the other on one thread, for callgrind to count.
+pub fn counted(row: &str, times: u32) {
+    let (is_layered, is_timed) = (row == "tonic layered", row == "tonic timeout");
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let inbound = Inbound::new().max_budget(Duration::from_secs(30));
+    let layer = is_layered.then(|| ServerLayer::new(Context::background(), inbound));
+    let at = runtime.block_on(serve(layer));
+    let channel = connect(&runtime, at);
+    let ctx = Context::background().with_timeout(Duration::from_secs(3600));
+    let mut left = times;
+    let more = move || {
+        left = left.saturating_sub(1);
+        left > 0
+    };
+    if is_layered {
+        let client = ClientLayer::new(Outbound::new()).layer(channel);
+        runtime.block_on(ctx.scope(calls(tonic::client::Grpc::new(client), is_timed, more)));
+    } else {
+        runtime.block_on(ctx.scope(calls(tonic::client::Grpc::new(channel), is_timed, more)));
+    }
 }
 
 /// Calls per second, by some tasks at once.
@@ -72,9 +106,8 @@ where
         let tasks: Vec<_> = (0..AT_ONCE)
             .map(|_| {
                 let client = tonic::client::Grpc::new(service.clone());
-                tokio::spawn(
-                    Context::background().with_timeout(ROUND * 100).detach().scope(calls(client, until)),
-                )
+                let ctx = Context::background().with_timeout(ROUND * 100).detach();
+                tokio::spawn(ctx.scope(calls(client, false, move || Instant::now() < until)))
             })
             .collect();
         let mut sum = 0;
@@ -87,16 +120,24 @@ where
     f64::from(runtime.block_on(calls)) / start.elapsed().as_secs_f64()
 }
 
-async fn calls<S>(mut client: tonic::client::Grpc<S>, until: Instant) -> u32
+async fn calls<S>(
+    mut client: tonic::client::Grpc<S>,
+    is_timed: bool,
+    mut more: impl FnMut() -> bool,
+) -> u32
 where
     S: GrpcService<Body, Error: Send>,
     S::ResponseBody: http_body::Body<Data = Bytes, Error: Into<tokio_ctx::BoxError>> + Send + 'static,
 {
     let mut calls = 0;
-    while Instant::now() < until {
+    while more() {
         let Ok(()) = client.ready().await else { panic!("no connection") };
         let path = PathAndQuery::from_static("/bench.Echo/Say");
-        let answer = client.unary(Request::new(Bytes::from_static(b"hello")), path, Raw).await;
+        let mut request = Request::new(Bytes::from_static(b"hello"));
+        if is_timed {
+            request.set_timeout(Duration::from_secs(20));
+        }
+        let answer = client.unary(request, path, Raw).await;
         assert_eq!(answer.expect("an answer").into_inner(), "hello");
         calls += 1;
     }

@@ -129,7 +129,7 @@ pub fn report(rounds: usize) {
 }
 
 /// The instructions of one call, by callgrind, if there is one: what twice as many calls take more.
-fn instructions(row: &str) -> Option<f64> {
+pub fn instructions(row: &str) -> Option<f64> {
     let total = |calls: u32| {
         let run = Command::new("valgrind")
             .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
@@ -146,7 +146,13 @@ fn instructions(row: &str) -> Option<f64> {
 
 /// Makes calls, for callgrind to count.
 pub fn counted(row: &str, calls: &str) {
-    Calls::new().time(row, calls.parse().expect("a number"));
+    let calls = calls.parse().expect("a number");
+    match row {
+        "tonic" | "tonic timeout" | "tonic layered" => crate::grpc::counted(row, calls),
+        _ => {
+            Calls::new().time(row, calls);
+        }
+    }
 }
 
 /// One that awaits once, as one that asks a database does.

@@ -10,6 +10,7 @@ use super::context::Context;
 use super::scope::CancelScope;
 use super::value::Values;
 use crate::error::BoxError;
+use crate::registry;
 use crate::token::sync::now;
 use crate::token::{Limit, Token};
 
@@ -86,7 +87,7 @@ impl Context {
     /// ```
     #[track_caller]
     pub fn with_deadline_cause(&self, at: Instant, cause: impl Into<BoxError>) -> CancelScope {
-        let limit = until(at, Some(cause.into()));
+        let limit = until(at, Some(registry::boxed(Location::caller(), cause)));
         self.derive(Token::new(self.token(), limit, Location::caller()))
     }
 
@@ -108,7 +109,7 @@ impl Context {
         after: impl Into<Option<Duration>>,
         cause: impl Into<BoxError>,
     ) -> CancelScope {
-        let limit = budget(after.into(), Some(cause.into()));
+        let limit = budget(after.into(), Some(registry::boxed(Location::caller(), cause)));
         self.derive(Token::new(self.token(), limit, Location::caller()))
     }
 

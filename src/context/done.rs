@@ -137,8 +137,12 @@ impl<C: Borrow<Context>> Wait<C> {
     #[track_caller]
     pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
         let Some(token) = self.ctx().token() else { return Poll::Pending };
-        // The same task polls again, and nothing has changed.
-        let stays = token.is_undisturbed() && self.waker == address(cx.waker());
+        let is_undisturbed = token.is_undisturbed();
+        if !is_undisturbed && token.ended() {
+            return self.end();
+        }
+        // Polled again by the same task, it waits as it did.
+        let stays = is_undisturbed && self.waker == address(cx.waker());
         if stays && !token.needs_timer() {
             return Poll::Pending;
         }
@@ -151,8 +155,13 @@ impl<C: Borrow<Context>> Wait<C> {
     }
 
     #[track_caller]
-    fn look(self: Pin<&mut Self>, cx: &mut task::Context<'_>, stays: bool, timed: bool) -> Poll<Error> {
-        let this = self.project();
+    fn look(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+        stays: bool,
+        timed: bool,
+    ) -> Poll<Error> {
+        let this = self.as_mut().project();
         let ctx: &Context = (*this.ctx).borrow();
         let Some(token) = ctx.token() else { return Poll::Pending };
         let is_pulsed = timed && token.is_pulsed();
@@ -185,8 +194,16 @@ impl<C: Borrow<Context>> Wait<C> {
             }
         }
         *this.runtime = here;
-        *this.ended = ended;
-        if ended { Poll::Ready(token.error()) } else { Poll::Pending }
+        if ended { self.end() } else { Poll::Pending }
+    }
+
+    /// Not inline: an error is written once, where it is returned.
+    #[inline(never)]
+    fn end(self: Pin<&mut Self>) -> Poll<Error> {
+        let this = self.project();
+        *this.ended = true;
+        let ctx: &Context = (*this.ctx).borrow();
+        ctx.token().map_or(Poll::Pending, |token| Poll::Ready(token.error()))
     }
 }
 

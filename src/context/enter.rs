@@ -7,11 +7,14 @@
 use std::fmt;
 use std::future::Future;
 use std::panic::Location;
+#[cfg(any(feature = "test-util", feature = "watch"))]
 use std::pin::Pin;
 #[cfg(feature = "watch")]
 use std::sync::Arc;
+#[cfg(any(feature = "test-util", feature = "watch"))]
 use std::task::{Context as TaskContext, Poll, ready};
 
+#[cfg(any(feature = "test-util", feature = "watch"))]
 use pin_project_lite::pin_project;
 
 #[cfg(feature = "test-util")]
@@ -90,7 +93,14 @@ impl Entry {
         }
     }
 
+    /// Returns the task as it is: there is nothing to register it with.
+    #[cfg(not(any(feature = "test-util", feature = "watch")))]
+    pub(crate) fn held_by<F: Future>(self, task: F) -> F {
+        task
+    }
+
     /// Runs the task, and holds its registration until it has ended or is dropped.
+    #[cfg(any(feature = "test-util", feature = "watch"))]
     pub(crate) fn held_by<F: Future>(self, task: F) -> Held<F> {
         Held { task: Some(task), entry: Some(self) }
     }
@@ -104,6 +114,7 @@ pub(crate) struct Polling<'a> {
     _life: std::marker::PhantomData<&'a ()>,
 }
 
+#[cfg(any(feature = "test-util", feature = "watch"))]
 pin_project! {
     /// A registered task.
     pub(crate) struct Held<F> {
@@ -114,6 +125,7 @@ pin_project! {
     }
 }
 
+#[cfg(any(feature = "test-util", feature = "watch"))]
 impl<F: Future> Future for Held<F> {
     type Output = F::Output;
 
@@ -121,9 +133,10 @@ impl<F: Future> Future for Held<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<F::Output> {
         let mut this = self.project();
         let task = this.task.as_mut().as_pin_mut().expect("a task is not polled after it resolved");
-        let polling = this.entry.as_ref().map(Entry::polling);
-        let output = ready!(task.poll(cx));
-        drop(polling);
+        let output = {
+            let _polling = this.entry.as_ref().map(Entry::polling);
+            ready!(task.poll(cx))
+        };
         this.task.set(None);
         *this.entry = None;
         Poll::Ready(output)
@@ -209,7 +222,8 @@ impl Context {
     /// Returns the same context, which a [`Watch`](crate::watch::Watch) shows under this name.
     ///
     /// The background cannot be named; name a context that is derived from it. Without an installed watch, this
-    /// returns a clone. Names are truncated to 120 characters.
+    /// returns a clone. Names are truncated to 120 characters, and a second
+    /// name replaces the first.
     ///
     /// ```
     /// use std::time::Duration;

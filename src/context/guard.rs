@@ -5,6 +5,7 @@ use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
 use crate::error::{BoxError, Place};
+use crate::registry;
 use crate::token::Token;
 
 /// Cancels a context when dropped. Returned by [`CancelScope::split`].
@@ -53,7 +54,7 @@ impl CancelGuard {
     /// ```
     #[track_caller]
     pub fn cancel_with(&self, cause: impl Into<BoxError>) {
-        cancel(self.0.as_ref(), Some(cause.into()));
+        cancel_with(self.0.as_ref(), cause);
     }
 
     /// Returns a handle that can cancel the context, can be cloned, and has no effect when dropped.
@@ -137,7 +138,7 @@ impl Canceler {
     /// ```
     #[track_caller]
     pub fn cancel_with(&self, cause: impl Into<BoxError>) {
-        cancel(self.0.as_ref(), Some(cause.into()));
+        cancel_with(self.0.as_ref(), cause);
     }
 
     /// Cancels the context with `caller` as the line in the error.
@@ -146,6 +147,11 @@ impl Canceler {
             token.cancel(Some(caller), Some(cause));
         }
     }
+}
+
+#[track_caller]
+pub(crate) fn cancel_with(token: Option<&Arc<Token>>, cause: impl Into<BoxError>) {
+    cancel(token, Some(registry::boxed(Location::caller(), cause)));
 }
 
 #[track_caller]

@@ -36,8 +36,7 @@ impl Context {
     /// ```
     #[inline]
     pub fn err(&self) -> Option<Error> {
-        let token = self.token()?;
-        token.is_done().then(|| token.error())
+        self.token()?.err()
     }
 
     /// Like [`err`](Self::err), for code that has read the clock.

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::context::Context;
 use crate::error::{Error, How, Origin, Place, fmt_with_sources};
+use crate::stamp::{Stamp, nanos};
 
 impl Context {
     /// Returns an error unless at least `least` time is left until the deadline.
@@ -181,7 +182,7 @@ impl From<NotEnoughTime> for Error {
             Why::Short { set_at, budget, deadline, .. } => (*set_at, *budget, *deadline),
         };
         let cause = NotEnoughTime { required, why, is_cause: true };
-        let origin = Origin { made_at, how: How::Deadline, budget: Some(budget), ended_at };
+        let origin = Origin::new(made_at, How::Deadline, nanos(budget), Stamp::new(ended_at));
         Error::new(origin, Some(Box::new(cause)))
     }
 }

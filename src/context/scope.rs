@@ -248,7 +248,7 @@ impl CancelScope {
     /// ```
     #[track_caller]
     pub fn cancel_with(&self, cause: impl Into<BoxError>) {
-        guard::cancel(self.0.token(), Some(cause.into()));
+        guard::cancel_with(self.0.token(), cause);
     }
 
     /// Cancels the context with `place` as the line in the error.

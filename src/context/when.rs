@@ -12,7 +12,7 @@ use super::enter::Entry;
 use super::guard::Canceler;
 use super::scope::CancelScope;
 use crate::error::{BoxError, Place};
-use crate::registry::Kind;
+use crate::registry::{self, Kind};
 
 impl Context {
     /// Derives a child that also ends when a future resolves, with the future's output as the cause.
@@ -121,7 +121,7 @@ impl Context {
         let watched = scope.clone();
         let entry = Entry::new(self, Kind::Task, asked_at);
         let watching = entry.held_by(async move {
-            match watched.run(caught(reason)).await {
+            match watched.run(caught(reason, asked_at)).await {
                 Ok(Ok(cause)) => trigger.cancel(cause),
                 Ok(Err(panic)) => trigger.cancel(Panicked(panic_text(&*panic)).into()),
                 Err(_ended_otherwise) => trigger.disarm(),
@@ -161,16 +161,22 @@ impl Drop for Trigger {
 }
 
 /// Returns the future's output as a cause, or the payload of its panic. Drops the future in either case.
-async fn caught<F>(future: F) -> Result<BoxError, Box<dyn Any + Send>>
+async fn caught<F>(
+    future: F,
+    asked_at: &'static Location<'static>,
+) -> Result<BoxError, Box<dyn Any + Send>>
 where
     F: Future,
     F::Output: Into<BoxError>,
 {
     let mut future = pin!(future);
-    // A future that has panicked is not polled again.
-    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx).map(Into::into))) {
-        Ok(polled) => polled.map(Ok),
-        Err(panic) => std::task::Poll::Ready(Err(panic)),
+    poll_fn(|cx| {
+        let polled = || future.as_mut().poll(cx).map(|cause| registry::boxed(asked_at, cause));
+        // A future that has panicked is not polled again.
+        match catch_unwind(AssertUnwindSafe(polled)) {
+            Ok(polled) => polled.map(Ok),
+            Err(panic) => std::task::Poll::Ready(Err(panic)),
+        }
     })
     .await
 }

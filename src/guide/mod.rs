@@ -24,6 +24,8 @@
 //!   axum or tonic program.
 //! - [Spending a budget](spending_a_budget): retries, idle limits, shared work, reserves and queues under one
 //!   deadline, each beside the hand-written code that it replaces.
+//! - [What is still running?](what_is_still_running): find the line whose work was told to stop and is still there,
+//!   in axum and in a worker without HTTP.
 //! - [Recipes](recipes): patterns that are built with a context in about ten lines each.
 //! - [Traps](traps): behavior that surprises, and what to write instead.
 
@@ -56,6 +58,9 @@ pub mod services {}
 
 #[doc = include_str!("spending_a_budget.md")]
 pub mod spending_a_budget {}
+
+#[doc = include_str!("what_is_still_running.md")]
+pub mod what_is_still_running {}
 
 #[doc = include_str!("recipes.md")]
 pub mod recipes {}

@@ -11,7 +11,7 @@
 //! | the query returns | | it is returned |
 //! | the context ends | it is canceled, again and again, and waited for, for the [`grace`](Connection::grace) | it is returned once the query has returned, and no cancel is under way |
 //! | it does not return within the grace | its future is dropped | [discarded](Connection::discard) |
-//! | the caller drops the future | the same, in a task of its own, as if the context had ended | dropped once the query has returned, which gives it back to its pool, or discarded |
+//! | the caller drops the future | the same, as if the context had ended | dropped once the query has returned, which gives it back to its pool, or discarded |
 //! | the query panics | it is canceled once | discarded; then the panic goes on |
 //! | the runtime shuts down | its future is dropped | discarded |
 //!
@@ -33,36 +33,35 @@
 //!   queries queue there (`tokio-postgres`), cancels that of another. [`Context::query`] owns the connection; share
 //!   it by a pool, or by an owned guard of a mutex.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::mem;
 use std::panic::{Location, resume_unwind};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 
-use tokio::runtime::Handle;
-
-use crate::context::enter;
 use crate::context::refusal::Entry;
 use crate::context::{CancelScope, Context};
-use crate::registry::Kind;
-use crate::trace::shielded;
 
 mod commit;
 mod connection;
 mod outcome;
+mod turns;
 mod work;
 
 pub use commit::Commit;
 pub use connection::{Connection, QueryFuture};
 pub use outcome::{Outcome, Stopped, StoppedKind};
+use turns::Turns;
 use work::Work;
 
 impl Context {
     /// Runs a query on a connection. When the context ends first, cancels it and waits until it has really ended.
     ///
     /// `f` is called only if the context has not ended by the first poll. In it, [`current`](Self::current) is a child
-    /// of this context, which ends when the returned future is dropped too: then the query is canceled, and waited for,
-    /// in a task of its own. The [module](crate::query) has the table of all that can happen.
+    /// of this context, which ends when the returned future is dropped too. From its end on, a task of its own polls the
+    /// query, cancels it and waits for it, also while this future is held and not polled. Until then there is no
+    /// task. The [module](crate::query) has the table of all that can happen.
     ///
     /// A dropped future of a driver goes on at the server; let `f` await all that it begins. Go's
     /// `QueryContext` of `database/sql`, whose drivers do the same.
@@ -200,7 +199,6 @@ impl Context {
             entry: Entry::Fresh,
             place: Location::caller(),
             stage: Stage::Fresh { scope: self.with_cancel(), connection, f },
-            runtime: None,
         }
     }
 }
@@ -210,8 +208,6 @@ struct Query<C: Connection, T: Send + 'static, F> {
     entry: Entry,
     place: &'static Location<'static>,
     stage: Stage<C, T, F>,
-    // Where it was polled first: the driver's home.
-    runtime: Option<Handle>,
 }
 
 enum Stage<C: Connection, T, F> {
@@ -221,7 +217,7 @@ enum Stage<C: Connection, T, F> {
         connection: C,
         f: F,
     },
-    Begun(Box<Work<C, T>>),
+    Begun(Arc<Turns<C, T>>),
     Over,
 }
 
@@ -238,47 +234,29 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Outcome<C, T>> {
         let this = self.get_mut();
-        let entered = match &this.stage {
-            Stage::Fresh { scope, .. } => ready!(this.entry.poll(scope, cx)),
-            _ => Ok(()),
-        };
-        // What panics from here on takes the work along, and with it the connection.
-        let mut work = match mem::replace(&mut this.stage, Stage::Over) {
-            Stage::Fresh { scope, connection, f } => {
-                if let Err(ended) = entered {
-                    return Poll::Ready(Outcome::not_begun(connection, ended));
-                }
-                this.runtime = Handle::try_current().ok();
-                Box::new(Work::begin(scope, connection, f))
+        if let Stage::Fresh { scope, .. } = &this.stage {
+            let entered = ready!(this.entry.poll(scope, cx));
+            let Stage::Fresh { scope, connection, f } = mem::replace(&mut this.stage, Stage::Over)
+            else {
+                unreachable!("it was fresh above");
+            };
+            if let Err(ended) = entered {
+                return Poll::Ready(Outcome::not_begun(connection, ended));
             }
-            Stage::Begun(work) => work,
-            Stage::Over => panic!("polled again after it was ready"),
-        };
-        match work.poll(cx) {
-            Poll::Ready(Ok(outcome)) => Poll::Ready(outcome),
-            Poll::Ready(Err(payload)) => resume_unwind(payload),
-            Poll::Pending => {
-                this.stage = Stage::Begun(work);
-                Poll::Pending
-            }
+            this.stage = Stage::Begun(Turns::new(Work::begin(scope, connection, f), this.place));
         }
+        let Stage::Begun(turns) = &this.stage else { panic!("polled again after it was ready") };
+        let end = ready!(turns.poll(cx));
+        this.stage = Stage::Over;
+        Poll::Ready(end.unwrap_or_else(|payload| resume_unwind(payload)))
     }
 }
 
 /// What is under way is finished elsewhere: the query is canceled, and waited for.
 impl<C: Connection, T: Send + 'static, F> Drop for Query<C, T, F> {
     fn drop(&mut self) {
-        let Stage::Begun(work) = mem::replace(&mut self.stage, Stage::Over) else { return };
-        // Without a runtime the connection is discarded, as with one that shuts down.
-        let Some(runtime) = self.runtime.take().or_else(|| Handle::try_current().ok()) else { return };
-        work.abandon(self.place);
-        let entry = enter::Entry::new(work.context(), Kind::Task, self.place);
-        runtime.spawn(entry.held_by(finish(work)));
+        if let Stage::Begun(turns) = &self.stage {
+            turns.abandon();
+        }
     }
-}
-
-/// Sees a query to its end that is nobody's any more.
-async fn finish<C: Connection, T: Send + 'static>(mut work: Box<Work<C, T>>) {
-    let end = poll_fn(|cx| work.poll(cx)).await;
-    shielded(|| drop(end));
 }

@@ -395,7 +395,8 @@ impl Shutdown {
     /// ```
     #[track_caller]
     pub fn force(&self, cause: impl Into<BoxError>) {
-        self.common.end_hard(cause.into(), Location::caller());
+        let caller = Location::caller();
+        self.common.end_hard(registry::boxed(caller, cause), caller);
     }
 
     /// Spawns a task that the shutdown waits for, with [`hard`](Self::hard) as its

@@ -22,6 +22,7 @@
 //! 4. A runtime that shuts down fires all timers, and drops all tasks. Either wakes the waits, which register where
 //!    they are polled next. No timer is set from where one fires.
 
+use std::mem;
 use std::sync::{Arc, Weak};
 use std::task::{Wake, Waker};
 
@@ -29,7 +30,7 @@ use tokio::task::yield_now;
 
 use super::members::{Inner, Pages};
 use super::sync::{
-    AtomicBool, Mutex, Ordering, RuntimeId, Timer, is_paused, runtime, spawn, thread_local,
+    AtomicBool, AtomicU64, Mutex, Ordering, RuntimeId, Timer, is_paused, runtime, spawn, thread_local,
 };
 use super::{ENDED, OCCUPIED, Stamp, Token};
 use crate::trace::shielded;
@@ -55,8 +56,19 @@ pub(crate) struct Bucket {
     list: Mutex<List>,
 }
 
-/// A place in a bucket.
-pub(crate) type Entry = (Arc<Bucket>, u32);
+/// A place in a bucket, to be left: under no other lock.
+#[must_use]
+pub(crate) struct Entry {
+    bucket: Arc<Bucket>,
+    key: u32,
+}
+
+#[inline]
+pub(super) fn leave(entries: impl IntoIterator<Item = Entry>) {
+    for entry in entries {
+        entry.bucket.leave(Some(entry.key));
+    }
+}
 
 struct List {
     entries: Pages<Weak<Token>>,
@@ -81,8 +93,8 @@ impl Slot {
         Slot { key: Slot::key(shift, index), at: Stamp(index << shift) }
     }
 
-    fn key(shift: u32, index: i64) -> u64 {
-        (u64::from(shift) << 58) | (index as u64 & ((1 << 58) - 1))
+    fn key(shift: u32, index: u64) -> u64 {
+        (u64::from(shift) << 58) | (index & ((1 << 58) - 1))
     }
 
     /// Its place in a cache.
@@ -103,7 +115,7 @@ struct Kept {
 impl Drop for Kept {
     fn drop(&mut self) {
         self.bucket.is_brief.store(true, Ordering::Release);
-        self.bucket.leave_each([]);
+        self.bucket.leave(None);
     }
 }
 
@@ -134,34 +146,23 @@ impl Bucket {
     }
 
     /// Enters a token; none if the bucket has closed.
-    fn admit(&self, token: &Arc<Token>) -> Option<u32> {
+    fn admit(self: &Arc<Self>, token: &Arc<Token>) -> Option<Entry> {
         let mut list = self.list.lock();
-        (!self.is_closed()).then(|| list.entries.insert(Arc::downgrade(token)))
-    }
-
-    /// Takes an entry out.
-    pub(super) fn leave(&self, key: u32) {
-        self.leave_each([key]);
-    }
-
-    /// Takes out entries of several buckets, with few locks for many of one.
-    pub(super) fn leave_all(entries: &[Entry]) {
-        for entries in entries.chunk_by(|one, other| Arc::ptr_eq(&one.0, &other.0)) {
-            for batch in entries.chunks(BATCH) {
-                batch[0].0.leave_each(batch.iter().map(|(_, key)| *key));
-            }
+        if self.is_closed() {
+            return None;
         }
+        let key = list.entries.insert(Arc::downgrade(token));
+        Some(Entry { bucket: self.clone(), key })
     }
 
+    /// Takes an entry out, and closes what is not to stay empty.
     #[inline]
-    fn leave_each(&self, keys: impl IntoIterator<Item = u32>) {
+    fn leave(&self, key: Option<u32>) {
         let mut list = self.list.lock();
         if self.is_closed() {
             return;
         }
-        for key in keys {
-            list.entries.remove(key);
-        }
+        key.map(|key| list.entries.remove(key));
         if self.is_brief.load(Ordering::Acquire) && list.entries.is_empty() {
             self.closed.store(true, Ordering::Release);
             let timer = list.timer.take();
@@ -182,7 +183,7 @@ impl Bucket {
             closed: AtomicBool::new(false),
             list: Mutex::new(list),
         });
-        let key = bucket.admit(token)?;
+        let entry = bucket.admit(token)?;
         if !timer.start(&Waker::from(bucket.clone())) {
             bucket.close();
             return None;
@@ -192,14 +193,14 @@ impl Bucket {
             list.timer = Some(timer);
         }
         drop(list);
-        Some((bucket, key))
+        Some(entry)
     }
 
     /// Closes it, and returns what was in it.
     fn close(&self) -> Pages<Weak<Token>> {
         let mut list = self.list.lock();
         self.closed.store(true, Ordering::Release);
-        let (entries, timer) = (std::mem::take(&mut list.entries), list.timer.take());
+        let (entries, timer) = (mem::take(&mut list.entries), list.timer.take());
         drop(list);
         drop(timer);
         entries
@@ -222,7 +223,11 @@ impl Bucket {
             return;
         }
         if moving.tokens.len() <= BATCH {
-            moving.tokens.retain(|token| token.upgrade().is_some_and(|token| !token.is_due(now)));
+            let stays = |token: Arc<Token>| match token.deadline <= now {
+                true => !token.settle(now),
+                false => token.is_waited_on(),
+            };
+            moving.tokens.retain(|token| token.upgrade().is_some_and(stays));
         }
         if !moving.tokens.is_empty() {
             spawn(moving.run());
@@ -243,7 +248,7 @@ impl Moving {
         let mut moved = 0;
         while let Some(token) = self.tokens.pop() {
             if let Some(token) = token.upgrade().filter(Token::is_waited_on) {
-                token.expire_or_register(self.runtime);
+                token.register_deadline(self.runtime);
             }
             moved += 1;
             if moved % BATCH == 0 {
@@ -264,55 +269,44 @@ impl Inner {
     #[inline]
     pub(super) fn is_timed_in(&self, here: RuntimeId) -> bool {
         let serves = |bucket: &Bucket| bucket.runtime == here && !bucket.is_closed();
-        self.bucket.as_ref().is_some_and(|bucket| serves(bucket))
+        self.bucket.as_deref().is_some_and(serves)
             || self
                 .more
                 .as_ref()
-                .is_some_and(|more| more.entries.iter().any(|(bucket, _)| serves(bucket)))
+                .is_some_and(|more| more.entries.iter().any(|entry| serves(&entry.bucket)))
     }
 }
 
 impl Token {
-    /// Registers its deadline with the current runtime, which is `here`; true if the token has ended.
+    /// Registers its deadline with the current runtime, which is `here`, by the time left; true if the token has
+    /// ended, perhaps because none is left.
     ///
     /// # Panics
     ///
     /// Outside a runtime, or in one without a time driver, as `tokio::time::sleep`.
     #[track_caller]
     pub(crate) fn register_deadline(self: &Arc<Self>, here: RuntimeId) -> bool {
-        // Mostly a wait begins soon after its context: its budget is about the time left, and costs no clock.
-        match self.owns_deadline() {
-            true => self.register_in(here, self.clock),
-            false => self.expire_or_register(here),
-        }
-    }
-
-    /// Ends it if its deadline has passed, or registers that by the time left.
-    #[track_caller]
-    fn expire_or_register(self: &Arc<Self>, here: RuntimeId) -> bool {
         let now = Stamp::now();
-        match u64::try_from(self.deadline.0.saturating_sub(now.0)) {
-            Ok(left) if left > 0 => self.register_in(here, left),
-            _ => self.settle(Some(now)),
+        let left = self.deadline.0.saturating_sub(now.0);
+        if left == 0 {
+            return self.settle(now);
         }
-    }
-
-    #[track_caller]
-    fn register_in(self: &Arc<Self>, here: RuntimeId, left: u64) -> bool {
         let slot = Slot::new(self.deadline, left);
-        match self.enter(here, &slot) {
-            Some(entry) => {
-                let spare = match self.open() {
-                    Some(mut inner) => self.keep(&mut inner, entry),
-                    None => Some(entry),
-                };
-                Bucket::leave_all(spare.as_slice());
-                self.ended()
-            }
+        let Some(entry) = self.enter(here, &slot) else {
             // The slot's time has come, by the timer's clock.
-            None if slot.at < self.deadline => self.expire_or_register(here),
-            None => self.settle(Some(self.deadline)),
-        }
+            return match slot.at < self.deadline {
+                true => self.register_deadline(here),
+                false => self.settle(self.deadline),
+            };
+        };
+        let Some(mut inner) = self.open() else {
+            leave([entry]);
+            return true;
+        };
+        let spare = self.keep(&mut inner, entry);
+        drop(inner);
+        leave(spare);
+        false
     }
 
     /// Enters the bucket where a first wait is likely to want its deadline, to be kept under the lock that the
@@ -329,22 +323,17 @@ impl Token {
     fn enter(self: &Arc<Self>, here: RuntimeId, slot: &Slot) -> Option<Entry> {
         let present = cached(here, slot, |place| match place {
             Some(Kept { key, bucket }) if *key == slot.key && bucket.at <= self.deadline => {
-                Some((bucket.clone(), bucket.admit(self)?))
+                bucket.admit(self)
             }
             _ => None,
         });
         present.flatten().or_else(|| {
-            let (bucket, key) = Bucket::begin(here, slot, self)?;
-            let kept = Kept { key: slot.key, bucket: bucket.clone() };
+            let entry = Bucket::begin(here, slot, self)?;
+            let kept = Kept { key: slot.key, bucket: entry.bucket.clone() };
             let displaced = cached(here, slot, |place| place.replace(kept));
             drop(displaced);
-            Some((bucket, key))
+            Some(entry)
         })
-    }
-
-    /// Ends it if its deadline has passed; true if there is nothing left to do for a timer.
-    fn is_due(self: &Arc<Self>, now: Stamp) -> bool {
-        if self.deadline <= now { self.settle(Some(now)) } else { !self.is_waited_on() }
     }
 
     /// Whether a waiter is there that a timer is to wake. What waits later finds the bucket closed.
@@ -353,31 +342,29 @@ impl Token {
     }
 
     /// Notes where the deadline is registered, or returns a registration that is not needed.
-    pub(super) fn keep(&self, inner: &mut Inner, (bucket, key): Entry) -> Option<Entry> {
-        if bucket.is_closed() {
-            return None;
-        }
-        if inner.is_timed_in(bucket.runtime) {
-            return Some((bucket, key));
+    pub(super) fn keep(&self, inner: &mut Inner, entry: Entry) -> Option<Entry> {
+        let is_needed = |bucket: &Bucket| !bucket.is_closed() && !inner.is_timed_in(bucket.runtime);
+        if !is_needed(&entry.bucket) {
+            return Some(entry);
         }
         if inner.bucket.as_ref().is_none_or(|present| present.is_closed()) {
-            inner.bucket = Some(bucket);
-            self.word.store(i64::from(key) + 1, Ordering::Relaxed);
+            inner.bucket = Some(entry.bucket);
+            self.word.store(u64::from(entry.key) + 1, Ordering::Relaxed);
         } else {
             let entries = &mut inner.more().entries;
-            entries.retain(|(bucket, _)| !bucket.is_closed());
-            entries.push((bucket, key));
+            entries.retain(|entry| !entry.bucket.is_closed());
+            entries.push(entry);
         }
         None
     }
 
     /// Takes the registration out of a token that ends.
     #[inline]
-    pub(super) fn take_entry(&self, inner: &mut Inner) -> Option<Entry> {
+    pub(super) fn take_entry(word: &AtomicU64, inner: &mut Inner) -> Option<Entry> {
         let bucket = inner.bucket.take()?;
-        let key = self.word.load(Ordering::Relaxed) - 1;
-        self.word.store(0, Ordering::Relaxed);
-        Some((bucket, key as u32))
+        let key = word.load(Ordering::Relaxed) - 1;
+        word.store(0, Ordering::Relaxed);
+        Some(Entry { bucket, key: key as u32 })
     }
 
     /// The registration of a token that has no waiters left, if a timer should not outlive them.
@@ -385,7 +372,7 @@ impl Token {
     pub(super) fn idle_entry(&self, inner: &mut Inner) -> Option<Entry> {
         let is_brief = |bucket: &Arc<Bucket>| bucket.is_brief.load(Ordering::Acquire);
         if inner.bucket.as_ref().is_some_and(is_brief) && !inner.has_waiters() {
-            self.take_entry(inner)
+            Token::take_entry(&self.word, inner)
         } else {
             None
         }

@@ -1,70 +1,68 @@
 //! Whether a token has ended, which of two ends came first, and the error of an end.
 
+use std::borrow::Cow;
 use std::panic::Location;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::sync::{Ordering, fence, now};
+use super::sync::{Ordering, fence};
 use super::work::Work;
 use super::{
-    BRIDGED, CALLED, CAUSED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LEVEL, LONG, MERGED,
-    NoProgress, PULSED, Stamp, TIMED, Token,
+    BRIDGED, CALLED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LEVEL, LONG, MERGED, NoProgress,
+    PULSED, Stamp, TIMED, Token,
 };
-use crate::error::{BoxError, Error, How, Origin};
-use crate::{finished, registry, trace};
+use crate::error::{BoxError, Error, How, NO_BUDGET, Origin};
+use crate::trace::{self, shielded};
+use crate::{finished, registry};
 
 /// The line that cancels; none for a scope or a guard that is dropped.
 pub(crate) type Caller = Option<&'static Location<'static>>;
 
-/// How a token is to be closed.
+/// How and when a token ends.
+#[derive(Clone, Copy)]
 pub(super) struct Ending {
     /// What is set in the state with `ENDED`.
     pub(super) kind: u16,
     pub(super) caller: Caller,
-    /// When, if that is known.
-    pub(super) at: Option<Stamp>,
-    is_canceled: bool,
-    /// The error, where the token alone does not tell.
-    pub(super) error: Option<Error>,
+    /// What has a deadline before this ended by that. One that passes at the time of a cancel has passed before it.
+    /// `UNDATED`: the end came before there was a deadline to compare it with.
+    pub(super) bound: Stamp,
 }
 
-/// When an end was, if it has a date, and whether it was a cancel, not a deadline.
-#[derive(Clone, Copy)]
-pub(super) struct End {
-    pub(super) at: Option<Stamp>,
-    canceled: bool,
-}
-
-impl End {
-    /// Whether a deadline came before: one that passes at the time of a cancel has passed before it. An end
-    /// without a date came before there was a deadline to compare it with.
-    fn is_after(self, deadline: Stamp) -> bool {
-        self.at.is_some_and(|at| deadline < at || (deadline == at && self.canceled))
-    }
-}
+pub(super) const UNDATED: Stamp = Stamp(0);
 
 impl Ending {
-    pub(super) fn own(kind: u16, caller: Caller, at: Option<Stamp>, error: Option<Error>) -> Ending {
-        Ending { kind, caller, at, is_canceled: kind != EXPIRED, error }
+    fn canceled(kind: u16, caller: Caller, at: Option<Stamp>) -> Ending {
+        let bound = at.map_or(UNDATED, |at| at.bound(true));
+        Ending { kind, caller, bound }
     }
 
-    pub(super) fn end(&self) -> End {
-        End { at: self.at, canceled: self.is_canceled }
-    }
-
-    pub(super) fn is_own(&self) -> bool {
-        self.kind != INHERITED
+    fn expired(deadline: Stamp) -> Ending {
+        Ending { kind: EXPIRED, caller: None, bound: deadline }
     }
 
     /// Whether tracing is told of it: not of a scope that is merely dropped, nor of what ends with its parent.
     pub(super) fn is_reported(&self) -> bool {
-        self.is_own() && self.kind != 0
+        !matches!(self.kind, 0 | INHERITED)
+    }
+
+    #[inline]
+    pub(super) fn is_cancel(&self) -> bool {
+        !matches!(self.kind, INHERITED | EXPIRED)
     }
 
     /// What the state gains.
+    #[inline]
     pub(super) fn bits(&self) -> u16 {
-        ENDED | self.kind | if self.at.is_some() { DATED } else { 0 }
+        ENDED | self.kind | if self.bound == UNDATED { 0 } else { DATED }
+    }
+}
+
+impl Stamp {
+    /// The [`bound`](Ending::bound) of an end at this time.
+    fn bound(self, is_canceled: bool) -> Stamp {
+        Stamp(self.0 + u64::from(is_canceled))
     }
 }
 
@@ -100,7 +98,7 @@ impl Token {
 
     #[inline]
     pub(super) fn is_over(self: &Arc<Self>, now: Stamp) -> bool {
-        self.ended() || if self.deadline <= now { self.settle(Some(now)) } else { self.is_over_above() }
+        self.ended() || if self.deadline <= now { self.settle(now) } else { self.is_over_above() }
     }
 
     /// Walks up to the nearest linked ancestor, whose own state is the whole truth.
@@ -109,10 +107,9 @@ impl Token {
         let (mut token, mut steps) = (self, 0);
         while let (false, Some(parent)) = (token.is_linked(), &token.parent) {
             if parent.ended() {
-                return self.settle(None);
+                return self.settle(UNDATED);
             }
-            token = parent;
-            steps += 1;
+            (token, steps) = (parent, steps + 1);
         }
         if steps > LONG {
             self.link_parent();
@@ -123,8 +120,8 @@ impl Token {
     /// Looks for the first end on the path, its deadline included if that has passed by `now`, and closes all
     /// from there down to this token. False: there is none.
     #[cold]
-    pub(super) fn settle(self: &Arc<Self>, now: Option<Stamp>) -> bool {
-        if let Some(now) = now.filter(|_| self.is_pulsed()) {
+    pub(super) fn settle(self: &Arc<Self>, now: Stamp) -> bool {
+        if now != UNDATED && self.is_pulsed() {
             self.end_by_pulse(now);
         }
         let mut work = Work::new();
@@ -134,73 +131,67 @@ impl Token {
     }
 
     /// [`settle`](Self::settle), which leaves what is not the engine's own to `work`.
-    pub(super) fn close_path(self: &Arc<Self>, now: Option<Stamp>, work: &mut Work) -> bool {
-        let (path, owner) = self.path(now.is_some_and(|now| self.deadline <= now));
+    pub(super) fn close_path(self: &Arc<Self>, now: Stamp, work: &mut Work) -> bool {
+        let (mut path, owner) = self.path(self.deadline <= now);
         let top = path.len() - 1;
         let ended_above = path[top].ended();
-        let first = match owner {
-            Some(owner) if !ended_above || path[top].end().is_after(self.deadline) => owner,
-            _ if ended_above => top,
-            _ => return false,
-        };
-        if !path[first].ended() {
-            path[first].close_all(path[first].expiring(), work);
-        }
-        let mut end = path[first].end();
-        for at in (0..first).rev() {
-            if !path[at].ended() {
-                let ending = path[at].ending_below(&path[at + 1], end);
-                end = ending.end();
-                path[at].close_all(ending, work);
+        match owner {
+            Some(owner) if !ended_above || self.deadline < path[top].bound() => {
+                path.truncate(owner + 1);
+                path[owner].close_all(&mut Ending::expired(self.deadline), None, work);
             }
+            _ if ended_above => {}
+            _ => return false,
+        }
+        let Some(mut parent) = path.pop() else { return false };
+        let mut bound = parent.bound();
+        while let Some(token) = path.pop() {
+            let mut ending = token.ending_below(bound);
+            let error = token.error_below(&parent, &ending);
+            let is_first = token.close_all(&mut ending, error, work);
+            bound = if is_first { ending.bound } else { token.bound() };
+            parent = token;
         }
         true
     }
 
     /// The tokens from this one up to the first that has ended, or that is linked; if its deadline is due, at
     /// least to the token that owns it, whose place is returned as well.
-    fn path(self: &Arc<Self>, due: bool) -> (Vec<Arc<Token>>, Option<usize>) {
-        let (mut path, mut owner) = (vec![self.clone()], None);
-        loop {
-            let token = &path[path.len() - 1];
+    fn path(self: &Arc<Self>, due: bool) -> (Vec<Cow<'_, Arc<Token>>>, Option<usize>) {
+        let (mut path, mut owner) = (Vec::with_capacity(16), None);
+        let mut next = Some(Cow::Borrowed(self));
+        while let Some(token) = next {
             if due && owner.is_none() && token.owns_deadline() {
-                owner = Some(path.len() - 1);
+                owner = Some(path.len());
             }
             let is_sought = due && owner.is_none();
-            if token.ended() || (!is_sought && token.is_linked()) {
-                return (path, owner);
-            }
-            match token.parent_towards(is_sought.then_some(self.deadline)) {
-                Some(parent) => path.push(parent),
-                None => return (path, owner),
-            }
+            let is_last = token.ended() || (!is_sought && token.is_linked());
+            next = match &token {
+                _ if is_last => None,
+                token if is_sought && token.is_forked() => token.second().map(Cow::Owned),
+                Cow::Borrowed(token) => token.parent.as_ref().map(Cow::Borrowed),
+                Cow::Owned(token) => token.parent.clone().map(Cow::Owned),
+            };
+            path.push(token);
         }
+        (path, owner)
+    }
+
+    /// Whether it is a merged token whose deadline comes from its second parent.
+    fn is_forked(&self) -> bool {
+        self.has(MERGED) && self.parent.as_ref().is_some_and(|parent| parent.deadline != self.deadline)
     }
 
     /// Returns the token whose own deadline this one's is; none if there is no deadline.
     pub(crate) fn deadline_owner(self: &Arc<Self>) -> Option<Arc<Token>> {
         let (mut path, owner) = self.path(true);
-        Some(path.swap_remove(owner?))
-    }
-
-    /// Its parent; of two the one that a deadline comes from.
-    fn parent_towards(&self, deadline: Option<Stamp>) -> Option<Arc<Token>> {
-        let parent = self.parent.as_ref();
-        match deadline {
-            Some(deadline)
-                if self.has(MERGED) && parent.is_some_and(|parent| parent.deadline != deadline) =>
-            {
-                self.second()
-            }
-            _ => parent.cloned(),
-        }
+        Some(path.swap_remove(owner?).into_owned())
     }
 
     /// Ends one that is being born with a parent that had ended before.
     pub(super) fn end_with(self: &Arc<Self>, parent: &Token) {
-        let mut work = Work::new();
-        self.close_all(self.inheriting(parent, parent.end()), &mut work);
-        work.finish();
+        let ending = Ending { kind: INHERITED, caller: None, bound: parent.bound() };
+        self.finish_end(ending, self.error_below(parent, &ending));
     }
 }
 
@@ -233,22 +224,33 @@ impl Token {
             return false;
         }
         let error = cause.map(|cause| {
-            let ended_at = at.map_or_else(now, Stamp::instant);
+            let ended_at = at.unwrap_or_else(Stamp::now);
             let is_idle = cause.is::<NoProgress>();
-            let how = if is_idle { How::Idle } else { How::by(kind, caller) };
-            Error::new(self.origin(how, ended_at), Some(cause))
+            let how = if is_idle { How::Idle } else { How::canceled(kind, caller) };
+            Box::new(Error::new(self.origin(how, ended_at), Some(cause)))
         });
-        let mut ending = Ending::own(kind, caller, at, error);
-        let is_told = trace::listens() || is_watched;
-        if !is_told && (self.close_unseen(&mut ending) || self.close_deserted(&mut ending)) {
-            return true;
+        let mut ending = Ending::canceled(kind, caller, at);
+        if error.is_none() && !is_watched && !trace::listens() {
+            if let Some(waker) = self.close_simple(&mut ending) {
+                if let Some(waker) = waker {
+                    shielded(|| waker.wake());
+                }
+                return true;
+            }
         }
-        let mut work = Work::new();
-        let first = self.close_all(ending, &mut work);
-        work.finish();
+        let first = self.finish_end(ending, error);
         if !first {
             self.wait_until_closed();
         }
+        first
+    }
+
+    /// Closes it and all below it, and does what that leaves; false if it had ended.
+    #[inline(never)]
+    fn finish_end(self: &Arc<Self>, mut ending: Ending, error: Option<Box<Error>>) -> bool {
+        let mut work = Work::new();
+        let first = self.close_all(&mut ending, error, &mut work);
+        work.finish();
         first
     }
 
@@ -270,44 +272,39 @@ impl Token {
         !is_last || self.has(BRIDGED)
     }
 
-    fn expiring(&self) -> Ending {
-        Ending::own(EXPIRED, None, Some(self.deadline), None)
-    }
-
     /// How it ends when a parent has ended: by its own deadline, if that came before.
-    pub(super) fn ending_below(&self, parent: &Token, end: End) -> Ending {
-        match self.owns_deadline() && end.is_after(self.deadline) {
-            true => self.expiring(),
-            false => self.inheriting(parent, end),
+    #[inline]
+    pub(super) fn ending_below(&self, bound: Stamp) -> Ending {
+        match self.deadline < bound && self.owns_deadline() {
+            true => Ending::expired(self.deadline),
+            false => Ending { kind: INHERITED, caller: None, bound },
         }
     }
 
-    /// Whether it ends with its parent, by no more than a bit in its state.
+    /// The copy of an inherited error that some tokens keep, so that no way up to one is long.
     #[inline]
-    pub(super) fn inherits_plainly(&self, end: End) -> bool {
-        let expires = self.owns_deadline() && end.is_after(self.deadline);
-        !(expires || self.copies_error() || self.has(CAUSED))
-    }
-
-    /// Whether it keeps a copy of an inherited error, so that no way up to one is long.
-    fn copies_error(&self) -> bool {
-        self.level & LEVEL == 0 || self.has(MERGED)
-    }
-
-    fn inheriting(&self, parent: &Token, end: End) -> Ending {
-        let error = self.copies_error().then(|| parent.error());
-        Ending { kind: INHERITED, caller: None, at: end.at, is_canceled: end.canceled, error }
+    pub(super) fn error_below(&self, parent: &Token, ending: &Ending) -> Option<Box<Error>> {
+        let is_kept = ending.kind == INHERITED && (self.level & LEVEL == 0 || self.has(MERGED));
+        is_kept.then(|| Box::new(parent.error()))
     }
 
     /// Whether a merged token, which an end is about to reach, has ended before by its other path.
-    pub(super) fn ended_before(&self, end: End) -> bool {
-        self.has(MERGED) && end.is_after(self.deadline)
+    #[inline]
+    pub(super) fn ended_before(&self, bound: Stamp) -> bool {
+        self.deadline < bound && self.has(MERGED)
     }
 }
 
 // Errors.
 impl Token {
+    /// What its end was, if it has ended. Not inline: an error is written once, where it is returned.
+    #[inline(never)]
+    pub(crate) fn err(self: &Arc<Self>) -> Option<Error> {
+        if self.ended() || self.is_done() { Some(self.error()) } else { None }
+    }
+
     /// What the end was. Only for a token that has ended.
+    #[inline(always)]
     pub(crate) fn error(&self) -> Error {
         let mut token = self;
         loop {
@@ -327,22 +324,28 @@ impl Token {
         }
     }
 
+    #[inline(always)]
     fn own_origin(&self, state: u16) -> Origin {
-        match state & FOREIGN {
-            EXPIRED => self.expiry_origin(),
-            kind => self.origin(How::by(kind, self.canceled_at.get().copied()), self.date().instant()),
+        let kind = state & FOREIGN;
+        if kind == EXPIRED {
+            return self.expiry_origin();
         }
+        self.origin(How::canceled(kind, self.canceled_at.get().copied()), self.date())
     }
 
+    #[inline(always)]
     pub(super) fn expiry_origin(&self) -> Origin {
-        self.origin(How::Deadline, self.deadline.instant())
+        self.origin(How::Deadline, self.deadline)
     }
 
-    fn origin(&self, how: How, ended_at: tokio::time::Instant) -> Origin {
-        Origin { made_at: self.made_at, how, budget: self.budget(), ended_at }
+    #[inline(always)]
+    fn origin(&self, how: How, ended_at: Stamp) -> Origin {
+        let budget = if self.owns_deadline() { self.clock } else { NO_BUDGET };
+        Origin::new(self.made_at, how, budget, ended_at)
     }
 
     /// When it ended; if that was of no interest until now, now.
+    #[inline]
     fn date(&self) -> Stamp {
         match self.word.load(Ordering::Acquire) {
             0 => self.set_date(Stamp::now()),
@@ -350,30 +353,41 @@ impl Token {
         }
     }
 
+    /// Notes when it is about to end, if that can be compared.
+    #[inline]
+    pub(super) fn prepare_date(&self, state: u16, ending: &mut Ending) {
+        if state & TIMED != 0 && ending.bound == UNDATED {
+            ending.bound = Stamp::now().bound(true);
+        }
+        if ending.bound != UNDATED {
+            self.set_date(Stamp(ending.bound.0 - 1));
+        }
+    }
+
     /// Sets the time of its end, once: 0 stands for none.
-    pub(super) fn set_date(&self, at: Stamp) -> Stamp {
-        let at = if at.0 == 0 { 1 } else { at.0 };
-        match self.word.compare_exchange(0, at, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => Stamp(at),
+    fn set_date(&self, at: Stamp) -> Stamp {
+        match self.word.compare_exchange(0, at.0, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => at,
             Err(before) => Stamp(before),
         }
     }
 
-    /// The end of a token that has ended.
-    fn end(&self) -> End {
+    /// The [`bound`](Ending::bound) of its end. Only for a token that has ended.
+    fn bound(&self) -> Stamp {
+        if !self.has(DATED) {
+            return UNDATED;
+        }
         let error = self.error();
-        let at = self.has(DATED).then(|| Stamp::new(error.origin().ended_at()));
-        End { at, canceled: error.is_canceled() }
+        error.origin().stamp().bound(error.is_canceled())
     }
 }
 
 impl How {
-    fn by(kind: u16, caller: Caller) -> How {
-        match (kind, caller) {
-            (EXPIRED, _) => How::Deadline,
-            (FOREIGN, _) => How::Token,
-            (CALLED, Some(caller)) => How::Canceled(caller),
-            _ => How::GuardDropped,
+    #[inline(always)]
+    fn canceled(kind: u16, caller: Caller) -> How {
+        if kind == FOREIGN {
+            return How::Token;
         }
+        caller.filter(|_| kind == CALLED).map_or(How::GuardDropped, How::Canceled)
     }
 }

@@ -67,15 +67,9 @@ impl Token {
 /// It is a child of the parent's, so that when a context goes without having ended, tokio-util's own
 /// tree hands what was derived from it to the parent's, and forgets what has no handle.
 pub(super) struct Bridge {
-    outer: Arc<CancellationToken>,
+    pub(super) outer: Arc<CancellationToken>,
     /// Whether a task waits for the deadline, which otherwise passes unseen.
     watched: bool,
-}
-
-impl Bridge {
-    pub(super) fn cancel(self) {
-        self.outer.cancel();
-    }
 }
 
 /// What a bridge's watching task holds, so that another takes its place if it goes with its runtime.

@@ -5,6 +5,7 @@
 //! handle must not be dropped under its parent's lock.
 
 use std::any::Any;
+use std::mem;
 use std::panic::Location;
 use std::sync::{Arc, Weak};
 
@@ -52,7 +53,7 @@ impl Token {
         self.parent.as_ref()
     }
 
-    /// Copies handles on the linked children from the place `from` on, after a look at `most` members. Returns where to go
+    /// Copies handles on the linked children from the place `from` on, after a look at `most` places. Returns where to go
     /// on; none at the end. A child that is there all the time is met once.
     pub(crate) fn children(&self, from: u32, most: u32, found: &mut Vec<Weak<Token>>) -> Option<u32> {
         if !self.has(OCCUPIED) {
@@ -67,9 +68,21 @@ impl Token {
         token as Weak<dyn Any + Send + Sync>
     }
 
-    /// Keeps a registration for as long as the token is there.
+    /// Keeps a registration for as long as the token is there, or until another of its kind takes its place.
     pub(crate) fn keep_registered(&self, registration: Registration) {
-        self.inner.lock().more().registered.push(registration);
+        let kind = registration.record().kind;
+        let mut inner = self.inner.lock();
+        let kept = &mut inner.more().registered;
+        let _replaced = match kept.iter_mut().find(|kept| kept.record().kind == kind) {
+            Some(place) => Some(mem::replace(place, registration)),
+            None => {
+                // Mostly there is no other.
+                kept.reserve_exact(1);
+                kept.push(registration);
+                None
+            }
+        };
+        drop(inner);
     }
 
     /// Registers a root, while a watch is installed.

@@ -27,10 +27,10 @@
 //! | `ENDED` | what closes the token | the lock, once `OCCUPIED`; otherwise nothing | date, caller and error are stored |
 //! | `INHERITED`, `CALLED`, `EXPIRED`, `DATED`, `KEPT` | the same step | | |
 //! | `CLOSING` | the same step, if there may be linked children | the lock | |
-//! | `OCCUPIED` | what enters the list, or stores anything else under the lock | the lock | |
+//! | `OCCUPIED` | what enters a list, or stores anything else under the lock | the lock | |
 //! | `TIMED` | the birth of a deadline, on all ancestors | nothing | |
 //! | `BRIDGED`, `DISTURBED` | a `CancellationToken` made from it; wakers taken out before the end | the lock | `OCCUPIED` |
-//! | `MERGED`, `CAUSED`, `PULSED`, `OWNS_PULSE` | birth | nothing | |
+//! | `MERGED`, `PULSED`, `OWNS_PULSE`, `CAUSED` | birth, with `OCCUPIED` (an inherited `PULSED` without) | nothing | |
 //!
 //! `seat` is zero until the token is linked. It is written under the parent's lock.
 //!
@@ -69,13 +69,14 @@
 //!    until it is not `CLOSING`, and so does a second `cancel`. Nothing foreign runs meanwhile, and a wait is always
 //!    for a token further down the tree, so that there is no circle.
 //! 5. *The earliest end wins.* An end is dated if the state shows that it can be compared: `TIMED` is in the word
-//!    that `ENDED` is set in. One that is not dated came before there was any deadline below. A child whose own
-//!    deadline is not later than the end that reaches it ends by that deadline.
+//!    that `ENDED` is set in. One that is not dated came before there was any deadline below. Each end has a bound
+//!    ([`end::Ending`]): a child whose own deadline lies before it ends by that deadline.
 //!
 //! # Locks
 //!
 //! One lock a token and one a bucket; never two at once. Wakers are cloned before and called or dropped after,
-//! as is everything that may run foreign code ([`work::Work`]).
+//! as is everything that may run foreign code ([`work::Work`]). They are all called once everything is closed, not as
+//! closing proceeds: a waker that cancels again would wait for what its own thread is closing.
 
 mod deadline;
 mod end;
@@ -95,12 +96,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::BoxError;
+use crate::stamp::{Stamp, nanos};
 use crate::trace;
 use members::Inner;
 pub(crate) use members::Seat;
 pub use pulse::NoProgress;
 pub(crate) use pulse::Pulse;
-use sync::{AtomicI64, AtomicU8, AtomicU16, AtomicU32, Mutex, Ordering};
+use sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Mutex, Ordering};
 
 /// So many polls of a wait, or waits made on a token, may go without a look at the clock.
 pub(crate) const UNCLOCKED: u8 = 64;
@@ -120,7 +122,7 @@ const FOREIGN: u16 = CALLED | EXPIRED;
 const DATED: u16 = 1 << 4;
 /// Its error is kept under the lock.
 const KEPT: u16 = 1 << 5;
-/// Its list has, or had, a member, or something else is under the lock.
+/// A list has, or had, a member, or something else is under the lock.
 const OCCUPIED: u16 = 1 << 7;
 /// A deadline lies below.
 const TIMED: u16 = 1 << 8;
@@ -156,7 +158,7 @@ pub(crate) struct Token {
     made_at: &'static Location<'static>,
     canceled_at: OnceLock<&'static Location<'static>>,
     /// Until the end 1 above its place in the bucket, if it is in one; from then on when it ended. 0 is neither.
-    word: AtomicI64,
+    word: AtomicU64,
     inner: Mutex<Inner>,
 }
 
@@ -170,54 +172,10 @@ const PRESET: u32 = 5;
 /// What remains of `level`.
 const LEVEL: u8 = (1 << PRESET) - 1;
 
-/// A point in time in nanoseconds: half as large as an `Instant`.
-///
-/// They reach from a hundred years before the first to 484 years after it; a deadline beyond that is none.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Stamp(i64);
-
-/// The first stamp's time, below zero: zero stands for a time that is not set.
-const BIAS: i64 = 192 * 365 * 86_400;
-const SECOND: i64 = 1_000_000_000;
-
 impl Stamp {
-    const NEVER: Stamp = Stamp(i64::MAX);
-
-    #[inline]
-    fn epoch() -> Instant {
-        static EPOCH: OnceLock<Instant> = OnceLock::new();
-        *EPOCH.get_or_init(Instant::now)
-    }
-
-    #[inline]
-    fn new(at: Instant) -> Stamp {
-        let after = at.saturating_duration_since(Stamp::epoch());
-        match i64::try_from(after.as_secs()) {
-            Ok(0) if after.is_zero() => Stamp::before(at),
-            Ok(secs) if secs < i64::MAX / SECOND + BIAS => {
-                Stamp((secs - BIAS) * SECOND + i64::from(after.subsec_nanos()))
-            }
-            _ => Stamp::NEVER,
-        }
-    }
-
-    #[cold]
-    fn before(at: Instant) -> Stamp {
-        let before = i64::try_from((Stamp::epoch() - at).as_nanos()).unwrap_or(i64::MAX);
-        Stamp((-BIAS * SECOND).saturating_sub(before))
-    }
-
     #[inline]
     fn now() -> Stamp {
         Stamp::new(sync::now())
-    }
-
-    #[inline]
-    fn instant(self) -> Instant {
-        const FIRST: i64 = -BIAS * SECOND;
-        let (epoch, span) = (Stamp::epoch(), Duration::from_nanos(self.0.abs_diff(FIRST)));
-        let at = if self.0 < FIRST { epoch.checked_sub(span) } else { epoch.checked_add(span) };
-        at.unwrap_or(epoch)
     }
 }
 
@@ -241,19 +199,15 @@ impl Token {
     ) -> Arc<Token> {
         match limit {
             Some(limit) => Token::with_limit(parent, limit, made_at),
-            None => Token::registered(Token::plain(parent, made_at)),
+            None => {
+                let token = Arc::new_cyclic(|_| Token::plain(parent, None, made_at));
+                #[cfg(feature = "watch")]
+                if parent.is_none() {
+                    token.register_root();
+                }
+                token
+            }
         }
-    }
-
-    /// Shares a new token. A root is one that a watch is told of.
-    #[inline]
-    fn registered(token: Token) -> Arc<Token> {
-        let token = Arc::new(token);
-        #[cfg(feature = "watch")]
-        if token.parent.is_none() {
-            token.register_root();
-        }
-        token
     }
 
     fn with_limit(
@@ -262,22 +216,23 @@ impl Token {
         made_at: &'static Location<'static>,
     ) -> Arc<Token> {
         let Limit { at, now, budget, cause, preset } = limit;
-        let mut token = Token::plain(parent, made_at);
         let deadline = Stamp::new(at);
-        if deadline >= token.deadline {
-            return Token::registered(token);
+        if deadline >= parent.map_or(Stamp::NEVER, |parent| parent.deadline) {
+            return Token::new(parent, None, made_at);
         }
-        token.deadline = deadline;
-        token.level |= OWNS_DEADLINE | (preset << PRESET);
-        token.clock = u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX);
+        let limit = (deadline, nanos(budget), preset);
+        let token = Arc::new_cyclic(|_| Token::plain(parent, Some(limit), made_at));
         if let Some(cause) = cause {
-            token.state = AtomicU16::new(token.state.load(Ordering::Relaxed) | OCCUPIED | CAUSED);
-            token.inner.get_mut().more().expiry = Some(cause.into());
+            token.inner.lock().more().expiry = Some(cause.into());
+            token.state.fetch_or(OCCUPIED | CAUSED, Ordering::Relaxed);
         }
         if let Some(parent) = parent {
             parent.date_ends();
         }
-        let token = Token::registered(token);
+        #[cfg(feature = "watch")]
+        if parent.is_none() {
+            token.register_root();
+        }
         if at <= now {
             token.end_at_birth(Stamp::new(now));
         }
@@ -290,7 +245,7 @@ impl Token {
         match &self.parent {
             Some(parent) if parent.is_over(now) => self.end_with(parent),
             _ => {
-                self.settle(Some(now));
+                self.settle(now);
             }
         }
     }
@@ -301,7 +256,7 @@ impl Token {
         other: &Arc<Token>,
         made_at: &'static Location<'static>,
     ) -> Arc<Token> {
-        let mut token = Token::plain(Some(parent), made_at);
+        let mut token = Token::plain(Some(parent), None, made_at);
         token.deadline = parent.deadline.min(other.deadline);
         let pulsed =
             PULSED & (token.state.load(Ordering::Relaxed) | other.state.load(Ordering::Relaxed));
@@ -312,18 +267,34 @@ impl Token {
             other.date_ends();
         }
         let token = Arc::new(token);
-        let over = [parent, other].into_iter().find(|parent| parent.is_done());
-        match over.or_else(|| token.link_both(parent, other).err()) {
-            // It, or one above it that it has still to notice.
-            Some(parent) if parent.is_done() => token.end_with(parent),
-            _ => {}
+        let ended = || [parent, other].into_iter().find(|parent| parent.is_done());
+        let ended = ended().or_else(|| {
+            token.link_both(other);
+            ended()
+        });
+        if let Some(parent) = ended {
+            token.end_with(parent);
         }
         token
     }
 
-    #[inline]
-    fn plain(parent: Option<&Arc<Token>>, made_at: &'static Location<'static>) -> Token {
+    /// What a new token is made of, with a deadline of its own, the budget, and
+    /// the number of a preset cause, if it has one. It is built where it
+    /// is to stay, by `Arc::new_cyclic`: what `Arc::new` is given is copied there.
+    #[inline(always)]
+    fn plain(
+        parent: Option<&Arc<Token>>,
+        limit: Option<(Stamp, u64, u8)>,
+        made_at: &'static Location<'static>,
+    ) -> Token {
         let level = parent.map_or(0, |parent| (parent.level & LEVEL) + 1) % STRIDE;
+        let inherited = parent.map_or(Stamp::NEVER, |parent| parent.deadline);
+        let (deadline, level, clock) = match limit {
+            Some((deadline, budget, preset)) => {
+                (deadline, level | OWNS_DEADLINE | (preset << PRESET), budget)
+            }
+            None => (inherited, level, trace::birth()),
+        };
         // Set at the parent's birth.
         let pulsed = parent.map_or(0, |parent| parent.state.load(Ordering::Relaxed) & PULSED);
         Token {
@@ -332,36 +303,37 @@ impl Token {
             turns: AtomicU8::new(0),
             seat: AtomicU32::new(if parent.is_none() { ROOT } else { 0 }),
             parent: parent.cloned(),
-            deadline: parent.map_or(Stamp::NEVER, |parent| parent.deadline),
-            clock: trace::birth(),
+            deadline,
+            clock,
             made_at,
             canceled_at: OnceLock::new(),
-            word: AtomicI64::new(0),
-            inner: Mutex::new(Inner::default()),
+            word: AtomicU64::new(0),
+            inner: Mutex::new(Inner::EMPTY),
         }
     }
 
     /// Has this token's end dated, whatever ends it: sets `TIMED` here and on all ancestors, up to those that
     /// have it.
-    pub(crate) fn date_ends(&self) {
-        let mut others = Vec::new();
-        self.date_path(&mut others);
-        while let Some(other) = others.pop() {
-            other.date_path(&mut others);
+    #[inline]
+    pub(crate) fn date_ends(self: &Arc<Self>) {
+        if !self.has(TIMED) {
+            self.date_path();
         }
     }
 
-    fn date_path(&self, others: &mut Vec<Arc<Token>>) {
-        let mut next = Some(self);
-        while let Some(token) = next {
-            if token.state.load(Ordering::Acquire) & TIMED != 0 {
-                break;
+    #[cold]
+    fn date_path(self: &Arc<Self>) {
+        let date = |token: &Arc<Token>, others: &mut Vec<Arc<Token>>| {
+            for token in token.ancestors().take_while(|token| !token.has(TIMED)) {
+                if token.state.fetch_or(TIMED, Ordering::AcqRel) & MERGED != 0 {
+                    others.extend(token.second());
+                }
             }
-            let state = token.state.fetch_or(TIMED, Ordering::AcqRel);
-            if state & MERGED != 0 {
-                others.extend(token.second());
-            }
-            next = token.parent.as_deref();
+        };
+        let mut others = Vec::new();
+        date(self, &mut others);
+        while let Some(token) = others.pop() {
+            date(&token, &mut others);
         }
     }
 

@@ -17,7 +17,6 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::panic::Location;
 use std::pin::Pin;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -25,20 +24,20 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::interop::Foreign;
-use super::sync::{AtomicI64, AtomicU16, Mutex, Ordering, RuntimeId, runtime};
+use super::sync::{AtomicU16, AtomicU64, Mutex, Ordering, RuntimeId, runtime};
 use super::{CALLED, MERGED, OCCUPIED, OWNS_PULSE, PULSED, Stamp, Token};
 use crate::error::Place;
 
 /// Looks in the time of a limit.
 const SHARE: u32 = 8;
 /// Stands for a time that is not known yet: there has been progress since the last look.
-const FRESH: i64 = i64::MAX;
+const FRESH: u64 = u64::MAX;
 /// No bytes have been reported. The first to report some takes it away.
 const NO_MEASURE: u64 = 1 << 63;
 
 pub(crate) struct Pulse {
     /// When a look first saw the latest progress, or [`FRESH`].
-    last: AtomicI64,
+    last: AtomicU64,
     /// A count, and no part of the protocol.
     bytes: AtomicU64,
     limit: Duration,
@@ -97,9 +96,9 @@ impl Token {
         limit: Duration,
         made_at: &'static Location<'static>,
     ) -> Arc<Token> {
-        let mut token = Token::plain(parent, made_at);
+        let mut token = Token::plain(parent, None, made_at);
         let pulse = Pulse {
-            last: AtomicI64::new(Stamp::now().0),
+            last: AtomicU64::new(Stamp::now().0),
             bytes: AtomicU64::new(NO_MEASURE),
             limit,
             lookers: Mutex::new(Vec::new()),

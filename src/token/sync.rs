@@ -6,7 +6,7 @@ mod imp {
     pub(crate) use std::sync::MutexGuard;
     use std::sync::PoisonError;
     pub(crate) use std::sync::atomic::{
-        AtomicBool, AtomicI64, AtomicU8, AtomicU16, AtomicU32, Ordering, fence,
+        AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence,
     };
     use std::task::{Context, Waker};
     pub(crate) use std::thread::yield_now;

@@ -1,17 +1,15 @@
 //! Linking a token to its parents, closing it with all that is linked below, and taking chains apart.
 
-use std::mem;
 use std::sync::Arc;
 use std::task::Waker;
+use std::{iter, mem};
 
-use super::deadline::{Bucket, Entry};
-use super::end::{End, Ending};
-use super::members::{Inner, Member, Members, Seat};
+use super::deadline::{Entry, leave};
+use super::end::Ending;
+use super::members::{Children, Inner, Seat};
 use super::sync::{MutexGuard, Ordering, RuntimeId, yield_now};
-use super::work::Work;
-use super::{
-    CLOSING, DATED, DISTURBED, ENDED, EXPIRED, INHERITED, KEPT, MERGED, OCCUPIED, Stamp, TIMED, Token,
-};
+use super::work::{Chore, Work};
+use super::{CLOSING, DISTURBED, ENDED, EXPIRED, KEPT, MERGED, OCCUPIED, Stamp, Token};
 use crate::error::Error;
 use crate::trace::shielded;
 
@@ -30,16 +28,17 @@ impl Token {
     /// Links the path from the top down, so that an end above reaches each token from the moment it is linked.
     #[cold]
     fn link_path(self: &Arc<Self>) -> bool {
-        let mut path = vec![self];
-        while let Some(parent) =
-            path[path.len() - 1].parent.as_ref().filter(|parent| !parent.is_linked())
-        {
-            path.push(parent);
-        }
-        path.into_iter().rev().all(|token| {
-            // The top of the path has a parent, as a root is linked.
-            token.parent.as_ref().is_none_or(|parent| parent.admit(token))
-        })
+        let path: Vec<_> = self.ancestors().take_while(|token| !token.is_linked()).collect();
+        // The top of the path has a parent, as a root is linked.
+        path.into_iter()
+            .rev()
+            .all(|token| token.parent.as_ref().is_none_or(|parent| parent.admit(token)))
+    }
+
+    /// This token, its parent, and so on; of a merged token's parents the first.
+    #[inline]
+    pub(super) fn ancestors(self: &Arc<Self>) -> impl Iterator<Item = &Arc<Token>> {
+        iter::successors(Some(self), |token| token.parent.as_ref())
     }
 
     #[cold]
@@ -51,30 +50,24 @@ impl Token {
     fn admit(&self, child: &Arc<Token>) -> bool {
         let Some(mut inner) = self.open() else { return false };
         if child.seat.load(Ordering::Relaxed) == 0 {
-            let seat = inner.insert(Member::Child(Arc::downgrade(child)));
+            let seat = inner.insert_child(Arc::downgrade(child));
             child.seat.store(seat.0, Ordering::Release);
         }
         true
     }
 
-    /// Enters a merged token in both lists, or returns the parent that has ended.
-    pub(super) fn link_both<'a>(
-        self: &Arc<Self>,
-        parent: &'a Arc<Token>,
-        other: &'a Arc<Token>,
-    ) -> Result<(), &'a Arc<Token>> {
+    /// Enters a merged token in both lists, unless either parent has ended. It is linked only when it is in both.
+    pub(super) fn link_both(self: &Arc<Self>, other: &Arc<Token>) {
         if !other.link() {
-            return Err(other);
+            return;
         }
-        let seat = match other.open() {
-            Some(mut inner) => inner.insert(Member::Child(Arc::downgrade(self))),
-            None => return Err(other),
-        };
-        if let Some(second) = &mut self.inner.lock().more().second {
-            second.1 = seat;
+        let Some(mut inner) = other.open() else { return };
+        let seat = inner.insert_child(Arc::downgrade(self));
+        drop(inner);
+        if let Some((_, place)) = &mut self.inner.lock().more().second {
+            *place = seat;
         }
-        // Linked only now that it is in both lists.
-        if parent.link() && parent.admit(self) { Ok(()) } else { Err(parent) }
+        self.link();
     }
 
     /// Locks the list, for what enters it; none if the token has ended.
@@ -87,38 +80,48 @@ impl Token {
     /// Enters a waiter at `seat`, or has the one there wake `waker` from now on, and keeps `entry`, if that is of
     /// use. Returns whether its deadline, if it has one, is registered with the runtime `here`. `None`: the token
     /// has ended.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn register(
         &self,
         seat: &mut Seat,
         waker: Waker,
         here: Option<RuntimeId>,
-        mut entry: Option<Entry>,
+        entry: Option<Entry>,
     ) -> Option<bool> {
-        let is_timed = self.open().map(|mut inner| {
-            let replaced = inner.register(seat, waker);
-            entry = entry.take().and_then(|entry| self.keep(&mut inner, entry));
-            let is_timed = !self.has_deadline() || here.is_some_and(|here| inner.is_timed_in(here));
-            drop(inner);
-            drop(replaced);
-            is_timed
-        });
-        Bucket::leave_all(entry.as_slice());
-        is_timed
+        let Some(mut inner) = self.open() else {
+            leave(entry);
+            return None;
+        };
+        let _replaced = inner.register(seat, waker);
+        let spare = entry.and_then(|entry| self.keep(&mut inner, entry));
+        let is_timed = !self.has_deadline() || here.is_some_and(|here| inner.is_timed_in(here));
+        drop(inner);
+        leave(spare);
+        Some(is_timed)
     }
 
-    /// Takes a waiter, or a child, out of the list.
+    /// Takes a waiter out of the list.
     #[inline]
     pub(crate) fn leave(&self, seat: Seat) {
         if seat != Seat::default() && !self.ended() {
             let mut inner = self.inner.lock();
-            let member = inner.remove(seat);
-            let entry = self.idle_entry(&mut inner);
-            drop(inner);
-            drop(member);
-            if let Some((bucket, key)) = entry {
-                bucket.leave(key);
+            let waker = inner.remove_waiter(seat);
+            if inner.bucket.is_some() {
+                let entry = self.idle_entry(&mut inner);
+                drop(inner);
+                leave(entry);
+            } else {
+                drop(inner);
             }
+            drop(waker);
+        }
+    }
+
+    /// Takes a child out of the list.
+    #[inline]
+    fn dismiss(&self, seat: Seat) {
+        if seat != Seat::default() && !self.ended() {
+            self.inner.lock().remove_child(seat);
         }
     }
 
@@ -132,174 +135,92 @@ impl Token {
 // Closing.
 impl Token {
     /// Closes it and all that is linked below it; false if it had ended.
-    pub(super) fn close_all(&self, mut ending: Ending, work: &mut Work) -> bool {
-        let Some(members) = self.close(&mut ending, work) else { return false };
-        work.report(self, &ending);
-        if members.have_children() {
-            self.close_below(members, ending.end(), work);
-            self.state.fetch_and(!CLOSING, Ordering::AcqRel);
-        } else {
-            work.wake(members);
-        }
-        true
-    }
-
-    /// Closes descendants depth first, with a stack of its own: what is `CLOSING` are the ancestors of the one
-    /// that is being closed.
-    fn close_below(&self, members: Members, end: End, work: &mut Work) {
-        let mut layers = vec![Layer { token: None, members, end }];
-        while let Some(layer) = layers.last_mut() {
-            let child = match layer.members.next() {
-                Some(Member::Child(child)) => child.upgrade(),
-                Some(Member::Waiter(waker)) => {
-                    work.wakers.push(waker);
-                    continue;
-                }
-                None => {
-                    if let Some(token) = layers.pop().and_then(|layer| layer.token) {
-                        token.state.fetch_and(!CLOSING, Ordering::AcqRel);
-                        work.keep(token);
-                    }
-                    continue;
-                }
-            };
-            let Some(child) = child else { continue };
-            let end = layer.end;
-            if child.ended_before(end) {
-                work.forked.extend(end.at.map(|at| (child, at)));
-                continue;
-            }
-            if child.close_waiter(end, work) {
-                continue;
-            }
-            let parent = layer.token.as_deref().unwrap_or(self);
-            let mut ending = child.ending_below(parent, end);
-            match child.close(&mut ending, work) {
-                Some(members) => {
-                    work.report(&child, &ending);
-                    if members.have_children() {
-                        layers.push(Layer { token: Some(child), members, end: ending.end() });
-                    } else {
-                        work.wake(members);
-                        work.keep(child);
-                    }
-                }
-                None => {
-                    child.wait_until_closed();
-                    work.keep(child);
-                }
-            }
-        }
-    }
-
-    /// Closes a token with one waiter and nothing else, which ends with its parent: the usual child of a wide one.
     #[inline]
-    fn close_waiter(&self, end: End, work: &mut Work) -> bool {
-        if !self.inherits_plainly(end) {
-            return false;
+    pub(super) fn close_all(
+        self: &Arc<Self>,
+        ending: &mut Ending,
+        error: Option<Box<Error>>,
+        work: &mut Work,
+    ) -> bool {
+        let closed = self.close(ending, error, work);
+        if let Closed::Above(children) = closed {
+            Layer { token: self.clone(), children, bound: ending.bound }.close_below(work);
+            return true;
         }
-        let mut inner = self.inner.lock();
-        let Some(waker) = inner.take_only_waker() else { return false };
-        if let Some(entry) = self.take_entry(&mut inner) {
-            work.entries.push(entry);
-        }
-        let dated = if end.at.is_some() { DATED } else { 0 };
-        // With a waiter in the list it has not ended, and ends under the lock only.
-        self.state.fetch_or(ENDED | INHERITED | dated, Ordering::AcqRel);
-        drop(inner);
-        work.wakers.push(waker);
-        true
+        matches!(closed, Closed::Alone)
     }
 
-    /// Closes this token alone, and returns its members; none if it had ended.
+    /// Ends one that has no more than a waiter, and returns that: it leaves nothing else to be done.
     #[inline]
-    fn close(&self, ending: &mut Ending, work: &mut Work) -> Option<Members> {
-        if self.close_unseen(ending) {
-            return Some(Members::default());
-        }
-        if self.ended() { None } else { self.close_locked(ending, work) }
-    }
-
-    /// Ends one that nothing waits on: it takes no lock.
-    #[inline]
-    pub(super) fn close_unseen(&self, ending: &mut Ending) -> bool {
+    pub(super) fn close_simple(&self, ending: &mut Ending) -> Option<Option<Waker>> {
+        let mut inner = self.has(OCCUPIED).then(|| self.inner.lock());
         let state = self.state.load(Ordering::Acquire);
-        if state & (OCCUPIED | ENDED) != 0 || ending.error.is_some() {
-            return false;
-        }
-        self.prepare(ending, state);
-        self.swap_state(state, state | ending.bits()).is_ok()
+        let is_simple = inner.as_ref().map_or(state & OCCUPIED == 0, |inner| inner.is_simple());
+        let closed = is_simple && state & ENDED == 0 && self.publish(state, ending, 0).is_ok();
+        closed.then(|| inner.as_mut()?.waiter.take())
     }
 
-    /// [`close_unseen`](Self::close_unseen) for one whose list is empty again.
-    pub(super) fn close_deserted(&self, ending: &mut Ending) -> bool {
-        let inner = self.inner.lock();
+    /// Closes this token alone.
+    #[inline]
+    fn close(&self, ending: &mut Ending, error: Option<Box<Error>>, work: &mut Work) -> Closed {
         let state = self.state.load(Ordering::Acquire);
-        if state & ENDED != 0 || ending.error.is_some() || !inner.is_deserted() {
-            return false;
-        }
-        self.prepare(ending, state);
-        self.swap_state(state, state | ending.bits()).is_ok()
-    }
-
-    fn close_locked(&self, ending: &mut Ending, work: &mut Work) -> Option<Members> {
-        let mut inner = self.inner.lock();
-        let mut state = self.state.load(Ordering::Acquire);
         if state & ENDED != 0 {
-            return None;
+            return Closed::Before;
         }
-        work.entries.extend(self.take_entry(&mut inner));
+        // One that nothing waits on takes no lock.
+        let closed =
+            match state & OCCUPIED == 0 && error.is_none() && self.publish(state, ending, 0).is_ok() {
+                true => Closed::Alone,
+                false => self.close_locked(ending, error, work),
+            };
+        work.report(self, ending);
+        closed
+    }
+
+    #[inline]
+    fn close_locked(
+        &self,
+        ending: &mut Ending,
+        mut error: Option<Box<Error>>,
+        work: &mut Work,
+    ) -> Closed {
+        let Some(mut inner) = self.open() else { return Closed::Before };
+        let entry = Token::take_entry(&self.word, &mut inner);
+        let children = inner.empty(work);
+        if let (EXPIRED, Some(more)) = (ending.kind, &mut inner.more) {
+            let expiry = more.expiry.take();
+            error = expiry.map(|cause| Box::new(Error::with_cause(self.expiry_origin(), Some(cause))));
+        }
         let mut bits = 0;
-        if let Some(more) = inner.more.as_deref_mut() {
-            work.entries.append(&mut more.entries);
-            work.bridges.extend(more.bridge.take());
-            work.foreign.extend(more.foreign.take());
-            if ending.kind == EXPIRED {
-                let expiry = more.expiry.take();
-                ending.error = expiry.map(|cause| Error::with_cause(self.expiry_origin(), Some(cause)));
-            }
-        }
-        if let Some(error) = ending.error.take() {
-            inner.more().error = Some(error);
+        if error.is_some() {
             bits |= KEPT;
+            inner.more().error = error;
         }
-        let members = inner.take_members();
-        if members.have_children() {
+        if children.is_some() {
             bits |= CLOSING;
         }
-        loop {
-            self.prepare(ending, state);
-            match self.swap_state(state, state | bits | ending.bits()) {
-                Ok(_) => return Some(members),
-                Err(now) if now & ENDED != 0 => return None,
-                Err(now) => state = now,
+        // One that is occupied ends under the lock only: what may change is `TIMED`.
+        let mut state = self.state.load(Ordering::Acquire);
+        while let Err(now) = self.publish(state, ending, bits) {
+            state = now;
+        }
+        drop(inner);
+        leave(entry);
+        children.map_or(Closed::Alone, Closed::Above)
+    }
+
+    /// Sets the state of one that ends, once what tells of the end is stored; of two ends at once, either's is
+    /// right. Else returns the state by now.
+    #[inline(always)]
+    fn publish(&self, state: u16, ending: &mut Ending, bits: u16) -> Result<u16, u16> {
+        if ending.is_cancel() {
+            if let Some(caller) = ending.caller {
+                let _first = self.canceled_at.set(caller);
             }
+            self.prepare_date(state, ending);
         }
-    }
-}
-
-impl Token {
-    /// Sets the state; else returns what it is by now.
-    #[inline]
-    fn swap_state(&self, from: u16, to: u16) -> Result<u16, u16> {
-        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
-    }
-
-    /// Notes when and where it is about to end, before it is published. Of two ends at once, either's are right.
-    #[inline]
-    fn prepare(&self, ending: &mut Ending, state: u16) {
-        if ending.kind == INHERITED {
-            return;
-        }
-        if let Some(caller) = ending.caller {
-            let _first = self.canceled_at.set(caller);
-        }
-        if state & TIMED != 0 && ending.at.is_none() {
-            ending.at = Some(Stamp::now());
-        }
-        if let Some(at) = ending.at {
-            self.set_date(at);
-        }
+        let bits = bits | ending.bits();
+        self.state.compare_exchange(state, state | bits, Ordering::AcqRel, Ordering::Acquire)
     }
 
     /// Waits until all its linked descendants have been closed, if another thread is about it. No foreign code
@@ -325,12 +246,63 @@ impl Token {
     }
 }
 
-/// A token that has been closed and whose members are to be.
+/// What closing a token came to.
+enum Closed {
+    /// It had ended before.
+    Before,
+    Alone,
+    /// It has children that are to be closed, and is `CLOSING`.
+    Above(Children),
+}
+
+/// A token that has been closed, and is `CLOSING` until its children are.
 struct Layer {
-    /// None: where it all began.
-    token: Option<Arc<Token>>,
-    members: Members,
-    end: End,
+    token: Arc<Token>,
+    children: Children,
+    bound: Stamp,
+}
+
+impl Layer {
+    /// Closes all children, depth first, with a stack of its own.
+    fn close_below(self, work: &mut Work) {
+        let (mut layer, mut above) = (self, Vec::new());
+        loop {
+            match layer.children.next() {
+                Some(child) => {
+                    let Some(child) = child.upgrade() else { continue };
+                    if let Some(below) = layer.close_child(child, work) {
+                        above.push(mem::replace(&mut layer, below));
+                    }
+                }
+                None => {
+                    layer.token.state.fetch_and(!CLOSING, Ordering::AcqRel);
+                    work.keep(layer.token);
+                    let Some(next) = above.pop() else { break };
+                    layer = next;
+                }
+            }
+        }
+    }
+
+    /// Closes a child; the layer below, if that has children that are to be closed.
+    #[inline]
+    fn close_child(&self, child: Arc<Token>, work: &mut Work) -> Option<Layer> {
+        if child.ended_before(self.bound) {
+            work.chores.push(Chore::Settle(child, Stamp(self.bound.0 - 1)));
+            return None;
+        }
+        let mut ending = child.ending_below(self.bound);
+        let error = child.error_below(&self.token, &ending);
+        match child.close(&mut ending, error, work) {
+            Closed::Above(children) => {
+                return Some(Layer { token: child, children, bound: ending.bound });
+            }
+            Closed::Before => child.wait_until_closed(),
+            Closed::Alone => {}
+        }
+        work.keep(child);
+        None
+    }
 }
 
 /// Leaves the lists of its parents and of its timers, and takes a chain of ancestors apart one by one, so that
@@ -339,7 +311,10 @@ impl Drop for Token {
     #[inline]
     fn drop(&mut self) {
         if self.state.load(Ordering::Relaxed) & OCCUPIED != 0 {
-            self.leave_timers();
+            let inner = self.inner.get_mut();
+            leave(Token::take_entry(&self.word, inner));
+            let more = inner.more.as_mut().map(|more| mem::take(&mut more.entries));
+            leave(more.into_iter().flatten());
         }
         let second = self.leave_second();
         let parent = self.leave_parent().and_then(Arc::into_inner);
@@ -367,7 +342,7 @@ impl Token {
     #[inline]
     fn leave_parent(&mut self) -> Option<Arc<Token>> {
         let parent = self.parent.take()?;
-        parent.leave(Seat(self.seat.load(Ordering::Relaxed)));
+        parent.dismiss(Seat(self.seat.load(Ordering::Relaxed)));
         Some(parent)
     }
 
@@ -378,19 +353,8 @@ impl Token {
             return None;
         }
         let (second, seat) = self.inner.get_mut().more.as_mut()?.second.take()?;
-        second.leave(seat);
+        second.dismiss(seat);
         Some(second)
-    }
-
-    fn leave_timers(&mut self) {
-        let key = self.word.load(Ordering::Relaxed) - 1;
-        let inner = self.inner.get_mut();
-        if let Some(bucket) = inner.bucket.take() {
-            bucket.leave(key as u32);
-        }
-        if let Some(more) = &mut inner.more {
-            Bucket::leave_all(&mem::take(&mut more.entries));
-        }
     }
 }
 

@@ -17,7 +17,7 @@ const MAX_ENTRIES: usize = 100_000;
 /// Installs a watch with the settings of [`Watch::builder`], or returns the one that is installed.
 ///
 /// From then on contexts and tasks are registered and ends are dated, for the rest of the process. What was derived or
-/// spawned before is not seen, so call it first thing in `main`.
+/// spawned before is not tracked, so call it first thing in `main`.
 ///
 /// ```
 /// let watch = tokio_ctx::watch::install();
@@ -41,7 +41,7 @@ impl Builder {
     }
 
     /// How many pieces of work and roots are registered at most, and how many contexts a picture looks at: 100,000
-    /// unless told otherwise. What is over that is left out, and counted: [`Totals::unregistered`] and
+    /// by default. What is over that is left out, and counted: [`Totals::unregistered`] and
     /// [`Totals::unseen`].
     ///
     /// [`Totals::unregistered`]: super::Totals::unregistered

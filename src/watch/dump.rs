@@ -1,7 +1,9 @@
 //! The text form on a signal: for a service that does not answer any more.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -36,14 +38,15 @@ impl Watch {
     /// ```
     #[cfg_attr(docsrs, doc(cfg(all(unix, feature = "signal"))))]
     pub fn dump_on(&self, signal: Signal) -> io::Result<()> {
-        // In one go, and to nothing that another thread may have locked while it is stuck.
         self.dump_on_with(signal, |snapshot| {
-            let text = format!("{snapshot}\n");
-            let _closed = io::stderr().write_all(text.as_bytes());
+            // A descriptor of its own: another thread may be stuck with the lock of `std`'s handle.
+            if let Ok(stderr) = io::stderr().as_fd().try_clone_to_owned() {
+                let _closed = File::from(stderr).write_all(format!("{snapshot}\n").as_bytes());
+            }
         })
     }
 
-    /// [`dump_on`](Self::dump_on), which gives the picture to `f` instead, on the watch's thread: for a log.
+    /// [`dump_on`](Self::dump_on), which passes the picture to `f` instead, on the watch's thread: for a log.
     ///
     /// If `f` panics, the next signal calls it again.
     ///
@@ -71,16 +74,16 @@ impl Watch {
         if signals.contains(&signal.number()) {
             return Ok(());
         }
-        let (mut told, teller) = UnixStream::pair()?;
+        let (mut signaled, handler) = UnixStream::pair()?;
         let watch = *self;
         thread::Builder::new().name("tokio-ctx-dump".into()).spawn(move || {
             let mut bytes = [0; 64];
             // Signals that come while one is handled are one. It ends if the registration below has failed.
-            while let Ok(1..) = told.read(&mut bytes) {
+            while let Ok(1..) = signaled.read(&mut bytes) {
                 shielded(|| f(watch.snapshot()));
             }
         })?;
-        pipe::register(signal.number(), teller)?;
+        pipe::register(signal.number(), handler)?;
         signals.insert(signal.number());
         Ok(())
     }

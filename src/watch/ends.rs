@@ -13,7 +13,7 @@ use crate::error::{self, Error, Origin};
 use crate::finished::Finished;
 #[cfg(feature = "tower")]
 use crate::finished::RequestEnd;
-use crate::registry::Brief;
+use crate::registry::{Brief, cause_name};
 use crate::task::group::TaskFailed;
 use crate::task::shutdown::GraceOver;
 use crate::token::{NoProgress, Token};
@@ -47,9 +47,10 @@ impl Facts {
         }
     }
 
-    /// The end of a token, noticed or not, by its own state, its deadline and the nearest ancestors.
-    pub(super) fn of(token: &Arc<Token>, now: Instant) -> Option<Facts> {
-        let error = token.unnoticed_error(now)?;
+    /// The end of a token, noticed or not, without its cause's text.
+    pub(super) fn of(token: &Arc<Token>) -> Option<Facts> {
+        let noticed = token.ended().then(|| token.error());
+        let error = noticed.or_else(|| token.unnoticed_error(Instant::now()))?;
         let facts = Facts::new(&error, false);
         shielded(|| drop(error));
         Some(facts)
@@ -87,7 +88,7 @@ pub(super) fn how(error: &Error) -> How {
             cause.is::<TaskFailed>().then_some(How::Failed)
         }
     });
-    by_cause.unwrap_or_else(|| match error.origin().how {
+    by_cause.unwrap_or_else(|| match error.origin().how() {
         error::How::Deadline | error::How::Idle => How::Deadline,
         error::How::Canceled(_) => How::Canceled,
         error::How::GuardDropped => How::Dropped,
@@ -99,7 +100,7 @@ pub(super) fn how(error: &Error) -> How {
     })
 }
 
-/// The name of the cause's type, if it is a known one.
+/// The name of the cause's type, by the type itself or by the line that gave it.
 pub(super) fn cause_type(error: &Error) -> Option<&'static str> {
     fn is<E: StdError + 'static>(cause: &Cause) -> bool {
         cause.is::<E>()
@@ -125,13 +126,14 @@ pub(super) fn cause_type(error: &Error) -> Option<&'static str> {
         "JoinError": tokio::task::JoinError,
         "Elapsed": tokio::time::error::Elapsed,
     );
-    Some("other")
+    let origin = error.origin();
+    Some(cause_name(origin.canceled_at().unwrap_or(origin.made_at())).unwrap_or("other"))
 }
 
 /// The beginning of a cause's text, on one line.
 fn text_of(cause: &Cause) -> String {
     let mut brief = Brief::new(LONGEST);
-    // Foreign code. What it has written when it panics is told.
+    // Foreign code. What it has written before it panics is kept.
     shielded(|| write!(brief, "{cause}"));
     brief.text()
 }

@@ -135,7 +135,7 @@ mod imp {
         });
     }
 
-    /// Sets how many overstay now; a line that was told before, and is not among them, has none.
+    /// Sets how many overstay now; a line that was reported before, and is not among them, has none.
     pub(in super::super) fn overstaying(staying: &ByLine<u32>) {
         static KNOWN: Mutex<Option<ByLine<Gauge>>> = Mutex::new(None);
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();

@@ -1,6 +1,6 @@
-//! Work that is still here some time after the end of its context: told in the log, counted, and given to a callback.
+//! Work that is still here some time after the end of its context: logged, counted, and passed to a callback.
 //!
-//! One thread looks after all of it. It is no task, so that it tells as well of a runtime that is stuck; and nothing is set
+//! One thread looks after all of it. It is no task, so that it also reports a runtime that is stuck; and nothing is set
 //! when a context ends: what is registered is looked through, a few times within a grace.
 
 use std::collections::HashMap;
@@ -26,12 +26,12 @@ const LEAST: Duration = Duration::from_millis(10);
 const MOST: Duration = Duration::from_secs(1);
 
 impl Watch {
-    /// Tells of each piece of work that is still here so long after the end of its context.
+    /// Reports each piece of work that is still here so long after the end of its context.
     ///
     /// That is a `WARN` event of `tracing` (target `tokio_ctx`) with the line that spawned it, the line that ended its context
     /// and the type of the cause: once when the grace is over, and then whenever the time since the end has doubled. It
     /// is counted in [`Totals::overstayed`](super::Totals::overstayed). A thread of the watch's own looks through what is
-    /// registered, at least once a second, so that it also tells of work that blocks all of its runtime's threads.
+    /// registered, at least once a second, so that it also reports work that blocks all of its runtime's threads.
     ///
     /// A later call sets another grace, and drops the callback of [`overstay_with`](Self::overstay_with).
     ///
@@ -110,10 +110,10 @@ impl Watch {
             return false;
         };
         // Only this thread writes it.
-        let told = record.told.load(Ordering::Relaxed);
-        if over >= rules.interval(told) {
-            record.told.store(rules.intervals(over), Ordering::Relaxed);
-            if told == 0 {
+        let reported = record.reports.load(Ordering::Relaxed);
+        if over >= rules.interval(reported) {
+            record.reports.store(rules.intervals(over), Ordering::Relaxed);
+            if reported == 0 {
                 self.stats.overstayed.fetch_add(1, Ordering::Relaxed);
                 metrics::overstayed(record.kind, Line(record.line));
             }
@@ -125,7 +125,7 @@ impl Watch {
                 name: record.name.as_ref().map(|name| brief(name)),
                 end,
                 over,
-                is_first: told == 0,
+                is_first: reported == 0,
                 poll: record.last_poll().map(|(ago, inside)| Poll { ago, inside }),
             });
         }
@@ -141,14 +141,14 @@ struct Rules {
 }
 
 impl Rules {
-    /// How long after the end it is told the next time, of what has been told so often.
-    fn interval(&self, told: u32) -> Duration {
-        self.grace.saturating_mul(1_u32.checked_shl(told).unwrap_or(u32::MAX))
+    /// Returns how long after the end work is reported next that has been reported so often.
+    fn interval(&self, reported: u32) -> Duration {
+        self.grace.saturating_mul(1_u32.checked_shl(reported).unwrap_or(u32::MAX))
     }
 
-    /// How often what stays so long would have been told.
+    /// Returns how often work that stays so long would have been reported.
     fn intervals(&self, over: Duration) -> u32 {
-        (1..32).find(|told| self.interval(*told) > over).unwrap_or(32)
+        (1..32).find(|reported| self.interval(*reported) > over).unwrap_or(32)
     }
 
     fn tell(&self, overstay: &Overstay) {
@@ -158,7 +158,7 @@ impl Rules {
     }
 }
 
-/// Work that is still here after the end of its context, as [`Watch::overstay_with`] tells of it.
+/// Work that is still here after the end of its context, as [`Watch::overstay_with`] reports it.
 ///
 /// Its [`Display`](fmt::Display) is one line.
 #[derive(Clone, Debug)]
@@ -174,9 +174,9 @@ pub struct Overstay {
     pub end: End,
     /// How long ago that was.
     pub over: Duration,
-    /// Whether this is the first time that it is told.
+    /// Whether this is the first report of it.
     pub is_first: bool,
-    /// Its last poll, if it is polled: whether it is inside tells a loop that is busy from one that waits.
+    /// Its last poll, if it is polled: `inside` distinguishes a busy loop from a forgotten `await`.
     pub poll: Option<Poll>,
 }
 
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn intervals_double_without_end() {
         let rules = Rules { grace: Duration::from_secs(5), callback: Box::new(|_| {}) };
-        assert_eq!([0, 1, 2].map(|told| rules.interval(told).as_secs()), [5, 10, 20]);
+        assert_eq!([0, 1, 2].map(|reported| rules.interval(reported).as_secs()), [5, 10, 20]);
         assert_eq!(
             [5, 9, 10, 39, 40].map(|secs| rules.intervals(Duration::from_secs(secs))),
             [1, 1, 2, 3, 4]

@@ -262,8 +262,9 @@ impl<'a> Picture<'a> {
     fn settle(&mut self) {
         for at in 0..self.nodes.len() {
             let Some(parent) = self.nodes[at].parent else { continue };
-            let [parent, node] =
-                self.nodes.get_disjoint_mut([parent, at]).expect("a parent lies before");
+            // A parent lies before its children.
+            let (above, rest) = self.nodes.split_at_mut(at);
+            let (parent, node) = (&mut above[parent], &mut rest[0]);
             parent.children += 1;
             if node.end.is_none() && !node.is_linked {
                 node.end.clone_from(&parent.end);
@@ -325,7 +326,7 @@ impl<'a> Picture<'a> {
                 lines.entry((!node.is_work, node.kind, Line(node.line))).or_default().push(node);
             }
         }
-        let line = |((_, kind, line), nodes): ((bool, Kind, Line), Vec<&Node>)| {
+        let line = |((is_held, kind, line), nodes): ((bool, Kind, Line), Vec<&Node>)| {
             let first =
                 nodes.iter().copied().min_by_key(|node| node.end.as_ref().map(|end| end.ended_at))?;
             let end = first.end.as_ref()?.tell(self.now);
@@ -340,12 +341,12 @@ impl<'a> Picture<'a> {
                 end,
                 poll: first.poll,
                 state: first.state(),
+                is_work: !is_held,
             })
         };
         let mut ended: Vec<EndedLine> = lines.into_iter().filter_map(line).collect();
         ended.sort_by(|a, b| {
-            let is_held = |line: &EndedLine| line.state == State::Held;
-            is_held(a).cmp(&is_held(b)).then(b.longest.cmp(&a.longest)).then(a.line.cmp(&b.line))
+            b.is_work.cmp(&a.is_work).then(b.longest.cmp(&a.longest)).then(a.line.cmp(&b.line))
         });
         ended
     }
@@ -380,6 +381,7 @@ impl<'a> Picture<'a> {
                     count: 0,
                     oldest: None,
                     least_left: None,
+                    budget: None,
                     waiters: 0,
                     name: node.name.clone(),
                     oldest_id: node.id,
@@ -388,7 +390,11 @@ impl<'a> Picture<'a> {
             });
             sum.count += 1;
             sum.waiters += node.waiters;
-            sum.least_left = [sum.least_left, self.left(node)].into_iter().flatten().min();
+            if let Some(left) =
+                self.left(node).filter(|left| sum.least_left.is_none_or(|least| *left < least))
+            {
+                (sum.least_left, sum.budget) = (Some(left), node.budget);
+            }
             if node.born.is_some_and(|here| born.is_none_or(|born| here < born)) {
                 *born = node.born;
                 (sum.oldest_id, sum.oldest) = (node.id, self.age(node));
@@ -423,6 +429,7 @@ impl<'a> Picture<'a> {
             end: node.end.as_ref().map(|end| end.tell(self.now)),
             poll: node.poll,
             is_work: node.is_work,
+            is_held: self.is_held(node),
         }
     }
 }
@@ -451,7 +458,7 @@ fn address(token: &Arc<Token>) -> usize {
     Arc::as_ptr(token).addr()
 }
 
-/// A number of its own for each address, which tells nothing of it. Those of records are below.
+/// A number of its own for each address, which reveals nothing of it. Those of records are below.
 fn id_of(address: usize) -> Id {
     static KEYS: OnceLock<RandomState> = OnceLock::new();
     const HALF: u64 = 1 << 52;

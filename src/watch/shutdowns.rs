@@ -58,17 +58,20 @@ fn state(record: &Record, id: Id, standing: Standing, now: Instant, show_causes:
     }
 }
 
+/// How many there are of a name and line, and how many of them are overdue.
+type Counts = HashMap<(Option<Arc<str>>, Line), [usize; 2]>;
+
 fn waits_for(running: Vec<Running>) -> Vec<WaitsFor> {
-    let mut counts: HashMap<(Option<Arc<str>>, Line), (usize, usize)> = HashMap::new();
+    let mut counts = Counts::new();
     for Running { name, spawned_at, is_overdue } in running {
-        let (count, overdue) = counts.entry((name, Line(spawned_at))).or_default();
+        let [count, overdue] = counts.entry((name, Line(spawned_at))).or_default();
         *count += 1;
         *overdue += usize::from(is_overdue);
     }
-    let waits_for = |((name, line), (count, overdue)): ((Option<Arc<str>>, Line), (usize, usize))| {
-        WaitsFor { name: name.map(|name| brief(&name)), line, count, overdue }
-    };
-    let mut all: Vec<WaitsFor> = counts.into_iter().map(waits_for).collect();
+    let mut all = Vec::with_capacity(counts.len());
+    for ((name, line), [count, overdue]) in counts {
+        all.push(WaitsFor { name: name.map(|name| brief(&name)), line, count, overdue });
+    }
     all.sort_by(|a, b| {
         let first = (b.overdue, b.count).cmp(&(a.overdue, a.count));
         first.then(a.line.cmp(&b.line)).then_with(|| a.name.cmp(&b.name))

@@ -29,7 +29,7 @@ pub const FORMAT: u32 = 1;
 /// | `taken_at_ms` | when it was taken, in milliseconds since 1970 |
 /// | `took_ms` | how long it took to take it |
 /// | `totals` | counts over all that was seen: [`Totals`] |
-/// | `ended` | what has been told to stop and is still here: an array of [`EndedLine`], the longest first |
+/// | `ended` | work that is still here after the end of its context: an array of [`EndedLine`], the longest first |
 /// | `nearly_overdue` | what has less than a tenth of its budget left: an array of [`NearlyOverdue`], the least time left first |
 /// | `alive` | what runs, by line: an array of [`AliveLine`], the most frequent first |
 /// | `lately` | which contexts have ended in the last minutes: an array of [`Lately`], the most frequent first |
@@ -49,7 +49,7 @@ pub struct Snapshot {
     pub took: Duration,
     /// Counts over all that was seen.
     pub totals: Totals,
-    /// *Ended, still here*: what has been told to stop and has not, by the line that spawned it; work before contexts that
+    /// *Ended, still here*: work whose context has ended, by the line that spawned it; work before contexts that
     /// are merely held, then the longest first.
     pub ended: Vec<EndedLine>,
     /// What has less than a tenth of its budget left, the least time left first.
@@ -93,7 +93,7 @@ pub struct Totals {
     pub unlisted: usize,
 }
 
-/// Work that was told to stop and is still here, of one kind and one line.
+/// Work that is still here after the end of its context, of one kind and one line.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct EndedLine {
@@ -117,11 +117,13 @@ pub struct EndedLine {
     pub end: End,
     /// `poll`: the last poll of the first, if it is polled.
     pub poll: Option<Poll>,
-    /// `state`: what the first does, as far as its polls tell.
+    /// `state`: what the first does, as far as its polls show.
     pub state: State,
+    /// `is_work`: whether they are work, rather than contexts that something holds.
+    pub is_work: bool,
 }
 
-/// What a piece of work does, as far as its polls tell.
+/// What a piece of work does, as far as its polls show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -173,6 +175,9 @@ pub struct AliveLine {
     /// `least_left_ms`: the least time left, if any has a deadline.
     #[serde(rename = "least_left_ms", serialize_with = "ms_or_null")]
     pub least_left: Option<Duration>,
+    /// `budget_ms`: the whole budget of the one that has the least time left.
+    #[serde(rename = "budget_ms", serialize_with = "ms_or_null")]
+    pub budget: Option<Duration>,
     /// `waiters`: how many futures wait for their ends.
     pub waiters: usize,
     /// `name`: the name of the oldest.
@@ -353,6 +358,8 @@ pub struct Entry {
     pub poll: Option<Poll>,
     /// `is_work`: whether there is work to be waited for, rather than a context that something holds.
     pub is_work: bool,
+    /// `is_held`: whether it is a context that ended more than a second ago, that nothing works in, and that is still held.
+    pub is_held: bool,
 }
 
 /// A number that JavaScript can hold exactly.
@@ -435,7 +442,7 @@ impl fmt::Display for How {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Poll {
-    /// `ago_ms`: if it is inside, how long ago the poll began; otherwise how long ago it returned.
+    /// `ago_ms`: how long ago the poll began.
     #[serde(rename = "ago_ms", serialize_with = "ms")]
     pub ago: Duration,
     /// `inside`: whether it is inside a poll right now: if so for long, it is busy, or blocks its thread.

@@ -4,6 +4,7 @@
 //! there is a bound to them; a table that is full all the same counts no new ones.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -38,15 +39,59 @@ pub(super) struct Stats {
     pub(super) max_entries: usize,
     pub(super) show_causes: bool,
     pub(super) overstayed: AtomicU64,
-    ended: [Mutex<HashMap<Key, Count>>; SHARDS],
+    ended: [Mutex<HashMap<Key, Count, BuildHasherDefault<Addresses>>>; SHARDS],
     late: [Mutex<Class>; CLASSES.len() + 1],
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy)]
 struct Key {
     how: How,
     line: Line,
     cause_type: Option<&'static str>,
+}
+
+/// The addresses of the program's texts distinguish them, and are quick to compare. A text with two addresses is counted
+/// twice, and summed up in a picture.
+impl Key {
+    fn addresses(&self) -> (How, usize, usize) {
+        let cause_type = self.cause_type.map_or(0, |name| name.as_ptr().addr());
+        (self.how, std::ptr::from_ref(self.line.location()).addr(), cause_type)
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Key) -> bool {
+        self.addresses() == other.addresses()
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (how, line, cause_type) = self.addresses();
+        state.write_usize(line);
+        state.write_usize(cause_type);
+        state.write_usize(how as usize);
+    }
+}
+
+/// A hash of addresses, which no one from outside chooses.
+#[derive(Default)]
+struct Addresses(u64);
+
+impl Hasher for Addresses {
+    fn write_usize(&mut self, value: usize) {
+        self.0 = (self.0 ^ value as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_usize(usize::from(*byte)));
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 #[derive(Clone)]
@@ -92,7 +137,7 @@ impl Count {
     fn note(&mut self, now: Instant, lived: Option<Duration>) {
         self.turn(now);
         self.total += 1;
-        self.last = now;
+        self.last = self.last.max(now);
         self.recent[0].add(Recent {
             count: 1,
             aged: u32::from(lived.is_some()),
@@ -134,8 +179,7 @@ impl Stats {
         }
     }
 
-    fn count(&self, key: Key, lived: Option<Duration>) {
-        let now = Instant::now();
+    fn count(&self, key: Key, now: Instant, lived: Option<Duration>) {
         let mut counts = locked(&self.ended[thread_number() % SHARDS]);
         if counts.len() < KEYS || counts.contains_key(&key) {
             counts.entry(key).or_insert_with(|| Count::new(now)).note(now, lived);
@@ -145,11 +189,12 @@ impl Stats {
     /// Returns what has ended in the last minutes, the most frequent first.
     pub(super) fn lately(&self) -> Vec<Lately> {
         let now = Instant::now();
-        let mut all: HashMap<Key, Count> = HashMap::new();
+        let mut all: HashMap<(How, Line, Option<&'static str>), Count> = HashMap::new();
         for shard in &self.ended {
             for (key, count) in &mut *locked(shard) {
                 count.turn(now);
-                let sum = all.entry(*key).or_insert_with(|| Count { total: 0, ..count.clone() });
+                let key = (key.how, key.line, key.cause_type);
+                let sum = all.entry(key).or_insert_with(|| Count { total: 0, ..count.clone() });
                 if sum.total == 0 {
                     *sum = count.clone();
                     continue;
@@ -159,10 +204,9 @@ impl Stats {
                 sum.recent.iter_mut().zip(count.recent).for_each(|(sum, recent)| sum.add(recent));
             }
         }
-        let recent = |(key, count): (Key, Count)| {
+        let recent = |((how, line, cause_type), count): ((How, Line, Option<&'static str>), Count)| {
             let mut sum = count.recent[0];
             sum.add(count.recent[1]);
-            let Key { how, line, cause_type } = key;
             (sum.count > 0).then(|| Lately {
                 how,
                 line,
@@ -213,11 +257,11 @@ impl Observer for Stats {
         }
         let token = record.subject.as_ref().and_then(Token::of_subject);
         let Some(token) = token else { return };
-        let now = Instant::now();
-        let facts = Facts::of(&token, now);
+        let facts = Facts::of(&token);
         shielded(|| drop(token));
         // What is over at its end is the normal case, which would hide the others.
         let Some(facts) = facts.filter(|facts| facts.how != How::Finished) else { return };
+        let now = Instant::now();
         let late = now.saturating_duration_since(facts.ended_at);
         let class = CLASSES.iter().position(|bound| late <= *bound).unwrap_or(CLASSES.len());
         let name = record.name.as_ref().map(|name| brief(name).into());
@@ -242,14 +286,14 @@ impl Observer for Stats {
         // A cause's type is asked of foreign code in no case; its drop may be.
         let line = Line(error.origin().made_at());
         let key = Key { how: how(error), line, cause_type: cause_type(error) };
-        let lived = born.map(|born| error.origin().ended_at().saturating_duration_since(born));
-        self.count(key, lived);
+        let ended_at = error.origin().ended_at();
+        self.count(key, ended_at, born.map(|born| ended_at.saturating_duration_since(born)));
         metrics::ended(key.how, line);
     }
 
     fn refused(&self, error: &Error) {
         let line = Line(error.origin().made_at());
-        self.count(Key { how: How::Refused, line, cause_type: None }, None);
+        self.count(Key { how: How::Refused, line, cause_type: None }, Instant::now(), None);
         metrics::ended(How::Refused, line);
     }
 }

@@ -4,8 +4,8 @@ use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
 use super::snapshot::{
-    AliveLine, End, EndedLine, Entry, LateClass, Lately, NearlyOverdue, Poll, ShutdownState, Snapshot,
-    State, Totals,
+    AliveLine, End, EndedLine, Entry, LateClass, Lately, NearlyOverdue, ShutdownState, Snapshot, State,
+    Totals,
 };
 
 const WIDTH: usize = 100;
@@ -19,7 +19,7 @@ impl Display for Snapshot {
         fmt_totals(totals, *took, f)?;
         part(f, "ENDED, STILL HERE", ENDED_COLUMNS, &self.ended, fmt_ended)?;
         if self.ended.is_empty() {
-            f.write_str("\n\nENDED, STILL HERE\n  nothing: all that was told to stop has")?;
+            f.write_str("\n\nENDED, STILL HERE\n  nothing")?;
         }
         part(f, "NEARLY OVERDUE", "", &self.nearly_overdue, fmt_nearly)?;
         part(f, "SHUTDOWNS", "", &self.shutdowns, fmt_shutdown)?;
@@ -91,7 +91,7 @@ fn fmt_totals(totals: &Totals, took: Duration, f: &mut Formatter<'_>) -> fmt::Re
 fn fmt_ended(line: &EndedLine, f: &mut Formatter<'_>) -> fmt::Result {
     let EndedLine { count, kind, longest, .. } = line;
     let place = tail(&line.line, 40);
-    let doing = doing(line.state, line.poll, *count, line.inside);
+    let doing = doing(line);
     write!(
         f,
         "{:>7}  {kind:<10}  {place:<40}  {:>9}  {}",
@@ -108,13 +108,15 @@ fn fmt_ended(line: &EndedLine, f: &mut Formatter<'_>) -> fmt::Result {
 }
 
 /// What a piece of work does, as far as that is known.
-fn doing(state: State, poll: Option<Poll>, count: usize, inside: usize) -> String {
+fn doing(line: &EndedLine) -> String {
+    let EndedLine { state, poll, count, inside, is_work, .. } = *line;
     let ago = Time(poll.map_or(Duration::ZERO, |poll| poll.ago));
     match state {
         State::Busy if count > 1 => format!("in a poll for {ago} ({inside})"),
         State::Busy => format!("in a poll for {ago}"),
         State::Waiting => format!("last polled {ago} ago"),
         State::NeverPolled => "never polled".to_owned(),
+        State::Held if is_work => "is still there".to_owned(),
         State::Held => "is held".to_owned(),
     }
 }
@@ -129,7 +131,7 @@ impl Display for Why<'_> {
         f.write_str(text)?;
         match (cause, cause_type) {
             (Some(cause), _) => write!(f, ": {cause}")?,
-            (None, Some(name)) => write!(f, ": {name}")?,
+            (None, Some(name)) => write!(f, ": {}", short(name))?,
             (None, None) => {}
         }
         if text.starts_with(how.as_str()) { Ok(()) } else { write!(f, " ({how})") }
@@ -162,7 +164,7 @@ fn fmt_name(name: Option<&str>, width: usize, f: &mut Formatter<'_>) -> fmt::Res
 fn fmt_lately(lately: &Lately, f: &mut Formatter<'_>) -> fmt::Result {
     let place = tail(&lately.line, 39);
     let count = thousands(usize::try_from(lately.count).unwrap_or(usize::MAX));
-    let cause = head(lately.cause_type.unwrap_or("-"), 16);
+    let cause = head(&short(lately.cause_type.unwrap_or("-")), 16);
     let [mean, max] = [lately.mean_lived, lately.max_lived].map(Known);
     write!(f, "{count:>7}  {:<11}  {place:<39}  {cause:<16}  {mean:>7}  {max:>7}", lately.how)
 }
@@ -243,6 +245,17 @@ pub(super) fn fmt_entry(entry: &Entry, indent: usize, f: &mut Formatter<'_>) -> 
     f.write_str(&head(&text, WIDTH.saturating_sub(indent)))
 }
 
+/// A type's name without the modules: `Box<dyn Error + Send>`.
+fn short(name: &str) -> String {
+    let mut short = String::new();
+    for part in
+        name.split_inclusive(|char: char| !(char.is_alphanumeric() || char == '_' || char == ':'))
+    {
+        short += part.rsplit_once("::").map_or(part, |(_, last)| last);
+    }
+    short
+}
+
 /// The first so many characters.
 fn head(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
@@ -284,7 +297,7 @@ impl Display for Time {
             0 if self.0.as_micros() < 1_000 => format!("{} µs", self.0.as_micros()),
             0 if self.0.as_millis() < 10 => format!("{:.1} ms", secs * 1e3),
             0 => format!("{} ms", self.0.as_millis()),
-            ..100 => format!("{secs:.1} s"),
+            1..100 => format!("{secs:.1} s"),
             100..6_000 => format!("{:.0} min", secs / 60.0),
             6_000..360_000 => format!("{:.0} h", secs / 3600.0),
             _ => format!("{:.0} d", secs / 86_400.0),
@@ -326,6 +339,11 @@ mod tests {
         assert_eq!(head("abcdef", 4), "abc…");
         assert_eq!(tail(&"src/a/very/long/path.rs:12", 10), "…ath.rs:12");
         assert_eq!(tail(&"short", 10), "short");
+        assert_eq!(short("&str"), "&str");
+        assert_eq!(
+            short("alloc::boxed::Box<dyn core::error::Error + core::marker::Send>"),
+            "Box<dyn Error + Send>"
+        );
         assert_eq!(thousands(1_190), "1,190");
         assert_eq!(thousands(12), "12");
         assert_eq!(thousands(1_234_567), "1,234,567");

@@ -37,53 +37,92 @@ impl Snapshot {
     /// The same with only what is under an entry, itself first, in `entries`; none are left if there is no such entry.
     /// Those left out are counted in `totals.unlisted`.
     pub fn below(mut self, id: Id) -> Snapshot {
-        let mut kept = HashSet::from([id]);
-        self.retain(|entry| {
-            let is_below = entry.id == id || entry.parent.is_some_and(|parent| kept.contains(&parent));
-            if is_below {
-                kept.insert(entry.id);
-            }
-            is_below
-        });
+        let kept = self.are_below(id);
+        self.retain(&kept);
         self
     }
 
     /// The same with so many `entries` at most: first what has ended and is still here, then other work, then the rest,
     /// each with those above it. Those left out are counted in `totals.unlisted`.
     pub fn cut(mut self, most: usize) -> Snapshot {
-        if self.entries.len() <= most {
-            return self;
+        if self.entries.len() > most {
+            let mut kept = vec![false; self.entries.len()];
+            self.chosen(None, most).into_iter().for_each(|at| kept[at] = true);
+            self.retain(&kept);
         }
-        let places: HashMap<Id, usize> =
-            self.entries.iter().enumerate().map(|(at, entry)| (entry.id, at)).collect();
-        let mut order: Vec<usize> = (0..self.entries.len()).collect();
+        self
+    }
+
+    /// Which entries are under one, or are that.
+    fn are_below(&self, id: Id) -> Vec<bool> {
+        let mut ids = HashSet::from([id]);
+        let is_below = |entry: &Entry| {
+            let is_below = entry.id == id || entry.parent.is_some_and(|parent| ids.contains(&parent));
+            if is_below {
+                ids.insert(entry.id);
+            }
+            is_below
+        };
+        self.entries.iter().map(is_below).collect()
+    }
+
+    /// The places of so many entries at most, of all or of those under one: see [`cut`](Self::cut).
+    pub(super) fn chosen(&self, under: Option<Id>, most: usize) -> Vec<usize> {
+        if most == 0 {
+            return Vec::new();
+        }
+        // What is not under it is chosen already, as it were.
+        let mut taken: Vec<bool> = match under {
+            Some(id) => self.are_below(id).into_iter().map(|is_below| !is_below).collect(),
+            None => vec![false; self.entries.len()],
+        };
+        let mut order: Vec<usize> = (0..self.entries.len()).filter(|at| !taken[*at]).collect();
+        if order.len() <= most {
+            return order;
+        }
+        let parents = self.parents();
+        let mut depths: Vec<usize> = Vec::with_capacity(parents.len());
+        for parent in &parents {
+            depths.push(parent.map_or(1, |parent| depths[parent] + 1));
+        }
+        // What is deeper does not fit, and is not walked up from again and again.
+        order.retain(|at| depths[*at] <= most || under.is_some());
         // Stable: otherwise as they come.
         order.sort_by_key(|at| {
             let entry = &self.entries[*at];
             (!(entry.is_work && entry.end.is_some()), !entry.is_work)
         });
-        let (mut kept, mut count) = (vec![false; self.entries.len()], 0);
+        let mut chosen = Vec::new();
         for at in order {
-            let above = std::iter::successors(Some(at), |at| {
-                self.entries[*at].parent.and_then(|parent| places.get(&parent).copied())
-            });
-            let path: Vec<usize> = above.take_while(|at| !kept[*at]).collect();
-            if count + path.len() <= most {
-                count += path.len();
-                path.into_iter().for_each(|at| kept[at] = true);
+            let above = std::iter::successors(Some(at), |at| parents[*at]);
+            let room = most - chosen.len();
+            let path: Vec<usize> = above.take_while(|at| !taken[*at]).take(room + 1).collect();
+            if path.len() <= room {
+                path.iter().for_each(|at| taken[*at] = true);
+                chosen.extend(path);
             }
-            if count == most {
+            if chosen.len() == most {
                 break;
             }
         }
-        let mut kept = kept.into_iter();
-        self.retain(|_| kept.next().unwrap_or(false));
-        self
+        chosen
     }
 
-    fn retain(&mut self, keep: impl FnMut(&Entry) -> bool) {
+    /// Where the parent of each entry is: before it.
+    pub(super) fn parents(&self) -> Vec<Option<usize>> {
+        let mut places: HashMap<Id, usize> = HashMap::with_capacity(self.entries.len());
+        let mut parents = Vec::with_capacity(self.entries.len());
+        for (at, entry) in self.entries.iter().enumerate() {
+            parents.push(entry.parent.and_then(|parent| places.get(&parent).copied()));
+            places.insert(entry.id, at);
+        }
+        parents
+    }
+
+    fn retain(&mut self, kept: &[bool]) {
         let before = self.entries.len();
-        self.entries.retain(keep);
+        let mut kept = kept.iter();
+        self.entries.retain(|_| kept.next().is_some_and(|kept| *kept));
         self.totals.unlisted += before - self.entries.len();
     }
 }
@@ -100,7 +139,7 @@ pub struct Tree<'a> {
 }
 
 impl Tree<'_> {
-    /// Prints so many entries below one, and how many more there are: 8 unless told otherwise.
+    /// Prints so many entries below one, and how many more there are: 8 by default.
     pub fn breadth(mut self, breadth: usize) -> Self {
         self.breadth = breadth;
         self

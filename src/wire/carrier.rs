@@ -146,15 +146,37 @@ pub(crate) type Only<'a> = Result<Option<&'a [u8]>, Several>;
 pub(crate) struct Several;
 
 pub(crate) fn set(carrier: &mut dyn Carrier, name: &HeaderName, value: &str) -> Result<(), NotSent> {
+    put(carrier, name, value, false)
+}
+
+fn put(
+    carrier: &mut dyn Carrier,
+    name: &HeaderName,
+    value: &str,
+    is_sensitive: bool,
+) -> Result<(), NotSent> {
     let not_sent = |why: BoxError| NotSent::new(name.as_str(), why);
     match carrier.as_headers_mut() {
         Some(headers) => {
-            let value = HeaderValue::from_str(value).map_err(|why| not_sent(why.into()))?;
+            let mut value = HeaderValue::from_str(value).map_err(|why| not_sent(why.into()))?;
+            value.set_sensitive(is_sensitive);
             headers.insert(name.clone(), value);
             Ok(())
         }
         None => carrier.set(name.as_str(), value).map_err(not_sent),
     }
+}
+
+/// [`set`] for a value that differs from call to call.
+///
+/// HTTP/2 would enter each in its table of headers, where it is of no use, displaces others, and is compared with all
+/// that come after it. One that is marked as sensitive is not entered.
+pub(crate) fn set_once(
+    carrier: &mut dyn Carrier,
+    name: &HeaderName,
+    value: &str,
+) -> Result<(), NotSent> {
+    put(carrier, name, value, true)
 }
 
 /// Returns a header's value as text, if it is visible ASCII, spaces and tabs.

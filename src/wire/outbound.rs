@@ -310,12 +310,12 @@ impl Outbound {
     fn write_left(&self, left: Duration, carrier: &mut dyn Carrier) -> Result<bool, NotSent> {
         for header in &self.written {
             let Some(text) = header.text(self.told(header, left, carrier)) else { return Ok(false) };
-            carrier::set(carrier, header.name(), text.as_str())?;
+            carrier::set_once(carrier, header.name(), text.as_str())?;
         }
         if let Some(date) = &self.date {
             let by = date.date_in(left);
             let by = date.date(carrier).ok().flatten().map_or(by, |given| by.min(given));
-            carrier::set(carrier, date.name(), DeadlineAt::text(by).as_str())?;
+            carrier::set_once(carrier, date.name(), DeadlineAt::text(by).as_str())?;
         }
         Ok(true)
     }

@@ -70,7 +70,7 @@ pub trait Database: Clone + Send + Sync + 'static {
 
 const RUNAWAY: &str = "DO 'BEGIN LOOP END LOOP; END'";
 
-/// Cancels do not end this.
+/// Cancels do not end this, but for the moment between two turns of its loop.
 const DEAF: &str = "DO $$ BEGIN LOOP
     BEGIN PERFORM pg_sleep(3600); EXCEPTION WHEN query_canceled THEN NULL; END;
 END LOOP; END $$";
@@ -159,7 +159,7 @@ pub async fn the_server_stops<D: Database>(server: Arc<Server>) {
 
     // By a deadline, of a query that computes; the connection is good for the next each time.
     for _ in 0..20 {
-        let answer = db.query(&background().with_timeout(ms(20)), RUNAWAY).await;
+        let answer = db.query(&background().with_timeout(ms(100)), RUNAWAY).await;
         assert_canceled(answer);
         assert_eq!(db.query(&background(), PID).await.unwrap(), pid, "the same connection");
     }
@@ -210,7 +210,7 @@ pub async fn a_handler_that_is_dropped_leaves_a_connection_that_works<D: Databas
     }
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     let pid = db.query(&background(), PID).await.unwrap();
-    let layer = ServerLayer::new(background(), Inbound::new().max_budget(ms(60)));
+    let layer = ServerLayer::new(background(), Inbound::new().max_budget(ms(200)));
     let app = Router::new().route("/0", get(report::<D>)).route("/1", get(unaware::<D>));
     let app = app.layer(layer).with_state(db.clone());
     for round in 0..20 {
@@ -283,28 +283,38 @@ pub async fn a_full_pool_is_canceled<D: Database>(server: Arc<Server>) {
 /// A server that does not heed cancels: the connection is closed, and another one takes its place.
 pub async fn a_connection_whose_query_goes_on_is_closed<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
-    let pid = db.query(&background(), PID).await.unwrap();
-    let begun = Instant::now();
-    let failure =
-        db.query(&background().with_timeout(ms(50)), &format!("{DEAF} /* deaf */")).await.unwrap_err();
-    assert_eq!(failure.kind, Some(StoppedKind::Unknown), "{failure:?}");
-    assert!(begun.elapsed() >= GRACE && begun.elapsed() < GRACE * 2);
-    assert_ne!(db.query(&background(), PID).await.unwrap(), pid, "another connection");
-    // The server finds it closed.
-    observer.until_running("/* deaf */", 0).await;
+    let sql = format!("{DEAF} /* deaf */");
+    for _ in 0..10 {
+        let pid = db.query(&background(), PID).await.unwrap();
+        let begun = Instant::now();
+        let failure = db.query(&background().with_timeout(ms(200)), &sql).await.unwrap_err();
+        if failure.kind == Some(StoppedKind::Unknown) {
+            assert!(begun.elapsed() >= GRACE && begun.elapsed() < GRACE * 3);
+            assert_ne!(db.query(&background(), PID).await.unwrap(), pid, "another connection");
+            // The server finds it closed.
+            return observer.until_running("/* deaf */", 0).await;
+        }
+        assert!(failure.ended.is_some(), "{failure:?}");
+    }
+    panic!("it is not deaf");
 }
 
 /// The same, after a drop.
 pub async fn and_so_is_that_of_a_caller_that_has_gone<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
-    let pid = db.query(&background(), PID).await.unwrap();
-    let (ctx, sql) = (background(), format!("{DEAF} /* deaf and dropped */"));
-    assert!(timeout(ms(50), db.query(&ctx, &sql)).await.is_err());
-    // Meanwhile it is nobody's.
-    let waits = db.query(&background().with_timeout(ms(100)), PID).await.unwrap_err();
-    assert!(waits.ended.unwrap().is_deadline_exceeded());
-    assert_ne!(db.query(&background(), PID).await.unwrap(), pid, "another connection");
-    observer.until_running("/* deaf and dropped */", 0).await;
+    let sql = format!("{DEAF} /* deaf and dropped */");
+    for _ in 0..10 {
+        let pid = db.query(&background(), PID).await.unwrap();
+        let ctx = background();
+        assert!(timeout(ms(200), db.query(&ctx, &sql)).await.is_err());
+        // Meanwhile no caller has it.
+        let waits = db.query(&background().with_timeout(ms(100)), PID).await;
+        if db.query(&background(), PID).await.unwrap() != pid {
+            assert!(waits.unwrap_err().ended.unwrap().is_deadline_exceeded());
+            return observer.until_running("/* deaf and dropped */", 0).await;
+        }
+    }
+    panic!("it is not deaf");
 }
 
 pub async fn a_query_that_panics_leaves_nothing_behind<D: Database>(server: Arc<Server>) {
@@ -419,26 +429,34 @@ pub async fn a_cancel_that_does_not_get_through_is_bounded<D: Database>(_shared:
 pub async fn a_cancel_that_comes_late_hits_no_other_query<D: Database>(_shared: Arc<Server>) {
     let Some(server) = Server::own().map(Halting) else { return };
     let db = D::open(&server.0, 1).await;
-    let pid = db.query(&background(), PID).await.unwrap();
+    let mut pid = db.query(&background(), PID).await.unwrap();
+    let mut late = 0;
     for round in 0..120 {
         server.halt();
-        let ctx = background().with_timeout(ms(10));
+        let ctx = background().with_timeout(ms(30));
         let query = async {
-            let query = db.query(&ctx, "SELECT 'done' FROM pg_sleep(0.02)");
+            let query = db.query(&ctx, "SELECT 'done' FROM pg_sleep(0.04)");
             // Every third one is dropped meanwhile.
-            if round % 3 == 0 { timeout(ms(15), query).await.ok() } else { Some(query.await) }
+            if round % 3 == 0 { timeout(ms(35), query).await.ok() } else { Some(query.await) }
         };
         let (answer, ()) = tokio::join!(query, async {
-            sleep(ms(40)).await;
+            sleep(ms(70)).await;
             server.go_on();
         });
-        // It was late itself, if the machine was busy.
-        if let Some(Err(failure)) = answer {
-            assert!(failure.ended.is_some(), "round {round}: {failure:?}");
-        }
         let next = db.query(&background(), "SELECT pg_backend_pid()::text FROM pg_sleep(0.01)").await;
-        assert_eq!(next.unwrap(), pid, "round {round}: the same connection");
+        let next = next.unwrap_or_else(|failure| panic!("round {round}: {failure:?}"));
+        match answer {
+            Some(Ok(_done)) => {
+                assert_eq!(next, pid, "round {round}: the same connection");
+                late += 1;
+            }
+            // It was late itself, if the machine was busy.
+            Some(Err(failure)) => assert!(failure.ended.is_some(), "round {round}: {failure:?}"),
+            None => {}
+        }
+        pid = next;
     }
+    println!("{late} cancels came late");
 }
 
 /// Makes the tests of one [`Database`].

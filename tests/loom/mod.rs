@@ -110,12 +110,12 @@ fn epoch() -> Instant {
 /// The width of the slot of a deadline a second away, in nanoseconds.
 const WIDTH: i128 = 1 << 26;
 /// Stamps count from here at the epoch.
-const BIAS: i128 = 192 * 365 * 86_400 * 1_000_000_000;
+const BIAS: i128 = 100 * 365 * 86_400 * 1_000_000_000;
 
 /// What is left, at that time, of a slot of that width.
 fn room_in_slot(at: Instant) -> i128 {
     let since = at.duration_since(epoch()).as_nanos() as i128;
-    WIDTH - (since - BIAS).rem_euclid(WIDTH)
+    WIDTH - (since + BIAS).rem_euclid(WIDTH)
 }
 
 /// Waits until the clock, which stands still from then on, is not about where two slots meet: all orders of a

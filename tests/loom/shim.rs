@@ -119,7 +119,7 @@ atomic!(AtomicBool, bool, false, swap);
 atomic!(AtomicU8, u8, 0,);
 atomic!(AtomicU16, u16, 0, fetch_or, fetch_and);
 atomic!(AtomicU32, u32, 0, fetch_add, fetch_sub);
-atomic!(AtomicI64, i64, 0,);
+atomic!(AtomicU64, u64, 0,);
 
 loom::lazy_static! {
     static ref START: Instant = Instant::now();

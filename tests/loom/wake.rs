@@ -110,3 +110,51 @@ fn waiters_come_and_go() {
         assert_eq!(census(&ctx), 0);
     });
 }
+
+/// A waiter has come and gone, and another comes, while the token is canceled, which takes a way of its own where
+/// the list is empty.
+#[test]
+fn canceled_as_a_waiter_comes_back() {
+    explore([6, 4], || {
+        let (ctx, guard) = Context::background().with_cancel().split();
+        let roll = Roll::of([&ctx]);
+        Waiter::waiting_on(&ctx).leave().is_gone();
+        let ender = thread::spawn({
+            let ctx = ctx.clone();
+            move || {
+                drop(guard);
+                story(&ctx)
+            }
+        });
+        let mut waiter = Waiter::on(&ctx);
+        waiter.poll();
+        let error = ender.join().unwrap();
+        waiter.finish(&error);
+        drop(ctx);
+        roll.is_gone();
+    });
+}
+
+/// The same with a child in the list's place: it is closed, or sees the end above.
+#[test]
+fn canceled_as_a_child_is_linked_again() {
+    explore([4, 2], || {
+        let root = Context::background().with_cancel();
+        let gone = root.with_cancel();
+        Waiter::waiting_on(&gone).leave().is_gone();
+        drop(gone);
+        let child = root.with_cancel().detach();
+        let ender = thread::spawn({
+            let (canceler, child) = (root.canceler(), child.clone());
+            move || {
+                canceler.cancel_with("why");
+                story(&child)
+            }
+        });
+        let mut waiter = Waiter::on(&child);
+        waiter.poll();
+        let error = ender.join().unwrap();
+        waiter.finish(&error);
+        assert_eq!(census(&child), 0);
+    });
+}

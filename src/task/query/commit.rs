@@ -4,7 +4,7 @@
 //! canceling has not, and canceling only where no commit is under way: each is one compare-and-swap from the state in
 //! which the other is not, so that no cancel meets a commit. Canceling is never taken back.
 //!
-//! A commit that is dropped before it is answered stays counted: its answer will be met by nobody.
+//! A commit that is dropped before it is answered stays counted: its answer may still come.
 
 use std::fmt;
 use std::future::Future;
@@ -22,7 +22,9 @@ const SENT: u32 = 1 << 30;
 const UNDER_WAY: u32 = SENT - 1;
 
 /// Sends what must not be canceled once it is sent: a commit. Handed to the function of
-/// [`Context::transact`](crate::Context::transact).
+/// [`Context::transact`](crate::Context::transact), which shows it in use.
+///
+/// It cannot leave that function: a commit that another task sends would not be waited for.
 pub struct Commit {
     ctx: Context,
     state: AtomicU32,
@@ -45,6 +47,21 @@ impl Commit {
     /// # Errors
     ///
     /// The context's [`err`](Context::err), if it ended first: the commit has then not been sent, and is dropped.
+    ///
+    /// ```
+    /// use tokio_ctx::BoxError;
+    /// use tokio_ctx::query::Commit;
+    ///
+    /// # struct Transaction;
+    /// # impl Transaction {
+    /// #     async fn execute(&self, _: &str) -> Result<u64, BoxError> { Ok(1) }
+    /// #     async fn commit(self) -> Result<(), BoxError> { Ok(()) }
+    /// # }
+    /// async fn finish(transaction: Transaction, commit: &Commit) -> Result<(), BoxError> {
+    ///     transaction.execute("UPDATE orders SET paid = true").await?; // This can be canceled,
+    ///     commit.send(transaction.commit()).await? // and this not, once it is sent.
+    /// }
+    /// ```
     pub async fn send<F: Future>(&self, commit: F) -> Result<F::Output, Error> {
         checked(&self.ctx).await?;
         if !self.begin() {

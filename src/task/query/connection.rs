@@ -88,4 +88,14 @@ pub trait Connection: Send + 'static {
 
 /// A query's future, which has the connection for as long as it lives: what the function returns that
 /// [`Context::query`](crate::Context::query) takes. `Box::pin(async move { … })` makes one.
+///
+/// ```
+/// use tokio_ctx::query::QueryFuture;
+///
+/// # struct Client;
+/// # impl Client { async fn query(&mut self, _: &str) -> Vec<u32> { vec![] } }
+/// fn all_orders(client: &mut Client) -> QueryFuture<'_, Vec<u32>> {
+///     Box::pin(client.query("SELECT id FROM orders"))
+/// }
+/// ```
 pub type QueryFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

@@ -26,7 +26,7 @@ use crate::error::{BoxError, Error, fmt_with_sources};
 ///     match &outcome.result {
 ///         Ok(rows) => println!("{rows} rows"),
 ///         Err(stopped) if stopped.kind() == StoppedKind::NotBegun => println!("nothing happened: {stopped}"),
-///         Err(stopped) => println!("who knows: {stopped}"),
+///         Err(stopped) => println!("it may have taken effect: {stopped}"),
 ///     }
 ///     if outcome.connection.is_none() {
 ///         println!("the connection has been closed");
@@ -92,7 +92,19 @@ impl<C, T, E> Outcome<C, Result<T, E>> {
     }
 }
 
-/// How far a query had come that did not return.
+/// How far a query had come that did not return. Made by [`Stopped::kind`].
+///
+/// ```
+/// use tokio_ctx::query::{Stopped, StoppedKind};
+///
+/// fn advice(stopped: &Stopped) -> &'static str {
+///     match stopped.kind() {
+///         StoppedKind::NotBegun => "nothing was asked of the database",
+///         StoppedKind::Canceled => "the database has stopped",
+///         _ => "look before you try again",
+///     }
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StoppedKind {
@@ -168,6 +180,15 @@ impl Stopped {
     ///
     /// A transaction that was not committed by then is undone by the server, at the latest when it finds the connection
     /// closed. `false` says nothing of statements that commit by themselves.
+    ///
+    /// ```
+    /// use tokio_ctx::query::Stopped;
+    ///
+    /// /// What the customer is told.
+    /// fn answer(stopped: &Stopped) -> &'static str {
+    ///     if stopped.commit_sent() { "we are looking into it" } else { "please try again" }
+    /// }
+    /// ```
     pub fn commit_sent(&self) -> bool {
         self.commit_sent
     }

@@ -1,6 +1,6 @@
 //! A query under way: it runs, is canceled when its context ends, and is waited for.
 //!
-//! [`Work`] is one future, polled by one task at a time: the caller's, or, once that has dropped it, a task of its own.
+//! [`Work`] is one future, polled by one task at a time: its caller's, and from the end on a task of its own (`turns.rs`).
 //! Query, cancels and timers are polled by the same hand, one after the other, so that nothing here races but the
 //! server, of which two facts are needed:
 //!
@@ -20,7 +20,7 @@ use std::mem;
 use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll, ready};
+use std::task::{Context as TaskContext, Poll, Waker, ready};
 use std::thread;
 use std::time::Duration;
 
@@ -47,6 +47,7 @@ pub(super) struct Work<C: Connection, T> {
     query: Option<Running<C, T>>,
     over: Option<Returned<C, T>>,
     stop: Option<Stop>,
+    must_stop: bool,
     cancels: Cancels<C>,
     commit: Arc<Commit>,
     grace: Duration,
@@ -101,6 +102,7 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
             query: Some(Box::pin(scope.scope(query))),
             over: None,
             stop: None,
+            must_stop: false,
             cancels: Cancels::new(canceler, scope.without_cancel()),
             commit,
             grace,
@@ -118,7 +120,23 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
         &self.scope
     }
 
-    pub(super) fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<End<C, T>> {
+    /// Whether it is to be stopped, for which it needs its runtime.
+    pub(super) fn must_stop(&self) -> bool {
+        self.must_stop
+    }
+
+    /// What came of a query that is dropped amid its end.
+    pub(super) fn lost(mut self) -> End<C, T> {
+        if let Some((_, Err(payload))) = self.over.take() {
+            return Err(payload);
+        }
+        let ended = self.scope.err();
+        self.conclude(ended)
+    }
+
+    /// Polls what there is to do. With an `end`, that is woken when the context ends, instead of the task, and to stop
+    /// the query is left to a poll without.
+    pub(super) fn poll(&mut self, cx: &mut TaskContext<'_>, end: Option<&Waker>) -> Poll<End<C, T>> {
         if let Some(Poll::Ready(returned)) = self.query.as_mut().map(|query| query.as_mut().poll(cx)) {
             self.query = None;
             self.over = Some(returned);
@@ -128,8 +146,15 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
                 // It may have seen the end itself, before it is seen here.
                 Some((_, Ok(_))) => return Poll::Ready(self.conclude(self.scope.err())),
                 Some((_, Err(_))) => None,
-                None => Some(ready!(Pin::new(&mut self.wait).poll(cx))),
+                None => {
+                    let waker = end.unwrap_or(cx.waker());
+                    Some(ready!(Pin::new(&mut self.wait).poll(&mut TaskContext::from_waker(waker))))
+                }
             };
+            if end.is_some() {
+                self.must_stop = true;
+                return Poll::Pending;
+            }
             self.stop = Some(Stop { ended, limit: timer(self.grace) });
         }
         if !self.poll_cancels(cx) {

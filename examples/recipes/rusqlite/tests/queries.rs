@@ -284,7 +284,7 @@ async fn a_query_that_panics_leaves_nothing_behind() {
     assert!(file.rows() <= 5, "what was begun is undone");
 }
 
-/// A query that neither steps nor waits in SQLite: nothing stops it, and nobody gets its connection.
+/// A query that neither steps nor waits in SQLite: nothing stops it, and no caller gets its connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_whose_query_goes_on_is_not_used() {
     let file = File::new();

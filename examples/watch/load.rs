@@ -1,0 +1,75 @@
+//! The clients: some fifty orders a second, and, when it is their turn, the requests that meet the faults.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use reqwest::Client;
+use tokio_ctx::{BoxError, CancelScope, Context};
+
+/// Whether the faults are met at once.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Faults {
+    Now,
+    Later,
+}
+
+pub struct Load {
+    client: Client,
+    service: SocketAddr,
+    until: CancelScope,
+}
+
+impl Load {
+    /// Starts to ask for orders.
+    pub fn start(service: SocketAddr, faults: Faults) -> Result<Load, BoxError> {
+        // The service is on this machine, whatever proxy the environment names.
+        let client = Client::builder().no_proxy().build()?;
+        let load = Load { client, service, until: Context::background().with_cancel().named("load") };
+        load.every(20, "order", Duration::from_secs(1));
+        if faults == Faults::Now {
+            load.every(4_000, "report", Duration::from_millis(100));
+            load.every(9_000, "thumbnail", Duration::from_millis(200));
+            load.every(2_500, "subscribe", Duration::from_secs(1));
+        }
+        Ok(load)
+    }
+
+    /// Asks so often, from clients that wait so long for an answer.
+    fn every(&self, millis: u64, path: &'static str, patience: Duration) {
+        let (client, service) = (self.client.clone(), self.service);
+        self.until.spawn_with(async move |ctx: Context| {
+            for id in 0_u64.. {
+                if ctx.sleep(Duration::from_millis(millis)).await.is_err() {
+                    break;
+                }
+                let request = get(&client, service, &format!("{path}/{id}"), patience);
+                ctx.spawn_bounded(request);
+            }
+        });
+    }
+
+    /// Asks once. The client hangs up when its patience is over.
+    pub async fn ask(&self, path: &str, patience: Duration) {
+        get(&self.client, self.service, path, patience).await;
+    }
+
+    /// Asks for no more.
+    pub fn stop(self) {
+        self.until.cancel_with("no more load");
+    }
+}
+
+fn get(
+    client: &Client,
+    service: SocketAddr,
+    path: &str,
+    patience: Duration,
+) -> impl Future<Output = ()> + use<> {
+    let request = client.get(format!("http://{service}/{path}")).timeout(patience);
+    async move {
+        // The clients take it as it comes.
+        if let Ok(answer) = request.send().await {
+            let _ = answer.bytes().await;
+        }
+    }
+}

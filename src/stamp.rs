@@ -1,0 +1,48 @@
+//! A point in time in one word, half as large as an `Instant`, so that it fits into an atomic, and an error that holds
+//! one is cheap to put together.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Nanoseconds since a hundred years before the first stamp. They reach to 484 years after it; a deadline beyond that
+/// is none. Zero is no time.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Stamp(pub(crate) u64);
+
+/// The first stamp.
+const FIRST: u64 = 100 * 365 * 86_400 * 1_000_000_000;
+
+impl Stamp {
+    pub(crate) const NEVER: Stamp = Stamp(u64::MAX);
+
+    #[inline]
+    pub(crate) fn new(at: Instant) -> Stamp {
+        let epoch = Stamp::epoch();
+        match at.checked_duration_since(epoch) {
+            Some(after) => Stamp(nanos(after).saturating_add(FIRST)),
+            None => Stamp(FIRST.saturating_sub(nanos(epoch - at)).max(1)),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn instant(self) -> Instant {
+        let (epoch, span) = (Stamp::epoch(), Duration::from_nanos(self.0.abs_diff(FIRST)));
+        let at = if self.0 < FIRST { epoch.checked_sub(span) } else { epoch.checked_add(span) };
+        at.unwrap_or(epoch)
+    }
+
+    /// When the first stamp was made.
+    #[inline]
+    fn epoch() -> Instant {
+        static EPOCH: OnceLock<Instant> = OnceLock::new();
+        *EPOCH.get_or_init(Instant::now)
+    }
+}
+
+/// A duration in nanoseconds; 584 years are the longest.
+#[inline]
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

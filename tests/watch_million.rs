@@ -1,0 +1,60 @@
+//! A crowd is pictured while another thread derives, waits and drops under the same parent: how long that one is held up.
+//!
+//! In a process of its own, as its watch takes millions. `TOKIO_CTX_FULL=1` makes it a million.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context as TaskContext, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio_ctx::watch::Watch;
+use tokio_ctx::{Context, DoneOwned};
+
+fn waiting_on(ctx: &Context) -> Pin<Box<DoneOwned>> {
+    let mut done = Box::pin(ctx.done_owned());
+    assert!(done.as_mut().poll(&mut TaskContext::from_waker(Waker::noop())).is_pending());
+    done
+}
+
+#[test]
+fn a_picture_of_a_crowd_holds_up_no_derive() {
+    let full = std::env::var("TOKIO_CTX_FULL").is_ok_and(|full| full == "1");
+    let crowd = if full { 1_000_000 } else { 100_000 };
+    let watch = Watch::builder().max_entries(3 * crowd).install().unwrap();
+    let root = Context::background().with_cancel().named("crowd");
+    let waits: Vec<_> = (0..crowd).map(|_| waiting_on(&root.with_cancel().detach())).collect();
+
+    let is_over = AtomicBool::new(false);
+    let mut took: Vec<Duration> = thread::scope(|scope| {
+        let deriving = scope.spawn(|| {
+            let mut took = Vec::new();
+            while !is_over.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                let child = root.with_cancel();
+                let wait = waiting_on(&child);
+                drop((wait, child));
+                took.push(begun.elapsed());
+            }
+            took
+        });
+        for _ in 0..3 {
+            let snapshot = watch.snapshot();
+            assert!(snapshot.entries.len() > crowd, "{}", snapshot.totals.seen);
+            assert!(snapshot.alive[0].count >= crowd && snapshot.alive[0].waiters >= crowd);
+            println!("{} entries in {:?}", snapshot.entries.len(), snapshot.took);
+        }
+        is_over.store(true, Ordering::Relaxed);
+        deriving.join().unwrap()
+    });
+    took.sort();
+    let [median, p99, p999] = [2, 100, 1000].map(|part| took[took.len() - 1 - (took.len() - 1) / part]);
+    let longest = took[took.len() - 1];
+    println!(
+        "{} derives: median {median:?}, p99 {p99:?}, p99.9 {p999:?}, longest {longest:?}",
+        took.len()
+    );
+    assert!(p99 < Duration::from_millis(1), "p99 {p99:?}");
+    drop(waits);
+    assert!(watch.snapshot().entries.len() <= 2);
+}

@@ -1,0 +1,185 @@
+//! What a watch sees of requests: their names, how they end, and what keeps one afterwards.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use tokio::time::advance;
+use tokio_ctx::watch::{self, Entry, How, Kind, Snapshot, State};
+use tokio_ctx::wire::{Inbound, ServerLayer};
+use tokio_ctx::{Context, Shutdown};
+use tower::{Layer, ServiceExt, service_fn};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn snapshot() -> Snapshot {
+    watch::install().snapshot()
+}
+
+fn request(path: &str) -> Request<Empty<Bytes>> {
+    Request::get(format!("http://service.example{path}?token=secret")).body(Empty::new()).unwrap()
+}
+
+fn entry<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a Entry> {
+    snapshot.entries.iter().find(|entry| entry.name.as_deref() == Some(name))
+}
+
+/// Another test's picture may hold a context for a moment: its record goes with it.
+#[track_caller]
+fn is_gone(name: &str) {
+    let until = std::time::Instant::now() + 60 * SECOND;
+    while entry(&snapshot(), name).is_some() {
+        assert!(std::time::Instant::now() < until, "{name} is still here");
+        std::thread::yield_now();
+    }
+}
+
+fn is_polled_once<F: Future>(future: std::pin::Pin<&mut F>) -> bool {
+    future.poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_pending()
+}
+
+type Answered = Result<Response<Full<Bytes>>, Infallible>;
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_there_by_its_method_and_path_until_it_is_answered() {
+    watch::install();
+    let service = Context::background().with_cancel();
+    let layer = ServerLayer::new(service.clone(), Inbound::new().max_budget(30 * SECOND));
+    let line = line!() - 1;
+    let handler = layer.layer(service_fn(async |_: Request<Empty<Bytes>>| -> Answered {
+        tokio::time::sleep(SECOND).await;
+        Ok(Response::new(Full::from("all is well")))
+    }));
+    let mut answer = pin!(handler.oneshot(request("/report/7")));
+    assert!(is_polled_once(answer.as_mut()));
+    let seen = snapshot();
+    let here = entry(&seen, "GET /report/7").unwrap();
+    assert_eq!((here.kind, here.line.location().line(), here.is_work), (Kind::Request, line, true));
+    assert_eq!((here.left, here.budget), (Some(30 * SECOND), Some(30 * SECOND)));
+    assert!(here.poll.is_some_and(|poll| !poll.inside) && here.end.is_none());
+    assert!(seen.entry(here.parent.unwrap()).is_some());
+
+    let body = answer.await.unwrap().into_body();
+    assert!(entry(&snapshot(), "GET /report/7").unwrap().is_work, "its body is to come");
+    assert_eq!(body.collect().await.unwrap().to_bytes(), "all is well");
+    is_gone("GET /report/7");
+    assert!(!seen.to_json().contains("secret"), "a query is not shown");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_context_that_is_kept_after_the_answer_is_a_leak() {
+    watch::install();
+    let kept: Arc<Mutex<Vec<Context>>> = Arc::default();
+    let keep = kept.clone();
+    let layer = ServerLayer::new(Context::background(), Inbound::new());
+    let handler = layer.layer(service_fn(move |_: Request<Empty<Bytes>>| {
+        keep.lock().unwrap().push(Context::current());
+        async { Answered::Ok(Response::new(Full::from("x"))) }
+    }));
+    let answer = handler.oneshot(request("/leak")).await.unwrap();
+    drop(answer.into_body().collect().await.unwrap());
+    advance(2 * SECOND).await;
+    let seen = snapshot();
+    let here = seen.ended.iter().find(|ended| ended.name.as_deref() == Some("GET /leak")).unwrap();
+    assert_eq!((here.kind, here.state, here.end.how), (Kind::Request, State::Held, How::Finished));
+    assert!(!entry(&seen, "GET /leak").unwrap().is_work);
+    kept.lock().unwrap().clear();
+    is_gone("GET /leak");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_handler_leaves_behind_is_told_with_the_client_that_left() {
+    watch::install();
+    let layer = ServerLayer::new(Context::background(), Inbound::new());
+    let handler = layer.layer(service_fn(async |_: Request<Empty<Bytes>>| -> Answered {
+        Context::current().spawn(pending::<()>());
+        pending().await
+    }));
+    let spawned = line!() - 3;
+    let mut answer = Box::pin(handler.oneshot(request("/left")));
+    assert!(is_polled_once(answer.as_mut()));
+    drop(answer);
+    let seen = snapshot();
+    let here = seen.ended.iter().find(|ended| ended.line.location().line() == spawned).unwrap();
+    assert_eq!((here.kind, here.end.how), (Kind::Task, How::ClientLeft));
+    assert_eq!(here.end.cause_type, Some("RequestEnd"));
+    // Under the request, which is over and held by it.
+    let task = seen.entry(here.first).unwrap();
+    let request = seen.entry(task.parent.unwrap()).unwrap();
+    assert_eq!((request.name.as_deref(), request.is_work), (Some("GET /left"), false));
+    let layer_line = request.line;
+    assert!(seen.lately.iter().any(|lately| lately.line == layer_line && lately.how == How::ClientLeft));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_refused_and_one_that_is_too_late_are_told_apart() {
+    watch::install();
+    let service = Context::background().with_cancel();
+    let layer = ServerLayer::new(service.clone(), Inbound::new().max_budget(SECOND));
+    let line = line!() - 1;
+    let handler =
+        layer.layer(service_fn(async |_: Request<Empty<Bytes>>| -> Answered { pending().await }));
+    let answer = handler.clone().oneshot(request("/slow")).await.unwrap();
+    assert_eq!(answer.status(), 504);
+    drop(answer);
+    service.cancel();
+    let canceled = service.err().unwrap().origin().made_at().line();
+    assert_eq!(handler.oneshot(request("/slow")).await.unwrap().status(), 503);
+    let seen = snapshot();
+    let count = |line: u32, how: How| {
+        let is_it = |lately: &&watch::Lately| lately.line.location().line() == line && lately.how == how;
+        seen.lately.iter().filter(is_it).map(|lately| lately.count).sum::<u64>()
+    };
+    assert_eq!((count(line, How::Deadline), count(canceled, How::Refused)), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_of_a_shutdown_is_there_once_and_agrees_with_it() {
+    watch::install();
+    let shutdown = Shutdown::new(&Context::background()).grace(SECOND).cleanup(SECOND);
+    let http = shutdown.named("http");
+    let layer = ServerLayer::with_shutdown(&http, Inbound::new());
+    let handler = layer.layer(service_fn(async |_: Request<Empty<Bytes>>| {
+        let frames = futures::stream::pending::<Result<http_body::Frame<Bytes>, Infallible>>();
+        Ok::<_, Infallible>(Response::new(StreamBody::new(frames)))
+    }));
+    let answer = handler.oneshot(request("/stream")).await.unwrap();
+    let seen = snapshot();
+    let line =
+        seen.entries.iter().find(|entry| entry.name.as_deref() == Some("GET /stream")).unwrap().line;
+    assert_eq!(seen.entries.iter().filter(|entry| entry.line == line).count(), 1);
+    let state =
+        seen.shutdowns.iter().find(|state| state.waits_for.iter().any(|waits| waits.line == line));
+    let waits_for = &state.unwrap().waits_for[0];
+    assert_eq!((waits_for.name.as_deref(), waits_for.count), (Some("http/GET /stream"), 1));
+    drop(answer);
+    shutdown.begin("over");
+    assert!(shutdown.wait().await.is_clean());
+}
+
+#[cfg(all(unix, feature = "process"))]
+#[tokio::test]
+async fn a_child_process_is_there_while_it_runs() {
+    use tokio::process::Command;
+    use tokio_ctx::process::CommandExt;
+
+    watch::install();
+    let ctx = Context::background().with_cancel();
+    let mut child = Command::new("sleep").arg("600").bounded_by(&ctx).spawn().unwrap();
+    let line = line!() - 1;
+    let name = format!("sleep (process {})", child.id().unwrap());
+    let seen = snapshot();
+    let here = entry(&seen, &name).unwrap();
+    assert_eq!((here.kind, here.line.location().line(), here.is_work), (Kind::Process, line, true));
+    ctx.cancel();
+    let here = snapshot().ended.into_iter().find(|ended| ended.name.as_deref() == Some(&*name));
+    assert_eq!(here.unwrap().kind, Kind::Process);
+    assert!(child.wait().await.is_err());
+    drop(child);
+    assert!(entry(&snapshot(), &name).is_none());
+}
