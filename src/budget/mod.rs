@@ -1,6 +1,6 @@
 //! Ways to spend a deadline: retries, idle limits, shared work, reserves and queues.
 //!
-//! All of them take their time from one context. The guide [Spending a budget](crate::guide::spending_a_budget)
+//! All of them take their time from one context. The guide [Spending a budget](../guide/spending_a_budget/index.html)
 //! shows each of them beside the hand-written code that it replaces.
 //!
 //! | to | use |

@@ -1,4 +1,4 @@
-//! What became of a retry that gave up: its attempts, what each took, and why there was no further one.
+//! The error of a retry: the attempts, the time that each took, and why there was no further one.
 //!
 //! All times are differences between readings of one clock at the borders of attempts and delays, so that they add
 //! up: the time that has passed is that in attempts and that in delays.
@@ -45,17 +45,17 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// Which attempt it was; the first is 1.
+    /// Returns the number of the attempt. The first is 1.
     pub fn number(&self) -> u32 {
         self.number
     }
 
-    /// How long it took.
+    /// Returns how long the attempt took.
     pub fn took(&self) -> Duration {
         self.took
     }
 
-    /// The delay before it, as it was measured; zero for the first.
+    /// Returns the measured delay before the attempt. It is zero for the first.
     pub fn waited(&self) -> Duration {
         self.waited
     }
@@ -158,13 +158,13 @@ impl Story {
 pub enum GaveUp {
     /// The context had ended.
     Ended(Error),
-    /// The time left was too short for the delay and another attempt.
+    /// The remaining time was too short for the delay and another attempt.
     NotEnoughTime(NotEnoughTime),
-    /// There was no further delay in the policy: all attempts had been made.
+    /// The delays were used up, so all attempts had been made.
     NoDelayLeft,
-    /// The error was not worth another attempt, by [`when`](super::Retry::when).
+    /// [`when`](super::Retry::when) returned false for the error.
     NotWorthIt,
-    /// No further attempt was permitted, by [`permit`](super::Retry::permit).
+    /// [`permit`](super::Retry::permit) returned false.
     NotPermitted,
 }
 
@@ -181,12 +181,13 @@ impl fmt::Display for GaveUp {
     }
 }
 
-/// A [`retry`](crate::Context::retry) gave up: the last attempt's own error, the attempts, and why there was no
+/// The error of a [`retry`](crate::Context::retry): the error of the last attempt, the attempts, and why there was no
 /// further one.
 ///
-/// [`into_error`](Self::into_error) returns the error by value, for a function that returns an `E`. As an error
-/// itself it prints the story, and its source is the last attempt's error; if the context ended, its source is that
-/// end, so that [`Error::find`] finds it, and the last error is in the printed line.
+/// [`into_error`](Self::into_error) returns the error of the last attempt by value, for functions that return an `E`.
+/// `Display` prints the attempts and the reason. The source is the error of the last attempt. If the context ended,
+/// the source is the context's error, so that [`Error::find`] finds it, and `Display` includes the error of the last
+/// attempt.
 ///
 /// ```
 /// use std::io;
@@ -239,23 +240,23 @@ impl<E: From<Error>> RetryError<E> {
 }
 
 impl<E> RetryError<E> {
-    /// The error of the last attempt that failed, by itself or by a limit of its own. If there was none, the end of
-    /// the context, or the [`NotEnoughTime`] that kept the first from being made, converted.
+    /// Returns the error of the last attempt that failed, or that exceeded its limit. If there was none, this is the
+    /// context's error, or the [`NotEnoughTime`] that prevented the first attempt, converted into `E`.
     pub fn error(&self) -> &E {
         &self.0.error
     }
 
-    /// [`error`](Self::error), by value.
+    /// Returns the [`error`](Self::error) by value.
     pub fn into_error(self) -> E {
         self.0.error
     }
 
-    /// Why no further attempt was made.
+    /// Returns why no further attempt was made.
     pub fn why(&self) -> &GaveUp {
         &self.0.why
     }
 
-    /// The context's error, if its end is why.
+    /// Returns the context's error if the context ended.
     pub fn context_error(&self) -> Option<&Error> {
         match &self.0.why {
             GaveUp::Ended(ended) => Some(ended),
@@ -264,32 +265,32 @@ impl<E> RetryError<E> {
         }
     }
 
-    /// How many attempts were begun.
+    /// Returns the number of attempts that were started.
     pub fn attempts(&self) -> u32 {
         self.0.story.attempts
     }
 
-    /// The latest attempts that failed, in their order; of a long story the last sixteen.
+    /// Returns the failed attempts in order, up to the last sixteen.
     pub fn latest(&self) -> impl ExactSizeIterator<Item = &Attempt> + DoubleEndedIterator {
         self.0.story.latest()
     }
 
-    /// The time that all attempts together took.
+    /// Returns the total time of all attempts.
     pub fn in_attempts(&self) -> Duration {
         self.0.story.in_attempts()
     }
 
-    /// The time that was spent in delays.
+    /// Returns the total time of all delays.
     pub fn in_delays(&self) -> Duration {
         self.0.story.in_delays()
     }
 
-    /// The time from the first attempt until it gave up.
+    /// Returns the time from the start of the first attempt until the retry gave up.
     pub fn elapsed(&self) -> Duration {
         self.in_attempts() + self.in_delays()
     }
 
-    /// The line that called [`retry`](crate::Context::retry).
+    /// Returns the line that called [`retry`](crate::Context::retry).
     pub fn called_at(&self) -> &'static Location<'static> {
         self.0.called_at
     }

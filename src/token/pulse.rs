@@ -261,8 +261,8 @@ impl Drop for Looker {
     }
 }
 
-/// There was no progress for longer than an idle limit allows: the cause of a context that
-/// [`with_idle`](crate::Context::with_idle) has ended.
+/// There was no progress within an idle limit. The cause of the error of a context that
+/// [`with_idle`](crate::Context::with_idle) ended.
 ///
 /// ```
 /// use std::time::Duration;
@@ -289,17 +289,17 @@ pub struct NoProgress {
 }
 
 impl NoProgress {
-    /// The limit.
+    /// Returns the limit.
     pub fn limit(&self) -> Duration {
         self.limit
     }
 
-    /// The line that set it.
+    /// Returns the line that set the limit.
     pub fn set_at(&self) -> &'static Location<'static> {
         self.set_at
     }
 
-    /// How many bytes were reported until then, if any were.
+    /// Returns the number of bytes that were reported, if any were.
     pub fn bytes(&self) -> Option<u64> {
         self.bytes
     }
