@@ -660,3 +660,46 @@ mod what_is_over_keeps_no_waker {
         }
     }
 }
+
+/// A waker is dropped under no lock: what it holds may use the same context.
+#[test]
+fn a_wakers_drop_may_wait_on_the_same_context() {
+    struct WaitsOnDrop(Context);
+
+    impl Wake for WaitsOnDrop {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    impl Drop for WaitsOnDrop {
+        fn drop(&mut self) {
+            let mut done = pin!(self.0.done());
+            let _ready = done.as_mut().poll(&mut std::task::Context::from_waker(Waker::noop()));
+        }
+    }
+
+    let (over, waits) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        for beside in [false, true] {
+            let scope = BACKGROUND.with_cancel();
+            let ctx = scope.clone();
+            let mut other = Box::pin(ctx.done());
+            let poll = |done: &mut std::pin::Pin<Box<tokio_ctx::Done<'_>>>| {
+                let waker = Waker::from(Arc::new(WaitsOnDrop(ctx.clone())));
+                done.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_ready()
+            };
+            if beside {
+                assert!(!poll(&mut other));
+            }
+            let mut done = Box::pin(ctx.done());
+            assert!(!poll(&mut done));
+            assert!(!poll(&mut done), "its waker was replaced");
+            drop(done);
+            let mut done = Box::pin(ctx.done());
+            assert!(!poll(&mut done));
+            scope.cancel();
+            assert!(poll(&mut done));
+        }
+        over.send(()).unwrap();
+    });
+    waits.recv_timeout(std::time::Duration::from_secs(60)).expect("no lock is held, and nothing panics");
+}
