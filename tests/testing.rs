@@ -79,7 +79,7 @@ fn work_that_outlives_its_caller_is_named_by_its_line() {
         tokio::task::yield_now().await;
     });
     assert_eq!(text.matches("is still there").count(), 2, "{text}");
-    for line in [line, line + 3] {
+    for line in [line, line + 4] {
         assert!(
             text.contains(&format!("a task spawned at tests/testing.rs:{line} is still there")),
             "{text}"
