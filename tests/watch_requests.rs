@@ -93,7 +93,7 @@ async fn a_context_that_is_kept_after_the_answer_is_a_leak() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_handler_leaves_behind_is_told_with_the_client_that_left() {
+async fn what_a_handler_leaves_behind_is_reported_with_the_dropped_request() {
     watch::install();
     let layer = ServerLayer::new(Context::background(), Inbound::new());
     let handler = layer.layer(service_fn(async |_: Request<Empty<Bytes>>| -> Answered {
@@ -106,14 +106,14 @@ async fn what_a_handler_leaves_behind_is_told_with_the_client_that_left() {
     drop(answer);
     let seen = snapshot();
     let here = seen.ended.iter().find(|ended| ended.line.location().line() == spawned).unwrap();
-    assert_eq!((here.kind, here.end.how), (Kind::Task, How::ClientLeft));
+    assert_eq!((here.kind, here.end.how), (Kind::Task, How::RequestDropped));
     assert_eq!(here.end.cause_type, Some("RequestEnd"));
     // Under the request, which is over and held by it.
     let task = seen.entry(here.first).unwrap();
     let request = seen.entry(task.parent.unwrap()).unwrap();
     assert_eq!((request.name.as_deref(), request.is_work), (Some("GET /left"), false));
     let layer_line = request.line;
-    assert!(seen.lately.iter().any(|lately| lately.line == layer_line && lately.how == How::ClientLeft));
+    assert!(seen.lately.iter().any(|lately| lately.line == layer_line && lately.how == How::RequestDropped));
 }
 
 #[tokio::test(start_paused = true)]
