@@ -41,7 +41,7 @@ pub async fn run(watch: Watch, page: SocketAddr) -> Result<(), BoxError> {
     let line = format!("service.rs:{}", service::REPORT);
     ensure!(first.line.to_string().ends_with(&line), "{} is first, not {line}", first.line);
     ensure!(first.state == State::Waiting, "it is {:?}", first.state);
-    ensure!(first.end.how == How::ClientLeft, "it ended by {}", first.end.how);
+    ensure!(first.end.how == How::RequestDropped, "it ended by {}", first.end.how);
     same_on_the_page(page, first).await?;
 
     load.ask("thumbnail/7", BUDGET / 5).await;

@@ -17,6 +17,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::panic::Location;
 use std::pin::Pin;
+use std::sync::atomic::AtomicU64 as Count;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ pub(crate) struct Pulse {
     /// When a look first saw the latest progress, or [`FRESH`].
     last: AtomicU64,
     /// A count, and no part of the protocol.
-    bytes: AtomicU64,
+    bytes: Count,
     limit: Duration,
     /// The tasks that look, each with its runtime. `None`: it is being spawned.
     lookers: Mutex<Vec<(RuntimeId, Option<AbortHandle>)>>,
@@ -99,7 +100,7 @@ impl Token {
         let mut token = Token::plain(parent, None, made_at);
         let pulse = Pulse {
             last: AtomicU64::new(Stamp::now().0),
-            bytes: AtomicU64::new(NO_MEASURE),
+            bytes: Count::new(NO_MEASURE),
             limit,
             lookers: Mutex::new(Vec::new()),
         };

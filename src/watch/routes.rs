@@ -19,7 +19,7 @@ const PAGE: &str = include_str!("page.html");
 /// What the page may do: run its own script, and ask where it came from. The hashes are those of what is between the
 /// tags; a test says what they are to be after a change.
 const POLICY: &str = "default-src 'none'; \
-     script-src 'sha256-zl/SUUHNo3nEq1TsZ+ZDETaDCeKMR2i+sR532mCosbQ='; \
+     script-src 'sha256-I0Z3XmMeWh+MXwBbA+/d/CK5oeum43QvLRfGu04b0D4='; \
      style-src 'sha256-tqu/OuwKZea45LryrHahS6nPEl2xbPAMALrxi+7rzvs='; \
      connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
      require-trusted-types-for 'script'";
