@@ -35,7 +35,8 @@ impl Context {
     /// Go's counterpart is `conn.SetReadDeadline` before each read. Others are reqwest's `read_timeout`, and
     /// `tokio::time::timeout` around each item.
     ///
-    /// ```
+    #[cfg_attr(feature = "io", doc = "```")]
+    #[cfg_attr(not(feature = "io"), doc = "```ignore")]
     /// use std::time::Duration;
     /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
     /// use tokio_ctx::Context;
