@@ -93,6 +93,21 @@ async fn a_context_that_is_kept_after_the_answer_is_a_leak() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_is_answered_is_counted_as_finished() {
+    watch::install();
+    let layer = ServerLayer::new(Context::background(), Inbound::new());
+    let line = line!() - 1;
+    let handler = layer.layer(service_fn(async |_: Request<Empty<Bytes>>| {
+        Answered::Ok(Response::new(Full::from("x")))
+    }));
+    let answer = handler.oneshot(request("/finished")).await.unwrap();
+    drop(answer.into_body().collect().await.unwrap());
+    let seen = snapshot();
+    let is_it = |line_of: u32, how| line_of == line && how == How::Finished;
+    assert!(seen.lately.iter().any(|lately| is_it(lately.line.location().line(), lately.how)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_handler_leaves_behind_is_reported_with_the_dropped_request() {
     watch::install();
     let layer = ServerLayer::new(Context::background(), Inbound::new());
@@ -113,7 +128,9 @@ async fn what_a_handler_leaves_behind_is_reported_with_the_dropped_request() {
     let request = seen.entry(task.parent.unwrap()).unwrap();
     assert_eq!((request.name.as_deref(), request.is_work), (Some("GET /left"), false));
     let layer_line = request.line;
-    assert!(seen.lately.iter().any(|lately| lately.line == layer_line && lately.how == How::RequestDropped));
+    assert!(
+        seen.lately.iter().any(|lately| lately.line == layer_line && lately.how == How::RequestDropped)
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ use std::panic::Location;
 
 use crate::context::{CancelScope, Context};
 pub use crate::finished::RequestEnd;
+use crate::registry;
 
 /// A request's context. Dropped, it ends that, with what is known of the request by then.
 pub(crate) struct RequestScope {
@@ -40,10 +41,10 @@ impl Borrow<Context> for RequestScope {
 }
 
 /// An answered request that nothing looks at any more, the usual one, needs no end: neither a clock is read nor a
-/// cause made.
+/// cause made. A watch counts it as finished.
 impl Drop for RequestScope {
     fn drop(&mut self) {
-        if self.how != RequestEnd::Answered || self.scope.is_seen() {
+        if self.how != RequestEnd::Answered || self.scope.is_seen() || registry::is_installed() {
             self.scope.cancel_at(self.place, Box::new(self.how));
         }
     }
