@@ -85,7 +85,7 @@ impl Context {
     /// It is set by [`spawn`](Self::spawn) and the other methods that spawn tasks, [`scope`](Self::scope),
     /// [`sync_scope`], [`within`](Self::within) and `run_in_span`; the innermost one applies. A task that was
     /// started with [`tokio::spawn`] has no current context. Go has no counterpart. [The
-    /// rules](guide/rules/index.html#where-current-is-right) say when to use it.
+    /// rules](https://docs.rs/tokio-ctx/latest/tokio_ctx/guide/rules/index.html#where-current-is-right) say when to use it.
     ///
     /// ```
     /// use tokio_ctx::Context;

@@ -55,7 +55,7 @@ impl Context {
     /// for the clock, such as [`Duration::MAX`], sets no timeout either.
     ///
     /// On Linux and macOS the clock stops while the machine is suspended: see
-    /// [Traps](guide/traps/index.html#a-machine-that-sleeps).
+    /// [Traps](https://docs.rs/tokio-ctx/latest/tokio_ctx/guide/traps/index.html#a-machine-that-sleeps).
     ///
     /// ```
     /// use std::time::Duration;

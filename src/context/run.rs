@@ -21,7 +21,7 @@ impl Context {
     /// Runs a future until the context ends.
     ///
     /// If the context ends first, the future is dropped before `run` returns, at the `.await` that it has
-    /// reached, as with [`tokio::time::timeout`]. See [Cancel safety](guide/cancel_safety/index.html).
+    /// reached, as with [`tokio::time::timeout`]. See [Cancel safety](https://docs.rs/tokio-ctx/latest/tokio_ctx/guide/cancel_safety/index.html).
     ///
     /// The context is checked before the future is polled for the first time, so a context that has ended
     /// starts no work. After that, a result that is ready takes precedence over the end, so the result of

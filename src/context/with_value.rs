@@ -9,8 +9,8 @@ impl Context {
     /// The new context ends when this one does. A value hides another value of the same type above it. Use a
     /// private newtype as the type of a value, so that no other module can read or replace it. Values are for
     /// data that crosses APIs, such as a request ID or the user, and not for parameters: see [the
-    /// rules](guide/rules/index.html#use-values-for-data-that-crosses-apis). [A service that
-    /// drains](guide/services/index.html) contains a middleware that sets a value.
+    /// rules](https://docs.rs/tokio-ctx/latest/tokio_ctx/guide/rules/index.html#use-values-for-data-that-crosses-apis). [A service that
+    /// drains](https://docs.rs/tokio-ctx/latest/tokio_ctx/guide/services/index.html) contains a middleware that sets a value.
     ///
     /// ```
     /// use tokio_ctx::Context;

@@ -10,14 +10,14 @@
 //! | the same, part of a shutdown | `tower` | [`ServerLayer::with_shutdown`] |
 //! | a client on tower: hyper-util's, tonic's channels | `tower` | [`ClientLayer`] |
 //! | a route whose handler completes even if the client has left | `tower` | [`FinishLayer`] |
-//! | a WebSocket, or work that outlives its request but not the service | `http` | [`Context::beyond_request`](crate::Context::beyond_request) |
-//! | any other server | `http` | [`Context::extract`](crate::Context::extract) |
-//! | any other client, `reqwest` say | `http` | [`Context::inject`](crate::Context::inject), and [`run`](crate::Context::run) around the call |
+//! | a WebSocket, or work that outlives its request but not the service | `http` | [`Context::beyond_request`] |
+//! | any other server | `http` | [`Context::extract`] |
+//! | any other client, `reqwest` say | `http` | [`Context::inject`], and [`run`](crate::Context::run) around the call |
 //! | any other transport: metadata, string maps, NATS, AMQP, Kafka | `http` | the same two, with a [`Carrier`] |
 //! | a message that waits in a queue | `http` | [`DeadlineAt`] |
 //! | calls that the peer cancels with a message: JSON-RPC, MCP, LSP | none | [`Calls`] |
 //! | the request's context in an axum handler | `axum` | [`Context`](crate::Context) as an argument; `?` on an [`Error`](crate::Error) answers as the layer does |
-//! | the request's context in a tonic handler | `tonic` | [`Context::of_request`](crate::Context::of_request); `?` on an `Error` gives a `Status` |
+//! | the request's context in a tonic handler | `tonic` | [`Context::of_request`]; `?` on an `Error` gives a `Status` |
 //!
 //! # Status codes
 //!
@@ -40,7 +40,7 @@
 //! - The layers go outside of whatever moves a request to another task (`tower::buffer`, say): the current
 //!   context stays behind there.
 //! - A WebSocket outlives its request, and so does work that must complete after the client has left. Use
-//!   [`beyond_request`](crate::Context::beyond_request), which ends with the service;
+//!   [`Context::beyond_request`], which ends with the service;
 //!   [`without_cancel`](crate::Context::without_cancel) does not end at all.
 //! - Over HTTP/1, hyper does not notice that the client has left while unread bytes are waiting: the rest of the
 //!   request's body, or a second request that the client sent before the first was answered (pipelining). The request
@@ -53,6 +53,13 @@
 //! - Deadlines of some ten milliseconds need `TCP_NODELAY` on every side, or a small body waits up to 40 ms
 //!   for an acknowledgment. tonic's channels set it; hyper-util's `HttpConnector` and `axum::serve` have to be told.
 //! - A proxy that buffers hides a client that has left, and one that retries sends the same time twice.
+//!
+// Without these features, the names link to the published documentation.
+#![cfg_attr(not(feature = "tonic"), doc = include_str!("links.md"))]
+#![cfg_attr(feature = "tonic", doc = "[`Context::beyond_request`]: crate::Context::beyond_request")]
+#![cfg_attr(feature = "tonic", doc = "[`Context::extract`]: crate::Context::extract")]
+#![cfg_attr(feature = "tonic", doc = "[`Context::inject`]: crate::Context::inject")]
+#![cfg_attr(feature = "tonic", doc = "[`Context::of_request`]: crate::Context::of_request")]
 
 mod calls;
 
