@@ -2,7 +2,7 @@
 //!
 //! A service has four workers, and takes 5 to 15 ms for a request; its callers wait for 100 ms and no longer. Both
 //! versions have the same queue in front of the workers. The plain one works off whatever comes next. Under overload
-//! each request has waited for longer than its caller by the time it is started, and all the work is for nobody: the
+//! each request has waited for longer than its caller by the time it is started, and all the work is wasted: the
 //! *goodput*, answers in time, collapses. The other one carries each request's context through the queue, and skips what
 //! there is no time for any more.
 //!

@@ -27,7 +27,7 @@ pub(crate) fn is_installed() -> bool {
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "watch", derive(serde::Serialize), serde(rename_all = "snake_case"))]
-#[cfg_attr(not(feature = "watch"), allow(dead_code))]
+#[cfg_attr(not(feature = "watch"), allow(dead_code, reason = "only a watch reads it"))]
 #[non_exhaustive]
 pub enum Kind {
     /// `root`: a context derived from the background.
@@ -57,7 +57,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    #[cfg_attr(not(feature = "watch"), allow(dead_code))]
+    #[cfg_attr(not(feature = "watch"), allow(dead_code, reason = "only a watch reads it"))]
     /// Its name in JSON and in the text.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -406,7 +406,7 @@ mod table {
         home: Home,
         at: usize,
         key: usize,
-        #[cfg_attr(not(feature = "watch"), allow(dead_code))]
+        #[cfg_attr(not(feature = "watch"), allow(dead_code, reason = "only a watch reads it"))]
         record: Arc<Record>,
     }
 

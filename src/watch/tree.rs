@@ -71,7 +71,7 @@ impl Snapshot {
         if most == 0 {
             return Vec::new();
         }
-        // What is not under it is chosen already, as it were.
+        // Entries outside of the subtree count as taken, so that they are not chosen.
         let mut taken: Vec<bool> = match under {
             Some(id) => self.are_below(id).into_iter().map(|is_below| !is_below).collect(),
             None => vec![false; self.entries.len()],

@@ -317,51 +317,35 @@ fn same<'a, V>(key: &str) -> impl Fn(&(&'a String, V)) -> bool {
     move |(name, _)| name.eq_ignore_ascii_case(key)
 }
 
-/// Keys are case-insensitive, and written in lower case.
-impl<S: BuildHasher> Carrier for HashMap<String, String, S> {
-    fn get(&self, key: &str) -> Option<&[u8]> {
-        let exact = HashMap::get(self, key);
-        let value = exact.or_else(|| self.iter().find(same(key)).map(|(_, value)| value))?;
-        Some(value.as_bytes())
-    }
+macro_rules! carrier_of_strings {
+    ($map:ty $(, $param:ident: $bound:ident)?) => {
+        /// Keys are case-insensitive, and written in lower case.
+        impl$(<$param: $bound>)? Carrier for $map {
+            fn get(&self, key: &str) -> Option<&[u8]> {
+                let exact = <$map>::get(self, key);
+                let value = exact.or_else(|| self.iter().find(same(key)).map(|(_, value)| value))?;
+                Some(value.as_bytes())
+            }
 
-    fn get_all(&self, key: &str) -> Vec<&[u8]> {
-        self.iter().filter(same(key)).map(|(_, value)| value.as_bytes()).collect()
-    }
+            fn get_all(&self, key: &str) -> Vec<&[u8]> {
+                self.iter().filter(same(key)).map(|(_, value)| value.as_bytes()).collect()
+            }
 
-    fn set(&mut self, key: &str, value: &str) -> Result<(), BoxError> {
-        Carrier::remove(self, key);
-        self.insert(key.to_ascii_lowercase(), value.into());
-        Ok(())
-    }
+            fn set(&mut self, key: &str, value: &str) -> Result<(), BoxError> {
+                Carrier::remove(self, key);
+                self.insert(key.to_ascii_lowercase(), value.into());
+                Ok(())
+            }
 
-    fn remove(&mut self, key: &str) {
-        self.retain(|name, _| !name.eq_ignore_ascii_case(key));
-    }
+            fn remove(&mut self, key: &str) {
+                self.retain(|name, _| !name.eq_ignore_ascii_case(key));
+            }
+        }
+    };
 }
 
-/// Keys are case-insensitive, and written in lower case.
-impl Carrier for BTreeMap<String, String> {
-    fn get(&self, key: &str) -> Option<&[u8]> {
-        let exact = BTreeMap::get(self, key);
-        let value = exact.or_else(|| self.iter().find(same(key)).map(|(_, value)| value))?;
-        Some(value.as_bytes())
-    }
-
-    fn get_all(&self, key: &str) -> Vec<&[u8]> {
-        self.iter().filter(same(key)).map(|(_, value)| value.as_bytes()).collect()
-    }
-
-    fn set(&mut self, key: &str, value: &str) -> Result<(), BoxError> {
-        Carrier::remove(self, key);
-        self.insert(key.to_ascii_lowercase(), value.into());
-        Ok(())
-    }
-
-    fn remove(&mut self, key: &str) {
-        self.retain(|name, _| !name.eq_ignore_ascii_case(key));
-    }
-}
+carrier_of_strings!(HashMap<String, String, S>, S: BuildHasher);
+carrier_of_strings!(BTreeMap<String, String>);
 
 impl<C: Carrier + ?Sized> Carrier for &mut C {
     fn get(&self, key: &str) -> Option<&[u8]> {

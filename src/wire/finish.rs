@@ -71,7 +71,7 @@ pub struct FinishLayer {
 }
 
 impl FinishLayer {
-    /// Makes a layer. Once the client has left, nothing waits for the handler, also not a shutdown.
+    /// Makes a layer. Once the client has left, nothing waits for the handler; a shutdown does not either.
     ///
     /// ```
     /// use tokio_ctx::wire::FinishLayer;
