@@ -223,6 +223,8 @@ impl Context {
     }
 
     pub(crate) fn scope_of(token: Arc<Token>, values: Values, todo: bool) -> CancelScope {
+        #[cfg(feature = "watch")]
+        token.register_root();
         CancelScope::new(Context::of_token(token, values, todo))
     }
 }

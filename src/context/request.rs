@@ -13,7 +13,7 @@ use crate::token::{Limit, Token};
 
 impl Context {
     /// Derives the context of a request, with `made_at` as the line in its error. This is one allocation,
-    /// because the cause of its deadline is a preset one.
+    /// because the cause of its deadline is a preset one. A watch is not informed.
     pub(crate) fn request_made_at(
         &self,
         made_at: &'static Location<'static>,
@@ -25,7 +25,8 @@ impl Context {
         });
         let token = Token::new(self.token(), limit, made_at);
         token.mark_request();
-        self.derive(token)
+        // A watch registers it as a request, also if it is a root.
+        CancelScope::new(Context::of_token(token, self.values().clone(), self.is_todo()))
     }
 
     /// Derives the context of a handler that continues when this one, the context of its request, has ended. It

@@ -8,12 +8,14 @@ use std::any::Any;
 use std::mem;
 use std::panic::Location;
 use std::sync::{Arc, Weak};
+#[cfg(feature = "tower")]
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::{OCCUPIED, Token};
 use crate::error::Error;
-use crate::registry::{self, Draft, Kind, Registration, Subject};
+use crate::registry::{self, Draft, Kind, Name, Registration, Subject};
 
 /// What one token shows by itself, whatever its ancestors say.
 pub(crate) struct Sight {
@@ -62,6 +64,12 @@ impl Token {
         self.inner.lock().children(from, most, found)
     }
 
+    /// How long it has lived by then, if that is known.
+    #[cfg(feature = "tower")]
+    pub(crate) fn age_at(&self, now: Instant) -> Option<Duration> {
+        self.born_at().map(|born| now.saturating_duration_since(born))
+    }
+
     /// The token, as a record's subject.
     pub(crate) fn subject(self: &Arc<Self>) -> Subject {
         let token: Weak<Token> = Arc::downgrade(self);
@@ -85,10 +93,10 @@ impl Token {
         drop(inner);
     }
 
-    /// Registers a root, while a watch is installed.
+    /// Registers it if it is a root, while a watch is installed.
     #[inline]
-    pub(super) fn register_root(self: &Arc<Self>) {
-        if registry::is_installed() {
+    pub(crate) fn register_root(self: &Arc<Self>) {
+        if self.parent.is_none() && registry::is_installed() {
             self.register_root_now();
         }
     }
@@ -96,7 +104,8 @@ impl Token {
     #[cold]
     fn register_root_now(self: &Arc<Self>) {
         let (kind, line, subject) = (Kind::Root, self.made_at, Some(self.subject()));
-        let draft = || Draft { kind, line, name: None, subject, probe: None };
+        let label: Option<Name> = None;
+        let draft = || Draft { kind, line, started: None, label, subject, probe: None };
         if let Some(registration) = Registration::new(draft) {
             self.keep_registered(registration);
         }

@@ -199,14 +199,7 @@ impl Token {
     ) -> Arc<Token> {
         match limit {
             Some(limit) => Token::with_limit(parent, limit, made_at),
-            None => {
-                let token = Arc::new_cyclic(|_| Token::plain(parent, None, made_at));
-                #[cfg(feature = "watch")]
-                if parent.is_none() {
-                    token.register_root();
-                }
-                token
-            }
+            None => Arc::new_cyclic(|_| Token::plain(parent, None, made_at)),
         }
     }
 
@@ -228,10 +221,6 @@ impl Token {
         }
         if let Some(parent) = parent {
             parent.date_ends();
-        }
-        #[cfg(feature = "watch")]
-        if parent.is_none() {
-            token.register_root();
         }
         if at <= now {
             token.end_at_birth(Stamp::new(now));

@@ -416,6 +416,9 @@ impl Context {
         carrier: &C,
         inbound: &Inbound,
     ) -> Result<CancelScope, BadHeader> {
-        inbound.derive(self, &ByRef(carrier), Location::caller(), |_| Duration::ZERO)
+        let scope = inbound.derive(self, &ByRef(carrier), Location::caller(), |_| Duration::ZERO)?;
+        #[cfg(feature = "watch")]
+        scope.token().into_iter().for_each(|token| token.register_root());
+        Ok(scope)
     }
 }
