@@ -218,7 +218,11 @@ impl Context {
         self.derive(Token::new(self.token(), limit, made_at))
     }
 
-    pub(super) fn derive(&self, token: Arc<Token>) -> CancelScope {
+    pub(crate) fn derive(&self, token: Arc<Token>) -> CancelScope {
+        #[cfg(feature = "watch")]
+        if self.token().is_none() {
+            token.register_root();
+        }
         Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 
