@@ -218,13 +218,15 @@ impl Context {
         self.derive(Token::new(self.token(), limit, made_at))
     }
 
-    pub(super) fn derive(&self, token: Arc<Token>) -> CancelScope {
+    pub(crate) fn derive(&self, token: Arc<Token>) -> CancelScope {
+        #[cfg(feature = "watch")]
+        if self.token().is_none() {
+            token.register_root();
+        }
         Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 
     pub(crate) fn scope_of(token: Arc<Token>, values: Values, todo: bool) -> CancelScope {
-        #[cfg(feature = "watch")]
-        token.register_root();
         CancelScope::new(Context::of_token(token, values, todo))
     }
 }

@@ -4,16 +4,22 @@
 //! Without the features `watch` and `test-util`, all of this compiles to nothing.
 
 #[cfg(feature = "watch")]
+use std::any::Any;
+#[cfg(feature = "watch")]
 use std::fmt;
 use std::future::Future;
 use std::panic::Location;
 #[cfg(any(feature = "test-util", feature = "watch"))]
 use std::pin::Pin;
+#[cfg(feature = "watch")]
+use std::sync::{Arc, Weak};
 #[cfg(any(feature = "test-util", feature = "watch"))]
 use std::task::{Context as TaskContext, Poll, ready};
 
 #[cfg(any(feature = "test-util", feature = "watch"))]
 use pin_project_lite::pin_project;
+#[cfg(feature = "watch")]
+use tokio::time::Instant;
 
 #[cfg(feature = "test-util")]
 use super::census::InTest;
@@ -24,11 +30,11 @@ use crate::registry::Label;
 use crate::registry::{self, Draft, Inside, Registration};
 use crate::registry::{Kind, Name, Probe};
 #[cfg(all(feature = "tower", feature = "watch"))]
-use crate::token::{Token, sync::now};
+use crate::sync::now;
+#[cfg(feature = "watch")]
+use crate::token::{Attachment, Token};
 #[cfg(all(feature = "tower", feature = "watch"))]
 use crate::trace::shielded;
-#[cfg(feature = "watch")]
-use tokio::time::Instant;
 
 /// The registration of a piece of work, until it is dropped.
 #[derive(Default)]
@@ -232,10 +238,61 @@ impl super::scope::CancelScope {
         let at = now();
         let is_over = token.is_done_at(at);
         if !is_over {
-            let (made_at, lived) = (token.made_at(), token.age_at(at));
+            let lived = token.created_at().map(|created| at.saturating_duration_since(created));
+            let made_at = token.made_at();
             registry::finished(registry::Finished { made_at, cause_type, at, lived });
         }
         !is_over
+    }
+}
+
+/// A registration that is attached to a token, and is deregistered when the token is dropped.
+#[cfg(feature = "watch")]
+impl Attachment for Registration {
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+#[cfg(feature = "watch")]
+impl Token {
+    /// Returns the token, as the subject of a record.
+    fn subject(self: &Arc<Self>) -> registry::Subject {
+        let token: Weak<Token> = Arc::downgrade(self);
+        token
+    }
+
+    /// Keeps a registration until the token is dropped, or another one of its kind replaces it.
+    fn keep_registered(&self, registration: Registration) {
+        let kind = registration.record().kind;
+        let is_replaced = |attachment: &Arc<dyn Attachment>| {
+            let registration = attachment.clone().into_any().downcast::<Registration>();
+            registration.is_ok_and(|registration| registration.record().kind == kind)
+        };
+        let registration = Arc::new(registration);
+        let _replaced = self.attachments(|attachments, _| {
+            let at = attachments.iter().position(is_replaced);
+            attachments.push(registration);
+            at.map(|at| attachments.swap_remove(at))
+        });
+    }
+
+    /// Registers it if it is a root and a watch is installed.
+    #[inline]
+    pub(crate) fn register_root(self: &Arc<Self>) {
+        if self.parent().is_none() && registry::is_installed() {
+            self.register_root_now();
+        }
+    }
+
+    #[cold]
+    fn register_root_now(self: &Arc<Self>) {
+        let (kind, line, subject) = (Kind::Root, self.made_at(), Some(self.subject()));
+        let label: Option<Name> = None;
+        let draft = || Draft { kind, line, started: None, label, subject, probe: None };
+        if let Some(registration) = Registration::new(draft) {
+            self.keep_registered(registration);
+        }
     }
 }
 
