@@ -220,9 +220,7 @@ impl Context {
 
     pub(crate) fn derive(&self, token: Arc<Token>) -> CancelScope {
         #[cfg(feature = "watch")]
-        if self.token().is_none() {
-            token.register_root();
-        }
+        let token = if self.token().is_none() { token.registered_as_root() } else { token };
         Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 

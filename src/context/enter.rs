@@ -277,22 +277,20 @@ impl Token {
         });
     }
 
-    /// Registers it if it is a root and a watch is installed.
-    #[inline]
-    pub(crate) fn register_root(self: &Arc<Self>) {
-        if self.parent().is_none() && registry::is_installed() {
-            self.register_root_now();
-        }
-    }
-
+    /// Registers it if it is a root and a watch is installed. It is passed by value, so that other tokens pay for one
+    /// branch only.
     #[cold]
-    fn register_root_now(self: &Arc<Self>) {
+    pub(crate) fn registered_as_root(self: Arc<Self>) -> Arc<Self> {
+        if self.parent().is_some() || !registry::is_installed() {
+            return self;
+        }
         let (kind, line, subject) = (Kind::Root, self.made_at(), Some(self.subject()));
         let label: Option<Name> = None;
         let draft = || Draft { kind, line, started: None, label, subject, probe: None };
         if let Some(registration) = Registration::new(draft) {
             self.keep_registered(registration);
         }
+        self
     }
 }
 

@@ -35,7 +35,7 @@ impl Context {
             (a, b) => Token::new(a.or(b), None, made_at),
         };
         #[cfg(feature = "watch")]
-        token.register_root();
+        let token = token.registered_as_root();
         Context::scope_of(token, self.values().or(other.values()), self.is_todo())
     }
 }

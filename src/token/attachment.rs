@@ -7,6 +7,7 @@ use super::{CHECKED, Line, OBSERVED, OCCUPIED, OWNS_CHECK, Token};
 use crate::error::{BoxError, How};
 use crate::stamp::Stamp;
 use crate::sync::{AtomicU16, Ordering};
+use crate::trace;
 
 /// Something that is kept under a token's lock until the token is dropped.
 pub(crate) trait Attachment: Send + Sync + 'static {
@@ -32,7 +33,7 @@ impl Token {
         attachment: Arc<dyn Attachment>,
         made_at: Line,
     ) -> Arc<Token> {
-        let mut token = Token::node(parent, None, made_at);
+        let mut token = Token::node(parent, None, trace::created_now(), made_at);
         token.state = AtomicU16::new(OCCUPIED | CHECKED | OWNS_CHECK);
         token.inner.get_mut().more().attachments.push(attachment);
         Arc::new(token)

@@ -190,8 +190,16 @@ impl Token {
     pub(crate) fn new(parent: Option<&Arc<Token>>, limit: Option<Limit>, made_at: Line) -> Arc<Token> {
         match limit {
             Some(limit) => Token::with_limit(parent, limit, made_at),
-            None => Arc::new_cyclic(|_| Token::node(parent, None, made_at)),
+            None if trace::records_creation() => Token::with_time(parent, made_at),
+            None => Arc::new_cyclic(|_| Token::node(parent, None, 0, made_at)),
         }
+    }
+
+    /// Makes one whose time of creation is recorded. A function of its own, so that the others pay for one branch only.
+    #[cold]
+    fn with_time(parent: Option<&Arc<Token>>, made_at: Line) -> Arc<Token> {
+        let created = trace::time_of_creation();
+        Arc::new_cyclic(|_| Token::node(parent, None, created, made_at))
     }
 
     fn with_limit(parent: Option<&Arc<Token>>, limit: Limit, made_at: Line) -> Arc<Token> {
@@ -200,7 +208,7 @@ impl Token {
             return Token::new(parent, None, made_at);
         }
         let own = (deadline, nanos(limit.budget), limit.preset);
-        let token = Arc::new_cyclic(|_| Token::node(parent, Some(own), made_at));
+        let token = Arc::new_cyclic(|_| Token::node(parent, Some(own), 0, made_at));
         if let Some(cause) = limit.cause {
             token.inner.lock().more().expiry = Some(cause.into());
             token.state.fetch_or(OCCUPIED | CAUSED, Ordering::Relaxed);
@@ -220,7 +228,7 @@ impl Token {
 
     /// Makes a child of both, which ends when either does. It is linked from birth.
     pub(crate) fn merge(parent: &Arc<Token>, other: &Arc<Token>, made_at: Line) -> Arc<Token> {
-        let mut token = Token::node(Some(parent), None, made_at);
+        let mut token = Token::node(Some(parent), None, trace::created_now(), made_at);
         token.deadline = parent.deadline.min(other.deadline);
         let checked = CHECKED & (parent.state() | other.state());
         token.state = AtomicU16::new(OCCUPIED | MERGED | checked);
@@ -244,13 +252,18 @@ impl Token {
     /// What a new token is made of, with a deadline of its own, the budget, and the number of a preset cause, if it
     /// has one. It is built where it is to stay, by `Arc::new_cyclic`: what `Arc::new` is given is copied there.
     #[inline(always)]
-    fn node(parent: Option<&Arc<Token>>, own: Option<(Stamp, u64, u8)>, made_at: Line) -> Token {
+    fn node(
+        parent: Option<&Arc<Token>>,
+        own: Option<(Stamp, u64, u8)>,
+        created: u64,
+        made_at: Line,
+    ) -> Token {
         let level = parent.map_or(0, |parent| (parent.level & LEVEL) + 1) % STRIDE;
         let (deadline, level, clock) = match own {
             Some((deadline, budget, preset)) => {
                 (deadline, level | OWNS_DEADLINE | (preset << PRESET), budget)
             }
-            None => (parent.map_or(Stamp::NEVER, |parent| parent.deadline), level, trace::birth()),
+            None => (parent.map_or(Stamp::NEVER, |parent| parent.deadline), level, created),
         };
         // Set at the parent's birth.
         let checked = parent.map_or(0, |parent| parent.state.load(Ordering::Relaxed) & CHECKED);
@@ -343,7 +356,7 @@ impl Token {
     pub(crate) fn created_at(&self) -> Option<Instant> {
         match self.budget() {
             Some(budget) => self.deadline.instant().checked_sub(budget),
-            None => trace::noted(self.clock),
+            None => trace::instant_of(self.clock),
         }
     }
 

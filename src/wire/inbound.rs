@@ -418,7 +418,9 @@ impl Context {
     ) -> Result<CancelScope, BadHeader> {
         let scope = inbound.derive(self, &ByRef(carrier), Location::caller(), |_| Duration::ZERO)?;
         #[cfg(feature = "watch")]
-        scope.token().into_iter().for_each(|token| token.register_root());
+        if let Some(token) = scope.token() {
+            token.clone().registered_as_root();
+        }
         Ok(scope)
     }
 }
