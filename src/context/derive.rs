@@ -218,6 +218,7 @@ impl Context {
         self.derive(Token::new(self.token(), limit, made_at))
     }
 
+    #[inline(always)]
     pub(crate) fn derive(&self, token: Arc<Token>) -> CancelScope {
         #[cfg(feature = "watch")]
         let token = if self.token().is_none() { token.registered_as_root() } else { token };
