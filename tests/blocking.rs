@@ -203,7 +203,7 @@ fn in_a_task_it_panics_because_it_would_block() {
     let ended = BACKGROUND.with_cancel();
     ended.cancel();
     current_thread().block_on(async {
-        // Be it that it would not.
+        // Even if it would not block.
         for ctx in [BACKGROUND.clone(), ended.clone()] {
             let text = panic_text(|| ctx.done_blocking());
             assert!(text.starts_with(words), "{text}");
@@ -214,7 +214,7 @@ fn in_a_task_it_panics_because_it_would_block() {
 }
 
 #[test]
-fn in_block_in_place_it_may() {
+fn in_block_in_place_it_may_block() {
     watched(|| {
         multi_thread(2).block_on(async {
             let ctx = BACKGROUND.with_timeout(ms(10));

@@ -1,4 +1,4 @@
-//! Queues of items that carry their context: what is overdue is skipped, counted and told.
+//! Queues of items that carry their context: overdue items are skipped, counted and reported.
 
 mod common;
 
@@ -16,7 +16,7 @@ use tokio_ctx::budget::Queue;
 static BACKGROUND: Context = Context::background();
 
 #[tokio::test(start_paused = true)]
-async fn what_has_ended_is_skipped_counted_and_told() {
+async fn items_whose_context_has_ended_are_skipped_counted_and_reported() {
     let (sender, receiver) = channel(8);
     let told = Arc::new(Mutex::new(Vec::new()));
     let mut queue = Queue::from(receiver).on_skip({
@@ -43,7 +43,7 @@ async fn what_has_ended_is_skipped_counted_and_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_has_too_little_time_left_is_skipped_with_the_line_of_its_budget() {
+async fn items_with_too_little_time_left_are_skipped_with_the_line_of_their_budget() {
     let (sender, receiver) = unbounded_channel();
     let told = Arc::new(Mutex::new(None));
     let mut queue = Queue::from(receiver).least(ms(20)).on_skip({
@@ -61,7 +61,7 @@ async fn what_has_too_little_time_left_is_skipped_with_the_line_of_its_budget() 
 }
 
 #[tokio::test]
-async fn a_crowd_that_is_skipped_lets_others_run() {
+async fn skipping_many_items_lets_other_tasks_run() {
     let (sender, receiver) = unbounded_channel();
     let dead = BACKGROUND.with_cancel();
     dead.cancel();
@@ -94,7 +94,7 @@ async fn a_wait_that_is_dropped_loses_no_item() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pool_gives_each_item_its_own_context_and_looks_when_a_worker_is_free() {
+async fn a_pool_runs_each_item_under_its_context_and_checks_it_when_a_worker_is_free() {
     let (sender, receiver) = unbounded_channel();
     for item in 0..10_u64 {
         sender.send(BACKGROUND.with_value(item).with_timeout(ms(35)).detach().carry(item)).unwrap();
@@ -120,7 +120,7 @@ async fn a_pool_gives_each_item_its_own_context_and_looks_when_a_worker_is_free(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pool_ends_with_its_context_and_tells_its_items() {
+async fn a_pool_ends_with_its_context_and_so_do_its_items() {
     let (sender, receiver) = channel(8);
     let (queue, pool) = (Queue::from(receiver), BACKGROUND.with_cancel());
     for item in 0..3 {
@@ -145,7 +145,7 @@ async fn a_pool_ends_with_its_context_and_tells_its_items() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_item_that_ends_or_panics_takes_no_other_along() {
+async fn an_item_that_ends_or_panics_does_not_affect_others() {
     let (sender, receiver) = unbounded_channel();
     let short = BACKGROUND.with_timeout(ms(10));
     sender.send(short.carry(0)).unwrap();

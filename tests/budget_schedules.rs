@@ -1,4 +1,4 @@
-//! Random schedules of attempts, delays, limits and ends, on a paused clock: what holds of every `retry`.
+//! Random schedules of attempts, delays, limits and ends, on a paused clock: properties of every `retry`.
 //!
 //! `PROPTEST_CASES` says how many, `PROPTEST_RNG_SEED` which ones; both have defaults, so that every run is the same.
 
@@ -19,12 +19,12 @@ const TICK: Duration = Duration::from_millis(1);
 
 #[derive(Clone, Debug)]
 struct Schedule {
-    /// How long each attempt takes, and what comes of it; from the last on, all are like that.
+    /// The duration and the outcome of each attempt. The last one repeats.
     attempts: Vec<(Duration, Outcome)>,
     delays: Vec<Duration>,
     budget: Option<Duration>,
     cancel: Option<Duration>,
-    /// At that time the clock leaps by so much.
+    /// At this time, the clock jumps by this much.
     leap: Option<(Duration, Duration)>,
     limit: Limit,
     least: Duration,
@@ -82,7 +82,7 @@ fn schedules() -> impl Strategy<Value = Schedule> {
         prop::collection::vec(micros(30_000), 0..8),
         prop::option::weighted(0.8, micros(120_000)),
         prop::option::weighted(0.3, micros(120_000)),
-        // By whole milliseconds: off those Tokio's paused clock itself runs up to one too far.
+        // Whole milliseconds, because otherwise Tokio's paused clock may advance up to one too far.
         prop::option::weighted(0.2, (micros(80_000), (0..80_u64).prop_map(Duration::from_millis))),
         limit,
         prop_oneof![3 => Just(Duration::ZERO), 1 => micros(40_000)],
@@ -94,7 +94,7 @@ fn schedules() -> impl Strategy<Value = Schedule> {
         })
 }
 
-/// What was seen from outside.
+/// What was observed from outside.
 #[derive(Default)]
 struct Seen {
     begun: RefCell<Vec<Instant>>,
@@ -221,7 +221,7 @@ fn judge(schedule: &Schedule, ctx: &Context, seen: &Seen, failed: &RetryError<Fa
             let own_ones = failed.latest().filter(|attempt| by_themselves.contains(&attempt.number()));
             let quickest = own_ones.map(|attempt| attempt.took()).min().unwrap_or_default();
             let needs = if schedule.learns { schedule.least.max(quickest) } else { schedule.least };
-            // What was asked for is the attempt, or the delay and the attempt, and no more.
+            // The time required is that of the attempt, or of the delay and the attempt.
             let delay = delay.unwrap_or_default().max(pushed);
             let with_delay = if delay.is_zero() { needs } else { delay + needs.max(TICK) };
             assert!(

@@ -75,7 +75,7 @@ impl From<Error> for Failure {
 
 type Words = Group<&'static str, Failure>;
 
-/// The message of the task that ended the context.
+/// Returns the message of the task that ended the context.
 fn said(error: &Error) -> Option<&str> {
     error.cause_as::<TaskFailed>().map(TaskFailed::message)
 }
@@ -221,7 +221,7 @@ mod the_first_error {
 
     /// In a function with the caller's own error type.
     #[test]
-    fn goes_through_the_question_mark() {
+    fn converts_with_the_question_mark() {
         async fn own() -> Result<usize, Failure> {
             let (mut group, _ctx) = Group::new(&BACKGROUND);
             group.spawn(async { Ok("value") });
@@ -281,7 +281,7 @@ mod the_first_error {
     }
 
     #[test]
-    fn is_not_replaced_by_its_echoes_or_by_later_ones() {
+    fn is_not_replaced_by_its_consequences_or_later_errors() {
         on_paused(async {
             let (mut group, _ctx) = Group::<(), BoxError>::new(&BACKGROUND);
             group.spawn(async { Ok(Context::current().sleep(LONG).await?) });
@@ -295,7 +295,7 @@ mod the_first_error {
             });
             let start = Instant::now();
             let failed = group.join().await.unwrap_err();
-            assert_eq!(start.elapsed(), ms(30), "the sleeper was told");
+            assert_eq!(start.elapsed(), ms(30), "the sleeping task was canceled");
             assert_eq!(failed.to_string(), "first");
         });
     }
@@ -316,7 +316,7 @@ mod the_first_error {
         });
     }
 
-    /// Whichever comes first, all name the same.
+    /// Whichever is first, all errors name the same one.
     #[test]
     fn of_many_at_once_is_one_for_all() {
         let runtime = multi_thread(4);
@@ -459,17 +459,17 @@ mod errors_of_every_type {
 
     /// An error whose `Display` panics counts as a panic of the task, and does not affect other tasks.
     #[test]
-    fn that_do_not_print() {
+    fn that_cannot_be_formatted() {
         #[derive(Debug)]
-        struct Unspeakable;
-        impl fmt::Display for Unspeakable {
+        struct PanicsOnDisplay;
+        impl fmt::Display for PanicsOnDisplay {
             fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
                 panic!("unspeakable")
             }
         }
         on_both(|| async {
-            let (mut group, ctx) = Group::<(), Unspeakable>::new(&BACKGROUND);
-            group.spawn(fails(Unspeakable));
+            let (mut group, ctx) = Group::<(), PanicsOnDisplay>::new(&BACKGROUND);
+            group.spawn(fails(PanicsOnDisplay));
             group.spawn(async {
                 Context::current().done().await;
                 Ok(())
@@ -678,7 +678,7 @@ mod a_dropped_group {
                 pending().await
             });
             drop(group);
-            assert!(told.await.unwrap(), "it was aborted before it was told");
+            assert!(told.await.unwrap(), "it was aborted before it could observe the cancel");
         });
     }
 
@@ -799,9 +799,9 @@ mod a_limit {
         });
     }
 
-    /// The failure makes room and ends the context. Nothing starts after the end.
+    /// The failure frees a slot and ends the context. Nothing starts after the end.
     #[test]
-    fn starts_nothing_in_the_room_that_the_end_has_made() {
+    fn starts_nothing_in_a_slot_freed_by_the_end() {
         on_both(|| async {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.limit(1);
@@ -1004,7 +1004,7 @@ mod keeping_going {
             group.spawn(async { Err(Own("failed")) });
             group.spawn(async { panic!("broke") });
             group.spawn(async {
-                Context::current().sleep(ms(50)).await.expect("the others' ends were told");
+                Context::current().sleep(ms(50)).await.expect("the others' failures canceled it");
                 Ok("done")
             });
             sleep(ms(10)).await;
@@ -1029,7 +1029,7 @@ mod keeping_going {
 
     /// Go's `TestZeroGroup`: the first error, after all tasks have finished.
     #[test]
-    fn still_gives_the_first_error_to_join() {
+    fn still_returns_the_first_error_from_join() {
         on_paused(async {
             let start = Instant::now();
             let (group, _ctx) = Words::new(&BACKGROUND);
@@ -1203,7 +1203,7 @@ mod next {
     use super::*;
 
     #[test]
-    fn gives_them_as_they_end_and_wait_the_rest() {
+    fn returns_outcomes_as_tasks_end_and_join_the_rest() {
         on_paused(async {
             let (mut group, _ctx) = Group::<u64, Failure>::new(&BACKGROUND);
             for delay in [30, 10, 20, 40] {
@@ -1219,7 +1219,7 @@ mod next {
     }
 
     #[test]
-    fn gives_nothing_when_there_is_nothing() {
+    fn returns_none_without_tasks() {
         on_both(|| async {
             let (mut group, ctx) = Words::new(&BACKGROUND);
             assert!(group.next().await.is_none());
@@ -1339,7 +1339,7 @@ fn a_group_under_groups() {
     });
 }
 
-/// However a group has ended, not a byte of it is left.
+/// No memory is left, however the group has ended.
 #[test]
 fn it_leaves_nothing_behind() {
     async fn life(parent: &Context) {

@@ -13,7 +13,7 @@ use tokio_ctx::{CancelScope, Context, ErrorKind};
 static BACKGROUND: Context = Context::background();
 
 /// The ways in which a scope, or the guard split from it, can end its context.
-const HANDS: [fn(CancelScope); 4] = [
+const WAYS: [fn(CancelScope); 4] = [
     |scope| scope.cancel(),
     |scope| scope.cancel_with(Cause("by hand")),
     drop,
@@ -192,7 +192,7 @@ async fn the_deadline_ends_it() {
 
 #[tokio::test(start_paused = true)]
 async fn an_unobserved_deadline_comes_before_a_later_cancel() {
-    for hand in HANDS {
+    for hand in WAYS {
         let scope = BACKGROUND.with_timeout_cause(ms(100), Cause("too slow"));
         let ctx = scope.clone();
         advance(ms(150)).await;
@@ -206,7 +206,7 @@ async fn an_unobserved_deadline_comes_before_a_later_cancel() {
 
 #[tokio::test(start_paused = true)]
 async fn an_observed_deadline_comes_before_a_later_cancel() {
-    for hand in HANDS {
+    for hand in WAYS {
         let scope = BACKGROUND.with_timeout(ms(100));
         let ctx = scope.clone();
         advance(ms(150)).await;
@@ -220,7 +220,7 @@ async fn an_observed_deadline_comes_before_a_later_cancel() {
 #[tokio::test(start_paused = true)]
 async fn a_cancel_before_the_deadline_holds_after_it() {
     for observed in [true, false] {
-        for hand in HANDS {
+        for hand in WAYS {
             let scope = BACKGROUND.with_timeout_cause(ms(100), Cause("too slow"));
             let ctx = scope.clone();
             advance(ms(50)).await;
@@ -239,7 +239,7 @@ async fn a_cancel_before_the_deadline_holds_after_it() {
 
 #[test]
 fn a_context_derived_past_its_deadline_is_not_canceled_by_its_scope() {
-    for hand in HANDS {
+    for hand in WAYS {
         let scope = BACKGROUND.with_timeout(ms(0));
         let ctx = scope.clone();
         hand(scope);
@@ -354,9 +354,9 @@ fn a_dropped_child_scope_comes_before_the_parents_cause() {
 /// The order in time also applies if neither the deadline nor the parent's end was observed, with and without a
 /// waiter on the child.
 #[tokio::test(start_paused = true)]
-async fn an_unseen_deadline_before_the_parents_end_is_what_ended_the_child() {
+async fn an_unobserved_deadline_before_the_parents_end_ends_the_child() {
     for waited in [false, true] {
-        for hand in HANDS {
+        for hand in WAYS {
             let scope = BACKGROUND.with_cancel();
             let parent = scope.clone();
             let child = parent.with_timeout(ms(100));
@@ -377,9 +377,9 @@ async fn an_unseen_deadline_before_the_parents_end_is_what_ended_the_child() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_parents_end_before_an_unseen_deadline_is_what_ended_the_child() {
+async fn the_parents_end_before_an_unobserved_deadline_ends_the_child() {
     for waited in [false, true] {
-        for hand in HANDS {
+        for hand in WAYS {
             let scope = BACKGROUND.with_cancel();
             let parent = scope.clone();
             let child = parent.with_timeout(ms(100));
@@ -402,7 +402,7 @@ async fn the_parents_end_before_an_unseen_deadline_is_what_ended_the_child() {
 /// The same, with the deadline on the parent and the cancel on the child.
 #[tokio::test(start_paused = true)]
 async fn the_parents_unobserved_deadline_comes_before_the_childs_later_cancel() {
-    for hand in HANDS {
+    for hand in WAYS {
         let parent = BACKGROUND.with_timeout(ms(100));
         let scope = parent.with_cancel();
         let child = scope.clone();
@@ -415,7 +415,7 @@ async fn the_parents_unobserved_deadline_comes_before_the_childs_later_cancel() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_unseen_deadlines_the_earlier_ended_it() {
+async fn of_two_unobserved_deadlines_the_earlier_ends_it() {
     let parent = BACKGROUND.with_timeout(ms(200));
     let child = parent.with_timeout(ms(100));
     advance(ms(300)).await;
@@ -458,7 +458,7 @@ fn of_racing_causes_exactly_one_is_kept() {
                     for ctx in rounds.iter() {
                         barrier.wait();
                         ctx.cancel_with(Cause(own));
-                        seen.push(ctx.err().expect("canceled by this very thread"));
+                        seen.push(ctx.err().expect("this thread has canceled it"));
                     }
                     seen
                 })
@@ -474,7 +474,7 @@ fn of_racing_causes_exactly_one_is_kept() {
 }
 
 #[test]
-fn ending_again_wakes_no_one_again() {
+fn ending_again_wakes_no_task_again() {
     let scope = BACKGROUND.with_cancel();
     let (wakes, waker) = common::Wakes::new();
     let mut done = Box::pin(scope.done_owned());

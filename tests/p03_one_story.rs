@@ -1,4 +1,4 @@
-//! Promise 3, *one story*: once one of `is_done`, `err`, `check` and `done` has reported the end, all of them
+//! Promise 3, *one answer*: once one of `is_done`, `err`, `check` and `done` has reported the end, all of them
 //! do, on every thread and with the same error. A context that is derived from an ended one has ended with that
 //! error.
 
@@ -24,7 +24,7 @@ type Kept = Box<dyn std::any::Any>;
 type End = (&'static str, fn(&Context) -> (Context, Kept));
 
 /// Runs one query, and returns its error and whether it reported the end. `is_done` returns no error.
-type Question = (&'static str, fn(&Context) -> (bool, Option<Error>));
+type Query = (&'static str, fn(&Context) -> (bool, Option<Error>));
 
 /// Each takes a base (the background or a deeper context) and returns a context that ends after 100 ms.
 const ENDS: &[End] = &[
@@ -55,7 +55,7 @@ const ENDS: &[End] = &[
         let ctx = base.with_timeout_cause(ms(100), Cause("slow"));
         (ctx.clone(), Box::new(ctx))
     }),
-    ("born dead", |base| {
+    ("ended from the start", |base| {
         let ctx = base.with_timeout(ms(0));
         (ctx.clone(), Box::new(ctx))
     }),
@@ -101,7 +101,7 @@ const ENDS: &[End] = &[
     }),
 ];
 
-const QUESTIONS: [Question; 4] = [
+const QUERIES: [Query; 4] = [
     ("is_done", |ctx| (ctx.is_done(), None)),
     ("err", |ctx| {
         let error = ctx.err();
@@ -122,9 +122,9 @@ const QUESTIONS: [Question; 4] = [
 #[tokio::test(start_paused = true)]
 async fn whichever_query_comes_first_all_agree() {
     for &(how, end) in ENDS {
-        for (question, ask) in QUESTIONS {
+        for (query, ask) in QUERIES {
             for depth in [0, 1, 20] {
-                let case = format!("{how}, {question} first, {depth} below");
+                let case = format!("{how}, {query} first, {depth} below");
                 let (ctx, _kept) = end(&BACKGROUND);
                 let mut below = ctx.clone();
                 let mut scopes: Vec<CancelScope> = Vec::new();
@@ -143,9 +143,9 @@ async fn whichever_query_comes_first_all_agree() {
                 }
                 assert_same(&ended(&ctx), &error);
                 assert_same(&ended(&below.clone()), &error);
-                for (_, ask) in QUESTIONS {
+                for (_, ask) in QUERIES {
                     let (again, told) = ask(&below);
-                    assert!(again, "{case}: took it back");
+                    assert!(again, "{case}: no longer reports the end");
                     assert!(told.is_none_or(|told| same(&told, &error)), "{case}");
                 }
             }
@@ -170,7 +170,7 @@ async fn a_waiter_from_before_gets_the_same_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_derived_from_an_ended_context_has_ended_with_its_error() {
+async fn a_context_derived_from_an_ended_one_has_its_error() {
     let token = CancellationToken::new();
     for &(how, end) in ENDS {
         for observed in [true, false] {
@@ -269,12 +269,12 @@ fn no_query_lags_behind_another_during_a_cancel() {
                     root.cancel_with(Cause("now"));
                 })
             };
-            let (_, ask) = QUESTIONS[dice.roll(4)];
+            let (_, ask) = QUERIES[dice.roll(4)];
             let asked = if all_the_way { 0 } else { dice.roll(chain.len()) };
             start.wait();
             spin_until(|| ask(&chain[asked]).0);
-            let (question, ask) = QUESTIONS[dice.roll(4)];
-            assert!(ask(&chain[asked]).0, "{question} lags behind at level {asked}");
+            let (query, ask) = QUERIES[dice.roll(4)];
+            assert!(ask(&chain[asked]).0, "{query} lags behind at level {asked}");
             let error = ended(&chain[asked]);
             assert_eq!(word(&error), Some("now"));
             canceler.join().unwrap();
@@ -312,7 +312,7 @@ fn a_thread_that_learns_of_the_end_from_another_sees_it_too() {
                 })
             });
             start.wait();
-            let (_, ask) = QUESTIONS[round % 4];
+            let (_, ask) = QUERIES[round % 4];
             spin_until(|| ask(&child).0);
             let error = child.err().unwrap();
             tell.send((child.clone(), error.clone())).unwrap();
@@ -345,7 +345,7 @@ fn a_deadline_and_a_cancel_at_the_same_time_make_one_error() {
             let askers: Vec<_> = (0..3)
                 .map(|asker| {
                     let (ctx, start) = (ctx.clone(), start.clone());
-                    let (_, ask) = QUESTIONS[(round as usize + asker) % 4];
+                    let (_, ask) = QUERIES[(round as usize + asker) % 4];
                     let runtime = runtime.handle().clone();
                     thread::spawn(move || {
                         let _entered = runtime.enter();

@@ -15,7 +15,7 @@ use tokio_ctx::{CancelScope, Context};
 static BACKGROUND: Context = Context::background();
 
 /// Runs all tasks that are ready, on a current-thread runtime.
-async fn settle() {
+async fn run_ready_tasks() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
     }
@@ -28,12 +28,12 @@ fn it_runs_after_a_cancel_and_not_before() {
         let (tell, mut told) = mpsc::unbounded_channel();
         let asked = ctx.clone();
         let handle = ctx.after_func(move || async move { tell.send(asked.err()).unwrap() });
-        settle().await;
+        run_ready_tasks().await;
         assert!(told.try_recv().is_err(), "it ran before the end");
         ctx.cancel_with(Cause("over"));
-        let error = told.recv().await.unwrap().expect("it ran although nothing had ended");
+        let error = told.recv().await.unwrap().expect("it ran before the end");
         assert_eq!(word(&error), Some("over"));
-        assert!(!handle.stop(), "it cannot be stopped any more");
+        assert!(!handle.stop(), "it can no longer be stopped");
         assert!(told.recv().await.is_none(), "it ran twice");
     });
 }
@@ -71,7 +71,7 @@ fn stopped_it_never_runs() {
         let (tell, told) = oneshot::channel::<()>();
         let handle = ctx.after_func(|| async { tell.send(()).unwrap() });
         assert!(handle.stop());
-        assert!(!handle.stop(), "only the first call made it so");
+        assert!(!handle.stop(), "only the first call stops it");
         ctx.cancel();
         assert!(!handle.stop());
         assert!(told.await.is_err(), "it ran after all");
@@ -154,7 +154,7 @@ fn cancel_does_not_wait_for_it() {
             met.await.unwrap(); // ready only after cancel has returned
             tell.send(()).unwrap();
         });
-        settle().await;
+        run_ready_tasks().await;
         ctx.cancel();
         meet.send(()).unwrap();
         told.await.unwrap();
@@ -167,7 +167,7 @@ fn dropping_the_handle_changes_nothing() {
         let ctx = BACKGROUND.with_cancel();
         let (tell, mut told) = mpsc::unbounded_channel();
         drop(ctx.after_func(move || async move { tell.send(()).unwrap() }));
-        settle().await;
+        run_ready_tasks().await;
         assert!(told.try_recv().is_err(), "it ran before the end");
         ctx.cancel();
         assert_eq!(told.recv().await, Some(()));
@@ -230,7 +230,7 @@ fn each_runs_on_a_task_of_its_own() {
 
 /// A function that never finishes does not delay the others.
 #[test]
-fn one_that_hangs_does_not_keep_others_from_running() {
+fn one_that_hangs_does_not_prevent_others_from_running() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let _stuck = ctx.after_func(std::future::pending);
@@ -254,33 +254,33 @@ fn it_runs_when_the_cancel_comes_from_outside_the_runtime() {
 }
 
 #[test]
-fn one_on_a_context_that_never_ends_keeps_nothing_and_can_be_stopped() {
+fn on_a_context_that_never_ends_it_holds_nothing_and_can_be_stopped() {
     let ctx = BACKGROUND.with_value(1).with_cancel();
     for never in [BACKGROUND.clone(), BACKGROUND.with_value(1), ctx.without_cancel()] {
         let drops = Drops::default();
         let counted = drops.counted();
         // No task waits for an end that never comes, so no runtime is needed.
         let handle = never.after_func(|| async move { drop(counted) });
-        assert_eq!(drops.count(), 1, "it should be dropped");
+        assert_eq!(drops.count(), 1, "the function was kept");
         assert!(handle.stop());
         assert!(!handle.stop());
     }
 }
 
 #[test]
-fn stopped_it_lets_go_of_all_it_held() {
+fn stopped_it_drops_all_it_held() {
     current_thread().block_on(async {
         let root = BACKGROUND.with_cancel();
         let (values, captured) = (Drops::default(), Drops::default());
         let ctx = root.context().with_value(values.counted()).with_timeout(LONG);
         let counted = captured.counted();
         let handle = ctx.after_func(|| async move { drop(counted) });
-        settle().await;
+        run_ready_tasks().await;
         assert!(handle.stop());
         drop(ctx);
-        settle().await;
+        run_ready_tasks().await;
         assert_eq!((values.count(), captured.count()), (1, 1));
-        assert!(!handle.stop(), "and the handle may stay");
+        assert!(!handle.stop(), "the handle was kept");
     });
 }
 
@@ -323,7 +323,7 @@ fn stop_and_run_exclude_each_other() {
                 });
                 cancel.join().unwrap();
                 let (stopped, again) = stop.join().unwrap();
-                assert_ne!(stopped, ran, "round {round}: stop said {stopped}, it ran: {ran}");
+                assert_ne!(stopped, ran, "round {round}: stop returned {stopped}, it ran: {ran}");
                 assert!(!again);
                 assert_eq!(runs.load(Ordering::SeqCst), usize::from(ran));
             }
@@ -332,14 +332,14 @@ fn stop_and_run_exclude_each_other() {
 }
 
 #[test]
-fn of_two_stops_at_once_one_made_it_so() {
+fn of_two_concurrent_stops_one_returns_true() {
     watched(|| {
         let runtime = common::multi_thread(1);
         for _ in 0..1000 {
             let ctx = BACKGROUND.with_cancel();
             let handle = {
                 let _in_runtime = runtime.enter();
-                Arc::new(ctx.after_func(|| async { unreachable!("nothing ends it") }))
+                Arc::new(ctx.after_func(|| async { unreachable!("the context does not end") }))
             };
             let start = Arc::new(Barrier::new(2));
             let stops = [0, 1].map(|_| {
@@ -387,7 +387,7 @@ fn two_contexts_can_be_tied_together_with_it() {
 
 /// A blocking read that only `shutdown` of its socket can interrupt.
 #[tokio::test]
-async fn it_interrupts_what_knows_nothing_of_contexts() {
+async fn it_interrupts_code_that_does_not_know_contexts() {
     let ctx = BACKGROUND.with_timeout(ms(1));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Promise 12, *errors read like the answer*: one line with Go's words first, then where and why, with the
+//! Promise 12, *errors answer the question*: one line with Go's words first, then where and why, with the
 //! location of the caller. They convert into `std::io::Error`.
 
 mod common;
@@ -149,7 +149,7 @@ fn an_end_by_a_token_names_the_line() {
 
 /// Every method that derives a context records the line of the caller, through all layers of this crate.
 #[test]
-fn every_derivation_notes_the_callers_line() {
+fn every_derivation_records_the_callers_line() {
     let other = Context::background().with_value(1);
     let token = CancellationToken::new();
     let at = Instant::now() + LONG;
@@ -270,12 +270,12 @@ fn the_origin_has_the_budget() {
 }
 
 #[test]
-fn the_cause_is_in_the_line_and_can_be_taken_apart() {
+fn the_cause_is_in_the_line_and_can_be_downcast() {
     let ctx = BACKGROUND.with_cancel();
     ctx.cancel_with(io::Error::new(io::ErrorKind::BrokenPipe, "pipe gone"));
     let error = ended(&ctx);
     assert_eq!(error.cause().unwrap().to_string(), "pipe gone");
-    assert!(error.source().is_none(), "the line has it already");
+    assert!(error.source().is_none(), "the line contains it");
     assert_eq!(error.cause_as::<io::Error>().unwrap().kind(), io::ErrorKind::BrokenPipe);
     assert!(error.cause_as::<Cause>().is_none());
 
@@ -286,7 +286,7 @@ fn the_cause_is_in_the_line_and_can_be_taken_apart() {
 }
 
 #[test]
-fn causes_come_as_errors_boxes_and_texts() {
+fn causes_may_be_errors_boxes_and_texts() {
     let boxed: Box<dyn std::error::Error + Send + Sync> = Box::new(Cause("boxed"));
     let ctx = BACKGROUND.with_cancel();
     ctx.cancel_with(boxed);
@@ -328,7 +328,7 @@ fn debug_shows_the_kind_the_cause_and_the_place() {
 }
 
 #[test]
-fn an_error_goes_wherever_errors_go() {
+fn an_error_converts_like_any_other() {
     fn is_error<T: std::error::Error + Send + Sync + Clone + 'static>(error: &T) -> T {
         error.clone()
     }
@@ -358,7 +358,7 @@ fn kinds_compare_and_print() {
 
 /// Code that only knows I/O errors must recognize a timeout, and the standard library must not retry.
 #[test]
-fn it_converts_into_an_io_error() {
+fn it_converts_into_an_io_error_that_is_not_retried() {
     fn read(ctx: &Context) -> io::Result<()> {
         ctx.check()?;
         Ok(())
@@ -384,7 +384,7 @@ fn it_converts_into_an_io_error() {
 }
 
 #[test]
-fn contexts_say_what_they_are() {
+fn contexts_print_what_they_are() {
     assert!(BACKGROUND.to_string().contains("background"));
     assert!(format!("{BACKGROUND:?}").contains("background"));
     let todo = Context::todo();

@@ -69,7 +69,7 @@ async fn an_ended_context_has_no_time_for_anything() {
     assert_eq!(short.to_string(), format!("not enough time left: {}", canceled.err().unwrap()));
     assert_eq!(format!("{short:?}"), short.to_string());
     assert!(format!("{short:#?}").contains("required: 0ns"), "{short:#?}");
-    assert!(short.source().is_none(), "the line says it all");
+    assert!(short.source().is_none(), "the line contains everything");
 
     let expired = BACKGROUND.with_timeout(ms(10));
     let place = line!() - 1;

@@ -167,7 +167,7 @@ async fn a_deadline_is_an_event_with_all_its_fields() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_there_is_not_is_left_out() {
+async fn missing_fields_are_left_out() {
     listen();
     let ctx = BACKGROUND.with_cancel();
     advance(ms(70)).await;

@@ -18,7 +18,7 @@ async fn caught<F: Future>(future: F) -> thread::Result<F::Output> {
     AssertUnwindSafe(future).catch_unwind().await
 }
 
-/// A guard that a function drops: of the context that ended, of one above it, beside it, far away.
+/// A function drops a guard: of the ended context, of an ancestor, of a sibling, and of an unrelated context.
 #[test]
 fn may_drop_guards() {
     faulty(|| {
@@ -54,7 +54,7 @@ fn may_drop_guards() {
     });
 }
 
-/// One after the other, each started by the end that the one before brings about.
+/// Each function ends the context of the next one.
 #[test]
 fn may_end_the_next_context() {
     faulty(|| {
@@ -79,7 +79,7 @@ fn may_end_the_next_context() {
             }
             assert_eq!(told.recv().await, None);
             assert!(last.done().await.is_canceled());
-            // And the first scope may be replaced while it is the one in use.
+            // The first scope may also be replaced.
             first = BACKGROUND.with_cancel();
             drop(first);
         });
@@ -118,7 +118,7 @@ fn may_stop_themselves_and_each_other() {
     });
 }
 
-/// A panic drops what the function holds; a guard among it ends its context all the same.
+/// A panic drops what the function holds. A guard that is dropped in this way still ends its context.
 #[test]
 fn that_panic_drop_their_guards() {
     faulty(|| {
@@ -146,7 +146,7 @@ fn that_panic_drop_their_guards() {
     });
 }
 
-/// Under `run`, `try_run`, `within`, `scope`, `bounded_by`: the panic passes, and leaves nothing.
+/// Under `run`, `try_run`, `within`, `scope`, `bounded_by`: the panic propagates and leaves nothing behind.
 #[test]
 fn futures_that_panic_leave_the_context_in_use() {
     faulty(|| {
@@ -181,7 +181,7 @@ fn futures_that_panic_leave_the_context_in_use() {
                 });
                 result("within", caught(within.map(drop)).await);
                 assert!(ended(&child.unwrap()).is_canceled(), "the step ends with its panic");
-                assert!(Context::current().deadline().is_none(), "the scope was left");
+                assert!(Context::current().deadline().is_none(), "the context is still current");
             }
             assert_eq!(drops.count(), 10);
             assert!(!ctx.is_done());
