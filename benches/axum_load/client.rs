@@ -1,5 +1,4 @@
-//! A load generator for where there is no `wrk`: connections that are kept alive, each with one request
-//! under way.
+//! A load generator for machines without `wrk`: keep-alive connections, each with one request at a time.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -28,7 +27,7 @@ pub fn load(at: SocketAddr, path: &str, headers: &[&str], seconds: u64) -> Load 
     })
 }
 
-/// Answers are small: one comes in one piece.
+/// Answers are small, so each arrives in one read.
 async fn ask(at: SocketAddr, request: String, until: Instant) -> u64 {
     let mut connection = TcpStream::connect(at).await.expect("it listens");
     let mut answer = [0; 1024];

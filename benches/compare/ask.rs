@@ -1,4 +1,4 @@
-//! Has it ended, and why?
+//! Queries: has the context ended, and why?
 
 use std::future::Future;
 use std::hint::black_box;
@@ -31,7 +31,7 @@ fn is_done(depth: usize) -> Row {
     if depth == 1 { row.target(GO, 1.5) } else { row }
 }
 
-/// As what a service asks in a loop, while something else waits on the context.
+/// Like a query in a service's loop, while something else waits on the context.
 fn is_done_waited_on(depth: usize) -> Row {
     let chain = chain(depth);
     let ctx = chain[depth - 1].clone();
@@ -51,7 +51,7 @@ fn waiting<F: Future + 'static>(wait: F) -> Pin<Box<F>> {
     wait
 }
 
-/// As [`chain`].
+/// Like [`chain`].
 pub fn tokens(depth: usize) -> Vec<CancellationToken> {
     let mut tokens = vec![CancellationToken::new()];
     while tokens.len() < depth {
@@ -60,7 +60,7 @@ pub fn tokens(depth: usize) -> Vec<CancellationToken> {
     tokens
 }
 
-/// From the root to the leaf.
+/// Returns the scopes from the root to the leaf.
 pub fn chain(depth: usize) -> Vec<CancelScope> {
     let mut chain = vec![rooted()];
     while chain.len() < depth {
@@ -117,7 +117,7 @@ fn err_ended_by_two() -> Row {
         .uncounted()
 }
 
-/// The error is shared then, and kept under a lock.
+/// With a cause, the error is shared, and stored under a lock.
 fn err_ended_with_cause_by_two() -> Row {
     let ctx = rooted();
     ctx.cancel_with("a cause");
@@ -130,7 +130,7 @@ fn err_ended_with_cause_by_two() -> Row {
         .uncounted()
 }
 
-/// The answers are added up: a cheaper use of them than to put each into memory.
+/// Sums up the answers, which is cheaper than storing each in memory.
 fn asked<T: 'static>(it: T, ask: impl Fn(&T) -> bool + 'static) -> Run {
     Box::new(move |times| {
         let mut yes = 0;

@@ -41,7 +41,7 @@ pub async fn edge(
         .layer(ServerLayer::new(service.clone(), inbound))
         .with_state((onward(middle)?, journal));
     let listener = listener.tap_io(|stream| {
-        // Otherwise small answers wait for acknowledgments. Errors do not matter.
+        // Otherwise small answers are delayed. Errors are ignored.
         stream.set_nodelay(true).ok();
     });
     axum::serve(listener, app).with_graceful_shutdown(async move { drop(service.done().await) }).await?;
