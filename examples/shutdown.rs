@@ -34,8 +34,8 @@ async fn main() -> ExitCode {
 }
 
 async fn both() -> Result<(), BoxError> {
-    client::tell("axum", axum_server::start).await?;
-    client::tell("hyper", hyper_server::start).await
+    client::check("axum", axum_server::start).await?;
+    client::check("hyper", hyper_server::start).await
 }
 
 /// Requests in progress are answered within the grace period, new connections are refused, and a request
