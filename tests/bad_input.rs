@@ -181,9 +181,9 @@ fn an_ended_parent_has_only_ended_children() {
                 &error,
             );
             assert_same(&child.sleep(ms(0)).await.unwrap_err(), &error);
-            let (tell, told) = oneshot::channel();
-            let handle = child.after_func(|| async { tell.send(()).unwrap() });
-            told.await.unwrap();
+            let (sender, receiver) = oneshot::channel();
+            let handle = child.after_func(|| async { sender.send(()).unwrap() });
+            receiver.await.unwrap();
             assert!(!handle.stop());
         }
         assert!(!token.is_cancelled());
@@ -359,7 +359,7 @@ mod wakers_that_panic {
     /// The waker that panics is at every position among the others, at the root and below.
     #[test]
     fn do_not_prevent_other_waiters_from_being_woken() {
-        for hand in 0..3 {
+        for way in 0..3 {
             for bad_at in 0..6 {
                 let scope = BACKGROUND.with_cancel();
                 let root = scope.clone();
@@ -373,9 +373,9 @@ mod wakers_that_panic {
                     let waker = if at == bad_at { &bad_waker } else { &waker };
                     assert!(poll(wait.as_mut(), waker).is_pending());
                 }
-                let outcome = catch_unwind(AssertUnwindSafe(|| match hand {
+                let outcome = catch_unwind(AssertUnwindSafe(|| match way {
                     0 => scope.cancel(),
-                    1 => scope.cancel_with(Cause("by hand")),
+                    1 => scope.cancel_with(Cause("by way")),
                     _ => drop(scope),
                 }));
                 assert!(outcome.is_ok(), "the panic reached the call of cancel");
@@ -510,18 +510,18 @@ mod functions_that_panic {
         on_both(|| async {
             let ctx = BACKGROUND.with_cancel();
             let child = ctx.with_cancel();
-            let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+            let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
             let bad = ctx.after_func(|| async { panic!("in the function") });
-            let (early, late) = (tell.clone(), tell.clone());
+            let (early, late) = (sender.clone(), sender.clone());
             let _one = ctx.after_func(move || async move { early.send(1).unwrap() });
             let _worse = ctx.after_func(|| -> std::future::Ready<()> { panic!("before its future") });
             let _two = child.after_func(move || async move { late.send(1).unwrap() });
             let wait = tokio::spawn(child.done_owned());
             tokio::task::yield_now().await;
             ctx.cancel_with(Cause("over"));
-            drop(tell);
-            assert_eq!(told.recv().await, Some(1));
-            assert_eq!(told.recv().await, Some(1));
+            drop(sender);
+            assert_eq!(receiver.recv().await, Some(1));
+            assert_eq!(receiver.recv().await, Some(1));
             assert_eq!(word(&wait.await.unwrap()), Some("over"));
             assert!(!bad.stop(), "it did start");
             assert_same(&ended(&child), &ended(&ctx));

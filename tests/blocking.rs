@@ -26,16 +26,16 @@ fn spawn_blocking_takes_the_context_along() {
             let ctx = Context::current();
             assert_eq!(ctx.value::<&str>(), Some(&"blue"));
             sender.send(()).unwrap();
-            let mut turns = 0_u64;
+            let mut iterations = 0_u64;
             while ctx.check().is_ok() {
-                turns += 1;
+                iterations += 1;
             }
-            (turns, ctx.err().unwrap())
+            (iterations, ctx.err().unwrap())
         });
         spin_until(|| receiver.try_recv().is_ok());
         scope.cancel_with(Cause("enough"));
-        let (turns, error) = spawned.await.unwrap();
-        assert!(turns > 0);
+        let (iterations, error) = spawned.await.unwrap();
+        assert!(iterations > 0);
         assert_same(&error, &ended(&ctx));
         assert!(!Context::current().is_done());
     });

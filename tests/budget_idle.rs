@@ -193,11 +193,12 @@ mod with_progress {
     #[tokio::test(start_paused = true)]
     async fn from_another_thread_counts() {
         let ctx = BACKGROUND.with_idle(LIMIT);
-        let (progress, (ask, asked), (tell, told)) = (ctx.progress(), mpsc::channel(), mpsc::channel());
+        let (progress, (request, requested), (sender, receiver)) =
+            (ctx.progress(), mpsc::channel(), mpsc::channel());
         let reporter = thread::spawn(move || {
-            while let Ok(()) = asked.recv() {
+            while let Ok(()) = requested.recv() {
                 progress.report();
-                tell.send(()).unwrap();
+                sender.send(()).unwrap();
             }
         });
         let mut wait = pin!(ctx.done());
@@ -206,10 +207,10 @@ mod with_progress {
                 timeout(LIMIT / 2, wait.as_mut()).await.is_err(),
                 "it ended although there was progress"
             );
-            ask.send(()).unwrap();
-            told.recv().unwrap();
+            request.send(()).unwrap();
+            receiver.recv().unwrap();
         }
-        drop(ask);
+        drop(request);
         reporter.join().unwrap();
         is_idle(&wait.await);
     }
@@ -262,7 +263,7 @@ mod what_reports_by_itself {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn buffered_readers_report_what_is_consumed() {
+    async fn buffered_readers_report_consumed_bytes() {
         let ctx = BACKGROUND.with_idle(LIMIT);
         let mut lines = ctx.io(BufReader::new(&b"one\ntwo\n"[..])).lines();
         while lines.next_line().await.unwrap().is_some() {}
@@ -386,9 +387,9 @@ mod among_other_ends {
         ctx.cancellation_token().cancelled().await;
         assert_eq!(begun.elapsed(), LIMIT);
         let ctx = BACKGROUND.with_idle(LIMIT);
-        let (tell, told) = tokio::sync::oneshot::channel();
-        ctx.after_func(|| async move { tell.send(()).unwrap() });
-        told.await.unwrap();
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        ctx.after_func(|| async move { sender.send(()).unwrap() });
+        receiver.await.unwrap();
         assert!(ctx.is_done());
         let bounded = BACKGROUND.with_idle(LIMIT).run_owned(pending::<()>()).await;
         is_idle(&bounded.unwrap_err());
@@ -416,12 +417,12 @@ mod runtimes {
 
     #[test]
     fn that_are_not_driven_or_shut_down_do_not_affect_waits_elsewhere() {
-        for gone in [false, true] {
+        for is_shut_down in [false, true] {
             let ctx = BACKGROUND.with_idle(ms(40));
             let first = Builder::new_current_thread().enable_all().build().unwrap();
             let mut wait = Box::pin(ctx.context().done_owned());
             first.block_on(poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx).is_pending())));
-            let first = if gone { None } else { Some(first) };
+            let first = if is_shut_down { None } else { Some(first) };
             let second = Builder::new_current_thread().enable_all().build().unwrap();
             let begun = std::time::Instant::now();
             assert!(second.block_on(ctx.done()).is_deadline_exceeded());

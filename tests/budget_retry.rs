@@ -329,19 +329,19 @@ mod rules {
 
     #[tokio::test(start_paused = true)]
     async fn retry_after_lengthens_and_never_shortens() {
-        for (asked, slept) in [(None, 20), (Some(ms(5)), 20), (Some(ms(200)), 200)] {
+        for (requested, slept) in [(None, 20), (Some(ms(5)), 20), (Some(ms(200)), 200)] {
             let begun = Instant::now();
-            let failed = BACKGROUND.retry([ms(20)], |_, n| busy(n)).retry_after(|_| asked);
+            let failed = BACKGROUND.retry([ms(20)], |_, n| busy(n)).retry_after(|_| requested);
             failed.await.unwrap_err();
-            assert!((ms(slept)..ms(slept + 2)).contains(&begun.elapsed()), "{asked:?}");
+            assert!((ms(slept)..ms(slept + 2)).contains(&begun.elapsed()), "{requested:?}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn retry_after_that_does_not_fit_gives_up() {
         let ctx = BACKGROUND.with_timeout(ms(100));
-        for asked in [ms(100), LONG, Duration::MAX] {
-            let failed = ctx.retry([ms(1)], |_, n| busy(n)).retry_after(|_| Some(asked));
+        for requested in [ms(100), LONG, Duration::MAX] {
+            let failed = ctx.retry([ms(1)], |_, n| busy(n)).retry_after(|_| Some(requested));
             assert!(matches!(failed.await.unwrap_err().why(), GaveUp::NotEnoughTime(_)));
         }
     }

@@ -25,7 +25,7 @@ struct Schedule {
     budget: Option<Duration>,
     cancel: Option<Duration>,
     /// At this time, the clock jumps by this much.
-    leap: Option<(Duration, Duration)>,
+    jump: Option<(Duration, Duration)>,
     limit: Limit,
     least: Duration,
     learns: bool,
@@ -89,8 +89,8 @@ fn schedules() -> impl Strategy<Value = Schedule> {
         any::<bool>(),
         prop_oneof![3 => Just(u32::MAX), 1 => 0..4_u32],
     )
-        .prop_map(|(attempts, delays, budget, cancel, leap, limit, least, learns, permits)| {
-            Schedule { attempts, delays, budget, cancel, leap, limit, least, learns, permits }
+        .prop_map(|(attempts, delays, budget, cancel, jump, limit, least, learns, permits)| {
+            Schedule { attempts, delays, budget, cancel, jump, limit, least, learns, permits }
         })
 }
 
@@ -157,8 +157,8 @@ async fn run(schedule: &Schedule) {
         ctx.cancel_with("enough");
         std::future::pending::<()>().await;
     };
-    let leaps = async {
-        if let Some((at, by)) = schedule.leap {
+    let jumps = async {
+        if let Some((at, by)) = schedule.jump {
             sleep(at).await;
             advance(by).await;
         }
@@ -168,15 +168,15 @@ async fn run(schedule: &Schedule) {
         biased;
         outcome = retry => outcome,
         () = canceled => unreachable!(),
-        () = leaps => unreachable!(),
+        () = jumps => unreachable!(),
     };
-    let leapt = schedule.leap.map_or(Duration::ZERO, |(_, by)| by);
+    let jumped = schedule.jump.map_or(Duration::ZERO, |(_, by)| by);
     let took = start.elapsed();
     if let Some(budget) = schedule.budget {
-        assert!(took <= budget + TICK + leapt, "{took:?} of {budget:?}");
+        assert!(took <= budget + TICK + jumped, "{took:?} of {budget:?}");
     }
     if let Some(cancel) = schedule.cancel {
-        assert!(took <= cancel + TICK + leapt, "{took:?}, and canceled after {cancel:?}");
+        assert!(took <= cancel + TICK + jumped, "{took:?}, and canceled after {cancel:?}");
     }
     match outcome {
         Ok(number) => assert_eq!(number as usize, seen.begun.borrow().len()),

@@ -121,10 +121,11 @@ mod a_shield {
     fn needs_a_runtime_and_ends_with_it() {
         let outside = catch_unwind(|| poll_once(pin!(BACKGROUND.shield(async {}))).is_ready());
         assert!(outside.is_err());
-        let (gone, ctx) = (Builder::new_current_thread().build().unwrap(), BACKGROUND.with_cancel());
+        let (is_shut_down, ctx) =
+            (Builder::new_current_thread().build().unwrap(), BACKGROUND.with_cancel());
         let mut work = Box::pin(ctx.shield(pending::<()>()));
-        gone.block_on(poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx).is_pending())));
-        drop(gone);
+        is_shut_down.block_on(poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx).is_pending())));
+        drop(is_shut_down);
         // A caller on another runtime does not hang.
         let here = Builder::new_current_thread().build().unwrap();
         assert!(catch_unwind(AssertUnwindSafe(|| here.block_on(work).map(drop))).is_err());
@@ -529,15 +530,15 @@ mod a_clean_up {
     #[tokio::test(start_paused = true)]
     async fn has_its_full_time_after_a_jump_of_the_clock() {
         let ctx = BACKGROUND.with_timeout(ms(10));
-        let (tell, told) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let ended = ctx.run_then(pending::<()>(), ms(50), |ctx| async move {
-            let _sent = tell.send(ctx.remaining());
+            let _sent = sender.send(ctx.remaining());
         });
         let mut ended = pin!(ended);
         assert!(poll_fn(|cx| Poll::Ready(ended.as_mut().poll(cx))).await.is_pending());
         advance(LONG).await;
         assert!(ended.await.is_err());
-        assert_eq!(told.await.unwrap(), Some(ms(50)));
+        assert_eq!(receiver.await.unwrap(), Some(ms(50)));
     }
 
     #[test]
@@ -549,7 +550,7 @@ mod a_clean_up {
         }));
         assert!(outside.is_err() && !polled.get());
         // Started in a runtime, and dropped outside of it after it has shut down.
-        for gone in [false, true] {
+        for is_shut_down in [false, true] {
             let runtime = Builder::new_current_thread().enable_time().build().unwrap();
             let cleaned = Count::default();
             let cleanup = {
@@ -558,7 +559,7 @@ mod a_clean_up {
             };
             let mut work = Box::pin(BACKGROUND.run_then(pending::<()>(), LONG, cleanup));
             runtime.block_on(poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx).is_pending())));
-            if gone {
+            if is_shut_down {
                 drop(runtime);
                 drop(work);
                 assert_eq!(cleaned.get(), 0);

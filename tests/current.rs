@@ -198,9 +198,9 @@ fn scopes_beside_each_other_on_one_task_do_not_mix() {
             1
         }
         let (a, b, c) = (named("a"), named("b"), named("c"));
-        let turns =
+        let polls =
             a.scope(async { tokio::join!(b.scope(watch("b")), c.scope(watch("c")), watch("a")) }).await;
-        assert_eq!(turns, (1, 1, 1));
+        assert_eq!(polls, (1, 1, 1));
     });
 }
 

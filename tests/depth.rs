@@ -106,7 +106,7 @@ fn chain(derive: Derive, levels: usize, top: &Context, other: &Context) -> Vec<C
 }
 
 /// Derives a chain, waits on the leaf, cancels the root, queries, and drops.
-fn goes_deep(name: &'static str) {
+fn drops_a_chain(name: &'static str) {
     on_a_small_stack(move || {
         let runtime = current_thread();
         let _entered = runtime.enter();
@@ -168,42 +168,42 @@ mod deep {
 
     #[test]
     fn with_cancel() {
-        goes_deep("with_cancel");
+        drops_a_chain("with_cancel");
     }
 
     #[test]
     fn with_a_deadline_at_each_level() {
-        goes_deep("with_timeout");
+        drops_a_chain("with_timeout");
     }
 
     #[test]
     fn with_a_deadline_and_a_cause_at_each_level() {
-        goes_deep("with_timeout_cause");
+        drops_a_chain("with_timeout_cause");
     }
 
     #[test]
     fn with_a_value_at_each_level() {
-        goes_deep("with_value");
+        drops_a_chain("with_value");
     }
 
     #[test]
     fn below_many_tokens() {
-        goes_deep("with_token");
+        drops_a_chain("with_token");
     }
 
     #[test]
     fn with_merges_on_the_left() {
-        goes_deep("merge on the left");
+        drops_a_chain("merge on the left");
     }
 
     #[test]
     fn with_merges_on_the_right() {
-        goes_deep("merge on the right");
+        drops_a_chain("merge on the right");
     }
 
     #[test]
     fn with_merges_on_both_sides() {
-        goes_deep("merge on both sides");
+        drops_a_chain("merge on both sides");
     }
 
     /// A waiter at every level. One cancel wakes all of them.
@@ -434,7 +434,7 @@ mod mixed {
         );
     }
 
-    fn goes(way: Way) {
+    fn drops_a_mixed_chain(way: Way) {
         for (seed, order) in ORDERS.into_iter().enumerate() {
             for waited in [false, true] {
                 on_a_small_stack(move || {
@@ -451,27 +451,27 @@ mod mixed {
 
     #[test]
     fn dropped_scope_by_scope() {
-        goes(Way::Dropped);
+        drops_a_mixed_chain(Way::Dropped);
     }
 
     #[test]
     fn dropped_without_an_end() {
-        goes(Way::Detached);
+        drops_a_mixed_chain(Way::Detached);
     }
 
     #[test]
     fn canceled_at_the_root() {
-        goes(Way::Canceled);
+        drops_a_mixed_chain(Way::Canceled);
     }
 
     #[test]
     fn canceled_by_a_token() {
-        goes(Way::Token);
+        drops_a_mixed_chain(Way::Token);
     }
 
     #[test]
     fn ended_by_deadlines() {
-        goes(Way::Expired);
+        drops_a_mixed_chain(Way::Expired);
     }
 
     /// The minimal case: alternating deadlines and cancels. A context with a deadline is also held by the
@@ -526,46 +526,46 @@ impl RunQueue {
 struct Stall {
     wall: Duration,
     own: Duration,
-    questions: usize,
+    queries: usize,
 }
 
 /// Queries until `stop` is set, and returns the longest duration of a query.
-fn ask_until(stop: &AtomicBool, asked: &AtomicUsize, ask: &dyn Fn()) -> Stall {
+fn query_until(stop: &AtomicBool, queried: &AtomicUsize, query: &dyn Fn()) -> Stall {
     let queue = RunQueue::of_this_thread();
     let mut longest = Stall::default();
     let mut before = queue.waited();
     while !stop.load(Ordering::Acquire) {
         let start = Instant::now();
-        ask();
+        query();
         let wall = start.elapsed();
         let after = queue.waited();
         let own = wall.saturating_sub(after.saturating_sub(before));
         before = after;
         longest.wall = longest.wall.max(wall);
         longest.own = longest.own.max(own);
-        longest.questions += 1;
-        asked.store(longest.questions, Ordering::Release);
+        longest.queries += 1;
+        queried.store(longest.queries, Ordering::Release);
     }
     longest
 }
 
 /// Queries on another thread while `disturb` runs. Returns how long `disturb` took, and the longest query.
-fn disturbed(ask: impl Fn() + Send + 'static, disturb: impl FnOnce()) -> (Duration, Stall) {
+fn disturbed(query: impl Fn() + Send + 'static, disturb: impl FnOnce()) -> (Duration, Stall) {
     let stop = Arc::new(AtomicBool::new(false));
-    let asked = Arc::new(AtomicUsize::new(0));
+    let queried = Arc::new(AtomicUsize::new(0));
     let reader = {
-        let (stop, asked) = (stop.clone(), asked.clone());
-        thread::spawn(move || ask_until(&stop, &asked, &ask))
+        let (stop, queried) = (stop.clone(), queried.clone());
+        thread::spawn(move || query_until(&stop, &queried, &query))
     };
-    while asked.load(Ordering::Acquire) < 100 {
+    while queried.load(Ordering::Acquire) < 100 {
         thread::yield_now();
     }
     let start = Instant::now();
     disturb();
     let took = start.elapsed();
     // As many queries again, to include what `disturb` left behind.
-    let enough = asked.load(Ordering::Acquire) + 100;
-    while asked.load(Ordering::Acquire) < enough {
+    let enough = queried.load(Ordering::Acquire) + 100;
+    while queried.load(Ordering::Acquire) < enough {
         thread::yield_now();
     }
     stop.store(true, Ordering::Release);
@@ -680,7 +680,7 @@ mod wide {
             took.as_secs_f64() * 1e3,
             stall.own.as_secs_f64() * 1e3,
             stall.wall.as_secs_f64() * 1e3,
-            stall.questions,
+            stall.queries,
             control.own.as_secs_f64() * 1e3,
             control.wall.as_secs_f64() * 1e3,
         );
@@ -700,13 +700,13 @@ mod wide {
                 if next == readers.len() {
                     break;
                 }
-                let (name, ask) = readers.swap_remove(next);
+                let (name, query) = readers.swap_remove(next);
                 let mut waits: Vec<_> =
                     fan.children.iter().map(|child| Box::pin(child.done())).collect();
                 for wait in &mut waits {
                     assert!(poll(wait.as_mut(), &fan.waker).is_pending());
                 }
-                let (took, stall) = disturbed(ask, || fan.root.cancel_with(Cause("root")));
+                let (took, stall) = disturbed(query, || fan.root.cancel_with(Cause("root")));
                 assert_eq!(fan.wakes.count(), million());
                 // A reader that the cancel blocks is blocked in every attempt; a pause of the machine is not repeated.
                 if judge(&format!("cancel, {name}"), took, stall, control(took)) {
@@ -742,18 +742,18 @@ mod wide {
             {
                 let Fan { root, children, waker, .. } = Fan::new(false);
                 let mut children: Vec<_> = children.into_iter().map(CancelScope::detach).collect();
-                let asked = [million() - 1, 0].map(|nth| children[nth].clone());
-                let [last, first] = asked;
-                let ask = move || {
+                let queried = [million() - 1, 0].map(|nth| children[nth].clone());
+                let [last, first] = queried;
+                let query = move || {
                     if nth == 0 { assert!(!last.is_done()) } else { assert!(first.err().is_none()) }
                 };
-                let (came, stall) = disturbed(ask.clone(), || {
+                let (came, stall) = disturbed(query.clone(), || {
                     for child in &children {
                         assert!(poll(std::pin::pin!(child.done()), &waker).is_pending());
                     }
                 });
                 assert!(judge(&format!("waits are registered, {name}"), came, stall, control(came)));
-                let (went, stall) = disturbed(ask, || children.clear());
+                let (went, stall) = disturbed(query, || children.clear());
                 assert!(judge(&format!("waits are dropped, {name}"), went, stall, control(went)));
                 assert!(!root.is_done());
                 root.cancel();

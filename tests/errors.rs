@@ -120,7 +120,7 @@ async fn a_printed_process_error_contains_each_message_once() {
 
 /// `async fn main() -> Result<(), Error>` prints `{:?}`.
 #[tokio::test(start_paused = true)]
-async fn debug_is_the_line_and_what_it_came_from() {
+async fn debug_is_the_line_and_its_sources() {
     let error = canceled_with(Cause("client hung up"));
     assert_eq!(format!("{error:?}"), error.to_string());
     assert_eq!(format!("{error:?}").lines().count(), 1);

@@ -246,10 +246,10 @@ mod streams_are_bounded {
         ctx.cancel();
     }
 
-    /// Nor after an item was returned, or the stream or the context has ended. Code that keeps the stream keeps
-    /// no task alive.
+    /// It also keeps none after an item was returned, or after the end of the stream or of the context. Code that keeps
+    /// the stream then keeps no task alive.
     #[tokio::test(start_paused = true)]
-    async fn and_leave_no_waker_when_they_do_not_wait() {
+    async fn and_leave_no_waker_unless_they_are_pending() {
         let parent = BACKGROUND.with_timeout(LONG * 2);
         let child = parent.with_cancel();
         for ctx in [BACKGROUND.with_cancel(), BACKGROUND.with_timeout(LONG), child] {

@@ -61,11 +61,11 @@ fn a_parent_or_child_of_the_token_counts_as_it_does_there() {
 #[test]
 fn the_context_never_cancels_the_token() {
     let token = CancellationToken::new();
-    for hand in 0..4 {
+    for way in 0..4 {
         let parent = BACKGROUND.with_cancel();
         let scope = parent.with_token(&token);
         let ctx = scope.clone();
-        match hand {
+        match way {
             0 => scope.cancel(),
             1 => drop(scope),
             2 => parent.cancel(),
@@ -243,20 +243,20 @@ fn with_token_works_inside_and_outside_of_any_runtime() {
 
 #[test]
 fn a_handed_out_token_is_canceled_before_cancel_returns() {
-    for hand in 0..4 {
+    for way in 0..4 {
         let parent = BACKGROUND.with_cancel();
         let scope = parent.with_cancel();
         let _handles = [parent.clone(), scope.clone()];
         let token = scope.cancellation_token();
         let child = token.child_token();
         assert!(!token.is_cancelled());
-        match hand {
+        match way {
             0 => scope.cancel(),
             1 => drop(scope),
             2 => parent.cancel_with(Cause("parent")),
             _ => drop(parent),
         }
-        assert!(token.is_cancelled(), "hand {hand}");
+        assert!(token.is_cancelled(), "way {way}");
         assert!(child.is_cancelled());
     }
 }
@@ -430,7 +430,7 @@ fn a_token_and_a_guard_at_the_same_time_make_one_error() {
             let (ctx, guard) = BACKGROUND.with_token(&token).split();
             let child = ctx.with_cancel();
             let start = Arc::new(Barrier::new(3));
-            let (tell, told) = mpsc::channel();
+            let (sender, receiver) = mpsc::channel();
             let by_token = {
                 let (token, start) = (token.clone(), start.clone());
                 thread::spawn(move || {
@@ -443,7 +443,7 @@ fn a_token_and_a_guard_at_the_same_time_make_one_error() {
                 thread::spawn(move || {
                     start.wait();
                     guard.cancel_with(Cause("guard"));
-                    tell.send(ended(&child)).unwrap();
+                    sender.send(ended(&child)).unwrap();
                 })
             };
             start.wait();
@@ -451,7 +451,7 @@ fn a_token_and_a_guard_at_the_same_time_make_one_error() {
             let error = ended(&child);
             by_token.join().unwrap();
             by_guard.join().unwrap();
-            assert_same(&told.recv().unwrap(), &error);
+            assert_same(&receiver.recv().unwrap(), &error);
             assert_same(&ended(&ctx), &error);
             assert_same(&ended(&child), &error);
         }

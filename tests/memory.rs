@@ -304,10 +304,10 @@ mod linear {
                 let leaf = nested(nest, levels, &top);
                 assert!(!leaf.is_done());
                 assert!(poll_once(leaf.done()).is_pending());
-                let ask = cost(|| (0..1_000).for_each(|_| assert!(!leaf.is_done())));
+                let query = cost(|| (0..1_000).for_each(|_| assert!(!leaf.is_done())));
                 let wait =
                     cost(|| (0..1_000).for_each(|_| assert!(poll_once(leaf.done()).is_pending())));
-                [ask, wait]
+                [query, wait]
             };
             for (few, many) in again(FEW).into_iter().zip(again(TIMES * FEW)) {
                 let what = format!("{name}: {few:?} and {many:?}");
@@ -320,19 +320,19 @@ mod linear {
     /// A new wait below a token costs about the same as elsewhere.
     #[test]
     fn below_a_token_as_elsewhere() {
-        let turns = |ctx: &Context| {
-            let turn = || assert!(poll_once(ctx.done()).is_pending());
-            turn();
-            cost(|| (0..10_000).for_each(|_| turn()))
+        let repeated_waits = |ctx: &Context| {
+            let wait_once = || assert!(poll_once(ctx.done()).is_pending());
+            wait_once();
+            cost(|| (0..10_000).for_each(|_| wait_once()))
         };
         let token = CancellationToken::new();
         let plain = BACKGROUND.with_cancel();
         let bound = BACKGROUND.with_token(&token);
         let child = bound.with_cancel();
         let merged = child.merge(&plain);
-        let elsewhere = turns(&plain);
+        let elsewhere = repeated_waits(&plain);
         for (name, ctx) in [("itself", &bound), ("child", &child), ("merged", &merged)] {
-            let below = turns(ctx);
+            let below = repeated_waits(ctx);
             assert_eq!(below.0, 0, "{name} allocates");
             assert!(below.1 < elsewhere.1 * 3, "{name}: {below:?}, elsewhere {elsewhere:?}");
         }

@@ -43,11 +43,11 @@ impl fmt::Debug for Script {
 }
 
 #[test]
-fn contexts_do_what_the_reference_says() {
+fn contexts_agree_with_the_reference() {
     let mut config = Config {
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
         source_file: Some(file!()),
-        test_name: Some("contexts_do_what_the_reference_says"),
+        test_name: Some("contexts_agree_with_the_reference"),
         max_shrink_iters: 20_000,
         ..Config::default()
     };

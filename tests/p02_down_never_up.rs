@@ -149,11 +149,11 @@ fn a_child_that_ends_with_its_parent_has_the_parents_error() {
 async fn a_child_that_ends_by_its_parents_deadline_has_the_parents_error() {
     let parent = BACKGROUND.with_timeout_cause(ms(50), Cause("parent"));
     let child = parent.with_timeout_cause(ms(100), Cause("child"));
-    let told = child.done().await;
-    assert_eq!(told.origin().budget(), Some(ms(50)));
-    assert_eq!(word(&told), Some("parent"));
-    assert_same(&told, &ended(&parent));
-    assert_same(&told, &ended(&child));
+    let reported = child.done().await;
+    assert_eq!(reported.origin().budget(), Some(ms(50)));
+    assert_eq!(word(&reported), Some("parent"));
+    assert_same(&reported, &ended(&parent));
+    assert_same(&reported, &ended(&child));
 }
 
 #[test]
@@ -372,8 +372,8 @@ async fn random_layers_end_by_the_earliest_deadline_on_the_path() {
                 }
             };
         }
-        let told = ctx.done().await;
-        assert_eq!(told.origin().budget(), earliest.map(ms), "seed {seed}");
+        let reported = ctx.done().await;
+        assert_eq!(reported.origin().budget(), earliest.map(ms), "seed {seed}");
     }
 }
 

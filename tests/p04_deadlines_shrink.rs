@@ -195,23 +195,23 @@ async fn a_timeout_that_overflows_is_no_deadline_of_its_own() {
 /// Each query is the first one of its context.
 #[tokio::test(start_paused = true)]
 async fn every_query_reads_the_clock() {
-    let questions: [fn(&Context) -> bool; 4] = [
+    let queries: [fn(&Context) -> bool; 4] = [
         |ctx| ctx.is_done(),
         |ctx| ctx.err().is_some_and(|error| error.is_deadline_exceeded()),
         |ctx| ctx.check().is_err_and(|error| error.is_deadline_exceeded()),
         |ctx| poll_once(ctx.done()).is_ready(),
     ];
-    for ask in questions {
+    for query in queries {
         let parent = BACKGROUND.with_timeout(ms(100));
         let child = parent.with_cancel();
         let grandchild = child.with_timeout(ms(200));
         advance(ms(99)).await;
         for ctx in [&grandchild, &child, &parent] {
-            assert!(!ask(ctx));
+            assert!(!query(ctx));
         }
         advance(ms(1)).await;
         for ctx in [&grandchild, &child, &parent] {
-            assert!(ask(ctx));
+            assert!(query(ctx));
         }
     }
 }

@@ -30,7 +30,7 @@ fn background_carries_nothing() {
 }
 
 #[test]
-fn a_value_is_found_by_its_type_alone() {
+fn a_value_is_found_by_its_type() {
     let one = BACKGROUND.with_value(RequestId(1));
     assert_eq!(one.value(), Some(&RequestId(1)));
     assert_eq!(one.value::<Tenant>(), None);

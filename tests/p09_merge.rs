@@ -20,14 +20,14 @@ static BACKGROUND: Context = Context::background();
 /// The ways in which a scope, or the guard split from it, can end its context.
 const WAYS: [fn(CancelScope); 4] = [
     |scope| scope.cancel(),
-    |scope| scope.cancel_with(Cause("by hand")),
+    |scope| scope.cancel_with(Cause("by way")),
     drop,
     |scope| drop(scope.split().1),
 ];
 
 #[test]
 fn either_parent_ends_it_with_its_own_error() {
-    for hand in WAYS {
+    for way in WAYS {
         for which in [0, 1] {
             for waited in [false, true] {
                 let (left, right) = (BACKGROUND.with_cancel(), BACKGROUND.with_cancel());
@@ -40,7 +40,7 @@ fn either_parent_ends_it_with_its_own_error() {
                 }
                 let [scope, second] = if which == 0 { [left, right] } else { [right, left] };
                 let first = scope.clone();
-                hand(scope);
+                way(scope);
                 assert_eq!(wakes.count(), usize::from(waited));
                 assert!(merged.is_done());
                 assert_same(&ended(&merged), &ended(&first));
@@ -52,13 +52,13 @@ fn either_parent_ends_it_with_its_own_error() {
 }
 
 #[tokio::test]
-async fn its_own_scope_ends_it_alone() {
-    for hand in WAYS {
+async fn its_own_scope_ends_neither_parent() {
+    for way in WAYS {
         let left = BACKGROUND.with_cancel();
         let right = BACKGROUND.with_timeout(LONG);
         let scope = left.merge(&right);
         let merged = scope.clone();
-        hand(scope);
+        way(scope);
         assert!(ended(&merged).is_canceled());
         assert!(answer(&left).is_none());
         assert!(answer(&right).is_none());
@@ -88,15 +88,15 @@ fn the_first_of_both_ends_applies() {
 /// The parents end one after the other on the paused clock, in every way, without a query in between.
 #[tokio::test(start_paused = true)]
 async fn the_first_end_applies_although_unobserved() {
-    for hand in WAYS {
+    for way in WAYS {
         for which in [0, 1] {
             let (left, right) = (BACKGROUND.with_cancel(), BACKGROUND.with_cancel());
             let merged = left.merge(&right);
             let (first, second) = if which == 0 { (left, right) } else { (right, left) };
             let (first_ctx, _second_ctx) = (first.clone(), second.clone());
-            hand(first);
+            way(first);
             advance(ms(10)).await;
-            hand(second);
+            way(second);
             advance(ms(10)).await;
             assert_same(&ended(&merged), &ended(&first_ctx));
         }
@@ -134,11 +134,11 @@ async fn a_wait_ends_at_the_earlier_deadline_with_its_error() {
         let two = BACKGROUND.with_timeout_cause(ms(200), Cause("two"));
         let merged = if swap { two.merge(&one) } else { one.merge(&two) };
         let below = merged.with_cancel();
-        let told = below.done().await;
+        let reported = below.done().await;
         assert!(start.elapsed() >= ms(100) && start.elapsed() <= ms(101));
-        assert_eq!(word(&told), Some("one"));
+        assert_eq!(word(&reported), Some("one"));
         for ctx in [&merged, &one, &below] {
-            assert_same(&ended(ctx), &told);
+            assert_same(&ended(ctx), &reported);
         }
         assert!(answer(&two).is_none());
     }

@@ -112,8 +112,8 @@ fn deriving_allocates_once_and_querying_never() {
     let timed = parent.with_timeout(LONG);
     let child = timed.context().with_value(1_u8).with_cancel();
     for ctx in [&BACKGROUND, parent.context(), timed.context(), child.context()] {
-        let ask = || (ctx.is_done(), ctx.err().is_none(), ctx.check().is_ok(), ctx.remaining());
-        assert_eq!(allocations(ask), 0);
+        let query = || (ctx.is_done(), ctx.err().is_none(), ctx.check().is_ok(), ctx.remaining());
+        assert_eq!(allocations(query), 0);
         assert_eq!(allocations(|| ctx.value::<u8>().copied()), 0);
         assert_eq!(allocations(|| ctx.value::<u16>().copied()), 0);
     }
@@ -264,7 +264,7 @@ fn a_cause_is_freed_with_its_last_error() {
     assert_eq!(drops.count(), 3, "the deadline's cause");
 }
 
-/// The other one of two parents stays, and so does the token.
+/// The other parent stays, or the token.
 #[test]
 fn merges_and_tokens_leave_nothing_in_their_parents() {
     let left = BACKGROUND.with_cancel();
@@ -358,10 +358,10 @@ fn a_million_waits_on_one_context_leave_nothing() {
             assert!(poll(beside.as_mut(), Waker::noop()).is_pending());
         }
         for ctx in [&plain, &timed, &child] {
-            let turn = || assert!(poll_once(ctx.done()).is_pending());
-            (0..1_000).for_each(|_| turn());
+            let wait_once = || assert!(poll_once(ctx.done()).is_pending());
+            (0..1_000).for_each(|_| wait_once());
             let before = live();
-            (0..333_333).for_each(|_| turn());
+            (0..333_333).for_each(|_| wait_once());
             assert_eq!(live(), before);
         }
     }
@@ -371,7 +371,7 @@ fn a_million_waits_on_one_context_leave_nothing() {
 #[test]
 fn many_contexts_that_were_dropped_leave_no_memory() {
     let ctx = BACKGROUND.with_cancel();
-    let crowd = |size: usize| {
+    let add_and_drop = |size: usize| {
         let waits: Vec<_> = (0..size)
             .map(|_| {
                 let mut wait = Box::pin(ctx.done());
@@ -381,9 +381,9 @@ fn many_contexts_that_were_dropped_leave_no_memory() {
             .collect();
         drop(waits);
     };
-    crowd(10);
+    add_and_drop(10);
     let before = live();
-    crowd(100_000);
+    add_and_drop(100_000);
     assert!(live() - before < 64 * 1024, "{} bytes are kept", live() - before);
 }
 
@@ -392,7 +392,7 @@ fn many_contexts_that_were_dropped_leave_no_memory() {
 fn finished_tasks_leave_nothing() {
     let runtime = current_thread();
     let root = BACKGROUND.with_cancel();
-    let turns = || async {
+    let yields = || async {
         for _ in 0..4 {
             tokio::task::yield_now().await;
         }
@@ -418,7 +418,7 @@ fn finished_tasks_leave_nothing() {
             let handle = root.after_func(|| async {});
             tokio::task::yield_now().await;
             assert!(handle.stop());
-            turns().await;
+            yields().await;
         });
     });
     leaves_nothing("after_func, run", || {
@@ -427,7 +427,7 @@ fn finished_tasks_leave_nothing() {
             let _handle = ctx.after_func(|| async {});
             tokio::task::yield_now().await;
             ctx.cancel();
-            turns().await;
+            yields().await;
         });
     });
     leaves_nothing("cancellation_token of a deadline", || {
@@ -436,7 +436,7 @@ fn finished_tasks_leave_nothing() {
             let token = ctx.cancellation_token();
             tokio::task::yield_now().await;
             ctx.cancel();
-            turns().await;
+            yields().await;
             assert!(token.is_cancelled());
         });
     });

@@ -222,8 +222,8 @@ async fn the_origin_has_the_time_of_the_end() {
     advance(ms(250)).await;
     assert_eq!(ended(&ctx).origin().ended_at(), start + ms(100));
     // For a cancel with a deadline on the path or below: the time of the cancel, however late it is observed.
-    let hands: [fn(CancelScope); 3] = [|scope| scope.cancel(), |scope| scope.cancel_with("cause"), drop];
-    for hand in hands {
+    let ways: [fn(CancelScope); 3] = [|scope| scope.cancel(), |scope| scope.cancel_with("cause"), drop];
+    for way in ways {
         let at = Instant::now();
         let bounded = BACKGROUND.with_timeout(ms(1000));
         let below = bounded.with_cancel();
@@ -233,7 +233,7 @@ async fn the_origin_has_the_time_of_the_end() {
         drop(merged.merge(&bounded));
         for scope in [below, above, merged, bounded] {
             let (ctx, child) = (scope.clone(), scope.with_cancel());
-            hand(scope);
+            way(scope);
             advance(ms(1)).await;
             assert_eq!(ended(&child).origin().ended_at(), ended(&ctx).origin().ended_at());
             assert!(ended(&ctx).origin().ended_at() <= at + ms(3));
@@ -242,18 +242,18 @@ async fn the_origin_has_the_time_of_the_end() {
     }
     // Otherwise: the time of the first query, which does not change. With a cause, the error is created at the
     // end.
-    for (hand, known) in hands.into_iter().zip([false, true, false]) {
+    for (way, known) in ways.into_iter().zip([false, true, false]) {
         let at = Instant::now();
         let scope = BACKGROUND.with_cancel();
         let (ctx, child) = (scope.clone(), scope.with_cancel());
         let wait = tokio::spawn(ctx.done_owned());
-        hand(scope);
+        way(scope);
         advance(ms(250)).await;
-        let asked = ended(&child).origin().ended_at();
-        assert_eq!(asked, if known { at } else { at + ms(250) });
+        let reported = ended(&child).origin().ended_at();
+        assert_eq!(reported, if known { at } else { at + ms(250) });
         advance(ms(250)).await;
         assert_same(&wait.await.unwrap(), &ended(&ctx));
-        assert_eq!(ended(&ctx).origin().ended_at(), asked);
+        assert_eq!(ended(&ctx).origin().ended_at(), reported);
     }
 }
 
@@ -384,7 +384,7 @@ fn it_converts_into_an_io_error_that_is_not_retried() {
 }
 
 #[test]
-fn contexts_print_what_they_are() {
+fn background_and_todo_and_derived_contexts_print_their_kind() {
     assert!(BACKGROUND.to_string().contains("background"));
     assert!(format!("{BACKGROUND:?}").contains("background"));
     let todo = Context::todo();

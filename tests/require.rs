@@ -40,7 +40,7 @@ async fn without_a_deadline_there_is_always_enough() {
 async fn the_error_has_the_time_left_and_the_line_of_the_budget() {
     let parent = BACKGROUND.with_timeout(ms(500));
     let place = line!() - 1;
-    // Neither the later deadline below nor what has none of its own sets the budget.
+    // The budget is set neither by the later deadline below, nor by a context without a deadline of its own.
     let later = parent.with_timeout(LONG);
     let child = later.with_cancel();
     let merged = BACKGROUND.merge(&child);

@@ -139,10 +139,10 @@ fn its_drop_wakes_waiters() {
 fn its_drop_runs_registered_functions() {
     on_both(|| async {
         let scope = BACKGROUND.with_cancel();
-        let (tell, called) = oneshot::channel();
-        scope.after_func(|| async { tell.send(()).unwrap() });
+        let (sender, receiver) = oneshot::channel();
+        scope.after_func(|| async { sender.send(()).unwrap() });
         drop(scope);
-        timeout(HANG, called).await.expect("it did not run").unwrap();
+        timeout(HANG, receiver).await.expect("it did not run").unwrap();
     });
 }
 
@@ -194,7 +194,7 @@ fn its_drop_drops_a_future_that_was_to_end_it() {
 /// A handle that is dropped on another thread may leave a bridge behind, which the drop must not overlook.
 #[test]
 fn its_drop_never_overlooks_a_token_that_is_made_meanwhile() {
-    for turn in 0..5_000 {
+    for round in 0..5_000 {
         let scope = BACKGROUND.with_cancel();
         let ctx = scope.clone();
         let start = AtomicUsize::new(0);
@@ -212,13 +212,13 @@ fn its_drop_never_overlooks_a_token_that_is_made_meanwhile() {
                 token
             });
             meet();
-            if turn % 2 == 0 {
+            if round % 2 == 0 {
                 thread::yield_now();
             }
             drop(scope);
             bridging.join().unwrap()
         });
-        assert!(token.is_cancelled(), "turn {turn}");
+        assert!(token.is_cancelled(), "round {round}");
     }
 }
 

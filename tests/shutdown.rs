@@ -281,7 +281,7 @@ mod force {
 
     /// Overdue work is reported even if nothing called `wait` at the time, and the work has ended since.
     #[test]
-    fn remembers_what_was_running() {
+    fn reports_what_was_running() {
         on_paused(async {
             let shutdown = shutdown();
             shutdown.named("job").spawn(async {
@@ -337,7 +337,7 @@ mod work {
     }
 
     #[test]
-    fn is_whatever_holds_a_ticket() {
+    fn is_anything_that_holds_a_ticket() {
         on_both(|| async {
             let shutdown = shutdown().grace(LONG);
             let (ticket, hard) = (shutdown.ticket(), shutdown.hard().clone());

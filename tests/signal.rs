@@ -611,14 +611,14 @@ fn a_second_signal_kills_the_children_first() {
                     println!("stopping");
                     pending().await
                 });
-            let mut gone = Vec::new();
+            let mut killed = Vec::new();
             for _child in 0..3 {
                 let line = other.says_something_like("family ");
                 let words = Vec::from_iter(line.split(' ').skip(1).map(str::to_owned));
-                gone.push(words[1].clone());
+                killed.push(words[1].clone());
                 // For the child without a group of its own, the grandchild is not killed.
                 if words[0] == "true" {
-                    gone.push(words[2].clone());
+                    killed.push(words[2].clone());
                 } else {
                     other.strays.push(words[2].parse().unwrap());
                 }
@@ -630,7 +630,7 @@ fn a_second_signal_kills_the_children_first() {
             other.is_sent(Signal::INT);
             let status = other.child.wait().unwrap();
             assert!(matches!(status.signal(), Some(libc::SIGINT | libc::SIGTERM)), "{status}");
-            for pid in gone {
+            for pid in killed {
                 spin_until(|| !is_running(&pid));
             }
         }

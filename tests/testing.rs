@@ -48,14 +48,14 @@ fn nothing_left_passes() {
 #[test]
 fn it_ends_with_the_body() {
     on_both(|| async {
-        let (tell, told) = tokio::sync::oneshot::channel();
+        let (sender, receiver) = tokio::sync::oneshot::channel();
         testing::scope(async |test| {
             assert!(!test.is_done());
             let waits = test.clone();
-            test.spawn(async move { tell.send(waits.done().await) });
+            test.spawn(async move { sender.send(waits.done().await) });
         })
         .await;
-        assert!(told.await.unwrap().to_string().ends_with(": the test is over"));
+        assert!(receiver.await.unwrap().to_string().ends_with(": the test is over"));
     });
 }
 

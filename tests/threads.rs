@@ -58,18 +58,18 @@ impl fmt::Debug for Cause {
 
 impl std::error::Error for Cause {}
 
-/// A context of the tree, and what is known of it.
+/// A context of the tree, and its expected state.
 struct Node {
     parents: Vec<usize>,
     foreign: bool,
     ctx: Mutex<Option<Context>>,
     scope: Mutex<Option<CancelScope>>,
     /// Its scope is being dropped, or has been.
-    abandoned: AtomicBool,
+    dropped: AtomicBool,
     /// A cancel of it has returned.
     canceled: AtomicBool,
     /// The first error that was reported.
-    told: OnceLock<Error>,
+    reported: OnceLock<Error>,
 }
 
 impl Node {
@@ -80,7 +80,7 @@ impl Node {
     /// Checks that the same error is reported every time.
     #[track_caller]
     fn report(&self, error: &Error) {
-        let first = self.told.get_or_init(|| error.clone());
+        let first = self.reported.get_or_init(|| error.clone());
         common::assert_same(first, error);
     }
 
@@ -126,9 +126,9 @@ impl Tree {
             foreign,
             ctx: Mutex::new(Some(scope.clone())),
             scope: Mutex::new(Some(scope)),
-            abandoned: AtomicBool::new(false),
+            dropped: AtomicBool::new(false),
             canceled: AtomicBool::new(false),
-            told: OnceLock::new(),
+            reported: OnceLock::new(),
         };
         let place = self.count.fetch_add(1, Ordering::Relaxed);
         assert!(self.nodes[place].set(node).is_ok());
@@ -184,7 +184,7 @@ impl Tree {
                     && ended_at <= tokio::time::Instant::now()
             }
             None => self
-                .here_or_above(place, &|_, node| node.foreign || node.abandoned.load(Ordering::Acquire)),
+                .here_or_above(place, &|_, node| node.foreign || node.dropped.load(Ordering::Acquire)),
         };
         assert!(explained, "node {place} ended without a reason: {error:?}");
     }
@@ -278,7 +278,7 @@ async fn step(tree: &Tree, dice: &mut Dice, left: &mut Left) {
                 match dice.roll(4) {
                     0 | 1 => drop(scope.detach()),
                     roll => {
-                        node.abandoned.store(true, Ordering::Release);
+                        node.dropped.store(true, Ordering::Release);
                         if roll == 2 { drop(scope) } else { drop(scope.split().1) }
                     }
                 }
@@ -381,12 +381,11 @@ fn check(tree: &Tree) {
         let above_ended = node.parents.iter().any(|parent| {
             let parent = tree.nodes[*parent].get().expect("added before its children");
             parent.canceled.load(Ordering::Acquire)
-                || parent.abandoned.load(Ordering::Acquire)
+                || parent.dropped.load(Ordering::Acquire)
                 || parent.ctx().is_some_and(|ctx| parent.query(&ctx))
         });
-        let over = above_ended
-            || node.canceled.load(Ordering::Acquire)
-            || node.abandoned.load(Ordering::Acquire);
+        let over =
+            above_ended || node.canceled.load(Ordering::Acquire) || node.dropped.load(Ordering::Acquire);
         let ended = node.query(&ctx);
         assert!(ended || !over, "node {place} should have ended");
         if let (true, Some(error)) = (ended, ctx.err()) {

@@ -120,10 +120,10 @@ fn the_first_error_wins_and_nothing_more_is_taken() {
             let _ = &counted;
             took.fetch_add(1, Ordering::SeqCst);
         });
-        let told = Arc::new(AtomicUsize::new(0));
+        let canceled = Arc::new(AtomicUsize::new(0));
         let line = line!() + 1;
         let pool = source.for_each_task(&BACKGROUND, 3, |ctx, item| {
-            let (told, dropped) = (told.clone(), dropped.clone());
+            let (canceled, dropped) = (canceled.clone(), dropped.clone());
             async move {
                 if item == 5 {
                     return Err(BoxError::from(Cause("five")));
@@ -132,7 +132,7 @@ fn the_first_error_wins_and_nothing_more_is_taken() {
                     let why = ctx.done().await;
                     let failed = why.cause_as::<TaskFailed>().unwrap();
                     assert_eq!((failed.message(), failed.spawned_at().line()), ("five", line));
-                    told.fetch_add(1, Ordering::SeqCst);
+                    canceled.fetch_add(1, Ordering::SeqCst);
                     // The source is dropped before the last task has finished.
                     while dropped.count() == 0 {
                         tokio::task::yield_now().await;
@@ -143,7 +143,7 @@ fn the_first_error_wins_and_nothing_more_is_taken() {
         });
         let failed = pool.await.unwrap_err();
         assert_eq!(*failed.downcast::<Cause>().unwrap(), Cause("five"));
-        assert_eq!(told.load(Ordering::SeqCst), 2, "all had ended");
+        assert_eq!(canceled.load(Ordering::SeqCst), 2, "all had ended");
         assert_eq!(taken.load(Ordering::SeqCst), 6);
         assert_eq!(drops.count(), 1);
     });

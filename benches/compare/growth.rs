@@ -68,8 +68,8 @@ fn beside_ours(size: usize) -> [f64; 3] {
         poll_once(ctx.done());
     };
     let idle = typical(plain);
-    let mut crowd = Waits::new(siblings.iter().map(|sibling| sibling.done()));
-    crowd.poll(Waker::noop());
+    let mut waits = Waits::new(siblings.iter().map(|sibling| sibling.done()));
+    waits.poll(Waker::noop());
     [idle, typical(plain), typical(waited)]
 }
 
@@ -82,8 +82,8 @@ fn beside_tokens(size: usize) -> [f64; 3] {
         poll_once(guard.token().cancelled());
     };
     let idle = typical(plain);
-    let mut crowd = Waits::new(siblings.iter().map(CancellationToken::cancelled));
-    crowd.poll(Waker::noop());
+    let mut waits = Waits::new(siblings.iter().map(CancellationToken::cancelled));
+    waits.poll(Waker::noop());
     [idle, typical(plain), typical(waited)]
 }
 
@@ -180,7 +180,7 @@ fn memory(live: usize) -> Vec<Vec<String>> {
     lines
 }
 
-fn late(crowd: usize) -> Vec<Vec<String>> {
+fn late(count: usize) -> Vec<Vec<String>> {
     let mut lines = lines(&[
         "contexts",
         "one deadline above all",
@@ -188,17 +188,17 @@ fn late(crowd: usize) -> Vec<Vec<String>> {
         "cancel() from a task",
         "Tokio: one timer each",
     ]);
-    let after = Duration::from_micros(2 * crowd as u64) + Duration::from_millis(200);
+    let after = Duration::from_micros(2 * count as u64) + Duration::from_millis(200);
     let above = largest_delay(after, move || {
         let root = Context::background().with_timeout(after);
-        let children: Vec<_> = (0..crowd).map(|_| root.with_cancel()).collect();
+        let children: Vec<_> = (0..count).map(|_| root.with_cancel()).collect();
         let mut waits = Waits::new(children.iter().map(|child| child.done_owned()));
         waits.poll(Waker::noop());
         (Box::new((root, children, waits)), || {})
     });
     let each = largest_delay(after, move || {
         let root = Context::background().with_cancel();
-        let children: Vec<_> = (0..crowd).map(|_| root.with_timeout(after)).collect();
+        let children: Vec<_> = (0..count).map(|_| root.with_timeout(after)).collect();
         let mut waits = Waits::new(children.iter().map(|child| child.done_owned()));
         waits.poll(Waker::noop());
         (Box::new((root, children, waits)), || {})
@@ -206,18 +206,18 @@ fn late(crowd: usize) -> Vec<Vec<String>> {
     let canceled = largest_delay(after, move || {
         let root = Context::background().with_cancel();
         let canceler = root.canceler();
-        let children: Vec<_> = (0..crowd).map(|_| root.with_cancel()).collect();
+        let children: Vec<_> = (0..count).map(|_| root.with_cancel()).collect();
         let mut waits = Waits::new(children.iter().map(|child| child.done_owned()));
         waits.poll(Waker::noop());
         (Box::new((root, children, waits)), move || canceler.cancel())
     });
     let timers = largest_delay(after, move || {
         let at = tokio::time::Instant::now() + after;
-        let mut waits = Waits::new((0..crowd).map(|_| tokio::time::sleep_until(at)));
+        let mut waits = Waits::new((0..count).map(|_| tokio::time::sleep_until(at)));
         waits.poll(Waker::noop());
         (Box::new(waits), || {})
     });
-    let mut line = vec![thousands(crowd as u64)];
+    let mut line = vec![thousands(count as u64)];
     line.extend([above, each, canceled, timers].map(|late| format!("{:.1}", late.as_secs_f64() * 1e3)));
     lines.push(line);
     lines
@@ -236,7 +236,7 @@ fn largest_delay<T: Send + 'static, E: FnOnce() + Send + 'static>(
             let runtime = runtime.expect("a runtime");
             runtime.block_on(async move {
                 let start = std::time::Instant::now();
-                let (crowd, end) = make();
+                let (contexts, end) = make();
                 tokio::spawn(async move {
                     tokio::time::sleep_until((start + after).into()).await;
                     end();
@@ -251,7 +251,7 @@ fn largest_delay<T: Send + 'static, E: FnOnce() + Send + 'static>(
                     late
                 });
                 let late = ticks.await.expect("no panic");
-                drop(crowd);
+                drop(contexts);
                 late
             })
         };
@@ -300,12 +300,12 @@ fn waiting<F: Future>(count: usize, wait: impl Fn(usize) -> F) -> [f64; 2] {
     let (mut begun, mut stopped) = (Vec::new(), Vec::new());
     let each = |start: Clock| start.elapsed().as_nanos() as f64 / count as f64;
     for _ in 0..51 {
-        let mut crowd = Waits::new((0..count).map(&wait));
+        let mut waits = Waits::new((0..count).map(&wait));
         let start = Clock::start();
-        assert_eq!(crowd.poll(Waker::noop()), 0);
+        assert_eq!(waits.poll(Waker::noop()), 0);
         begun.push(each(start));
         let start = Clock::start();
-        drop(crowd);
+        drop(waits);
         stopped.push(each(start));
     }
     [median(&begun), median(&stopped)]

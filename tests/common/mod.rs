@@ -185,11 +185,11 @@ pub fn watched<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> R {
 
 /// Spins until `answer` returns true, and yields so that the awaited threads can run.
 pub fn spin_until(mut answer: impl FnMut() -> bool) {
-    for asked in 1_u64.. {
+    for attempt in 1_u64.. {
         if answer() {
             return;
         }
-        if asked % 64 == 0 { thread::yield_now() } else { std::hint::spin_loop() }
+        if attempt % 64 == 0 { thread::yield_now() } else { std::hint::spin_loop() }
     }
 }
 

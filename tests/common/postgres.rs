@@ -118,9 +118,9 @@ impl Server {
     fn until_ready(&self, bin: &Path, port: u16) {
         let hang = Instant::now() + crate::common::HANG;
         loop {
-            let mut asked = Command::new(bin.join("pg_isready"));
-            asked.args(["-h", "127.0.0.1", "-p", &port.to_string()]).stdout(Stdio::null());
-            if asked.status().unwrap().success() {
+            let mut ready = Command::new(bin.join("pg_isready"));
+            ready.args(["-h", "127.0.0.1", "-p", &port.to_string()]).stdout(Stdio::null());
+            if ready.status().unwrap().success() {
                 return;
             }
             assert!(Instant::now() < hang, "the server does not start");

@@ -135,14 +135,14 @@ fn may_hold_the_guards_of_their_own_tree() {
             root_guard.cancel_with(Cause("from below"));
         });
         // The child has an error of its own, so it does not share this cause.
-        let gone = below.with_cancel();
-        gone.cancel_with(action);
+        let ended_below = below.with_cancel();
+        ended_below.cancel_with(action);
         let waiter = thread::spawn({
             let root = root.clone();
             move || futures::executor::block_on(root.done())
         });
         assert!(!root.is_done() && !below.is_done());
-        drop(gone);
+        drop(ended_below);
         assert_eq!(word(&ended(&below)), Some("late"));
         assert_eq!(word(&ended(&root)), Some("from below"));
         assert_same(&ended(&ctx), &ended(&root));

@@ -29,25 +29,25 @@ fn paused<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
 #[test]
 fn that_jumps_over_years_ends_every_deadline_in_between() {
     paused(|| async {
-        for leap in [1, 3, 10, 50] {
-            let lengths = [years(leap) / 100, years(leap) / 2, years(leap) - DAY, years(leap)];
+        for jump in [1, 3, 10, 50] {
+            let lengths = [years(jump) / 100, years(jump) / 2, years(jump) - DAY, years(jump)];
             let due: Vec<_> = lengths.iter().map(|length| BACKGROUND.with_timeout(*length)).collect();
-            let beyond = BACKGROUND.with_timeout(years(leap) + DAY);
+            let beyond = BACKGROUND.with_timeout(years(jump) + DAY);
             let wait = |ctx: &Context, waits: usize| -> Vec<_> {
                 (0..waits).map(|_| tokio::spawn(ctx.done_owned())).collect()
             };
             let waits: Vec<_> = due.iter().zip(1..).map(|(ctx, nth)| wait(ctx, nth)).collect();
             let pending = wait(&beyond, 3);
-            let inner = beyond.with_timeout(years(leap) - DAY * 2);
+            let inner = beyond.with_timeout(years(jump) - DAY * 2);
             let inner_waits = wait(&inner, 2);
             yield_now().await;
-            advance(years(leap)).await;
+            advance(years(jump)).await;
             for ((ctx, waits), length) in due.iter().zip(waits).zip(lengths) {
                 for wait in waits {
                     // Auto-advance would hide a wait that was not woken by the jump.
                     let before = Instant::now();
                     assert_same(&wait.await.unwrap(), &ended(ctx));
-                    assert_eq!(before.elapsed(), Duration::ZERO, "{length:?} of {leap} years");
+                    assert_eq!(before.elapsed(), Duration::ZERO, "{length:?} of {jump} years");
                 }
                 assert_eq!(Some(ended(ctx).origin().ended_at()), ctx.deadline());
                 assert_eq!(ended(ctx).origin().budget(), Some(length));
@@ -141,8 +141,8 @@ fn that_jumps_at_any_moment_leaves_one_error() {
 fn that_jumps_ends_work_and_starts_functions_after_the_end() {
     paused(|| async {
         let ctx = BACKGROUND.with_timeout(years(3));
-        let (tell, told) = tokio::sync::oneshot::channel();
-        let _handle = ctx.after_func(|| async { tell.send(Instant::now()).unwrap() });
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let _handle = ctx.after_func(|| async { sender.send(Instant::now()).unwrap() });
         let slept = tokio::spawn({
             let ctx = ctx.clone();
             async move { ctx.sleep(years(8)).await.unwrap_err() }
@@ -154,7 +154,7 @@ fn that_jumps_ends_work_and_starts_functions_after_the_end() {
         yield_now().await;
         advance(years(5)).await;
         assert_same(&slept.await.unwrap(), &ended(&ctx));
-        assert!(told.await.is_ok());
+        assert!(receiver.await.is_ok());
         let step = within.await.unwrap().map_or_else(|error| error, Result::unwrap_err);
         assert!(step.is_deadline_exceeded());
         assert_eq!(step.origin().budget(), Some(years(1)));

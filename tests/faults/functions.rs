@@ -31,15 +31,15 @@ fn may_drop_guards() {
                 let canceler = guard.canceler();
                 let mut guards = [Some(guard), Some(root_guard), Some(beside_guard), Some(far_guard)];
                 let dropped = guards[whose].take();
-                let (tell, told) = oneshot::channel();
+                let (sender, receiver) = oneshot::channel();
                 let _handle = ctx.after_func(move || async move {
                     drop(dropped);
-                    tell.send(()).unwrap();
+                    sender.send(()).unwrap();
                 });
                 let waits = [&root, &beside, &far].map(|ctx| tokio::spawn(ctx.done_owned()));
                 yield_now().await;
                 canceler.cancel_with(Cause("over"));
-                told.await.unwrap();
+                receiver.await.unwrap();
                 assert_eq!(word(&ended(&ctx)), Some("over"));
                 assert_eq!(
                     [root.is_done(), beside.is_done(), far.is_done()],
@@ -59,25 +59,25 @@ fn may_drop_guards() {
 fn may_end_the_next_context() {
     faulty(|| {
         on_both(|| async {
-            let (tell, mut told) = mpsc::unbounded_channel();
+            let (sender, mut receiver) = mpsc::unbounded_channel();
             let mut first = BACKGROUND.with_cancel();
             let mut last = first.clone();
             for nth in 0..100 {
                 let (next, guard) = BACKGROUND.with_cancel().split();
-                let tell = tell.clone();
+                let sender = sender.clone();
                 let _handle = last.after_func(move || async move {
-                    tell.send(nth).unwrap();
+                    sender.send(nth).unwrap();
                     drop(guard);
                 });
                 last = next;
             }
-            drop(tell);
+            drop(sender);
             yield_now().await;
             first.cancel();
             for nth in 0..100 {
-                assert_eq!(told.recv().await, Some(nth));
+                assert_eq!(receiver.recv().await, Some(nth));
             }
-            assert_eq!(told.recv().await, None);
+            assert_eq!(receiver.recv().await, None);
             assert!(last.done().await.is_canceled());
             // The first scope may also be replaced.
             first = BACKGROUND.with_cancel();
@@ -93,20 +93,20 @@ fn may_stop_themselves_and_each_other() {
             for _ in 0..50 {
                 let ctx = BACKGROUND.with_cancel();
                 let handles: Arc<Mutex<Vec<AfterFunc>>> = Arc::default();
-                let (tell, mut told) = mpsc::unbounded_channel();
+                let (sender, mut receiver) = mpsc::unbounded_channel();
                 for _ in 0..3 {
-                    let (all, tell) = (handles.clone(), tell.clone());
+                    let (all, sender) = (handles.clone(), sender.clone());
                     let handle = ctx.after_func(move || async move {
                         let stopped = all.lock().unwrap().iter().filter(|other| other.stop()).count();
-                        tell.send(stopped).unwrap();
+                        sender.send(stopped).unwrap();
                     });
                     handles.lock().unwrap().push(handle);
                 }
-                drop(tell);
+                drop(sender);
                 yield_now().await;
                 ctx.cancel();
                 let (mut ran, mut stopped) = (0, 0);
-                while let Some(count) = told.recv().await {
+                while let Some(count) = receiver.recv().await {
                     ran += 1;
                     stopped += count;
                 }

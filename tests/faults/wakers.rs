@@ -326,7 +326,7 @@ fn that_panic_at_a_deadline_affect_no_other_tree() {
 fn that_panic_in_a_cancel_on_a_worker_leave_the_worker_running() {
     watched(|| {
         let runtime = multi_thread(1);
-        for turn in 0..20 {
+        for round in 0..20 {
             let (ctx, guard) = BACKGROUND.with_timeout(LONG).split();
             let bad = Hooks { wake: hook(|| panic!("woken")), ..Hooks::default() }.waker();
             let mut wait = Box::pin(ctx.done_owned());
@@ -336,7 +336,7 @@ fn that_panic_in_a_cancel_on_a_worker_leave_the_worker_running() {
             }
             let good: Vec<_> = (0..4).map(|_| runtime.spawn(ctx.done_owned())).collect();
             let canceler = runtime.spawn(async move {
-                match turn % 2 {
+                match round % 2 {
                     0 => guard.cancel_with(Cause("bad company")),
                     _ => drop(guard),
                 }
@@ -345,7 +345,7 @@ fn that_panic_in_a_cancel_on_a_worker_leave_the_worker_running() {
                 assert!(canceler.await.is_ok(), "the panic reached the call of cancel");
                 for wait in good {
                     let error = timeout(HANG, wait).await.expect("not woken").unwrap();
-                    assert_eq!(word(&error), (turn % 2 == 0).then_some("bad company"));
+                    assert_eq!(word(&error), (round % 2 == 0).then_some("bad company"));
                 }
             });
         }
