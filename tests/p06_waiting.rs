@@ -332,7 +332,7 @@ async fn the_deadline_outlives_the_first_to_wait_for_it() {
         drop(waits.remove(go));
         tokio::time::sleep(ms(100)).await;
         tokio::task::yield_now().await;
-        assert!(wakes.count() >= 2, "somebody was not woken at the deadline");
+        assert!(wakes.count() >= 2, "a waiter was not woken at the deadline");
         for wait in waits {
             assert!(poll_once(wait).is_ready());
         }
@@ -541,12 +541,12 @@ fn a_wait_on_background_never_ends_and_costs_nothing() {
     }
     drop(waker);
     assert_eq!(wakes.count(), 0);
-    assert_eq!(Arc::strong_count(&wakes), 1, "background can never wake anybody");
+    assert_eq!(Arc::strong_count(&wakes), 1, "background never wakes a task");
 }
 
 /// A future that has resolved can be kept, for example in a struct or a `join_all`. It keeps no waker, whatever
 /// it has returned.
-mod what_is_over_keeps_no_waker {
+mod resolved_futures_keep_no_waker {
     use std::future::Future;
     use std::pin::Pin;
     use std::sync::Arc;
@@ -566,7 +566,7 @@ mod what_is_over_keeps_no_waker {
         assert!(poll(future.as_mut(), &waker).is_pending());
         assert!(Arc::strong_count(&wakes) > 2, "it does not wait");
         resolve();
-        let Poll::Ready(output) = poll(future.as_mut(), &waker) else { panic!("it still waits") };
+        let Poll::Ready(output) = poll(future.as_mut(), &waker) else { panic!("it is still pending") };
         assert_eq!(Arc::strong_count(&wakes), 2, "a waker was kept");
         drop(future);
         output

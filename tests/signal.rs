@@ -102,7 +102,7 @@ impl Other {
         let mut said = String::new();
         loop {
             said.clear();
-            assert_ne!(self.output.read_line(&mut said).unwrap(), 0, "it never said {part:?}");
+            assert_ne!(self.output.read_line(&mut said).unwrap(), 0, "it never printed {part:?}");
             if said.contains(part) {
                 return said.trim_end().to_owned();
             }
@@ -220,9 +220,9 @@ fn a_second_signal_ends_the_process_at_once() {
 }
 
 #[test]
-fn so_does_another_one_of_the_set() {
+fn another_signal_of_the_set_ends_the_process_as_well() {
     watched(|| {
-        let test = "so_does_another_one_of_the_set";
+        let test = "another_signal_of_the_set_ends_the_process_as_well";
         let mut other = Other::start(test, || async {
             let ctx = until_termination(&BACKGROUND).unwrap();
             println!("ready");
@@ -353,9 +353,9 @@ fn after_the_runtime_is_dropped_a_signal_ends_the_process() {
 }
 
 #[test]
-fn to_listen_again_is_to_start_anew() {
+fn listening_again_starts_over() {
     watched(|| {
-        let mut other = Other::start("to_listen_again_is_to_start_anew", || async {
+        let mut other = Other::start("listening_again_starts_over", || async {
             for _round in 0..3 {
                 let ctx = until_termination(&BACKGROUND).unwrap();
                 raise(Signal::INT);
@@ -376,9 +376,9 @@ fn to_listen_again_is_to_start_anew() {
 
 /// However soon after the end, on however many threads.
 #[test]
-fn listening_again_immediately_starts_over() {
+fn listening_again_immediately_starts_over_on_any_thread() {
     watched(|| {
-        let test = "listening_again_immediately_starts_over";
+        let test = "listening_again_immediately_starts_over_on_any_thread";
         let mut other = Other::start(test, || async {
             let rounds = || {
                 multi_thread(2).block_on(async {
@@ -611,14 +611,14 @@ fn a_second_signal_kills_the_children_first() {
                     println!("stopping");
                     pending().await
                 });
-            let mut gone = Vec::new();
+            let mut killed = Vec::new();
             for _child in 0..3 {
                 let line = other.says_something_like("family ");
                 let words = Vec::from_iter(line.split(' ').skip(1).map(str::to_owned));
-                gone.push(words[1].clone());
+                killed.push(words[1].clone());
                 // For the child without a group of its own, the grandchild is not killed.
                 if words[0] == "true" {
-                    gone.push(words[2].clone());
+                    killed.push(words[2].clone());
                 } else {
                     other.strays.push(words[2].parse().unwrap());
                 }
@@ -630,7 +630,7 @@ fn a_second_signal_kills_the_children_first() {
             other.is_sent(Signal::INT);
             let status = other.child.wait().unwrap();
             assert!(matches!(status.signal(), Some(libc::SIGINT | libc::SIGTERM)), "{status}");
-            for pid in gone {
+            for pid in killed {
                 spin_until(|| !is_running(&pid));
             }
         }
@@ -752,7 +752,7 @@ fn values_and_deadline_are_the_parents() {
 }
 
 #[test]
-fn what_cannot_be_listened_for_is_refused_by_name() {
+fn a_signal_that_cannot_be_caught_is_refused_by_name() {
     current_thread().block_on(async {
         let refused = |set: &[i32]| {
             let signals = set.iter().map(|number| Signal::from_raw(*number));

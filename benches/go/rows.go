@@ -19,7 +19,7 @@ func rows() map[string]row {
 	return rows
 }
 
-// What keeps contexts alive for as long as the program runs.
+// Keeps contexts alive as long as the program runs.
 var guards []context.CancelFunc
 
 func live(parent context.Context) context.Context {
@@ -73,7 +73,7 @@ func ask(rows map[string]row) {
 	rows["err-ended"] = asked(ended)
 }
 
-// The loop itself asks, without the call of a function for each turn, which would cost as much.
+// The loop itself queries, without a function call for each iteration, which would cost as much.
 func asked(ctx context.Context) row {
 	return func(n int) time.Duration {
 		ended := 0
@@ -89,7 +89,7 @@ func asked(ctx context.Context) row {
 	}
 }
 
-// A turn in Go is a select beside a channel that is ready: less than Rust's, which also goes pending.
+// An iteration in Go is a select with a channel that is ready: less than in Rust, where it is also pending once.
 func turn(ctx context.Context, ready chan struct{}) {
 	select {
 	case <-ctx.Done():
@@ -156,7 +156,7 @@ func chain(depth int) {
 	}
 }
 
-// Waited on: its Done channel is made, as by a goroutine that is about to receive from it.
+// Waited on: its Done channel exists, as for a goroutine that is about to receive from it.
 func fanOut(width int) {
 	root, cancel := context.WithCancel(context.Background())
 	waits := make([]<-chan struct{}, 0, width)
@@ -175,7 +175,7 @@ func fanOut(width int) {
 	}
 }
 
-// From the cancel to the last goroutine awake.
+// From the cancel until the last goroutine runs.
 func wake(tasks int) row {
 	return func(n int) time.Duration {
 		var took time.Duration
