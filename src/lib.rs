@@ -198,7 +198,7 @@ pub mod watch;
 
 pub mod wire;
 
-// Contains documentation only, and is compiled only for it.
+// Contains only documentation, and is only compiled for it.
 #[cfg(all(
     any(doc, doctest),
     feature = "axum",

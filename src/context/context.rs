@@ -101,7 +101,7 @@ impl Context {
         &self.values
     }
 
-    /// Whether it can never end.
+    /// Returns whether the context can never end.
     #[cfg(feature = "tower")]
     pub(crate) fn is_endless(&self) -> bool {
         self.token.is_none()
