@@ -257,7 +257,7 @@ impl<K: Hash + Eq, T> Map<K, T> {
         key: &K,
         deadline: Option<Instant>,
     ) -> Option<Joined<K, T>> {
-        let flight = self.under_way.get_mut(key)?;
+        let flight = self.in_progress.get_mut(key)?;
         flight.callers += 1;
         flight.latest = flight.latest.zip(deadline).map(|(one, other)| one.max(other));
         Some(Joined { shared: shared.clone(), number: flight.number, output: flight.output.clone() })

@@ -178,19 +178,19 @@ impl Context {
         let Some(at) = self.deadline() else { return free };
         let now = now();
         let (set_at, budget) = self.deadline_origin(at).unwrap_or_else(|| {
-            // A canceled context no longer knows.
+            // A canceled context no longer stores the origin of its deadline.
             (Location::caller(), at.saturating_duration_since(now))
         });
         free.derive(Token::new(None, Some(Limit { at, now, budget, cause: None, preset: 0 }), set_at))
             .detach()
     }
 
-    /// A child that ends at `at` as well, which is the deadline of `other`: its error names that one's line.
+    /// Derives a child that also ends at `at`, the deadline of `other`. The error names the line that set it there.
     #[cfg(feature = "tower")]
     pub(crate) fn with_deadline_of(&self, other: &Context, at: Instant) -> CancelScope {
         let now = now();
         let (set_at, budget) = other.deadline_origin(at).unwrap_or_else(|| {
-            // Canceled, so that it no longer knows.
+            // As above.
             (Location::caller(), at.saturating_duration_since(now))
         });
         let limit = Limit { at, now, budget, cause: None, preset: 0 };

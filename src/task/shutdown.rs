@@ -1,5 +1,5 @@
-//! [`Shutdown`]: graceful shutdown of a service. It stops taking work, cancels the work that is left after a grace period, and
-//! reports which work did not end in time.
+//! [`Shutdown`]: graceful shutdown of a service. It stops taking work, cancels the work that is left after a grace
+//! period, and reports which work did not end in time.
 //!
 //! # The phases
 //!
@@ -71,8 +71,8 @@
 //!
 //! # When a part fails
 //!
-//! A task that panics or returns an error does not begin the shutdown by itself. For an essential part of the service, spawn a
-//! second task that does so when the part ends for any reason:
+//! A task that panics or returns an error does not begin the shutdown by itself. For an essential part of the service,
+//! spawn a second task that begins the shutdown when the part ends for any reason:
 //!
 //! ```
 //! use std::io;
@@ -100,22 +100,22 @@
 //!
 //! # Traps
 //!
-//! - **[`wait`](Shutdown::wait) has to be awaited.** It drives the phases; without it, the grace period never ends. It should
-//!   be the last thing that `main` awaits.
+//! - **[`wait`](Shutdown::wait) has to be awaited.** It drives the phases; without it, the grace period never ends. It
+//!   should be the last thing that `main` awaits.
 //! - **Spawn or track accept loops too.** Otherwise `wait` may find no work and return before the loop has noticed the
 //!   shutdown, and will not wait for work that the loop spawns after that.
-//! - **Idle connections**, which wait for their next request, are work, and take up the entire grace period unless they observe
-//!   [`soft`](Shutdown::soft) while waiting: `shutdown.soft().run(read_request()).await`.
+//! - **Idle connections**, which wait for their next request, count as work, and take up the entire grace period unless
+//!   they observe [`soft`](Shutdown::soft) while waiting: `shutdown.soft().run(read_request()).await`.
 //! - **Tasks have to observe the context.** Until the abort phase, a task is not stopped. `hard` is the
 //!   [current](Context::current) context of a task of `spawn`; use `ctx.run(work)`.
-//! - **Servers that spawn tasks themselves** (axum's `serve`, tonic) end when all their connections have ended. If they are
-//!   aborted, those connections continue. [`ServerLayer::with_shutdown`] makes each request part of the shutdown, so that it is
-//!   canceled in time and named in the report. See [A service that drains].
+//! - **Servers that spawn tasks themselves** (axum's `serve`, tonic) end when all their connections have ended. If they
+//!   are aborted, those connections continue. [`ServerLayer::with_shutdown`] makes each request part of the shutdown, so
+//!   that it is canceled in time and named in the report. See [A service that drains].
 //! - **Calling `wait` in a task of the same shutdown** excludes that task from the wait, but not other tasks that
 //!   await it, nor a ticket that it holds. Those keep it waiting until the grace period and the cleanup time are over.
-//! - **Threads and `spawn_blocking` cannot be aborted.** With a [`ticket`](Shutdown::ticket), the shutdown waits for them and reports
-//!   them. They should [`check`](Context::check) the context. A runtime waits for its blocking tasks when it is dropped. If
-//!   the report names such a task, exit the process, or use `Runtime::shutdown_background`.
+//! - **Threads and `spawn_blocking` cannot be aborted.** With a [`ticket`](Shutdown::ticket), the shutdown waits for them
+//!   and reports them. They should [`check`](Context::check) the context. A runtime waits for its blocking tasks when it
+//!   is dropped. If the report names such a task, exit the process, or use `Runtime::shutdown_background`.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -143,7 +143,7 @@ use crate::registry::{self, Kind};
 #[cfg(feature = "watch")]
 pub(crate) mod probe;
 
-/// What a watch asks.
+/// Returns the probe through which a watch reads the shutdown.
 fn probe(soft: &Context, hard: &Context, work: &Arc<Work>) -> Option<registry::Probe> {
     let _ = (soft, hard, work);
     #[cfg(feature = "watch")]
@@ -383,12 +383,12 @@ impl Shutdown {
     /// # #[tokio::main]
     /// # async fn main() {
     /// let shutdown = Shutdown::new(&Context::background());
-    /// let told = shutdown.clone();
+    /// let handle = shutdown.clone();
     /// tokio::spawn(async move {
     ///     ctrl_c().await.expect("a handler");
-    ///     told.begin("Ctrl-C");
+    ///     handle.begin("Ctrl-C");
     ///     ctrl_c().await.expect("a handler");
-    ///     told.force("second Ctrl-C");
+    ///     handle.force("second Ctrl-C");
     /// });
     /// println!("{}", shutdown.wait().await);
     /// # }
