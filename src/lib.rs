@@ -9,7 +9,7 @@
 //!
 //! async fn fetch(ctx: &Context, item: u32) -> Result<u32, Error> {
 //!     // `run` runs any future until the context ends.
-//!     ctx.run(async { tokio::time::sleep(Duration::from_millis(30)).await }).await?;
+//!     ctx.run(tokio::time::sleep(Duration::from_millis(30))).await?;
 //!     Ok(item * 2)
 //! }
 //!
@@ -209,6 +209,7 @@ pub mod wire;
     feature = "tonic",
     feature = "watch"
 ))]
+#[cfg_attr(docsrs, doc(auto_cfg = false))]
 pub mod guide;
 
 pub use context::{
