@@ -76,6 +76,7 @@ use crate::context::{Context, DoneOwned, Progress};
 #[cfg(doc)]
 use crate::error::Error;
 
+/// # Readers and writers
 impl Context {
     /// Wraps a reader or writer so that its operations end with this context.
     ///

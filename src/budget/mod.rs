@@ -15,18 +15,25 @@
 //! | refuse a step that the time left is too short for | [`Context::require`](crate::Context::require) |
 //! | skip overdue items of a queue | [`Context::carry`](crate::Context::carry), [`Queue`] |
 //! | clean up after the end | [`Context::run_then`](crate::Context::run_then) |
-//!
-//! This file only re-exports names.
 
-mod coalesce;
+// This file only re-exports names. The page of `Context` in the documentation lists its methods in the order of these
+// modules. Blank lines keep them from being sorted.
+
 mod history;
-mod idle;
-mod queue;
 mod retry;
 mod retry_error;
-mod run_then;
+
+mod idle;
+
 mod share;
+
 mod shield;
+
+mod coalesce;
+
+mod queue;
+
+mod run_then;
 
 pub use crate::context::Progress;
 pub use crate::token::NoProgress;

@@ -26,6 +26,7 @@ use crate::token::sync::now;
 /// How late a timer may fire. After a delay, at least this much time has to be left.
 const TIMER: Duration = Duration::from_millis(1);
 
+/// # Budgets
 impl Context {
     /// Calls `f` until it succeeds. All attempts and delays share this context's deadline.
     ///

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::context::Context;
 use crate::token::Pulse;
 
+/// # Progress
 impl Context {
     /// Returns a handle that reports progress to the [idle limits](Self::with_idle) of this context and its ancestors.
     ///

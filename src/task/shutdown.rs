@@ -54,14 +54,14 @@
 //! # async fn accept(_: TcpListener, _: Shutdown) {}
 //! #[tokio::main]
 //! async fn main() -> Result<(), BoxError> {
-//! let ctx = until_termination(&Context::background())?;
-//! let shutdown = Shutdown::new(&ctx);
+//!     let ctx = until_termination(&Context::background())?;
+//!     let shutdown = Shutdown::new(&ctx);
 //!
 //!     let listener = TcpListener::bind("127.0.0.1:8080").await?;
 //!     shutdown.named("accept").spawn(accept(listener, shutdown.clone()));
 //!
 //!     Ok(shutdown.wait().await.into_result()?) // An error if some work did not end in time.
-//!     }
+//! }
 //! ```
 //!
 //! [A service that drains] shows complete programs with axum and tonic.
@@ -80,11 +80,11 @@
 //! use tokio_ctx::{Context, Shutdown};
 //!
 //! async fn must_run(shutdown: Shutdown, part: JoinHandle<io::Result<()>>) {
-//! match part.await {
-//! Ok(Ok(())) => shutdown.begin("a part that must run has ended"),
-//! Ok(Err(failed)) => shutdown.begin(failed),
-//! Err(panicked) => shutdown.begin(panicked),
-//! }
+//!     match part.await {
+//!         Ok(Ok(())) => shutdown.begin("an essential part has ended"),
+//!         Ok(Err(failed)) => shutdown.begin(failed),
+//!         Err(panicked) => shutdown.begin(panicked),
+//!     }
 //! }
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
