@@ -42,7 +42,7 @@
 //! | give work a deadline | [`Context::with_timeout`], [`Context::with_deadline`] |
 //! | give one step a shorter deadline | `ctx.with_timeout(d).run(step)`, [`Context::within`], [`Context::try_within`] |
 //! | fail early if too little time is left | [`Context::require`] |
-//! | retry, limit idle time, shield, coalesce, queue, clean up | the module [`budget`] |
+//! | retry, limit the time without progress, share work, skip overdue work | the module [`budget`] |
 //! | let other code cancel the work | [`CancelScope::canceler`], [`CancelScope::split`] |
 //! | run a future until the context ends | [`Context::run`], [`FutureExt::bounded_by`] |
 //! | spawn a task that is stopped when the context ends, or that receives the context | [`Context::spawn_bounded`], [`Context::spawn_with`] |

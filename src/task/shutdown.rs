@@ -493,7 +493,7 @@ impl Shutdown {
     fn ticket_for(&self, kind: Kind, spawned_at: &'static Location<'static>) -> Ticket {
         let name = || self.name.clone().map(|name| Box::new(name) as registry::Name);
         let entry = Entry::named(&self.common.hard, kind, spawned_at, name);
-        self.enter(Name::Given(self.name.clone()), spawned_at, entry)
+        self.add(Name::Given(self.name.clone()), spawned_at, entry)
     }
 
     /// Returns a ticket with a label below the shutdown's name. The label is formatted only for the report.
@@ -505,12 +505,12 @@ impl Shutdown {
     ) -> Ticket {
         // The request registers by itself.
         let entry = Entry::in_test(&self.common.hard, Kind::Request, spawned_at);
-        self.enter(Name::Labeled(self.name.clone(), Box::new(label)), spawned_at, entry)
+        self.add(Name::Labeled(self.name.clone(), Box::new(label)), spawned_at, entry)
     }
 
-    fn enter(&self, name: Name, spawned_at: &'static Location<'static>, entry: Entry) -> Ticket {
+    fn add(&self, name: Name, spawned_at: &'static Location<'static>, entry: Entry) -> Ticket {
         let work = self.common.work.clone();
-        Ticket { id: work.enter(name, spawned_at), work, entry }
+        Ticket { id: work.add(name, spawned_at), work, entry }
     }
 
     /// Waits until the shutdown begins, drives it through its phases, and returns the report.
@@ -682,7 +682,7 @@ impl Work {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, name: Name, spawned_at: &'static Location<'static>) -> u64 {
+    fn add(&self, name: Name, spawned_at: &'static Location<'static>) -> u64 {
         let mut list = self.lock();
         let id = list.next;
         list.next += 1;
@@ -690,7 +690,7 @@ impl Work {
         id
     }
 
-    fn leave(&self, id: u64) {
+    fn remove(&self, id: u64) {
         let mut list = self.lock();
         let left = list.running.remove(&id);
         list.waiting -= usize::from(left.as_ref().is_some_and(|left| left.waits > 0));
@@ -979,7 +979,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.work.leave(self.id);
+        self.work.remove(self.id);
     }
 }
 
