@@ -198,7 +198,6 @@ impl Drop for Underway {
     }
 }
 
-/// # Watch
 #[cfg(feature = "watch")]
 impl Context {
     fn subject(&self) -> Option<registry::Subject> {
