@@ -98,8 +98,8 @@
 //! # }
 //! ```
 //!
-//! Everything that is derived or cloned from a scope ends with it. This includes a scope without a name, which
-//! is dropped at the end of its statement. The error then names the line:
+//! Everything that is derived or cloned from a scope ends with it. A temporary scope is dropped at the end of its
+//! statement, which ends what was derived from it. The error then names the line:
 //!
 //! ```
 //! # use std::time::Duration;
@@ -124,7 +124,7 @@
 //! - An end propagates to all descendants, never to the parent or to siblings. When `cancel` returns, every
 //!   descendant has ended.
 //! - A deadline can only be shortened by deriving.
-//! - A context that has ended starts no work, and the result of finished work is never discarded.
+//! - No work is started under a context that has ended, and the result of finished work is never discarded.
 //! - Every wait is cancel-safe. No task runs per context or per deadline.
 //! - Everything except spawning tasks and waiting for a deadline works outside a runtime.
 //!

@@ -147,8 +147,8 @@ impl Context {
 
     /// Runs a fallible async function with a timeout of its own, and returns a single flat result.
     ///
-    /// See [`within`](Self::within). At the deadline, either `f` notices and returns an error of its own, or
-    /// `f` is stopped; which of the two happens is up to chance. Both are an `E` here.
+    /// See [`within`](Self::within). At the deadline, either `f` notices first and returns an error of its own,
+    /// or it is stopped. With this method, both result in an `E`.
     ///
     /// # Errors
     ///
