@@ -277,7 +277,7 @@ impl Shutdown {
     /// ```
     pub fn named<'a>(&self, name: impl Into<Cow<'a, str>>) -> Shutdown {
         let name = name.into();
-        let name = below(self.name.as_deref(), &name);
+        let name = nested_name(self.name.as_deref(), &name);
         Shutdown { common: self.common.clone(), name: Some(name) }
     }
 
@@ -584,7 +584,7 @@ impl Common {
     /// may end immediately.
     fn end_hard(&self, cause: BoxError, place: &'static Location<'static>) {
         if !self.hard.is_done() {
-            self.work.mark();
+            self.work.record_overdue();
             self.hard.cancel_at(place, cause);
         }
     }
@@ -661,16 +661,16 @@ enum Name {
 }
 
 impl Name {
-    fn written(&self) -> Option<Arc<str>> {
+    fn to_text(&self) -> Option<Arc<str>> {
         match self {
             Name::Given(name) => name.clone(),
             #[cfg(feature = "tower")]
-            Name::Labeled(name, label) => Some(below(name.as_deref(), label)),
+            Name::Labeled(name, label) => Some(nested_name(name.as_deref(), label)),
         }
     }
 }
 
-fn below(above: Option<&str>, name: &dyn fmt::Display) -> Arc<str> {
+fn nested_name(above: Option<&str>, name: &dyn fmt::Display) -> Arc<str> {
     match above {
         Some(above) => format!("{above}/{name}").into(),
         None => name.to_string().into(),
@@ -714,14 +714,14 @@ impl Work {
     }
 
     /// Records the running work as overdue.
-    fn mark(&self) {
-        self.lock().mark();
+    fn record_overdue(&self) {
+        self.lock().record_overdue();
     }
 
     /// Aborts the tasks that are still running.
     fn abort(&self) {
         let mut list = self.lock();
-        list.mark();
+        list.record_overdue();
         list.aborting = true;
         let List { running, overdue, .. } = &mut *list;
         let mut handles = Vec::new();
@@ -745,7 +745,7 @@ impl Work {
         let mut list = self.lock();
         list.over = true;
         if !ended {
-            list.mark();
+            list.record_overdue();
         }
         let by_now = |(id, overdue): (&u64, &Overdue)| {
             let fate = if list.running.contains_key(id) { Fate::Running } else { overdue.fate };
@@ -765,10 +765,10 @@ impl List {
     }
 
     /// Records the running work as overdue, except for work that waits for the shutdown itself.
-    fn mark(&mut self) {
+    fn record_overdue(&mut self) {
         for (id, running) in self.running.iter().filter(|(_, running)| running.waits == 0) {
             self.overdue.entry(*id).or_insert_with(|| {
-                let (name, spawned_at) = (running.name.written(), running.spawned_at);
+                let (name, spawned_at) = (running.name.to_text(), running.spawned_at);
                 Overdue { name, spawned_at, fate: Fate::Canceled }
             });
         }
