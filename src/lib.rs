@@ -168,6 +168,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 // The modules, from the lowest layer up. `ARCHITECTURE.md` says what may import what.
+mod bucket;
 mod error;
 mod finished;
 mod pages;

@@ -3,7 +3,7 @@
 //! Items are stored in pages of a fixed size, and a page is freed when its last item is removed. The room that many
 //! items needed is therefore not kept by one that stays.
 
-use std::{iter, vec};
+use std::{iter, mem, vec};
 
 use slab::Slab;
 
@@ -11,6 +11,50 @@ use slab::Slab;
 const PAGE: usize = if cfg!(tokio_ctx_loom) { 2 } else { 256 };
 /// The capacity that an empty page keeps, so that an item that is inserted and removed repeatedly allocates once.
 const SPARE: usize = 16;
+
+/// A place in a list whose first member is stored apart from the others: 0 none, 1 the first, from 2 on those in pages.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Seat(pub(crate) u32);
+
+impl Seat {
+    #[inline]
+    pub(crate) fn insert<'a, T: 'a>(
+        first: &mut Option<T>,
+        pages: impl FnOnce() -> &'a mut Pages<T>,
+        item: T,
+    ) -> Seat {
+        if first.is_none() {
+            *first = Some(item);
+            return Seat(1);
+        }
+        Seat(pages().insert(item) + 2)
+    }
+
+    /// Replaces the item that is here, and returns it; otherwise inserts `item`.
+    #[inline(always)]
+    pub(crate) fn insert_or_replace<'a, T: 'a>(
+        &mut self,
+        first: &mut Option<T>,
+        pages: impl FnOnce() -> &'a mut Pages<T>,
+        item: T,
+    ) -> Option<T> {
+        match self.0 {
+            0 => *self = Seat::insert(first, pages, item),
+            1 => return first.replace(item),
+            at => return pages().get_mut(at - 2).map(|present| mem::replace(present, item)),
+        }
+        None
+    }
+
+    #[inline]
+    pub(crate) fn remove<T>(self, first: &mut Option<T>, pages: Option<&mut Pages<T>>) -> Option<T> {
+        match self.0 {
+            0 => None,
+            1 => first.take(),
+            at => pages?.remove(at - 2),
+        }
+    }
+}
 
 /// A slab in pages, each of which is freed when it is empty.
 pub(crate) struct Pages<T> {
@@ -68,13 +112,13 @@ impl<T> Pages<T> {
         self.pages.get_mut(key as usize / PAGE)?.get_mut(key as usize % PAGE)
     }
 
-    #[cfg(feature = "watch")]
+    #[cfg(any(feature = "watch", all(test, tokio_ctx_loom)))]
     pub(crate) fn get(&self, key: u32) -> Option<&T> {
         self.pages.get(key as usize / PAGE)?.get(key as usize % PAGE)
     }
 
     /// Above all keys.
-    #[cfg(feature = "watch")]
+    #[cfg(any(feature = "watch", all(test, tokio_ctx_loom)))]
     pub(crate) fn end(&self) -> u32 {
         (self.pages.len() * PAGE) as u32
     }

@@ -14,6 +14,7 @@ use futures_core::future::FusedFuture;
 use pin_project_lite::pin_project;
 
 use super::context::Context;
+use crate::bucket::Timed;
 use crate::error::Error;
 use crate::token::sync::{RuntimeId, require_runtime, runtime};
 use crate::token::{Seat, UNCLOCKED};

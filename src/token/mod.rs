@@ -85,7 +85,7 @@ mod members;
 mod tree;
 mod work;
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::panic::Location;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -95,7 +95,7 @@ use tokio::time::Instant;
 pub(crate) use crate::sync;
 
 pub(crate) use self::attachment::{Attachment, Check};
-pub(crate) use self::members::Seat;
+pub(crate) use crate::pages::Seat;
 
 use self::members::Inner;
 use crate::error::BoxError;
@@ -203,7 +203,7 @@ impl Token {
     }
 
     fn with_limit(parent: Option<&Arc<Token>>, limit: Limit, made_at: Line) -> Arc<Token> {
-        let (deadline, now) = (Stamp::new(limit.at), Stamp::new(limit.now));
+        let deadline = Stamp::new(limit.at);
         if parent.is_some_and(|parent| parent.deadline <= deadline) || deadline == Stamp::NEVER {
             return Token::new(parent, None, made_at);
         }
@@ -216,7 +216,8 @@ impl Token {
         if let Some(parent) = parent {
             parent.date_ends();
         }
-        if deadline <= now {
+        if limit.at <= limit.now {
+            let now = Stamp::new(limit.now);
             match parent.filter(|parent| parent.is_done_by(now)) {
                 // The parent's end came before this token was created.
                 Some(parent) => token.end_with(parent),
@@ -284,7 +285,6 @@ impl Token {
 
     /// Has this token's end dated, whatever ends it: sets `TIMED` here and on all ancestors, up to those that
     /// have it.
-    #[inline]
     pub(crate) fn date_ends(self: &Arc<Self>) {
         let is_new = |token: &Token| token.state.fetch_or(TIMED, Ordering::AcqRel) & TIMED == 0;
         if !self.has(TIMED) {
@@ -314,7 +314,6 @@ impl Token {
     }
 
     /// Whether it is in its parent's list, so that an end above reaches it; or a root.
-    #[inline]
     pub(crate) fn is_linked(&self) -> bool {
         self.seat.load(Ordering::Acquire) != 0
     }
@@ -335,7 +334,6 @@ impl Token {
         self.deadline != Stamp::NEVER
     }
 
-    #[inline]
     pub(crate) fn owns_deadline(&self) -> bool {
         self.level & OWNS_DEADLINE != 0
     }
@@ -371,7 +369,6 @@ impl Token {
 // Ancestors.
 impl Token {
     /// The parent; of a merged token the first.
-    #[inline]
     pub(crate) fn parent(&self) -> Option<&Arc<Token>> {
         self.parent.as_ref()
     }
@@ -389,9 +386,9 @@ impl Token {
     /// further up from one for which `visit` returns false.
     #[cold]
     pub(crate) fn walk_up(self: &Arc<Self>, mut visit: impl FnMut(&Arc<Token>) -> bool) {
-        let (mut merged, mut pending, mut first) = (HashSet::new(), Vec::new(), self.clone());
-        loop {
-            let mut next = Some(&first);
+        let (mut merged, mut pending) = (BTreeSet::new(), Vec::new());
+        let mut walk = |first: &Arc<Token>, pending: &mut Vec<Arc<Token>>| {
+            let mut next = Some(first);
             while let Some(token) = next.filter(|token| visit(token)) {
                 if token.has(MERGED) {
                     if !merged.insert(Arc::as_ptr(token)) {
@@ -401,8 +398,10 @@ impl Token {
                 }
                 next = token.parent();
             }
-            let Some(second) = pending.pop() else { return };
-            first = second;
+        };
+        walk(self, &mut pending);
+        while let Some(second) = pending.pop() {
+            walk(&second, &mut pending);
         }
     }
 }
