@@ -39,6 +39,8 @@ pub(crate) use record::Draft;
 pub(crate) use record::{Inside, Record, Subject};
 #[cfg(any(feature = "test-util", feature = "watch"))]
 pub(crate) use registration::Registration;
+#[cfg(all(feature = "tower", feature = "watch"))]
+pub(crate) use registration::finish;
 #[cfg(any(feature = "test-util", feature = "watch"))]
 pub(crate) use table::Table;
 #[cfg(feature = "watch")]

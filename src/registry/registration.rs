@@ -52,7 +52,7 @@ impl Registration {
     }
 
     #[cfg(feature = "watch")]
-    pub(crate) fn record(&self) -> &Record {
+    pub(crate) fn record(&self) -> &Arc<Record> {
         &self.record
     }
 
@@ -64,8 +64,16 @@ impl Registration {
     /// Notes that the work has ended, although its context may still be held.
     #[cfg(feature = "watch")]
     pub(crate) fn finish(&self) {
-        if let (Home::Process(hub), true) = (&self.home, self.record.finish()) {
-            hub.observer.left(&self.record);
+        finish(&self.record);
+    }
+}
+
+/// Notes that the work of a record has ended.
+#[cfg(feature = "watch")]
+pub(crate) fn finish(record: &Record) {
+    if record.finish() {
+        if let Some(hub) = hub::get() {
+            hub.observer.left(record);
         }
     }
 }

@@ -147,11 +147,11 @@ where
         }
         let scope = outer.finishing_made_at(place);
         let ctx = scope.context().clone();
-        let mut scope = RequestScope::new(scope, place);
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
         let ticket = shutdown.as_ref().map(tracked);
         let label = || RequestLine::of(&request);
         let open = Open::new(Underway::new(&ctx, Kind::Request, place, label), ticket);
+        let mut scope = RequestScope::new(scope, place, open.as_ref());
         request.extensions_mut().insert(ctx.clone());
         let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
         let task = finish(handler, ctx, scope, open);

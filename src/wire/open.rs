@@ -1,6 +1,6 @@
 //! A request that is being served, as a shutdown and a watch count it.
 
-use crate::context::enter::{Polling, Underway};
+use crate::context::enter::{Polling, Underway, UnderwayHandle};
 use crate::task::shutdown::{AtWork, Ticket};
 
 /// Counts a request until it is dropped: with the shutdown of its layer, and with the watch of the process.
@@ -20,6 +20,11 @@ impl Open {
     /// Marks the request as being polled, until what is returned is dropped.
     pub(crate) fn at_work(&self) -> (Option<AtWork<'_>>, Option<Polling<'_>>) {
         (self.ticket.as_ref().map(Ticket::at_work), self.underway.as_ref().map(Underway::polling))
+    }
+
+    /// Returns a handle for the owner of the request's context.
+    pub(crate) fn handle(&self) -> UnderwayHandle {
+        self.underway.as_ref().map(Underway::handle).unwrap_or_default()
     }
 
     /// Like [`at_work`](Self::at_work), for a second time within one poll.

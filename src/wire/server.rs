@@ -268,7 +268,7 @@ where
         let bodiless = matches!(*request.method(), Method::HEAD | Method::CONNECT);
         let ctx = scope.context().clone();
         request.extensions_mut().insert(ctx.clone());
-        let mut scope = RequestScope::new(scope, place);
+        let mut scope = RequestScope::new(scope, place, open.as_ref());
         let mut ctx = Some(ctx);
         scope.expect(RequestEnd::Panicked);
         let entered = enter(&mut ctx);
