@@ -5,7 +5,7 @@ use std::sync::Arc;
 #[cfg(feature = "watch")]
 use super::hub::{self, Hub};
 use super::name::Label;
-#[cfg(feature = "watch")]
+#[cfg(all(feature = "tower", feature = "watch"))]
 use super::record::Subject;
 use super::record::{Draft, Record};
 #[cfg(feature = "test-util")]
@@ -56,7 +56,7 @@ impl Registration {
         &self.record
     }
 
-    #[cfg(feature = "watch")]
+    #[cfg(all(feature = "tower", feature = "watch"))]
     pub(crate) fn subject(&self) -> Option<&Subject> {
         self.record.subject.as_ref()
     }
