@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::work::Work;
 use super::{
     CALLED, CAUSED, CHECKED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LEVEL, LONG, Line, MERGED,
-    OBSERVED, OWNS_DEADLINE, PRESET, TIMED, Token,
+    OBSERVED, OCCUPIED, OWNS_DEADLINE, PRESET, TIMED, Token,
 };
 use crate::error::{BoxError, Cause, Error, How, NO_BUDGET, Origin};
 use crate::stamp::Stamp;
@@ -52,10 +52,8 @@ impl Token {
     #[inline]
     pub(crate) fn is_done(self: &Arc<Self>) -> bool {
         let state = self.state();
-        if state & ENDED != 0 {
-            true
-        } else if state & CHECKED != 0 {
-            self.end_if_due(Stamp::now())
+        if state & (ENDED | CHECKED) != 0 {
+            state & ENDED != 0 || self.end_if_due(Stamp::now())
         } else if self.has_deadline() {
             self.is_done_by(Stamp::now())
         } else {
@@ -99,7 +97,7 @@ impl Token {
         if now != UNDATED && self.is_checked() {
             self.run_checks(now);
         }
-        let mut work = Work::new();
+        let mut work = Work::default();
         let ended = self.close_path(now, &mut work);
         work.finish();
         ended
@@ -185,7 +183,14 @@ impl Token {
             Box::new(Error::new(origin, Some(cause)))
         });
         let bound = at.map_or(UNDATED, |at| Stamp(at.0 + 1));
-        let is_first = self.end_by(Ending { kind, caller, bound, error });
+        let mut ending = Ending { kind, caller, bound, error };
+        if state & OCCUPIED == 0 && ending.error.is_none() && !Work::is_observed() {
+            // Nothing is left to be done after it.
+            if self.publish(state, &mut ending, 0).is_ok() {
+                return true;
+            }
+        }
+        let is_first = self.end_by(ending);
         if !is_first {
             self.wait_until_closed();
         }
@@ -198,8 +203,9 @@ impl Token {
     }
 
     /// Closes it and all below it, and does what that leaves; false if it had ended.
+    #[inline]
     fn end_by(self: &Arc<Self>, mut ending: Ending) -> bool {
-        let mut work = Work::new();
+        let mut work = Work::default();
         let is_first = self.close_all(&mut ending, &mut work);
         work.finish();
         is_first

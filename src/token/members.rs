@@ -67,7 +67,8 @@ impl Token {
 impl More {
     /// Hands over what is to be done when the token ends, and returns the children that are to be closed.
     fn empty(&mut self, work: &mut Work) -> Option<Box<IntoIter<Weak<Token>>>> {
-        work.wake_all(mem::take(&mut self.waiters));
+        // Mostly there is a waiter for each child.
+        work.wake_all(mem::take(&mut self.waiters), self.children.len());
         for attachment in self.attachments.iter().cloned() {
             work.later(move |_| attachment.ended());
         }
@@ -75,8 +76,6 @@ impl More {
             let entries = mem::take(&mut self.entries);
             work.later(|_| drop(entries));
         }
-        // Mostly there is a waiter for each.
-        work.reserve(self.children.len());
         (!self.children.is_empty()).then(|| Box::new(mem::take(&mut self.children).into_iter()))
     }
 }

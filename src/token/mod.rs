@@ -85,7 +85,7 @@ mod members;
 mod tree;
 mod work;
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::panic::Location;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -203,7 +203,7 @@ impl Token {
     }
 
     fn with_limit(parent: Option<&Arc<Token>>, limit: Limit, made_at: Line) -> Arc<Token> {
-        let (deadline, now) = (Stamp::new(limit.at), Stamp::new(limit.now));
+        let deadline = Stamp::new(limit.at);
         if parent.is_some_and(|parent| parent.deadline <= deadline) || deadline == Stamp::NEVER {
             return Token::new(parent, None, made_at);
         }
@@ -216,7 +216,8 @@ impl Token {
         if let Some(parent) = parent {
             parent.date_ends();
         }
-        if deadline <= now {
+        if limit.at <= limit.now {
+            let now = Stamp::new(limit.now);
             match parent.filter(|parent| parent.is_done_by(now)) {
                 // The parent's end came before this token was created.
                 Some(parent) => token.end_with(parent),
@@ -389,9 +390,9 @@ impl Token {
     /// further up from one for which `visit` returns false.
     #[cold]
     pub(crate) fn walk_up(self: &Arc<Self>, mut visit: impl FnMut(&Arc<Token>) -> bool) {
-        let (mut merged, mut pending, mut first) = (HashSet::new(), Vec::new(), self.clone());
-        loop {
-            let mut next = Some(&first);
+        let (mut merged, mut pending) = (BTreeSet::new(), Vec::new());
+        let mut walk = |first: &Arc<Token>, pending: &mut Vec<Arc<Token>>| {
+            let mut next = Some(first);
             while let Some(token) = next.filter(|token| visit(token)) {
                 if token.has(MERGED) {
                     if !merged.insert(Arc::as_ptr(token)) {
@@ -401,8 +402,10 @@ impl Token {
                 }
                 next = token.parent();
             }
-            let Some(second) = pending.pop() else { return };
-            first = second;
+        };
+        walk(self, &mut pending);
+        while let Some(second) = pending.pop() {
+            walk(&second, &mut pending);
         }
     }
 }

@@ -173,7 +173,7 @@ impl Token {
     /// Sets the state of one that ends, once what tells of the end is stored; of two ends at once, either's is
     /// right. Else returns the state by now.
     #[inline(always)]
-    fn publish(&self, state: u16, ending: &mut Ending, bits: u16) -> Result<u16, u16> {
+    pub(super) fn publish(&self, state: u16, ending: &mut Ending, bits: u16) -> Result<u16, u16> {
         if ending.is_cancel() {
             if let Some(caller) = ending.caller {
                 let _first = self.canceled_at.set(caller);

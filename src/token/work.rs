@@ -1,7 +1,6 @@
 //! What an end leaves to be done once all that ends with it is closed: all of it may run foreign code, so that no lock
 //! is held, and no token counts as being closed.
 
-use std::mem;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -11,46 +10,54 @@ use crate::pages::Pages;
 use crate::registry;
 use crate::trace::{self, shielded};
 
+#[derive(Default)]
 pub(super) struct Work {
-    /// Mostly there is one, which takes no allocation.
+    /// Mostly there is one waker, which takes no allocation.
     waker: Option<Waker>,
+    more: Option<Box<More>>,
+}
+
+#[derive(Default)]
+struct More {
     wakers: Vec<Waker>,
     tasks: Vec<Box<dyn FnOnce(&mut Work)>>,
-    is_observed: bool,
 }
 
 impl Work {
-    #[inline]
-    pub(super) fn new() -> Work {
-        let is_observed = trace::listens() || registry::is_installed();
-        Work { waker: None, wakers: Vec::new(), tasks: Vec::new(), is_observed }
+    fn more(&mut self) -> &mut More {
+        self.more.get_or_insert_default()
     }
 
     #[inline]
     pub(super) fn wake(&mut self, waker: Waker) {
         match &self.waker {
             None => self.waker = Some(waker),
-            Some(_) => self.wakers.push(waker),
+            Some(_) => self.more().wakers.push(waker),
         }
     }
 
-    pub(super) fn reserve(&mut self, wakers: usize) {
-        self.wakers.reserve(wakers);
-    }
-
-    pub(super) fn wake_all(&mut self, wakers: Pages<Waker>) {
-        self.wakers.reserve(wakers.len());
-        self.wakers.extend(wakers.into_iter());
+    /// Wakes these, and has room for so many more.
+    pub(super) fn wake_all(&mut self, wakers: Pages<Waker>, more: usize) {
+        if wakers.len() + more > 0 {
+            self.more().wakers.reserve(wakers.len() + more);
+            self.more().wakers.extend(wakers.into_iter());
+        }
     }
 
     pub(super) fn later(&mut self, task: impl FnOnce(&mut Work) + 'static) {
-        self.tasks.push(Box::new(task));
+        self.more().tasks.push(Box::new(task));
+    }
+
+    /// Whether ends are reported at all.
+    #[inline]
+    pub(super) fn is_observed() -> bool {
+        trace::listens() || registry::is_installed()
     }
 
     /// Reports an end, but neither that of a scope that is merely dropped, nor of what ends with its parent.
     #[inline]
     pub(super) fn report(&mut self, token: &Token, ending: &Ending) {
-        if self.is_observed && !matches!(ending.kind, 0 | INHERITED) {
+        if !matches!(ending.kind, 0 | INHERITED) && Work::is_observed() {
             let (error, created_at) = (token.error(), token.created_at());
             self.later(move |_| {
                 trace::ended(&error, created_at);
@@ -70,25 +77,13 @@ impl Work {
 
     /// Does it, also if some of it panics: that is a matter of what panicked, and of the panic hook.
     #[inline]
-    pub(super) fn finish(&mut self) {
-        loop {
-            if let Some(waker) = self.waker.take() {
-                shielded(|| waker.wake());
-            }
-            if self.wakers.is_empty() && self.tasks.is_empty() {
-                break;
-            }
-            // It may leave more to be done.
-            self.finish_more();
-        }
-    }
-
-    fn finish_more(&mut self) {
-        for waker in mem::take(&mut self.wakers) {
-            shielded(|| waker.wake());
-        }
-        for task in mem::take(&mut self.tasks) {
-            shielded(|| task(self));
+    pub(super) fn finish(mut self) {
+        while self.waker.is_some() || self.more.is_some() {
+            self.waker.take().map(|waker| shielded(|| waker.wake()));
+            let Some(more) = self.more.take() else { return };
+            more.wakers.into_iter().for_each(|waker| _ = shielded(|| waker.wake()));
+            // A task may leave more to be done.
+            more.tasks.into_iter().for_each(|task| _ = shielded(|| task(&mut self)));
         }
     }
 }
