@@ -26,6 +26,8 @@ use super::census::InTest;
 use super::context::Context;
 #[cfg(feature = "tower")]
 use crate::registry::Label;
+#[cfg(all(feature = "tower", feature = "watch"))]
+use crate::registry::Record;
 #[cfg(feature = "watch")]
 use crate::registry::{self, Draft, Inside, Registration};
 use crate::registry::{Kind, Name, Probe};
@@ -187,6 +189,15 @@ impl Underway {
         }
     }
 
+    /// Returns a handle for the owner of the context.
+    #[inline]
+    pub(crate) fn handle(&self) -> UnderwayHandle {
+        UnderwayHandle {
+            #[cfg(feature = "watch")]
+            record: self.registration.as_ref().map(|registration| registration.record().clone()),
+        }
+    }
+
     /// Returns whether a watch counts it.
     pub(crate) fn is_watched(&self) -> bool {
         #[cfg(feature = "watch")]
@@ -212,6 +223,27 @@ impl Underway {
             #[cfg(feature = "watch")]
             _inside: self.registration.as_ref().map(|registration| registration.record().enter_again()),
             _life: std::marker::PhantomData,
+        }
+    }
+}
+
+/// A handle on work that is [underway](Underway).
+#[cfg(feature = "tower")]
+#[derive(Default)]
+pub(crate) struct UnderwayHandle {
+    #[cfg(feature = "watch")]
+    record: Option<Arc<Record>>,
+}
+
+#[cfg(feature = "tower")]
+impl UnderwayHandle {
+    /// Finishes the work if its context has ended. The owner of the context calls this before it drops the context:
+    /// afterwards the time of the end is lost, and the work is not known to be late.
+    pub(crate) fn finish_if_late(&self, ctx: &Context) {
+        let _ = ctx;
+        #[cfg(feature = "watch")]
+        if let Some(record) = self.record.as_ref().filter(|_| ctx.is_done()) {
+            registry::finish(record);
         }
     }
 }

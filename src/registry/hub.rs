@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, OnceLock, PoisonError, RwLock};
+#[cfg(feature = "tower")]
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -29,12 +30,14 @@ pub(crate) trait Observer: Sync {
     /// A context has ended by itself. `born` is when it was made, if that is known.
     fn ended(&self, error: &Error, born: Option<Instant>);
     /// The work of a context has been completed, and nothing holds the context. It is not ended.
+    #[cfg(feature = "tower")]
     fn finished(&self, finished: Finished);
     /// An operation was refused, because its context had ended.
     fn refused(&self, error: &Error);
 }
 
 /// A context whose work has been completed.
+#[cfg(feature = "tower")]
 pub(crate) struct Finished {
     pub(crate) made_at: &'static Location<'static>,
     /// The type of the cause that it would have ended with.

@@ -26,19 +26,23 @@ mod table;
 use std::panic::Location;
 
 #[cfg(all(feature = "tower", feature = "watch"))]
-pub(crate) use hub::finished;
+pub(crate) use hub::{Finished, finished};
 #[cfg(feature = "watch")]
-pub(crate) use hub::{Finished, Hub, Observer, cause_name, ended, install, refused};
+pub(crate) use hub::{Hub, Observer, cause_name, ended, install, refused};
 pub use kind::Kind;
+#[cfg(feature = "tower")]
+pub(crate) use name::Label;
 #[cfg(feature = "watch")]
 pub(crate) use name::{Brief, brief};
-pub(crate) use name::{Label, Name, Probe};
+pub(crate) use name::{Name, Probe};
 #[cfg(any(feature = "test-util", feature = "watch"))]
 pub(crate) use record::Draft;
 #[cfg(feature = "watch")]
 pub(crate) use record::{Inside, Record, Subject};
 #[cfg(any(feature = "test-util", feature = "watch"))]
 pub(crate) use registration::Registration;
+#[cfg(all(feature = "tower", feature = "watch"))]
+pub(crate) use registration::finish;
 #[cfg(any(feature = "test-util", feature = "watch"))]
 pub(crate) use table::Table;
 #[cfg(feature = "watch")]

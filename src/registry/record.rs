@@ -5,7 +5,9 @@ use std::panic::Location;
 #[cfg(feature = "watch")]
 use std::sync::OnceLock;
 use std::sync::Weak;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+#[cfg(feature = "watch")]
+use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 #[cfg(feature = "watch")]
 use std::time::{Duration, Instant as RealInstant};
 
@@ -79,7 +81,7 @@ fn since_epoch() -> u64 {
 impl Record {
     /// Returns its name, cut to what is shown.
     pub(crate) fn name(&self) -> Option<String> {
-        self.label.text().map(|name| brief(name))
+        self.label.text().map(brief)
     }
 
     /// Marks it as being polled, until the returned value is dropped.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 #[cfg(feature = "watch")]
 use super::hub::{self, Hub};
 use super::name::Label;
-#[cfg(feature = "watch")]
+#[cfg(all(feature = "tower", feature = "watch"))]
 use super::record::Subject;
 use super::record::{Draft, Record};
 #[cfg(feature = "test-util")]
@@ -52,11 +52,11 @@ impl Registration {
     }
 
     #[cfg(feature = "watch")]
-    pub(crate) fn record(&self) -> &Record {
+    pub(crate) fn record(&self) -> &Arc<Record> {
         &self.record
     }
 
-    #[cfg(feature = "watch")]
+    #[cfg(all(feature = "tower", feature = "watch"))]
     pub(crate) fn subject(&self) -> Option<&Subject> {
         self.record.subject.as_ref()
     }
@@ -64,8 +64,16 @@ impl Registration {
     /// Notes that the work has ended, although its context may still be held.
     #[cfg(feature = "watch")]
     pub(crate) fn finish(&self) {
-        if let (Home::Process(hub), true) = (&self.home, self.record.finish()) {
-            hub.observer.left(&self.record);
+        finish(&self.record);
+    }
+}
+
+/// Notes that the work of a record has ended.
+#[cfg(feature = "watch")]
+pub(crate) fn finish(record: &Record) {
+    if record.finish() {
+        if let Some(hub) = hub::get() {
+            hub.observer.left(record);
         }
     }
 }

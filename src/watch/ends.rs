@@ -10,6 +10,8 @@ use tokio::time::Instant;
 use super::snapshot::{End, How, Line};
 use crate::context::NotEnoughTime;
 use crate::error::{self, Error, Origin};
+#[cfg(feature = "http")]
+use crate::finished::Budget;
 use crate::finished::Finished;
 #[cfg(feature = "tower")]
 use crate::finished::RequestEnd;
@@ -113,6 +115,8 @@ pub(super) fn cause_type(error: &Error) -> Option<&'static str> {
     let cause = error.cause()?;
     #[cfg(feature = "tower")]
     known!(cause, "RequestEnd": RequestEnd);
+    #[cfg(feature = "http")]
+    known!(cause, "Budget": Budget);
     known!(
         cause,
         "GraceOver": GraceOver,

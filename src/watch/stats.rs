@@ -15,7 +15,9 @@ use super::ends::{Facts, cause_type, how};
 use super::metrics;
 use super::snapshot::{How, Kind, Late, LateClass, Lately, Line};
 use crate::error::Error;
-use crate::registry::{Finished, Observer, Record, thread_number};
+#[cfg(feature = "tower")]
+use crate::registry::Finished;
+use crate::registry::{Observer, Record, thread_number};
 use crate::token::Token;
 use crate::trace::shielded;
 
@@ -291,6 +293,7 @@ impl Observer for Stats {
         metrics::ended(key.how, line);
     }
 
+    #[cfg(feature = "tower")]
     fn finished(&self, finished: Finished) {
         let Finished { made_at, cause_type, at, lived } = finished;
         let key = Key { how: How::Finished, line: Line(made_at), cause_type: Some(cause_type) };

@@ -3,6 +3,8 @@
 use std::borrow::Borrow;
 use std::panic::Location;
 
+use super::open::Open;
+use crate::context::enter::UnderwayHandle;
 use crate::context::{CancelScope, Context};
 pub use crate::finished::RequestEnd;
 
@@ -12,11 +14,17 @@ pub(crate) struct RequestScope {
     /// Where the layer was made: its own lines say nothing to a reader.
     place: &'static Location<'static>,
     how: RequestEnd,
+    underway: UnderwayHandle,
 }
 
 impl RequestScope {
-    pub(crate) fn new(scope: CancelScope, place: &'static Location<'static>) -> RequestScope {
-        RequestScope { scope, place, how: RequestEnd::Dropped }
+    pub(crate) fn new(
+        scope: CancelScope,
+        place: &'static Location<'static>,
+        open: Option<&Open>,
+    ) -> RequestScope {
+        let underway = open.map(Open::handle).unwrap_or_default();
+        RequestScope { scope, place, how: RequestEnd::Dropped, underway }
     }
 
     /// Dropped from now on, the request ended so.
@@ -44,6 +52,7 @@ impl Borrow<Context> for RequestScope {
 impl Drop for RequestScope {
     fn drop(&mut self) {
         if self.how != RequestEnd::Answered || self.scope.is_seen() || !is_counted(&self.scope) {
+            self.underway.finish_if_late(&self.scope);
             self.scope.cancel_at(self.place, Box::new(self.how));
         }
     }

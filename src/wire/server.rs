@@ -28,10 +28,8 @@ use super::route::Routes;
 use crate::context::Context;
 use crate::context::current::enter;
 use crate::context::done::Wait;
-use crate::context::enter::Underway;
 use crate::context::refusal::Entry;
 use crate::error::BoxError;
-use crate::registry::Kind;
 use crate::task::Shutdown;
 
 /// Gives each request of a server a context: for axum, tonic, hyper, and whatever else takes tower's layers.
@@ -263,12 +261,11 @@ where
         };
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
         let ticket = shutdown.as_ref().map(tracked);
-        let label = || RequestLine::of(&request);
-        let open = Open::new(Underway::new(&scope, Kind::Request, place, label), ticket);
+        let open = Open::new(&scope, place, || RequestLine::of(&request), ticket);
         let bodiless = matches!(*request.method(), Method::HEAD | Method::CONNECT);
         let ctx = scope.context().clone();
         request.extensions_mut().insert(ctx.clone());
-        let mut scope = RequestScope::new(scope, place);
+        let mut scope = RequestScope::new(scope, place, open.as_ref());
         let mut ctx = Some(ctx);
         scope.expect(RequestEnd::Panicked);
         let entered = enter(&mut ctx);
