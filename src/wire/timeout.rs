@@ -40,9 +40,10 @@ pub enum DeadlineHeader {
     Envoy,
     /// `x-envoy-upstream-rq-timeout-ms`: up to ten digits, milliseconds.
     ///
-    /// This is what a client tells an Envoy in front of it: the timeout of this request, in place of the route's,
-    /// which Envoy enforces and passes on as [`Envoy`](Self::Envoy). Envoy removes the header from requests that
-    /// come from outside of the mesh. For Envoy `0` is no timeout, and it is read so.
+    /// A client sends it to an Envoy: the timeout of this request instead of that of the route. Envoy enforces it, and
+    /// sends it on as [`Envoy`](Self::Envoy). From clients that Envoy considers external it removes the header. Recent
+    /// versions consider all clients external unless `internal_address_config` lists their addresses and
+    /// `use_remote_address` is set. Envoy defines `0` as no timeout, and it is read as such.
     EnvoyUpstream,
     /// One of your own: up to ten digits, milliseconds.
     Millis(HeaderName),

@@ -47,8 +47,15 @@ fn program() -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
-/// Starts an Envoy that forwards to `upstream`, with a timeout of its own for each route.
-async fn envoy(name: &str, upstream: SocketAddr, timeout: &str) -> Option<Envoy> {
+/// Whether Envoy considers its clients a part of its own network.
+#[derive(Clone, Copy, PartialEq)]
+enum Clients {
+    Internal,
+    External,
+}
+
+/// Starts an Envoy that forwards to `upstream`, with this timeout for the route.
+async fn envoy(name: &str, upstream: SocketAddr, timeout: &str, clients: Clients) -> Option<Envoy> {
     let Some(program) = program() else {
         eprintln!("skipped: no Envoy here (.ci/python-peers)");
         return None;
@@ -58,7 +65,7 @@ async fn envoy(name: &str, upstream: SocketAddr, timeout: &str) -> Option<Envoy>
     let directory = std::env::temp_dir().join(format!("tokio-ctx-envoy-{name}-{}", at.port()));
     fs::create_dir_all(&directory).unwrap();
     let file = directory.join("envoy.json");
-    fs::write(&file, configuration(at, upstream, timeout).to_string()).unwrap();
+    fs::write(&file, configuration(at, upstream, timeout, clients).to_string()).unwrap();
     let child = Command::new(program)
         .arg("--config-path")
         .arg(&file)
@@ -77,7 +84,12 @@ async fn envoy(name: &str, upstream: SocketAddr, timeout: &str) -> Option<Envoy>
     Some(envoy)
 }
 
-fn configuration(at: SocketAddr, upstream: SocketAddr, timeout: &str) -> serde_json::Value {
+fn configuration(
+    at: SocketAddr,
+    upstream: SocketAddr,
+    timeout: &str,
+    clients: Clients,
+) -> serde_json::Value {
     let address = |at: SocketAddr| serde_json::json!({ "socket_address": { "address": at.ip().to_string(), "port_value": at.port() } });
     let typed = |name: &str| format!("type.googleapis.com/envoy.extensions.filters.{name}");
     serde_json::json!({ "static_resources": {
@@ -86,6 +98,10 @@ fn configuration(at: SocketAddr, upstream: SocketAddr, timeout: &str) -> serde_j
             "typed_config": {
                 "@type": typed("network.http_connection_manager.v3.HttpConnectionManager"),
                 "stat_prefix": "http",
+                "use_remote_address": clients == Clients::Internal,
+                "internal_address_config": {
+                    "cidr_ranges": [{ "address_prefix": "127.0.0.0", "prefix_len": 8 }],
+                },
                 "route_config": { "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": [{
                     "match": { "prefix": "/" },
                     "route": { "cluster": "upstream", "timeout": timeout },
@@ -127,7 +143,7 @@ async fn call(at: SocketAddr, ctx: &Context, outbound: Outbound) -> Result<Statu
 #[tokio::test]
 async fn envoy_reports_its_own_timeout_to_the_server() {
     let (server, mut contexts) = upstream().await;
-    let Some(envoy) = envoy("route", server.at, "0.5s").await else { return };
+    let Some(envoy) = envoy("route", server.at, "0.5s", Clients::Internal).await else { return };
     let ctx = Context::background().with_timeout(LONG);
     // Envoy replaces the header that it sends itself, so that the hour does not arrive.
     let outbound = Outbound::new().write([DeadlineHeader::Envoy]);
@@ -141,7 +157,7 @@ async fn envoy_reports_its_own_timeout_to_the_server() {
 #[tokio::test]
 async fn envoy_obeys_the_header_for_its_clients_and_passes_the_time_on() {
     let (server, mut contexts) = upstream().await;
-    let Some(envoy) = envoy("upstream", server.at, "7200s").await else { return };
+    let Some(envoy) = envoy("upstream", server.at, "7200s", Clients::Internal).await else { return };
     let ctx = Context::background().with_timeout(ms(600));
     let outbound = Outbound::new().write([DeadlineHeader::EnvoyUpstream]);
     let answer = call(envoy.at, &ctx, outbound).await;
@@ -157,9 +173,23 @@ async fn envoy_obeys_the_header_for_its_clients_and_passes_the_time_on() {
 }
 
 #[tokio::test]
+async fn envoy_ignores_the_header_for_external_clients() {
+    let (server, mut contexts) = upstream().await;
+    let Some(envoy) = envoy("external", server.at, "0.5s", Clients::External).await else { return };
+    let ctx = Context::background().with_timeout(LONG);
+    let outbound = Outbound::new().write([DeadlineHeader::EnvoyUpstream]);
+    assert_eq!(call(envoy.at, &ctx, outbound).await.unwrap(), StatusCode::GATEWAY_TIMEOUT);
+    let there = contexts.recv().await.unwrap();
+    assert!(
+        there.deadline().unwrap() < ctx.deadline().unwrap() - LONG / 2,
+        "the route's timeout applied"
+    );
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_envoy_ends_the_request_behind_it() {
     let (server, mut contexts) = upstream().await;
-    let Some(envoy) = envoy("left", server.at, "7200s").await else { return };
+    let Some(envoy) = envoy("left", server.at, "7200s", Clients::External).await else { return };
     let ctx = Context::background().with_cancel();
     let at = envoy.at;
     let call = ctx.spawn(async move { call(at, &Context::current(), Outbound::new()).await });
