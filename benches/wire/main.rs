@@ -29,9 +29,9 @@ fn main() {
         return;
     }
     eprintln!("an axum server over loopback");
-    over_loopback::report(if quick { 3 } else { 11 });
+    over_loopback::report(if quick { 3 } else { 9 });
     eprintln!("a gRPC echo");
-    grpc::report(if quick { 5 } else { 41 });
+    grpc::report(if quick { 5 } else { 21 });
 }
 
 fn quartiles(mut samples: Vec<f64>) -> [f64; 3] {
