@@ -43,7 +43,7 @@ impl Context {
         scope
     }
 
-    /// Returns the time left, or the error if the context has ended, with one reading of the clock.
+    /// Returns the context of work that outlives its request: a WebSocket, an event stream, or work
     /// that must complete after the client has left or was answered.
     ///
     /// It ends with the context that [`ServerLayer`](crate::wire::ServerLayer) was made with ([`hard`], if that was a
@@ -110,6 +110,13 @@ impl Context {
             return Err(token.error());
         }
         Ok(Some(deadline.saturating_duration_since(now)))
+    }
+
+    /// Returns the error if the context has ended, without reading the clock. A deadline counts once its timer has
+    /// fired, so this is for a context that is being waited on.
+    #[cfg(feature = "tower")]
+    pub(crate) fn known_err(&self) -> Option<Error> {
+        self.token().filter(|token| token.ended()).map(|token| token.error())
     }
 
     /// Returns whether the service of this request has ended.
