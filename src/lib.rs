@@ -170,8 +170,10 @@
 // The modules, from the lowest layer up. `ARCHITECTURE.md` says what may import what.
 mod error;
 mod finished;
+mod pages;
 mod registry;
 mod stamp;
+mod sync;
 mod trace;
 
 mod token;

@@ -1,12 +1,18 @@
 //! The most frequent operations, each in a function that callgrind identifies by its name.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::hint::black_box;
 use std::pin::pin;
-use std::task::{Context as TaskContext, Waker};
+use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty, Full};
+use tokio_ctx::wire::{Inbound, ServerLayer};
 use tokio_ctx::{CancelScope, Context};
+use tower::{Layer, Service, service_fn};
 
 /// How often each operation runs while it is counted.
 pub const TIMES: u64 = 1_000;
@@ -26,6 +32,7 @@ struct Stage {
     /// With this many values.
     ten: Context,
     hundred: Context,
+    layer: ServerLayer,
 }
 
 macro_rules! operations {
@@ -85,6 +92,12 @@ operations! {
     }
     measured_request(stage) {
         request(&stage.live);
+    }
+    measured_layer_request(stage) {
+        served(&stage.layer);
+    }
+    measured_root_drop(_stage) {
+        black_box(&Context::background().with_cancel());
     }
     measured_value_10_hits(stage) {
         look_up(&stage.ten, &LOOKS[0], true);
@@ -171,6 +184,26 @@ fn request(server: &Context) {
     assert!(black_box(step.check()).is_ok());
 }
 
+/// Serves one request, which is answered immediately.
+#[inline]
+fn served(layer: &ServerLayer) {
+    let handler = async |_: Request<Empty<Bytes>>| {
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"all is well"))))
+    };
+    let mut request = Request::new(Empty::new());
+    *request.uri_mut() = http::Uri::from_static("/answer/7");
+    let response = ready(black_box(layer).layer(service_fn(handler)).call(request));
+    black_box(ready(response.expect("infallible").into_body().collect()).expect("a body"));
+}
+
+#[inline]
+fn ready<F: Future>(future: F) -> F::Output {
+    match pin!(future).poll(&mut TaskContext::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => unreachable!("it does not wait"),
+    }
+}
+
 pub fn run_all() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.expect("a runtime");
@@ -182,7 +215,8 @@ pub fn run_all() {
     let live = Context::background().with_cancel();
     let limited = Context::background().with_timeout(FAR);
     let (ten, hundred) = (with_values(&PUTS[0]), with_values(PUTS.as_flattened()));
-    let stage = Stage { live, deep, limited, ten, hundred };
+    let layer = ServerLayer::new(live.clone(), Inbound::new().max_budget(FAR));
+    let stage = Stage { live, deep, limited, ten, hundred, layer };
     for operation in ALL {
         (operation.run)(&stage);
     }

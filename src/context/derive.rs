@@ -218,7 +218,10 @@ impl Context {
         self.derive(Token::new(self.token(), limit, made_at))
     }
 
-    pub(super) fn derive(&self, token: Arc<Token>) -> CancelScope {
+    #[inline(always)]
+    pub(crate) fn derive(&self, token: Arc<Token>) -> CancelScope {
+        #[cfg(feature = "watch")]
+        let token = if self.token().is_none() { token.registered_as_root() } else { token };
         Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 

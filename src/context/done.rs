@@ -164,7 +164,7 @@ impl<C: Borrow<Context>> Wait<C> {
         let this = self.as_mut().project();
         let ctx: &Context = (*this.ctx).borrow();
         let Some(token) = ctx.token() else { return Poll::Pending };
-        let is_pulsed = timed && token.is_pulsed();
+        let is_pulsed = timed && token.is_checked();
         let timed = timed && token.needs_timer();
         // Determined at every poll, because `Handle::enter` can change the runtime within a task. Without a
         // runtime, the one of the previous poll stays.

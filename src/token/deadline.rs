@@ -28,11 +28,13 @@ use std::task::{Wake, Waker};
 
 use tokio::task::yield_now;
 
-use super::members::{Inner, Pages};
-use super::sync::{
+use super::members::Inner;
+use super::{ENDED, OCCUPIED, Token};
+use crate::pages::Pages;
+use crate::stamp::Stamp;
+use crate::sync::{
     AtomicBool, AtomicU64, Mutex, Ordering, RuntimeId, Timer, is_paused, runtime, spawn, thread_local,
 };
-use super::{ENDED, OCCUPIED, Stamp, Token};
 use crate::trace::shielded;
 
 /// Slots are narrower than the time left by this power of two.
@@ -49,6 +51,8 @@ const BATCH: usize = 1024;
 /// The deadlines of one runtime in one slot.
 pub(crate) struct Bucket {
     runtime: RuntimeId,
+    /// Of its slot.
+    key: u64,
     at: Stamp,
     /// Whether it closes as soon as it is empty: its clock is paused, or no cache knows it any more.
     is_brief: AtomicBool,
@@ -56,17 +60,25 @@ pub(crate) struct Bucket {
     list: Mutex<List>,
 }
 
-/// A place in a bucket, to be left: under no other lock.
+/// A place in a bucket. It is left when this is dropped, which takes the bucket's lock.
 #[must_use]
 pub(crate) struct Entry {
-    bucket: Arc<Bucket>,
+    bucket: Option<Arc<Bucket>>,
     key: u32,
 }
 
-#[inline]
-pub(super) fn leave(entries: impl IntoIterator<Item = Entry>) {
-    for entry in entries {
-        entry.bucket.leave(Some(entry.key));
+impl Entry {
+    fn open_bucket(&self) -> Option<&Bucket> {
+        self.bucket.as_deref().filter(|bucket| !bucket.is_closed())
+    }
+}
+
+impl Drop for Entry {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(bucket) = self.bucket.take() {
+            bucket.remove(Some(self.key));
+        }
     }
 }
 
@@ -105,28 +117,25 @@ impl Slot {
 }
 
 /// A slot's bucket in a cache. One that is displaced, or whose thread ends, is not left behind with its timer.
-struct Kept {
-    key: u64,
-    bucket: Arc<Bucket>,
-}
+struct CachedBucket(Arc<Bucket>);
 
 // Loom drops what is a thread's own after the thread has ended, when it can take no lock.
 #[cfg(not(tokio_ctx_loom))]
-impl Drop for Kept {
+impl Drop for CachedBucket {
     fn drop(&mut self) {
-        self.bucket.is_brief.store(true, Ordering::Release);
-        self.bucket.leave(None);
+        self.0.is_brief.store(true, Ordering::Release);
+        self.0.remove(None);
     }
 }
 
-type Cache = Vec<(RuntimeId, Vec<Option<Kept>>)>;
+type Cache = Vec<(RuntimeId, Vec<Option<CachedBucket>>)>;
 
 thread_local! {
     static CACHE: std::cell::RefCell<Cache> = std::cell::RefCell::default();
 }
 
 /// Gives `f` the place in this thread's cache where the slot's bucket may be; not when the thread is ending.
-fn cached<R>(here: RuntimeId, slot: &Slot, f: impl FnOnce(&mut Option<Kept>) -> R) -> Option<R> {
+fn cached<R>(here: RuntimeId, slot: &Slot, f: impl FnOnce(&mut Option<CachedBucket>) -> R) -> Option<R> {
     let find = |cache: &std::cell::RefCell<Cache>| {
         let mut cache = cache.borrow_mut();
         let known = cache.iter().position(|(runtime, _)| *runtime == here);
@@ -146,22 +155,22 @@ impl Bucket {
     }
 
     /// Enters a token; none if the bucket has closed.
-    fn admit(self: &Arc<Self>, token: &Arc<Token>) -> Option<Entry> {
+    fn insert(self: &Arc<Self>, token: &Arc<Token>) -> Option<Entry> {
         let mut list = self.list.lock();
         if self.is_closed() {
             return None;
         }
         let key = list.entries.insert(Arc::downgrade(token));
-        Some(Entry { bucket: self.clone(), key })
+        Some(Entry { bucket: Some(self.clone()), key })
     }
 
     /// Takes an entry out, and closes what is not to stay empty.
     #[inline]
-    fn leave(&self, key: Option<u32>) {
-        let mut list = self.list.lock();
+    fn remove(&self, key: Option<u32>) {
         if self.is_closed() {
             return;
         }
+        let mut list = self.list.lock();
         key.map(|key| list.entries.remove(key));
         if self.is_brief.load(Ordering::Acquire) && list.entries.is_empty() {
             self.closed.store(true, Ordering::Release);
@@ -173,17 +182,18 @@ impl Bucket {
 
     /// Makes a bucket for a slot, with its first token in it. `None`: its time has come meanwhile.
     #[track_caller]
-    fn begin(runtime: RuntimeId, slot: &Slot, token: &Arc<Token>) -> Option<Entry> {
+    fn start(runtime: RuntimeId, slot: &Slot, token: &Arc<Token>) -> Option<Entry> {
         let mut timer = Timer::new(slot.at.instant());
         let list = List { entries: Pages::default(), timer: None };
         let bucket = Arc::new(Bucket {
             runtime,
+            key: slot.key,
             at: slot.at,
             is_brief: AtomicBool::new(is_paused()),
             closed: AtomicBool::new(false),
             list: Mutex::new(list),
         });
-        let entry = bucket.admit(token)?;
+        let entry = bucket.insert(token)?;
         if !timer.start(&Waker::from(bucket.clone())) {
             bucket.close();
             return None;
@@ -224,7 +234,7 @@ impl Bucket {
         }
         if moving.tokens.len() <= BATCH {
             let stays = |token: Arc<Token>| match token.deadline <= now {
-                true => !token.settle(now),
+                true => !token.end_if_due(now),
                 false => token.is_waited_on(),
             };
             moving.tokens.retain(|token| token.upgrade().is_some_and(stays));
@@ -260,7 +270,7 @@ impl Moving {
 
 impl Drop for Moving {
     fn drop(&mut self) {
-        self.tokens.drain(..).filter_map(|token| token.upgrade()).for_each(|token| token.rouse());
+        self.tokens.drain(..).filter_map(|token| token.upgrade()).for_each(|token| token.wake_waiters());
     }
 }
 
@@ -270,10 +280,9 @@ impl Inner {
     pub(super) fn is_timed_in(&self, here: RuntimeId) -> bool {
         let serves = |bucket: &Bucket| bucket.runtime == here && !bucket.is_closed();
         self.bucket.as_deref().is_some_and(serves)
-            || self
-                .more
-                .as_ref()
-                .is_some_and(|more| more.entries.iter().any(|entry| serves(&entry.bucket)))
+            || self.more.as_ref().is_some_and(|more| {
+                more.entries.iter().any(|entry| entry.bucket.as_deref().is_some_and(serves))
+            })
     }
 }
 
@@ -289,23 +298,19 @@ impl Token {
         let now = Stamp::now();
         let left = self.deadline.0.saturating_sub(now.0);
         if left == 0 {
-            return self.settle(now);
+            return self.end_if_due(now);
         }
         let slot = Slot::new(self.deadline, left);
-        let Some(entry) = self.enter(here, &slot) else {
+        let mut entry = self.enter(here, &slot);
+        if entry.is_none() {
             // The slot's time has come, by the timer's clock.
             return match slot.at < self.deadline {
                 true => self.register_deadline(here),
-                false => self.settle(self.deadline),
+                false => self.end_if_due(self.deadline),
             };
-        };
-        let Some(mut inner) = self.open() else {
-            leave([entry]);
-            return true;
-        };
-        let spare = self.keep(&mut inner, entry);
-        drop(inner);
-        leave(spare);
+        }
+        let Some(mut inner) = self.open() else { return true };
+        self.store_entry(&mut inner, &mut entry);
         false
     }
 
@@ -321,16 +326,15 @@ impl Token {
     /// Enters the bucket of a slot; `None` if its time has come.
     #[track_caller]
     fn enter(self: &Arc<Self>, here: RuntimeId, slot: &Slot) -> Option<Entry> {
-        let present = cached(here, slot, |place| match place {
-            Some(Kept { key, bucket }) if *key == slot.key && bucket.at <= self.deadline => {
-                bucket.admit(self)
-            }
-            _ => None,
+        let present = cached(here, slot, |place| {
+            let CachedBucket(bucket) = place.as_ref()?;
+            let fits = bucket.key == slot.key && bucket.at <= self.deadline;
+            if fits { bucket.insert(self) } else { None }
         });
         present.flatten().or_else(|| {
-            let entry = Bucket::begin(here, slot, self)?;
-            let kept = Kept { key: slot.key, bucket: entry.bucket.clone() };
-            let displaced = cached(here, slot, |place| place.replace(kept));
+            let entry = Bucket::start(here, slot, self)?;
+            let bucket = CachedBucket(entry.bucket.clone()?);
+            let displaced = cached(here, slot, |place| place.replace(bucket));
             drop(displaced);
             Some(entry)
         })
@@ -341,21 +345,21 @@ impl Token {
         self.inner.lock().has_waiters()
     }
 
-    /// Notes where the deadline is registered, or returns a registration that is not needed.
-    pub(super) fn keep(&self, inner: &mut Inner, entry: Entry) -> Option<Entry> {
-        let is_needed = |bucket: &Bucket| !bucket.is_closed() && !inner.is_timed_in(bucket.runtime);
-        if !is_needed(&entry.bucket) {
-            return Some(entry);
-        }
+    /// Stores where the deadline is registered, unless that is not needed.
+    #[inline]
+    pub(super) fn store_entry(&self, inner: &mut Inner, entry: &mut Option<Entry>) {
+        let is_needed = |entry: &mut Entry| {
+            entry.open_bucket().is_some_and(|bucket| !inner.is_timed_in(bucket.runtime))
+        };
+        let Some(mut entry) = entry.take_if(is_needed) else { return };
         if inner.bucket.as_ref().is_none_or(|present| present.is_closed()) {
-            inner.bucket = Some(entry.bucket);
+            inner.bucket = entry.bucket.take();
             self.word.store(u64::from(entry.key) + 1, Ordering::Relaxed);
         } else {
             let entries = &mut inner.more().entries;
-            entries.retain(|entry| !entry.bucket.is_closed());
+            entries.retain(|entry| entry.open_bucket().is_some());
             entries.push(entry);
         }
-        None
     }
 
     /// Takes the registration out of a token that ends.
@@ -364,12 +368,12 @@ impl Token {
         let bucket = inner.bucket.take()?;
         let key = word.load(Ordering::Relaxed) - 1;
         word.store(0, Ordering::Relaxed);
-        Some(Entry { bucket, key: key as u32 })
+        Some(Entry { bucket: Some(bucket), key: key as u32 })
     }
 
     /// The registration of a token that has no waiters left, if a timer should not outlive them.
     #[inline]
-    pub(super) fn idle_entry(&self, inner: &mut Inner) -> Option<Entry> {
+    pub(super) fn take_idle_entry(&self, inner: &mut Inner) -> Option<Entry> {
         let is_brief = |bucket: &Arc<Bucket>| bucket.is_brief.load(Ordering::Acquire);
         if inner.bucket.as_ref().is_some_and(is_brief) && !inner.has_waiters() {
             Token::take_entry(&self.word, inner)

@@ -5,15 +5,9 @@ use std::mem;
 use std::sync::Arc;
 use std::task::Waker;
 
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-
-use super::deadline::{Entry, leave};
 use super::end::Ending;
-use super::interop::Foreign;
-use super::members::Pages;
-use super::{CAUSED, KEPT, MERGED, Stamp, Token};
-use crate::error::Error;
+use super::{CAUSED, INHERITED, KEPT, MERGED, Token};
+use crate::pages::Pages;
 use crate::registry;
 use crate::trace::{self, shielded};
 
@@ -21,25 +15,15 @@ pub(super) struct Work {
     /// Mostly there is one, which takes no allocation.
     waker: Option<Waker>,
     wakers: Vec<Waker>,
-    pub(super) chores: Vec<Chore>,
-    is_told: bool,
-}
-
-pub(super) enum Chore {
-    Cancel(Arc<CancellationToken>),
-    Report(Box<(Error, Option<Instant>)>),
-    /// A merged token that had ended by its other path when an end reached it, and a time by which it had.
-    Settle(Arc<Token>, Stamp),
-    Deregister(#[expect(dead_code, reason = "held to be dropped")] Foreign),
-    Leave(Entry),
-    Drop(#[expect(dead_code, reason = "held to be dropped")] Arc<Token>),
+    tasks: Vec<Box<dyn FnOnce(&mut Work)>>,
+    is_observed: bool,
 }
 
 impl Work {
     #[inline]
     pub(super) fn new() -> Work {
-        let is_told = trace::listens() || registry::is_installed();
-        Work { waker: None, wakers: Vec::new(), chores: Vec::new(), is_told }
+        let is_observed = trace::listens() || registry::is_installed();
+        Work { waker: None, wakers: Vec::new(), tasks: Vec::new(), is_observed }
     }
 
     #[inline]
@@ -59,10 +43,20 @@ impl Work {
         self.wakers.extend(wakers.into_iter());
     }
 
+    pub(super) fn later(&mut self, task: impl FnOnce(&mut Work) + 'static) {
+        self.tasks.push(Box::new(task));
+    }
+
+    /// Reports an end, but neither that of a scope that is merely dropped, nor of what ends with its parent.
     #[inline]
     pub(super) fn report(&mut self, token: &Token, ending: &Ending) {
-        if self.is_told && ending.is_reported() {
-            self.chores.push(Chore::Report(Box::new((token.error(), token.born_at()))));
+        if self.is_observed && !matches!(ending.kind, 0 | INHERITED) {
+            let (error, created_at) = (token.error(), token.created_at());
+            self.later(move |_| {
+                trace::ended(&error, created_at);
+                #[cfg(feature = "watch")]
+                registry::ended(&error, created_at);
+            });
         }
     }
 
@@ -70,7 +64,7 @@ impl Work {
     #[inline]
     pub(super) fn keep(&mut self, token: Arc<Token>) {
         if token.has(KEPT | CAUSED | MERGED) {
-            self.chores.push(Chore::Drop(token));
+            self.later(move |_| drop(token));
         }
     }
 
@@ -81,33 +75,20 @@ impl Work {
             if let Some(waker) = self.waker.take() {
                 shielded(|| waker.wake());
             }
-            if self.wakers.is_empty() && self.chores.is_empty() {
+            if self.wakers.is_empty() && self.tasks.is_empty() {
                 break;
             }
             // It may leave more to be done.
-            self.go_on();
+            self.finish_more();
         }
     }
 
-    fn go_on(&mut self) {
+    fn finish_more(&mut self) {
         for waker in mem::take(&mut self.wakers) {
             shielded(|| waker.wake());
         }
-        for chore in mem::take(&mut self.chores) {
-            shielded(|| match chore {
-                Chore::Cancel(outer) => outer.cancel(),
-                Chore::Report(end) => {
-                    trace::ended(&end.0, end.1);
-                    #[cfg(feature = "watch")]
-                    registry::ended(&end.0, end.1);
-                }
-                Chore::Settle(token, at) => {
-                    token.close_path(at, self);
-                    self.keep(token);
-                }
-                Chore::Leave(entry) => leave([entry]),
-                Chore::Deregister(_) | Chore::Drop(_) => {}
-            });
+        for task in mem::take(&mut self.tasks) {
+            shielded(|| task(self));
         }
     }
 }

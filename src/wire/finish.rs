@@ -29,7 +29,7 @@ use crate::context::Context;
 use crate::context::enter::Underway;
 use crate::context::refusal::Entry;
 use crate::error::Error;
-use crate::registry::{Kind, Name};
+use crate::registry::Kind;
 use crate::task::Shutdown;
 
 /// Runs the handlers of a route to completion even if the client has left, such as a payment or a write in two steps.
@@ -150,8 +150,8 @@ where
         let mut scope = RequestScope::new(scope, place);
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
         let ticket = shutdown.as_ref().map(tracked);
-        let named = || Some(Box::new(RequestLine::of(&request)) as Name);
-        let open = Open::new(Underway::new(&ctx, Kind::Request, place, named), ticket);
+        let label = || RequestLine::of(&request);
+        let open = Open::new(Underway::new(&ctx, Kind::Request, place, label), ticket);
         request.extensions_mut().insert(ctx.clone());
         let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
         let task = finish(handler, ctx, scope, open);

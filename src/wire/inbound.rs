@@ -416,6 +416,11 @@ impl Context {
         carrier: &C,
         inbound: &Inbound,
     ) -> Result<CancelScope, BadHeader> {
-        inbound.derive(self, &ByRef(carrier), Location::caller(), |_| Duration::ZERO)
+        let scope = inbound.derive(self, &ByRef(carrier), Location::caller(), |_| Duration::ZERO)?;
+        #[cfg(feature = "watch")]
+        if let Some(token) = scope.token() {
+            token.clone().registered_as_root();
+        }
+        Ok(scope)
     }
 }

@@ -21,4 +21,9 @@ impl Open {
     pub(crate) fn at_work(&self) -> (Option<AtWork<'_>>, Option<Polling<'_>>) {
         (self.ticket.as_ref().map(Ticket::at_work), self.underway.as_ref().map(Underway::polling))
     }
+
+    /// Like [`at_work`](Self::at_work), for a second time within one poll.
+    pub(crate) fn at_work_again(&self) -> (Option<AtWork<'_>>, Option<Polling<'_>>) {
+        (self.ticket.as_ref().map(Ticket::at_work), self.underway.as_ref().map(Underway::polling_again))
+    }
 }

@@ -31,7 +31,7 @@ use crate::context::done::Wait;
 use crate::context::enter::Underway;
 use crate::context::refusal::Entry;
 use crate::error::BoxError;
-use crate::registry::{Kind, Name};
+use crate::registry::Kind;
 use crate::task::Shutdown;
 
 /// Gives each request of a server a context: for axum, tonic, hyper, and whatever else takes tower's layers.
@@ -263,8 +263,8 @@ where
         };
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
         let ticket = shutdown.as_ref().map(tracked);
-        let named = || Some(Box::new(RequestLine::of(&request)) as Name);
-        let open = Open::new(Underway::new(&scope, Kind::Request, place, named), ticket);
+        let label = || RequestLine::of(&request);
+        let open = Open::new(Underway::new(&scope, Kind::Request, place, label), ticket);
         let bodiless = matches!(*request.method(), Method::HEAD | Method::CONNECT);
         let ctx = scope.context().clone();
         request.extensions_mut().insert(ctx.clone());
@@ -433,7 +433,13 @@ impl Live {
         // One whose length has been told has no room for more.
         let closing = if left.is_some() { Closing::Break } else { self.reply.closing(&head.headers) };
         let content = match is_over {
-            true => Content::Over { body },
+            true => {
+                // In the order in which a body lets go of them.
+                drop(ctx);
+                drop(self.wait);
+                drop(open);
+                Content::Over { body }
+            }
             false => self.begin(body, is_silent, ctx, open, cx),
         };
         Response::from_parts(head, ServerBody { content, closing, left })
@@ -451,7 +457,7 @@ impl Live {
             Start::Part(Box::pin(body), None)
         } else {
             let how = self.wait.owner_mut().expect(RequestEnd::Panicked);
-            let at_work = open.as_ref().map(Open::at_work);
+            let at_work = open.as_ref().map(Open::at_work_again);
             let entered = enter(&mut ctx);
             let start = Start::poll(body, cx);
             drop((entered, at_work));
