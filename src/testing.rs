@@ -52,7 +52,7 @@ use crate::context::{CancelScope, Context};
 use crate::error::Place;
 use crate::finished::Finished;
 
-/// How long tasks may take to end after the context.
+/// The time that tasks have to end after the context.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs the body of a test with a context, ends the context, and checks that no task is left.

@@ -69,13 +69,13 @@ mod a_share {
     }
 
     #[test]
-    #[should_panic(expected = "a number from 0 to 1, and not -0.5")]
+    #[should_panic(expected = "a number from 0 to 1, but was -0.5")]
     fn that_is_negative_panics() {
         let _ = Context::background().with_share(-0.5);
     }
 
     #[test]
-    #[should_panic(expected = "a number from 0 to 1, and not NaN")]
+    #[should_panic(expected = "a number from 0 to 1, but was NaN")]
     fn that_is_no_number_panics() {
         let _ = Context::background().with_share(f64::NAN);
     }

@@ -13,6 +13,7 @@ use crate::finished::Budget;
 use crate::token::sync::now;
 use crate::token::{Limit, Token};
 
+/// # Requests
 impl Context {
     /// Derives the context of a request, with `made_at` as the line in its error. This is one allocation,
     /// because the cause of its deadline is a preset one. A watch is not informed.

@@ -30,7 +30,7 @@ impl Context {
     ///
     /// # async fn rebuild() -> u32 { 1 }
     /// async fn rebuild_index(ctx: &Context) -> Result<u32, Error> {
-    ///     ctx.require(Duration::from_secs(2))?; // It takes that long at best.
+    ///     ctx.require(Duration::from_secs(2))?; // A rebuild takes at least that long.
     ///     ctx.run(rebuild()).await
     /// }
     ///

@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_that_nothing_else_sees_makes_no_end() {
+    fn dropping_a_scope_that_nothing_observes_records_no_end() {
         for (nth, scope) in scopes().into_iter().enumerate() {
             assert!(!ends(&scope), "scope {nth}");
             // Handles that have been dropped do not count.
@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_that_something_sees_makes_one() {
+    fn dropping_a_scope_that_something_observes_records_an_end() {
         type Keep = fn(&CancelScope) -> Box<dyn std::any::Any>;
         let keepers: [Keep; 6] = [
             |scope| Box::new(scope.context().clone()),

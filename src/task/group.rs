@@ -442,7 +442,7 @@ where
     pub(crate) fn poll_forget(&mut self, cx: &mut TaskContext<'_>) {
         let is_kept = |(_, outcome): &Ended<T, E>| !matches!(outcome.end, End::Done(_));
         while let Poll::Ready(Some(joined)) = self.inner.tasks.poll_join_next_with_id(cx) {
-            let ended = self.inner.note(joined);
+            let ended = self.inner.record(joined);
             self.inner.ended().push_back(ended);
         }
         self.inner.ended().retain(is_kept);
@@ -752,7 +752,7 @@ impl<T: Send + 'static, E: Send + 'static> Inner<T, E> {
     /// Collects all tasks that have finished by now.
     fn collect(&mut self) {
         while let Some(joined) = self.tasks.try_join_next_with_id() {
-            let ended = self.note(joined);
+            let ended = self.record(joined);
             self.ended().push_back(ended);
         }
     }
@@ -764,7 +764,7 @@ impl<T: Send + 'static, E: Send + 'static> Inner<T, E> {
         grace_over: &'a mut Option<GraceOver>,
     ) -> impl Future<Output = Option<Ended<T, E>>> + use<'a, T, E> {
         poll_fn(|cx| match self.tasks.poll_join_next_with_id(cx) {
-            Poll::Ready(joined) => Poll::Ready(joined.map(|joined| self.note(joined))),
+            Poll::Ready(joined) => Poll::Ready(joined.map(|joined| self.record(joined))),
             Poll::Pending => {
                 self.poll_grace(grace_over, cx);
                 Poll::Pending
@@ -776,7 +776,8 @@ impl<T: Send + 'static, E: Send + 'static> Inner<T, E> {
     /// finished.
     fn poll_grace(&mut self, grace_over: &mut Option<GraceOver>, cx: &mut TaskContext<'_>) {
         let Some(grace) = self.grace.filter(|_| !self.overdue) else { return };
-        let over = grace_over.get_or_insert_with(|| Box::pin(until_over(self.ctx.done_owned(), grace)));
+        let over =
+            grace_over.get_or_insert_with(|| Box::pin(until_grace_over(self.ctx.done_owned(), grace)));
         if over.as_mut().poll(cx).is_ready() {
             *grace_over = None;
             self.overdue = true;
@@ -784,10 +785,10 @@ impl<T: Send + 'static, E: Send + 'static> Inner<T, E> {
         }
     }
 
-    fn note(&mut self, joined: Result<(Id, Result<T, E>), JoinError>) -> Ended<T, E> {
+    fn record(&mut self, joined: Result<(Id, Result<T, E>), JoinError>) -> Ended<T, E> {
         let id = joined.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
         let Member { nth, spawned_at } =
-            self.running.remove(&id).expect("every task of the set is noted when it is spawned");
+            self.running.remove(&id).expect("every task of the set is recorded when it is spawned");
         let end = match joined {
             Ok((_, Ok(value))) => End::Done(value),
             Ok((_, Err(error))) => End::Failed(error),
@@ -858,7 +859,7 @@ fn in_order<V>(mut numbered: Vec<(usize, V)>) -> Vec<V> {
     numbered.into_iter().map(|(_, value)| value).collect()
 }
 
-async fn until_over(done: DoneOwned, grace: Duration) {
+async fn until_grace_over(done: DoneOwned, grace: Duration) {
     let ended_at = done.await.origin().ended_at();
     // Tokio's timer rounds up, which would overflow at the very end of the clock's range.
     match ended_at.checked_add(grace).filter(|at| at.checked_add(Duration::from_secs(1)).is_some()) {

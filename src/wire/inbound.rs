@@ -383,6 +383,7 @@ fn earliest(
     }
 }
 
+/// # Between services
 impl Context {
     /// A child of this context for a request with these headers: what a server does that has no
     /// [`ServerLayer`](crate::wire::ServerLayer). The headers are an `http::HeaderMap` or any other [`Carrier`].
