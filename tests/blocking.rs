@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 static BACKGROUND: Context = Context::background();
 
 #[test]
-fn spawn_blocking_takes_the_context_along() {
+fn spawn_blocking_propagates_the_context() {
     on_both(|| async {
         let scope = BACKGROUND.with_value("blue").with_cancel();
         let ctx = scope.clone();

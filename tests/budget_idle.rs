@@ -125,7 +125,7 @@ mod with_progress {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn it_lives_on_and_ends_after_the_last() {
+    async fn it_stays_alive_and_ends_after_the_last_report() {
         for period in [1, 99, 100, 101, 799] {
             let ctx = BACKGROUND.with_idle(LIMIT);
             let progress = ctx.progress();
@@ -228,11 +228,11 @@ mod with_progress {
     }
 }
 
-mod what_reports_by_itself {
+mod automatic_reports {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn reads_and_writes_do() {
+    async fn are_made_by_reads_and_writes() {
         let ctx = BACKGROUND.with_idle(LIMIT);
         let (here, mut there) = duplex(64);
         let mut stream = ctx.io(here);
@@ -252,7 +252,7 @@ mod what_reports_by_itself {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_end_of_file_does_not() {
+    async fn are_not_made_by_an_end_of_file() {
         let ctx = BACKGROUND.with_idle(LIMIT);
         let begun = Instant::now();
         let mut empty = ctx.io(tokio::io::empty());
@@ -263,7 +263,7 @@ mod what_reports_by_itself {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn buffered_readers_report_consumed_bytes() {
+    async fn of_buffered_readers_count_consumed_bytes() {
         let ctx = BACKGROUND.with_idle(LIMIT);
         let mut lines = ctx.io(BufReader::new(&b"one\ntwo\n"[..])).lines();
         while lines.next_line().await.unwrap().is_some() {}
@@ -272,7 +272,7 @@ mod what_reports_by_itself {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn items_of_bounded_streams_do() {
+    async fn are_made_by_items_of_bounded_streams() {
         let ctx = BACKGROUND.with_idle(LIMIT);
         let slow = |n| {
             futures::stream::iter(0..n).then(|item| async move {

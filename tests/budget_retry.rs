@@ -257,7 +257,7 @@ mod the_end {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn is_not_waited_for_by_a_delay_that_does_not_fit() {
+    async fn is_not_awaited_by_a_delay_that_does_not_fit() {
         let ctx = BACKGROUND.with_timeout(ms(100));
         let set_at = line!() - 1;
         let begun = Instant::now();
@@ -508,7 +508,7 @@ mod foreign_code {
     }
 
     #[test]
-    fn endless_delays_and_times_overflow_nothing() {
+    fn endless_delays_and_durations_do_not_overflow() {
         let ctx = BACKGROUND.with_timeout(Duration::MAX);
         let failed = ctx
             .retry([Duration::MAX], |_, n| busy(n))

@@ -76,7 +76,7 @@ mod a_share {
 
     #[test]
     #[should_panic(expected = "a number from 0 to 1, but was NaN")]
-    fn that_is_no_number_panics() {
+    fn that_is_not_a_number_panics() {
         let _ = Context::background().with_share(f64::NAN);
     }
 }

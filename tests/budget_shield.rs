@@ -153,7 +153,7 @@ mod callers {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn with_different_keys_and_later_ones_do_not() {
+    async fn with_different_keys_or_later_do_not_share() {
         let (work, begun) = (Coalescer::new(), Count::default());
         for round in 1..4 {
             let calls = (0..3).map(|key| {
@@ -275,7 +275,7 @@ mod callers {
     }
 
     #[tokio::test]
-    async fn all_panic_if_the_work_does_and_later_ones_begin_anew() {
+    async fn all_panic_if_the_work_does_and_later_ones_start_new_work() {
         let work = Coalescer::new();
         let calls = (0..3).map(|_| {
             let work = work.clone();

@@ -310,7 +310,7 @@ async fn within_makes_its_context_current() {
 
 /// The current context is found in nested code that does not know about contexts.
 #[test]
-fn a_value_is_reached_through_code_that_knows_nothing_of_it() {
+fn a_value_is_reached_through_code_that_does_not_know_it() {
     fn log_line() -> String {
         format!("[{}]", current())
     }

@@ -477,7 +477,7 @@ mod mixed {
     /// The minimal case: alternating deadlines and cancels. A context with a deadline is also held by the
     /// descendants that inherit the deadline.
     #[test]
-    fn deadlines_and_cancels_in_turns() {
+    fn alternating_deadlines_and_cancels() {
         let derivations: [Derive; 2] = [
             |last, level, _, _| match level % 2 {
                 0 => last.with_timeout(LONG * 100 - ms(level as u64)),

@@ -318,7 +318,7 @@ mod the_first_error {
 
     /// Whichever is first, all errors name the same one.
     #[test]
-    fn of_many_at_once_is_one_for_all() {
+    fn of_many_at_once_is_the_same_for_all() {
         let runtime = multi_thread(4);
         for _ in 0..300 {
             let round = async {
@@ -683,7 +683,7 @@ mod a_dropped_group {
     }
 
     #[test]
-    fn goes_with_its_runtime() {
+    fn ends_with_its_runtime() {
         let drops = Drops::default();
         let runtime = multi_thread(2);
         let counted = drops.counted();
@@ -750,7 +750,7 @@ mod a_limit {
     }
 
     #[test]
-    fn is_used_up_to_the_full() {
+    fn is_fully_used() {
         on_paused(async {
             let start = Instant::now();
             let (group, _ctx) = Group::<usize, Failure>::new(&BACKGROUND);
@@ -813,7 +813,7 @@ mod a_limit {
     }
 
     #[test]
-    fn keeps_a_task_from_starting_whose_spawn_is_dropped() {
+    fn does_not_start_a_task_whose_spawn_is_dropped() {
         on_both(|| async {
             let drops = Drops::default();
             let counted = drops.counted();
@@ -888,7 +888,7 @@ mod a_limit {
     }
 
     #[test]
-    fn may_be_as_large_as_can_be() {
+    fn may_be_the_largest_number() {
         on_both(|| async {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.limit(usize::MAX);
@@ -898,7 +898,7 @@ mod a_limit {
     }
 
     #[test]
-    fn goes_with_keep_going() {
+    fn can_be_combined_with_keep_going() {
         on_paused(async {
             let (group, ctx) = Words::new(&BACKGROUND);
             let mut group = group.keep_going().limit(1);
@@ -942,7 +942,7 @@ mod a_panic {
     }
 
     #[test]
-    fn is_resumed_as_it_is_and_before_any_error() {
+    fn is_resumed_unchanged_and_before_any_error() {
         on_paused(async {
             let (mut group, _ctx) = Words::new(&BACKGROUND);
             group.spawn(async { Err(Own("doomed")) });
@@ -960,7 +960,7 @@ mod a_panic {
     }
 
     #[test]
-    fn that_is_no_string_is_reported_too() {
+    fn that_is_not_a_string_is_reported_too() {
         on_both(|| async {
             let (mut group, ctx) = Words::new(&BACKGROUND);
             group.spawn(async { panic_any(Cause("odd")) });
@@ -1047,7 +1047,7 @@ mod keeping_going {
     }
 
     #[test]
-    fn is_too_late_to_ask_for_after_a_spawn() {
+    fn cannot_be_requested_after_a_spawn() {
         on_both(|| async {
             let (mut group, _ctx) = Words::new(&BACKGROUND);
             group.spawn(ready(Ok("one")));
@@ -1122,7 +1122,7 @@ mod a_grace {
 
     /// Only the end starts the grace period.
     #[test]
-    fn leaves_those_alone_whose_context_has_not_ended() {
+    fn does_not_apply_before_the_end() {
         on_paused(async {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.grace(Duration::ZERO);
@@ -1135,7 +1135,7 @@ mod a_grace {
     }
 
     #[test]
-    fn of_nothing_stops_every_task_where_it_awaits() {
+    fn of_zero_stops_every_task_where_it_awaits() {
         on_both(|| async {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.grace(Duration::ZERO);
@@ -1152,7 +1152,7 @@ mod a_grace {
     }
 
     #[test]
-    fn without_bounds_is_none() {
+    fn of_unlimited_duration_aborts_nothing() {
         on_paused(async {
             for grace in [Duration::MAX, Duration::from_secs(u64::MAX), LONG * 24 * 365 * 1000] {
                 let (group, _ctx) = Words::new(&BACKGROUND);
@@ -1183,7 +1183,7 @@ mod a_grace {
 
     /// A wait that is dropped, and another one: the time continues.
     #[test]
-    fn goes_on_over_several_waits() {
+    fn continues_over_several_waits() {
         on_paused(async {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.grace(ms(50));
@@ -1318,7 +1318,7 @@ fn spawning_without_a_runtime_panics_and_leaves_the_group_intact() {
 
 /// The error that ends an inner group ends the outer one, and is found through both.
 #[test]
-fn a_group_under_groups() {
+fn nested_groups_end_with_the_same_error() {
     on_paused(async {
         let (mut outer, ctx) = Group::<usize, BoxError>::new(&BACKGROUND);
         for size in 1..4_usize {

@@ -376,7 +376,7 @@ fn a_deadline_and_a_cancel_at_the_same_time_make_one_error() {
 
 /// Spins on `err` alone. The error is complete as soon as there is one.
 #[test]
-fn the_cause_is_there_as_soon_as_the_end_is() {
+fn the_cause_is_available_as_soon_as_the_end_is() {
     watched(|| {
         for round in 0..1000 {
             let (ctx, guard) = BACKGROUND.with_cancel().split();

@@ -611,7 +611,7 @@ mod resolved_futures_keep_no_waker {
 
     /// A scope that is owned by a step ends with the step.
     #[test]
-    fn nor_its_scope() {
+    fn a_step_that_owns_its_scope_ends_the_scope() {
         let scope = BACKGROUND.with_cancel();
         let ctx = scope.clone();
         let (send, receiver) = oneshot::channel();
@@ -626,7 +626,7 @@ mod resolved_futures_keep_no_waker {
     /// Polling again panics, as for an `async fn`.
     #[test]
     #[should_panic(expected = "polled again after it was ready")]
-    fn nor_may_it_be_polled_again() {
+    fn a_resolved_future_panics_when_polled_again() {
         let ctx = BACKGROUND.with_cancel();
         let mut run = pin!(ctx.run(std::future::ready(1)));
         assert!(poll(run.as_mut(), Waker::noop()).is_ready());

@@ -680,7 +680,7 @@ fn a_million_wide_dropped_alive() {
 
 /// Deep enough to show whether queries, derivations or waits take longer at greater depth.
 #[test]
-fn deep_below_a_token_it_is_not_slow() {
+fn queries_deep_below_a_token_are_not_slow() {
     on_a_small_stack(|| {
         let token = CancellationToken::new();
         let top = BACKGROUND.with_token(&token);

@@ -169,7 +169,7 @@ fn without_a_time_driver_everything_else_works() {
 }
 
 #[test]
-fn real_deadlines_end_waits_on_every_flavour() {
+fn real_deadlines_end_waits_on_every_flavor() {
     watched(|| {
         for runtime in both() {
             runtime.block_on(async {

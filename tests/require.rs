@@ -114,7 +114,7 @@ fn it_works_outside_a_runtime() {
 
 #[cfg(feature = "axum")]
 #[test]
-fn it_answers_as_a_deadline_does() {
+fn it_responds_like_a_deadline() {
     use axum::response::IntoResponse;
 
     let short = BACKGROUND.with_timeout(ms(500)).require(LONG).unwrap_err();

@@ -38,7 +38,7 @@ fn a_scope_is_as_large_as_a_context() {
 }
 
 #[test]
-fn a_scope_goes_where_a_context_does() {
+fn a_scope_can_be_used_like_a_context() {
     fn sendable<T: Send + Sync + Unpin + 'static>() {}
     fn by_reference(ctx: &Context) -> Option<Duration> {
         ctx.remaining()
@@ -193,7 +193,7 @@ fn its_drop_drops_a_future_that_was_to_end_it() {
 
 /// A handle that is dropped on another thread may leave a bridge behind, which the drop must not overlook.
 #[test]
-fn its_drop_never_overlooks_a_token_that_is_made_meanwhile() {
+fn its_drop_never_misses_a_token_that_is_created_meanwhile() {
     for round in 0..5_000 {
         let scope = BACKGROUND.with_cancel();
         let ctx = scope.clone();

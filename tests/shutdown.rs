@@ -212,7 +212,7 @@ mod it_begins {
     }
 
     #[test]
-    fn for_the_accept_loop_while_jobs_go_on() {
+    fn for_the_accept_loop_while_jobs_continue() {
         on_paused(async {
             let shutdown = shutdown();
             let done = Arc::new(AtomicUsize::new(0));
@@ -361,7 +361,7 @@ mod work {
     }
 
     #[test]
-    fn has_the_hard_context_as_its_own_and_gives_its_result() {
+    fn runs_under_the_hard_context_and_returns_its_result() {
         on_both(|| async {
             let ctx = BACKGROUND.with_value("seven");
             let shutdown = Shutdown::new(&ctx);
@@ -458,7 +458,7 @@ mod waiting {
     use super::*;
 
     #[test]
-    fn can_be_dropped_and_taken_up_again() {
+    fn can_be_dropped_and_repeated() {
         on_paused(async {
             let shutdown = shutdown();
             shutdown.named("stuck").spawn(pending::<()>());
@@ -488,7 +488,7 @@ mod waiting {
     }
 
     #[test]
-    fn again_when_it_is_over_gives_the_report_again() {
+    fn again_after_the_end_returns_the_report_again() {
         on_paused(async {
             let shutdown = shutdown();
             shutdown.named("stuck").spawn(pending::<()>());
@@ -520,7 +520,7 @@ mod waiting {
     }
 
     #[test]
-    fn only_after_the_grace_gives_none() {
+    fn that_starts_after_the_grace_gets_no_further_grace() {
         on_paused(async {
             let shutdown = shutdown();
             shutdown.named("job").spawn(async {
@@ -546,7 +546,7 @@ mod waiting {
     }
 
     #[test]
-    fn takes_any_times() {
+    fn accepts_any_durations() {
         on_paused(async {
             let shutdown = Shutdown::new(&BACKGROUND).grace(Duration::MAX).cleanup(Duration::MAX);
             shutdown.spawn(async {

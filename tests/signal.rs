@@ -424,9 +424,9 @@ fn one_that_is_ignored_by_default_is_ignored_afterwards() {
 /// Like `nohup`, and the background jobs of a shell.
 #[test]
 #[cfg(target_os = "linux")]
-fn one_that_the_process_was_started_with_ignoring_is_ignored_afterwards() {
+fn one_that_was_ignored_at_the_start_is_ignored_afterwards() {
     watched(|| {
-        let test = "one_that_the_process_was_started_with_ignoring_is_ignored_afterwards";
+        let test = "one_that_was_ignored_at_the_start_is_ignored_afterwards";
         let mut nohup = this_program();
         let ignore = || {
             for signal in [libc::SIGHUP, libc::SIGINT] {
@@ -459,13 +459,13 @@ fn one_that_the_process_was_started_with_ignoring_is_ignored_afterwards() {
 /// A library listens for a while in a program with a handler of its own.
 #[test]
 #[cfg(target_os = "linux")]
-fn a_handler_that_was_there_before_is_alone_afterwards() {
+fn an_earlier_handler_is_called_alone_afterwards() {
     static HANDLED: AtomicUsize = AtomicUsize::new(0);
     extern "C" fn handle(_: libc::c_int) {
         HANDLED.fetch_add(1, Ordering::SeqCst);
     }
     watched(|| {
-        let test = "a_handler_that_was_there_before_is_alone_afterwards";
+        let test = "an_earlier_handler_is_called_alone_afterwards";
         let mut other = Other::start(test, || async {
             let mut ctrl_c = tokio::signal::unix::signal(SignalKind::interrupt()).unwrap();
             // SAFETY: the handler touches an atomic alone.

@@ -270,7 +270,7 @@ mod requests {
 }
 
 /// Many contexts under one root, a thousand at a time.
-mod a_root_that_lives_on {
+mod a_long_lived_root {
     use super::*;
 
     const ALIVE: usize = 1_000;

@@ -9,12 +9,12 @@ use tokio::time::{advance, timeout};
 use tokio_ctx::{CancelScope, Context};
 use tokio_util::sync::CancellationToken;
 
-use crate::ask::{chain, tokens};
 use crate::clock::Clock;
 use crate::derive::rooted;
 use crate::drive::{FAR, runtime, timed};
 use crate::held;
 use crate::measure::median;
+use crate::query::{chain, tokens};
 use crate::report::{nanos, thousands};
 use crate::tree::{Waits, last_awake};
 

@@ -6,7 +6,6 @@
 //! `benches/compare-go` adds Go.
 
 mod alloc;
-mod ask;
 mod clock;
 mod derive;
 mod drive;
@@ -14,12 +13,13 @@ mod floor;
 mod growth;
 mod held;
 mod measure;
+mod query;
 mod report;
 mod row;
 mod tracing;
 mod tree;
-mod turn;
 mod values;
+mod wait;
 
 use std::fs;
 use std::path::Path;
@@ -82,7 +82,7 @@ fn args() -> Args {
 }
 
 fn rows() -> Vec<Row> {
-    let rows = [derive::rows(), ask::rows(), turn::rows(), tree::rows(), values::rows()];
+    let rows = [derive::rows(), query::rows(), wait::rows(), tree::rows(), values::rows()];
     rows.into_iter().flatten().collect()
 }
 

@@ -12,7 +12,7 @@ import (
 func rows() map[string]row {
 	rows := map[string]row{}
 	derive(rows)
-	ask(rows)
+	addQueries(rows)
 	wait(rows)
 	tree(rows)
 	values(rows)
@@ -55,26 +55,26 @@ func derive(rows map[string]row) {
 	}))
 }
 
-func ask(rows map[string]row) {
+func addQueries(rows map[string]row) {
 	for _, depth := range []int{1, 10, 1000} {
 		ctx := context.Background()
 		for range depth {
 			ctx = live(ctx)
 		}
-		rows[fmt.Sprintf("is-done-%d", depth)] = asked(ctx)
+		rows[fmt.Sprintf("is-done-%d", depth)] = queried(ctx)
 	}
 	late := limited(context.Background())
-	rows["is-done-deadline"] = asked(late)
-	shared := asked(live(context.Background()))
+	rows["is-done-deadline"] = queried(late)
+	shared := queried(live(context.Background()))
 	rows["is-done-2-threads"] = two(shared)
 	rows["err-2-threads"] = two(shared)
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	rows["err-ended"] = asked(ended)
+	rows["err-ended"] = queried(ended)
 }
 
 // The loop itself queries, without a function call for each iteration, which would cost as much.
-func asked(ctx context.Context) row {
+func queried(ctx context.Context) row {
 	return func(n int) time.Duration {
 		ended := 0
 		start := clock()
@@ -90,7 +90,7 @@ func asked(ctx context.Context) row {
 }
 
 // An iteration in Go is a select with a channel that is ready: less than in Rust, where it is also pending once.
-func turn(ctx context.Context, ready chan struct{}) {
+func iterate(ctx context.Context, ready chan struct{}) {
 	select {
 	case <-ctx.Done():
 		panic("it has not ended")
@@ -98,11 +98,11 @@ func turn(ctx context.Context, ready chan struct{}) {
 	}
 }
 
-func turns(ctx context.Context, ready chan struct{}) row {
+func iterations(ctx context.Context, ready chan struct{}) row {
 	return func(n int) time.Duration {
 		start := clock()
 		for range n {
-			turn(ctx, ready)
+			iterate(ctx, ready)
 		}
 		return clock() - start
 	}
@@ -113,16 +113,16 @@ func wait(rows map[string]row) {
 	close(ready)
 	parent := live(context.Background())
 	late := limited(context.Background())
-	rows["turn"] = turns(parent, ready)
-	rows["turn-deadline"] = turns(late, ready)
+	rows["turn"] = iterations(parent, ready)
+	rows["turn-deadline"] = iterations(late, ready)
 	rows["derive-turn"] = one(func() {
 		ctx, cancel := context.WithCancel(parent)
-		turn(ctx, ready)
+		iterate(ctx, ready)
 		cancel()
 	})
 	rows["derive-timeout-turn"] = one(func() {
 		ctx, cancel := context.WithTimeout(parent, far)
-		turn(ctx, ready)
+		iterate(ctx, ready)
 		cancel()
 	})
 }

@@ -4,8 +4,8 @@
 //!
 //! A baseline is valid for one compiler and one C library. After a change of either, update it.
 //!
-//! With `--features watch` the same operations are counted in a build with a watch that is not installed, where a derive
-//! takes at most a few instructions more than in one without, and again with an installed watch (`watched-…`).
+//! With `--features watch`, the same operations are counted in a build with a watch that is not installed, where a derive
+//! takes only a few instructions more, and again with an installed watch (`watched-…`).
 
 mod operations;
 
@@ -18,9 +18,10 @@ use operations::{ALL, TIMES};
 use serde::{Deserialize, Serialize};
 
 const MOST: f64 = 1.10;
-/// What a derive may take more where a watch is built in, and not installed: a load and a branch in each of two steps.
+/// The additional instructions that a derive may take with a watch that is built in and not installed: a load and a branch
+/// in each of two steps.
 const UNWATCHED: f64 = 8.0;
-/// The operations for which that counts.
+/// The operations to which this applies.
 const DERIVES: [&str; 2] = ["derive-drop", "derive-timeout"];
 const WATCHED: &str = "watched-";
 const HAS_WATCH: bool = cfg!(feature = "watch");
@@ -132,7 +133,7 @@ fn baseline() -> PathBuf {
     root.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).join("instructions.json")
 }
 
-/// Writes the rows of this build: those of an installed watch where there is one, otherwise the others.
+/// Writes the rows of this build: those of an installed watch if it has one, and otherwise the others.
 fn update(now: &Baseline) -> ExitCode {
     let is_own = |name: &str| name.starts_with(WATCHED) == HAS_WATCH;
     let before = read().map(|before| before.instructions).unwrap_or_default();

@@ -205,7 +205,7 @@ fn request(server: &Context) {
     assert!(black_box(step.check()).is_ok());
 }
 
-/// One request, answered at once.
+/// Serves one request, which is answered immediately.
 #[inline]
 fn served(layer: &ServerLayer) {
     let handler = async |_: Request<Empty<Bytes>>| {
@@ -221,7 +221,7 @@ fn served(layer: &ServerLayer) {
 fn ready<F: Future>(future: F) -> F::Output {
     match pin!(future).poll(&mut TaskContext::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
-        Poll::Pending => unreachable!("it waits for nothing"),
+        Poll::Pending => unreachable!("it does not wait"),
     }
 }
 
