@@ -26,7 +26,7 @@
 //! };
 //!
 //! assert_eq!(fetched, [0, 2, 4]);
-//! // context deadline exceeded: 100ms budget set at src/main.rs:14
+//! // context deadline exceeded: 100ms budget set at src/main.rs:10
 //! println!("{stopped}");
 //! # assert!(stopped.is_deadline_exceeded());
 //! # }
@@ -106,7 +106,7 @@
 //! # let parent = tokio_ctx::Context::background();
 //! // Wrong: the scope of `with_timeout` is dropped at the end of this statement.
 //! let step = parent.with_timeout(Duration::from_secs(1)).with_cancel();
-//! // context canceled: scope dropped, context made at src/main.rs:4
+//! // context canceled: scope dropped, context made at src/main.rs:2
 //! assert!(step.is_done());
 //!
 //! // Right: it lives as long as the variable.

@@ -77,7 +77,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() {
 /// testing::scope(async |test| {
-///     // Ignores its context: a task spawned at src/main.rs:7 is still there.
+///     // Ignores its context: a task spawned at src/main.rs:5 is still there.
 ///     test.spawn(std::future::pending::<()>());
 /// })
 /// .await;

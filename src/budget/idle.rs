@@ -56,11 +56,12 @@ impl Context {
     /// let budget = Context::background().with_timeout(Duration::from_secs(600));
     /// let ctx = budget.with_idle(Duration::from_secs(10));
     ///
-    /// // The server sends ten bytes a second, and stalls after thirty seconds. The read fails some ten seconds later.
+    /// // The server sends ten bytes a second, and stalls after thirty seconds. The read fails some
+    /// // ten seconds later.
     /// let mut page = Vec::new();
     /// let stalled = ctx.io(connection).read_to_end(&mut page).await.unwrap_err();
     ///
-    /// // context deadline exceeded: no progress for 10s (budget set at src/main.rs:9), 300 B so far
+    /// // context deadline exceeded: no progress for 10s (budget set at src/main.rs:7), 300 B so far
     /// println!("{stalled}");
     /// assert!(ctx.err().unwrap().cause_as::<NoProgress>().is_some());
     /// assert!(!budget.is_done());

@@ -94,7 +94,9 @@ impl<T> Carried<T> {
 ///     reply: oneshot::Sender<Result<u32, Error>>,
 /// }
 ///
-/// async fn render(ctx: &Context, sender: &mpsc::Sender<Carried<Job>>, page: u32) -> Result<u32, Error> {
+/// type Jobs = mpsc::Sender<Carried<Job>>;
+///
+/// async fn render(ctx: &Context, sender: &Jobs, page: u32) -> Result<u32, Error> {
 ///     let (reply, replied) = oneshot::channel();
 ///     let _closed = ctx.run(sender.send(ctx.carry(Job { page, reply }))).await?;
 ///     ctx.run(replied).await?.expect("the pool replies")

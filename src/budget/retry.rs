@@ -77,7 +77,9 @@ impl Context {
     /// #     if attempt < 3 { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(200) }
     /// # }
     /// async fn page(ctx: &Context, url: &str) -> io::Result<u32> {
-    ///     let delays = ExponentialBuilder::default().with_min_delay(Duration::from_millis(10)).with_jitter();
+    ///     let delays = ExponentialBuilder::default()
+    ///         .with_min_delay(Duration::from_millis(10))
+    ///         .with_jitter();
     ///     let page = ctx
     ///         .retry(delays.build(), |_ctx, attempt| async move { get(attempt).await })
     ///         .when(|error| error.kind() != io::ErrorKind::NotFound)
@@ -288,7 +290,10 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
     /// let (begun, ctx) = (Instant::now(), Context::background());
     /// let call = ctx
     ///     .retry([Duration::from_millis(50); 3], |_, attempt| async move {
-    ///         if attempt > 1 { Ok(attempt) } else { Err(Refused::Busy(Some(Duration::from_secs(2)))) }
+    ///         match attempt {
+    ///             1 => Err(Refused::Busy(Some(Duration::from_secs(2)))),
+    ///             _ => Ok(attempt),
+    ///         }
     ///     })
     ///     .retry_after(|error| match error {
     ///         Refused::Busy(after) => *after,
@@ -323,7 +328,9 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
     ///
     /// async fn call(ctx: &Context, budget: &TpsBudget) -> Result<(), RetryError<io::Error>> {
     ///     let call = ctx
-    ///         .retry([Duration::from_millis(10); 3], |_, _| async { Err(io::Error::other("overloaded")) })
+    ///         .retry([Duration::from_millis(10); 3], |_, _| async {
+    ///             Err(io::Error::other("overloaded"))
+    ///         })
     ///         .permit(|| budget.withdraw());
     ///     let done = call.await?;
     ///     budget.deposit(); // Ten successful calls allow one retry.

@@ -74,8 +74,8 @@ impl fmt::Display for GaveUp {
 /// });
 /// let failed = failed.await.unwrap_err();
 ///
-/// // gave up after 2 attempts in 80ms (10ms, 10ms, and 60ms between them): not enough time left: 61ms required,
-/// // 20ms left of the 100ms budget set at src/main.rs:6
+/// // gave up after 2 attempts in 80ms (10ms, 10ms, and 60ms between them): not enough time left:
+/// // 61ms required, 20ms left of the 100ms budget set at src/main.rs:5
 /// println!("{failed}");
 /// assert_eq!(failed.attempts(), 2);
 /// assert_eq!(failed.elapsed(), failed.in_attempts() + failed.in_delays());

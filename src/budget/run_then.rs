@@ -58,7 +58,8 @@ impl Context {
     /// # async fn abort_upload(_ctx: &Context, id: u32) { ABORTED.store(id, Ordering::Relaxed) }
     /// async fn upload(ctx: &Context, id: u32) -> Result<u64, Error> {
     ///     let grace = Duration::from_secs(5);
-    ///     ctx.run_then(send_parts(id), grace, move |ctx| async move { abort_upload(&ctx, id).await }).await
+    ///     let cleanup = move |ctx| async move { abort_upload(&ctx, id).await };
+    ///     ctx.run_then(send_parts(id), grace, cleanup).await
     /// }
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]

@@ -70,8 +70,8 @@ impl Context {
     /// let found = ctx.with_reserve(reserve).run(search()).await.unwrap_or_default();
     /// assert!(found.is_empty() && !ctx.is_done());
     ///
-    /// // context deadline exceeded: no time was left when it was set at src/main.rs:16: not enough time left:
-    /// // 2s required, 50ms left of the 500ms budget set at src/main.rs:6
+    /// // context deadline exceeded: no time was left when it was set at src/main.rs:13: not enough
+    /// // time left: 2s required, 50ms left of the 500ms budget set at src/main.rs:4
     /// println!("{}", ctx.with_reserve(Duration::from_secs(2)).err().unwrap());
     /// # }
     /// ```

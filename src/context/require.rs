@@ -37,7 +37,7 @@ impl Context {
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
     /// let ctx = Context::background().with_timeout(Duration::from_millis(500));
-    /// // not enough time left: 2s required, 500ms left of the 500ms budget set at src/main.rs:8
+    /// // not enough time left: 2s required, 500ms left of the 500ms budget set at src/main.rs:9
     /// println!("{}", ctx.require(Duration::from_secs(2)).unwrap_err());
     /// assert!(rebuild_index(&ctx).await.unwrap_err().is_deadline_exceeded());
     /// assert!(rebuild_index(&Context::background()).await.is_ok());

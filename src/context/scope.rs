@@ -44,7 +44,7 @@ use crate::error::BoxError;
 ///     // One step, bounded in one expression.
 ///     let page = request.with_timeout(Duration::from_millis(80)).run(fetch("/news")).await?;
 ///
-///     // Several steps under one deadline. Everything started for them stops when `ctx` is dropped.
+///     // Several steps under one deadline. Everything that they start stops when `ctx` is dropped.
 ///     let ctx = request.with_timeout(Duration::from_millis(200));
 ///     let log = ctx.clone();
 ///     tokio::spawn(async move { println!("rendering is over: {}", log.done().await) });

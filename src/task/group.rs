@@ -28,8 +28,8 @@
 //! # Traps
 //!
 //! - **Tasks have to observe the context.** The group's context is the [`current`](Context::current) context of
-//!   its tasks. A task stops if it uses `ctx.run(…)`, `ctx.check()?` or `ctx.done()`. A task that does not
-//!   keeps [`join`](Group::join) waiting, as in Go. [`grace`](Group::grace) aborts such tasks after a time;
+//!   its tasks. A task stops if it uses `ctx.run(…)`, `ctx.check()?` or `ctx.done()`. A task that uses
+//!   none of them keeps [`join`](Group::join) waiting, as in Go. [`grace`](Group::grace) aborts such tasks after a time;
 //!   `grace(Duration::ZERO)` stops every task at its next `.await`, as trio and Kotlin do.
 //! - **A task that does not await cannot be stopped**, neither by aborting it nor by dropping the group. `join`
 //!   waits for it. Call [`check`](Context::check) in such a task, or move the work to
@@ -305,7 +305,8 @@ where
     /// group.spawn(async move { Ok(ctx.sleep(Duration::from_secs(60)).await?) });
     /// group.spawn(async { Err("the disk is full")? });
     ///
-    /// let error: BoxError = group.join().await.unwrap_err(); // Immediately, because the sleeping task is canceled.
+    /// // Returns at once, because the sleeping task is canceled.
+    /// let error: BoxError = group.join().await.unwrap_err();
     /// assert_eq!(error.to_string(), "the disk is full");
     /// # }
     /// ```
@@ -519,7 +520,8 @@ impl<T, E, L> Group<T, E, L> {
     /// group.spawn(std::future::pending()); // Ignores its context.
     /// let line = line!() - 1;
     ///
-    /// // context deadline exceeded: 100ms budget set at src/main.rs:6: aborted: 1 task spawned at src/main.rs:9
+    /// // context deadline exceeded: 100ms budget set at src/main.rs:4: aborted: 1 task spawned at
+    /// // src/main.rs:7
     /// let ended = group.join().await.unwrap_err();
     /// assert!(ended.is_deadline_exceeded());
     /// assert!(ended.to_string().ends_with(&format!(":{line}")));

@@ -90,7 +90,8 @@
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() {
 //! let shutdown = Shutdown::new(&Context::background());
-//! let consumer = shutdown.named("consumer").spawn(async { Err(io::ErrorKind::BrokenPipe.into()) });
+//! let consumer = async { Err(io::ErrorKind::BrokenPipe.into()) };
+//! let consumer = shutdown.named("consumer").spawn(consumer);
 //! shutdown.spawn(must_run(shutdown.clone(), consumer));
 //!
 //! let report = shutdown.wait().await;
