@@ -23,6 +23,8 @@ struct Stage {
     live: CancelScope,
     deep: Vec<CancelScope>,
     limited: CancelScope,
+    /// Canceled with a cause.
+    ended: CancelScope,
     /// With so many values.
     ten: Context,
     hundred: Context,
@@ -82,6 +84,25 @@ operations! {
     measured_derive_timeout_turn(stage) {
         let ctx = black_box(&stage.live).with_timeout(FAR);
         wait_one_turn(&ctx);
+    }
+    measured_derive_turn_cancel(stage) {
+        let ctx = black_box(&stage.live).with_cancel();
+        let mut done = pin!(ctx.done());
+        assert!(done.as_mut().poll(&mut TaskContext::from_waker(Waker::noop())).is_pending());
+        ctx.cancel();
+        assert!(done.poll(&mut TaskContext::from_waker(Waker::noop())).is_ready());
+    }
+    measured_cancel_with_children(stage) {
+        let ctx = black_box(&stage.live).with_cancel();
+        let child = ctx.with_cancel();
+        let other = ctx.with_cancel();
+        wait_one_turn(&child);
+        wait_one_turn(&other);
+        ctx.cancel();
+        assert!(child.is_done() && other.is_done());
+    }
+    measured_err_with_cause(stage) {
+        black_box(black_box(&stage.ended).err());
     }
     measured_request(stage) {
         request(&stage.live);
@@ -181,8 +202,10 @@ pub fn run_all() {
     }
     let live = Context::background().with_cancel();
     let limited = Context::background().with_timeout(FAR);
+    let ended = Context::background().with_cancel();
+    ended.cancel_with("over");
     let (ten, hundred) = (with_values(&PUTS[0]), with_values(PUTS.as_flattened()));
-    let stage = Stage { live, deep, limited, ten, hundred };
+    let stage = Stage { live, deep, limited, ended, ten, hundred };
     for operation in ALL {
         (operation.run)(&stage);
     }

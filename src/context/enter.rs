@@ -4,13 +4,15 @@
 //! Without the features `watch` and `test-util`, all of this compiles to nothing.
 
 #[cfg(feature = "watch")]
+use std::any::Any;
+#[cfg(feature = "watch")]
 use std::fmt;
 use std::future::Future;
 use std::panic::Location;
 #[cfg(any(feature = "test-util", feature = "watch"))]
 use std::pin::Pin;
 #[cfg(feature = "watch")]
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 #[cfg(any(feature = "test-util", feature = "watch"))]
 use std::task::{Context as TaskContext, Poll, ready};
 
@@ -23,6 +25,8 @@ use super::context::Context;
 #[cfg(feature = "watch")]
 use crate::registry::{self, Draft, Inside, Record, Registration};
 use crate::registry::{Kind, Name, Probe};
+#[cfg(feature = "watch")]
+use crate::token::{Attachment, Token};
 
 /// The registration of a piece of work, until it is dropped.
 #[derive(Default)]
@@ -194,6 +198,55 @@ impl Drop for Underway {
     fn drop(&mut self) {
         if let Some(record) = self.record.take() {
             registry::finish(&record);
+        }
+    }
+}
+
+/// A registration that is attached to a token, and is deregistered when the token is dropped.
+#[cfg(feature = "watch")]
+impl Attachment for Registration {
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+#[cfg(feature = "watch")]
+impl Token {
+    /// Returns the token, as the subject of a record.
+    fn subject(self: &Arc<Self>) -> registry::Subject {
+        let token: Weak<Token> = Arc::downgrade(self);
+        token
+    }
+
+    /// Keeps a registration until the token is dropped, or another one of its kind replaces it.
+    fn keep_registered(&self, registration: Registration) {
+        let kind = registration.record().kind;
+        let is_replaced = |attachment: &Arc<dyn Attachment>| {
+            let registration = attachment.clone().into_any().downcast::<Registration>();
+            registration.is_ok_and(|registration| registration.record().kind == kind)
+        };
+        let registration = Arc::new(registration);
+        let _replaced = self.attachments(|attachments, _| {
+            let at = attachments.iter().position(is_replaced);
+            attachments.push(registration);
+            at.map(|at| attachments.swap_remove(at))
+        });
+    }
+
+    /// Registers a root, if a watch is installed.
+    #[inline]
+    pub(super) fn register_root(self: &Arc<Self>) {
+        if registry::is_installed() {
+            self.register_root_now();
+        }
+    }
+
+    #[cold]
+    fn register_root_now(self: &Arc<Self>) {
+        let (kind, line, subject) = (Kind::Root, self.made_at(), Some(self.subject()));
+        let draft = || Draft { kind, line, name: None, subject, probe: None };
+        if let Some(registration) = Registration::new(draft) {
+            self.keep_registered(registration);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::context::Context;
-use crate::token::Pulse;
+use super::pulse::Pulse;
 
 impl Context {
     /// Returns a handle that reports progress to all [idle limits](Self::with_idle) on the path of this context.

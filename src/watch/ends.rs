@@ -16,7 +16,7 @@ use crate::finished::RequestEnd;
 use crate::registry::{Brief, cause_name};
 use crate::task::group::TaskFailed;
 use crate::task::shutdown::GraceOver;
-use crate::token::{NoProgress, Token};
+use crate::token::Token;
 use crate::trace::shielded;
 
 /// A cause's text is cut to so many characters.
@@ -118,7 +118,7 @@ pub(super) fn cause_type(error: &Error) -> Option<&'static str> {
         "GraceOver": GraceOver,
         "TaskFailed": TaskFailed,
         "NotEnoughTime": NotEnoughTime,
-        "NoProgress": NoProgress,
+        "NoProgress": crate::budget::NoProgress,
         "Finished": Finished,
         "tokio_ctx::Error": Error,
         "io::Error": io::Error,

@@ -1,0 +1,152 @@
+//! [`Pages`]: a slab that frees the room it no longer needs.
+//!
+//! Items are stored in pages of a fixed size, and a page is freed when its last item is removed. The room that many
+//! items needed is therefore not kept by one that stays.
+
+use std::{iter, mem, vec};
+
+use slab::Slab;
+
+/// Items in a page.
+const PAGE: usize = if cfg!(tokio_ctx_loom) { 2 } else { 256 };
+/// The capacity that an empty page keeps, so that an item that is inserted and removed repeatedly allocates once.
+const SPARE: usize = 16;
+
+/// A place in a list whose first member is stored apart from the others: 0 none, 1 the first, from 2 on those in pages.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Seat(pub(crate) u32);
+
+impl Seat {
+    #[inline]
+    pub(crate) fn insert<'a, T: 'a>(
+        first: &mut Option<T>,
+        pages: impl FnOnce() -> &'a mut Pages<T>,
+        item: T,
+    ) -> Seat {
+        if first.is_none() {
+            *first = Some(item);
+            return Seat(1);
+        }
+        Seat(pages().insert(item) + 2)
+    }
+
+    /// Replaces the item that is here, and returns it; otherwise inserts `item`.
+    #[inline(always)]
+    pub(crate) fn insert_or_replace<'a, T: 'a>(
+        &mut self,
+        first: &mut Option<T>,
+        pages: impl FnOnce() -> &'a mut Pages<T>,
+        item: T,
+    ) -> Option<T> {
+        match self.0 {
+            0 => *self = Seat::insert(first, pages, item),
+            1 => return first.replace(item),
+            at => return pages().get_mut(at - 2).map(|present| mem::replace(present, item)),
+        }
+        None
+    }
+
+    #[inline]
+    pub(crate) fn remove<T>(self, first: &mut Option<T>, pages: Option<&mut Pages<T>>) -> Option<T> {
+        match self.0 {
+            0 => None,
+            1 => first.take(),
+            at => pages?.remove(at - 2),
+        }
+    }
+}
+
+/// A slab in pages, each of which is freed when it is empty.
+pub(crate) struct Pages<T> {
+    pages: Vec<Slab<T>>,
+    /// Pages before the last that are not full, each once; some may have been removed since.
+    roomy: Vec<u32>,
+}
+
+pub(crate) type IntoIter<T> = iter::Map<iter::Flatten<vec::IntoIter<Slab<T>>>, fn((usize, T)) -> T>;
+
+impl<T> Default for Pages<T> {
+    fn default() -> Self {
+        Pages { pages: Vec::new(), roomy: Vec::new() }
+    }
+}
+
+impl<T> Pages<T> {
+    pub(crate) fn len(&self) -> usize {
+        self.pages.iter().map(Slab::len).sum()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pages.iter().all(Slab::is_empty)
+    }
+
+    pub(crate) fn insert(&mut self, item: T) -> u32 {
+        let at = self.roomy_page();
+        let page = &mut self.pages[at];
+        let key = at * PAGE + page.insert(item);
+        if page.len() == PAGE && self.roomy.last() == Some(&(at as u32)) {
+            self.roomy.pop();
+        }
+        key as u32
+    }
+
+    /// A page is only added when there is no other with room, so that no number of a removed page is left in
+    /// `roomy` by then.
+    fn roomy_page(&mut self) -> usize {
+        while let Some(&at) = self.roomy.last() {
+            if (at as usize) < self.pages.len() {
+                return at as usize;
+            }
+            self.roomy.pop();
+        }
+        if self.pages.last().is_none_or(|page| page.len() == PAGE) {
+            assert!(self.pages.len() < u32::MAX as usize / PAGE, "at most 2^32 members");
+            // Where one page is full, the next will be.
+            let room = if self.pages.is_empty() { SPARE / 2 } else { PAGE };
+            self.pages.push(Slab::with_capacity(room));
+        }
+        self.pages.len() - 1
+    }
+
+    pub(crate) fn get_mut(&mut self, key: u32) -> Option<&mut T> {
+        self.pages.get_mut(key as usize / PAGE)?.get_mut(key as usize % PAGE)
+    }
+
+    #[cfg(any(feature = "watch", all(test, tokio_ctx_loom)))]
+    pub(crate) fn get(&self, key: u32) -> Option<&T> {
+        self.pages.get(key as usize / PAGE)?.get(key as usize % PAGE)
+    }
+
+    /// Above all keys.
+    #[cfg(any(feature = "watch", all(test, tokio_ctx_loom)))]
+    pub(crate) fn end(&self) -> u32 {
+        (self.pages.len() * PAGE) as u32
+    }
+
+    pub(crate) fn remove(&mut self, key: u32) -> Option<T> {
+        let (at, last) = (key as usize / PAGE, self.pages.len().saturating_sub(1));
+        let page = self.pages.get_mut(at)?;
+        let item = page.try_remove(key as usize % PAGE)?;
+        if page.len() == PAGE - 1 && at < last {
+            self.roomy.push(at as u32);
+        }
+        if page.is_empty() && page.capacity() > SPARE {
+            *page = Slab::new();
+        }
+        while self.pages.len() > 1 && self.pages.last().is_some_and(Slab::is_empty) {
+            self.pages.pop();
+        }
+        if self.pages.capacity() > 4 * self.pages.len().max(4) {
+            self.pages.shrink_to(2 * self.pages.len());
+        }
+        Some(item)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.pages.iter_mut().flat_map(|page| page.iter_mut().map(|(_, item)| item))
+    }
+
+    pub(crate) fn into_iter(self) -> IntoIter<T> {
+        self.pages.into_iter().flatten().map(|(_, item)| item)
+    }
+}
