@@ -9,12 +9,15 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::task::{Poll, Wake, Waker};
 use std::thread;
 
-use common::{Cause, LONG, Wakes, assert_same, ended, ms, on_both, poll, poll_once, watched, word};
+use common::{
+    Cause, LONG, Wakes, assert_same, current_thread, ended, ms, multi_thread, on_both, paused, poll,
+    poll_once, watched, word,
+};
 use futures::FutureExt as _;
 use futures::executor::block_on;
 use futures::future::FusedFuture;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::advance;
+use tokio::time::{Instant, advance};
 use tokio_ctx::{CancelScope, Canceler, Context, Error, ErrorKind};
 
 static BACKGROUND: Context = Context::background();
@@ -336,6 +339,42 @@ async fn the_deadline_outlives_the_first_to_wait_for_it() {
         for wait in waits {
             assert!(poll_once(wait).is_ready());
         }
+    }
+}
+
+/// Contexts with the same deadline may share a timer. Some are no longer waited on, canceled, or dropped. The others are
+/// woken at the deadline.
+#[test]
+fn what_leaves_a_shared_timer_takes_no_other_deadline_along() {
+    for runtime in [paused(), current_thread(), multi_thread(1)] {
+        runtime.block_on(async {
+            for case in 0..3 {
+                let at = Instant::now() + ms(30);
+                let scopes: Vec<_> = (0..8).map(|_| BACKGROUND.with_deadline(at)).collect();
+                let mut waits: Vec<_> =
+                    scopes.iter().map(|scope| Box::pin(scope.done_owned())).collect();
+                let (wakes, wakers): (Vec<_>, Vec<_>) = waits.iter().map(|_| Wakes::new()).unzip();
+                // On a busy machine the deadline may have passed by now.
+                let waiting = waits.iter_mut().zip(&wakers);
+                let waiting: Vec<_> =
+                    waiting.map(|(wait, waker)| poll(wait.as_mut(), waker).is_pending()).collect();
+                let mut members: Vec<_> = scopes.into_iter().zip(waits).map(Some).collect();
+                for at in [1, 2, 5, 7] {
+                    match case {
+                        0 => _ = members[at].take().map(|(scope, _wait)| scope.detach()),
+                        1 => members[at].as_ref().unwrap().0.cancel(),
+                        _ => members[at] = None,
+                    }
+                }
+                tokio::time::sleep_until(at + ms(2)).await;
+                for at in [0, 3, 4, 6] {
+                    assert_eq!(wakes[at].count() > 0, waiting[at], "case {case}: {at} was not woken");
+                    let (_, wait) = members[at].as_mut().unwrap();
+                    let Poll::Ready(error) = poll(wait.as_mut(), &wakers[at]) else { panic!("pending") };
+                    assert!(error.is_deadline_exceeded());
+                }
+            }
+        });
     }
 }
 

@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::sync::{Arc, Barrier};
 use std::task::Waker;
 use std::thread;
+use std::time::Duration;
 
 use common::{
     Cause, Dice, LONG, Wakes, answer, assert_same, ended, ms, on_both, poll, poll_once, same,
@@ -168,6 +169,29 @@ async fn an_unobserved_deadline_of_either_parent_ends_it() {
         assert_same(&ended(&below), &ended(&timed));
         assert_same(&ended(&merged), &ended(&timed));
         assert!(ended(&merged).is_deadline_exceeded());
+    }
+}
+
+/// A deadline that passes at the time of a cancel was first. One that passes a nanosecond later was not.
+#[tokio::test(start_paused = true)]
+async fn an_end_and_a_deadline_are_compared_to_the_nanosecond() {
+    for case in 0..8 {
+        let (swap, waited, later) = (case & 1 != 0, case & 2 != 0, case & 4 != 0);
+        let at = Instant::now() + ms(5);
+        let timed = BACKGROUND.with_deadline(at + Duration::from_nanos(later.into()));
+        let free = BACKGROUND.with_cancel();
+        let merged = if swap { free.merge(&timed) } else { timed.merge(&free) };
+        let below = merged.with_cancel();
+        let mut wait = pin!(below.done());
+        if waited {
+            assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+        }
+        advance(ms(5)).await;
+        free.cancel();
+        let first = if later { ended(&free) } else { ended(&timed) };
+        assert_eq!(first.is_canceled(), later);
+        assert_same(&ended(&below), &first);
+        assert_same(&ended(&merged), &first);
     }
 }
 

@@ -312,6 +312,25 @@ fn a_wait_may_outlive_the_runtime_it_began_on() {
     });
 }
 
+/// The same task polls its wait in a second runtime. The first one is never driven again.
+#[test]
+fn a_wait_that_its_task_polls_in_another_runtime_is_woken_there() {
+    let (first, second) = (current_thread(), paused());
+    let ctx = BACKGROUND.with_timeout(LONG);
+    let (wakes, waker) = Wakes::new();
+    let mut wait = pin!(ctx.done());
+    {
+        let _entered = first.enter();
+        assert!(poll(wait.as_mut(), &waker).is_pending());
+    }
+    second.block_on(async {
+        assert!(poll(wait.as_mut(), &waker).is_pending());
+        tokio::time::sleep_until(ctx.deadline().unwrap() + ms(2)).await;
+        assert_eq!(wakes.count(), 1, "left with the timer of the first runtime");
+        assert!(poll(wait.as_mut(), &waker).is_ready());
+    });
+}
+
 /// A wait whose timer is dropped with its runtime is woken, and finds another timer.
 #[test]
 fn a_runtime_shutdown_wakes_waits_that_used_its_timer() {
