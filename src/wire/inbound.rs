@@ -470,7 +470,8 @@ impl Context {
         inbound: &Inbound,
     ) -> Result<CancelScope, BadHeader> {
         let scanned = carrier.as_headers().and_then(|headers| inbound.scan(headers).timeout);
-        let scope = inbound.derive(self, &ByRef(carrier), scanned, Location::caller(), |_| Duration::ZERO)?;
+        let scope =
+            inbound.derive(self, &ByRef(carrier), scanned, Location::caller(), |_| Duration::ZERO)?;
         #[cfg(feature = "watch")]
         if let Some(token) = scope.token() {
             token.clone().registered_as_root();
