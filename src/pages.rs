@@ -112,15 +112,13 @@ impl<T> Pages<T> {
         self.pages.get_mut(key as usize / PAGE)?.get_mut(key as usize % PAGE)
     }
 
+    /// Returns the items with keys from `from` on, of at most so many keys, and where to go on; none at the end.
     #[cfg(any(feature = "watch", all(test, tokio_ctx_loom)))]
-    pub(crate) fn get(&self, key: u32) -> Option<&T> {
-        self.pages.get(key as usize / PAGE)?.get(key as usize % PAGE)
-    }
-
-    /// Above all keys.
-    #[cfg(any(feature = "watch", all(test, tokio_ctx_loom)))]
-    pub(crate) fn end(&self) -> u32 {
-        (self.pages.len() * PAGE) as u32
+    pub(crate) fn some(&self, from: u32, most: u32) -> (impl Iterator<Item = &T>, Option<u32>) {
+        let end = (self.pages.len() * PAGE) as u32;
+        let until = from.saturating_add(most).min(end);
+        let get = |key: u32| self.pages[key as usize / PAGE].get(key as usize % PAGE);
+        ((from..until).filter_map(get), (until < end).then_some(until))
     }
 
     pub(crate) fn remove(&mut self, key: u32) -> Option<T> {

@@ -9,7 +9,7 @@ use super::{
     CALLED, CAUSED, CHECKED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LEVEL, LONG, Line, MERGED,
     OBSERVED, OCCUPIED, OWNS_DEADLINE, PRESET, TIMED, Token,
 };
-use crate::error::{BoxError, Cause, Error, How, NO_BUDGET, Origin};
+use crate::error::{BoxError, Error, How, NO_BUDGET, Origin};
 use crate::stamp::Stamp;
 use crate::sync::{Ordering, fence};
 use crate::{finished, registry};
@@ -232,14 +232,18 @@ impl Token {
         loop {
             let state = token.state();
             if state & KEPT != 0 {
-                if let Some(error) = token.inner.lock().error() {
-                    return error.clone();
+                if let Some(error) = &token.inner.lock().more().error {
+                    return error.as_ref().clone();
                 }
             }
             match token.parent() {
                 Some(parent) if state & INHERITED != 0 => token = parent,
                 _ if state & FOREIGN == EXPIRED => {
-                    return Error::with_cause(token.expiry_origin(), token.expiry_cause(state));
+                    let cause = match state & CAUSED {
+                        0 => finished::preset((token.level & !OWNS_DEADLINE) >> PRESET),
+                        _ => token.inner.lock().more().expiry.clone(),
+                    };
+                    return Error::with_cause(token.expiry_origin(), cause);
                 }
                 _ => {
                     let how = match (state & FOREIGN, token.canceled_at.get()) {
@@ -250,14 +254,6 @@ impl Token {
                     return Error::with_cause(token.origin(how, token.date()), None);
                 }
             }
-        }
-    }
-
-    /// The cause that its own deadline's end has.
-    fn expiry_cause(&self, state: u16) -> Option<Cause> {
-        match state & CAUSED != 0 {
-            true => self.inner.lock().more().expiry.clone(),
-            false => finished::preset((self.level & !OWNS_DEADLINE) >> PRESET),
         }
     }
 

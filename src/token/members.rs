@@ -50,13 +50,10 @@ impl Token {
     /// end. A child that is linked all the time is met once.
     pub(crate) fn children(&self, from: u32, most: u32, found: &mut Vec<Weak<Token>>) -> Option<u32> {
         let inner = self.inner.lock();
-        if from == 0 {
-            found.extend(inner.child.clone());
-        }
-        let children = &inner.more.as_ref()?.children;
-        let until = from.saturating_add(most).min(children.end());
-        found.extend((from..until).filter_map(|key| children.get(key).cloned()));
-        (until < children.end()).then_some(until)
+        found.extend(inner.child.iter().filter(|_| from == 0).cloned());
+        let (some, next) = inner.more.as_ref()?.children.some(from, most);
+        found.extend(some.cloned());
+        next
     }
 }
 
@@ -81,10 +78,6 @@ impl Inner {
 
     pub(super) fn more(&mut self) -> &mut More {
         self.more.get_or_insert_default()
-    }
-
-    pub(super) fn error(&self) -> Option<&Error> {
-        self.more.as_ref()?.error.as_deref()
     }
 
     pub(super) fn insert_child(&mut self, child: Weak<Token>) -> Seat {
@@ -119,6 +112,7 @@ impl Inner {
     }
 
     /// Hands over all that is to be done when the token ends, and returns the children that are to be closed.
+    #[inline]
     pub(super) fn empty(&mut self, work: &mut Work) -> Children {
         if let Some(waker) = self.waiter.take() {
             work.wake(waker);

@@ -142,6 +142,7 @@ impl Token {
         Some(children)
     }
 
+    #[inline]
     fn close_locked(&self, ending: &mut Ending, work: &mut Work) -> Option<Children> {
         let mut inner = self.open()?;
         let _entry = Token::take_entry(&self.word, &mut inner);

@@ -28,6 +28,7 @@ impl Work {
         self.more.get_or_insert_default()
     }
 
+    #[inline]
     pub(super) fn wake(&mut self, waker: Waker) {
         match &self.waker {
             None => self.waker = Some(waker),
@@ -53,6 +54,7 @@ impl Work {
     }
 
     /// Reports an end, but neither that of a scope that is merely dropped, nor of what ends with its parent.
+    #[inline]
     pub(super) fn report(&mut self, token: &Token, ending: &Ending) {
         if !matches!(ending.kind, 0 | INHERITED) && Work::is_observed() {
             let (error, created_at) = (token.error(), token.created_at());
@@ -65,6 +67,7 @@ impl Work {
     }
 
     /// Leaves a handle to be dropped, if that may run foreign code.
+    #[inline]
     pub(super) fn keep(&mut self, token: Arc<Token>) {
         if token.has(KEPT | CAUSED | MERGED) {
             self.later(move |_| drop(token));
