@@ -66,7 +66,7 @@ pub(crate) struct Bucket<T: Timed> {
     runtime: RuntimeId,
     slot: Slot,
     /// Whether it closes as soon as it is empty: its clock is paused, or no cache knows it any more.
-    is_brief: AtomicBool,
+    closes_when_empty: AtomicBool,
     closed: AtomicBool,
     list: Mutex<List<T>>,
 }
@@ -157,7 +157,7 @@ impl<T: Timed> Drop for CachedBucket<T> {
     fn drop(&mut self) {
         // Loom drops what is a thread's own after the thread has ended, when it can take no lock.
         if cfg!(not(tokio_ctx_loom)) {
-            self.0.is_brief.store(true, Ordering::Release);
+            self.0.closes_when_empty.store(true, Ordering::Release);
             self.0.remove(None);
         }
     }
@@ -194,8 +194,8 @@ impl<T: Timed> Bucket<T> {
     }
 
     /// Whether it closes as soon as it is empty.
-    pub(crate) fn is_brief(&self) -> bool {
-        self.is_brief.load(Ordering::Acquire)
+    pub(crate) fn closes_when_empty(&self) -> bool {
+        self.closes_when_empty.load(Ordering::Acquire)
     }
 
     /// Makes a bucket for a slot, with its first member. `None`: its time has come meanwhile.
@@ -205,7 +205,7 @@ impl<T: Timed> Bucket<T> {
         let bucket = Arc::new(Bucket {
             runtime,
             slot,
-            is_brief: AtomicBool::new(is_paused()),
+            closes_when_empty: AtomicBool::new(is_paused()),
             closed: AtomicBool::new(false),
             list: Mutex::new(List { entries: Pages::default(), timer: None }),
         });
@@ -240,7 +240,7 @@ impl<T: Timed> Bucket<T> {
         }
         let mut list = self.list.lock();
         key.map(|key| list.entries.remove(key));
-        if self.is_brief() && list.entries.is_empty() {
+        if self.closes_when_empty() && list.entries.is_empty() {
             self.closed.store(true, Ordering::Release);
             let timer = list.timer.take();
             drop(list);

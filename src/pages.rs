@@ -14,20 +14,20 @@ const SPARE: usize = 16;
 
 /// A place in a list whose first member is stored apart from the others: 0 none, 1 the first, from 2 on those in pages.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Seat(pub(crate) u32);
+pub(crate) struct Key(pub(crate) u32);
 
-impl Seat {
+impl Key {
     #[inline]
     pub(crate) fn insert<'a, T: 'a>(
         first: &mut Option<T>,
         pages: impl FnOnce() -> &'a mut Pages<T>,
         item: T,
-    ) -> Seat {
+    ) -> Key {
         if first.is_none() {
             *first = Some(item);
-            return Seat(1);
+            return Key(1);
         }
-        Seat(pages().insert(item) + 2)
+        Key(pages().insert(item) + 2)
     }
 
     /// Replaces the item that is here, and returns it; otherwise inserts `item`.
@@ -39,7 +39,7 @@ impl Seat {
         item: T,
     ) -> Option<T> {
         match self.0 {
-            0 => *self = Seat::insert(first, pages, item),
+            0 => *self = Key::insert(first, pages, item),
             1 => return first.replace(item),
             at => return pages().get_mut(at - 2).map(|present| mem::replace(present, item)),
         }
@@ -114,7 +114,7 @@ impl<T> Pages<T> {
 
     /// Returns the items with keys from `from` on, of at most so many keys, and where to go on; none at the end.
     #[cfg(any(feature = "watch", all(test, tokio_ctx_loom)))]
-    pub(crate) fn some(&self, from: u32, most: u32) -> (impl Iterator<Item = &T>, Option<u32>) {
+    pub(crate) fn range(&self, from: u32, most: u32) -> (impl Iterator<Item = &T>, Option<u32>) {
         let end = (self.pages.len() * PAGE) as u32;
         let until = from.saturating_add(most).min(end);
         let get = |key: u32| self.pages[key as usize / PAGE].get(key as usize % PAGE);

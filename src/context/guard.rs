@@ -180,7 +180,7 @@ impl fmt::Debug for Canceler {
 /// there is no end.
 #[inline]
 pub(super) fn cancel_on_drop(token: Option<&Arc<Token>>) {
-    if let Some(token) = token.filter(|token| token.is_seen()) {
+    if let Some(token) = token.filter(|token| token.is_observed()) {
         token.cancel(None, None);
     }
 }

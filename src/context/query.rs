@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::context::Context;
 use crate::error::Error;
-use crate::token::sync::now;
+use crate::sync::now;
 
 /// # Query
 impl Context {

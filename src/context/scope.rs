@@ -260,8 +260,8 @@ impl CancelScope {
 
     /// Returns whether anything besides this scope can observe its end.
     #[cfg(feature = "tower")]
-    pub(crate) fn is_seen(&self) -> bool {
-        self.0.token().is_some_and(|token| token.is_seen())
+    pub(crate) fn is_observed(&self) -> bool {
+        self.0.token().is_some_and(|token| token.is_observed())
     }
 
     /// Returns a handle that can cancel the context, can be cloned, and has no effect when dropped.

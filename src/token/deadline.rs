@@ -15,7 +15,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use super::members::Inner;
-use super::{DISTURBED, ENDED, OCCUPIED, Token};
+use super::{ENDED, OCCUPIED, Token, WAKERS_TAKEN};
 use crate::bucket::{self, Cache, Timed};
 use crate::stamp::Stamp;
 use crate::sync::{AtomicU64, Ordering, RuntimeId, thread_local};
@@ -43,8 +43,8 @@ impl Timed for Token {
 
     #[cold]
     fn wake_waiters(&self) {
-        let Some(mut inner) = self.open() else { return };
-        self.set(DISTURBED);
+        let Some(mut inner) = self.lock_unless_ended() else { return };
+        self.set(WAKERS_TAKEN);
         let wakers = inner.take_wakers();
         drop(inner);
         wakers.into_iter().for_each(|waker| _ = shielded(|| waker.wake()));
@@ -64,7 +64,7 @@ impl Timed for Token {
             Err(at) if at < self.deadline => return self.register_deadline(here),
             Err(at) => return self.end_if_due(at),
         };
-        let Some(mut inner) = self.open() else { return true };
+        let Some(mut inner) = self.lock_unless_ended() else { return true };
         self.store_entry(&mut inner, &mut entry);
         false
     }
@@ -90,7 +90,7 @@ impl Token {
     /// waiter takes anyway.
     #[inline]
     #[track_caller]
-    pub(crate) fn enter_at_first(self: &Arc<Self>, here: Option<RuntimeId>) -> Option<Entry> {
+    pub(crate) fn enter_bucket(self: &Arc<Self>, here: Option<RuntimeId>) -> Option<Entry> {
         let is_first = self.owns_deadline() && !self.has(OCCUPIED | ENDED);
         Entry::new(self, self.clock, here.filter(|_| is_first)?).ok()
     }
@@ -104,7 +104,7 @@ impl Token {
         let Some(mut entry) = entry.take_if(is_needed) else { return };
         if inner.bucket.as_ref().is_none_or(|present| present.is_closed()) {
             inner.bucket = entry.bucket.take();
-            self.word.store(u64::from(entry.key) + 1, Ordering::Relaxed);
+            self.key_or_end.store(u64::from(entry.key) + 1, Ordering::Relaxed);
         } else {
             let entries = &mut inner.more().entries;
             entries.retain(|entry| entry.open_bucket().is_some());
@@ -113,18 +113,18 @@ impl Token {
     }
 
     /// Takes the registration out of a token that ends.
-    pub(super) fn take_entry(word: &AtomicU64, inner: &mut Inner) -> Option<Entry> {
+    pub(super) fn take_entry(key_or_end: &AtomicU64, inner: &mut Inner) -> Option<Entry> {
         let bucket = Some(inner.bucket.take()?);
-        let key = word.load(Ordering::Relaxed) - 1;
-        word.store(0, Ordering::Relaxed);
+        let key = key_or_end.load(Ordering::Relaxed) - 1;
+        key_or_end.store(0, Ordering::Relaxed);
         Some(Entry { bucket, key: key as u32 })
     }
 
     /// Takes the registration out of a token that has no waiters left, if a timer should not outlive them.
     #[inline]
-    pub(super) fn take_idle_entry(&self, inner: &mut Inner) -> Option<Entry> {
-        let is_brief = inner.bucket.as_ref().is_some_and(|bucket| bucket.is_brief());
-        let is_idle = is_brief && !inner.has_waiters();
-        if is_idle { Token::take_entry(&self.word, inner) } else { None }
+    pub(super) fn take_entry_if_idle(&self, inner: &mut Inner) -> Option<Entry> {
+        let closes_when_empty = inner.bucket.as_ref().is_some_and(|bucket| bucket.closes_when_empty());
+        let is_idle = closes_when_empty && !inner.has_waiters();
+        if is_idle { Token::take_entry(&self.key_or_end, inner) } else { None }
     }
 }

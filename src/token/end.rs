@@ -6,8 +6,8 @@ use tokio::time::Instant;
 
 use super::work::Work;
 use super::{
-    CALLED, CAUSED, CHECKED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LEVEL, LONG, Line, MERGED,
-    OBSERVED, OCCUPIED, OWNS_DEADLINE, PRESET, TIMED, Token,
+    BY_TOKEN, CANCELED, CHECKED, DATED, DEADLINE_BELOW, ENDED, EXPIRED, HAS_CAUSE, HAS_ERROR, INHERITED,
+    LEVEL, LINK_AFTER, Line, MERGED, OBSERVED, OCCUPIED, OWNS_DEADLINE, PRESET, Token,
 };
 use crate::error::{BoxError, Error, How, NO_BUDGET, Origin};
 use crate::stamp::Stamp;
@@ -75,7 +75,7 @@ impl Token {
             }
             (token, steps) = (parent, steps + 1);
         }
-        if steps > LONG {
+        if steps > LINK_AFTER {
             self.parent().map(Token::link);
         }
         false
@@ -90,7 +90,7 @@ impl Token {
         }
         let mut work = Work::default();
         let ended = self.close_path(now, &mut work);
-        work.finish();
+        work.run();
         ended
     }
 
@@ -150,7 +150,7 @@ impl Token {
     /// Ends it at that time, or else now.
     pub(crate) fn end(self: &Arc<Self>, how: How, cause: Option<BoxError>, at: Option<Stamp>) -> bool {
         let state = self.state();
-        let is_dated = state & TIMED != 0 || self.has_deadline() || cause.is_some();
+        let is_dated = state & DEADLINE_BELOW != 0 || self.has_deadline() || cause.is_some();
         let reads_clock = (is_dated || registry::is_installed()) && state & ENDED == 0;
         let at = at.or_else(|| reads_clock.then(Stamp::now));
         if state & ENDED != 0 || at.map_or_else(|| self.is_done_above(), |at| self.is_done_by(at)) {
@@ -158,10 +158,10 @@ impl Token {
             return false;
         }
         let (kind, caller) = match how {
-            How::Canceled(line) => (CALLED, Some(line)),
+            How::Canceled(line) => (CANCELED, Some(line)),
             How::GuardDropped => (0, None),
-            How::Token => (FOREIGN, None),
-            _ => (CALLED, None),
+            How::Token => (BY_TOKEN, None),
+            _ => (CANCELED, None),
         };
         let error = cause.map(|cause| {
             let origin = self.origin(how, at.unwrap_or_else(Stamp::now));
@@ -169,7 +169,7 @@ impl Token {
         });
         let bound = at.map_or(UNDATED, |at| Stamp(at.0 + 1));
         let mut ending = Ending { kind, caller, bound, error };
-        if state & OCCUPIED == 0 && ending.error.is_none() && !Work::is_observed() {
+        if state & OCCUPIED == 0 && ending.error.is_none() && !Work::is_reported() {
             // Nothing is left to be done after it.
             if self.publish(state, &mut ending, 0).is_ok() {
                 return true;
@@ -192,13 +192,13 @@ impl Token {
     fn end_by(self: &Arc<Self>, mut ending: Ending) -> bool {
         let mut work = Work::default();
         let is_first = self.close_all(&mut ending, &mut work);
-        work.finish();
+        work.run();
         is_first
     }
 
     /// Whether there is more than the one handle, or an attachment, that could see an end.
     #[inline]
-    pub(crate) fn is_seen(self: &Arc<Self>) -> bool {
+    pub(crate) fn is_observed(self: &Arc<Self>) -> bool {
         let is_last = Arc::strong_count(self) == 1;
         // The count first: what the handles that have gone did before is seen in the state.
         fence(Ordering::Acquire);
@@ -231,24 +231,24 @@ impl Token {
         let mut token = self;
         loop {
             let state = token.state();
-            if state & KEPT != 0 {
+            if state & HAS_ERROR != 0 {
                 if let Some(error) = &token.inner.lock().more().error {
                     return error.as_ref().clone();
                 }
             }
             match token.parent() {
                 Some(parent) if state & INHERITED != 0 => token = parent,
-                _ if state & FOREIGN == EXPIRED => {
-                    let cause = match state & CAUSED {
+                _ if state & BY_TOKEN == EXPIRED => {
+                    let cause = match state & HAS_CAUSE {
                         0 => finished::preset((token.level & !OWNS_DEADLINE) >> PRESET),
                         _ => token.inner.lock().more().expiry.clone(),
                     };
                     return Error::with_cause(token.expiry_origin(), cause);
                 }
                 _ => {
-                    let how = match (state & FOREIGN, token.canceled_at.get()) {
-                        (FOREIGN, _) => How::Token,
-                        (CALLED, Some(line)) => How::Canceled(line),
+                    let how = match (state & BY_TOKEN, token.canceled_at.get()) {
+                        (BY_TOKEN, _) => How::Token,
+                        (CANCELED, Some(line)) => How::Canceled(line),
                         _ => How::GuardDropped,
                     };
                     return Error::with_cause(token.origin(how, token.date()), None);
@@ -270,7 +270,7 @@ impl Token {
 
     /// When it ended; if that was of no interest until now, now.
     fn date(&self) -> Stamp {
-        match self.word.load(Ordering::Acquire) {
+        match self.key_or_end.load(Ordering::Acquire) {
             0 => self.set_date(Stamp::now()),
             at => Stamp(at),
         }
@@ -278,7 +278,7 @@ impl Token {
 
     /// Sets the time of its end, once: 0 stands for none.
     pub(super) fn set_date(&self, at: Stamp) -> Stamp {
-        match self.word.compare_exchange(0, at.0, Ordering::AcqRel, Ordering::Acquire) {
+        match self.key_or_end.compare_exchange(0, at.0, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => at,
             Err(before) => Stamp(before),
         }

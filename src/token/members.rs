@@ -11,14 +11,14 @@ use super::deadline::{Bucket, Entry};
 use super::work::Work;
 use super::{Attachment, Token};
 use crate::error::{Cause, Error};
-use crate::pages::{IntoIter, Pages, Seat};
+use crate::pages::{IntoIter, Key, Pages};
 
 /// What a token's lock protects.
 pub(super) struct Inner {
     pub(super) waiter: Option<Waker>,
     child: Option<Weak<Token>>,
     pub(super) more: Option<Box<More>>,
-    /// Where its deadline is registered; the place in there is the token's `word`.
+    /// Where its deadline is registered; the place in there is the token's `key_or_end`.
     pub(super) bucket: Option<Arc<Bucket>>,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct More {
     /// Registrations with the timers of further runtimes.
     pub(super) entries: Vec<Entry>,
     /// The second parent of a merged token, and the place in its list.
-    pub(super) second: Option<(Arc<Token>, Seat)>,
+    pub(super) second: Option<(Arc<Token>, Key)>,
     /// The cause of the error, if its own deadline ends it.
     pub(super) expiry: Option<Cause>,
     /// The error of an end, where the token alone does not tell.
@@ -51,7 +51,7 @@ impl Token {
     pub(crate) fn children(&self, from: u32, most: u32, found: &mut Vec<Weak<Token>>) -> Option<u32> {
         let inner = self.inner.lock();
         found.extend(inner.child.iter().filter(|_| from == 0).cloned());
-        let (some, next) = inner.more.as_ref()?.children.some(from, most);
+        let (some, next) = inner.more.as_ref()?.children.range(from, most);
         found.extend(some.cloned());
         next
     }
@@ -63,11 +63,11 @@ impl More {
         // Mostly there is a waiter for each child.
         work.wake_all(mem::take(&mut self.waiters), self.children.len());
         for attachment in self.attachments.iter().cloned() {
-            work.later(move |_| attachment.ended());
+            work.defer(move |_| attachment.ended());
         }
         if !self.entries.is_empty() {
             let entries = mem::take(&mut self.entries);
-            work.later(|_| drop(entries));
+            work.defer(|_| drop(entries));
         }
         (!self.children.is_empty()).then(|| Box::new(mem::take(&mut self.children).into_iter()))
     }
@@ -80,24 +80,24 @@ impl Inner {
         self.more.get_or_insert_default()
     }
 
-    pub(super) fn insert_child(&mut self, child: Weak<Token>) -> Seat {
-        Seat::insert(&mut self.child, || &mut self.more.get_or_insert_default().children, child)
+    pub(super) fn insert_child(&mut self, child: Weak<Token>) -> Key {
+        Key::insert(&mut self.child, || &mut self.more.get_or_insert_default().children, child)
     }
 
-    pub(super) fn remove_child(&mut self, seat: Seat) -> Option<Weak<Token>> {
-        seat.remove(&mut self.child, self.more.as_mut().map(|more| &mut more.children))
+    pub(super) fn remove_child(&mut self, key: Key) -> Option<Weak<Token>> {
+        key.remove(&mut self.child, self.more.as_mut().map(|more| &mut more.children))
     }
 
     #[inline(always)]
-    pub(super) fn remove_waiter(&mut self, seat: Seat) -> Option<Waker> {
-        seat.remove(&mut self.waiter, self.more.as_mut().map(|more| &mut more.waiters))
+    pub(super) fn remove_waiter(&mut self, key: Key) -> Option<Waker> {
+        key.remove(&mut self.waiter, self.more.as_mut().map(|more| &mut more.waiters))
     }
 
-    /// Puts `waker` where a waiter's is, and returns that one; otherwise inserts it at a new seat.
+    /// Puts `waker` where a waiter's is, and returns that one; otherwise inserts it at a new key.
     #[inline(always)]
-    pub(super) fn register(&mut self, seat: &mut Seat, waker: Waker) -> Option<Waker> {
+    pub(super) fn register(&mut self, key: &mut Key, waker: Waker) -> Option<Waker> {
         let Inner { waiter, more, .. } = self;
-        seat.insert_or_replace(waiter, || &mut more.get_or_insert_default().waiters, waker)
+        key.insert_or_replace(waiter, || &mut more.get_or_insert_default().waiters, waker)
     }
 
     pub(super) fn has_waiters(&self) -> bool {

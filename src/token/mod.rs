@@ -14,7 +14,7 @@
 //! **Linked means local.** A child is one allocation that points at its parent, and touches no lock. Only when
 //! something waits on it is it *linked*: entered in its parent's list, as the parents are in theirs, from the top
 //! down. For cancellation a linked token's own state is the whole truth. One that is not linked walks up to its
-//! nearest linked ancestor, and all on the way count; a walk of more than [`LONG`] steps links the path, once.
+//! nearest linked ancestor, and all on the way count; a walk of more than [`LINK_AFTER`] steps links the path, once.
 //!
 //! **Deadlines share timers**, see [`deadline`].
 //!
@@ -25,14 +25,14 @@
 //! | bit | set by | under | never before |
 //! |---|---|---|---|
 //! | `ENDED` | what closes the token | the lock, once `OCCUPIED`; otherwise nothing | date, caller and error are stored |
-//! | `INHERITED`, `CALLED`, `EXPIRED`, `DATED`, `KEPT` | the same step | | |
+//! | `INHERITED`, `CANCELED`, `EXPIRED`, `DATED`, `HAS_ERROR` | the same step | | |
 //! | `CLOSING` | the same step, if there may be linked children | the lock | |
 //! | `OCCUPIED` | what enters a list, or stores anything else under the lock | the lock | |
-//! | `TIMED` | the birth of a deadline, on all ancestors | nothing | |
-//! | `BRIDGED`, `DISTURBED` | a `CancellationToken` made from it; wakers taken out before the end | the lock | `OCCUPIED` |
-//! | `MERGED`, `PULSED`, `OWNS_PULSE`, `CAUSED` | birth, with `OCCUPIED` (an inherited `PULSED` without) | nothing | |
+//! | `DEADLINE_BELOW` | the birth of a deadline, on all ancestors | nothing | |
+//! | `BRIDGED`, `WAKERS_TAKEN` | a `CancellationToken` made from it; wakers taken out before the end | the lock | `OCCUPIED` |
+//! | `MERGED`, `PULSED`, `OWNS_PULSE`, `HAS_CAUSE` | birth, with `OCCUPIED` (an inherited `PULSED` without) | nothing | |
 //!
-//! `seat` is zero until the token is linked. It is written under the parent's lock.
+//! `key` is zero until the token is linked. It is written under the parent's lock.
 //!
 //! ```text
 //!  born ── link() ──> linked ── close() ──> ENDED|CLOSING ── descendants are closed ──> ENDED
@@ -46,7 +46,7 @@
 //! One request:
 //!
 //! ```text
-//!  root   with_timeout(5 s)       born: one allocation; TIMED on its ancestors
+//!  root   with_timeout(5 s)       born: one allocation; DEADLINE_BELOW on its ancestors
 //!  child  root.with_cancel()      born
 //!  child  .done() is polled       root and child are linked, the waker registered, the deadline in a bucket
 //!  root   .cancel()               root ENDED|CLOSING; child ENDED; root's CLOSING is cleared; the waker is called
@@ -59,7 +59,7 @@
 //! 1. *A token ends once.* `ENDED` is set by one compare-and-swap, and all that tells of the end is stored before
 //!    it. An end that is found above is made the token's own, from the top of the path down, before it is
 //!    reported ([`Token::settle`]): two answers about one token never differ.
-//! 2. *No member is lost.* What enters a list holds its lock, and sets `OCCUPIED` in the word that `ENDED` is set
+//! 2. *No member is lost.* What enters a list holds its lock, and sets `OCCUPIED` in the key_or_end that `ENDED` is set
 //!    in: either it sees the end, and is refused, or what ends the token has to take the lock, and finds it.
 //! 3. *No ancestor's end is missed.* A linked token's ancestors are linked. Each took its child in under its lock,
 //!    not having ended; so its end finds the child in its list. A token that is not linked reads the state of each
@@ -68,7 +68,7 @@
 //!    children is `CLOSING` until all below it are closed. What meets one that another thread is closing waits
 //!    until it is not `CLOSING`, and so does a second `cancel`. Nothing foreign runs meanwhile, and a wait is always
 //!    for a token further down the tree, so that there is no circle.
-//! 5. *The earliest end wins.* An end is dated if the state shows that it can be compared: `TIMED` is in the word
+//! 5. *The earliest end wins.* An end is dated if the state shows that it can be compared: `DEADLINE_BELOW` is in the key_or_end
 //!    that `ENDED` is set in. One that is not dated came before there was any deadline below. Each end has a bound
 //!    ([`end::Ending`]): a child whose own deadline lies before it ends by that deadline.
 //!
@@ -92,10 +92,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub(crate) use crate::sync;
-
 pub(crate) use self::attachment::{Attachment, Check};
-pub(crate) use crate::pages::Seat;
+pub(crate) use crate::pages::Key;
 
 use self::members::Inner;
 use crate::error::BoxError;
@@ -104,39 +102,39 @@ use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::trace;
 
 /// So many polls of a wait, or waits made on a token, may go without a look at the clock.
-pub(crate) const UNCLOCKED: u8 = 64;
+pub(crate) const CLOCK_INTERVAL: u8 = 64;
 /// A walk up that is longer than this links the path.
-const LONG: usize = if cfg!(tokio_ctx_loom) { 3 } else { 32 };
+const LINK_AFTER: usize = if cfg!(tokio_ctx_loom) { 3 } else { 32 };
 /// Every so many levels an inherited error is copied.
-const STRIDE: u8 = if cfg!(tokio_ctx_loom) { 4 } else { 32 };
+const COPY_INTERVAL: u8 = if cfg!(tokio_ctx_loom) { 4 } else { 32 };
 
 const ENDED: u16 = 1;
 /// Ended with its parent, whose error it has.
 const INHERITED: u16 = 1 << 1;
 /// How it ended, if by itself: otherwise its scope was dropped.
-const CALLED: u16 = 1 << 2;
+const CANCELED: u16 = 1 << 2;
 const EXPIRED: u16 = 1 << 3;
-const FOREIGN: u16 = CALLED | EXPIRED;
+const BY_TOKEN: u16 = CANCELED | EXPIRED;
 /// The time of its end is known, and compared with others.
 const DATED: u16 = 1 << 4;
 /// Its error is kept under the lock.
-const KEPT: u16 = 1 << 5;
+const HAS_ERROR: u16 = 1 << 5;
 /// An attachment of the token, or of one above it, is checked by queries; and one of its own is.
 const CHECKED: u16 = 1 << 6;
 const OWNS_CHECK: u16 = 1 << 15;
 /// A list has, or had, a member, or something else is under the lock.
 const OCCUPIED: u16 = 1 << 7;
 /// A deadline lies below.
-const TIMED: u16 = 1 << 8;
+const DEADLINE_BELOW: u16 = 1 << 8;
 /// What is linked below it is being closed.
 const CLOSING: u16 = 1 << 9;
 /// An attachment observes its end.
 const OBSERVED: u16 = 1 << 10;
 const MERGED: u16 = 1 << 11;
 /// Wakers have been taken out before the end.
-const DISTURBED: u16 = 1 << 12;
+const WAKERS_TAKEN: u16 = 1 << 12;
 /// Its deadline has a cause.
-const CAUSED: u16 = 1 << 13;
+const HAS_CAUSE: u16 = 1 << 13;
 /// Marked by a module above.
 const MARKED: u16 = 1 << 14;
 
@@ -146,9 +144,9 @@ pub(crate) struct Token {
     /// its own deadline's end.
     level: u8,
     /// Counts waits that did not look at the clock.
-    turns: AtomicU8,
+    unclocked_waits: AtomicU8,
     /// Its place in the parent's list, once it is linked.
-    seat: AtomicU32,
+    key: AtomicU32,
     parent: Option<Arc<Token>>,
     /// The earliest deadline on the path.
     deadline: Stamp,
@@ -157,13 +155,13 @@ pub(crate) struct Token {
     made_at: Line,
     canceled_at: OnceLock<Line>,
     /// Until the end 1 above its place in the bucket, if it is in one; from then on when it ended. 0 is neither.
-    word: AtomicU64,
+    key_or_end: AtomicU64,
     inner: Mutex<Inner>,
 }
 
 type Line = &'static Location<'static>;
 
-/// The seat of a root, which counts as linked.
+/// The key of a root, which counts as linked.
 const ROOT: u32 = u32::MAX;
 
 /// Set in `level` if the deadline is the token's own.
@@ -203,10 +201,10 @@ impl Token {
         let token = Arc::new_cyclic(|_| Token::node(parent, Some(own), made_at));
         if let Some(cause) = limit.cause {
             token.inner.lock().more().expiry = Some(cause.into());
-            token.state.fetch_or(OCCUPIED | CAUSED, Ordering::Relaxed);
+            token.state.fetch_or(OCCUPIED | HAS_CAUSE, Ordering::Relaxed);
         }
         if let Some(parent) = parent {
-            parent.date_ends();
+            parent.record_end_time();
         }
         if limit.at <= limit.now {
             let now = Stamp::new(limit.now);
@@ -225,10 +223,10 @@ impl Token {
         token.deadline = parent.deadline.min(other.deadline);
         let checked = CHECKED & (parent.state() | other.state());
         token.state = AtomicU16::new(OCCUPIED | MERGED | checked);
-        token.inner.get_mut().more().second = Some((other.clone(), Seat::default()));
+        token.inner.get_mut().more().second = Some((other.clone(), Key::default()));
         if token.has_deadline() {
-            parent.date_ends();
-            other.date_ends();
+            parent.record_end_time();
+            other.record_end_time();
         }
         let token = Arc::new(token);
         let ended = || [parent, other].into_iter().find(|parent| parent.is_done());
@@ -246,35 +244,38 @@ impl Token {
     /// has one. It is built where it is to stay, by `Arc::new_cyclic`: what `Arc::new` is given is copied there.
     #[inline(always)]
     fn node(parent: Option<&Arc<Token>>, own: Option<(Stamp, u64, u8)>, made_at: Line) -> Token {
-        let level = parent.map_or(0, |parent| (parent.level & LEVEL) + 1) % STRIDE;
+        let level = parent.map_or(0, |parent| (parent.level & LEVEL) + 1) % COPY_INTERVAL;
         let (deadline, level, clock) = match own {
             Some((deadline, budget, preset)) => {
                 (deadline, level | OWNS_DEADLINE | (preset << PRESET), budget)
             }
-            None => (parent.map_or(Stamp::NEVER, |parent| parent.deadline), level, trace::birth()),
+            None => {
+                (parent.map_or(Stamp::NEVER, |parent| parent.deadline), level, trace::creation_stamp())
+            }
         };
         // Set at the parent's birth.
         let checked = parent.map_or(0, |parent| parent.state.load(Ordering::Relaxed) & CHECKED);
         Token {
             state: AtomicU16::new(checked),
             level,
-            turns: AtomicU8::new(0),
-            seat: AtomicU32::new(if parent.is_none() { ROOT } else { 0 }),
+            unclocked_waits: AtomicU8::new(0),
+            key: AtomicU32::new(if parent.is_none() { ROOT } else { 0 }),
             parent: parent.cloned(),
             deadline,
             clock,
             made_at,
             canceled_at: OnceLock::new(),
-            word: AtomicU64::new(0),
+            key_or_end: AtomicU64::new(0),
             inner: Mutex::new(Inner::EMPTY),
         }
     }
 
-    /// Has this token's end dated, whatever ends it: sets `TIMED` here and on all ancestors, up to those that
+    /// Has this token's end dated, whatever ends it: sets `DEADLINE_BELOW` here and on all ancestors, up to those that
     /// have it.
-    pub(crate) fn date_ends(self: &Arc<Self>) {
-        let is_new = |token: &Token| token.state.fetch_or(TIMED, Ordering::AcqRel) & TIMED == 0;
-        if !self.has(TIMED) {
+    pub(crate) fn record_end_time(self: &Arc<Self>) {
+        let is_new =
+            |token: &Token| token.state.fetch_or(DEADLINE_BELOW, Ordering::AcqRel) & DEADLINE_BELOW == 0;
+        if !self.has(DEADLINE_BELOW) {
             self.walk_up(|token| is_new(token));
         }
     }
@@ -302,7 +303,7 @@ impl Token {
 
     /// Whether it is in its parent's list, so that an end above reaches it; or a root.
     pub(crate) fn is_linked(&self) -> bool {
-        self.seat.load(Ordering::Acquire) != 0
+        self.key.load(Ordering::Acquire) != 0
     }
 
     /// Marks it for the module that made it, before it is shared.
@@ -341,15 +342,15 @@ impl Token {
     pub(crate) fn created_at(&self) -> Option<Instant> {
         match self.budget() {
             Some(budget) => self.deadline.instant().checked_sub(budget),
-            None => trace::noted(self.clock),
+            None => trace::creation_time(self.clock),
         }
     }
 
     /// Whether a wait that begins now is one that is to read the clock. Most need not, as there is a timer.
-    pub(crate) fn is_turn_for_clock(&self) -> bool {
-        let turns = self.turns.load(Ordering::Relaxed).wrapping_add(1);
-        self.turns.store(turns, Ordering::Relaxed);
-        turns % UNCLOCKED == 0
+    pub(crate) fn should_read_clock(&self) -> bool {
+        let unclocked_waits = self.unclocked_waits.load(Ordering::Relaxed).wrapping_add(1);
+        self.unclocked_waits.store(unclocked_waits, Ordering::Relaxed);
+        unclocked_waits % CLOCK_INTERVAL == 0
     }
 }
 

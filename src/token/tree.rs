@@ -9,9 +9,10 @@ use super::end::{Ending, UNDATED};
 use super::members::{Children, Inner};
 use super::work::Work;
 use super::{
-    CLOSING, DATED, DISTURBED, ENDED, EXPIRED, INHERITED, KEPT, MERGED, OCCUPIED, TIMED, Token,
+    CLOSING, DATED, DEADLINE_BELOW, ENDED, EXPIRED, HAS_ERROR, INHERITED, MERGED, OCCUPIED, Token,
+    WAKERS_TAKEN,
 };
-use crate::pages::Seat;
+use crate::pages::Key;
 use crate::stamp::Stamp;
 use crate::sync::{MutexGuard, Ordering, RuntimeId, yield_now};
 
@@ -40,10 +41,10 @@ impl Token {
 
     /// Takes a child in; false if this token has ended.
     fn insert_child(&self, child: &Arc<Token>) -> bool {
-        let Some(mut inner) = self.open() else { return false };
+        let Some(mut inner) = self.lock_unless_ended() else { return false };
         if !child.is_linked() {
-            let seat = inner.insert_child(Arc::downgrade(child));
-            child.seat.store(seat.0, Ordering::Release);
+            let key = inner.insert_child(Arc::downgrade(child));
+            child.key.store(key.0, Ordering::Release);
         }
         true
     }
@@ -53,35 +54,35 @@ impl Token {
         if !other.link() {
             return;
         }
-        let Some(mut inner) = other.open() else { return };
-        let seat = inner.insert_child(Arc::downgrade(self));
+        let Some(mut inner) = other.lock_unless_ended() else { return };
+        let key = inner.insert_child(Arc::downgrade(self));
         drop(inner);
         if let Some((_, place)) = &mut self.inner.lock().more().second {
-            *place = seat;
+            *place = key;
         }
         self.link();
     }
 
     /// Locks the list, for what enters it; none if the token has ended.
     #[inline]
-    pub(super) fn open(&self) -> Option<MutexGuard<'_, Inner>> {
+    pub(super) fn lock_unless_ended(&self) -> Option<MutexGuard<'_, Inner>> {
         let inner = self.inner.lock();
         (!self.set(OCCUPIED)).then_some(inner)
     }
 
-    /// Enters a waiter at `seat`, or has the one there wake `waker` from now on, and stores `entry`, if that is of
+    /// Enters a waiter at `key`, or has the one there wake `waker` from now on, and stores `entry`, if that is of
     /// use. Returns whether its deadline, if it has one, is registered with the runtime `here`. `None`: the token
     /// has ended.
     #[inline(always)]
     pub(crate) fn register(
         &self,
-        seat: &mut Seat,
+        key: &mut Key,
         waker: Waker,
         here: Option<RuntimeId>,
         mut entry: Option<Entry>,
     ) -> Option<bool> {
-        let mut inner = self.open()?;
-        let _replaced = inner.register(seat, waker);
+        let mut inner = self.lock_unless_ended()?;
+        let _replaced = inner.register(key, waker);
         self.store_entry(&mut inner, &mut entry);
         let is_timed = !self.has_deadline() || here.is_some_and(|here| inner.is_timed_in(here));
         drop(inner);
@@ -90,26 +91,26 @@ impl Token {
 
     /// Takes a waiter out of the list.
     #[inline]
-    pub(crate) fn leave(&self, seat: Seat) {
-        if seat != Seat::default() && !self.ended() {
+    pub(crate) fn deregister(&self, key: Key) {
+        if key != Key::default() && !self.ended() {
             let mut inner = self.inner.lock();
-            let _waker = inner.remove_waiter(seat);
-            let _entry = self.take_idle_entry(&mut inner);
+            let _waker = inner.remove_waiter(key);
+            let _entry = self.take_entry_if_idle(&mut inner);
             drop(inner);
         }
     }
 
     /// Takes a child out of the list.
-    fn remove_child(&self, seat: Seat) {
-        if seat != Seat::default() && !self.ended() {
-            self.inner.lock().remove_child(seat);
+    fn remove_child(&self, key: Key) {
+        if key != Key::default() && !self.ended() {
+            self.inner.lock().remove_child(key);
         }
     }
 
     /// Whether it lives, and no waker has been taken out of its list.
     #[inline]
-    pub(crate) fn is_undisturbed(&self) -> bool {
-        !self.has(ENDED | DISTURBED)
+    pub(crate) fn is_registration_valid(&self) -> bool {
+        !self.has(ENDED | WAKERS_TAKEN)
     }
 }
 
@@ -119,7 +120,7 @@ impl Token {
     pub(super) fn close_all(self: &Arc<Self>, ending: &mut Ending, work: &mut Work) -> bool {
         let Some(children) = self.close(ending, work) else { return false };
         if !children.is_empty() {
-            Layer { token: self.clone(), children, bound: ending.bound }.close_below(work);
+            Closing { token: self.clone(), children, bound: ending.bound }.close_below(work);
         }
         true
     }
@@ -144,15 +145,15 @@ impl Token {
 
     #[inline]
     fn close_locked(&self, ending: &mut Ending, work: &mut Work) -> Option<Children> {
-        let mut inner = self.open()?;
-        let _entry = Token::take_entry(&self.word, &mut inner);
+        let mut inner = self.lock_unless_ended()?;
+        let _entry = Token::take_entry(&self.key_or_end, &mut inner);
         let children = inner.empty(work);
         let mut bits = if children.is_empty() { 0 } else { CLOSING };
         if let Some(error) = ending.error.take() {
-            bits |= KEPT;
+            bits |= HAS_ERROR;
             inner.more().error = Some(error);
         }
-        // One that is occupied ends under the lock only: what may change is `TIMED`.
+        // One that is occupied ends under the lock only: what may change is `DEADLINE_BELOW`.
         let mut state = self.state();
         while let Err(now) = self.publish(state, ending, bits) {
             state = now;
@@ -169,7 +170,7 @@ impl Token {
             if let Some(caller) = ending.caller {
                 let _first = self.canceled_at.set(caller);
             }
-            if state & TIMED != 0 && ending.bound == UNDATED {
+            if state & DEADLINE_BELOW != 0 && ending.bound == UNDATED {
                 ending.bound = Stamp(Stamp::now().0 + 1);
             }
             if ending.bound != UNDATED {
@@ -192,13 +193,13 @@ impl Token {
 }
 
 /// A token that has been closed, and is `CLOSING` until its children are.
-struct Layer {
+struct Closing {
     token: Arc<Token>,
     children: Children,
     bound: Stamp,
 }
 
-impl Layer {
+impl Closing {
     /// Closes all children, depth first, with a stack of its own.
     fn close_below(mut self, work: &mut Work) {
         let mut above = Vec::new();
@@ -210,7 +211,7 @@ impl Layer {
                 }
             }
             self.token.state.fetch_and(!CLOSING, Ordering::AcqRel);
-            work.keep(self.token);
+            work.drop_later(self.token);
             let Some(next) = above.pop() else { break };
             self = next;
         }
@@ -218,13 +219,13 @@ impl Layer {
 
     /// Closes a child; the layer below, if that has children that are to be closed.
     #[inline]
-    fn close_child(&self, child: Arc<Token>, work: &mut Work) -> Option<Layer> {
+    fn close_child(&self, child: Arc<Token>, work: &mut Work) -> Option<Closing> {
         if child.has(MERGED) && child.deadline < self.bound {
             // It had ended by its other path.
             let at = Stamp(self.bound.0 - 1);
-            work.later(move |work| {
+            work.defer(move |work| {
                 child.close_path(at, work);
-                work.keep(child);
+                work.drop_later(child);
             });
             return None;
         }
@@ -232,9 +233,9 @@ impl Layer {
         match child.close(&mut ending, work) {
             None => child.wait_until_closed(),
             Some(children) if children.is_empty() => {}
-            Some(children) => return Some(Layer { token: child, children, bound: ending.bound }),
+            Some(children) => return Some(Closing { token: child, children, bound: ending.bound }),
         }
-        work.keep(child);
+        work.drop_later(child);
         None
     }
 }
@@ -275,14 +276,14 @@ impl Token {
         let mut second = None;
         if self.state.load(Ordering::Relaxed) & OCCUPIED != 0 {
             let inner = self.inner.get_mut();
-            let _entry = Token::take_entry(&self.word, inner);
+            let _entry = Token::take_entry(&self.key_or_end, inner);
             second = inner.more.as_mut().and_then(|more| more.second.take());
         }
-        let leave = |(parent, seat): (Arc<Token>, Seat)| {
-            parent.remove_child(seat);
+        let leave = |(parent, key): (Arc<Token>, Key)| {
+            parent.remove_child(key);
             parent
         };
-        let seat = Seat(self.seat.load(Ordering::Relaxed));
-        (self.parent.take().map(|parent| leave((parent, seat))), second.map(leave))
+        let key = Key(self.key.load(Ordering::Relaxed));
+        (self.parent.take().map(|parent| leave((parent, key))), second.map(leave))
     }
 }

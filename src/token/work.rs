@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::end::Ending;
-use super::{CAUSED, INHERITED, KEPT, MERGED, Token};
+use super::{HAS_CAUSE, HAS_ERROR, INHERITED, MERGED, Token};
 use crate::pages::Pages;
 use crate::registry;
 use crate::trace::{self, shielded};
@@ -44,21 +44,21 @@ impl Work {
         }
     }
 
-    pub(super) fn later(&mut self, task: impl FnOnce(&mut Work) + 'static) {
+    pub(super) fn defer(&mut self, task: impl FnOnce(&mut Work) + 'static) {
         self.more().tasks.push(Box::new(task));
     }
 
     /// Whether ends are reported at all.
-    pub(super) fn is_observed() -> bool {
+    pub(super) fn is_reported() -> bool {
         trace::listens() || registry::is_installed()
     }
 
     /// Reports an end, but neither that of a scope that is merely dropped, nor of what ends with its parent.
     #[inline]
     pub(super) fn report(&mut self, token: &Token, ending: &Ending) {
-        if !matches!(ending.kind, 0 | INHERITED) && Work::is_observed() {
+        if !matches!(ending.kind, 0 | INHERITED) && Work::is_reported() {
             let (error, created_at) = (token.error(), token.created_at());
-            self.later(move |_| {
+            self.defer(move |_| {
                 trace::ended(&error, created_at);
                 #[cfg(feature = "watch")]
                 registry::ended(&error, created_at);
@@ -68,14 +68,14 @@ impl Work {
 
     /// Leaves a handle to be dropped, if that may run foreign code.
     #[inline]
-    pub(super) fn keep(&mut self, token: Arc<Token>) {
-        if token.has(KEPT | CAUSED | MERGED) {
-            self.later(move |_| drop(token));
+    pub(super) fn drop_later(&mut self, token: Arc<Token>) {
+        if token.has(HAS_ERROR | HAS_CAUSE | MERGED) {
+            self.defer(move |_| drop(token));
         }
     }
 
     /// Does it, also if some of it panics: that is a matter of what panicked, and of the panic hook.
-    pub(super) fn finish(mut self) {
+    pub(super) fn run(mut self) {
         while self.waker.is_some() || self.more.is_some() {
             self.waker.take().map(|waker| shielded(|| waker.wake()));
             let Some(more) = self.more.take() else { return };
