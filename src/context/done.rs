@@ -17,7 +17,7 @@ use super::context::Context;
 use crate::bucket::Timed;
 use crate::error::Error;
 use crate::sync::{RuntimeId, require_runtime, runtime};
-use crate::token::{CLOCK_INTERVAL, Key};
+use crate::token::{CLOCK_INTERVAL, Key, Token};
 
 /// # Wait
 impl Context {
@@ -205,6 +205,14 @@ impl<C: Borrow<Context>> Wait<C> {
         *this.ended = true;
         let ctx: &Context = (*this.ctx).borrow();
         ctx.token().map_or(Poll::Pending, |token| Poll::Ready(token.error()))
+    }
+}
+
+impl Token {
+    /// Returns whether a wait needs a timer.
+    #[inline]
+    pub(super) fn needs_timer(&self) -> bool {
+        self.has_deadline() || self.is_checked()
     }
 }
 

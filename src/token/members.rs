@@ -1,7 +1,7 @@
-//! The lists under a token's lock: what is to be woken, and what is to be closed, when the token ends.
+//! What the lock of a token protects: the wakers to call and the children to close when the token ends.
 //!
-//! One waiter and one child sit in the token itself, so that the usual ones cost no allocation. More of them are kept
-//! in [`Pages`].
+//! The first waiter and the first child are stored in the token itself, so that most tokens need no other allocation.
+//! Further ones are stored in [`Pages`].
 
 use std::mem;
 use std::sync::{Arc, Weak};
@@ -13,28 +13,28 @@ use super::{Attachment, Token};
 use crate::error::{Cause, Error};
 use crate::pages::{IntoIter, Key, Pages};
 
-/// What a token's lock protects.
+/// What the lock of a token protects.
 pub(super) struct Inner {
     pub(super) waiter: Option<Waker>,
     child: Option<Weak<Token>>,
     pub(super) more: Option<Box<More>>,
-    /// Where its deadline is registered; the place in there is the token's `key_or_end`.
+    /// The bucket with which the deadline is registered. The key is the token's `key_or_end`.
     pub(super) bucket: Option<Arc<Bucket>>,
 }
 
-/// What few tokens have.
+/// What most tokens do not have.
 #[derive(Default)]
 pub(super) struct More {
-    waiters: Pages<Waker>,
+    pub(super) waiters: Pages<Waker>,
     children: Pages<Weak<Token>>,
     pub(super) attachments: Vec<Arc<dyn Attachment>>,
-    /// Registrations with the timers of further runtimes.
+    /// Registrations of the deadline in further runtimes.
     pub(super) entries: Vec<Entry>,
-    /// The second parent of a merged token, and the place in its list.
+    /// The second parent of a merged token, and the key in its list.
     pub(super) second: Option<(Arc<Token>, Key)>,
-    /// The cause of the error, if its own deadline ends it.
+    /// The cause of the error if the token's own deadline passes.
     pub(super) expiry: Option<Cause>,
-    /// The error of an end, where the token alone does not tell.
+    /// The error of the end, if it cannot be derived from the token alone.
     pub(super) error: Option<Box<Error>>,
 }
 
@@ -46,8 +46,8 @@ impl Token {
         usize::from(inner.waiter.is_some()) + inner.more.as_ref().map_or(0, |more| more.waiters.len())
     }
 
-    /// Copies handles on the linked children at `most` places from `from` on, and returns where to go on; none at the
-    /// end. A child that is linked all the time is met once.
+    /// Appends the linked children at up to `most` keys from `from` on, and returns the next key, or `None` at the end. A
+    /// child that stays linked is returned once.
     pub(crate) fn children(&self, from: u32, most: u32, found: &mut Vec<Weak<Token>>) -> Option<u32> {
         let inner = self.inner.lock();
         found.extend(inner.child.iter().filter(|_| from == 0).cloned());
@@ -58,9 +58,9 @@ impl Token {
 }
 
 impl More {
-    /// Hands over what is to be done when the token ends, and returns the children that are to be closed.
+    /// Moves what has to be done after the end to `work`, and returns the children that have to be closed.
     fn empty(&mut self, work: &mut Work) -> Option<Box<IntoIter<Weak<Token>>>> {
-        // Mostly there is a waiter for each child.
+        // Most children have one waiter.
         work.wake_all(mem::take(&mut self.waiters), self.children.len());
         for attachment in self.attachments.iter().cloned() {
             work.defer(move |_| attachment.ended());
@@ -93,25 +93,18 @@ impl Inner {
         key.remove(&mut self.waiter, self.more.as_mut().map(|more| &mut more.waiters))
     }
 
-    /// Puts `waker` where a waiter's is, and returns that one; otherwise inserts it at a new key.
-    #[inline(always)]
-    pub(super) fn register(&mut self, key: &mut Key, waker: Waker) -> Option<Waker> {
-        let Inner { waiter, more, .. } = self;
-        key.insert_or_replace(waiter, || &mut more.get_or_insert_default().waiters, waker)
-    }
-
     pub(super) fn has_waiters(&self) -> bool {
         self.waiter.is_some() || self.more.as_ref().is_some_and(|more| !more.waiters.is_empty())
     }
 
-    /// Takes the wakers out; the seats stay the waiters', which register again when they are polled.
+    /// Removes all wakers. The seats stay the waiters', which register again when they are polled.
     pub(super) fn take_wakers(&mut self) -> Vec<Waker> {
         let more = self.more.iter_mut().flat_map(|more| more.waiters.iter_mut());
         let wakers = self.waiter.iter_mut().chain(more);
         wakers.map(|waker| mem::replace(waker, Waker::noop().clone())).collect()
     }
 
-    /// Hands over all that is to be done when the token ends, and returns the children that are to be closed.
+    /// Moves what has to be done after the end to `work`, and returns the children that have to be closed.
     #[inline]
     pub(super) fn empty(&mut self, work: &mut Work) -> Children {
         if let Some(waker) = self.waiter.take() {
@@ -122,7 +115,7 @@ impl Inner {
     }
 }
 
-/// The children of a token that has ended, taken out of its list.
+/// The children of a token that has ended, removed from its list.
 #[derive(Default)]
 pub(super) struct Children {
     first: Option<Weak<Token>>,

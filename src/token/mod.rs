@@ -108,6 +108,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub(crate) use self::attachment::{Attachment, Check};
+use self::end::UNDATED;
 use self::members::Inner;
 use crate::error::BoxError;
 pub(crate) use crate::pages::Key;
@@ -229,7 +230,7 @@ impl Token {
             let now = Stamp::new(limit.now);
             match parent.filter(|parent| parent.is_done_by(now)) {
                 // The parent ended before this token was created.
-                Some(parent) => token.end_with(parent),
+                Some(parent) => _ = token.end_by(token.ending_below(parent, UNDATED)),
                 None => _ = token.end_if_due(now),
             }
         }
@@ -254,7 +255,7 @@ impl Token {
             ended()
         });
         if let Some(parent) = ended {
-            token.end_with(parent);
+            token.end_by(token.ending_below(parent, UNDATED));
         }
         token
     }

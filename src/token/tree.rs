@@ -1,4 +1,4 @@
-//! Linking a token to its parents, closing it with all that is linked below, and taking chains apart.
+//! Linking a token to its parents, registering waiters, closing a subtree, and dropping chains without recursion.
 
 use std::sync::Arc;
 use std::task::Waker;
@@ -18,7 +18,7 @@ use crate::sync::{MutexGuard, Ordering, RuntimeId, yield_now};
 
 // Linking.
 impl Token {
-    /// Enters the list of its parent, and that one its own parent's; false if an ancestor has ended.
+    /// Links the token and its ancestors. Returns false if one of them has ended.
     #[inline]
     pub(crate) fn link(self: &Arc<Self>) -> bool {
         match self.parent() {
@@ -28,18 +28,18 @@ impl Token {
         }
     }
 
-    /// Links the path from the top down, so that an end above reaches each token from the moment it is linked.
+    /// Links the path from the top down, so that from the moment a token is linked, the end of any ancestor reaches it.
     #[cold]
     fn link_path(self: &Arc<Self>) -> bool {
         let ancestors = iter::successors(Some(self), |token| token.parent());
         let path: Vec<_> = ancestors.take_while(|token| !token.is_linked()).collect();
-        // The top of the path has a parent, as a root is linked.
+        // The top of the path has a parent, because a root counts as linked.
         path.into_iter()
             .rev()
             .all(|token| token.parent().is_none_or(|parent| parent.insert_child(token)))
     }
 
-    /// Takes a child in; false if this token has ended.
+    /// Inserts a child into the list. Returns false if this token has ended.
     fn insert_child(&self, child: &Arc<Token>) -> bool {
         let Some(mut inner) = self.lock_unless_ended() else { return false };
         if !child.is_linked() {
@@ -49,7 +49,7 @@ impl Token {
         true
     }
 
-    /// Enters a merged token in both lists, unless either parent has ended. It is linked only when it is in both.
+    /// Links a merged token to both parents, unless one of them has ended. It counts as linked only when it is in both lists.
     pub(super) fn link_both(self: &Arc<Self>, other: &Arc<Token>) {
         if !other.link() {
             return;
@@ -63,16 +63,18 @@ impl Token {
         self.link();
     }
 
-    /// Locks the list, for what enters it; none if the token has ended.
+    /// Locks the lists for an insertion. Returns `None` if the token has ended.
     #[inline]
     pub(super) fn lock_unless_ended(&self) -> Option<MutexGuard<'_, Inner>> {
         let inner = self.inner.lock();
         (!self.set(OCCUPIED)).then_some(inner)
     }
 
-    /// Enters a waiter at `key`, or has the one there wake `waker` from now on, and stores `entry`, if that is of
-    /// use. Returns whether its deadline, if it has one, is registered with the runtime `here`. `None`: the token
-    /// has ended.
+    /// Registers a waker, in place of the one at `key` if there is one. Stores `entry`, if the deadline is not registered
+    /// in its runtime yet.
+    ///
+    /// Returns whether the deadline, if there is one, is registered in the runtime `here`, or `None` if the token has
+    /// ended.
     #[inline(always)]
     pub(crate) fn register(
         &self,
@@ -82,14 +84,16 @@ impl Token {
         mut entry: Option<Entry>,
     ) -> Option<bool> {
         let mut inner = self.lock_unless_ended()?;
-        let _replaced = inner.register(key, waker);
+        let Inner { waiter, more, .. } = &mut *inner;
+        let _replaced =
+            key.insert_or_replace(waiter, || &mut more.get_or_insert_default().waiters, waker);
         self.store_entry(&mut inner, &mut entry);
         let is_timed = !self.has_deadline() || here.is_some_and(|here| inner.is_timed_in(here));
         drop(inner);
         Some(is_timed)
     }
 
-    /// Takes a waiter out of the list.
+    /// Deregisters a waker.
     #[inline]
     pub(crate) fn deregister(&self, key: Key) {
         if key != Key::default() && !self.ended() {
@@ -100,14 +104,14 @@ impl Token {
         }
     }
 
-    /// Takes a child out of the list.
+    /// Removes a child from the list.
     fn remove_child(&self, key: Key) {
         if key != Key::default() && !self.ended() {
             self.inner.lock().remove_child(key);
         }
     }
 
-    /// Whether it lives, and no waker has been taken out of its list.
+    /// Returns whether the token has not ended, and no waker has been removed by anything but its own wait.
     #[inline]
     pub(crate) fn is_registration_valid(&self) -> bool {
         !self.has(ENDED | WAKERS_TAKEN)
@@ -116,7 +120,7 @@ impl Token {
 
 // Closing.
 impl Token {
-    /// Closes it and all that is linked below it; false if it had ended.
+    /// Closes the token and all linked descendants. Returns false if it had ended.
     pub(super) fn close_all(self: &Arc<Self>, ending: &mut Ending, work: &mut Work) -> bool {
         let Some(children) = self.close(ending, work) else { return false };
         if !children.is_empty() {
@@ -125,15 +129,15 @@ impl Token {
         true
     }
 
-    /// Closes this token alone, and returns the children that are to be closed; it is `CLOSING` if there are any.
-    /// `None`: it had ended.
+    /// Closes this token alone, and returns the children that have to be closed next. If there are any, it is `CLOSING`.
+    /// Returns `None` if it had ended.
     #[inline]
     fn close(&self, ending: &mut Ending, work: &mut Work) -> Option<Children> {
         let state = self.state();
         if state & ENDED != 0 {
             return None;
         }
-        // One that nothing waits on takes no lock.
+        // Without waiters and children, no lock is needed.
         let is_alone = state & OCCUPIED == 0 && ending.error.is_none();
         let children = match is_alone && self.publish(state, ending, 0).is_ok() {
             true => Children::default(),
@@ -153,7 +157,7 @@ impl Token {
             bits |= HAS_ERROR;
             inner.more().error = Some(error);
         }
-        // One that is occupied ends under the lock only: what may change is `DEADLINE_BELOW`.
+        // Other threads cannot end an occupied token without the lock, but they can set `DEADLINE_BELOW`.
         let mut state = self.state();
         while let Err(now) = self.publish(state, ending, bits) {
             state = now;
@@ -162,8 +166,8 @@ impl Token {
         Some(children)
     }
 
-    /// Sets the state of one that ends, once what tells of the end is stored; of two ends at once, either's is
-    /// right. Else returns the state by now.
+    /// Stores the line and the time of the end, then sets `ENDED`. Returns the present state as the error if the state
+    /// has changed. If two threads end a token at once, the line or the time of either may be stored.
     #[inline(always)]
     pub(super) fn publish(&self, state: u16, ending: &mut Ending, bits: u16) -> Result<u16, u16> {
         if !matches!(ending.kind, INHERITED | EXPIRED) {
@@ -182,9 +186,10 @@ impl Token {
         self.state.compare_exchange(state, ended, Ordering::AcqRel, Ordering::Acquire)
     }
 
-    /// Waits until all its linked descendants have been closed, if another thread is about it. No foreign code
-    /// runs there, and what waits does so for a token further down than all that it holds up: no circle, and
-    /// not for long.
+    /// Waits until all linked descendants are closed, if another thread is closing them.
+    ///
+    /// The wait is short, because that thread runs no foreign code. It cannot deadlock, because a thread that is closing a
+    /// subtree waits only for tokens further down.
     pub(super) fn wait_until_closed(&self) {
         while self.has(CLOSING) {
             yield_now();
@@ -192,7 +197,7 @@ impl Token {
     }
 }
 
-/// A token that has been closed, and is `CLOSING` until its children are.
+/// A token that is `CLOSING`, and the children that have to be closed.
 struct Closing {
     token: Arc<Token>,
     children: Children,
@@ -200,7 +205,7 @@ struct Closing {
 }
 
 impl Closing {
-    /// Closes all children, depth first, with a stack of its own.
+    /// Closes all descendants, depth first, with a stack on the heap.
     fn close_below(mut self, work: &mut Work) {
         let mut above = Vec::new();
         loop {
@@ -217,11 +222,10 @@ impl Closing {
         }
     }
 
-    /// Closes a child; the layer below, if that has children that are to be closed.
-    #[inline]
+    /// Closes a child, and returns it if it has children that have to be closed.
     fn close_child(&self, child: Arc<Token>, work: &mut Work) -> Option<Closing> {
         if child.has(MERGED) && child.deadline < self.bound {
-            // It had ended by its other path.
+            // The deadline of the other parent was earlier.
             let at = Stamp(self.bound.0 - 1);
             work.defer(move |work| {
                 child.close_path(at, work);
@@ -240,8 +244,8 @@ impl Closing {
     }
 }
 
-/// Leaves the lists of its parents and of its timers, and takes a chain of ancestors apart one by one, so that
-/// its length never becomes stack depth.
+/// Removes the token from the lists of its parents and from its bucket. A chain of ancestors that is dropped with it is
+/// dropped one by one, so that a long chain does not overflow the stack.
 impl Drop for Token {
     #[inline]
     fn drop(&mut self) {
@@ -253,12 +257,13 @@ impl Drop for Token {
     }
 }
 
-/// Takes the last handles' tokens apart, `next` first.
+/// Drops `next` and all ancestors of which this was the last handle.
 #[cold]
 fn take_apart(mut next: Option<Token>, second: Option<Arc<Token>>) {
     let mut pending = Vec::from_iter(second);
     loop {
-        // Before the token goes: its cause's drop may panic, and the rest must go all the same.
+        // The parents are taken out before the token is dropped. The drop of its cause may panic, and its ancestors must
+        // be dropped in this case as well.
         while let Some(mut token) = next.take() {
             let (parent, second) = token.leave_lists();
             pending.extend(second);
@@ -270,7 +275,7 @@ fn take_apart(mut next: Option<Token>, second: Option<Arc<Token>>) {
 }
 
 impl Token {
-    /// Leaves the timers and the lists of its parents, and returns these.
+    /// Removes the token from its bucket and from the lists of its parents, and returns these.
     #[inline]
     fn leave_lists(&mut self) -> (Option<Arc<Token>>, Option<Arc<Token>>) {
         let mut second = None;
