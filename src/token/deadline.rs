@@ -87,7 +87,6 @@ impl Inner {
 impl Token {
     /// Inserts a token that nothing has waited on into a bucket. The caller stores the registration under the lock that it
     /// takes anyway to register its waker.
-    #[inline]
     #[track_caller]
     pub(crate) fn enter_bucket(self: &Arc<Self>, here: Option<RuntimeId>) -> Option<Entry> {
         let is_first = self.owns_deadline() && !self.has(OCCUPIED | ENDED);
@@ -120,6 +119,7 @@ impl Token {
     }
 
     /// Removes the registration from a token without waiters, if the bucket should close as soon as it is empty.
+    #[inline]
     pub(super) fn take_entry_if_idle(&self, inner: &mut Inner) -> Option<Entry> {
         let closes_when_empty = inner.bucket.as_ref().is_some_and(|bucket| bucket.closes_when_empty());
         let is_idle = closes_when_empty && !inner.has_waiters();
