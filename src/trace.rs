@@ -54,13 +54,13 @@ mod imp {
 
     /// Emits the event for an end, unless it is a normal end.
     #[cold]
-    pub(crate) fn ended(error: &Error, born: Option<Instant>) {
+    pub(crate) fn ended(error: &Error, created_at: Option<Instant>) {
         if error.cause().is_some_and(finished::is_normal) {
             return;
         }
         let millis = |duration: Duration| duration.as_secs_f64() * 1e3;
         let origin = error.origin();
-        let lived = born.map(|born| origin.ended_at().saturating_duration_since(born));
+        let lived = created_at.map(|created_at| origin.ended_at().saturating_duration_since(created_at));
         shielded(|| {
             debug!(
                 target: "tokio_ctx",
