@@ -1,8 +1,8 @@
-//! What a picture sees of a token. A look changes nothing: it notices no end that has not been noticed, links no path
-//! and wakes nothing.
+//! The part of a token's state that a snapshot contains. Reading it has no effect on the token: it does not settle an end,
+//! link a path, or wake a task.
 //!
-//! The engine holds one token's lock at a time, for so many members at most, and none of them is upgraded meanwhile: a
-//! child's last handle must not be dropped under its parent's lock.
+//! The engine holds the lock of one token at a time, for a limited number of children. Their weak handles are not upgraded
+//! meanwhile, because the last handle of a child must not be dropped while the lock of its parent is held.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -10,16 +10,15 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::error::Error;
-use crate::registry::Subject;
 use crate::token::Token;
 
-/// What one token shows by itself, whatever its ancestors say.
+/// The state of a token, without that of its ancestors.
 pub(crate) struct Sight {
     pub(crate) made_at: &'static Location<'static>,
-    pub(crate) born: Option<Instant>,
-    /// Its error, if its own state says that it has ended.
+    pub(crate) created_at: Option<Instant>,
+    /// Its error, if its own state has an end.
     pub(crate) end: Option<Error>,
-    /// Whether an end above would have reached its state.
+    /// Whether the end of an ancestor would be stored in its state.
     pub(crate) is_linked: bool,
     pub(crate) deadline: Option<Instant>,
     pub(crate) owns_deadline: bool,
@@ -28,11 +27,11 @@ pub(crate) struct Sight {
 
 impl Token {
     pub(crate) fn sight(&self) -> Sight {
-        // Before the state: a token that was linked while it lived, and has not ended, is reached by every end above.
+        // Read before the state: if a token was linked and its state has no end, no ancestor had ended.
         let is_linked = self.is_linked();
         Sight {
             made_at: self.made_at(),
-            born: self.created_at(),
+            created_at: self.created_at(),
             end: self.ended().then(|| self.error()),
             is_linked,
             deadline: self.deadline(),
@@ -41,19 +40,15 @@ impl Token {
         }
     }
 
-    /// The error of its own deadline, if that ended it now.
+    /// Returns the error that it has if its own deadline ends it.
     pub(crate) fn error_at_deadline(&self) -> Error {
         Error::with_cause(self.expiry_origin(), None)
     }
 }
 
 impl Token {
-    /// The token of a record, if it is still there.
-    pub(crate) fn of_subject(subject: &Subject) -> Option<Arc<Token>> {
-        subject.upgrade()?.downcast().ok()
-    }
-
-    /// Its error, if it has ended at that time, also where that has not been noticed: the nearest thousand ancestors are asked.
+    /// Returns its error if it has ended by `now`, even if no query has noticed it yet. At most a thousand ancestors are
+    /// checked.
     pub(crate) fn unnoticed_error(self: &Arc<Self>, now: Instant) -> Option<Error> {
         const FARTHEST: usize = 1000;
         let mut due = None;
