@@ -19,7 +19,7 @@ const PAGE: &str = include_str!("page.html");
 /// Allows the page to run its own script, and to send requests to its own origin. The hashes are those of the script and
 /// the style; after a change, a test prints the new ones.
 const POLICY: &str = "default-src 'none'; \
-     script-src 'sha256-I0Z3XmMeWh+MXwBbA+/d/CK5oeum43QvLRfGu04b0D4='; \
+     script-src 'sha256-uKQV62vDBKIodpOwQryjrL68UfNXkzth4uLFVdaTPBk='; \
      style-src 'sha256-tqu/OuwKZea45LryrHahS6nPEl2xbPAMALrxi+7rzvs='; \
      connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
      require-trusted-types-for 'script'";
