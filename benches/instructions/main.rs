@@ -1,11 +1,11 @@
-//! Instructions of the hottest operations, against the committed baseline, `instructions.json`:
-//! `cargo bench --bench instructions` fails if one takes a tenth more, `-- --update` writes the baseline
-//! anew. Callgrind counts; the machine's speed and what else it does change nothing.
+//! Instructions of the most frequent operations, compared with the committed baseline, `instructions.json`:
+//! `cargo bench --bench instructions` fails if an operation takes 10 % more, and `-- --update` writes a new baseline.
+//! Callgrind counts, so the speed and the load of the machine do not matter.
 //!
-//! A baseline holds for one compiler and one C library: after a change of either, update it.
+//! A baseline is valid for one compiler and one C library. After a change of either, update it.
 //!
-//! With `--features watch` the same operations are counted in a build with a watch that is not installed, where a derive
-//! takes at most a few instructions more than in one without, and again with an installed watch (`watched-…`).
+//! With `--features watch`, the same operations are counted in a build with a watch that is not installed, where a derive
+//! takes only a few instructions more, and again with an installed watch (`watched-…`).
 
 mod operations;
 
@@ -18,9 +18,10 @@ use operations::{ALL, TIMES};
 use serde::{Deserialize, Serialize};
 
 const MOST: f64 = 1.10;
-/// What a derive may take more where a watch is built in, and not installed: a load and a branch in each of two steps.
+/// The additional instructions that a derive may take with a watch that is built in and not installed: a load and a branch
+/// in each of two steps.
 const UNWATCHED: f64 = 8.0;
-/// The operations for which that counts.
+/// The operations to which this applies.
 const DERIVES: [&str; 2] = ["derive-drop", "derive-timeout"];
 const WATCHED: &str = "watched-";
 const HAS_WATCH: bool = cfg!(feature = "watch");
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
         operations::run_all();
         ExitCode::SUCCESS
     } else if !is_given("--bench") {
-        // As `cargo test` would.
+        // `cargo test` would run it like this.
         ExitCode::SUCCESS
     } else if Command::new("valgrind").arg("--version").output().is_err() {
         println!("no valgrind, so no instructions are counted: apt-get install valgrind");
@@ -77,7 +78,7 @@ fn count(arguments: &[&str]) -> BTreeMap<String, f64> {
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(env::current_exe().expect("this program"))
         .args(arguments)
-        // The environment lies on the stack, and its size moves what lies below.
+        // The environment is on the stack, and its size moves the addresses below it.
         .env_clear()
         .env("PATH", env::var_os("PATH").unwrap_or_default())
         .output()
@@ -94,14 +95,14 @@ fn short(name: &str) -> String {
     name.trim_start_matches("measured_").replace('_', "-")
 }
 
-/// What each measured function cost, with all it called, from callgrind's format: a function's part
-/// begins with `fn=`, its lines are places and costs, and so are those of its calls.
+/// Parses callgrind's format and returns the cost of each measured function, including its calls. The part of a
+/// function starts with `fn=`; its lines contain positions and costs, and so do those of its calls.
 fn costs(written: &str) -> BTreeMap<&str, u64> {
     let mut costs = BTreeMap::new();
     let mut current = None;
     for line in written.lines() {
         if let Some(function) = line.strip_prefix("fn=") {
-            // A name stands where it is first used, here or as that of a called function.
+            // A name is given where it is first used, here or as the name of a called function.
             current = ALL.iter().map(|operation| operation.name).find(|name| {
                 let id = function.split(' ').next().unwrap_or_default();
                 written.lines().any(|line| is_name(line, id, name))
@@ -119,7 +120,7 @@ fn is_name(line: &str, id: &str, name: &str) -> bool {
     after.is_some_and(|full| full.split("::").any(|part| part.trim_end() == name))
 }
 
-/// `+3 17`: a place, relative to the last, and a cost.
+/// Parses `+3 17`: a position, relative to the last one, and a cost.
 fn cost(line: &str) -> Option<u64> {
     let (place, cost) = line.split_once(' ')?;
     place.starts_with(|first: char| first.is_ascii_digit() || "+-*".contains(first)).then_some(())?;
@@ -127,12 +128,12 @@ fn cost(line: &str) -> Option<u64> {
 }
 
 fn baseline() -> PathBuf {
-    // At run time, so that a program that was built elsewhere finds its own.
+    // Read at run time, so that a program that was built elsewhere finds its own baseline.
     let root = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
     root.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).join("instructions.json")
 }
 
-/// Writes the rows of this build: those of an installed watch where there is one, otherwise the others.
+/// Writes the rows of this build: those of an installed watch if it has one, and otherwise the others.
 fn update(now: &Baseline) -> ExitCode {
     let is_own = |name: &str| name.starts_with(WATCHED) == HAS_WATCH;
     let before = read().map(|before| before.instructions).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The hottest operations, each in a function of its own that callgrind knows by its name.
+//! The most frequent operations, each in a function that callgrind identifies by its name.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -14,7 +14,7 @@ use tokio_ctx::wire::{Inbound, ServerLayer};
 use tokio_ctx::{CancelScope, Context};
 use tower::{Layer, Service, service_fn};
 
-/// How often each is done while it is counted.
+/// How often each operation runs while it is counted.
 pub const TIMES: u64 = 1_000;
 
 const FAR: Duration = Duration::from_secs(600);
@@ -24,14 +24,14 @@ pub struct Operation {
     run: fn(&Stage),
 }
 
-/// What they start from.
+/// What the operations start from.
 struct Stage {
     live: CancelScope,
     deep: Vec<CancelScope>,
     limited: CancelScope,
     /// Canceled with a cause.
     ended: CancelScope,
-    /// With so many values.
+    /// With this many values.
     ten: Context,
     hundred: Context,
     layer: ServerLayer,
@@ -171,7 +171,7 @@ const LOOKS: [[Look; 10]; 10] = hundred!(look);
 const MISSES: [[Look; 10]; 10] = hundred!(miss);
 const PUTS: [[Put; 10]; 10] = hundred!(put);
 
-/// Looks for many types: which of them have a bit in common changes with every build.
+/// Looks up many types, because the hash collisions of a single type change with every build.
 #[inline]
 fn look_up(ctx: &Context, looks: &[Look], found: bool) {
     for look in looks {
@@ -205,7 +205,7 @@ fn request(server: &Context) {
     assert!(black_box(step.check()).is_ok());
 }
 
-/// One request, answered at once.
+/// Serves one request, which is answered immediately.
 #[inline]
 fn served(layer: &ServerLayer) {
     let handler = async |_: Request<Empty<Bytes>>| {
@@ -221,7 +221,7 @@ fn served(layer: &ServerLayer) {
 fn ready<F: Future>(future: F) -> F::Output {
     match pin!(future).poll(&mut TaskContext::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
-        Poll::Pending => unreachable!("it waits for nothing"),
+        Poll::Pending => unreachable!("it does not wait"),
     }
 }
 

@@ -340,8 +340,7 @@ impl Context {
     /// Returns the same context, which a [`Watch`](crate::watch::Watch) shows under this name.
     ///
     /// The background cannot be named; name a context that is derived from it. Without an installed watch, this
-    /// returns a clone. Names are truncated to 120 characters, and a second
-    /// name replaces the first.
+    /// returns a clone. Names are truncated to 120 characters, and a second name replaces the first.
     ///
     /// ```
     /// use std::time::Duration;

@@ -126,7 +126,9 @@ impl Token {
             set_at: made_at,
             lookers: Mutex::new(Vec::new()),
         };
-        Token::with_check(parent, Arc::new(Beat(Arc::new(pulse))), made_at)
+        let token = Token::new(parent, None, made_at);
+        token.attach_check(Arc::new(Beat(Arc::new(pulse))));
+        token
     }
 
     /// Calls `f` with each pulse on the path, and the token whose it is. No lock is held.

@@ -13,6 +13,7 @@ use crate::finished::Budget;
 use crate::token::sync::now;
 use crate::token::{Limit, Token};
 
+/// # Requests
 impl Context {
     /// Derives the context of a request, with `made_at` as the line in its error. This is one allocation,
     /// because the cause of its deadline is a preset one. A watch is not informed.
@@ -42,7 +43,7 @@ impl Context {
         scope
     }
 
-    /// Returns the time left, or the error if the context has ended, with one reading of the clock.
+    /// Returns the context of work that outlives its request: a WebSocket, an event stream, or work
     /// that must complete after the client has left or was answered.
     ///
     /// It ends with the context that [`ServerLayer`](crate::wire::ServerLayer) was made with ([`hard`], if that was a
@@ -109,6 +110,13 @@ impl Context {
             return Err(token.error());
         }
         Ok(Some(deadline.saturating_duration_since(now)))
+    }
+
+    /// Returns the error if the context has ended, without reading the clock. A deadline counts once its timer has
+    /// fired, so this is for a context that is being waited on.
+    #[cfg(feature = "tower")]
+    pub(crate) fn known_err(&self) -> Option<Error> {
+        self.token().filter(|token| token.ended()).map(|token| token.error())
     }
 
     /// Returns whether the service of this request has ended.

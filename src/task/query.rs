@@ -55,6 +55,7 @@ pub use outcome::{Outcome, Stopped, StoppedKind};
 use turns::Turns;
 use work::Work;
 
+/// # Database queries
 impl Context {
     /// Runs a query on a connection. When the context ends first, cancels it and waits until it has really ended.
     ///

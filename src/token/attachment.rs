@@ -3,11 +3,10 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use super::{CHECKED, Line, OBSERVED, OCCUPIED, OWNS_CHECK, Token};
+use super::{CHECKED, OBSERVED, OCCUPIED, OWNS_CHECK, Token};
 use crate::error::{BoxError, How};
 use crate::stamp::Stamp;
-use crate::sync::{AtomicU16, Ordering};
-use crate::trace;
+use crate::sync::Ordering;
 
 /// Something that is kept under a token's lock until the token is dropped.
 pub(crate) trait Attachment: Send + Sync + 'static {
@@ -27,16 +26,10 @@ pub(crate) trait Attachment: Send + Sync + 'static {
 pub(crate) type Check = (Stamp, How, BoxError);
 
 impl Token {
-    /// Makes a child that is checked.
-    pub(crate) fn with_check(
-        parent: Option<&Arc<Token>>,
-        attachment: Arc<dyn Attachment>,
-        made_at: Line,
-    ) -> Arc<Token> {
-        let mut token = Token::node(parent, None, trace::created_now(), made_at);
-        token.state = AtomicU16::new(OCCUPIED | CHECKED | OWNS_CHECK);
-        token.inner.get_mut().more().attachments.push(attachment);
-        Arc::new(token)
+    /// Attaches something that is checked, before the token is shared.
+    pub(crate) fn attach_check(&self, attachment: Arc<dyn Attachment>) {
+        self.attachments(|attachments, _| attachments.push(attachment));
+        self.state.fetch_or(CHECKED | OWNS_CHECK, Ordering::Relaxed);
     }
 
     /// Calls `f` with what is attached, and with whether the token has ended. `f` runs under the lock, and drops

@@ -33,11 +33,6 @@ impl Ending {
     fn expired(deadline: Stamp) -> Ending {
         Ending { kind: EXPIRED, caller: None, bound: deadline, error: None }
     }
-
-    #[inline]
-    pub(super) fn is_cancel(&self) -> bool {
-        !matches!(self.kind, INHERITED | EXPIRED)
-    }
 }
 
 // Queries.
@@ -49,7 +44,6 @@ impl Token {
     }
 
     /// Whether it has ended, by itself or with an ancestor.
-    #[inline]
     pub(crate) fn is_done(self: &Arc<Self>) -> bool {
         let state = self.state();
         if state & (ENDED | CHECKED) != 0 {
@@ -62,20 +56,17 @@ impl Token {
     }
 
     /// [`is_done`](Self::is_done), for what has read the clock.
-    #[inline]
     pub(crate) fn is_done_at(self: &Arc<Self>, now: Instant) -> bool {
         let reads_clock = self.has_deadline() && !self.has(CHECKED | ENDED);
         if reads_clock { self.is_done_by(Stamp::new(now)) } else { self.is_done() }
     }
 
-    #[inline]
     pub(super) fn is_done_by(self: &Arc<Self>, now: Stamp) -> bool {
         let is_due = self.deadline <= now;
         self.ended() || if is_due { self.end_if_due(now) } else { self.is_done_above() }
     }
 
     /// Walks up to the nearest linked ancestor, whose own state is the whole truth.
-    #[inline]
     fn is_done_above(self: &Arc<Self>) -> bool {
         let (mut token, mut steps) = (self, 0);
         while let (false, Some(parent)) = (token.is_linked(), token.parent()) {
@@ -128,7 +119,7 @@ impl Token {
 
     /// The tokens from this one up to the first that has ended, or that is linked; if its deadline is due, at
     /// least to the token that owns it, whose place is returned as well.
-    fn path(self: &Arc<Self>, due: bool) -> (Vec<Arc<Token>>, Option<usize>) {
+    pub(crate) fn path(self: &Arc<Self>, due: bool) -> (Vec<Arc<Token>>, Option<usize>) {
         let (mut path, mut owner) = (Vec::with_capacity(16), None);
         let mut next = Some(self.clone());
         while let Some(token) = next {
@@ -145,12 +136,6 @@ impl Token {
             path.push(token);
         }
         (path, owner)
-    }
-
-    /// Returns the token whose own deadline this one's is; none if there is no deadline.
-    pub(crate) fn deadline_owner(self: &Arc<Self>) -> Option<Arc<Token>> {
-        let (mut path, owner) = self.path(true);
-        Some(path.swap_remove(owner?))
     }
 }
 
@@ -211,15 +196,6 @@ impl Token {
         is_first
     }
 
-    /// Ends it as its scope or guard is dropped. With no handle left but that one and no attachment that observes it,
-    /// there is nothing that could see an end, and none is made.
-    #[inline]
-    pub(crate) fn abandon(self: &Arc<Self>) {
-        if self.is_seen() {
-            self.cancel(None, None);
-        }
-    }
-
     /// Whether there is more than the one handle, or an attachment, that could see an end.
     #[inline]
     pub(crate) fn is_seen(self: &Arc<Self>) -> bool {
@@ -231,7 +207,6 @@ impl Token {
 
     /// How it ends when a parent has ended: by its own deadline, if that came before. Some tokens keep a copy of an
     /// inherited error, so that no way up to one is long.
-    #[inline]
     pub(super) fn ending_below(&self, parent: &Token, bound: Stamp) -> Ending {
         if self.deadline < bound && self.owns_deadline() {
             return Ending::expired(self.deadline);
@@ -279,7 +254,6 @@ impl Token {
     }
 
     /// The cause that its own deadline's end has.
-    #[inline]
     fn expiry_cause(&self, state: u16) -> Option<Cause> {
         match state & CAUSED != 0 {
             true => self.inner.lock().more().expiry.clone(),
@@ -299,7 +273,6 @@ impl Token {
     }
 
     /// When it ended; if that was of no interest until now, now.
-    #[inline]
     fn date(&self) -> Stamp {
         match self.word.load(Ordering::Acquire) {
             0 => self.set_date(Stamp::now()),

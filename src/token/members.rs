@@ -11,11 +11,7 @@ use super::deadline::{Bucket, Entry};
 use super::work::Work;
 use super::{Attachment, Token};
 use crate::error::{Cause, Error};
-use crate::pages::{IntoIter, Pages};
-
-/// A place in a list: 0 none, 1 the one in the token, from 2 on those in the pages.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Seat(pub(super) u32);
+use crate::pages::{IntoIter, Pages, Seat};
 
 /// What a token's lock protects.
 pub(super) struct Inner {
@@ -42,7 +38,7 @@ pub(super) struct More {
     pub(super) error: Option<Box<Error>>,
 }
 
-#[cfg(feature = "watch")]
+#[cfg(any(feature = "watch", all(test, tokio_ctx_loom)))]
 impl Token {
     /// Returns the number of waiters.
     pub(crate) fn waiters(&self) -> usize {
@@ -91,33 +87,24 @@ impl Inner {
         self.more.as_ref()?.error.as_deref()
     }
 
-    #[inline]
     pub(super) fn insert_child(&mut self, child: Weak<Token>) -> Seat {
-        insert(&mut self.child, || &mut self.more.get_or_insert_default().children, child)
+        Seat::insert(&mut self.child, || &mut self.more.get_or_insert_default().children, child)
     }
 
     pub(super) fn remove_child(&mut self, seat: Seat) -> Option<Weak<Token>> {
-        remove(&mut self.child, self.more.as_mut().map(|more| &mut more.children), seat)
+        seat.remove(&mut self.child, self.more.as_mut().map(|more| &mut more.children))
     }
 
     #[inline(always)]
     pub(super) fn remove_waiter(&mut self, seat: Seat) -> Option<Waker> {
-        remove(&mut self.waiter, self.more.as_mut().map(|more| &mut more.waiters), seat)
+        seat.remove(&mut self.waiter, self.more.as_mut().map(|more| &mut more.waiters))
     }
 
     /// Puts `waker` where a waiter's is, and returns that one; otherwise inserts it at a new seat.
     #[inline(always)]
     pub(super) fn register(&mut self, seat: &mut Seat, waker: Waker) -> Option<Waker> {
-        let present = match seat.0 {
-            0 => None,
-            1 => self.waiter.as_mut(),
-            at => self.more.as_mut().and_then(|more| more.waiters.get_mut(at - 2)),
-        };
-        if let Some(present) = present {
-            return Some(mem::replace(present, waker));
-        }
-        *seat = insert(&mut self.waiter, || &mut self.more.get_or_insert_default().waiters, waker);
-        None
+        let Inner { waiter, more, .. } = self;
+        seat.insert_or_replace(waiter, || &mut more.get_or_insert_default().waiters, waker)
     }
 
     pub(super) fn has_waiters(&self) -> bool {
@@ -132,41 +119,12 @@ impl Inner {
     }
 
     /// Hands over all that is to be done when the token ends, and returns the children that are to be closed.
-    #[inline]
     pub(super) fn empty(&mut self, work: &mut Work) -> Children {
         if let Some(waker) = self.waiter.take() {
             work.wake(waker);
         }
         let more = self.more.as_mut().and_then(|more| more.empty(work));
         Children { first: self.child.take(), more }
-    }
-
-    #[cfg(all(test, tokio_ctx_loom))]
-    pub(super) fn census(&mut self) -> usize {
-        let more = self.more.as_ref().map_or(0, |more| more.waiters.len() + more.children.len());
-        more + usize::from(self.waiter.is_some()) + usize::from(self.child.is_some())
-    }
-}
-
-#[inline]
-fn insert<'a, T: 'a>(
-    first: &mut Option<T>,
-    pages: impl FnOnce() -> &'a mut Pages<T>,
-    member: T,
-) -> Seat {
-    if first.is_none() {
-        *first = Some(member);
-        return Seat(1);
-    }
-    Seat(pages().insert(member) + 2)
-}
-
-#[inline]
-fn remove<T>(first: &mut Option<T>, pages: Option<&mut Pages<T>>, seat: Seat) -> Option<T> {
-    match seat.0 {
-        0 => None,
-        1 => first.take(),
-        at => pages?.remove(at - 2),
     }
 }
 
@@ -178,12 +136,10 @@ pub(super) struct Children {
 }
 
 impl Children {
-    #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.first.is_none() && self.more.is_none()
     }
 
-    #[inline]
     pub(super) fn next(&mut self) -> Option<Weak<Token>> {
         self.first.take().or_else(|| self.more.as_mut()?.next())
     }

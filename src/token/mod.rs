@@ -95,7 +95,7 @@ use tokio::time::Instant;
 pub(crate) use crate::sync;
 
 pub(crate) use self::attachment::{Attachment, Check};
-pub(crate) use self::members::Seat;
+pub(crate) use crate::pages::Seat;
 
 use self::members::Inner;
 use crate::error::BoxError;
@@ -285,7 +285,6 @@ impl Token {
 
     /// Has this token's end dated, whatever ends it: sets `TIMED` here and on all ancestors, up to those that
     /// have it.
-    #[inline]
     pub(crate) fn date_ends(self: &Arc<Self>) {
         let is_new = |token: &Token| token.state.fetch_or(TIMED, Ordering::AcqRel) & TIMED == 0;
         if !self.has(TIMED) {
@@ -315,7 +314,6 @@ impl Token {
     }
 
     /// Whether it is in its parent's list, so that an end above reaches it; or a root.
-    #[inline]
     pub(crate) fn is_linked(&self) -> bool {
         self.seat.load(Ordering::Acquire) != 0
     }
@@ -336,7 +334,6 @@ impl Token {
         self.deadline != Stamp::NEVER
     }
 
-    #[inline]
     pub(crate) fn owns_deadline(&self) -> bool {
         self.level & OWNS_DEADLINE != 0
     }
@@ -372,7 +369,6 @@ impl Token {
 // Ancestors.
 impl Token {
     /// The parent; of a merged token the first.
-    #[inline]
     pub(crate) fn parent(&self) -> Option<&Arc<Token>> {
         self.parent.as_ref()
     }

@@ -6,12 +6,14 @@ use std::{iter, mem};
 
 use super::deadline::Entry;
 use super::end::{Ending, UNDATED};
-use super::members::{Children, Inner, Seat};
+use super::members::{Children, Inner};
 use super::work::Work;
-use super::{CLOSING, DATED, DISTURBED, ENDED, KEPT, MERGED, OCCUPIED, TIMED, Token};
+use super::{
+    CLOSING, DATED, DISTURBED, ENDED, EXPIRED, INHERITED, KEPT, MERGED, OCCUPIED, TIMED, Token,
+};
+use crate::pages::Seat;
 use crate::stamp::Stamp;
 use crate::sync::{MutexGuard, Ordering, RuntimeId, yield_now};
-use crate::trace::shielded;
 
 // Linking.
 impl Token {
@@ -98,7 +100,6 @@ impl Token {
     }
 
     /// Takes a child out of the list.
-    #[inline]
     fn remove_child(&self, seat: Seat) {
         if seat != Seat::default() && !self.ended() {
             self.inner.lock().remove_child(seat);
@@ -109,16 +110,6 @@ impl Token {
     #[inline]
     pub(crate) fn is_undisturbed(&self) -> bool {
         !self.has(ENDED | DISTURBED)
-    }
-
-    /// Wakes all that wait on this very token, to look again.
-    #[cold]
-    pub(super) fn wake_waiters(&self) {
-        let Some(mut inner) = self.open() else { return };
-        self.set(DISTURBED);
-        let wakers = inner.take_wakers();
-        drop(inner);
-        wakers.into_iter().for_each(|waker| _ = shielded(|| waker.wake()));
     }
 }
 
@@ -151,7 +142,6 @@ impl Token {
         Some(children)
     }
 
-    #[inline]
     fn close_locked(&self, ending: &mut Ending, work: &mut Work) -> Option<Children> {
         let mut inner = self.open()?;
         let _entry = Token::take_entry(&self.word, &mut inner);
@@ -174,7 +164,7 @@ impl Token {
     /// right. Else returns the state by now.
     #[inline(always)]
     pub(super) fn publish(&self, state: u16, ending: &mut Ending, bits: u16) -> Result<u16, u16> {
-        if ending.is_cancel() {
+        if !matches!(ending.kind, INHERITED | EXPIRED) {
             if let Some(caller) = ending.caller {
                 let _first = self.canceled_at.set(caller);
             }
@@ -193,7 +183,6 @@ impl Token {
     /// Waits until all its linked descendants have been closed, if another thread is about it. No foreign code
     /// runs there, and what waits does so for a token further down than all that it holds up: no circle, and
     /// not for long.
-    #[inline]
     pub(super) fn wait_until_closed(&self) {
         while self.has(CLOSING) {
             yield_now();
@@ -210,23 +199,19 @@ struct Layer {
 
 impl Layer {
     /// Closes all children, depth first, with a stack of its own.
-    fn close_below(self, work: &mut Work) {
-        let (mut layer, mut above) = (self, Vec::new());
+    fn close_below(mut self, work: &mut Work) {
+        let mut above = Vec::new();
         loop {
-            match layer.children.next() {
-                Some(child) => {
-                    let Some(child) = child.upgrade() else { continue };
-                    if let Some(below) = layer.close_child(child, work) {
-                        above.push(mem::replace(&mut layer, below));
-                    }
-                }
-                None => {
-                    layer.token.state.fetch_and(!CLOSING, Ordering::AcqRel);
-                    work.keep(layer.token);
-                    let Some(next) = above.pop() else { break };
-                    layer = next;
+            while let Some(child) = self.children.next() {
+                let below = child.upgrade().and_then(|child| self.close_child(child, work));
+                if let Some(below) = below {
+                    above.push(mem::replace(&mut self, below));
                 }
             }
+            self.token.state.fetch_and(!CLOSING, Ordering::AcqRel);
+            work.keep(self.token);
+            let Some(next) = above.pop() else { break };
+            self = next;
         }
     }
 
@@ -258,25 +243,24 @@ impl Layer {
 impl Drop for Token {
     #[inline]
     fn drop(&mut self) {
-        let second = match self.state.load(Ordering::Relaxed) & OCCUPIED != 0 {
-            true => self.leave_second(),
-            false => None,
-        };
-        let parent = self.leave_parent().and_then(Arc::into_inner);
+        let (parent, second) = self.leave_lists();
+        let parent = parent.and_then(Arc::into_inner);
         if parent.is_some() || second.is_some() {
-            take_apart(parent, Vec::from_iter(second));
+            take_apart(parent, second);
         }
     }
 }
 
 /// Takes the last handles' tokens apart, `next` first.
 #[cold]
-fn take_apart(mut next: Option<Token>, mut pending: Vec<Arc<Token>>) {
+fn take_apart(mut next: Option<Token>, second: Option<Arc<Token>>) {
+    let mut pending = Vec::from_iter(second);
     loop {
         // Before the token goes: its cause's drop may panic, and the rest must go all the same.
         while let Some(mut token) = next.take() {
-            pending.extend(token.leave_second());
-            next = token.leave_parent().and_then(Arc::into_inner);
+            let (parent, second) = token.leave_lists();
+            pending.extend(second);
+            next = parent.and_then(Arc::into_inner);
         }
         let Some(other) = pending.pop() else { break };
         next = Arc::into_inner(other);
@@ -284,28 +268,20 @@ fn take_apart(mut next: Option<Token>, mut pending: Vec<Arc<Token>>) {
 }
 
 impl Token {
+    /// Leaves the timers and the lists of its parents, and returns these.
     #[inline]
-    fn leave_parent(&mut self) -> Option<Arc<Token>> {
-        let parent = self.parent.take()?;
-        parent.remove_child(Seat(self.seat.load(Ordering::Relaxed)));
-        Some(parent)
-    }
-
-    /// Leaves the timers, and a merged token's other parent.
-    #[inline]
-    fn leave_second(&mut self) -> Option<Arc<Token>> {
-        let inner = self.inner.get_mut();
-        let _entry = Token::take_entry(&self.word, inner);
-        let (second, seat) = inner.more.as_mut()?.second.take()?;
-        second.remove_child(seat);
-        Some(second)
-    }
-}
-
-#[cfg(all(test, tokio_ctx_loom))]
-impl Token {
-    /// What is registered here: for the models' last look.
-    pub(crate) fn census(&self) -> usize {
-        if self.ended() { 0 } else { self.inner.lock().census() }
+    fn leave_lists(&mut self) -> (Option<Arc<Token>>, Option<Arc<Token>>) {
+        let mut second = None;
+        if self.state.load(Ordering::Relaxed) & OCCUPIED != 0 {
+            let inner = self.inner.get_mut();
+            let _entry = Token::take_entry(&self.word, inner);
+            second = inner.more.as_mut().and_then(|more| more.second.take());
+        }
+        let leave = |(parent, seat): (Arc<Token>, Seat)| {
+            parent.remove_child(seat);
+            parent
+        };
+        let seat = Seat(self.seat.load(Ordering::Relaxed));
+        (self.parent.take().map(|parent| leave((parent, seat))), second.map(leave))
     }
 }

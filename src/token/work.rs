@@ -28,7 +28,6 @@ impl Work {
         self.more.get_or_insert_default()
     }
 
-    #[inline]
     pub(super) fn wake(&mut self, waker: Waker) {
         match &self.waker {
             None => self.waker = Some(waker),
@@ -49,13 +48,11 @@ impl Work {
     }
 
     /// Whether ends are reported at all.
-    #[inline]
     pub(super) fn is_observed() -> bool {
         trace::listens() || registry::is_installed()
     }
 
     /// Reports an end, but neither that of a scope that is merely dropped, nor of what ends with its parent.
-    #[inline]
     pub(super) fn report(&mut self, token: &Token, ending: &Ending) {
         if !matches!(ending.kind, 0 | INHERITED) && Work::is_observed() {
             let (error, created_at) = (token.error(), token.created_at());
@@ -68,7 +65,6 @@ impl Work {
     }
 
     /// Leaves a handle to be dropped, if that may run foreign code.
-    #[inline]
     pub(super) fn keep(&mut self, token: Arc<Token>) {
         if token.has(KEPT | CAUSED | MERGED) {
             self.later(move |_| drop(token));
@@ -76,7 +72,6 @@ impl Work {
     }
 
     /// Does it, also if some of it panics: that is a matter of what panicked, and of the panic hook.
-    #[inline]
     pub(super) fn finish(mut self) {
         while self.waker.is_some() || self.more.is_some() {
             self.waker.take().map(|waker| shielded(|| waker.wake()));
