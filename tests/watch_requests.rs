@@ -3,7 +3,9 @@
 use std::convert::Infallible;
 use std::future::pending;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -172,6 +174,47 @@ async fn a_handler_that_exceeds_its_deadline_is_late() {
     let late: Vec<_> = late.filter(|late| late.name.as_deref() == Some("GET /blocks")).collect();
     assert_eq!(late.len(), 1, "{seen}");
     assert_eq!((late[0].kind, late[0].how), (Kind::Request, How::Deadline));
+}
+
+/// A snapshot holds contexts for a short time, so some requests are ended, and others only counted.
+#[test]
+fn every_request_is_counted_once_while_snapshots_are_taken() {
+    const THREADS: u64 = 4;
+    const REQUESTS: u64 = 500;
+
+    watch::install();
+    let layer = ServerLayer::new(Context::background(), Inbound::new().max_budget(600 * SECOND));
+    let line = line!() - 1;
+    let are_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let serving: Vec<_> = (0..THREADS).map(|_| scope.spawn(|| serve(&layer, REQUESTS))).collect();
+        scope.spawn(|| {
+            while !are_done.load(Ordering::Relaxed) {
+                let seen = snapshot();
+                let here = seen.entries.iter().filter(|entry| entry.line.location().line() == line);
+                assert!(here.count() as u64 <= 2 * THREADS);
+            }
+        });
+        serving.into_iter().for_each(|serving| serving.join().unwrap());
+        are_done.store(true, Ordering::Relaxed);
+    });
+    is_gone("GET /crowd");
+    let seen = snapshot();
+    let counted = seen.lately.iter().filter(|lately| lately.line.location().line() == line);
+    let counted: Vec<_> = counted.map(|lately| (lately.how, lately.total)).collect();
+    assert_eq!(counted, [(How::Finished, THREADS * REQUESTS)]);
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn serve(layer: &ServerLayer, requests: u64) {
+    let handler = layer.layer(service_fn(async |_: Request<Empty<Bytes>>| {
+        tokio::task::yield_now().await;
+        Answered::Ok(Response::new(Full::from("x")))
+    }));
+    for _ in 0..requests {
+        let answer = handler.clone().oneshot(request("/crowd")).await.unwrap();
+        answer.into_body().collect().await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

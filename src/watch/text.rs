@@ -35,7 +35,7 @@ const ENDED_COLUMNS: &str =
 const ALIVE_COLUMNS: &str =
     "  count  kind        line                                    oldest  least left  waiters  name";
 const LATELY_COLUMNS: &str =
-    "  count  how          created at                               type of cause    mean life     max";
+    "  count  how              created at                           type of cause     mean life     max";
 
 fn part<T>(
     f: &mut Formatter<'_>,
@@ -163,11 +163,11 @@ fn fmt_name(name: Option<&str>, width: usize, f: &mut Formatter<'_>) -> fmt::Res
 }
 
 fn fmt_lately(lately: &Lately, f: &mut Formatter<'_>) -> fmt::Result {
-    let place = tail(&lately.line, 39);
+    let place = tail(&lately.line, 35);
     let count = thousands(usize::try_from(lately.count).unwrap_or(usize::MAX));
     let cause = head(&short(lately.cause_type.unwrap_or("-")), 16);
     let [mean, max] = [lately.mean_lived, lately.max_lived].map(Known);
-    write!(f, "{count:>7}  {:<11}  {place:<39}  {cause:<16}  {mean:>7}  {max:>7}", lately.how)
+    write!(f, "{count:>7}  {:<15}  {place:<35}  {cause:<16}  {mean:>9}  {max:>6}", lately.how)
 }
 
 fn fmt_late(class: &LateClass, f: &mut Formatter<'_>) -> fmt::Result {
@@ -179,7 +179,7 @@ fn fmt_late(class: &LateClass, f: &mut Formatter<'_>) -> fmt::Result {
     write!(f, "{count:>7}  {bound:<12}")?;
     let Some(last) = class.last.first() else { return Ok(()) };
     let text = format!(
-        "last: {} of {}, {} late ({}), {} ago",
+        "last: {} {}, {} late ({}), {} ago",
         last.kind,
         tail(&last.line, 30),
         Time(last.late),
