@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::token::Token;
 use crate::token::sync::now;
 
-/// All that is linked below a context, as a picture goes through it: one member for each hold of a lock.
+/// All that is linked below a context, as a snapshot visits it: one child each time the lock is held.
 fn below(ctx: &Context) -> Vec<Weak<Token>> {
     let (mut found, mut at) = (vec![Arc::downgrade(token(ctx))], 0);
     while at < found.len() {

@@ -210,19 +210,19 @@ impl Page {
 }
 
 /// A task that ignores the end of its context, and the line that spawned it.
-struct Culprit {
+struct Task {
     ctx: CancelScope,
     task: tokio::task::JoinHandle<()>,
     line: String,
 }
 
-impl Culprit {
-    fn new(name: &str) -> Culprit {
+impl Task {
+    fn new(name: &str) -> Task {
         let ctx = Context::background().with_cancel().named(name.to_owned());
         let here = Location::caller_of();
         let task = ctx.spawn(pending());
         let line = format!("{}:{}", here.file(), here.line() + 1);
-        Culprit { ctx, task, line }
+        Task { ctx, task, line }
     }
 
     /// Cancels the context, and waits until the page shows the task as overstaying.
@@ -232,7 +232,7 @@ impl Culprit {
     }
 }
 
-impl Drop for Culprit {
+impl Drop for Task {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -255,14 +255,14 @@ fn it_loads_without_an_error_and_shows_ended_work_first() {
     with_page(async |page| {
         page.is_without_an_error().await?;
         page.until("document.getElementById('verdict').className === 'is-good'").await?;
-        let culprit = Culprit::new("GET /report");
-        let _alive = Culprit::new("GET /fine");
-        culprit.overstay().await;
+        let task = Task::new("GET /report");
+        let _alive = Task::new("GET /fine");
+        task.overstay().await;
         page.until("document.getElementById('verdict').className === 'is-bad'").await?;
         let verdict = page.text("#verdict").await?;
-        assert!(verdict.contains(&culprit.line), "{verdict}");
+        assert!(verdict.contains(&task.line), "{verdict}");
         let first = page.text("#ended tbody tr").await?;
-        assert!(first.starts_with(&culprit.line), "{first}");
+        assert!(first.starts_with(&task.line), "{first}");
         assert!(first.contains("last polled"), "{first}");
         assert!(page.eval("document.title").await?.as_str().unwrap().starts_with("(1) "));
         let order = "[...document.querySelectorAll('main > section:not([hidden])')].map((section) => section.id).join()";
@@ -275,14 +275,14 @@ fn it_loads_without_an_error_and_shows_ended_work_first() {
 #[test]
 fn lines_and_trees_expand_by_keyboard() {
     with_page(async |page| {
-        let culprit = Culprit::new("GET /opened");
+        let task = Task::new("GET /opened");
         let _children: Vec<CancelScope> =
-            (0..30).map(|at| culprit.ctx.context().with_cancel().named(format!("child {at}"))).collect();
-        culprit.overstay().await;
+            (0..30).map(|at| task.ctx.context().with_cancel().named(format!("child {at}"))).collect();
+        task.overstay().await;
         page.until("document.querySelector('#ended .toggle')").await?;
         // The first row gets the focus.
         page.press(Key::Down + "").await?;
-        assert_eq!(page.eval("document.activeElement.innerText").await?, *culprit.line);
+        assert_eq!(page.eval("document.activeElement.innerText").await?, *task.line);
         let outline = page.eval("getComputedStyle(document.activeElement).outlineStyle").await?;
         assert_eq!(outline, "solid", "the focus is visible");
         page.press(Key::Enter + "").await?;
@@ -290,7 +290,7 @@ fn lines_and_trees_expand_by_keyboard() {
         assert_eq!(page.eval("document.activeElement.getAttribute('aria-expanded')").await?, "true");
         // A refresh keeps the focus.
         page.refreshes(2).await?;
-        assert_eq!(page.eval("document.activeElement.innerText").await?, *culprit.line);
+        assert_eq!(page.eval("document.activeElement.innerText").await?, *task.line);
         page.press(Key::Enter + "").await?;
         page.until("document.querySelector('#ended .detail-row').hidden").await?;
 
@@ -307,10 +307,10 @@ fn lines_and_trees_expand_by_keyboard() {
 #[test]
 fn it_filters() {
     with_page(async |page| {
-        let culprits = [Culprit::new("GET /first/1"), Culprit::new("GET /second/2")];
+        let tasks = [Task::new("GET /first/1"), Task::new("GET /second/2")];
         let _others: Vec<CancelScope> =
             (0..300).map(|at| Context::background().with_cancel().named(format!("job {at}"))).collect();
-        culprits[0].ctx.cancel();
+        tasks[0].ctx.cancel();
         page.press("/second").await?;
         assert_eq!(page.eval("document.activeElement.id").await?, "filter");
         page.until("document.getElementById('found-count').innerText === '1 entry containing “second”'")
@@ -420,8 +420,8 @@ fn it_shows_a_shutdown_in_progress() {
 fn markup_is_shown_as_text() {
     with_page(async |page| {
         let markup = "</script><img src=x onerror=\"document.title='owned'\"><b>bold</b>";
-        let culprit = Culprit::new(markup);
-        culprit.overstay().await;
+        let task = Task::new(markup);
+        task.overstay().await;
         page.until("document.getElementById('tree').innerText.includes('<b>bold</b>')").await?;
         assert_eq!(
             page.eval("document.querySelectorAll('main img, main b b, main script').length").await?,
@@ -438,14 +438,14 @@ fn markup_is_shown_as_text() {
 #[test]
 fn a_refresh_with_100_000_contexts_takes_less_than_200_ms() {
     with_page(async |page| {
-        let culprit = Culprit::new("GET /report");
+        let task = Task::new("GET /report");
         let parent = Context::background().with_cancel().named("crowd");
         let crowd: Vec<CancelScope> = (0..CROWD)
             .map(|at| {
                 parent.context().with_timeout(Duration::from_secs(3_600)).named(format!("job {at}"))
             })
             .collect();
-        culprit.overstay().await;
+        task.overstay().await;
         page.until("document.getElementById('totals').innerText.includes('100,00')").await?;
         // With this many contexts a snapshot takes long, so the page may show an older one.
         page.until("document.querySelector('#ended .toggle')").await?;
