@@ -21,7 +21,7 @@ use crate::context::refusal::Entry;
 use crate::context::run::Bound;
 use crate::context::{CancelScope, Context, NotEnoughTime};
 use crate::error::Error;
-use crate::token::sync::now;
+use crate::sync::now;
 
 /// How late a timer may fire. After a delay, at least this much time has to be left.
 const TIMER: Duration = Duration::from_millis(1);

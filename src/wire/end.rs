@@ -51,7 +51,7 @@ impl Borrow<Context> for RequestScope {
 /// cause is allocated. A watch counts it as finished.
 impl Drop for RequestScope {
     fn drop(&mut self) {
-        if self.how != RequestEnd::Answered || self.scope.is_seen() || !is_counted(&self.scope) {
+        if self.how != RequestEnd::Answered || self.scope.is_observed() || !is_counted(&self.scope) {
             self.underway.finish_if_late(&self.scope);
             self.scope.cancel_at(self.place, Box::new(self.how));
         }
