@@ -89,21 +89,21 @@ pub(crate) fn records_creation() -> bool {
 
 /// Returns the time of creation for a context that is created now, or 0 if it is not recorded.
 #[inline]
-pub(crate) fn created_now() -> u64 {
-    if records_creation() { time_of_creation() } else { 0 }
+pub(crate) fn creation_stamp() -> u64 {
+    if records_creation() { read_clock() } else { 0 }
 }
 
-/// Returns the time in nanoseconds since the epoch.
+/// Returns the time in nanoseconds since the epoch, plus one.
 #[cold]
-pub(crate) fn time_of_creation() -> u64 {
+pub(crate) fn read_clock() -> u64 {
     let now = Instant::now();
     let since = now.saturating_duration_since(*EPOCH.get_or_init(|| now));
     u64::try_from(since.as_nanos()).map_or(0, |since| since + 1)
 }
 
 /// Returns the instant of a time of creation, or `None` if it was not recorded.
-pub(crate) fn instant_of(created: u64) -> Option<Instant> {
-    let since = Duration::from_nanos(created.checked_sub(1)?);
+pub(crate) fn creation_time(stamp: u64) -> Option<Instant> {
+    let since = Duration::from_nanos(stamp.checked_sub(1)?);
     Some(*EPOCH.get()? + since)
 }
 

@@ -294,6 +294,11 @@ impl Token {
         token
     }
 
+    /// Returns the token of a record, unless it has been dropped.
+    pub(crate) fn of_subject(subject: &registry::Subject) -> Option<Arc<Token>> {
+        subject.upgrade()?.downcast().ok()
+    }
+
     /// Keeps a registration until the token is dropped, or another one of its kind replaces it.
     fn keep_registered(&self, registration: Registration) {
         let kind = registration.record().kind;

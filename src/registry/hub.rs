@@ -27,8 +27,8 @@ pub(crate) trait Observer: Sync {
     fn entered(&self, record: &Record);
     /// The work of a record has ended.
     fn left(&self, record: &Record);
-    /// A context has ended by itself. `born` is when it was made, if that is known.
-    fn ended(&self, error: &Error, born: Option<Instant>);
+    /// A context has ended by itself. `created_at` is `None` if that is not known.
+    fn ended(&self, error: &Error, created_at: Option<Instant>);
     /// The work of a context has been completed, and nothing holds the context. It is not ended.
     #[cfg(feature = "tower")]
     fn finished(&self, finished: Finished);
@@ -81,9 +81,9 @@ pub(crate) fn cause_name(line: &'static Location<'static>) -> Option<&'static st
     CAUSES.read().unwrap_or_else(PoisonError::into_inner).get(&address(line)).copied()
 }
 
-pub(crate) fn ended(error: &Error, born: Option<Instant>) {
+pub(crate) fn ended(error: &Error, created_at: Option<Instant>) {
     if let Some(hub) = get() {
-        hub.observer.ended(error, born);
+        hub.observer.ended(error, created_at);
     }
 }
 

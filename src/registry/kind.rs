@@ -1,8 +1,8 @@
-//! What is registered: the kinds of work and of contexts.
+//! The kinds of registered work and contexts.
 
 use std::fmt;
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "watch", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[cfg_attr(not(feature = "watch"), allow(dead_code, reason = "only a watch reads it"))]
@@ -10,17 +10,17 @@ use std::fmt;
 pub enum Kind {
     /// `root`: a context derived from the background.
     Root,
-    /// `context`: a context that is waited on below a registered one, or above one.
+    /// `context`: an ancestor of a registered context, or a descendant that something waits on.
     Context,
-    /// `named`: a context that was given a name.
+    /// `named`: a context with a [name](../struct.Context.html#method.named).
     Named,
-    /// `request`: a request of [`ServerLayer`](../wire/struct.ServerLayer.html), or, once it is over, its context.
+    /// `request`: a request of [`ServerLayer`](../wire/struct.ServerLayer.html), or its context after the request has ended.
     Request,
     /// `group`: a [`Group`](crate::Group).
     Group,
-    /// `shutdown`: a [`Shutdown`](crate::Shutdown): its hard context.
+    /// `shutdown`: the hard context of a [`Shutdown`](crate::Shutdown).
     Shutdown,
-    /// `task`: a task of a spawn of this crate.
+    /// `task`: a task that was spawned with this crate.
     Task,
     /// `tracked`: a future of [`Shutdown::track`](crate::Shutdown::track).
     Tracked,
@@ -28,7 +28,7 @@ pub enum Kind {
     Ticket,
     /// `blocking`: a function of [`Context::spawn_blocking`](crate::Context::spawn_blocking).
     Blocking,
-    /// `after_func`: a function of [`Context::after_func`](crate::Context::after_func), waiting or running.
+    /// `after_func`: a function of [`Context::after_func`](crate::Context::after_func), before or while it runs.
     AfterFunc,
     /// `process`: a child process.
     Process,
@@ -63,12 +63,12 @@ impl fmt::Display for Kind {
 
 #[cfg(any(feature = "test-util", feature = "watch"))]
 impl Kind {
-    /// Whether there is work to be waited for.
+    /// Returns whether it is work, rather than only a context.
     pub(crate) fn is_work(self) -> bool {
         !matches!(self, Kind::Root | Kind::Context | Kind::Named | Kind::Group | Kind::Shutdown)
     }
 
-    /// Whether its record stands for its context itself, rather than for something that runs in it.
+    /// Returns whether its record describes the context itself, rather than work that uses the context.
     #[cfg(feature = "watch")]
     pub(crate) fn is_context(self) -> bool {
         self == Kind::Request || self == Kind::Process || !self.is_work()

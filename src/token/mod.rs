@@ -213,10 +213,11 @@ impl Token {
         }
     }
 
-    /// Makes one whose time of creation is recorded. A function of its own, so that the others pay for one branch only.
+    /// Creates a token whose time of creation is recorded. It is a separate function so that other tokens only pay for one
+    /// branch.
     #[cold]
     fn with_time(parent: Option<&Arc<Token>>, made_at: Line) -> Arc<Token> {
-        let created = trace::time_of_creation();
+        let created = trace::read_clock();
         Arc::new_cyclic(|_| Token::node(parent, None, created, made_at))
     }
 
@@ -247,7 +248,7 @@ impl Token {
 
     /// Creates a child of both tokens, which ends when either of them does. It is linked from the start.
     pub(crate) fn merge(parent: &Arc<Token>, other: &Arc<Token>, made_at: Line) -> Arc<Token> {
-        let mut token = Token::node(Some(parent), None, trace::created_now(), made_at);
+        let mut token = Token::node(Some(parent), None, trace::creation_stamp(), made_at);
         token.deadline = parent.deadline.min(other.deadline);
         let checked = CHECKED & (parent.state() | other.state());
         token.state = AtomicU16::new(OCCUPIED | MERGED | checked);
@@ -374,7 +375,7 @@ impl Token {
     pub(crate) fn created_at(&self) -> Option<Instant> {
         match self.budget() {
             Some(budget) => self.deadline.instant().checked_sub(budget),
-            None => trace::instant_of(self.clock),
+            None => trace::creation_time(self.clock),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::context::current::enter;
 use crate::context::done::Wait;
 use crate::context::{Context, Progress};
 use crate::error::Error;
-use crate::token::UNCLOCKED;
+use crate::token::CLOCK_INTERVAL;
 
 /// What came of a poll.
 pub(crate) enum Step<D, E> {
@@ -166,7 +166,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
                 let waker = if live.wakes { Some(of_task(waker, cx)) } else { None };
                 // The timer of the deadline ends the context. It cannot fire while a transport reads frame after frame
                 // without a yield, so the clock is read now and then.
-                live.frames = (live.frames + 1) % UNCLOCKED;
+                live.frames = (live.frames + 1) % CLOCK_INTERVAL;
                 let ended = if live.frames == 0 { ctx.err() } else { ctx.known_err() };
                 match ended {
                     Some(ended) => Step::Ended(ended),
