@@ -821,7 +821,7 @@ mod dropped {
             let line = line!() - 3;
             assert!(timeout(ms(10), run).await.is_err());
             let ended = told.await.unwrap();
-            assert_eq!(ended.cause().unwrap().to_string(), "the query was dropped");
+            assert_eq!(ended.cause().unwrap().to_string(), "query dropped");
             assert_eq!(ended.origin().canceled_at().unwrap().line(), line);
             server.until_over().await;
             assert_eq!(server.state().given_back, 1);

@@ -137,7 +137,7 @@ fn keys_of_maps_are_case_insensitive() {
         // Two that differ in their case are two.
         map.extend([("GRPC-timeout".to_string(), "1H".to_string())]);
         let bad = Inbound::new().strict().budget(&map).unwrap_err();
-        assert_eq!(bad.to_string(), "bad header grpc-timeout: it may be given once");
+        assert_eq!(bad.to_string(), "bad header grpc-timeout: it must not occur more than once");
         map.remove("grpc-TIMEOUT");
         assert_eq!((map.get("grpc-timeout"), map.get_all("grpc-timeout").len()), (None, 0));
     }
@@ -499,7 +499,7 @@ fn what_is_no_date_is_a_bad_header() {
         let refused = lenient.clone().strict().budget(&dated(bad)).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "bad header x-deadline-unix-ms: it takes 1 to 15 digits, for milliseconds since 1970"
+            "bad header x-deadline-unix-ms: expected 1 to 15 digits, in milliseconds since 1970"
         );
     }
     let mut twice = dated("1");

@@ -153,17 +153,17 @@ fn a_timeout_is_written_in_the_finest_unit_that_fits() {
 #[test]
 fn a_bad_header_is_named_and_its_value_not_repeated() {
     for (header, right) in [
-        (DeadlineHeader::Grpc, "1 to 8 digits and a unit, one of H, M, S, m, u and n"),
-        (own(), "1 to 10 digits, for milliseconds"),
+        (DeadlineHeader::Grpc, "1 to 8 digits and a unit: H, M, S, m, u or n"),
+        (own(), "1 to 10 digits, in milliseconds"),
     ] {
         let name = header.name().as_str();
         let mut headers = HeaderMap::new();
         headers.insert(header.name(), HeaderValue::from_static("secret"));
         let bad = header.read(&headers).unwrap_err();
-        assert_eq!(bad.to_string(), format!("bad header {name}: it takes {right}"));
+        assert_eq!(bad.to_string(), format!("bad header {name}: expected {right}"));
         headers.append(header.name(), HeaderValue::from_static("1m"));
         let bad = header.read(&headers).unwrap_err();
-        assert_eq!(bad.to_string(), format!("bad header {name}: it may be given once"));
+        assert_eq!(bad.to_string(), format!("bad header {name}: it must not occur more than once"));
     }
 }
 
@@ -499,12 +499,12 @@ fn what_is_dropped_is_warned_of_and_never_an_error() {
     let longer = format!("a={}", "x".repeat(8192));
     let many = vec!["a=b"; 181].join(",");
     for (name, value, inbound, flaw) in [
-        ("grpc-timeout", "hunter2", &inbound, "it takes 1 to 8 digits"),
-        ("x-name", "nobody", &inbound, "can't be decoded"),
-        ("x-name", "n\u{fc}ll", &inbound, "can't be decoded"),
+        ("grpc-timeout", "hunter2", &inbound, "expected 1 to 8 digits"),
+        ("x-name", "nobody", &inbound, "cannot be decoded"),
+        ("x-name", "n\u{fc}ll", &inbound, "cannot be decoded"),
         ("x-name", &long, &inbound, "longer than 4096 bytes"),
-        ("baggage", "x-name=nobody", &in_baggage, "can't be decoded"),
-        ("baggage", "x-name=%ff%fe", &in_baggage, "can't be decoded"),
+        ("baggage", "x-name=nobody", &in_baggage, "cannot be decoded"),
+        ("baggage", "x-name=%ff%fe", &in_baggage, "cannot be decoded"),
         ("baggage", "x-name=\u{fc}", &in_baggage, "not ASCII"),
         ("baggage", &longer, &in_baggage, "longer than 8192 bytes"),
         ("baggage", &many, &in_baggage, "more than 180 members"),

@@ -249,7 +249,7 @@ async fn a_cancel_of_the_handlers_own_is_not_the_services_end() {
 #[tokio::test]
 async fn a_bad_header_is_told_in_the_callers_terms() {
     let unserved = async |_| -> Response<Full<Bytes>> { unreachable!("not served") };
-    let text = "bad header grpc-timeout: it takes 1 to 8 digits and a unit, one of H, M, S, m, u and n";
+    let text = "bad header grpc-timeout: expected 1 to 8 digits and a unit: H, M, S, m, u or n";
     for protocol in PROTOCOLS {
         let mut request = call_of(protocol);
         request.headers_mut().insert("grpc-timeout", "soon".parse().unwrap());

@@ -225,7 +225,7 @@ async fn a_strict_server_refuses_a_bad_deadline() {
     let response = call(strict(), plain, unserved).await;
     assert_eq!(response.status(), 400);
     let text = response.into_body().collect().await.unwrap().to_bytes();
-    assert_eq!(text, "bad header connect-timeout-ms: it takes 1 to 10 digits, for milliseconds\n");
+    assert_eq!(text, "bad header connect-timeout-ms: expected 1 to 10 digits, in milliseconds\n");
 
     let response = call(strict(), grpc("soon"), unserved).await;
     assert_eq!(
