@@ -226,7 +226,7 @@ fn in_ms(n: u64) -> Context {
 const LONG: Duration = common::LONG;
 
 #[test]
-fn an_ended_context_begins_nothing() {
+fn an_ended_context_starts_no_query() {
     on_both(|| async {
         let server = Server::new(Cancels::Work);
         let ctx = Context::background().with_cancel();
@@ -253,7 +253,7 @@ fn an_ended_context_begins_nothing() {
 
 /// Made before the end, and polled after it.
 #[test]
-fn nor_does_one_that_ends_before_the_first_poll() {
+fn a_context_that_ends_before_the_first_poll_starts_no_query() {
     paused().block_on(async {
         let server = Server::new(Cancels::Work);
         let ctx = in_ms(10);
@@ -266,7 +266,7 @@ fn nor_does_one_that_ends_before_the_first_poll() {
 }
 
 #[test]
-fn a_query_that_returns_in_time_is_left_alone() {
+fn a_query_that_returns_in_time_is_not_canceled() {
     on_both(|| async {
         let server = Server::new(Cancels::Work);
         let outcome = query(&Context::background(), &server, ms(1)).await;
@@ -297,7 +297,7 @@ fn a_result_that_is_ready_wins_over_the_end() {
 
 /// One that asks its context by itself, as SQLite does, may be faster than the timer.
 #[test]
-fn a_query_that_sees_the_end_first_is_stopped_by_it() {
+fn a_query_may_notice_the_end_itself() {
     paused().block_on(async {
         let ctx = Context::background().with_cancel();
         let canceler = ctx.canceler();
@@ -332,7 +332,7 @@ fn at_the_end_it_is_canceled_and_waited_for() {
 }
 
 #[test]
-fn a_cancel_that_is_lost_is_repeated_and_not_in_a_rush() {
+fn a_lost_cancel_is_repeated_after_a_pause() {
     paused().block_on(async {
         let server = Server::new(Cancels::Lost(3));
         let begun = Instant::now();
@@ -346,7 +346,7 @@ fn a_cancel_that_is_lost_is_repeated_and_not_in_a_rush() {
 }
 
 #[test]
-fn a_query_that_does_not_end_is_given_up_at_the_end_of_the_grace() {
+fn a_query_that_does_not_end_is_dropped_after_the_grace_period() {
     paused().block_on(async {
         let server = Server::new(Cancels::Ignored);
         let begun = Instant::now();
@@ -365,7 +365,7 @@ fn a_query_that_does_not_end_is_given_up_at_the_end_of_the_grace() {
 }
 
 #[test]
-fn a_grace_of_nothing_and_one_without_end() {
+fn a_grace_of_zero_and_an_endless_one() {
     paused().block_on(async {
         let with =
             |grace, cancels| Arc::new(Server { cancels, grace: Some(grace), ..Server::default() });
@@ -384,7 +384,7 @@ fn a_grace_of_nothing_and_one_without_end() {
 }
 
 #[test]
-fn the_last_cancel_is_over_before_the_connection_is_passed_on() {
+fn the_last_cancel_ends_before_the_connection_is_returned() {
     paused().block_on(async {
         let server = Server::new(Cancels::Slow(ms(100)));
         let begun = Instant::now();
@@ -421,7 +421,7 @@ fn after_a_cancel_that_failed_or_panicked_the_connection_is_discarded() {
 }
 
 #[test]
-fn what_a_failed_cancel_said_is_told() {
+fn the_error_of_a_failed_cancel_is_reported() {
     struct Deaf;
     impl Connection for Deaf {
         type Canceler = u32;
@@ -460,7 +460,7 @@ fn what_a_failed_cancel_said_is_told() {
 }
 
 #[test]
-fn the_causes_of_what_stopped_it_are_found() {
+fn the_causes_of_the_end_are_found() {
     paused().block_on(async {
         let ctx = Context::background().with_cancel();
         ctx.cancel_with(Cause("lease lost"));
@@ -540,7 +540,7 @@ mod a_query_that_panics {
     }
 
     #[test]
-    fn whose_caller_has_gone() {
+    fn without_its_caller() {
         paused().block_on(async {
             let server = Server::new(Cancels::Work);
             let run = Context::background().query(server.connect(), |conn| {
@@ -556,7 +556,7 @@ mod a_query_that_panics {
 }
 
 #[test]
-fn a_discard_that_panics_costs_nothing_else() {
+fn a_panic_in_discard_is_caught() {
     paused().block_on(async {
         let server =
             Arc::new(Server { cancels: Cancels::Hang, discard_panics: true, ..Server::default() });
@@ -573,7 +573,7 @@ mod held_and_not_polled {
 
     /// As in a `select!` whose other branch is at work.
     #[test]
-    fn it_is_canceled_all_the_same() {
+    fn the_query_is_canceled() {
         paused().block_on(async {
             for cancels in [Cancels::Work, Cancels::Slow(ms(30)), Cancels::Lost(2)] {
                 let server = Server::new(cancels);
@@ -591,7 +591,7 @@ mod held_and_not_polled {
     }
 
     #[test]
-    fn and_given_up() {
+    fn the_query_is_dropped_after_the_grace_period() {
         paused().block_on(async {
             let server = Server::new(Cancels::Ignored);
             let ctx = in_ms(50);
@@ -605,7 +605,7 @@ mod held_and_not_polled {
 
     /// At every point of its end.
     #[test]
-    fn and_then_dropped() {
+    fn a_later_drop_changes_nothing() {
         paused().block_on(async {
             for after in [10, 49, 50, 51, 60, 79, 80, 81, 500] {
                 let server = Server::new(Cancels::Slow(ms(30)));
@@ -623,7 +623,7 @@ mod held_and_not_polled {
 
     /// Not at the end, but when there is something to be had; and only the last waker.
     #[test]
-    fn its_caller_is_woken_once_with_the_outcome() {
+    fn the_caller_is_woken_once_with_the_outcome() {
         paused().block_on(async {
             let server = Server::new(Cancels::Slow(ms(30)));
             let ctx = in_ms(50);
@@ -642,7 +642,7 @@ mod held_and_not_polled {
 
     /// The end comes while the caller polls, once the wait for it has been made.
     #[test]
-    fn an_end_amid_the_caller_s_poll_is_not_lost() {
+    fn an_end_during_the_callers_poll_is_not_lost() {
         paused().block_on(async {
             let server = Server::new(Cancels::Work);
             let ctx = Context::background().with_cancel();
@@ -660,7 +660,7 @@ mod held_and_not_polled {
 
     /// The same, by another thread, at every point of a caller that polls all the time, each poll the last.
     #[test]
-    fn nor_one_from_another_thread() {
+    fn an_end_on_another_thread_is_not_lost() {
         watched(|| {
             let runtime = multi_thread(1);
             for round in 0..1_000 {
@@ -693,7 +693,7 @@ mod held_and_not_polled {
 
     /// By a thread that is none of a runtime.
     #[test]
-    fn an_end_from_anywhere_reaches_its_runtime() {
+    fn an_end_outside_of_the_runtime_is_handled_inside() {
         watched(|| {
             let runtime = multi_thread(2);
             for _ in 0..300 {
@@ -713,7 +713,7 @@ mod held_and_not_polled {
 
     /// Its runtime shuts down: nothing will end it, and the caller, elsewhere, is told.
     #[test]
-    fn a_runtime_that_is_gone_leaves_an_outcome() {
+    fn a_runtime_that_shuts_down_leaves_an_outcome() {
         watched(|| {
             for ends_before in [true, false] {
                 let server = Server::new(Cancels::Ignored);
@@ -740,7 +740,7 @@ mod dropped {
     use super::*;
 
     #[test]
-    fn before_it_is_polled_it_gives_the_connection_back() {
+    fn before_the_first_poll_the_connection_is_returned() {
         let server = Server::new(Cancels::Work);
         drop(query(&Context::background(), &server, ms(1)));
         drop(Context::background().query(server.connect(), |conn| Box::pin(conn.run(ms(1)))));
@@ -798,7 +798,7 @@ mod dropped {
     }
 
     #[test]
-    fn with_a_server_that_does_not_stop_it_discards_at_the_end_of_the_grace() {
+    fn with_a_stuck_server_the_connection_is_discarded_after_the_grace_period() {
         paused().block_on(async {
             let server = Server::new(Cancels::Ignored);
             let begun = Instant::now();
@@ -811,7 +811,7 @@ mod dropped {
 
     /// What runs in it sees an end that its own context has not had.
     #[test]
-    fn it_ends_the_query_s_context() {
+    fn the_context_of_the_query_ends() {
         paused().block_on(async {
             let (seen, told) = tokio::sync::oneshot::channel();
             let server = Server::new(Cancels::Ignored);
@@ -829,7 +829,7 @@ mod dropped {
     }
 
     #[test]
-    fn outside_of_its_runtime_it_is_finished_in_there() {
+    fn outside_of_its_runtime_the_query_finishes_inside() {
         watched(|| {
             let server = Server::new(Cancels::Work);
             let runtime = multi_thread(1);
@@ -843,7 +843,7 @@ mod dropped {
     }
 
     #[test]
-    fn with_its_runtime_it_discards() {
+    fn with_its_runtime_the_connection_is_discarded() {
         for flavor in [current_thread, || multi_thread(2)] {
             watched(move || {
                 let server = Server::new(Cancels::Work);
@@ -864,7 +864,7 @@ mod dropped {
 
     /// After the caller, the task that finishes it is dropped with its runtime as well.
     #[test]
-    fn and_then_its_runtime_too() {
+    fn followed_by_its_runtime() {
         watched(|| {
             let server = Server::new(Cancels::Ignored);
             let runtime = current_thread();
@@ -969,7 +969,7 @@ fn the_values_are_there_in_query_and_cancel() {
 }
 
 #[test]
-fn nor_without_a_runtime() {
+fn without_a_runtime_a_query_is_polled_by_its_caller() {
     let server = Server::new(Cancels::Work);
     let ctx = Context::background().with_cancel();
     let canceler = ctx.canceler();
@@ -990,7 +990,7 @@ fn nor_without_a_runtime() {
 }
 
 #[test]
-fn refusals_yield_to_others() {
+fn refusals_yield() {
     current_thread().block_on(async {
         let ctx = Context::background().with_cancel();
         ctx.cancel();
@@ -1006,7 +1006,7 @@ fn refusals_yield_to_others() {
 
 /// Before it has used the connection.
 #[test]
-fn a_driver_that_panics_as_the_query_begins_costs_only_that() {
+fn a_driver_that_panics_at_the_start_affects_only_its_query() {
     struct Rude(Arc<AtomicU32>, bool);
     impl Drop for Rude {
         fn drop(&mut self) {
@@ -1039,7 +1039,7 @@ fn a_driver_that_panics_as_the_query_begins_costs_only_that() {
 /// A test's context waits for it, and names its line if that takes too long.
 #[cfg(feature = "test-util")]
 #[test]
-fn what_goes_on_for_a_caller_that_has_gone_is_a_task_of_its_context() {
+fn a_query_without_its_caller_is_a_task_of_its_context() {
     use tokio_ctx::testing;
 
     let server = Server::new(Cancels::Slow(ms(100)));
@@ -1074,7 +1074,7 @@ mod a_commit {
     }
 
     #[test]
-    fn that_is_sent_is_not_canceled_and_its_answer_waited_for() {
+    fn is_not_canceled_after_it_was_sent() {
         paused().block_on(async {
             let server = Server::new(Cancels::Work);
             let outcome = transact(&in_ms(50), &server, ms(10), ms(200)).await;
@@ -1099,7 +1099,7 @@ mod a_commit {
 
     /// A context that has ended where canceling has not begun yet.
     #[test]
-    fn nor_in_the_same_poll() {
+    fn is_not_sent_in_the_poll_that_notices_the_end() {
         paused().block_on(async {
             let server = Server::new(Cancels::Work);
             let ctx = Context::background().with_cancel();
@@ -1118,7 +1118,7 @@ mod a_commit {
     }
 
     #[test]
-    fn without_an_answer_may_have_happened() {
+    fn without_a_response_may_have_taken_effect() {
         paused().block_on(async {
             let server = Server::new(Cancels::Work);
             let begun = Instant::now();
@@ -1135,7 +1135,7 @@ mod a_commit {
     }
 
     #[test]
-    fn is_waited_for_when_its_caller_has_gone() {
+    fn is_waited_for_without_its_caller() {
         paused().block_on(async {
             let server = Server::new(Cancels::Work);
             let ctx = Context::background();
@@ -1150,7 +1150,7 @@ mod a_commit {
     }
 
     #[test]
-    fn once_answered_shields_nothing_more() {
+    fn protects_nothing_after_its_response() {
         paused().block_on(async {
             let server = Server::new(Cancels::Work);
             let outcome = in_ms(50)
@@ -1171,7 +1171,7 @@ mod a_commit {
     }
 
     #[test]
-    fn that_is_dropped_taints_the_connection() {
+    fn that_is_dropped_discards_the_connection() {
         paused().block_on(async {
             for limit in [None, Some(ms(5))] {
                 let ctx = Context::background().with_timeout(limit);
@@ -1205,7 +1205,7 @@ mod a_commit {
     }
 
     #[test]
-    fn refusals_yield_to_others() {
+    fn refusals_yield() {
         current_thread().block_on(async {
             let ctx = Context::background().with_cancel();
             let canceler = ctx.canceler();
@@ -1227,7 +1227,7 @@ mod a_commit {
 /// A query's end, its context's, a drop, and a cancel that takes some time, all about at once, on four threads. `Conn`
 /// sees to it that none is given back while its query runs or a cancel is under way, nor canceled after that.
 #[test]
-fn races_of_all_that_can_end_it() {
+fn all_ends_race() {
     watched(|| {
         let runtime = multi_thread(4);
         for seed in 0..600 {

@@ -43,7 +43,7 @@ fn a_cancel_ends_its_call_and_no_other() {
 }
 
 #[test]
-fn a_cancel_of_what_is_over_or_never_was_is_none() {
+fn a_cancel_of_a_finished_or_unknown_call_returns_false() {
     let calls = Calls::new(&Context::background());
     assert!(!calls.cancel(&1, ""));
     let call = calls.begin(1).unwrap();
@@ -63,7 +63,7 @@ fn a_cancel_of_what_is_over_or_never_was_is_none() {
 }
 
 #[test]
-fn an_id_that_is_in_use_is_refused_and_the_call_goes_on() {
+fn an_id_in_use_is_refused_and_its_call_continues() {
     let calls = Calls::new(&Context::background());
     let call = calls.begin(1).unwrap();
     assert!(calls.begin(1).is_err());
@@ -77,7 +77,7 @@ fn an_id_that_is_in_use_is_refused_and_the_call_goes_on() {
 }
 
 #[test]
-fn a_lost_connection_ends_its_calls_or_does_not() {
+fn a_lost_connection_ends_its_calls_unless_they_outlive_it() {
     let service = Context::background().with_cancel();
     let calls = Calls::new(&service);
     let call = calls.begin(1).unwrap();
@@ -105,7 +105,7 @@ fn a_lost_connection_ends_its_calls_or_does_not() {
 
 /// However the loop that reads ends: by a return, an error, a panic.
 #[test]
-fn a_loop_that_ends_takes_its_calls_along() {
+fn the_end_of_the_loop_ends_its_calls() {
     let call = catch_unwind(AssertUnwindSafe(|| {
         let calls = Calls::new(&Context::background());
         let call = calls.begin(1).unwrap();
@@ -121,7 +121,7 @@ fn a_loop_that_ends_takes_its_calls_along() {
 }
 
 #[test]
-fn a_reason_is_kept_within_bounds() {
+fn a_long_reason_is_truncated() {
     let calls = Calls::new(&Context::background());
     for (id, (long, kept)) in [
         ("x".repeat(1024), 1024),
@@ -176,7 +176,7 @@ fn a_waker_may_use_the_table() {
 
 /// An id whose comparison panics costs that call, not the table.
 #[test]
-fn an_id_that_panics_leaves_the_table_whole() {
+fn an_id_that_panics_leaves_the_table_intact() {
     #[derive(Clone, Debug, PartialEq, Eq)]
     struct Id(u32);
     impl Hash for Id {
@@ -218,7 +218,7 @@ fn a_cancel_races_with_the_end_of_its_call() {
 }
 
 #[test]
-fn many_at_once_leave_nothing_behind() {
+fn many_concurrent_calls_leave_no_entries() {
     let calls = Calls::new(&Context::background());
     thread::scope(|scope| {
         for worker in 0..4_u32 {

@@ -69,7 +69,7 @@ fn assert_arrives(carrier: &impl Carrier) {
 // Carriers.
 
 #[test]
-fn a_context_travels_in_every_carrier() {
+fn a_context_is_sent_in_every_carrier() {
     let mut headers = HeaderMap::new();
     context().inject_with(&mut headers, &outbound()).unwrap();
     assert_arrives(&headers);
@@ -104,7 +104,7 @@ fn a_context_travels_in_every_carrier() {
 
 #[cfg(feature = "tonic")]
 #[test]
-fn a_context_travels_in_metadata() {
+fn a_context_is_sent_in_metadata() {
     use tonic::metadata::MetadataMap;
 
     let mut metadata = MetadataMap::new();
@@ -171,7 +171,7 @@ fn keys_of_maps_are_case_insensitive() {
 }
 
 #[test]
-fn a_carrier_need_not_be_named() {
+fn a_carrier_may_be_a_trait_object() {
     let mut boxed: Box<dyn Carrier> = Box::new(HashMap::<String, String>::new());
     context().inject_with(&mut *boxed, &outbound()).unwrap();
     let there = Context::background().extract(&*boxed, &inbound()).unwrap();
@@ -182,7 +182,7 @@ fn a_carrier_need_not_be_named() {
 }
 
 #[test]
-fn headers_refuse_what_is_none() {
+fn headers_refuse_invalid_names_and_values() {
     let mut headers = HeaderMap::new();
     assert!(Carrier::set(&mut headers, "x tenant", "blue").is_err());
     assert!(Carrier::set(&mut headers, "x-tenant", "blue\r\nx-admin: 1").is_err());
@@ -211,7 +211,7 @@ fn a_carrier_that_refuses_the_deadline_refuses_the_call() {
 }
 
 #[test]
-fn a_carrier_that_refuses_a_value_goes_without_unless_strict() {
+fn a_refused_value_is_left_out_unless_strict() {
     let mut kept = Vec::new();
     let mut small = set_with(|key, value| {
         if key == "baggage" || key == "x-tenant" {
@@ -227,7 +227,7 @@ fn a_carrier_that_refuses_a_value_goes_without_unless_strict() {
 }
 
 #[test]
-fn a_strict_outbound_refuses_what_cannot_arrive_as_it_is() {
+fn a_strict_outbound_refuses_a_value_that_would_change() {
     for bad in ["café", " blue", "blue ", "a\nb", &"x".repeat(4097)] {
         let ctx = Context::background().with_timeout(HOUR).with_value(Tenant(bad.into()));
         let mut headers = HeaderMap::new();
@@ -247,7 +247,7 @@ fn a_strict_outbound_refuses_what_cannot_arrive_as_it_is() {
 
 /// Several headers, of which one cannot say so little: all or nothing.
 #[test]
-fn headers_are_as_they_were_when_one_deadline_cannot_be_said() {
+fn headers_are_unchanged_if_one_deadline_cannot_be_expressed() {
     let ctx = Context::background().with_timeout(HOUR);
     let outbound = Outbound::new()
         .write([DeadlineHeader::Grpc, DeadlineHeader::Connect])
@@ -261,7 +261,7 @@ fn headers_are_as_they_were_when_one_deadline_cannot_be_said() {
 // Baggage.
 
 #[test]
-fn a_key_of_baggage_has_its_case() {
+fn keys_of_baggage_are_case_sensitive() {
     let ctx = Context::background().with_value(UserId("Amélie".into()));
     let mut headers = HeaderMap::new();
     headers.insert("baggage", "userid=other,serverNode=DF%2028".parse().unwrap());
@@ -275,7 +275,7 @@ fn a_key_of_baggage_has_its_case() {
 }
 
 #[test]
-fn baggage_of_several_lines_becomes_one() {
+fn several_lines_of_baggage_become_one() {
     let mut headers = HeaderMap::new();
     for line in ["a=1 , b=2;p=x", " ", ", ,c=3", "userId=old"] {
         headers.append("baggage", line.parse().unwrap());
@@ -288,7 +288,7 @@ fn baggage_of_several_lines_becomes_one() {
 }
 
 #[test]
-fn an_elder_goes_even_if_there_is_no_room_for_the_new() {
+fn an_old_member_is_removed_even_if_the_new_one_does_not_fit() {
     let mut headers = HeaderMap::new();
     headers.insert("baggage", "userId=old".parse().unwrap());
     let ctx = Context::background().with_value(UserId("ü".repeat(1500)));
@@ -301,7 +301,7 @@ proptest! {
 
     /// Spaces at the ends, controls, separators, percent signs: any text, in any carrier.
     #[test]
-    fn any_text_travels_in_baggage_as_it_was(text in "[ \\t]{0,2}(\\PC|[\\x00-\\x1f=;,%\"\\\\]){0,100}[ \\t]{0,2}") {
+    fn any_text_arrives_unchanged_in_baggage(text in "[ \\t]{0,2}(\\PC|[\\x00-\\x1f=;,%\"\\\\]){0,100}[ \\t]{0,2}") {
         let ctx = Context::background().with_value(UserId(text.clone()));
         let mut map = HashMap::<String, String>::new();
         ctx.inject_with(&mut map, &outbound().strict()).unwrap();
@@ -312,7 +312,7 @@ proptest! {
 
     /// In a header of its own it arrives as it was, or is not sent.
     #[test]
-    fn a_header_carries_text_as_it_was_or_not_at_all(text in "[ \\t]{0,2}[ -~\\tü]{0,40}") {
+    fn text_arrives_unchanged_in_a_header_or_not_at_all(text in "[ \\t]{0,2}[ -~\\tü]{0,40}") {
         let ctx = Context::background().with_value(Tenant(text.clone()));
         let mut headers = HeaderMap::new();
         let sent = ctx.inject_with(&mut headers, &outbound().strict());
@@ -327,7 +327,7 @@ proptest! {
 // What a stranger sent.
 
 #[test]
-fn a_sanitizing_outbound_passes_nothing_of_a_stranger_on() {
+fn a_sanitizing_outbound_forwards_nothing_of_an_untrusted_client() {
     let strange = [
         ("grpc-timeout", "1n"),
         ("connect-timeout-ms", "1"),
@@ -388,7 +388,7 @@ fn a_sanitizing_outbound_passes_nothing_of_a_stranger_on() {
 }
 
 #[test]
-fn envoy_is_told_in_the_header_that_it_honors() {
+fn the_header_for_envoy_is_the_one_that_it_obeys() {
     let ctx = Context::background().with_timeout(HOUR);
     let mut headers = HeaderMap::new();
     ctx.inject_with(&mut headers, &Outbound::new().write([DeadlineHeader::EnvoyUpstream])).unwrap();
@@ -421,7 +421,7 @@ fn at(date: Duration) -> HashMap<String, String> {
 }
 
 #[test]
-fn a_date_says_by_when_and_what_has_rested_counts() {
+fn a_date_accounts_for_the_time_in_a_queue() {
     let outbound = Outbound::new().write_date(DeadlineAt::new(HOUR));
     let ctx = Context::background().with_timeout(ms(60_000));
     let before = now();
@@ -441,7 +441,7 @@ fn a_date_says_by_when_and_what_has_rested_counts() {
 }
 
 #[test]
-fn skew_is_a_leeway_and_no_more() {
+fn skew_extends_a_date() {
     let inbound = |skew| Inbound::new().believe_date(DeadlineAt::new(HOUR).skew(ms(skew)));
     let passed = at(now() - ms(10_000));
     assert_eq!(inbound(0).budget(&passed).unwrap(), Some(Duration::ZERO));
@@ -454,7 +454,7 @@ fn skew_is_a_leeway_and_no_more() {
 }
 
 #[test]
-fn no_date_gives_more_than_the_maximum() {
+fn a_date_gives_at_most_the_maximum() {
     let date = DeadlineAt::new(ms(500));
     let inbound = Inbound::new().believe_date(date.clone());
     for far in ["999999999999999", "99999999999999"] {
@@ -477,7 +477,7 @@ fn no_date_gives_more_than_the_maximum() {
 }
 
 #[test]
-fn what_is_no_date_is_a_bad_header() {
+fn an_invalid_date_is_a_bad_header() {
     let lenient =
         Inbound::new().believe_date(DeadlineAt::new(HOUR)).default_budget(ms(5_000)).max_budget(HOUR);
     for bad in [
@@ -512,7 +512,7 @@ fn what_is_no_date_is_a_bad_header() {
 }
 
 #[test]
-fn a_date_is_chosen_on_both_sides() {
+fn both_sides_have_to_choose_the_date() {
     let date = DeadlineAt::new(HOUR).named(HeaderName::from_static("expires-at"));
     let mut both = HeaderMap::new();
     both.insert("grpc-timeout", "1n".parse().unwrap());
@@ -540,7 +540,7 @@ fn a_date_is_chosen_on_both_sides() {
 // The least.
 
 #[test]
-fn less_than_the_minimum_ends_at_birth() {
+fn less_than_the_minimum_ends_at_once() {
     let inbound = Inbound::new().min_budget(ms(200)).max_budget(HOUR);
     let sent = |timeout: &str| HashMap::from([("grpc-timeout".to_string(), timeout.to_string())]);
     let extract = |service: &Context, timeout: &str, inbound: &Inbound| {

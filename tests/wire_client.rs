@@ -48,7 +48,7 @@ fn noting(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_says_what_is_left_of_its_context() {
+async fn a_call_sends_the_remaining_time_of_its_context() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let call = async |ctx: &Context, request: Request<_>, outbound: Outbound| {
         let service = ClientLayer::new(outbound).layer(noting(sent.clone()));
@@ -89,7 +89,7 @@ async fn an_ended_context_sends_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_end_drops_the_call_and_says_why() {
+async fn the_end_drops_the_call_and_is_its_error() {
     let drops = common::Drops::default();
     let ctx = Context::background().with_timeout(ms(50));
     let service = service_fn(|_: Request<Empty<Bytes>>| {
@@ -108,7 +108,7 @@ async fn the_end_drops_the_call_and_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_end_breaks_a_body_off_and_drops_it() {
+async fn the_end_aborts_a_body_and_drops_it() {
     let ctx = Context::background().with_cancel();
     let (send, body) = channel_body();
     let body = Mutex::new(Some(body));
@@ -129,7 +129,7 @@ async fn the_end_breaks_a_body_off_and_drops_it() {
 }
 
 #[tokio::test]
-async fn errors_of_the_call_and_of_the_body_stay_what_they_are() {
+async fn errors_of_the_call_and_of_the_body_are_unchanged() {
     let failing = service_fn(|_: Request<Empty<Bytes>>| async {
         Err::<Response<Full<Bytes>>, BoxError>("no route".into())
     });
@@ -149,7 +149,7 @@ async fn errors_of_the_call_and_of_the_body_stay_what_they_are() {
 
 /// A response that is kept, and a body between two frames, keep no waker of the task that asked for them.
 #[tokio::test]
-async fn what_has_come_keeps_no_waker() {
+async fn a_response_that_is_held_keeps_no_waker() {
     for ctx in [Context::background().with_cancel(), Context::background().with_timeout(LONG)] {
         let (answer, receiver) = oneshot::channel();
         let receiver = Mutex::new(Some(receiver));
@@ -182,7 +182,7 @@ async fn what_has_come_keeps_no_waker() {
 // Over connections.
 
 #[tokio::test]
-async fn hyper_utils_client_under_the_layer() {
+async fn the_layer_around_the_client_of_hyper_util() {
     for version in [Version::Http1, Version::Http2] {
         let (server, mut contexts) = far_side(version).await;
         let ctx = Context::background().with_timeout(common::LONG);
@@ -238,7 +238,7 @@ async fn resets() -> (std::net::SocketAddr, mpsc::UnboundedReceiver<h2::Reason>,
 }
 
 #[tokio::test]
-async fn an_end_resets_the_stream_and_leaves_the_connection() {
+async fn an_end_resets_the_stream_and_keeps_the_connection() {
     let (at, mut told, asked) = resets().await;
     let client = layer().layer(client::<Empty<Bytes>>(Version::Http2));
     for round in 1..=3 {

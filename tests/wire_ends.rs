@@ -104,7 +104,7 @@ async fn ask_and_stop_reading(version: Version, at: SocketAddr) -> Box<dyn Send>
 }
 
 #[tokio::test]
-async fn a_client_that_stops_reading_keeps_nothing_beyond_the_deadline() {
+async fn a_client_that_stops_reading_holds_nothing_beyond_the_deadline() {
     for version in [Version::Http1, Version::Http2] {
         for is_ready in [true, false] {
             let layer = layer(Inbound::new().max_budget(ms(200)));
@@ -122,7 +122,7 @@ async fn a_client_that_stops_reading_keeps_nothing_beyond_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_client_that_stops_reading_keeps_nothing_when_the_service_stops() {
+async fn a_client_that_stops_reading_holds_nothing_after_the_service_stops() {
     for version in [Version::Http1, Version::Http2] {
         let service = Context::background().with_cancel();
         let layer = ServerLayer::new(service.clone(), Inbound::new());
@@ -161,7 +161,7 @@ async fn an_http1_connection_of_such_a_client_closes() {
 
 /// What was asked for last is not polled while what came before it fills the connection's window.
 #[tokio::test]
-async fn a_stream_without_a_window_keeps_nothing() {
+async fn a_stream_without_a_window_holds_nothing_beyond_the_deadline() {
     let (server, mut bodies) =
         holding(Version::Http2, layer(Inbound::new().max_budget(ms(300))), true).await;
     let stream = TcpStream::connect(server.at).await.unwrap();
@@ -183,7 +183,7 @@ async fn a_stream_without_a_window_keeps_nothing() {
 /// second request, or a body that stops short or that the handler does not read, prevents that. If this test fails after
 /// an update of hyper, hyper has changed: adapt the traps in the documentation of `wire`.
 #[tokio::test]
-async fn what_is_unread_hides_an_http1_client_that_has_left() {
+async fn unread_bytes_hide_an_http1_client_that_has_left() {
     const GET: &str = "GET / HTTP/1.1\r\nhost: far.side\r\n\r\n";
     const POST: &str = "POST / HTTP/1.1\r\nhost: far.side\r\ncontent-length: 4\r\n\r\n";
     const READ: &str = "POST /read HTTP/1.1\r\nhost: far.side\r\ncontent-length: 4\r\n\r\n";
@@ -245,7 +245,7 @@ async fn a_shutdown_does_not_wait_for_a_client_that_stops_reading() {
 // The client's side.
 
 #[tokio::test]
-async fn a_stream_that_is_held_ends_at_the_far_side() {
+async fn a_stream_that_is_held_ends_at_the_server() {
     for version in [Version::Http1, Version::Http2] {
         let (server, mut contexts) = far_side(version).await;
         let client = ClientLayer::new(Outbound::new()).layer(client::<Empty<Bytes>>(version));
@@ -268,7 +268,7 @@ async fn a_stream_that_is_held_ends_at_the_far_side() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_held_and_has_more_ends_at_the_far_side() {
+async fn a_stream_that_is_held_and_always_ready_ends_at_the_server() {
     for version in [Version::Http1, Version::Http2] {
         let (server, mut bodies) = holding(version, layer(Inbound::new()), true).await;
         let client = ClientLayer::new(Outbound::new()).layer(client::<Empty<Bytes>>(version));
@@ -357,7 +357,7 @@ where
 }
 
 #[tokio::test]
-async fn a_request_that_is_still_open_fails_at_the_end_and_the_far_side_is_told() {
+async fn an_open_request_fails_at_the_end_and_resets_its_stream() {
     a_call_that_is_still_being_sent(RequestBody::new).await;
     a_call_that_is_still_being_sent(|_, body| axum::body::Body::new(body)).await;
     a_call_that_is_still_being_sent(|_, body| tonic::body::Body::new(body)).await;
@@ -365,7 +365,7 @@ async fn a_request_that_is_still_open_fails_at_the_end_and_the_far_side_is_told(
 
 /// Bodies that are whole, and all that they say of themselves, pass through.
 #[tokio::test]
-async fn a_request_that_is_whole_is_sent_as_it_is() {
+async fn a_complete_request_is_sent_unchanged() {
     let ctx = Context::background().with_cancel();
     let bound = RequestBody::new(&ctx, http_body_util::Full::<Bytes>::from("whole"));
     assert_eq!(bound.size_hint().exact(), Some(5));
@@ -416,7 +416,7 @@ where
 }
 
 #[test]
-fn a_body_goes_where_there_is_no_runtime() {
+fn a_body_is_dropped_without_a_runtime() {
     let service = Context::background().with_cancel();
     let (body, mut dropped) = Holder::new(false);
     let held = futures::executor::block_on(answered(&service, body));
@@ -449,7 +449,7 @@ impl Body for PanicsWhenDropped {
 }
 
 #[test]
-fn a_body_that_panics_when_it_goes_costs_no_other() {
+fn a_body_that_panics_when_dropped_affects_no_other() {
     let service = Context::background().with_cancel();
     let (body, mut dropped) = Holder::new(false);
     let (first, second) = futures::executor::block_on(async {
@@ -482,7 +482,7 @@ impl Body for PanicsWhenPolled {
 }
 
 #[tokio::test]
-async fn a_body_that_panics_when_it_is_polled_says_so() {
+async fn a_body_that_panics_when_polled_is_the_cause() {
     for is_sized in [true, false] {
         let seen = Arc::new(Mutex::new(None));
         let noting = seen.clone();
@@ -503,7 +503,7 @@ async fn a_body_that_panics_when_it_is_polled_says_so() {
 
 /// What ends the context is the body itself, while it is polled.
 #[tokio::test]
-async fn a_body_that_ends_its_own_context_ends() {
+async fn a_body_may_end_its_own_context() {
     for is_ready in [true, false] {
         let service = Context::background().with_cancel();
         let canceler = service.canceler();
@@ -579,7 +579,7 @@ async fn the_end_wakes_the_task_that_polled_last() {
 // Beyond the request.
 
 #[tokio::test]
-async fn what_lasts_longer_than_its_request_ends_with_the_service() {
+async fn work_beyond_a_request_ends_with_the_service() {
     struct Tenant(u8);
     for nested in [false, true] {
         for ends in [0, 1] {
@@ -673,7 +673,7 @@ async fn an_upgraded_connection_ends_with_the_shutdown() {
 
 /// How many of something are left.
 #[tokio::test]
-async fn bodies_that_come_to_their_end_leave_nothing() {
+async fn complete_bodies_release_what_they_hold() {
     static LEFT: AtomicUsize = AtomicUsize::new(0);
     struct Counted<B>(B);
     impl<B> Drop for Counted<B> {

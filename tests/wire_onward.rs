@@ -77,7 +77,7 @@ impl Travel for User {
 
 /// A reverse proxy: the request that came is the one that goes, extensions and all.
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_passed_on_within_less_time_says_so() {
+async fn a_request_that_is_forwarded_within_less_time_sends_that_time() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let outbound = Outbound::new().carry::<Tenant>().carry_in_baggage::<User>();
     let upstream = ClientLayer::new(outbound).layer(noting(sent.clone()));
@@ -121,7 +121,7 @@ async fn the_end_of_the_nearer_context_ends_the_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_context_of_its_own_is_no_longer_than_the_current_deadline() {
+async fn an_unrelated_context_is_limited_by_the_current_deadline() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let call = async |current: &Context, own: &Context| {
         let client = ClientLayer::new(Outbound::new().carry::<Tenant>()).layer(noting(sent.clone()));
@@ -145,7 +145,7 @@ async fn a_context_of_its_own_is_no_longer_than_the_current_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layer_within_another_keeps_to_what_is_between_them() {
+async fn a_nested_layer_applies_the_context_between_the_layers() {
     let inner = ServerLayer::new(Context::background(), Inbound::new().max_budget(ms(3_000)));
     let handler = service_fn(|_: Request<Empty<Bytes>>| {
         let left = format!("{:?}", Context::current().remaining().unwrap());
@@ -197,7 +197,7 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_request_waited_for_is_not_told() {
+async fn the_time_that_a_request_waits_is_subtracted() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let outbound =
         Outbound::new().write([DeadlineHeader::Grpc, DeadlineHeader::Connect]).carry::<Tenant>();
@@ -218,7 +218,7 @@ async fn what_a_request_waited_for_is_not_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waited_too_long_is_not_sent() {
+async fn a_request_that_waited_too_long_is_not_sent() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let client = waiting(Outbound::new(), ms(700), noting(sent.clone()));
     let ctx = Context::background().with_timeout(ms(600));
@@ -248,7 +248,7 @@ async fn what_waited_too_long_is_not_sent() {
 
 /// Each try is told what is left then.
 #[tokio::test(start_paused = true)]
-async fn a_retry_above_the_layer_is_told_anew() {
+async fn a_retry_outside_of_the_layer_sends_the_time_that_remains_then() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let client = ClientLayer::new(Outbound::new()).layer(noting(sent.clone()));
     let ctx = Context::background().with_timeout(ms(600));
@@ -316,7 +316,7 @@ impl<A> Service<Request<A>> for Limited {
 }
 
 /// A call that is refused, kept with its service and its future: others find their place, and so does it itself.
-async fn assert_gives_back<S, A>(
+async fn assert_releases<S, A>(
     service: S,
     free: Arc<AtomicUsize>,
     refused: Request<A>,
@@ -341,7 +341,7 @@ async fn assert_gives_back<S, A>(
 }
 
 #[tokio::test]
-async fn a_refused_call_gives_its_readiness_back() {
+async fn a_refused_call_releases_its_readiness() {
     let over = Context::background().with_timeout(Duration::ZERO);
     let late = || {
         let mut request = request();
@@ -357,24 +357,24 @@ async fn a_refused_call_gives_its_readiness_back() {
     };
     let (limited, free) = Limited::new();
     let client = ClientLayer::new(Outbound::new());
-    assert_gives_back(client.layer(limited), free, late(), request()).await;
+    assert_releases(client.layer(limited), free, late(), request()).await;
 
     let (limited, free) = Limited::new();
     let (upper, _) = ClientLayer::new(Outbound::new()).split();
-    assert_gives_back(upper.layer(limited), free, late(), request()).await;
+    assert_releases(upper.layer(limited), free, late(), request()).await;
 
     let (limited, free) = Limited::new();
     let server = ServerLayer::new(Context::background(), Inbound::new().strict());
-    assert_gives_back(server.layer(limited), free, of_headers(&[("grpc-timeout", "junk")]), request())
+    assert_releases(server.layer(limited), free, of_headers(&[("grpc-timeout", "junk")]), request())
         .await;
 
     let (limited, free) = Limited::new();
     let server = ServerLayer::new(Context::background(), Inbound::new().min_budget(ms(50)));
     let short = of_headers(&[("grpc-timeout", "1m")]);
-    assert_gives_back(server.layer(limited), free, short, request()).await;
+    assert_releases(server.layer(limited), free, short, request()).await;
 
     let (limited, free) = Limited::new();
-    assert_gives_back(FinishLayer::new().layer(limited), free, late(), request()).await;
+    assert_releases(FinishLayer::new().layer(limited), free, late(), request()).await;
 }
 
 // The rules of a route.
@@ -411,7 +411,7 @@ async fn get(app: axum::Router, path: &str, headers: &[(&str, &str)]) -> (u16, H
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_route_has_more_time_than_the_server_gives() {
+async fn a_route_may_have_more_time_than_the_server() {
     let app = routed(Arc::default());
     for (path, left) in [
         ("/other", "Some(5s)"),
@@ -430,7 +430,7 @@ async fn a_route_has_more_time_than_the_server_gives() {
 
 /// Around the router, where no route has been matched yet, the same routes match.
 #[tokio::test(start_paused = true)]
-async fn the_routes_match_outside_of_a_router_too() {
+async fn routes_match_outside_of_a_router_as_well() {
     let usual = Inbound::new().max_budget(ms(5_000));
     let layer = ServerLayer::new(Context::background(), usual.clone())
         .route("/upload/{name}", usual.clone().max_budget(ms(600_000)))
@@ -446,7 +446,7 @@ async fn the_routes_match_outside_of_a_router_too() {
 
 /// An event stream goes on beyond the time that others have.
 #[tokio::test(start_paused = true)]
-async fn a_stream_of_an_unlimited_route_goes_on() {
+async fn a_stream_of_an_unlimited_route_continues() {
     let usual = Inbound::new().max_budget(ms(50));
     let layer =
         ServerLayer::new(Context::background(), usual.clone()).route("/events", usual.unlimited());
@@ -465,7 +465,7 @@ async fn a_stream_of_an_unlimited_route_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_route_refuses_what_comes_with_too_little_time() {
+async fn a_route_refuses_a_request_with_too_little_time() {
     let called = Arc::new(AtomicUsize::new(0));
     let app = routed(called.clone());
     let start = tokio::time::Instant::now();
@@ -489,7 +489,7 @@ async fn a_route_refuses_what_comes_with_too_little_time() {
 }
 
 #[test]
-fn the_rules_of_routes_are_shown() {
+fn debug_shows_the_rules_of_routes() {
     let layer = ServerLayer::new(Context::background(), Inbound::new())
         .route("/events", Inbound::new().unlimited());
     assert!(format!("{layer:?}").contains("/events"));
@@ -537,7 +537,7 @@ fn finishing(
 }
 
 #[tokio::test]
-async fn a_handler_finishes_though_its_client_has_left() {
+async fn a_handler_finishes_after_its_client_has_left() {
     for version in [Version::Http1, Version::Http2] {
         let service = Context::background().with_cancel();
         let server = ServerLayer::new(service.clone(), Inbound::new().max_budget(LONG));
@@ -572,7 +572,7 @@ async fn a_handler_finishes_though_its_client_has_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_finishes_still_ends_by_its_deadline_and_with_the_service() {
+async fn a_finishing_handler_ends_at_its_deadline_and_with_the_service() {
     let drops = common::Drops::default();
     let stuck = {
         let drops = drops.clone();
@@ -617,7 +617,7 @@ async fn what_finishes_still_ends_by_its_deadline_and_with_the_service() {
 }
 
 #[tokio::test]
-async fn a_shutdown_waits_for_what_finishes() {
+async fn a_shutdown_waits_for_a_finishing_handler() {
     let shutdown = Shutdown::new(&Context::background()).grace(LONG);
     let http = shutdown.named("http");
     let server = ServerLayer::with_shutdown(&http, Inbound::new());
@@ -640,7 +640,7 @@ async fn a_shutdown_waits_for_what_finishes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_names_what_does_not_finish() {
+async fn a_shutdown_reports_a_handler_that_does_not_finish() {
     let shutdown = Shutdown::new(&Context::background()).grace(ms(50)).cleanup(ms(50));
     let http = shutdown.named("http");
     let stuck = service_fn(|_: Request<Empty<Bytes>>| pending::<Answer>());
@@ -657,7 +657,7 @@ async fn a_shutdown_names_what_does_not_finish() {
 }
 
 #[tokio::test]
-async fn a_panic_of_what_finishes_is_the_connections() {
+async fn a_panic_of_a_finishing_handler_reaches_the_connection() {
     let seen = Arc::new(Mutex::new(None));
     let note = seen.clone();
     let panics = service_fn(move |_: Request<Empty<Bytes>>| {
@@ -672,7 +672,7 @@ async fn a_panic_of_what_finishes_is_the_connections() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_of_what_finishes_is_under_its_context_and_ends_it() {
+async fn the_body_of_a_finishing_handler_has_its_context_and_ends_it() {
     let (send, body) = channel_body();
     let body = Arc::new(Mutex::new(Some(body)));
     let seen = Arc::new(Mutex::new(None));
@@ -694,7 +694,7 @@ async fn a_body_of_what_finishes_is_under_its_context_and_ends_it() {
 }
 
 #[tokio::test]
-async fn what_is_over_is_not_begun() {
+async fn an_ended_request_does_not_start_a_handler() {
     let called = Arc::new(AtomicUsize::new(0));
     let counts = called.clone();
     let app = FinishLayer::new().layer(service_fn(move |_: Request<Empty<Bytes>>| {

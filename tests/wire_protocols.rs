@@ -149,7 +149,7 @@ where
 const ALL: [By; 3] = [By::Deadline, By::Service, By::Shutdown];
 
 /// Compares a whole answer with what the protocol asks for.
-async fn assert_told<B>(by: By, protocol: &str, response: Response<B>)
+async fn assert_reported<B>(by: By, protocol: &str, response: Response<B>)
 where
     B: Body<Data = Bytes, Error: std::fmt::Debug>,
 {
@@ -190,25 +190,25 @@ const PROTOCOLS: [&str; 9] = [
 ];
 
 #[tokio::test(start_paused = true)]
-async fn an_end_before_the_response_is_told_in_the_callers_terms() {
+async fn an_end_before_the_response_is_reported_in_each_protocol() {
     for by in ALL {
         for protocol in PROTOCOLS {
             let stuck = async |_| pending::<Response<Full<Bytes>>>().await;
-            assert_told(by, protocol, ended_by(by, call_of(protocol), stuck).await).await;
+            assert_reported(by, protocol, ended_by(by, call_of(protocol), stuck).await).await;
         }
     }
 }
 
 /// `?` on the context's error in a handler of axum.
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_passes_the_end_on_tells_the_same() {
+async fn a_handler_that_returns_the_error_reports_the_same_status() {
     for by in ALL {
         for protocol in PROTOCOLS {
             let passing = async |_| -> Response<AxumBody> {
                 let ended: Error = Context::current().sleep(LONG).await.unwrap_err();
                 ended.into_response()
             };
-            assert_told(by, protocol, ended_by(by, call_of(protocol), passing).await).await;
+            assert_reported(by, protocol, ended_by(by, call_of(protocol), passing).await).await;
         }
     }
     // What comes before the layer's answer is the handler's own limit, and told the same way.
@@ -218,12 +218,12 @@ async fn a_handler_that_passes_the_end_on_tells_the_same() {
             ended.into_response()
         };
         let response = ended_by(By::Service, call_of(protocol), late).await;
-        assert_told(By::Deadline, protocol, response).await;
+        assert_reported(By::Deadline, protocol, response).await;
     }
 }
 
 #[tokio::test]
-async fn a_cancel_of_the_handlers_own_is_not_the_services_end() {
+async fn a_cancel_by_the_handler_is_not_the_end_of_the_service() {
     let canceled = async |_| -> Response<AxumBody> {
         let ctx = Context::current().with_cancel();
         ctx.cancel_with("secret");
@@ -247,7 +247,7 @@ async fn a_cancel_of_the_handlers_own_is_not_the_services_end() {
 }
 
 #[tokio::test]
-async fn a_bad_header_is_told_in_the_callers_terms() {
+async fn a_bad_header_is_reported_in_each_protocol() {
     let unserved = async |_| -> Response<Full<Bytes>> { unreachable!("not served") };
     let text = "bad header grpc-timeout: expected 1 to 8 digits and a unit: H, M, S, m, u or n";
     for protocol in PROTOCOLS {
@@ -272,7 +272,7 @@ async fn a_bad_header_is_told_in_the_callers_terms() {
 }
 
 #[tokio::test]
-async fn what_looks_like_connect_is_not_all_of_it() {
+async fn not_every_json_request_is_connect() {
     let layer = || ServerLayer::new(Context::background(), Inbound::new().max_budget(ms(0)));
     let unserved = async |_| -> Response<Full<Bytes>> { unreachable!("not served") };
     for request in [
@@ -336,7 +336,7 @@ fn closing(by: By, protocol: &str) -> Vec<u8> {
 const IN_BODY: [&str; 3] = ["grpc-web", "grpc-web-text", "connect stream"];
 
 #[tokio::test(start_paused = true)]
-async fn an_end_amidst_a_stream_is_its_last_frame() {
+async fn an_end_during_a_stream_is_its_last_frame() {
     for by in ALL {
         for protocol in IN_BODY {
             for cuts in [1, 3, 1000] {
@@ -367,7 +367,7 @@ async fn an_end_amidst_a_stream_is_its_last_frame() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_said_in_the_body_breaks_it_off() {
+async fn a_body_that_cannot_contain_a_status_is_aborted() {
     for protocol in IN_BODY {
         // Amidst a message.
         let (send, mut body) = streaming(By::Deadline, protocol, &[]).await;
@@ -423,7 +423,7 @@ async fn what_cannot_be_said_in_the_body_breaks_it_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_has_said_how_it_ended_says_nothing_more() {
+async fn a_stream_that_has_sent_its_status_sends_no_other() {
     for protocol in IN_BODY {
         let (send, mut body) = streaming(By::Deadline, protocol, &[]).await;
         let mut last = if protocol == "connect stream" {
@@ -462,7 +462,7 @@ impl From<Bytes> for Pieces {
 }
 
 #[tokio::test(start_paused = true)]
-async fn data_in_pieces_is_followed_as_well() {
+async fn frames_in_pieces_are_tracked() {
     let (send, receive) = tokio::sync::mpsc::unbounded_channel();
     let stream = tokio_stream::wrappers::UnboundedReceiverStream::new(receive);
     let body = Mutex::new(Some(http_body_util::StreamBody::new(stream)));

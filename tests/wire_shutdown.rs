@@ -69,7 +69,7 @@ fn spawn_answer(app: &Router, path: impl Into<String>) -> tokio::task::JoinHandl
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_under_way_has_the_grace_and_is_waited_for() {
+async fn a_request_in_progress_has_the_grace_period() {
     let shutdown = shutdown();
     let app = app(ServerLayer::with_shutdown(&shutdown, Inbound::new()));
     let slow = spawn_answer(&app, "/report/7");
@@ -89,7 +89,7 @@ async fn a_request_under_way_has_the_grace_and_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stuck_request_is_cut_off_and_named_by_method_and_route() {
+async fn a_stuck_request_is_dropped_and_reported_by_method_and_route() {
     let shutdown = shutdown();
     let http = shutdown.named("http");
     let layer = ServerLayer::with_shutdown(&http, Inbound::new());
@@ -116,7 +116,7 @@ async fn a_stuck_request_is_cut_off_and_named_by_method_and_route() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_is_told_why() {
+async fn a_handler_receives_the_cause() {
     let shutdown = shutdown();
     let (tell, mut told) = mpsc::unbounded_channel();
     let handler = async move |ctx: Context| {
@@ -136,7 +136,7 @@ async fn a_handler_is_told_why() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clients_do_not_fill_the_report() {
+async fn a_long_path_is_truncated_in_the_report() {
     let shutdown = shutdown();
     let app = app(ServerLayer::with_shutdown(&shutdown, Inbound::new()));
     let _long = spawn_answer(&app, format!("/{}", "a".repeat(5_000)));
@@ -204,7 +204,7 @@ async fn a_body_is_part_of_its_request() {
 /// Each way for a request to be over is one: the answer, a client that leaves in either phase, a panic, an
 /// error, a refusal.
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_over_is_not_waited_for() {
+async fn a_completed_request_is_not_waited_for() {
     let shutdown = shutdown();
     let layer = ServerLayer::with_shutdown(&shutdown, Inbound::new().strict());
     let app = app(layer.clone());
@@ -298,7 +298,7 @@ async fn a_handler_may_wait_for_the_shutdown_that_its_request_is_part_of() {
 
 /// A layer within another: below both, and waited for.
 #[tokio::test(start_paused = true)]
-async fn it_stands_within_another_layer() {
+async fn the_layer_may_be_nested() {
     let shutdown = shutdown();
     let inner = ServerLayer::with_shutdown(&shutdown, Inbound::new());
     let app =

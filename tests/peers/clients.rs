@@ -25,7 +25,7 @@ async fn serving(app: Router) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_client_with_a_time_of_its_own_ends_what_the_handler_started() {
+async fn a_timeout_of_the_client_ends_the_tasks_of_the_handler() {
     let (seen, mut contexts) = mpsc::unbounded_channel();
     let (tell, mut told) = mpsc::unbounded_channel();
     let stuck = async move |ctx: Context| {
@@ -43,7 +43,7 @@ async fn a_client_with_a_time_of_its_own_ends_what_the_handler_started() {
 
 /// `curl --max-time`, where there is a curl.
 #[tokio::test]
-async fn curl_that_gives_up_ends_the_request() {
+async fn a_timeout_of_curl_ends_the_request() {
     if std::process::Command::new("curl").arg("--version").output().is_err() {
         eprintln!("skipped: no curl here (apt-get install curl)");
         return;
@@ -72,7 +72,7 @@ async fn curl_that_gives_up_ends_the_request() {
 
 /// One that sends the header is answered in time, before its own clock has run out.
 #[tokio::test]
-async fn curl_that_says_how_long_it_waits_gets_an_answer() {
+async fn curl_with_a_deadline_header_gets_a_response() {
     if std::process::Command::new("curl").arg("--version").output().is_err() {
         eprintln!("skipped: no curl here (apt-get install curl)");
         return;

@@ -60,7 +60,7 @@ fn an_axum_server_drains() {
 }
 
 #[test]
-fn a_tonic_server_drains_and_names_the_call_that_is_stuck() {
+fn a_tonic_server_drains_and_reports_a_stuck_call() {
     live(async {
         let shutdown = Shutdown::new(&BACKGROUND).grace(ms(300)).cleanup(ms(2_000));
         let grpc = shutdown.named("grpc");

@@ -251,7 +251,7 @@ impl CallerOf for Location<'static> {
 }
 
 #[test]
-fn it_loads_without_an_error_and_begins_with_the_culprit() {
+fn it_loads_without_an_error_and_shows_overdue_work_first() {
     with_page(async |page| {
         page.is_without_an_error().await?;
         page.until("document.getElementById('verdict').className === 'is-good'").await?;
@@ -368,7 +368,7 @@ fn it_pauses_and_stops_while_it_is_hidden() {
 }
 
 #[test]
-fn it_says_that_the_service_is_gone_and_goes_on_when_it_is_back() {
+fn it_shows_that_the_service_is_gone_and_continues_when_it_is_back() {
     with_page(async |page| {
         assert_eq!(page.eval("document.getElementById('trouble').hidden").await?, true);
         page.service.take().unwrap().shutdown_background();
@@ -391,7 +391,7 @@ fn it_says_that_the_service_is_gone_and_goes_on_when_it_is_back() {
 }
 
 #[test]
-fn it_shows_a_drain_while_it_is_under_way() {
+fn it_shows_a_drain_in_progress() {
     with_page(async |page| {
         let shutdown = Shutdown::new(&Context::background()).grace(HANG).cleanup(HANG);
         let ticket = shutdown.named("http/GET /slow").ticket();

@@ -81,7 +81,7 @@ async fn nginx(name: &str, listen: &str, location: &str) -> Option<Nginx> {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_nginx_leaves_what_is_behind() {
+async fn a_client_that_leaves_nginx_ends_the_request_behind_it() {
     let (seen, mut contexts) = mpsc::unbounded_channel();
     let service = service_fn(move |_: Request<hyper::body::Incoming>| {
         seen.send(Context::current()).unwrap();

@@ -83,7 +83,7 @@ impl Peer {
 // grpc-js as a client.
 
 #[tokio::test]
-async fn their_deadline_is_seen_here_and_told_in_their_terms() {
+async fn the_clients_deadline_arrives_and_is_its_status() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     let port = at.port().to_string();
     let Some(mut peer) = Peer::start(&["call", &port, "stuck", "2000"]) else { return };
@@ -96,7 +96,7 @@ async fn their_deadline_is_seen_here_and_told_in_their_terms() {
 }
 
 #[tokio::test]
-async fn our_own_deadline_is_told_in_their_terms() {
+async fn the_servers_deadline_is_the_clients_status() {
     let (at, _contexts) = serving(Some(Inbound::new().max_budget(ms(300)))).await;
     let port = at.port().to_string();
     let Some(mut peer) = Peer::start(&["call", &port, "stuck", "0"]) else { return };
@@ -107,7 +107,7 @@ async fn our_own_deadline_is_told_in_their_terms() {
 }
 
 #[tokio::test]
-async fn a_service_that_stops_is_unavailable_to_them() {
+async fn a_service_that_stops_is_unavailable_for_the_client() {
     for name in ["stuck", "asleep", "watch"] {
         let service = Context::background().with_cancel();
         let layer = ServerLayer::new(service.clone(), Inbound::new());
@@ -126,7 +126,7 @@ async fn a_service_that_stops_is_unavailable_to_them() {
 }
 
 #[tokio::test]
-async fn what_they_take_back_ends_here() {
+async fn a_cancel_of_the_client_ends_the_handler() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     let port = at.port().to_string();
     let Some(mut peer) = Peer::start(&["cancel", &port, "stuck"]) else { return };
@@ -147,7 +147,7 @@ async fn their_server() -> Option<(Peer, std::net::SocketAddr)> {
 }
 
 #[tokio::test]
-async fn our_deadline_and_our_end_are_seen_there() {
+async fn the_clients_deadline_and_end_arrive_at_the_server() {
     let Some((mut peer, at)) = their_server().await else { return };
     let mut health = client(at, Outbound::new());
     let ctx = Context::background().with_timeout(Duration::from_secs(20));
@@ -172,7 +172,7 @@ async fn our_deadline_and_our_end_are_seen_there() {
 }
 
 #[tokio::test]
-async fn our_end_ends_a_call_that_is_still_being_sent() {
+async fn the_clients_end_resets_an_open_request() {
     let Some((mut peer, at)) = their_server().await else { return };
     for held in [true, false] {
         let ctx = Context::background().with_cancel();
@@ -239,7 +239,7 @@ impl Peer {
 }
 
 #[tokio::test]
-async fn a_late_call_is_late_in_each_of_connects_protocols() {
+async fn a_late_call_is_deadline_exceeded_in_each_protocol() {
     let layer = ServerLayer::new(Context::background(), Inbound::new().max_budget(ms(300)));
     let (server, _contexts) = by_hand(layer, false).await;
     let Some(mut peer) = Peer::start(&["connect"]) else { return };
@@ -256,7 +256,7 @@ async fn a_late_call_is_late_in_each_of_connects_protocols() {
 }
 
 #[tokio::test]
-async fn a_service_that_stops_is_unavailable_in_each_of_connects_protocols() {
+async fn a_service_that_stops_is_unavailable_in_each_protocol() {
     let Some(mut peer) = Peer::start(&["connect"]) else { return };
     for how in CONNECT {
         for (name, passes) in [("stuck", false), ("asleep", true), ("stream", false)] {
@@ -276,7 +276,7 @@ async fn a_service_that_stops_is_unavailable_in_each_of_connects_protocols() {
 
 /// Whatever clock is first, theirs or ours.
 #[tokio::test]
-async fn their_own_timeout_is_one_here_as_well() {
+async fn the_timeout_of_the_client_applies_here() {
     let layer = ServerLayer::new(Context::background(), Inbound::new());
     let (server, mut contexts) = by_hand(layer, false).await;
     let Some(mut peer) = Peer::start(&["connect"]) else { return };

@@ -135,7 +135,7 @@ async fn telling() -> (SocketAddr, mpsc::UnboundedReceiver<Duration>) {
 }
 
 #[tokio::test]
-async fn what_connecting_took_is_not_told_by_any_of_the_calls_that_waited() {
+async fn the_time_that_connecting_takes_is_subtracted_for_each_call() {
     let (at, mut told) = telling().await;
     let ctx = Context::background().with_timeout(LONG);
     ask_all(&ctx, at, ms(700), Outbound::new(), &["a", "b", "c"]).await.unwrap();
@@ -146,7 +146,7 @@ async fn what_connecting_took_is_not_told_by_any_of_the_calls_that_waited() {
 }
 
 #[tokio::test]
-async fn what_waits_for_a_connection_ends_with_its_context_and_is_not_sent() {
+async fn a_call_that_waits_for_a_connection_ends_with_its_context() {
     let (at, mut told) = telling().await;
     let ctx = Context::background().with_timeout(ms(100));
     let status = ask_all(&ctx, at, ms(300), Outbound::new(), &["a"]).await.unwrap_err();
@@ -181,7 +181,7 @@ impl Service<Request<Empty<Bytes>>> for Http1 {
 
 /// hyper-util's pool: each connection is within reach, and what waits for one of them is not told either.
 #[tokio::test]
-async fn what_a_pool_makes_a_call_wait_for_is_not_told() {
+async fn the_time_that_a_call_waits_in_a_pool_is_subtracted() {
     let (tell, mut told) = mpsc::unbounded_channel();
     let far_side = service_fn(move |request: Request<Incoming>| {
         tell.send(DeadlineHeader::Grpc.read(request.headers()).unwrap().unwrap()).unwrap();
@@ -222,7 +222,7 @@ async fn what_a_pool_makes_a_call_wait_for_is_not_told() {
 // Readiness that is given back.
 
 #[tokio::test]
-async fn a_refused_call_that_is_kept_holds_up_nobody() {
+async fn a_refused_call_that_is_held_blocks_no_other() {
     let (at, _contexts) = serving(Some(Inbound::new())).await;
     let channel = Endpoint::from_shared(format!("http://{at}")).unwrap().buffer_size(1).connect_lazy();
     let service = ClientLayer::new(Outbound::new()).layer(channel);
@@ -249,7 +249,7 @@ async fn a_refused_call_that_is_kept_holds_up_nobody() {
 // Handlers that finish without their client.
 
 #[tokio::test]
-async fn tonics_handlers_finish_by_their_deadline_though_the_caller_has_left() {
+async fn handlers_of_tonic_finish_after_the_caller_has_left() {
     let (at, mut contexts) = finishing(Inbound::new().max_budget(ms(1_500))).await;
     let mut client = HealthClient::new(channel(at));
     assert_eq!(client.check(ask("")).await.unwrap().into_inner(), SERVING);
@@ -302,7 +302,7 @@ fn inbound() -> Inbound {
 const ODD: &str = "Ada = 1, \"Ü\"; 100%\\";
 
 #[test]
-fn its_own_extractor_reads_the_baggage_of_both() {
+fn the_extractor_of_opentelemetry_reads_the_baggage_of_both() {
     let ctx = Context::background().with_value(UserId(ODD.into()));
     let propagator = BaggagePropagator::new();
     let telemetry = opentelemetry::Context::new().with_baggage([
@@ -324,7 +324,7 @@ fn its_own_extractor_reads_the_baggage_of_both() {
 }
 
 #[test]
-fn what_it_wrote_is_read_here() {
+fn baggage_of_opentelemetry_is_read_here() {
     let telemetry =
         opentelemetry::Context::new().with_baggage([opentelemetry::KeyValue::new("userId", ODD)]);
     let mut headers = HeaderMap::new();
@@ -335,7 +335,7 @@ fn what_it_wrote_is_read_here() {
 
 /// Whatever a transport has for OpenTelemetry, by one closure each way.
 #[test]
-fn its_injectors_and_extractors_are_carriers() {
+fn injectors_and_extractors_are_carriers() {
     fn tell(ctx: &Context, injector: &mut dyn Injector) {
         let mut carrier = set_with(|key, value| {
             injector.set(key, value.to_owned());
@@ -361,7 +361,7 @@ fn its_injectors_and_extractors_are_carriers() {
 
 /// A stranger's headers end at the edge, through servers and clients on sockets.
 #[tokio::test]
-async fn an_edge_passes_on_what_is_its_own() {
+async fn an_edge_forwards_only_its_own_headers() {
     let (tell, mut told) = mpsc::unbounded_channel();
     let behind = serve(
         Version::Http1,

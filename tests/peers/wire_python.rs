@@ -67,7 +67,7 @@ impl Peer {
 // Their client, our server.
 
 #[tokio::test]
-async fn their_deadline_is_seen_here_and_told_in_their_terms() {
+async fn the_clients_deadline_arrives_and_is_its_status() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     let port = at.port().to_string();
     let Some(mut peer) = Peer::start(&["call", &port, "stuck", "2"]) else { return };
@@ -89,7 +89,7 @@ async fn their_deadline_is_seen_here_and_told_in_their_terms() {
 }
 
 #[tokio::test]
-async fn our_own_deadline_is_told_in_their_terms() {
+async fn the_servers_deadline_is_the_clients_status() {
     let (at, _contexts) = serving(Some(Inbound::new().max_budget(ms(300)))).await;
     let port = at.port().to_string();
     let Some(mut peer) = Peer::start(&["call", &port, "stuck", "0"]) else { return };
@@ -104,7 +104,7 @@ async fn our_own_deadline_is_told_in_their_terms() {
 }
 
 #[tokio::test]
-async fn a_service_that_stops_is_unavailable_to_them() {
+async fn a_service_that_stops_is_unavailable_for_the_client() {
     // By the layer, by a handler that passes the end on, and amidst a stream.
     for name in ["stuck", "asleep", "watch"] {
         let service = Context::background().with_cancel();
@@ -125,7 +125,7 @@ async fn a_service_that_stops_is_unavailable_to_them() {
 }
 
 #[tokio::test]
-async fn what_they_take_back_ends_here() {
+async fn a_cancel_of_the_client_ends_the_handler() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     let port = at.port().to_string();
     let Some(mut peer) = Peer::start(&["cancel", &port, "stuck"]) else { return };
@@ -155,7 +155,7 @@ async fn their_server() -> Option<(Peer, std::net::SocketAddr)> {
 }
 
 #[tokio::test]
-async fn our_deadline_is_seen_there() {
+async fn the_clients_deadline_arrives_at_the_server() {
     let Some((mut peer, at)) = their_server().await else { return };
     let mut health = client(at, Outbound::new());
     health.check(ask("")).await.unwrap();
@@ -173,7 +173,7 @@ async fn our_deadline_is_seen_there() {
 }
 
 #[tokio::test]
-async fn our_end_ends_it_there() {
+async fn the_clients_end_ends_the_call_at_the_server() {
     let Some((mut peer, at)) = their_server().await else { return };
     let mut health = client(at, Outbound::new());
     let ctx = Context::background().with_cancel();
@@ -201,7 +201,7 @@ async fn our_end_ends_it_there() {
 }
 
 #[tokio::test]
-async fn our_end_ends_a_call_that_is_still_being_sent() {
+async fn the_clients_end_resets_an_open_request() {
     let Some((mut peer, at)) = their_server().await else { return };
     for held in [true, false] {
         let ctx = Context::background().with_cancel();
@@ -217,7 +217,7 @@ async fn our_end_ends_a_call_that_is_still_being_sent() {
 }
 
 #[tokio::test]
-async fn their_status_is_an_error_of_a_context_here() {
+async fn the_servers_status_is_an_error_of_a_context() {
     let Some((_peer, at)) = their_server().await else { return };
     let status = client(at, Outbound::new()).check(ask("late")).await.unwrap_err();
     let error = status.context_error().unwrap();

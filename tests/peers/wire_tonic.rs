@@ -40,7 +40,7 @@ async fn told(at: SocketAddr, timeout: &str) -> (u16, Option<String>, Option<Str
 }
 
 #[tokio::test]
-async fn the_deadline_is_told_before_tonics_own_timer() {
+async fn the_deadline_is_reported_before_tonics_own_timer() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     for millis in [20, 37, 51, 64, 99, 100] {
         let (status, code, message, took) = told(at, &format!("{millis}m")).await;
@@ -68,7 +68,7 @@ async fn a_handler_sees_the_callers_deadline() {
 }
 
 #[tokio::test]
-async fn the_callers_end_is_a_status_here_and_a_client_that_left_there() {
+async fn the_callers_end_is_a_status_for_it_and_a_drop_for_the_server() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     let ctx = Context::background().with_cancel();
     let call = ctx.spawn(async move { client(at, Outbound::new()).check(ask("stuck")).await });
@@ -82,7 +82,7 @@ async fn the_callers_end_is_a_status_here_and_a_client_that_left_there() {
 }
 
 #[tokio::test]
-async fn the_callers_deadline_is_one_whoever_tells_it_first() {
+async fn the_callers_deadline_is_reported_whichever_timer_fires_first() {
     // A server that knows nothing of contexts, tonic's timer in the channel, and the context's own.
     for (inbound, margin) in
         [(None, 0), (None, 40), (Some(Inbound::new()), 0), (Some(Inbound::new()), 40)]
@@ -180,7 +180,7 @@ async fn a_service_that_stops_is_unavailable() {
 }
 
 #[tokio::test]
-async fn what_a_handler_returns_crosses_without_its_origin() {
+async fn a_status_from_a_handler_is_sent_without_its_origin() {
     let (at, _contexts) = serving(Some(Inbound::new())).await;
     let status = HealthClient::new(channel(at)).check(ask("late")).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "deadline exceeded"));
@@ -212,7 +212,7 @@ async fn by_hand_without_layers() {
 }
 
 #[test]
-fn a_status_and_an_error_are_told_apart_and_back() {
+fn a_status_converts_to_an_error_and_back() {
     let ctx = Context::background().with_cancel();
     ctx.cancel_with("secret reason");
     let status = Status::from(ended(&ctx));
