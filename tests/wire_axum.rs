@@ -1,4 +1,4 @@
-//! axum: the context as an argument, the error as an answer, and the layer around routes.
+//! axum: the context as an argument, the error as a response, and the layer around routes.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! What crosses in headers: deadlines and values, written and read, and whatever else may stand there.
+//! Deadlines and values in headers: written, read, and invalid ones.
 
 mod common;
 
@@ -167,13 +167,13 @@ fn the_error_for_a_bad_header_has_its_name_and_not_its_value() {
     }
 }
 
-/// A failure is reported; no file is left behind.
+/// Failures are reported, but not persisted in a file.
 fn unwritten() -> ProptestConfig {
     ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
 }
 
 fn any_duration() -> impl Strategy<Value = Duration> {
-    // Every order of magnitude alike.
+    // All orders of magnitude are equally likely.
     (0_u32..64, any::<u64>(), 0_u32..1_000_000_000)
         .prop_map(|(shift, seconds, nanos)| Duration::new(seconds >> shift, nanos))
 }
@@ -190,7 +190,7 @@ proptest! {
             };
             let told = read(&header, value.as_bytes()).expect("it reads what it writes");
             prop_assert!(told <= left);
-            // What is cut off is less than a millisecond, or than a hundred-thousandth of the whole.
+            // Rounding removes less than a millisecond, or less than a hundred-thousandth of the time.
             let most = if header == DeadlineHeader::Grpc { Duration::from_secs(99_999_999 * 3_600) } else { ms(9_999_999_999) };
             prop_assert!(left.min(most) - told <= ms(1).max(left / 99_999));
         }
@@ -207,7 +207,7 @@ proptest! {
     }
 }
 
-// What a server makes of them.
+// What a server derives from them.
 
 fn inbound() -> Inbound {
     Inbound::new().believe(all()).max_budget(MOST).default_budget(USUAL)
@@ -254,7 +254,7 @@ fn an_untrusting_server_reads_neither_deadlines_nor_values() {
     let ctx = Context::background().extract(&sent, &edge).unwrap();
     assert_eq!(edge.budget(&sent).unwrap(), Some(USUAL));
     assert!(ctx.value::<Name>().is_none());
-    // In either order of asking.
+    // The order of the calls does not matter.
     let edge = Inbound::new().untrusted().believe(all()).carry::<Name>();
     let ctx = Context::background().extract(&sent, &edge).unwrap();
     assert!(ctx.deadline().is_none() && ctx.value::<Name>().is_none());
@@ -334,11 +334,11 @@ proptest! {
         prop_assert!(ctx.remaining().unwrap() <= MOST);
         prop_assert!(ctx.value::<Name>().is_none_or(|name| name.0.len() <= 8192));
 
-        // Strict, it says the same, or no.
+        // If strict, the result is the same, or an error.
         if let Ok(strict) = inbound.clone().strict().budget(&sent) {
             prop_assert_eq!(strict, budget);
         }
-        // And what comes of it can be sent on.
+        // The derived context can be sent again.
         let mut onward = sent.clone();
         let outbound = Outbound::new().write(all()).carry::<Name>().carry_in_baggage::<Name>();
         if ctx.inject_with(&mut onward, &outbound).is_ok() {
@@ -467,7 +467,7 @@ fn baggage_of_others_is_kept_and_ours_is_replaced() {
     assert_eq!(received(&there, &Inbound::new().carry_in_baggage::<Name>()).unwrap(), "a,b");
 }
 
-/// What was warned of while `f` ran.
+/// Returns the warnings that were logged while `f` ran.
 fn warnings(f: impl FnOnce()) -> String {
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<Vec<u8>>>);

@@ -1,5 +1,5 @@
-//! What is told onward and where: the nearer of two contexts, the time when a request is sent, readiness that is
-//! given back, the rules of a route, and handlers that finish without their client.
+//! Forwarded requests: which of two contexts applies, the time of sending, readiness that is released, the rules of a
+//! route, and handlers that finish without their client.
 
 mod common;
 mod wire;
@@ -33,7 +33,7 @@ fn request() -> Request<Empty<Bytes>> {
     Request::get("http://far.side/").body(Empty::new()).unwrap()
 }
 
-/// A far side that answers with the headers it was sent, by way of `sent`.
+/// A server that sends the headers that it received to `sent`.
 fn noting(
     sent: Arc<Mutex<Vec<HeaderMap>>>,
 ) -> impl Service<
@@ -75,7 +75,7 @@ impl Travel for User {
 
 // The nearer of two contexts.
 
-/// A reverse proxy: the request that came is the one that goes, extensions and all.
+/// A reverse proxy forwards the request that it received, with its extensions.
 #[tokio::test(start_paused = true)]
 async fn a_request_that_is_forwarded_within_less_time_sends_that_time() {
     let sent = Arc::new(Mutex::new(Vec::new()));
@@ -84,7 +84,7 @@ async fn a_request_that_is_forwarded_within_less_time_sends_that_time() {
     let proxy = service_fn(move |mut request: Request<Empty<Bytes>>| {
         let upstream = upstream.clone();
         async move {
-            // A value for the extractors, as a middleware leaves it, and one in the task.
+            // A value in the extensions, as a middleware sets it, and one in the current context.
             let ctx = request.extensions().get::<Context>().unwrap().with_value(Tenant("blue"));
             request.extensions_mut().insert(ctx);
             let ctx = Context::current().with_value(User(7));
@@ -138,7 +138,7 @@ async fn an_unrelated_context_is_limited_by_the_current_deadline() {
     assert_eq!(call(&own, &current).await["grpc-timeout"], "100000u");
     assert_eq!(call(&current, &Context::background()).await["grpc-timeout"], "100000u");
     assert_eq!(call(&Context::background(), &own).await["grpc-timeout"], "300000u");
-    // An end that is no deadline is its own business.
+    // A cancel of the current context does not affect an unrelated one.
     let canceled = Context::background().with_cancel();
     canceled.cancel();
     assert_eq!(call(&canceled, &own).await["grpc-timeout"], "300000u");
@@ -165,7 +165,7 @@ async fn a_nested_layer_applies_the_context_between_the_layers() {
 
 // The time when a request is sent.
 
-/// In two halves around a service that takes its time before it hands the request down.
+/// The two halves of the layer around a service that waits before it forwards the request.
 fn waiting<S>(
     outbound: Outbound,
     wait: Duration,
@@ -187,7 +187,7 @@ where
     let connection = lower.layer(connection);
     upper.layer(service_fn(move |request: Request<Empty<Bytes>>| {
         let connection = connection.clone();
-        // In a task of its own, as behind a buffer: nothing is current there.
+        // In another task, as with a buffer, there is no current context.
         let task = tokio::spawn(async move {
             tokio::time::sleep(wait).await;
             connection.oneshot(request).await
@@ -203,7 +203,7 @@ async fn the_time_that_a_request_waits_is_subtracted() {
         Outbound::new().write([DeadlineHeader::Grpc, DeadlineHeader::Connect]).carry::<Tenant>();
     let client = waiting(outbound, ms(300), noting(sent.clone()));
     let ctx = Context::background().with_timeout(ms(600)).with_value(Tenant("blue"));
-    // One that asks for less was set for this call; one that asks for more was not.
+    // A shorter timeout in the request is kept, a longer one is replaced.
     for (given, told) in [(None, "300000u"), (Some("200m"), "200000u"), (Some("400m"), "300000u")] {
         let ctx = ctx.without_cancel().with_timeout(ms(600));
         let mut request = request();
@@ -227,14 +227,14 @@ async fn a_request_that_waited_too_long_is_not_sent() {
     tokio::time::sleep(ms(200)).await;
     assert!(sent.lock().unwrap().is_empty());
 
-    // With less left than the margin likewise, though the context is alive.
+    // The same applies if less than the margin remains, although the context has not ended.
     let client = waiting(Outbound::new().margin(ms(400)), ms(300), noting(sent.clone()));
     let ctx = Context::background().with_timeout(ms(600));
     let error = context_error(ctx.scope(client.oneshot(request())).await.unwrap_err());
     assert!(error.is_deadline_exceeded() && !ctx.is_done());
     assert!(sent.lock().unwrap().is_empty());
 
-    // What has ended before is not even handed down.
+    // A request whose context has already ended is not forwarded at all.
     let (upper, lower) = ClientLayer::new(Outbound::new()).split();
     let called = AtomicUsize::new(0);
     let client = upper.layer(service_fn(|request| {
@@ -246,7 +246,7 @@ async fn a_request_that_waited_too_long_is_not_sent() {
     assert_eq!(called.load(Ordering::SeqCst), 0);
 }
 
-/// Each try is told what is left then.
+/// Each attempt sends the time that remains then.
 #[tokio::test(start_paused = true)]
 async fn a_retry_outside_of_the_layer_sends_the_time_that_remains_then() {
     let sent = Arc::new(Mutex::new(Vec::new()));
@@ -264,9 +264,9 @@ async fn a_retry_outside_of_the_layer_sends_the_time_that_remains_then() {
     assert_eq!(told, ["600000u", "450000u"]);
 }
 
-// Readiness that is given back.
+// Readiness that is released.
 
-/// A service with so many places in common, one of which a clone takes when it is made ready.
+/// A service with a limited number of shared permits. A clone takes one when it becomes ready.
 struct Limited {
     free: Arc<AtomicUsize>,
     reserved: bool,
@@ -315,7 +315,8 @@ impl<A> Service<Request<A>> for Limited {
     }
 }
 
-/// A call that is refused, kept with its service and its future: others find their place, and so does it itself.
+/// A call is refused, and its service and its future are held. Other clones can still become ready, and so can this
+/// one.
 async fn assert_releases<S, A>(
     service: S,
     free: Arc<AtomicUsize>,
@@ -423,12 +424,12 @@ async fn a_route_may_have_more_time_than_the_server() {
     ] {
         assert_eq!(get(app.clone(), path, &[]).await.2, left, "{path}");
     }
-    // What the caller asks for still counts.
+    // The caller's timeout still applies.
     assert_eq!(get(app.clone(), "/events", &[("connect-timeout-ms", "250")]).await.2, "Some(250ms)");
     assert_eq!(get(app, "/nothing", &[]).await.0, 404);
 }
 
-/// Around the router, where no route has been matched yet, the same routes match.
+/// Outside of the router, where no route has been matched yet, the same routes match.
 #[tokio::test(start_paused = true)]
 async fn routes_match_outside_of_a_router_as_well() {
     let usual = Inbound::new().max_budget(ms(5_000));
@@ -444,7 +445,7 @@ async fn routes_match_outside_of_a_router_as_well() {
     }
 }
 
-/// An event stream goes on beyond the time that others have.
+/// An event stream continues beyond the maximum of other routes.
 #[tokio::test(start_paused = true)]
 async fn a_stream_of_an_unlimited_route_continues() {
     let usual = Inbound::new().max_budget(ms(50));
@@ -476,7 +477,7 @@ async fn a_route_refuses_a_request_with_too_little_time() {
         let (code, _, text) = get(app.clone(), "/report", headers).await;
         assert_eq!((code, text.as_str()), (status, told));
     }
-    // In gRPC's terms, at once.
+    // The gRPC status is sent at once.
     let grpc = [("content-type", "application/grpc"), ("grpc-timeout", "150m")];
     let (code, headers, _) = get(app.clone(), "/report", &grpc).await;
     assert_eq!((code, &headers["grpc-status"]), (200, &"4".parse().unwrap()));
@@ -503,7 +504,7 @@ struct Handler {
     finished: mpsc::UnboundedReceiver<Context>,
 }
 
-/// A handler that waits to be told, within [`FinishLayer`] and a server's layer.
+/// A handler that waits for a signal, inside of a [`FinishLayer`] and a server's layer.
 fn finishing(
     server: ServerLayer,
     finish: FinishLayer,
@@ -544,7 +545,7 @@ async fn a_handler_finishes_after_its_client_has_left() {
         let (service, mut handler) = finishing(server, FinishLayer::new());
         let server = serve(version, service).await;
 
-        // One that stays is answered.
+        // A client that stays receives the response.
         handler.go_on.notify_one();
         let answer = server.get("/").await.unwrap();
         assert_eq!(answer.status, 200);
@@ -554,12 +555,12 @@ async fn a_handler_finishes_after_its_client_has_left() {
         assert!(ctx.deadline().is_some());
         eventually("its context ends with the answer", || ctx.is_done() && same.is_done()).await;
 
-        // One that leaves is not waited for.
+        // The server does not wait for the handler of a client that has left.
         let call = tokio::spawn(server.get("/"));
         let ctx = handler.started.recv().await.unwrap();
         call.abort();
         assert!(call.await.is_err_and(|gone| gone.is_cancelled()));
-        // The connection is gone: another one is served meanwhile, and the handler has not noticed.
+        // The connection is closed, another one is served, and the handler is still running.
         let other = tokio::spawn(server.get("/"));
         handler.started.recv().await.unwrap();
         assert!(!ctx.is_done(), "{:?}", ctx.err());
@@ -589,13 +590,13 @@ async fn a_finishing_handler_ends_at_its_deadline_and_with_the_service() {
         .route("/unlimited", Inbound::new());
     let app = server.layer(FinishLayer::new().layer(stuck));
 
-    // The client stays, and is told.
+    // A client that stays receives the status.
     let answer = app.clone().oneshot(request()).await.unwrap();
     assert_eq!(answer.status(), 504);
     tokio::task::yield_now().await;
     assert_eq!(drops.count(), 1);
 
-    // The client leaves: it goes on, until its time is up.
+    // If the client leaves, the handler continues until its deadline.
     let mut call = Box::pin(app.clone().oneshot(request()));
     assert!(poll(call.as_mut(), Waker::noop()).is_pending());
     drop(call);
@@ -604,7 +605,7 @@ async fn a_finishing_handler_ends_at_its_deadline_and_with_the_service() {
     tokio::time::sleep(ms(20)).await;
     assert_eq!(drops.count(), 2);
 
-    // Or until the service ends.
+    // Or it continues until the service ends.
     let unlimited = Request::get("/unlimited").body(Empty::<Bytes>::new()).unwrap();
     let mut call = Box::pin(app.oneshot(unlimited));
     assert!(poll(call.as_mut(), Waker::noop()).is_pending());
@@ -629,7 +630,7 @@ async fn a_shutdown_waits_for_a_finishing_handler() {
     assert!(call.await.is_err_and(|gone| gone.is_cancelled()));
     shutdown.begin("over");
     let mut wait = pin!(shutdown.wait());
-    // The server notices that the client has left; the handler is waited for all the same.
+    // The server notices that the client has left. The shutdown still waits for the handler.
     for _ in 0..100 {
         assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
         tokio::task::yield_now().await;

@@ -1,5 +1,5 @@
-//! The server's layer, in the process and over real connections: who ends a request's context, when, and
-//! what the client is told.
+//! The server's layer, in the process and over real connections: what ends a request's context, when, and what the
+//! client receives.
 
 mod common;
 mod wire;
@@ -59,7 +59,7 @@ fn grpc(timeout: &'static str) -> Request<()> {
         .unwrap()
 }
 
-/// Where a handler leaves its context for the test to ask.
+/// Stores the context of a handler for the test.
 #[derive(Clone, Default)]
 struct Seen(Arc<Mutex<Option<Context>>>);
 
@@ -73,7 +73,7 @@ impl Seen {
         self.0.lock().unwrap().clone().expect("the handler ran")
     }
 
-    /// How the request ended, by the cause of its context.
+    /// Returns the cause of the request's context.
     fn end(&self) -> RequestEnd {
         *ended(&self.ctx()).cause_as::<RequestEnd>().expect("an end of the request itself")
     }
@@ -121,7 +121,7 @@ async fn a_grpc_call_ends_slightly_before_its_timeout() {
         let deadline = deadline.into_inner().unwrap();
         assert_eq!(deadline.map(|deadline| deadline - start).unwrap_or_default(), left, "{timeout}");
     }
-    // Neither of what the server itself gives, nor of a plain request's.
+    // Neither the server's own limit nor the timeout of a plain request is shortened.
     for (request, inbound) in [
         (grpc("1S"), Inbound::new().max_budget(ms(300))),
         (Request::builder().header("grpc-timeout", "300m").body(()).unwrap(), Inbound::new()),
@@ -483,7 +483,7 @@ async fn an_empty_body_ends_the_context_at_once() {
     drop(response);
 }
 
-/// Says how long it is, and does not know its own end.
+/// A body with a known size that reports its end only when polled.
 struct Measured(u64);
 
 impl Body for Measured {
@@ -537,7 +537,7 @@ async fn a_body_that_was_sent_completely_has_not_lost_its_client() {
 
 // Over connections.
 
-/// A server whose handler waits for ever, one that streams for ever, and what they say of their end.
+/// A server with a handler that never responds and one that never ends its stream, and how their contexts end.
 async fn stuck(
     version: Version,
 ) -> (wire::Server, mpsc::UnboundedReceiver<Context>, mpsc::UnboundedReceiver<&'static str>) {
@@ -547,7 +547,7 @@ async fn stuck(
         let ctx = Context::current();
         seen.send(ctx.clone()).unwrap();
         let tell = tell.clone();
-        // Work of the handler's own, which hyper knows nothing of.
+        // A task of the handler, which hyper does not know.
         ctx.spawn(async move {
             Context::current().done().await;
             tell.send("stopped").unwrap();
@@ -556,7 +556,7 @@ async fn stuck(
             if request.uri().path() == "/stream" {
                 let (send, body) = channel_body();
                 send.send(Ok(Frame::data("first".into()))).unwrap();
-                // The sender stays, so that the body does not end.
+                // The sender is kept, so that the body does not end.
                 ctx.spawn(async move {
                     let _send = send;
                     Context::current().done().await;
@@ -659,7 +659,7 @@ async fn a_deadline_over_a_connection_sends_a_status_or_aborts_the_body() {
     }
 }
 
-/// A response, or an error, that is kept keeps no waker of the task that asked for it.
+/// A response or an error that is held keeps no waker of the task that polled for it.
 #[tokio::test]
 async fn a_response_keeps_no_waker() {
     for fails in [false, true] {
@@ -708,7 +708,7 @@ fn scripted(script: Vec<Polled>) -> impl Body<Data = Bytes, Error: Into<BoxError
     http_body_util::StreamBody::new(frames)
 }
 
-/// What a reader receives of a body.
+/// Reads a body to its end.
 async fn received<B>(mut body: B) -> Vec<Polled>
 where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
@@ -764,7 +764,7 @@ async fn frames_that_are_polled_early_arrive_in_order() {
     }
 }
 
-/// A response that is complete is dropped halfway: its client has left.
+/// A complete response that is dropped halfway was not sent.
 #[tokio::test]
 async fn a_grpc_response_that_is_dropped_before_its_trailers_ends_with_dropped() {
     for frames in 0..=2 {
