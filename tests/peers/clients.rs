@@ -41,7 +41,7 @@ async fn a_timeout_of_the_client_ends_the_tasks_of_the_handler() {
     assert!(contexts.recv().await.unwrap().is_done());
 }
 
-/// `curl --max-time`, where there is a curl.
+/// `curl --max-time`, if curl is installed.
 #[tokio::test]
 async fn a_timeout_of_curl_ends_the_request() {
     if std::process::Command::new("curl").arg("--version").output().is_err() {
@@ -70,7 +70,7 @@ async fn a_timeout_of_curl_ends_the_request() {
     }
 }
 
-/// One that sends the header is answered in time, before its own clock has run out.
+/// A curl that sends the header receives the response before its own timeout.
 #[tokio::test]
 async fn curl_with_a_deadline_header_gets_a_response() {
     if std::process::Command::new("curl").arg("--version").output().is_err() {
@@ -93,7 +93,7 @@ async fn reqwest_by_hand() {
     let client = reqwest::Client::new();
     let ctx = Context::background().with_timeout(LONG);
 
-    // As the guide shows it.
+    // The code of the guide.
     let get = async |path: &str| -> Result<reqwest::Response, BoxError> {
         let mut request = client.get(format!("http://{}{path}", server.at)).build()?;
         ctx.inject(request.headers_mut())?;

@@ -1,7 +1,7 @@
-//! gRPC's and Connect's own JavaScript on the other side of our layers: grpc-js in both directions, connect-node as a
-//! client of each of its protocols, over HTTP/1.1 and HTTP/2.
+//! gRPC and Connect for JavaScript as peers of the layers: grpc-js as client and server, and connect-node as a client with
+//! each of its protocols, over HTTP/1.1 and HTTP/2.
 //!
-//! `.ci/node-peers` installs what this needs; without it, every test here says so and does nothing else.
+//! `.ci/node-peers` installs these packages. Without them, the tests are skipped, and print that.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -33,7 +33,7 @@ use common::{HANG, LONG, ended, ms};
 use grpc::{ask, chat, client, serving, serving_under};
 use wire::{Server, Version, channel_body, eventually, serve};
 
-/// A Node at work, killed when dropped.
+/// A Node process, which is killed when dropped.
 struct Peer {
     lines: Lines<BufReader<ChildStdout>>,
     stdin: ChildStdin,
@@ -41,7 +41,7 @@ struct Peer {
 }
 
 impl Peer {
-    /// `None` where its packages are not installed.
+    /// Returns `None` if the packages are not installed.
     fn start(arguments: &[&str]) -> Option<Peer> {
         let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
         let packages = root.join("target/node-peers/node_modules");
@@ -62,13 +62,13 @@ impl Peer {
         Some(Peer { lines, stdin: child.stdin.take().unwrap(), _child: child })
     }
 
-    /// The words of the next line it says.
+    /// Reads the words of the next line of its output.
     async fn says(&mut self) -> Vec<String> {
         let line = tokio::time::timeout(HANG, self.lines.next_line()).await.unwrap().unwrap();
         line.expect("it has more to say").split(' ').map(Into::into).collect()
     }
 
-    /// How a call ended: code, seconds, details.
+    /// Reads how a call ended: code, seconds, details.
     async fn outcome(&mut self) -> (String, f64, String) {
         let words = self.says().await;
         (words[0].clone(), words[1].parse().unwrap(), words[2..].join(" "))
@@ -161,7 +161,7 @@ async fn the_clients_deadline_and_end_arrive_at_the_server() {
     assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Cancelled);
     assert_eq!(peer.says().await, ["ended"]);
 
-    // A stream that is held, and not polled.
+    // A stream that is held without being polled.
     let ctx = Context::background().with_cancel();
     let mut stream = ctx.scope(health.watch(ask(""))).await.unwrap().into_inner();
     assert_eq!(peer.says().await, ["remaining", "none"]);
@@ -189,7 +189,7 @@ async fn the_clients_end_resets_an_open_request() {
 
 // connect-node as a client.
 
-/// Each protocol of connect-node, and the version of HTTP below.
+/// The protocols of connect-node, each with a version of HTTP.
 const CONNECT: [(&str, &str); 7] = [
     ("connect", "1.1"),
     ("connect", "2"),
@@ -200,7 +200,7 @@ const CONNECT: [(&str, &str); 7] = [
     ("grpc", "2"),
 ];
 
-/// A server of all of them, by hand: `Check` is stuck, or passes its context's end on; `Watch` says one message.
+/// A server of all these protocols. `Check` never responds, or returns its context's error. `Watch` sends one message.
 async fn by_hand(layer: ServerLayer, passes: bool) -> (Server, mpsc::UnboundedReceiver<Context>) {
     let (seen, contexts) = mpsc::unbounded_channel();
     let service = service_fn(move |request: Request<Incoming>| {
@@ -274,7 +274,7 @@ async fn a_service_that_stops_is_unavailable_in_each_protocol() {
     }
 }
 
-/// Whatever clock is first, theirs or ours.
+/// The timer of either side may fire first.
 #[tokio::test]
 async fn the_timeout_of_the_client_applies_here() {
     let layer = ServerLayer::new(Context::background(), Inbound::new());

@@ -1,5 +1,5 @@
-//! What is told onward, with the real parts: tonic's clients over a connection that takes its time, tonic's buffered
-//! channel after a refusal, and OpenTelemetry's own propagators.
+//! Forwarded requests with real peers: tonic's clients over a slow connection, tonic's buffered channel after a refusal,
+//! and the propagators of OpenTelemetry.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -48,7 +48,7 @@ use wire::{Version, eventually, serve};
 
 // The time when a request is sent.
 
-/// One connection of hyper's, as a service.
+/// A connection of hyper as a service.
 #[derive(Clone)]
 struct Connection(SendRequest<Body>);
 
@@ -79,7 +79,7 @@ type Channel = BoxCloneService<Request<Body>, Response<ClientBody<Incoming>>, St
 
 type Client = Pin<Box<dyn Future<Output = Result<(), tonic::Status>> + Send>>;
 
-/// Asks under `ctx` over a channel that connects in `after`, as often as there are names.
+/// Calls once for each name, with the context `ctx`, over a channel that takes `after` to connect.
 fn ask_all(
     ctx: &Context,
     at: SocketAddr,
@@ -92,7 +92,7 @@ fn ask_all(
         let lower = lower.clone();
         Box::pin(async move { Ok::<_, BoxError>(lower.layer(connect(at, after).await?)) })
     });
-    // With types and errors that have a name, what calls it can be spawned.
+    // The types are named, so that the calls can be spawned.
     let channel: Channel = ServiceBuilder::new()
         .layer(BoxCloneService::layer())
         .map_err(Status::from_error)
@@ -116,7 +116,7 @@ fn ask_all(
     })
 }
 
-/// A far side that says what it was told.
+/// A server that reports the timeouts that it received.
 async fn telling() -> (SocketAddr, mpsc::UnboundedReceiver<Duration>) {
     let (tell, told) = mpsc::unbounded_channel();
     let (at, _contexts) = serving(None).await;
@@ -129,7 +129,7 @@ async fn telling() -> (SocketAddr, mpsc::UnboundedReceiver<Duration>) {
     });
     let server = serve(Version::Http2, service).await;
     let at = server.at;
-    // They serve for as long as the test runs.
+    // The server runs as long as the test.
     std::mem::forget((server, _contexts));
     (at, told)
 }
@@ -154,7 +154,7 @@ async fn a_call_that_waits_for_a_connection_ends_with_its_context() {
     tokio::time::sleep(ms(400)).await;
     assert!(told.try_recv().is_err());
 
-    // Still alive, with no more left than the margin: refused in gRPC's terms, as the call was.
+    // The context has not ended, but not more than the margin remains. The error is a gRPC status.
     let ctx = Context::background().with_timeout(LONG);
     let status =
         ask_all(&ctx, at, ms(200), Outbound::new().margin(LONG - ms(100)), &["a"]).await.unwrap_err();
@@ -162,7 +162,7 @@ async fn a_call_that_waits_for_a_connection_ends_with_its_context() {
     assert!(told.try_recv().is_err());
 }
 
-/// One connection of hyper's over HTTP/1, as a service.
+/// An HTTP/1 connection of hyper as a service.
 struct Http1(hyper::client::conn::http1::SendRequest<Empty<Bytes>>);
 
 impl Service<Request<Empty<Bytes>>> for Http1 {
@@ -179,7 +179,7 @@ impl Service<Request<Empty<Bytes>>> for Http1 {
     }
 }
 
-/// hyper-util's pool: each connection is within reach, and what waits for one of them is not told either.
+/// With the pool of hyper-util, the layer is applied to each connection, and the time of waiting for one is subtracted.
 #[tokio::test]
 async fn the_time_that_a_call_waits_in_a_pool_is_subtracted() {
     let (tell, mut told) = mpsc::unbounded_channel();
@@ -219,7 +219,7 @@ async fn the_time_that_a_call_waits_in_a_pool_is_subtracted() {
     assert_eq!(connects.load(Ordering::SeqCst), 1, "the connection is kept");
 }
 
-// Readiness that is given back.
+// Readiness that is released.
 
 #[tokio::test]
 async fn a_refused_call_that_is_held_blocks_no_other() {
@@ -238,7 +238,7 @@ async fn a_refused_call_that_is_held_blocks_no_other() {
     assert_eq!(answer.unwrap().into_inner(), SERVING);
     assert!(call.await.is_err());
 
-    // The same through tonic's own client, which keeps the service that it made ready.
+    // The same with tonic's client, which keeps the service that it made ready.
     let mut refused = HealthClient::new(service);
     assert!(over.scope(refused.check(ask(""))).await.is_err());
     let answer =
@@ -260,13 +260,13 @@ async fn handlers_of_tonic_finish_after_the_caller_has_left() {
     let ctx = contexts.recv().await.unwrap();
     call.abort();
     assert!(call.await.is_err_and(|gone| gone.is_cancelled()));
-    // Nothing has ended it when its time is up: the stream was reset long ago.
+    // The handler ends at its deadline, although the stream was reset long before.
     assert!(ctx.done().await.is_deadline_exceeded());
 
-    // A caller that stays is told.
+    // A caller that stays receives the status.
     let status = HealthClient::new(channel(at)).check(ask("late")).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
-    // A stream goes on for as long as it has a reader.
+    // A stream continues as long as it has a reader.
     let mut client = HealthClient::new(channel(at));
     let mut stream = client.watch(ask("")).await.unwrap().into_inner();
     assert_eq!(stream.message().await.unwrap(), Some(SERVING));
@@ -333,7 +333,7 @@ fn baggage_of_opentelemetry_is_read_here() {
     assert_eq!(there.value::<UserId>().unwrap().0, ODD);
 }
 
-/// Whatever a transport has for OpenTelemetry, by one closure each way.
+/// The carriers of OpenTelemetry are adapted by one closure for each direction.
 #[test]
 fn injectors_and_extractors_are_carriers() {
     fn tell(ctx: &Context, injector: &mut dyn Injector) {
@@ -359,7 +359,7 @@ fn injectors_and_extractors_are_carriers() {
 
 // An edge.
 
-/// A stranger's headers end at the edge, through servers and clients on sockets.
+/// The headers of an untrusted client are not forwarded, with servers and clients on sockets.
 #[tokio::test]
 async fn an_edge_forwards_only_its_own_headers() {
     let (tell, mut told) = mpsc::unbounded_channel();

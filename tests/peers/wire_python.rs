@@ -1,7 +1,6 @@
-//! gRPC's own Python on the other side of tonic under our layers, in both directions.
+//! gRPC for Python as a peer of tonic with the layers, as client and as server.
 //!
-//! `.ci/python-peers` makes the environment that this needs; without it, every test here says so and does
-//! nothing else.
+//! `.ci/python-peers` makes its environment. Without it, the tests are skipped, and print that.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -23,7 +22,7 @@ use common::{HANG, ended, ms};
 use grpc::{ask, chat, client, serving, serving_under};
 use wire::eventually;
 
-/// A Python at work, killed when dropped.
+/// A Python process, which is killed when dropped.
 struct Peer {
     lines: Lines<BufReader<ChildStdout>>,
     stdin: ChildStdin,
@@ -31,7 +30,7 @@ struct Peer {
 }
 
 impl Peer {
-    /// `None` where there is no such Python.
+    /// Returns `None` if the environment does not exist.
     fn start(arguments: &[&str]) -> Option<Peer> {
         let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
         let python = root.join("target/python-peers/bin/python");
@@ -51,20 +50,20 @@ impl Peer {
         Some(Peer { lines, stdin: child.stdin.take().unwrap(), _child: child })
     }
 
-    /// The words of the next line it says.
+    /// Reads the words of the next line of its output.
     async fn says(&mut self) -> Vec<String> {
         let line = tokio::time::timeout(HANG, self.lines.next_line()).await.unwrap().unwrap();
         line.expect("it has more to say").split(' ').map(Into::into).collect()
     }
 
-    /// How a call ended: code, seconds, details.
+    /// Reads how a call ended: code, seconds, details.
     async fn outcome(&mut self) -> (String, f64, String) {
         let words = self.says().await;
         (words[0].clone(), words[1].parse().unwrap(), words[2..].join(" "))
     }
 }
 
-// Their client, our server.
+// Python as the client.
 
 #[tokio::test]
 async fn the_clients_deadline_arrives_and_is_its_status() {
@@ -77,7 +76,7 @@ async fn the_clients_deadline_arrives_and_is_its_status() {
     let (code, seconds, details) = peer.outcome().await;
     assert_eq!(code, "DEADLINE_EXCEEDED");
     assert!(seconds < 2.5, "{seconds}");
-    // Ours, if it was there before their own clock.
+    // The server's status, if it arrived before the client's timer fired.
     assert!(["deadline exceeded", "Deadline Exceeded"].contains(&&*details), "{details}");
     eventually("the context ends", || ctx.is_done()).await;
     let end = ended(&ctx);
@@ -96,7 +95,7 @@ async fn the_servers_deadline_is_the_clients_status() {
     let (code, _, details) = peer.outcome().await;
     assert_eq!((&*code, &*details), ("DEADLINE_EXCEEDED", "deadline exceeded"));
 
-    // Amidst a stream, after a message.
+    // During a stream, after a message.
     let mut peer = Peer::start(&["watch", &port, "0"]).unwrap();
     assert_eq!(peer.says().await, ["message"]);
     let (code, _, details) = peer.outcome().await;
@@ -105,7 +104,7 @@ async fn the_servers_deadline_is_the_clients_status() {
 
 #[tokio::test]
 async fn a_service_that_stops_is_unavailable_for_the_client() {
-    // By the layer, by a handler that passes the end on, and amidst a stream.
+    // From the layer, from a handler that returns the error, and during a stream.
     for name in ["stuck", "asleep", "watch"] {
         let service = Context::background().with_cancel();
         let layer = ServerLayer::new(service.clone(), Inbound::new());
@@ -136,7 +135,7 @@ async fn a_cancel_of_the_client_ends_the_handler() {
     eventually("the context ends", || ctx.is_done()).await;
     assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
 
-    // A stream that goes because its process does.
+    // A stream whose process ends.
     let mut peer = Peer::start(&["watch", &port, "0"]).unwrap();
     assert_eq!(peer.says().await, ["message"]);
     let ctx = contexts.recv().await.unwrap();
@@ -146,7 +145,7 @@ async fn a_cancel_of_the_client_ends_the_handler() {
     assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
 }
 
-// Our client, their server.
+// Python as the server.
 
 async fn their_server() -> Option<(Peer, std::net::SocketAddr)> {
     let mut peer = Peer::start(&["server"])?;
