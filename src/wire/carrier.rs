@@ -451,7 +451,7 @@ impl<F> fmt::Debug for GetWith<'_, F> {
 ///     fn set(&mut self, key: &str, value: String);
 /// }
 ///
-/// fn tell(ctx: &Context, message: &mut dyn Injector) -> Result<(), tokio_ctx::Error> {
+/// fn inject(ctx: &Context, message: &mut dyn Injector) -> Result<(), tokio_ctx::Error> {
 ///     ctx.inject(&mut set_with(|key, value| {
 ///         message.set(key, value.to_owned());
 ///         Ok(())
@@ -461,7 +461,7 @@ impl<F> fmt::Debug for GetWith<'_, F> {
 /// #     fn set(&mut self, key: &str, _: String) { self.push(key.into()) }
 /// # }
 /// # let mut message = Vec::new();
-/// # tell(&Context::background().with_timeout(std::time::Duration::from_secs(1)), &mut message).unwrap();
+/// # inject(&Context::background().with_timeout(std::time::Duration::from_secs(1)), &mut message).unwrap();
 /// # assert_eq!(message, ["grpc-timeout"]);
 /// ```
 pub fn set_with<F>(set: F) -> SetWith<F>

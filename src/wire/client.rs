@@ -24,7 +24,7 @@ use crate::context::done::Wait;
 use crate::context::refusal::Entry;
 use crate::error::{BoxError, Error};
 
-/// Bounds the calls of a client by their context, and tells the server how much time remains.
+/// Bounds the calls of a client by their context, and sends the remaining time to the server.
 ///
 /// The context of a call is [`current`](Context::current), unless the request has one in its extensions. Then:
 ///
@@ -52,7 +52,7 @@ use crate::error::{BoxError, Error};
 /// a place in the buffer of a tonic channel. For that, the service is replaced by a clone, so it has to be `Clone`.
 ///
 /// The remaining time is written when the layer is called. If the request then waits (for a connection, in a buffer,
-/// for a limit), the server is told too much; [`split`](Self::split) prevents that. Put retries outside of the
+/// for a limit), the time in the header is too long; [`split`](Self::split) prevents that. Put retries outside of the
 /// layer, so that each attempt writes the time that remains then.
 ///
 /// ```
@@ -101,7 +101,7 @@ impl ClientLayer {
     /// Apply the upper half, which is a `ClientLayer` too, outside of everything that waits. It bounds the call,
     /// including the waiting, and puts the context into the request's extensions. Apply the lower half directly
     /// around each connection. It writes the remaining time and the values when the request is sent: if connecting
-    /// took 300 of 600 ms, the server is told 300 ms. Both halves are needed: the upper one writes no headers,
+    /// took 300 of 600 ms, the header contains 300 ms. Both halves are needed: the upper one writes no headers,
     /// and the lower one does not bound the call.
     ///
     /// This requires a client that gives access to its connections: hyper's `conn`, with tower's `Reconnect` and
@@ -109,8 +109,8 @@ impl ClientLayer {
     /// for tonic's generated clients. hyper-util's `legacy::Client`, `reqwest` and tonic's `Channel` connect below
     /// every layer that can be added to them. With those, connect before the first call (`Endpoint::connect`
     /// instead of `connect_lazy`), or set a [`margin`](Outbound::margin) as long as connecting may take. The
-    /// deadline is enforced in any case, because the call is dropped when it passes. Only the time that the
-    /// server was told is too long.
+    /// deadline is enforced in any case, because the call is dropped when it passes. Only the time in the
+    /// header is too long.
     ///
     /// ```
     /// use std::convert::Infallible;

@@ -392,7 +392,7 @@ fn refused(ctx: &Context, place: &'static Location<'static>, not_sent: NotSent) 
 fn nothing_left(ctx: &Context, place: &'static Location<'static>) -> Error {
     let budget = (Duration::ZERO, "too little is left for a call".into());
     let late = ctx.child_made_at(place, Some(budget));
-    late.check().expect_err("a context without time has ended at birth")
+    late.check().expect_err("a context with a budget of zero has ended")
 }
 
 impl Context {

@@ -1,6 +1,7 @@
-//! What every recipe for PostgreSQL has to stand, of whichever driver: `suite!` makes the tests of a [`Database`].
+//! The tests of the recipes for PostgreSQL, for all drivers. `suite!` makes the tests of a [`Database`].
 //!
-//! `pg_stat_activity` tells what runs at the server. Tests share one server, and find their own queries by a comment.
+//! `pg_stat_activity` shows the queries that run at the server. The tests share one server, and find their own queries by
+//! a comment.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -28,7 +29,7 @@ use postgres::Server;
 #[path = "postgres.rs"]
 pub mod postgres;
 
-/// What a query fails with.
+/// The error of a query.
 #[derive(Debug)]
 pub struct Failure {
     pub text: String,
@@ -53,31 +54,31 @@ impl Failure {
 
 type Answer = Result<String, Failure>;
 
-/// A recipe, and its connections.
+/// A recipe with its connections.
 pub trait Database: Clone + Send + Sync + 'static {
-    /// With so many connections at most, if it has more than one.
+    /// Opens at most this many connections, if the recipe supports more than one.
     fn open(server: &Server, connections: u32) -> impl Future<Output = Self> + Send;
 
-    /// The text in the first column of the first row.
+    /// Returns the text in the first column of the first row.
     fn query(&self, ctx: &Context, sql: &str) -> impl Future<Output = Answer> + Send;
 
-    /// A query amid which its own function panics.
+    /// Runs a query whose function panics while the query is in progress.
     fn panic(&self, ctx: &Context, sql: &str, after: Duration) -> impl Future<Output = Answer> + Send;
 
-    /// One statement and its commit.
+    /// Runs one statement and its commit.
     fn commit(&self, ctx: &Context, sql: &str) -> impl Future<Output = Answer> + Send;
 }
 
 const RUNAWAY: &str = "DO 'BEGIN LOOP END LOOP; END'";
 
-/// Cancels do not end this, but for the moment between two turns of its loop.
+/// A statement that catches cancels, except between two iterations of its loop.
 const DEAF: &str = "DO $$ BEGIN LOOP
     BEGIN PERFORM pg_sleep(3600); EXCEPTION WHEN query_canceled THEN NULL; END;
 END LOOP; END $$";
 
 const PID: &str = "SELECT pg_backend_pid()::text";
 
-/// The grace of the recipes.
+/// The grace period of the recipes.
 const GRACE: Duration = ms(5_000);
 
 fn background() -> Context {
@@ -93,7 +94,7 @@ impl Observer {
         Observer(client)
     }
 
-    /// How many queries with these words in them the server is at work on.
+    /// Returns the number of running queries that contain these words.
     async fn running(&self, words: &str) -> i64 {
         let active = "SELECT count(*) FROM pg_stat_activity
                       WHERE state = 'active' AND pid <> pg_backend_pid() AND strpos(query, $1) > 0";
@@ -108,13 +109,13 @@ impl Observer {
         }
     }
 
-    /// A table, empty, and anew.
+    /// Creates an empty table.
     async fn table(&self, name: &str) {
         let create = format!("DROP TABLE IF EXISTS {name}; CREATE TABLE {name} (n int)");
         self.0.batch_execute(&create).await.unwrap();
     }
 
-    /// A table, to insert into which takes so long at the commit.
+    /// Creates a table into which an insert takes this long to commit.
     async fn slow_to_commit(&self, name: &str, seconds: f64) {
         self.table(name).await;
         let slow = format!(
@@ -136,17 +137,17 @@ fn sleeps(words: &str) -> String {
     format!("SELECT pg_sleep(3600)::text /* {words} */")
 }
 
-/// Whether the server canceled it, for its context.
+/// Checks that the server canceled the query because its context ended.
 fn assert_canceled(answer: Answer) {
     let failure = answer.unwrap_err();
     assert_eq!(failure.kind, Some(StoppedKind::Canceled), "{failure:?}");
 }
 
-pub async fn the_server_stops<D: Database>(server: Arc<Server>) {
+pub async fn a_query_ends_at_the_server<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     let pid = db.query(&background(), PID).await.unwrap();
 
-    // By a cancel.
+    // After a cancel.
     let ctx = background().with_cancel();
     let sql = sleeps("stops by a cancel");
     let (answer, ()) = tokio::join!(db.query(&ctx, &sql), async {
@@ -154,10 +155,10 @@ pub async fn the_server_stops<D: Database>(server: Arc<Server>) {
         ctx.cancel();
     });
     assert_canceled(answer);
-    // By itself it would take an hour.
+    // Otherwise it would take an hour.
     observer.until_running("stops by a cancel", 0).await;
 
-    // By a deadline, of a query that computes; the connection is good for the next each time.
+    // At a deadline, with a query that computes. The connection can be used again each time.
     for _ in 0..20 {
         let answer = db.query(&background().with_timeout(ms(100)), RUNAWAY).await;
         assert_canceled(answer);
@@ -165,7 +166,7 @@ pub async fn the_server_stops<D: Database>(server: Arc<Server>) {
     }
 }
 
-pub async fn an_ended_context_runs_nothing<D: Database>(server: Arc<Server>) {
+pub async fn an_ended_context_runs_no_query<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     observer.table("ended").await;
     let ctx = background().with_cancel();
@@ -179,8 +180,8 @@ pub async fn an_ended_context_runs_nothing<D: Database>(server: Arc<Server>) {
     assert_eq!(observer.rows("ended").await, 0);
 }
 
-/// In a pool of one, and without a connection to wait for.
-pub async fn the_wait_for_a_connection_counts<D: Database>(server: Arc<Server>) {
+/// With a pool of one connection, and with a server that accepts none.
+pub async fn the_wait_for_a_connection_ends_with_the_context<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     let first = background().with_cancel();
     let holds = {
@@ -197,14 +198,14 @@ pub async fn the_wait_for_a_connection_counts<D: Database>(server: Arc<Server>) 
     db.query(&background(), PID).await.unwrap();
 }
 
-/// The layer drops the handler at its deadline.
-pub async fn a_handler_that_is_dropped_leaves_a_connection_that_works<D: Database>(server: Arc<Server>) {
+/// The server's layer drops the handler at its deadline.
+pub async fn a_dropped_handler_leaves_a_working_connection<D: Database>(server: Arc<Server>) {
     async fn report<D: Database>(ctx: Context, State(db): State<D>) -> StatusCode {
         // The server may be faster than the layer.
         assert_canceled(db.query(&ctx, &sleeps("a handler")).await);
         StatusCode::GATEWAY_TIMEOUT
     }
-    /// It does not know that there is a deadline.
+    /// The handler does not check the deadline.
     async fn unaware<D: Database>(State(db): State<D>) -> String {
         db.query(&background(), &sleeps("a handler")).await.unwrap_or_else(|failure| failure.text)
     }
@@ -217,7 +218,7 @@ pub async fn a_handler_that_is_dropped_leaves_a_connection_that_works<D: Databas
         let request = Request::get(format!("/{}", round % 2)).body(Body::empty()).unwrap();
         let response = app.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
-        // Whatever comes next on this connection waits for the end of that, and is not canceled.
+        // The next query on this connection waits for the end of the previous one, and is not canceled.
         for _ in 0..3 {
             assert_eq!(db.query(&background(), PID).await.unwrap(), pid, "the same connection");
         }
@@ -225,8 +226,8 @@ pub async fn a_handler_that_is_dropped_leaves_a_connection_that_works<D: Databas
     assert_eq!(observer.running("a handler").await, 0);
 }
 
-/// The end, and a drop, at about the time at which the query returns.
-pub async fn a_late_cancel_hits_no_other_query<D: Database>(server: Arc<Server>) {
+/// The end, or a drop, at about the time when the query returns.
+pub async fn a_late_cancel_affects_no_other_query<D: Database>(server: Arc<Server>) {
     let db = D::open(&server, 1).await;
     db.query(&background(), PID).await.unwrap();
     for round in 0..240_u64 {
@@ -238,7 +239,7 @@ pub async fn a_late_cancel_hits_no_other_query<D: Database>(server: Arc<Server>)
         } else if let Err(failure) = query.await {
             assert!(failure.ended.is_some(), "round {round}: {failure:?}");
         }
-        // At once, and long enough to be met by what comes late.
+        // It starts at once, and is long enough to be affected by a late cancel.
         for _ in 0..2 {
             let next = db.query(&background(), "SELECT pg_sleep(0.001)::text").await;
             assert!(next.is_ok(), "round {round}: {next:?}");
@@ -246,8 +247,8 @@ pub async fn a_late_cancel_hits_no_other_query<D: Database>(server: Arc<Server>)
     }
 }
 
-/// On its neighbors of the same pool, while it is canceled again and again.
-pub async fn a_cancel_hits_no_neighbor<D: Database>(server: Arc<Server>) {
+/// Other queries of the same pool run while one is canceled repeatedly.
+pub async fn a_cancel_affects_no_other_connection<D: Database>(server: Arc<Server>) {
     let db = D::open(&server, 4).await;
     let neighbors = (0..2).map(|_| {
         let db = db.clone();
@@ -267,8 +268,8 @@ pub async fn a_cancel_hits_no_neighbor<D: Database>(server: Arc<Server>) {
     }
 }
 
-/// All connections of a pool are taken by what is to be canceled.
-pub async fn a_full_pool_is_canceled<D: Database>(server: Arc<Server>) {
+/// All connections of a pool are in use by queries that have to be canceled.
+pub async fn the_queries_of_a_full_pool_are_canceled<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 3).await);
     let begun = Instant::now();
     let ctx = background().with_timeout(ms(300));
@@ -280,8 +281,8 @@ pub async fn a_full_pool_is_canceled<D: Database>(server: Arc<Server>) {
     db.query(&background(), PID).await.unwrap();
 }
 
-/// A server that does not heed cancels: the connection is closed, and another one takes its place.
-pub async fn a_connection_whose_query_goes_on_is_closed<D: Database>(server: Arc<Server>) {
+/// If the server ignores cancels, the connection is closed, and replaced by another one.
+pub async fn a_connection_whose_query_is_still_running_is_closed<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     let sql = format!("{DEAF} /* deaf */");
     for _ in 0..10 {
@@ -291,7 +292,7 @@ pub async fn a_connection_whose_query_goes_on_is_closed<D: Database>(server: Arc
         if failure.kind == Some(StoppedKind::Unknown) {
             assert!(begun.elapsed() >= GRACE && begun.elapsed() < GRACE * 3);
             assert_ne!(db.query(&background(), PID).await.unwrap(), pid, "another connection");
-            // The server finds it closed.
+            // The server notices that the connection is closed.
             return observer.until_running("/* deaf */", 0).await;
         }
         assert!(failure.ended.is_some(), "{failure:?}");
@@ -299,15 +300,15 @@ pub async fn a_connection_whose_query_goes_on_is_closed<D: Database>(server: Arc
     panic!("it is not deaf");
 }
 
-/// The same, after a drop.
-pub async fn and_so_is_that_of_a_caller_that_has_gone<D: Database>(server: Arc<Server>) {
+/// The same after the caller has dropped the future.
+pub async fn a_stuck_query_without_its_caller_closes_the_connection<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     let sql = format!("{DEAF} /* deaf and dropped */");
     for _ in 0..10 {
         let pid = db.query(&background(), PID).await.unwrap();
         let ctx = background();
         assert!(timeout(ms(200), db.query(&ctx, &sql)).await.is_err());
-        // Meanwhile no caller has it.
+        // Meanwhile no other caller gets the connection.
         let waits = db.query(&background().with_timeout(ms(100)), PID).await;
         if db.query(&background(), PID).await.unwrap() != pid {
             assert!(waits.unwrap_err().ended.unwrap().is_deadline_exceeded());
@@ -317,7 +318,7 @@ pub async fn and_so_is_that_of_a_caller_that_has_gone<D: Database>(server: Arc<S
     panic!("it is not deaf");
 }
 
-pub async fn a_query_that_panics_leaves_nothing_behind<D: Database>(server: Arc<Server>) {
+pub async fn a_query_that_panics_closes_its_connection<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     for _ in 0..5 {
         let pid = db.query(&background(), PID).await.unwrap();
@@ -332,7 +333,7 @@ pub async fn a_query_that_panics_leaves_nothing_behind<D: Database>(server: Arc<
     }
 }
 
-pub async fn a_commit_that_is_sent_is_waited_for<D: Database>(server: Arc<Server>) {
+pub async fn a_commit_in_progress_is_waited_for<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     observer.slow_to_commit("sent", 0.5).await;
     db.query(&background(), PID).await.unwrap();
@@ -342,7 +343,7 @@ pub async fn a_commit_that_is_sent_is_waited_for<D: Database>(server: Arc<Server
     assert!(ctx.is_done(), "it ended amid the commit");
     assert_eq!(observer.rows("sent").await, 1);
 
-    // Also when its caller has gone.
+    // Also after its caller has dropped the future.
     let ctx = background();
     assert!(timeout(ms(200), db.commit(&ctx, "INSERT INTO sent VALUES (2)")).await.is_err());
     db.query(&background(), PID).await.unwrap();
@@ -359,7 +360,7 @@ pub async fn a_commit_after_the_end_is_not_sent<D: Database>(server: Arc<Server>
     assert_eq!(observer.rows("unsent").await, 0);
 }
 
-pub async fn a_commit_without_an_answer_says_so<D: Database>(server: Arc<Server>) {
+pub async fn a_commit_without_a_response_is_reported<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     observer.slow_to_commit("unanswered", 12.0).await;
     db.query(&background(), PID).await.unwrap();
@@ -371,7 +372,7 @@ pub async fn a_commit_without_an_answer_says_so<D: Database>(server: Arc<Server>
         "{failure:?}"
     );
 
-    // Nor has one an answer whose connection is lost.
+    // A commit whose connection is lost has no response either.
     observer.slow_to_commit("lost", 3600.0).await;
     let ctx = background();
     let kill = async {
@@ -386,7 +387,7 @@ pub async fn a_commit_without_an_answer_says_so<D: Database>(server: Arc<Server>
     assert!(failure.may_have_committed, "{failure:?}");
 }
 
-/// A server of one test, whose postmaster can be made to stand still: then it takes no connections, nor cancels.
+/// A server for one test, whose postmaster can be stopped, so that it accepts neither connections nor cancels.
 struct Halting(Server);
 
 impl Halting {
@@ -410,7 +411,7 @@ impl Drop for Halting {
     }
 }
 
-pub async fn a_cancel_that_does_not_get_through_is_bounded<D: Database>(_shared: Arc<Server>) {
+pub async fn a_cancel_that_does_not_arrive_is_bounded<D: Database>(_shared: Arc<Server>) {
     let Some(server) = Server::own().map(Halting) else { return };
     let db = D::open(&server.0, 1).await;
     let pid = db.query(&background(), PID).await.unwrap();
@@ -419,14 +420,14 @@ pub async fn a_cancel_that_does_not_get_through_is_bounded<D: Database>(_shared:
     let answer = db.query(&background().with_timeout(ms(50)), "SELECT 'done' FROM pg_sleep(1)").await;
     let took = begun.elapsed();
     server.go_on();
-    // What is finished is not thrown away; and the cancel may still come.
+    // The result is returned, and the connection is not, because the cancel may still arrive.
     assert_eq!(answer.unwrap(), "done");
     assert!(took >= ms(1_000) && took < GRACE * 2, "{took:?}");
     assert_ne!(db.query(&background(), PID).await.unwrap(), pid, "another connection");
 }
 
-/// The query returns while its cancel is on its way, every time.
-pub async fn a_cancel_that_comes_late_hits_no_other_query<D: Database>(_shared: Arc<Server>) {
+/// Each query returns while its cancel is in transit.
+pub async fn a_cancel_in_transit_affects_no_other_query<D: Database>(_shared: Arc<Server>) {
     let Some(server) = Server::own().map(Halting) else { return };
     let db = D::open(&server.0, 1).await;
     let mut pid = db.query(&background(), PID).await.unwrap();
@@ -436,7 +437,7 @@ pub async fn a_cancel_that_comes_late_hits_no_other_query<D: Database>(_shared: 
         let ctx = background().with_timeout(ms(30));
         let query = async {
             let query = db.query(&ctx, "SELECT 'done' FROM pg_sleep(0.04)");
-            // Every third one is dropped meanwhile.
+            // Every third future is dropped meanwhile.
             if round % 3 == 0 { timeout(ms(35), query).await.ok() } else { Some(query.await) }
         };
         let (answer, ()) = tokio::join!(query, async {
@@ -450,7 +451,7 @@ pub async fn a_cancel_that_comes_late_hits_no_other_query<D: Database>(_shared: 
                 assert_eq!(next, pid, "round {round}: the same connection");
                 late += 1;
             }
-            // It was late itself, if the machine was busy.
+            // On a busy machine the query itself may have been late.
             Some(Err(failure)) => assert!(failure.ended.is_some(), "round {round}: {failure:?}"),
             None => {}
         }
@@ -474,21 +475,21 @@ macro_rules! suite {
     };
     ($database:ty) => {
         suite!($database:
-            the_server_stops
-            an_ended_context_runs_nothing
-            the_wait_for_a_connection_counts
-            a_handler_that_is_dropped_leaves_a_connection_that_works
-            a_late_cancel_hits_no_other_query
-            a_cancel_hits_no_neighbor
-            a_full_pool_is_canceled
-            a_connection_whose_query_goes_on_is_closed
-            and_so_is_that_of_a_caller_that_has_gone
-            a_query_that_panics_leaves_nothing_behind
-            a_commit_that_is_sent_is_waited_for
+            a_query_ends_at_the_server
+            an_ended_context_runs_no_query
+            the_wait_for_a_connection_ends_with_the_context
+            a_dropped_handler_leaves_a_working_connection
+            a_late_cancel_affects_no_other_query
+            a_cancel_affects_no_other_connection
+            the_queries_of_a_full_pool_are_canceled
+            a_connection_whose_query_is_still_running_is_closed
+            a_stuck_query_without_its_caller_closes_the_connection
+            a_query_that_panics_closes_its_connection
+            a_commit_in_progress_is_waited_for
             a_commit_after_the_end_is_not_sent
-            a_commit_without_an_answer_says_so
-            a_cancel_that_does_not_get_through_is_bounded
-            a_cancel_that_comes_late_hits_no_other_query
+            a_commit_without_a_response_is_reported
+            a_cancel_that_does_not_arrive_is_bounded
+            a_cancel_in_transit_affects_no_other_query
         );
     };
 }

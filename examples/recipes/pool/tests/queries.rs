@@ -76,7 +76,7 @@ suite!(Pooled);
 
 /// A query whose caller has left occupies a connection of the pool for at most the grace period.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_discarded_makes_room() {
+async fn a_discarded_connection_is_replaced() {
     let Some(server) = Server::shared() else { return };
     let pool = Pool::new(server.address.parse().unwrap(), NoTls, 2);
     for _ in 0..20 {

@@ -122,7 +122,7 @@ async fn a_runaway_query_stops_within_20_ms_of_its_deadline() {
 }
 
 #[tokio::test]
-async fn an_ended_context_runs_nothing() {
+async fn an_ended_context_runs_no_query() {
     let file = File::new();
     let ctx = background().with_cancel();
     ctx.cancel();
@@ -134,7 +134,7 @@ async fn an_ended_context_runs_nothing() {
 
 /// The context ends while the query waits for a thread.
 #[test]
-fn nor_does_one_that_ends_before_there_is_a_thread() {
+fn a_context_that_ends_before_there_is_a_thread_runs_no_query() {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().max_blocking_threads(1).build().unwrap();
     runtime.block_on(async {
@@ -155,7 +155,7 @@ fn nor_does_one_that_ends_before_there_is_a_thread() {
 }
 
 #[tokio::test]
-async fn the_wait_for_the_connection_counts() {
+async fn the_wait_for_the_connection_ends_with_the_context() {
     let file = File::new();
     let first = background().with_cancel();
     let (holds, ()) = tokio::join!(file.runaway(&first), async {
@@ -191,7 +191,7 @@ async fn the_wait_for_a_lock_ends_with_the_context() {
 }
 
 #[tokio::test]
-async fn a_transaction_that_is_canceled_is_undone() {
+async fn a_canceled_transaction_is_rolled_back() {
     let file = File::new();
     let transaction = |ctx: Context, file: Arc<File>| async move {
         file.db
@@ -212,7 +212,7 @@ async fn a_transaction_that_is_canceled_is_undone() {
 
 /// The server's layer drops the handler at its deadline.
 #[tokio::test]
-async fn a_handler_that_is_dropped_leaves_a_connection_that_works() {
+async fn a_dropped_handler_leaves_a_working_connection() {
     async fn report(ctx: Context, State(file): State<Arc<File>>) -> StatusCode {
         // SQLite may be faster than the layer.
         assert_eq!(kind(file.runaway(&ctx).await), Some(StoppedKind::Canceled));
@@ -241,7 +241,7 @@ async fn a_handler_that_is_dropped_leaves_a_connection_that_works() {
 
 /// The end, or a drop, at about the time when the query returns.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_late_interrupt_hits_no_other_query() {
+async fn a_late_interrupt_affects_no_other_query() {
     let file = File::new();
     let begun = Instant::now();
     file.db.query(&background(), |connection| count(connection, SHORT)).await.unwrap();
@@ -263,7 +263,7 @@ async fn a_late_interrupt_hits_no_other_query() {
 }
 
 #[tokio::test]
-async fn a_query_that_panics_leaves_nothing_behind() {
+async fn a_query_that_panics_closes_its_connection() {
     let file = File::new();
     for _ in 0..5 {
         let ctx = background().with_timeout(ms(1));
@@ -286,7 +286,7 @@ async fn a_query_that_panics_leaves_nothing_behind() {
 
 /// A query that neither steps nor waits in SQLite cannot be stopped, and no other caller gets its connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_whose_query_goes_on_is_not_used() {
+async fn a_connection_whose_query_is_still_running_is_not_used() {
     let file = File::new();
     let (release, released) = mpsc::channel::<()>();
     let (closed, is_closed) = mpsc::channel::<()>();
@@ -307,7 +307,7 @@ async fn a_connection_whose_query_goes_on_is_not_used() {
 }
 
 #[test]
-fn a_runtime_that_shuts_down_amid_a_query_does_not_wait_for_it() {
+fn a_runtime_that_shuts_down_during_a_query_does_not_wait_for_it() {
     common::watched(|| {
         for round in 0..20 {
             let runtime =
