@@ -30,14 +30,14 @@ impl Context {
     ///
     /// # async fn rebuild() -> u32 { 1 }
     /// async fn rebuild_index(ctx: &Context) -> Result<u32, Error> {
-    ///     ctx.require(Duration::from_secs(2))?; // It takes that long at best.
+    ///     ctx.require(Duration::from_secs(2))?; // A rebuild takes at least that long.
     ///     ctx.run(rebuild()).await
     /// }
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
     /// let ctx = Context::background().with_timeout(Duration::from_millis(500));
-    /// // not enough time left: 2s required, 500ms left of the 500ms budget set at src/main.rs:8
+    /// // not enough time left: 2s required, 500ms left of the 500ms budget set at src/main.rs:9
     /// println!("{}", ctx.require(Duration::from_secs(2)).unwrap_err());
     /// assert!(rebuild_index(&ctx).await.unwrap_err().is_deadline_exceeded());
     /// assert!(rebuild_index(&Context::background()).await.is_ok());
@@ -52,7 +52,9 @@ impl Context {
             }
             Err(short)
         };
-        let Some(token) = self.token() else { return Ok(()) };
+        if self.token().is_none() {
+            return Ok(());
+        }
         if let Some(ended) = self.err() {
             return short(Why::Ended(ended));
         }
@@ -60,7 +62,7 @@ impl Context {
         if left >= least {
             return Ok(());
         }
-        let Some(owner) = token.deadline_owner() else {
+        let Some(owner) = self.deadline_owner() else {
             // The context has ended in the meantime.
             return self.err().map_or(Ok(()), |ended| short(Why::Ended(ended)));
         };

@@ -54,6 +54,7 @@ use handoff::Handoff;
 pub use outcome::{Outcome, Stopped, StoppedKind};
 use work::Work;
 
+/// # Database queries
 impl Context {
     /// Runs a query on a connection. If the context ends first, cancels the query and waits until it has ended.
     ///

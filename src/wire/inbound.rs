@@ -436,6 +436,7 @@ fn earliest(
     }
 }
 
+/// # Between services
 impl Context {
     /// Derives the context of a request from its headers, for servers without a
     /// [`ServerLayer`](crate::wire::ServerLayer). The headers are an `http::HeaderMap` or another [`Carrier`].
@@ -470,6 +471,12 @@ impl Context {
         inbound: &Inbound,
     ) -> Result<CancelScope, BadHeader> {
         let scanned = carrier.as_headers().and_then(|headers| inbound.scan(headers).timeout);
-        inbound.derive(self, &ByRef(carrier), scanned, Location::caller(), |_| Duration::ZERO)
+        let scope =
+            inbound.derive(self, &ByRef(carrier), scanned, Location::caller(), |_| Duration::ZERO)?;
+        #[cfg(feature = "watch")]
+        if let Some(token) = scope.token() {
+            token.clone().registered_as_root();
+        }
+        Ok(scope)
     }
 }

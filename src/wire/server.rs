@@ -28,10 +28,8 @@ use super::route::Routes;
 use crate::context::Context;
 use crate::context::current::enter;
 use crate::context::done::Wait;
-use crate::context::enter::Underway;
 use crate::context::refusal::Entry;
 use crate::error::BoxError;
-use crate::registry::{Kind, Name};
 use crate::task::Shutdown;
 
 /// Makes a context for each request of a server: for axum, tonic, hyper, and other servers that accept tower's layers.
@@ -265,12 +263,11 @@ where
         };
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
         let ticket = shutdown.as_ref().map(tracked);
-        let named = || Some(Box::new(RequestLine::of(&request)) as Name);
-        let open = Open::new(Underway::new(&scope, Kind::Request, place, named), ticket);
+        let open = Open::new(&scope, place, || RequestLine::of(&request), ticket);
         let bodiless = matches!(*request.method(), Method::HEAD | Method::CONNECT);
         let ctx = scope.context().clone();
         request.extensions_mut().insert(ctx.clone());
-        let mut scope = RequestScope::new(scope, place);
+        let mut scope = RequestScope::new(scope, place, open.as_ref());
         let mut ctx = Some(ctx);
         scope.expect(RequestEnd::Panicked);
         let entered = enter(&mut ctx);
@@ -436,7 +433,13 @@ impl Live {
         let closing = if left.is_some() { Closing::Break } else { self.reply.closing(&head.headers) };
         let framing = Framing { closing, left };
         let content = match is_over {
-            true => Content::Over { body },
+            true => {
+                // The order in which a body drops them.
+                drop(ctx);
+                drop(self.wait);
+                drop(open);
+                Content::Over { body }
+            }
             false => self.begin(body, is_silent, framing, ctx, open, cx),
         };
         Response::from_parts(head, ServerBody { content })
@@ -455,7 +458,7 @@ impl Live {
             Start::Part(Box::pin(body), Vec::new())
         } else {
             let how = self.wait.owner_mut().expect(RequestEnd::Panicked);
-            let at_work = open.as_ref().map(Open::at_work);
+            let at_work = open.as_ref().map(Open::at_work_again);
             let entered = enter(&mut ctx);
             let start = Start::poll(body, self.reply == Reply::Grpc, cx);
             drop((entered, at_work));

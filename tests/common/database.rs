@@ -1,7 +1,6 @@
-//! The tests of the recipes for PostgreSQL, for all drivers. `suite!` makes the tests of a [`Database`].
+//! The requirements for every PostgreSQL recipe, whatever its driver: `suite!` makes the tests of a [`Database`].
 //!
-//! `pg_stat_activity` shows the queries that run at the server. The tests share one server, and find their own queries by
-//! a comment.
+//! `pg_stat_activity` shows what the server runs. Tests share one server, and find their own queries by a comment.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -54,31 +53,31 @@ impl Failure {
 
 type Answer = Result<String, Failure>;
 
-/// A recipe with its connections.
+/// A recipe, and its connections.
 pub trait Database: Clone + Send + Sync + 'static {
-    /// Opens at most this many connections, if the recipe supports more than one.
+    /// Opens at most this many connections, if it can have more than one.
     fn open(server: &Server, connections: u32) -> impl Future<Output = Self> + Send;
 
-    /// Returns the text in the first column of the first row.
+    /// Runs a query, and returns the text in the first column of the first row.
     fn query(&self, ctx: &Context, sql: &str) -> impl Future<Output = Answer> + Send;
 
-    /// Runs a query whose function panics while the query is in progress.
+    /// Runs a query during which its own function panics.
     fn panic(&self, ctx: &Context, sql: &str, after: Duration) -> impl Future<Output = Answer> + Send;
 
-    /// Runs one statement and its commit.
+    /// Runs one statement and commits it.
     fn commit(&self, ctx: &Context, sql: &str) -> impl Future<Output = Answer> + Send;
 }
 
 const RUNAWAY: &str = "DO 'BEGIN LOOP END LOOP; END'";
 
-/// A statement that catches cancels, except between two iterations of its loop.
-const DEAF: &str = "DO $$ BEGIN LOOP
+/// A cancel does not end this, except between two iterations of its loop.
+const UNCANCELABLE: &str = "DO $$ BEGIN LOOP
     BEGIN PERFORM pg_sleep(3600); EXCEPTION WHEN query_canceled THEN NULL; END;
 END LOOP; END $$";
 
 const PID: &str = "SELECT pg_backend_pid()::text";
 
-/// The grace period of the recipes.
+/// The grace of the recipes.
 const GRACE: Duration = ms(5_000);
 
 fn background() -> Context {
@@ -94,7 +93,7 @@ impl Observer {
         Observer(client)
     }
 
-    /// Returns the number of running queries that contain these words.
+    /// Returns the number of running queries that contain this text.
     async fn running(&self, words: &str) -> i64 {
         let active = "SELECT count(*) FROM pg_stat_activity
                       WHERE state = 'active' AND pid <> pg_backend_pid() AND strpos(query, $1) > 0";
@@ -104,7 +103,7 @@ impl Observer {
     async fn until_running(&self, words: &str, running: i64) {
         let hang = Instant::now() + HANG;
         while self.running(words).await != running {
-            assert!(Instant::now() < hang, "it never came to running = {running}");
+            assert!(Instant::now() < hang, "never reached running = {running}");
             sleep(ms(2)).await;
         }
     }
@@ -115,7 +114,7 @@ impl Observer {
         self.0.batch_execute(&create).await.unwrap();
     }
 
-    /// Creates a table into which an insert takes this long to commit.
+    /// Creates a table. Committing an insert into it takes this long.
     async fn slow_to_commit(&self, name: &str, seconds: f64) {
         self.table(name).await;
         let slow = format!(
@@ -137,17 +136,17 @@ fn sleeps(words: &str) -> String {
     format!("SELECT pg_sleep(3600)::text /* {words} */")
 }
 
-/// Checks that the server canceled the query because its context ended.
+/// Checks that the server canceled the query because its context had ended.
 fn assert_canceled(answer: Answer) {
     let failure = answer.unwrap_err();
     assert_eq!(failure.kind, Some(StoppedKind::Canceled), "{failure:?}");
 }
 
-pub async fn a_query_ends_at_the_server<D: Database>(server: Arc<Server>) {
+pub async fn the_server_stops<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     let pid = db.query(&background(), PID).await.unwrap();
 
-    // After a cancel.
+    // By a cancel.
     let ctx = background().with_cancel();
     let sql = sleeps("stops by a cancel");
     let (answer, ()) = tokio::join!(db.query(&ctx, &sql), async {
@@ -155,10 +154,10 @@ pub async fn a_query_ends_at_the_server<D: Database>(server: Arc<Server>) {
         ctx.cancel();
     });
     assert_canceled(answer);
-    // Otherwise it would take an hour.
+    // By itself it would take an hour.
     observer.until_running("stops by a cancel", 0).await;
 
-    // At a deadline, with a query that computes. The connection can be used again each time.
+    // By a deadline, of a query that computes; the connection is good for the next each time.
     for _ in 0..20 {
         let answer = db.query(&background().with_timeout(ms(100)), RUNAWAY).await;
         assert_canceled(answer);
@@ -166,7 +165,7 @@ pub async fn a_query_ends_at_the_server<D: Database>(server: Arc<Server>) {
     }
 }
 
-pub async fn an_ended_context_runs_no_query<D: Database>(server: Arc<Server>) {
+pub async fn an_ended_context_runs_nothing<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     observer.table("ended").await;
     let ctx = background().with_cancel();
@@ -180,8 +179,8 @@ pub async fn an_ended_context_runs_no_query<D: Database>(server: Arc<Server>) {
     assert_eq!(observer.rows("ended").await, 0);
 }
 
-/// With a pool of one connection, and with a server that accepts none.
-pub async fn the_wait_for_a_connection_ends_with_the_context<D: Database>(server: Arc<Server>) {
+/// With a pool of one connection, which is in use.
+pub async fn the_wait_for_a_connection_counts<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     let first = background().with_cancel();
     let holds = {
@@ -198,14 +197,14 @@ pub async fn the_wait_for_a_connection_ends_with_the_context<D: Database>(server
     db.query(&background(), PID).await.unwrap();
 }
 
-/// The server's layer drops the handler at its deadline.
-pub async fn a_dropped_handler_leaves_a_working_connection<D: Database>(server: Arc<Server>) {
+/// The layer drops the handler at its deadline.
+pub async fn a_handler_that_is_dropped_leaves_a_connection_that_works<D: Database>(server: Arc<Server>) {
     async fn report<D: Database>(ctx: Context, State(db): State<D>) -> StatusCode {
         // The server may be faster than the layer.
         assert_canceled(db.query(&ctx, &sleeps("a handler")).await);
         StatusCode::GATEWAY_TIMEOUT
     }
-    /// The handler does not check the deadline.
+    /// Does not know the deadline.
     async fn unaware<D: Database>(State(db): State<D>) -> String {
         db.query(&background(), &sleeps("a handler")).await.unwrap_or_else(|failure| failure.text)
     }
@@ -218,7 +217,7 @@ pub async fn a_dropped_handler_leaves_a_working_connection<D: Database>(server: 
         let request = Request::get(format!("/{}", round % 2)).body(Body::empty()).unwrap();
         let response = app.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
-        // The next query on this connection waits for the end of the previous one, and is not canceled.
+        // The next query on this connection waits until that one has ended, and is not canceled.
         for _ in 0..3 {
             assert_eq!(db.query(&background(), PID).await.unwrap(), pid, "the same connection");
         }
@@ -226,8 +225,8 @@ pub async fn a_dropped_handler_leaves_a_working_connection<D: Database>(server: 
     assert_eq!(observer.running("a handler").await, 0);
 }
 
-/// The end, or a drop, at about the time when the query returns.
-pub async fn a_late_cancel_affects_no_other_query<D: Database>(server: Arc<Server>) {
+/// The context ends, or the future is dropped, at about the time when the query returns.
+pub async fn a_late_cancel_hits_no_other_query<D: Database>(server: Arc<Server>) {
     let db = D::open(&server, 1).await;
     db.query(&background(), PID).await.unwrap();
     for round in 0..240_u64 {
@@ -239,7 +238,7 @@ pub async fn a_late_cancel_affects_no_other_query<D: Database>(server: Arc<Serve
         } else if let Err(failure) = query.await {
             assert!(failure.ended.is_some(), "round {round}: {failure:?}");
         }
-        // It starts at once, and is long enough to be affected by a late cancel.
+        // Started immediately, and long enough to be hit by a late cancel.
         for _ in 0..2 {
             let next = db.query(&background(), "SELECT pg_sleep(0.001)::text").await;
             assert!(next.is_ok(), "round {round}: {next:?}");
@@ -247,8 +246,8 @@ pub async fn a_late_cancel_affects_no_other_query<D: Database>(server: Arc<Serve
     }
 }
 
-/// Other queries of the same pool run while one is canceled repeatedly.
-pub async fn a_cancel_affects_no_other_connection<D: Database>(server: Arc<Server>) {
+/// Repeated cancels do not affect the other connections of the same pool.
+pub async fn a_cancel_hits_no_neighbor<D: Database>(server: Arc<Server>) {
     let db = D::open(&server, 4).await;
     let neighbors = (0..2).map(|_| {
         let db = db.clone();
@@ -268,8 +267,8 @@ pub async fn a_cancel_affects_no_other_connection<D: Database>(server: Arc<Serve
     }
 }
 
-/// All connections of a pool are in use by queries that have to be canceled.
-pub async fn the_queries_of_a_full_pool_are_canceled<D: Database>(server: Arc<Server>) {
+/// Every connection of the pool runs a query that is canceled.
+pub async fn a_full_pool_is_canceled<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 3).await);
     let begun = Instant::now();
     let ctx = background().with_timeout(ms(300));
@@ -281,10 +280,10 @@ pub async fn the_queries_of_a_full_pool_are_canceled<D: Database>(server: Arc<Se
     db.query(&background(), PID).await.unwrap();
 }
 
-/// If the server ignores cancels, the connection is closed, and replaced by another one.
-pub async fn a_connection_whose_query_is_still_running_is_closed<D: Database>(server: Arc<Server>) {
+/// If the server ignores the cancel, the connection is closed and replaced.
+pub async fn a_connection_whose_query_goes_on_is_closed<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
-    let sql = format!("{DEAF} /* deaf */");
+    let sql = format!("{UNCANCELABLE} /* uncancelable */");
     for _ in 0..10 {
         let pid = db.query(&background(), PID).await.unwrap();
         let begun = Instant::now();
@@ -292,33 +291,35 @@ pub async fn a_connection_whose_query_is_still_running_is_closed<D: Database>(se
         if failure.kind == Some(StoppedKind::Unknown) {
             assert!(begun.elapsed() >= GRACE && begun.elapsed() < GRACE * 3);
             assert_ne!(db.query(&background(), PID).await.unwrap(), pid, "another connection");
-            // The server notices that the connection is closed.
-            return observer.until_running("/* deaf */", 0).await;
+            // The server finds it closed.
+            return observer.until_running("/* uncancelable */", 0).await;
         }
         assert!(failure.ended.is_some(), "{failure:?}");
     }
-    panic!("it is not deaf");
+    panic!("the server has canceled the query");
 }
 
-/// The same after the caller has dropped the future.
-pub async fn a_stuck_query_without_its_caller_closes_the_connection<D: Database>(server: Arc<Server>) {
+/// The same, after a drop.
+pub async fn a_connection_of_a_dropped_caller_is_closed_if_its_query_goes_on<D: Database>(
+    server: Arc<Server>,
+) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
-    let sql = format!("{DEAF} /* deaf and dropped */");
+    let sql = format!("{UNCANCELABLE} /* uncancelable and dropped */");
     for _ in 0..10 {
         let pid = db.query(&background(), PID).await.unwrap();
         let ctx = background();
         assert!(timeout(ms(200), db.query(&ctx, &sql)).await.is_err());
-        // Meanwhile no other caller gets the connection.
+        // Meanwhile no caller gets this connection.
         let waits = db.query(&background().with_timeout(ms(100)), PID).await;
         if db.query(&background(), PID).await.unwrap() != pid {
             assert!(waits.unwrap_err().ended.unwrap().is_deadline_exceeded());
-            return observer.until_running("/* deaf and dropped */", 0).await;
+            return observer.until_running("/* uncancelable and dropped */", 0).await;
         }
     }
-    panic!("it is not deaf");
+    panic!("the server has canceled the query");
 }
 
-pub async fn a_query_that_panics_closes_its_connection<D: Database>(server: Arc<Server>) {
+pub async fn a_query_that_panics_leaves_nothing_behind<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     for _ in 0..5 {
         let pid = db.query(&background(), PID).await.unwrap();
@@ -333,17 +334,17 @@ pub async fn a_query_that_panics_closes_its_connection<D: Database>(server: Arc<
     }
 }
 
-pub async fn a_commit_in_progress_is_waited_for<D: Database>(server: Arc<Server>) {
+pub async fn a_commit_that_is_sent_is_waited_for<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     observer.slow_to_commit("sent", 0.5).await;
     db.query(&background(), PID).await.unwrap();
 
     let ctx = background().with_timeout(ms(200));
     db.commit(&ctx, "INSERT INTO sent VALUES (1)").await.unwrap();
-    assert!(ctx.is_done(), "it ended amid the commit");
+    assert!(ctx.is_done(), "it ended during the commit");
     assert_eq!(observer.rows("sent").await, 1);
 
-    // Also after its caller has dropped the future.
+    // Also if its caller is dropped.
     let ctx = background();
     assert!(timeout(ms(200), db.commit(&ctx, "INSERT INTO sent VALUES (2)")).await.is_err());
     db.query(&background(), PID).await.unwrap();
@@ -360,7 +361,7 @@ pub async fn a_commit_after_the_end_is_not_sent<D: Database>(server: Arc<Server>
     assert_eq!(observer.rows("unsent").await, 0);
 }
 
-pub async fn a_commit_without_a_response_is_reported<D: Database>(server: Arc<Server>) {
+pub async fn a_commit_without_an_answer_says_so<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     observer.slow_to_commit("unanswered", 12.0).await;
     db.query(&background(), PID).await.unwrap();
@@ -372,7 +373,7 @@ pub async fn a_commit_without_a_response_is_reported<D: Database>(server: Arc<Se
         "{failure:?}"
     );
 
-    // A commit whose connection is lost has no response either.
+    // A commit whose connection is lost has no answer either.
     observer.slow_to_commit("lost", 3600.0).await;
     let ctx = background();
     let kill = async {
@@ -387,62 +388,62 @@ pub async fn a_commit_without_a_response_is_reported<D: Database>(server: Arc<Se
     assert!(failure.may_have_committed, "{failure:?}");
 }
 
-/// A server for one test, whose postmaster can be stopped, so that it accepts neither connections nor cancels.
-struct Halting(Server);
+/// A server used by one test, whose postmaster can be suspended. It then accepts neither connections nor cancels.
+struct Suspendable(Server);
 
-impl Halting {
+impl Suspendable {
     fn signal(&self, signal: &str) {
         let pid = self.0.pid().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
-    fn halt(&self) {
+    fn suspend(&self) {
         self.signal("-STOP");
     }
 
-    fn go_on(&self) {
+    fn resume(&self) {
         self.signal("-CONT");
     }
 }
 
-impl Drop for Halting {
+impl Drop for Suspendable {
     fn drop(&mut self) {
-        self.go_on();
+        self.resume();
     }
 }
 
-pub async fn a_cancel_that_does_not_arrive_is_bounded<D: Database>(_shared: Arc<Server>) {
-    let Some(server) = Server::own().map(Halting) else { return };
+pub async fn a_cancel_that_does_not_get_through_is_bounded<D: Database>(_shared: Arc<Server>) {
+    let Some(server) = Server::own().map(Suspendable) else { return };
     let db = D::open(&server.0, 1).await;
     let pid = db.query(&background(), PID).await.unwrap();
-    server.halt();
+    server.suspend();
     let begun = Instant::now();
     let answer = db.query(&background().with_timeout(ms(50)), "SELECT 'done' FROM pg_sleep(1)").await;
     let took = begun.elapsed();
-    server.go_on();
-    // The result is returned, and the connection is not, because the cancel may still arrive.
+    server.resume();
+    // A finished result is not discarded. The cancel may still arrive.
     assert_eq!(answer.unwrap(), "done");
     assert!(took >= ms(1_000) && took < GRACE * 2, "{took:?}");
     assert_ne!(db.query(&background(), PID).await.unwrap(), pid, "another connection");
 }
 
-/// Each query returns while its cancel is in transit.
-pub async fn a_cancel_in_transit_affects_no_other_query<D: Database>(_shared: Arc<Server>) {
-    let Some(server) = Server::own().map(Halting) else { return };
+/// The query returns while its cancel is on its way, every time.
+pub async fn a_cancel_that_comes_late_hits_no_other_query<D: Database>(_shared: Arc<Server>) {
+    let Some(server) = Server::own().map(Suspendable) else { return };
     let db = D::open(&server.0, 1).await;
     let mut pid = db.query(&background(), PID).await.unwrap();
     let mut late = 0;
     for round in 0..120 {
-        server.halt();
+        server.suspend();
         let ctx = background().with_timeout(ms(30));
         let query = async {
             let query = db.query(&ctx, "SELECT 'done' FROM pg_sleep(0.04)");
-            // Every third future is dropped meanwhile.
+            // Every third one is dropped meanwhile.
             if round % 3 == 0 { timeout(ms(35), query).await.ok() } else { Some(query.await) }
         };
         let (answer, ()) = tokio::join!(query, async {
             sleep(ms(70)).await;
-            server.go_on();
+            server.resume();
         });
         let next = db.query(&background(), "SELECT pg_backend_pid()::text FROM pg_sleep(0.01)").await;
         let next = next.unwrap_or_else(|failure| panic!("round {round}: {failure:?}"));
@@ -451,7 +452,7 @@ pub async fn a_cancel_in_transit_affects_no_other_query<D: Database>(_shared: Ar
                 assert_eq!(next, pid, "round {round}: the same connection");
                 late += 1;
             }
-            // On a busy machine the query itself may have been late.
+            // The query itself was late because the machine was busy.
             Some(Err(failure)) => assert!(failure.ended.is_some(), "round {round}: {failure:?}"),
             None => {}
         }
@@ -475,21 +476,21 @@ macro_rules! suite {
     };
     ($database:ty) => {
         suite!($database:
-            a_query_ends_at_the_server
-            an_ended_context_runs_no_query
-            the_wait_for_a_connection_ends_with_the_context
-            a_dropped_handler_leaves_a_working_connection
-            a_late_cancel_affects_no_other_query
-            a_cancel_affects_no_other_connection
-            the_queries_of_a_full_pool_are_canceled
-            a_connection_whose_query_is_still_running_is_closed
-            a_stuck_query_without_its_caller_closes_the_connection
-            a_query_that_panics_closes_its_connection
-            a_commit_in_progress_is_waited_for
+            the_server_stops
+            an_ended_context_runs_nothing
+            the_wait_for_a_connection_counts
+            a_handler_that_is_dropped_leaves_a_connection_that_works
+            a_late_cancel_hits_no_other_query
+            a_cancel_hits_no_neighbor
+            a_full_pool_is_canceled
+            a_connection_whose_query_goes_on_is_closed
+            a_connection_of_a_dropped_caller_is_closed_if_its_query_goes_on
+            a_query_that_panics_leaves_nothing_behind
+            a_commit_that_is_sent_is_waited_for
             a_commit_after_the_end_is_not_sent
-            a_commit_without_a_response_is_reported
-            a_cancel_that_does_not_arrive_is_bounded
-            a_cancel_in_transit_affects_no_other_query
+            a_commit_without_an_answer_says_so
+            a_cancel_that_does_not_get_through_is_bounded
+            a_cancel_that_comes_late_hits_no_other_query
         );
     };
 }
