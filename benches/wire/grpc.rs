@@ -1,4 +1,4 @@
-//! A unary echo over tonic's server and channel, on loopback: with both layers, and without.
+//! A unary echo over tonic's server and channel, on loopback, with and without both layers.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -25,13 +25,13 @@ use tower::{Layer, Service};
 use crate::in_process::{Of, busy, instructions};
 use crate::{quartiles, verdict};
 
-/// The least share of the calls per second that is to be left.
+/// The smallest acceptable share of the calls per second.
 const TARGET: f64 = 0.97;
 const AT_ONCE: usize = 16;
 const ROUND: Duration = Duration::from_millis(400);
 
 pub fn report(rounds: usize) {
-    // As a service would: workers, and calls from tasks.
+    // Like a service, with several workers, and calls from tasks.
     let runtime = Runtime::new().expect("a runtime");
     let inbound = Inbound::new().max_budget(Duration::from_secs(30));
     let layer = ServerLayer::new(Context::background(), inbound);
@@ -202,7 +202,7 @@ impl Service<http::Request<Body>> for Echo {
     }
 }
 
-/// Messages as they are.
+/// A codec that does not encode messages.
 #[derive(Default)]
 struct Raw;
 

@@ -1,4 +1,4 @@
-//! A call of a service in this very thread: no socket, no scheduler.
+//! A call of a service in the same thread, without a socket.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::convert::Infallible;
@@ -20,10 +20,10 @@ use tower::{Layer, Service, service_fn};
 use crate::{quartiles, verdict};
 
 const CALLS: u32 = 2_000;
-/// Microseconds that the server's layer, the client's, and both may add.
+/// The microseconds that the server's layer, the client's, and both may add.
 const TARGETS: [f64; 3] = [0.45, 0.25, 0.7];
 
-/// Counts allocations. There is one thread here.
+/// Counts allocations. Only one thread allocates.
 struct Counting;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
@@ -42,17 +42,17 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// What a call takes.
+/// The cost of a call.
 #[derive(Clone, Copy)]
 struct Cost {
     micros: f64,
     allocations: f64,
 }
 
-/// What is called: the handler by itself, under the layers, and with a body that is not ready at once.
+/// The calls that are measured: the handler without the layers, with them, and with a body that is not ready at once.
 const ROWS: [&str; 7] = ["bare", "served", "grpc", "bare stream", "served stream", "called", "both"];
 
-/// What `ROWS` names, with what each is compared with.
+/// The services and contexts of the calls in [`ROWS`].
 struct Calls {
     runtime: Runtime,
     outer: CancelScope,
@@ -130,7 +130,7 @@ pub fn report(rounds: usize) {
 
 /// The instructions of one call, by callgrind if it is installed: the difference that twice as many calls make.
 pub fn instructions(row: &str) -> Option<f64> {
-    /// Enough, since each takes the same.
+    /// This many are enough, because all calls cost the same.
     const COUNTED: u32 = 500;
     eprintln!("counting instructions: {row}");
     let total = |calls: u32| {
@@ -158,7 +158,7 @@ pub fn counted(row: &str, calls: &str) {
     }
 }
 
-/// One that awaits once, as one that asks a database does.
+/// A handler that awaits once, like one that queries a database.
 fn handler() -> impl Service<
     Request<Empty<Bytes>>,
     Response = Response<Full<Bytes>>,
@@ -172,7 +172,7 @@ fn handler() -> impl Service<
     })
 }
 
-/// One whose body has yet to come.
+/// A handler whose body is not ready at once.
 fn streaming() -> impl Service<
     Request<Empty<Bytes>>,
     Response = Response<impl Body<Data = Bytes, Error = Infallible> + Send + 'static>,
@@ -197,7 +197,7 @@ fn streaming() -> impl Service<
     })
 }
 
-/// What one call takes, its answer read to its end.
+/// Measures a call, including reading the response to its end.
 fn time<S, B>(runtime: &Runtime, mut service: S, content_type: &'static str, calls: u32) -> Cost
 where
     S: Service<Request<Empty<Bytes>>, Response = Response<B>, Error: Into<BoxError>>,
@@ -209,7 +209,7 @@ where
             let request = Request::get("http://far.side/")
                 .header("content-type", content_type)
                 .header("grpc-timeout", "20S")
-                // Servers put something there: a route, a peer's address.
+                // Servers insert extensions, such as a route or the address of the peer.
                 .extension(CALLS)
                 .body(Empty::new())
                 .expect("a request");

@@ -39,7 +39,7 @@ fn quartiles(mut samples: Vec<f64>) -> [f64; 3] {
     [1, 2, 3].map(|part| samples[part * (samples.len() - 1) / 4])
 }
 
-/// By the middle half of the rounds: on a busy machine they may not agree.
+/// Compares the quartiles with the target. On a busy machine they may be on both sides of it.
 fn verdict(met: [bool; 2]) -> &'static str {
     match met {
         [true, true] => "met",

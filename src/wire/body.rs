@@ -16,10 +16,10 @@ use crate::context::{Context, Progress};
 use crate::error::Error;
 use crate::token::CLOCK_INTERVAL;
 
-/// What came of a poll.
+/// The result of a poll.
 pub(crate) enum Step<D, E> {
     Frame(Frame<D>),
-    /// A frame after which there is none.
+    /// A frame after which there are no others.
     Last(Frame<D>),
     Over,
     Failed(E),
@@ -68,12 +68,12 @@ fn poll_step<B: Body>(mut body: Pin<&mut B>, cx: &mut task::Context<'_>) -> Poll
     })
 }
 
-/// The bytes of a frame.
+/// Returns the number of bytes in a frame.
 pub(crate) fn bytes<D: Buf>(frame: &Frame<D>) -> u64 {
     frame.data_ref().map_or(0, |data| data.remaining() as u64)
 }
 
-/// The size of a complete body of which this is left.
+/// Returns the size of a complete body of which this remains.
 pub(crate) fn hint<D: Buf, E>(first: Option<&D>, step: Option<&Step<D, E>>) -> SizeHint {
     let first = first.map_or(0, |data| data.remaining() as u64);
     match step {
@@ -89,7 +89,7 @@ pub(crate) fn hint<D: Buf, E>(first: Option<&D>, step: Option<&Step<D, E>>) -> S
 /// so that the body's drop can see how the context ended.
 pub(crate) struct Bounded<B: Body, C: Borrow<Context>> {
     live: Option<Live<B, C>>,
-    /// Of a body that is over.
+    /// Of a body that has ended.
     open: Option<Open>,
 }
 
@@ -119,7 +119,7 @@ struct Held<B> {
 impl<B: Body + Send + 'static, C: Borrow<Context>> Bounded<B, C> {
     /// # Panics
     ///
-    /// As `Wait::poll`: with a deadline, without a time driver.
+    /// Panics if the context has a deadline and there is no time driver, as `Wait::poll` does.
     pub(crate) fn new(
         mut wait: Wait<C>,
         ctx: Option<Context>,
@@ -203,24 +203,24 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
         Poll::Ready(step)
     }
 
-    /// Releases the context of a body that is over.
+    /// Releases the context of a body that has ended.
     pub(crate) fn finish(&mut self) {
         if let Some(Live { slot, bell, mut wait, ctx, .. }) = self.live.take() {
             wait.leave();
-            // Before the owner: if its handle is the only one left, the context need not be ended.
+            // Dropped before the owner: if that has the last handle, the context need not be ended.
             drop((slot, bell, ctx));
             drop(wait);
         }
         self.open = None;
     }
 
-    /// What owns the context, while the body is not over.
+    /// Returns the owner of the context, while the body has not ended.
     pub(crate) fn owner_mut(&mut self) -> Option<&mut C> {
         self.live.as_mut().map(|live| live.wait.owner_mut())
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        // A body that reports its end only when it is polled is correct, and costs no look at what is in the slot.
+        // A body may report its end only when it is polled. That saves a look into the slot.
         self.live.is_none()
     }
 

@@ -1,4 +1,4 @@
-//! How a request's context ends: with the answer, or because it was dropped before.
+//! The owner of a request's context, which ends it with the right cause.
 
 use std::borrow::Borrow;
 use std::panic::Location;
@@ -8,10 +8,10 @@ use crate::context::enter::UnderwayHandle;
 use crate::context::{CancelScope, Context};
 pub use crate::finished::RequestEnd;
 
-/// A request's context. Dropped, it ends that, with what is known of the request by then.
+/// Owns a request's context, and ends it when dropped. The cause is what is known about the request at that time.
 pub(crate) struct RequestScope {
     scope: CancelScope,
-    /// Where the layer was made: its own lines say nothing to a reader.
+    /// The line where the layer was made. Lines of this crate would not help a reader.
     place: &'static Location<'static>,
     how: RequestEnd,
     underway: UnderwayHandle,
@@ -27,12 +27,12 @@ impl RequestScope {
         RequestScope { scope, place, how: RequestEnd::Dropped, underway }
     }
 
-    /// Dropped from now on, the request ended so.
+    /// Sets the cause of the end, if this is dropped from now on. Returns the previous one.
     pub(crate) fn expect(&mut self, how: RequestEnd) -> RequestEnd {
         std::mem::replace(&mut self.how, how)
     }
 
-    /// Runs what may panic, which ends the context as such when this is dropped for it.
+    /// Calls a function that may panic. If it does, the cause is [`RequestEnd::Panicked`].
     pub(crate) fn watch<R>(&mut self, f: impl FnOnce() -> R) -> R {
         let how = self.expect(RequestEnd::Panicked);
         let done = f();

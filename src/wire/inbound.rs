@@ -1,4 +1,4 @@
-//! What a server believes of a request's headers, and the context it makes of them.
+//! Which headers of a request a server trusts, and how it derives a context from them.
 
 use std::panic::Location;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use super::warn::warn;
 use crate::context::{CancelScope, Context};
 pub use crate::finished::Budget;
 
-/// What a server believes of the headers of its requests.
+/// Selects the headers of a request that a server trusts, and the limits that it sets itself.
 ///
-/// [`new`](Self::new) believes all three deadline headers that are known, sets no deadline of its own,
-/// and takes no values over. A server that wants no request to run for ever gives a
-/// [`max_budget`](Self::max_budget), which also counts where the headers say nothing.
+/// [`new`](Self::new) trusts all three deadline headers that this crate knows. It sets no limit and extracts no values. To
+/// limit every request, set a [`max_budget`](Self::max_budget), which applies to requests without a deadline header as
+/// well.
 ///
 /// ```
 /// use std::time::Duration;
@@ -57,7 +57,7 @@ impl Default for Inbound {
 }
 
 impl Inbound {
-    /// Believes `grpc-timeout`, `connect-timeout-ms` and `x-envoy-expected-rq-timeout-ms`.
+    /// Trusts `grpc-timeout`, `connect-timeout-ms` and `x-envoy-expected-rq-timeout-ms`.
     ///
     /// ```
     /// use http::HeaderMap;
@@ -80,7 +80,7 @@ impl Inbound {
         .believe([DeadlineHeader::Grpc, DeadlineHeader::Connect, DeadlineHeader::Envoy])
     }
 
-    /// Believes these deadline headers and no others. If there are several, the earliest deadline counts.
+    /// Trusts these deadline headers and no others. If a request has several, the earliest deadline applies.
     ///
     /// ```
     /// use std::time::Duration;
@@ -101,7 +101,7 @@ impl Inbound {
         self
     }
 
-    /// Believes an absolute time instead of the headers with the remaining time, for messages from a queue.
+    /// Trusts an absolute time instead of the headers with the remaining time, for messages from a queue.
     ///
     /// A call of [`believe`](Self::believe) after this one adds such headers again. See [`DeadlineAt`].
     ///
@@ -121,7 +121,7 @@ impl Inbound {
         self.believe([])
     }
 
-    /// The most time a request gets, whatever its headers say, and if they say nothing.
+    /// Sets the longest time that a request gets, with or without a deadline header.
     ///
     /// ```
     /// use std::time::Duration;
@@ -158,10 +158,10 @@ impl Inbound {
 
     /// Sets the minimum time that a request needs. A request with less ends at once, by its deadline.
     ///
-    /// A [`ServerLayer`](crate::wire::ServerLayer) answers `504 Gateway Timeout`, for gRPC `DEADLINE_EXCEEDED`,
-    /// without a call of the handler; what [`extract`](Context::extract) returns has ended at birth, with the cause
-    /// [`Budget::Minimum`]. The remaining time of the request is compared, and that of the service if it is
-    /// shorter. A request without a deadline always has enough time.
+    /// A [`ServerLayer`](crate::wire::ServerLayer) responds `504 Gateway Timeout`, for gRPC `DEADLINE_EXCEEDED`,
+    /// without calling the handler. The context that [`extract`](Context::extract) returns has ended, with the cause
+    /// [`Budget::Minimum`]. The remaining time of the request is compared, or that of the service if it is shorter. A
+    /// request without a deadline always has enough time.
     ///
     /// ```
     /// use std::time::Duration;
@@ -181,7 +181,7 @@ impl Inbound {
         self
     }
 
-    /// The time a request gets if no header that is believed says so, or one says it wrongly.
+    /// Sets the time that a request gets without a valid deadline header.
     ///
     /// ```
     /// use std::time::Duration;
@@ -196,9 +196,10 @@ impl Inbound {
         self
     }
 
-    /// Refuses a request with a bad deadline header, which gets the default and a `WARN` otherwise.
+    /// Refuses requests with an invalid deadline header.
     ///
-    /// The answer is then `400 Bad Request`, with `INVALID_ARGUMENT` for gRPC.
+    /// The response is `400 Bad Request`, for gRPC `INVALID_ARGUMENT`. Without this method, such a request gets the
+    /// default, and a `WARN` is logged.
     ///
     /// ```
     /// use http::HeaderMap;
@@ -214,9 +215,9 @@ impl Inbound {
         self
     }
 
-    /// Believes nothing, whatever else is asked for: for the edge, where anybody can send anything.
+    /// Trusts no headers at all, for a server at the edge, whose clients are not trusted.
     ///
-    /// What is left are the default and the maximum, and the context to send on.
+    /// This overrides the other methods. Only the default and the maximum apply, and no values are extracted.
     ///
     /// ```
     /// use std::time::Duration;
@@ -233,7 +234,7 @@ impl Inbound {
         self
     }
 
-    /// Takes values of this type over, from the header of that name.
+    /// Extracts values of this type, from the header with the name of the type.
     ///
     /// See [`Travel`].
     ///
@@ -261,10 +262,10 @@ impl Inbound {
         self
     }
 
-    /// Takes values of this type over, from the member with that key of the W3C `baggage` header.
+    /// Extracts values of this type, from the member of the W3C `baggage` header with the key of the type.
     ///
-    /// See [`Travel`]. A `baggage` header beyond the specification's limits, 8,192 bytes and 180
-    /// members, is dropped whole.
+    /// See [`Travel`]. A `baggage` header that exceeds the limits of the specification, 8,192 bytes and 180 members, is
+    /// ignored.
     ///
     /// ```
     /// # use std::borrow::Cow;
@@ -290,11 +291,11 @@ impl Inbound {
         self
     }
 
-    /// The time that a request with these headers gets; `None`: as much as the service has.
+    /// Returns the time that a request with these headers gets. `None` means no limit but that of the service.
     ///
     /// # Errors
     ///
-    /// A bad deadline header, if [`strict`](Self::strict).
+    /// If it is [`strict`](Self::strict), and a deadline header is invalid.
     ///
     /// ```
     /// use std::time::Duration;
@@ -307,23 +308,23 @@ impl Inbound {
     /// ```
     pub fn budget<C: Carrier + ?Sized>(&self, carrier: &C) -> Result<Option<Duration>, BadHeader> {
         let scanned = carrier.as_headers().and_then(|headers| self.scan(headers).timeout);
-        Ok(self.told(&ByRef(carrier), scanned)?.map(|(budget, _)| budget))
+        Ok(self.limit(&ByRef(carrier), scanned)?.map(|(budget, _)| budget))
     }
 
-    fn told(
+    fn limit(
         &self,
         carrier: &dyn Carrier,
         scanned: Option<Option<Duration>>,
     ) -> Result<Option<(Duration, Budget)>, BadHeader> {
-        let mut told = None;
+        let mut limit = None;
         let mut wrong = false;
         if !self.untrusted {
             let mut take = |read: Result<Option<Duration>, BadHeader>, max: Option<Duration>| match read
             {
                 Ok(None) => Ok(()),
                 Ok(timeout) => {
-                    told = earliest(told, timeout, Budget::Caller);
-                    told = earliest(told, max, Budget::Maximum);
+                    limit = earliest(limit, timeout, Budget::Caller);
+                    limit = earliest(limit, max, Budget::Maximum);
                     Ok(())
                 }
                 Err(bad) if self.strict => Err(bad),
@@ -345,13 +346,13 @@ impl Inbound {
                 take(date.read_from(carrier), Some(date.max()))?;
             }
         }
-        if wrong || told.is_none() {
-            told = earliest(told, self.default, Budget::Default);
+        if wrong || limit.is_none() {
+            limit = earliest(limit, self.default, Budget::Default);
         }
-        Ok(earliest(told, self.max, Budget::Maximum))
+        Ok(earliest(limit, self.max, Budget::Maximum))
     }
 
-    /// Looks at all headers once. Most names have a length that none of the wanted ones has.
+    /// Reads all headers in one pass. Most names are skipped by their length.
     #[inline]
     pub(crate) fn scan<'a>(&self, headers: &'a HeaderMap) -> Scan<'a> {
         let mut scan = Scan { content_type: None, timeout: Some(None) };
@@ -378,8 +379,8 @@ impl Inbound {
         scan
     }
 
-    /// A child of `root` for a request with these headers, made at that line, with `head_start` of
-    /// what its caller gave kept back.
+    /// Derives the context of a request from `root`. `head_start` returns how much earlier than the timeout in the
+    /// headers the context ends.
     pub(crate) fn derive(
         &self,
         root: &Context,
@@ -388,11 +389,11 @@ impl Inbound {
         made_at: &'static Location<'static>,
         head_start: fn(Duration) -> Duration,
     ) -> Result<CancelScope, BadHeader> {
-        let told = self.told(carrier, scanned)?;
-        let budget = match told {
-            told if self.is_too_little(told, root) => Some((Duration::ZERO, Budget::Minimum)),
+        let limit = self.limit(carrier, scanned)?;
+        let budget = match limit {
+            limit if self.is_too_little(limit, root) => Some((Duration::ZERO, Budget::Minimum)),
             Some((budget, Budget::Caller)) => Some((budget - head_start(budget), Budget::Caller)),
-            told => told,
+            limit => limit,
         };
         let mut scope = root.request_made_at(made_at, budget);
         if !self.untrusted {
@@ -401,11 +402,11 @@ impl Inbound {
         Ok(scope)
     }
 
-    /// Whether a request that was told so much, in a service that has so much left, is not worth beginning.
-    fn is_too_little(&self, told: Option<(Duration, Budget)>, root: &Context) -> bool {
+    /// Returns whether the request, or its service, has less time than the minimum.
+    fn is_too_little(&self, limit: Option<(Duration, Budget)>, root: &Context) -> bool {
         let Some(min) = self.min else { return false };
-        let told = told.map(|(budget, _)| budget);
-        told.into_iter().chain(root.remaining()).any(|given| given < min)
+        let limit = limit.map(|(budget, _)| budget);
+        limit.into_iter().chain(root.remaining()).any(|given| given < min)
     }
 }
 
@@ -423,31 +424,31 @@ fn length_bit(name: &HeaderName) -> u64 {
 }
 
 fn earliest(
-    told: Option<(Duration, Budget)>,
+    limit: Option<(Duration, Budget)>,
     other: Option<Duration>,
     whose: Budget,
 ) -> Option<(Duration, Budget)> {
-    match (told, other) {
+    match (limit, other) {
         (Some((budget, whose)), other) if other.is_none_or(|other| budget <= other) => {
             Some((budget, whose))
         }
-        (told, other) => other.map(|other| (other, whose)).or(told),
+        (limit, other) => other.map(|other| (other, whose)).or(limit),
     }
 }
 
 /// # Between services
 impl Context {
-    /// A child of this context for a request with these headers: what a server does that has no
-    /// [`ServerLayer`](crate::wire::ServerLayer). The headers are an `http::HeaderMap` or any other [`Carrier`].
+    /// Derives the context of a request from its headers, for servers without a
+    /// [`ServerLayer`](crate::wire::ServerLayer). The headers are an `http::HeaderMap` or another [`Carrier`].
     ///
-    /// This context is the service's, so that the request ends with it. The deadline is what the headers
-    /// say, as far as `inbound` believes them, and no later than this context's own; an end by it has
-    /// the cause [`Budget`]. The values that `inbound` carries are in the child. Its
-    /// scope ends it: keep it until the response has been sent.
+    /// Call this on the context of the service; the request ends with it. The deadline comes from the headers that
+    /// `inbound` trusts, and is not later than that of this context. If it passes, the cause is a [`Budget`]. The
+    /// context has the values that `inbound` extracts. Dropping the scope ends it, so keep the scope until the response
+    /// has been sent.
     ///
     /// # Errors
     ///
-    /// A bad deadline header, if `inbound` is [`strict`](Inbound::strict).
+    /// If `inbound` is [`strict`](Inbound::strict), and a deadline header is invalid.
     ///
     /// ```
     /// use std::time::Duration;

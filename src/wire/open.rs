@@ -11,7 +11,7 @@ use crate::task::shutdown::{AtWork, Ticket};
 /// Counts a request until it is dropped: with the shutdown of its layer, and with the watch of the process.
 pub(crate) struct Open {
     underway: Option<Underway>,
-    // Last: a shutdown that is through has nothing under way.
+    // Dropped last: when a shutdown completes, no request is in progress.
     ticket: Option<Ticket>,
 }
 

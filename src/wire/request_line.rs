@@ -1,4 +1,4 @@
-//! What a request is called in a shutdown's report: its method, and the path of its route.
+//! The name of a request in the report of a shutdown: its method, and the path of its route.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use http::{Method, Request};
 
 use crate::registry::Label;
 
-/// `GET /report/{id}`, or with the path that was sent, without its query, where no route is known.
+/// `GET /report/{id}`, or, if no route is known, the method and the path that was sent, without its query.
 pub(crate) struct RequestLine {
     method: Method,
     path: Path,
@@ -25,7 +25,7 @@ impl Label for RequestLine {
     }
 }
 
-/// Clients choose the path.
+/// The longest part that is shown, because clients choose the path.
 const LONGEST: usize = 120;
 
 impl RequestLine {

@@ -1,4 +1,4 @@
-//! The server's layer: a context for each request, from its head to the end of its response.
+//! The server's layer, which makes a context for each request. The context lives until the response has been sent.
 
 use std::fmt;
 use std::future::Future;
@@ -32,31 +32,30 @@ use crate::context::refusal::Entry;
 use crate::error::BoxError;
 use crate::task::Shutdown;
 
-/// Gives each request of a server a context: for axum, tonic, hyper, and whatever else takes tower's layers.
+/// Makes a context for each request of a server: for axum, tonic, hyper, and other servers that accept tower's layers.
 ///
-/// The context is a child of the service's. Its deadline is what the request's headers say, as far as
-/// [`Inbound`] believes them. It is in the request's extensions and is
-/// [`current`](Context::current) in the handler, in the response's body, and in what the handler starts
-/// with [`Context::spawn`]. It ends:
+/// The context is a child of the service's context. Its deadline comes from the headers of the request, as far as
+/// [`Inbound`] trusts them. The context is in the request's extensions. It is the [`current`](Context::current) context
+/// in the handler, in the response's body, and in tasks that the handler starts with [`Context::spawn`]. It ends:
 ///
 /// - when the response's body has ended, trailers included, with the cause [`RequestEnd::Answered`];
-/// - when the response is dropped before that, with [`RequestEnd::Dropped`]: in most cases, the client has left;
-/// - at its deadline: the handler is dropped, and the answer is `504 Gateway Timeout`, for gRPC and gRPC-Web
+/// - when the response is dropped before that, with [`RequestEnd::Dropped`]. In most cases, the client has left;
+/// - at its deadline. The handler is dropped, and the response is `504 Gateway Timeout`, for gRPC and gRPC-Web
 ///   `DEADLINE_EXCEEDED`, for Connect `deadline_exceeded`. If the response has begun, a stream of these protocols ends
 ///   with the same status, and any other body is aborted with an error;
-/// - with the service: the same, with `503 Service Unavailable`, `UNAVAILABLE` or `unavailable`, which clients retry.
-///   [`with_shutdown`](Self::with_shutdown) gives requests time to complete first.
+/// - when the context of the service ends. The response is then `503 Service Unavailable`, `UNAVAILABLE` or
+///   `unavailable`, which clients retry. [`with_shutdown`](Self::with_shutdown) gives requests time to complete first.
 ///
-/// The client receives the status and a few fixed words, see [the module](crate::wire#status-codes). If a layer is
-/// nested in another, its contexts are children of the outer layer's.
+/// The client receives the status and a short fixed text, see [the module](crate::wire#status-codes). If the layer is
+/// nested in another one, its contexts are children of the contexts of the outer layer.
 ///
 /// When the context ends, the handler's response body is dropped with everything it holds, even if the client has
 /// stopped reading and the transport no longer polls it. The body has to be `Send` and `'static` for that. An HTTP/1
 /// connection is closed. An HTTP/2 stream is reset when hyper polls it next, which it does not while the stream waits
 /// for a window update.
 ///
-/// Where a gRPC call gives a timeout, two milliseconds of it (an eighth, if that is less) are kept back, so
-/// that the answer comes before the client's own timer and before that of tonic's server, which answers
+/// The deadline of a gRPC call is two milliseconds before its timeout, or an eighth of the timeout if that is less. The
+/// response is then sent before the client's own timer fires, and before that of tonic's server, which responds
 /// `CANCELLED`.
 ///
 /// ```
@@ -88,9 +87,9 @@ struct Config {
 }
 
 impl ServerLayer {
-    /// A layer whose requests end with the context `service`.
+    /// Makes a layer whose requests end with the context `service`.
     ///
-    /// The line of this call is the one that errors name as the context's origin.
+    /// Errors report the line of this call as the origin of a request's context.
     ///
     /// ```
     /// use tokio_ctx::{Context, wire::{Inbound, ServerLayer}};
@@ -112,17 +111,17 @@ impl ServerLayer {
         ServerLayer(Arc::new(Config { service, shutdown, inbound, routes: Routes::default(), place }))
     }
 
-    /// A layer whose requests are part of a shutdown.
+    /// Makes a layer whose requests are part of a shutdown.
     ///
-    /// They derive from its [`hard`](Shutdown::hard) context: those under way have the grace to come to their
-    /// end, and are then answered `503 Service Unavailable`, for gRPC `UNAVAILABLE`. From the head to the end
-    /// of its response's body the shutdown waits for each, and its report names what was late by method and
-    /// path, below the [name](Shutdown::named) of this handle: `http/GET /report/{id}`. That is the path of
-    /// the route with the feature `axum` and the layer within [`Router::layer`]; otherwise as it was
-    /// sent, without the query.
+    /// The contexts of the requests derive from the shutdown's [`hard`](Shutdown::hard) context. Requests in progress
+    /// have the grace period to complete. After that, the response is `503 Service Unavailable`, for gRPC
+    /// `UNAVAILABLE`. The shutdown waits for each request until the body of its response has been sent. Its report
+    /// lists the requests that were late by method and path, below the [name](Shutdown::named) of this handle:
+    /// `http/GET /report/{id}`. With the feature `axum`, and with the layer inside of [`Router::layer`], the path is
+    /// that of the route. Otherwise it is the path that was sent, without the query.
     ///
-    /// A server must be told apart from that to stop accepting, by [`begun`](Shutdown::begun), and is
-    /// work itself. [The guide](../guide/services/index.html) has all of `main`, for axum and for tonic.
+    /// The server has to stop accepting connections as well, which [`begun`](Shutdown::begun) signals, and the shutdown
+    /// has to wait for it. [The guide](../guide/services/index.html) shows the complete `main`, for axum and for tonic.
     ///
     /// ```
     /// use axum::{Router, routing::get};
@@ -153,16 +152,18 @@ impl ServerLayer {
         ServerLayer::with(shutdown.hard().clone(), Some(shutdown.clone()), inbound, Location::caller())
     }
 
-    /// Sets other rules for the requests of one route: a later maximum than the server's, none, or a minimum.
+    /// Sets other rules for the requests of one route, such as a longer maximum, no maximum, or a minimum.
     ///
-    /// They replace the rules of the layer. To change only a part of those, start with a clone of the server's
+    /// They replace the rules of the layer. To change only some of the rules, start with a clone of the layer's
     /// [`Inbound`].
-    /// The route is a path, as it was sent or with parameters in axum's way (`/report/{id}`, `/files/{*path}`); all
-    /// that is below a path with `/*` at its end, as `/grpc.health.v1.Health/*`. With the feature `axum` and the
-    /// layer within [`Router::layer`] the route that the router has matched counts as well, nested ones with their
-    /// prefix. The first that matches counts.
     ///
-    /// Within another such layer, a request gets no more than that one gives: put the rules where the limit is set.
+    /// The route is a path, with parameters in axum's syntax (`/report/{id}`, `/files/{*path}`). A path that ends in
+    /// `/*`, such as `/grpc.health.v1.Health/*`, matches all paths below it. With the feature `axum`, and with the
+    /// layer inside of [`Router::layer`], the route that the router has matched is compared as well; the route of a
+    /// nested router includes its prefix. The first route that matches applies.
+    ///
+    /// If the layer is inside of another `ServerLayer`, a request gets no more time than the outer layer allows. Set
+    /// the rules of a route where the limit is set.
     ///
     /// ```
     /// use std::time::Duration;
@@ -210,7 +211,7 @@ impl fmt::Debug for ServerLayer {
     }
 }
 
-/// A service whose requests have a context each. Made by [`ServerLayer`].
+/// A service that makes a context for each request. Made by [`ServerLayer`].
 #[derive(Clone)]
 pub struct ServerService<S> {
     inner: S,
@@ -255,7 +256,7 @@ where
         let scope = match refusal {
             Ok(scope) => scope,
             Err(refusal) => {
-                // Releases what it reserved when it became ready.
+                // A clone has reserved nothing: what the service reserved when it became ready is released.
                 self.inner = self.inner.clone();
                 return ServerFuture::refused(refusal);
             }
@@ -278,12 +279,12 @@ where
     }
 }
 
-/// What the requests of a layer within another are derived from: deadlines shrink there as well.
+/// Returns the parent of the contexts of a nested layer. Their deadlines can only be earlier than that of the outer one.
 fn under_both(outer: &Context, service: &Context) -> Context {
     outer.merge(service).detach()
 }
 
-/// What is kept back of the time that a gRPC call gave: more than timers are coarse.
+/// Returns how much earlier than its timeout a gRPC call ends: more than the resolution of timers.
 fn head_start(budget: Duration) -> Duration {
     Duration::from_millis(2).min(budget / 8)
 }
@@ -298,29 +299,29 @@ impl<S: fmt::Debug> fmt::Debug for ServerService<S> {
 struct Live {
     wait: Wait<RequestScope>,
     reply: Reply,
-    /// Nothing asks for the response's body, whatever that is.
+    /// Whether no response to this request has a body that is sent.
     bodiless: bool,
 }
 
 pin_project! {
-    /// The response to come. Made by [`ServerService`].
+    /// Future for the response. Made by [`ServerService`].
     ///
-    /// Dropped before it has come, it ends the request's context: with [`RequestEnd::Dropped`].
+    /// If it is dropped before it is ready, the request's context ends with [`RequestEnd::Dropped`].
     ///
     /// # Panics
     ///
-    /// When polled again after it was ready; and as [`Context::done`] without a time driver.
+    /// Panics when polled again after it was ready, and, as [`Context::done`] does, without a time driver.
     #[must_use = "futures do nothing unless polled"]
     pub struct ServerFuture<F> {
         live: Option<Live>,
-        // The layer's own answer, for a request that the handler is not asked.
+        // The layer's own response to a request that the handler does not get.
         refusal: Option<Box<Response<Bytes>>>,
         entry: Entry,
         // Lent to the thread while the handler is polled.
         ctx: Option<Context>,
         #[pin]
         handler: Option<F>,
-        // Last: the request is over when all that it held is gone.
+        // Dropped last, after everything else that belongs to the request.
         open: Option<Open>,
     }
 
@@ -403,7 +404,7 @@ impl<F> fmt::Debug for ServerFuture<F> {
 }
 
 impl Live {
-    /// The response, whose body keeps the request's context, and its open, until it is over.
+    /// Makes the response. Its body holds the request's context, and its registrations, until it has ended.
     fn respond<B: Body + Send + 'static>(
         mut self,
         response: Response<B>,
@@ -425,15 +426,15 @@ impl Live {
             || left == Some(0);
         let is_over = body.is_end_stream();
         if is_over || is_silent {
-            // What sends this may drop the body without a look at it.
+            // The transport may drop the body without polling it.
             self.wait.owner_mut().expect(RequestEnd::Answered);
         }
-        // One whose length has been told has no room for more.
+        // Nothing can be added to a body whose length has been announced.
         let closing = if left.is_some() { Closing::Break } else { self.reply.closing(&head.headers) };
         let framing = Framing { closing, left };
         let content = match is_over {
             true => {
-                // In the order in which a body lets go of them.
+                // The order in which a body drops them.
                 drop(ctx);
                 drop(self.wait);
                 drop(open);
@@ -477,7 +478,7 @@ impl Live {
         }
     }
 
-    /// What the handler answers with the context's error, where that is to be said otherwise.
+    /// Returns the outcome if the handler's response is the context's error, and the protocol has another form for it.
     fn outcome(&self, head: &Parts) -> Option<Outcome> {
         if self.reply == Reply::Http { None } else { head.extensions.get::<Outcome>().copied() }
     }
@@ -491,10 +492,10 @@ struct Framing {
 }
 
 pin_project! {
-    /// A response's body, which keeps the request's context until it has ended. Made by [`ServerService`].
+    /// The body of a response, which holds the request's context until it has ended. Made by [`ServerService`].
     ///
-    /// Dropped before that, it ends the context with [`RequestEnd::Dropped`]. When the context ends, the handler's body
-    /// is dropped even if this is not polled.
+    /// If it is dropped before that, the context ends with [`RequestEnd::Dropped`]. When the context ends, the handler's
+    /// body is dropped, even if this body is not polled.
     pub struct ServerBody<B: Body> {
         #[pin]
         content: Content<B>,
@@ -504,9 +505,9 @@ pin_project! {
 pin_project! {
     #[project = ContentProj]
     enum Content<B: Body> {
-        // The layer's own answer.
+        // The body of the layer's own response.
         Own { text: Option<Bytes> },
-        // Over by its own account, and asked all the same.
+        // A body that was at its end from the start.
         Over { #[pin] body: B },
         // It is complete. The fields are dropped in this order.
         Whole {
@@ -609,7 +610,7 @@ where
     }
 }
 
-/// The last of a body that was not ended by its context.
+/// Converts the last step of a body that its context did not end.
 fn whole<D, E: Into<BoxError>>(step: Step<D, E>) -> Option<Result<Frame<D>, BoxError>> {
     match step {
         Step::Frame(frame) | Step::Last(frame) => Some(Ok(frame)),

@@ -155,7 +155,7 @@ async fn envoy_reports_its_own_timeout_to_the_server() {
 }
 
 #[tokio::test]
-async fn envoy_obeys_the_header_for_its_clients_and_passes_the_time_on() {
+async fn envoy_obeys_the_header_of_internal_clients_and_forwards_the_time() {
     let (server, mut contexts) = upstream().await;
     let Some(envoy) = envoy("upstream", server.at, "7200s", Clients::Internal).await else { return };
     let ctx = Context::background().with_timeout(ms(600));
