@@ -168,10 +168,13 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 // The modules, from the lowest layer up. `ARCHITECTURE.md` says what may import what.
+mod bucket;
 mod error;
 mod finished;
+mod pages;
 mod registry;
 mod stamp;
+mod sync;
 mod trace;
 
 mod token;

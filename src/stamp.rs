@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::sync;
+
 /// Nanoseconds since a hundred years before the first stamp. They reach to 484 years after it; a deadline beyond that
 /// is none. Zero is no time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +18,11 @@ const FIRST: u64 = 100 * 365 * 86_400 * 1_000_000_000;
 
 impl Stamp {
     pub(crate) const NEVER: Stamp = Stamp(u64::MAX);
+
+    #[inline]
+    pub(crate) fn now() -> Stamp {
+        Stamp::new(sync::now())
+    }
 
     #[inline]
     pub(crate) fn new(at: Instant) -> Stamp {

@@ -78,26 +78,33 @@ mod imp {
 
 pub(crate) use imp::*;
 
-/// When the first birth was noted; births are counted from here, so that one fits in a word.
+/// The time from which the creation of contexts is counted, so that the time of one fits in a word.
 static EPOCH: OnceLock<Instant> = OnceLock::new();
 
-/// When a context is made, in nanoseconds since the epoch, if a subscriber listens, or a watch is installed; else 0.
+/// Returns whether the time at which a context is created is recorded: if a subscriber listens, or a watch is installed.
 #[inline]
-pub(crate) fn birth() -> u64 {
-    if listens() || registry::is_installed() { note_birth() } else { 0 }
+pub(crate) fn records_creation() -> bool {
+    listens() || registry::is_installed()
 }
 
+/// Returns the time of creation for a context that is created now, or 0 if it is not recorded.
+#[inline]
+pub(crate) fn created_now() -> u64 {
+    if records_creation() { time_of_creation() } else { 0 }
+}
+
+/// Returns the time in nanoseconds since the epoch.
 #[cold]
-fn note_birth() -> u64 {
+pub(crate) fn time_of_creation() -> u64 {
     let now = Instant::now();
-    let age = now.saturating_duration_since(*EPOCH.get_or_init(|| now));
-    u64::try_from(age.as_nanos()).map_or(0, |age| age + 1)
+    let since = now.saturating_duration_since(*EPOCH.get_or_init(|| now));
+    u64::try_from(since.as_nanos()).map_or(0, |since| since + 1)
 }
 
-/// The instant that [`birth`] noted.
-pub(crate) fn noted(birth: u64) -> Option<Instant> {
-    let age = Duration::from_nanos(birth.checked_sub(1)?);
-    Some(*EPOCH.get()? + age)
+/// Returns the instant of a time of creation, or `None` if it was not recorded.
+pub(crate) fn instant_of(created: u64) -> Option<Instant> {
+    let since = Duration::from_nanos(created.checked_sub(1)?);
+    Some(*EPOCH.get()? + since)
 }
 
 /// Calls foreign code, such as a subscriber or a waker. Returns `None` if it panics.

@@ -9,12 +9,15 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::task::{Poll, Wake, Waker};
 use std::thread;
 
-use common::{Cause, LONG, Wakes, assert_same, ended, ms, on_both, poll, poll_once, watched, word};
+use common::{
+    Cause, LONG, Wakes, assert_same, current_thread, ended, ms, multi_thread, on_both, paused, poll,
+    poll_once, watched, word,
+};
 use futures::FutureExt as _;
 use futures::executor::block_on;
 use futures::future::FusedFuture;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::advance;
+use tokio::time::{Instant, advance};
 use tokio_ctx::{CancelScope, Canceler, Context, Error, ErrorKind};
 
 static BACKGROUND: Context = Context::background();
@@ -332,10 +335,46 @@ async fn the_deadline_outlives_the_first_to_wait_for_it() {
         drop(waits.remove(go));
         tokio::time::sleep(ms(100)).await;
         tokio::task::yield_now().await;
-        assert!(wakes.count() >= 2, "somebody was not woken at the deadline");
+        assert!(wakes.count() >= 2, "a waiter was not woken at the deadline");
         for wait in waits {
             assert!(poll_once(wait).is_ready());
         }
+    }
+}
+
+/// Contexts with the same deadline may share a timer. Some are no longer waited on, canceled, or dropped. The others are
+/// woken at the deadline.
+#[test]
+fn what_leaves_a_shared_timer_takes_no_other_deadline_along() {
+    for runtime in [paused(), current_thread(), multi_thread(1)] {
+        runtime.block_on(async {
+            for case in 0..3 {
+                let at = Instant::now() + ms(30);
+                let scopes: Vec<_> = (0..8).map(|_| BACKGROUND.with_deadline(at)).collect();
+                let mut waits: Vec<_> =
+                    scopes.iter().map(|scope| Box::pin(scope.done_owned())).collect();
+                let (wakes, wakers): (Vec<_>, Vec<_>) = waits.iter().map(|_| Wakes::new()).unzip();
+                // On a busy machine the deadline may have passed by now.
+                let waiting = waits.iter_mut().zip(&wakers);
+                let waiting: Vec<_> =
+                    waiting.map(|(wait, waker)| poll(wait.as_mut(), waker).is_pending()).collect();
+                let mut members: Vec<_> = scopes.into_iter().zip(waits).map(Some).collect();
+                for at in [1, 2, 5, 7] {
+                    match case {
+                        0 => _ = members[at].take().map(|(scope, _wait)| scope.detach()),
+                        1 => members[at].as_ref().unwrap().0.cancel(),
+                        _ => members[at] = None,
+                    }
+                }
+                tokio::time::sleep_until(at + ms(2)).await;
+                for at in [0, 3, 4, 6] {
+                    assert_eq!(wakes[at].count() > 0, waiting[at], "case {case}: {at} was not woken");
+                    let (_, wait) = members[at].as_mut().unwrap();
+                    let Poll::Ready(error) = poll(wait.as_mut(), &wakers[at]) else { panic!("pending") };
+                    assert!(error.is_deadline_exceeded());
+                }
+            }
+        });
     }
 }
 
@@ -541,12 +580,12 @@ fn a_wait_on_background_never_ends_and_costs_nothing() {
     }
     drop(waker);
     assert_eq!(wakes.count(), 0);
-    assert_eq!(Arc::strong_count(&wakes), 1, "background can never wake anybody");
+    assert_eq!(Arc::strong_count(&wakes), 1, "background never wakes a task");
 }
 
 /// A future that has resolved can be kept, for example in a struct or a `join_all`. It keeps no waker, whatever
 /// it has returned.
-mod what_is_over_keeps_no_waker {
+mod resolved_futures_keep_no_waker {
     use std::future::Future;
     use std::pin::Pin;
     use std::sync::Arc;
@@ -566,7 +605,7 @@ mod what_is_over_keeps_no_waker {
         assert!(poll(future.as_mut(), &waker).is_pending());
         assert!(Arc::strong_count(&wakes) > 2, "it does not wait");
         resolve();
-        let Poll::Ready(output) = poll(future.as_mut(), &waker) else { panic!("it still waits") };
+        let Poll::Ready(output) = poll(future.as_mut(), &waker) else { panic!("it is still pending") };
         assert_eq!(Arc::strong_count(&wakes), 2, "a waker was kept");
         drop(future);
         output
@@ -611,7 +650,7 @@ mod what_is_over_keeps_no_waker {
 
     /// A scope that is owned by a step ends with the step.
     #[test]
-    fn nor_its_scope() {
+    fn a_step_that_owns_its_scope_ends_the_scope() {
         let scope = BACKGROUND.with_cancel();
         let ctx = scope.clone();
         let (send, receiver) = oneshot::channel();
@@ -626,7 +665,7 @@ mod what_is_over_keeps_no_waker {
     /// Polling again panics, as for an `async fn`.
     #[test]
     #[should_panic(expected = "polled again after it was ready")]
-    fn nor_may_it_be_polled_again() {
+    fn a_resolved_future_panics_when_polled_again() {
         let ctx = BACKGROUND.with_cancel();
         let mut run = pin!(ctx.run(std::future::ready(1)));
         assert!(poll(run.as_mut(), Waker::noop()).is_ready());

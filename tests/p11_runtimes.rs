@@ -118,14 +118,14 @@ fn waiting_on_a_deadline_outside_a_runtime_panics_with_the_reason() {
             assert!(text.contains("Tokio") && text.contains("runtime"), "{text}");
         }
     }
-    // Only that wait is lost.
+    // Only that wait fails.
     assert!(!child.is_done());
     timed.cancel();
     assert_same(&block_on(child.done()), &ended(&timed));
 }
 
 #[test]
-fn waiting_on_a_deadline_without_a_time_driver_panics_with_the_remedy() {
+fn waiting_on_a_deadline_without_a_time_driver_panics_with_the_solution() {
     for runtime in without_time() {
         let timed = BACKGROUND.with_timeout(LONG);
         let child = timed.with_cancel();
@@ -151,7 +151,7 @@ fn waiting_on_a_deadline_without_a_time_driver_panics_with_the_remedy() {
 }
 
 #[test]
-fn without_a_time_driver_all_the_rest_works() {
+fn without_a_time_driver_everything_else_works() {
     for runtime in without_time() {
         runtime.block_on(async {
             let ctx = BACKGROUND.with_cancel();
@@ -169,7 +169,7 @@ fn without_a_time_driver_all_the_rest_works() {
 }
 
 #[test]
-fn real_deadlines_end_waits_on_every_flavour() {
+fn real_deadlines_end_waits_on_every_flavor() {
     watched(|| {
         for runtime in both() {
             runtime.block_on(async {
@@ -300,7 +300,7 @@ fn a_wait_may_outlive_the_runtime_it_began_on() {
                     assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
                 });
                 let _first = stays.then_some(first);
-                assert!(!ctx.is_done(), "the shutdown itself is no end");
+                assert!(!ctx.is_done(), "the shutdown ended the context");
                 paused().block_on(async {
                     let error =
                         timeout(LONG * 2, wait).await.expect("the deadline was lost with the runtime");
@@ -309,6 +309,25 @@ fn a_wait_may_outlive_the_runtime_it_began_on() {
                 });
             }
         }
+    });
+}
+
+/// The same task polls its wait in a second runtime. The first one is never driven again.
+#[test]
+fn a_wait_that_its_task_polls_in_another_runtime_is_woken_there() {
+    let (first, second) = (current_thread(), paused());
+    let ctx = BACKGROUND.with_timeout(LONG);
+    let (wakes, waker) = Wakes::new();
+    let mut wait = pin!(ctx.done());
+    {
+        let _entered = first.enter();
+        assert!(poll(wait.as_mut(), &waker).is_pending());
+    }
+    second.block_on(async {
+        assert!(poll(wait.as_mut(), &waker).is_pending());
+        tokio::time::sleep_until(ctx.deadline().unwrap() + ms(2)).await;
+        assert_eq!(wakes.count(), 1, "left with the timer of the first runtime");
+        assert!(poll(wait.as_mut(), &waker).is_ready());
     });
 }
 
@@ -335,7 +354,7 @@ fn a_runtime_shutdown_wakes_waits_that_used_its_timer() {
             drop(first);
             assert!(
                 waits.iter().all(|(wakes, _, _)| wakes.count() >= 1),
-                "left with a timer that is gone"
+                "still registered with a timer that is gone"
             );
             paused().block_on(async {
                 for (_, waker, wait) in &mut waits {
@@ -354,7 +373,7 @@ fn a_runtime_shutdown_wakes_waits_that_used_its_timer() {
 
 /// The timers of a runtime that is not driven do not fire. Waits on another runtime do not depend on it.
 #[test]
-fn a_deadline_does_not_depend_on_a_runtime_that_stands_still() {
+fn a_deadline_does_not_depend_on_a_runtime_that_is_not_driven() {
     watched(|| {
         for waits in [1, 2, 3] {
             let still = current_thread();
@@ -466,7 +485,7 @@ fn waiting_works_on_local_sets_in_blocking_tasks_and_unconstrained() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_paused_clock_that_leaps_ends_what_lies_in_between() {
+async fn a_jump_of_a_paused_clock_ends_every_deadline_in_between() {
     let year = Duration::from_secs(365 * 24 * 3600);
     let contexts: Vec<_> = (1..=10).map(|tenth| BACKGROUND.with_timeout(year / 10 * tenth)).collect();
     let beyond = BACKGROUND.with_timeout(year * 2);

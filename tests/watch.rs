@@ -468,6 +468,51 @@ mod lines {
         assert_eq!(lines(&classes[4], &spawned), 1, "five seconds are up to ten");
         assert_eq!(classes.iter().map(|class| lines(class, &punctual_line)).sum::<usize>(), 0);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_is_the_last_to_hold_its_context_is_late_as_well() {
+        let go_on = Arc::new(Notify::new());
+        let ctx = root();
+        let wait = go_on.clone();
+        let task = ctx.spawn(async move { wait.notified().await });
+        let spawned = line(1);
+        let grouped = root();
+        let (mut group, _) = Group::<(), Error>::new(&grouped);
+        let wait = go_on.clone();
+        group.spawn(async move {
+            wait.notified().await;
+            Ok(())
+        });
+        let in_group = line(4);
+        let kept = root();
+        let wait = go_on.clone();
+        let handed = kept.spawn_with(async move |ctx| {
+            wait.notified().await;
+            drop(ctx);
+        });
+        let handed_line = line(4);
+        let aborted = root();
+        let abort = aborted.spawn(std::future::pending::<()>());
+        let aborted_line = line(1);
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
+        for ctx in [ctx, grouped, kept, aborted] {
+            ctx.cancel();
+        }
+        advance(5 * SECOND).await;
+        go_on.notify_waiters();
+        task.await.unwrap();
+        handed.await.unwrap();
+        abort.abort();
+        assert!(abort.await.is_err());
+        group.join().await.ok();
+        let seen = snapshot();
+        for line in [spawned, in_group, handed_line, aborted_line] {
+            let is_it = |late: &&watch::Late| late.line.to_string() == line;
+            assert_eq!(seen.late[4].last.iter().filter(is_it).count(), 1, "{line}: {seen}");
+        }
+    }
 }
 
 mod shutdowns {

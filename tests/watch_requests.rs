@@ -156,6 +156,25 @@ async fn a_request_that_is_refused_and_one_that_is_too_late_are_told_apart() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_handler_that_blocks_past_its_deadline_is_late_by_its_name() {
+    watch::install();
+    let layer = ServerLayer::new(Context::background(), Inbound::new().max_budget(SECOND));
+    let handler = layer.layer(service_fn(async |_: Request<Empty<Bytes>>| -> Answered {
+        // It does not return to the layer until then.
+        advance(5 * SECOND).await;
+        Ok(Response::new(Full::from("too late")))
+    }));
+    let mut answer = Box::pin(handler.oneshot(request("/blocks")));
+    let _ = is_polled_once(answer.as_mut());
+    drop(answer);
+    let seen = snapshot();
+    let late = seen.late.iter().flat_map(|class| &class.last);
+    let late: Vec<_> = late.filter(|late| late.name.as_deref() == Some("GET /blocks")).collect();
+    assert_eq!(late.len(), 1, "{seen}");
+    assert_eq!((late[0].kind, late[0].how), (Kind::Request, How::Deadline));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_of_a_shutdown_is_there_once_and_agrees_with_it() {
     watch::install();
     let shutdown = Shutdown::new(&Context::background()).grace(SECOND).cleanup(SECOND);

@@ -179,6 +179,53 @@ async fn a_stream_without_a_window_keeps_nothing() {
     }
 }
 
+/// Over HTTP/1, hyper notices that a client has left when it reads the end of the stream after a complete request. A
+/// second request, or a body that stops short or that the handler does not read, prevents that. If this test fails after
+/// an update of hyper, hyper has changed: adapt the traps in the documentation of `wire`.
+#[tokio::test]
+async fn what_is_unread_hides_an_http1_client_that_has_left() {
+    const GET: &str = "GET / HTTP/1.1\r\nhost: far.side\r\n\r\n";
+    const POST: &str = "POST / HTTP/1.1\r\nhost: far.side\r\ncontent-length: 4\r\n\r\n";
+    const READ: &str = "POST /read HTTP/1.1\r\nhost: far.side\r\ncontent-length: 4\r\n\r\n";
+    for (sent, is_hidden) in [
+        (GET.to_string(), false),
+        (format!("{GET}{GET}"), true),
+        // hyper reads one chunk of a body ahead of the handler.
+        (format!("{POST}body"), false),
+        (format!("{POST}body{GET}"), true),
+        (format!("{POST}bo"), true),
+        (POST.replace('4', "1000000") + &"x".repeat(50_000), true),
+        (format!("{READ}body"), false),
+        (format!("{READ}body{GET}"), true),
+    ] {
+        let (seen, mut contexts) = mpsc::unbounded_channel();
+        let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
+            let seen = seen.clone();
+            async move {
+                if request.uri().path() == "/read" {
+                    request.body_mut().collect().await.unwrap();
+                }
+                seen.send(Context::current()).unwrap();
+                pending::<()>().await;
+                drop(request);
+                Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+            }
+        });
+        let max = if is_hidden { ms(300) } else { common::LONG };
+        let server = serve(Version::Http1, layer(Inbound::new().max_budget(max)).layer(service)).await;
+        let mut stream = TcpStream::connect(server.at).await.unwrap();
+        stream.write_all(sent.as_bytes()).await.unwrap();
+        let ctx = contexts.recv().await.unwrap();
+        drop(stream);
+        let end = tokio::time::timeout(ms(20_000), ctx.done()).await.expect("it ends");
+        if is_hidden {
+            assert!(end.is_deadline_exceeded(), "{sent:?}: {end}");
+        } else {
+            assert_eq!(end.cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped), "{sent:?}: {end}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_shutdown_does_not_wait_for_a_client_that_stops_reading() {
     let shutdown = Shutdown::new(&Context::background()).grace(ms(100)).cleanup(ms(2000));

@@ -19,7 +19,9 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tokio_ctx::wire::{Budget, DeadlineHeader, Inbound, RequestEnd, ServerBody, ServerLayer};
+use tokio_ctx::wire::{
+    Budget, ClientLayer, DeadlineHeader, Inbound, Outbound, RequestEnd, ServerBody, ServerLayer,
+};
 use tokio_ctx::{BoxError, Context, Error};
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -677,5 +679,107 @@ async fn what_was_answered_keeps_no_waker() {
         let Poll::Ready(answer) = poll(answer.as_mut(), &waker) else { panic!("no answer") };
         assert_eq!(answer.is_err(), fails);
         assert_eq!(Arc::strong_count(&wakes), 2, "a waker was kept");
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Polled {
+    Data(u8),
+    Trailers,
+    Pending,
+    Failed,
+}
+
+/// A body that returns these results, one at each poll, and then ends.
+fn scripted(script: Vec<Polled>) -> impl Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static {
+    let mut script = script.into_iter();
+    let frames = futures::stream::poll_fn(move |cx| {
+        Poll::Ready(match script.next() {
+            None => None,
+            Some(Polled::Data(byte)) => Some(Ok(Frame::data(Bytes::copy_from_slice(&[byte])))),
+            Some(Polled::Trailers) => Some(Ok(Frame::trailers(HeaderMap::new()))),
+            Some(Polled::Failed) => Some(Err::<_, BoxError>("torn".into())),
+            Some(Polled::Pending) => {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        })
+    });
+    http_body_util::StreamBody::new(frames)
+}
+
+/// What a reader receives of a body.
+async fn received<B>(mut body: B) -> Vec<Polled>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    let mut received = Vec::new();
+    while let Some(frame) = body.frame().await {
+        received.push(match frame.map_err(Into::into) {
+            Err(error) => {
+                assert_eq!(error.to_string(), "torn");
+                Polled::Failed
+            }
+            Ok(frame) if frame.is_trailers() => Polled::Trailers,
+            Ok(frame) => Polled::Data(frame.into_data().unwrap()[0]),
+        });
+    }
+    assert!(body.is_end_stream());
+    received
+}
+
+/// Both layers poll the body of a gRPC response ahead of its reader, since that of a unary call is complete at once.
+#[tokio::test]
+async fn frames_that_are_ready_early_arrive_in_order() {
+    for bits in 0..64_u8 {
+        for last in [None, Some(Polled::Trailers), Some(Polled::Failed)] {
+            // The highest bit that is set ends the script.
+            let length = bits.checked_ilog2().unwrap_or(0);
+            let step =
+                |nth| if bits >> nth & 1 == 0 { Polled::Pending } else { Polled::Data(nth as u8) };
+            let script: Vec<_> = (0..length).map(step).chain(last).collect();
+            let expected: Vec<_> =
+                script.iter().copied().filter(|step| *step != Polled::Pending).collect();
+
+            let seen = Seen::default();
+            let response = call(layer(Inbound::new().max_budget(LONG)), grpc("1H"), async |request| {
+                seen.note(&request);
+                Response::new(scripted(script.clone()))
+            });
+            assert_eq!(received(response.await.into_body()).await, expected, "{script:?}");
+            let end =
+                if last == Some(Polled::Failed) { RequestEnd::Failed } else { RequestEnd::Answered };
+            assert_eq!(seen.end(), end, "{script:?}");
+
+            let answer = script.clone();
+            let service = service_fn(move |_: Request<()>| {
+                let answer = answer.clone();
+                async move { Ok::<_, Infallible>(Response::new(scripted(answer))) }
+            });
+            let client = ClientLayer::new(Outbound::new()).layer(service);
+            let ctx = Context::background().with_timeout(LONG);
+            let response = ctx.scope(client.oneshot(grpc("1H"))).await.unwrap();
+            assert_eq!(received(response.into_body()).await, expected, "{script:?}");
+        }
+    }
+}
+
+/// A response that is complete is dropped halfway: its client has left.
+#[tokio::test]
+async fn a_grpc_response_that_is_dropped_before_its_trailers_was_not_answered() {
+    for frames in 0..=2 {
+        let seen = Seen::default();
+        let response = call(layer(Inbound::new().max_budget(LONG)), grpc("1H"), async |request| {
+            seen.note(&request);
+            Response::new(scripted(vec![Polled::Data(0), Polled::Trailers]))
+        });
+        let mut body = response.await.into_body();
+        assert_eq!(body.size_hint().exact(), Some(1));
+        for _ in 0..frames {
+            body.frame().await.unwrap().unwrap();
+            assert!(frames == 2 || !seen.ctx().is_done());
+        }
+        drop(body);
+        assert_eq!(seen.end(), if frames == 2 { RequestEnd::Answered } else { RequestEnd::Dropped });
     }
 }

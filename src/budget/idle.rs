@@ -72,7 +72,6 @@ impl Context {
         let Some(limit) = limit.into().filter(|limit| now().checked_add(*limit).is_some()) else {
             return self.with_cancel();
         };
-        let token = Token::with_pulse(self.token(), limit, Location::caller());
-        Context::scope_of(token, self.values().clone(), self.is_todo())
+        self.derive(Token::with_pulse(self.token(), limit, Location::caller()))
     }
 }

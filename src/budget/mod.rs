@@ -36,7 +36,7 @@ mod queue;
 mod run_then;
 
 pub use crate::context::Progress;
-pub use crate::token::NoProgress;
+pub use crate::context::pulse::NoProgress;
 pub use coalesce::Coalescer;
 pub use history::Attempt;
 pub use queue::{Carried, Queue, Skipped};

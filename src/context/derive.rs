@@ -197,9 +197,15 @@ impl Context {
         self.derive(Token::new(self.token(), Some(limit), set_at))
     }
 
+    /// Returns the token that set the deadline. `None`: there is no deadline, or the context has ended.
+    pub(super) fn deadline_owner(&self) -> Option<Arc<Token>> {
+        let (mut path, owner) = self.token()?.path(true);
+        Some(path.swap_remove(owner?))
+    }
+
     /// Returns the line that set the deadline `at`, and the budget.
     fn deadline_origin(&self, at: Instant) -> Option<(&'static Location<'static>, Duration)> {
-        if let Some(owner) = self.token()?.deadline_owner() {
+        if let Some(owner) = self.deadline_owner() {
             return Some((owner.made_at(), owner.budget()?));
         }
         let ended = self.err().filter(|ended| ended.is_deadline_exceeded())?;
@@ -218,7 +224,10 @@ impl Context {
         self.derive(Token::new(self.token(), limit, made_at))
     }
 
-    pub(super) fn derive(&self, token: Arc<Token>) -> CancelScope {
+    #[inline(always)]
+    pub(crate) fn derive(&self, token: Arc<Token>) -> CancelScope {
+        #[cfg(feature = "watch")]
+        let token = if self.token().is_none() { token.registered_as_root() } else { token };
         Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 

@@ -14,6 +14,7 @@ use futures_core::future::FusedFuture;
 use pin_project_lite::pin_project;
 
 use super::context::Context;
+use crate::bucket::Timed;
 use crate::error::Error;
 use crate::token::sync::{RuntimeId, require_runtime, runtime};
 use crate::token::{Seat, UNCLOCKED};
@@ -164,7 +165,7 @@ impl<C: Borrow<Context>> Wait<C> {
         let this = self.as_mut().project();
         let ctx: &Context = (*this.ctx).borrow();
         let Some(token) = ctx.token() else { return Poll::Pending };
-        let is_pulsed = timed && token.is_pulsed();
+        let is_pulsed = timed && token.is_checked();
         let timed = timed && token.needs_timer();
         // Determined at every poll, because `Handle::enter` can change the runtime within a task. Without a
         // runtime, the one of the previous poll stays.

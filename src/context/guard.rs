@@ -83,9 +83,7 @@ impl CancelGuard {
 
 impl Drop for CancelGuard {
     fn drop(&mut self) {
-        if let Some(token) = &self.0 {
-            token.abandon();
-        }
+        cancel_on_drop(self.0.as_ref());
     }
 }
 
@@ -175,6 +173,15 @@ impl fmt::Debug for CancelGuard {
 impl fmt::Debug for Canceler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt_handle("Canceler", self.0.as_deref(), f)
+    }
+}
+
+/// Cancels the context of a scope or guard that is dropped. If no other handle and no attachment can observe the end,
+/// there is no end.
+#[inline]
+pub(super) fn cancel_on_drop(token: Option<&Arc<Token>>) {
+    if let Some(token) = token.filter(|token| token.is_seen()) {
+        token.cancel(None, None);
     }
 }
 

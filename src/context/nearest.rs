@@ -5,7 +5,10 @@
 //! context then applies. If the two contexts are unrelated, the one in the extensions was set for this call and
 //! applies, together with the deadline of the current one.
 
+use std::sync::Arc;
+
 use super::context::Context;
+use crate::token::Token;
 
 impl Context {
     /// Returns the context of a call with this context in its extensions, and with `current` as the current
@@ -16,7 +19,7 @@ impl Context {
     pub(crate) fn nearest(&self, current: Context) -> Context {
         match (self.token(), current.token()) {
             (_, None) => self.clone(),
-            (Some(brought), Some(token)) if token.is_below(brought) => {
+            (Some(brought), Some(token)) if is_below(token, brought) => {
                 // If one list of values extends the other, the longer one is nearer.
                 let values = if self.values().ends_with(current.values()) {
                     self.values().clone()
@@ -33,6 +36,17 @@ impl Context {
             },
         }
     }
+}
+
+/// Returns whether `above` is this token or above it. Gives up after a thousand steps.
+fn is_below(token: &Arc<Token>, above: &Arc<Token>) -> bool {
+    let (mut found, mut steps) = (false, 0);
+    token.walk_up(|token| {
+        found |= Arc::ptr_eq(token, above);
+        steps += 1;
+        !found && steps < 1000
+    });
+    found
 }
 
 #[cfg(test)]

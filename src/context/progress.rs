@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::context::Context;
-use crate::token::Pulse;
+use super::pulse::Pulse;
 
 /// # Progress
 impl Context {

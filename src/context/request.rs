@@ -1,6 +1,8 @@
 //! The context of a request, and contexts that outlive the request.
 
+use std::iter;
 use std::panic::Location;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::context::Context;
@@ -14,7 +16,7 @@ use crate::token::{Limit, Token};
 /// # Requests
 impl Context {
     /// Derives the context of a request, with `made_at` as the line in its error. This is one allocation,
-    /// because the cause of its deadline is a preset one.
+    /// because the cause of its deadline is a preset one. A watch is not informed.
     pub(crate) fn request_made_at(
         &self,
         made_at: &'static Location<'static>,
@@ -25,8 +27,9 @@ impl Context {
             None => budget(Some(after), Some(whose.into())),
         });
         let token = Token::new(self.token(), limit, made_at);
-        token.mark_request();
-        self.derive(token)
+        token.mark();
+        // A watch registers it as a request, also if it is a root.
+        Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 
     /// Derives the context of a handler that continues when this one, the context of its request, has ended. It
@@ -36,11 +39,11 @@ impl Context {
         let service = self.beyond_request();
         let Some(at) = self.deadline() else { return service.request_made_at(made_at, None) };
         let scope = service.with_deadline_of(self, at);
-        scope.token().into_iter().for_each(|token| token.mark_request());
+        scope.token().into_iter().for_each(|token| token.mark());
         scope
     }
 
-    /// Returns the time left, or the error if the context has ended, with one reading of the clock.
+    /// Returns the context of work that outlives its request: a WebSocket, an event stream, or work
     /// that must complete after the client has left or was answered.
     ///
     /// It ends with the context that [`ServerLayer`](crate::wire::ServerLayer) was made with ([`hard`], if that was a
@@ -77,12 +80,12 @@ impl Context {
     #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
     #[track_caller]
     pub fn beyond_request(&self) -> Context {
-        let Some(serving) = self.token().and_then(Token::serving) else { return self.clone() };
+        let Some(serving) = self.token().and_then(service_of) else { return self.clone() };
         let mut token = serving.cloned();
         // Nested layers: the context of the inner one is merged from the outer request and its own service.
         let mut services = Vec::new();
-        while let Some((outer, service)) = token.as_ref().and_then(|token| token.merged()) {
-            let Some(serving) = outer.serving() else { break };
+        while let Some((outer, service)) = token.as_ref().and_then(|token| merged(token)) {
+            let Some(serving) = service_of(&outer) else { break };
             services.push(service);
             token = serving.cloned();
         }
@@ -109,10 +112,17 @@ impl Context {
         Ok(Some(deadline.saturating_duration_since(now)))
     }
 
+    /// Returns the error if the context has ended, without reading the clock. A deadline counts once its timer has
+    /// fired, so this is for a context that is being waited on.
+    #[cfg(feature = "tower")]
+    pub(crate) fn known_err(&self) -> Option<Error> {
+        self.token().filter(|token| token.ended()).map(|token| token.error())
+    }
+
     /// Returns whether the service of this request has ended.
     #[cfg(feature = "tower")]
     pub(crate) fn is_service_over(&self) -> bool {
-        let serving = self.token().and_then(Token::serving).flatten();
+        let serving = self.token().and_then(service_of).flatten();
         serving.is_some_and(|token| token.is_done())
     }
 }
@@ -125,4 +135,15 @@ impl CancelScope {
         let token = self.token()?;
         if token.ended() { Some(token.error()) } else { parent.err() }
     }
+}
+
+/// Returns the parent of the nearest token on the path that is a request's own. `None`: there is no such token.
+fn service_of(token: &Arc<Token>) -> Option<Option<&Arc<Token>>> {
+    let mut path = iter::successors(Some(token), |token| token.parent());
+    path.find(|token| token.is_marked()).map(|token| token.parent())
+}
+
+/// Returns the parents of a merged token.
+fn merged(token: &Token) -> Option<(Arc<Token>, Arc<Token>)> {
+    Some((token.parent()?.clone(), token.second()?))
 }

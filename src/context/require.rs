@@ -52,7 +52,9 @@ impl Context {
             }
             Err(short)
         };
-        let Some(token) = self.token() else { return Ok(()) };
+        if self.token().is_none() {
+            return Ok(());
+        }
         if let Some(ended) = self.err() {
             return short(Why::Ended(ended));
         }
@@ -60,7 +62,7 @@ impl Context {
         if left >= least {
             return Ok(());
         }
-        let Some(owner) = token.deadline_owner() else {
+        let Some(owner) = self.deadline_owner() else {
             // The context has ended in the meantime.
             return self.err().map_or(Ok(()), |ended| short(Why::Ended(ended)));
         };

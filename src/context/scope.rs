@@ -367,9 +367,7 @@ impl CancelScope {
 impl Drop for CancelScope {
     #[inline]
     fn drop(&mut self) {
-        if let Some(token) = self.0.token() {
-            token.abandon();
-        }
+        guard::cancel_on_drop(self.0.token());
     }
 }
 
@@ -434,7 +432,7 @@ mod tests {
 
     /// Returns whether dropping this scope ends its context: does what the drop does, and then checks.
     fn ends(scope: &CancelScope) -> bool {
-        scope.0.token().unwrap().abandon();
+        guard::cancel_on_drop(scope.0.token());
         scope.0.token().unwrap().ended()
     }
 

@@ -28,8 +28,7 @@ impl Context {
     /// ```
     #[track_caller]
     pub fn with_token(&self, token: &CancellationToken) -> CancelScope {
-        let token = Token::with_foreign(self.token(), token, Location::caller());
-        Context::scope_of(token, self.values().clone(), self.is_todo())
+        self.derive(Token::with_foreign(self.token(), token, Location::caller()))
     }
 
     /// Returns a `CancellationToken` that is canceled when this context ends.
@@ -59,15 +58,15 @@ impl Context {
         }
         // Comes first, because it panics outside of a runtime.
         let runtime = token.needs_timer().then(Handle::current);
-        let Some(outer) = token.bridge() else { return cancelled() };
-        if let Some((runtime, watch)) = runtime.zip(token.watch()) {
+        let Some(bridge) = token.bridge() else { return cancelled() };
+        if let Some((runtime, watch)) = runtime.zip(bridge.watch()) {
             let done = self.done_owned();
             runtime.spawn(async move {
                 let _watch = watch;
                 done.await;
             });
         }
-        outer.child_token()
+        bridge.outer.child_token()
     }
 }
 

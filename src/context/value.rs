@@ -224,6 +224,9 @@ impl Hasher for IdentityHasher {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+    use std::iter;
+
     use super::*;
 
     struct Type<const N: usize>(usize);
@@ -253,6 +256,50 @@ mod tests {
             assert_eq!(values.get::<Type<0>>().unwrap().0, n);
             assert_eq!(values.get::<Type<1>>().unwrap().0, n);
         }
+    }
+
+    #[test]
+    fn a_lookup_visits_few_entries_of_a_long_list() {
+        let mut values = Values::NONE;
+        for n in 0..1_000 {
+            values = values.with(Type::<0>(n));
+            let visited = iter::successors(values.0.as_ref(), |link| link.next.as_ref()).count();
+            assert!(visited <= STRIDE.into(), "{visited}");
+        }
+    }
+
+    #[test]
+    fn different_types_have_different_hashes_and_mostly_different_filters() {
+        macro_rules! ids {
+            ($($n:literal)*) => { [$(TypeId::of::<Type<$n>>()),*] };
+        }
+        let ids = ids!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19);
+        let hashes: HashSet<u64> = ids.into_iter().map(hash).collect();
+        assert_eq!(hashes.len(), ids.len());
+        let filters: HashSet<u64> = ids.into_iter().map(bit).collect();
+        assert!(filters.len() > ids.len() / 2, "{}", filters.len());
+    }
+
+    #[test]
+    fn every_bit_of_a_hash_counts_that_is_written_in_bytes() {
+        let hash = |bytes: [u8; 16]| {
+            let mut hasher = AsItIs::default();
+            hasher.write(&bytes);
+            hasher.finish()
+        };
+        for bit in 0..128 {
+            let mut bytes = [0xff; 16];
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_ne!(hash(bytes), hash([0xff; 16]), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_merge_with_a_list_that_lies_behind_adds_nothing() {
+        let left = Values::NONE.with(Type::<0>(1));
+        let right = left.with(Type::<1>(1)).with(Type::<2>(1));
+        let both = right.or(&left);
+        assert!(Arc::ptr_eq(both.0.as_ref().unwrap(), right.0.as_ref().unwrap()));
     }
 
     #[test]

@@ -78,31 +78,30 @@
 //! as is everything that may run foreign code ([`work::Work`]). They are all called once everything is closed, not as
 //! closing proceeds: a waker that cancels again would wait for what its own thread is closing.
 
+mod attachment;
 mod deadline;
 mod end;
-mod interop;
-#[cfg(feature = "watch")]
-pub(crate) mod look;
 mod members;
-mod pulse;
-pub(crate) mod sync;
 mod tree;
 mod work;
 
+use std::collections::BTreeSet;
 use std::panic::Location;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub(crate) use crate::sync;
+
+pub(crate) use self::attachment::{Attachment, Check};
+pub(crate) use crate::pages::Seat;
+
+use self::members::Inner;
 use crate::error::BoxError;
 use crate::stamp::{Stamp, nanos};
+use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::trace;
-use members::Inner;
-pub(crate) use members::Seat;
-pub use pulse::NoProgress;
-pub(crate) use pulse::Pulse;
-use sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Mutex, Ordering};
 
 /// So many polls of a wait, or waits made on a token, may go without a look at the clock.
 pub(crate) const UNCLOCKED: u8 = 64;
@@ -122,24 +121,24 @@ const FOREIGN: u16 = CALLED | EXPIRED;
 const DATED: u16 = 1 << 4;
 /// Its error is kept under the lock.
 const KEPT: u16 = 1 << 5;
+/// An attachment of the token, or of one above it, is checked by queries; and one of its own is.
+const CHECKED: u16 = 1 << 6;
+const OWNS_CHECK: u16 = 1 << 15;
 /// A list has, or had, a member, or something else is under the lock.
 const OCCUPIED: u16 = 1 << 7;
 /// A deadline lies below.
 const TIMED: u16 = 1 << 8;
 /// What is linked below it is being closed.
 const CLOSING: u16 = 1 << 9;
-const BRIDGED: u16 = 1 << 10;
+/// An attachment observes its end.
+const OBSERVED: u16 = 1 << 10;
 const MERGED: u16 = 1 << 11;
 /// Wakers have been taken out before the end.
 const DISTURBED: u16 = 1 << 12;
 /// Its deadline has a cause.
 const CAUSED: u16 = 1 << 13;
-/// It is a request's own: its parent is what serves.
-#[cfg(feature = "http")]
-const REQUEST: u16 = 1 << 14;
-/// A pulse is on the path; and it is the token's own.
-const PULSED: u16 = 1 << 6;
-const OWNS_PULSE: u16 = 1 << 15;
+/// Marked by a module above.
+const MARKED: u16 = 1 << 14;
 
 pub(crate) struct Token {
     state: AtomicU16,
@@ -155,12 +154,14 @@ pub(crate) struct Token {
     deadline: Stamp,
     /// With a deadline of its own, the budget in nanoseconds; otherwise the time of its birth, as `trace` notes it.
     clock: u64,
-    made_at: &'static Location<'static>,
-    canceled_at: OnceLock<&'static Location<'static>>,
+    made_at: Line,
+    canceled_at: OnceLock<Line>,
     /// Until the end 1 above its place in the bucket, if it is in one; from then on when it ended. 0 is neither.
     word: AtomicU64,
     inner: Mutex<Inner>,
 }
+
+type Line = &'static Location<'static>;
 
 /// The seat of a root, which counts as linked.
 const ROOT: u32 = u32::MAX;
@@ -172,97 +173,68 @@ const PRESET: u32 = 5;
 /// What remains of `level`.
 const LEVEL: u8 = (1 << PRESET) - 1;
 
-impl Stamp {
-    #[inline]
-    fn now() -> Stamp {
-        Stamp::new(sync::now())
-    }
-}
-
 /// A deadline to be.
 pub(crate) struct Limit {
     pub(crate) at: Instant,
     pub(crate) now: Instant,
     pub(crate) budget: Duration,
     pub(crate) cause: Option<BoxError>,
-    /// In place of that, the number of a cause that needs no memory: see [`finished::preset`].
+    /// In place of that, the number of a cause that needs no memory: see [`finished::preset`](crate::finished::preset).
     pub(crate) preset: u8,
 }
 
+// Creation.
 impl Token {
     /// Makes a child of `parent`, or a root. It takes no lock, and touches the parent's count only.
     #[inline]
-    pub(crate) fn new(
-        parent: Option<&Arc<Token>>,
-        limit: Option<Limit>,
-        made_at: &'static Location<'static>,
-    ) -> Arc<Token> {
+    pub(crate) fn new(parent: Option<&Arc<Token>>, limit: Option<Limit>, made_at: Line) -> Arc<Token> {
         match limit {
             Some(limit) => Token::with_limit(parent, limit, made_at),
-            None => {
-                let token = Arc::new_cyclic(|_| Token::plain(parent, None, made_at));
-                #[cfg(feature = "watch")]
-                if parent.is_none() {
-                    token.register_root();
-                }
-                token
-            }
+            None if trace::records_creation() => Token::with_time(parent, made_at),
+            None => Arc::new_cyclic(|_| Token::node(parent, None, 0, made_at)),
         }
     }
 
-    fn with_limit(
-        parent: Option<&Arc<Token>>,
-        limit: Limit,
-        made_at: &'static Location<'static>,
-    ) -> Arc<Token> {
-        let Limit { at, now, budget, cause, preset } = limit;
-        let deadline = Stamp::new(at);
-        if deadline >= parent.map_or(Stamp::NEVER, |parent| parent.deadline) {
+    /// Makes one whose time of creation is recorded. A function of its own, so that the others pay for one branch only.
+    #[cold]
+    fn with_time(parent: Option<&Arc<Token>>, made_at: Line) -> Arc<Token> {
+        let created = trace::time_of_creation();
+        Arc::new_cyclic(|_| Token::node(parent, None, created, made_at))
+    }
+
+    fn with_limit(parent: Option<&Arc<Token>>, limit: Limit, made_at: Line) -> Arc<Token> {
+        let deadline = Stamp::new(limit.at);
+        if parent.is_some_and(|parent| parent.deadline <= deadline) || deadline == Stamp::NEVER {
             return Token::new(parent, None, made_at);
         }
-        let limit = (deadline, nanos(budget), preset);
-        let token = Arc::new_cyclic(|_| Token::plain(parent, Some(limit), made_at));
-        if let Some(cause) = cause {
+        let own = (deadline, nanos(limit.budget), limit.preset);
+        let token = Arc::new_cyclic(|_| Token::node(parent, Some(own), 0, made_at));
+        if let Some(cause) = limit.cause {
             token.inner.lock().more().expiry = Some(cause.into());
             token.state.fetch_or(OCCUPIED | CAUSED, Ordering::Relaxed);
         }
         if let Some(parent) = parent {
             parent.date_ends();
         }
-        #[cfg(feature = "watch")]
-        if parent.is_none() {
-            token.register_root();
-        }
-        if at <= now {
-            token.end_at_birth(Stamp::new(now));
+        if limit.at <= limit.now {
+            let now = Stamp::new(limit.now);
+            match parent.filter(|parent| parent.is_done_by(now)) {
+                // The parent's end came before this token was created.
+                Some(parent) => token.end_with(parent),
+                None => _ = token.end_if_due(now),
+            }
         }
         token
     }
 
-    /// Ends one that is born past its deadline; an end above, which came before its birth, goes first.
-    #[cold]
-    fn end_at_birth(self: &Arc<Self>, now: Stamp) {
-        match &self.parent {
-            Some(parent) if parent.is_over(now) => self.end_with(parent),
-            _ => {
-                self.settle(now);
-            }
-        }
-    }
-
     /// Makes a child of both, which ends when either does. It is linked from birth.
-    pub(crate) fn merge(
-        parent: &Arc<Token>,
-        other: &Arc<Token>,
-        made_at: &'static Location<'static>,
-    ) -> Arc<Token> {
-        let mut token = Token::plain(Some(parent), None, made_at);
+    pub(crate) fn merge(parent: &Arc<Token>, other: &Arc<Token>, made_at: Line) -> Arc<Token> {
+        let mut token = Token::node(Some(parent), None, trace::created_now(), made_at);
         token.deadline = parent.deadline.min(other.deadline);
-        let pulsed =
-            PULSED & (token.state.load(Ordering::Relaxed) | other.state.load(Ordering::Relaxed));
-        token.state = AtomicU16::new(OCCUPIED | MERGED | pulsed);
+        let checked = CHECKED & (parent.state() | other.state());
+        token.state = AtomicU16::new(OCCUPIED | MERGED | checked);
         token.inner.get_mut().more().second = Some((other.clone(), Seat::default()));
-        if token.deadline != Stamp::NEVER {
+        if token.has_deadline() {
             parent.date_ends();
             other.date_ends();
         }
@@ -278,27 +250,26 @@ impl Token {
         token
     }
 
-    /// What a new token is made of, with a deadline of its own, the budget, and
-    /// the number of a preset cause, if it has one. It is built where it
-    /// is to stay, by `Arc::new_cyclic`: what `Arc::new` is given is copied there.
+    /// What a new token is made of, with a deadline of its own, the budget, and the number of a preset cause, if it
+    /// has one. It is built where it is to stay, by `Arc::new_cyclic`: what `Arc::new` is given is copied there.
     #[inline(always)]
-    fn plain(
+    fn node(
         parent: Option<&Arc<Token>>,
-        limit: Option<(Stamp, u64, u8)>,
-        made_at: &'static Location<'static>,
+        own: Option<(Stamp, u64, u8)>,
+        created: u64,
+        made_at: Line,
     ) -> Token {
         let level = parent.map_or(0, |parent| (parent.level & LEVEL) + 1) % STRIDE;
-        let inherited = parent.map_or(Stamp::NEVER, |parent| parent.deadline);
-        let (deadline, level, clock) = match limit {
+        let (deadline, level, clock) = match own {
             Some((deadline, budget, preset)) => {
                 (deadline, level | OWNS_DEADLINE | (preset << PRESET), budget)
             }
-            None => (inherited, level, trace::birth()),
+            None => (parent.map_or(Stamp::NEVER, |parent| parent.deadline), level, created),
         };
         // Set at the parent's birth.
-        let pulsed = parent.map_or(0, |parent| parent.state.load(Ordering::Relaxed) & PULSED);
+        let checked = parent.map_or(0, |parent| parent.state.load(Ordering::Relaxed) & CHECKED);
         Token {
-            state: AtomicU16::new(pulsed),
+            state: AtomicU16::new(checked),
             level,
             turns: AtomicU8::new(0),
             seat: AtomicU32::new(if parent.is_none() { ROOT } else { 0 }),
@@ -314,115 +285,48 @@ impl Token {
 
     /// Has this token's end dated, whatever ends it: sets `TIMED` here and on all ancestors, up to those that
     /// have it.
-    #[inline]
     pub(crate) fn date_ends(self: &Arc<Self>) {
+        let is_new = |token: &Token| token.state.fetch_or(TIMED, Ordering::AcqRel) & TIMED == 0;
         if !self.has(TIMED) {
-            self.date_path();
+            self.walk_up(|token| is_new(token));
         }
     }
+}
 
-    #[cold]
-    fn date_path(self: &Arc<Self>) {
-        let date = |token: &Arc<Token>, others: &mut Vec<Arc<Token>>| {
-            for token in token.ancestors().take_while(|token| !token.has(TIMED)) {
-                if token.state.fetch_or(TIMED, Ordering::AcqRel) & MERGED != 0 {
-                    others.extend(token.second());
-                }
-            }
-        };
-        let mut others = Vec::new();
-        date(self, &mut others);
-        while let Some(token) = others.pop() {
-            date(&token, &mut others);
-        }
-    }
-
-    /// Sets `bit`; true if the token has ended.
+// State.
+impl Token {
     #[inline]
-    fn note(&self, bit: u16) -> bool {
-        let mut state = self.state.load(Ordering::Acquire);
-        if state & bit == 0 {
-            state = self.state.fetch_or(bit, Ordering::AcqRel);
-        }
-        state & ENDED != 0
-    }
-
-    /// Whether it is in its parent's list, so that an end above reaches it; or a root.
-    #[inline]
-    fn is_linked(&self) -> bool {
-        self.seat.load(Ordering::Acquire) != 0
+    fn state(&self) -> u16 {
+        self.state.load(Ordering::Acquire)
     }
 
     #[inline]
     fn has(&self, bits: u16) -> bool {
-        self.state.load(Ordering::Acquire) & bits != 0
+        self.state() & bits != 0
     }
 
-    fn owns_deadline(&self) -> bool {
-        self.level & OWNS_DEADLINE != 0
+    /// Sets `bit`; true if the token has ended.
+    #[inline]
+    fn set(&self, bit: u16) -> bool {
+        let state = self.state();
+        let state = if state & bit == 0 { self.state.fetch_or(bit, Ordering::AcqRel) } else { state };
+        state & ENDED != 0
     }
 
-    /// Returns whether `above` is this token or on a path to a root. A walk of more than a thousand steps is given up.
-    #[cfg(feature = "tower")]
-    pub(crate) fn is_below(&self, above: &Arc<Token>) -> bool {
-        self.reaches(above, &mut 1000)
+    /// Whether it is in its parent's list, so that an end above reaches it; or a root.
+    pub(crate) fn is_linked(&self) -> bool {
+        self.seat.load(Ordering::Acquire) != 0
     }
 
-    #[cfg(feature = "tower")]
-    fn reaches(&self, above: &Arc<Token>, steps: &mut usize) -> bool {
-        let mut at = self;
-        while *steps > 0 {
-            *steps -= 1;
-            if std::ptr::eq(at, &**above) {
-                return true;
-            }
-            if at.has(MERGED) && at.second().is_some_and(|second| second.reaches(above, steps)) {
-                return true;
-            }
-            let Some(parent) = &at.parent else { return false };
-            at = parent;
-        }
-        false
-    }
-
-    /// The number of the cause that its own deadline's end has, if that is a preset one.
-    fn preset(&self) -> u8 {
-        (self.level & !OWNS_DEADLINE) >> PRESET
-    }
-
-    /// Marks it as a request's own, before it is shared.
+    /// Marks it for the module that made it, before it is shared.
     #[cfg(feature = "http")]
-    pub(crate) fn mark_request(&self) {
-        self.state.fetch_or(REQUEST, Ordering::Relaxed);
+    pub(crate) fn mark(&self) {
+        self.state.fetch_or(MARKED, Ordering::Relaxed);
     }
 
-    /// The parent of the nearest request's own token on the path, and whether there is one.
     #[cfg(feature = "http")]
-    pub(crate) fn serving(self: &Arc<Self>) -> Option<Option<&Arc<Token>>> {
-        let mut next = Some(self);
-        while let Some(token) = next {
-            if token.has(REQUEST) {
-                return Some(token.parent.as_ref());
-            }
-            next = token.parent.as_ref();
-        }
-        None
-    }
-
-    /// The parents of a merged token.
-    #[cfg(feature = "http")]
-    pub(crate) fn merged(&self) -> Option<(Arc<Token>, Arc<Token>)> {
-        if self.has(MERGED) { Some((self.parent.clone()?, self.second()?)) } else { None }
-    }
-
-    /// The second parent of a merged token.
-    fn second(&self) -> Option<Arc<Token>> {
-        let inner = self.inner.lock();
-        Some(inner.more.as_ref()?.second.as_ref()?.0.clone())
-    }
-
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.has_deadline().then(|| self.deadline.instant())
+    pub(crate) fn is_marked(&self) -> bool {
+        self.has(MARKED)
     }
 
     #[inline]
@@ -430,12 +334,28 @@ impl Token {
         self.deadline != Stamp::NEVER
     }
 
-    pub(crate) fn made_at(&self) -> &'static Location<'static> {
-        self.made_at
+    pub(crate) fn owns_deadline(&self) -> bool {
+        self.level & OWNS_DEADLINE != 0
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.has_deadline().then(|| self.deadline.instant())
     }
 
     pub(crate) fn budget(&self) -> Option<Duration> {
         self.owns_deadline().then(|| Duration::from_nanos(self.clock))
+    }
+
+    pub(crate) fn made_at(&self) -> Line {
+        self.made_at
+    }
+
+    /// When it was made, if that is known.
+    pub(crate) fn created_at(&self) -> Option<Instant> {
+        match self.budget() {
+            Some(budget) => self.deadline.instant().checked_sub(budget),
+            None => trace::instant_of(self.clock),
+        }
     }
 
     /// Whether a wait that begins now is one that is to read the clock. Most need not, as there is a timer.
@@ -444,12 +364,44 @@ impl Token {
         self.turns.store(turns, Ordering::Relaxed);
         turns % UNCLOCKED == 0
     }
+}
 
-    /// When it was made, if that is known.
-    fn born_at(&self) -> Option<Instant> {
-        match self.budget() {
-            Some(budget) => self.deadline.instant().checked_sub(budget),
-            None => trace::noted(self.clock),
+// Ancestors.
+impl Token {
+    /// The parent; of a merged token the first.
+    pub(crate) fn parent(&self) -> Option<&Arc<Token>> {
+        self.parent.as_ref()
+    }
+
+    /// The second parent of a merged token.
+    pub(crate) fn second(&self) -> Option<Arc<Token>> {
+        if !self.has(MERGED) {
+            return None;
+        }
+        let inner = self.inner.lock();
+        Some(inner.more.as_ref()?.second.as_ref()?.0.clone())
+    }
+
+    /// Visits this token and all above it, on both sides of a merged one, whose own two paths are walked once. Goes no
+    /// further up from one for which `visit` returns false.
+    #[cold]
+    pub(crate) fn walk_up(self: &Arc<Self>, mut visit: impl FnMut(&Arc<Token>) -> bool) {
+        let (mut merged, mut pending) = (BTreeSet::new(), Vec::new());
+        let mut walk = |first: &Arc<Token>, pending: &mut Vec<Arc<Token>>| {
+            let mut next = Some(first);
+            while let Some(token) = next.filter(|token| visit(token)) {
+                if token.has(MERGED) {
+                    if !merged.insert(Arc::as_ptr(token)) {
+                        break;
+                    }
+                    pending.extend(token.second());
+                }
+                next = token.parent();
+            }
+        };
+        walk(self, &mut pending);
+        while let Some(second) = pending.pop() {
+            walk(&second, &mut pending);
         }
     }
 }

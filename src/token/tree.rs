@@ -4,23 +4,25 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::{iter, mem};
 
-use super::deadline::{Entry, leave};
-use super::end::Ending;
-use super::members::{Children, Inner, Seat};
-use super::sync::{MutexGuard, Ordering, RuntimeId, yield_now};
-use super::work::{Chore, Work};
-use super::{CLOSING, DISTURBED, ENDED, EXPIRED, KEPT, MERGED, OCCUPIED, Stamp, Token};
-use crate::error::Error;
-use crate::trace::shielded;
+use super::deadline::Entry;
+use super::end::{Ending, UNDATED};
+use super::members::{Children, Inner};
+use super::work::Work;
+use super::{
+    CLOSING, DATED, DISTURBED, ENDED, EXPIRED, INHERITED, KEPT, MERGED, OCCUPIED, TIMED, Token,
+};
+use crate::pages::Seat;
+use crate::stamp::Stamp;
+use crate::sync::{MutexGuard, Ordering, RuntimeId, yield_now};
 
 // Linking.
 impl Token {
     /// Enters the list of its parent, and that one its own parent's; false if an ancestor has ended.
     #[inline]
     pub(crate) fn link(self: &Arc<Self>) -> bool {
-        match &self.parent {
+        match self.parent() {
             _ if self.is_linked() => true,
-            Some(parent) if parent.is_linked() => parent.admit(self),
+            Some(parent) if parent.is_linked() => parent.insert_child(self),
             _ => self.link_path(),
         }
     }
@@ -28,28 +30,18 @@ impl Token {
     /// Links the path from the top down, so that an end above reaches each token from the moment it is linked.
     #[cold]
     fn link_path(self: &Arc<Self>) -> bool {
-        let path: Vec<_> = self.ancestors().take_while(|token| !token.is_linked()).collect();
+        let ancestors = iter::successors(Some(self), |token| token.parent());
+        let path: Vec<_> = ancestors.take_while(|token| !token.is_linked()).collect();
         // The top of the path has a parent, as a root is linked.
         path.into_iter()
             .rev()
-            .all(|token| token.parent.as_ref().is_none_or(|parent| parent.admit(token)))
-    }
-
-    /// This token, its parent, and so on; of a merged token's parents the first.
-    #[inline]
-    pub(super) fn ancestors(self: &Arc<Self>) -> impl Iterator<Item = &Arc<Token>> {
-        iter::successors(Some(self), |token| token.parent.as_ref())
-    }
-
-    #[cold]
-    pub(super) fn link_parent(&self) {
-        let _linked = self.parent.as_ref().is_none_or(Token::link);
+            .all(|token| token.parent().is_none_or(|parent| parent.insert_child(token)))
     }
 
     /// Takes a child in; false if this token has ended.
-    fn admit(&self, child: &Arc<Token>) -> bool {
+    fn insert_child(&self, child: &Arc<Token>) -> bool {
         let Some(mut inner) = self.open() else { return false };
-        if child.seat.load(Ordering::Relaxed) == 0 {
+        if !child.is_linked() {
             let seat = inner.insert_child(Arc::downgrade(child));
             child.seat.store(seat.0, Ordering::Release);
         }
@@ -74,10 +66,10 @@ impl Token {
     #[inline]
     pub(super) fn open(&self) -> Option<MutexGuard<'_, Inner>> {
         let inner = self.inner.lock();
-        (!self.note(OCCUPIED)).then_some(inner)
+        (!self.set(OCCUPIED)).then_some(inner)
     }
 
-    /// Enters a waiter at `seat`, or has the one there wake `waker` from now on, and keeps `entry`, if that is of
+    /// Enters a waiter at `seat`, or has the one there wake `waker` from now on, and stores `entry`, if that is of
     /// use. Returns whether its deadline, if it has one, is registered with the runtime `here`. `None`: the token
     /// has ended.
     #[inline(always)]
@@ -86,17 +78,13 @@ impl Token {
         seat: &mut Seat,
         waker: Waker,
         here: Option<RuntimeId>,
-        entry: Option<Entry>,
+        mut entry: Option<Entry>,
     ) -> Option<bool> {
-        let Some(mut inner) = self.open() else {
-            leave(entry);
-            return None;
-        };
+        let mut inner = self.open()?;
         let _replaced = inner.register(seat, waker);
-        let spare = entry.and_then(|entry| self.keep(&mut inner, entry));
+        self.store_entry(&mut inner, &mut entry);
         let is_timed = !self.has_deadline() || here.is_some_and(|here| inner.is_timed_in(here));
         drop(inner);
-        leave(spare);
         Some(is_timed)
     }
 
@@ -105,21 +93,14 @@ impl Token {
     pub(crate) fn leave(&self, seat: Seat) {
         if seat != Seat::default() && !self.ended() {
             let mut inner = self.inner.lock();
-            let waker = inner.remove_waiter(seat);
-            if inner.bucket.is_some() {
-                let entry = self.idle_entry(&mut inner);
-                drop(inner);
-                leave(entry);
-            } else {
-                drop(inner);
-            }
-            drop(waker);
+            let _waker = inner.remove_waiter(seat);
+            let _entry = self.take_idle_entry(&mut inner);
+            drop(inner);
         }
     }
 
     /// Takes a child out of the list.
-    #[inline]
-    fn dismiss(&self, seat: Seat) {
+    fn remove_child(&self, seat: Seat) {
         if seat != Seat::default() && !self.ended() {
             self.inner.lock().remove_child(seat);
         }
@@ -135,124 +116,78 @@ impl Token {
 // Closing.
 impl Token {
     /// Closes it and all that is linked below it; false if it had ended.
-    #[inline]
-    pub(super) fn close_all(
-        self: &Arc<Self>,
-        ending: &mut Ending,
-        error: Option<Box<Error>>,
-        work: &mut Work,
-    ) -> bool {
-        let closed = self.close(ending, error, work);
-        if let Closed::Above(children) = closed {
+    pub(super) fn close_all(self: &Arc<Self>, ending: &mut Ending, work: &mut Work) -> bool {
+        let Some(children) = self.close(ending, work) else { return false };
+        if !children.is_empty() {
             Layer { token: self.clone(), children, bound: ending.bound }.close_below(work);
-            return true;
         }
-        matches!(closed, Closed::Alone)
+        true
     }
 
-    /// Ends one that has no more than a waiter, and returns that: it leaves nothing else to be done.
+    /// Closes this token alone, and returns the children that are to be closed; it is `CLOSING` if there are any.
+    /// `None`: it had ended.
     #[inline]
-    pub(super) fn close_simple(&self, ending: &mut Ending) -> Option<Option<Waker>> {
-        let mut inner = self.has(OCCUPIED).then(|| self.inner.lock());
-        let state = self.state.load(Ordering::Acquire);
-        let is_simple = inner.as_ref().map_or(state & OCCUPIED == 0, |inner| inner.is_simple());
-        let closed = is_simple && state & ENDED == 0 && self.publish(state, ending, 0).is_ok();
-        closed.then(|| inner.as_mut()?.waiter.take())
-    }
-
-    /// Closes this token alone.
-    #[inline]
-    fn close(&self, ending: &mut Ending, error: Option<Box<Error>>, work: &mut Work) -> Closed {
-        let state = self.state.load(Ordering::Acquire);
+    fn close(&self, ending: &mut Ending, work: &mut Work) -> Option<Children> {
+        let state = self.state();
         if state & ENDED != 0 {
-            return Closed::Before;
+            return None;
         }
         // One that nothing waits on takes no lock.
-        let closed =
-            match state & OCCUPIED == 0 && error.is_none() && self.publish(state, ending, 0).is_ok() {
-                true => Closed::Alone,
-                false => self.close_locked(ending, error, work),
-            };
+        let is_alone = state & OCCUPIED == 0 && ending.error.is_none();
+        let children = match is_alone && self.publish(state, ending, 0).is_ok() {
+            true => Children::default(),
+            false => self.close_locked(ending, work)?,
+        };
         work.report(self, ending);
-        closed
+        Some(children)
     }
 
-    #[inline]
-    fn close_locked(
-        &self,
-        ending: &mut Ending,
-        mut error: Option<Box<Error>>,
-        work: &mut Work,
-    ) -> Closed {
-        let Some(mut inner) = self.open() else { return Closed::Before };
-        let entry = Token::take_entry(&self.word, &mut inner);
+    fn close_locked(&self, ending: &mut Ending, work: &mut Work) -> Option<Children> {
+        let mut inner = self.open()?;
+        let _entry = Token::take_entry(&self.word, &mut inner);
         let children = inner.empty(work);
-        if let (EXPIRED, Some(more)) = (ending.kind, &mut inner.more) {
-            let expiry = more.expiry.take();
-            error = expiry.map(|cause| Box::new(Error::with_cause(self.expiry_origin(), Some(cause))));
-        }
-        let mut bits = 0;
-        if error.is_some() {
+        let mut bits = if children.is_empty() { 0 } else { CLOSING };
+        if let Some(error) = ending.error.take() {
             bits |= KEPT;
-            inner.more().error = error;
-        }
-        if children.is_some() {
-            bits |= CLOSING;
+            inner.more().error = Some(error);
         }
         // One that is occupied ends under the lock only: what may change is `TIMED`.
-        let mut state = self.state.load(Ordering::Acquire);
+        let mut state = self.state();
         while let Err(now) = self.publish(state, ending, bits) {
             state = now;
         }
         drop(inner);
-        leave(entry);
-        children.map_or(Closed::Alone, Closed::Above)
+        Some(children)
     }
 
     /// Sets the state of one that ends, once what tells of the end is stored; of two ends at once, either's is
     /// right. Else returns the state by now.
     #[inline(always)]
-    fn publish(&self, state: u16, ending: &mut Ending, bits: u16) -> Result<u16, u16> {
-        if ending.is_cancel() {
+    pub(super) fn publish(&self, state: u16, ending: &mut Ending, bits: u16) -> Result<u16, u16> {
+        if !matches!(ending.kind, INHERITED | EXPIRED) {
             if let Some(caller) = ending.caller {
                 let _first = self.canceled_at.set(caller);
             }
-            self.prepare_date(state, ending);
+            if state & TIMED != 0 && ending.bound == UNDATED {
+                ending.bound = Stamp(Stamp::now().0 + 1);
+            }
+            if ending.bound != UNDATED {
+                self.set_date(Stamp(ending.bound.0 - 1));
+            }
         }
-        let bits = bits | ending.bits();
-        self.state.compare_exchange(state, state | bits, Ordering::AcqRel, Ordering::Acquire)
+        let dated = if ending.bound == UNDATED { 0 } else { DATED };
+        let ended = state | ENDED | ending.kind | dated | bits;
+        self.state.compare_exchange(state, ended, Ordering::AcqRel, Ordering::Acquire)
     }
 
     /// Waits until all its linked descendants have been closed, if another thread is about it. No foreign code
     /// runs there, and what waits does so for a token further down than all that it holds up: no circle, and
     /// not for long.
-    #[inline]
     pub(super) fn wait_until_closed(&self) {
         while self.has(CLOSING) {
             yield_now();
         }
     }
-
-    /// Wakes all that wait on this very token, to look again.
-    #[cold]
-    pub(super) fn rouse(&self) {
-        let Some(mut inner) = self.open() else { return };
-        self.note(DISTURBED);
-        let wakers = inner.take_wakers();
-        drop(inner);
-        for waker in wakers {
-            shielded(|| waker.wake());
-        }
-    }
-}
-
-/// What closing a token came to.
-enum Closed {
-    /// It had ended before.
-    Before,
-    Alone,
-    /// It has children that are to be closed, and is `CLOSING`.
-    Above(Children),
 }
 
 /// A token that has been closed, and is `CLOSING` until its children are.
@@ -264,41 +199,39 @@ struct Layer {
 
 impl Layer {
     /// Closes all children, depth first, with a stack of its own.
-    fn close_below(self, work: &mut Work) {
-        let (mut layer, mut above) = (self, Vec::new());
+    fn close_below(mut self, work: &mut Work) {
+        let mut above = Vec::new();
         loop {
-            match layer.children.next() {
-                Some(child) => {
-                    let Some(child) = child.upgrade() else { continue };
-                    if let Some(below) = layer.close_child(child, work) {
-                        above.push(mem::replace(&mut layer, below));
-                    }
-                }
-                None => {
-                    layer.token.state.fetch_and(!CLOSING, Ordering::AcqRel);
-                    work.keep(layer.token);
-                    let Some(next) = above.pop() else { break };
-                    layer = next;
+            while let Some(child) = self.children.next() {
+                let below = child.upgrade().and_then(|child| self.close_child(child, work));
+                if let Some(below) = below {
+                    above.push(mem::replace(&mut self, below));
                 }
             }
+            self.token.state.fetch_and(!CLOSING, Ordering::AcqRel);
+            work.keep(self.token);
+            let Some(next) = above.pop() else { break };
+            self = next;
         }
     }
 
     /// Closes a child; the layer below, if that has children that are to be closed.
     #[inline]
     fn close_child(&self, child: Arc<Token>, work: &mut Work) -> Option<Layer> {
-        if child.ended_before(self.bound) {
-            work.chores.push(Chore::Settle(child, Stamp(self.bound.0 - 1)));
+        if child.has(MERGED) && child.deadline < self.bound {
+            // It had ended by its other path.
+            let at = Stamp(self.bound.0 - 1);
+            work.later(move |work| {
+                child.close_path(at, work);
+                work.keep(child);
+            });
             return None;
         }
-        let mut ending = child.ending_below(self.bound);
-        let error = child.error_below(&self.token, &ending);
-        match child.close(&mut ending, error, work) {
-            Closed::Above(children) => {
-                return Some(Layer { token: child, children, bound: ending.bound });
-            }
-            Closed::Before => child.wait_until_closed(),
-            Closed::Alone => {}
+        let mut ending = child.ending_below(&self.token, self.bound);
+        match child.close(&mut ending, work) {
+            None => child.wait_until_closed(),
+            Some(children) if children.is_empty() => {}
+            Some(children) => return Some(Layer { token: child, children, bound: ending.bound }),
         }
         work.keep(child);
         None
@@ -310,28 +243,24 @@ impl Layer {
 impl Drop for Token {
     #[inline]
     fn drop(&mut self) {
-        if self.state.load(Ordering::Relaxed) & OCCUPIED != 0 {
-            let inner = self.inner.get_mut();
-            leave(Token::take_entry(&self.word, inner));
-            let more = inner.more.as_mut().map(|more| mem::take(&mut more.entries));
-            leave(more.into_iter().flatten());
-        }
-        let second = self.leave_second();
-        let parent = self.leave_parent().and_then(Arc::into_inner);
+        let (parent, second) = self.leave_lists();
+        let parent = parent.and_then(Arc::into_inner);
         if parent.is_some() || second.is_some() {
-            take_apart(parent, Vec::from_iter(second));
+            take_apart(parent, second);
         }
     }
 }
 
 /// Takes the last handles' tokens apart, `next` first.
 #[cold]
-fn take_apart(mut next: Option<Token>, mut pending: Vec<Arc<Token>>) {
+fn take_apart(mut next: Option<Token>, second: Option<Arc<Token>>) {
+    let mut pending = Vec::from_iter(second);
     loop {
         // Before the token goes: its cause's drop may panic, and the rest must go all the same.
         while let Some(mut token) = next.take() {
-            pending.extend(token.leave_second());
-            next = token.leave_parent().and_then(Arc::into_inner);
+            let (parent, second) = token.leave_lists();
+            pending.extend(second);
+            next = parent.and_then(Arc::into_inner);
         }
         let Some(other) = pending.pop() else { break };
         next = Arc::into_inner(other);
@@ -339,29 +268,20 @@ fn take_apart(mut next: Option<Token>, mut pending: Vec<Arc<Token>>) {
 }
 
 impl Token {
+    /// Leaves the timers and the lists of its parents, and returns these.
     #[inline]
-    fn leave_parent(&mut self) -> Option<Arc<Token>> {
-        let parent = self.parent.take()?;
-        parent.dismiss(Seat(self.seat.load(Ordering::Relaxed)));
-        Some(parent)
-    }
-
-    /// Leaves a merged token's other parent.
-    #[inline]
-    fn leave_second(&mut self) -> Option<Arc<Token>> {
-        if self.state.load(Ordering::Relaxed) & MERGED == 0 {
-            return None;
+    fn leave_lists(&mut self) -> (Option<Arc<Token>>, Option<Arc<Token>>) {
+        let mut second = None;
+        if self.state.load(Ordering::Relaxed) & OCCUPIED != 0 {
+            let inner = self.inner.get_mut();
+            let _entry = Token::take_entry(&self.word, inner);
+            second = inner.more.as_mut().and_then(|more| more.second.take());
         }
-        let (second, seat) = self.inner.get_mut().more.as_mut()?.second.take()?;
-        second.dismiss(seat);
-        Some(second)
-    }
-}
-
-#[cfg(all(test, tokio_ctx_loom))]
-impl Token {
-    /// What is registered here: for the models' last look.
-    pub(crate) fn census(&self) -> usize {
-        if self.ended() { 0 } else { self.inner.lock().census() }
+        let leave = |(parent, seat): (Arc<Token>, Seat)| {
+            parent.remove_child(seat);
+            parent
+        };
+        let seat = Seat(self.seat.load(Ordering::Relaxed));
+        (self.parent.take().map(|parent| leave((parent, seat))), second.map(leave))
     }
 }

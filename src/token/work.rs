@@ -1,113 +1,84 @@
 //! What an end leaves to be done once all that ends with it is closed: all of it may run foreign code, so that no lock
 //! is held, and no token counts as being closed.
 
-use std::mem;
 use std::sync::Arc;
 use std::task::Waker;
 
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-
-use super::deadline::{Entry, leave};
 use super::end::Ending;
-use super::interop::Foreign;
-use super::members::Pages;
-use super::{CAUSED, KEPT, MERGED, Stamp, Token};
-use crate::error::Error;
+use super::{CAUSED, INHERITED, KEPT, MERGED, Token};
+use crate::pages::Pages;
 use crate::registry;
 use crate::trace::{self, shielded};
 
+#[derive(Default)]
 pub(super) struct Work {
-    /// Mostly there is one, which takes no allocation.
+    /// Mostly there is one waker, which takes no allocation.
     waker: Option<Waker>,
-    wakers: Vec<Waker>,
-    pub(super) chores: Vec<Chore>,
-    is_told: bool,
+    more: Option<Box<More>>,
 }
 
-pub(super) enum Chore {
-    Cancel(Arc<CancellationToken>),
-    Report(Box<(Error, Option<Instant>)>),
-    /// A merged token that had ended by its other path when an end reached it, and a time by which it had.
-    Settle(Arc<Token>, Stamp),
-    Deregister(#[expect(dead_code, reason = "held to be dropped")] Foreign),
-    Leave(Entry),
-    Drop(#[expect(dead_code, reason = "held to be dropped")] Arc<Token>),
+#[derive(Default)]
+struct More {
+    wakers: Vec<Waker>,
+    tasks: Vec<Box<dyn FnOnce(&mut Work)>>,
 }
 
 impl Work {
-    #[inline]
-    pub(super) fn new() -> Work {
-        let is_told = trace::listens() || registry::is_installed();
-        Work { waker: None, wakers: Vec::new(), chores: Vec::new(), is_told }
+    fn more(&mut self) -> &mut More {
+        self.more.get_or_insert_default()
     }
 
-    #[inline]
     pub(super) fn wake(&mut self, waker: Waker) {
         match &self.waker {
             None => self.waker = Some(waker),
-            Some(_) => self.wakers.push(waker),
+            Some(_) => self.more().wakers.push(waker),
         }
     }
 
-    pub(super) fn reserve(&mut self, wakers: usize) {
-        self.wakers.reserve(wakers);
+    /// Wakes these, and has room for so many more.
+    pub(super) fn wake_all(&mut self, wakers: Pages<Waker>, more: usize) {
+        if wakers.len() + more > 0 {
+            self.more().wakers.reserve(wakers.len() + more);
+            self.more().wakers.extend(wakers.into_iter());
+        }
     }
 
-    pub(super) fn wake_all(&mut self, wakers: Pages<Waker>) {
-        self.wakers.reserve(wakers.len());
-        self.wakers.extend(wakers.into_iter());
+    pub(super) fn later(&mut self, task: impl FnOnce(&mut Work) + 'static) {
+        self.more().tasks.push(Box::new(task));
     }
 
-    #[inline]
+    /// Whether ends are reported at all.
+    pub(super) fn is_observed() -> bool {
+        trace::listens() || registry::is_installed()
+    }
+
+    /// Reports an end, but neither that of a scope that is merely dropped, nor of what ends with its parent.
     pub(super) fn report(&mut self, token: &Token, ending: &Ending) {
-        if self.is_told && ending.is_reported() {
-            self.chores.push(Chore::Report(Box::new((token.error(), token.born_at()))));
+        if !matches!(ending.kind, 0 | INHERITED) && Work::is_observed() {
+            let (error, created_at) = (token.error(), token.created_at());
+            self.later(move |_| {
+                trace::ended(&error, created_at);
+                #[cfg(feature = "watch")]
+                registry::ended(&error, created_at);
+            });
         }
     }
 
     /// Leaves a handle to be dropped, if that may run foreign code.
-    #[inline]
     pub(super) fn keep(&mut self, token: Arc<Token>) {
         if token.has(KEPT | CAUSED | MERGED) {
-            self.chores.push(Chore::Drop(token));
+            self.later(move |_| drop(token));
         }
     }
 
     /// Does it, also if some of it panics: that is a matter of what panicked, and of the panic hook.
-    #[inline]
-    pub(super) fn finish(&mut self) {
-        loop {
-            if let Some(waker) = self.waker.take() {
-                shielded(|| waker.wake());
-            }
-            if self.wakers.is_empty() && self.chores.is_empty() {
-                break;
-            }
-            // It may leave more to be done.
-            self.go_on();
-        }
-    }
-
-    fn go_on(&mut self) {
-        for waker in mem::take(&mut self.wakers) {
-            shielded(|| waker.wake());
-        }
-        for chore in mem::take(&mut self.chores) {
-            shielded(|| match chore {
-                Chore::Cancel(outer) => outer.cancel(),
-                Chore::Report(end) => {
-                    trace::ended(&end.0, end.1);
-                    #[cfg(feature = "watch")]
-                    registry::ended(&end.0, end.1);
-                }
-                Chore::Settle(token, at) => {
-                    token.close_path(at, self);
-                    self.keep(token);
-                }
-                Chore::Leave(entry) => leave([entry]),
-                Chore::Deregister(_) | Chore::Drop(_) => {}
-            });
+    pub(super) fn finish(mut self) {
+        while self.waker.is_some() || self.more.is_some() {
+            self.waker.take().map(|waker| shielded(|| waker.wake()));
+            let Some(more) = self.more.take() else { return };
+            more.wakers.into_iter().for_each(|waker| _ = shielded(|| waker.wake()));
+            // A task may leave more to be done.
+            more.tasks.into_iter().for_each(|task| _ = shielded(|| task(&mut self)));
         }
     }
 }

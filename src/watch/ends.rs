@@ -10,13 +10,15 @@ use tokio::time::Instant;
 use super::snapshot::{End, How, Line};
 use crate::context::NotEnoughTime;
 use crate::error::{self, Error, Origin};
+#[cfg(feature = "http")]
+use crate::finished::Budget;
 use crate::finished::Finished;
 #[cfg(feature = "tower")]
 use crate::finished::RequestEnd;
 use crate::registry::{Brief, cause_name};
 use crate::task::group::TaskFailed;
 use crate::task::shutdown::GraceOver;
-use crate::token::{NoProgress, Token};
+use crate::token::Token;
 use crate::trace::shielded;
 
 /// A cause's text is cut to so many characters.
@@ -113,12 +115,14 @@ pub(super) fn cause_type(error: &Error) -> Option<&'static str> {
     let cause = error.cause()?;
     #[cfg(feature = "tower")]
     known!(cause, "RequestEnd": RequestEnd);
+    #[cfg(feature = "http")]
+    known!(cause, "Budget": Budget);
     known!(
         cause,
         "GraceOver": GraceOver,
         "TaskFailed": TaskFailed,
         "NotEnoughTime": NotEnoughTime,
-        "NoProgress": NoProgress,
+        "NoProgress": crate::budget::NoProgress,
         "Finished": Finished,
         "tokio_ctx::Error": Error,
         "io::Error": io::Error,

@@ -79,6 +79,7 @@ mod camera;
 mod dump;
 mod ends;
 mod json;
+pub(crate) mod look;
 mod metrics;
 mod millis;
 mod overstay;

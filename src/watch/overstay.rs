@@ -16,7 +16,7 @@ use super::build::Watch;
 use super::ends::Facts;
 use super::metrics;
 use super::snapshot::{End, Kind, Line, Poll};
-use crate::registry::{Record, brief};
+use crate::registry::Record;
 use crate::token::Token;
 use crate::trace::shielded;
 
@@ -122,7 +122,7 @@ impl Watch {
             rules.tell(&Overstay {
                 kind: record.kind,
                 line: Line(record.line),
-                name: record.name.as_ref().map(|name| brief(name)),
+                name: record.name(),
                 end,
                 over,
                 is_first: reported == 0,

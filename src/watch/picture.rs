@@ -23,7 +23,7 @@ use super::snapshot::{
     AliveLine, EndedLine, Entry, FORMAT, Id, Kind, Line, NearlyOverdue, Poll, Snapshot, State, Totals,
 };
 use super::stats::Stats;
-use crate::registry::{Hub, Record, brief};
+use crate::registry::{Hub, Record};
 use crate::token::Token;
 use crate::trace::shielded;
 
@@ -125,15 +125,14 @@ impl<'a> Picture<'a> {
         if record.kind == Kind::Shutdown {
             self.shutdowns.push((record.clone(), node.id));
         }
-        if let Some(name) = &record.name {
-            let name = brief(name);
+        if let Some(name) = record.name() {
             node.name = Some(node.name.take().map_or(name.clone(), |other| format!("{other}, {name}")));
         }
         // A root that was given a name is shown by that one's line, a request by its layer's.
         if node.kind == Kind::Context || node.kind == Kind::Root {
             (node.kind, node.line) = (record.kind, record.line);
         }
-        node.born = node.born.or(Some(record.born));
+        node.born = node.born.or(record.started);
         if record.kind.is_work() {
             (node.kind, node.line) = (record.kind, record.line);
             node.is_work = !record.is_over();
@@ -149,9 +148,9 @@ impl<'a> Picture<'a> {
             parent: at,
             token: None,
             kind: record.kind,
-            name: record.name.as_ref().map(|name| brief(name)),
+            name: record.name(),
             line: record.line,
-            born: Some(record.born),
+            born: record.started,
             deadline: ctx.and_then(|ctx| ctx.deadline),
             owns_deadline: false,
             budget: None,

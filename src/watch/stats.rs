@@ -15,7 +15,9 @@ use super::ends::{Facts, cause_type, how};
 use super::metrics;
 use super::snapshot::{How, Kind, Late, LateClass, Lately, Line};
 use crate::error::Error;
-use crate::registry::{Observer, Record, brief, thread_number};
+#[cfg(feature = "tower")]
+use crate::registry::Finished;
+use crate::registry::{Observer, Record, thread_number};
 use crate::token::Token;
 use crate::trace::shielded;
 
@@ -264,7 +266,7 @@ impl Observer for Stats {
         let now = Instant::now();
         let late = now.saturating_duration_since(facts.ended_at);
         let class = CLASSES.iter().position(|bound| late <= *bound).unwrap_or(CLASSES.len());
-        let name = record.name.as_ref().map(|name| brief(name).into());
+        let name = record.name().map(Arc::from);
         let (kind, line, how) = (record.kind, Line(record.line), facts.how);
         metrics::late(how, late);
         let left = Left { kind, line, name, how, late, at: now };
@@ -289,6 +291,14 @@ impl Observer for Stats {
         let ended_at = error.origin().ended_at();
         self.count(key, ended_at, born.map(|born| ended_at.saturating_duration_since(born)));
         metrics::ended(key.how, line);
+    }
+
+    #[cfg(feature = "tower")]
+    fn finished(&self, finished: Finished) {
+        let Finished { made_at, cause_type, at, lived } = finished;
+        let key = Key { how: How::Finished, line: Line(made_at), cause_type: Some(cause_type) };
+        self.count(key, at, lived);
+        metrics::ended(How::Finished, key.line);
     }
 
     fn refused(&self, error: &Error) {

@@ -8,6 +8,7 @@ use std::fmt;
 use std::hash::BuildHasher;
 use std::marker::PhantomData;
 
+use http::header::InvalidHeaderValue;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::warn::warn;
@@ -110,35 +111,6 @@ pub(crate) fn only<'a>(carrier: &'a dyn Carrier, name: &HeaderName) -> Only<'a> 
     }
 }
 
-/// So many names are looked for in one walk.
-pub(crate) const FEW: usize = 4;
-
-/// [`only`] for each of a few names.
-///
-/// One walk over the headers, mostly a few, costs less than a look-up of each name, mostly none of which is there.
-#[inline]
-pub(crate) fn only_each<'a>(
-    carrier: &'a dyn Carrier,
-    names: [Option<&HeaderName>; FEW],
-) -> [Only<'a>; FEW] {
-    let mut found = [Ok(None); FEW];
-    let Some(headers) = carrier.as_headers() else {
-        return names.map(|name| name.map_or(Ok(None), |name| only(carrier, name)));
-    };
-    // Most keys have none of the lengths.
-    let lengths = names.map(|name| name.map_or(usize::MAX, |name| name.as_str().len()));
-    for (key, value) in headers {
-        let length = key.as_str().len();
-        for nth in 0..FEW {
-            if lengths[nth] == length && names[nth] == Some(key) {
-                found[nth] =
-                    if let Ok(None) = found[nth] { Ok(Some(value.as_bytes())) } else { Err(Several) };
-            }
-        }
-    }
-    found
-}
-
 /// The value under a name, if there is one and no other.
 pub(crate) type Only<'a> = Result<Option<&'a [u8]>, Several>;
 
@@ -177,6 +149,13 @@ pub(crate) fn set_once(
     value: &str,
 ) -> Result<(), NotSent> {
     put(carrier, name, value, true)
+}
+
+/// Returns the value that [`set_once`] writes into a `HeaderMap`.
+pub(crate) fn value_of_call(value: &[u8]) -> Result<HeaderValue, InvalidHeaderValue> {
+    let mut value = HeaderValue::from_bytes(value)?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// Returns a header's value as text, if it is visible ASCII, spaces and tabs.

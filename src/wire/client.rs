@@ -191,18 +191,20 @@ where
         } else {
             outbound.inject(&ctx, request.headers_mut(), place)
         };
-        let (call, refusal) = match told {
-            Ok(()) => {
-                request_body::bind(&ctx, request.body_mut());
-                (Some(self.inner.call(request)), None)
-            }
-            Err(ended) => {
-                // Releases what it reserved when it became ready.
-                self.inner = self.inner.clone();
-                (None, Some(ended))
-            }
-        };
-        ClientFuture { wait: Wait::new(ctx), call, refusal, entry: Entry::Fresh, grpc }
+        if let Err(ended) = told {
+            // Releases what it reserved when it became ready.
+            self.inner = self.inner.clone();
+            let (wait, refusal) = (None, Some(ended));
+            return ClientFuture { call: None, wait, refusal, entry: Entry::Fresh, grpc };
+        }
+        request_body::bind(&ctx, request.body_mut());
+        ClientFuture {
+            call: Some(self.inner.call(request)),
+            wait: Some(Wait::new(ctx)),
+            refusal: None,
+            entry: Entry::Fresh,
+            grpc,
+        }
     }
 }
 
@@ -214,8 +216,7 @@ pin_project! {
     /// When polled again after it was ready; and as [`Context::done`] without a time driver.
     #[must_use = "futures do nothing unless polled"]
     pub struct ClientFuture<F> {
-        #[pin]
-        wait: Wait<Context>,
+        wait: Option<Wait<Context>>,
         #[pin]
         call: Option<F>,
         refusal: Option<Error>,
@@ -240,28 +241,28 @@ where
         if let Some(refusal) = this.refusal.take() {
             return Poll::Ready(Err(ended(refusal, *this.grpc)));
         }
-        let call = this.call.as_mut().as_pin_mut().expect("polled again after the response");
+        const OVER: &str = "polled again after the response";
+        let call = this.call.as_mut().as_pin_mut().expect(OVER);
         let answer = match call.poll(cx) {
             Poll::Ready(Ok(response)) => {
-                let (grpc, wait) = (*this.grpc, std::mem::replace(&mut *this.wait, never()));
-                Ok(response.map(|body| ClientBody { content: Content::new(body, wait, cx), grpc }))
+                let (wait, grpc) = (this.wait.take().expect(OVER), *this.grpc);
+                Ok(response.map(|body| ClientBody { content: Content::new(body, grpc, wait, cx), grpc }))
             }
-            // The end of the request's body, which the transport may report first, is the context's.
-            Poll::Ready(Err(error)) => match this.wait.ctx().err() {
+            // The transport may report first that the request's body has ended, which the context did.
+            Poll::Ready(Err(error)) => match this.wait.as_ref().and_then(|wait| wait.ctx().err()) {
                 Some(error) => Err(ended(error, *this.grpc)),
                 None => Err(failed(error.into(), *this.grpc)),
             },
-            Poll::Pending => Err(ended(ready!(this.wait.as_mut().poll(cx)), *this.grpc)),
+            Poll::Pending => {
+                let wait = Pin::new(this.wait.as_mut().expect(OVER));
+                Err(ended(ready!(wait.poll(cx)), *this.grpc))
+            }
         };
         this.call.set(None);
-        // Nothing waits here any more: the end need not wake this task.
-        this.wait.leave();
+        // Deregisters, so that the end does not wake this task.
+        *this.wait = None;
         Poll::Ready(answer)
     }
-}
-
-fn never() -> Wait<Context> {
-    Wait::new(Context::background())
 }
 
 /// An error of the call itself.
@@ -276,7 +277,7 @@ fn failed(error: BoxError, grpc: bool) -> BoxError {
 
 impl<F> fmt::Debug for ClientFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ClientFuture").field(self.wait.ctx()).finish()
+        f.debug_tuple("ClientFuture").field(&self.wait.as_ref().map(Wait::ctx)).finish()
     }
 }
 
@@ -298,24 +299,21 @@ pin_project! {
         // Of a context that never ends.
         Free { #[pin] body: B },
         // All of it is here.
-        Whole { step: Option<StepOf<B>> },
+        Whole { first: Option<B::Data>, step: Option<StepOf<B>> },
         Part { body: Bounded<B, Context> },
     }
 }
 
 impl<B: Body + Send + 'static> Content<B> {
-    fn new(body: B, mut wait: Wait<Context>, cx: &mut task::Context<'_>) -> Content<B> {
+    fn new(body: B, is_grpc: bool, wait: Wait<Context>, cx: &mut task::Context<'_>) -> Content<B> {
         if wait.ctx().is_endless() {
             return Content::Free { body };
         }
-        match Start::poll(body, cx) {
-            Start::Whole(step) => {
-                wait.leave();
-                Content::Whole { step: Some(step) }
-            }
+        match Start::poll(body, is_grpc, cx) {
+            Start::Whole(first, step) => Content::Whole { first, step: Some(step) },
             // The end wakes the task only while that waits for a frame: what has one may do something else.
-            Start::Part(body, first) => {
-                Content::Part { body: Bounded::new(wait, None, body, first, None, false) }
+            Start::Part(body, early) => {
+                Content::Part { body: Bounded::new(wait, None, body, early, None, false) }
             }
         }
     }
@@ -336,7 +334,10 @@ where
         let this = self.project();
         let step = match this.content.project() {
             ContentProj::Free { body } => return body.poll_frame(cx).map_err(Into::into),
-            ContentProj::Whole { step } => step.take().unwrap_or(Step::Over),
+            ContentProj::Whole { first, step } => match first.take() {
+                Some(data) => Step::Frame(Frame::data(data)),
+                None => step.take().unwrap_or(Step::Over),
+            },
             ContentProj::Part { body } => {
                 let step = ready!(body.poll_step(cx));
                 if !matches!(step, Step::Frame(_)) {
@@ -356,7 +357,7 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Free { body } => body.is_end_stream(),
-            Content::Whole { step } => matches!(step, None | Some(Step::Over)),
+            Content::Whole { first, step } => first.is_none() && matches!(step, None | Some(Step::Over)),
             Content::Part { body } => body.is_end_stream(),
         }
     }
@@ -364,7 +365,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Free { body } => body.size_hint(),
-            Content::Whole { step } => hint(step.as_ref()),
+            Content::Whole { first, step } => hint(first.as_ref(), step.as_ref()),
             Content::Part { body } => body.size_hint(),
         }
     }

@@ -26,10 +26,8 @@ use super::outcome::Outcome;
 use super::reply::Reply;
 use super::request_line::RequestLine;
 use crate::context::Context;
-use crate::context::enter::Underway;
 use crate::context::refusal::Entry;
 use crate::error::Error;
-use crate::registry::{Kind, Name};
 use crate::task::Shutdown;
 
 /// Runs the handlers of a route to completion even if the client has left, such as a payment or a write in two steps.
@@ -147,11 +145,10 @@ where
         }
         let scope = outer.finishing_made_at(place);
         let ctx = scope.context().clone();
-        let mut scope = RequestScope::new(scope, place);
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
         let ticket = shutdown.as_ref().map(tracked);
-        let named = || Some(Box::new(RequestLine::of(&request)) as Name);
-        let open = Open::new(Underway::new(&ctx, Kind::Request, place, named), ticket);
+        let open = Open::new(&ctx, place, || RequestLine::of(&request), ticket);
+        let mut scope = RequestScope::new(scope, place, open.as_ref());
         request.extensions_mut().insert(ctx.clone());
         let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
         let task = finish(handler, ctx, scope, open);

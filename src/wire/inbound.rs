@@ -3,7 +3,10 @@
 use std::panic::Location;
 use std::time::Duration;
 
-use super::carrier::{self, ByRef, Carrier};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::carrier::{ByRef, Carrier};
 use super::date::DeadlineAt;
 use super::timeout::{BadHeader, DeadlineHeader};
 use super::travel::{Carried, Travel};
@@ -36,6 +39,8 @@ pub use crate::finished::Budget;
 #[derive(Clone, Debug)]
 pub struct Inbound {
     believed: Vec<DeadlineHeader>,
+    /// The lengths of their names, and of `content-type`, as a set of bits.
+    lengths: u64,
     date: Option<DeadlineAt>,
     max: Option<Duration>,
     min: Option<Duration>,
@@ -62,7 +67,8 @@ impl Inbound {
     /// ```
     pub fn new() -> Inbound {
         Inbound {
-            believed: vec![DeadlineHeader::Grpc, DeadlineHeader::Connect, DeadlineHeader::Envoy],
+            believed: Vec::new(),
+            lengths: 0,
             date: None,
             max: None,
             min: None,
@@ -71,6 +77,7 @@ impl Inbound {
             untrusted: false,
             carried: Carried::default(),
         }
+        .believe([DeadlineHeader::Grpc, DeadlineHeader::Connect, DeadlineHeader::Envoy])
     }
 
     /// Believes these deadline headers and no others. If there are several, the earliest deadline counts.
@@ -89,6 +96,8 @@ impl Inbound {
     /// ```
     pub fn believe(mut self, headers: impl IntoIterator<Item = DeadlineHeader>) -> Self {
         self.believed = headers.into_iter().collect();
+        let names = self.believed.iter().map(DeadlineHeader::name).chain([&CONTENT_TYPE]);
+        self.lengths = names.fold(0, |bits, name| bits | length_bit(name));
         self
     }
 
@@ -108,9 +117,8 @@ impl Inbound {
     /// assert_eq!(inbound.budget(&sent("9999999999999")).unwrap(), Some(Duration::from_secs(60)));
     /// ```
     pub fn believe_date(mut self, date: DeadlineAt) -> Self {
-        self.believed.clear();
         self.date = Some(date);
-        self
+        self.believe([])
     }
 
     /// The most time a request gets, whatever its headers say, and if they say nothing.
@@ -298,10 +306,15 @@ impl Inbound {
     /// assert_eq!(Inbound::new().budget(&headers).unwrap(), Some(Duration::from_secs(2)));
     /// ```
     pub fn budget<C: Carrier + ?Sized>(&self, carrier: &C) -> Result<Option<Duration>, BadHeader> {
-        Ok(self.told(&ByRef(carrier))?.map(|(budget, _)| budget))
+        let scanned = carrier.as_headers().and_then(|headers| self.scan(headers).timeout);
+        Ok(self.told(&ByRef(carrier), scanned)?.map(|(budget, _)| budget))
     }
 
-    fn told(&self, carrier: &dyn Carrier) -> Result<Option<(Duration, Budget)>, BadHeader> {
+    fn told(
+        &self,
+        carrier: &dyn Carrier,
+        scanned: Option<Option<Duration>>,
+    ) -> Result<Option<(Duration, Budget)>, BadHeader> {
         let mut told = None;
         let mut wrong = false;
         if !self.untrusted {
@@ -320,14 +333,12 @@ impl Inbound {
                     Ok(())
                 }
             };
-            for few in self.believed.chunks(carrier::FEW) {
-                let name = |nth| few.get(nth).map(DeadlineHeader::name);
-                let values = carrier::only_each(carrier, [0, 1, 2, 3].map(name));
-                for (header, value) in few.iter().zip(values) {
-                    if let Ok(None) = value {
-                        continue;
+            match scanned {
+                Some(timeout) => take(Ok(timeout), None)?,
+                None => {
+                    for header in &self.believed {
+                        take(header.read_from(carrier), None)?;
                     }
-                    take(header.read_value(value), None)?;
                 }
             }
             if let Some(date) = &self.date {
@@ -340,16 +351,44 @@ impl Inbound {
         Ok(earliest(told, self.max, Budget::Maximum))
     }
 
+    /// Looks at all headers once. Most names have a length that none of the wanted ones has.
+    #[inline]
+    pub(crate) fn scan<'a>(&self, headers: &'a HeaderMap) -> Scan<'a> {
+        let mut scan = Scan { content_type: None, timeout: Some(None) };
+        let mut seen = 0_u64;
+        for (name, value) in headers {
+            if self.lengths & length_bit(name) == 0 {
+                continue;
+            }
+            if *name == CONTENT_TYPE {
+                scan.content_type.get_or_insert(value);
+                continue;
+            }
+            let Some(nth) = self.believed.iter().position(|header| header.name() == name) else {
+                continue;
+            };
+            let bit = 1_u64.checked_shl(nth as u32).filter(|bit| seen & bit == 0);
+            let read = self.believed[nth].read_value(Ok(Some(value.as_bytes()))).ok();
+            scan.timeout = match (scan.timeout, bit.and(read)) {
+                (Some(least), Some(timeout)) => Some(least.into_iter().chain(timeout).min()),
+                _ => None,
+            };
+            seen |= bit.unwrap_or(0);
+        }
+        scan
+    }
+
     /// A child of `root` for a request with these headers, made at that line, with `head_start` of
     /// what its caller gave kept back.
     pub(crate) fn derive(
         &self,
         root: &Context,
         carrier: &dyn Carrier,
+        scanned: Option<Option<Duration>>,
         made_at: &'static Location<'static>,
         head_start: fn(Duration) -> Duration,
     ) -> Result<CancelScope, BadHeader> {
-        let told = self.told(carrier)?;
+        let told = self.told(carrier, scanned)?;
         let budget = match told {
             told if self.is_too_little(told, root) => Some((Duration::ZERO, Budget::Minimum)),
             Some((budget, Budget::Caller)) => Some((budget - head_start(budget), Budget::Caller)),
@@ -368,6 +407,19 @@ impl Inbound {
         let told = told.map(|(budget, _)| budget);
         told.into_iter().chain(root.remaining()).any(|given| given < min)
     }
+}
+
+/// What [`Inbound::scan`] finds.
+pub(crate) struct Scan<'a> {
+    pub(crate) content_type: Option<&'a HeaderValue>,
+    /// The shortest time in the headers that are believed. `None` if one of them is malformed or repeated, which is rare:
+    /// then each has to be read by itself.
+    pub(crate) timeout: Option<Option<Duration>>,
+}
+
+#[inline]
+fn length_bit(name: &HeaderName) -> u64 {
+    1_u64.rotate_left(name.as_str().len() as u32)
 }
 
 fn earliest(
@@ -417,6 +469,13 @@ impl Context {
         carrier: &C,
         inbound: &Inbound,
     ) -> Result<CancelScope, BadHeader> {
-        inbound.derive(self, &ByRef(carrier), Location::caller(), |_| Duration::ZERO)
+        let scanned = carrier.as_headers().and_then(|headers| inbound.scan(headers).timeout);
+        let scope =
+            inbound.derive(self, &ByRef(carrier), scanned, Location::caller(), |_| Duration::ZERO)?;
+        #[cfg(feature = "watch")]
+        if let Some(token) = scope.token() {
+            token.clone().registered_as_root();
+        }
+        Ok(scope)
     }
 }

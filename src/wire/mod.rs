@@ -42,9 +42,9 @@
 //! - A WebSocket outlives its request, and so does work that must complete after the client has left. Use
 //!   [`Context::beyond_request`], which ends with the service;
 //!   [`without_cancel`](crate::Context::without_cancel) does not end at all.
-//! - Over HTTP/1, hyper does not notice that the client has left while unread bytes are waiting: the rest of the
-//!   request's body, or a second request that the client sent before the first was answered (pipelining). The request
-//!   then ends at its deadline.
+//! - Over HTTP/1, hyper notices that the client has left only after it has read the request completely and nothing else.
+//!   A second request that was sent before the first was answered (pipelining) hides it, and so does a body that stops
+//!   short or that the handler does not read. The request then ends at its deadline.
 //! - A request that an outer timeout dropped ends in the same way as one whose client left, with
 //!   [`RequestEnd::Dropped`]: the layer cannot tell the two apart.
 //! - When a context ends, the bodies of its request are dropped even if the transport does not poll them. The stream

@@ -3,7 +3,8 @@
 use std::panic::Location;
 use std::time::Duration;
 
-use http::HeaderName;
+use http::header::Entry;
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::baggage;
 use super::carrier::{self, Carrier, NotSent};
@@ -11,7 +12,7 @@ use super::date::DeadlineAt;
 use super::timeout::{DeadlineHeader, OF_STRANGERS};
 use super::travel::{Carried, Travel};
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{BoxError, Error};
 
 /// What a client tells the next service: in which header the time that is left, and which values.
 ///
@@ -267,7 +268,10 @@ impl Outbound {
             return Err(nothing_left(ctx, place));
         }
         let refused = |not_sent| refused(ctx, place, not_sent);
-        let values = self.carried.texts(ctx, carrier, self.sanitize, self.strict).map_err(refused)?;
+        let values = match self.carried.is_empty() {
+            true => Vec::new(),
+            false => self.carried.texts(ctx, carrier, self.sanitize, self.strict).map_err(refused)?,
+        };
         self.clean(carrier);
         if let Some(left) = left {
             if !self.write_left(left, carrier).map_err(refused)? {
@@ -309,13 +313,54 @@ impl Outbound {
     /// Writes the deadline headers. Returns false, and writes nothing, if the only header cannot express so little.
     fn write_left(&self, left: Duration, carrier: &mut dyn Carrier) -> Result<bool, NotSent> {
         for header in &self.written {
-            let Some(text) = header.text(self.told(header, left, carrier)) else { return Ok(false) };
-            carrier::set_once(carrier, header.name(), text.as_str())?;
+            let is_written = match carrier.as_headers_mut() {
+                Some(headers) => self.write_header(header, left, headers)?,
+                None => match header.text(self.told(header, left, carrier)) {
+                    Some(text) => {
+                        carrier::set_once(carrier, header.name(), text.as_str()).map(|()| true)?
+                    }
+                    None => false,
+                },
+            };
+            if !is_written {
+                return Ok(false);
+            }
         }
         if let Some(date) = &self.date {
             let by = date.date_in(left);
             let by = date.date(carrier).ok().flatten().map_or(by, |given| by.min(given));
             carrier::set_once(carrier, date.name(), DeadlineAt::text(by).as_str())?;
+        }
+        Ok(true)
+    }
+
+    /// Writes one deadline header, which is looked up once.
+    fn write_header(
+        &self,
+        header: &DeadlineHeader,
+        left: Duration,
+        headers: &mut HeaderMap,
+    ) -> Result<bool, NotSent> {
+        let not_sent = |why: BoxError| NotSent::new(header.name().as_str(), why);
+        let entry = headers.try_entry(header.name()).map_err(|why| not_sent(why.into()))?;
+        let left = match &entry {
+            Entry::Occupied(given) if !self.sanitize => {
+                let mut values = given.iter().map(HeaderValue::as_bytes);
+                let only = match (values.next(), values.next()) {
+                    (_, Some(_)) => Err(carrier::Several),
+                    (value, None) => Ok(value),
+                };
+                header.read_value(only).ok().flatten().map_or(left, |given| left.min(given))
+            }
+            _ => left,
+        };
+        let Some(text) = header.text(left) else { return Ok(false) };
+        let value = carrier::value_of_call(text.as_bytes()).map_err(|why| not_sent(why.into()))?;
+        match entry {
+            Entry::Occupied(mut entry) => drop(entry.insert(value)),
+            Entry::Vacant(entry) => {
+                entry.try_insert(value).map_err(|why| not_sent(why.into()))?;
+            }
         }
         Ok(true)
     }

@@ -32,8 +32,13 @@ static CONNECT_TIMEOUT: HeaderName = HeaderName::from_static("connect-timeout-ms
 impl Reply {
     /// The protocol of a request.
     pub(crate) fn to<A>(request: &Request<A>) -> Reply {
+        Reply::of(request, request.headers().get(CONTENT_TYPE))
+    }
+
+    /// The protocol of a request whose content type is known.
+    pub(crate) fn of<A>(request: &Request<A>, content_type: Option<&HeaderValue>) -> Reply {
         let headers = request.headers();
-        let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        let content_type = content_type.map_or(&b""[..], HeaderValue::as_bytes);
         let is_post = *request.method() == Method::POST;
         match framed(content_type) {
             Some(Framed::Grpc) => Reply::Grpc,
@@ -106,10 +111,10 @@ impl Reply {
         match (self, framed(content_type)) {
             (Reply::Grpc, Some(Framed::Grpc)) => Closing::Trailers,
             (Reply::GrpcWeb { .. }, Some(Framed::GrpcWeb { base64 })) if is_plain => {
-                Closing::GrpcWeb { base64, envelopes: Envelopes::new(base64) }
+                Closing::GrpcWeb { base64, envelopes: Box::new(Envelopes::new(base64)) }
             }
             (Reply::ConnectStream(_), Some(Framed::Connect)) if is_plain => {
-                Closing::Connect(Envelopes::new(false))
+                Closing::Connect(Box::new(Envelopes::new(false)))
             }
             _ => Closing::Break,
         }
@@ -181,9 +186,9 @@ pub(crate) enum Closing {
     Trailers,
     GrpcWeb {
         base64: bool,
-        envelopes: Envelopes,
+        envelopes: Box<Envelopes>,
     },
-    Connect(Envelopes),
+    Connect(Box<Envelopes>),
 }
 
 /// How a body ends.

@@ -5,6 +5,8 @@ use std::fmt;
 use http::uri::PathAndQuery;
 use http::{Method, Request};
 
+use crate::registry::Label;
+
 /// `GET /report/{id}`, or with the path that was sent, without its query, where no route is known.
 pub(crate) struct RequestLine {
     method: Method,
@@ -15,6 +17,12 @@ enum Path {
     Sent(Option<PathAndQuery>),
     #[cfg(feature = "axum")]
     Matched(::axum::extract::MatchedPath),
+}
+
+impl Label for RequestLine {
+    fn text(&self) -> Option<&dyn fmt::Display> {
+        Some(self)
+    }
 }
 
 /// Clients choose the path.

@@ -28,10 +28,8 @@ use super::route::Routes;
 use crate::context::Context;
 use crate::context::current::enter;
 use crate::context::done::Wait;
-use crate::context::enter::Underway;
 use crate::context::refusal::Entry;
 use crate::error::BoxError;
-use crate::registry::{Kind, Name};
 use crate::task::Shutdown;
 
 /// Gives each request of a server a context: for axum, tonic, hyper, and whatever else takes tower's layers.
@@ -237,12 +235,13 @@ where
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
         let Config { service, shutdown, inbound, routes, place } = &*self.config;
         let inbound = routes.rules(&request, inbound);
-        let reply = Reply::to(&request);
+        let scan = inbound.scan(request.headers());
+        let reply = Reply::of(&request, scan.content_type);
         let head_start = if reply == Reply::Http { |_| Duration::ZERO } else { head_start };
         let outer = request.extensions().get::<Context>();
         let both = outer.map(|outer| under_both(&outer.nearest(Context::current()), service));
         let parent = both.as_ref().unwrap_or(service);
-        let refusal = match inbound.derive(parent, request.headers(), place, head_start) {
+        let refusal = match inbound.derive(parent, request.headers(), scan.timeout, place, head_start) {
             Ok(scope) => match scope.ended_at_birth(parent) {
                 None => Ok(scope),
                 Some(ended) => {
@@ -263,12 +262,11 @@ where
         };
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
         let ticket = shutdown.as_ref().map(tracked);
-        let named = || Some(Box::new(RequestLine::of(&request)) as Name);
-        let open = Open::new(Underway::new(&scope, Kind::Request, place, named), ticket);
+        let open = Open::new(&scope, place, || RequestLine::of(&request), ticket);
         let bodiless = matches!(*request.method(), Method::HEAD | Method::CONNECT);
         let ctx = scope.context().clone();
         request.extensions_mut().insert(ctx.clone());
-        let mut scope = RequestScope::new(scope, place);
+        let mut scope = RequestScope::new(scope, place, open.as_ref());
         let mut ctx = Some(ctx);
         scope.expect(RequestEnd::Panicked);
         let entered = enter(&mut ctx);
@@ -329,7 +327,7 @@ pin_project! {
     impl<F> PinnedDrop for ServerFuture<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            // In this order: what a handler does when it is dropped may look at why.
+            // Ends the context first: the drop of the handler may look at the cause.
             *this.live = None;
             if this.handler.is_some() {
                 let _entered = enter(this.ctx);
@@ -432,41 +430,49 @@ impl Live {
         }
         // One whose length has been told has no room for more.
         let closing = if left.is_some() { Closing::Break } else { self.reply.closing(&head.headers) };
+        let framing = Framing { closing, left };
         let content = match is_over {
-            true => Content::Over { body },
-            false => self.begin(body, is_silent, ctx, open, cx),
+            true => {
+                // In the order in which a body lets go of them.
+                drop(ctx);
+                drop(self.wait);
+                drop(open);
+                Content::Over { body }
+            }
+            false => self.begin(body, is_silent, framing, ctx, open, cx),
         };
-        Response::from_parts(head, ServerBody { content, closing, left })
+        Response::from_parts(head, ServerBody { content })
     }
 
     fn begin<B: Body + Send + 'static>(
         mut self,
         body: B,
         is_silent: bool,
+        framing: Framing,
         mut ctx: Option<Context>,
         open: Option<Open>,
         cx: &mut task::Context<'_>,
     ) -> Content<B> {
         let start = if is_silent {
-            Start::Part(Box::pin(body), None)
+            Start::Part(Box::pin(body), Vec::new())
         } else {
             let how = self.wait.owner_mut().expect(RequestEnd::Panicked);
-            let at_work = open.as_ref().map(Open::at_work);
+            let at_work = open.as_ref().map(Open::at_work_again);
             let entered = enter(&mut ctx);
-            let start = Start::poll(body, cx);
+            let start = Start::poll(body, self.reply == Reply::Grpc, cx);
             drop((entered, at_work));
             self.wait.owner_mut().expect(how);
             start
         };
         match start {
-            Start::Whole(step) => {
-                // Nothing waits here any more: the end need not wake this task.
+            Start::Whole(first, step) => {
+                // Nothing waits here any more, so the end need not wake this task.
                 self.wait.leave();
-                drop(ctx);
-                Content::Whole { request: Some(self.wait), step: Some(step), open }
+                Content::Whole { request: Some(self.wait), first, step: Some(step), open }
             }
-            Start::Part(body, first) => {
-                Content::Part { body: Bounded::new(self.wait, ctx, body, first, open, true) }
+            Start::Part(body, early) => {
+                let body = Bounded::new(self.wait, ctx, body, early, open, true);
+                Content::Part { body, framing }
             }
         }
     }
@@ -477,6 +483,13 @@ impl Live {
     }
 }
 
+/// How a body ends.
+struct Framing {
+    closing: Closing,
+    /// The number of bytes that are still to be sent, if it is known. The transport may drop the body after them.
+    left: Option<u64>,
+}
+
 pin_project! {
     /// A response's body, which keeps the request's context until it has ended. Made by [`ServerService`].
     ///
@@ -485,9 +498,6 @@ pin_project! {
     pub struct ServerBody<B: Body> {
         #[pin]
         content: Content<B>,
-        closing: Closing,
-        // How many bytes the response still owes, if that is known: it may be dropped after them.
-        left: Option<u64>,
     }
 }
 
@@ -498,16 +508,24 @@ pin_project! {
         Own { text: Option<Bytes> },
         // Over by its own account, and asked all the same.
         Over { #[pin] body: B },
-        // All of it is here. In the order in which they go.
-        Whole { request: Option<Wait<RequestScope>>, step: Option<StepOf<B>>, open: Option<Open> },
-        Part { body: Bounded<B, RequestScope> },
+        // It is complete. The fields are dropped in this order.
+        Whole {
+            request: Option<Wait<RequestScope>>,
+            first: Option<B::Data>,
+            step: Option<StepOf<B>>,
+            open: Option<Open>,
+        },
+        Part {
+            body: Bounded<B, RequestScope>,
+            framing: Framing,
+        },
     }
 }
 
 impl<B: Body> ServerBody<B> {
     fn own(text: Bytes) -> Self {
         let text = Some(text).filter(|text| !text.is_empty());
-        ServerBody { content: Content::Own { text }, closing: Closing::Break, left: None }
+        ServerBody { content: Content::Own { text } }
     }
 }
 
@@ -525,12 +543,15 @@ where
         cx: &mut task::Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let this = self.project();
-        let body = match this.content.project() {
+        let (body, framing) = match this.content.project() {
             ContentProj::Own { text } => {
                 return Poll::Ready(text.take().map(|text| Ok(Frame::data(text.into()))));
             }
             ContentProj::Over { body } => return body.poll_frame(cx).map_err(Into::into),
-            ContentProj::Whole { request, step, open } => {
+            ContentProj::Whole { request, first, step, open } => {
+                if let Some(data) = first.take() {
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
                 let frame = step.take().and_then(whole);
                 if let Some(mut request) = request.take() {
                     request.owner_mut().expect(how(frame.as_ref()));
@@ -538,7 +559,7 @@ where
                 *open = None;
                 return Poll::Ready(frame);
             }
-            ContentProj::Part { body } => body,
+            ContentProj::Part { body, framing } => (body, framing),
         };
         let how_before = body.owner_mut().map(|request| request.expect(RequestEnd::Panicked));
         let step = body.poll_step(cx);
@@ -547,13 +568,13 @@ where
         }
         let frame = match ready!(step) {
             Step::Frame(frame) => {
-                *this.left = this.left.map(|left| left.saturating_sub(bytes(&frame)));
-                if *this.left == Some(0) {
+                framing.left = framing.left.map(|left| left.saturating_sub(bytes(&frame)));
+                if framing.left == Some(0) {
                     expect(body, RequestEnd::Answered);
                 }
-                return Poll::Ready(Some(Ok(this.closing.follow(frame))));
+                return Poll::Ready(Some(Ok(framing.closing.follow(frame))));
             }
-            Step::Ended(ended) => match this.closing.last(Outcome::of_request(&ended)) {
+            Step::Ended(ended) => match framing.closing.last(Outcome::of_request(&ended)) {
                 Last::Frame(frame) => Some(Ok(frame.map_data(Into::into))),
                 Last::Nothing => None,
                 Last::Broken => Some(Err(ended.into())),
@@ -569,8 +590,10 @@ where
         match &self.content {
             Content::Own { text } => text.is_none(),
             Content::Over { body } => body.is_end_stream(),
-            Content::Whole { step, .. } => matches!(step, None | Some(Step::Over)),
-            Content::Part { body } => body.is_end_stream(),
+            Content::Whole { first, step, .. } => {
+                first.is_none() && matches!(step, None | Some(Step::Over))
+            }
+            Content::Part { body, .. } => body.is_end_stream(),
         }
     }
 
@@ -580,8 +603,8 @@ where
                 SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
             }
             Content::Over { body } => body.size_hint(),
-            Content::Whole { step, .. } => hint(step.as_ref()),
-            Content::Part { body } => body.size_hint(),
+            Content::Whole { first, step, .. } => hint(first.as_ref(), step.as_ref()),
+            Content::Part { body, .. } => body.size_hint(),
         }
     }
 }

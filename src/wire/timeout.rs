@@ -40,9 +40,10 @@ pub enum DeadlineHeader {
     Envoy,
     /// `x-envoy-upstream-rq-timeout-ms`: up to ten digits, milliseconds.
     ///
-    /// This is what a client tells an Envoy in front of it: the timeout of this request, in place of the route's,
-    /// which Envoy enforces and passes on as [`Envoy`](Self::Envoy). Envoy removes the header from requests that
-    /// come from outside of the mesh. For Envoy `0` is no timeout, and it is read so.
+    /// A client sends it to an Envoy: the timeout of this request instead of that of the route. Envoy enforces it, and
+    /// sends it on as [`Envoy`](Self::Envoy). From clients that Envoy considers external it removes the header. Recent
+    /// versions consider all clients external unless `internal_address_config` lists their addresses and
+    /// `use_remote_address` is set. Envoy defines `0` as no timeout, and it is read as such.
     EnvoyUpstream,
     /// One of your own: up to ten digits, milliseconds.
     Millis(HeaderName),
@@ -289,28 +290,35 @@ impl Digits {
     }
 
     pub(crate) fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.text[self.start..]).unwrap_or_default()
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.text[self.start..]
     }
 }
 
 /// The finest unit whose count has eight digits at most.
 fn to_grpc(left: Duration) -> Option<Digits> {
-    const MOST: u128 = 99_999_999;
-    const UNITS: [(u128, u8); 6] = [
-        (1, b'n'),
-        (1_000, b'u'),
-        (1_000_000, b'm'),
-        (1_000_000_000, b'S'),
-        (60_000_000_000, b'M'),
-        (3_600_000_000_000, b'H'),
-    ];
-    let nanos = left.as_nanos();
-    let fits = UNITS.iter().find(|(size, _)| nanos / size <= MOST);
-    match fits {
-        _ if nanos == 0 => None,
-        Some((size, unit)) => Some(Digits::new((nanos / size) as u64, Some(*unit))),
-        None => Some(Digits::new(MOST as u64, Some(b'H'))),
+    const MOST: u64 = 99_999_999;
+    // Divisions by constants, in one word where that suffices: half a year.
+    const YEAR: u64 = 365 * 86_400;
+    let seconds = left.as_secs();
+    if seconds < YEAR / 2 {
+        let nanos = seconds * 1_000_000_000 + u64::from(left.subsec_nanos());
+        return match (nanos, nanos / 1_000, nanos / 1_000_000) {
+            (0, ..) => None,
+            (nanos @ ..=MOST, ..) => Some(Digits::new(nanos, Some(b'n'))),
+            (_, micros @ ..=MOST, _) => Some(Digits::new(micros, Some(b'u'))),
+            (.., millis @ ..=MOST) => Some(Digits::new(millis, Some(b'm'))),
+            _ => Some(Digits::new(seconds, Some(b'S'))),
+        };
     }
+    Some(match (seconds, seconds / 60, seconds / 3_600) {
+        (seconds @ ..=MOST, ..) => Digits::new(seconds, Some(b'S')),
+        (_, minutes @ ..=MOST, _) => Digits::new(minutes, Some(b'M')),
+        (.., hours) => Digits::new(hours.min(MOST), Some(b'H')),
+    })
 }
 
 fn to_millis(left: Duration) -> Option<Digits> {

@@ -103,6 +103,10 @@ impl Carried {
         self.0.push(Traveller::new::<T>(None));
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The headers they have of their own.
     pub(crate) fn headers(&self) -> impl Iterator<Item = &HeaderName> {
         self.0.iter().filter_map(|traveller| traveller.header.as_ref())

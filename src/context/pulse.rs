@@ -4,15 +4,15 @@
 //! into the time of the look, by which the limit then counts. So the limit is exact in one direction, since nothing
 //! ends before so much time without progress has passed; in the other it is late by the time between two looks.
 //!
-//! A look is taken by all that asks the token, or one below it, whether it has ended: the bit `PULSED`, which children
-//! inherit at their birth, says that there is a pulse on the path. What waits has looks taken by a task of its runtime, every
+//! A look is taken by all that asks the token, or one below it, whether it has ended: the pulse is an [`Attachment`] that
+//! the engine checks then. What waits has looks taken by a task of its runtime, every
 //! [`SHARE`]th of the limit, which is started by the first wait, here or below. As with buckets, each runtime in
 //! which something waits has its own, so that one that stands still, or is gone, hinders no other.
 //!
-//! A pulse lies under its token's lock, with a foreign token's registration, and is taken out with it when the token
-//! ends, or dropped with it: that stops the tasks. The relaxed orders do: a report that happens before a question is
+//! The end of its token, or its drop, stops the tasks. The relaxed orders do: a report that happens before a question is
 //! seen by it; a question at the same time may be first.
 
+use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt;
 use std::panic::Location;
@@ -24,10 +24,10 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::interop::Foreign;
-use super::sync::{AtomicU16, AtomicU64, Mutex, Ordering, RuntimeId, runtime};
-use super::{CALLED, MERGED, OCCUPIED, OWNS_PULSE, PULSED, Stamp, Token};
-use crate::error::Place;
+use crate::error::{How, Place};
+use crate::stamp::Stamp;
+use crate::sync::{AtomicU64, Mutex, Ordering, RuntimeId, runtime};
+use crate::token::{Attachment, Check, Token};
 
 /// Looks in the time of a limit.
 const SHARE: u32 = 8;
@@ -42,6 +42,7 @@ pub(crate) struct Pulse {
     /// A count, and no part of the protocol.
     bytes: Count,
     limit: Duration,
+    set_at: &'static Location<'static>,
     /// The tasks that look, each with its runtime. `None`: it is being spawned.
     lookers: Mutex<Vec<(RuntimeId, Option<AbortHandle>)>>,
 }
@@ -80,13 +81,34 @@ impl Pulse {
     }
 }
 
-/// A pulse in its token. Dropped, nothing looks any more.
-pub(super) struct Beat(Arc<Pulse>);
+/// A pulse that is attached to its token. Dropped, nothing looks any more.
+struct Beat(Arc<Pulse>);
+
+impl Attachment for Beat {
+    fn ended(&self) {
+        let lookers = std::mem::take(&mut *self.0.lookers.lock());
+        lookers.into_iter().filter_map(|(_, looker)| looker).for_each(|looker| looker.abort());
+    }
+
+    fn check(&self, now: Stamp) -> Option<Check> {
+        let Beat(pulse) = self;
+        let due = pulse.due(now);
+        if due > now {
+            return None;
+        }
+        let bytes = Some(pulse.bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes != NO_MEASURE);
+        let cause = NoProgress { limit: pulse.limit, set_at: pulse.set_at, bytes };
+        Some((due, How::Idle, cause.into()))
+    }
+
+    fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
 
 impl Drop for Beat {
     fn drop(&mut self) {
-        let lookers = std::mem::take(&mut *self.0.lookers.lock());
-        lookers.into_iter().filter_map(|(_, looker)| looker).for_each(|looker| looker.abort());
+        self.ended();
     }
 }
 
@@ -97,101 +119,43 @@ impl Token {
         limit: Duration,
         made_at: &'static Location<'static>,
     ) -> Arc<Token> {
-        let mut token = Token::plain(parent, None, made_at);
         let pulse = Pulse {
             last: AtomicU64::new(Stamp::now().0),
             bytes: Count::new(NO_MEASURE),
             limit,
+            set_at: made_at,
             lookers: Mutex::new(Vec::new()),
         };
-        token.state = AtomicU16::new(OCCUPIED | PULSED | OWNS_PULSE);
-        token.inner.get_mut().more().foreign = Some(Foreign::Pulse(Beat(Arc::new(pulse))));
-        Arc::new(token)
-    }
-
-    /// Whether a pulse is on the path.
-    #[inline]
-    pub(crate) fn is_pulsed(&self) -> bool {
-        self.has(PULSED)
-    }
-
-    /// Whether a wait takes a timer.
-    #[inline]
-    pub(crate) fn needs_timer(&self) -> bool {
-        self.has_deadline() || self.is_pulsed()
-    }
-
-    fn pulse(&self) -> Option<Arc<Pulse>> {
-        let inner = self.inner.lock();
-        match inner.more.as_ref()?.foreign.as_ref()? {
-            Foreign::Pulse(Beat(pulse)) => Some(pulse.clone()),
-            Foreign::Token(_) => None,
-        }
+        let token = Token::new(parent, None, made_at);
+        token.attach_check(Arc::new(Beat(Arc::new(pulse))));
+        token
     }
 
     /// Calls `f` with each pulse on the path, and the token whose it is. No lock is held.
-    #[cold]
     fn each_pulse(self: &Arc<Self>, mut f: impl FnMut(&Arc<Token>, Arc<Pulse>)) {
-        let mut pending = vec![self.clone()];
-        while let Some(first) = pending.pop() {
-            let mut next = Some(&first);
-            while let Some(token) = next.filter(|token| token.is_pulsed()) {
-                if token.has(OWNS_PULSE) {
-                    if let Some(pulse) = token.pulse() {
-                        f(token, pulse);
-                    }
+        if self.is_checked() {
+            self.each_check(|owner, attachment| {
+                if let Ok(beat) = attachment.into_any().downcast::<Beat>() {
+                    f(owner, beat.0.clone());
                 }
-                if token.has(MERGED) {
-                    pending.extend(token.second());
-                }
-                next = token.parent.as_ref();
-            }
+            });
         }
     }
 
     /// All pulses on the path: what progress is to be reported to.
     pub(crate) fn pulses(self: &Arc<Self>) -> Vec<Arc<Pulse>> {
         let mut pulses = Vec::new();
-        if self.is_pulsed() {
-            self.each_pulse(|_, pulse| pulses.push(pulse));
-        }
+        self.each_pulse(|_, pulse| pulses.push(pulse));
         pulses
-    }
-
-    /// Looks at the pulses, and returns whether it has ended.
-    #[cold]
-    pub(super) fn is_over_by_pulse(self: &Arc<Self>) -> bool {
-        let now = Stamp::now();
-        self.end_by_pulse(now);
-        self.is_over(now)
-    }
-
-    /// Looks at the pulses, and ends the token whose limit was the first to pass, unless the deadline was.
-    #[cold]
-    pub(super) fn end_by_pulse(self: &Arc<Self>, now: Stamp) {
-        let mut first: Option<(Stamp, Arc<Token>, Arc<Pulse>)> = None;
-        self.each_pulse(|owner, pulse| {
-            let due = pulse.due(now);
-            if due <= now && first.as_ref().is_none_or(|(first, ..)| due < *first) {
-                first = Some((due, owner.clone(), pulse));
-            }
-        });
-        if let Some((due, owner, pulse)) = first.filter(|(due, ..)| *due < self.deadline) {
-            let bytes = Some(pulse.bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes != NO_MEASURE);
-            let cause = NoProgress { limit: pulse.limit, set_at: owner.made_at, bytes };
-            owner.end_by(CALLED, None, Some(cause.into()), Some(due));
-        }
     }
 
     /// When the pulses on the path are to be looked at, at the latest, by what has no timer.
     pub(crate) fn next_look(self: &Arc<Self>) -> Option<Instant> {
         let (now, mut next) = (Stamp::now(), None);
-        if self.is_pulsed() {
-            self.each_pulse(|_, pulse| {
-                let look = pulse.next_look(now);
-                next = Some(next.map_or(look, |next: Instant| next.min(look)));
-            });
-        }
+        self.each_pulse(|_, pulse| {
+            let look = pulse.next_look(now);
+            next = Some(next.map_or(look, |next: Instant| next.min(look)));
+        });
         next
     }
 

@@ -1,0 +1,261 @@
+//! [`Pages`]: a slab that frees the room it no longer needs.
+//!
+//! Items are stored in pages of a fixed size, and a page is freed when its last item is removed. The room that many
+//! items needed is therefore not kept by one that stays.
+
+use std::{iter, mem, vec};
+
+use slab::Slab;
+
+/// Items in a page.
+const PAGE: usize = if cfg!(tokio_ctx_loom) { 2 } else { 256 };
+/// The capacity that an empty page keeps, so that an item that is inserted and removed repeatedly allocates once.
+const SPARE: usize = 16;
+
+/// A place in a list whose first member is stored apart from the others: 0 none, 1 the first, from 2 on those in pages.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Seat(pub(crate) u32);
+
+impl Seat {
+    #[inline]
+    pub(crate) fn insert<'a, T: 'a>(
+        first: &mut Option<T>,
+        pages: impl FnOnce() -> &'a mut Pages<T>,
+        item: T,
+    ) -> Seat {
+        if first.is_none() {
+            *first = Some(item);
+            return Seat(1);
+        }
+        Seat(pages().insert(item) + 2)
+    }
+
+    /// Replaces the item that is here, and returns it; otherwise inserts `item`.
+    #[inline(always)]
+    pub(crate) fn insert_or_replace<'a, T: 'a>(
+        &mut self,
+        first: &mut Option<T>,
+        pages: impl FnOnce() -> &'a mut Pages<T>,
+        item: T,
+    ) -> Option<T> {
+        match self.0 {
+            0 => *self = Seat::insert(first, pages, item),
+            1 => return first.replace(item),
+            at => return pages().get_mut(at - 2).map(|present| mem::replace(present, item)),
+        }
+        None
+    }
+
+    #[inline]
+    pub(crate) fn remove<T>(self, first: &mut Option<T>, pages: Option<&mut Pages<T>>) -> Option<T> {
+        match self.0 {
+            0 => None,
+            1 => first.take(),
+            at => pages?.remove(at - 2),
+        }
+    }
+}
+
+/// A slab in pages, each of which is freed when it is empty.
+pub(crate) struct Pages<T> {
+    pages: Vec<Slab<T>>,
+    /// Pages before the last that are not full, each once; some may have been removed since.
+    roomy: Vec<u32>,
+}
+
+pub(crate) type IntoIter<T> = iter::Map<iter::Flatten<vec::IntoIter<Slab<T>>>, fn((usize, T)) -> T>;
+
+impl<T> Default for Pages<T> {
+    fn default() -> Self {
+        Pages { pages: Vec::new(), roomy: Vec::new() }
+    }
+}
+
+impl<T> Pages<T> {
+    pub(crate) fn len(&self) -> usize {
+        self.pages.iter().map(Slab::len).sum()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pages.iter().all(Slab::is_empty)
+    }
+
+    pub(crate) fn insert(&mut self, item: T) -> u32 {
+        let at = self.roomy_page();
+        let page = &mut self.pages[at];
+        let key = at * PAGE + page.insert(item);
+        if page.len() == PAGE && self.roomy.last() == Some(&(at as u32)) {
+            self.roomy.pop();
+        }
+        key as u32
+    }
+
+    /// A page is only added when there is no other with room, so that no number of a removed page is left in
+    /// `roomy` by then.
+    fn roomy_page(&mut self) -> usize {
+        while let Some(&at) = self.roomy.last() {
+            if (at as usize) < self.pages.len() {
+                return at as usize;
+            }
+            self.roomy.pop();
+        }
+        if self.pages.last().is_none_or(|page| page.len() == PAGE) {
+            assert!(self.pages.len() < u32::MAX as usize / PAGE, "at most 2^32 members");
+            // Where one page is full, the next will be.
+            let room = if self.pages.is_empty() { SPARE / 2 } else { PAGE };
+            self.pages.push(Slab::with_capacity(room));
+        }
+        self.pages.len() - 1
+    }
+
+    pub(crate) fn get_mut(&mut self, key: u32) -> Option<&mut T> {
+        self.pages.get_mut(key as usize / PAGE)?.get_mut(key as usize % PAGE)
+    }
+
+    #[cfg(any(feature = "watch", all(test, tokio_ctx_loom)))]
+    pub(crate) fn get(&self, key: u32) -> Option<&T> {
+        self.pages.get(key as usize / PAGE)?.get(key as usize % PAGE)
+    }
+
+    /// Above all keys.
+    #[cfg(any(feature = "watch", all(test, tokio_ctx_loom)))]
+    pub(crate) fn end(&self) -> u32 {
+        (self.pages.len() * PAGE) as u32
+    }
+
+    pub(crate) fn remove(&mut self, key: u32) -> Option<T> {
+        let (at, last) = (key as usize / PAGE, self.pages.len().saturating_sub(1));
+        let page = self.pages.get_mut(at)?;
+        let item = page.try_remove(key as usize % PAGE)?;
+        if page.len() == PAGE - 1 && at < last {
+            self.roomy.push(at as u32);
+        }
+        if page.is_empty() && page.capacity() > SPARE {
+            *page = Slab::new();
+        }
+        while self.pages.len() > 1 && self.pages.last().is_some_and(Slab::is_empty) {
+            self.pages.pop();
+        }
+        if self.pages.capacity() > 4 * self.pages.len().max(4) {
+            self.pages.shrink_to(2 * self.pages.len());
+        }
+        Some(item)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.pages.iter_mut().flat_map(|page| page.iter_mut().map(|(_, item)| item))
+    }
+
+    pub(crate) fn into_iter(self) -> IntoIter<T> {
+        self.pages.into_iter().flatten().map(|(_, item)| item)
+    }
+}
+
+#[cfg(all(test, not(tokio_ctx_loom)))]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    /// Inserts and removes at random, first more, then less, until all are removed.
+    #[test]
+    fn agrees_with_a_map() {
+        let (mut pages, mut map, mut keys) = (Pages::default(), HashMap::new(), Vec::new());
+        let mut random = 1_u32;
+        for step in 0..20_000_u32 {
+            random ^= random << 13;
+            random ^= random >> 17;
+            random ^= random << 5;
+            if random % 16 < if step < 10_000 { 9 } else { 6 } || keys.is_empty() {
+                let key = pages.insert(step);
+                assert_eq!(map.insert(key, step), None, "the key {key} is used");
+                keys.push(key);
+            } else {
+                let key = keys.swap_remove(random as usize % keys.len());
+                assert_eq!(pages.remove(key), map.remove(&key));
+                assert_eq!(pages.remove(key), None);
+                assert_eq!(pages.get_mut(key), None);
+            }
+            assert_eq!(pages.len(), map.len());
+            assert_eq!(pages.is_empty(), map.is_empty());
+            for key in keys.iter().rev().take(3) {
+                assert_eq!(pages.get_mut(*key), map.get_mut(key));
+                #[cfg(feature = "watch")]
+                assert_eq!(pages.get(*key), map.get(key));
+                #[cfg(feature = "watch")]
+                assert!(*key < pages.end());
+            }
+            if step % 1_000 == 0 {
+                let mut expected: Vec<_> = map.values().copied().collect();
+                let mut found: Vec<_> = pages.iter_mut().map(|item| *item).collect();
+                expected.sort_unstable();
+                found.sort_unstable();
+                assert_eq!(found, expected);
+            }
+        }
+        let mut left: Vec<_> = pages.into_iter().collect();
+        left.sort_unstable();
+        let mut expected: Vec<_> = map.into_values().collect();
+        expected.sort_unstable();
+        assert_eq!(left, expected);
+    }
+
+    fn capacity<T>(pages: &Pages<T>) -> usize {
+        pages.pages.iter().map(Slab::capacity).sum()
+    }
+
+    /// Whichever item stays, and in whichever order the others are removed.
+    #[test]
+    fn frees_the_room_of_items_that_are_gone() {
+        const CROWD: usize = 100_000;
+        for stays in [0, CROWD / 2, CROWD - 1] {
+            for reversed in [false, true] {
+                let mut pages = Pages::default();
+                let mut keys: Vec<_> = (0..CROWD).map(|item| pages.insert(item)).collect();
+                assert!(capacity(&pages) < CROWD + PAGE, "pages are filled before one is added");
+                let key = keys.swap_remove(stays);
+                if reversed {
+                    keys.reverse();
+                }
+                for key in keys {
+                    pages.remove(key);
+                }
+                assert_eq!(pages.get_mut(key), Some(&mut stays.clone()));
+                assert!(capacity(&pages) <= PAGE, "{}", capacity(&pages));
+                assert!(pages.pages.len() <= stays / PAGE + 1);
+                assert!(pages.pages.capacity() <= 4 * pages.pages.len().max(4));
+                let next = pages.insert(CROWD);
+                assert_ne!(next, key);
+                assert_eq!(pages.remove(next), Some(CROWD));
+            }
+        }
+    }
+
+    /// Items take the places of those that are gone, on every page, before a page is added.
+    #[test]
+    fn uses_the_room_of_items_that_are_gone() {
+        let mut pages = Pages::default();
+        let keys: Vec<_> = (0..4 * PAGE).map(|item| pages.insert(item)).collect();
+        for key in keys.iter().step_by(2) {
+            pages.remove(*key);
+        }
+        for item in 0..2 * PAGE {
+            pages.insert(item);
+        }
+        assert_eq!(pages.len(), 4 * PAGE);
+        assert_eq!(pages.pages.len(), 4);
+    }
+
+    #[test]
+    fn keeps_the_room_of_a_few_for_the_next() {
+        let mut pages = Pages::default();
+        for _ in 0..3 {
+            let keys: Vec<_> = (0..SPARE).map(|item| pages.insert(item)).collect();
+            for key in keys {
+                pages.remove(key);
+            }
+            assert!(pages.is_empty());
+            assert_eq!(capacity(&pages), SPARE);
+        }
+    }
+}
