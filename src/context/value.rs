@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn every_bit_of_a_hash_counts_that_is_written_in_bytes() {
         let hash = |bytes: [u8; 16]| {
-            let mut hasher = AsItIs::default();
+            let mut hasher = IdentityHasher::default();
             hasher.write(&bytes);
             hasher.finish()
         };
