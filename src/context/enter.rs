@@ -237,8 +237,8 @@ pub(crate) struct UnderwayHandle {
 
 #[cfg(feature = "tower")]
 impl UnderwayHandle {
-    /// Finishes the work if its context has ended. The owner of the context calls this before it drops the context:
-    /// afterwards the time of the end is lost, and the work is not known to be late.
+    /// Finishes the work if its context has ended. The owner of the context calls this before it drops the context,
+    /// because after that the time of the end is no longer known, and the work would not be counted as late.
     pub(crate) fn finish_if_late(&self, ctx: &Context) {
         let _ = ctx;
         #[cfg(feature = "watch")]
@@ -263,8 +263,8 @@ impl Drop for Underway {
 
 #[cfg(all(feature = "tower", feature = "watch"))]
 impl super::scope::CancelScope {
-    /// Counts the end of a request that has been answered, and whose context nothing else holds. The context is not
-    /// ended: there is nothing that could see it. Returns false if it has ended by itself.
+    /// Counts the end of a request that has been answered, if nothing else holds its context. The context itself is not
+    /// ended, because nothing could observe that. Returns false if it has already ended.
     pub(crate) fn count_as_finished(&self, cause_type: &'static str) -> bool {
         let Some(token) = self.token() else { return true };
         let at = now();
@@ -314,8 +314,8 @@ impl Token {
         });
     }
 
-    /// Registers it if it is a root and a watch is installed. It is passed by value, so that other tokens pay for one
-    /// branch only.
+    /// Registers the token if it is a root and a watch is installed. Takes the token by value, so that the cost for
+    /// all other tokens is a single branch.
     #[cold]
     pub(crate) fn registered_as_root(self: Arc<Self>) -> Arc<Self> {
         if self.parent().is_some() || !registry::is_installed() {
@@ -331,6 +331,7 @@ impl Token {
     }
 }
 
+/// # Watch
 #[cfg(feature = "watch")]
 impl Context {
     fn subject(&self) -> Option<registry::Subject> {
