@@ -1,17 +1,18 @@
-//! Deadlines, many to a timer.
+//! [`Bucket`]s: many deadlines that share one Tokio timer.
 //!
-//! The deadlines of one runtime that lie in the same slot, whose width is a quarter, or less, of the time left, are in one
-//! [`Bucket`], and share one Tokio timer at the slot's start. When it fires, what is still there moves to a narrower
-//! slot, until it is due; most is gone long before. The last slot's timer is set to the deadline itself, so that Tokio's
-//! own rounding is all the delay there is.
+//! Time is divided into slots, whose width is at most a quarter of the time left until the deadline. All deadlines of one
+//! runtime in the same slot are in one bucket, with a timer at the start of the slot. When the timer fires, the deadlines
+//! that are still in the bucket move to narrower slots. Most are removed long before. The timer of the narrowest slot is
+//! set to the deadline itself, so the only delay is Tokio's own rounding.
 //!
-//! A thread finds the bucket of a slot in a small cache of its own, so that workers share no lock; a bucket that
-//! has been displaced there serves its members all the same. An emptied bucket keeps its timer, which fires once
-//! and finds nothing. It keeps none once no cache knows it, so that threads that come and go leave none behind; nor
-//! on a paused clock, as a timer left behind would move a test's time.
+//! Each thread has a small cache of buckets, so that worker threads do not share a lock. A bucket that is evicted from
+//! the cache still serves its members. An empty bucket usually keeps its timer, which fires once and finds nothing. There
+//! are two exceptions, in which a bucket closes as soon as it is empty: it is in no cache any more, because threads that
+//! come and go must not leave timers behind; or the clock is paused, because a leftover timer would advance the time of a
+//! test.
 //!
-//! A bucket closes once: it sets `closed`, then takes out what is registered. What was entered before is in there, and
-//! gets handled; what comes later is refused, and enters another bucket. No other lock is held with a bucket's.
+//! A bucket closes once. It sets `closed`, and then removes its members. A member that was inserted before is handled. A
+//! later one is refused, and is inserted into another bucket. No other lock is held together with that of a bucket.
 
 use std::cell::RefCell;
 use std::mem;
@@ -25,28 +26,28 @@ use crate::stamp::Stamp;
 use crate::sync::{AtomicBool, Mutex, Ordering, RuntimeId, Timer, is_paused, runtime, spawn};
 use crate::trace::shielded;
 
-/// Slots are narrower than the time left by this power of two.
+/// The width of a slot is the time left, divided by this power of two.
 const FRACTION: u32 = 2;
-/// Slots narrower than this many nanoseconds, as a power of two, are the last; about a millisecond.
+/// Slots narrower than this power of two in nanoseconds, about a millisecond, are the narrowest.
 const FINEST: u32 = 20;
-/// So many buckets a thread remembers for one runtime: sixteen for each width, which has at most five at a time.
+/// The size of a thread's cache for one runtime: sixteen buckets for each width, of which at most five are in use.
 const SLOTS: usize = 512;
-/// So many runtimes a thread remembers.
+/// The number of runtimes in a thread's cache.
 const RUNTIMES: usize = 4;
-/// So many are handled at once; where the timer fires, more are left to a task.
+/// The number of members that are handled at once. If a bucket has more when its timer fires, a task handles them.
 const BATCH: usize = 1024;
 
-/// Something with a deadline, which is registered for as long as something waits for it.
+/// An object with a deadline, which is registered while something waits on it.
 pub(crate) trait Timed: Send + Sync + Sized + 'static {
     fn deadline(&self) -> Stamp;
 
-    /// Whether a waiter is there that a timer is to wake. What waits later finds the bucket closed.
+    /// Returns whether something waits on it. A wait that begins later finds the bucket closed.
     fn is_waited_on(&self) -> bool;
 
-    /// Called when the deadline has passed; false if there is still something to be done then.
+    /// Called when the deadline has passed. Returns false if it has not ended.
     fn expire(self: &Arc<Self>, now: Stamp) -> bool;
 
-    /// Registers it with the current runtime, which is `here`, by the time left; true if no time is left.
+    /// Registers it in the current runtime, which is `here`. Returns true if it has ended, or if no time is left.
     ///
     /// # Panics
     ///
@@ -54,10 +55,10 @@ pub(crate) trait Timed: Send + Sync + Sized + 'static {
     #[track_caller]
     fn register_deadline(self: &Arc<Self>, here: RuntimeId) -> bool;
 
-    /// Wakes what waits, to register where it is polled next.
+    /// Wakes the waiters, which register again where they are polled next.
     fn wake_waiters(&self);
 
-    /// Calls `f` with this thread's cache; not when the thread is ending.
+    /// Calls `f` with the cache of this thread. Returns `None` if the thread is ending.
     fn with_cache<R>(f: impl FnOnce(&RefCell<Cache<Self>>) -> R) -> Option<R>;
 }
 
@@ -65,8 +66,8 @@ pub(crate) trait Timed: Send + Sync + Sized + 'static {
 pub(crate) struct Bucket<T: Timed> {
     runtime: RuntimeId,
     slot: Slot,
-    /// Whether it closes as soon as it is empty: its clock is paused, or no cache knows it any more.
-    is_brief: AtomicBool,
+    /// Whether it closes as soon as it is empty.
+    closes_when_empty: AtomicBool,
     closed: AtomicBool,
     list: Mutex<List<T>>,
 }
@@ -76,7 +77,7 @@ struct List<T> {
     timer: Option<Timer>,
 }
 
-/// A place in a bucket. It is left when this is dropped, which takes the bucket's lock.
+/// The registration with a bucket. Removed when this is dropped, which takes the lock of the bucket.
 #[must_use]
 pub(crate) struct Entry<T: Timed> {
     pub(crate) bucket: Option<Arc<Bucket<T>>>,
@@ -84,7 +85,7 @@ pub(crate) struct Entry<T: Timed> {
 }
 
 impl<T: Timed> Entry<T> {
-    /// Enters the bucket of the deadline's slot. The error is the slot's time, if that has come.
+    /// Inserts an object into the bucket of its slot. The error is the time of the slot, if that has come.
     ///
     /// # Panics
     ///
@@ -131,8 +132,8 @@ impl Slot {
     fn new(deadline: Stamp, left: u64) -> Slot {
         let shift = (left >> FRACTION).max(1).ilog2();
         if shift < FINEST {
-            // The first to come sets the time. What is due after it moves once more, what is due before it has a
-            // bucket of its own.
+            // The first member sets the time. Members with a later deadline move once more. One with an earlier deadline
+            // gets another bucket.
             return Slot { key: Slot::key(0, deadline.0 >> (FINEST - 1)), at: deadline };
         }
         let index = deadline.0 >> shift;
@@ -143,30 +144,30 @@ impl Slot {
         (u64::from(shift) << 58) | (index & ((1 << 58) - 1))
     }
 
-    /// Its place in a cache.
+    /// Returns the index in the cache.
     fn place(&self) -> usize {
         let (shift, index) = (self.key >> 58, self.key);
         (((shift % 32) << 4) | (index & 15)) as usize
     }
 }
 
-/// A slot's bucket in a cache. One that is displaced, or whose thread ends, is not left behind with its timer.
+/// A bucket in a cache. When it is evicted, or its thread ends, it closes as soon as it is empty.
 pub(crate) struct CachedBucket<T: Timed>(Arc<Bucket<T>>);
 
 impl<T: Timed> Drop for CachedBucket<T> {
     fn drop(&mut self) {
-        // Loom drops what is a thread's own after the thread has ended, when it can take no lock.
+        // Loom drops thread-local values after the thread has ended, when it can no longer lock.
         if cfg!(not(tokio_ctx_loom)) {
-            self.0.is_brief.store(true, Ordering::Release);
+            self.0.closes_when_empty.store(true, Ordering::Release);
             self.0.remove(None);
         }
     }
 }
 
-/// The buckets that a thread remembers.
+/// The cache of one thread.
 pub(crate) type Cache<T> = Vec<(RuntimeId, Vec<Option<CachedBucket<T>>>)>;
 
-/// Gives `f` the place in this thread's cache where the slot's bucket may be; not when the thread is ending.
+/// Calls `f` with the place of the slot in the cache of this thread. Returns `None` if the thread is ending.
 fn cached<T: Timed, R>(
     here: RuntimeId,
     slot: Slot,
@@ -194,18 +195,18 @@ impl<T: Timed> Bucket<T> {
     }
 
     /// Whether it closes as soon as it is empty.
-    pub(crate) fn is_brief(&self) -> bool {
-        self.is_brief.load(Ordering::Acquire)
+    pub(crate) fn closes_when_empty(&self) -> bool {
+        self.closes_when_empty.load(Ordering::Acquire)
     }
 
-    /// Makes a bucket for a slot, with its first member. `None`: its time has come meanwhile.
+    /// Creates a bucket for a slot, with its first member. Returns `None` if its time has come in the meantime.
     #[track_caller]
     fn start(runtime: RuntimeId, slot: Slot, item: &Arc<T>) -> Option<(Arc<Self>, Entry<T>)> {
         let mut timer = Timer::new(slot.at.instant());
         let bucket = Arc::new(Bucket {
             runtime,
             slot,
-            is_brief: AtomicBool::new(is_paused()),
+            closes_when_empty: AtomicBool::new(is_paused()),
             closed: AtomicBool::new(false),
             list: Mutex::new(List { entries: Pages::default(), timer: None }),
         });
@@ -222,7 +223,7 @@ impl<T: Timed> Bucket<T> {
         Some((bucket, entry))
     }
 
-    /// Enters a member; none if the bucket has closed.
+    /// Inserts a member. Returns `None` if the bucket is closed.
     fn insert(self: &Arc<Self>, item: &Arc<T>) -> Option<Entry<T>> {
         let mut list = self.list.lock();
         if self.is_closed() {
@@ -232,7 +233,7 @@ impl<T: Timed> Bucket<T> {
         Some(Entry { bucket: Some(self.clone()), key })
     }
 
-    /// Takes a member out, and closes what is not to stay empty.
+    /// Removes a member, and closes the bucket if it should not stay empty.
     #[inline]
     fn remove(&self, key: Option<u32>) {
         if self.is_closed() {
@@ -240,7 +241,7 @@ impl<T: Timed> Bucket<T> {
         }
         let mut list = self.list.lock();
         key.map(|key| list.entries.remove(key));
-        if self.is_brief() && list.entries.is_empty() {
+        if self.closes_when_empty() && list.entries.is_empty() {
             self.closed.store(true, Ordering::Release);
             let timer = list.timer.take();
             drop(list);
@@ -248,7 +249,7 @@ impl<T: Timed> Bucket<T> {
         }
     }
 
-    /// Closes it, and returns what was in it.
+    /// Closes the bucket, and returns its members.
     fn close(&self) -> Pages<Weak<T>> {
         let mut list = self.list.lock();
         self.closed.store(true, Ordering::Release);
@@ -258,8 +259,9 @@ impl<T: Timed> Bucket<T> {
         entries
     }
 
-    /// The timer has fired: what is due ends here and now. A task moves the rest, and a crowd: the time driver, which
-    /// this runs in, has other timers to fire, and may be shutting down.
+    /// Called when the timer fires. Members whose deadline has passed end now. A task moves the others to narrower slots,
+    /// and handles all of them if there are many, because this runs in the time driver, which has other timers to fire,
+    /// and which may be shutting down.
     fn fire(&self) {
         let mut moving = Moving { runtime: self.runtime, items: self.close().into_iter().collect() };
         let now = Stamp::now();
@@ -285,15 +287,15 @@ impl<T: Timed> Wake for Bucket<T> {
     }
 }
 
-/// What was in a bucket that has fired. What has not been moved when this is dropped, as the runtime shuts down,
-/// is woken to register where it is polled next.
+/// The members of a bucket whose timer has fired. If the runtime shuts down, this is dropped, and wakes those that have
+/// not been moved, so that they register again where they are polled next.
 struct Moving<T: Timed> {
     runtime: RuntimeId,
     items: Vec<Weak<T>>,
 }
 
 impl<T: Timed> Moving<T> {
-    /// Moves each to the slot that the time left puts it in.
+    /// Registers each member again, with a narrower slot.
     async fn run(mut self) {
         let mut moved = 0;
         while let Some(item) = self.items.pop() {

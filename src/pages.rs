@@ -12,25 +12,26 @@ const PAGE: usize = if cfg!(tokio_ctx_loom) { 2 } else { 256 };
 /// The capacity that an empty page keeps, so that an item that is inserted and removed repeatedly allocates once.
 const SPARE: usize = 16;
 
-/// A place in a list whose first member is stored apart from the others: 0 none, 1 the first, from 2 on those in pages.
+/// The key of an item in a list whose first item is stored apart from the pages. 0 is none, 1 is the first item, and keys
+/// from 2 on are those in the pages.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Seat(pub(crate) u32);
+pub(crate) struct Key(pub(crate) u32);
 
-impl Seat {
+impl Key {
     #[inline]
     pub(crate) fn insert<'a, T: 'a>(
         first: &mut Option<T>,
         pages: impl FnOnce() -> &'a mut Pages<T>,
         item: T,
-    ) -> Seat {
+    ) -> Key {
         if first.is_none() {
             *first = Some(item);
-            return Seat(1);
+            return Key(1);
         }
-        Seat(pages().insert(item) + 2)
+        Key(pages().insert(item) + 2)
     }
 
-    /// Replaces the item that is here, and returns it; otherwise inserts `item`.
+    /// Replaces the item with this key, and returns it. If this is none, inserts the item, and becomes its key.
     #[inline(always)]
     pub(crate) fn insert_or_replace<'a, T: 'a>(
         &mut self,
@@ -39,7 +40,7 @@ impl Seat {
         item: T,
     ) -> Option<T> {
         match self.0 {
-            0 => *self = Seat::insert(first, pages, item),
+            0 => *self = Key::insert(first, pages, item),
             1 => return first.replace(item),
             at => return pages().get_mut(at - 2).map(|present| mem::replace(present, item)),
         }
@@ -56,10 +57,10 @@ impl Seat {
     }
 }
 
-/// A slab in pages, each of which is freed when it is empty.
+/// A slab in pages. A page is freed when it is empty.
 pub(crate) struct Pages<T> {
     pages: Vec<Slab<T>>,
-    /// Pages before the last that are not full, each once; some may have been removed since.
+    /// The pages before the last one that are not full, each once. Some of them may have been removed since.
     roomy: Vec<u32>,
 }
 
@@ -90,8 +91,8 @@ impl<T> Pages<T> {
         key as u32
     }
 
-    /// A page is only added when there is no other with room, so that no number of a removed page is left in
-    /// `roomy` by then.
+    /// Returns a page that is not full. A page is added only when no other has room, and then `roomy` contains no removed
+    /// page any more.
     fn roomy_page(&mut self) -> usize {
         while let Some(&at) = self.roomy.last() {
             if (at as usize) < self.pages.len() {
@@ -101,7 +102,7 @@ impl<T> Pages<T> {
         }
         if self.pages.last().is_none_or(|page| page.len() == PAGE) {
             assert!(self.pages.len() < u32::MAX as usize / PAGE, "at most 2^32 members");
-            // Where one page is full, the next will be.
+            // If one page is full, the next one probably will be.
             let room = if self.pages.is_empty() { SPARE / 2 } else { PAGE };
             self.pages.push(Slab::with_capacity(room));
         }
@@ -112,15 +113,13 @@ impl<T> Pages<T> {
         self.pages.get_mut(key as usize / PAGE)?.get_mut(key as usize % PAGE)
     }
 
+    /// Returns the items at up to `most` keys from `from` on, and the next key, or `None` at the end.
     #[cfg(any(feature = "watch", all(test, tokio_ctx_loom)))]
-    pub(crate) fn get(&self, key: u32) -> Option<&T> {
-        self.pages.get(key as usize / PAGE)?.get(key as usize % PAGE)
-    }
-
-    /// Above all keys.
-    #[cfg(any(feature = "watch", all(test, tokio_ctx_loom)))]
-    pub(crate) fn end(&self) -> u32 {
-        (self.pages.len() * PAGE) as u32
+    pub(crate) fn range(&self, from: u32, most: u32) -> (impl Iterator<Item = &T>, Option<u32>) {
+        let end = (self.pages.len() * PAGE) as u32;
+        let until = from.saturating_add(most).min(end);
+        let get = |key: u32| self.pages[key as usize / PAGE].get(key as usize % PAGE);
+        ((from..until).filter_map(get), (until < end).then_some(until))
     }
 
     pub(crate) fn remove(&mut self, key: u32) -> Option<T> {

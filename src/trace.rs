@@ -54,13 +54,13 @@ mod imp {
 
     /// Emits the event for an end, unless it is a normal end.
     #[cold]
-    pub(crate) fn ended(error: &Error, born: Option<Instant>) {
+    pub(crate) fn ended(error: &Error, created_at: Option<Instant>) {
         if error.cause().is_some_and(finished::is_normal) {
             return;
         }
         let millis = |duration: Duration| duration.as_secs_f64() * 1e3;
         let origin = error.origin();
-        let lived = born.map(|born| origin.ended_at().saturating_duration_since(born));
+        let lived = created_at.map(|created_at| origin.ended_at().saturating_duration_since(created_at));
         shielded(|| {
             debug!(
                 target: "tokio_ctx",
@@ -78,25 +78,25 @@ mod imp {
 
 pub(crate) use imp::*;
 
-/// When the first birth was noted; births are counted from here, so that one fits in a word.
+/// When the first creation_stamp was creation_time; births are counted from here, so that one fits in a word.
 static EPOCH: OnceLock<Instant> = OnceLock::new();
 
 /// When a context is made, in nanoseconds since the epoch, if a subscriber listens, or a watch is installed; else 0.
 #[inline]
-pub(crate) fn birth() -> u64 {
-    if listens() || registry::is_installed() { note_birth() } else { 0 }
+pub(crate) fn creation_stamp() -> u64 {
+    if listens() || registry::is_installed() { read_clock() } else { 0 }
 }
 
 #[cold]
-fn note_birth() -> u64 {
+fn read_clock() -> u64 {
     let now = Instant::now();
     let age = now.saturating_duration_since(*EPOCH.get_or_init(|| now));
     u64::try_from(age.as_nanos()).map_or(0, |age| age + 1)
 }
 
-/// The instant that [`birth`] noted.
-pub(crate) fn noted(birth: u64) -> Option<Instant> {
-    let age = Duration::from_nanos(birth.checked_sub(1)?);
+/// The instant that [`creation_stamp`] creation_time.
+pub(crate) fn creation_time(creation_stamp: u64) -> Option<Instant> {
+    let age = Duration::from_nanos(creation_stamp.checked_sub(1)?);
     Some(*EPOCH.get()? + age)
 }
 

@@ -4,8 +4,8 @@ use std::panic::Location;
 use std::time::Duration;
 
 use crate::context::{CancelScope, Context};
+use crate::sync::now;
 use crate::token::Token;
-use crate::token::sync::now;
 
 impl Context {
     /// Derives a child that also ends when no progress has been reported for the given time.
@@ -70,6 +70,6 @@ impl Context {
         let Some(limit) = limit.into().filter(|limit| now().checked_add(*limit).is_some()) else {
             return self.with_cancel();
         };
-        self.derive(Token::with_pulse(self.token(), limit, Location::caller()))
+        self.derive(Token::with_idle_limit(self.token(), limit, Location::caller()))
     }
 }

@@ -27,7 +27,7 @@ mod shield;
 mod story;
 
 pub use crate::context::Progress;
-pub use crate::context::pulse::NoProgress;
+pub use crate::context::idle_limit::NoProgress;
 pub use coalesce::Coalescer;
 pub use queue::{Carried, Queue, Skipped};
 pub use retry::Retry;

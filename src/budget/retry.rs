@@ -20,7 +20,7 @@ use crate::context::refusal::Entry;
 use crate::context::run::Bound;
 use crate::context::{CancelScope, Context, NotEnoughTime};
 use crate::error::Error;
-use crate::token::sync::now;
+use crate::sync::now;
 
 /// How late a timer may be: a delay has to leave more than that.
 const TIMER: Duration = Duration::from_millis(1);

@@ -10,8 +10,8 @@ use tokio::task::AbortHandle;
 use super::context::Context;
 use super::enter::Entry;
 use crate::registry::Kind;
+use crate::sync::{AtomicBool, Ordering};
 use crate::token::Token;
-use crate::token::sync::{AtomicBool, Ordering};
 
 impl Context {
     /// Calls `f` on a task of its own when the context has ended. Go's `context.AfterFunc`.

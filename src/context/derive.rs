@@ -11,7 +11,7 @@ use super::scope::CancelScope;
 use super::value::Values;
 use crate::error::BoxError;
 use crate::registry;
-use crate::token::sync::now;
+use crate::sync::now;
 use crate::token::{Limit, Token};
 
 impl Context {

@@ -16,8 +16,8 @@ use pin_project_lite::pin_project;
 use super::context::Context;
 use crate::bucket::Timed;
 use crate::error::Error;
-use crate::token::sync::{RuntimeId, require_runtime, runtime};
-use crate::token::{Seat, UNCLOCKED};
+use crate::sync::{RuntimeId, require_runtime, runtime};
+use crate::token::{CLOCK_INTERVAL, Key, Token};
 
 /// # Wait
 impl Context {
@@ -84,7 +84,7 @@ impl Context {
 pin_project! {
     pub(crate) struct Wait<C: Borrow<Context>> {
         ctx: C,
-        seat: Seat,
+        key: Key,
         // Counts polls, because only some of them read the clock.
         polls: u8,
         ended: bool,
@@ -97,9 +97,9 @@ pin_project! {
 
     impl<C: Borrow<Context>> PinnedDrop for Wait<C> {
         fn drop(this: Pin<&mut Self>) {
-            if this.seat != Seat::default() {
+            if this.key != Key::default() {
                 if let Some(token) = this.ctx().token() {
-                    token.leave(this.seat);
+                    token.deregister(this.key);
                 }
             }
         }
@@ -108,7 +108,7 @@ pin_project! {
 
 impl<C: Borrow<Context>> Wait<C> {
     pub(crate) fn new(ctx: C) -> Self {
-        Wait { ctx, seat: Seat::default(), polls: 0, ended: false, waker: (0, 0), runtime: None }
+        Wait { ctx, key: Key::default(), polls: 0, ended: false, waker: (0, 0), runtime: None }
     }
 
     pub(crate) fn ctx(&self) -> &Context {
@@ -123,10 +123,10 @@ impl<C: Borrow<Context>> Wait<C> {
     /// Leaves the list: nothing waits here until it is polled again.
     #[cfg(feature = "tower")]
     pub(crate) fn leave(&mut self) {
-        if let (true, Some(token)) = (self.seat != Seat::default(), self.ctx().token()) {
-            token.leave(self.seat);
+        if let (true, Some(token)) = (self.key != Key::default(), self.ctx().token()) {
+            token.deregister(self.key);
         }
-        (self.seat, self.waker, self.runtime) = (Seat::default(), (0, 0), None);
+        (self.key, self.waker, self.runtime) = (Key::default(), (0, 0), None);
     }
 
     fn is_terminated(&self) -> bool {
@@ -138,12 +138,12 @@ impl<C: Borrow<Context>> Wait<C> {
     #[track_caller]
     pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
         let Some(token) = self.ctx().token() else { return Poll::Pending };
-        let is_undisturbed = token.is_undisturbed();
-        if !is_undisturbed && token.ended() {
+        let is_registration_valid = token.is_registration_valid();
+        if !is_registration_valid && token.ended() {
             return self.end();
         }
         // Polled again by the same task, it waits as it did.
-        let stays = is_undisturbed && self.waker == address(cx.waker());
+        let stays = is_registration_valid && self.waker == address(cx.waker());
         if stays && !token.needs_timer() {
             return Poll::Pending;
         }
@@ -165,16 +165,16 @@ impl<C: Borrow<Context>> Wait<C> {
         let this = self.as_mut().project();
         let ctx: &Context = (*this.ctx).borrow();
         let Some(token) = ctx.token() else { return Poll::Pending };
-        let is_pulsed = timed && token.is_checked();
+        let is_checked = timed && token.is_checked();
         let timed = timed && token.needs_timer();
         // Determined at every poll, because `Handle::enter` can change the runtime within a task. Without a
         // runtime, the one of the previous poll stays.
         let here = if timed { runtime().or(*this.runtime) } else { None };
-        let first = *this.seat == Seat::default();
-        *this.polls = (*this.polls + 1) % UNCLOCKED;
+        let first = *this.key == Key::default();
+        *this.polls = (*this.polls + 1) % CLOCK_INTERVAL;
         // No timer fires in a loop that never yields to its runtime, so the clock is read now and then.
         let is_overdue =
-            || timed && (*this.polls == 0 || (first && token.is_turn_for_clock())) && token.is_done();
+            || timed && (*this.polls == 0 || (first && token.should_read_clock())) && token.is_done();
         let mut ended = (first && !token.link() && token.is_done()) || is_overdue();
         if !ended && (!stays || here != *this.runtime) {
             let waker = cx.waker().clone();
@@ -182,15 +182,15 @@ impl<C: Borrow<Context>> Wait<C> {
             // waker.
             let stays = waker.data() == cx.waker().data();
             *this.waker = address(if stays { cx.waker() } else { &waker });
-            let entry = if first { token.enter_at_first(here) } else { None };
-            ended = match token.register(this.seat, waker, here, entry) {
+            let entry = if first { token.enter_bucket(here) } else { None };
+            ended = match token.register(this.key, waker, here, entry) {
                 None => true,
                 Some(is_timed) if is_timed || !timed => false,
                 Some(_) => token.register_deadline(here.unwrap_or_else(require_runtime)),
             };
-            if is_pulsed && !ended {
+            if is_checked && !ended {
                 here.unwrap_or_else(require_runtime);
-                token.watch_pulses();
+                token.check_idle_limits();
                 ended = token.is_done();
             }
         }
@@ -205,6 +205,14 @@ impl<C: Borrow<Context>> Wait<C> {
         *this.ended = true;
         let ctx: &Context = (*this.ctx).borrow();
         ctx.token().map_or(Poll::Pending, |token| Poll::Ready(token.error()))
+    }
+}
+
+impl Token {
+    /// Returns whether a wait needs a timer.
+    #[inline]
+    pub(super) fn needs_timer(&self) -> bool {
+        self.has_deadline() || self.is_checked()
     }
 }
 

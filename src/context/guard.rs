@@ -4,7 +4,7 @@ use std::fmt;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
-use crate::error::{BoxError, Place};
+use crate::error::{BoxError, How, Place};
 use crate::registry;
 use crate::token::Token;
 
@@ -123,7 +123,7 @@ impl Canceler {
     /// Cancels the context with `place` as the line in the error.
     pub(crate) fn cancel_at(&self, place: &'static Location<'static>, cause: BoxError) {
         if let Some(token) = &self.0 {
-            token.cancel(Some(place), Some(cause));
+            token.end(How::Canceled(place), Some(cause), None);
         }
     }
 
@@ -142,7 +142,7 @@ impl Canceler {
     /// Cancels the context with `caller` as the line in the error.
     pub(crate) fn cancel_for(&self, caller: &'static Location<'static>, cause: BoxError) {
         if let Some(token) = &self.0 {
-            token.cancel(Some(caller), Some(cause));
+            token.end(How::Canceled(caller), Some(cause), None);
         }
     }
 }
@@ -155,7 +155,7 @@ pub(crate) fn cancel_with(token: Option<&Arc<Token>>, cause: impl Into<BoxError>
 #[track_caller]
 pub(crate) fn cancel(token: Option<&Arc<Token>>, cause: Option<BoxError>) {
     if let Some(token) = token {
-        token.cancel(Some(Location::caller()), cause);
+        token.end(How::Canceled(Location::caller()), cause, None);
     }
 }
 
@@ -180,8 +180,8 @@ impl fmt::Debug for Canceler {
 /// there is no end.
 #[inline]
 pub(super) fn cancel_on_drop(token: Option<&Arc<Token>>) {
-    if let Some(token) = token.filter(|token| token.is_seen()) {
-        token.cancel(None, None);
+    if let Some(token) = token.filter(|token| token.is_observed()) {
+        token.end(How::GuardDropped, None, None);
     }
 }
 

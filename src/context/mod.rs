@@ -35,11 +35,11 @@ pub(crate) mod census;
 pub(crate) mod enter;
 mod ext;
 mod guard;
+pub(crate) mod idle_limit;
 mod interop;
 #[cfg(feature = "tower")]
 mod nearest;
 mod progress;
-pub(crate) mod pulse;
 pub(crate) mod refusal;
 #[cfg(feature = "http")]
 mod request;

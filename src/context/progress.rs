@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::context::Context;
-use super::pulse::Pulse;
+use super::idle_limit::IdleLimit;
 
 impl Context {
     /// Returns a handle that reports progress to all [idle limits](Self::with_idle) on the path of this context.
@@ -29,7 +29,7 @@ impl Context {
     /// # }
     /// ```
     pub fn progress(&self) -> Progress {
-        Progress { pulses: self.token().map_or_else(Vec::new, |token| token.pulses()).into() }
+        Progress { idle_limits: self.token().map_or_else(Vec::new, |token| token.idle_limits()).into() }
     }
 }
 
@@ -45,7 +45,7 @@ impl Context {
 /// ```
 #[derive(Clone, Default)]
 pub struct Progress {
-    pulses: Box<[Arc<Pulse>]>,
+    idle_limits: Box<[Arc<IdleLimit>]>,
 }
 
 impl Progress {
@@ -62,7 +62,7 @@ impl Progress {
     /// ```
     #[inline]
     pub fn report(&self) {
-        self.pulses.iter().for_each(|pulse| pulse.report());
+        self.idle_limits.iter().for_each(|idle_limit| idle_limit.report());
     }
 
     /// Reports progress, and adds to the number of bytes that the error of an idle limit includes.
@@ -84,12 +84,12 @@ impl Progress {
     /// ```
     #[inline]
     pub fn report_bytes(&self, bytes: u64) {
-        self.pulses.iter().for_each(|pulse| pulse.report_bytes(bytes));
+        self.idle_limits.iter().for_each(|idle_limit| idle_limit.report_bytes(bytes));
     }
 }
 
 impl fmt::Debug for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Progress").field("limits", &self.pulses.len()).finish()
+        f.debug_struct("Progress").field("limits", &self.idle_limits.len()).finish()
     }
 }

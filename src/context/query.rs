@@ -1,12 +1,15 @@
 //! Queries: whether and why a context has ended, and how much time is left.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::context::Context;
 use crate::error::Error;
-use crate::token::sync::now;
+use crate::stamp::Stamp;
+use crate::sync::now;
+use crate::token::Token;
 
 /// # Query
 impl Context {
@@ -105,5 +108,14 @@ impl Context {
     /// ```
     pub fn remaining(&self) -> Option<Duration> {
         Some(self.deadline()?.saturating_duration_since(now()))
+    }
+}
+
+impl Token {
+    /// Like [`is_done`](Self::is_done), for callers that have read the clock.
+    #[inline]
+    pub(super) fn is_done_at(self: &Arc<Self>, now: Instant) -> bool {
+        let reads_clock = self.has_deadline() && !self.is_checked() && !self.ended();
+        if reads_clock { self.is_done_by(Stamp::new(now)) } else { self.is_done() }
     }
 }

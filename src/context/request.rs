@@ -10,7 +10,7 @@ use super::derive::budget;
 use super::scope::CancelScope;
 use crate::error::Error;
 use crate::finished::Budget;
-use crate::token::sync::now;
+use crate::sync::now;
 use crate::token::{Limit, Token};
 
 impl Context {

@@ -11,7 +11,7 @@ use std::panic::Location;
 
 use super::context::Context;
 use super::guard::{self, CancelGuard, Canceler};
-use crate::error::BoxError;
+use crate::error::{BoxError, How};
 
 /// A context together with the right to cancel it. Dropping the scope cancels the context.
 ///
@@ -254,14 +254,14 @@ impl CancelScope {
     /// Cancels the context with `place` as the line in the error.
     pub(crate) fn cancel_at(&self, place: &'static Location<'static>, cause: BoxError) {
         if let Some(token) = self.0.token() {
-            token.cancel(Some(place), Some(cause));
+            token.end(How::Canceled(place), Some(cause), None);
         }
     }
 
     /// Returns whether anything besides this scope can observe its end.
     #[cfg(feature = "tower")]
-    pub(crate) fn is_seen(&self) -> bool {
-        self.0.token().is_some_and(|token| token.is_seen())
+    pub(crate) fn is_observed(&self) -> bool {
+        self.0.token().is_some_and(|token| token.is_observed())
     }
 
     /// Returns a handle that can cancel the context, can be cloned, and has no effect when dropped.

@@ -161,7 +161,7 @@ impl Context {
                 return Some(error);
             }
             let now = Instant::now();
-            let look = self.token().and_then(|token| token.next_look());
+            let look = self.token().and_then(|token| token.next_check());
             match [until, self.deadline(), look].into_iter().flatten().min() {
                 _ if until.is_some_and(|until| until <= now) => return None,
                 Some(next) => park(next.saturating_duration_since(now)),

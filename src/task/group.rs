@@ -529,7 +529,7 @@ impl<T, E, L> Group<T, E, L> {
         self.inner.grace = Some(after_the_end);
         // The time starts at the end, whose time is only recorded on request.
         if let Some(token) = self.inner.ctx.token() {
-            token.date_ends();
+            token.record_end_time();
         }
         self
     }

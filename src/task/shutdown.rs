@@ -223,7 +223,10 @@ impl Shutdown {
         let hard = ctx.without_cancel().with_cancel();
         let soft = ctx.merge(&hard);
         // The grace period and the cleanup time start at the ends of these contexts.
-        [&soft, &hard].into_iter().filter_map(|scope| scope.token()).for_each(|token| token.date_ends());
+        [&soft, &hard]
+            .into_iter()
+            .filter_map(|scope| scope.token())
+            .for_each(|token| token.record_end_time());
         let (made_at, work) = (Location::caller(), Arc::default());
         let probe = || (None, probe(&soft, &hard, &work));
         let entry = Entry::probed(&hard, Kind::Shutdown, made_at, probe);

@@ -1,4 +1,4 @@
-//! What modules above the engine attach to a token: something that ends with it, or that can end it.
+//! [`Attachment`]s: objects that modules above the engine attach to a token, to be notified of its end, or to end it.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -8,56 +8,52 @@ use crate::error::{BoxError, How};
 use crate::stamp::Stamp;
 use crate::sync::Ordering;
 
-/// Something that is kept under a token's lock until the token is dropped.
+/// An object that is stored in a token until the token is dropped.
 pub(crate) trait Attachment: Send + Sync + 'static {
-    /// Called once, when the token has ended, while no lock is held.
+    /// Called once, after the token has ended, while no lock is held.
     fn ended(&self) {}
 
-    /// Returns when and why this ended the token, if it has by `now`. Called by each query of the token, and of those
-    /// below it.
+    /// Returns when and why the token has to end, if that time is not after `now`.
+    ///
+    /// Called by each query of the token and of its descendants, if it was attached with [`Token::attach_check`].
     fn check(&self, _now: Stamp) -> Option<Check> {
         None
     }
 
+    /// Returns the object, to be downcast.
     fn into_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 
-/// When something ended a token, how, and with which cause.
+/// When an attachment ends a token, how, and with which cause.
 pub(crate) type Check = (Stamp, How, BoxError);
 
 impl Token {
-    /// Attaches something that is checked, before the token is shared.
+    /// Attaches an object that is checked by queries. Called before the token is shared.
     pub(crate) fn attach_check(&self, attachment: Arc<dyn Attachment>) {
         self.attachments(|attachments, _| attachments.push(attachment));
         self.state.fetch_or(CHECKED | OWNS_CHECK, Ordering::Relaxed);
     }
 
-    /// Calls `f` with what is attached, and with whether the token has ended. `f` runs under the lock, and drops
-    /// nothing.
+    /// Calls `f` with the attachments, and with whether the token has ended. `f` runs under the lock, so it must not drop
+    /// an attachment.
     pub(crate) fn attachments<R>(&self, f: impl FnOnce(&mut Vec<Arc<dyn Attachment>>, bool) -> R) -> R {
         let mut inner = self.inner.lock();
         let ended = self.set(OCCUPIED);
         f(&mut inner.more().attachments, ended)
     }
 
-    /// From now on an end counts also if no handle is left that could see it.
+    /// Requires that the token ends when its scope is dropped, even if no other handle is left.
     pub(crate) fn set_observed(&self) {
         self.state.fetch_or(OBSERVED, Ordering::AcqRel);
     }
 
-    /// Whether it, or one above it, is checked.
+    /// Returns whether queries have to check an attachment of this token or of an ancestor.
     #[inline]
     pub(crate) fn is_checked(&self) -> bool {
         self.has(CHECKED)
     }
 
-    /// Whether a wait needs a timer.
-    #[inline]
-    pub(crate) fn needs_timer(&self) -> bool {
-        self.has_deadline() || self.is_checked()
-    }
-
-    /// Calls `f` with each checked token, this one or above it, and what is attached there. No lock is held.
+    /// Calls `f` with each attachment that has to be checked, and its token, while no lock is held.
     pub(crate) fn each_check(self: &Arc<Self>, mut f: impl FnMut(&Arc<Token>, Arc<dyn Attachment>)) {
         self.walk_up(|token| {
             if token.has(OWNS_CHECK) {
@@ -68,8 +64,7 @@ impl Token {
         });
     }
 
-    /// Checks what is to be checked, and ends the token whose end came first, unless the deadline did.
-    #[cold]
+    /// Runs the checks, and ends the token with the earliest end, unless the deadline is earlier.
     pub(super) fn run_checks(self: &Arc<Self>, now: Stamp) {
         let mut first: Option<(Check, Arc<Token>)> = None;
         self.each_check(|owner, attachment| {

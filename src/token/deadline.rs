@@ -1,21 +1,21 @@
-//! Where a token's deadline is registered: in a [`Bucket`] of each runtime in which something waits on it.
+//! The registration of a token's deadline, with a [`Bucket`] of each runtime in which something waits on the token.
 //!
 //! # Why no deadline is lost
 //!
-//! 1. A registration is entered in the bucket under the bucket's lock, which refuses once closed, and then noted
-//!    in the token under the token's lock. The two are never held at once.
-//! 2. A bucket closes once, and handles all that was entered before.
-//! 3. A registration is noted in the token only if its bucket is open, a fact that is read under the token's
-//!    lock. What handles a closed bucket notes the new place under the same lock, after `closed` was set: an old
-//!    place is never noted over a new one. A place noted in a closed bucket counts as none.
-//! 4. A runtime that shuts down fires all timers, and drops all tasks. Either wakes the waits, which register where
-//!    they are polled next. No timer is set from where one fires.
+//! 1. A token is inserted into the bucket under the bucket's lock. A closed bucket refuses it. Then the registration is
+//!    stored in the token under the token's lock. The two locks are never held at once.
+//! 2. A bucket closes once, and handles all tokens that were inserted before.
+//! 3. A registration is stored in the token only if its bucket is open, which is checked under the token's lock. When a
+//!    closed bucket moves a token, it stores the new registration under the same lock, after the bucket was closed. An
+//!    old registration can therefore never replace a newer one. A registration with a closed bucket counts as none.
+//! 4. A runtime that shuts down fires all timers and drops all tasks. Both wake the waits, and each wait registers again
+//!    in the runtime where it is polled next. No timer is created while another one fires.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 
 use super::members::Inner;
-use super::{DISTURBED, ENDED, OCCUPIED, Token};
+use super::{ENDED, OCCUPIED, Token, WAKERS_TAKEN};
 use crate::bucket::{self, Cache, Timed};
 use crate::stamp::Stamp;
 use crate::sync::{AtomicU64, Ordering, RuntimeId, thread_local};
@@ -41,16 +41,15 @@ impl Timed for Token {
         self.end_if_due(now)
     }
 
-    #[cold]
     fn wake_waiters(&self) {
-        let Some(mut inner) = self.open() else { return };
-        self.set(DISTURBED);
+        let Some(mut inner) = self.lock_unless_ended() else { return };
+        self.set(WAKERS_TAKEN);
         let wakers = inner.take_wakers();
         drop(inner);
         wakers.into_iter().for_each(|waker| _ = shielded(|| waker.wake()));
     }
 
-    /// Registers the deadline with the current runtime; true if the token has ended, perhaps because no time is left.
+    /// Registers the deadline in the current runtime. Returns true if the token has ended, or if no time is left.
     #[track_caller]
     fn register_deadline(self: &Arc<Self>, here: RuntimeId) -> bool {
         let now = Stamp::now();
@@ -60,11 +59,11 @@ impl Timed for Token {
         }
         let mut entry = match Entry::new(self, left, here) {
             Ok(entry) => Some(entry),
-            // The slot's time has come, by the timer's clock.
+            // The timer says that the time of the slot has come.
             Err(at) if at < self.deadline => return self.register_deadline(here),
             Err(at) => return self.end_if_due(at),
         };
-        let Some(mut inner) = self.open() else { return true };
+        let Some(mut inner) = self.lock_unless_ended() else { return true };
         self.store_entry(&mut inner, &mut entry);
         false
     }
@@ -75,7 +74,7 @@ impl Timed for Token {
 }
 
 impl Inner {
-    /// Whether the deadline is registered with that runtime.
+    /// Returns whether the deadline is registered in the given runtime.
     #[inline]
     pub(super) fn is_timed_in(&self, here: RuntimeId) -> bool {
         let serves = |bucket: &Bucket| bucket.runtime() == here && !bucket.is_closed();
@@ -86,16 +85,15 @@ impl Inner {
 }
 
 impl Token {
-    /// Enters the bucket where a first wait is likely to want its deadline, to be kept under the lock that the
-    /// waiter takes anyway.
-    #[inline]
+    /// Inserts a token that nothing has waited on into a bucket. The caller stores the registration under the lock that it
+    /// takes anyway to register its waker.
     #[track_caller]
-    pub(crate) fn enter_at_first(self: &Arc<Self>, here: Option<RuntimeId>) -> Option<Entry> {
+    pub(crate) fn enter_bucket(self: &Arc<Self>, here: Option<RuntimeId>) -> Option<Entry> {
         let is_first = self.owns_deadline() && !self.has(OCCUPIED | ENDED);
         Entry::new(self, self.clock, here.filter(|_| is_first)?).ok()
     }
 
-    /// Stores where the deadline is registered, unless that is not needed.
+    /// Stores a registration, unless the deadline is already registered in its runtime.
     #[inline]
     pub(super) fn store_entry(&self, inner: &mut Inner, entry: &mut Option<Entry>) {
         let is_needed = |entry: &mut Entry| {
@@ -104,7 +102,7 @@ impl Token {
         let Some(mut entry) = entry.take_if(is_needed) else { return };
         if inner.bucket.as_ref().is_none_or(|present| present.is_closed()) {
             inner.bucket = entry.bucket.take();
-            self.word.store(u64::from(entry.key) + 1, Ordering::Relaxed);
+            self.key_or_end.store(u64::from(entry.key) + 1, Ordering::Relaxed);
         } else {
             let entries = &mut inner.more().entries;
             entries.retain(|entry| entry.open_bucket().is_some());
@@ -112,19 +110,19 @@ impl Token {
         }
     }
 
-    /// Takes the registration out of a token that ends.
-    pub(super) fn take_entry(word: &AtomicU64, inner: &mut Inner) -> Option<Entry> {
+    /// Removes the registration from the token.
+    pub(super) fn take_entry(key_or_end: &AtomicU64, inner: &mut Inner) -> Option<Entry> {
         let bucket = Some(inner.bucket.take()?);
-        let key = word.load(Ordering::Relaxed) - 1;
-        word.store(0, Ordering::Relaxed);
+        let key = key_or_end.load(Ordering::Relaxed) - 1;
+        key_or_end.store(0, Ordering::Relaxed);
         Some(Entry { bucket, key: key as u32 })
     }
 
-    /// Takes the registration out of a token that has no waiters left, if a timer should not outlive them.
+    /// Removes the registration from a token without waiters, if the bucket should close as soon as it is empty.
     #[inline]
-    pub(super) fn take_idle_entry(&self, inner: &mut Inner) -> Option<Entry> {
-        let is_brief = inner.bucket.as_ref().is_some_and(|bucket| bucket.is_brief());
-        let is_idle = is_brief && !inner.has_waiters();
-        if is_idle { Token::take_entry(&self.word, inner) } else { None }
+    pub(super) fn take_entry_if_idle(&self, inner: &mut Inner) -> Option<Entry> {
+        let closes_when_empty = inner.bucket.as_ref().is_some_and(|bucket| bucket.closes_when_empty());
+        let is_idle = closes_when_empty && !inner.has_waiters();
+        if is_idle { Token::take_entry(&self.key_or_end, inner) } else { None }
     }
 }

@@ -2,28 +2,26 @@
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
-
 use super::work::Work;
 use super::{
-    CALLED, CAUSED, CHECKED, DATED, ENDED, EXPIRED, FOREIGN, INHERITED, KEPT, LEVEL, LONG, Line, MERGED,
-    OBSERVED, OCCUPIED, OWNS_DEADLINE, PRESET, TIMED, Token,
+    BY_TOKEN, CANCELED, CHECKED, DATED, DEADLINE_BELOW, ENDED, EXPIRED, HAS_CAUSE, HAS_ERROR, INHERITED,
+    LEVEL, LINK_AFTER, Line, MERGED, OBSERVED, OCCUPIED, OWNS_DEADLINE, PRESET, Token,
 };
-use crate::error::{BoxError, Cause, Error, How, NO_BUDGET, Origin};
+use crate::error::{BoxError, Error, How, NO_BUDGET, Origin};
 use crate::stamp::Stamp;
 use crate::sync::{Ordering, fence};
 use crate::{finished, registry};
 
 /// How and when a token ends.
 pub(super) struct Ending {
-    /// What is set in the state with `ENDED`.
+    /// The bits that are set together with `ENDED`.
     pub(super) kind: u16,
-    /// The line that cancels; none for a scope or a guard that is dropped.
+    /// The line that called `cancel`. `None` for a scope or guard that was dropped.
     pub(super) caller: Option<Line>,
-    /// What has a deadline before this ended by that. One that passes at the time of a cancel has passed before it.
-    /// `UNDATED`: the end came before there was a deadline to compare it with.
+    /// A descendant whose own deadline is before this ended by that deadline. For a cancel, this is the next nanosecond,
+    /// because a deadline at the same time counts as earlier. `UNDATED` if there was no deadline to compare with.
     pub(super) bound: Stamp,
-    /// The error, if the token alone does not tell.
+    /// The error, if it cannot be derived from the token alone.
     pub(super) error: Option<Box<Error>>,
 }
 
@@ -37,13 +35,13 @@ impl Ending {
 
 // Queries.
 impl Token {
-    /// Whether the token itself says that it has ended.
+    /// Returns whether the state of this token alone tells that it has ended.
     #[inline]
     pub(crate) fn ended(&self) -> bool {
         self.has(ENDED)
     }
 
-    /// Whether it has ended, by itself or with an ancestor.
+    /// Returns whether the token has ended, by itself or with an ancestor.
     pub(crate) fn is_done(self: &Arc<Self>) -> bool {
         let state = self.state();
         if state & (ENDED | CHECKED) != 0 {
@@ -55,18 +53,13 @@ impl Token {
         }
     }
 
-    /// [`is_done`](Self::is_done), for what has read the clock.
-    pub(crate) fn is_done_at(self: &Arc<Self>, now: Instant) -> bool {
-        let reads_clock = self.has_deadline() && !self.has(CHECKED | ENDED);
-        if reads_clock { self.is_done_by(Stamp::new(now)) } else { self.is_done() }
-    }
-
-    pub(super) fn is_done_by(self: &Arc<Self>, now: Stamp) -> bool {
+    /// Like [`is_done`](Self::is_done), with the current time, and without the checks of attachments.
+    pub(crate) fn is_done_by(self: &Arc<Self>, now: Stamp) -> bool {
         let is_due = self.deadline <= now;
         self.ended() || if is_due { self.end_if_due(now) } else { self.is_done_above() }
     }
 
-    /// Walks up to the nearest linked ancestor, whose own state is the whole truth.
+    /// Returns whether an ancestor has ended, up to the nearest linked one.
     fn is_done_above(self: &Arc<Self>) -> bool {
         let (mut token, mut steps) = (self, 0);
         while let (false, Some(parent)) = (token.is_linked(), token.parent()) {
@@ -75,14 +68,14 @@ impl Token {
             }
             (token, steps) = (parent, steps + 1);
         }
-        if steps > LONG {
+        if steps > LINK_AFTER {
             self.parent().map(Token::link);
         }
         false
     }
 
-    /// Looks for the first end on the path, its deadline included if that has passed by `now`, and closes all
-    /// from there down to this token. False: there is none.
+    /// Closes the path from the first end down to this token. A deadline that has passed by `now` is such an end. Returns
+    /// false if there is none.
     #[cold]
     pub(super) fn end_if_due(self: &Arc<Self>, now: Stamp) -> bool {
         if now != UNDATED && self.is_checked() {
@@ -90,11 +83,11 @@ impl Token {
         }
         let mut work = Work::default();
         let ended = self.close_path(now, &mut work);
-        work.finish();
+        work.run();
         ended
     }
 
-    /// [`end_if_due`](Self::end_if_due), which leaves what is not the engine's own to `work`.
+    /// Like [`end_if_due`](Self::end_if_due), but defers foreign code to `work`.
     pub(super) fn close_path(self: &Arc<Self>, now: Stamp, work: &mut Work) -> bool {
         let (mut path, owner) = self.path(self.deadline <= now);
         let top = &path[path.len() - 1];
@@ -117,8 +110,8 @@ impl Token {
         true
     }
 
-    /// The tokens from this one up to the first that has ended, or that is linked; if its deadline is due, at
-    /// least to the token that owns it, whose place is returned as well.
+    /// Returns the tokens from this one up to the first that has ended or is linked. If the deadline is due, the path
+    /// reaches at least up to the token that owns the deadline, and the index of that token is returned as well.
     pub(crate) fn path(self: &Arc<Self>, due: bool) -> (Vec<Arc<Token>>, Option<usize>) {
         let (mut path, mut owner) = (Vec::with_capacity(16), None);
         let mut next = Some(self.clone());
@@ -129,7 +122,7 @@ impl Token {
             let is_sought = due && owner.is_none();
             next = match token.parent() {
                 _ if token.ended() || (!is_sought && token.is_linked()) => None,
-                // A merged token's deadline may come from its second parent.
+                // The deadline of a merged token may be that of its second parent.
                 Some(parent) if is_sought && parent.deadline != token.deadline => token.second(),
                 parent => parent.cloned(),
             };
@@ -141,16 +134,11 @@ impl Token {
 
 // Ends.
 impl Token {
-    /// Ends it, and returns once all its descendants have ended; false if it had ended. Without a line, its scope or
-    /// guard has been dropped.
-    pub(crate) fn cancel(self: &Arc<Self>, caller: Option<Line>, cause: Option<BoxError>) -> bool {
-        self.end(caller.map_or(How::GuardDropped, How::Canceled), cause, None)
-    }
-
-    /// Ends it at that time, or else now.
+    /// Ends the token at the given time, or now, and returns when all its descendants have ended. Returns false if it had
+    /// ended before.
     pub(crate) fn end(self: &Arc<Self>, how: How, cause: Option<BoxError>, at: Option<Stamp>) -> bool {
         let state = self.state();
-        let is_dated = state & TIMED != 0 || self.has_deadline() || cause.is_some();
+        let is_dated = state & DEADLINE_BELOW != 0 || self.has_deadline() || cause.is_some();
         let reads_clock = (is_dated || registry::is_installed()) && state & ENDED == 0;
         let at = at.or_else(|| reads_clock.then(Stamp::now));
         if state & ENDED != 0 || at.map_or_else(|| self.is_done_above(), |at| self.is_done_by(at)) {
@@ -158,10 +146,10 @@ impl Token {
             return false;
         }
         let (kind, caller) = match how {
-            How::Canceled(line) => (CALLED, Some(line)),
+            How::Canceled(line) => (CANCELED, Some(line)),
             How::GuardDropped => (0, None),
-            How::Token => (FOREIGN, None),
-            _ => (CALLED, None),
+            How::Token => (BY_TOKEN, None),
+            _ => (CANCELED, None),
         };
         let error = cause.map(|cause| {
             let origin = self.origin(how, at.unwrap_or_else(Stamp::now));
@@ -169,8 +157,8 @@ impl Token {
         });
         let bound = at.map_or(UNDATED, |at| Stamp(at.0 + 1));
         let mut ending = Ending { kind, caller, bound, error };
-        if state & OCCUPIED == 0 && ending.error.is_none() && !Work::is_observed() {
-            // Nothing is left to be done after it.
+        if state & OCCUPIED == 0 && ending.error.is_none() && !Work::is_reported() {
+            // There are no waiters, no children and no attachments.
             if self.publish(state, &mut ending, 0).is_ok() {
                 return true;
             }
@@ -182,31 +170,27 @@ impl Token {
         is_first
     }
 
-    /// Ends one that is being born with a parent that had ended before.
-    pub(super) fn end_with(self: &Arc<Self>, parent: &Token) {
-        self.end_by(self.ending_below(parent, UNDATED));
-    }
-
-    /// Closes it and all below it, and does what that leaves; false if it had ended.
+    /// Closes the token and its descendants, and runs what that defers. Returns false if it had ended.
     #[inline]
-    fn end_by(self: &Arc<Self>, mut ending: Ending) -> bool {
+    pub(super) fn end_by(self: &Arc<Self>, mut ending: Ending) -> bool {
         let mut work = Work::default();
         let is_first = self.close_all(&mut ending, &mut work);
-        work.finish();
+        work.run();
         is_first
     }
 
-    /// Whether there is more than the one handle, or an attachment, that could see an end.
+    /// Returns whether another handle, or an attachment, could observe the end.
     #[inline]
-    pub(crate) fn is_seen(self: &Arc<Self>) -> bool {
+    pub(crate) fn is_observed(self: &Arc<Self>) -> bool {
         let is_last = Arc::strong_count(self) == 1;
-        // The count first: what the handles that have gone did before is seen in the state.
+        // The count is read first, so that the state includes what handles that have been dropped did before.
         fence(Ordering::Acquire);
         !is_last || self.has(OBSERVED)
     }
 
-    /// How it ends when a parent has ended: by its own deadline, if that came before. Some tokens keep a copy of an
-    /// inherited error, so that no way up to one is long.
+    /// Returns how the token ends after a parent has ended: by its own deadline, if that was earlier, else with its parent.
+    ///
+    /// Some tokens store a copy of the inherited error, so that no lookup has to walk up far.
     pub(super) fn ending_below(&self, parent: &Token, bound: Stamp) -> Ending {
         if self.deadline < bound && self.owns_deadline() {
             return Ending::expired(self.deadline);
@@ -219,45 +203,41 @@ impl Token {
 
 // Errors.
 impl Token {
-    /// What its end was, if it has ended. Not inline: an error is written once, where it is returned.
+    /// Returns the error, if the token has ended. Not inlined, so that the error is written once, where it is returned.
     #[inline(never)]
     pub(crate) fn err(self: &Arc<Self>) -> Option<Error> {
         if self.ended() || self.is_done() { Some(self.error()) } else { None }
     }
 
-    /// What the end was. Only for a token that has ended.
+    /// Returns the error of a token that has ended.
     #[inline(always)]
     pub(crate) fn error(&self) -> Error {
         let mut token = self;
         loop {
             let state = token.state();
-            if state & KEPT != 0 {
-                if let Some(error) = token.inner.lock().error() {
-                    return error.clone();
+            if state & HAS_ERROR != 0 {
+                if let Some(error) = &token.inner.lock().more().error {
+                    return error.as_ref().clone();
                 }
             }
             match token.parent() {
                 Some(parent) if state & INHERITED != 0 => token = parent,
-                _ if state & FOREIGN == EXPIRED => {
-                    return Error::with_cause(token.expiry_origin(), token.expiry_cause(state));
+                _ if state & BY_TOKEN == EXPIRED => {
+                    let cause = match state & HAS_CAUSE {
+                        0 => finished::preset((token.level & !OWNS_DEADLINE) >> PRESET),
+                        _ => token.inner.lock().more().expiry.clone(),
+                    };
+                    return Error::with_cause(token.expiry_origin(), cause);
                 }
                 _ => {
-                    let how = match (state & FOREIGN, token.canceled_at.get()) {
-                        (FOREIGN, _) => How::Token,
-                        (CALLED, Some(line)) => How::Canceled(line),
+                    let how = match (state & BY_TOKEN, token.canceled_at.get()) {
+                        (BY_TOKEN, _) => How::Token,
+                        (CANCELED, Some(line)) => How::Canceled(line),
                         _ => How::GuardDropped,
                     };
                     return Error::with_cause(token.origin(how, token.date()), None);
                 }
             }
-        }
-    }
-
-    /// The cause that its own deadline's end has.
-    fn expiry_cause(&self, state: u16) -> Option<Cause> {
-        match state & CAUSED != 0 {
-            true => self.inner.lock().more().expiry.clone(),
-            false => finished::preset((self.level & !OWNS_DEADLINE) >> PRESET),
         }
     }
 
@@ -272,23 +252,23 @@ impl Token {
         Origin::new(self.made_at, how, budget, ended_at)
     }
 
-    /// When it ended; if that was of no interest until now, now.
+    /// Returns when the token ended. If the time was not recorded, records the current time.
     fn date(&self) -> Stamp {
-        match self.word.load(Ordering::Acquire) {
+        match self.key_or_end.load(Ordering::Acquire) {
             0 => self.set_date(Stamp::now()),
             at => Stamp(at),
         }
     }
 
-    /// Sets the time of its end, once: 0 stands for none.
+    /// Records the time of the end, unless one has been recorded, and returns the recorded one.
     pub(super) fn set_date(&self, at: Stamp) -> Stamp {
-        match self.word.compare_exchange(0, at.0, Ordering::AcqRel, Ordering::Acquire) {
+        match self.key_or_end.compare_exchange(0, at.0, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => at,
             Err(before) => Stamp(before),
         }
     }
 
-    /// The [`bound`](Ending::bound) of its end. Only for a token that has ended.
+    /// Returns the [`bound`](Ending::bound) of a token that has ended.
     fn bound(&self) -> Stamp {
         if !self.has(DATED) {
             return UNDATED;

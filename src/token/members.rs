@@ -1,7 +1,7 @@
-//! The lists under a token's lock: what is to be woken, and what is to be closed, when the token ends.
+//! What the lock of a token protects: the wakers to call and the children to close when the token ends.
 //!
-//! One waiter and one child sit in the token itself, so that the usual ones cost no allocation. More of them are kept
-//! in [`Pages`].
+//! The first waiter and the first child are stored in the token itself, so that most tokens need no other allocation.
+//! Further ones are stored in [`Pages`].
 
 use std::mem;
 use std::sync::{Arc, Weak};
@@ -11,30 +11,30 @@ use super::deadline::{Bucket, Entry};
 use super::work::Work;
 use super::{Attachment, Token};
 use crate::error::{Cause, Error};
-use crate::pages::{IntoIter, Pages, Seat};
+use crate::pages::{IntoIter, Key, Pages};
 
-/// What a token's lock protects.
+/// What the lock of a token protects.
 pub(super) struct Inner {
     pub(super) waiter: Option<Waker>,
     child: Option<Weak<Token>>,
     pub(super) more: Option<Box<More>>,
-    /// Where its deadline is registered; the place in there is the token's `word`.
+    /// The bucket with which the deadline is registered. The key is the token's `key_or_end`.
     pub(super) bucket: Option<Arc<Bucket>>,
 }
 
-/// What few tokens have.
+/// What most tokens do not have.
 #[derive(Default)]
 pub(super) struct More {
-    waiters: Pages<Waker>,
+    pub(super) waiters: Pages<Waker>,
     children: Pages<Weak<Token>>,
     pub(super) attachments: Vec<Arc<dyn Attachment>>,
-    /// Registrations with the timers of further runtimes.
+    /// Registrations of the deadline in further runtimes.
     pub(super) entries: Vec<Entry>,
-    /// The second parent of a merged token, and the place in its list.
-    pub(super) second: Option<(Arc<Token>, Seat)>,
-    /// The cause of the error, if its own deadline ends it.
+    /// The second parent of a merged token, and the key in its list.
+    pub(super) second: Option<(Arc<Token>, Key)>,
+    /// The cause of the error if the token's own deadline passes.
     pub(super) expiry: Option<Cause>,
-    /// The error of an end, where the token alone does not tell.
+    /// The error of the end, if it cannot be derived from the token alone.
     pub(super) error: Option<Box<Error>>,
 }
 
@@ -46,31 +46,28 @@ impl Token {
         usize::from(inner.waiter.is_some()) + inner.more.as_ref().map_or(0, |more| more.waiters.len())
     }
 
-    /// Copies handles on the linked children at `most` places from `from` on, and returns where to go on; none at the
-    /// end. A child that is linked all the time is met once.
+    /// Appends the linked children at up to `most` keys from `from` on, and returns the next key, or `None` at the end. A
+    /// child that stays linked is returned once.
     pub(crate) fn children(&self, from: u32, most: u32, found: &mut Vec<Weak<Token>>) -> Option<u32> {
         let inner = self.inner.lock();
-        if from == 0 {
-            found.extend(inner.child.clone());
-        }
-        let children = &inner.more.as_ref()?.children;
-        let until = from.saturating_add(most).min(children.end());
-        found.extend((from..until).filter_map(|key| children.get(key).cloned()));
-        (until < children.end()).then_some(until)
+        found.extend(inner.child.iter().filter(|_| from == 0).cloned());
+        let (some, next) = inner.more.as_ref()?.children.range(from, most);
+        found.extend(some.cloned());
+        next
     }
 }
 
 impl More {
-    /// Hands over what is to be done when the token ends, and returns the children that are to be closed.
+    /// Moves what has to be done after the end to `work`, and returns the children that have to be closed.
     fn empty(&mut self, work: &mut Work) -> Option<Box<IntoIter<Weak<Token>>>> {
-        // Mostly there is a waiter for each child.
+        // Most children have one waiter.
         work.wake_all(mem::take(&mut self.waiters), self.children.len());
         for attachment in self.attachments.iter().cloned() {
-            work.later(move |_| attachment.ended());
+            work.defer(move |_| attachment.ended());
         }
         if !self.entries.is_empty() {
             let entries = mem::take(&mut self.entries);
-            work.later(|_| drop(entries));
+            work.defer(|_| drop(entries));
         }
         (!self.children.is_empty()).then(|| Box::new(mem::take(&mut self.children).into_iter()))
     }
@@ -83,42 +80,32 @@ impl Inner {
         self.more.get_or_insert_default()
     }
 
-    pub(super) fn error(&self) -> Option<&Error> {
-        self.more.as_ref()?.error.as_deref()
+    pub(super) fn insert_child(&mut self, child: Weak<Token>) -> Key {
+        Key::insert(&mut self.child, || &mut self.more.get_or_insert_default().children, child)
     }
 
-    pub(super) fn insert_child(&mut self, child: Weak<Token>) -> Seat {
-        Seat::insert(&mut self.child, || &mut self.more.get_or_insert_default().children, child)
-    }
-
-    pub(super) fn remove_child(&mut self, seat: Seat) -> Option<Weak<Token>> {
-        seat.remove(&mut self.child, self.more.as_mut().map(|more| &mut more.children))
+    pub(super) fn remove_child(&mut self, key: Key) -> Option<Weak<Token>> {
+        key.remove(&mut self.child, self.more.as_mut().map(|more| &mut more.children))
     }
 
     #[inline(always)]
-    pub(super) fn remove_waiter(&mut self, seat: Seat) -> Option<Waker> {
-        seat.remove(&mut self.waiter, self.more.as_mut().map(|more| &mut more.waiters))
-    }
-
-    /// Puts `waker` where a waiter's is, and returns that one; otherwise inserts it at a new seat.
-    #[inline(always)]
-    pub(super) fn register(&mut self, seat: &mut Seat, waker: Waker) -> Option<Waker> {
-        let Inner { waiter, more, .. } = self;
-        seat.insert_or_replace(waiter, || &mut more.get_or_insert_default().waiters, waker)
+    pub(super) fn remove_waiter(&mut self, key: Key) -> Option<Waker> {
+        key.remove(&mut self.waiter, self.more.as_mut().map(|more| &mut more.waiters))
     }
 
     pub(super) fn has_waiters(&self) -> bool {
         self.waiter.is_some() || self.more.as_ref().is_some_and(|more| !more.waiters.is_empty())
     }
 
-    /// Takes the wakers out; the seats stay the waiters', which register again when they are polled.
+    /// Removes all wakers. The seats stay the waiters', which register again when they are polled.
     pub(super) fn take_wakers(&mut self) -> Vec<Waker> {
         let more = self.more.iter_mut().flat_map(|more| more.waiters.iter_mut());
         let wakers = self.waiter.iter_mut().chain(more);
         wakers.map(|waker| mem::replace(waker, Waker::noop().clone())).collect()
     }
 
-    /// Hands over all that is to be done when the token ends, and returns the children that are to be closed.
+    /// Moves what has to be done after the end to `work`, and returns the children that have to be closed.
+    #[inline]
     pub(super) fn empty(&mut self, work: &mut Work) -> Children {
         if let Some(waker) = self.waiter.take() {
             work.wake(waker);
@@ -128,7 +115,7 @@ impl Inner {
     }
 }
 
-/// The children of a token that has ended, taken out of its list.
+/// The children of a token that has ended, removed from its list.
 #[derive(Default)]
 pub(super) struct Children {
     first: Option<Weak<Token>>,

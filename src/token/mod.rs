@@ -2,81 +2,96 @@
 //!
 //! # The obvious design
 //!
-//! Every child is registered with its parent at birth; a cancel locks the parent, and goes through the children.
-//! tokio-util's `CancellationToken` is built so. It costs each derive two locks and a place in a list, which most
-//! contexts never need: they live for one call, and nothing waits on them. Threads that derive from one parent
-//! queue for its lock. A deadline costs each wait a Tokio timer, registered and removed under one lock of the
-//! runtime, often with a system call that wakes the driver. And it has a race: a child that is being derived while
-//! the parent is canceled must either be in the list that is gone through, or see the end by itself.
+//! Each child is registered with its parent when it is created. To cancel, the parent is locked, and the end is
+//! propagated to each child in its list. tokio-util's `CancellationToken` works like this. The design has three problems:
 //!
-//! # The design instead
+//! - Each derive takes two locks and a place in a list. Most contexts live for one call, nothing waits on them, and they
+//!   need neither. Threads that derive from the same parent wait for its lock.
+//! - Each wait on a deadline takes a Tokio timer, which is registered and deregistered under the one lock of the
+//!   runtime's time driver, often with a system call that wakes the driver.
+//! - There is a race. A child that is derived while its parent is canceled must either be in the list before the list is
+//!   walked, or notice the end itself.
 //!
-//! **Linked means local.** A child is one allocation that points at its parent, and touches no lock. Only when
-//! something waits on it is it *linked*: entered in its parent's list, as the parents are in theirs, from the top
-//! down. For cancellation a linked token's own state is the whole truth. One that is not linked walks up to its
-//! nearest linked ancestor, and all on the way count; a walk of more than [`LONG`] steps links the path, once.
+//! # This design
 //!
-//! **Deadlines share timers**, see [`deadline`].
+//! **Tokens are linked late.** Deriving a child is one allocation. The child points at its parent, and no lock is taken.
+//! A child is *linked*, which means that it is in its parent's list, when something waits on it for the first time. Its
+//! ancestors are linked before it, from the top down. From then on, the end of any ancestor reaches it, so its own state
+//! tells whether it was canceled. A query of a token that is not linked also reads the state of each ancestor, up to
+//! the nearest linked one. If there are more than [`LINK_AFTER`] of them, the query links the path, so that the next
+//! query is short.
 //!
-//! **An end is dated only if it can be compared** with another: if a deadline is on the path, or lies below.
+//! **Deadlines share timers.** See [`bucket`](crate::bucket) and [`deadline`].
+//!
+//! **The time of an end is recorded only if it can matter**, that is, if a deadline is on the path or below, because the
+//! two have to be compared.
+//!
+//! **Everything else is attached.** A `CancellationToken`, an idle limit and the registration with a watch are
+//! [attachments](attachment). The engine does not know their types.
 //!
 //! # State
 //!
-//! | bit | set by | under | never before |
-//! |---|---|---|---|
-//! | `ENDED` | what closes the token | the lock, once `OCCUPIED`; otherwise nothing | date, caller and error are stored |
-//! | `INHERITED`, `CALLED`, `EXPIRED`, `DATED`, `KEPT` | the same step | | |
-//! | `CLOSING` | the same step, if there may be linked children | the lock | |
-//! | `OCCUPIED` | what enters a list, or stores anything else under the lock | the lock | |
-//! | `TIMED` | the birth of a deadline, on all ancestors | nothing | |
-//! | `BRIDGED`, `DISTURBED` | a `CancellationToken` made from it; wakers taken out before the end | the lock | `OCCUPIED` |
-//! | `MERGED`, `PULSED`, `OWNS_PULSE`, `CAUSED` | birth, with `OCCUPIED` (an inherited `PULSED` without) | nothing | |
+//! The state of a token is one atomic word. "The lock" is the token's own lock.
 //!
-//! `seat` is zero until the token is linked. It is written under the parent's lock.
+//! | bit | set when | under the lock | never before |
+//! |---|---|---|---|
+//! | `ENDED` | the token ends | if it is `OCCUPIED` | the line, the time and the error of the end are stored |
+//! | `INHERITED`, `CANCELED`, `EXPIRED`, `DATED`, `HAS_ERROR` | together with `ENDED` | | |
+//! | `CLOSING` | together with `ENDED`, if there are linked children | yes | |
+//! | `OCCUPIED` | something is first stored under the lock | yes | |
+//! | `DEADLINE_BELOW` | a descendant with a deadline is created | no | |
+//! | `OBSERVED` | an attachment is to be notified of the end | no | |
+//! | `WAKERS_TAKEN` | waiters are woken before the end, to register again | yes | `OCCUPIED` |
+//! | `MERGED`, `CHECKED`, `OWNS_CHECK`, `HAS_CAUSE`, `MARKED` | the token is created | no | |
+//!
+//! `CLOSING` is cleared when all descendants are closed. All other bits stay set. `key` is zero until the token is
+//! linked, and is written under the parent's lock.
 //!
 //! ```text
-//!  born ── link() ──> linked ── close() ──> ENDED|CLOSING ── descendants are closed ──> ENDED
-//!    │                   │                                                                ^
-//!    │                   └── close(), with no children ───────────────────────────────────┤
-//!    ├── close(), by itself or by what finds an ended ancestor ──────────────────────────-┤
-//!    └── dropped by its last handle: no end                                               │
-//!                                                         wakers are called, outside of all locks
+//!  created ── link() ──> linked ── close() ──> ENDED|CLOSING ── all descendants are closed ──> ENDED
+//!    │                     │                                                                    ^
+//!    │                     └── close(), without children ───────────────────────────────────────┤
+//!    ├── close(), by itself or because an ancestor has ended ───────────────────────────────────┘
+//!    └── last handle dropped: no end
+//!                                                   wakers are called when all locks are released
 //! ```
 //!
 //! One request:
 //!
 //! ```text
-//!  root   with_timeout(5 s)       born: one allocation; TIMED on its ancestors
-//!  child  root.with_cancel()      born
-//!  child  .done() is polled       root and child are linked, the waker registered, the deadline in a bucket
-//!  root   .cancel()               root ENDED|CLOSING; child ENDED; root's CLOSING is cleared; the waker is called
-//!  child  .done() is polled       reads ENDED: its error is found at root
-//!  child, root                    dropped: out of the lists, out of the bucket
+//!  root   with_timeout(5 s)       created: one allocation
+//!  child  root.with_cancel()      created: one allocation, no lock
+//!  child  .done() is polled       child is linked; its waker is registered, and the deadline with a bucket
+//!  root   .cancel()               root: ENDED|CLOSING; child: ENDED; CLOSING is cleared; the waker is called
+//!  child  .done() is polled       reads ENDED, and takes the error from root
+//!  child, root                    dropped: removed from the parent's list and from the bucket
 //! ```
 //!
-//! # Why no end is missed
+//! # Why no wake-up is lost
 //!
-//! 1. *A token ends once.* `ENDED` is set by one compare-and-swap, and all that tells of the end is stored before
-//!    it. An end that is found above is made the token's own, from the top of the path down, before it is
-//!    reported ([`Token::settle`]): two answers about one token never differ.
-//! 2. *No member is lost.* What enters a list holds its lock, and sets `OCCUPIED` in the word that `ENDED` is set
-//!    in: either it sees the end, and is refused, or what ends the token has to take the lock, and finds it.
-//! 3. *No ancestor's end is missed.* A linked token's ancestors are linked. Each took its child in under its lock,
-//!    not having ended; so its end finds the child in its list. A token that is not linked reads the state of each
-//!    ancestor up to a linked one.
-//! 4. *When a `cancel` returns, all descendants have ended.* Descendants are closed depth first. A token with
-//!    children is `CLOSING` until all below it are closed. What meets one that another thread is closing waits
-//!    until it is not `CLOSING`, and so does a second `cancel`. Nothing foreign runs meanwhile, and a wait is always
-//!    for a token further down the tree, so that there is no circle.
-//! 5. *The earliest end wins.* An end is dated if the state shows that it can be compared: `TIMED` is in the word
-//!    that `ENDED` is set in. One that is not dated came before there was any deadline below. Each end has a bound
-//!    ([`end::Ending`]): a child whose own deadline lies before it ends by that deadline.
+//! 1. *A token ends once.* One compare-and-swap sets `ENDED`. Everything that the error needs is stored before. If a
+//!    query finds that an ancestor has ended, or that a deadline on the path has passed, it first closes the path from
+//!    there down to the token, and then answers ([`Token::end_if_due`]). So two answers about one token never differ.
+//! 2. *A registration is never missed.* A waiter or a child is inserted into a list under the lock, and in the same step
+//!    sets `OCCUPIED` in the word that also contains `ENDED`. One of the two bits is first. If `ENDED` is first, the
+//!    insertion is refused, and the waiter reports the end at once. If `OCCUPIED` is first, the end has to take the lock
+//!    as well, and finds what was inserted.
+//! 3. *The end of an ancestor is never missed.* The ancestors of a linked token are linked. Each of them accepted its
+//!    child under its lock when it had not ended, so its end will find that child in the list. A token that is not
+//!    linked has no waiters, and a query of it reads the states of its ancestors.
+//! 4. *When `cancel` returns, all descendants have ended.* They are closed depth first, and a token with children is
+//!    `CLOSING` until all tokens below it are closed. A thread that meets a token that another thread is closing waits
+//!    until it is no longer `CLOSING`, and so does a second call of `cancel`. This wait is short, because no foreign
+//!    code runs in the meantime. It cannot deadlock, because a thread only waits for tokens further down the tree.
+//! 5. *The earliest end wins.* `DEADLINE_BELOW` is in the same word as `ENDED`. If it is first, the end records its
+//!    time. If `ENDED` is first, the deadline was created after the end. Each end has a [bound](end::Ending::bound). A
+//!    child whose own deadline is before the bound ends by that deadline.
 //!
 //! # Locks
 //!
-//! One lock a token and one a bucket; never two at once. Wakers are cloned before and called or dropped after,
-//! as is everything that may run foreign code ([`work::Work`]). They are all called once everything is closed, not as
-//! closing proceeds: a waker that cancels again would wait for what its own thread is closing.
+//! Each token and each bucket has one lock. No thread ever holds two. Wakers are cloned before a lock is taken, and are
+//! called or dropped after it is released, like everything else that can run foreign code ([`work`]). They are called when
+//! all tokens are closed, and not earlier: a waker that cancels again would wait for tokens that its own thread is closing.
 
 mod attachment;
 mod deadline;
@@ -92,100 +107,103 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub(crate) use crate::sync;
-
 pub(crate) use self::attachment::{Attachment, Check};
-pub(crate) use crate::pages::Seat;
-
+use self::end::UNDATED;
 use self::members::Inner;
 use crate::error::BoxError;
+pub(crate) use crate::pages::Key;
 use crate::stamp::{Stamp, nanos};
 use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::trace;
 
-/// So many polls of a wait, or waits made on a token, may go without a look at the clock.
-pub(crate) const UNCLOCKED: u8 = 64;
-/// A walk up that is longer than this links the path.
-const LONG: usize = if cfg!(tokio_ctx_loom) { 3 } else { 32 };
-/// Every so many levels an inherited error is copied.
-const STRIDE: u8 = if cfg!(tokio_ctx_loom) { 4 } else { 32 };
+/// One in so many polls of a wait, and one in so many waits created for a token, reads the clock.
+pub(crate) const CLOCK_INTERVAL: u8 = 64;
+/// A query that walks up more levels than this links the path.
+const LINK_AFTER: usize = if cfg!(tokio_ctx_loom) { 3 } else { 32 };
+/// An inherited error is copied at each level that is a multiple of this.
+const COPY_INTERVAL: u8 = if cfg!(tokio_ctx_loom) { 4 } else { 32 };
 
+/// The token has ended.
 const ENDED: u16 = 1;
-/// Ended with its parent, whose error it has.
+/// It ended with its parent, and has the error of its parent.
 const INHERITED: u16 = 1 << 1;
-/// How it ended, if by itself: otherwise its scope was dropped.
-const CALLED: u16 = 1 << 2;
+/// How it ended: by a call of `cancel`, by its deadline, or, with both bits, by a `CancellationToken`. With neither bit,
+/// its scope was dropped.
+const CANCELED: u16 = 1 << 2;
 const EXPIRED: u16 = 1 << 3;
-const FOREIGN: u16 = CALLED | EXPIRED;
-/// The time of its end is known, and compared with others.
+const BY_TOKEN: u16 = CANCELED | EXPIRED;
+/// The end has a time, which is compared with deadlines.
 const DATED: u16 = 1 << 4;
-/// Its error is kept under the lock.
-const KEPT: u16 = 1 << 5;
-/// An attachment of the token, or of one above it, is checked by queries; and one of its own is.
+/// The error is stored under the lock.
+const HAS_ERROR: u16 = 1 << 5;
+/// Queries check an attachment of this token or of an ancestor.
 const CHECKED: u16 = 1 << 6;
+/// Queries check an attachment of this token.
 const OWNS_CHECK: u16 = 1 << 15;
-/// A list has, or had, a member, or something else is under the lock.
+/// Something is, or was, stored under the lock.
 const OCCUPIED: u16 = 1 << 7;
-/// A deadline lies below.
-const TIMED: u16 = 1 << 8;
-/// What is linked below it is being closed.
+/// A descendant has a deadline, or the time of the end is needed for another reason.
+const DEADLINE_BELOW: u16 = 1 << 8;
+/// The linked descendants are being closed.
 const CLOSING: u16 = 1 << 9;
-/// An attachment observes its end.
+/// An attachment is to be notified of the end.
 const OBSERVED: u16 = 1 << 10;
+/// The token has two parents.
 const MERGED: u16 = 1 << 11;
-/// Wakers have been taken out before the end.
-const DISTURBED: u16 = 1 << 12;
-/// Its deadline has a cause.
-const CAUSED: u16 = 1 << 13;
-/// Marked by a module above.
+/// Wakers have been removed before the end.
+const WAKERS_TAKEN: u16 = 1 << 12;
+/// The deadline has a cause, which is stored under the lock.
+const HAS_CAUSE: u16 = 1 << 13;
+/// A module above has marked the token.
 const MARKED: u16 = 1 << 14;
 
+/// A node of the tree.
 pub(crate) struct Token {
     state: AtomicU16,
-    /// Levels below the last one that copies an inherited error, [`OWNS_DEADLINE`], and in between the preset cause of
-    /// its own deadline's end.
+    /// From the low bits up: the level modulo [`COPY_INTERVAL`], the number of the deadline's preset cause, and
+    /// [`OWNS_DEADLINE`].
     level: u8,
-    /// Counts waits that did not look at the clock.
-    turns: AtomicU8,
-    /// Its place in the parent's list, once it is linked.
-    seat: AtomicU32,
+    /// Counts waits, so that some of them read the clock.
+    unclocked_waits: AtomicU8,
+    /// The key in the parent's list if the token is linked, else 0.
+    key: AtomicU32,
     parent: Option<Arc<Token>>,
     /// The earliest deadline on the path.
     deadline: Stamp,
-    /// With a deadline of its own, the budget in nanoseconds; otherwise the time of its birth, as `trace` notes it.
+    /// If the token has a deadline of its own, the budget in nanoseconds. Else the creation time, as `trace` returns it.
     clock: u64,
     made_at: Line,
     canceled_at: OnceLock<Line>,
-    /// Until the end 1 above its place in the bucket, if it is in one; from then on when it ended. 0 is neither.
-    word: AtomicU64,
+    /// Before the end, the key in the bucket plus 1. After the end, the time of the end. In both cases, 0 if there is none.
+    key_or_end: AtomicU64,
     inner: Mutex<Inner>,
 }
 
 type Line = &'static Location<'static>;
 
-/// The seat of a root, which counts as linked.
+/// The `key` of a root, which counts as linked.
 const ROOT: u32 = u32::MAX;
 
-/// Set in `level` if the deadline is the token's own.
+/// The bit in `level` of a token that has a deadline of its own.
 const OWNS_DEADLINE: u8 = 1 << 7;
-/// Where the number of a preset cause begins in `level`.
+/// The lowest bit in `level` of the number of the preset cause.
 const PRESET: u32 = 5;
-/// What remains of `level`.
+/// The bits in `level` of the level.
 const LEVEL: u8 = (1 << PRESET) - 1;
 
-/// A deadline to be.
+/// The deadline of a new token.
 pub(crate) struct Limit {
     pub(crate) at: Instant,
     pub(crate) now: Instant,
     pub(crate) budget: Duration,
     pub(crate) cause: Option<BoxError>,
-    /// In place of that, the number of a cause that needs no memory: see [`finished::preset`](crate::finished::preset).
+    /// Instead of a cause, the number of a [preset](crate::finished::preset) one, which takes no memory.
     pub(crate) preset: u8,
 }
 
 // Creation.
 impl Token {
-    /// Makes a child of `parent`, or a root. It takes no lock, and touches the parent's count only.
+    /// Creates a child of `parent`, or a root. Takes no lock.
     #[inline]
     pub(crate) fn new(parent: Option<&Arc<Token>>, limit: Option<Limit>, made_at: Line) -> Arc<Token> {
         match limit {
@@ -203,32 +221,32 @@ impl Token {
         let token = Arc::new_cyclic(|_| Token::node(parent, Some(own), made_at));
         if let Some(cause) = limit.cause {
             token.inner.lock().more().expiry = Some(cause.into());
-            token.state.fetch_or(OCCUPIED | CAUSED, Ordering::Relaxed);
+            token.state.fetch_or(OCCUPIED | HAS_CAUSE, Ordering::Relaxed);
         }
         if let Some(parent) = parent {
-            parent.date_ends();
+            parent.record_end_time();
         }
         if limit.at <= limit.now {
             let now = Stamp::new(limit.now);
             match parent.filter(|parent| parent.is_done_by(now)) {
-                // The parent's end came before this token was created.
-                Some(parent) => token.end_with(parent),
+                // The parent ended before this token was created.
+                Some(parent) => _ = token.end_by(token.ending_below(parent, UNDATED)),
                 None => _ = token.end_if_due(now),
             }
         }
         token
     }
 
-    /// Makes a child of both, which ends when either does. It is linked from birth.
+    /// Creates a child of both tokens, which ends when either of them does. It is linked from the start.
     pub(crate) fn merge(parent: &Arc<Token>, other: &Arc<Token>, made_at: Line) -> Arc<Token> {
         let mut token = Token::node(Some(parent), None, made_at);
         token.deadline = parent.deadline.min(other.deadline);
         let checked = CHECKED & (parent.state() | other.state());
         token.state = AtomicU16::new(OCCUPIED | MERGED | checked);
-        token.inner.get_mut().more().second = Some((other.clone(), Seat::default()));
+        token.inner.get_mut().more().second = Some((other.clone(), Key::default()));
         if token.has_deadline() {
-            parent.date_ends();
-            other.date_ends();
+            parent.record_end_time();
+            other.record_end_time();
         }
         let token = Arc::new(token);
         let ended = || [parent, other].into_iter().find(|parent| parent.is_done());
@@ -237,44 +255,48 @@ impl Token {
             ended()
         });
         if let Some(parent) = ended {
-            token.end_with(parent);
+            token.end_by(token.ending_below(parent, UNDATED));
         }
         token
     }
 
-    /// What a new token is made of, with a deadline of its own, the budget, and the number of a preset cause, if it
-    /// has one. It is built where it is to stay, by `Arc::new_cyclic`: what `Arc::new` is given is copied there.
+    /// Returns a new token. `own` is its deadline, its budget, and the number of the preset cause, if it has a deadline
+    /// of its own.
+    ///
+    /// Called in `Arc::new_cyclic`, which constructs the token in place. `Arc::new` would copy it.
     #[inline(always)]
     fn node(parent: Option<&Arc<Token>>, own: Option<(Stamp, u64, u8)>, made_at: Line) -> Token {
-        let level = parent.map_or(0, |parent| (parent.level & LEVEL) + 1) % STRIDE;
+        let level = parent.map_or(0, |parent| (parent.level & LEVEL) + 1) % COPY_INTERVAL;
         let (deadline, level, clock) = match own {
             Some((deadline, budget, preset)) => {
                 (deadline, level | OWNS_DEADLINE | (preset << PRESET), budget)
             }
-            None => (parent.map_or(Stamp::NEVER, |parent| parent.deadline), level, trace::birth()),
+            None => {
+                (parent.map_or(Stamp::NEVER, |parent| parent.deadline), level, trace::creation_stamp())
+            }
         };
-        // Set at the parent's birth.
+        // Set when the parent was created.
         let checked = parent.map_or(0, |parent| parent.state.load(Ordering::Relaxed) & CHECKED);
         Token {
             state: AtomicU16::new(checked),
             level,
-            turns: AtomicU8::new(0),
-            seat: AtomicU32::new(if parent.is_none() { ROOT } else { 0 }),
+            unclocked_waits: AtomicU8::new(0),
+            key: AtomicU32::new(if parent.is_none() { ROOT } else { 0 }),
             parent: parent.cloned(),
             deadline,
             clock,
             made_at,
             canceled_at: OnceLock::new(),
-            word: AtomicU64::new(0),
+            key_or_end: AtomicU64::new(0),
             inner: Mutex::new(Inner::EMPTY),
         }
     }
 
-    /// Has this token's end dated, whatever ends it: sets `TIMED` here and on all ancestors, up to those that
-    /// have it.
-    pub(crate) fn date_ends(self: &Arc<Self>) {
-        let is_new = |token: &Token| token.state.fetch_or(TIMED, Ordering::AcqRel) & TIMED == 0;
-        if !self.has(TIMED) {
+    /// Requires that the time is recorded when this token ends. Sets `DEADLINE_BELOW` here and on all ancestors.
+    pub(crate) fn record_end_time(self: &Arc<Self>) {
+        let is_new =
+            |token: &Token| token.state.fetch_or(DEADLINE_BELOW, Ordering::AcqRel) & DEADLINE_BELOW == 0;
+        if !self.has(DEADLINE_BELOW) {
             self.walk_up(|token| is_new(token));
         }
     }
@@ -292,7 +314,7 @@ impl Token {
         self.state() & bits != 0
     }
 
-    /// Sets `bit`; true if the token has ended.
+    /// Sets a bit, and returns whether the token has ended.
     #[inline]
     fn set(&self, bit: u16) -> bool {
         let state = self.state();
@@ -300,12 +322,12 @@ impl Token {
         state & ENDED != 0
     }
 
-    /// Whether it is in its parent's list, so that an end above reaches it; or a root.
+    /// Returns whether the token is in its parent's list, or a root. The end of an ancestor then reaches it.
     pub(crate) fn is_linked(&self) -> bool {
-        self.seat.load(Ordering::Acquire) != 0
+        self.key.load(Ordering::Acquire) != 0
     }
 
-    /// Marks it for the module that made it, before it is shared.
+    /// Marks the token for the module that created it, before it is shared.
     #[cfg(feature = "http")]
     pub(crate) fn mark(&self) {
         self.state.fetch_or(MARKED, Ordering::Relaxed);
@@ -337,30 +359,31 @@ impl Token {
         self.made_at
     }
 
-    /// When it was made, if that is known.
+    /// Returns when the token was created, if that is known.
     pub(crate) fn created_at(&self) -> Option<Instant> {
         match self.budget() {
             Some(budget) => self.deadline.instant().checked_sub(budget),
-            None => trace::noted(self.clock),
+            None => trace::creation_time(self.clock),
         }
     }
 
-    /// Whether a wait that begins now is one that is to read the clock. Most need not, as there is a timer.
-    pub(crate) fn is_turn_for_clock(&self) -> bool {
-        let turns = self.turns.load(Ordering::Relaxed).wrapping_add(1);
-        self.turns.store(turns, Ordering::Relaxed);
-        turns % UNCLOCKED == 0
+    /// Returns whether the wait that is being created should read the clock. Most do not have to, because there is a
+    /// timer.
+    pub(crate) fn should_read_clock(&self) -> bool {
+        let unclocked_waits = self.unclocked_waits.load(Ordering::Relaxed).wrapping_add(1);
+        self.unclocked_waits.store(unclocked_waits, Ordering::Relaxed);
+        unclocked_waits % CLOCK_INTERVAL == 0
     }
 }
 
 // Ancestors.
 impl Token {
-    /// The parent; of a merged token the first.
+    /// Returns the parent, or the first parent of a merged token.
     pub(crate) fn parent(&self) -> Option<&Arc<Token>> {
         self.parent.as_ref()
     }
 
-    /// The second parent of a merged token.
+    /// Returns the second parent of a merged token.
     pub(crate) fn second(&self) -> Option<Arc<Token>> {
         if !self.has(MERGED) {
             return None;
@@ -369,8 +392,9 @@ impl Token {
         Some(inner.more.as_ref()?.second.as_ref()?.0.clone())
     }
 
-    /// Visits this token and all above it, on both sides of a merged one, whose own two paths are walked once. Goes no
-    /// further up from one for which `visit` returns false.
+    /// Visits this token and all its ancestors. Does not go further up from a token for which `visit` returns false.
+    ///
+    /// The parents of a merged token are visited once, however many paths lead to it.
     #[cold]
     pub(crate) fn walk_up(self: &Arc<Self>, mut visit: impl FnMut(&Arc<Token>) -> bool) {
         let (mut merged, mut pending) = (BTreeSet::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! Linking a token to its parents, closing it with all that is linked below, and taking chains apart.
+//! Linking a token to its parents, registering waiters, closing a subtree, and dropping chains without recursion.
 
 use std::sync::Arc;
 use std::task::Waker;
@@ -9,15 +9,16 @@ use super::end::{Ending, UNDATED};
 use super::members::{Children, Inner};
 use super::work::Work;
 use super::{
-    CLOSING, DATED, DISTURBED, ENDED, EXPIRED, INHERITED, KEPT, MERGED, OCCUPIED, TIMED, Token,
+    CLOSING, DATED, DEADLINE_BELOW, ENDED, EXPIRED, HAS_ERROR, INHERITED, MERGED, OCCUPIED, Token,
+    WAKERS_TAKEN,
 };
-use crate::pages::Seat;
+use crate::pages::Key;
 use crate::stamp::Stamp;
 use crate::sync::{MutexGuard, Ordering, RuntimeId, yield_now};
 
 // Linking.
 impl Token {
-    /// Enters the list of its parent, and that one its own parent's; false if an ancestor has ended.
+    /// Links the token and its ancestors. Returns false if one of them has ended.
     #[inline]
     pub(crate) fn link(self: &Arc<Self>) -> bool {
         match self.parent() {
@@ -27,112 +28,116 @@ impl Token {
         }
     }
 
-    /// Links the path from the top down, so that an end above reaches each token from the moment it is linked.
+    /// Links the path from the top down, so that from the moment a token is linked, the end of any ancestor reaches it.
     #[cold]
     fn link_path(self: &Arc<Self>) -> bool {
         let ancestors = iter::successors(Some(self), |token| token.parent());
         let path: Vec<_> = ancestors.take_while(|token| !token.is_linked()).collect();
-        // The top of the path has a parent, as a root is linked.
+        // The top of the path has a parent, because a root counts as linked.
         path.into_iter()
             .rev()
             .all(|token| token.parent().is_none_or(|parent| parent.insert_child(token)))
     }
 
-    /// Takes a child in; false if this token has ended.
+    /// Inserts a child into the list. Returns false if this token has ended.
     fn insert_child(&self, child: &Arc<Token>) -> bool {
-        let Some(mut inner) = self.open() else { return false };
+        let Some(mut inner) = self.lock_unless_ended() else { return false };
         if !child.is_linked() {
-            let seat = inner.insert_child(Arc::downgrade(child));
-            child.seat.store(seat.0, Ordering::Release);
+            let key = inner.insert_child(Arc::downgrade(child));
+            child.key.store(key.0, Ordering::Release);
         }
         true
     }
 
-    /// Enters a merged token in both lists, unless either parent has ended. It is linked only when it is in both.
+    /// Links a merged token to both parents, unless one of them has ended. It counts as linked only when it is in both lists.
     pub(super) fn link_both(self: &Arc<Self>, other: &Arc<Token>) {
         if !other.link() {
             return;
         }
-        let Some(mut inner) = other.open() else { return };
-        let seat = inner.insert_child(Arc::downgrade(self));
+        let Some(mut inner) = other.lock_unless_ended() else { return };
+        let key = inner.insert_child(Arc::downgrade(self));
         drop(inner);
         if let Some((_, place)) = &mut self.inner.lock().more().second {
-            *place = seat;
+            *place = key;
         }
         self.link();
     }
 
-    /// Locks the list, for what enters it; none if the token has ended.
+    /// Locks the lists for an insertion. Returns `None` if the token has ended.
     #[inline]
-    pub(super) fn open(&self) -> Option<MutexGuard<'_, Inner>> {
+    pub(super) fn lock_unless_ended(&self) -> Option<MutexGuard<'_, Inner>> {
         let inner = self.inner.lock();
         (!self.set(OCCUPIED)).then_some(inner)
     }
 
-    /// Enters a waiter at `seat`, or has the one there wake `waker` from now on, and stores `entry`, if that is of
-    /// use. Returns whether its deadline, if it has one, is registered with the runtime `here`. `None`: the token
-    /// has ended.
+    /// Registers a waker, in place of the one at `key` if there is one. Stores `entry`, if the deadline is not registered
+    /// in its runtime yet.
+    ///
+    /// Returns whether the deadline, if there is one, is registered in the runtime `here`, or `None` if the token has
+    /// ended.
     #[inline(always)]
     pub(crate) fn register(
         &self,
-        seat: &mut Seat,
+        key: &mut Key,
         waker: Waker,
         here: Option<RuntimeId>,
         mut entry: Option<Entry>,
     ) -> Option<bool> {
-        let mut inner = self.open()?;
-        let _replaced = inner.register(seat, waker);
+        let mut inner = self.lock_unless_ended()?;
+        let Inner { waiter, more, .. } = &mut *inner;
+        let _replaced =
+            key.insert_or_replace(waiter, || &mut more.get_or_insert_default().waiters, waker);
         self.store_entry(&mut inner, &mut entry);
         let is_timed = !self.has_deadline() || here.is_some_and(|here| inner.is_timed_in(here));
         drop(inner);
         Some(is_timed)
     }
 
-    /// Takes a waiter out of the list.
+    /// Deregisters a waker.
     #[inline]
-    pub(crate) fn leave(&self, seat: Seat) {
-        if seat != Seat::default() && !self.ended() {
+    pub(crate) fn deregister(&self, key: Key) {
+        if key != Key::default() && !self.ended() {
             let mut inner = self.inner.lock();
-            let _waker = inner.remove_waiter(seat);
-            let _entry = self.take_idle_entry(&mut inner);
+            let _waker = inner.remove_waiter(key);
+            let _entry = self.take_entry_if_idle(&mut inner);
             drop(inner);
         }
     }
 
-    /// Takes a child out of the list.
-    fn remove_child(&self, seat: Seat) {
-        if seat != Seat::default() && !self.ended() {
-            self.inner.lock().remove_child(seat);
+    /// Removes a child from the list.
+    fn remove_child(&self, key: Key) {
+        if key != Key::default() && !self.ended() {
+            self.inner.lock().remove_child(key);
         }
     }
 
-    /// Whether it lives, and no waker has been taken out of its list.
+    /// Returns whether the token has not ended, and no waker has been removed by anything but its own wait.
     #[inline]
-    pub(crate) fn is_undisturbed(&self) -> bool {
-        !self.has(ENDED | DISTURBED)
+    pub(crate) fn is_registration_valid(&self) -> bool {
+        !self.has(ENDED | WAKERS_TAKEN)
     }
 }
 
 // Closing.
 impl Token {
-    /// Closes it and all that is linked below it; false if it had ended.
+    /// Closes the token and all linked descendants. Returns false if it had ended.
     pub(super) fn close_all(self: &Arc<Self>, ending: &mut Ending, work: &mut Work) -> bool {
         let Some(children) = self.close(ending, work) else { return false };
         if !children.is_empty() {
-            Layer { token: self.clone(), children, bound: ending.bound }.close_below(work);
+            Closing { token: self.clone(), children, bound: ending.bound }.close_below(work);
         }
         true
     }
 
-    /// Closes this token alone, and returns the children that are to be closed; it is `CLOSING` if there are any.
-    /// `None`: it had ended.
+    /// Closes this token alone, and returns the children that have to be closed next. If there are any, it is `CLOSING`.
+    /// Returns `None` if it had ended.
     #[inline]
     fn close(&self, ending: &mut Ending, work: &mut Work) -> Option<Children> {
         let state = self.state();
         if state & ENDED != 0 {
             return None;
         }
-        // One that nothing waits on takes no lock.
+        // Without waiters and children, no lock is needed.
         let is_alone = state & OCCUPIED == 0 && ending.error.is_none();
         let children = match is_alone && self.publish(state, ending, 0).is_ok() {
             true => Children::default(),
@@ -142,16 +147,17 @@ impl Token {
         Some(children)
     }
 
+    #[inline]
     fn close_locked(&self, ending: &mut Ending, work: &mut Work) -> Option<Children> {
-        let mut inner = self.open()?;
-        let _entry = Token::take_entry(&self.word, &mut inner);
+        let mut inner = self.lock_unless_ended()?;
+        let _entry = Token::take_entry(&self.key_or_end, &mut inner);
         let children = inner.empty(work);
         let mut bits = if children.is_empty() { 0 } else { CLOSING };
         if let Some(error) = ending.error.take() {
-            bits |= KEPT;
+            bits |= HAS_ERROR;
             inner.more().error = Some(error);
         }
-        // One that is occupied ends under the lock only: what may change is `TIMED`.
+        // Other threads cannot end an occupied token without the lock, but they can set `DEADLINE_BELOW`.
         let mut state = self.state();
         while let Err(now) = self.publish(state, ending, bits) {
             state = now;
@@ -160,15 +166,15 @@ impl Token {
         Some(children)
     }
 
-    /// Sets the state of one that ends, once what tells of the end is stored; of two ends at once, either's is
-    /// right. Else returns the state by now.
+    /// Stores the line and the time of the end, then sets `ENDED`. Returns the present state as the error if the state
+    /// has changed. If two threads end a token at once, the line or the time of either may be stored.
     #[inline(always)]
     pub(super) fn publish(&self, state: u16, ending: &mut Ending, bits: u16) -> Result<u16, u16> {
         if !matches!(ending.kind, INHERITED | EXPIRED) {
             if let Some(caller) = ending.caller {
                 let _first = self.canceled_at.set(caller);
             }
-            if state & TIMED != 0 && ending.bound == UNDATED {
+            if state & DEADLINE_BELOW != 0 && ending.bound == UNDATED {
                 ending.bound = Stamp(Stamp::now().0 + 1);
             }
             if ending.bound != UNDATED {
@@ -180,9 +186,10 @@ impl Token {
         self.state.compare_exchange(state, ended, Ordering::AcqRel, Ordering::Acquire)
     }
 
-    /// Waits until all its linked descendants have been closed, if another thread is about it. No foreign code
-    /// runs there, and what waits does so for a token further down than all that it holds up: no circle, and
-    /// not for long.
+    /// Waits until all linked descendants are closed, if another thread is closing them.
+    ///
+    /// The wait is short, because that thread runs no foreign code. It cannot deadlock, because a thread that is closing a
+    /// subtree waits only for tokens further down.
     pub(super) fn wait_until_closed(&self) {
         while self.has(CLOSING) {
             yield_now();
@@ -190,15 +197,15 @@ impl Token {
     }
 }
 
-/// A token that has been closed, and is `CLOSING` until its children are.
-struct Layer {
+/// A token that is `CLOSING`, and the children that have to be closed.
+struct Closing {
     token: Arc<Token>,
     children: Children,
     bound: Stamp,
 }
 
-impl Layer {
-    /// Closes all children, depth first, with a stack of its own.
+impl Closing {
+    /// Closes all descendants, depth first, with a stack on the heap.
     fn close_below(mut self, work: &mut Work) {
         let mut above = Vec::new();
         loop {
@@ -209,21 +216,20 @@ impl Layer {
                 }
             }
             self.token.state.fetch_and(!CLOSING, Ordering::AcqRel);
-            work.keep(self.token);
+            work.drop_later(self.token);
             let Some(next) = above.pop() else { break };
             self = next;
         }
     }
 
-    /// Closes a child; the layer below, if that has children that are to be closed.
-    #[inline]
-    fn close_child(&self, child: Arc<Token>, work: &mut Work) -> Option<Layer> {
+    /// Closes a child, and returns it if it has children that have to be closed.
+    fn close_child(&self, child: Arc<Token>, work: &mut Work) -> Option<Closing> {
         if child.has(MERGED) && child.deadline < self.bound {
-            // It had ended by its other path.
+            // The deadline of the other parent was earlier.
             let at = Stamp(self.bound.0 - 1);
-            work.later(move |work| {
+            work.defer(move |work| {
                 child.close_path(at, work);
-                work.keep(child);
+                work.drop_later(child);
             });
             return None;
         }
@@ -231,15 +237,15 @@ impl Layer {
         match child.close(&mut ending, work) {
             None => child.wait_until_closed(),
             Some(children) if children.is_empty() => {}
-            Some(children) => return Some(Layer { token: child, children, bound: ending.bound }),
+            Some(children) => return Some(Closing { token: child, children, bound: ending.bound }),
         }
-        work.keep(child);
+        work.drop_later(child);
         None
     }
 }
 
-/// Leaves the lists of its parents and of its timers, and takes a chain of ancestors apart one by one, so that
-/// its length never becomes stack depth.
+/// Removes the token from the lists of its parents and from its bucket. A chain of ancestors that is dropped with it is
+/// dropped one by one, so that a long chain does not overflow the stack.
 impl Drop for Token {
     #[inline]
     fn drop(&mut self) {
@@ -251,12 +257,13 @@ impl Drop for Token {
     }
 }
 
-/// Takes the last handles' tokens apart, `next` first.
+/// Drops `next` and all ancestors of which this was the last handle.
 #[cold]
 fn take_apart(mut next: Option<Token>, second: Option<Arc<Token>>) {
     let mut pending = Vec::from_iter(second);
     loop {
-        // Before the token goes: its cause's drop may panic, and the rest must go all the same.
+        // The parents are taken out before the token is dropped. The drop of its cause may panic, and its ancestors must
+        // be dropped in this case as well.
         while let Some(mut token) = next.take() {
             let (parent, second) = token.leave_lists();
             pending.extend(second);
@@ -268,20 +275,20 @@ fn take_apart(mut next: Option<Token>, second: Option<Arc<Token>>) {
 }
 
 impl Token {
-    /// Leaves the timers and the lists of its parents, and returns these.
+    /// Removes the token from its bucket and from the lists of its parents, and returns these.
     #[inline]
     fn leave_lists(&mut self) -> (Option<Arc<Token>>, Option<Arc<Token>>) {
         let mut second = None;
         if self.state.load(Ordering::Relaxed) & OCCUPIED != 0 {
             let inner = self.inner.get_mut();
-            let _entry = Token::take_entry(&self.word, inner);
+            let _entry = Token::take_entry(&self.key_or_end, inner);
             second = inner.more.as_mut().and_then(|more| more.second.take());
         }
-        let leave = |(parent, seat): (Arc<Token>, Seat)| {
-            parent.remove_child(seat);
+        let leave = |(parent, key): (Arc<Token>, Key)| {
+            parent.remove_child(key);
             parent
         };
-        let seat = Seat(self.seat.load(Ordering::Relaxed));
-        (self.parent.take().map(|parent| leave((parent, seat))), second.map(leave))
+        let key = Key(self.key.load(Ordering::Relaxed));
+        (self.parent.take().map(|parent| leave((parent, key))), second.map(leave))
     }
 }

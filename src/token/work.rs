@@ -1,18 +1,19 @@
-//! What an end leaves to be done once all that ends with it is closed: all of it may run foreign code, so that no lock
-//! is held, and no token counts as being closed.
+//! Work that an end defers until all tokens that end with it are closed.
+//!
+//! Wakers, subscribers and the drops of causes are foreign code. It runs while no lock is held and no token is `CLOSING`.
 
 use std::sync::Arc;
 use std::task::Waker;
 
 use super::end::Ending;
-use super::{CAUSED, INHERITED, KEPT, MERGED, Token};
+use super::{HAS_CAUSE, HAS_ERROR, INHERITED, MERGED, Token};
 use crate::pages::Pages;
 use crate::registry;
 use crate::trace::{self, shielded};
 
 #[derive(Default)]
 pub(super) struct Work {
-    /// Mostly there is one waker, which takes no allocation.
+    /// The first waker, so that a single one needs no allocation.
     waker: Option<Waker>,
     more: Option<Box<More>>,
 }
@@ -28,6 +29,7 @@ impl Work {
         self.more.get_or_insert_default()
     }
 
+    #[inline]
     pub(super) fn wake(&mut self, waker: Waker) {
         match &self.waker {
             None => self.waker = Some(waker),
@@ -35,7 +37,7 @@ impl Work {
         }
     }
 
-    /// Wakes these, and has room for so many more.
+    /// Wakes all of these, and reserves room for `more` further ones.
     pub(super) fn wake_all(&mut self, wakers: Pages<Waker>, more: usize) {
         if wakers.len() + more > 0 {
             self.more().wakers.reserve(wakers.len() + more);
@@ -43,20 +45,21 @@ impl Work {
         }
     }
 
-    pub(super) fn later(&mut self, task: impl FnOnce(&mut Work) + 'static) {
+    pub(super) fn defer(&mut self, task: impl FnOnce(&mut Work) + 'static) {
         self.more().tasks.push(Box::new(task));
     }
 
-    /// Whether ends are reported at all.
-    pub(super) fn is_observed() -> bool {
+    /// Returns whether a subscriber or a watch is notified of ends.
+    pub(super) fn is_reported() -> bool {
         trace::listens() || registry::is_installed()
     }
 
-    /// Reports an end, but neither that of a scope that is merely dropped, nor of what ends with its parent.
+    /// Reports an end, except that of a dropped scope, and of a token that ends with its parent.
+    #[inline]
     pub(super) fn report(&mut self, token: &Token, ending: &Ending) {
-        if !matches!(ending.kind, 0 | INHERITED) && Work::is_observed() {
+        if !matches!(ending.kind, 0 | INHERITED) && Work::is_reported() {
             let (error, created_at) = (token.error(), token.created_at());
-            self.later(move |_| {
+            self.defer(move |_| {
                 trace::ended(&error, created_at);
                 #[cfg(feature = "watch")]
                 registry::ended(&error, created_at);
@@ -64,20 +67,20 @@ impl Work {
         }
     }
 
-    /// Leaves a handle to be dropped, if that may run foreign code.
-    pub(super) fn keep(&mut self, token: Arc<Token>) {
-        if token.has(KEPT | CAUSED | MERGED) {
-            self.later(move |_| drop(token));
+    /// Defers the drop of a handle, if it can run foreign code.
+    pub(super) fn drop_later(&mut self, token: Arc<Token>) {
+        if token.has(HAS_ERROR | HAS_CAUSE | MERGED) {
+            self.defer(move |_| drop(token));
         }
     }
 
-    /// Does it, also if some of it panics: that is a matter of what panicked, and of the panic hook.
-    pub(super) fn finish(mut self) {
+    /// Runs all of it. A panic is caught, and does not prevent the rest from running.
+    pub(super) fn run(mut self) {
         while self.waker.is_some() || self.more.is_some() {
             self.waker.take().map(|waker| shielded(|| waker.wake()));
             let Some(more) = self.more.take() else { return };
             more.wakers.into_iter().for_each(|waker| _ = shielded(|| waker.wake()));
-            // A task may leave more to be done.
+            // A task can defer more work.
             more.tasks.into_iter().for_each(|task| _ = shielded(|| task(&mut self)));
         }
     }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use crate::context::{CancelScope, Canceler, Context};
 use crate::finished::Finished;
-use crate::token::sync::Mutex;
+use crate::sync::Mutex;
 
 /// The incoming calls of a connection by their IDs, for protocols in which a cancel is a message.
 ///

@@ -44,7 +44,7 @@ impl Borrow<Context> for RequestScope {
 /// cause made. A watch counts it as finished.
 impl Drop for RequestScope {
     fn drop(&mut self) {
-        if self.how != RequestEnd::Answered || self.scope.is_seen() || registry::is_installed() {
+        if self.how != RequestEnd::Answered || self.scope.is_observed() || registry::is_installed() {
             self.scope.cancel_at(self.place, Box::new(self.how));
         }
     }

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::task::{Wake, Waker};
 
 use crate::context::Context;
-use crate::token::sync::{Mutex, spawn};
+use crate::sync::{Mutex, spawn};
 
 pub(crate) struct Slot<T> {
     ctx: Context,

@@ -10,7 +10,7 @@ use tonic::{Code, Request, Status, TimeoutExpired};
 use super::outcome::Outcome;
 use crate::context::Context;
 use crate::error::{BoxError, Error, ErrorKind};
-use crate::token::sync::now;
+use crate::sync::now;
 
 /// `DEADLINE_EXCEEDED` for a deadline, `CANCELLED` for a cancel, but `UNAVAILABLE` in a request whose service is
 /// stopping, so that its caller tries another; and a few words.

@@ -9,7 +9,7 @@ use super::{
     shut_down, story, tick_and_fire, why,
 };
 use crate::Context;
-use crate::token::sync::{count_timers, enter_runtime, fire_timers, now, pause, tick};
+use crate::sync::{count_timers, enter_runtime, fire_timers, now, pause, tick};
 
 /// The first wait makes the bucket, and sets its timer, as the time comes.
 #[test]

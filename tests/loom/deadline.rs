@@ -6,7 +6,7 @@ use super::{
     Roll, SECOND, Waiter, all_done, chain, explore, explore_exact, one_story, same, story, token, why,
 };
 use crate::Context;
-use crate::token::sync::tick;
+use crate::sync::tick;
 
 /// Two see that the deadline has passed while a third cancels, too late.
 #[test]

@@ -76,8 +76,8 @@ fn quiet_end_against_derive_and_ask() {
 fn cancel_against_derive_with_a_deadline_that_has_passed() {
     explore([4, 1], || {
         let (parent, guard) = Context::background().with_cancel().split();
-        crate::token::sync::tick();
-        let past = crate::token::sync::now() - std::time::Duration::from_secs(1);
+        crate::sync::tick();
+        let past = crate::sync::now() - std::time::Duration::from_secs(1);
         let ender = thread::spawn(move || guard.cancel_with("why"));
         let ended_before = parent.is_done();
         let child = parent.with_deadline(past);

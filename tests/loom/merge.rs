@@ -6,7 +6,7 @@ use super::{
     Roll, SECOND, Waiter, all_done, census, chain, explore, one_story, same, shut_down, story, why,
 };
 use crate::Context;
-use crate::token::sync::{enter_runtime, tick};
+use crate::sync::{enter_runtime, tick};
 
 /// Both parents end at once, each with a cause; something waits on the child of both.
 fn both_parents(waits: bool, levels: usize) {

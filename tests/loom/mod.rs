@@ -30,8 +30,8 @@ use std::sync::{Arc, Mutex, Once, OnceLock, Weak};
 use std::task::{self, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use crate::token::{Token, sync};
-use crate::{CancelScope, Context, DoneOwned, Error};
+use crate::token::Token;
+use crate::{CancelScope, Context, DoneOwned, Error, sync};
 
 mod after;
 mod bridge;
@@ -41,16 +41,16 @@ mod deadline;
 mod derive;
 mod drops;
 mod foreign;
+mod idle_limit;
 mod link;
-#[cfg(feature = "watch")]
-mod look;
 mod merge;
 mod moves;
-mod pulse;
 mod rivals;
 mod runtimes;
 mod second;
 mod wake;
+#[cfg(feature = "watch")]
+mod watch;
 
 const SECOND: Duration = Duration::from_secs(1);
 

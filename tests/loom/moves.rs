@@ -9,7 +9,7 @@ use super::{
     story, tick_and_fire, why,
 };
 use crate::Context;
-use crate::token::sync::{count_timers, enter_runtime, fire_timers, tick};
+use crate::sync::{count_timers, enter_runtime, fire_timers, tick};
 
 /// One that is waited on moves, once, and ends at its time.
 #[test]

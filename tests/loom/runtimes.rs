@@ -5,7 +5,7 @@ use super::{
     soon_after_a_tick, story, tick_and_fire, why,
 };
 use crate::Context;
-use crate::token::sync::{count_timers, enter_runtime, fire_timers, now, tick};
+use crate::sync::{count_timers, enter_runtime, fire_timers, now, tick};
 
 /// Two runtimes register one deadline at once. One of them fires, the other stands still: both waits are woken.
 #[test]

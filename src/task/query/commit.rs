@@ -12,7 +12,7 @@ use std::future::Future;
 use crate::context::Context;
 use crate::context::refusal::checked;
 use crate::error::Error;
-use crate::token::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicU32, Ordering};
 
 /// Whether canceling has begun.
 const CANCELING: u32 = 1 << 31;

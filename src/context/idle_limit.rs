@@ -1,10 +1,10 @@
 //! Pulses: a limit on the time without progress.
 //!
-//! To report progress is one relaxed store, of [`FRESH`]: no clock is read, and no timer is touched. A *look* turns it
+//! To report progress is one relaxed store, of [`JUST_NOW`]: no clock is read, and no timer is touched. A *look* turns it
 //! into the time of the look, by which the limit then counts. So the limit is exact in one direction, since nothing
 //! ends before so much time without progress has passed; in the other it is late by the time between two looks.
 //!
-//! A look is taken by all that asks the token, or one below it, whether it has ended: the pulse is an [`Attachment`] that
+//! A look is taken by all that asks the token, or one below it, whether it has ended: the idle_limit is an [`Attachment`] that
 //! the engine checks then. What waits has looks taken by a task of its runtime, every
 //! [`SHARE`]th of the limit, which is started by the first wait, here or below. As with buckets, each runtime in
 //! which something waits has its own, so that one that stands still, or is gone, hinders no other.
@@ -32,25 +32,25 @@ use crate::token::{Attachment, Check, Token};
 /// Looks in the time of a limit.
 const SHARE: u32 = 8;
 /// Stands for a time that is not known yet: there has been progress since the last look.
-const FRESH: u64 = u64::MAX;
+const JUST_NOW: u64 = u64::MAX;
 /// No bytes have been reported. The first to report some takes it away.
 const NO_MEASURE: u64 = 1 << 63;
 
-pub(crate) struct Pulse {
-    /// When a look first saw the latest progress, or [`FRESH`].
+pub(crate) struct IdleLimit {
+    /// When a look first saw the latest progress, or [`JUST_NOW`].
     last: AtomicU64,
     /// A count, and no part of the protocol.
     bytes: Count,
     limit: Duration,
     set_at: &'static Location<'static>,
     /// The tasks that look, each with its runtime. `None`: it is being spawned.
-    lookers: Mutex<Vec<(RuntimeId, Option<AbortHandle>)>>,
+    checkers: Mutex<Vec<(RuntimeId, Option<AbortHandle>)>>,
 }
 
-impl Pulse {
+impl IdleLimit {
     #[inline]
     pub(crate) fn report(&self) {
-        self.last.store(FRESH, Ordering::Relaxed);
+        self.last.store(JUST_NOW, Ordering::Relaxed);
     }
 
     #[inline]
@@ -67,37 +67,38 @@ impl Pulse {
     /// Looks, and returns when the limit will have passed if there is no progress from now on.
     fn due(&self, now: Stamp) -> Stamp {
         let mut last = self.last.load(Ordering::Relaxed);
-        if last == FRESH {
-            let looked = self.last.compare_exchange(FRESH, now.0, Ordering::Relaxed, Ordering::Relaxed);
-            last = looked.map_or_else(|other| if other == FRESH { now.0 } else { other }, |_| now.0);
+        if last == JUST_NOW {
+            let looked =
+                self.last.compare_exchange(JUST_NOW, now.0, Ordering::Relaxed, Ordering::Relaxed);
+            last = looked.map_or_else(|other| if other == JUST_NOW { now.0 } else { other }, |_| now.0);
         }
         let due = Stamp(last).instant().checked_add(self.limit);
         due.map_or(Stamp::NEVER, Stamp::new)
     }
 
-    fn next_look(&self, now: Stamp) -> Instant {
+    fn next_check(&self, now: Stamp) -> Instant {
         let soon = now.instant() + (self.limit / SHARE).max(Duration::from_millis(1));
         self.due(now).instant().min(soon)
     }
 }
 
-/// A pulse that is attached to its token. Dropped, nothing looks any more.
-struct Beat(Arc<Pulse>);
+/// A idle_limit that is attached to its token. Dropped, nothing looks any more.
+struct AttachedLimit(Arc<IdleLimit>);
 
-impl Attachment for Beat {
+impl Attachment for AttachedLimit {
     fn ended(&self) {
-        let lookers = std::mem::take(&mut *self.0.lookers.lock());
-        lookers.into_iter().filter_map(|(_, looker)| looker).for_each(|looker| looker.abort());
+        let checkers = std::mem::take(&mut *self.0.checkers.lock());
+        checkers.into_iter().filter_map(|(_, checker)| checker).for_each(|checker| checker.abort());
     }
 
     fn check(&self, now: Stamp) -> Option<Check> {
-        let Beat(pulse) = self;
-        let due = pulse.due(now);
+        let AttachedLimit(idle_limit) = self;
+        let due = idle_limit.due(now);
         if due > now {
             return None;
         }
-        let bytes = Some(pulse.bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes != NO_MEASURE);
-        let cause = NoProgress { limit: pulse.limit, set_at: pulse.set_at, bytes };
+        let bytes = Some(idle_limit.bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes != NO_MEASURE);
+        let cause = NoProgress { limit: idle_limit.limit, set_at: idle_limit.set_at, bytes };
         Some((due, How::Idle, cause.into()))
     }
 
@@ -106,7 +107,7 @@ impl Attachment for Beat {
     }
 }
 
-impl Drop for Beat {
+impl Drop for AttachedLimit {
     fn drop(&mut self) {
         self.ended();
     }
@@ -114,94 +115,94 @@ impl Drop for Beat {
 
 impl Token {
     /// Makes a child that ends when there has been no progress for that long.
-    pub(crate) fn with_pulse(
+    pub(crate) fn with_idle_limit(
         parent: Option<&Arc<Token>>,
         limit: Duration,
         made_at: &'static Location<'static>,
     ) -> Arc<Token> {
-        let pulse = Pulse {
+        let idle_limit = IdleLimit {
             last: AtomicU64::new(Stamp::now().0),
             bytes: Count::new(NO_MEASURE),
             limit,
             set_at: made_at,
-            lookers: Mutex::new(Vec::new()),
+            checkers: Mutex::new(Vec::new()),
         };
         let token = Token::new(parent, None, made_at);
-        token.attach_check(Arc::new(Beat(Arc::new(pulse))));
+        token.attach_check(Arc::new(AttachedLimit(Arc::new(idle_limit))));
         token
     }
 
-    /// Calls `f` with each pulse on the path, and the token whose it is. No lock is held.
-    fn each_pulse(self: &Arc<Self>, mut f: impl FnMut(&Arc<Token>, Arc<Pulse>)) {
+    /// Calls `f` with each idle_limit on the path, and the token whose it is. No lock is held.
+    fn each_idle_limit(self: &Arc<Self>, mut f: impl FnMut(&Arc<Token>, Arc<IdleLimit>)) {
         if self.is_checked() {
             self.each_check(|owner, attachment| {
-                if let Ok(beat) = attachment.into_any().downcast::<Beat>() {
+                if let Ok(beat) = attachment.into_any().downcast::<AttachedLimit>() {
                     f(owner, beat.0.clone());
                 }
             });
         }
     }
 
-    /// All pulses on the path: what progress is to be reported to.
-    pub(crate) fn pulses(self: &Arc<Self>) -> Vec<Arc<Pulse>> {
-        let mut pulses = Vec::new();
-        self.each_pulse(|_, pulse| pulses.push(pulse));
-        pulses
+    /// All idle_limits on the path: what progress is to be reported to.
+    pub(crate) fn idle_limits(self: &Arc<Self>) -> Vec<Arc<IdleLimit>> {
+        let mut idle_limits = Vec::new();
+        self.each_idle_limit(|_, idle_limit| idle_limits.push(idle_limit));
+        idle_limits
     }
 
-    /// When the pulses on the path are to be looked at, at the latest, by what has no timer.
-    pub(crate) fn next_look(self: &Arc<Self>) -> Option<Instant> {
+    /// When the idle_limits on the path are to be looked at, at the latest, by what has no timer.
+    pub(crate) fn next_check(self: &Arc<Self>) -> Option<Instant> {
         let (now, mut next) = (Stamp::now(), None);
-        self.each_pulse(|_, pulse| {
-            let look = pulse.next_look(now);
+        self.each_idle_limit(|_, idle_limit| {
+            let look = idle_limit.next_check(now);
             next = Some(next.map_or(look, |next: Instant| next.min(look)));
         });
         next
     }
 
-    /// Has a task of this runtime look at the pulses on the path.
+    /// Has a task of this runtime look at the idle_limits on the path.
     ///
     /// # Panics
     ///
     /// In a runtime without a time driver, as `tokio::time::sleep`.
     #[track_caller]
-    pub(crate) fn watch_pulses(self: &Arc<Self>) {
+    pub(crate) fn check_idle_limits(self: &Arc<Self>) {
         // Polled outside of one, a wait relies on the one that it was polled in before.
         let Some(here) = runtime() else { return };
         let mut unwatched = Vec::new();
-        self.each_pulse(|owner, pulse| {
-            if !pulse.lookers.lock().iter().any(|(runtime, _)| *runtime == here) {
-                unwatched.push((Arc::downgrade(owner), pulse));
+        self.each_idle_limit(|owner, idle_limit| {
+            if !idle_limit.checkers.lock().iter().any(|(runtime, _)| *runtime == here) {
+                unwatched.push((Arc::downgrade(owner), idle_limit));
             }
         });
-        for (owner, pulse) in unwatched {
-            let sleep = sleep_until(pulse.next_look(Stamp::now()));
-            Looker::start(owner, pulse, here, sleep);
+        for (owner, idle_limit) in unwatched {
+            let sleep = sleep_until(idle_limit.next_check(Stamp::now()));
+            Checker::start(owner, idle_limit, here, sleep);
         }
     }
 }
 
 /// A task that looks.
-struct Looker {
+struct Checker {
     owner: Weak<Token>,
-    pulse: Arc<Pulse>,
+    idle_limit: Arc<IdleLimit>,
     here: RuntimeId,
 }
 
-impl Looker {
-    fn start(owner: Weak<Token>, pulse: Arc<Pulse>, here: RuntimeId, sleep: Sleep) {
-        let mut lookers = pulse.lookers.lock();
-        if lookers.iter().any(|(runtime, _)| *runtime == here) {
+impl Checker {
+    fn start(owner: Weak<Token>, idle_limit: Arc<IdleLimit>, here: RuntimeId, sleep: Sleep) {
+        let mut checkers = idle_limit.checkers.lock();
+        if checkers.iter().any(|(runtime, _)| *runtime == here) {
             return;
         }
-        lookers.push((here, None));
-        drop(lookers);
-        let looker = Looker { owner, pulse: pulse.clone(), here };
+        checkers.push((here, None));
+        drop(checkers);
+        let checker = Checker { owner, idle_limit: idle_limit.clone(), here };
         // A runtime that is shutting down drops it at once.
-        let task = tokio::spawn(looker.run(Box::pin(sleep))).abort_handle();
-        let mut lookers = pulse.lookers.lock();
-        if let Some(looker) = lookers.iter_mut().find(|(runtime, _)| *runtime == here) {
-            looker.1 = Some(task);
+        let task = tokio::spawn(checker.run(Box::pin(sleep))).abort_handle();
+        let mut checkers = idle_limit.checkers.lock();
+        if let Some(checker) = checkers.iter_mut().find(|(runtime, _)| *runtime == here) {
+            checker.1 = Some(task);
         }
     }
 
@@ -210,18 +211,18 @@ impl Looker {
             sleep.as_mut().await;
             let Some(owner) = self.owner.upgrade().filter(|owner| !owner.is_done()) else { return };
             drop(owner);
-            sleep.as_mut().reset(self.pulse.next_look(Stamp::now()));
+            sleep.as_mut().reset(self.idle_limit.next_check(Stamp::now()));
         }
     }
 }
 
 /// Another takes its place if it goes with its runtime.
-impl Drop for Looker {
+impl Drop for Checker {
     fn drop(&mut self) {
-        let mut lookers = self.pulse.lookers.lock();
-        let at = lookers.iter().position(|(runtime, _)| *runtime == self.here);
-        let gone = at.map(|at| lookers.swap_remove(at));
-        drop(lookers);
+        let mut checkers = self.idle_limit.checkers.lock();
+        let at = checkers.iter().position(|(runtime, _)| *runtime == self.here);
+        let gone = at.map(|at| checkers.swap_remove(at));
+        drop(checkers);
         drop(gone);
     }
 }

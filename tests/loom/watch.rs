@@ -6,8 +6,8 @@ use loom::thread;
 
 use super::{Roll, Waiter, census, chain, explore, explore_exact, facts, one_story, token};
 use crate::context::Context;
+use crate::sync::now;
 use crate::token::Token;
-use crate::token::sync::now;
 
 /// All that is linked below a context, as a picture goes through it: one member for each hold of a lock.
 fn below(ctx: &Context) -> Vec<Weak<Token>> {

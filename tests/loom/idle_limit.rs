@@ -4,7 +4,7 @@ use loom::thread;
 
 use super::{Roll, SECOND, all_done, explore, one_story, same, story, why};
 use crate::Context;
-use crate::token::sync::tick;
+use crate::sync::tick;
 
 /// A report comes while another thread looks: whichever is first, it is not lost.
 #[test]
