@@ -316,7 +316,8 @@ impl<T: Timed> Drop for Moving<T> {
     }
 }
 
-#[cfg(all(test, not(tokio_ctx_loom)))]
+#[cfg(test)]
+#[cfg(not(tokio_ctx_loom))]
 mod tests {
     use std::collections::HashSet;
 
