@@ -135,7 +135,7 @@ impl Error {
 
     /// Creates an error for an end that a peer has reported, with the line of the conversion.
     #[cfg(feature = "tonic")]
-    pub(crate) fn told_by_peer(
+    pub(crate) fn from_peer(
         kind: ErrorKind,
         made_at: &'static Location<'static>,
         ended_at: Instant,

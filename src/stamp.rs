@@ -1,5 +1,5 @@
-//! A point in time in one word, half as large as an `Instant`, so that it fits into an atomic, and an error that holds
-//! one is cheap to put together.
+//! [`Stamp`]: a point in time in one word. It is half as large as an `Instant`, fits into an atomic, and is cheap to copy
+//! into an error.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use crate::sync;
 
-/// Nanoseconds since a hundred years before the first stamp. They reach to 484 years after it; a deadline beyond that
-/// is none. Zero is no time.
+/// Nanoseconds since a hundred years before the first stamp. The latest one is 484 years after the first; a later deadline
+/// counts as none. Zero is not a time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Stamp(pub(crate) u64);
 
@@ -40,7 +40,7 @@ impl Stamp {
         at.unwrap_or(epoch)
     }
 
-    /// When the first stamp was made.
+    /// Returns when the first stamp was created.
     #[inline]
     fn epoch() -> Instant {
         static EPOCH: OnceLock<Instant> = OnceLock::new();
@@ -48,7 +48,7 @@ impl Stamp {
     }
 }
 
-/// A duration in nanoseconds; 584 years are the longest.
+/// Returns a duration in nanoseconds, at most 584 years.
 #[inline]
 pub(crate) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)

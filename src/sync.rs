@@ -1,4 +1,4 @@
-//! The shim behind which loom takes the place of std, and a model takes that of the clock and of Tokio's timers.
+//! Atomics, locks, the clock and timers. In loom models, those of loom and of the model replace them.
 
 #[cfg(not(tokio_ctx_loom))]
 mod imp {
@@ -17,7 +17,7 @@ mod imp {
     use tokio::task::coop::{Unconstrained, unconstrained};
     use tokio::time::{Instant, Sleep, sleep_until};
 
-    /// A mutex without poison: no code that can panic runs while one is held.
+    /// A mutex that ignores poisoning, because no code that can panic runs while it is locked.
     #[derive(Default)]
     pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
 
@@ -42,45 +42,46 @@ mod imp {
         Instant::now()
     }
 
-    /// Returns whether the clock of the current runtime is paused: a real one lies between two readings of std's.
+    /// Returns whether the clock of the current runtime is paused. A reading of a clock that is not paused lies between two
+    /// readings of std's clock.
     pub(crate) fn is_paused() -> bool {
         let before = std::time::Instant::now();
         let now = Instant::now().into_std();
         now < before || std::time::Instant::now() < now
     }
 
-    /// Returns the runtime whose timers code that runs here would use.
+    /// Returns the current runtime.
     #[inline]
     pub(crate) fn runtime() -> Option<RuntimeId> {
         Handle::try_current().ok().map(|handle| handle.id())
     }
 
-    /// Panics as Tokio's timers do outside a runtime; inside one, returns it.
+    /// Returns the current runtime. Outside of one, panics like Tokio's timers.
     #[track_caller]
     pub(crate) fn require_runtime() -> RuntimeId {
         Handle::current().id()
     }
 
-    /// Runs a future as a task of the current runtime.
+    /// Spawns a future on the current runtime.
     pub(crate) fn spawn(future: impl Future<Output = ()> + Send + 'static) {
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(future);
         }
     }
 
-    /// One timer of the current runtime. It is polled without the task's cooperative budget, which may be used up.
+    /// A timer of the current runtime. It is polled outside of the cooperative budget of the task, which may be exhausted.
     pub(crate) struct Timer(Pin<Box<Unconstrained<Sleep>>>);
 
     impl Timer {
         /// # Panics
         ///
-        /// Outside a runtime, or in one without a time driver, as `tokio::time::sleep`.
+        /// Panics outside a runtime, or in one without a time driver, like `tokio::time::sleep`.
         #[track_caller]
         pub(crate) fn new(at: Instant) -> Timer {
             Timer(Box::pin(unconstrained(sleep_until(at))))
         }
 
-        /// Has it wake `waker` at its time; false if that has come.
+        /// Starts the timer, which will wake `waker`. Returns false if its time has come.
         pub(crate) fn start(&mut self, waker: &Waker) -> bool {
             self.0.as_mut().poll(&mut Context::from_waker(waker)).is_pending()
         }

@@ -78,10 +78,10 @@ mod imp {
 
 pub(crate) use imp::*;
 
-/// When the first creation_stamp was creation_time; births are counted from here, so that one fits in a word.
+/// The first creation time. Creation times are stored as the nanoseconds since then plus 1, so that one fits in a word.
 static EPOCH: OnceLock<Instant> = OnceLock::new();
 
-/// When a context is made, in nanoseconds since the epoch, if a subscriber listens, or a watch is installed; else 0.
+/// Returns the creation time of a new token, in one word, if a subscriber listens or a watch is installed. Else 0.
 #[inline]
 pub(crate) fn creation_stamp() -> u64 {
     if listens() || registry::is_installed() { read_clock() } else { 0 }
@@ -94,7 +94,7 @@ fn read_clock() -> u64 {
     u64::try_from(age.as_nanos()).map_or(0, |age| age + 1)
 }
 
-/// The instant that [`creation_stamp`] creation_time.
+/// Returns the instant that [`creation_stamp`] returned.
 pub(crate) fn creation_time(creation_stamp: u64) -> Option<Instant> {
     let age = Duration::from_nanos(creation_stamp.checked_sub(1)?);
     Some(*EPOCH.get()? + age)

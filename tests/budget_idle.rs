@@ -474,3 +474,20 @@ mod runtimes {
         }
     }
 }
+
+/// Each of a hundred merged contexts has two paths to the limit, so that there are 2^100 paths in all.
+#[tokio::test(start_paused = true)]
+async fn the_cost_of_a_check_grows_with_the_contexts_and_not_with_the_paths() {
+    let idle = Context::background().with_idle(LIMIT);
+    let mut knot = idle.clone();
+    for _ in 0..100 {
+        knot = knot.merge(&knot.with_cancel().detach()).detach();
+    }
+    let progress = knot.progress();
+    sleep(LIMIT / 2).await;
+    progress.report();
+    sleep(LIMIT / 2 + LIMIT / 4).await;
+    assert!(!knot.is_done());
+    assert_eq!(knot.done().await.cause_as::<NoProgress>().unwrap().limit(), LIMIT);
+    assert!(idle.is_done());
+}

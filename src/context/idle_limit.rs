@@ -1,16 +1,16 @@
-//! Pulses: a limit on the time without progress.
+//! [`IdleLimit`]: a limit on the time without progress.
 //!
-//! To report progress is one relaxed store, of [`JUST_NOW`]: no clock is read, and no timer is touched. A *look* turns it
-//! into the time of the look, by which the limit then counts. So the limit is exact in one direction, since nothing
-//! ends before so much time without progress has passed; in the other it is late by the time between two looks.
+//! To report progress is one relaxed store of [`JUST_NOW`]. It reads no clock and touches no timer. The next *check*
+//! replaces it with the time of the check, and the limit counts from there. A token therefore never ends too early. It
+//! ends too late by at most the time between two checks.
 //!
-//! A look is taken by all that asks the token, or one below it, whether it has ended: the idle_limit is an [`Attachment`] that
-//! the engine checks then. What waits has looks taken by a task of its runtime, every
-//! [`SHARE`]th of the limit, which is started by the first wait, here or below. As with buckets, each runtime in
-//! which something waits has its own, so that one that stands still, or is gone, hinders no other.
+//! An idle limit is an [`Attachment`], which the engine checks in each query of the token or of a descendant. While
+//! something waits, a task of the runtime runs a check in intervals of the limit divided by [`SHARE`]. The first wait on
+//! the token, or on a descendant, spawns the task. As with buckets, each runtime in which something waits has its own
+//! task, so that a runtime that stalls or shuts down does not affect the others.
 //!
-//! The end of its token, or its drop, stops the tasks. The relaxed orders do: a report that happens before a question is
-//! seen by it; a question at the same time may be first.
+//! The tasks are aborted when the token ends or is dropped. Relaxed orders suffice: a check observes each report that
+//! happens before it, and a report that is concurrent with a check may be later.
 
 use std::any::Any;
 use std::error::Error as StdError;
@@ -29,21 +29,22 @@ use crate::stamp::Stamp;
 use crate::sync::{AtomicU64, Mutex, Ordering, RuntimeId, runtime};
 use crate::token::{Attachment, Check, Token};
 
-/// Looks in the time of a limit.
+/// The number of checks in the time of the limit.
 const SHARE: u32 = 8;
-/// Stands for a time that is not known yet: there has been progress since the last look.
+/// In place of a time: there has been progress since the last check.
 const JUST_NOW: u64 = u64::MAX;
-/// No bytes have been reported. The first to report some takes it away.
+/// In place of a count: no bytes have been reported.
 const NO_MEASURE: u64 = 1 << 63;
 
+/// The state of an idle limit.
 pub(crate) struct IdleLimit {
-    /// When a look first saw the latest progress, or [`JUST_NOW`].
+    /// When a check first observed the latest progress, or [`JUST_NOW`].
     last: AtomicU64,
-    /// A count, and no part of the protocol.
+    /// A counter that nothing else depends on.
     bytes: Count,
     limit: Duration,
     set_at: &'static Location<'static>,
-    /// The tasks that look, each with its runtime. `None`: it is being spawned.
+    /// The tasks that run checks, and their runtimes. `None` while a task is being spawned.
     checkers: Mutex<Vec<(RuntimeId, Option<AbortHandle>)>>,
 }
 
@@ -56,7 +57,7 @@ impl IdleLimit {
     #[inline]
     pub(crate) fn report_bytes(&self, bytes: u64) {
         if self.bytes.load(Ordering::Relaxed) == NO_MEASURE {
-            // What is not the first adds to what was.
+            // If another thread was first, this adds to its count.
             let _first =
                 self.bytes.compare_exchange(NO_MEASURE, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
@@ -64,7 +65,7 @@ impl IdleLimit {
         self.report();
     }
 
-    /// Looks, and returns when the limit will have passed if there is no progress from now on.
+    /// Runs a check, and returns when the limit is exceeded if there is no further progress.
     fn due(&self, now: Stamp) -> Stamp {
         let mut last = self.last.load(Ordering::Relaxed);
         if last == JUST_NOW {
@@ -82,7 +83,7 @@ impl IdleLimit {
     }
 }
 
-/// A idle_limit that is attached to its token. Dropped, nothing looks any more.
+/// An idle limit that is attached to its token. Aborts the tasks when dropped.
 struct AttachedLimit(Arc<IdleLimit>);
 
 impl Attachment for AttachedLimit {
@@ -114,7 +115,7 @@ impl Drop for AttachedLimit {
 }
 
 impl Token {
-    /// Makes a child that ends when there has been no progress for that long.
+    /// Creates a child that ends when there has been no progress for the given time.
     pub(crate) fn with_idle_limit(
         parent: Option<&Arc<Token>>,
         limit: Duration,
@@ -132,7 +133,7 @@ impl Token {
         token
     }
 
-    /// Calls `f` with each idle_limit on the path, and the token whose it is. No lock is held.
+    /// Calls `f` with each idle limit on the path, and its token, while no lock is held.
     fn each_idle_limit(self: &Arc<Self>, mut f: impl FnMut(&Arc<Token>, Arc<IdleLimit>)) {
         if self.is_checked() {
             self.each_check(|owner, attachment| {
@@ -143,14 +144,14 @@ impl Token {
         }
     }
 
-    /// All idle_limits on the path: what progress is to be reported to.
+    /// Returns all idle limits on the path, to which progress has to be reported.
     pub(crate) fn idle_limits(self: &Arc<Self>) -> Vec<Arc<IdleLimit>> {
         let mut idle_limits = Vec::new();
         self.each_idle_limit(|_, idle_limit| idle_limits.push(idle_limit));
         idle_limits
     }
 
-    /// When the idle_limits on the path are to be looked at, at the latest, by what has no timer.
+    /// Returns when the idle limits on the path have to be checked at the latest, for waits without a timer.
     pub(crate) fn next_check(self: &Arc<Self>) -> Option<Instant> {
         let (now, mut next) = (Stamp::now(), None);
         self.each_idle_limit(|_, idle_limit| {
@@ -160,14 +161,14 @@ impl Token {
         next
     }
 
-    /// Has a task of this runtime look at the idle_limits on the path.
+    /// Spawns a task in this runtime that checks the idle limits on the path, unless there is one.
     ///
     /// # Panics
     ///
     /// In a runtime without a time driver, as `tokio::time::sleep`.
     #[track_caller]
     pub(crate) fn check_idle_limits(self: &Arc<Self>) {
-        // Polled outside of one, a wait relies on the one that it was polled in before.
+        // A wait that is polled outside of a runtime relies on the runtime in which it was polled before.
         let Some(here) = runtime() else { return };
         let mut unwatched = Vec::new();
         self.each_idle_limit(|owner, idle_limit| {
@@ -182,7 +183,7 @@ impl Token {
     }
 }
 
-/// A task that looks.
+/// A task that runs checks.
 struct Checker {
     owner: Weak<Token>,
     idle_limit: Arc<IdleLimit>,
@@ -198,7 +199,7 @@ impl Checker {
         checkers.push((here, None));
         drop(checkers);
         let checker = Checker { owner, idle_limit: idle_limit.clone(), here };
-        // A runtime that is shutting down drops it at once.
+        // A runtime that is shutting down drops the task at once.
         let task = tokio::spawn(checker.run(Box::pin(sleep))).abort_handle();
         let mut checkers = idle_limit.checkers.lock();
         if let Some(checker) = checkers.iter_mut().find(|(runtime, _)| *runtime == here) {
@@ -216,7 +217,7 @@ impl Checker {
     }
 }
 
-/// Another takes its place if it goes with its runtime.
+/// Deregisters the task, so that another one can be spawned if this one is dropped with its runtime.
 impl Drop for Checker {
     fn drop(&mut self) {
         let mut checkers = self.idle_limit.checkers.lock();

@@ -1,7 +1,8 @@
-//! [`CancellationToken`]s: one that is canceled when a token of the tree ends, and one that ends a token.
+//! Tokens that end with a [`CancellationToken`], and `CancellationToken`s that are canceled when a token ends.
 //!
-//! A foreign token is registered with, by a waker that holds the token of the tree weakly: no task, and no question on
-//! each look. tokio-util calls it outside of its locks, before its `cancel` returns.
+//! A token of the tree registers a waker with the `CancellationToken` that ends it. The waker holds the token weakly. No
+//! task is needed, and queries do not read the `CancellationToken`. tokio-util calls the waker outside of its locks,
+//! before its `cancel` returns.
 
 use std::any::Any;
 use std::panic::Location;
@@ -16,7 +17,7 @@ use crate::error::How;
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::token::{Attachment, Token};
 
-/// The registration with a foreign token, until the token of the tree ends.
+/// The registration with a `CancellationToken`, until the token of the tree ends.
 struct Registration(Mutex<Option<Pin<Box<Unconstrained<WaitForCancellationFutureOwned>>>>>);
 
 impl Attachment for Registration {
@@ -30,12 +31,12 @@ impl Attachment for Registration {
     }
 }
 
-struct Link {
+struct EndToken {
     token: Weak<Token>,
     foreign: CancellationToken,
 }
 
-impl Wake for Link {
+impl Wake for EndToken {
     fn wake(self: Arc<Self>) {
         if self.foreign.is_cancelled() {
             if let Some(token) = self.token.upgrade() {
@@ -46,7 +47,7 @@ impl Wake for Link {
 }
 
 impl Token {
-    /// Makes a child that also ends when `foreign` is canceled. It is linked from birth.
+    /// Creates a child that also ends when `foreign` is canceled. It is linked from the start.
     pub(super) fn with_foreign(
         parent: Option<&Arc<Token>>,
         foreign: &CancellationToken,
@@ -57,9 +58,9 @@ impl Token {
             token.is_done();
             return token;
         }
-        let link = Link { token: Arc::downgrade(&token), foreign: foreign.clone() };
+        let waker = EndToken { token: Arc::downgrade(&token), foreign: foreign.clone() };
         let mut wait = Box::pin(unconstrained(foreign.clone().cancelled_owned()));
-        if wait.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::new(link)))).is_ready() {
+        if wait.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::new(waker)))).is_ready() {
             token.end(How::Token, None, None);
             return token;
         }
@@ -77,19 +78,19 @@ impl Token {
 
 /// A `CancellationToken` that is canceled when a token of the tree ends.
 ///
-/// It is a child of the parent's, so that when a context goes without having ended, tokio-util's own
-/// tree hands what was derived from it to the parent's, and forgets what has no handle.
+/// It is a child of the `CancellationToken` of the parent. If a context is dropped without having ended, tokio-util
+/// therefore moves the children of its `CancellationToken` to that of the parent.
 pub(super) struct Bridge {
     pub(super) outer: CancellationToken,
-    /// Whether a task waits for the deadline, which otherwise passes unseen.
-    is_watched: AtomicBool,
+    /// Whether a task waits for the end. Without one, nothing would notice that the deadline passes.
+    has_task: AtomicBool,
 }
 
 impl Bridge {
-    /// For the task that is to wait for the deadline of a bridged token, if there is none yet.
-    pub(super) fn watch(self: &Arc<Self>) -> Option<Watch> {
-        let is_watched = self.is_watched.swap(true, Ordering::AcqRel);
-        (!is_watched).then(|| Watch(self.clone()))
+    /// Returns what the task that waits for the end has to hold, or `None` if there is such a task.
+    pub(super) fn claim_task(self: &Arc<Self>) -> Option<HasTask> {
+        let has_task = self.has_task.swap(true, Ordering::AcqRel);
+        (!has_task).then(|| HasTask(self.clone()))
     }
 }
 
@@ -103,17 +104,17 @@ impl Attachment for Bridge {
     }
 }
 
-/// What a bridge's watching task holds, so that another takes its place if it goes with its runtime.
-pub(super) struct Watch(Arc<Bridge>);
+/// Held by the task that waits for the end, so that another one is spawned if this one is dropped with its runtime.
+pub(super) struct HasTask(Arc<Bridge>);
 
-impl Drop for Watch {
+impl Drop for HasTask {
     fn drop(&mut self) {
-        self.0.is_watched.store(false, Ordering::Release);
+        self.0.has_task.store(false, Ordering::Release);
     }
 }
 
 impl Token {
-    /// What is canceled when this token ends; none if it has.
+    /// Returns the `CancellationToken` of this token, or `None` if the token has ended.
     pub(super) fn bridge(self: &Arc<Self>) -> Option<Arc<Bridge>> {
         if !self.link() {
             return None;
@@ -121,7 +122,7 @@ impl Token {
         let mut unbridged = vec![self];
         let mut above = None;
         while let Some(parent) = unbridged[unbridged.len() - 1].parent() {
-            above = parent.keep_bridge(None)?;
+            above = parent.bridge_or_insert(None)?;
             if above.is_some() {
                 break;
             }
@@ -129,14 +130,14 @@ impl Token {
         }
         for token in unbridged.into_iter().rev() {
             let outer = above.map_or_else(CancellationToken::new, |above| above.outer.child_token());
-            above = token.keep_bridge(Some(outer))?;
+            above = token.bridge_or_insert(Some(outer))?;
         }
         above
     }
 
-    /// The bridge that is there, or one with `outer` if there is none; nothing at all if the token has ended.
-    fn keep_bridge(&self, outer: Option<CancellationToken>) -> Option<Option<Arc<Bridge>>> {
-        let fresh = outer.map(|outer| Arc::new(Bridge { outer, is_watched: AtomicBool::new(false) }));
+    /// Returns the bridge, and attaches one with `outer` if there is none. Returns `None` if the token has ended.
+    fn bridge_or_insert(&self, outer: Option<CancellationToken>) -> Option<Option<Arc<Bridge>>> {
+        let fresh = outer.map(|outer| Arc::new(Bridge { outer, has_task: AtomicBool::new(false) }));
         let kept = self.attachments(|attachments, has_ended| {
             let bridge =
                 |attachment: &Arc<dyn Attachment>| attachment.clone().into_any().downcast().ok();

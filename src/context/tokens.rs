@@ -59,10 +59,10 @@ impl Context {
         // Comes first, because it panics outside of a runtime.
         let runtime = token.needs_timer().then(Handle::current);
         let Some(bridge) = token.bridge() else { return cancelled() };
-        if let Some((runtime, watch)) = runtime.zip(bridge.watch()) {
+        if let Some((runtime, claim)) = runtime.zip(bridge.claim_task()) {
             let done = self.done_owned();
             runtime.spawn(async move {
-                let _watch = watch;
+                let _claim = claim;
                 done.await;
             });
         }

@@ -1,8 +1,8 @@
-//! What a picture sees of a token. A look changes nothing: it notices no end that has not been noticed, links no path
-//! and wakes nothing.
+//! The state of a token, as a watch reads it. Reading changes nothing: it closes no token whose end has not been noticed,
+//! links no path and wakes nothing.
 //!
-//! The engine holds one token's lock at a time, for so many members at most, and none of them is upgraded meanwhile: a
-//! child's last handle must not be dropped under its parent's lock.
+//! One lock is held at a time, for a limited number of children. The children are not upgraded under the lock of their
+//! parent, because the last handle of a child must not be dropped there.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use crate::error::Error;
 use crate::registry::Subject;
 use crate::token::Token;
 
-/// What one token shows by itself, whatever its ancestors say.
+/// The state of one token, without that of its ancestors.
 pub(crate) struct Sight {
     pub(crate) made_at: &'static Location<'static>,
     pub(crate) born: Option<Instant>,
-    /// Its error, if its own state says that it has ended.
+    /// The error, if the state of this token alone tells that it has ended.
     pub(crate) end: Option<Error>,
-    /// Whether an end above would have reached its state.
+    /// Whether the end of an ancestor would have reached this token.
     pub(crate) is_linked: bool,
     pub(crate) deadline: Option<Instant>,
     pub(crate) owns_deadline: bool,
@@ -28,7 +28,7 @@ pub(crate) struct Sight {
 
 impl Token {
     pub(crate) fn sight(&self) -> Sight {
-        // Before the state: a token that was linked while it lived, and has not ended, is reached by every end above.
+        // Read before the state: a token that was linked, and has not ended afterwards, is reached by all ends above.
         let is_linked = self.is_linked();
         Sight {
             made_at: self.made_at(),
@@ -41,19 +41,20 @@ impl Token {
         }
     }
 
-    /// The error of its own deadline, if that ended it now.
+    /// Returns the error that the token has if its own deadline ends it.
     pub(crate) fn error_at_deadline(&self) -> Error {
         Error::with_cause(self.expiry_origin(), None)
     }
 }
 
 impl Token {
-    /// The token of a record, if it is still there.
+    /// Returns the token of a record, if it has not been dropped.
     pub(crate) fn of_subject(subject: &Subject) -> Option<Arc<Token>> {
         subject.upgrade()?.downcast().ok()
     }
 
-    /// Its error, if it has ended at that time, also where that has not been noticed: the nearest thousand ancestors are asked.
+    /// Returns the error if the token has ended by `now`, even if nothing has noticed the end yet. Reads at most a thousand
+    /// ancestors.
     pub(crate) fn unnoticed_error(self: &Arc<Self>, now: Instant) -> Option<Error> {
         const FARTHEST: usize = 1000;
         let mut due = None;

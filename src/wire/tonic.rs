@@ -79,7 +79,7 @@ impl StatusExt for Status {
             Code::Cancelled => ErrorKind::Canceled,
             _ => return None,
         };
-        Some(Error::told_by_peer(kind, Location::caller(), now(), self.clone().into()))
+        Some(Error::from_peer(kind, Location::caller(), now(), self.clone().into()))
     }
 }
 

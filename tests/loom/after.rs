@@ -1,6 +1,6 @@
-//! `after_func`: its start and `stop` race, and one of them wins.
+//! `after_func`: its start races `stop`, and one of them wins.
 //!
-//! The function runs as a real task, of a runtime that one thread of the model turns.
+//! The function runs as a real task of a runtime that one thread of the model drives.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::{Roll, explore, story};
 use crate::{AfterFunc, Context};
 
-/// What counts its runs.
+/// Registers a function that counts its runs.
 fn after(ctx: &Context, runtime: &Runtime) -> (AfterFunc, Arc<AtomicUsize>) {
     let runs = Arc::new(AtomicUsize::new(0));
     let counter = runs.clone();
@@ -23,7 +23,7 @@ fn after(ctx: &Context, runtime: &Runtime) -> (AfterFunc, Arc<AtomicUsize>) {
     (after, runs)
 }
 
-/// Polls what has been woken.
+/// Polls the tasks that have been woken.
 fn turn(runtime: &Runtime) {
     runtime.block_on(async {
         for _ in 0..3 {
@@ -36,7 +36,7 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().build().expect("a runtime without drivers")
 }
 
-/// `stop` as the context ends and the function starts: it answers true if, and only if, that never runs.
+/// `stop` is called while the context ends and the function starts. It returns true if and only if the function never runs.
 #[test]
 fn stop_against_end_against_start() {
     explore([5, 3], || {
@@ -65,7 +65,7 @@ fn stop_against_end_against_start() {
     });
 }
 
-/// Two stop it at once, and one of them has stopped it. The end comes too late.
+/// Two threads call `stop` at once, and one of the calls returns true. The end comes later.
 #[test]
 fn two_stops_at_once() {
     explore([6, 4], || {
@@ -86,7 +86,7 @@ fn two_stops_at_once() {
     });
 }
 
-/// Registered as the context ends: it runs.
+/// The function is registered while the context ends. It runs.
 #[test]
 fn registration_against_end() {
     explore([5, 4], || {

@@ -1,13 +1,13 @@
 //! A `CancellationToken` that is canceled with a context.
 //!
-//! The tokens' own locks are std's, and held over nothing of ours: loom goes through our side of it.
+//! The locks of tokio-util are those of std, and nothing of this crate runs under them. Loom explores this crate's side.
 
 use loom::thread;
 
 use super::{Roll, chain, drop_elsewhere, explore, explore_exact, one_story, why};
 use crate::Context;
 
-/// A scope goes while a token is asked for by the only other handle, which goes too.
+/// A scope is dropped while the only other handle creates a token, and is dropped as well.
 #[test]
 fn token_asked_for_against_drop_of_the_scope() {
     // Exact loads: loom does not see what the count of an `Arc` orders.
@@ -20,7 +20,7 @@ fn token_asked_for_against_drop_of_the_scope() {
     });
 }
 
-/// A token is asked for while the context ends: it is canceled, then or at once.
+/// A token is created while the context ends. It is canceled at once, or by the end.
 fn token_against_cancel(levels: usize) {
     let (root, guard) = Context::background().with_cancel().split();
     let all = chain(&root, levels);
@@ -44,8 +44,7 @@ fn token_asked_for_against_cancel_two_levels_up() {
     explore([4, 1], || token_against_cancel(2));
 }
 
-/// Two ask for the token of one context, and for that of its parent, at once; then it ends. What
-/// has a token and ends the context finds it canceled.
+/// Two threads create tokens of a context and of its parent at once. Then the context ends, and the token is canceled.
 #[test]
 fn two_tokens_asked_for_at_once() {
     explore([3, 1], || {
@@ -66,7 +65,7 @@ fn two_tokens_asked_for_at_once() {
     });
 }
 
-/// A context goes while its token is asked for through its parent: nothing keeps it.
+/// A context is dropped while a token of its parent is created. Nothing keeps the context alive.
 #[test]
 fn token_asked_for_against_drop() {
     explore([5, 4], || {

@@ -1,6 +1,6 @@
-//! A deadline's bucket: entering and leaving it while its timer fires.
+//! Buckets: registrations and deregistrations while the timer fires.
 //!
-//! Two contexts with one deadline share a bucket if they are waited on by one thread, which finds it in its cache.
+//! Two contexts with the same deadline share a bucket if one thread waits on both, and finds the bucket in its cache.
 
 use loom::thread;
 
@@ -11,7 +11,7 @@ use super::{
 use crate::Context;
 use crate::sync::{count_timers, enter_runtime, fire_timers, now, pause, tick};
 
-/// The first wait makes the bucket, and sets its timer, as the time comes.
+/// The first wait creates the bucket, and starts its timer, while the deadline passes.
 #[test]
 fn first_wait_against_firing() {
     explore([5, 3], || {
@@ -33,7 +33,7 @@ fn first_wait_against_firing() {
     });
 }
 
-/// A second context enters the bucket that is there as that one's timer fires.
+/// A second context is inserted into an existing bucket while the timer fires.
 #[test]
 fn entering_against_firing() {
     explore([5, 3], || {
@@ -54,7 +54,7 @@ fn entering_against_firing() {
     });
 }
 
-/// A second wait on the same context finds the registration there as that one's timer fires.
+/// A second wait on the same context finds the registration while the timer fires.
 #[test]
 fn second_wait_against_firing() {
     explore([4, 2], || {
@@ -73,7 +73,7 @@ fn second_wait_against_firing() {
     });
 }
 
-/// The only wait goes as the timer fires, and another one comes: what fires may find either, both or none.
+/// The only wait is dropped while the timer fires, and another one begins. The timer may find any of them.
 #[test]
 fn leaving_and_entering_against_firing() {
     explore([4, 3], || {
@@ -92,7 +92,7 @@ fn leaving_and_entering_against_firing() {
     });
 }
 
-/// The wait goes as the timer fires: the context may have been ended by that, or by the next look at the clock.
+/// The wait is dropped while the timer fires. The context ends by the timer, or by the next query.
 #[test]
 fn wait_dropped_against_firing() {
     explore([6, 4], || {
@@ -109,8 +109,8 @@ fn wait_dropped_against_firing() {
     });
 }
 
-/// The context goes as the timer fires, with its wait, and another one takes its place in the bucket. The one that
-/// is left in there keeps its deadline.
+/// A context and its wait are dropped while the timer fires, and another context gets the same key. The third one in the
+/// bucket keeps its deadline.
 #[test]
 fn context_dropped_against_firing() {
     explore([5, 3], || {
@@ -132,7 +132,7 @@ fn context_dropped_against_firing() {
     });
 }
 
-/// Two threads drop two contexts of one bucket, whose timer fires then, for a third.
+/// Two threads drop two contexts of one bucket. Then its timer fires, for a third one.
 #[test]
 fn two_contexts_dropped_at_once() {
     explore([5, 3], || {
@@ -151,8 +151,7 @@ fn two_contexts_dropped_at_once() {
     });
 }
 
-/// A cancel takes the registration out as its timer fires: the earlier end wins, and the bucket's other context
-/// keeps its deadline.
+/// A cancel removes the registration while the timer fires. The earlier end wins, and the other context in the bucket
 #[test]
 fn cancel_against_firing() {
     explore([3, 2], || {
@@ -174,8 +173,8 @@ fn cancel_against_firing() {
     });
 }
 
-/// A cancel comes as the first wait registers the deadline. Nothing of it stays in the bucket, and what is in
-/// there with it keeps its deadline.
+/// A context is canceled while its first wait registers the deadline. Nothing of it stays in the bucket, and the other
+/// context in the bucket keeps its deadline.
 fn cancel_against_first_wait(cause: Option<&'static str>) {
     enter_runtime(1);
     let at = now() + SECOND;
@@ -208,7 +207,7 @@ fn unseen_cancel_against_first_wait_in_the_bucket() {
     explore([5, 3], || cancel_against_first_wait(None));
 }
 
-/// The same, where the wait makes the bucket: its place in there is the first.
+/// The same, and the wait creates the bucket, so that it has the first key.
 #[test]
 fn unseen_cancel_against_the_wait_that_makes_the_bucket() {
     explore([4, 3], || {
@@ -224,7 +223,7 @@ fn unseen_cancel_against_the_wait_that_makes_the_bucket() {
     });
 }
 
-/// Two threads of one runtime wait on one context for the first time, at once: one registration is kept.
+/// Two threads of one runtime wait on a context for the first time, at once. One registration is stored.
 #[test]
 fn two_waits_register_at_once() {
     explore([4, 3], || {
@@ -246,7 +245,7 @@ fn two_waits_register_at_once() {
     });
 }
 
-/// The same as the time comes.
+/// The same, while the deadline passes.
 #[test]
 fn two_waits_register_against_firing() {
     explore_exact(2, || {
@@ -274,7 +273,7 @@ fn two_waits_register_against_firing() {
     });
 }
 
-/// Parent and child wait on the parent's deadline: whichever the driver ends first, both end by it.
+/// A parent and its child wait on the deadline of the parent. Both end by it, in whichever order the timer ends them.
 #[test]
 fn child_with_its_parents_deadline_against_firing() {
     explore([3, 1], || {
@@ -296,7 +295,7 @@ fn child_with_its_parents_deadline_against_firing() {
     });
 }
 
-/// The parent is canceled as the driver ends the child by its deadline.
+/// The parent is canceled while the timer ends the child by its deadline.
 #[test]
 fn cancel_of_the_parent_against_firing() {
     explore([3, 2], || {
@@ -320,7 +319,7 @@ fn cancel_of_the_parent_against_firing() {
     });
 }
 
-/// The deadline is seen to have passed by a third thread as its timer fires.
+/// A third thread notices that the deadline has passed while the timer fires.
 #[test]
 fn asking_against_firing() {
     explore([3, 3], || {
@@ -337,7 +336,7 @@ fn asking_against_firing() {
     });
 }
 
-/// On a paused clock a bucket gives its timer up with its last member: as that leaves, another enters.
+/// On a paused clock, a bucket drops its timer with its last member. That one is removed while another one is inserted.
 #[test]
 fn leaving_against_entering_on_a_paused_clock() {
     explore([5, 3], || {
@@ -357,7 +356,7 @@ fn leaving_against_entering_on_a_paused_clock() {
     });
 }
 
-/// Two waits on one context, on a paused clock: one comes as the other goes, and the timer stays or is set anew.
+/// Two waits on one context, on a paused clock. One begins while the other is dropped. The timer is kept or replaced.
 #[test]
 fn wait_against_drop_of_the_other_on_a_paused_clock() {
     explore([5, 3], || {
@@ -375,7 +374,7 @@ fn wait_against_drop_of_the_other_on_a_paused_clock() {
     });
 }
 
-/// The last wait of a paused clock's bucket goes as its timer fires: no timer is left behind either way.
+/// On a paused clock, the last wait of a bucket is dropped while the timer fires. No timer is left behind.
 #[test]
 fn leaving_against_firing_on_a_paused_clock() {
     explore([5, 3], || {

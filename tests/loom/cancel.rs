@@ -1,11 +1,11 @@
-//! An end against a wait: the one that comes second sees the other.
+//! An end against a wait. The second one observes the first.
 
 use loom::thread;
 
 use super::{Roll, Waiter, all_done, chain, explore, one_story, same, why};
 use crate::{CancelScope, Context};
 
-/// The root of a chain ends on one thread, and its last is waited on for the first time on the other.
+/// One thread ends the root of a chain. The other one waits on the last context of the chain for the first time.
 fn end_against_wait(levels: usize, waited_before: bool, end: fn(CancelScope)) {
     let scope = Context::background().with_cancel();
     let root = scope.clone();
@@ -94,7 +94,7 @@ fn cancel_against_next_wait_two_levels_down() {
     explore([5, 3], || end_against_wait(2, true, with_a_cause));
 }
 
-/// Two wait on the same context, each for the first time, while it ends.
+/// Two threads wait on the same context for the first time, while it ends.
 #[test]
 fn cancel_against_two_first_waits() {
     explore([3, 2], || {
@@ -117,7 +117,7 @@ fn cancel_against_two_first_waits() {
     });
 }
 
-/// Canceled while it is asked: what a loop that computes does.
+/// The context is canceled while it is queried, as in a loop that computes.
 #[test]
 fn cancel_against_asking() {
     explore([6, 4], || {

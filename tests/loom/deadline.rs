@@ -1,4 +1,4 @@
-//! Deadlines that are not waited on: the first to read the clock late enough ends the context for all.
+//! Deadlines that nothing waits on. The first query after the deadline ends the context.
 
 use loom::thread;
 
@@ -8,7 +8,7 @@ use super::{
 use crate::Context;
 use crate::sync::tick;
 
-/// Two see that the deadline has passed while a third cancels, too late.
+/// Two threads notice that the deadline has passed, while a third one cancels too late.
 #[test]
 fn two_see_it_pass_while_a_third_cancels() {
     explore([2, 0], || {
@@ -29,7 +29,7 @@ fn two_see_it_pass_while_a_third_cancels() {
     });
 }
 
-/// It passes while it is canceled: either may be first, and all say which.
+/// The deadline passes while the context is canceled. Either may be first, and all queries agree.
 #[test]
 fn it_passes_against_cancel() {
     explore([2, 1], || {
@@ -49,8 +49,8 @@ fn it_passes_against_cancel() {
     });
 }
 
-/// A child's deadline passes before its parent is canceled, whichever thread looks first, and whether or not the
-/// child is linked.
+/// The deadline of a child passes before its parent is canceled. The child ends by its deadline, whichever thread reads the
+/// clock first, and whether or not the child is linked.
 fn child_before_parent(linked: bool) {
     let (parent, guard) = Context::background().with_cancel().split();
     let child = parent.with_timeout(SECOND);
@@ -83,7 +83,7 @@ fn child_before_parent_out_of_the_list() {
     explore([3, 1], || child_before_parent(false));
 }
 
-/// A child with the earlier deadline of its own, and both pass: the child ends by its own.
+/// A child has an earlier deadline than its parent, and both pass. The child ends by its own.
 #[test]
 fn two_deadlines_pass_at_once() {
     explore([4, 3], || {
@@ -102,8 +102,8 @@ fn two_deadlines_pass_at_once() {
     });
 }
 
-/// A deadline in the middle of a linked chain has passed: one thread closes the path from there down, another the
-/// tree from the root. All below the deadline's owner ends by it, and has ended when the cancel returns.
+/// A deadline in the middle of a linked chain has passed. One thread closes the path from there, another one cancels the
+/// root. All contexts below the owner of the deadline end by it, and have ended when the cancel returns.
 fn settle_against_cancel_of_the_root(levels_between: usize) {
     let (root, guard) = Context::background().with_cancel().split();
     let timed = chain(&root, levels_between)[levels_between].with_timeout(SECOND).detach();
@@ -139,7 +139,7 @@ fn settle_against_cancel_two_levels_up() {
     explore([3, 1], || settle_against_cancel_of_the_root(1));
 }
 
-/// The clock goes on meanwhile: the cancel comes before the deadline or after it, and all below say the same.
+/// The clock advances in the meantime, so that the cancel is before or after the deadline. All contexts below agree.
 #[test]
 fn settle_against_cancel_as_the_deadline_passes() {
     explore([2, 1], || {
@@ -167,8 +167,8 @@ fn settle_against_cancel_as_the_deadline_passes() {
     });
 }
 
-/// A second cancel, of the deadline's owner, while a thread closes the path and another the whole tree: when it
-/// returns, all below has ended.
+/// The owner of the deadline is canceled while one thread closes the path, and another one closes the whole tree. When the
+/// call returns, all contexts below have ended.
 #[test]
 fn settle_against_cancel_against_cancel_of_the_owner() {
     explore_exact(1, || {
@@ -193,7 +193,7 @@ fn settle_against_cancel_against_cancel_of_the_owner() {
     });
 }
 
-/// What waits above, where there is no deadline, is left alone as the child's passes.
+/// A wait on a parent without a deadline is not woken when the deadline of the child passes.
 #[test]
 fn settle_wakes_only_what_is_below() {
     explore([3, 1], || {

@@ -1,11 +1,11 @@
-//! An end against deriving: a child ends with what came before it and with what comes after.
+//! An end against a derive. The child ends, whether the end is before or after it.
 
 use loom::thread;
 
 use super::{Roll, Waiter, chain, explore, one_story, same, story, why};
 use crate::{CancelScope, Context};
 
-/// The parent ends on one thread; on the other a child is derived from it, and waited on.
+/// One thread ends the parent. The other one derives a child, and waits on it.
 fn end_against_derive(levels_above: usize, end: fn(CancelScope)) {
     let scope = Context::background().with_cancel();
     let root = scope.clone();
@@ -42,7 +42,7 @@ fn cancel_against_derive_two_levels_down() {
     explore([4, 1], || end_against_derive(2, |scope| scope.cancel_with("why")));
 }
 
-/// The child's first wait links all four levels above it.
+/// The first wait on the child links all four levels above it.
 #[test]
 fn cancel_against_derive_below_four_levels() {
     explore([4, 1], || end_against_derive(3, |scope| scope.cancel_with("why")));
@@ -53,7 +53,7 @@ fn scope_drop_against_derive_below_four_levels() {
     explore([4, 1], || end_against_derive(3, drop));
 }
 
-/// The child is not waited on: derived once the parent is known to have ended, it has ended, with that error.
+/// Nothing waits on the child. If it is derived when the parent is known to have ended, it has ended with that error.
 #[test]
 fn quiet_end_against_derive_and_ask() {
     explore([6, 4], || {
@@ -71,7 +71,7 @@ fn quiet_end_against_derive_and_ask() {
     });
 }
 
-/// A deadline in the past does not hide that the parent had ended before the child was made.
+/// A child with a deadline in the past has the error of its parent, if that ended before the child was created.
 #[test]
 fn cancel_against_derive_with_a_deadline_that_has_passed() {
     explore([4, 1], || {
@@ -89,7 +89,7 @@ fn cancel_against_derive_with_a_deadline_that_has_passed() {
     });
 }
 
-/// A chain grows while its root ends: all of it ends, and what is derived once that is known has ended.
+/// A chain grows while its root ends. All of it ends, and a context that is derived after that has ended from the start.
 #[test]
 fn cancel_against_a_growing_chain() {
     explore([3, 3], || {

@@ -1,4 +1,4 @@
-//! An end against the drop of what it is to reach: that has ended, or has gone, and nothing is left.
+//! An end against the drop of a context that it should reach. Nothing is left behind.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use loom::thread;
 use super::{Roll, Waiter, census, chain, drop_elsewhere, explore, one_story, same, story, why};
 use crate::Context;
 
-/// A child that waits, and its waiter, are dropped while the root ends.
+/// A child and its waiter are dropped while the root ends.
 #[test]
 fn cancel_against_drop_of_a_waiting_child() {
     explore([6, 4], || {
@@ -29,7 +29,7 @@ fn cancel_against_drop_of_a_waiting_child() {
     });
 }
 
-/// The same with no end: the child leaves the list of a root that goes on.
+/// Two children are dropped at once. They are removed from the list of the root, which does not end.
 #[test]
 fn drop_of_two_children_at_once() {
     explore([6, 4], || {
@@ -51,7 +51,7 @@ fn drop_of_two_children_at_once() {
     });
 }
 
-/// A child is dropped while another, through the same parent, is linked for the first time.
+/// A child is dropped while another child of the same parent is linked for the first time.
 #[test]
 fn drop_of_a_child_against_link_of_another() {
     explore([6, 4], || {
@@ -70,7 +70,7 @@ fn drop_of_a_child_against_link_of_another() {
     });
 }
 
-/// The parent's own handle goes, its child goes on, and so does the root's end.
+/// The last handle of the parent is dropped while the root ends. The end still reaches the child.
 #[test]
 fn cancel_against_drop_of_the_parent() {
     explore([6, 4], || {
@@ -94,7 +94,7 @@ fn cancel_against_drop_of_the_parent() {
     });
 }
 
-/// Everything a thread holds goes while the root ends: parent first, child last.
+/// A thread drops a whole branch, from the parent to the child, while the root ends.
 #[test]
 fn cancel_against_drop_of_a_whole_branch() {
     explore([6, 4], || {
@@ -112,7 +112,7 @@ fn cancel_against_drop_of_a_whole_branch() {
     });
 }
 
-/// Two threads let go of two branches that share their parent, which neither holds: one takes it along.
+/// Two threads drop two branches, whose common parent has no other handle. One of them drops the parent.
 #[test]
 fn drop_of_two_branches_with_a_parent_in_common() {
     explore([6, 4], || {
@@ -130,7 +130,7 @@ fn drop_of_two_branches_with_a_parent_in_common() {
     });
 }
 
-/// A scope goes while a canceler of the same context is used: one end, the same to both sides.
+/// A scope is dropped while a canceler of the same context is used. There is one end.
 #[test]
 fn drop_of_the_scope_against_cancel() {
     explore([3, 1], || {
@@ -152,7 +152,7 @@ fn drop_of_the_scope_against_cancel() {
     });
 }
 
-/// The same without a cause, which reads no clock.
+/// The same without a cause, so that no clock is read.
 #[test]
 fn drop_of_the_scope_against_unseen_cancel() {
     explore([3, 2], || {
@@ -172,7 +172,7 @@ fn drop_of_the_scope_against_unseen_cancel() {
     });
 }
 
-/// A scope goes as the only other handle becomes a child: whichever comes first, the child ends.
+/// A scope is dropped while a child is derived from the only other handle. The child ends in any case.
 #[test]
 fn drop_of_the_scope_against_derive_from_its_clone() {
     explore([6, 4], || {
@@ -194,7 +194,7 @@ fn drop_of_the_scope_against_derive_from_its_clone() {
     });
 }
 
-/// A scope goes while the only other handle is cloned, and that one goes: the clone sees the end.
+/// A scope is dropped while the only other handle is cloned and dropped. The clone has ended.
 #[test]
 fn drop_of_the_scope_against_clone() {
     explore([6, 4], || {
@@ -216,7 +216,7 @@ fn drop_of_the_scope_against_clone() {
     });
 }
 
-/// A scope goes while the only other handle waits, and goes: it was woken, or has gone, and nothing is left.
+/// A scope is dropped while the only other handle, which waits, is dropped. Nothing is left behind.
 #[test]
 fn drop_of_the_scope_against_drop_of_a_waiter() {
     explore([6, 4], || {
@@ -230,7 +230,7 @@ fn drop_of_the_scope_against_drop_of_a_waiter() {
     });
 }
 
-/// A scope goes that nothing else holds, out of the list of a parent that ends.
+/// A scope without other handles is dropped, and removed from the list of its parent, while the parent ends.
 #[test]
 fn drop_of_an_unseen_scope_against_cancel_of_the_parent() {
     explore([6, 4], || {
@@ -247,7 +247,7 @@ fn drop_of_an_unseen_scope_against_cancel_of_the_parent() {
     });
 }
 
-/// A guard goes while its context is linked and joined below a live parent, and the parent ends.
+/// A guard is dropped while its context is linked, and while the parent ends.
 #[test]
 fn drop_of_the_guard_against_link_against_cancel_of_the_parent() {
     explore([2, 0], || {
@@ -267,7 +267,7 @@ fn drop_of_the_guard_against_link_against_cancel_of_the_parent() {
     });
 }
 
-/// A cause whose drop is foreign code, and asks.
+/// A cause whose drop queries a context, like foreign code.
 struct Asks(Context, Arc<AtomicUsize>);
 
 impl fmt::Display for Asks {
@@ -291,8 +291,8 @@ impl Drop for Asks {
     }
 }
 
-/// The last handle of a child that ended by itself goes while the parent's end holds it too: the cause's drop
-/// runs once, with no lock held.
+/// The last handle of a child that ended by itself is dropped while the end of the parent holds the child as well. The cause
+/// is dropped once, while no lock is held.
 #[test]
 fn drop_of_the_last_handle_against_the_parents_end() {
     explore([6, 4], || {

@@ -1,8 +1,8 @@
-//! A foreign `CancellationToken` that ends a context: its waker against asking, cancel and drop.
+//! A `CancellationToken` that ends a context: its waker against queries, cancel and drop.
 //!
-//! tokio-util's own locks are std's, and held over nothing of ours: loom goes through our side of it. What it cannot
-//! see is that they order one thread after another: where that matters loads are exact, and a `cancel()` of the
-//! token while it is being bound is no model.
+//! The locks of tokio-util are those of std, and nothing of this crate runs under them. Loom explores this crate's side. It
+//! does not see the order that these locks establish. Where that matters, loads are exact, and there is no model of a
+//! `cancel()` of the token while it is being attached.
 
 use loom::thread;
 use tokio_util::sync::CancellationToken;
@@ -12,8 +12,7 @@ use super::{
 };
 use crate::Context;
 
-/// The token is canceled while the context it ends is asked, above and below: when `cancel()` returns, both have
-/// ended.
+/// The token is canceled while its context and a child are queried. When `cancel()` returns, both have ended.
 #[test]
 fn foreign_cancel_against_asking() {
     explore([3, 3], || {
@@ -38,7 +37,7 @@ fn foreign_cancel_against_asking() {
     });
 }
 
-/// The parent is canceled while a token is bound to its child.
+/// The parent is canceled while a token is attached to its child.
 #[test]
 fn cancel_of_the_parent_against_binding() {
     explore([4, 1], || {
@@ -62,7 +61,7 @@ fn cancel_of_the_parent_against_binding() {
     });
 }
 
-/// The token is canceled while the context's parent is, and while something waits below.
+/// The token and the parent of the context are canceled at once, while something waits below.
 #[test]
 fn foreign_cancel_against_cancel_of_the_parent() {
     explore_exact(3, || {
@@ -88,8 +87,8 @@ fn foreign_cancel_against_cancel_of_the_parent() {
     });
 }
 
-/// The token is canceled while the context is, with something linked two levels below: either call returns to a
-/// tree that has ended.
+/// The token and the context are canceled at once, with a linked context two levels below. When either call returns, all
+/// of them have ended.
 #[test]
 fn foreign_cancel_against_cancel() {
     explore_exact(4, || {
@@ -114,8 +113,8 @@ fn foreign_cancel_against_cancel() {
     });
 }
 
-/// The token is canceled while the last handle of the context goes: nothing is left, of the context nor at the
-/// token.
+/// The token is canceled while the last handle of the context is dropped. Nothing of the context is left behind, and nothing
+/// is registered with the token.
 #[test]
 fn foreign_cancel_against_drop() {
     explore([6, 4], || {
@@ -135,7 +134,7 @@ fn foreign_cancel_against_drop() {
     });
 }
 
-/// The same with a scope, which ends what another handle, just going, could still see.
+/// The same with a scope, while another handle is being dropped.
 #[test]
 fn foreign_cancel_against_drop_of_the_scope() {
     explore_exact(5, || {
@@ -153,7 +152,7 @@ fn foreign_cancel_against_drop_of_the_scope() {
     });
 }
 
-/// The token is canceled, the context is, and its last handle goes: three threads.
+/// Three threads cancel the token, cancel the context, and drop its last handle.
 #[test]
 fn foreign_cancel_against_cancel_against_drop() {
     explore_exact(3, || {
@@ -172,7 +171,7 @@ fn foreign_cancel_against_cancel_against_drop() {
     });
 }
 
-/// One token ends two contexts, of which one is the other's child, and one of them is canceled.
+/// One token ends a context and its child, while one of them is canceled.
 #[test]
 fn one_token_for_parent_and_child() {
     explore_exact(3, || {

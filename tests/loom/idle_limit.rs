@@ -1,4 +1,4 @@
-//! Pulses: reports and looks at the same time, and looks that race other ends.
+//! Idle limits: reports against checks, and checks against other ends.
 
 use loom::thread;
 
@@ -6,9 +6,9 @@ use super::{Roll, SECOND, all_done, explore, one_story, same, story, why};
 use crate::Context;
 use crate::sync::tick;
 
-/// A report comes while another thread looks: whichever is first, it is not lost.
+/// A thread reports progress while another one runs a check. The report is not lost.
 #[test]
-fn report_against_look() {
+fn report_against_check() {
     explore([6, 4], || {
         let ctx = Context::background().with_idle(2 * SECOND).detach();
         let progress = ctx.progress();
@@ -24,9 +24,9 @@ fn report_against_look() {
     });
 }
 
-/// A report comes while two threads look, one of them from below.
+/// A thread reports progress while two others run checks, one of them in a query of a child.
 #[test]
-fn report_against_two_looks() {
+fn report_against_two_checks() {
     explore([4, 3], || {
         let ctx = Context::background().with_idle(2 * SECOND).detach();
         let below = ctx.with_cancel().detach();
@@ -40,9 +40,9 @@ fn report_against_two_looks() {
     });
 }
 
-/// Two threads look when the limit has been exceeded: the context ends once.
+/// Two threads run checks when the limit is exceeded. The context ends once.
 #[test]
-fn two_looks_at_once() {
+fn two_checks_at_once() {
     explore([5, 3], || {
         let ctx = Context::background().with_idle(SECOND).detach();
         let below = ctx.with_cancel().detach();
@@ -61,9 +61,9 @@ fn two_looks_at_once() {
     });
 }
 
-/// A look ends the context as its scope cancels it: one of them wins, everywhere.
+/// A check ends the context while its scope cancels it. One of them wins, and all queries agree.
 #[test]
-fn look_against_cancel() {
+fn check_against_cancel() {
     explore([5, 3], || {
         let (ctx, guard) = Context::background().with_idle(SECOND).split();
         let below = ctx.with_cancel().detach();
@@ -79,9 +79,9 @@ fn look_against_cancel() {
     });
 }
 
-/// The context goes while another thread looks from below: nothing is left of it.
+/// The context is dropped while a query of a child runs a check. Nothing is left behind.
 #[test]
-fn look_against_drop() {
+fn check_against_drop() {
     explore([5, 3], || {
         let ctx = Context::background().with_idle(SECOND);
         let below = ctx.with_cancel().detach();

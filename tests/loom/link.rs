@@ -1,11 +1,11 @@
-//! Linking: a path is linked once, from the top down, by however many threads at once.
+//! Linking. A path is linked once, from the top down, by any number of threads.
 
 use loom::thread;
 
 use super::{Roll, Waiter, all_done, census, chain, explore, explore_exact, one_story, same, why};
 use crate::Context;
 
-/// Two leaves below one parent wait for the first time, at once: each token on the way sits once.
+/// Two leaves below one parent wait for the first time, at once. Each token on the path is in one list, once.
 fn two_leaves(cancels: bool) {
     let (root, guard) = Context::background().with_cancel().split();
     let middle = chain(&root, 1).remove(1);
@@ -76,7 +76,7 @@ fn parent_and_leaf_link_at_once() {
     });
 }
 
-/// Linked by two, and let go by two: the lists are empty again, and the root goes on.
+/// Two threads link, and two drop. The lists are empty again, and the root has not ended.
 #[test]
 fn two_leaves_come_and_go() {
     explore([4, 3], || {
@@ -97,8 +97,8 @@ fn two_leaves_come_and_go() {
     });
 }
 
-/// A walk up that is longer than three steps links its path. Two of them from one leaf, or from two below one
-/// parent, at once: each token on the way is registered once.
+/// A query that walks up more than three levels links the path. Two threads query one leaf, or two leaves below one parent,
+/// at once. Each token on the path is linked once.
 fn two_walks(leaves: usize, levels: usize) {
     let root = Context::background().with_cancel();
     let all = chain(&root, levels);
@@ -133,7 +133,7 @@ fn two_leaves_walk_up_six_levels_at_once() {
     explore_exact(2, || two_walks(2, 6));
 }
 
-/// Two link a long path from two leaves while the root ends: when the cancel has returned, both have ended.
+/// Two threads link a long path from two leaves while the root ends. When the cancel returns, both leaves have ended.
 #[test]
 fn two_walks_against_cancel() {
     explore_exact(2, || {
@@ -162,8 +162,7 @@ fn two_walks_against_cancel() {
     });
 }
 
-/// A long walk links its path while the root ends: the ask that comes after the cancel sees it, and so does the
-/// wait. Below what a walk has linked, the next one is short.
+/// A long walk links its path while the root ends. A query and a wait after the cancel observe it. The next walk is short.
 fn walk_against_cancel(levels: usize) {
     let (root, guard) = Context::background().with_cancel().split();
     let all = chain(&root, levels);
@@ -196,7 +195,7 @@ fn longer_walk_against_cancel() {
     explore([2, 0], || walk_against_cancel(6));
 }
 
-/// A middle one of a long path ends while the path is linked through it.
+/// A context in the middle of a long path ends while the path is linked.
 #[test]
 fn long_walk_against_cancel_in_the_middle() {
     explore([2, 0], || {
@@ -223,7 +222,8 @@ fn long_walk_against_cancel_in_the_middle() {
     });
 }
 
-/// One thread links a long path from its leaf, the other from the leaf's parent; both let all go, and the root goes on.
+/// One thread links a long path from its leaf, the other one from the parent of the leaf. Both drop all of it, and the root
+/// has not ended.
 #[test]
 fn long_walk_against_drop_of_the_branch() {
     explore([3, 1], || {
@@ -242,8 +242,8 @@ fn long_walk_against_drop_of_the_branch() {
     });
 }
 
-/// The child of two parents is linked in both lists, or in none that lives, while one of them ends, which is
-/// linked itself by that.
+/// A merged context is linked to both parents, or to no parent that has not ended, while one of the parents ends. Merging
+/// links that parent as well.
 #[test]
 fn merge_links_a_path_against_cancel() {
     explore([3, 1], || {

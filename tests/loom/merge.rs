@@ -1,4 +1,4 @@
-//! Two parents: the child has one error, that of one of them, or its own.
+//! Merged contexts. The child has one error, which is its own or that of one of its parents.
 
 use loom::thread;
 
@@ -8,7 +8,7 @@ use super::{
 use crate::Context;
 use crate::sync::{enter_runtime, tick};
 
-/// Both parents end at once, each with a cause; something waits on the child of both.
+/// Both parents end at once, with different causes, while something waits on the child.
 fn both_parents(waits: bool, levels: usize) {
     let one = Context::background().with_cancel();
     let (two, ends_two) = Context::background().with_cancel().split();
@@ -52,7 +52,7 @@ fn both_parents_end_while_something_waits_below() {
     explore([2, 1], || both_parents(true, 1));
 }
 
-/// One parent ends while the child of both is made.
+/// One parent ends while the two are merged.
 #[test]
 fn cancel_against_merge() {
     explore([4, 2], || {
@@ -71,7 +71,7 @@ fn cancel_against_merge() {
     });
 }
 
-/// When the cancel of one parent returns, all below the child of both has ended, past the other, live, parent.
+/// When the cancel of one parent returns, all descendants have ended, although the other parent has not.
 #[test]
 fn cancel_of_one_parent_ends_all_below() {
     explore([4, 3], || {
@@ -94,7 +94,7 @@ fn cancel_of_one_parent_ends_all_below() {
     });
 }
 
-/// The child of both ends by itself while a parent does.
+/// The child ends by itself while a parent ends.
 #[test]
 fn own_end_against_a_parents() {
     explore([3, 2], || {
@@ -116,7 +116,7 @@ fn own_end_against_a_parents() {
     });
 }
 
-/// The child of both is dropped while both end: nothing keeps it, and neither list holds it.
+/// The child is dropped while both parents end. Nothing keeps it alive, and it is in neither list.
 #[test]
 fn drop_against_both_ends() {
     explore([4, 3], || {
@@ -135,7 +135,7 @@ fn drop_against_both_ends() {
     });
 }
 
-/// One parent's deadline has passed, unseen; the other parent is canceled after that.
+/// The deadline of one parent has passed, and nothing has noticed. Then the other parent is canceled.
 #[test]
 fn deadline_of_one_before_cancel_of_the_other() {
     explore([2, 1], || {
@@ -163,8 +163,7 @@ fn deadline_of_one_before_cancel_of_the_other() {
     });
 }
 
-/// The same where something waits below, and the driver has not turned: the cancel wakes it, with the deadline's
-/// error.
+/// The same, while something waits below, and the timer has not fired. The cancel wakes it, with the error of the deadline.
 #[test]
 fn cancel_wakes_what_a_deadline_has_ended() {
     explore([3, 1], || {

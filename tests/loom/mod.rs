@@ -1,24 +1,22 @@
-//! The real engine under every order that loom can find, within a bound of preemptions.
+//! Loom models of the engine: every order of the threads, up to a bound of preemptions.
 //!
-//! Each file holds the models of one idea: two or three threads, one tree, one thing against another. What a
-//! model asserts is a promise of the design:
+//! Each file contains the models of one topic. A model has two or three threads, one tree, and two or three operations at
+//! the same time. It asserts what the design promises:
 //!
-//! - When a `cancel()` returns, also one that came second, every descendant answers `is_done()`. While it runs,
-//!   a parent may be seen ended and a linked child not yet: no model denies that.
-//! - Once a context has said in one way that it ended, it says so in every way, with the same error.
-//! - A waiter that was left pending is woken, once there is something to see.
-//! - Nothing is left behind: no token, no waker, no registration with a timer.
+//! - When a call of `cancel()` returns, every descendant has ended, even if the call was the second one. During the call, a
+//!   parent may have ended while a linked child has not.
+//! - When one query has reported that a context has ended, all queries do, with the same error.
+//! - A pending wait is woken when the context ends.
+//! - Nothing is left behind: no token, no waker, no timer.
 //!
-//! Timers are the model's (`shim.rs`): `enter_runtime` names the runtime of a thread, `tick` moves the clock, which
-//! stands still otherwise, and `fire_timers` does what the time driver of the current runtime does when it turns, or
-//! shuts down.
+//! `shim.rs` replaces the clock, the runtimes and their timers. `enter_runtime` sets the runtime of a thread, `tick` advances
+//! the clock, and `fire_timers` does what the time driver of the current runtime does when it runs or shuts down.
 //!
 //! ```text
-//! RUSTFLAGS="--cfg tokio_ctx_loom" cargo test --lib --release loom_models
+//! RUSTFLAGS="--cfg tokio_ctx_loom" cargo test -p tokio-ctx --features watch --lib --release loom_models
 //! ```
 //!
-//! With `-- --nocapture` each model prints how many orders it went through. `LOOM_MAX_PREEMPTIONS` overrides the
-//! bound of every model.
+//! With `-- --nocapture`, each model prints the number of orders that were explored. `LOOM_MAX_PREEMPTIONS` overrides the
 
 use std::cell::Cell;
 use std::future::Future;
@@ -54,14 +52,14 @@ mod watch;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Goes through the orders of `model`: first with up to `preemptions[0]` in each, then, as threads may also read
-/// what is no longer the latest, with up to `preemptions[1]`.
+/// Explores `model` with up to `preemptions[0]` preemptions, and then, with loads that may be stale, with up to
+/// `preemptions[1]`.
 fn explore<F: Fn() + Send + Sync + Copy + 'static>(preemptions: [usize; 2], model: F) {
     explore_with(false, preemptions[0], model);
     explore_with(true, preemptions[1], model);
 }
 
-/// The same without stale loads, which are too many for three threads or a timer.
+/// The same without stale loads, which cause too many orders with three threads or with timers.
 fn explore_exact<F: Fn() + Send + Sync + Copy + 'static>(preemptions: usize, model: F) {
     explore_with(false, preemptions, model);
 }
@@ -91,7 +89,7 @@ fn explore_with<F: Fn() + Send + Sync + Copy + 'static>(stale: bool, preemptions
     println!("{orders:>7} orders, {loads} loads, {bound} preemptions, {seconds:>5.1} s: {name}");
 }
 
-/// When the engine's stamps begin.
+/// Returns when the first stamp of the engine was created.
 fn epoch() -> Instant {
     static EPOCH: OnceLock<Instant> = OnceLock::new();
     *EPOCH.get_or_init(|| {
@@ -107,25 +105,25 @@ fn epoch() -> Instant {
     })
 }
 
-/// The width of the slot of a deadline a second away, in nanoseconds.
+/// The width in nanoseconds of the slot of a deadline that is a second away.
 const WIDTH: i128 = 1 << 26;
-/// Stamps count from here at the epoch.
+/// The value of the first stamp.
 const BIAS: i128 = 100 * 365 * 86_400 * 1_000_000_000;
 
-/// What is left, at that time, of a slot of that width.
+/// Returns what is left of the slot at the given time.
 fn room_in_slot(at: Instant) -> i128 {
     let since = at.duration_since(epoch()).as_nanos() as i128;
     WIDTH - (since + BIAS).rem_euclid(WIDTH)
 }
 
-/// Waits until the clock, which stands still from then on, is not about where two slots meet: all orders of a
-/// model must go the same way.
+/// Waits until the time is not close to the border of two slots, so that all orders of a model use the same slots.
 fn wait_for_room() {
     const MARGIN: i128 = 200_000;
     while !(MARGIN..WIDTH - MARGIN).contains(&room_in_slot(Instant::now() + SECOND)) {}
 }
 
-/// A deadline a little after the next tick, in a slot that begins before it: its timer fires then, and moves it.
+/// Returns a deadline shortly after the next tick, in a slot that begins before the tick. The timer fires at the tick, and
+/// moves the deadline.
 fn soon_after_a_tick() -> tokio::time::Instant {
     let tick = sync::now() + SECOND;
     let room = u64::try_from(room_in_slot(tick.into_std()) / 2).expect("some room");
@@ -143,7 +141,7 @@ fn in_runtime<T: 'static>(
     })
 }
 
-/// The clock goes on, and the time driver turns.
+/// Advances the clock, and fires the timers.
 fn tick_and_fire() {
     sync::tick();
     sync::fire_timers(false);
@@ -153,7 +151,7 @@ thread_local! {
     static EXPECTS_SHUTDOWN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Polls a wait that goes on, where the runtime may have been shut down: true if that made it panic.
+/// Polls a wait in a runtime that may have been shut down. Returns whether this panics for that reason.
 fn panics_in_shutdown(waiter: &mut Waiter) -> bool {
     static QUIET: Once = Once::new();
     QUIET.call_once(|| {
@@ -179,7 +177,7 @@ fn panics_in_shutdown(waiter: &mut Waiter) -> bool {
     false
 }
 
-/// Ends these runtimes, as a model that has begun timers must.
+/// Shuts down these runtimes. A model that has started timers has to.
 fn shut_down(runtimes: impl IntoIterator<Item = sync::RuntimeId>) {
     for id in runtimes {
         sync::enter_runtime(id);
@@ -187,7 +185,7 @@ fn shut_down(runtimes: impl IntoIterator<Item = sync::RuntimeId>) {
     }
 }
 
-/// A root, and a chain of so many levels below it that end with it alone.
+/// Returns the root, and a chain below it with the given number of levels.
 fn chain(root: &Context, levels: usize) -> Vec<Context> {
     let mut all = vec![root.clone()];
     for level in 0..levels {
@@ -197,20 +195,20 @@ fn chain(root: &Context, levels: usize) -> Vec<Context> {
     all
 }
 
-/// Drops a scope on a thread of its own. Whether it is the last handle is asked of an `Arc`, which loom does not see:
-/// only so does it try an order in which all else comes first.
+/// Drops a scope on another thread. The drop reads the count of an `Arc`, which loom does not model. On a thread of its own,
+/// loom explores an order in which everything else is first.
 fn drop_elsewhere(scope: CancelScope) -> loom::thread::JoinHandle<()> {
     loom::thread::spawn(move || drop(scope))
 }
 
-/// How many waiters and linked children a context has.
+/// Returns the number of waiters and linked children of a context.
 fn census(ctx: &Context) -> usize {
     let (token, mut children) = (token(ctx), Vec::new());
     token.children(0, u32::MAX, &mut children);
     if token.ended() { 0 } else { token.waiters() + children.len() }
 }
 
-/// How many lists a context is in: those of its parents, and buckets.
+/// Returns the number of lists that contain a context: those of its parents, and buckets.
 fn places(ctx: &Context) -> usize {
     Arc::weak_count(token(ctx))
 }
@@ -219,7 +217,7 @@ fn token(ctx: &Context) -> &Arc<Token> {
     ctx.token().expect("not the background")
 }
 
-/// A task's waker that counts.
+/// A waker that counts.
 #[derive(Default)]
 struct Bell(AtomicUsize);
 
@@ -235,11 +233,11 @@ impl Wake for Bell {
     }
 }
 
-/// A task that does nothing but wait for the end.
+/// A task that waits for the end.
 struct Waiter {
     done: Pin<Box<DoneOwned>>,
     bell: Arc<Bell>,
-    /// How often it had been woken before its last poll.
+    /// The number of wake-ups before the last poll.
     heard: usize,
     error: Option<Error>,
 }
@@ -250,7 +248,7 @@ impl Waiter {
         Waiter { done, bell: Arc::default(), heard: 0, error: None }
     }
 
-    /// One that has been polled, and waits.
+    /// Creates a waiter, and polls it once.
     #[track_caller]
     fn waiting_on(ctx: &Context) -> Waiter {
         let mut waiter = Waiter::on(ctx);
@@ -258,7 +256,7 @@ impl Waiter {
         waiter
     }
 
-    /// Polls once. True: the wait is over.
+    /// Polls once, and returns whether the wait is over.
     fn poll(&mut self) -> bool {
         self.heard = self.bell.rung();
         let waker = Waker::from(self.bell.clone());
@@ -268,17 +266,17 @@ impl Waiter {
         self.error.is_some()
     }
 
-    /// From its next poll on, another task waits.
+    /// Moves the wait to another task, from the next poll on.
     fn change_hands(&mut self) {
         self.bell = Arc::default();
     }
 
-    /// Whether it is over, or has been woken since its last poll.
+    /// Returns whether the wait is over, or was woken since the last poll.
     fn is_roused(&self) -> bool {
         self.error.is_some() || self.bell.rung() > self.heard
     }
 
-    /// After the end: it is over, or has been woken since its last poll, and nothing of it is left.
+    /// After the end: asserts that the wait is over, or was woken since the last poll, and that nothing is left behind.
     #[track_caller]
     fn finish(mut self, error: &Error) {
         if self.error.is_none() {
@@ -295,7 +293,7 @@ impl Waiter {
     }
 }
 
-/// What a waiter leaves that has gone: a waker, for as long as another thread is about to call it.
+/// The waker of a dropped waiter, which another thread may be about to call.
 #[must_use]
 struct Left(Arc<Bell>);
 
@@ -311,7 +309,7 @@ fn same(a: &Error, b: &Error) {
     assert_eq!(facts(a), facts(b), "two stories: {a}, and {b}");
 }
 
-/// What an error says, with lines and the cause by their addresses.
+/// Returns the content of an error, with the addresses of its lines and of its cause.
 fn facts(error: &Error) -> impl PartialEq + std::fmt::Debug {
     let origin = error.origin();
     (
@@ -323,7 +321,7 @@ fn facts(error: &Error) -> impl PartialEq + std::fmt::Debug {
     )
 }
 
-/// Asks a context that has ended in every way there is.
+/// Queries a context that has ended in all ways.
 #[track_caller]
 fn story(ctx: &Context) -> Error {
     assert!(ctx.is_done(), "has not ended");
@@ -335,7 +333,7 @@ fn story(ctx: &Context) -> Error {
     error
 }
 
-/// All of them have ended, with one and the same error.
+/// Asserts that all of them have ended with the same error.
 #[track_caller]
 fn one_story<'a>(all: impl IntoIterator<Item = &'a Context>) -> Error {
     let mut stories = all.into_iter().map(story);
@@ -344,7 +342,7 @@ fn one_story<'a>(all: impl IntoIterator<Item = &'a Context>) -> Error {
     first
 }
 
-/// A `cancel()` above has returned: all of these have ended.
+/// Asserts that all of these have ended, after a `cancel()` above has returned.
 #[track_caller]
 fn all_done<'a>(all: impl IntoIterator<Item = &'a Context>) {
     for (place, ctx) in all.into_iter().enumerate() {
@@ -352,12 +350,12 @@ fn all_done<'a>(all: impl IntoIterator<Item = &'a Context>) {
     }
 }
 
-/// The cause's words, or "" if there is none.
+/// Returns the text of the cause, or "" if there is none.
 fn why(error: &Error) -> String {
     error.cause().map(ToString::to_string).unwrap_or_default()
 }
 
-/// Remembers contexts, to see that nothing keeps one.
+/// Remembers contexts, to assert that nothing keeps them alive.
 struct Roll(Vec<Weak<Token>>);
 
 impl Roll {
@@ -365,7 +363,7 @@ impl Roll {
         Roll(all.into_iter().filter_map(|ctx| ctx.token().map(Arc::downgrade)).collect())
     }
 
-    /// Once all handles are gone.
+    /// Asserts that all tokens have been dropped.
     #[track_caller]
     fn is_gone(self) {
         assert!(self.0.iter().all(|token| token.strong_count() == 0), "a token left behind");

@@ -1,6 +1,6 @@
-//! A deadline that moves to a narrower slot when the timer of its wide one fires.
+//! Deadlines that move to a narrower slot when the timer of a bucket fires.
 //!
-//! At the first tick the slot of [`soon_after_a_tick`] has come, the deadline has not; at the second it has.
+//! At the first tick, the time of the slot of [`soon_after_a_tick`] has come. The deadline passes before the second tick.
 
 use loom::thread;
 
@@ -11,7 +11,7 @@ use super::{
 use crate::Context;
 use crate::sync::{count_timers, enter_runtime, fire_timers, tick};
 
-/// One that is waited on moves, once, and ends at its time.
+/// A deadline with a wait moves once, and passes in time.
 #[test]
 fn moved_and_fired() {
     explore([4, 3], || {
@@ -32,7 +32,7 @@ fn moved_and_fired() {
     });
 }
 
-/// A cancel takes it out of the one bucket, or of the other, or keeps it out of both.
+/// A cancel removes it from either bucket, or prevents its registration.
 #[test]
 fn move_against_cancel() {
     explore([4, 3], || {
@@ -50,7 +50,7 @@ fn move_against_cancel() {
     });
 }
 
-/// The same by a cancel of its parent.
+/// The same, by a cancel of the parent.
 #[test]
 fn move_against_cancel_of_the_parent() {
     explore([4, 2], || {
@@ -69,7 +69,7 @@ fn move_against_cancel_of_the_parent() {
     });
 }
 
-/// The wait goes, or the context with it, as it moves.
+/// The wait, or the context with it, is dropped while the deadline moves.
 fn move_against_drop(of_the_context: bool) {
     enter_runtime(1);
     let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
@@ -105,7 +105,7 @@ fn move_against_drop_of_the_context() {
     explore([5, 3], || move_against_drop(true));
 }
 
-/// One that is not waited on any more is not moved.
+/// A deadline without waits does not move.
 #[test]
 fn not_moved_without_a_wait() {
     explore([1, 1], || {
@@ -121,8 +121,8 @@ fn not_moved_without_a_wait() {
     });
 }
 
-/// A second wait comes as it moves: it finds the deadline registered here or there, or registers it itself, and
-/// one registration is left.
+/// A second wait begins while the deadline moves. It finds either registration, or registers the deadline itself. One
+/// registration is left.
 #[test]
 fn move_against_second_wait() {
     explore([4, 3], || {
@@ -143,7 +143,7 @@ fn move_against_second_wait() {
     });
 }
 
-/// The first wait goes and a second comes as it moves, or is dropped from the bucket as nothing waits on it.
+/// The first wait is dropped and a second one begins while the deadline moves, or is removed because nothing waits on it.
 #[test]
 fn move_against_one_wait_after_the_other() {
     explore([4, 3], || {
@@ -162,7 +162,7 @@ fn move_against_one_wait_after_the_other() {
     });
 }
 
-/// It moves as another of its bucket is dropped, and a third enters: each keeps its own deadline.
+/// It moves while another member of its bucket is dropped, and a third one is inserted. Each keeps its own deadline.
 #[test]
 fn move_against_drop_of_another() {
     explore([4, 2], || {
@@ -185,7 +185,7 @@ fn move_against_drop_of_another() {
     });
 }
 
-/// The deadline comes while it moves, on another thread's clock.
+/// The deadline passes while it moves, because another thread advances the clock.
 #[test]
 fn move_against_the_clock() {
     explore([4, 3], || {
@@ -207,7 +207,7 @@ fn move_against_the_clock() {
     });
 }
 
-/// Cancel and drop of the wait as it moves: three threads.
+/// Three threads cancel the context, drop the wait, and move the deadline.
 #[test]
 fn move_against_cancel_and_drop() {
     explore_exact(3, || {

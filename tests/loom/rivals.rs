@@ -1,11 +1,11 @@
-//! Ends that race each other: one of them wins, the same everywhere.
+//! Ends that race each other. One of them wins, and all queries agree.
 
 use loom::thread;
 
 use super::{Roll, Waiter, all_done, chain, explore, one_story, same, story, why};
 use crate::Context;
 
-/// Parent and child are canceled at once, each with a cause; something waits below.
+/// A parent and its child are canceled at once, with different causes, while something waits below.
 fn parent_against_child(linked: bool) {
     let (parent, ends_parent) = Context::background().with_cancel().split();
     let ends_child = parent.with_cancel();
@@ -47,8 +47,8 @@ fn parent_against_child_with_no_waiter() {
     explore([2, 1], || parent_against_child(false));
 }
 
-/// Two threads end the same root. When either call returns everything below has ended, also what the
-/// other one has yet to reach, and both see the same error.
+/// Two threads end the same root. When either call returns, all descendants have ended, including those that the other
+/// thread has not reached yet, and both observe the same error.
 fn two_against_a_root(levels: usize, linked: usize) {
     let root = Context::background().with_cancel();
     let all = chain(&root, levels);
@@ -98,7 +98,7 @@ fn two_cancel_a_root_five_levels_up() {
     explore([2, 0], || two_against_a_root(5, 0));
 }
 
-/// A cancel with a cause against one without, on a leaf, where the one without needs no clock.
+/// A cancel with a cause against one without, which reads no clock.
 #[test]
 fn cause_against_no_cause() {
     explore([3, 2], || {
@@ -119,7 +119,7 @@ fn cause_against_no_cause() {
     });
 }
 
-/// Three at once: grandparent, parent and child, each with a cause of its own.
+/// A grandparent, a parent and a child are canceled at once, with different causes.
 #[test]
 fn three_generations_at_once() {
     explore([2, 1], || {

@@ -1,4 +1,4 @@
-//! Several runtimes wait on one deadline, and some of them stand still, or shut down.
+//! Several runtimes wait on one deadline. Some of them stall or shut down.
 
 use super::{
     Roll, SECOND, Waiter, explore, explore_exact, in_runtime, panics_in_shutdown, places, shut_down,
@@ -7,7 +7,7 @@ use super::{
 use crate::Context;
 use crate::sync::{count_timers, enter_runtime, fire_timers, now, tick};
 
-/// Two runtimes register one deadline at once. One of them fires, the other stands still: both waits are woken.
+/// Two runtimes register one deadline at once. One timer fires, and the other runtime stalls. Both waits are woken.
 #[test]
 fn two_runtimes_register_and_one_fires() {
     explore([4, 3], || {
@@ -31,7 +31,7 @@ fn two_runtimes_register_and_one_fires() {
     });
 }
 
-/// Both fire at once: it ends once.
+/// Both timers fire at once. The context ends once.
 #[test]
 fn two_runtimes_fire_at_once() {
     explore([3, 2], || {
@@ -50,7 +50,7 @@ fn two_runtimes_fire_at_once() {
     });
 }
 
-/// Both move it to a narrower slot at once, each to one of its own.
+/// Both runtimes move the deadline to a narrower slot at once.
 #[test]
 fn two_runtimes_move_it_at_once() {
     explore([3, 2], || {
@@ -72,8 +72,8 @@ fn two_runtimes_move_it_at_once() {
     });
 }
 
-/// A wait that was polled in one runtime is polled in another while the first one fires, too early, and moves it.
-/// From then on the first stands still.
+/// A wait that was polled in one runtime is polled in another one while the timer of the first one fires early, and moves
+/// the deadline. Then the first runtime stalls.
 #[test]
 fn wait_goes_over_against_a_move() {
     explore([4, 3], || {
@@ -93,7 +93,7 @@ fn wait_goes_over_against_a_move() {
     });
 }
 
-/// The same while the first one shuts down: what it wakes may have gone over already.
+/// The same while the first one shuts down. The wait that it wakes may have moved already.
 #[test]
 fn wait_goes_over_against_shutdown() {
     explore([5, 4], || {
@@ -114,8 +114,8 @@ fn wait_goes_over_against_shutdown() {
     });
 }
 
-/// A runtime shuts down while a wait registers there. The wait panics, as `tokio::time::sleep` does, or it is woken,
-/// and goes on elsewhere.
+/// A runtime shuts down while a wait registers there. The wait panics like `tokio::time::sleep`, or it is woken, and
+/// registers elsewhere.
 #[test]
 fn first_wait_against_shutdown() {
     explore([5, 3], || {
@@ -136,7 +136,7 @@ fn first_wait_against_shutdown() {
     });
 }
 
-/// The same where the bucket is there, with another context in it.
+/// The same with an existing bucket, which contains another context.
 #[test]
 fn entering_against_shutdown() {
     explore([4, 3], || {
@@ -159,7 +159,7 @@ fn entering_against_shutdown() {
     });
 }
 
-/// A runtime shuts down while another registers the deadline, and a third thread's wait is there.
+/// A runtime shuts down while another one registers the deadline, and a third thread waits.
 #[test]
 fn shutdown_against_first_wait_elsewhere() {
     explore([5, 3], || {
@@ -182,7 +182,7 @@ fn shutdown_against_first_wait_elsewhere() {
     });
 }
 
-/// A runtime shuts down while another one, where the deadline is registered as well, fires.
+/// A runtime shuts down while the timer of another one fires, in which the deadline is registered as well.
 #[test]
 fn shutdown_against_firing_elsewhere() {
     explore([3, 2], || {
@@ -201,8 +201,8 @@ fn shutdown_against_firing_elsewhere() {
     });
 }
 
-/// A runtime shuts down when the slot has come, which its driver has not seen, and the deadline has not: it begins
-/// no timer, and wakes the wait.
+/// A runtime shuts down between the time of the slot and the deadline, before its timer has fired. It starts no timer, and
+/// wakes the wait.
 #[test]
 fn shutdown_when_the_slot_has_come() {
     explore([4, 2], || {
@@ -222,7 +222,7 @@ fn shutdown_when_the_slot_has_come() {
     });
 }
 
-/// A cancel comes while the runtime shuts down, and wakes its waits.
+/// The context is canceled while the runtime shuts down and wakes its waits.
 #[test]
 fn shutdown_against_cancel() {
     explore([5, 3], || {
@@ -239,7 +239,7 @@ fn shutdown_against_cancel() {
     });
 }
 
-/// The wait, and the context, are dropped while the runtime shuts down and wakes it.
+/// The wait and the context are dropped while the runtime shuts down and wakes the wait.
 #[test]
 fn shutdown_against_drop() {
     explore([6, 4], || {
@@ -256,8 +256,7 @@ fn shutdown_against_drop() {
     });
 }
 
-/// A wait without the deadline's timer, polled by the same task all along, is woken by a shutdown and an end that
-/// cross.
+/// A wait that needs no timer, and is always polled by the same task, is woken by a shutdown and an end at once.
 #[test]
 fn shutdown_against_a_second_poll() {
     explore_exact(3, || {

@@ -1,12 +1,12 @@
-//! A second `cancel()` against the propagation of the first: when it returns, all below has ended as well.
+//! A second `cancel()` against the propagation of the first one. When it returns, all descendants have ended.
 
 use loom::thread;
 
 use super::{Roll, Waiter, all_done, chain, explore, explore_exact, one_story, same, story, token, why};
 use crate::{Context, Error};
 
-/// One thread cancels the root of a linked chain, the other the context at `inner`: what it returns to has ended,
-/// down to the last.
+/// One thread cancels the root of a linked chain, the other one the context at `inner`. When either call returns, all
+/// contexts below have ended.
 fn second_cancel(levels: usize, inner: usize) {
     let root = Context::background().with_cancel();
     let above = chain(&root, inner.saturating_sub(1));
@@ -61,7 +61,7 @@ fn cancel_of_a_leaf_against_that_of_the_root() {
     explore([4, 2], || second_cancel(3, 3));
 }
 
-/// Two below one: two branches, each with a leaf, of which the propagation has one in hand at a time.
+/// Two branches, each with a leaf. The propagation closes one after the other.
 #[test]
 fn second_cancel_of_the_root_of_two_branches() {
     explore([3, 2], || {
@@ -83,7 +83,7 @@ fn second_cancel_of_the_root_of_two_branches() {
     });
 }
 
-/// Three at once: the root twice, and a context in the middle.
+/// Three threads cancel the root, the root again, and a context in the middle.
 #[test]
 fn three_cancels() {
     explore_exact(1, || {
@@ -105,7 +105,7 @@ fn three_cancels() {
     });
 }
 
-/// A root, two below it, the child of both, and what is waited on below that.
+/// A root, two children, a context that is merged from both, and a waiter below that.
 struct Diamond {
     root: crate::CancelScope,
     sides: [crate::CancelScope; 2],
@@ -120,7 +120,7 @@ impl Diamond {
         Diamond { root, sides, below }
     }
 
-    /// One thread cancels one, the other the other.
+    /// Each thread cancels one of the two.
     fn cancel(&self, one: &crate::CancelScope, two: &crate::CancelScope) -> Error {
         let roll = Roll::of(&self.below);
         let waiter = Waiter::waiting_on(&self.below[1]);
@@ -184,8 +184,7 @@ fn cancel_of_both_sides_of_a_diamond() {
     });
 }
 
-/// A waiter's waker that asks and cancels: what runs there may use the tree, as no lock is held and nothing is
-/// still being closed.
+/// A waker that queries and cancels contexts. It can use the tree, because no lock is held and no token is `CLOSING`.
 #[test]
 fn waker_cancels_again() {
     struct Cancels(crate::Canceler, Vec<Context>);

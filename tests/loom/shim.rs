@@ -1,4 +1,4 @@
-//! Loom in the place of std, and a model's clock, runtimes and timers in that of Tokio's.
+//! Replaces std by loom, and Tokio's clock, runtimes and timers by those of the model.
 
 use std::cell::Cell;
 use std::pin::pin;
@@ -33,17 +33,16 @@ std::thread_local! {
     static PAUSED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether loads may take a stale value, as the memory model allows: far more to try.
+/// Sets whether loads may return stale values, as the memory model allows. This causes many more orders.
 #[cfg(test)]
 pub(crate) fn allow_stale_loads(allow: bool) {
     // All threads of a model are one of the system's.
     STALE.set(allow);
 }
 
-/// To loom a load, of the same or of a third thread, hides the one before it from the store that
-/// follows, and the order in which the store comes first is never tried (its issues 166 and 392). A
-/// read-modify-write hides nothing: either a load is one, and takes the latest value, or one on a
-/// neighbour of the atomic goes before it, which orders nothing else.
+/// In loom, a load can hide the previous load from the store that follows, so that the order in which the store is first is
+/// not explored (loom's issues 166 and 392). A read-modify-write does not have this effect. A load is therefore one, and
+/// returns the latest value, or it is preceded by one on a neighbor of the atomic, which orders nothing else.
 macro_rules! atomic {
     ($name:ident, $value:ty, $none:expr, $($rmw:ident),*) => {
         pub(crate) struct $name {
@@ -65,8 +64,8 @@ macro_rules! atomic {
                 &self.value
             }
 
-            /// What is loaded relaxed is read under the lock that it is written under, or by the last owner.
-            /// That the count of an `Arc` brings that one up to date loom cannot see: it reads the latest.
+            /// A relaxed load happens under the lock of the stores, or in the last owner. Loom does not model that the count
+            /// of an `Arc` synchronizes the last owner, so such a load returns the latest value.
             pub(crate) fn load(&self, order: Ordering) -> $value {
                 match STALE.get() && order != Ordering::Relaxed {
                     true => self.at().load(order),
@@ -74,8 +73,7 @@ macro_rules! atomic {
                 }
             }
 
-            /// A swap: loom does not order a store after a read-modify-write that it does not know of, and has the
-            /// next one read either.
+            /// A swap, because loom does not order a store after a read-modify-write that it has not observed.
             pub(crate) fn store(&self, value: $value, order: Ordering) {
                 self.at().swap(value, order);
             }
@@ -139,18 +137,18 @@ loom::thread_local! {
     static RUNTIME: Cell<Option<RuntimeId>> = Cell::new(None);
 }
 
-/// The model's clock: it stands still until a model moves it.
+/// Returns the time of the model, which only [`tick`] advances.
 pub(crate) fn now() -> Instant {
     *START + Duration::from_secs(SECONDS.load(Ordering::Acquire).into())
 }
 
-/// Moves the model's clock on by a second.
+/// Advances the clock by a second.
 #[cfg(test)]
 pub(crate) fn tick() {
     SECONDS.fetch_add(1, Ordering::AcqRel);
 }
 
-/// Whether buckets are to take the clock for a test's paused one.
+/// Sets whether the clock is that of a runtime whose time is paused.
 #[cfg(test)]
 pub(crate) fn pause(paused: bool) {
     PAUSED.set(paused);
@@ -162,7 +160,7 @@ pub(crate) fn is_paused() -> bool {
 
 pub(crate) type RuntimeId = u8;
 
-/// The model's runtime: what a thread has entered.
+/// Returns the runtime that this thread has entered.
 pub(crate) fn runtime() -> Option<RuntimeId> {
     RUNTIME.with(Cell::get)
 }
@@ -176,7 +174,7 @@ pub(crate) fn enter_runtime(id: RuntimeId) {
     RUNTIME.with(|runtime| runtime.set(Some(id)));
 }
 
-/// Runs a task at once, or drops it, if the runtime has been shut down. No model's task has to wait.
+/// Runs a task at once, or drops it if the runtime has been shut down. The tasks of the models never wait.
 pub(crate) fn spawn(future: impl Future<Output = ()>) {
     let is_shut_down = DRIVERS.lock().shut_down.contains(&require_runtime());
     if !is_shut_down {
@@ -185,13 +183,13 @@ pub(crate) fn spawn(future: impl Future<Output = ()>) {
     }
 }
 
-/// What stands for Tokio's timer: the model fires it.
+/// Replaces Tokio's timer. The model fires it.
 pub(crate) struct Timer {
     id: u64,
     at: Instant,
 }
 
-/// What Tokio panics with where the runtime has been shut down.
+/// The message of Tokio's panic if the runtime has been shut down.
 pub(crate) const SHUT_DOWN: &str = "the model's runtime is being shutdown";
 
 impl Timer {
@@ -227,7 +225,8 @@ impl Drop for Timer {
     }
 }
 
-/// Fires what is due of the current runtime, or, if that shuts down, all: from then on it takes no timers.
+/// Fires the timers of the current runtime whose time has come, or all of them if it shuts down. From then on, no timer can be
+/// started in it.
 #[cfg(test)]
 pub(crate) fn fire_timers(shut_down: bool) {
     let (now, here) = (now(), runtime());
@@ -243,7 +242,7 @@ pub(crate) fn fire_timers(shut_down: bool) {
     fired.into_iter().for_each(|(.., waker)| waker.wake());
 }
 
-/// How many timers of the current runtime have not fired.
+/// Returns the number of timers of the current runtime that have not fired.
 #[cfg(test)]
 pub(crate) fn count_timers() -> usize {
     DRIVERS.lock().timers.iter().filter(|(_, id, ..)| Some(*id) == runtime()).count()

@@ -1,4 +1,4 @@
-//! Waking: a waiter that leaves, or changes hands, while it is being woken.
+//! Wake-ups: a wait that is dropped, or moves to another task, while it is woken.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use loom::thread;
 use super::{Roll, Waiter, census, explore, one_story, story};
 use crate::Context;
 
-/// A waiter is dropped while it is being woken.
+/// A wait is dropped while it is woken.
 #[test]
 fn waiter_dropped_while_woken() {
     explore([6, 4], || {
@@ -24,7 +24,7 @@ fn waiter_dropped_while_woken() {
     });
 }
 
-/// One of two waiters is dropped, and a third takes its seat, while all are being woken.
+/// One of two waits is dropped, and a third one gets its key, while all are woken.
 #[test]
 fn waiter_replaced_by_another_while_woken() {
     explore([5, 4], || {
@@ -42,7 +42,7 @@ fn waiter_replaced_by_another_while_woken() {
     });
 }
 
-/// A waiter goes over to another task while it is being woken: the new one is woken, or sees the end.
+/// A wait moves to another task while it is woken. The new task is woken, or observes the end.
 #[test]
 fn waker_replaced_while_woken() {
     explore([6, 4], || {
@@ -58,7 +58,7 @@ fn waker_replaced_while_woken() {
     });
 }
 
-/// Polled again by the same task, which takes no lock, while it is being woken.
+/// A wait is polled again by the same task, which takes no lock, while it is woken.
 #[test]
 fn waiter_looks_again_while_woken() {
     explore([6, 4], || {
@@ -71,7 +71,7 @@ fn waiter_looks_again_while_woken() {
     });
 }
 
-/// Two waiters change hands at once, in one list that goes on; then it ends.
+/// Two waits on one context move to other tasks at once. Then the context ends.
 #[test]
 fn two_wakers_replaced_at_once() {
     explore([6, 4], || {
@@ -94,7 +94,7 @@ fn two_wakers_replaced_at_once() {
     });
 }
 
-/// Waiters come and go on two threads; the list is empty again.
+/// Two threads create and drop waits. The list is empty afterwards.
 #[test]
 fn waiters_come_and_go() {
     explore([6, 4], || {
@@ -111,8 +111,7 @@ fn waiters_come_and_go() {
     });
 }
 
-/// A waiter has come and gone, and another comes, while the token is canceled, which takes a way of its own where
-/// the list is empty.
+/// A wait has been dropped, and another one begins, while the token is canceled with an empty list.
 #[test]
 fn canceled_as_a_waiter_comes_back() {
     explore([6, 4], || {
@@ -135,7 +134,7 @@ fn canceled_as_a_waiter_comes_back() {
     });
 }
 
-/// The same with a child in the list's place: it is closed, or sees the end above.
+/// The same with a child instead of a wait. It is closed, or observes the end of its parent.
 #[test]
 fn canceled_as_a_child_is_linked_again() {
     explore([4, 2], || {

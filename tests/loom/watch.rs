@@ -1,4 +1,4 @@
-//! A look at a tree while it is closed, dropped and linked: it changes nothing, and sees no end that is not one.
+//! A watch reads a tree while it is closed, dropped and linked. It changes nothing, and reports no end that does not happen.
 
 use std::sync::{Arc, Weak};
 
@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::sync::now;
 use crate::token::Token;
 
-/// All that is linked below a context, as a picture goes through it: one member for each hold of a lock.
+/// Returns all linked descendants, read as a watch does, with one child each time that a lock is held.
 fn below(ctx: &Context) -> Vec<Weak<Token>> {
     let (mut found, mut at) = (vec![Arc::downgrade(token(ctx))], 0);
     while at < found.len() {
@@ -27,9 +27,9 @@ fn below(ctx: &Context) -> Vec<Weak<Token>> {
     found
 }
 
-/// What is seen of an end while it spreads is what it turns out to be.
+/// An end that is read while it propagates is the end that all queries report afterwards.
 #[test]
-fn a_look_against_a_cancel() {
+fn reading_against_cancel() {
     explore([3, 2], || {
         let (root, guard) = Context::background().with_cancel().split();
         let all = chain(&root, 2);
@@ -50,9 +50,9 @@ fn a_look_against_a_cancel() {
     });
 }
 
-/// A path that is linked meanwhile is met once, or not yet; from then on once.
+/// A path that is linked in the meantime is returned once, or not yet.
 #[test]
-fn a_look_against_a_link() {
+fn reading_against_linking() {
     explore([3, 1], || {
         let root = Context::background().with_cancel();
         let all = chain(&root, 2);
@@ -69,9 +69,9 @@ fn a_look_against_a_link() {
     });
 }
 
-/// What goes while it is looked at goes with the last handle, which may be the look's.
+/// A context that is dropped while it is read is dropped with its last handle, which may be that of the watch.
 #[test]
-fn a_look_against_a_drop() {
+fn reading_against_drop() {
     explore([3, 2], || {
         let root = Context::background().with_cancel();
         let all = chain(&root, 2);
@@ -89,9 +89,9 @@ fn a_look_against_a_drop() {
     });
 }
 
-/// A scope that is dropped while a look holds its token may make an end that nothing sees, and leaves nothing.
+/// A scope is dropped while a watch holds its token. Nothing is left behind.
 #[test]
-fn a_look_against_a_scope() {
+fn reading_against_drop_of_the_scope() {
     explore_exact(3, || {
         let root = Context::background().with_cancel();
         let child = root.with_cancel();
