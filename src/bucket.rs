@@ -315,3 +315,61 @@ impl<T: Timed> Drop for Moving<T> {
         self.items.drain(..).filter_map(|item| item.upgrade()).for_each(|item| item.wake_waiters());
     }
 }
+
+#[cfg(test)]
+#[cfg(not(tokio_ctx_loom))]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    /// Widths of slots, as powers of two; that of the last slots is `FINEST - 1`.
+    const WIDTHS: std::ops::Range<u32> = FINEST - 1..FINEST + 12;
+
+    /// The slot at that place among those of its width.
+    fn slot(width: u32, index: u64) -> Slot {
+        let left = if width < FINEST { 1 } else { 4 << width };
+        Slot::new(Stamp(index << width), left)
+    }
+
+    #[test]
+    fn a_timer_fires_in_the_last_quarter_of_the_time_left_and_never_late() {
+        const NOW: u64 = 1 << 50;
+        for left in (0..62).flat_map(|power| [1 << power, (1 << power) + 1, (2 << power) - 1]) {
+            let at = Slot::new(Stamp(NOW + left), left).at.0;
+            assert!(at <= NOW + left && at >= NOW + left - left / 4, "{left}: {at}");
+        }
+    }
+
+    #[test]
+    fn few_slots_share_all_deadlines() {
+        const NOW: u64 = 1 << 50;
+        for width in FINEST..FINEST + 20 {
+            let lefts = (4 << width..8 << width).step_by(1 << (width - 8));
+            let slots: HashSet<_> =
+                lefts.map(|left: u64| Slot::new(Stamp(NOW + left), left)).map(|slot| slot.key).collect();
+            assert!(slots.len() <= 5, "{}", slots.len());
+        }
+    }
+
+    #[test]
+    fn deadlines_have_one_slot_if_they_have_one_time() {
+        let slots = || WIDTHS.flat_map(|width| (1000..1100).map(move |index| slot(width, index)));
+        let keys: HashSet<_> = slots().map(|slot| slot.key).collect();
+        assert_eq!(keys.len(), slots().count());
+        for width in WIDTHS {
+            let left = if width < FINEST { 1 } else { 4 << width };
+            let last = Slot::new(Stamp((1001 << width) - 1), left);
+            assert_eq!(last.key, slot(width, 1000).key);
+        }
+    }
+
+    /// So many that are in use at a time do not displace each other.
+    #[test]
+    fn sixteen_slots_of_each_width_have_places_of_their_own() {
+        let slots = || WIDTHS.flat_map(|width| (1000..1016).map(move |index| slot(width, index)));
+        let places: HashSet<_> = slots().map(|slot| slot.place()).collect();
+        assert_eq!(places.len(), slots().count());
+        assert!(places.into_iter().all(|place| place < SLOTS));
+    }
+}

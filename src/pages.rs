@@ -150,7 +150,8 @@ impl<T> Pages<T> {
     }
 }
 
-#[cfg(all(test, not(tokio_ctx_loom)))]
+#[cfg(test)]
+#[cfg(not(tokio_ctx_loom))]
 mod tests {
     use std::collections::HashMap;
 
@@ -179,8 +180,11 @@ mod tests {
             assert_eq!(pages.is_empty(), map.is_empty());
             for key in keys.iter().rev().take(3) {
                 assert_eq!(pages.get_mut(*key), map.get_mut(key));
+<<<<<<< HEAD
                 #[cfg(feature = "watch")]
                 assert_eq!(pages.range(*key, 1).0.next(), map.get(key));
+=======
+>>>>>>> mutants
             }
             if step % 1_000 == 0 {
                 let mut expected: Vec<_> = map.values().copied().collect();
@@ -188,6 +192,8 @@ mod tests {
                 expected.sort_unstable();
                 found.sort_unstable();
                 assert_eq!(found, expected);
+                #[cfg(feature = "watch")]
+                assert_eq!(in_ranges(&pages), expected);
             }
         }
         let mut left: Vec<_> = pages.into_iter().collect();
@@ -195,6 +201,42 @@ mod tests {
         let mut expected: Vec<_> = map.into_values().collect();
         expected.sort_unstable();
         assert_eq!(left, expected);
+    }
+
+    /// All items, sorted, by ranges of 100 keys.
+    #[cfg(feature = "watch")]
+    fn in_ranges(pages: &Pages<u32>) -> Vec<u32> {
+        let (mut found, mut from) = (Vec::new(), Some(0));
+        while let Some(start) = from {
+            let (items, next) = pages.range(start, 100);
+            found.extend(items);
+            assert!(next.is_none_or(|next| next == start + 100));
+            from = next;
+        }
+        found.sort_unstable();
+        found
+    }
+
+    /// The first item is stored apart, and its place is taken again.
+    #[test]
+    fn a_key_is_that_of_one_item() {
+        let (mut first, mut pages) = (None, Pages::default());
+        let mut keys: Vec<_> = (0..5).map(|item| Key::insert(&mut first, || &mut pages, item)).collect();
+        for (item, key) in keys.iter_mut().enumerate() {
+            assert_eq!(key.insert_or_replace(&mut first, || &mut pages, item + 10), Some(item));
+        }
+        let mut none = Key::default();
+        assert_eq!(none.remove(&mut first, Some(&mut pages)), None);
+        assert_eq!(none.insert_or_replace(&mut first, || &mut pages, 15), None);
+        keys.push(none);
+        for round in 0..2 {
+            for (item, key) in keys.iter_mut().enumerate() {
+                assert_eq!(key.remove(&mut first, Some(&mut pages)), Some(item + 10 + round));
+                assert_eq!(key.remove(&mut first, Some(&mut pages)), None);
+                *key = Key::insert(&mut first, || &mut pages, item + 11 + round);
+            }
+        }
+        assert_eq!((pages.len(), first.is_some()), (5, true));
     }
 
     fn capacity<T>(pages: &Pages<T>) -> usize {

@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::thread;
 use std::time::Duration;
 
-use common::{LONG, answer, ms};
+use common::{LONG, answer, assert_same, ms};
 use futures::StreamExt as _;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, duplex};
 use tokio::runtime::{Builder, Runtime};
@@ -163,6 +163,28 @@ mod with_progress {
         assert!(!outer.is_done());
         let ended = inner.err().unwrap();
         assert_eq!(ended.cause_as::<NoProgress>().unwrap().limit(), LIMIT / 2);
+    }
+
+    /// It passes unnoticed before the deadline of a child does, and is noticed after both.
+    #[tokio::test(start_paused = true)]
+    async fn is_compared_with_a_deadline_below_by_the_time_when_it_passed() {
+        for (after, is_first) in [(LIMIT - ms(1), false), (LIMIT, false), (LIMIT + ms(1), true)] {
+            for asks_parent in [false, true] {
+                let begun = Instant::now();
+                let ctx = BACKGROUND.with_idle(LIMIT);
+                let timed = ctx.with_timeout(after);
+                let merged = timed.merge(&BACKGROUND.with_cancel().detach());
+                advance(LIMIT * 2).await;
+                if asks_parent {
+                    assert!(ctx.is_done());
+                }
+                let error = answer(&timed).unwrap();
+                assert_eq!(error.cause_as::<NoProgress>().is_some(), is_first);
+                assert_eq!(error.origin().ended_at(), begun + after.min(LIMIT));
+                assert_same(&answer(&merged).unwrap(), &error);
+                is_idle(&answer(&ctx).unwrap());
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

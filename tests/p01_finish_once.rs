@@ -3,10 +3,13 @@
 
 mod common;
 
+use std::pin::pin;
 use std::sync::{Arc, Barrier};
+use std::task::Waker;
 use std::thread;
+use std::time::Duration;
 
-use common::{Cause, LONG, assert_same, ended, ms, poll_once, same, watched, word};
+use common::{Cause, LONG, assert_same, ended, ms, poll, poll_once, same, watched, word};
 use tokio::time::{Instant, advance};
 use tokio_ctx::{CancelScope, Context, ErrorKind};
 
@@ -35,6 +38,31 @@ fn a_fresh_context_has_not_ended() {
     assert!(common::answer(&ctx).is_none());
     let ctx = ctx.context().with_value(1).with_cancel();
     assert!(common::answer(&ctx).is_none());
+}
+
+/// A deadline that passes at the time of the parent's cancel was first. One that passes a nanosecond later was not.
+#[tokio::test(start_paused = true)]
+async fn a_cancel_above_and_a_deadline_are_compared_to_the_nanosecond() {
+    for case in 0..8 {
+        let (waited, deep, later) = (case & 1 != 0, case & 2 != 0, case & 4 != 0);
+        let at = Instant::now() + ms(5);
+        let top = BACKGROUND.with_cancel();
+        let parent = if deep { top.with_cancel().detach() } else { top.clone() };
+        let timed = parent.with_deadline(at + Duration::from_nanos(later.into()));
+        let below = timed.with_cancel();
+        let mut wait = pin!(below.done());
+        if waited {
+            assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+        }
+        advance(ms(5)).await;
+        top.cancel_with(Cause("at that time"));
+        assert_same(&ended(&parent), &ended(&top));
+        assert_eq!(ended(&below).is_canceled(), later);
+        assert_same(&ended(&below), &ended(&timed));
+        if later {
+            assert_same(&ended(&timed), &ended(&top));
+        }
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use common::{Cause, LONG, answer, assert_same, ended, ms, poll, poll_once, word};
-use tokio::time::{Instant, advance};
+use tokio::time::{Instant, advance, sleep_until};
 use tokio_ctx::Context;
 
 static BACKGROUND: Context = Context::background();
@@ -332,4 +332,23 @@ async fn a_wait_is_not_cut_short_by_a_childs_deadline() {
     assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
     assert_eq!(wait.await.origin().budget(), Some(ms(200)));
     assert_after(start, ms(200));
+}
+
+/// Deadlines that lie close together may share a timer. Each wait still ends as `sleep_until` would, also if a later
+/// deadline was waited for before.
+#[tokio::test(start_paused = true)]
+async fn close_deadlines_end_like_sleeps_in_any_order() {
+    for step in 0..40 {
+        let at = Instant::now() + Duration::from_micros(2_000 + 50 * step);
+        let later = BACKGROUND.with_deadline(at + Duration::from_micros(300));
+        let sooner = BACKGROUND.with_deadline(at);
+        let (later_sleep, sooner_sleep) = (sleep_until(later.deadline().unwrap()), sleep_until(at));
+        let ends = tokio::join!(
+            async { (later.done().await, Instant::now()).1 },
+            async { (sooner.done().await, Instant::now()).1 },
+            async { (later_sleep.await, Instant::now()).1 },
+            async { (sooner_sleep.await, Instant::now()).1 },
+        );
+        assert_eq!((ends.0, ends.1), (ends.2, ends.3));
+    }
 }

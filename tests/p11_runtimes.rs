@@ -17,6 +17,7 @@ use common::{
 };
 use futures::executor::block_on;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, advance, timeout};
 use tokio_ctx::{Context, Error};
 use tokio_util::sync::CancellationToken;
@@ -535,4 +536,38 @@ fn contexts_travel_between_threads_and_runtimes() {
             assert_same(&ended(ctx), &error);
         }
     });
+}
+
+/// Where all timers are gone, a paused clock stands still, however long something outside of the runtime takes.
+#[tokio::test(start_paused = true)]
+async fn a_paused_clock_stands_still_once_no_deadline_is_waited_for() {
+    let start = Instant::now();
+    for case in 0..5 {
+        let ctx = BACKGROUND.with_timeout(LONG);
+        let child = ctx.with_timeout(LONG / 2);
+        {
+            let (mut one, mut two) = (pin!(ctx.done()), pin!(child.done()));
+            let mut three = pin!(ctx.done());
+            assert!(poll(one.as_mut(), Waker::noop()).is_pending());
+            if case > 0 {
+                assert!(poll(two.as_mut(), Waker::noop()).is_pending());
+                assert!(poll(three.as_mut(), Waker::noop()).is_pending());
+            }
+            match case {
+                2 => child.cancel(),
+                3 => ctx.cancel(),
+                _ => {}
+            }
+        }
+        let _kept = (case < 4).then_some((ctx, child));
+        let (finished, wait) = oneshot::channel();
+        let outside = thread::spawn(move || {
+            // Gives the runtime time to move its clock, if it is wrong.
+            thread::sleep(ms(20));
+            finished.send(()).unwrap();
+        });
+        wait.await.unwrap();
+        outside.join().unwrap();
+        assert_eq!(Instant::now(), start, "case {case}");
+    }
 }
