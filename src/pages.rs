@@ -180,11 +180,6 @@ mod tests {
             assert_eq!(pages.is_empty(), map.is_empty());
             for key in keys.iter().rev().take(3) {
                 assert_eq!(pages.get_mut(*key), map.get_mut(key));
-<<<<<<< HEAD
-                #[cfg(feature = "watch")]
-                assert_eq!(pages.range(*key, 1).0.next(), map.get(key));
-=======
->>>>>>> mutants
             }
             if step % 1_000 == 0 {
                 let mut expected: Vec<_> = map.values().copied().collect();
