@@ -180,6 +180,7 @@ pub(crate) struct Token {
 }
 
 type Line = &'static Location<'static>;
+type Parent<'a> = Option<&'a Arc<Token>>;
 
 /// The `key` of a root, which counts as linked.
 const ROOT: u32 = u32::MAX;
@@ -205,29 +206,28 @@ pub(crate) struct Limit {
 impl Token {
     /// Creates a child of `parent`, or a root. Takes no lock.
     #[inline]
-    pub(crate) fn new(parent: Option<&Arc<Token>>, limit: Option<Limit>, made_at: Line) -> Arc<Token> {
+    pub(crate) fn new(parent: Parent<'_>, limit: Option<Limit>, made_at: Line) -> Arc<Token> {
         match limit {
             Some(limit) => Token::with_limit(parent, limit, made_at),
             None if trace::records_creation() => Token::with_time(parent, made_at),
-            None => Arc::new_cyclic(|_| Token::node(parent, None, 0, made_at)),
+            None => Arc::new_cyclic(|_| Token::node(parent, None, 0, 0, made_at)),
         }
     }
 
     /// Creates a token whose time of creation is recorded. It is a separate function so that other tokens only pay for one
     /// branch.
     #[cold]
-    fn with_time(parent: Option<&Arc<Token>>, made_at: Line) -> Arc<Token> {
-        let created = trace::read_clock();
-        Arc::new_cyclic(|_| Token::node(parent, None, created, made_at))
+    fn with_time(parent: Parent<'_>, made_at: Line) -> Arc<Token> {
+        Arc::new_cyclic(|_| Token::node(parent, None, trace::read_clock(), 0, made_at))
     }
 
-    fn with_limit(parent: Option<&Arc<Token>>, limit: Limit, made_at: Line) -> Arc<Token> {
+    fn with_limit(parent: Parent<'_>, limit: Limit, made_at: Line) -> Arc<Token> {
         let deadline = Stamp::new(limit.at);
         if parent.is_some_and(|parent| parent.deadline <= deadline) || deadline == Stamp::NEVER {
             return Token::new(parent, None, made_at);
         }
-        let own = (deadline, nanos(limit.budget), limit.preset);
-        let token = Arc::new_cyclic(|_| Token::node(parent, Some(own), 0, made_at));
+        let (budget, preset) = (nanos(limit.budget), limit.preset);
+        let token = Arc::new_cyclic(|_| Token::node(parent, Some(deadline), budget, preset, made_at));
         if let Some(cause) = limit.cause {
             token.inner.lock().more().expiry = Some(cause.into());
             token.state.fetch_or(OCCUPIED | HAS_CAUSE, Ordering::Relaxed);
@@ -248,7 +248,7 @@ impl Token {
 
     /// Creates a child of both tokens, which ends when either of them does. It is linked from the start.
     pub(crate) fn merge(parent: &Arc<Token>, other: &Arc<Token>, made_at: Line) -> Arc<Token> {
-        let mut token = Token::node(Some(parent), None, trace::creation_stamp(), made_at);
+        let mut token = Token::node(Some(parent), None, trace::creation_stamp(), 0, made_at);
         token.deadline = parent.deadline.min(other.deadline);
         let checked = CHECKED & (parent.state() | other.state());
         token.state = AtomicU16::new(OCCUPIED | MERGED | checked);
@@ -258,34 +258,23 @@ impl Token {
             other.record_end_time();
         }
         let token = Arc::new(token);
-        let ended = || [parent, other].into_iter().find(|parent| parent.is_done());
-        let ended = ended().or_else(|| {
-            token.link_both(other);
-            ended()
-        });
-        if let Some(parent) = ended {
+        token.link_both(other);
+        if let Some(parent) = [parent, other].into_iter().find(|parent| parent.is_done()) {
             token.end_by(token.ending_below(parent, UNDATED));
         }
         token
     }
 
-    /// Returns a new token. `own` is its deadline, its budget, and the number of the preset cause, if it has a deadline
-    /// of its own.
+    /// Returns a new token. With a deadline of its own, `own`, its `clock` is the budget, and `preset` the number of the preset
+    /// cause. Otherwise `clock` is the time of creation.
     ///
     /// Called in `Arc::new_cyclic`, which constructs the token in place. `Arc::new` would copy it.
     #[inline(always)]
-    fn node(
-        parent: Option<&Arc<Token>>,
-        own: Option<(Stamp, u64, u8)>,
-        created: u64,
-        made_at: Line,
-    ) -> Token {
+    fn node(parent: Parent<'_>, own: Option<Stamp>, clock: u64, preset: u8, made_at: Line) -> Token {
         let level = parent.map_or(0, |parent| (parent.level & LEVEL) + 1) % COPY_INTERVAL;
-        let (deadline, level, clock) = match own {
-            Some((deadline, budget, preset)) => {
-                (deadline, level | OWNS_DEADLINE | (preset << PRESET), budget)
-            }
-            None => (parent.map_or(Stamp::NEVER, |parent| parent.deadline), level, created),
+        let (deadline, level) = match own {
+            Some(deadline) => (deadline, level | OWNS_DEADLINE | (preset << PRESET)),
+            None => (parent.map_or(Stamp::NEVER, |parent| parent.deadline), level),
         };
         // Set when the parent was created.
         let checked = parent.map_or(0, |parent| parent.state.load(Ordering::Relaxed) & CHECKED);
