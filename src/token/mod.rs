@@ -155,6 +155,7 @@ const WAKERS_TAKEN: u16 = 1 << 12;
 /// The deadline has a cause, which is stored under the lock.
 const HAS_CAUSE: u16 = 1 << 13;
 /// A module above has marked the token.
+#[cfg(feature = "http")]
 const MARKED: u16 = 1 << 14;
 
 /// A node of the tree.
@@ -399,13 +400,11 @@ impl Token {
     #[cold]
     pub(crate) fn walk_up(self: &Arc<Self>, mut visit: impl FnMut(&Arc<Token>) -> bool) {
         let (mut merged, mut pending) = (BTreeSet::new(), Vec::new());
+        let mut is_new = |token: &Arc<Token>| !token.has(MERGED) || merged.insert(Arc::as_ptr(token));
         let mut walk = |first: &Arc<Token>, pending: &mut Vec<Arc<Token>>| {
             let mut next = Some(first);
-            while let Some(token) = next.filter(|token| visit(token)) {
+            while let Some(token) = next.filter(|token| visit(token) && is_new(token)) {
                 if token.has(MERGED) {
-                    if !merged.insert(Arc::as_ptr(token)) {
-                        break;
-                    }
                     pending.extend(token.second());
                 }
                 next = token.parent();
