@@ -1,4 +1,4 @@
-//! What spending a budget costs beside the plain thing: `cargo bench --bench budget`.
+//! The cost of retries, progress, coalesced calls and queues, beside plain calls: `cargo bench --bench budget`.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -21,7 +21,7 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_time().build().expect("a runtime")
 }
 
-/// Runs `operation`, over and over, in one task.
+/// Runs `operation` repeatedly in one task.
 fn each(bencher: Bencher, mut operation: impl AsyncFnMut()) {
     let runtime = runtime();
     bencher.counter(BATCH).bench_local(|| {
@@ -33,7 +33,7 @@ fn each(bencher: Bencher, mut operation: impl AsyncFnMut()) {
     });
 }
 
-/// With a deadline, as a request has one, and without.
+/// Returns a context with a deadline, like that of a request, and one without.
 fn contexts() -> [Context; 2] {
     let root = Context::background().with_cancel().detach();
     [root.with_timeout(FAR).detach(), root.with_cancel().detach()]
@@ -95,7 +95,7 @@ fn is_done_under_an_idle_limit(bencher: Bencher) {
     bencher.bench_local(|| black_box(&ctx).is_done());
 }
 
-/// A call that begins the work, which is a task, and has its output.
+/// A call that starts the work, which is a task, and returns its output.
 #[divan::bench]
 fn coalesced_alone(bencher: Bencher) {
     let (ctx, work) = (Context::background().with_cancel().detach(), Coalescer::new());
@@ -104,7 +104,7 @@ fn coalesced_alone(bencher: Bencher) {
     });
 }
 
-/// A call that joins what is under way, of ten at once.
+/// A call that joins running work, one of ten concurrent calls.
 #[divan::bench]
 fn coalesced_of_ten(bencher: Bencher) {
     let (ctx, work) = (Context::background().with_cancel().detach(), Coalescer::new());

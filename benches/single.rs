@@ -1,5 +1,5 @@
-//! One operation at a time, for the day's work: `cargo bench --bench single turn`. What stands beside
-//! peers is in `compare`.
+//! One operation at a time, for daily work: `cargo bench --bench single turn`. The comparison with peers is in
+//! `compare`.
 
 use std::pin::pin;
 use std::task::{Context as TaskContext, Waker};
@@ -12,7 +12,7 @@ use tokio_ctx::Context;
 const FAR: Duration = Duration::from_secs(600);
 
 fn main() {
-    // Without I/O: its driver would be woken, by a system call, for each timer that is the nearest.
+    // Without I/O, whose driver would be woken, by a system call, for each timer that is the nearest one.
     let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
     let _runtime = runtime.enter();
     divan::main();

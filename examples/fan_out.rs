@@ -48,33 +48,33 @@ async fn main() -> ExitCode {
 /// The four pages, and the expected result of each.
 async fn pages() -> Result<(), BoxError> {
     println!("all services are well");
-    let (asked, whole) = ask(PRODUCT, REVIEWS, SIMILAR).await;
+    let (took, whole) = load_page(PRODUCT, REVIEWS, SIMILAR).await;
     expect(matches!(&whole, Ok(page) if page.to_string() == "a teapot, 4.5 stars, cups"), &whole)?;
-    expect(asked < OPTIONAL_BUDGET, &asked)?;
+    expect(took < OPTIONAL_BUDGET, &took)?;
 
     println!("reviews are down, recommendations are slow");
     let down = Service { answer: Err(io::ErrorKind::ConnectionRefused), ..REVIEWS };
-    let (asked, poorer) = ask(PRODUCT, down, Service { takes: BUDGET * 10, ..SIMILAR }).await;
-    expect(matches!(&poorer, Ok(page) if page.to_string() == "a teapot"), &poorer)?;
-    expect(asked >= OPTIONAL_BUDGET && asked < BUDGET, &asked)?;
+    let (took, reduced) = load_page(PRODUCT, down, Service { takes: BUDGET * 10, ..SIMILAR }).await;
+    expect(matches!(&reduced, Ok(page) if page.to_string() == "a teapot"), &reduced)?;
+    expect(took >= OPTIONAL_BUDGET && took < BUDGET, &took)?;
 
     println!("there is no such product");
     let unknown = Service { answer: Err(io::ErrorKind::NotFound), ..PRODUCT };
-    let (asked, none) = ask(unknown, REVIEWS, Service { takes: BUDGET * 10, ..SIMILAR }).await;
+    let (took, none) = load_page(unknown, REVIEWS, Service { takes: BUDGET * 10, ..SIMILAR }).await;
     let why = none.as_ref().err().map(Unavailable::kind);
     expect(why == Some(io::ErrorKind::NotFound), &none)?;
     // The failure canceled the recommendations.
-    expect(asked < OPTIONAL_BUDGET, &asked)?;
+    expect(took < OPTIONAL_BUDGET, &took)?;
 
     println!("the product is slow");
-    let (asked, late) = ask(Service { takes: BUDGET * 10, ..PRODUCT }, REVIEWS, SIMILAR).await;
+    let (took, late) = load_page(Service { takes: BUDGET * 10, ..PRODUCT }, REVIEWS, SIMILAR).await;
     let why = late.as_ref().err().map(Unavailable::kind);
     expect(why == Some(io::ErrorKind::TimedOut), &late)?;
-    expect(asked >= BUDGET && asked < BUDGET * 2, &asked)
+    expect(took >= BUDGET && took < BUDGET * 2, &took)
 }
 
 /// Assembles a page, and prints the result and how long it took.
-async fn ask(
+async fn load_page(
     product: Service,
     reviews: Service,
     similar: Service,

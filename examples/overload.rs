@@ -1,13 +1,13 @@
-//! Overload: what a queue makes of three times as many requests as can be answered.
+//! Overload: how a queue behaves with three times as many requests as can be answered.
 //!
-//! A service has four workers, and takes 5 to 15 ms for a request; its callers wait for 100 ms and no longer. Both
-//! versions have the same queue in front of the workers. The plain one works off whatever comes next. Under overload
-//! each request has waited for longer than its caller by the time it is started, and all the work is wasted: the
-//! *goodput*, answers in time, collapses. The other one carries each request's context through the queue, and skips what
-//! there is no time for any more.
+//! A service has four workers, and takes 5 to 15 ms for a request. Its callers wait for at most 100 ms. Both versions
+//! have the same queue in front of the workers. The plain version processes requests in order. Under overload, each
+//! request has waited longer than its caller by the time it is started, and all the work is wasted: the *goodput*,
+//! the rate of answers in time, collapses. The other version carries each request's context through the queue, and
+//! skips requests that can no longer be answered in time.
 //!
-//! The clock is paused, so that ten seconds of load take none, and the figures are the same each time. With a path as
-//! its argument the example also draws them: `cargo run --example overload -- overload.svg`.
+//! The clock is paused, so that ten seconds of load take no time, and the figures are the same in every run. With a
+//! path as its argument, the example also draws them: `cargo run --example overload -- overload.svg`.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -18,13 +18,13 @@ use tokio_ctx::budget::{Carried, Queue};
 use tokio_ctx::{Context, StreamExt as _};
 
 const WORKERS: usize = 4;
-/// What the workers can do at 10 ms for a request, on average.
+/// The requests per second that the workers can process, at 10 ms on average.
 const CAPACITY: f64 = 400.0;
 const PATIENCE: Duration = Duration::from_millis(100);
-/// What the longest request takes.
+/// The duration of the longest request.
 const LONGEST: Duration = Duration::from_millis(15);
-/// Many more than can be worked off in the time that callers have, as queues are.
-const ROOM: usize = 1_000;
+/// Many more than can be processed while callers wait, like the queues of many services.
+const QUEUE_LENGTH: usize = 1_000;
 const LOAD_FOR: Duration = Duration::from_secs(10);
 
 struct Request {
@@ -38,12 +38,12 @@ enum Version {
     Skipping,
 }
 
-/// Works off requests, answered in time or not, until all callers have gone.
+/// Processes requests until all callers are gone.
 async fn serve(version: Version, requests: mpsc::Receiver<Carried<Request>>) -> u64 {
     let service = Context::background();
     let work = |request: Request| async move {
         sleep(request.takes).await;
-        // There may be no caller any more.
+        // The caller may be gone.
         let _left = request.reply.send(());
     };
     let mut skipped = 0;
@@ -74,17 +74,17 @@ async fn serve(version: Version, requests: mpsc::Receiver<Carried<Request>>) -> 
     skipped
 }
 
-/// Sends so many requests a second, each at its time and by a caller of its own; returns the answers a second that came
-/// in time, and how many requests were skipped.
+/// Sends requests at this rate, each from a caller of its own. Returns the answers in time per second, and the
+/// number of skipped requests.
 async fn load(version: Version, per_second: f64) -> (f64, u64) {
-    let (sender, requests) = mpsc::channel(ROOM);
+    let (sender, requests) = mpsc::channel(QUEUE_LENGTH);
     let server = tokio::spawn(serve(version, requests));
     let mut ticks = interval(Duration::from_secs_f64(1.0 / per_second));
     let (begun, mut callers, mut nth) = (Instant::now(), Vec::new(), 0_u64);
     while begun.elapsed() < LOAD_FOR {
         ticks.tick().await;
         nth += 1;
-        // From 5 to 15 ms, in no order, and whole ones, as Tokio's timers are.
+        // From 5 to 15 ms, in random order, and in whole milliseconds, like Tokio's timers.
         let mixed = (nth ^ nth << 21).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let takes =
             Duration::from_millis(5 + (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) % 11);
@@ -143,7 +143,7 @@ async fn main() {
     }
 }
 
-/// A plot of goodput over load, both in capacities.
+/// Plots the goodput against the load, both relative to the capacity.
 fn plot(points: &[(f64, f64, f64)]) -> String {
     let at = |times: f64, goodput: f64| (60.0 + times * 140.0, 260.0 - goodput * 200.0);
     let line = |of: fn(&(f64, f64, f64)) -> f64| {

@@ -128,14 +128,14 @@ async fn print(mut input: Receiver<Record<u64>>) -> Result<usize, Error> {
 
 /// Prints how each stage ended, and the cause.
 fn report(outcomes: &[Outcome]) -> ExitCode {
-    for (who, outcome) in outcomes {
+    for (stage, outcome) in outcomes {
         match outcome {
-            Ok(done) => println!("{who}: finished, {done} records"),
-            Err(why) => println!("{who}: stopped: {why}"),
+            Ok(done) => println!("{stage}: finished, {done} records"),
+            Err(why) => println!("{stage}: stopped: {why}"),
         }
     }
     let Some(why) = outcomes.iter().find_map(|(_, outcome)| outcome.as_ref().err()) else {
-        println!("nobody was stopped");
+        println!("no stage was stopped");
         return ExitCode::SUCCESS;
     };
     // The cause is the original value, not a copy of its message.
@@ -145,7 +145,7 @@ fn report(outcomes: &[Outcome]) -> ExitCode {
             ExitCode::SUCCESS
         }
         None => {
-            eprintln!("pipeline: stopped by something else than a bad price: {why}");
+            eprintln!("pipeline: stopped by something other than a bad price: {why}");
             ExitCode::FAILURE
         }
     }

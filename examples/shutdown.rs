@@ -8,7 +8,7 @@
 //! cargo run --example shutdown
 //! ```
 //!
-//! `shutdown/axum_server.rs` and `shutdown/hyper_server.rs` contain the servers, and `shutdown/story.rs`
+//! `shutdown/axum_server.rs` and `shutdown/hyper_server.rs` contain the servers, and `shutdown/client.rs`
 //! the client, which sends a slow request and one that hangs.
 
 use std::process::ExitCode;
@@ -17,10 +17,10 @@ use tokio_ctx::BoxError;
 
 #[path = "shutdown/axum_server.rs"]
 mod axum_server;
+#[path = "shutdown/client.rs"]
+mod client;
 #[path = "shutdown/hyper_server.rs"]
 mod hyper_server;
-#[path = "shutdown/story.rs"]
-mod story;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -34,8 +34,8 @@ async fn main() -> ExitCode {
 }
 
 async fn both() -> Result<(), BoxError> {
-    story::tell("axum", axum_server::start).await?;
-    story::tell("hyper", hyper_server::start).await
+    client::check("axum", axum_server::start).await?;
+    client::check("hyper", hyper_server::start).await
 }
 
 /// Requests in progress are answered within the grace period, new connections are refused, and a request

@@ -1,27 +1,27 @@
-//! What is still running? A service under load that has three faults, and a watch that names their lines.
+//! What is still running? A service with three faults, under load, and a watch that names the lines of the faults.
 //!
-//! `/order/{id}` is as it should be. The others are not, in the three ways that keep a service from shutting down, or burn
-//! a core for clients that left long ago: `/report` ignores its end, `/thumbnail` blocks its worker, `/subscribe` leaks the
-//! context of its request.
+//! `/order/{id}` is correct. The other routes have faults that keep a service from shutting down, or keep a core busy for
+//! clients that disconnected long ago: `/report` does not check its context, `/thumbnail` blocks its worker, and `/subscribe`
+//! leaks the context of its request.
 //!
-//! Without arguments it lets the load run, finds one fault after the other in the text of the watch, drains, and
+//! Without arguments, the program finds one fault after the other in the text of the watch, shuts the service down, and
 //! checks each step:
 //!
 //! ```text
 //! cargo run --example watch
 //! ```
 //!
-//! Or it stays up, until Ctrl-C or SIGTERM, for a look at the page and at a drain that takes five seconds:
+//! With `--serve`, it runs until Ctrl-C or SIGTERM, so that you can open the page. The shutdown then takes five seconds:
 //!
 //! ```text
 //! cargo run --example watch -- --serve 9000
-//! xdg-open http://127.0.0.1:9000/        # the page; it shows the drain after Ctrl-C as well
+//! xdg-open http://127.0.0.1:9000/        # the page, which shows the shutdown after Ctrl-C
 //! curl http://127.0.0.1:9000/text
 //! kill -USR1 $(pgrep -x watch)           # the same text, on stderr
 //! ```
 //!
-//! This file sets it up. Beside it, `watch/service.rs` has the service with its faults, `watch/load.rs` its clients, and
-//! `watch/story.rs` what is found.
+//! This file contains the setup. `watch/service.rs` contains the service with its faults, `watch/load.rs` its clients, and
+//! `watch/story.rs` the steps.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
@@ -54,12 +54,12 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // Before anything else: what is derived or spawned before is not seen.
+    // Before anything else, because contexts and tasks from before are not tracked.
     let watch = watch::install();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
     let done = runtime.map_err(BoxError::from).and_then(|runtime| {
         let done = runtime.block_on(run(watch, port));
-        // What ignores its end would keep a runtime that is dropped from being gone.
+        // Dropping the runtime would wait for the tasks that do not stop.
         runtime.shutdown_background();
         done
     });
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Stays up until a signal; without a port for the watch, goes through the story.
+/// Runs until a signal, or, without a port for the watch, runs the steps.
 async fn run(watch: Watch, port: Option<u16>) -> Result<(), BoxError> {
     let page = serve_watch(watch, port.unwrap_or(0))?;
     println!("the watch at http://{page}/");
@@ -99,14 +99,14 @@ async fn serve(shutdown: &Shutdown) -> Result<SocketAddr, BoxError> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let at = listener.local_addr()?;
     let app = service::router().layer(layer);
-    // It sends what is left in its queue, which takes longer than the grace.
+    // It does not stop within the grace period.
     shop.named("mailer").spawn(service::mailer(shutdown.hard().clone()));
     shop.spawn(axum::serve(listener, app).with_graceful_shutdown(shutdown.begun()).into_future());
     Ok(at)
 }
 
-/// Serves the watch on a port and a runtime of its own, so that it answers during a drain, and also when handlers block
-/// every worker of the service.
+/// Serves the watch on a separate port and runtime, so that it responds during a shutdown, and when handlers block all
+/// workers of the service.
 fn serve_watch(watch: Watch, port: u16) -> Result<SocketAddr, BoxError> {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port))
         .map_err(|error| format!("cannot listen on port {port}: {error}"))?;
@@ -120,7 +120,7 @@ fn serve_watch(watch: Watch, port: u16) -> Result<SocketAddr, BoxError> {
             let listener = TcpListener::from_std(listener)?;
             axum::serve(listener, routes.into_make_service_with_connect_info::<SocketAddr>()).await
         });
-        // An error: the rest of the program has ended.
+        // An error means that the rest of the program has ended.
         let _ = failed.send(served);
     })?;
     match failure.try_recv() {
@@ -129,13 +129,13 @@ fn serve_watch(watch: Watch, port: u16) -> Result<SocketAddr, BoxError> {
     }
 }
 
-/// The port that the arguments ask for, if any, or what is wrong with them.
+/// Returns the port in the arguments, if there is one.
 fn port(mut args: impl Iterator<Item = String>) -> Result<Option<u16>, String> {
     let Some(arg) = args.next() else { return Ok(None) };
     let value = args.next();
     match (arg.as_str(), value.as_deref().map(str::parse), args.next()) {
         ("--serve", Some(Ok(port)), None) => Ok(Some(port)),
         ("--serve", None, None) => Ok(Some(9000)),
-        _ => Err("the only argument is --serve, with a port or without: --serve 9000".to_owned()),
+        _ => Err("the only argument is --serve, with an optional port: --serve 9000".to_owned()),
     }
 }

@@ -50,7 +50,7 @@
 //! - **Flushing and shutting down** are operations as well, and fail after the end, because they may have to
 //!   wait for a peer that does not read. Dropping the stream closes it. To send a final message, use
 //!   [`get_mut`](Bounded::get_mut) with another context.
-//! - **A write that fails half-way**, for example `write_all`, may have written part of the data. The
+//! - **A write that fails halfway**, for example `write_all`, may have written part of the data. The
 //!   connection can then no longer be used for a protocol with frames.
 //! - **Order of wrapping.** `BufReader::new(ctx.io(stream))` still returns buffered data after the end;
 //!   `ctx.io(BufReader::new(stream))` does not.
@@ -76,6 +76,7 @@ use crate::context::{Context, DoneOwned, Progress};
 #[cfg(doc)]
 use crate::error::Error;
 
+/// # Readers and writers
 impl Context {
     /// Wraps a reader or writer so that its operations end with this context.
     ///

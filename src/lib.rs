@@ -9,7 +9,7 @@
 //!
 //! async fn fetch(ctx: &Context, item: u32) -> Result<u32, Error> {
 //!     // `run` runs any future until the context ends.
-//!     ctx.run(async { tokio::time::sleep(Duration::from_millis(30)).await }).await?;
+//!     ctx.run(tokio::time::sleep(Duration::from_millis(30))).await?;
 //!     Ok(item * 2)
 //! }
 //!
@@ -26,7 +26,7 @@
 //! };
 //!
 //! assert_eq!(fetched, [0, 2, 4]);
-//! // context deadline exceeded: 100ms budget set at src/main.rs:14
+//! // context deadline exceeded: 100ms budget set at src/main.rs:10
 //! println!("{stopped}");
 //! # assert!(stopped.is_deadline_exceeded());
 //! # }
@@ -42,7 +42,7 @@
 //! | give work a deadline | [`Context::with_timeout`], [`Context::with_deadline`] |
 //! | give one step a shorter deadline | `ctx.with_timeout(d).run(step)`, [`Context::within`], [`Context::try_within`] |
 //! | fail early if too little time is left | [`Context::require`] |
-//! | retry, limit idle time, shield, coalesce, queue, clean up | the module [`budget`] |
+//! | retry, limit the time without progress, share work, skip overdue work | the module [`budget`] |
 //! | let other code cancel the work | [`CancelScope::canceler`], [`CancelScope::split`] |
 //! | run a future until the context ends | [`Context::run`], [`FutureExt::bounded_by`] |
 //! | spawn a task that is stopped when the context ends, or that receives the context | [`Context::spawn_bounded`], [`Context::spawn_with`] |
@@ -98,15 +98,15 @@
 //! # }
 //! ```
 //!
-//! Everything that is derived or cloned from a scope ends with it. This includes a scope without a name, which
-//! is dropped at the end of its statement. The error then names the line:
+//! Everything that is derived or cloned from a scope ends with it. A temporary scope is dropped at the end of its
+//! statement, which ends what was derived from it. The error then names the line:
 //!
 //! ```
 //! # use std::time::Duration;
 //! # let parent = tokio_ctx::Context::background();
 //! // Wrong: the scope of `with_timeout` is dropped at the end of this statement.
 //! let step = parent.with_timeout(Duration::from_secs(1)).with_cancel();
-//! // context canceled: scope dropped, context made at src/main.rs:4
+//! // context canceled: scope dropped, context made at src/main.rs:2
 //! assert!(step.is_done());
 //!
 //! // Right: it lives as long as the variable.
@@ -124,7 +124,7 @@
 //! - An end propagates to all descendants, never to the parent or to siblings. When `cancel` returns, every
 //!   descendant has ended.
 //! - A deadline can only be shortened by deriving.
-//! - A context that has ended starts no work, and the result of finished work is never discarded.
+//! - No work is started under a context that has ended, and the result of finished work is never discarded.
 //! - Every wait is cancel-safe. No task runs per context or per deadline.
 //! - Everything except spawning tasks and waiting for a deadline works outside a runtime.
 //!
@@ -201,7 +201,7 @@ pub mod watch;
 
 pub mod wire;
 
-// Contains documentation only, and is compiled only for it.
+// Contains only documentation, and is only compiled for it.
 #[cfg(all(
     any(doc, doctest),
     feature = "axum",
@@ -212,6 +212,7 @@ pub mod wire;
     feature = "tonic",
     feature = "watch"
 ))]
+#[cfg_attr(docsrs, doc(auto_cfg = false))]
 pub mod guide;
 
 pub use context::{

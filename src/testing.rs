@@ -52,7 +52,7 @@ use crate::context::{CancelScope, Context};
 use crate::error::Place;
 use crate::finished::Finished;
 
-/// How long tasks may take to end after the context.
+/// The time that tasks have to end after the context.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs the body of a test with a context, ends the context, and checks that no task is left.
@@ -77,7 +77,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() {
 /// testing::scope(async |test| {
-///     // Ignores its context: a task spawned at src/main.rs:7 is still there.
+///     // Ignores its context: a task spawned at src/main.rs:5 is still there.
 ///     test.spawn(std::future::pending::<()>());
 /// })
 /// .await;

@@ -78,26 +78,33 @@ mod imp {
 
 pub(crate) use imp::*;
 
-/// The first creation time. Creation times are stored as the nanoseconds since then plus 1, so that one fits in a word.
+/// The time from which the creation of contexts is counted, so that the time of one fits in a word.
 static EPOCH: OnceLock<Instant> = OnceLock::new();
 
-/// Returns the creation time of a new token, in one word, if a subscriber listens or a watch is installed. Else 0.
+/// Returns whether the time at which a context is created is recorded: if a subscriber listens, or a watch is installed.
+#[inline]
+pub(crate) fn records_creation() -> bool {
+    listens() || registry::is_installed()
+}
+
+/// Returns the time of creation for a context that is created now, or 0 if it is not recorded.
 #[inline]
 pub(crate) fn creation_stamp() -> u64 {
-    if listens() || registry::is_installed() { read_clock() } else { 0 }
+    if records_creation() { read_clock() } else { 0 }
 }
 
+/// Returns the time in nanoseconds since the epoch, plus one.
 #[cold]
-fn read_clock() -> u64 {
+pub(crate) fn read_clock() -> u64 {
     let now = Instant::now();
-    let age = now.saturating_duration_since(*EPOCH.get_or_init(|| now));
-    u64::try_from(age.as_nanos()).map_or(0, |age| age + 1)
+    let since = now.saturating_duration_since(*EPOCH.get_or_init(|| now));
+    u64::try_from(since.as_nanos()).map_or(0, |since| since + 1)
 }
 
-/// Returns the instant that [`creation_stamp`] returned.
-pub(crate) fn creation_time(creation_stamp: u64) -> Option<Instant> {
-    let age = Duration::from_nanos(creation_stamp.checked_sub(1)?);
-    Some(*EPOCH.get()? + age)
+/// Returns the instant of a time of creation, or `None` if it was not recorded.
+pub(crate) fn creation_time(stamp: u64) -> Option<Instant> {
+    let since = Duration::from_nanos(stamp.checked_sub(1)?);
+    Some(*EPOCH.get()? + since)
 }
 
 /// Calls foreign code, such as a subscriber or a waker. Returns `None` if it panics.

@@ -39,7 +39,7 @@ mod deadlines {
     }
 
     #[test]
-    fn near_the_end_of_time_panic_nowhere() {
+    fn near_the_end_of_time_do_not_panic() {
         on_both(|| async {
             let last = end_of_time();
             let nanos = [0, 1, 999_999, 1_000_000, 999_999_999, 1_000_000_000, 1_000_000_001];
@@ -49,14 +49,14 @@ mod deadlines {
             });
             for at in far.into_iter().chain(years) {
                 for ctx in [BACKGROUND.with_deadline(at), BACKGROUND.with_deadline_cause(at, "far")] {
-                    assert!(answer(&ctx).is_none(), "ended an age too soon");
+                    assert!(answer(&ctx).is_none(), "ended too soon");
                     assert!(ctx.deadline().is_none_or(|deadline| deadline == at));
                     assert!(ctx.remaining().is_none_or(|left| left > LONG));
                     let child = ctx.with_timeout(Duration::MAX);
                     let near = child.with_timeout(LONG);
                     assert!(near.remaining().is_some_and(|left| left <= LONG));
                     let merged = child.merge(&BACKGROUND);
-                    // Two waits, as the second may use another timer than the first.
+                    // Two waits, because the second may use a different timer.
                     let waits = [tokio::spawn(merged.done_owned()), tokio::spawn(child.done_owned())];
                     assert!(poll_once(merged.run(std::future::pending::<()>())).is_pending());
                     tokio::task::yield_now().await;
@@ -73,7 +73,7 @@ mod deadlines {
     }
 
     #[test]
-    fn that_overflow_are_none() {
+    fn that_overflow_set_none() {
         let parent = BACKGROUND.with_timeout(LONG);
         for after in
             [Duration::MAX, Duration::from_secs(u64::MAX), Duration::from_secs(u64::MAX / 2 + 1)]
@@ -89,7 +89,7 @@ mod deadlines {
     }
 
     #[test]
-    fn that_overflow_are_none_in_waits_too() {
+    fn that_overflow_set_none_in_waits() {
         on_both(|| async {
             let scope = BACKGROUND.with_cancel();
             let ctx = scope.clone();
@@ -112,7 +112,7 @@ mod deadlines {
     }
 
     #[test]
-    fn of_zero_or_in_the_past_start_nothing() {
+    fn of_zero_or_in_the_past_start_no_work() {
         let now = Instant::now();
         let longest_ago =
             [1_000_000, 3600, 1, 0].into_iter().find_map(|s| now.checked_sub(Duration::from_secs(s)));
@@ -142,10 +142,10 @@ mod deadlines {
     }
 }
 
-/// Every derivation of an ended context, and of one below it, is ended with its error; none of their
-/// scopes, waits or functions does anything but that.
+/// Every context derived from an ended one, directly or indirectly, has ended with the same error. Its
+/// scope, waits and functions have no other effect.
 #[test]
-fn a_dead_parent_has_dead_children_only() {
+fn an_ended_parent_has_only_ended_children() {
     on_both(|| async {
         let dead = BACKGROUND.with_cancel();
         dead.cancel_with(Cause("dead"));
@@ -181,9 +181,9 @@ fn a_dead_parent_has_dead_children_only() {
                 &error,
             );
             assert_same(&child.sleep(ms(0)).await.unwrap_err(), &error);
-            let (tell, told) = oneshot::channel();
-            let handle = child.after_func(|| async { tell.send(()).unwrap() });
-            told.await.unwrap();
+            let (sender, receiver) = oneshot::channel();
+            let handle = child.after_func(|| async { sender.send(()).unwrap() });
+            receiver.await.unwrap();
             assert!(!handle.stop());
         }
         assert!(!token.is_cancelled());
@@ -214,11 +214,11 @@ mod without_a_runtime {
         assert!(answer(&ctx).is_none());
         ctx.cancel();
         assert_clear(&panic_text(|| ctx.after_func(|| async { unreachable!() })));
-        // What never ends needs no task.
+        // A context that never ends needs no task, and therefore no runtime.
         BACKGROUND.after_func(|| async { unreachable!() });
     }
 
-    /// The wait that panicked is out of the tree: those beside it end as ever.
+    /// A wait that panicked is removed from the tree. Other waits are not affected.
     #[test]
     fn a_wait_that_panicked_leaves_the_others() {
         let runtime = current_thread();
@@ -241,36 +241,37 @@ mod without_a_runtime {
         assert_eq!(word(&ended(&ctx)), Some("all the same"));
     }
 
-    /// The same where it is the first to wait at all, so that it might take a duty away with it.
+    /// The same for the first wait on a context, which registers the timer that later waits share.
     #[test]
-    fn a_first_wait_that_panicked_leaves_no_timer_missing() {
+    fn a_first_wait_that_panicked_does_not_lose_the_timer() {
         for tries in 0..3 {
             let ctx = BACKGROUND.with_timeout(LONG);
             let child = ctx.with_cancel();
             for _ in 0..tries {
                 assert_clear(&panic_text(|| poll_once(child.done())));
             }
-            let error = paused()
-                .block_on(async { timeout(LONG * 2, child.done()).await.expect("nobody has a timer") });
+            let error = paused().block_on(async {
+                timeout(LONG * 2, child.done()).await.expect("no timer is registered")
+            });
             assert!(error.is_deadline_exceeded());
         }
     }
 }
 
-/// A cause that cannot be shown.
+/// A cause that panics when it is formatted.
 #[derive(Debug)]
-struct Unspeakable;
+struct PanicsOnDisplay;
 
-impl fmt::Display for Unspeakable {
+impl fmt::Display for PanicsOnDisplay {
     fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
         panic!("unspeakable")
     }
 }
 
-impl std::error::Error for Unspeakable {}
+impl std::error::Error for PanicsOnDisplay {}
 
-/// A subscriber that formats whatever it is told, on this thread alone.
-fn with_a_talkative_subscriber<R>(f: impl FnOnce() -> R) -> R {
+/// Runs `f` with a subscriber, on this thread only, that formats every event.
+fn with_formatting_subscriber<R>(f: impl FnOnce() -> R) -> R {
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
         .with_writer(std::io::sink)
@@ -283,7 +284,7 @@ mod causes_that_panic {
     use super::*;
 
     #[test]
-    fn end_a_tree_as_any_other() {
+    fn end_a_tree_like_any_other() {
         for talkative in [false, true] {
             let check = || {
                 let root = BACKGROUND.with_cancel();
@@ -293,11 +294,11 @@ mod causes_that_panic {
                 for wait in &mut waits {
                     assert!(poll(wait.as_mut(), &waker).is_pending());
                 }
-                // Whether the panic of a subscriber comes out here or not: nothing else may suffer.
-                let _ = catch_unwind(AssertUnwindSafe(|| root.cancel_with(Unspeakable)));
+                // The panic may surface here, depending on the subscriber; nothing else may be affected.
+                let _ = catch_unwind(AssertUnwindSafe(|| root.cancel_with(PanicsOnDisplay)));
                 assert_eq!(wakes.count(), 3);
                 for ctx in [&root, &child] {
-                    assert!(ended(ctx).cause_as::<Unspeakable>().is_some());
+                    assert!(ended(ctx).cause_as::<PanicsOnDisplay>().is_some());
                 }
                 for mut wait in waits {
                     assert!(poll(wait.as_mut(), &waker).is_ready());
@@ -305,37 +306,37 @@ mod causes_that_panic {
                 root.cancel();
                 assert!(root.with_cancel().is_done());
                 assert_eq!(panic_text(|| ended(&root).to_string()), "unspeakable");
-                assert!(format!("{:#?}", ended(&root)).contains("Unspeakable"));
+                assert!(format!("{:#?}", ended(&root)).contains("PanicsOnDisplay"));
             };
-            if talkative { with_a_talkative_subscriber(check) } else { check() }
+            if talkative { with_formatting_subscriber(check) } else { check() }
         }
     }
 
     #[test]
-    fn of_a_deadline_neither() {
+    fn of_a_deadline_do_not_affect_waiters() {
         for talkative in [false, true] {
             let check = || {
                 paused().block_on(async {
-                    let root = BACKGROUND.with_timeout_cause(ms(100), Unspeakable);
+                    let root = BACKGROUND.with_timeout_cause(ms(100), PanicsOnDisplay);
                     let child = root.with_cancel();
                     let waits: Vec<_> = (0..5)
                         .flat_map(|_| [&root, &child])
                         .map(|ctx| tokio::spawn(ctx.done_owned()))
                         .collect();
                     for wait in waits {
-                        let error = wait.await.expect("a waiter fell over the cause");
-                        assert!(error.cause_as::<Unspeakable>().is_some());
+                        let error = wait.await.expect("the cause made a waiter panic");
+                        assert!(error.cause_as::<PanicsOnDisplay>().is_some());
                     }
-                    let born_dead = BACKGROUND.with_timeout_cause(ms(0), Unspeakable);
-                    assert!(ended(&born_dead).is_deadline_exceeded());
+                    let ended_at_once = BACKGROUND.with_timeout_cause(ms(0), PanicsOnDisplay);
+                    assert!(ended(&ended_at_once).is_deadline_exceeded());
                 });
             };
-            if talkative { with_a_talkative_subscriber(check) } else { check() }
+            if talkative { with_formatting_subscriber(check) } else { check() }
         }
     }
 }
 
-/// Panics when woken, and counts how often it was.
+/// Panics when woken, and counts how often.
 struct PanicsWhenWoken(AtomicUsize);
 
 impl PanicsWhenWoken {
@@ -348,17 +349,17 @@ impl PanicsWhenWoken {
 impl Wake for PanicsWhenWoken {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::SeqCst);
-        panic!("woken the wrong way");
+        panic!("woken");
     }
 }
 
 mod wakers_that_panic {
     use super::*;
 
-    /// The bad one at every place among the others, at the root and below.
+    /// The waker that panics is at every position among the others, at the root and below.
     #[test]
-    fn keep_no_other_waiter_from_being_woken() {
-        for hand in 0..3 {
+    fn do_not_prevent_other_waiters_from_being_woken() {
+        for way in 0..3 {
             for bad_at in 0..6 {
                 let scope = BACKGROUND.with_cancel();
                 let root = scope.clone();
@@ -372,14 +373,14 @@ mod wakers_that_panic {
                     let waker = if at == bad_at { &bad_waker } else { &waker };
                     assert!(poll(wait.as_mut(), waker).is_pending());
                 }
-                let outcome = catch_unwind(AssertUnwindSafe(|| match hand {
+                let outcome = catch_unwind(AssertUnwindSafe(|| match way {
                     0 => scope.cancel(),
-                    1 => scope.cancel_with(Cause("by hand")),
+                    1 => scope.cancel_with(Cause("by way")),
                     _ => drop(scope),
                 }));
-                assert!(outcome.is_ok(), "the panic is not that of what cancels");
+                assert!(outcome.is_ok(), "the panic reached the call of cancel");
                 assert_eq!(bad.0.load(Ordering::SeqCst), 1);
-                assert_eq!(wakes.count(), 5, "bad one at {bad_at}");
+                assert_eq!(wakes.count(), 5, "panicking waker at {bad_at}");
                 let error = ended(&root);
                 for (ctx, mut wait) in contexts.into_iter().zip(waits) {
                     assert_same(&ended(ctx), &error);
@@ -409,7 +410,7 @@ mod wakers_that_panic {
 
     /// A scope dropped by a panic ends its context; a second panic there would abort the process.
     #[test]
-    fn do_not_abort_a_panic_that_is_under_way() {
+    fn do_not_abort_while_a_panic_unwinds() {
         let scope = BACKGROUND.with_cancel();
         let root = scope.clone();
         let (_bad, bad_waker) = PanicsWhenWoken::new();
@@ -426,7 +427,7 @@ mod wakers_that_panic {
         assert!(root.is_done());
     }
 
-    /// The only waiter there is, also when a panic is under way.
+    /// The only waiter, also while another panic unwinds.
     #[test]
     fn may_be_the_only_one() {
         let scope = BACKGROUND.with_cancel();
@@ -443,9 +444,9 @@ mod wakers_that_panic {
         assert!(root.is_done());
     }
 
-    /// Afterwards the tree is as good as new: no lock is poisoned, no count is off.
+    /// Afterward the tree works as before: no lock is poisoned, and no count is wrong.
     #[test]
-    fn leave_the_rest_of_the_tree_in_use() {
+    fn leave_the_rest_of_the_tree_usable() {
         watched(|| {
             let root = BACKGROUND.with_cancel();
             for _ in 0..50 {
@@ -472,13 +473,12 @@ mod wakers_that_panic {
         });
     }
 
-    /// Found in the middle of somebody else's question: the deadline passes, and the asker's thread is
-    /// the one that has to wake.
+    /// The deadline has passed, and a query detects this. The thread of the query then calls the wakers.
     #[test]
-    fn met_by_the_detection_of_a_deadline_leave_one_error() {
-        let runtime = current_thread(); // not driven, so that its timers stay silent
+    fn called_by_a_query_leave_one_error() {
+        let runtime = current_thread(); // not driven, so its timers do not fire
         let _entered = runtime.enter();
-        // Once more with more time, should a deadline pass before all of them wait.
+        // Retries with more time if the deadline passes before all waits are registered.
         for timeout in (2..12).map(|power| ms(1 << power)) {
             let root = BACKGROUND.with_timeout(timeout);
             let child = root.with_cancel();
@@ -506,26 +506,26 @@ mod functions_that_panic {
     use super::*;
 
     #[test]
-    fn keep_no_other_from_running() {
+    fn do_not_prevent_others_from_running() {
         on_both(|| async {
             let ctx = BACKGROUND.with_cancel();
             let child = ctx.with_cancel();
-            let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+            let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
             let bad = ctx.after_func(|| async { panic!("in the function") });
-            let (early, late) = (tell.clone(), tell.clone());
+            let (early, late) = (sender.clone(), sender.clone());
             let _one = ctx.after_func(move || async move { early.send(1).unwrap() });
             let _worse = ctx.after_func(|| -> std::future::Ready<()> { panic!("before its future") });
             let _two = child.after_func(move || async move { late.send(1).unwrap() });
             let wait = tokio::spawn(child.done_owned());
             tokio::task::yield_now().await;
             ctx.cancel_with(Cause("over"));
-            drop(tell);
-            assert_eq!(told.recv().await, Some(1));
-            assert_eq!(told.recv().await, Some(1));
+            drop(sender);
+            assert_eq!(receiver.recv().await, Some(1));
+            assert_eq!(receiver.recv().await, Some(1));
             assert_eq!(word(&wait.await.unwrap()), Some("over"));
             assert!(!bad.stop(), "it did start");
             assert_same(&ended(&child), &ended(&ctx));
-            // And one more, on what is now an ended context.
+            // Another function, on the ended context.
             let (again, ran) = oneshot::channel();
             let _third = ctx.after_func(|| async { again.send(()).unwrap() });
             ran.await.unwrap();
@@ -533,7 +533,7 @@ mod functions_that_panic {
     }
 }
 
-/// A drop that panics, where values and causes live: it comes out where the drop was, and no later.
+/// A value or cause whose drop panics. The panic surfaces where it is dropped, and nowhere else.
 #[test]
 fn a_value_or_cause_whose_drop_panics_leaves_the_tree_intact() {
     #[derive(Debug)]
@@ -555,7 +555,7 @@ fn a_value_or_cause_whose_drop_panics_leaves_the_tree_intact() {
     let root = BACKGROUND.with_cancel();
     let child = root.with_cancel();
     child.cancel();
-    // Too late, so it is dropped at once.
+    // Too late to have an effect, so it is dropped immediately.
     let text = panic_text(|| child.cancel_with(PanicsOnDrop));
     assert_eq!(text, "in drop");
     assert!(ended(&child).cause().is_none());

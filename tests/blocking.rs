@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 static BACKGROUND: Context = Context::background();
 
 #[test]
-fn spawn_blocking_takes_the_context_along() {
+fn spawn_blocking_propagates_the_context() {
     on_both(|| async {
         let scope = BACKGROUND.with_value("blue").with_cancel();
         let ctx = scope.clone();
@@ -26,16 +26,16 @@ fn spawn_blocking_takes_the_context_along() {
             let ctx = Context::current();
             assert_eq!(ctx.value::<&str>(), Some(&"blue"));
             sender.send(()).unwrap();
-            let mut turns = 0_u64;
+            let mut iterations = 0_u64;
             while ctx.check().is_ok() {
-                turns += 1;
+                iterations += 1;
             }
-            (turns, ctx.err().unwrap())
+            (iterations, ctx.err().unwrap())
         });
         spin_until(|| receiver.try_recv().is_ok());
         scope.cancel_with(Cause("enough"));
-        let (turns, error) = spawned.await.unwrap();
-        assert!(turns > 0);
+        let (iterations, error) = spawned.await.unwrap();
+        assert!(iterations > 0);
         assert_same(&error, &ended(&ctx));
         assert!(!Context::current().is_done());
     });
@@ -203,7 +203,7 @@ fn in_a_task_it_panics_because_it_would_block() {
     let ended = BACKGROUND.with_cancel();
     ended.cancel();
     current_thread().block_on(async {
-        // Be it that it would not.
+        // Even if it would not block.
         for ctx in [BACKGROUND.clone(), ended.clone()] {
             let text = panic_text(|| ctx.done_blocking());
             assert!(text.starts_with(words), "{text}");
@@ -214,7 +214,7 @@ fn in_a_task_it_panics_because_it_would_block() {
 }
 
 #[test]
-fn in_block_in_place_it_may() {
+fn in_block_in_place_it_may_block() {
     watched(|| {
         multi_thread(2).block_on(async {
             let ctx = BACKGROUND.with_timeout(ms(10));

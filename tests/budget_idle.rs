@@ -20,7 +20,7 @@ use tokio_ctx::{Context, Error, StreamExt as _};
 
 static BACKGROUND: Context = Context::background();
 const LIMIT: Duration = ms(800);
-/// A look is late by so much at most: an eighth, and a timer's millisecond.
+/// The maximum delay of a detection: an eighth of the limit, and the resolution of a timer.
 const LATE: Duration = ms(101);
 
 fn paused() -> Runtime {
@@ -59,7 +59,7 @@ mod without_progress {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_measure_is_told() {
+    async fn the_error_contains_the_progress() {
         for (bytes, text) in [
             (0, "0 B"),
             (999, "999 B"),
@@ -77,7 +77,7 @@ mod without_progress {
     }
 
     #[test]
-    fn questions_alone_notice_it_without_a_timer() {
+    fn queries_detect_it_without_a_timer() {
         for below in 0..3 {
             let runtime = paused();
             runtime.block_on(async {
@@ -97,7 +97,7 @@ mod without_progress {
     }
 
     #[test]
-    fn outside_of_a_runtime_questions_and_blocking_waits_notice_it() {
+    fn outside_of_a_runtime_queries_and_blocking_waits_detect_it() {
         let ctx = BACKGROUND.with_idle(ms(30));
         let begun = std::time::Instant::now();
         assert!(!ctx.is_done());
@@ -109,7 +109,7 @@ mod without_progress {
     }
 
     #[test]
-    fn zero_ends_it_at_birth_and_none_is_no_limit() {
+    fn zero_ends_it_from_the_start_and_none_is_no_limit() {
         assert!(answer(&BACKGROUND.with_idle(Duration::ZERO)).unwrap().is_deadline_exceeded());
         for limit in [None, Some(Duration::MAX), Some(Duration::from_secs(u64::MAX / 2))] {
             let ctx = BACKGROUND.with_idle(limit);
@@ -125,7 +125,7 @@ mod with_progress {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn it_lives_on_and_ends_after_the_last() {
+    async fn it_stays_alive_and_ends_after_the_last_report() {
         for period in [1, 99, 100, 101, 799] {
             let ctx = BACKGROUND.with_idle(LIMIT);
             let progress = ctx.progress();
@@ -146,7 +146,7 @@ mod with_progress {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn below_counts_for_all_above() {
+    async fn in_a_descendant_counts_for_all_ancestors() {
         let outer = BACKGROUND.with_idle(LIMIT);
         let inner = outer.with_cancel().detach().with_value(1_u8).with_idle(LIMIT / 2);
         let progress = inner.with_cancel().detach().progress();
@@ -212,7 +212,7 @@ mod with_progress {
             for _ in 0..8 {
                 sleep(LIMIT / 2).await;
                 progress.report();
-                // Those that this one does not know.
+                // The progress of the contexts that are not a parent of this one.
                 one.progress().report();
                 other.progress().report();
                 assert!(answer(&merged).is_none());
@@ -231,11 +231,12 @@ mod with_progress {
     #[tokio::test(start_paused = true)]
     async fn from_another_thread_counts() {
         let ctx = BACKGROUND.with_idle(LIMIT);
-        let (progress, (ask, asked), (tell, told)) = (ctx.progress(), mpsc::channel(), mpsc::channel());
+        let (progress, (request, requested), (sender, receiver)) =
+            (ctx.progress(), mpsc::channel(), mpsc::channel());
         let reporter = thread::spawn(move || {
-            while let Ok(()) = asked.recv() {
+            while let Ok(()) = requested.recv() {
                 progress.report();
-                tell.send(()).unwrap();
+                sender.send(()).unwrap();
             }
         });
         let mut wait = pin!(ctx.done());
@@ -244,10 +245,10 @@ mod with_progress {
                 timeout(LIMIT / 2, wait.as_mut()).await.is_err(),
                 "it ended although there was progress"
             );
-            ask.send(()).unwrap();
-            told.recv().unwrap();
+            request.send(()).unwrap();
+            receiver.recv().unwrap();
         }
-        drop(ask);
+        drop(request);
         reporter.join().unwrap();
         is_idle(&wait.await);
     }
@@ -265,11 +266,11 @@ mod with_progress {
     }
 }
 
-mod what_reports_by_itself {
+mod automatic_reports {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn reads_and_writes_do() {
+    async fn are_made_by_reads_and_writes() {
         let ctx = BACKGROUND.with_idle(LIMIT);
         let (here, mut there) = duplex(64);
         let mut stream = ctx.io(here);
@@ -289,7 +290,7 @@ mod what_reports_by_itself {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_end_of_file_does_not() {
+    async fn are_not_made_by_an_end_of_file() {
         let ctx = BACKGROUND.with_idle(LIMIT);
         let begun = Instant::now();
         let mut empty = ctx.io(tokio::io::empty());
@@ -300,7 +301,7 @@ mod what_reports_by_itself {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn buffered_readers_report_what_is_consumed() {
+    async fn of_buffered_readers_count_consumed_bytes() {
         let ctx = BACKGROUND.with_idle(LIMIT);
         let mut lines = ctx.io(BufReader::new(&b"one\ntwo\n"[..])).lines();
         while lines.next_line().await.unwrap().is_some() {}
@@ -309,7 +310,7 @@ mod what_reports_by_itself {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn items_of_bounded_streams_do() {
+    async fn are_made_by_items_of_bounded_streams() {
         let ctx = BACKGROUND.with_idle(LIMIT);
         let slow = |n| {
             futures::stream::iter(0..n).then(|item| async move {
@@ -331,7 +332,7 @@ mod among_other_ends {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_parents_deadline_and_cancel_go_first_if_they_are_earlier() {
+    async fn a_parents_earlier_deadline_or_cancel_takes_precedence() {
         let parent = BACKGROUND.with_timeout(LIMIT / 2);
         let ctx = parent.with_idle(LIMIT);
         assert_eq!(ctx.deadline(), parent.deadline());
@@ -347,9 +348,9 @@ mod among_other_ends {
         assert!(BACKGROUND.with_idle(LIMIT).detach().with_cancel().done().await.is_deadline_exceeded());
     }
 
-    /// In one leap several limits pass: the earliest is told.
+    /// Several limits pass in one jump of the clock. The earliest is reported.
     #[tokio::test(start_paused = true)]
-    async fn a_leap_of_the_clock_tells_the_earliest() {
+    async fn a_jump_of_the_clock_reports_the_earliest() {
         let parent = BACKGROUND.with_timeout(LIMIT * 2);
         let idle = parent.with_idle(LIMIT);
         let early = idle.with_timeout(LIMIT / 2);
@@ -368,7 +369,7 @@ mod among_other_ends {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_two_idle_limits_the_earliest_is_told() {
+    async fn of_two_idle_limits_the_earliest_is_reported() {
         let outer = BACKGROUND.with_idle(LIMIT);
         let inner = outer.with_idle(LIMIT * 2);
         advance(LONG).await;
@@ -377,15 +378,15 @@ mod among_other_ends {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_scopes_own_cancel_goes_first_and_stops_the_timer() {
+    async fn the_scopes_own_cancel_takes_precedence_and_stops_the_timer() {
         let ctx = BACKGROUND.with_idle(LIMIT);
         let child = ctx.with_cancel();
         let mut wait = pin!(child.done());
         assert!(poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx).is_pending())).await);
         ctx.cancel_with("why");
         assert_eq!(wait.await.cause().unwrap().to_string(), "why");
-        is_left_alone().await;
-        // Dropped while something waits, and while nothing does.
+        no_task_is_left().await;
+        // Dropped with and without a pending wait.
         for waits in [true, false] {
             let ctx = BACKGROUND.with_idle(LIMIT);
             let mut wait = pin!(ctx.context().done_owned());
@@ -394,12 +395,12 @@ mod among_other_ends {
                 wait.set(BACKGROUND.done_owned());
             }
             drop(ctx);
-            is_left_alone().await;
+            no_task_is_left().await;
         }
     }
 
-    /// No timer is left that would move the paused clock.
-    async fn is_left_alone() {
+    /// Checks that no task is left, whose timer would advance the paused clock.
+    async fn no_task_is_left() {
         yield_now().await;
         yield_now().await;
         let metrics = tokio::runtime::Handle::current().metrics();
@@ -407,7 +408,7 @@ mod among_other_ends {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_free_of_the_end_is_free_of_the_limit() {
+    async fn contexts_without_the_end_are_without_the_limit() {
         let ctx = BACKGROUND.with_timeout(LONG).detach().with_idle(LIMIT);
         let free = [ctx.without_cancel(), ctx.keeping_deadline()];
         ctx.done().await;
@@ -418,15 +419,15 @@ mod among_other_ends {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn tokens_and_functions_are_told() {
+    async fn tokens_and_functions_observe_it() {
         let ctx = BACKGROUND.with_idle(LIMIT).detach().with_cancel();
         let begun = Instant::now();
         ctx.cancellation_token().cancelled().await;
         assert_eq!(begun.elapsed(), LIMIT);
         let ctx = BACKGROUND.with_idle(LIMIT);
-        let (tell, told) = tokio::sync::oneshot::channel();
-        ctx.after_func(|| async move { tell.send(()).unwrap() });
-        told.await.unwrap();
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        ctx.after_func(|| async move { sender.send(()).unwrap() });
+        receiver.await.unwrap();
         assert!(ctx.is_done());
         let bounded = BACKGROUND.with_idle(LIMIT).run_owned(pending::<()>()).await;
         is_idle(&bounded.unwrap_err());
@@ -453,13 +454,13 @@ mod runtimes {
     }
 
     #[test]
-    fn that_stand_still_or_go_hinder_no_wait_elsewhere() {
-        for gone in [false, true] {
+    fn that_are_not_driven_or_shut_down_do_not_affect_waits_elsewhere() {
+        for is_shut_down in [false, true] {
             let ctx = BACKGROUND.with_idle(ms(40));
             let first = Builder::new_current_thread().enable_all().build().unwrap();
             let mut wait = Box::pin(ctx.context().done_owned());
             first.block_on(poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx).is_pending())));
-            let first = if gone { None } else { Some(first) };
+            let first = if is_shut_down { None } else { Some(first) };
             let second = Builder::new_current_thread().enable_all().build().unwrap();
             let begun = std::time::Instant::now();
             assert!(second.block_on(ctx.done()).is_deadline_exceeded());
@@ -469,7 +470,7 @@ mod runtimes {
         }
     }
 
-    /// Reports, questions, waits and cancels at once: each context ends once, with one story.
+    /// Concurrent reports, queries, waits and cancels. Each context ends once, with one error.
     #[test]
     fn many_threads_agree_on_one_end() {
         let runtime = Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();

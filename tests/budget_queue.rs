@@ -1,4 +1,4 @@
-//! Queues of items that carry their context: what is overdue is skipped, counted and told.
+//! Queues of items that carry their context: overdue items are skipped, counted and reported.
 
 mod common;
 
@@ -16,12 +16,12 @@ use tokio_ctx::budget::Queue;
 static BACKGROUND: Context = Context::background();
 
 #[tokio::test(start_paused = true)]
-async fn what_has_ended_is_skipped_counted_and_told() {
+async fn items_whose_context_has_ended_are_skipped_counted_and_reported() {
     let (sender, receiver) = channel(8);
-    let told = Arc::new(Mutex::new(Vec::new()));
+    let reported = Arc::new(Mutex::new(Vec::new()));
     let mut queue = Queue::from(receiver).on_skip({
-        let told = told.clone();
-        move |carried, why| told.lock().unwrap().push((*carried.item(), why))
+        let reported = reported.clone();
+        move |carried, why| reported.lock().unwrap().push((*carried.item(), why))
     });
     let (canceled, timed) = (BACKGROUND.with_cancel(), BACKGROUND.with_timeout(ms(10)));
     let idle = BACKGROUND.with_idle(ms(10));
@@ -36,32 +36,32 @@ async fn what_has_ended_is_skipped_counted_and_told() {
     assert_eq!(*queue.recv().await.unwrap().item(), 3);
     assert!(queue.recv().await.is_none());
     assert_eq!(queue.skipped().get(), 3);
-    let told = told.lock().unwrap();
-    assert_eq!(told.iter().map(|(item, _)| *item).collect::<Vec<_>>(), [1, 2, 4]);
-    assert_eq!(told[0].1.context_error().unwrap().cause().unwrap().to_string(), "client left");
-    assert!(told[1..].iter().all(|(_, why)| why.context_error().unwrap().is_deadline_exceeded()));
+    let reported = reported.lock().unwrap();
+    assert_eq!(reported.iter().map(|(item, _)| *item).collect::<Vec<_>>(), [1, 2, 4]);
+    assert_eq!(reported[0].1.context_error().unwrap().cause().unwrap().to_string(), "client left");
+    assert!(reported[1..].iter().all(|(_, why)| why.context_error().unwrap().is_deadline_exceeded()));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_has_too_little_time_left_is_skipped_with_the_line_of_its_budget() {
+async fn items_with_too_little_time_left_are_skipped_with_the_line_of_their_budget() {
     let (sender, receiver) = unbounded_channel();
-    let told = Arc::new(Mutex::new(None));
+    let reported = Arc::new(Mutex::new(None));
     let mut queue = Queue::from(receiver).least(ms(20)).on_skip({
-        let told = told.clone();
-        move |_, why| *told.lock().unwrap() = Some(why)
+        let reported = reported.clone();
+        move |_, why| *reported.lock().unwrap() = Some(why)
     });
     let [short, just] = [19, 20].map(|left| BACKGROUND.with_timeout(ms(left)));
     let set_at = line!() - 1;
     sender.send(short.carry("short")).unwrap();
     sender.send(just.carry("just")).unwrap();
     assert_eq!(*queue.recv().await.unwrap().item(), "just");
-    let why = told.lock().unwrap().take().unwrap();
+    let why = reported.lock().unwrap().take().unwrap();
     assert_eq!((why.required(), why.left()), (ms(20), ms(19)));
     assert_eq!(why.set_at().unwrap().line(), set_at);
 }
 
 #[tokio::test]
-async fn a_crowd_that_is_skipped_lets_others_run() {
+async fn skipping_many_items_lets_other_tasks_run() {
     let (sender, receiver) = unbounded_channel();
     let dead = BACKGROUND.with_cancel();
     dead.cancel();
@@ -70,13 +70,13 @@ async fn a_crowd_that_is_skipped_lets_others_run() {
     }
     let mut queue = Queue::from(receiver);
     let skipped = queue.skipped();
-    let mut turns = 0;
+    let mut polls = 0;
     tokio::select! {
         biased;
         _ = queue.recv() => unreachable!("a sender is there"),
-        () = async { while skipped.get() < 100_000 { turns += 1; tokio::task::yield_now().await; } } => {}
+        () = async { while skipped.get() < 100_000 { polls += 1; tokio::task::yield_now().await; } } => {}
     }
-    assert!(turns > 100, "{turns}");
+    assert!(polls > 100, "{polls}");
     drop(sender);
 }
 
@@ -94,7 +94,7 @@ async fn a_wait_that_is_dropped_loses_no_item() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pool_gives_each_item_its_own_context_and_looks_when_a_worker_is_free() {
+async fn a_pool_runs_each_item_under_its_context_and_checks_it_when_a_worker_is_free() {
     let (sender, receiver) = unbounded_channel();
     for item in 0..10_u64 {
         sender.send(BACKGROUND.with_value(item).with_timeout(ms(35)).detach().carry(item)).unwrap();
@@ -120,18 +120,18 @@ async fn a_pool_gives_each_item_its_own_context_and_looks_when_a_worker_is_free(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pool_ends_with_its_context_and_tells_its_items() {
+async fn a_pool_ends_with_its_context_and_so_do_its_items() {
     let (sender, receiver) = channel(8);
     let (queue, pool) = (Queue::from(receiver), BACKGROUND.with_cancel());
     for item in 0..3 {
         sender.send(BACKGROUND.carry(item)).await.unwrap();
     }
-    let told = Arc::new(Mutex::new(0));
+    let reported = Arc::new(Mutex::new(0));
     let work = |ctx: Context, _| {
-        let told = told.clone();
+        let reported = reported.clone();
         async move {
             ctx.done().await;
-            *told.lock().unwrap() += 1;
+            *reported.lock().unwrap() += 1;
         }
     };
     let cancel = async {
@@ -140,12 +140,12 @@ async fn a_pool_ends_with_its_context_and_tells_its_items() {
     };
     let (ended, ()) = tokio::join!(queue.for_each_task(&pool, 2, work), cancel);
     assert_eq!(ended.unwrap_err().cause().unwrap().to_string(), "shutting down");
-    assert_eq!(*told.lock().unwrap(), 2);
+    assert_eq!(*reported.lock().unwrap(), 2);
     assert!(sender.send(BACKGROUND.carry(9)).await.is_err(), "the channel is closed");
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_item_that_ends_or_panics_takes_no_other_along() {
+async fn an_item_that_ends_or_panics_does_not_affect_others() {
     let (sender, receiver) = unbounded_channel();
     let short = BACKGROUND.with_timeout(ms(10));
     sender.send(short.carry(0)).unwrap();

@@ -1,4 +1,4 @@
-//! `Context::retry`: attempts and delays under one budget, and the story that a failure tells.
+//! `Context::retry`: attempts and delays under one budget, and what the error of a failed retry contains.
 
 mod common;
 
@@ -122,7 +122,7 @@ mod attempts {
                 }
             })
         };
-        // The second by its limit, by a drop, and by the end.
+        // The second attempt is stopped by its limit, by a drop, and by the end of the context.
         let failed = retry().attempt_timeout(ms(6)).when(|error| matches!(error, Failed::Busy(_)));
         assert_eq!((failed.await.unwrap_err().attempts(), seen.get()), (2, 2));
         assert!(tokio::time::timeout(ms(10), retry()).await.is_err());
@@ -153,7 +153,7 @@ mod attempts {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn have_a_share_of_what_is_left() {
+    async fn have_a_share_of_the_time_left() {
         let ctx = BACKGROUND.with_timeout(ms(1000));
         let limits = RefCell::new(Vec::new());
         let stuck = ctx
@@ -170,7 +170,7 @@ mod attempts {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn that_are_through_win_over_the_end() {
+    async fn that_have_finished_win_over_the_end() {
         let ctx = BACKGROUND.with_cancel();
         let done = ctx.retry([LONG], |_, _| async {
             ctx.cancel();
@@ -180,7 +180,7 @@ mod attempts {
     }
 
     #[test]
-    fn that_succeed_take_no_runtime() {
+    fn that_succeed_need_no_runtime() {
         let ctx = BACKGROUND.with_timeout(LONG);
         let done =
             ctx.retry(
@@ -199,7 +199,7 @@ mod the_end {
         let ctx = BACKGROUND.with_cancel();
         ctx.cancel_with("why");
         let failed = ctx.retry([Duration::ZERO; 3], |_, _| -> std::future::Ready<Result<(), Failed>> {
-            panic!("a dead context starts no work")
+            panic!("an ended context started work")
         });
         let failed = failed.await.unwrap_err();
         assert_eq!((failed.attempts(), failed.elapsed()), (0, Duration::ZERO));
@@ -241,7 +241,7 @@ mod the_end {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn by_a_clock_that_leaps_during_a_delay_begins_no_attempt() {
+    async fn by_a_jump_of_the_clock_during_a_delay_starts_no_attempt() {
         let ctx = BACKGROUND.with_timeout(ms(500));
         let attempts = Cell::new(0);
         let failed = ctx.retry([ms(100); 3], |_, n| {
@@ -257,12 +257,12 @@ mod the_end {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn is_not_waited_for_by_a_delay_that_does_not_fit() {
+    async fn is_not_awaited_by_a_delay_that_does_not_fit() {
         let ctx = BACKGROUND.with_timeout(ms(100));
         let set_at = line!() - 1;
         let begun = Instant::now();
         let failed = ctx.retry([ms(100)], |_, n| busy(n)).await.unwrap_err();
-        assert_eq!(begun.elapsed(), Duration::ZERO, "it gives up while there is time");
+        assert_eq!(begun.elapsed(), Duration::ZERO, "it gives up before the time is over");
         let GaveUp::NotEnoughTime(short) = failed.why() else { panic!("{failed:?}") };
         assert_eq!((short.required(), short.left()), (ms(101), ms(100)));
         assert_eq!(short.set_at().unwrap().line(), set_at);
@@ -271,7 +271,7 @@ mod the_end {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_its_own_caller_stops_it_at_every_await() {
+    async fn of_the_caller_stops_it_at_every_await() {
         for after in 0..6 {
             let (attempts, dropped) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
             struct OnDrop(Rc<Cell<u32>>);
@@ -309,7 +309,7 @@ mod rules {
     use super::*;
 
     #[tokio::test]
-    async fn when_is_asked_about_each_error() {
+    async fn when_is_called_for_each_error() {
         let failed = BACKGROUND
             .retry(repeat(Duration::ZERO), |_, n| busy(n))
             .when(|error| matches!(error, Failed::Busy(n) if *n < 3));
@@ -319,7 +319,7 @@ mod rules {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn when_is_asked_about_an_attempt_that_was_cut_off() {
+    async fn when_is_called_for_an_attempt_that_was_cut_off() {
         let failed = BACKGROUND
             .retry(repeat(Duration::ZERO), |_, _| pending::<Result<(), Failed>>())
             .attempt_timeout(ms(10))
@@ -329,25 +329,25 @@ mod rules {
 
     #[tokio::test(start_paused = true)]
     async fn retry_after_lengthens_and_never_shortens() {
-        for (asked, slept) in [(None, 20), (Some(ms(5)), 20), (Some(ms(200)), 200)] {
+        for (requested, slept) in [(None, 20), (Some(ms(5)), 20), (Some(ms(200)), 200)] {
             let begun = Instant::now();
-            let failed = BACKGROUND.retry([ms(20)], |_, n| busy(n)).retry_after(|_| asked);
+            let failed = BACKGROUND.retry([ms(20)], |_, n| busy(n)).retry_after(|_| requested);
             failed.await.unwrap_err();
-            assert!((ms(slept)..ms(slept + 2)).contains(&begun.elapsed()), "{asked:?}");
+            assert!((ms(slept)..ms(slept + 2)).contains(&begun.elapsed()), "{requested:?}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn retry_after_that_does_not_fit_gives_up() {
         let ctx = BACKGROUND.with_timeout(ms(100));
-        for asked in [ms(100), LONG, Duration::MAX] {
-            let failed = ctx.retry([ms(1)], |_, n| busy(n)).retry_after(|_| Some(asked));
+        for requested in [ms(100), LONG, Duration::MAX] {
+            let failed = ctx.retry([ms(1)], |_, n| busy(n)).retry_after(|_| Some(requested));
             assert!(matches!(failed.await.unwrap_err().why(), GaveUp::NotEnoughTime(_)));
         }
     }
 
     #[tokio::test]
-    async fn permit_is_asked_last_and_not_for_the_first() {
+    async fn permit_is_called_last_and_not_for_the_first_attempt() {
         let left = Cell::new(2);
         let permit = || {
             left.set(left.get() - 1);
@@ -358,7 +358,7 @@ mod rules {
         assert!(matches!(failed.why(), GaveUp::NotPermitted));
         assert_eq!((failed.attempts(), left.get()), (3, -1));
 
-        let unasked = || -> bool { panic!("nothing to ask for") };
+        let unasked = || -> bool { panic!("no attempt to permit") };
         BACKGROUND.retry([], |_, n| busy(n)).permit(unasked).await.unwrap_err();
         let not_worth_it = BACKGROUND.retry([ms(1)], |_, n| busy(n)).when(|_| false).permit(unasked);
         not_worth_it.await.unwrap_err();
@@ -368,7 +368,7 @@ mod rules {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn least_is_kept_for_every_attempt() {
+    async fn least_applies_to_every_attempt() {
         let ctx = BACKGROUND.with_timeout(ms(100));
         let begun = Cell::new(0);
         let failed = ctx
@@ -405,7 +405,7 @@ mod rules {
     }
 }
 
-mod the_story {
+mod the_error {
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -429,7 +429,7 @@ mod the_story {
     }
 
     #[tokio::test]
-    async fn is_told_once_in_a_printed_chain() {
+    async fn is_printed_once_in_a_chain() {
         let failed = BACKGROUND.retry([], |_, n| busy(n)).await.unwrap_err();
         let error = anyhow::Error::from(failed);
         let chain = format!("{error:#}");
@@ -442,7 +442,7 @@ mod the_story {
     }
 
     #[tokio::test]
-    async fn goes_through_the_question_mark() {
+    async fn converts_with_the_question_mark() {
         async fn io_call(ctx: &Context) -> io::Result<()> {
             Ok(ctx.retry([], |_, _| async { Err(io::Error::from(io::ErrorKind::BrokenPipe)) }).await?)
         }
@@ -463,7 +463,7 @@ mod foreign_code {
     use super::*;
 
     #[test]
-    fn that_panics_does_so_in_the_caller() {
+    fn that_panics_panics_in_the_caller() {
         fn panics(retry: impl Future) {
             assert!(catch_unwind(AssertUnwindSafe(|| drop(poll_once(retry)))).is_err());
         }
@@ -479,7 +479,7 @@ mod foreign_code {
     }
 
     #[tokio::test]
-    async fn that_fails_at_once_for_ever_lets_others_run() {
+    async fn that_fails_forever_lets_other_tasks_run() {
         let ctx = BACKGROUND.with_cancel();
         let retry = ctx.retry(repeat(Duration::ZERO), |_, n| busy(n));
         let cancel = async {
@@ -508,7 +508,7 @@ mod foreign_code {
     }
 
     #[test]
-    fn endless_delays_and_times_overflow_nothing() {
+    fn endless_delays_and_durations_do_not_overflow() {
         let ctx = BACKGROUND.with_timeout(Duration::MAX);
         let failed = ctx
             .retry([Duration::MAX], |_, n| busy(n))
@@ -517,7 +517,7 @@ mod foreign_code {
             .retry_after(|_| Some(Duration::MAX));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async {
-            assert!(tokio::time::timeout(ms(5), failed).await.is_err(), "it sleeps for good");
+            assert!(tokio::time::timeout(ms(5), failed).await.is_err(), "it sleeps forever");
         });
     }
 }

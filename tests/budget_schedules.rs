@@ -1,4 +1,4 @@
-//! Random schedules of attempts, delays, limits and ends, on a paused clock: what holds of every `retry`.
+//! Random schedules of attempts, delays, limits and ends, on a paused clock: properties of every `retry`.
 //!
 //! `PROPTEST_CASES` says how many, `PROPTEST_RNG_SEED` which ones; both have defaults, so that every run is the same.
 
@@ -19,13 +19,13 @@ const TICK: Duration = Duration::from_millis(1);
 
 #[derive(Clone, Debug)]
 struct Schedule {
-    /// How long each attempt takes, and what comes of it; from the last on, all are like that.
+    /// The duration and the outcome of each attempt. The last one repeats.
     attempts: Vec<(Duration, Outcome)>,
     delays: Vec<Duration>,
     budget: Option<Duration>,
     cancel: Option<Duration>,
-    /// At that time the clock leaps by so much.
-    leap: Option<(Duration, Duration)>,
+    /// At this time, the clock jumps by this much.
+    jump: Option<(Duration, Duration)>,
     limit: Limit,
     least: Duration,
     learns: bool,
@@ -82,19 +82,19 @@ fn schedules() -> impl Strategy<Value = Schedule> {
         prop::collection::vec(micros(30_000), 0..8),
         prop::option::weighted(0.8, micros(120_000)),
         prop::option::weighted(0.3, micros(120_000)),
-        // By whole milliseconds: off those Tokio's paused clock itself runs up to one too far.
+        // Whole milliseconds, because otherwise Tokio's paused clock may advance up to one too far.
         prop::option::weighted(0.2, (micros(80_000), (0..80_u64).prop_map(Duration::from_millis))),
         limit,
         prop_oneof![3 => Just(Duration::ZERO), 1 => micros(40_000)],
         any::<bool>(),
         prop_oneof![3 => Just(u32::MAX), 1 => 0..4_u32],
     )
-        .prop_map(|(attempts, delays, budget, cancel, leap, limit, least, learns, permits)| {
-            Schedule { attempts, delays, budget, cancel, leap, limit, least, learns, permits }
+        .prop_map(|(attempts, delays, budget, cancel, jump, limit, least, learns, permits)| {
+            Schedule { attempts, delays, budget, cancel, jump, limit, least, learns, permits }
         })
 }
 
-/// What was seen from outside.
+/// What was observed from outside.
 #[derive(Default)]
 struct Seen {
     begun: RefCell<Vec<Instant>>,
@@ -157,8 +157,8 @@ async fn run(schedule: &Schedule) {
         ctx.cancel_with("enough");
         std::future::pending::<()>().await;
     };
-    let leaps = async {
-        if let Some((at, by)) = schedule.leap {
+    let jumps = async {
+        if let Some((at, by)) = schedule.jump {
             sleep(at).await;
             advance(by).await;
         }
@@ -168,15 +168,15 @@ async fn run(schedule: &Schedule) {
         biased;
         outcome = retry => outcome,
         () = canceled => unreachable!(),
-        () = leaps => unreachable!(),
+        () = jumps => unreachable!(),
     };
-    let leapt = schedule.leap.map_or(Duration::ZERO, |(_, by)| by);
+    let jumped = schedule.jump.map_or(Duration::ZERO, |(_, by)| by);
     let took = start.elapsed();
     if let Some(budget) = schedule.budget {
-        assert!(took <= budget + TICK + leapt, "{took:?} of {budget:?}");
+        assert!(took <= budget + TICK + jumped, "{took:?} of {budget:?}");
     }
     if let Some(cancel) = schedule.cancel {
-        assert!(took <= cancel + TICK + leapt, "{took:?}, and canceled after {cancel:?}");
+        assert!(took <= cancel + TICK + jumped, "{took:?}, and canceled after {cancel:?}");
     }
     match outcome {
         Ok(number) => assert_eq!(number as usize, seen.begun.borrow().len()),
@@ -221,7 +221,7 @@ fn judge(schedule: &Schedule, ctx: &Context, seen: &Seen, failed: &RetryError<Fa
             let own_ones = failed.latest().filter(|attempt| by_themselves.contains(&attempt.number()));
             let quickest = own_ones.map(|attempt| attempt.took()).min().unwrap_or_default();
             let needs = if schedule.learns { schedule.least.max(quickest) } else { schedule.least };
-            // What was asked for is the attempt, or the delay and the attempt, and no more.
+            // The time required is that of the attempt, or of the delay and the attempt.
             let delay = delay.unwrap_or_default().max(pushed);
             let with_delay = if delay.is_zero() { needs } else { delay + needs.max(TICK) };
             assert!(

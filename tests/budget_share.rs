@@ -40,7 +40,7 @@ mod a_share {
     }
 
     #[test]
-    fn of_nothing_has_ended_with_its_parent() {
+    fn of_an_ended_context_has_ended_with_its_error() {
         let ctx = Context::background().with_timeout(Duration::ZERO);
         let share = ctx.with_share(0.5);
         assert_eq!(share.err().unwrap().origin().made_at(), ctx.err().unwrap().origin().made_at());
@@ -69,14 +69,14 @@ mod a_share {
     }
 
     #[test]
-    #[should_panic(expected = "a number from 0 to 1, and not -0.5")]
+    #[should_panic(expected = "a number from 0 to 1, but was -0.5")]
     fn that_is_negative_panics() {
         let _ = Context::background().with_share(-0.5);
     }
 
     #[test]
-    #[should_panic(expected = "a number from 0 to 1, and not NaN")]
-    fn that_is_no_number_panics() {
+    #[should_panic(expected = "a number from 0 to 1, but was NaN")]
+    fn that_is_not_a_number_panics() {
         let _ = Context::background().with_share(f64::NAN);
     }
 }
@@ -96,7 +96,7 @@ mod a_reserve {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_nothing_is_no_limit() {
+    async fn of_zero_or_without_a_deadline_sets_no_limit() {
         let ctx = Context::background().with_timeout(SECOND);
         assert_eq!(ctx.with_reserve(Duration::ZERO).deadline(), ctx.deadline());
         let ctx = Context::background().with_reserve(SECOND);
@@ -104,7 +104,7 @@ mod a_reserve {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn that_there_is_no_time_for_says_so() {
+    async fn that_exceeds_the_time_left_says_so() {
         let ctx = Context::background().with_timeout(Duration::from_millis(40));
         let set_at = line!() - 1;
         for reserve in [Duration::from_millis(41), Duration::MAX] {
@@ -120,14 +120,14 @@ mod a_reserve {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_all_there_is_ends_it_at_birth() {
+    async fn of_all_the_time_left_ends_it_from_the_start() {
         let ctx = Context::background().with_timeout(SECOND);
         assert!(ctx.with_reserve(SECOND).is_done());
         assert!(!ctx.is_done());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_what_has_ended_has_ended_with_it() {
+    async fn of_an_ended_context_has_ended_with_it() {
         let ctx = Context::background().with_timeout(SECOND);
         ctx.cancel_with("why");
         for reserve in [Duration::ZERO, SECOND, Duration::MAX] {

@@ -1,4 +1,4 @@
-//! Work that outlives what waits for it, in whole or in part: `shield`, `coalesce`, `run_then`.
+//! Work that can outlive its callers: `shield`, `coalesce`, `run_then`.
 
 mod common;
 
@@ -25,8 +25,8 @@ fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
     future.poll(&mut TaskContext::from_waker(Waker::noop()))
 }
 
-/// Lets spawned tasks go on as far as they do by themselves.
-async fn settle() {
+/// Lets spawned tasks run until none is ready.
+async fn run_ready_tasks() {
     for _ in 0..10 {
         yield_now().await;
     }
@@ -63,7 +63,7 @@ mod a_shield {
     use super::*;
 
     #[tokio::test]
-    async fn returns_what_comes_of_the_work() {
+    async fn returns_the_output_of_the_work() {
         let ctx = BACKGROUND.with_value("alice").with_cancel();
         let seen = ctx.shield(async {
             let ctx = Context::current();
@@ -74,7 +74,7 @@ mod a_shield {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn keeps_the_work_from_the_end_and_from_a_drop() {
+    async fn protects_the_work_from_the_end_and_from_a_drop() {
         for drops in [false, true] {
             let (done, ctx) = (Count::default(), BACKGROUND.with_timeout(ms(50)));
             let work = {
@@ -96,7 +96,7 @@ mod a_shield {
     }
 
     #[tokio::test]
-    async fn starts_nothing_when_it_is_not_polled_or_has_ended() {
+    async fn starts_nothing_if_it_is_not_polled_or_the_context_has_ended() {
         let started = Count::default();
         let work = |ctx: &Context| {
             let (ctx, started) = (ctx.clone(), started.clone());
@@ -106,12 +106,12 @@ mod a_shield {
         let ctx = BACKGROUND.with_cancel();
         ctx.cancel();
         assert!(work(&ctx).await.unwrap_err().is_canceled());
-        settle().await;
+        run_ready_tasks().await;
         assert_eq!(started.get(), 0);
     }
 
     #[tokio::test]
-    async fn panics_as_its_work_does() {
+    async fn panics_if_its_work_does() {
         let work = BACKGROUND.shield(async { std::panic::panic_any("the work") });
         let panic = tokio::spawn(async move { work.await.map(drop) }).await.unwrap_err().into_panic();
         assert_eq!(panic.downcast_ref::<&str>(), Some(&"the work"));
@@ -121,11 +121,12 @@ mod a_shield {
     fn needs_a_runtime_and_ends_with_it() {
         let outside = catch_unwind(|| poll_once(pin!(BACKGROUND.shield(async {}))).is_ready());
         assert!(outside.is_err());
-        let (gone, ctx) = (Builder::new_current_thread().build().unwrap(), BACKGROUND.with_cancel());
+        let (is_shut_down, ctx) =
+            (Builder::new_current_thread().build().unwrap(), BACKGROUND.with_cancel());
         let mut work = Box::pin(ctx.shield(pending::<()>()));
-        gone.block_on(poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx).is_pending())));
-        drop(gone);
-        // It hangs no caller elsewhere.
+        is_shut_down.block_on(poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx).is_pending())));
+        drop(is_shut_down);
+        // A caller on another runtime does not hang.
         let here = Builder::new_current_thread().build().unwrap();
         assert!(catch_unwind(AssertUnwindSafe(|| here.block_on(work).map(drop))).is_err());
     }
@@ -152,7 +153,7 @@ mod callers {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn with_different_keys_and_later_ones_do_not() {
+    async fn with_different_keys_or_later_do_not_share() {
         let (work, begun) = (Coalescer::new(), Count::default());
         for round in 1..4 {
             let calls = (0..3).map(|key| {
@@ -169,7 +170,7 @@ mod callers {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn may_leave_and_the_first_as_well() {
+    async fn may_leave_including_the_first() {
         let (work, dropped) = (Coalescer::new(), Count::default());
         let call = |limit: u64| {
             let (work, on_drop) = (&work, dropped.on_drop());
@@ -210,10 +211,14 @@ mod callers {
             };
             let _left = tokio::join!(call(10), call(50), call(30));
             assert!(work.is_empty());
-            settle().await;
-            assert_eq!((dropped.get(), ended.get()), (3, 1), "dropped where it awaits, and told");
+            run_ready_tasks().await;
+            assert_eq!(
+                (dropped.get(), ended.get()),
+                (3, 1),
+                "dropped where it awaits, with an ended context"
+            );
             assert!(begun.elapsed() < ms(52));
-            // What comes now begins anew.
+            // A later call starts new work.
             assert_eq!(BACKGROUND.coalesce(&work, (), |_| async {}).await.ok(), Some(()));
         }
     }
@@ -234,7 +239,7 @@ mod callers {
             }
         };
         tokio::join!(call(20), call(100), call(60));
-        assert_eq!((work.len(), dropped.get()), (1, 2), "it goes on, with nothing that waits");
+        assert_eq!((work.len(), dropped.get()), (1, 2), "it continues without a caller");
         sleep(ms(94) - begun.elapsed()).await;
         assert_eq!(work.len(), 1);
         sleep(ms(10)).await;
@@ -265,12 +270,12 @@ mod callers {
         };
         assert_eq!(call.await.unwrap_err().cause().unwrap().to_string(), "why");
         drop(BACKGROUND.coalesce(&work, (), |_| async {}));
-        settle().await;
+        run_ready_tasks().await;
         assert_eq!((begun.get(), work.len()), (0, 0));
     }
 
     #[tokio::test]
-    async fn all_panic_if_the_work_does_and_later_ones_begin_anew() {
+    async fn all_panic_if_the_work_does_and_later_ones_start_new_work() {
         let work = Coalescer::new();
         let calls = (0..3).map(|_| {
             let work = work.clone();
@@ -301,30 +306,30 @@ mod callers {
 
     #[tokio::test(start_paused = true)]
     async fn dropped_at_every_await_leave_nothing() {
-        for turns in 0..8 {
+        for polls in 0..8 {
             let (work, dropped) = (Coalescer::new(), Count::default());
             {
                 let on_drop = dropped.on_drop();
-                let call = BACKGROUND.coalesce(&work, turns, move |_| async move {
+                let call = BACKGROUND.coalesce(&work, polls, move |_| async move {
                     let _on_drop = on_drop;
                     for _ in 0..3 {
                         yield_now().await;
                     }
                 });
                 let mut call = pin!(call);
-                for _ in 0..turns {
+                for _ in 0..polls {
                     if poll_once(call.as_mut()).is_ready() {
                         break;
                     }
                     yield_now().await;
                 }
             }
-            settle().await;
-            assert_eq!((work.len(), dropped.get()), (0, 1), "after {turns} turns");
+            run_ready_tasks().await;
+            assert_eq!((work.len(), dropped.get()), (0, 1), "after {polls} polls");
         }
     }
 
-    /// Threads that call, join and leave: each output is of the caller's key, and nothing is left.
+    /// Threads call, join and leave. Each output belongs to the caller's key, and nothing is left.
     #[test]
     fn on_many_threads_agree() {
         let runtime = Builder::new_multi_thread().worker_threads(4).enable_time().build().unwrap();
@@ -343,7 +348,7 @@ mod callers {
                             key
                         });
                         if nth % 5 == 0 {
-                            // Leaves after a turn.
+                            // Leaves after one poll.
                             let mut call = pin!(call);
                             let first = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
                             if let Poll::Ready(output) = first {
@@ -376,7 +381,7 @@ mod callers {
 mod a_clean_up {
     use super::*;
 
-    /// What a clean-up notes.
+    /// Records what a clean-up does.
     #[derive(Clone, Default)]
     struct Notes(Arc<Mutex<Vec<&'static str>>>);
 
@@ -440,7 +445,7 @@ mod a_clean_up {
     }
 
     #[tokio::test]
-    async fn is_not_for_what_has_finished_nor_for_what_was_not_begun() {
+    async fn does_not_run_if_the_work_has_finished_or_not_started() {
         let cleaned = Count::default();
         let cleanup = || {
             let cleaned = cleaned.clone();
@@ -452,13 +457,13 @@ mod a_clean_up {
         last.await.unwrap();
         assert!(ctx.run_then(async { unreachable!() }, LONG, cleanup()).await.is_err());
         drop(BACKGROUND.run_then(pending::<()>(), LONG, cleanup()));
-        settle().await;
+        run_ready_tasks().await;
         assert_eq!(cleaned.get(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn runs_also_if_its_waiter_is_dropped() {
-        // By the same context, further out; and by another branch.
+        // By an outer `run` of the same context, and by another branch.
         let cleaned = Count::default();
         let cleanup = || {
             let cleaned = cleaned.clone();
@@ -487,12 +492,12 @@ mod a_clean_up {
             BACKGROUND.run_then(async { panic!("the work") }, LONG, cleanup).await.map(drop)
         });
         assert!(panics.await.unwrap_err().is_panic());
-        settle().await;
+        run_ready_tasks().await;
         assert_eq!(cleaned.get(), 1);
     }
 
     #[tokio::test]
-    async fn that_panics_does_so_in_its_waiter() {
+    async fn that_panics_panics_in_its_caller() {
         let ctx = BACKGROUND.with_cancel();
         let canceler = ctx.canceler();
         let panics = tokio::spawn(async move {
@@ -507,7 +512,7 @@ mod a_clean_up {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_no_grace_or_of_endless() {
+    async fn with_no_grace_or_with_unlimited_grace() {
         let begun = Count::default();
         for grace in [Duration::ZERO, Duration::MAX] {
             let ctx = BACKGROUND.with_timeout(ms(10));
@@ -523,17 +528,17 @@ mod a_clean_up {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn has_its_time_also_after_a_leap() {
+    async fn has_its_full_time_after_a_jump_of_the_clock() {
         let ctx = BACKGROUND.with_timeout(ms(10));
-        let (tell, told) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let ended = ctx.run_then(pending::<()>(), ms(50), |ctx| async move {
-            let _sent = tell.send(ctx.remaining());
+            let _sent = sender.send(ctx.remaining());
         });
         let mut ended = pin!(ended);
         assert!(poll_fn(|cx| Poll::Ready(ended.as_mut().poll(cx))).await.is_pending());
         advance(LONG).await;
         assert!(ended.await.is_err());
-        assert_eq!(told.await.unwrap(), Some(ms(50)));
+        assert_eq!(receiver.await.unwrap(), Some(ms(50)));
     }
 
     #[test]
@@ -544,8 +549,8 @@ mod a_clean_up {
             poll_once(pin!(work)).is_ready()
         }));
         assert!(outside.is_err() && !polled.get());
-        // Begun in a runtime, dropped outside of any, and after that has gone.
-        for gone in [false, true] {
+        // Started in a runtime, and dropped outside of it after it has shut down.
+        for is_shut_down in [false, true] {
             let runtime = Builder::new_current_thread().enable_time().build().unwrap();
             let cleaned = Count::default();
             let cleanup = {
@@ -554,13 +559,13 @@ mod a_clean_up {
             };
             let mut work = Box::pin(BACKGROUND.run_then(pending::<()>(), LONG, cleanup));
             runtime.block_on(poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx).is_pending())));
-            if gone {
+            if is_shut_down {
                 drop(runtime);
                 drop(work);
                 assert_eq!(cleaned.get(), 0);
             } else {
                 drop(work);
-                runtime.block_on(settle());
+                runtime.block_on(run_ready_tasks());
                 assert_eq!(cleaned.get(), 1);
             }
         }

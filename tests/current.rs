@@ -66,7 +66,7 @@ fn in_a_scope_it_is_that_context_itself() {
 }
 
 #[test]
-fn a_scope_is_no_bound() {
+fn a_scope_does_not_bound_its_future() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         ctx.cancel();
@@ -198,9 +198,9 @@ fn scopes_beside_each_other_on_one_task_do_not_mix() {
             1
         }
         let (a, b, c) = (named("a"), named("b"), named("c"));
-        let turns =
+        let polls =
             a.scope(async { tokio::join!(b.scope(watch("b")), c.scope(watch("c")), watch("a")) }).await;
-        assert_eq!(turns, (1, 1, 1));
+        assert_eq!(polls, (1, 1, 1));
     });
 }
 
@@ -237,7 +237,7 @@ fn the_future_of_a_scope_keeps_its_context() {
 }
 
 #[test]
-fn spawn_takes_it_to_the_new_task() {
+fn spawn_propagates_it_to_the_new_task() {
     on_both(|| async {
         let ctx = named("a").with_cancel();
         let (name, inner) = ctx
@@ -258,7 +258,7 @@ fn spawn_takes_it_to_the_new_task() {
 }
 
 #[test]
-fn a_plain_spawn_begins_without() {
+fn a_plain_spawn_starts_without_it() {
     on_both(|| async {
         let plain = named("a").scope(async { tokio::spawn(async { current() }).await.unwrap() }).await;
         assert_eq!(plain, "background");
@@ -284,7 +284,7 @@ fn a_spawned_task_sees_the_end_and_is_not_stopped() {
 }
 
 #[test]
-fn a_spawned_task_can_be_aborted_and_panics_as_any() {
+fn a_spawned_task_can_be_aborted_and_panics_like_any_other() {
     on_both(|| async {
         let task = named("a").spawn(pending::<()>());
         task.abort();
@@ -310,7 +310,7 @@ async fn within_makes_its_context_current() {
 
 /// The current context is found in nested code that does not know about contexts.
 #[test]
-fn a_value_is_reached_through_code_that_knows_nothing_of_it() {
+fn a_value_is_reached_through_code_that_does_not_know_it() {
     fn log_line() -> String {
         format!("[{}]", current())
     }

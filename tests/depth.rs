@@ -1,5 +1,5 @@
 //! Promise 10 at its limits: trees a million deep and a million wide on a small stack, and the longest delay of
-//! a query meanwhile.
+//! a concurrent query.
 //!
 //! By default the sizes are a tenth of that; `TOKIO_CTX_FULL=1` uses the full sizes.
 
@@ -26,12 +26,12 @@ fn is_full() -> bool {
     std::env::var_os("TOKIO_CTX_FULL").is_some_and(|set| set != "0")
 }
 
-/// A million, or a tenth of it.
+/// Returns a million, or a tenth of it.
 fn million() -> usize {
     if is_full() { 1_000_000 } else { 100_000 }
 }
 
-/// Runs `test` with the stack that Rust gives to threads, and Tokio to its workers; fails if it hangs.
+/// Runs `test` with the default stack size of Rust's threads and Tokio's workers; fails if it hangs.
 fn on_a_small_stack(test: impl FnOnce() + Send + 'static) {
     let (finished, wait) = mpsc::channel::<()>();
     let thread = thread::Builder::new().stack_size(2 * 1024 * 1024).spawn(move || {
@@ -43,7 +43,7 @@ fn on_a_small_stack(test: impl FnOnce() + Send + 'static) {
     thread.unwrap().join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
-/// In which order a chain's handles go.
+/// The order in which the handles of a chain are dropped.
 #[derive(Clone, Copy, Debug)]
 enum Order {
     RootFirst,
@@ -64,7 +64,7 @@ fn drop_in(order: Order, mut handles: Vec<CancelScope>) {
     }
 }
 
-/// Puts a context over its parent; gets its level, the chain's top and a bystander.
+/// Derives the next level; gets the last context, its level, the top of the chain, and an unrelated context.
 type Derive = fn(&Context, usize, &Context, &Context) -> CancelScope;
 
 fn derivations() -> [(&'static str, usize, Derive); 8] {
@@ -72,7 +72,7 @@ fn derivations() -> [(&'static str, usize, Derive); 8] {
     let hundred_thousand = million() / 10;
     [
         ("with_cancel", million(), |last, _, _, _| last.with_cancel()),
-        // Every deadline earlier than the one above, so that each level has its own.
+        // Every deadline is earlier than its parent's, so that each level has its own.
         ("with_timeout", million(), |last, level, _, _| {
             last.with_timeout(LONG * 100 - ms(level as u64))
         }),
@@ -95,7 +95,7 @@ fn derivations() -> [(&'static str, usize, Derive); 8] {
     ]
 }
 
-/// A chain over `top`, all scopes kept.
+/// Builds a chain below `top`, and returns all scopes.
 fn chain(derive: Derive, levels: usize, top: &Context, other: &Context) -> Vec<CancelScope> {
     let mut chain: Vec<CancelScope> = Vec::with_capacity(levels);
     for level in 0..levels {
@@ -105,8 +105,8 @@ fn chain(derive: Derive, levels: usize, top: &Context, other: &Context) -> Vec<C
     chain
 }
 
-/// Derived, waited on at the leaf, canceled at the root, asked, dropped.
-fn goes_deep(name: &'static str) {
+/// Derives a chain, waits on the leaf, cancels the root, queries, and drops.
+fn drops_a_chain(name: &'static str) {
     on_a_small_stack(move || {
         let runtime = current_thread();
         let _entered = runtime.enter();
@@ -141,7 +141,7 @@ fn goes_deep(name: &'static str) {
                 );
             }
         }
-        // Never ended, all scopes detached before; the leaf's handle then lets go of everything.
+        // Never ended, with all scopes detached. Dropping the leaf's handle then frees the whole chain.
         for order in ORDERS {
             let drops = Drops::default();
             let top = BACKGROUND.with_value(drops.counted()).with_cancel().detach();
@@ -168,45 +168,45 @@ mod deep {
 
     #[test]
     fn with_cancel() {
-        goes_deep("with_cancel");
+        drops_a_chain("with_cancel");
     }
 
     #[test]
     fn with_a_deadline_at_each_level() {
-        goes_deep("with_timeout");
+        drops_a_chain("with_timeout");
     }
 
     #[test]
     fn with_a_deadline_and_a_cause_at_each_level() {
-        goes_deep("with_timeout_cause");
+        drops_a_chain("with_timeout_cause");
     }
 
     #[test]
     fn with_a_value_at_each_level() {
-        goes_deep("with_value");
+        drops_a_chain("with_value");
     }
 
     #[test]
     fn below_many_tokens() {
-        goes_deep("with_token");
+        drops_a_chain("with_token");
     }
 
     #[test]
     fn with_merges_on_the_left() {
-        goes_deep("merge on the left");
+        drops_a_chain("merge on the left");
     }
 
     #[test]
     fn with_merges_on_the_right() {
-        goes_deep("merge on the right");
+        drops_a_chain("merge on the right");
     }
 
     #[test]
     fn with_merges_on_both_sides() {
-        goes_deep("merge on both sides");
+        drops_a_chain("merge on both sides");
     }
 
-    /// A waiter at every level, all of them woken by one cancel.
+    /// A waiter at every level. One cancel wakes all of them.
     #[test]
     fn with_a_waiter_at_each_level() {
         on_a_small_stack(|| {
@@ -222,7 +222,7 @@ mod deep {
         });
     }
 
-    /// A deadline in the middle: what is below has ended, what is above has not.
+    /// A deadline in the middle: descendants have ended, and ancestors have not.
     #[test]
     fn ended_in_the_middle_by_a_deadline() {
         on_a_small_stack(|| {
@@ -246,7 +246,7 @@ mod deep {
         });
     }
 
-    /// From the top and from the bottom at once, so that the last handle is on either thread.
+    /// Dropped from both ends at once, so that either thread may drop the last handle.
     #[test]
     fn dropped_by_two_threads() {
         on_a_small_stack(|| {
@@ -282,19 +282,19 @@ mod deep {
     }
 }
 
-/// Every kind of context at random: what holds what above it differs by kind, and so does how a chain of
-/// them comes apart.
+/// Random kinds of contexts: each kind holds its ancestors in a different way, so a chain of them is freed in
+/// a different way.
 mod mixed {
     use super::*;
 
     struct Level(usize);
 
-    /// How the chain's contexts go.
+    /// How the chain ends.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Way {
-        /// Scope by scope, each of which cancels what lies below.
+        /// Scope by scope; each drop cancels the descendants.
         Dropped,
-        /// Without an end: the scopes were detached before.
+        /// Without an end, because the scopes were detached.
         Detached,
         /// After the root was canceled.
         Canceled,
@@ -304,7 +304,7 @@ mod mixed {
         Expired,
     }
 
-    /// In which order the handles go.
+    /// The order in which the handles are dropped.
     #[derive(Clone, Copy, Debug)]
     enum From {
         Top,
@@ -338,13 +338,13 @@ mod mixed {
         scopes: Vec<CancelScope>,
         /// The last level that has a value.
         valued: Option<usize>,
-        /// How many have a cause that counts its drop, and the count: a node's, and one value's of all.
+        /// The number of causes and values that count their drop, and the count.
         causes: usize,
         dropped: Drops,
     }
 
     impl Chain {
-        /// Deadlines are each a little earlier than all above, so that every one has an owner of its own.
+        /// Each deadline is slightly earlier than all above it, so that each applies to its own level.
         fn new(levels: usize, dice: &mut Dice) -> Chain {
             let start = tokio::time::Instant::now();
             let earlier = |level: usize| start + LONG * 100 - ms(level as u64);
@@ -410,7 +410,7 @@ mod mixed {
                 _ => assert!(error.is_deadline_exceeded(), "{error}"),
             }
             let ended = chain.scopes.iter().rev().filter(|ctx| ctx.is_done()).count();
-            // Expired, what lies above the uppermost deadline has not ended.
+            // With deadlines, the contexts above the uppermost one have not ended.
             assert!(
                 ended == levels || (way == Way::Expired && ended > levels / 2),
                 "{ended} have ended"
@@ -434,7 +434,7 @@ mod mixed {
         );
     }
 
-    fn goes(way: Way) {
+    fn drops_a_mixed_chain(way: Way) {
         for (seed, order) in ORDERS.into_iter().enumerate() {
             for waited in [false, true] {
                 on_a_small_stack(move || {
@@ -451,33 +451,33 @@ mod mixed {
 
     #[test]
     fn dropped_scope_by_scope() {
-        goes(Way::Dropped);
+        drops_a_mixed_chain(Way::Dropped);
     }
 
     #[test]
     fn dropped_without_an_end() {
-        goes(Way::Detached);
+        drops_a_mixed_chain(Way::Detached);
     }
 
     #[test]
     fn canceled_at_the_root() {
-        goes(Way::Canceled);
+        drops_a_mixed_chain(Way::Canceled);
     }
 
     #[test]
     fn canceled_by_a_token() {
-        goes(Way::Token);
+        drops_a_mixed_chain(Way::Token);
     }
 
     #[test]
     fn ended_by_deadlines() {
-        goes(Way::Expired);
+        drops_a_mixed_chain(Way::Expired);
     }
 
-    /// The least of it: a deadline and a cancel in turns, where a deadline is held by what it is asked
-    /// of, not by its parent alone.
+    /// The minimal case: alternating deadlines and cancels. A context with a deadline is also held by the
+    /// descendants that inherit the deadline.
     #[test]
-    fn deadlines_and_cancels_in_turns() {
+    fn alternating_deadlines_and_cancels() {
         let derivations: [Derive; 2] = [
             |last, level, _, _| match level % 2 {
                 0 => last.with_timeout(LONG * 100 - ms(level as u64)),
@@ -500,8 +500,8 @@ mod mixed {
     }
 }
 
-/// What this thread has waited for a processor, in nanoseconds, as Linux counts it: a pause that has
-/// nothing to do with the code under test. Zero where that is not known.
+/// The time that this thread has waited for a processor, in nanoseconds, as counted by Linux: a delay that is
+/// unrelated to the code under test. Zero on other systems.
 struct RunQueue(Option<File>);
 
 impl RunQueue {
@@ -521,62 +521,62 @@ impl RunQueue {
     }
 }
 
-/// The longest that one question took: by the wall, and less the wait for a processor.
+/// The longest duration of a query: in wall-clock time, and without the wait for a processor.
 #[derive(Clone, Copy, Debug, Default)]
 struct Stall {
     wall: Duration,
     own: Duration,
-    questions: usize,
+    queries: usize,
 }
 
-/// Asks until told to stop, and notes the longest that one question took.
-fn ask_until(stop: &AtomicBool, asked: &AtomicUsize, ask: &dyn Fn()) -> Stall {
+/// Queries until `stop` is set, and returns the longest duration of a query.
+fn query_until(stop: &AtomicBool, queried: &AtomicUsize, query: &dyn Fn()) -> Stall {
     let queue = RunQueue::of_this_thread();
     let mut longest = Stall::default();
     let mut before = queue.waited();
     while !stop.load(Ordering::Acquire) {
         let start = Instant::now();
-        ask();
+        query();
         let wall = start.elapsed();
         let after = queue.waited();
         let own = wall.saturating_sub(after.saturating_sub(before));
         before = after;
         longest.wall = longest.wall.max(wall);
         longest.own = longest.own.max(own);
-        longest.questions += 1;
-        asked.store(longest.questions, Ordering::Release);
+        longest.queries += 1;
+        queried.store(longest.queries, Ordering::Release);
     }
     longest
 }
 
-/// Has a thread ask while `disturb` runs; how long that took, and the longest question.
-fn disturbed(ask: impl Fn() + Send + 'static, disturb: impl FnOnce()) -> (Duration, Stall) {
+/// Queries on another thread while `disturb` runs. Returns how long `disturb` took, and the longest query.
+fn disturbed(query: impl Fn() + Send + 'static, disturb: impl FnOnce()) -> (Duration, Stall) {
     let stop = Arc::new(AtomicBool::new(false));
-    let asked = Arc::new(AtomicUsize::new(0));
+    let queried = Arc::new(AtomicUsize::new(0));
     let reader = {
-        let (stop, asked) = (stop.clone(), asked.clone());
-        thread::spawn(move || ask_until(&stop, &asked, &ask))
+        let (stop, queried) = (stop.clone(), queried.clone());
+        thread::spawn(move || query_until(&stop, &queried, &query))
     };
-    while asked.load(Ordering::Acquire) < 100 {
+    while queried.load(Ordering::Acquire) < 100 {
         thread::yield_now();
     }
     let start = Instant::now();
     disturb();
     let took = start.elapsed();
-    // As many again, so that what the disturbance left behind is met as well.
-    let enough = asked.load(Ordering::Acquire) + 100;
-    while asked.load(Ordering::Acquire) < enough {
+    // As many queries again, to include what `disturb` left behind.
+    let enough = queried.load(Ordering::Acquire) + 100;
+    while queried.load(Ordering::Acquire) < enough {
         thread::yield_now();
     }
     stop.store(true, Ordering::Release);
     (took, reader.join().unwrap())
 }
 
-/// One at a time, or they would measure each other.
+/// Serializes the measurements, because concurrent ones would affect each other.
 static MEASURING: Mutex<()> = Mutex::new(());
 
-/// Asked while a million are ended at once, nobody is blocked: not for a thousandth of the time that
-/// takes, however big the tree.
+/// No query is blocked while a million contexts end: not for a thousandth of the time that this takes, however
+/// large the tree is.
 mod wide {
     use super::*;
 
@@ -585,12 +585,12 @@ mod wide {
         children: Vec<CancelScope>,
         wakes: Arc<Wakes>,
         waker: Waker,
-        /// Twenty levels below the first child: what is that deep has its own way of being told.
+        /// Twenty levels below the first child.
         deep: Context,
     }
 
     impl Fan {
-        /// A million children, each of which will be waited on.
+        /// Derives a million children. Each will be waited on.
         fn new(deadline: bool) -> Fan {
             let root = match deadline {
                 false => BACKGROUND.with_cancel(),
@@ -609,13 +609,13 @@ mod wide {
 
     type Ask = Box<dyn Fn() + Send>;
 
-    /// Who asks, and what.
+    /// Returns the name and the query of each reader.
     fn readers(fan: &Fan) -> Vec<(&'static str, Ask)> {
         let last = fan.child(million() - 1);
         let first = fan.child(0);
         let middle = fan.child(million() / 2);
         let (root, asked_root, parent) = (fan.root.clone(), fan.root.clone(), fan.root.clone());
-        let (strange, merged) = stranger();
+        let (strange, merged) = unrelated();
         let deep = fan.deep.clone();
         let waited = fan.child(million() / 3);
         let runtime = tokio::runtime::Handle::current();
@@ -637,7 +637,7 @@ mod wide {
         ]
     }
 
-    /// The last of so many levels below `top`.
+    /// Returns the last of `levels` contexts below `top`.
     fn below(top: &Context, levels: usize) -> Context {
         let mut last = top.clone();
         for _ in 0..levels {
@@ -647,21 +647,21 @@ mod wide {
         last
     }
 
-    /// Contexts that have nothing to do with the fan: 1000 levels deep, and a merged one below that.
-    fn stranger() -> (Context, Context) {
+    /// Returns contexts that are unrelated to the fan: 1000 levels deep, and a merged one below that.
+    fn unrelated() -> (Context, Context) {
         let deep = below(&BACKGROUND, 1_000);
         let other = BACKGROUND.with_cancel().detach();
         let merged = deep.merge(&other).detach();
         (deep, merged)
     }
 
-    /// The longest of a reader whom nothing disturbs for as long.
+    /// Measures a reader for the same time without a disturbance.
     fn control(time: Duration) -> Stall {
         let ctx = BACKGROUND.with_cancel();
         let (_, stall) = disturbed(
             move || _ = black_box(ctx.is_done()),
             || {
-                // Busy, as a cancel is.
+                // Busy, like a cancel.
                 let start = Instant::now();
                 while start.elapsed() < time {
                     black_box(start);
@@ -671,16 +671,16 @@ mod wide {
         stall
     }
 
-    /// A promise of 1 ms; the debug build and a busy machine are given more, but by far not what the
-    /// cancel takes. What the control shows is the machine's own.
+    /// Checks the limit of 1 ms. Debug builds and busy machines get more, but far less than the cancel takes. The
+    /// delay of the control is attributed to the machine.
     fn judge(what: &str, took: Duration, stall: Stall, control: Stall) -> bool {
         println!(
-            "{what}: took {:.1} ms; longest stall {:.3} ms (wall {:.3} ms) of {} questions; \
+            "{what}: took {:.1} ms; longest stall {:.3} ms (wall {:.3} ms) of {} queries; \
              control {:.3} ms (wall {:.3} ms)",
             took.as_secs_f64() * 1e3,
             stall.own.as_secs_f64() * 1e3,
             stall.wall.as_secs_f64() * 1e3,
-            stall.questions,
+            stall.queries,
             control.own.as_secs_f64() * 1e3,
             control.wall.as_secs_f64() * 1e3,
         );
@@ -700,15 +700,15 @@ mod wide {
                 if next == readers.len() {
                     break;
                 }
-                let (name, ask) = readers.swap_remove(next);
+                let (name, query) = readers.swap_remove(next);
                 let mut waits: Vec<_> =
                     fan.children.iter().map(|child| Box::pin(child.done())).collect();
                 for wait in &mut waits {
                     assert!(poll(wait.as_mut(), &fan.waker).is_pending());
                 }
-                let (took, stall) = disturbed(ask, || fan.root.cancel_with(Cause("root")));
+                let (took, stall) = disturbed(query, || fan.root.cancel_with(Cause("root")));
                 assert_eq!(fan.wakes.count(), million());
-                // Who is blocked is so each time; a machine that pauses is not.
+                // A reader that the cancel blocks is blocked in every attempt; a pause of the machine is not repeated.
                 if judge(&format!("cancel, {name}"), took, stall, control(took)) {
                     (next, failures) = (next + 1, 0);
                 } else {
@@ -733,35 +733,35 @@ mod wide {
         no_reader_is_blocked_by_a_cancel(true);
     }
 
-    /// A million that begin to wait, and a million that leave.
+    /// A million waits are registered, and a million are dropped.
     #[test]
-    fn no_reader_is_blocked_by_a_crowd_that_comes_and_goes() {
+    fn no_reader_is_blocked_while_a_million_waits_come_and_go() {
         let _alone = MEASURING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         on_a_small_stack(|| {
             for (nth, name) in ["is_done of the last child", "err of the first child"].iter().enumerate()
             {
                 let Fan { root, children, waker, .. } = Fan::new(false);
                 let mut children: Vec<_> = children.into_iter().map(CancelScope::detach).collect();
-                let asked = [million() - 1, 0].map(|nth| children[nth].clone());
-                let [last, first] = asked;
-                let ask = move || {
+                let queried = [million() - 1, 0].map(|nth| children[nth].clone());
+                let [last, first] = queried;
+                let query = move || {
                     if nth == 0 { assert!(!last.is_done()) } else { assert!(first.err().is_none()) }
                 };
-                let (came, stall) = disturbed(ask.clone(), || {
+                let (came, stall) = disturbed(query.clone(), || {
                     for child in &children {
                         assert!(poll(std::pin::pin!(child.done()), &waker).is_pending());
                     }
                 });
-                assert!(judge(&format!("a crowd comes, {name}"), came, stall, control(came)));
-                let (went, stall) = disturbed(ask, || children.clear());
-                assert!(judge(&format!("a crowd goes, {name}"), went, stall, control(went)));
+                assert!(judge(&format!("waits are registered, {name}"), came, stall, control(came)));
+                let (went, stall) = disturbed(query, || children.clear());
+                assert!(judge(&format!("waits are dropped, {name}"), went, stall, control(went)));
                 assert!(!root.is_done());
                 root.cancel();
             }
         });
     }
 
-    /// The fan dropped by two threads while a third cancels: everyone is woken once or had left.
+    /// Two threads drop the fan while a third one cancels. Every wait is woken once, or was dropped before.
     #[test]
     fn dropped_by_two_threads_while_it_is_canceled() {
         on_a_small_stack(|| {

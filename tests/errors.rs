@@ -1,5 +1,4 @@
-//! What an error prints, where it is found, and what it is, as a program sees it that was written from the
-//! documentation.
+//! What an error prints, where it is found, and what it contains, from a user's point of view.
 
 mod common;
 
@@ -121,7 +120,7 @@ async fn a_printed_process_error_contains_each_message_once() {
 
 /// `async fn main() -> Result<(), Error>` prints `{:?}`.
 #[tokio::test(start_paused = true)]
-async fn debug_is_the_line_and_what_it_came_from() {
+async fn debug_is_the_line_and_its_sources() {
     let error = canceled_with(Cause("client hung up"));
     assert_eq!(format!("{error:?}"), error.to_string());
     assert_eq!(format!("{error:?}").lines().count(), 1);
@@ -141,7 +140,7 @@ async fn debug_is_the_line_and_what_it_came_from() {
 }
 
 #[test]
-fn the_contexts_error_is_found_wherever_it_went() {
+fn the_contexts_error_is_found_in_every_wrapper() {
     let error = expired();
     let boxed: BoxError = Box::new(error.clone());
     let through_io = io::Error::from(error.clone());
@@ -173,7 +172,7 @@ fn the_contexts_error_is_found_wherever_it_went() {
 }
 
 #[test]
-fn what_is_not_the_contexts_is_not_found() {
+fn other_errors_are_not_found() {
     assert!(Error::find(&io::Error::other("unplugged")).is_none());
     assert!(Error::find(&io::Error::from(io::ErrorKind::TimedOut)).is_none());
     assert!(Error::find(&Layer("a", Layer("b", Cause("c")))).is_none());
@@ -181,7 +180,7 @@ fn what_is_not_the_contexts_is_not_found() {
 }
 
 #[test]
-fn a_cause_is_found_in_whatever_holds_it() {
+fn a_cause_is_found_in_every_wrapper() {
     let causes: Vec<BoxError> = vec![
         Box::new(Cause("deep")),
         Box::new(Arc::new(Cause("deep"))),

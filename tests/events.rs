@@ -158,7 +158,7 @@ async fn a_shutdown_is_one_event_with_its_cause() {
 
 /// The end of the grace period is another event, of the hard context. The timers behind it emit none.
 #[tokio::test(start_paused = true)]
-async fn a_grace_that_is_over_is_one_event_more() {
+async fn the_end_of_a_grace_period_is_one_more_event() {
     listen();
     let shutdown = Shutdown::new(&BACKGROUND).grace(ms(50)).cleanup(ms(10));
     let _never_dropped = shutdown.ticket();
@@ -169,7 +169,7 @@ async fn a_grace_that_is_over_is_one_event_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_test_that_is_over_is_no_event() {
+async fn the_end_of_a_test_is_no_event() {
     listen();
     testing::scope(async |test| {
         test.spawn(async { Context::current().done().await });
@@ -212,7 +212,7 @@ async fn a_subscriber_that_panics_loses_only_the_event() {
     }
     let outside = panic::catch_unwind(AssertUnwindSafe(|| BACKGROUND.with_cancel().cancel()));
     assert!(outside.is_ok());
-    assert_eq!(SEEN.take().len(), 1, "the next one is told again");
+    assert_eq!(SEEN.take().len(), 1, "the next event is emitted");
 }
 
 #[tracing::instrument]

@@ -28,7 +28,7 @@ mod futures_are_bounded {
     }
 
     #[test]
-    fn unpolled_by_a_dead_context() {
+    fn and_not_polled_if_the_context_has_ended() {
         on_both(|| async {
             let ctx = BACKGROUND.with_cancel();
             ctx.cancel_with(Cause("dead"));
@@ -92,7 +92,7 @@ mod streams_are_bounded {
         let ctx = BACKGROUND.with_cancel();
         let items: Vec<_> = stream::iter(1..=5).bounded_by(&ctx).collect().await;
         assert_eq!(items, [1, 2, 3, 4, 5]);
-        assert!(answer(&ctx).is_none(), "running dry is not an end");
+        assert!(answer(&ctx).is_none(), "the end of the stream ended the context");
         assert_eq!(stream::iter(1..=5).bounded_by(&BACKGROUND).count().await, 5);
     }
 
@@ -128,15 +128,17 @@ mod streams_are_bounded {
     }
 
     #[tokio::test]
-    async fn to_nothing_by_a_dead_context() {
+    async fn to_no_items_by_an_ended_context() {
         let ctx = BACKGROUND.with_cancel();
         ctx.cancel_with(Cause("dead"));
-        let polled = stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("work for the dead") });
+        let polled =
+            stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("polled under an ended context") });
         assert_eq!(polled.bounded_by(&ctx).next().await, None);
 
         // Created before the end, and first polled after it.
         let ctx = BACKGROUND.with_cancel();
-        let polled = stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("work for the dead") });
+        let polled =
+            stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("polled under an ended context") });
         let mut bounded = pin!(polled.bounded_by(&ctx));
         ctx.cancel();
         assert_eq!(bounded.next().await, None);
@@ -179,7 +181,7 @@ mod streams_are_bounded {
     }
 
     #[test]
-    fn and_lose_no_item_they_have_given() {
+    fn and_lose_no_item() {
         let ctx = BACKGROUND.with_cancel();
         let (send, receive) = mpsc::unbounded_channel();
         let receive = std::cell::RefCell::new(receive);
@@ -244,10 +246,10 @@ mod streams_are_bounded {
         ctx.cancel();
     }
 
-    /// Nor after an item was returned, or the stream or the context has ended. Code that keeps the stream keeps
-    /// no task alive.
+    /// It also keeps none after an item was returned, or after the end of the stream or of the context. Code that keeps
+    /// the stream then keeps no task alive.
     #[tokio::test(start_paused = true)]
-    async fn and_leave_no_waker_when_they_do_not_wait() {
+    async fn and_leave_no_waker_unless_they_are_pending() {
         let parent = BACKGROUND.with_timeout(LONG * 2);
         let child = parent.with_cancel();
         for ctx in [BACKGROUND.with_cancel(), BACKGROUND.with_timeout(LONG), child] {
@@ -277,14 +279,14 @@ mod streams_are_bounded {
     }
 
     #[test]
-    fn and_promise_no_more_items_than_they_may_give() {
+    fn and_their_size_hint_has_no_lower_bound() {
         let ctx = BACKGROUND.with_cancel();
         assert_eq!(stream::iter(1..=5).bounded_by(&ctx).size_hint(), (0, Some(5)));
         assert_eq!(stream::repeat(()).bounded_by(&ctx).size_hint(), (0, None));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn by_an_unseen_deadline() {
+    async fn by_an_unobserved_deadline() {
         let ctx = BACKGROUND.with_timeout(ms(100));
         let mut bounded = pin!(stream::repeat(()).bounded_by(&ctx));
         assert_eq!(bounded.next().await, Some(()));
@@ -322,7 +324,7 @@ mod streams_are_checked {
     }
 
     #[tokio::test]
-    async fn without_one_if_they_run_dry() {
+    async fn without_one_if_they_end_first() {
         let ctx = BACKGROUND.with_cancel();
         let mut bounded = pin!(stream::iter([1]).checked_by(&ctx));
         assert!(matches!(bounded.next().await, Some(Ok(1))));
@@ -332,7 +334,7 @@ mod streams_are_checked {
     }
 
     #[test]
-    fn and_dropped_before_the_reason_is_given_which_is_given_once() {
+    fn and_dropped_before_the_reason_is_returned_once() {
         let ctx = BACKGROUND.with_cancel();
         let drops = Drops::default();
         let counted = drops.counted();
@@ -352,10 +354,11 @@ mod streams_are_checked {
     }
 
     #[tokio::test]
-    async fn with_nothing_but_the_reason_by_a_dead_context() {
+    async fn with_only_the_reason_by_an_ended_context() {
         let ctx = BACKGROUND.with_cancel();
         ctx.cancel();
-        let polled = stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("work for the dead") });
+        let polled =
+            stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("polled under an ended context") });
         let items: Vec<_> = polled.checked_by(&ctx).collect().await;
         assert!(matches!(items[..], [Err(_)]));
     }
@@ -385,7 +388,7 @@ mod streams_are_checked {
     }
 
     #[test]
-    fn and_promise_room_for_the_reason() {
+    fn and_their_size_hint_includes_the_reason() {
         let ctx = BACKGROUND.with_cancel();
         let mut checked = pin!(stream::iter(1..=5).checked_by(&ctx));
         assert_eq!(checked.size_hint(), (0, Some(6)));

@@ -30,7 +30,7 @@ use tokio_ctx::Context;
 
 static BACKGROUND: Context = Context::background();
 
-/// Runs a test under a watchdog, and with everything that is traced put into words.
+/// Runs a test under a watchdog, and with a subscriber that formats every event.
 fn faulty(test: impl FnOnce() + Send + 'static) {
     static LISTENING: Once = Once::new();
     LISTENING.call_once(|| {
@@ -42,8 +42,8 @@ fn faulty(test: impl FnOnce() + Send + 'static) {
     watched(test);
 }
 
-/// Uses contexts in every way, on a thread of its own, and waits for that: it would hang if a lock of
-/// theirs were held by the caller.
+/// Uses contexts in every way on another thread, and waits for it. This would hang if the caller held one of
+/// their locks.
 fn use_from_elsewhere(contexts: &[Context]) {
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -62,19 +62,19 @@ fn use_from_elsewhere(contexts: &[Context]) {
     });
 }
 
-/// A value, or a cause, that does something when it is dropped.
-struct LastWill(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+/// A value or cause that runs a closure when it is dropped.
+struct RunsOnDrop(Mutex<Option<Box<dyn FnOnce() + Send>>>);
 
-impl LastWill {
-    fn new(will: impl FnOnce() + Send + 'static) -> LastWill {
-        LastWill(Mutex::new(Some(Box::new(will))))
+impl RunsOnDrop {
+    fn new(action: impl FnOnce() + Send + 'static) -> RunsOnDrop {
+        RunsOnDrop(Mutex::new(Some(Box::new(action))))
     }
 }
 
-impl Drop for LastWill {
+impl Drop for RunsOnDrop {
     fn drop(&mut self) {
-        let will = self.0.lock().unwrap().take();
-        will.into_iter().for_each(|will| will());
+        let action = self.0.lock().unwrap().take();
+        action.into_iter().for_each(|action| action());
     }
 }
 
@@ -105,7 +105,7 @@ fn call(hook: &Option<Hook>) {
     }
 }
 
-/// A count of `Arc<Hooks>` behind each pointer, which is given up only where the hook has returned.
+/// Each pointer owns a reference of an `Arc<Hooks>`, which is released only after the hook has returned.
 static VTABLE: RawWakerVTable = RawWakerVTable::new(
     |data| {
         // SAFETY: the pointer is of `Arc::into_raw`, and its count stays with the original.

@@ -75,7 +75,7 @@ impl From<Error> for Failure {
 
 type Words = Group<&'static str, Failure>;
 
-/// The message of the task that ended the context.
+/// Returns the message of the task that ended the context.
 fn said(error: &Error) -> Option<&str> {
     error.cause_as::<TaskFailed>().map(TaskFailed::message)
 }
@@ -125,10 +125,10 @@ mod values {
         on_both(|| async {
             let line = line!() + 1;
             let (mut group, ctx) = Words::new(&BACKGROUND);
-            let (tell, told) = oneshot::channel();
-            group.spawn(async { Ok(told.await.unwrap()) });
+            let (sender, receiver) = oneshot::channel();
+            group.spawn(async { Ok(receiver.await.unwrap()) });
             assert!(answer(&ctx).is_none());
-            tell.send("well").unwrap();
+            sender.send("well").unwrap();
             assert_eq!(group.join().await.unwrap(), ["well"]);
             let error = ended(&ctx);
             assert_eq!(error.origin().made_at().line(), line);
@@ -162,12 +162,12 @@ mod the_context {
             group.spawn(async {
                 let error = Context::current().done().await;
                 assert_eq!(word(&error), Some("over"));
-                Ok("told")
+                Ok("ended")
             });
             group.canceler().cancel_with(Cause("over"));
             assert_eq!(word(&ended(&ctx)), Some("over"));
             assert_eq!(word(&ended(group.context())), Some("over"));
-            assert_eq!(group.join().await.unwrap(), ["seven", "told"]);
+            assert_eq!(group.join().await.unwrap(), ["seven", "ended"]);
             assert!(answer(&parent).is_none(), "an end goes down, never up");
         });
     }
@@ -194,9 +194,9 @@ mod the_first_error {
     fn is_returned_by_value_and_the_others_cause() {
         on_both(|| async {
             let (mut group, ctx) = Group::<(), Failure>::new(&BACKGROUND);
-            let (tell, told) = oneshot::channel();
+            let (sender, receiver) = oneshot::channel();
             group.spawn(async {
-                tell.send(Context::current().done().await).unwrap();
+                sender.send(Context::current().done().await).unwrap();
                 Ok(())
             });
             group.spawn(async { Err(Own("doomed")) });
@@ -205,8 +205,8 @@ mod the_first_error {
             let failure: Failure = group.join().await.unwrap_err();
             assert_eq!(failure.word(), "doomed");
 
-            let told = told.await.unwrap();
-            for error in [&told, &ended(&ctx)] {
+            let reported = receiver.await.unwrap();
+            for error in [&reported, &ended(&ctx)] {
                 let failed = error.cause_as::<TaskFailed>().unwrap();
                 assert_eq!(
                     failed.to_string(),
@@ -221,7 +221,7 @@ mod the_first_error {
 
     /// In a function with the caller's own error type.
     #[test]
-    fn goes_through_the_question_mark() {
+    fn converts_with_the_question_mark() {
         async fn own() -> Result<usize, Failure> {
             let (mut group, _ctx) = Group::new(&BACKGROUND);
             group.spawn(async { Ok("value") });
@@ -281,7 +281,7 @@ mod the_first_error {
     }
 
     #[test]
-    fn is_not_replaced_by_its_echoes_or_by_later_ones() {
+    fn is_not_replaced_by_its_consequences_or_later_errors() {
         on_paused(async {
             let (mut group, _ctx) = Group::<(), BoxError>::new(&BACKGROUND);
             group.spawn(async { Ok(Context::current().sleep(LONG).await?) });
@@ -295,7 +295,7 @@ mod the_first_error {
             });
             let start = Instant::now();
             let failed = group.join().await.unwrap_err();
-            assert_eq!(start.elapsed(), ms(30), "the sleeper was told");
+            assert_eq!(start.elapsed(), ms(30), "the sleeping task was canceled");
             assert_eq!(failed.to_string(), "first");
         });
     }
@@ -316,9 +316,9 @@ mod the_first_error {
         });
     }
 
-    /// Whichever comes first, all name the same.
+    /// Whichever is first, all errors name the same one.
     #[test]
-    fn of_many_at_once_is_one_for_all() {
+    fn of_many_at_once_is_the_same_for_all() {
         let runtime = multi_thread(4);
         for _ in 0..300 {
             let round = async {
@@ -341,7 +341,7 @@ mod the_first_error {
 
     /// An error, a cancel of the parent and dropping the wait at the same time: nothing hangs, nothing is lost.
     #[test]
-    fn is_returned_whatever_else_ends_the_context() {
+    fn is_returned_also_if_something_else_ends_the_context() {
         let runtime = multi_thread(2);
         watched(move || {
             for _ in 0..300 {
@@ -459,17 +459,17 @@ mod errors_of_every_type {
 
     /// An error whose `Display` panics counts as a panic of the task, and does not affect other tasks.
     #[test]
-    fn that_do_not_print() {
+    fn that_cannot_be_formatted() {
         #[derive(Debug)]
-        struct Unspeakable;
-        impl fmt::Display for Unspeakable {
+        struct PanicsOnDisplay;
+        impl fmt::Display for PanicsOnDisplay {
             fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
                 panic!("unspeakable")
             }
         }
         on_both(|| async {
-            let (mut group, ctx) = Group::<(), Unspeakable>::new(&BACKGROUND);
-            group.spawn(fails(Unspeakable));
+            let (mut group, ctx) = Group::<(), PanicsOnDisplay>::new(&BACKGROUND);
+            group.spawn(fails(PanicsOnDisplay));
             group.spawn(async {
                 Context::current().done().await;
                 Ok(())
@@ -533,7 +533,7 @@ mod join {
 
     /// A future may own values after it has resolved. The wait is for its drop.
     #[test]
-    fn returns_when_what_the_tasks_held_is_dropped() {
+    fn returns_when_the_futures_of_the_tasks_are_dropped() {
         on_both(|| async {
             let drops = Drops::default();
             let (mut group, _ctx) = Words::new(&BACKGROUND);
@@ -579,7 +579,7 @@ mod join {
             assert!(answer(&ctx).is_none());
             drop(waiting);
             assert!(ended(&ctx).is_canceled());
-            gone(&drops, 1).await;
+            dropped(&drops, 1).await;
         });
     }
 
@@ -625,7 +625,7 @@ mod join {
 }
 
 /// Aborted tasks are dropped when they are next scheduled, which on several threads is soon, but not immediate.
-async fn gone(drops: &Drops, count: usize) {
+async fn dropped(drops: &Drops, count: usize) {
     let all = async {
         while drops.count() < count {
             tokio::task::yield_now().await;
@@ -656,7 +656,7 @@ mod a_dropped_group {
                 error.to_string(),
                 format!("context canceled: scope dropped, context made at tests/group.rs:{line}")
             );
-            gone(&drops, 10).await;
+            dropped(&drops, 10).await;
         });
     }
 
@@ -664,26 +664,26 @@ mod a_dropped_group {
     #[test]
     fn cancels_its_tasks_first() {
         on_both(|| async {
-            let (tell, told) = oneshot::channel();
-            struct Tells(Option<oneshot::Sender<bool>>, Context);
-            impl Drop for Tells {
+            let (sender, receiver) = oneshot::channel();
+            struct Reports(Option<oneshot::Sender<bool>>, Context);
+            impl Drop for Reports {
                 fn drop(&mut self) {
                     self.0.take().unwrap().send(self.1.is_done()).unwrap();
                 }
             }
             let (mut group, ctx) = Words::new(&BACKGROUND);
-            let tells = Tells(Some(tell), ctx);
+            let reports = Reports(Some(sender), ctx);
             group.spawn(async move {
-                let _tells = tells;
+                let _reports = reports;
                 pending().await
             });
             drop(group);
-            assert!(told.await.unwrap(), "it was aborted before it was told");
+            assert!(receiver.await.unwrap(), "it was aborted before it could observe the cancel");
         });
     }
 
     #[test]
-    fn goes_with_its_runtime() {
+    fn ends_with_its_runtime() {
         let drops = Drops::default();
         let runtime = multi_thread(2);
         let counted = drops.counted();
@@ -750,7 +750,7 @@ mod a_limit {
     }
 
     #[test]
-    fn is_used_up_to_the_full() {
+    fn is_fully_used() {
         on_paused(async {
             let start = Instant::now();
             let (group, _ctx) = Group::<usize, Failure>::new(&BACKGROUND);
@@ -772,11 +772,11 @@ mod a_limit {
     fn counts_those_that_run_already() {
         on_both(|| async {
             let (mut group, _ctx) = Words::new(&BACKGROUND);
-            let (tell, told) = oneshot::channel();
-            group.spawn(async { Ok(told.await.unwrap()) });
+            let (sender, receiver) = oneshot::channel();
+            group.spawn(async { Ok(receiver.await.unwrap()) });
             let mut group = group.limit(1);
             assert!(group.try_spawn(ready(Ok("two"))).is_err());
-            tell.send("one").unwrap();
+            sender.send("one").unwrap();
             assert!(group.spawn(ready(Ok("two"))).await);
             assert_eq!(group.join().await.unwrap(), ["one", "two"]);
         });
@@ -799,9 +799,9 @@ mod a_limit {
         });
     }
 
-    /// The failure makes room and ends the context. Nothing starts after the end.
+    /// The failure frees a slot and ends the context. Nothing starts after the end.
     #[test]
-    fn starts_nothing_in_the_room_that_the_end_has_made() {
+    fn starts_nothing_in_a_slot_freed_by_the_end() {
         on_both(|| async {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.limit(1);
@@ -813,14 +813,14 @@ mod a_limit {
     }
 
     #[test]
-    fn keeps_a_task_from_starting_whose_spawn_is_dropped() {
+    fn does_not_start_a_task_whose_spawn_is_dropped() {
         on_both(|| async {
             let drops = Drops::default();
             let counted = drops.counted();
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.limit(1);
-            let (tell, told) = oneshot::channel();
-            assert!(group.spawn(async { Ok(told.await.unwrap()) }).await);
+            let (sender, receiver) = oneshot::channel();
+            assert!(group.spawn(async { Ok(receiver.await.unwrap()) }).await);
             {
                 let never = async move {
                     let _counted = counted;
@@ -830,7 +830,7 @@ mod a_limit {
                 assert!(poll(waiting.as_mut(), Waker::noop()).is_pending());
             }
             assert_eq!(drops.count(), 1);
-            tell.send("one").unwrap();
+            sender.send("one").unwrap();
             assert_eq!(group.join().await.unwrap(), ["one"]);
         });
     }
@@ -888,7 +888,7 @@ mod a_limit {
     }
 
     #[test]
-    fn may_be_as_large_as_can_be() {
+    fn may_be_the_largest_number() {
         on_both(|| async {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.limit(usize::MAX);
@@ -898,7 +898,7 @@ mod a_limit {
     }
 
     #[test]
-    fn goes_with_keep_going() {
+    fn can_be_combined_with_keep_going() {
         on_paused(async {
             let (group, ctx) = Words::new(&BACKGROUND);
             let mut group = group.keep_going().limit(1);
@@ -942,7 +942,7 @@ mod a_panic {
     }
 
     #[test]
-    fn is_resumed_as_it_is_and_before_any_error() {
+    fn is_resumed_unchanged_and_before_any_error() {
         on_paused(async {
             let (mut group, _ctx) = Words::new(&BACKGROUND);
             group.spawn(async { Err(Own("doomed")) });
@@ -960,7 +960,7 @@ mod a_panic {
     }
 
     #[test]
-    fn that_is_no_string_is_reported_too() {
+    fn that_is_not_a_string_is_reported_too() {
         on_both(|| async {
             let (mut group, ctx) = Words::new(&BACKGROUND);
             group.spawn(async { panic_any(Cause("odd")) });
@@ -1004,7 +1004,7 @@ mod keeping_going {
             group.spawn(async { Err(Own("failed")) });
             group.spawn(async { panic!("broke") });
             group.spawn(async {
-                Context::current().sleep(ms(50)).await.expect("the others' ends were told");
+                Context::current().sleep(ms(50)).await.expect("the others' failures canceled it");
                 Ok("done")
             });
             sleep(ms(10)).await;
@@ -1029,7 +1029,7 @@ mod keeping_going {
 
     /// Go's `TestZeroGroup`: the first error, after all tasks have finished.
     #[test]
-    fn still_gives_the_first_error_to_join() {
+    fn still_returns_the_first_error_from_join() {
         on_paused(async {
             let start = Instant::now();
             let (group, _ctx) = Words::new(&BACKGROUND);
@@ -1047,7 +1047,7 @@ mod keeping_going {
     }
 
     #[test]
-    fn is_too_late_to_ask_for_after_a_spawn() {
+    fn cannot_be_requested_after_a_spawn() {
         on_both(|| async {
             let (mut group, _ctx) = Words::new(&BACKGROUND);
             group.spawn(ready(Ok("one")));
@@ -1122,7 +1122,7 @@ mod a_grace {
 
     /// Only the end starts the grace period.
     #[test]
-    fn leaves_those_alone_whose_context_has_not_ended() {
+    fn does_not_apply_before_the_end() {
         on_paused(async {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.grace(Duration::ZERO);
@@ -1135,7 +1135,7 @@ mod a_grace {
     }
 
     #[test]
-    fn of_nothing_stops_every_task_where_it_awaits() {
+    fn of_zero_stops_every_task_where_it_awaits() {
         on_both(|| async {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.grace(Duration::ZERO);
@@ -1152,7 +1152,7 @@ mod a_grace {
     }
 
     #[test]
-    fn without_bounds_is_none() {
+    fn of_unlimited_duration_aborts_nothing() {
         on_paused(async {
             for grace in [Duration::MAX, Duration::from_secs(u64::MAX), LONG * 24 * 365 * 1000] {
                 let (group, _ctx) = Words::new(&BACKGROUND);
@@ -1183,7 +1183,7 @@ mod a_grace {
 
     /// A wait that is dropped, and another one: the time continues.
     #[test]
-    fn goes_on_over_several_waits() {
+    fn continues_over_several_waits() {
         on_paused(async {
             let (group, _ctx) = Words::new(&BACKGROUND);
             let mut group = group.grace(ms(50));
@@ -1203,7 +1203,7 @@ mod next {
     use super::*;
 
     #[test]
-    fn gives_them_as_they_end_and_wait_the_rest() {
+    fn returns_outcomes_as_tasks_end_and_join_the_rest() {
         on_paused(async {
             let (mut group, _ctx) = Group::<u64, Failure>::new(&BACKGROUND);
             for delay in [30, 10, 20, 40] {
@@ -1219,7 +1219,7 @@ mod next {
     }
 
     #[test]
-    fn gives_nothing_when_there_is_nothing() {
+    fn returns_none_without_tasks() {
         on_both(|| async {
             let (mut group, ctx) = Words::new(&BACKGROUND);
             assert!(group.next().await.is_none());
@@ -1234,12 +1234,12 @@ mod next {
     fn takes_nothing_if_it_is_dropped() {
         on_both(|| async {
             let (mut group, _ctx) = Words::new(&BACKGROUND);
-            let (tell, told) = oneshot::channel();
-            group.spawn(async { Ok(told.await.unwrap()) });
+            let (sender, receiver) = oneshot::channel();
+            group.spawn(async { Ok(receiver.await.unwrap()) });
             for _ in 0..3 {
                 assert!(poll_once(group.next()).is_pending());
             }
-            tell.send("one").unwrap();
+            sender.send("one").unwrap();
             assert_eq!(group.next().await.unwrap().value(), Some("one"));
         });
     }
@@ -1318,7 +1318,7 @@ fn spawning_without_a_runtime_panics_and_leaves_the_group_intact() {
 
 /// The error that ends an inner group ends the outer one, and is found through both.
 #[test]
-fn a_group_under_groups() {
+fn nested_groups_end_with_the_same_error() {
     on_paused(async {
         let (mut outer, ctx) = Group::<usize, BoxError>::new(&BACKGROUND);
         for size in 1..4_usize {
@@ -1339,7 +1339,7 @@ fn a_group_under_groups() {
     });
 }
 
-/// However a group has ended, not a byte of it is left.
+/// No memory is left, however the group has ended.
 #[test]
 fn it_leaves_nothing_behind() {
     async fn life(parent: &Context) {

@@ -61,11 +61,11 @@ fn a_parent_or_child_of_the_token_counts_as_it_does_there() {
 #[test]
 fn the_context_never_cancels_the_token() {
     let token = CancellationToken::new();
-    for hand in 0..4 {
+    for way in 0..4 {
         let parent = BACKGROUND.with_cancel();
         let scope = parent.with_token(&token);
         let ctx = scope.clone();
-        match hand {
+        match way {
             0 => scope.cancel(),
             1 => drop(scope),
             2 => parent.cancel(),
@@ -100,7 +100,7 @@ fn the_context_also_ends_by_its_scope_its_parent_and_its_deadline() {
 }
 
 #[test]
-fn the_token_stands_against_a_later_scope() {
+fn a_later_scope_does_not_change_the_tokens_end() {
     let token = CancellationToken::new();
     let scope = BACKGROUND.with_token(&token);
     let ctx = scope.clone();
@@ -155,7 +155,7 @@ fn a_wait_outside_a_runtime_is_woken_when_the_token_is_canceled() {
 }
 
 #[test]
-fn what_is_below_a_token_ends_with_it() {
+fn descendants_of_a_token_end_with_it() {
     for waited in [false, true] {
         let (one, two) = (CancellationToken::new(), CancellationToken::new());
         let top = BACKGROUND.with_token(&one);
@@ -184,8 +184,8 @@ fn what_is_below_a_token_ends_with_it() {
             assert!(ctx.is_done());
             assert_same(&ended(ctx), &error);
         }
-        assert!(answer(&top).is_none(), "an end went up");
-        assert!(answer(&aside).is_none(), "an end went sideways");
+        assert!(answer(&top).is_none(), "the end reached an ancestor");
+        assert!(answer(&aside).is_none(), "the end reached a sibling");
         drop(waits);
         one.cancel();
         assert!(ended(&aside).is_canceled());
@@ -245,14 +245,14 @@ fn with_token_works_inside_and_outside_of_any_runtime() {
 fn a_handed_out_token_is_canceled_before_cancel_returns() {
     for case in 0..8 {
         // The token counts also if there is no other handle.
-        let (hand, has_handles) = (case % 4, case < 4);
+        let (way, has_handles) = (case % 4, case < 4);
         let parent = BACKGROUND.with_cancel();
         let scope = parent.with_cancel();
         let _handles = has_handles.then(|| [parent.clone(), scope.clone()]);
         let token = scope.cancellation_token();
         let child = token.child_token();
         assert!(!token.is_cancelled());
-        match hand {
+        match way {
             0 => scope.cancel(),
             1 => drop(scope),
             2 => parent.cancel_with(Cause("parent")),
@@ -263,7 +263,7 @@ fn a_handed_out_token_is_canceled_before_cancel_returns() {
     }
 }
 
-/// A deadline is no reason to learn of a cancel later than others do.
+/// A context with a deadline does not learn of a cancel later than others do.
 #[test]
 fn a_handed_out_token_of_a_timed_context_is_canceled_before_cancel_returns() {
     on_both(|| async {
@@ -341,7 +341,7 @@ fn a_token_of_background_is_never_canceled() {
     assert!(answer(&ctx).is_none());
 }
 
-/// All that is left of the context is the token.
+/// The token is the only handle that is left.
 #[test]
 fn a_handed_out_token_outlives_the_handles() {
     let scope = BACKGROUND.with_cancel();
@@ -357,7 +357,7 @@ fn a_handed_out_token_outlives_the_handles() {
 }
 
 #[test]
-fn a_token_may_go_round_in_a_circle() {
+fn a_token_may_be_bound_to_its_own_context() {
     let ctx = BACKGROUND.with_cancel();
     let token = ctx.cancellation_token();
     let back = BACKGROUND.with_token(&token).detach();
@@ -389,10 +389,10 @@ fn a_token_of_a_deadline_outside_a_runtime_panics_with_the_reason() {
     let text = panic_text(|| ctx.cancellation_token());
     assert!(text.contains("Tokio") && text.contains("runtime"), "{text}");
     ctx.cancel();
-    assert!(ctx.cancellation_token().is_cancelled(), "an end that is there needs no runtime");
+    assert!(ctx.cancellation_token().is_cancelled(), "an earlier end needs no runtime");
 }
 
-/// What watches the deadline lived on a runtime that is gone; a cancel by hand needs no runtime.
+/// The task that watches the deadline ran on a runtime that has shut down. A cancel needs no runtime.
 #[test]
 fn a_handed_out_token_survives_the_runtime_it_was_made_on() {
     watched(|| {
@@ -410,7 +410,7 @@ fn a_handed_out_token_survives_the_runtime_it_was_made_on() {
 }
 
 #[test]
-fn a_token_asked_for_again_on_another_runtime_sees_the_deadline() {
+fn a_token_requested_again_on_another_runtime_sees_the_deadline() {
     let ctx = BACKGROUND.with_timeout(LONG);
     let first = current_thread();
     let kept = first.block_on(async { ctx.cancellation_token() });
@@ -432,7 +432,7 @@ fn a_token_and_a_guard_at_the_same_time_make_one_error() {
             let (ctx, guard) = BACKGROUND.with_token(&token).split();
             let child = ctx.with_cancel();
             let start = Arc::new(Barrier::new(3));
-            let (tell, told) = mpsc::channel();
+            let (sender, receiver) = mpsc::channel();
             let by_token = {
                 let (token, start) = (token.clone(), start.clone());
                 thread::spawn(move || {
@@ -445,7 +445,7 @@ fn a_token_and_a_guard_at_the_same_time_make_one_error() {
                 thread::spawn(move || {
                     start.wait();
                     guard.cancel_with(Cause("guard"));
-                    tell.send(ended(&child)).unwrap();
+                    sender.send(ended(&child)).unwrap();
                 })
             };
             start.wait();
@@ -453,7 +453,7 @@ fn a_token_and_a_guard_at_the_same_time_make_one_error() {
             let error = ended(&child);
             by_token.join().unwrap();
             by_guard.join().unwrap();
-            assert_same(&told.recv().unwrap(), &error);
+            assert_same(&receiver.recv().unwrap(), &error);
             assert_same(&ended(&ctx), &error);
             assert_same(&ended(&child), &error);
         }

@@ -141,7 +141,7 @@ fn a_wait_that_moves_to_another_task_is_woken_there() {
 }
 
 #[tokio::test]
-async fn what_was_not_read_is_still_there() {
+async fn unread_data_is_kept() {
     let ctx = BACKGROUND.with_cancel();
     let (near, mut far) = connection().await;
     let mut near = ctx.io(near);
@@ -263,7 +263,7 @@ fn vectored_writes_stay_vectored() {
 }
 
 #[test]
-fn buffers_outside_keep_what_they_have() {
+fn buffers_outside_keep_their_data() {
     let ctx = BACKGROUND.with_cancel();
     let mut lines = BufReader::new(ctx.io(&b"one\ntwo"[..]));
     let mut line = String::new();
@@ -284,7 +284,7 @@ fn buffers_outside_keep_what_they_have() {
 
 /// A buffered writer keeps what it could not write.
 #[test]
-fn what_was_not_flushed_is_still_there() {
+fn unflushed_data_is_kept() {
     let ctx = BACKGROUND.with_cancel();
     let mut writer = ctx.io(BufWriter::new(Vec::new()));
     assert!(poll_once(writer.write_all(b"kept")).is_ready());
@@ -303,7 +303,7 @@ fn no_operation_allocates() {
         let ctx = BACKGROUND.with_timeout(LONG);
         let (near, mut far) = io::duplex(64);
         let mut near = ctx.io(near);
-        let turn = async |near: &mut Bounded<DuplexStream>, far: &mut DuplexStream| {
+        let exchange = async |near: &mut Bounded<DuplexStream>, far: &mut DuplexStream| {
             // A fresh cooperative budget for each iteration.
             tokio::task::yield_now().await;
             let mut byte = [0];
@@ -314,11 +314,11 @@ fn no_operation_allocates() {
             near.read_exact(&mut byte).await.unwrap();
         };
         for _ in 0..10 {
-            turn(&mut near, &mut far).await;
+            exchange(&mut near, &mut far).await;
         }
         let before = ALLOCATIONS.get();
         for _ in 0..1_000 {
-            turn(&mut near, &mut far).await;
+            exchange(&mut near, &mut far).await;
         }
         assert_eq!(ALLOCATIONS.get() - before, 0);
     });
@@ -399,7 +399,7 @@ mod an_operation_that_is_over_keeps_no_waker {
         }
     }
 
-    /// Nor does an operation that was ended by a cancel or a deadline.
+    /// An operation that was ended by a cancel or a deadline keeps no waker either.
     #[tokio::test(start_paused = true)]
     async fn of_one_that_the_context_ended() {
         for (ctx, cancels) in contexts().into_iter().zip([true, false, true]) {
@@ -476,7 +476,7 @@ mod an_operation_that_is_over_keeps_no_waker {
     /// A task may wait for a write while another operation of the same direction is ready, such as a flush of a
     /// socket. The pending one is woken by the end.
     #[test]
-    fn but_another_that_waits_is_woken_even_so() {
+    fn but_another_pending_one_is_woken() {
         let shut = || Gates { write: false, flush: false, read: false, seek: false };
         type Operation = fn(Pin<&mut Bounded<Gates>>, &mut task::Context<'_>) -> bool;
         let write: Operation = |io, cx| io.poll_write(cx, b"x").is_pending();

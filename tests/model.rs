@@ -18,7 +18,7 @@ use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestRunner}
 
 const CASES: u32 = 10_000;
 const SEED: u64 = 7;
-/// Enough for a tree with a story.
+/// Enough for a tree of several levels whose contexts end in different ways.
 const STEPS: usize = 32;
 
 struct Script {
@@ -43,11 +43,11 @@ impl fmt::Debug for Script {
 }
 
 #[test]
-fn contexts_do_what_the_reference_says() {
+fn contexts_agree_with_the_reference() {
     let mut config = Config {
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("proptest-regressions"))),
         source_file: Some(file!()),
-        test_name: Some("contexts_do_what_the_reference_says"),
+        test_name: Some("contexts_agree_with_the_reference"),
         max_shrink_iters: 20_000,
         ..Config::default()
     };
@@ -68,18 +68,18 @@ fn contexts_do_what_the_reference_says() {
     }
 }
 
-/// Scripts that failed once.
+/// Runs the scripts that have failed before.
 #[test]
-fn what_failed_once_holds() {
+fn scripts_that_failed_before_pass() {
     for line in include_str!("model/regressions.txt").lines() {
         let script = line.split('#').next().unwrap_or_default().trim();
         interpreter::run_bytes(&unhex(script));
     }
 }
 
-/// What the fuzzer keeps as scripts that each do something new.
+/// Runs the scripts of the fuzzer's corpus, each of which reaches code that the others do not.
 #[test]
-fn what_the_fuzzer_starts_from_holds() {
+fn the_fuzzers_corpus_passes() {
     let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/ops");
     let Ok(scripts) = std::fs::read_dir(corpus) else {
         println!("skipped: the packaged crate has no corpus; a checkout of the repository does");

@@ -177,7 +177,7 @@ async fn spawn_bounded_stops_its_task_at_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn spawn_with_hands_the_task_its_context() {
+async fn spawn_with_passes_the_context_to_the_task() {
     let ctx = Context::background().with_value(7_u8).with_cancel();
     let (said, saying) = oneshot::channel();
     let local = std::rc::Rc::new(7_u8); // The closure need not be `Send`: it is called here.

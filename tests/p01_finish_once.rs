@@ -16,9 +16,9 @@ use tokio_ctx::{CancelScope, Context, ErrorKind};
 static BACKGROUND: Context = Context::background();
 
 /// The ways in which a scope, or the guard split from it, can end its context.
-const HANDS: [fn(CancelScope); 4] = [
+const WAYS: [fn(CancelScope); 4] = [
     |scope| scope.cancel(),
-    |scope| scope.cancel_with(Cause("by hand")),
+    |scope| scope.cancel_with(Cause("by way")),
     drop,
     |scope| drop(scope.split().1),
 ];
@@ -220,11 +220,11 @@ async fn the_deadline_ends_it() {
 
 #[tokio::test(start_paused = true)]
 async fn an_unobserved_deadline_comes_before_a_later_cancel() {
-    for hand in HANDS {
+    for way in WAYS {
         let scope = BACKGROUND.with_timeout_cause(ms(100), Cause("too slow"));
         let ctx = scope.clone();
         advance(ms(150)).await;
-        hand(scope);
+        way(scope);
         let error = ended(&ctx);
         assert!(error.is_deadline_exceeded(), "{error}");
         assert_eq!(word(&error), Some("too slow"));
@@ -234,12 +234,12 @@ async fn an_unobserved_deadline_comes_before_a_later_cancel() {
 
 #[tokio::test(start_paused = true)]
 async fn an_observed_deadline_comes_before_a_later_cancel() {
-    for hand in HANDS {
+    for way in WAYS {
         let scope = BACKGROUND.with_timeout(ms(100));
         let ctx = scope.clone();
         advance(ms(150)).await;
         let first = ended(&ctx);
-        hand(scope);
+        way(scope);
         assert_same(&ended(&ctx), &first);
         assert!(first.is_deadline_exceeded());
     }
@@ -248,11 +248,11 @@ async fn an_observed_deadline_comes_before_a_later_cancel() {
 #[tokio::test(start_paused = true)]
 async fn a_cancel_before_the_deadline_holds_after_it() {
     for observed in [true, false] {
-        for hand in HANDS {
+        for way in WAYS {
             let scope = BACKGROUND.with_timeout_cause(ms(100), Cause("too slow"));
             let ctx = scope.clone();
             advance(ms(50)).await;
-            hand(scope);
+            way(scope);
             let at_once = observed.then(|| ended(&ctx));
             advance(ms(100)).await;
             let error = ended(&ctx);
@@ -267,16 +267,16 @@ async fn a_cancel_before_the_deadline_holds_after_it() {
 
 #[test]
 fn a_context_derived_past_its_deadline_is_not_canceled_by_its_scope() {
-    for hand in HANDS {
+    for way in WAYS {
         let scope = BACKGROUND.with_timeout(ms(0));
         let ctx = scope.clone();
-        hand(scope);
+        way(scope);
         let error = ended(&ctx);
         assert!(error.is_deadline_exceeded() && error.cause().is_none());
 
         let scope = BACKGROUND.with_timeout_cause(ms(0), Cause("too slow"));
         let ctx = scope.clone();
-        hand(scope);
+        way(scope);
         let error = ended(&ctx);
         assert!(error.is_deadline_exceeded());
         assert_eq!(word(&error), Some("too slow"));
@@ -290,8 +290,8 @@ fn a_deadline_cause_is_not_used_for_a_cancel() {
     assert!(ended(&ctx).cause().is_none());
 
     let ctx = BACKGROUND.with_deadline_cause(Instant::now() + LONG, Cause("too slow"));
-    ctx.cancel_with(Cause("by hand"));
-    assert_eq!(word(&ended(&ctx)), Some("by hand"));
+    ctx.cancel_with(Cause("by way"));
+    assert_eq!(word(&ended(&ctx)), Some("by way"));
 
     let parent = BACKGROUND.with_cancel();
     let ctx = parent.with_timeout_cause(LONG, Cause("too slow"));
@@ -382,9 +382,9 @@ fn a_dropped_child_scope_comes_before_the_parents_cause() {
 /// The order in time also applies if neither the deadline nor the parent's end was observed, with and without a
 /// waiter on the child.
 #[tokio::test(start_paused = true)]
-async fn an_unseen_deadline_before_the_parents_end_is_what_ended_the_child() {
+async fn an_unobserved_deadline_before_the_parents_end_ends_the_child() {
     for waited in [false, true] {
-        for hand in HANDS {
+        for way in WAYS {
             let scope = BACKGROUND.with_cancel();
             let parent = scope.clone();
             let child = parent.with_timeout(ms(100));
@@ -394,7 +394,7 @@ async fn an_unseen_deadline_before_the_parents_end_is_what_ended_the_child() {
                 assert!(common::poll(wait.as_mut(), std::task::Waker::noop()).is_pending());
             }
             advance(ms(150)).await;
-            hand(scope);
+            way(scope);
             advance(ms(50)).await;
             let error = ended(&child);
             assert!(error.is_deadline_exceeded(), "waited {waited}: {error}");
@@ -405,9 +405,9 @@ async fn an_unseen_deadline_before_the_parents_end_is_what_ended_the_child() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_parents_end_before_an_unseen_deadline_is_what_ended_the_child() {
+async fn the_parents_end_before_an_unobserved_deadline_ends_the_child() {
     for waited in [false, true] {
-        for hand in HANDS {
+        for way in WAYS {
             let scope = BACKGROUND.with_cancel();
             let parent = scope.clone();
             let child = parent.with_timeout(ms(100));
@@ -417,7 +417,7 @@ async fn the_parents_end_before_an_unseen_deadline_is_what_ended_the_child() {
                 assert!(common::poll(wait.as_mut(), std::task::Waker::noop()).is_pending());
             }
             advance(ms(50)).await;
-            hand(scope);
+            way(scope);
             advance(ms(150)).await;
             let error = ended(&grandchild);
             assert!(error.is_canceled(), "waited {waited}: {error}");
@@ -430,12 +430,12 @@ async fn the_parents_end_before_an_unseen_deadline_is_what_ended_the_child() {
 /// The same, with the deadline on the parent and the cancel on the child.
 #[tokio::test(start_paused = true)]
 async fn the_parents_unobserved_deadline_comes_before_the_childs_later_cancel() {
-    for hand in HANDS {
+    for way in WAYS {
         let parent = BACKGROUND.with_timeout(ms(100));
         let scope = parent.with_cancel();
         let child = scope.clone();
         advance(ms(150)).await;
-        hand(scope);
+        way(scope);
         let error = ended(&child);
         assert!(error.is_deadline_exceeded(), "{error}");
         assert_same(&error, &ended(&parent));
@@ -443,7 +443,7 @@ async fn the_parents_unobserved_deadline_comes_before_the_childs_later_cancel() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_unseen_deadlines_the_earlier_ended_it() {
+async fn of_two_unobserved_deadlines_the_earlier_ends_it() {
     let parent = BACKGROUND.with_timeout(ms(200));
     let child = parent.with_timeout(ms(100));
     advance(ms(300)).await;
@@ -461,12 +461,12 @@ async fn of_two_unseen_deadlines_the_earlier_ended_it() {
 async fn nothing_changes_an_end_that_a_waiter_has_seen() {
     let parent = BACKGROUND.with_cancel();
     let ctx = parent.with_timeout(ms(100));
-    let told = ctx.done().await;
-    assert!(told.is_deadline_exceeded());
+    let reported = ctx.done().await;
+    assert!(reported.is_deadline_exceeded());
     ctx.cancel_with(Cause("late"));
     parent.cancel_with(Cause("later"));
     advance(LONG).await;
-    assert_same(&ended(&ctx), &told);
+    assert_same(&ended(&ctx), &reported);
 }
 
 #[test]
@@ -486,7 +486,7 @@ fn of_racing_causes_exactly_one_is_kept() {
                     for ctx in rounds.iter() {
                         barrier.wait();
                         ctx.cancel_with(Cause(own));
-                        seen.push(ctx.err().expect("canceled by this very thread"));
+                        seen.push(ctx.err().expect("this thread has canceled it"));
                     }
                     seen
                 })
@@ -502,7 +502,7 @@ fn of_racing_causes_exactly_one_is_kept() {
 }
 
 #[test]
-fn ending_again_wakes_no_one_again() {
+fn ending_again_wakes_no_task_again() {
     let scope = BACKGROUND.with_cancel();
     let (wakes, waker) = common::Wakes::new();
     let mut done = Box::pin(scope.done_owned());

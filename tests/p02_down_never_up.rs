@@ -113,7 +113,7 @@ fn a_cancel_reaches_every_level_of_a_chain() {
 
 /// The same from the middle: all descendants end, and no ancestor.
 #[test]
-fn a_cancel_in_the_middle_of_a_chain_parts_it() {
+fn a_cancel_in_the_middle_of_a_chain_ends_only_descendants() {
     for waited in [None, Some(99), Some(40), Some(60)] {
         for cut in [1, 15, 16, 17, 50, 98] {
             let mut chain = vec![BACKGROUND.with_cancel()];
@@ -149,11 +149,11 @@ fn a_child_that_ends_with_its_parent_has_the_parents_error() {
 async fn a_child_that_ends_by_its_parents_deadline_has_the_parents_error() {
     let parent = BACKGROUND.with_timeout_cause(ms(50), Cause("parent"));
     let child = parent.with_timeout_cause(ms(100), Cause("child"));
-    let told = child.done().await;
-    assert_eq!(told.origin().budget(), Some(ms(50)));
-    assert_eq!(word(&told), Some("parent"));
-    assert_same(&told, &ended(&parent));
-    assert_same(&told, &ended(&child));
+    let reported = child.done().await;
+    assert_eq!(reported.origin().budget(), Some(ms(50)));
+    assert_eq!(word(&reported), Some("parent"));
+    assert_same(&reported, &ended(&parent));
+    assert_same(&reported, &ended(&child));
 }
 
 #[test]
@@ -372,8 +372,8 @@ async fn random_layers_end_by_the_earliest_deadline_on_the_path() {
                 }
             };
         }
-        let told = ctx.done().await;
-        assert_eq!(told.origin().budget(), earliest.map(ms), "seed {seed}");
+        let reported = ctx.done().await;
+        assert_eq!(reported.origin().budget(), earliest.map(ms), "seed {seed}");
     }
 }
 
@@ -433,7 +433,7 @@ fn a_child_canceled_from_its_parents_waiter_does_not_deadlock() {
 }
 
 #[test]
-fn what_is_derived_during_a_cancel_ends_with_it() {
+fn contexts_derived_during_a_cancel_end_with_it() {
     const ROUNDS: usize = 1000;
     watched(|| {
         for round in 0..ROUNDS {
@@ -506,7 +506,7 @@ fn when_cancel_has_returned_every_thread_sees_every_descendant_ended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unseen_parents_deadline_ends_every_level_below() {
+async fn an_unobserved_deadline_of_the_parent_ends_every_level_below() {
     let mut chain = vec![BACKGROUND.with_timeout(ms(100))];
     for level in 0..60 {
         let next = match level % 3 {
@@ -517,7 +517,7 @@ async fn an_unseen_parents_deadline_ends_every_level_below() {
         chain.push(next);
     }
     advance(ms(100)).await;
-    // The leaf first, which has to find out from its ancestors.
+    // Queries the leaf first, which has to detect the end from its ancestors.
     let error = ended(chain.last().unwrap());
     assert_eq!(error.origin().budget(), Some(ms(100)));
     for ctx in &chain {
@@ -529,7 +529,7 @@ async fn an_unseen_parents_deadline_ends_every_level_below() {
 fn poll_results_follow_the_tree_and_not_the_order_of_waiting() {
     let parent = BACKGROUND.with_cancel();
     let child = parent.with_cancel();
-    // The child first, so that it enters its parent's list before the parent has a waiter of its own.
+    // Polls the child first, so that it enters its parent's list before the parent has a waiter of its own.
     let mut child_wait = pin!(child.done());
     assert!(poll(child_wait.as_mut(), Waker::noop()).is_pending());
     let mut parent_wait = pin!(parent.done());

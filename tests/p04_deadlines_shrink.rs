@@ -58,10 +58,10 @@ async fn a_later_deadline_below_changes_nothing() {
         assert_eq!(ctx.deadline(), Some(at));
         assert_eq!(ctx.remaining(), Some(ms(100)));
     }
-    let told = latest.done().await;
+    let error = latest.done().await;
     assert!(Instant::now() >= at);
-    assert!(told.cause().is_none(), "the deadline of its own was not what ended it");
-    assert_same(&told, &ended(&parent));
+    assert!(error.cause().is_none(), "its own deadline did not end it");
+    assert_same(&error, &ended(&parent));
 }
 
 #[tokio::test(start_paused = true)]
@@ -91,9 +91,9 @@ async fn each_further_deadline_can_only_make_it_earlier() {
         scopes.push(next);
         assert_eq!(ctx.deadline(), Some(start + ms(effective)));
     }
-    let told = ctx.done().await;
+    let error = ctx.done().await;
     assert_after(start, ms(30));
-    assert_eq!(told.origin().budget(), Some(ms(30)));
+    assert_eq!(error.origin().budget(), Some(ms(30)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -194,24 +194,24 @@ async fn a_timeout_that_overflows_is_no_deadline_of_its_own() {
 
 /// Each query is the first one of its context.
 #[tokio::test(start_paused = true)]
-async fn every_question_reads_the_clock() {
-    let questions: [fn(&Context) -> bool; 4] = [
+async fn every_query_reads_the_clock() {
+    let queries: [fn(&Context) -> bool; 4] = [
         |ctx| ctx.is_done(),
         |ctx| ctx.err().is_some_and(|error| error.is_deadline_exceeded()),
         |ctx| ctx.check().is_err_and(|error| error.is_deadline_exceeded()),
         |ctx| poll_once(ctx.done()).is_ready(),
     ];
-    for ask in questions {
+    for query in queries {
         let parent = BACKGROUND.with_timeout(ms(100));
         let child = parent.with_cancel();
         let grandchild = child.with_timeout(ms(200));
         advance(ms(99)).await;
         for ctx in [&grandchild, &child, &parent] {
-            assert!(!ask(ctx));
+            assert!(!query(ctx));
         }
         advance(ms(1)).await;
         for ctx in [&grandchild, &child, &parent] {
-            assert!(ask(ctx));
+            assert!(query(ctx));
         }
     }
 }
@@ -263,9 +263,9 @@ async fn a_wait_far_below_ends_at_the_ancestors_deadline() {
         let next = chain.last().unwrap().with_timeout(LONG);
         chain.push(next);
     }
-    let told = chain.last().unwrap().done().await;
+    let error = chain.last().unwrap().done().await;
     assert_after(start, ms(100));
-    assert_eq!(told.origin().budget(), Some(ms(100)));
+    assert_eq!(error.origin().budget(), Some(ms(100)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -302,22 +302,22 @@ async fn a_canceled_timeout_reports_the_cancel() {
 async fn deadlines_end_in_their_order() {
     let start = Instant::now();
     let parent = BACKGROUND.with_timeout(ms(500));
-    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let (sender, mut ended) = tokio::sync::mpsc::unbounded_channel();
     for timeout in [700, 300, 100, 900, 200, 400] {
         let ctx = parent.with_timeout(ms(timeout));
-        let tell = tell.clone();
+        let sender = sender.clone();
         tokio::spawn(async move {
             let error = ctx.done().await;
-            tell.send((error.origin().budget().unwrap(), Instant::now())).unwrap();
+            sender.send((error.origin().budget().unwrap(), Instant::now())).unwrap();
         });
     }
-    drop(tell);
+    drop(sender);
     for budget in [100, 200, 300, 400, 500, 500] {
-        let (told, at) = told.recv().await.unwrap();
-        assert_eq!(told, ms(budget));
+        let (ended_budget, at) = ended.recv().await.unwrap();
+        assert_eq!(ended_budget, ms(budget));
         assert!(at - start >= ms(budget) && at - start <= ms(budget + 1));
     }
-    assert!(told.recv().await.is_none());
+    assert!(ended.recv().await.is_none());
 }
 
 /// A wait is not affected by a child with an earlier deadline that is derived later.

@@ -128,7 +128,7 @@ async fn an_ended_context_never_polls_the_future() {
             assert_same(&result.unwrap_err(), &ended(&ctx));
             assert_eq!((polls.get(), drops.count()), (0, 1), "case {case}");
             let ready = ctx.run(ready(1)).await;
-            assert!(ready.is_err(), "case {case}: even ready work is not begun");
+            assert!(ready.is_err(), "case {case}: even ready work is not started");
         }
     }
 }
@@ -166,7 +166,7 @@ async fn a_ready_result_wins_over_the_end() {
         }
         assert!(ctx.is_done());
         let Poll::Ready(Ok(Ok(5))) = poll(run.as_mut(), Waker::noop()) else {
-            panic!("finished work was thrown away");
+            panic!("finished work was discarded");
         };
     }
 }
@@ -184,7 +184,7 @@ fn work_that_ends_its_own_context_and_finishes_keeps_its_result() {
 
 /// The future ends its own context in its first poll, and is then pending. Nothing else will wake it.
 #[test]
-fn work_that_ends_its_own_context_and_pends_is_ended() {
+fn work_that_ends_its_own_context_and_is_pending_is_ended() {
     let ctx = BACKGROUND.with_cancel();
     let (wakes, waker) = Wakes::new();
     let mut run = pin!(ctx.run(async {
@@ -192,7 +192,7 @@ fn work_that_ends_its_own_context_and_pends_is_ended() {
         pending::<()>().await;
     }));
     let first = poll(run.as_mut(), &waker);
-    assert!(first.is_ready() || wakes.count() > 0, "it would never be looked at again");
+    assert!(first.is_ready() || wakes.count() > 0, "it would never be polled again");
     if first.is_pending() {
         assert!(poll(run.as_mut(), &waker).is_ready());
     }
@@ -211,7 +211,7 @@ async fn the_future_is_dropped_before_run_returns() {
         } else {
             ctx.cancel();
         }
-        assert_eq!(drops.count(), 0, "dropped without being asked");
+        assert_eq!(drops.count(), 0, "dropped too early");
         assert!(poll(run.as_mut(), Waker::noop()).is_ready());
         // `run` itself has not been dropped yet.
         assert_eq!(drops.count(), 1);
@@ -343,7 +343,7 @@ fn a_busy_future_cannot_hide_a_canceled_token() {
 
 /// In a task whose budget is used up before `run` is polled.
 #[tokio::test]
-async fn an_exhausted_budget_does_not_hide_an_end_that_is_already_there() {
+async fn an_exhausted_budget_does_not_hide_an_earlier_end() {
     let ctx = BACKGROUND.with_timeout(LONG);
     let (wakes, waker) = Wakes::new();
     let mut run = pin!(ctx.run(pending::<()>()));
@@ -399,7 +399,7 @@ impl From<Error> for Failure {
 }
 
 #[tokio::test(start_paused = true)]
-async fn try_run_makes_one_result_of_two() {
+async fn try_run_flattens_the_result() {
     let ctx = BACKGROUND.with_timeout(ms(100));
     let ok = ctx.try_run(async { Ok::<_, Failure>(1) }).await;
     assert_eq!(ok, Ok(1));
@@ -491,7 +491,7 @@ async fn within_ends_with_its_parent() {
     let mut called = false;
     let dead = parent.within(ms(30), async |_ctx: Context| called = true).await;
     assert_same(&dead.unwrap_err(), &ended(&parent));
-    assert!(!called, "a dead context started work");
+    assert!(!called, "an ended context started work");
 }
 
 #[tokio::test(start_paused = true)]
@@ -511,7 +511,7 @@ async fn the_context_of_within_ends_when_within_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn within_no_time_starts_no_work() {
+async fn within_zero_time_starts_no_work() {
     let mut called = false;
     let error = BACKGROUND.within(ms(0), async |_ctx: Context| called = true).await.unwrap_err();
     assert!(error.is_deadline_exceeded());
@@ -519,7 +519,7 @@ async fn within_no_time_starts_no_work() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn sleep_sleeps_to_the_end_or_until_the_context_ends() {
+async fn sleep_lasts_its_time_or_until_the_context_ends() {
     let start = Instant::now();
     let ctx = BACKGROUND.with_timeout(ms(100));
     ctx.sleep(ms(40)).await.unwrap();
@@ -538,7 +538,7 @@ async fn sleep_sleeps_to_the_end_or_until_the_context_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn sleep_is_ended_by_a_cancel_however_long_it_was_to_be() {
+async fn a_cancel_ends_a_sleep_of_any_length() {
     for long in [LONG, Duration::MAX] {
         let scope = BACKGROUND.with_cancel();
         let ctx = scope.clone();

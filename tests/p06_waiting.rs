@@ -335,7 +335,7 @@ async fn the_deadline_outlives_the_first_to_wait_for_it() {
         drop(waits.remove(go));
         tokio::time::sleep(ms(100)).await;
         tokio::task::yield_now().await;
-        assert!(wakes.count() >= 2, "somebody was not woken at the deadline");
+        assert!(wakes.count() >= 2, "a waiter was not woken at the deadline");
         for wait in waits {
             assert!(poll_once(wait).is_ready());
         }
@@ -580,12 +580,12 @@ fn a_wait_on_background_never_ends_and_costs_nothing() {
     }
     drop(waker);
     assert_eq!(wakes.count(), 0);
-    assert_eq!(Arc::strong_count(&wakes), 1, "background can never wake anybody");
+    assert_eq!(Arc::strong_count(&wakes), 1, "background never wakes a task");
 }
 
 /// A future that has resolved can be kept, for example in a struct or a `join_all`. It keeps no waker, whatever
 /// it has returned.
-mod what_is_over_keeps_no_waker {
+mod resolved_futures_keep_no_waker {
     use std::future::Future;
     use std::pin::Pin;
     use std::sync::Arc;
@@ -605,7 +605,7 @@ mod what_is_over_keeps_no_waker {
         assert!(poll(future.as_mut(), &waker).is_pending());
         assert!(Arc::strong_count(&wakes) > 2, "it does not wait");
         resolve();
-        let Poll::Ready(output) = poll(future.as_mut(), &waker) else { panic!("it still waits") };
+        let Poll::Ready(output) = poll(future.as_mut(), &waker) else { panic!("it is still pending") };
         assert_eq!(Arc::strong_count(&wakes), 2, "a waker was kept");
         drop(future);
         output
@@ -650,7 +650,7 @@ mod what_is_over_keeps_no_waker {
 
     /// A scope that is owned by a step ends with the step.
     #[test]
-    fn nor_its_scope() {
+    fn a_step_that_owns_its_scope_ends_the_scope() {
         let scope = BACKGROUND.with_cancel();
         let ctx = scope.clone();
         let (send, receiver) = oneshot::channel();
@@ -665,7 +665,7 @@ mod what_is_over_keeps_no_waker {
     /// Polling again panics, as for an `async fn`.
     #[test]
     #[should_panic(expected = "polled again after it was ready")]
-    fn nor_may_it_be_polled_again() {
+    fn a_resolved_future_panics_when_polled_again() {
         let ctx = BACKGROUND.with_cancel();
         let mut run = pin!(ctx.run(std::future::ready(1)));
         assert!(poll(run.as_mut(), Waker::noop()).is_ready());

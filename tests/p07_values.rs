@@ -30,7 +30,7 @@ fn background_carries_nothing() {
 }
 
 #[test]
-fn a_value_is_found_by_its_type_alone() {
+fn a_value_is_found_by_its_type() {
     let one = BACKGROUND.with_value(RequestId(1));
     assert_eq!(one.value(), Some(&RequestId(1)));
     assert_eq!(one.value::<Tenant>(), None);
@@ -102,7 +102,7 @@ fn a_private_newtype_is_a_private_key() {
 }
 
 #[test]
-fn every_derivation_hands_values_on() {
+fn every_derivation_propagates_values() {
     let parent = BACKGROUND.with_value(RequestId(7)).with_value(User("a"));
     let cancel = parent.with_cancel();
     let timeout = cancel.with_timeout(LONG);
@@ -258,8 +258,8 @@ fn values_are_read_from_any_thread() {
 
 #[test]
 fn debug_and_display_never_print_a_value() {
-    struct Shouts;
-    impl fmt::Debug for Shouts {
+    struct PrintsSecret;
+    impl fmt::Debug for PrintsSecret {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("hunter2")
         }
@@ -267,7 +267,7 @@ fn debug_and_display_never_print_a_value() {
     let ctx = BACKGROUND
         .with_value(String::from("hunter2"))
         .with_value("hunter2")
-        .with_value(Shouts)
+        .with_value(PrintsSecret)
         .with_value(Box::<dyn fmt::Debug + Send + Sync>::from(Box::new("hunter2")))
         .with_value(123_456_789_u64);
     let child = ctx.with_timeout(LONG);

@@ -15,7 +15,7 @@ use tokio_ctx::{CancelScope, Context};
 static BACKGROUND: Context = Context::background();
 
 /// Runs all tasks that are ready, on a current-thread runtime.
-async fn settle() {
+async fn run_ready_tasks() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
     }
@@ -25,16 +25,16 @@ async fn settle() {
 fn it_runs_after_a_cancel_and_not_before() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
-        let (tell, mut told) = mpsc::unbounded_channel();
+        let (sender, mut receiver) = mpsc::unbounded_channel();
         let asked = ctx.clone();
-        let handle = ctx.after_func(move || async move { tell.send(asked.err()).unwrap() });
-        settle().await;
-        assert!(told.try_recv().is_err(), "it ran before the end");
+        let handle = ctx.after_func(move || async move { sender.send(asked.err()).unwrap() });
+        run_ready_tasks().await;
+        assert!(receiver.try_recv().is_err(), "it ran before the end");
         ctx.cancel_with(Cause("over"));
-        let error = told.recv().await.unwrap().expect("it ran although nothing had ended");
+        let error = receiver.recv().await.unwrap().expect("it ran before the end");
         assert_eq!(word(&error), Some("over"));
-        assert!(!handle.stop(), "it cannot be stopped any more");
-        assert!(told.recv().await.is_none(), "it ran twice");
+        assert!(!handle.stop(), "it can no longer be stopped");
+        assert!(receiver.recv().await.is_none(), "it ran twice");
     });
 }
 
@@ -42,9 +42,9 @@ fn it_runs_after_a_cancel_and_not_before() {
 async fn it_runs_after_a_deadline_without_other_waiters() {
     let start = Instant::now();
     let ctx = BACKGROUND.with_timeout(ms(100));
-    let (tell, told) = oneshot::channel();
-    let _handle = ctx.after_func(|| async { tell.send(Instant::now()).unwrap() });
-    let ran = told.await.unwrap() - start;
+    let (sender, receiver) = oneshot::channel();
+    let _handle = ctx.after_func(|| async { sender.send(Instant::now()).unwrap() });
+    let ran = receiver.await.unwrap() - start;
     assert!(ran >= ms(100) && ran <= ms(101), "{ran:?}");
     drop(ctx);
 }
@@ -57,9 +57,9 @@ fn it_runs_at_once_if_the_context_has_ended() {
         let late = BACKGROUND.with_timeout(ms(0));
         let child = canceled.with_cancel();
         for ctx in [canceled, late, child] {
-            let (tell, told) = oneshot::channel();
-            let _handle = ctx.after_func(|| async { tell.send(()).unwrap() });
-            told.await.unwrap();
+            let (sender, receiver) = oneshot::channel();
+            let _handle = ctx.after_func(|| async { sender.send(()).unwrap() });
+            receiver.await.unwrap();
         }
     });
 }
@@ -68,26 +68,26 @@ fn it_runs_at_once_if_the_context_has_ended() {
 fn stopped_it_never_runs() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
-        let (tell, told) = oneshot::channel::<()>();
-        let handle = ctx.after_func(|| async { tell.send(()).unwrap() });
+        let (sender, receiver) = oneshot::channel::<()>();
+        let handle = ctx.after_func(|| async { sender.send(()).unwrap() });
         assert!(handle.stop());
-        assert!(!handle.stop(), "only the first call made it so");
+        assert!(!handle.stop(), "only the first call stops it");
         ctx.cancel();
         assert!(!handle.stop());
-        assert!(told.await.is_err(), "it ran after all");
+        assert!(receiver.await.is_err(), "it ran after all");
     });
 }
 
 #[test]
-fn stopped_before_its_task_was_ever_polled_it_never_runs() {
+fn stopped_before_its_task_was_polled_it_never_runs() {
     current_thread().block_on(async {
         let ctx = BACKGROUND.with_cancel();
-        let (tell, told) = oneshot::channel::<()>();
+        let (sender, receiver) = oneshot::channel::<()>();
         // No await in between: its task has not run yet.
-        let handle = ctx.after_func(|| async { tell.send(()).unwrap() });
+        let handle = ctx.after_func(|| async { sender.send(()).unwrap() });
         assert!(handle.stop());
         ctx.cancel();
-        assert!(told.await.is_err(), "it ran after all");
+        assert!(receiver.await.is_err(), "it ran after all");
     });
 }
 
@@ -103,8 +103,8 @@ fn once_the_context_has_ended_stop_answers_false_and_it_runs() {
         for ended_before in [false, true] {
             current_thread().block_on(async {
                 let ctx = BACKGROUND.with_timeout(if number == 2 { ms(1) } else { LONG });
-                let (tell, told) = oneshot::channel();
-                let f = || async { tell.send("ran").unwrap() };
+                let (sender, receiver) = oneshot::channel();
+                let f = || async { sender.send("ran").unwrap() };
                 // No await in between: its task has not run yet.
                 let handle = if ended_before {
                     end(&ctx);
@@ -116,31 +116,31 @@ fn once_the_context_has_ended_stop_answers_false_and_it_runs() {
                 };
                 assert!(!handle.stop());
                 assert!(!handle.stop());
-                assert_eq!(told.await, Ok("ran"));
+                assert_eq!(receiver.await, Ok("ran"));
             });
         }
     }
 }
 
 #[test]
-fn stop_does_not_interrupt_what_has_started() {
+fn stop_does_not_interrupt_a_started_function() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
-        let (tell, mut told) = mpsc::unbounded_channel();
+        let (sender, mut receiver) = mpsc::unbounded_channel();
         let go_on = Arc::new(Notify::new());
         let resume = go_on.clone();
         let handle = ctx.after_func(move || async move {
-            tell.send("started").unwrap();
+            sender.send("started").unwrap();
             resume.notified().await;
-            tell.send("finished").unwrap();
+            sender.send("finished").unwrap();
         });
         ctx.cancel();
-        assert_eq!(told.recv().await, Some("started"));
+        assert_eq!(receiver.recv().await, Some("started"));
         assert!(!handle.stop());
         drop(handle);
         go_on.notify_one();
-        assert_eq!(told.recv().await, Some("finished"));
-        assert_eq!(told.recv().await, None);
+        assert_eq!(receiver.recv().await, Some("finished"));
+        assert_eq!(receiver.recv().await, None);
     });
 }
 
@@ -149,15 +149,15 @@ fn cancel_does_not_wait_for_it() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let (meet, met) = oneshot::channel::<()>();
-        let (tell, told) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let _handle = ctx.after_func(|| async {
             met.await.unwrap(); // ready only after cancel has returned
-            tell.send(()).unwrap();
+            sender.send(()).unwrap();
         });
-        settle().await;
+        run_ready_tasks().await;
         ctx.cancel();
         meet.send(()).unwrap();
-        told.await.unwrap();
+        receiver.await.unwrap();
     });
 }
 
@@ -165,13 +165,13 @@ fn cancel_does_not_wait_for_it() {
 fn dropping_the_handle_changes_nothing() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
-        let (tell, mut told) = mpsc::unbounded_channel();
-        drop(ctx.after_func(move || async move { tell.send(()).unwrap() }));
-        settle().await;
-        assert!(told.try_recv().is_err(), "it ran before the end");
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        drop(ctx.after_func(move || async move { sender.send(()).unwrap() }));
+        run_ready_tasks().await;
+        assert!(receiver.try_recv().is_err(), "it ran before the end");
         ctx.cancel();
-        assert_eq!(told.recv().await, Some(()));
-        assert_eq!(told.recv().await, None);
+        assert_eq!(receiver.recv().await, Some(()));
+        assert_eq!(receiver.recv().await, None);
     });
 }
 
@@ -180,26 +180,26 @@ fn it_needs_no_other_handle_of_its_context() {
     on_both(|| async {
         let scope = BACKGROUND.with_cancel();
         let parent = scope.clone();
-        let (tell, told) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         {
             let child = parent.with_cancel().detach();
-            let _handle = child.after_func(|| async { tell.send(()).unwrap() });
+            let _handle = child.after_func(|| async { sender.send(()).unwrap() });
         }
         drop(parent);
         scope.cancel();
-        told.await.unwrap();
+        receiver.await.unwrap();
     });
 }
 
 #[tokio::test(start_paused = true)]
 async fn it_runs_at_the_deadline_of_a_context_without_handles() {
-    let (tell, told) = oneshot::channel();
+    let (sender, receiver) = oneshot::channel();
     {
         let ctx = BACKGROUND.with_timeout(ms(100)).detach();
-        let _handle = ctx.after_func(|| async { tell.send(Instant::now()).unwrap() });
+        let _handle = ctx.after_func(|| async { sender.send(Instant::now()).unwrap() });
     }
     let before = Instant::now();
-    assert!(told.await.unwrap() - before >= ms(100));
+    assert!(receiver.await.unwrap() - before >= ms(100));
 }
 
 /// Three functions and the test run on four different tasks.
@@ -208,16 +208,16 @@ fn each_runs_on_a_task_of_its_own() {
     on_both(|| async {
         let outcome = tokio::spawn(async {
             let ctx = BACKGROUND.with_cancel();
-            let (tell, mut told) = mpsc::unbounded_channel();
+            let (sender, mut receiver) = mpsc::unbounded_channel();
             for _ in 0..3 {
-                let tell = tell.clone();
+                let sender = sender.clone();
                 let _handle =
-                    ctx.after_func(move || async move { tell.send(tokio::task::id()).unwrap() });
+                    ctx.after_func(move || async move { sender.send(tokio::task::id()).unwrap() });
             }
             ctx.cancel();
             let mut ids = vec![tokio::task::id()];
             for _ in 0..3 {
-                ids.push(told.recv().await.unwrap());
+                ids.push(receiver.recv().await.unwrap());
             }
             ids
         });
@@ -230,14 +230,14 @@ fn each_runs_on_a_task_of_its_own() {
 
 /// A function that never finishes does not delay the others.
 #[test]
-fn one_that_hangs_does_not_keep_others_from_running() {
+fn one_that_hangs_does_not_prevent_others_from_running() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let _stuck = ctx.after_func(std::future::pending);
-        let (tell, told) = oneshot::channel();
-        let _handle = ctx.after_func(|| async { tell.send(()).unwrap() });
+        let (sender, receiver) = oneshot::channel();
+        let _handle = ctx.after_func(|| async { sender.send(()).unwrap() });
         ctx.cancel();
-        told.await.unwrap();
+        receiver.await.unwrap();
     });
 }
 
@@ -245,42 +245,42 @@ fn one_that_hangs_does_not_keep_others_from_running() {
 fn it_runs_when_the_cancel_comes_from_outside_the_runtime() {
     on_both(|| async {
         let (ctx, guard) = BACKGROUND.with_cancel().split();
-        let (tell, told) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let _handle =
-            ctx.after_func(|| async { tell.send(tokio::runtime::Handle::try_current()).unwrap() });
+            ctx.after_func(|| async { sender.send(tokio::runtime::Handle::try_current()).unwrap() });
         thread::spawn(move || guard.cancel()).join().unwrap();
-        assert!(told.await.unwrap().is_ok(), "it runs on the runtime it was made on");
+        assert!(receiver.await.unwrap().is_ok(), "it runs on the runtime it was made on");
     });
 }
 
 #[test]
-fn one_on_a_context_that_never_ends_keeps_nothing_and_can_be_stopped() {
+fn on_a_context_that_never_ends_it_holds_nothing_and_can_be_stopped() {
     let ctx = BACKGROUND.with_value(1).with_cancel();
     for never in [BACKGROUND.clone(), BACKGROUND.with_value(1), ctx.without_cancel()] {
         let drops = Drops::default();
         let counted = drops.counted();
         // No task waits for an end that never comes, so no runtime is needed.
         let handle = never.after_func(|| async move { drop(counted) });
-        assert_eq!(drops.count(), 1, "it should be dropped");
+        assert_eq!(drops.count(), 1, "the function was kept");
         assert!(handle.stop());
         assert!(!handle.stop());
     }
 }
 
 #[test]
-fn stopped_it_lets_go_of_all_it_held() {
+fn stopped_it_drops_all_it_held() {
     current_thread().block_on(async {
         let root = BACKGROUND.with_cancel();
         let (values, captured) = (Drops::default(), Drops::default());
         let ctx = root.context().with_value(values.counted()).with_timeout(LONG);
         let counted = captured.counted();
         let handle = ctx.after_func(|| async move { drop(counted) });
-        settle().await;
+        run_ready_tasks().await;
         assert!(handle.stop());
         drop(ctx);
-        settle().await;
+        run_ready_tasks().await;
         assert_eq!((values.count(), captured.count()), (1, 1));
-        assert!(!handle.stop(), "and the handle may stay");
+        assert!(!handle.stop(), "the handle was kept");
     });
 }
 
@@ -293,13 +293,13 @@ fn stop_and_run_exclude_each_other() {
             for round in 0..1000 {
                 let (ctx, guard) = BACKGROUND.with_cancel().split();
                 let runs = Arc::new(AtomicUsize::new(0));
-                let (tell, told) = oneshot::channel::<()>();
+                let (sender, receiver) = oneshot::channel::<()>();
                 let handle = {
                     let _in_runtime = runtime.enter();
                     let runs = runs.clone();
                     ctx.after_func(move || async move {
                         runs.fetch_add(1, Ordering::SeqCst);
-                        tell.send(()).unwrap();
+                        sender.send(()).unwrap();
                     })
                 };
                 let start = Arc::new(Barrier::new(3));
@@ -319,11 +319,11 @@ fn stop_and_run_exclude_each_other() {
                 };
                 let ran = runtime.block_on(async {
                     start.wait();
-                    timeout(HANG, told).await.expect("neither run nor dropped").is_ok()
+                    timeout(HANG, receiver).await.expect("neither run nor dropped").is_ok()
                 });
                 cancel.join().unwrap();
                 let (stopped, again) = stop.join().unwrap();
-                assert_ne!(stopped, ran, "round {round}: stop said {stopped}, it ran: {ran}");
+                assert_ne!(stopped, ran, "round {round}: stop returned {stopped}, it ran: {ran}");
                 assert!(!again);
                 assert_eq!(runs.load(Ordering::SeqCst), usize::from(ran));
             }
@@ -332,14 +332,14 @@ fn stop_and_run_exclude_each_other() {
 }
 
 #[test]
-fn of_two_stops_at_once_one_made_it_so() {
+fn of_two_concurrent_stops_one_returns_true() {
     watched(|| {
         let runtime = common::multi_thread(1);
         for _ in 0..1000 {
             let ctx = BACKGROUND.with_cancel();
             let handle = {
                 let _in_runtime = runtime.enter();
-                Arc::new(ctx.after_func(|| async { unreachable!("nothing ends it") }))
+                Arc::new(ctx.after_func(|| async { unreachable!("the context does not end") }))
             };
             let start = Arc::new(Barrier::new(2));
             let stops = [0, 1].map(|_| {
@@ -357,15 +357,15 @@ fn of_two_stops_at_once_one_made_it_so() {
 
 /// The function's work is not stopped by the end of the context.
 #[tokio::test(start_paused = true)]
-async fn what_it_does_is_not_bounded_by_the_ended_context() {
+async fn its_work_is_not_bounded_by_the_ended_context() {
     let ctx = BACKGROUND.with_cancel();
-    let (tell, told) = oneshot::channel();
+    let (sender, receiver) = oneshot::channel();
     let _handle = ctx.after_func(|| async {
         tokio::time::sleep(LONG).await;
-        tell.send("cleaned up").unwrap();
+        sender.send("cleaned up").unwrap();
     });
     ctx.cancel();
-    assert_eq!(told.await, Ok("cleaned up"));
+    assert_eq!(receiver.await, Ok("cleaned up"));
     assert!(ended(&ctx).is_canceled());
 }
 
@@ -387,7 +387,7 @@ fn two_contexts_can_be_tied_together_with_it() {
 
 /// A blocking read that only `shutdown` of its socket can interrupt.
 #[tokio::test]
-async fn it_interrupts_what_knows_nothing_of_contexts() {
+async fn it_interrupts_code_that_does_not_know_contexts() {
     let ctx = BACKGROUND.with_timeout(ms(1));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();

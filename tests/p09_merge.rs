@@ -19,16 +19,16 @@ use tokio_ctx::{CancelScope, Context};
 static BACKGROUND: Context = Context::background();
 
 /// The ways in which a scope, or the guard split from it, can end its context.
-const HANDS: [fn(CancelScope); 4] = [
+const WAYS: [fn(CancelScope); 4] = [
     |scope| scope.cancel(),
-    |scope| scope.cancel_with(Cause("by hand")),
+    |scope| scope.cancel_with(Cause("by way")),
     drop,
     |scope| drop(scope.split().1),
 ];
 
 #[test]
 fn either_parent_ends_it_with_its_own_error() {
-    for hand in HANDS {
+    for way in WAYS {
         for which in [0, 1] {
             for waited in [false, true] {
                 let (left, right) = (BACKGROUND.with_cancel(), BACKGROUND.with_cancel());
@@ -41,25 +41,25 @@ fn either_parent_ends_it_with_its_own_error() {
                 }
                 let [scope, second] = if which == 0 { [left, right] } else { [right, left] };
                 let first = scope.clone();
-                hand(scope);
+                way(scope);
                 assert_eq!(wakes.count(), usize::from(waited));
                 assert!(merged.is_done());
                 assert_same(&ended(&merged), &ended(&first));
                 assert!(poll(wait.as_mut(), &waker).is_ready());
-                assert!(answer(&second).is_none(), "an end went up");
+                assert!(answer(&second).is_none(), "the end reached an ancestor");
             }
         }
     }
 }
 
 #[tokio::test]
-async fn its_own_scope_ends_it_alone() {
-    for hand in HANDS {
+async fn its_own_scope_ends_neither_parent() {
+    for way in WAYS {
         let left = BACKGROUND.with_cancel();
         let right = BACKGROUND.with_timeout(LONG);
         let scope = left.merge(&right);
         let merged = scope.clone();
-        hand(scope);
+        way(scope);
         assert!(ended(&merged).is_canceled());
         assert!(answer(&left).is_none());
         assert!(answer(&right).is_none());
@@ -67,7 +67,7 @@ async fn its_own_scope_ends_it_alone() {
 }
 
 #[test]
-fn the_first_of_both_ends_stands() {
+fn the_first_of_both_ends_applies() {
     for which in [0, 1] {
         for waited in [false, true] {
             let (left, right) = (BACKGROUND.with_cancel(), BACKGROUND.with_cancel());
@@ -88,16 +88,16 @@ fn the_first_of_both_ends_stands() {
 
 /// The parents end one after the other on the paused clock, in every way, without a query in between.
 #[tokio::test(start_paused = true)]
-async fn the_first_end_holds_although_unobserved() {
-    for hand in HANDS {
+async fn the_first_end_applies_although_unobserved() {
+    for way in WAYS {
         for which in [0, 1] {
             let (left, right) = (BACKGROUND.with_cancel(), BACKGROUND.with_cancel());
             let merged = left.merge(&right);
             let (first, second) = if which == 0 { (left, right) } else { (right, left) };
             let (first_ctx, _second_ctx) = (first.clone(), second.clone());
-            hand(first);
+            way(first);
             advance(ms(10)).await;
-            hand(second);
+            way(second);
             advance(ms(10)).await;
             assert_same(&ended(&merged), &ended(&first_ctx));
         }
@@ -105,7 +105,7 @@ async fn the_first_end_holds_although_unobserved() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_earlier_deadline_holds_whosever_it_is() {
+async fn the_earlier_deadline_of_either_parent_applies() {
     let start = Instant::now();
     for (left_ms, right_ms, own) in [(100, 200, 0), (200, 100, 1)] {
         let left = BACKGROUND.with_timeout(ms(left_ms));
@@ -135,18 +135,18 @@ async fn a_wait_ends_at_the_earlier_deadline_with_its_error() {
         let two = BACKGROUND.with_timeout_cause(ms(200), Cause("two"));
         let merged = if swap { two.merge(&one) } else { one.merge(&two) };
         let below = merged.with_cancel();
-        let told = below.done().await;
+        let reported = below.done().await;
         assert!(start.elapsed() >= ms(100) && start.elapsed() <= ms(101));
-        assert_eq!(word(&told), Some("one"));
+        assert_eq!(word(&reported), Some("one"));
         for ctx in [&merged, &one, &below] {
-            assert_same(&ended(ctx), &told);
+            assert_same(&ended(ctx), &reported);
         }
         assert!(answer(&two).is_none());
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unseen_deadline_of_either_ends_it() {
+async fn an_unobserved_deadline_of_either_parent_ends_it() {
     for case in 0..8 {
         let (swap, looked, waited) = (case & 1 != 0, case & 2 != 0, case & 4 != 0);
         let timed = BACKGROUND.with_timeout(ms(100));
@@ -209,7 +209,7 @@ fn values_come_from_self_first_then_from_other() {
     assert_eq!(other.value(), Some(&1_u8));
     let nearest = merged.with_value("nearest");
     assert_eq!(nearest.value(), Some(&"nearest"));
-    assert_eq!(left.value::<u16>(), None, "values went up");
+    assert_eq!(left.value::<u16>(), None, "a value is visible in an ancestor");
     // `without_cancel` keeps the values.
     assert_eq!(other.without_cancel().value(), Some(&2_u16));
 }
@@ -244,7 +244,7 @@ fn merging_with_background_or_itself_or_a_relative_is_a_child() {
 }
 
 #[test]
-fn what_is_below_a_merge_ends_with_it() {
+fn descendants_of_a_merge_end_with_it() {
     let left = BACKGROUND.with_cancel();
     let right = BACKGROUND.with_cancel();
     let mut chain = vec![left.merge(&right)];
@@ -293,9 +293,9 @@ fn an_ancestor_of_either_parent_ends_it() {
 
 /// Paths that fork and merge forty times: 2^40 paths to the root, and an immediate result.
 #[test]
-fn merges_of_merges_are_asked_in_no_time() {
+fn merges_of_merges_are_queried_in_no_time() {
     watched(|| {
-        let runtime = common::current_thread(); // for the timers that `done` asks for
+        let runtime = common::current_thread(); // for the timers that `done` needs
         let _entered = runtime.enter();
         for waited in [false, true] {
             let root = BACKGROUND.with_cancel();
@@ -318,7 +318,7 @@ fn merges_of_merges_are_asked_in_no_time() {
 
 /// Random graphs of derivations and merges. After one context is canceled, exactly its descendants have ended.
 #[test]
-fn an_end_spreads_along_every_edge_and_no_other() {
+fn an_end_propagates_along_every_edge_and_no_other() {
     for seed in 0..300 {
         let mut dice = Dice::new(seed);
         let mut nodes: Vec<(CancelScope, Vec<usize>)> = Vec::new();
@@ -354,7 +354,7 @@ fn an_end_spreads_along_every_edge_and_no_other() {
 }
 
 #[test]
-fn dropping_either_parents_handle_leaves_it_to_the_other() {
+fn dropping_the_handle_of_one_parent_leaves_it_to_the_other() {
     for which in [0, 1] {
         let (left, left_guard) = BACKGROUND.with_cancel().split();
         let (right, right_guard) = BACKGROUND.with_cancel().split();

@@ -95,7 +95,7 @@ fn allocations<R>(mut f: impl FnMut() -> R) -> usize {
 }
 
 #[test]
-fn deriving_allocates_once_and_asking_never() {
+fn deriving_allocates_once_and_querying_never() {
     let runtime = current_thread();
     let _entered = runtime.enter();
     let parent = BACKGROUND.with_cancel();
@@ -112,8 +112,8 @@ fn deriving_allocates_once_and_asking_never() {
     let timed = parent.with_timeout(LONG);
     let child = timed.context().with_value(1_u8).with_cancel();
     for ctx in [&BACKGROUND, parent.context(), timed.context(), child.context()] {
-        let ask = || (ctx.is_done(), ctx.err().is_none(), ctx.check().is_ok(), ctx.remaining());
-        assert_eq!(allocations(ask), 0);
+        let query = || (ctx.is_done(), ctx.err().is_none(), ctx.check().is_ok(), ctx.remaining());
+        assert_eq!(allocations(query), 0);
         assert_eq!(allocations(|| ctx.value::<u8>().copied()), 0);
         assert_eq!(allocations(|| ctx.value::<u16>().copied()), 0);
     }
@@ -143,7 +143,7 @@ fn endings() -> [Ending; 6] {
 /// Every derivation, below the background and below a context that stays, with and without queries and waits,
 /// and every way to end the scope.
 #[test]
-fn a_context_that_came_and_went_leaves_nothing() {
+fn a_dropped_context_leaves_nothing() {
     type Derive = fn(&Context) -> CancelScope;
     let derivations: [(&str, Derive); 9] = [
         ("with_cancel", |ctx| ctx.with_cancel()),
@@ -178,7 +178,7 @@ fn a_context_that_came_and_went_leaves_nothing() {
     for (root, name) in roots {
         for (derivation, derive) in derivations {
             for (ending, end) in endings() {
-                leaves_nothing(&format!("{derivation} of {name}, unseen, {ending}"), || {
+                leaves_nothing(&format!("{derivation} of {name}, unobserved, {ending}"), || {
                     end(derive(root))
                 });
                 for waits in [0, 1, 3] {
@@ -200,7 +200,7 @@ fn a_context_that_came_and_went_leaves_nothing() {
 }
 
 #[test]
-fn handles_may_go_in_any_order() {
+fn handles_may_be_dropped_in_any_order() {
     let runtime = current_thread();
     let _entered = runtime.enter();
     let root = BACKGROUND.with_cancel();
@@ -264,9 +264,9 @@ fn a_cause_is_freed_with_its_last_error() {
     assert_eq!(drops.count(), 3, "the deadline's cause");
 }
 
-/// The other one of two parents stays, and so does the token.
+/// The other parent stays, or the token.
 #[test]
-fn merges_and_tokens_leave_those_that_live_on() {
+fn merges_and_tokens_leave_nothing_in_their_parents() {
     let left = BACKGROUND.with_cancel();
     let right = BACKGROUND.with_cancel();
     let token = CancellationToken::new();
@@ -331,7 +331,7 @@ fn a_handed_out_token_keeps_no_context() {
     leaves_nothing("cancellation_token of a context that lives on", || {
         assert!(!left.cancellation_token().is_cancelled());
     });
-    leaves_nothing("cancellation_token held beyond its context", || {
+    leaves_nothing("cancellation_token that outlives its context", || {
         let parent_scope = left.with_cancel();
         let parent = parent_scope.clone();
         let ctx = parent.with_cancel().detach();
@@ -358,10 +358,10 @@ fn a_million_waits_on_one_context_leave_nothing() {
             assert!(poll(beside.as_mut(), Waker::noop()).is_pending());
         }
         for ctx in [&plain, &timed, &child] {
-            let turn = || assert!(poll_once(ctx.done()).is_pending());
-            (0..1_000).for_each(|_| turn());
+            let wait_once = || assert!(poll_once(ctx.done()).is_pending());
+            (0..1_000).for_each(|_| wait_once());
             let before = live();
-            (0..333_333).for_each(|_| turn());
+            (0..333_333).for_each(|_| wait_once());
             assert_eq!(live(), before);
         }
     }
@@ -369,9 +369,9 @@ fn a_million_waits_on_one_context_leave_nothing() {
 
 /// Memory for many contexts is freed when they are gone.
 #[test]
-fn a_crowd_that_left_takes_its_room_along() {
+fn many_contexts_that_were_dropped_leave_no_memory() {
     let ctx = BACKGROUND.with_cancel();
-    let crowd = |size: usize| {
+    let add_and_drop = |size: usize| {
         let waits: Vec<_> = (0..size)
             .map(|_| {
                 let mut wait = Box::pin(ctx.done());
@@ -381,18 +381,18 @@ fn a_crowd_that_left_takes_its_room_along() {
             .collect();
         drop(waits);
     };
-    crowd(10);
+    add_and_drop(10);
     let before = live();
-    crowd(100_000);
-    assert!(live() - before < 64 * 1024, "{} bytes kept for nobody", live() - before);
+    add_and_drop(100_000);
+    assert!(live() - before < 64 * 1024, "{} bytes are kept", live() - before);
 }
 
 /// The memory of the runtime counts as well, so a leaked task would be detected.
 #[test]
-fn tasks_that_came_and_went_leave_nothing() {
+fn finished_tasks_leave_nothing() {
     let runtime = current_thread();
     let root = BACKGROUND.with_cancel();
-    let turns = || async {
+    let yields = || async {
         for _ in 0..4 {
             tokio::task::yield_now().await;
         }
@@ -418,7 +418,7 @@ fn tasks_that_came_and_went_leave_nothing() {
             let handle = root.after_func(|| async {});
             tokio::task::yield_now().await;
             assert!(handle.stop());
-            turns().await;
+            yields().await;
         });
     });
     leaves_nothing("after_func, run", || {
@@ -427,7 +427,7 @@ fn tasks_that_came_and_went_leave_nothing() {
             let _handle = ctx.after_func(|| async {});
             tokio::task::yield_now().await;
             ctx.cancel();
-            turns().await;
+            yields().await;
         });
     });
     leaves_nothing("cancellation_token of a deadline", || {
@@ -436,7 +436,7 @@ fn tasks_that_came_and_went_leave_nothing() {
             let token = ctx.cancellation_token();
             tokio::task::yield_now().await;
             ctx.cancel();
-            turns().await;
+            yields().await;
             assert!(token.is_cancelled());
         });
     });
@@ -678,9 +678,9 @@ fn a_million_wide_dropped_alive() {
     });
 }
 
-/// A depth at which it would show if queries, derivations or waits took longer at greater depth.
+/// Deep enough to show whether queries, derivations or waits take longer at greater depth.
 #[test]
-fn deep_below_a_token_it_is_not_slow() {
+fn queries_deep_below_a_token_are_not_slow() {
     on_a_small_stack(|| {
         let token = CancellationToken::new();
         let top = BACKGROUND.with_token(&token);

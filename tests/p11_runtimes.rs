@@ -119,14 +119,14 @@ fn waiting_on_a_deadline_outside_a_runtime_panics_with_the_reason() {
             assert!(text.contains("Tokio") && text.contains("runtime"), "{text}");
         }
     }
-    // Only that wait is lost.
+    // Only that wait fails.
     assert!(!child.is_done());
     timed.cancel();
     assert_same(&block_on(child.done()), &ended(&timed));
 }
 
 #[test]
-fn waiting_on_a_deadline_without_a_time_driver_panics_with_the_remedy() {
+fn waiting_on_a_deadline_without_a_time_driver_panics_with_the_solution() {
     for runtime in without_time() {
         let timed = BACKGROUND.with_timeout(LONG);
         let child = timed.with_cancel();
@@ -152,7 +152,7 @@ fn waiting_on_a_deadline_without_a_time_driver_panics_with_the_remedy() {
 }
 
 #[test]
-fn without_a_time_driver_all_the_rest_works() {
+fn without_a_time_driver_everything_else_works() {
     for runtime in without_time() {
         runtime.block_on(async {
             let ctx = BACKGROUND.with_cancel();
@@ -170,7 +170,7 @@ fn without_a_time_driver_all_the_rest_works() {
 }
 
 #[test]
-fn real_deadlines_end_waits_on_every_flavour() {
+fn real_deadlines_end_waits_on_every_flavor() {
     watched(|| {
         for runtime in both() {
             runtime.block_on(async {
@@ -301,7 +301,7 @@ fn a_wait_may_outlive_the_runtime_it_began_on() {
                     assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
                 });
                 let _first = stays.then_some(first);
-                assert!(!ctx.is_done(), "the shutdown itself is no end");
+                assert!(!ctx.is_done(), "the shutdown ended the context");
                 paused().block_on(async {
                     let error =
                         timeout(LONG * 2, wait).await.expect("the deadline was lost with the runtime");
@@ -355,7 +355,7 @@ fn a_runtime_shutdown_wakes_waits_that_used_its_timer() {
             drop(first);
             assert!(
                 waits.iter().all(|(wakes, _, _)| wakes.count() >= 1),
-                "left with a timer that is gone"
+                "still registered with a timer that is gone"
             );
             paused().block_on(async {
                 for (_, waker, wait) in &mut waits {
@@ -374,7 +374,7 @@ fn a_runtime_shutdown_wakes_waits_that_used_its_timer() {
 
 /// The timers of a runtime that is not driven do not fire. Waits on another runtime do not depend on it.
 #[test]
-fn a_deadline_does_not_depend_on_a_runtime_that_stands_still() {
+fn a_deadline_does_not_depend_on_a_runtime_that_is_not_driven() {
     watched(|| {
         for waits in [1, 2, 3] {
             let still = current_thread();
@@ -486,7 +486,7 @@ fn waiting_works_on_local_sets_in_blocking_tasks_and_unconstrained() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_paused_clock_that_leaps_ends_what_lies_in_between() {
+async fn a_jump_of_a_paused_clock_ends_every_deadline_in_between() {
     let year = Duration::from_secs(365 * 24 * 3600);
     let contexts: Vec<_> = (1..=10).map(|tenth| BACKGROUND.with_timeout(year / 10 * tenth)).collect();
     let beyond = BACKGROUND.with_timeout(year * 2);

@@ -1,4 +1,4 @@
-//! Promise 12, *errors read like the answer*: one line with Go's words first, then where and why, with the
+//! Promise 12, *errors answer the question*: one line with Go's words first, then where and why, with the
 //! location of the caller. They convert into `std::io::Error`.
 
 mod common;
@@ -149,7 +149,7 @@ fn an_end_by_a_token_names_the_line() {
 
 /// Every method that derives a context records the line of the caller, through all layers of this crate.
 #[test]
-fn every_derivation_notes_the_callers_line() {
+fn every_derivation_records_the_callers_line() {
     let other = Context::background().with_value(1);
     let token = CancellationToken::new();
     let at = Instant::now() + LONG;
@@ -222,8 +222,8 @@ async fn the_origin_has_the_time_of_the_end() {
     advance(ms(250)).await;
     assert_eq!(ended(&ctx).origin().ended_at(), start + ms(100));
     // For a cancel with a deadline on the path or below: the time of the cancel, however late it is observed.
-    let hands: [fn(CancelScope); 3] = [|scope| scope.cancel(), |scope| scope.cancel_with("cause"), drop];
-    for hand in hands {
+    let ways: [fn(CancelScope); 3] = [|scope| scope.cancel(), |scope| scope.cancel_with("cause"), drop];
+    for way in ways {
         let at = Instant::now();
         let bounded = BACKGROUND.with_timeout(ms(1000));
         let below = bounded.with_cancel();
@@ -233,7 +233,7 @@ async fn the_origin_has_the_time_of_the_end() {
         drop(merged.merge(&bounded));
         for scope in [below, above, merged, bounded] {
             let (ctx, child) = (scope.clone(), scope.with_cancel());
-            hand(scope);
+            way(scope);
             advance(ms(1)).await;
             assert_eq!(ended(&child).origin().ended_at(), ended(&ctx).origin().ended_at());
             assert!(ended(&ctx).origin().ended_at() <= at + ms(3));
@@ -242,18 +242,18 @@ async fn the_origin_has_the_time_of_the_end() {
     }
     // Otherwise: the time of the first query, which does not change. With a cause, the error is created at the
     // end.
-    for (hand, known) in hands.into_iter().zip([false, true, false]) {
+    for (way, known) in ways.into_iter().zip([false, true, false]) {
         let at = Instant::now();
         let scope = BACKGROUND.with_cancel();
         let (ctx, child) = (scope.clone(), scope.with_cancel());
         let wait = tokio::spawn(ctx.done_owned());
-        hand(scope);
+        way(scope);
         advance(ms(250)).await;
-        let asked = ended(&child).origin().ended_at();
-        assert_eq!(asked, if known { at } else { at + ms(250) });
+        let reported = ended(&child).origin().ended_at();
+        assert_eq!(reported, if known { at } else { at + ms(250) });
         advance(ms(250)).await;
         assert_same(&wait.await.unwrap(), &ended(&ctx));
-        assert_eq!(ended(&ctx).origin().ended_at(), asked);
+        assert_eq!(ended(&ctx).origin().ended_at(), reported);
     }
 }
 
@@ -270,12 +270,12 @@ fn the_origin_has_the_budget() {
 }
 
 #[test]
-fn the_cause_is_in_the_line_and_can_be_taken_apart() {
+fn the_cause_is_in_the_line_and_can_be_downcast() {
     let ctx = BACKGROUND.with_cancel();
     ctx.cancel_with(io::Error::new(io::ErrorKind::BrokenPipe, "pipe gone"));
     let error = ended(&ctx);
     assert_eq!(error.cause().unwrap().to_string(), "pipe gone");
-    assert!(error.source().is_none(), "the line has it already");
+    assert!(error.source().is_none(), "the line contains it");
     assert_eq!(error.cause_as::<io::Error>().unwrap().kind(), io::ErrorKind::BrokenPipe);
     assert!(error.cause_as::<Cause>().is_none());
 
@@ -286,7 +286,7 @@ fn the_cause_is_in_the_line_and_can_be_taken_apart() {
 }
 
 #[test]
-fn causes_come_as_errors_boxes_and_texts() {
+fn causes_may_be_errors_boxes_and_texts() {
     let boxed: Box<dyn std::error::Error + Send + Sync> = Box::new(Cause("boxed"));
     let ctx = BACKGROUND.with_cancel();
     ctx.cancel_with(boxed);
@@ -328,7 +328,7 @@ fn debug_shows_the_kind_the_cause_and_the_place() {
 }
 
 #[test]
-fn an_error_goes_wherever_errors_go() {
+fn an_error_converts_like_any_other() {
     fn is_error<T: std::error::Error + Send + Sync + Clone + 'static>(error: &T) -> T {
         error.clone()
     }
@@ -358,7 +358,7 @@ fn kinds_compare_and_print() {
 
 /// Code that only knows I/O errors must recognize a timeout, and the standard library must not retry.
 #[test]
-fn it_converts_into_an_io_error() {
+fn it_converts_into_an_io_error_that_is_not_retried() {
     fn read(ctx: &Context) -> io::Result<()> {
         ctx.check()?;
         Ok(())
@@ -384,7 +384,7 @@ fn it_converts_into_an_io_error() {
 }
 
 #[test]
-fn contexts_say_what_they_are() {
+fn background_and_todo_and_derived_contexts_print_their_kind() {
     assert!(BACKGROUND.to_string().contains("background"));
     assert!(format!("{BACKGROUND:?}").contains("background"));
     let todo = Context::todo();

@@ -124,7 +124,7 @@ fn one_that_exits_by_itself_is_reported_as_it_exited() {
 }
 
 #[test]
-fn one_that_obeys_is_stopped_by_sigterm() {
+fn one_that_handles_sigterm_is_stopped_by_it() {
     with_child(
         "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.01; done",
         |mut child, ctx| async move {
@@ -191,7 +191,7 @@ fn one_that_ignores_sigterm_is_killed_after_the_grace_period() {
 }
 
 #[test]
-fn no_grace_is_not_to_ask() {
+fn without_grace_it_is_killed_at_once() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let mut obedient = sh("trap 'exit 0' TERM; echo ready; while :; do sleep 0.01; done");
@@ -208,7 +208,7 @@ fn no_grace_is_not_to_ask() {
 }
 
 #[test]
-fn the_grace_may_be_endless() {
+fn the_grace_may_be_unlimited() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let mut obedient = sh("trap 'exit 4' TERM; echo ready; while :; do sleep 0.01; done");
@@ -322,7 +322,7 @@ fn in_a_group_a_process_that_ignores_sigterm_is_killed() {
 }
 
 #[test]
-fn what_a_command_leaves_in_the_background_by_itself_is_left_alone() {
+fn background_processes_of_a_command_are_not_stopped() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let mut leaves = sh("sleep 3600 >/dev/null 2>&1 & echo $!");
@@ -585,7 +585,7 @@ fn a_stopping_process_can_be_killed_early() {
 
 /// The leader has obeyed; the rest of the group takes time.
 #[test]
-fn so_can_the_rest_of_a_group() {
+fn the_rest_of_a_group_can_be_killed_early() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let stubborn = "(trap '' TERM; echo ready; while :; do sleep 0.01; done) & wait";
@@ -805,7 +805,7 @@ fn an_ended_context_starts_nothing() {
 }
 
 #[test]
-fn what_is_no_program_is_named() {
+fn a_missing_program_is_named() {
     on_both(|| async {
         let mut none = Command::new("/no/such/program");
         let error = none.arg("secret").bounded_by(&BACKGROUND).output().await.unwrap_err();
@@ -863,14 +863,14 @@ fn a_child_that_is_dropped_is_stopped_and_reaped() {
             let pids = pids(&mut lines(&mut child)).await;
             drop(child);
             until(|| !is_there(pids[0])).await;
-            assert!(!ctx.is_done(), "that is the child's own end");
+            assert!(!ctx.is_done(), "the end of the child ended the context");
             drop(ctx);
         },
     );
 }
 
 #[test]
-fn so_is_one_whose_future_is_dropped() {
+fn a_child_whose_future_is_dropped_is_stopped_and_reaped() {
     on_both(|| async {
         let marker = Marker::new("dropped");
         let script = format!("echo $$ > {marker}.new; mv {marker}.new {marker}; exec sleep 3600");

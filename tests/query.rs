@@ -1,8 +1,8 @@
-//! `Context::query` and `transact`: a query ends with its context, on every path, and its connection is given back only if
-//! it is idle, with no cancel to come.
+//! `Context::query` and `transact`: a query always ends with its context, and its connection is returned only if it is
+//! idle and no cancel can take effect later.
 //!
-//! The server here is a few lines that behave as a real one: a query goes on when its future is dropped, and a cancel
-//! hits whatever runs at the time. Real ones are in `examples/recipes`.
+//! The server is simulated: a query continues when its future is dropped, and a cancel affects the query that runs at
+//! the time. The tests with real servers are in `examples/recipes`.
 
 mod common;
 
@@ -27,19 +27,19 @@ use common::{
 const GRACE: Duration = ms(500);
 const CANCELED: &str = "canceled by request";
 
-/// What a server does with cancels.
+/// How the server handles cancels.
 #[derive(Clone, Copy, Default, PartialEq)]
 enum Cancels {
     #[default]
     Work,
-    /// So many are lost, each between two steps of the query.
+    /// This many cancels are lost, each between two steps of the query.
     Lost(u32),
     Ignored,
-    /// They arrive, and the attempt is not over before so much time.
+    /// They arrive at once, and the attempt ends after this time.
     Slow(Duration),
-    /// They arrive after so much time.
+    /// They arrive after this time.
     Late(Duration),
-    /// They arrive, and the attempt never is.
+    /// They arrive at once, and the attempt never ends.
     Hang,
     Fail,
     Panic,
@@ -56,10 +56,10 @@ struct Server {
 
 #[derive(Default, Debug, PartialEq, Clone)]
 struct State {
-    /// Queries that were begun, and that run.
+    /// The number of queries that were started, and that are running.
     begun: u32,
     running: u32,
-    /// Attempts that were begun, are under way, and arrived with nothing to hit.
+    /// The number of attempts that were started, that are in progress, and that arrived without a query.
     attempts: u32,
     under_way: u32,
     idle_hits: u32,
@@ -85,7 +85,7 @@ impl Server {
         self.state.lock().unwrap()
     }
 
-    /// Whether the connection has been passed on, and not twice.
+    /// Returns whether the connection was returned or discarded. It must not be both.
     fn is_over(&self) -> bool {
         let state = self.state();
         assert!(state.given_back + state.discarded <= 1, "{state:?}");
@@ -111,7 +111,7 @@ impl Server {
         self.canceled.send_modify(|canceled| *canceled += 1);
     }
 
-    /// A query that runs for so long, or until it is canceled. Dropped, it runs on.
+    /// Runs a query for this time, or until it is canceled. If the future is dropped, it continues.
     async fn run(&self, time: Duration) -> Result<u32, &'static str> {
         let mut canceled = self.canceled.subscribe();
         canceled.mark_unchanged();
@@ -144,7 +144,7 @@ impl Conn {
     }
 }
 
-/// Given back, as to a pool.
+/// A connection that is dropped returns to its pool.
 impl Drop for Conn {
     fn drop(&mut self) {
         let Some(server) = self.server.take() else { return };
@@ -226,7 +226,7 @@ fn in_ms(n: u64) -> Context {
 const LONG: Duration = common::LONG;
 
 #[test]
-fn an_ended_context_begins_nothing() {
+fn an_ended_context_starts_no_query() {
     on_both(|| async {
         let server = Server::new(Cancels::Work);
         let ctx = Context::background().with_cancel();
@@ -251,9 +251,9 @@ fn an_ended_context_begins_nothing() {
     });
 }
 
-/// Made before the end, and polled after it.
+/// The future is made before the end, and polled after it.
 #[test]
-fn nor_does_one_that_ends_before_the_first_poll() {
+fn a_context_that_ends_before_the_first_poll_starts_no_query() {
     paused().block_on(async {
         let server = Server::new(Cancels::Work);
         let ctx = in_ms(10);
@@ -266,7 +266,7 @@ fn nor_does_one_that_ends_before_the_first_poll() {
 }
 
 #[test]
-fn a_query_that_returns_in_time_is_left_alone() {
+fn a_query_that_returns_in_time_is_not_canceled() {
     on_both(|| async {
         let server = Server::new(Cancels::Work);
         let outcome = query(&Context::background(), &server, ms(1)).await;
@@ -283,7 +283,7 @@ fn a_result_that_is_ready_wins_over_the_end() {
     paused().block_on(async {
         let server = Server::new(Cancels::Work);
         let ctx = in_ms(10);
-        // Both at the same time, and the query is asked first.
+        // Both are ready at the same time, and the query is polled first.
         let mut query = Box::pin(query(&ctx, &server, ms(10)));
         assert!(poll_fn(|cx| Poll::Ready(query.as_mut().poll(cx).is_pending())).await);
         sleep(ms(30)).await;
@@ -295,9 +295,9 @@ fn a_result_that_is_ready_wins_over_the_end() {
     });
 }
 
-/// One that asks its context by itself, as SQLite does, may be faster than the timer.
+/// A query that checks its context itself, like SQLite, may be faster than the timer.
 #[test]
-fn a_query_that_sees_the_end_first_is_stopped_by_it() {
+fn a_query_may_notice_the_end_itself() {
     paused().block_on(async {
         let ctx = Context::background().with_cancel();
         let canceler = ctx.canceler();
@@ -332,21 +332,21 @@ fn at_the_end_it_is_canceled_and_waited_for() {
 }
 
 #[test]
-fn a_cancel_that_is_lost_is_repeated_and_not_in_a_rush() {
+fn a_lost_cancel_is_repeated_after_a_pause() {
     paused().block_on(async {
         let server = Server::new(Cancels::Lost(3));
         let begun = Instant::now();
         let outcome = query(&in_ms(50), &server, LONG).await;
         assert_eq!(outcome.result.unwrap(), Err(CANCELED));
         let took = begun.elapsed() - ms(50);
-        // 5, 10 and 20 ms.
+        // The pauses are 5, 10 and 20 ms.
         assert!(took >= ms(35) && took <= ms(45), "{took:?}");
         assert_eq!(server.state().attempts, 4);
     });
 }
 
 #[test]
-fn a_query_that_does_not_end_is_given_up_at_the_end_of_the_grace() {
+fn a_query_that_does_not_end_is_dropped_after_the_grace_period() {
     paused().block_on(async {
         let server = Server::new(Cancels::Ignored);
         let begun = Instant::now();
@@ -365,7 +365,7 @@ fn a_query_that_does_not_end_is_given_up_at_the_end_of_the_grace() {
 }
 
 #[test]
-fn a_grace_of_nothing_and_one_without_end() {
+fn a_grace_of_zero_and_an_endless_one() {
     paused().block_on(async {
         let with =
             |grace, cancels| Arc::new(Server { cancels, grace: Some(grace), ..Server::default() });
@@ -384,7 +384,7 @@ fn a_grace_of_nothing_and_one_without_end() {
 }
 
 #[test]
-fn the_last_cancel_is_over_before_the_connection_is_passed_on() {
+fn the_last_cancel_ends_before_the_connection_is_returned() {
     paused().block_on(async {
         let server = Server::new(Cancels::Slow(ms(100)));
         let begun = Instant::now();
@@ -394,7 +394,7 @@ fn the_last_cancel_is_over_before_the_connection_is_passed_on() {
         assert_eq!(server.state().under_way, 0);
         assert!(outcome.connection.is_some());
 
-        // One that is not over in time may hit the next query.
+        // An attempt that has not ended in time may affect the next query.
         for cancels in [Cancels::Slow(GRACE * 2), Cancels::Hang] {
             let server = Server::new(cancels);
             let begun = Instant::now();
@@ -421,7 +421,7 @@ fn after_a_cancel_that_failed_or_panicked_the_connection_is_discarded() {
 }
 
 #[test]
-fn what_a_failed_cancel_said_is_told() {
+fn the_error_of_a_failed_cancel_is_reported() {
     struct Deaf;
     impl Connection for Deaf {
         type Canceler = u32;
@@ -460,7 +460,7 @@ fn what_a_failed_cancel_said_is_told() {
 }
 
 #[test]
-fn the_causes_of_what_stopped_it_are_found() {
+fn the_causes_of_the_end_are_found() {
     paused().block_on(async {
         let ctx = Context::background().with_cancel();
         ctx.cancel_with(Cause("lease lost"));
@@ -477,7 +477,7 @@ fn the_causes_of_what_stopped_it_are_found() {
 
         let ctx = Context::background().with_timeout_cause(ms(5), Cause("slow"));
         let ended = query(&ctx, &Server::new(Cancels::Ignored), LONG).await.result.unwrap_err();
-        // Behind the word of the unknown there is what it had for a cause.
+        // The previous cause is behind that of the unknown outcome.
         assert_eq!(word(&Error::from(ended)), Some("slow"));
     });
 }
@@ -540,7 +540,7 @@ mod a_query_that_panics {
     }
 
     #[test]
-    fn whose_caller_has_gone() {
+    fn without_its_caller() {
         paused().block_on(async {
             let server = Server::new(Cancels::Work);
             let run = Context::background().query(server.connect(), |conn| {
@@ -556,7 +556,7 @@ mod a_query_that_panics {
 }
 
 #[test]
-fn a_discard_that_panics_costs_nothing_else() {
+fn a_panic_in_discard_is_caught() {
     paused().block_on(async {
         let server =
             Arc::new(Server { cancels: Cancels::Hang, discard_panics: true, ..Server::default() });
@@ -571,9 +571,9 @@ mod held_and_not_polled {
     use common::{Wakes, poll};
     use std::task::Waker;
 
-    /// As in a `select!` whose other branch is at work.
+    /// As in a `select!` whose other branch is running.
     #[test]
-    fn it_is_canceled_all_the_same() {
+    fn the_query_is_canceled() {
         paused().block_on(async {
             for cancels in [Cancels::Work, Cancels::Slow(ms(30)), Cancels::Lost(2)] {
                 let server = Server::new(cancels);
@@ -591,7 +591,7 @@ mod held_and_not_polled {
     }
 
     #[test]
-    fn and_given_up() {
+    fn the_query_is_dropped_after_the_grace_period() {
         paused().block_on(async {
             let server = Server::new(Cancels::Ignored);
             let ctx = in_ms(50);
@@ -603,9 +603,9 @@ mod held_and_not_polled {
         });
     }
 
-    /// At every point of its end.
+    /// At every step of its end.
     #[test]
-    fn and_then_dropped() {
+    fn a_later_drop_changes_nothing() {
         paused().block_on(async {
             for after in [10, 49, 50, 51, 60, 79, 80, 81, 500] {
                 let server = Server::new(Cancels::Slow(ms(30)));
@@ -621,9 +621,9 @@ mod held_and_not_polled {
         });
     }
 
-    /// Not at the end, but when there is something to be had; and only the last waker.
+    /// Only the last waker is woken, and not before the outcome is there.
     #[test]
-    fn its_caller_is_woken_once_with_the_outcome() {
+    fn the_caller_is_woken_once_with_the_outcome() {
         paused().block_on(async {
             let server = Server::new(Cancels::Slow(ms(30)));
             let ctx = in_ms(50);
@@ -640,9 +640,9 @@ mod held_and_not_polled {
         });
     }
 
-    /// The end comes while the caller polls, once the wait for it has been made.
+    /// The context ends while the caller polls, after it has registered.
     #[test]
-    fn an_end_amid_the_caller_s_poll_is_not_lost() {
+    fn an_end_during_the_callers_poll_is_not_lost() {
         paused().block_on(async {
             let server = Server::new(Cancels::Work);
             let ctx = Context::background().with_cancel();
@@ -658,9 +658,9 @@ mod held_and_not_polled {
         });
     }
 
-    /// The same, by another thread, at every point of a caller that polls all the time, each poll the last.
+    /// The context ends on another thread, at any point of a caller that polls continuously. Each poll may be the last.
     #[test]
-    fn nor_one_from_another_thread() {
+    fn an_end_on_another_thread_is_not_lost() {
         watched(|| {
             let runtime = multi_thread(1);
             for round in 0..1_000 {
@@ -682,7 +682,7 @@ mod held_and_not_polled {
                     }
                 }
                 cancels.join().unwrap();
-                // Not polled again.
+                // The future is not polled again.
                 spin_until(|| server.state().running == 0);
                 drop(run);
                 spin_until(|| server.is_over());
@@ -691,9 +691,9 @@ mod held_and_not_polled {
         });
     }
 
-    /// By a thread that is none of a runtime.
+    /// On a thread outside of the runtime.
     #[test]
-    fn an_end_from_anywhere_reaches_its_runtime() {
+    fn an_end_outside_of_the_runtime_is_handled_inside() {
         watched(|| {
             let runtime = multi_thread(2);
             for _ in 0..300 {
@@ -711,9 +711,9 @@ mod held_and_not_polled {
         });
     }
 
-    /// Its runtime shuts down: nothing will end it, and the caller, elsewhere, is told.
+    /// The runtime shuts down, so that nothing ends the query. The caller in another runtime receives the outcome.
     #[test]
-    fn a_runtime_that_is_gone_leaves_an_outcome() {
+    fn a_runtime_that_shuts_down_leaves_an_outcome() {
         watched(|| {
             for ends_before in [true, false] {
                 let server = Server::new(Cancels::Ignored);
@@ -740,7 +740,7 @@ mod dropped {
     use super::*;
 
     #[test]
-    fn before_it_is_polled_it_gives_the_connection_back() {
+    fn before_the_first_poll_the_connection_is_returned() {
         let server = Server::new(Cancels::Work);
         drop(query(&Context::background(), &server, ms(1)));
         drop(Context::background().query(server.connect(), |conn| Box::pin(conn.run(ms(1)))));
@@ -748,7 +748,7 @@ mod dropped {
         assert_eq!(server.state(), expected);
     }
 
-    /// After so many polls, by all that can make it: a query of several steps, and every kind of cancel.
+    /// The future is dropped after any number of polls, with a query of several steps and every kind of cancel.
     #[test]
     fn at_every_await() {
         let kinds = [
@@ -787,7 +787,7 @@ mod dropped {
                         assert!(state.discarded == 1 || state.running == 0, "{state:?}");
                         let is_known =
                             !matches!(cancels, Cancels::Ignored | Cancels::Hang | Cancels::Fail);
-                        // Or it ran to its end, in an hour, before it was dropped.
+                        // Otherwise the query ran to its end before the drop.
                         assert_eq!(state.discarded == 0, is_known || state.attempts == 0, "{state:?}");
                         sleep(LONG * 2).await;
                         assert_eq!(server.state().attempts, state.attempts, "the canceling has ended");
@@ -798,7 +798,7 @@ mod dropped {
     }
 
     #[test]
-    fn with_a_server_that_does_not_stop_it_discards_at_the_end_of_the_grace() {
+    fn with_a_stuck_server_the_connection_is_discarded_after_the_grace_period() {
         paused().block_on(async {
             let server = Server::new(Cancels::Ignored);
             let begun = Instant::now();
@@ -809,9 +809,9 @@ mod dropped {
         });
     }
 
-    /// What runs in it sees an end that its own context has not had.
+    /// The context inside of the query ends, although the caller's has not.
     #[test]
-    fn it_ends_the_query_s_context() {
+    fn the_context_of_the_query_ends() {
         paused().block_on(async {
             let (seen, told) = tokio::sync::oneshot::channel();
             let server = Server::new(Cancels::Ignored);
@@ -821,7 +821,7 @@ mod dropped {
             let line = line!() - 3;
             assert!(timeout(ms(10), run).await.is_err());
             let ended = told.await.unwrap();
-            assert_eq!(ended.cause().unwrap().to_string(), "the query was dropped");
+            assert_eq!(ended.cause().unwrap().to_string(), "query dropped");
             assert_eq!(ended.origin().canceled_at().unwrap().line(), line);
             server.until_over().await;
             assert_eq!(server.state().given_back, 1);
@@ -829,7 +829,7 @@ mod dropped {
     }
 
     #[test]
-    fn outside_of_its_runtime_it_is_finished_in_there() {
+    fn outside_of_its_runtime_the_query_finishes_inside() {
         watched(|| {
             let server = Server::new(Cancels::Work);
             let runtime = multi_thread(1);
@@ -843,7 +843,7 @@ mod dropped {
     }
 
     #[test]
-    fn with_its_runtime_it_discards() {
+    fn with_its_runtime_the_connection_is_discarded() {
         for flavor in [current_thread, || multi_thread(2)] {
             watched(move || {
                 let server = Server::new(Cancels::Work);
@@ -862,9 +862,9 @@ mod dropped {
         }
     }
 
-    /// After the caller, the task that finishes it is dropped with its runtime as well.
+    /// The caller drops the future, and then the task is dropped with its runtime.
     #[test]
-    fn and_then_its_runtime_too() {
+    fn followed_by_its_runtime() {
         watched(|| {
             let server = Server::new(Cancels::Ignored);
             let runtime = current_thread();
@@ -881,7 +881,7 @@ mod dropped {
     }
 }
 
-/// As in `run`: a future that leaves nothing of the budget to others.
+/// A future that uses up the whole budget in every poll.
 #[test]
 fn a_query_that_uses_up_the_budget_hides_neither_end_nor_grace() {
     current_thread().block_on(async {
@@ -892,7 +892,7 @@ fn a_query_that_uses_up_the_budget_hides_neither_end_nor_grace() {
                 .query(server.connect(), |conn| {
                     let mut run = Box::pin(conn.run(LONG));
                     Box::pin(poll_fn(move |cx| {
-                        // Unconstrained, as it would not be asked else.
+                        // Unconstrained, because it would not be polled otherwise.
                         let polled = tokio::task::coop::unconstrained(std::future::poll_fn(|cx| {
                             Poll::Ready(run.as_mut().poll(cx))
                         }))
@@ -931,7 +931,7 @@ fn without_a_time_driver_the_end_panics_and_the_connection_is_discarded() {
     assert!(text.contains("enable_time"), "{text}");
     assert!(server.is_over());
     assert_eq!(server.state().discarded, 1);
-    // One that has no need of it goes on.
+    // A query that needs no timer continues.
     let server = Server::new(Cancels::Work);
     let seven = Context::background().query(server.connect(), |_| Box::pin(async { 7 }));
     assert_eq!(futures::executor::block_on(seven).result.unwrap(), 7);
@@ -969,7 +969,7 @@ fn the_values_are_there_in_query_and_cancel() {
 }
 
 #[test]
-fn nor_without_a_runtime() {
+fn without_a_runtime_a_query_is_polled_by_its_caller() {
     let server = Server::new(Cancels::Work);
     let ctx = Context::background().with_cancel();
     let canceler = ctx.canceler();
@@ -981,7 +981,7 @@ fn nor_without_a_runtime() {
     assert!(text.contains("no reactor running"), "{text}");
     assert_eq!(server.state().discarded, 1);
 
-    // Dropped there, nothing can finish it.
+    // Without a runtime, nothing can finish a dropped query.
     let server = Server::new(Cancels::Work);
     let mut run = Box::pin(Context::background().query(server.connect(), |_| Box::pin(pending::<()>())));
     assert!(common::poll(run.as_mut(), std::task::Waker::noop()).is_pending());
@@ -990,7 +990,7 @@ fn nor_without_a_runtime() {
 }
 
 #[test]
-fn refusals_yield_to_others() {
+fn refusals_yield() {
     current_thread().block_on(async {
         let ctx = Context::background().with_cancel();
         ctx.cancel();
@@ -1004,9 +1004,9 @@ fn refusals_yield_to_others() {
     });
 }
 
-/// Before it has used the connection.
+/// The driver panics before it has used the connection.
 #[test]
-fn a_driver_that_panics_as_the_query_begins_costs_only_that() {
+fn a_driver_that_panics_at_the_start_affects_only_its_query() {
     struct Rude(Arc<AtomicU32>, bool);
     impl Drop for Rude {
         fn drop(&mut self) {
@@ -1036,10 +1036,10 @@ fn a_driver_that_panics_as_the_query_begins_costs_only_that() {
     }
 }
 
-/// A test's context waits for it, and names its line if that takes too long.
+/// The context of a test waits for the task, and reports its line if that takes too long.
 #[cfg(feature = "test-util")]
 #[test]
-fn what_goes_on_for_a_caller_that_has_gone_is_a_task_of_its_context() {
+fn a_query_without_its_caller_is_a_task_of_its_context() {
     use tokio_ctx::testing;
 
     let server = Server::new(Cancels::Slow(ms(100)));
@@ -1057,7 +1057,7 @@ fn what_goes_on_for_a_caller_that_has_gone_is_a_task_of_its_context() {
 mod a_commit {
     use super::*;
 
-    /// A transaction: a step, then a commit that takes so long.
+    /// Runs a transaction: a step, then a commit that takes this long.
     async fn transact(
         ctx: &Context,
         server: &Arc<Server>,
@@ -1074,7 +1074,7 @@ mod a_commit {
     }
 
     #[test]
-    fn that_is_sent_is_not_canceled_and_its_answer_waited_for() {
+    fn is_not_canceled_after_it_was_sent() {
         paused().block_on(async {
             let server = Server::new(Cancels::Work);
             let outcome = transact(&in_ms(50), &server, ms(10), ms(200)).await;
@@ -1088,7 +1088,7 @@ mod a_commit {
     fn is_not_sent_after_the_end() {
         paused().block_on(async {
             let server = Server::new(Cancels::Ignored);
-            // The step is not canceled, and returns after the end.
+            // The step ignores the cancel, and returns after the end.
             let outcome = transact(&in_ms(50), &server, ms(100), ms(1)).await;
             let refused = outcome.result.unwrap().unwrap_err();
             assert!(Error::find(&*refused).unwrap().is_deadline_exceeded());
@@ -1097,9 +1097,9 @@ mod a_commit {
         });
     }
 
-    /// A context that has ended where canceling has not begun yet.
+    /// The context has ended, and canceling has not begun yet.
     #[test]
-    fn nor_in_the_same_poll() {
+    fn is_not_sent_in_the_poll_that_notices_the_end() {
         paused().block_on(async {
             let server = Server::new(Cancels::Work);
             let ctx = Context::background().with_cancel();
@@ -1118,7 +1118,7 @@ mod a_commit {
     }
 
     #[test]
-    fn without_an_answer_may_have_happened() {
+    fn without_a_response_may_have_taken_effect() {
         paused().block_on(async {
             let server = Server::new(Cancels::Work);
             let begun = Instant::now();
@@ -1135,7 +1135,7 @@ mod a_commit {
     }
 
     #[test]
-    fn is_waited_for_when_its_caller_has_gone() {
+    fn is_waited_for_without_its_caller() {
         paused().block_on(async {
             let server = Server::new(Cancels::Work);
             let ctx = Context::background();
@@ -1150,7 +1150,7 @@ mod a_commit {
     }
 
     #[test]
-    fn once_answered_shields_nothing_more() {
+    fn protects_nothing_after_its_response() {
         paused().block_on(async {
             let server = Server::new(Cancels::Work);
             let outcome = in_ms(50)
@@ -1171,7 +1171,7 @@ mod a_commit {
     }
 
     #[test]
-    fn that_is_dropped_taints_the_connection() {
+    fn that_is_dropped_discards_the_connection() {
         paused().block_on(async {
             for limit in [None, Some(ms(5))] {
                 let ctx = Context::background().with_timeout(limit);
@@ -1205,7 +1205,7 @@ mod a_commit {
     }
 
     #[test]
-    fn refusals_yield_to_others() {
+    fn refusals_yield() {
         current_thread().block_on(async {
             let ctx = Context::background().with_cancel();
             let canceler = ctx.canceler();
@@ -1224,10 +1224,10 @@ mod a_commit {
     }
 }
 
-/// A query's end, its context's, a drop, and a cancel that takes some time, all about at once, on four threads. `Conn`
-/// sees to it that none is given back while its query runs or a cancel is under way, nor canceled after that.
+/// The end of a query, the end of its context, a drop, and a slow cancel happen at about the same time, on four threads.
+/// `Conn` checks that no connection is returned while its query runs or a cancel is in progress, or canceled after that.
 #[test]
-fn races_of_all_that_can_end_it() {
+fn all_ends_race() {
     watched(|| {
         let runtime = multi_thread(4);
         for seed in 0..600 {
@@ -1244,7 +1244,7 @@ fn races_of_all_that_can_end_it() {
                 let [takes, ends, dropped] = [(); 3].map(|()| micros(&mut dice));
                 let drops = dice.roll(2) == 0;
                 let ctx = Context::background().with_timeout(ends);
-                // Made here: the task may be aborted before it is polled.
+                // Made outside of the task, which may be aborted before its first poll.
                 let run =
                     tokio::spawn(ctx.query(server.connect(), move |conn| Box::pin(conn.run(takes))));
                 if drops {

@@ -32,17 +32,17 @@ fn lets_others_run<R>(what: &'static str, operation: impl AsyncFn(&Context) -> R
             let bound = BACKGROUND.with_cancel();
             let canceler = bound.canceler();
             tokio::spawn(async move { canceler.cancel() });
-            let mut turns = 0_u64;
+            let mut polls = 0_u64;
             let looping = async {
                 loop {
                     operation(&dead).await;
-                    turns += 1;
+                    polls += 1;
                 }
             };
             let error = bound.run(looping).await.map(|(): ()| ()).unwrap_err();
             assert!(error.is_canceled(), "{what}");
-            assert!(turns > 1, "{what}: a refusal is not withheld while there is budget");
-            assert!(turns < 1_000, "{what}: {turns} turns before anything else ran");
+            assert!(polls > 1, "{what}: a refusal is not withheld while there is budget");
+            assert!(polls < 1_000, "{what}: {polls} polls before another task ran");
         });
     });
 }
@@ -83,7 +83,7 @@ fn streams_that_are_refused_let_others_run() {
         let items = stream::iter([Ok::<_, io::Error>(1)]);
         assert!(items.try_bounded_by(ctx).next().await.unwrap().is_err());
     });
-    // The same stream, asked again and again after its end.
+    // The same stream, polled repeatedly after its end.
     watched(|| {
         current_thread().block_on(async {
             let dead = BACKGROUND.with_cancel();
@@ -112,7 +112,7 @@ fn io_that_is_refused_lets_others_run() {
     lets_others_run("seek", async |ctx| {
         ctx.io(io::Cursor::new([1, 2])).seek(io::SeekFrom::Start(1)).await.unwrap_err()
     });
-    // One wrapper, used again and again.
+    // One wrapper, used repeatedly.
     watched(|| {
         current_thread().block_on(async {
             let dead = BACKGROUND.with_cancel();
@@ -133,8 +133,8 @@ fn io_that_is_refused_lets_others_run() {
 }
 
 #[test]
-fn turns_and_processes_that_are_refused_let_others_run() {
-    lets_others_run("a group's turn", async |ctx| {
+fn slots_and_processes_that_are_refused_let_others_run() {
+    lets_others_run("a group's slot", async |ctx| {
         let (group, _ctx) = Group::<(), Error>::new(ctx);
         assert!(!group.limit(1).spawn(async { Ok(()) }).await);
     });
@@ -165,7 +165,7 @@ fn calls_that_are_refused_let_others_run() {
     });
 }
 
-/// Nor does a server spin that is called in a loop.
+/// A server that is called in a loop does not spin either.
 #[test]
 fn requests_that_are_refused_let_others_run() {
     use tokio_ctx::wire::{Inbound, ServerLayer};
@@ -181,7 +181,7 @@ fn requests_that_are_refused_let_others_run() {
     });
 }
 
-/// The loop's own context is the bound.
+/// The loop runs under the context that it ignores.
 #[test]
 fn a_loop_that_ignores_its_contexts_end_is_ended_by_it() {
     watched(|| {
@@ -220,11 +220,11 @@ async fn use_up_budget() {
     }
 }
 
-/// Polls the future with no budget left, as a neighbor in the same task may leave it, in every turn.
-async fn starved<F: Future>(future: F, turns: &AtomicUsize) -> F::Output {
+/// Polls the future with no budget left, as another future of the same task may cause, in every poll.
+async fn starved<F: Future>(future: F, polls: &AtomicUsize) -> F::Output {
     let mut future = pin!(future);
     poll_fn(|cx| {
-        turns.fetch_add(1, Ordering::SeqCst);
+        polls.fetch_add(1, Ordering::SeqCst);
         let mut hog = pin!(use_up_budget());
         assert!(hog.as_mut().poll(cx).is_ready());
         assert!(!has_budget_remaining());
@@ -233,22 +233,22 @@ async fn starved<F: Future>(future: F, turns: &AtomicUsize) -> F::Output {
     .await
 }
 
-/// A neighbor that uses up all budget in every turn does not withhold a refusal for good.
+/// Another future that uses up the budget in every poll does not withhold a refusal forever.
 #[tokio::test]
 async fn a_refusal_yields_once() {
     let dead = BACKGROUND.with_cancel();
     dead.cancel();
-    let work = async |turns: &AtomicUsize| {
-        assert!(starved(dead.run(pending::<()>()), turns).await.is_err());
-        assert_eq!(turns.swap(0, Ordering::SeqCst), 2);
+    let work = async |polls: &AtomicUsize| {
+        assert!(starved(dead.run(pending::<()>()), polls).await.is_err());
+        assert_eq!(polls.swap(0, Ordering::SeqCst), 2);
         let mut items = stream::pending::<u8>().checked_by(&dead);
-        assert!(starved(items.next(), turns).await.unwrap().is_err());
-        assert_eq!(turns.swap(0, Ordering::SeqCst), 2);
-        assert!(starved(dead.io(&b"a"[..]).read_u8(), turns).await.is_err());
-        assert_eq!(turns.swap(0, Ordering::SeqCst), 2);
+        assert!(starved(items.next(), polls).await.unwrap().is_err());
+        assert_eq!(polls.swap(0, Ordering::SeqCst), 2);
+        assert!(starved(dead.io(&b"a"[..]).read_u8(), polls).await.is_err());
+        assert_eq!(polls.swap(0, Ordering::SeqCst), 2);
         let (group, _ctx) = Group::<(), Error>::new(&dead);
-        assert!(!starved(group.limit(1).spawn(async { Ok(()) }), turns).await);
-        assert_eq!(turns.swap(0, Ordering::SeqCst), 2);
+        assert!(!starved(group.limit(1).spawn(async { Ok(()) }), polls).await);
+        assert_eq!(polls.swap(0, Ordering::SeqCst), 2);
     };
     tokio::time::timeout(LONG, work(&AtomicUsize::new(0))).await.unwrap();
 }
@@ -275,7 +275,7 @@ async fn an_end_is_never_withheld() {
             ctx.cancel();
             use_up_budget().await;
             assert!(!has_budget_remaining());
-            // These find it at once, with nothing left.
+            // These observe it immediately, with no budget left.
             assert!(futures::poll!(pin!(ctx.done())).is_ready());
             assert!(futures::poll!(pin!(ctx.done_owned())).is_ready());
             assert!(futures::poll!(pin!(ctx.ended())).is_ready());
@@ -287,7 +287,7 @@ async fn an_end_is_never_withheld() {
             assert_eq!(futures::poll!(step.as_mut()).is_ready(), late);
             yield_now().await;
             if !late {
-                // Refused, they have yielded, and now answer.
+                // Having yielded once, they now return the refusal.
                 assert!(matches!(futures::poll!(run.as_mut()), Poll::Ready(Err(_))));
                 assert!(futures::poll!(next.as_mut()).is_ready());
                 assert!(futures::poll!(read.as_mut()).is_ready());
@@ -299,7 +299,7 @@ async fn an_end_is_never_withheld() {
     check.await;
 }
 
-/// Outside a runtime there is no budget, and nobody to yield to.
+/// Outside of a runtime there is no budget, and no task to yield to.
 #[test]
 fn a_refusal_outside_a_runtime_is_ready_at_once() {
     let dead = BACKGROUND.with_cancel();

@@ -40,7 +40,7 @@ async fn without_a_deadline_there_is_always_enough() {
 async fn the_error_has_the_time_left_and_the_line_of_the_budget() {
     let parent = BACKGROUND.with_timeout(ms(500));
     let place = line!() - 1;
-    // Neither the later deadline below nor what has none of its own sets the budget.
+    // The budget is set neither by the later deadline below, nor by a context without a deadline of its own.
     let later = parent.with_timeout(LONG);
     let child = later.with_cancel();
     let merged = BACKGROUND.merge(&child);
@@ -69,7 +69,7 @@ async fn an_ended_context_has_no_time_for_anything() {
     assert_eq!(short.to_string(), format!("not enough time left: {}", canceled.err().unwrap()));
     assert_eq!(format!("{short:?}"), short.to_string());
     assert!(format!("{short:#?}").contains("required: 0ns"), "{short:#?}");
-    assert!(short.source().is_none(), "the line says it all");
+    assert!(short.source().is_none(), "the line contains everything");
 
     let expired = BACKGROUND.with_timeout(ms(10));
     let place = line!() - 1;
@@ -114,7 +114,7 @@ fn it_works_outside_a_runtime() {
 
 #[cfg(feature = "axum")]
 #[test]
-fn it_answers_as_a_deadline_does() {
+fn it_responds_like_a_deadline() {
     use axum::response::IntoResponse;
 
     let short = BACKGROUND.with_timeout(ms(500)).require(LONG).unwrap_err();

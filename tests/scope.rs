@@ -38,7 +38,7 @@ fn a_scope_is_as_large_as_a_context() {
 }
 
 #[test]
-fn a_scope_goes_where_a_context_does() {
+fn a_scope_can_be_used_like_a_context() {
     fn sendable<T: Send + Sync + Unpin + 'static>() {}
     fn by_reference(ctx: &Context) -> Option<Duration> {
         ctx.remaining()
@@ -62,7 +62,7 @@ fn a_scope_goes_where_a_context_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_is_shown_as_its_context() {
+async fn it_is_printed_like_its_context() {
     let scope = BACKGROUND.with_timeout(LONG).with_value(7_u8);
     let text = scope.to_string();
     assert!(text.starts_with("context made at tests/scope.rs:"), "{text}");
@@ -115,11 +115,11 @@ fn its_drop_is_seen_through_a_canceler_a_value_and_a_token() {
     let token = scope.cancellation_token();
     assert!(!token.is_cancelled());
     drop(scope);
-    assert!(token.is_cancelled(), "the context went, and left its token behind");
+    assert!(token.is_cancelled(), "the context was dropped, and its token was not cancelled");
 }
 
 #[test]
-fn its_drop_wakes_what_waits() {
+fn its_drop_wakes_waiters() {
     on_both(|| async {
         let scope = BACKGROUND.with_timeout(LONG);
         let made_at = line!() - 1;
@@ -129,20 +129,20 @@ fn its_drop_wakes_what_waits() {
         tokio::task::yield_now().await;
         drop(scope);
         for waiting in [waiting, below] {
-            let error = timeout(HANG, waiting).await.expect("nothing woke it").unwrap();
+            let error = timeout(HANG, waiting).await.expect("it was not woken").unwrap();
             assert_dropped(&error, made_at);
         }
     });
 }
 
 #[test]
-fn its_drop_runs_what_was_registered() {
+fn its_drop_runs_registered_functions() {
     on_both(|| async {
         let scope = BACKGROUND.with_cancel();
-        let (tell, told) = oneshot::channel();
-        scope.after_func(|| async { tell.send(()).unwrap() });
+        let (sender, receiver) = oneshot::channel();
+        scope.after_func(|| async { sender.send(()).unwrap() });
         drop(scope);
-        timeout(HANG, told).await.expect("it did not run").unwrap();
+        timeout(HANG, receiver).await.expect("it did not run").unwrap();
     });
 }
 
@@ -159,7 +159,7 @@ impl fmt::Display for Held {
 impl std::error::Error for Held {}
 
 #[test]
-fn what_runs_after_the_end_does_not_keep_the_context() {
+fn a_function_after_the_end_does_not_keep_the_context() {
     on_both(|| async {
         let held = Arc::new(());
         let scope = BACKGROUND.with_cancel();
@@ -172,13 +172,13 @@ fn what_runs_after_the_end_does_not_keep_the_context() {
         scope.cancel_with(Held(held.clone()));
         drop(scope);
         timeout(HANG, begun).await.expect("it did not run").unwrap();
-        assert_eq!(Arc::strong_count(&held), 1, "the context is still there");
+        assert_eq!(Arc::strong_count(&held), 1, "the context was kept");
         drop(stop);
     });
 }
 
 #[test]
-fn its_drop_lets_a_future_go_that_was_to_end_it() {
+fn its_drop_drops_a_future_that_was_to_end_it() {
     on_both(|| async {
         let (held, gone) = oneshot::channel::<()>();
         let scope = BACKGROUND.with_cancel_when(async move {
@@ -187,14 +187,14 @@ fn its_drop_lets_a_future_go_that_was_to_end_it() {
         });
         tokio::task::yield_now().await;
         drop(scope);
-        timeout(HANG, gone).await.expect("the future is still there").unwrap_err();
+        timeout(HANG, gone).await.expect("the future was kept").unwrap_err();
     });
 }
 
 /// A handle that is dropped on another thread may leave a bridge behind, which the drop must not overlook.
 #[test]
-fn its_drop_never_overlooks_a_token_that_is_made_meanwhile() {
-    for turn in 0..5_000 {
+fn its_drop_never_misses_a_token_that_is_created_meanwhile() {
+    for round in 0..5_000 {
         let scope = BACKGROUND.with_cancel();
         let ctx = scope.clone();
         let start = AtomicUsize::new(0);
@@ -212,18 +212,18 @@ fn its_drop_never_overlooks_a_token_that_is_made_meanwhile() {
                 token
             });
             meet();
-            if turn % 2 == 0 {
+            if round % 2 == 0 {
                 thread::yield_now();
             }
             drop(scope);
             bridging.join().unwrap()
         });
-        assert!(token.is_cancelled(), "turn {turn}");
+        assert!(token.is_cancelled(), "round {round}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_end_stays() {
+async fn the_first_end_applies() {
     // A deadline that has passed before the drop, even without a waiter.
     let scope = BACKGROUND.with_timeout(ms(10));
     let ctx = scope.clone();
@@ -358,7 +358,7 @@ fn with_a_value_it_keeps_its_owner() {
 }
 
 #[test]
-fn with_a_value_on_its_context_it_stays() {
+fn a_value_on_its_context_leaves_it_in_place() {
     let service = BACKGROUND.with_cancel();
     let connections: Vec<Context> = (0..3_u32).map(|peer| service.context().with_value(peer)).collect();
     for (peer, connection) in (0_u32..).zip(&connections) {
@@ -395,7 +395,7 @@ async fn a_timeout_may_be_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn so_may_a_timeout_with_a_cause_and_a_step() {
+async fn a_timeout_with_a_cause_or_of_a_step_may_be_none() {
     let ctx = BACKGROUND.with_timeout_cause(Some(Duration::ZERO), Cause("late"));
     assert_eq!(word(&ended(&ctx)), Some("late"));
     let ctx = BACKGROUND.with_timeout_cause(None, Cause("never"));
@@ -410,7 +410,7 @@ async fn so_may_a_timeout_with_a_cause_and_a_step() {
 // Methods that derive.
 
 #[tokio::test]
-async fn whatever_derives_returns_one_that_ends_when_dropped() {
+async fn every_method_that_derives_returns_one_that_ends_when_dropped() {
     let parent = BACKGROUND.with_cancel();
     let token = CancellationToken::new();
     let never = std::future::pending::<Cause>;
@@ -477,7 +477,7 @@ fn moved_into_a_task_it_ends_with_it() {
 }
 
 #[test]
-fn dropped_within_the_wake_it_causes_it_ends_once() {
+fn dropped_during_the_wake_it_causes_it_ends_once() {
     on_both(|| async {
         // The waiting task owns the scope of a child, which does not own the parent.
         let scope = BACKGROUND.with_cancel();
@@ -494,7 +494,7 @@ fn dropped_within_the_wake_it_causes_it_ends_once() {
 // Temporaries.
 
 #[test]
-fn what_is_made_of_a_temporary_has_ended_and_names_the_line() {
+fn a_context_derived_from_a_temporary_has_ended_and_names_the_line() {
     let child = BACKGROUND.with_timeout(LONG).with_cancel();
     assert_dropped(&ended(&child), line!() - 1);
 
@@ -574,7 +574,7 @@ fn it_may_live_in_a_struct_an_option_and_a_vector() {
 }
 
 #[test]
-fn it_is_kept_by_a_value_of_another() {
+fn it_may_be_a_value_of_another_context() {
     // A scope is an ordinary value: it ends when its owner is dropped.
     let inner = BACKGROUND.with_cancel();
     let seen = inner.clone();

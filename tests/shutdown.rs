@@ -52,7 +52,7 @@ fn nothing_has_ended_before_it_begins() {
         let shutdown = shutdown();
         assert!(answer(shutdown.soft()).is_none());
         assert!(answer(shutdown.hard()).is_none());
-        assert!(timeout(LONG, shutdown.wait()).await.is_err(), "with nothing to do it goes on");
+        assert!(timeout(LONG, shutdown.wait()).await.is_err(), "without work it continues");
         assert!(answer(shutdown.soft()).is_none());
     });
 }
@@ -109,7 +109,7 @@ fn each_phase_takes_its_time_and_each_fate_is_reported() {
             sleep(ms(90)).await;
         });
         let counted = drops.counted();
-        shutdown.named("deaf").spawn(async move {
+        shutdown.named("stuck").spawn(async move {
             let _counted = counted;
             pending::<()>().await;
         });
@@ -123,7 +123,7 @@ fn each_phase_takes_its_time_and_each_fate_is_reported() {
         let expected = [
             ("prompt", Fate::Canceled),
             ("tidy", Fate::Canceled),
-            ("deaf", Fate::Aborted),
+            ("stuck", Fate::Aborted),
             ("thread", Fate::Running),
         ];
         assert_eq!(fates(&report), expected);
@@ -145,10 +145,10 @@ fn the_hard_end_has_a_cause_that_leads_to_the_begin() {
     on_paused(async {
         let shutdown = shutdown();
         let line = line!() + 1;
-        let told = Shutdown::new(&BACKGROUND).grace(ms(500)).cleanup(ms(100));
-        let job = told.spawn(async { Context::current().done().await });
-        told.begin(Cause("deploy"));
-        let _ = told.wait().await;
+        let other = Shutdown::new(&BACKGROUND).grace(ms(500)).cleanup(ms(100));
+        let job = other.spawn(async { Context::current().done().await });
+        other.begin(Cause("deploy"));
+        let _ = other.wait().await;
         let error = job.await.unwrap();
         assert!(error.is_canceled());
         assert_eq!(error.cause_as::<GraceOver>().unwrap().grace(), ms(500));
@@ -162,7 +162,7 @@ mod it_begins {
     use super::*;
 
     #[test]
-    fn once_and_a_second_begin_costs_no_grace() {
+    fn once_and_a_second_begin_does_not_shorten_the_grace() {
         on_paused(async {
             let shutdown = shutdown();
             let start = Instant::now();
@@ -200,19 +200,19 @@ mod it_begins {
     fn from_any_thread_or_from_its_own_work() {
         on_both(|| async {
             let shutdown = shutdown();
-            let told = shutdown.clone();
-            thread::spawn(move || told.begin("from a thread"));
+            let other = shutdown.clone();
+            thread::spawn(move || other.begin("from a thread"));
             assert!(shutdown.wait().await.is_clean());
 
             let shutdown = super::shutdown();
-            let told = shutdown.clone();
-            shutdown.spawn(async move { told.begin(Cause("lost the database")) });
+            let other = shutdown.clone();
+            shutdown.spawn(async move { other.begin(Cause("lost the database")) });
             assert_eq!(word(shutdown.wait().await.why()), Some("lost the database"));
         });
     }
 
     #[test]
-    fn for_the_accept_loop_while_jobs_go_on() {
+    fn for_the_accept_loop_while_jobs_continue() {
         on_paused(async {
             let shutdown = shutdown();
             let done = Arc::new(AtomicUsize::new(0));
@@ -262,18 +262,18 @@ mod force {
     fn cuts_the_grace_short() {
         on_paused(async {
             let shutdown = shutdown();
-            shutdown.named("deaf").spawn(pending::<()>());
+            shutdown.named("stuck").spawn(pending::<()>());
             let start = Instant::now();
             shutdown.begin(Cause("Ctrl-C"));
-            let told = shutdown.clone();
+            let other = shutdown.clone();
             tokio::spawn(async move {
                 sleep(ms(200)).await;
-                told.force(Cause("second Ctrl-C"));
-                told.force(Cause("third Ctrl-C"));
+                other.force(Cause("second Ctrl-C"));
+                other.force(Cause("third Ctrl-C"));
             });
             let report = shutdown.wait().await;
             assert_took(start, ms(300));
-            assert_eq!(fates(&report), [("deaf", Fate::Aborted)]);
+            assert_eq!(fates(&report), [("stuck", Fate::Aborted)]);
             assert_eq!(word(report.why()), Some("Ctrl-C"));
             assert_eq!(word(&ended(shutdown.hard())), Some("second Ctrl-C"));
         });
@@ -281,7 +281,7 @@ mod force {
 
     /// Overdue work is reported even if nothing called `wait` at the time, and the work has ended since.
     #[test]
-    fn remembers_what_was_running() {
+    fn reports_what_was_running() {
         on_paused(async {
             let shutdown = shutdown();
             shutdown.named("job").spawn(async {
@@ -337,7 +337,7 @@ mod work {
     }
 
     #[test]
-    fn is_whatever_holds_a_ticket() {
+    fn is_anything_that_holds_a_ticket() {
         on_both(|| async {
             let shutdown = shutdown().grace(LONG);
             let (ticket, hard) = (shutdown.ticket(), shutdown.hard().clone());
@@ -361,7 +361,7 @@ mod work {
     }
 
     #[test]
-    fn has_the_hard_context_as_its_own_and_gives_its_result() {
+    fn runs_under_the_hard_context_and_returns_its_result() {
         on_both(|| async {
             let ctx = BACKGROUND.with_value("seven");
             let shutdown = Shutdown::new(&ctx);
@@ -417,7 +417,7 @@ mod work {
             let report = shutdown.wait().await;
             assert_eq!(fates(&report)[..2], [("first", Fate::Aborted), ("second", Fate::Aborted)]);
             sleep(ms(1)).await;
-            assert_eq!(third.load(Ordering::SeqCst), 0, "it was to be aborted at birth");
+            assert_eq!(third.load(Ordering::SeqCst), 0, "it was spawned after the abort");
         });
     }
 
@@ -458,10 +458,10 @@ mod waiting {
     use super::*;
 
     #[test]
-    fn can_be_dropped_and_taken_up_again() {
+    fn can_be_dropped_and_repeated() {
         on_paused(async {
             let shutdown = shutdown();
-            shutdown.named("deaf").spawn(pending::<()>());
+            shutdown.named("stuck").spawn(pending::<()>());
             let start = Instant::now();
             shutdown.begin("deploy");
             for _ in 0..3 {
@@ -470,7 +470,7 @@ mod waiting {
             assert!(answer(shutdown.hard()).is_none());
             let report = shutdown.wait().await;
             assert_took(start, ms(600));
-            assert_eq!(fates(&report), [("deaf", Fate::Aborted)]);
+            assert_eq!(fates(&report), [("stuck", Fate::Aborted)]);
         });
     }
 
@@ -478,7 +478,7 @@ mod waiting {
     fn by_several_is_one_shutdown() {
         on_paused(async {
             let shutdown = shutdown();
-            shutdown.named("deaf").spawn(pending::<()>());
+            shutdown.named("stuck").spawn(pending::<()>());
             shutdown.begin("deploy");
             let other = shutdown.clone();
             let other = tokio::spawn(async move { other.wait().await });
@@ -488,10 +488,10 @@ mod waiting {
     }
 
     #[test]
-    fn again_when_it_is_over_gives_the_report_again() {
+    fn again_after_the_end_returns_the_report_again() {
         on_paused(async {
             let shutdown = shutdown();
-            shutdown.named("deaf").spawn(pending::<()>());
+            shutdown.named("stuck").spawn(pending::<()>());
             shutdown.begin("deploy");
             let first = shutdown.wait().await;
             let start = Instant::now();
@@ -520,7 +520,7 @@ mod waiting {
     }
 
     #[test]
-    fn only_after_the_grace_gives_none() {
+    fn that_starts_after_the_grace_gets_no_further_grace() {
         on_paused(async {
             let shutdown = shutdown();
             shutdown.named("job").spawn(async {
@@ -546,7 +546,7 @@ mod waiting {
     }
 
     #[test]
-    fn takes_any_times() {
+    fn accepts_any_durations() {
         on_paused(async {
             let shutdown = Shutdown::new(&BACKGROUND).grace(Duration::MAX).cleanup(Duration::MAX);
             shutdown.spawn(async {
@@ -554,10 +554,10 @@ mod waiting {
                 Context::current().done().await;
                 sleep(LONG).await;
             });
-            let told = shutdown.clone();
+            let other = shutdown.clone();
             tokio::spawn(async move {
                 sleep(LONG * 3).await;
-                told.force("long enough");
+                other.force("long enough");
             });
             shutdown.begin("deploy");
             let start = Instant::now();
@@ -565,7 +565,7 @@ mod waiting {
             assert_took(start, LONG * 4);
 
             let shutdown = Shutdown::new(&BACKGROUND).grace(Duration::ZERO).cleanup(Duration::ZERO);
-            shutdown.named("deaf").spawn(pending::<()>());
+            shutdown.named("stuck").spawn(pending::<()>());
             shutdown.begin("deploy");
             assert_eq!(shutdown.wait().await.overdue().len(), 1);
         });
@@ -642,8 +642,8 @@ fn the_last_to_leave_races_the_hard_end() {
                     let _ = Context::current().run(left).await;
                 });
                 shutdown.begin("deploy");
-                let told = shutdown.clone();
-                let force = tokio::spawn(async move { told.force(Cause("now")) });
+                let other = shutdown.clone();
+                let force = tokio::spawn(async move { other.force(Cause("now")) });
                 let leaves = tokio::spawn(async move { leave.send(()) });
                 let report = shutdown.wait().await;
                 assert!(matches!(fates(&report)[..], [] | [("job", Fate::Canceled)]), "{report}");

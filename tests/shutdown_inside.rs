@@ -46,7 +46,7 @@ fn a_wait_in_a_task_of_the_shutdown_leaves_that_task_out() {
 }
 
 #[test]
-fn so_does_a_wait_in_a_tracked_future_also_below_others() {
+fn a_wait_in_a_tracked_future_leaves_it_out_also_below_others() {
     on_paused(async {
         let start = Instant::now();
         let shutdown = shutdown();

@@ -102,7 +102,7 @@ impl Other {
         let mut said = String::new();
         loop {
             said.clear();
-            assert_ne!(self.output.read_line(&mut said).unwrap(), 0, "it never said {part:?}");
+            assert_ne!(self.output.read_line(&mut said).unwrap(), 0, "it never printed {part:?}");
             if said.contains(part) {
                 return said.trim_end().to_owned();
             }
@@ -220,9 +220,9 @@ fn a_second_signal_ends_the_process_at_once() {
 }
 
 #[test]
-fn so_does_another_one_of_the_set() {
+fn another_signal_of_the_set_ends_the_process_as_well() {
     watched(|| {
-        let test = "so_does_another_one_of_the_set";
+        let test = "another_signal_of_the_set_ends_the_process_as_well";
         let mut other = Other::start(test, || async {
             let ctx = until_termination(&BACKGROUND).unwrap();
             println!("ready");
@@ -353,9 +353,9 @@ fn after_the_runtime_is_dropped_a_signal_ends_the_process() {
 }
 
 #[test]
-fn to_listen_again_is_to_start_anew() {
+fn listening_again_starts_over() {
     watched(|| {
-        let mut other = Other::start("to_listen_again_is_to_start_anew", || async {
+        let mut other = Other::start("listening_again_starts_over", || async {
             for _round in 0..3 {
                 let ctx = until_termination(&BACKGROUND).unwrap();
                 raise(Signal::INT);
@@ -376,9 +376,9 @@ fn to_listen_again_is_to_start_anew() {
 
 /// However soon after the end, on however many threads.
 #[test]
-fn listening_again_immediately_starts_over() {
+fn listening_again_immediately_starts_over_on_any_thread() {
     watched(|| {
-        let test = "listening_again_immediately_starts_over";
+        let test = "listening_again_immediately_starts_over_on_any_thread";
         let mut other = Other::start(test, || async {
             let rounds = || {
                 multi_thread(2).block_on(async {
@@ -424,9 +424,9 @@ fn one_that_is_ignored_by_default_is_ignored_afterwards() {
 /// Like `nohup`, and the background jobs of a shell.
 #[test]
 #[cfg(target_os = "linux")]
-fn one_that_the_process_was_started_with_ignoring_is_ignored_afterwards() {
+fn one_that_was_ignored_at_the_start_is_ignored_afterwards() {
     watched(|| {
-        let test = "one_that_the_process_was_started_with_ignoring_is_ignored_afterwards";
+        let test = "one_that_was_ignored_at_the_start_is_ignored_afterwards";
         let mut nohup = this_program();
         let ignore = || {
             for signal in [libc::SIGHUP, libc::SIGINT] {
@@ -459,13 +459,13 @@ fn one_that_the_process_was_started_with_ignoring_is_ignored_afterwards() {
 /// A library listens for a while in a program with a handler of its own.
 #[test]
 #[cfg(target_os = "linux")]
-fn a_handler_that_was_there_before_is_alone_afterwards() {
+fn an_earlier_handler_is_called_alone_afterwards() {
     static HANDLED: AtomicUsize = AtomicUsize::new(0);
     extern "C" fn handle(_: libc::c_int) {
         HANDLED.fetch_add(1, Ordering::SeqCst);
     }
     watched(|| {
-        let test = "a_handler_that_was_there_before_is_alone_afterwards";
+        let test = "an_earlier_handler_is_called_alone_afterwards";
         let mut other = Other::start(test, || async {
             let mut ctrl_c = tokio::signal::unix::signal(SignalKind::interrupt()).unwrap();
             // SAFETY: the handler touches an atomic alone.
@@ -611,14 +611,14 @@ fn a_second_signal_kills_the_children_first() {
                     println!("stopping");
                     pending().await
                 });
-            let mut gone = Vec::new();
+            let mut killed = Vec::new();
             for _child in 0..3 {
                 let line = other.says_something_like("family ");
                 let words = Vec::from_iter(line.split(' ').skip(1).map(str::to_owned));
-                gone.push(words[1].clone());
+                killed.push(words[1].clone());
                 // For the child without a group of its own, the grandchild is not killed.
                 if words[0] == "true" {
-                    gone.push(words[2].clone());
+                    killed.push(words[2].clone());
                 } else {
                     other.strays.push(words[2].parse().unwrap());
                 }
@@ -630,7 +630,7 @@ fn a_second_signal_kills_the_children_first() {
             other.is_sent(Signal::INT);
             let status = other.child.wait().unwrap();
             assert!(matches!(status.signal(), Some(libc::SIGINT | libc::SIGTERM)), "{status}");
-            for pid in gone {
+            for pid in killed {
                 spin_until(|| !is_running(&pid));
             }
         }
@@ -752,7 +752,7 @@ fn values_and_deadline_are_the_parents() {
 }
 
 #[test]
-fn what_cannot_be_listened_for_is_refused_by_name() {
+fn a_signal_that_cannot_be_caught_is_refused_by_name() {
     current_thread().block_on(async {
         let refused = |set: &[i32]| {
             let signals = set.iter().map(|number| Signal::from_raw(*number));

@@ -21,7 +21,7 @@ use tokio::task::{JoinSet, yield_now};
 use tokio_ctx::{CancelScope, Context, DoneOwned};
 use tokio_util::sync::CancellationToken;
 
-/// What a group of threads has allocated less what it has freed.
+/// The allocated less the freed memory of a group of threads.
 #[derive(Default)]
 struct Account {
     bytes: AtomicIsize,
@@ -29,14 +29,14 @@ struct Account {
 }
 
 thread_local! {
-    /// The account of this thread's test, whose threads all share it; other tests have their own.
+    /// The account of this thread's test, which is shared by the test's threads.
     static ACCOUNT: Cell<Option<&'static Account>> = const { Cell::new(None) };
 }
 
 struct Counting;
 
 fn count(bytes: isize, blocks: isize) {
-    // Not there any more while the thread ends; nobody asks then.
+    // Not available while the thread ends, when the counts are no longer used.
     if let Ok(Some(account)) = ACCOUNT.try_with(Cell::get) {
         account.bytes.fetch_add(bytes, Ordering::Relaxed);
         account.blocks.fetch_add(blocks, Ordering::Relaxed);
@@ -65,7 +65,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 impl Account {
-    /// A fresh account, which this thread is on from now on.
+    /// Creates an account, and assigns this thread to it.
     fn open() -> &'static Account {
         let account: &'static Account = Box::leak(Box::default());
         account.join();
@@ -81,7 +81,7 @@ impl Account {
     }
 }
 
-/// `full` if asked for by `TOKIO_CTX_FULL`, else `quick`.
+/// Returns `full` if `TOKIO_CTX_FULL` is set, and `quick` otherwise.
 fn size(quick: usize, full: usize) -> usize {
     if std::env::var_os("TOKIO_CTX_FULL").is_some_and(|set| set != "0") { full } else { quick }
 }
@@ -99,21 +99,21 @@ fn report(what: &str, start: Instant, before: (isize, isize), after: (isize, isi
 
 static BACKGROUND: Context = Context::background();
 
-/// Requests as the gateway has them: values, a budget, three parts on tasks of their own, two of them
-/// under a narrower budget; some are finished, some hang up, some run out of time.
+/// Requests like those of the gateway: values, a budget, and three parts on their own tasks, two of them with a
+/// shorter budget. Some finish, some are abandoned by the client, and some run out of time.
 mod requests {
     use super::*;
 
     struct Id(#[allow(dead_code)] u64);
     struct Tenant(#[allow(dead_code)] [u8; 64]);
 
-    /// How many kinds of request there are.
+    /// The number of kinds of requests.
     const FATES: usize = 8;
 
     #[derive(Clone, Copy)]
     enum Backend {
         Quick,
-        /// Never answers, so that only the context's end gets its caller on.
+        /// Never answers, so that only the end of the context resumes the caller.
         Dead,
     }
 
@@ -143,7 +143,7 @@ mod requests {
         outcome.unwrap_or(0)
     }
 
-    /// One request under `server`; 3 if all of its parts were answered.
+    /// Performs one request under `server`; returns 3 if all of its parts were answered.
     async fn request(server: &Context, id: usize, cleanups: Arc<AtomicUsize>, seen: &Drops) -> u32 {
         use Backend::{Dead, Quick};
         let budget = if id % FATES == 1 { ms(1) } else { LONG };
@@ -169,7 +169,7 @@ mod requests {
                 scope.cancel_with(Cause("hung up"));
             }
             5 => {
-                // What the caller waits with, and gives up.
+                // The caller stops waiting.
                 for _ in 0..3 {
                     assert!(poll_once(ctx.done()).is_pending());
                     yield_now().await;
@@ -190,7 +190,7 @@ mod requests {
                 scope.detach();
             }
             _ => {
-                // Finished, or out of time: the scope goes with the request.
+                // Finished, or out of time: the scope is dropped with the request.
                 let mut answers = third.await.unwrap();
                 for part in parts {
                     answers += part.await.unwrap();
@@ -205,7 +205,7 @@ mod requests {
         answers
     }
 
-    /// So many requests on so many connections; returns when every task of theirs is gone.
+    /// Performs this many requests on a number of connections; returns when all their tasks have ended.
     async fn serve(server: &Context, requests: usize, seen: &Drops) {
         const CONNECTIONS: usize = 64;
         let cleanups = Arc::new(AtomicUsize::new(0));
@@ -226,7 +226,7 @@ mod requests {
         while let Some(connection) = connections.join_next().await {
             connection.unwrap();
         }
-        // The functions that run after the end, the watchers, and what hangs on them.
+        // The functions after the end, the token watchers, and what they hold.
         while tokio::runtime::Handle::current().metrics().num_alive_tasks() > 0 {
             yield_now().await;
         }
@@ -261,7 +261,7 @@ mod requests {
             report(&format!("{requests} requests"), start, early, live);
         }
         let late = account.live();
-        // Tokio's own: a worker's first use of this or that. A context is 200 bytes.
+        // Lazily initialized memory of Tokio's workers. A context is 200 bytes.
         let slack = 4 * 1024;
         assert!((late.0 - early.0).abs() < slack, "{} bytes grew to {}", early.0, late.0);
         assert!((late.1 - early.1).abs() < 16, "{} blocks grew to {}", early.1, late.1);
@@ -269,13 +269,13 @@ mod requests {
     }
 }
 
-/// A day's worth of contexts under one root, a thousand at a time.
-mod a_root_that_lives_on {
+/// Many contexts under one root, a thousand at a time.
+mod a_long_lived_root {
     use super::*;
 
     const ALIVE: usize = 1_000;
 
-    /// What is alive of one context: it, its scope, maybe a wait on it.
+    /// The live objects of one context: the context, its scope, and possibly a wait.
     type Alive = (Context, Option<CancelScope>, Option<Pin<Box<DoneOwned>>>);
 
     fn derive(root: &Context, other: &Context, nth: usize) -> Alive {
@@ -307,7 +307,7 @@ mod a_root_that_lives_on {
         (ctx, Some(scope), wait)
     }
 
-    fn holds_its_memory_flat(name: &str, root: &Context, other: &Context) {
+    fn uses_constant_memory(name: &str, root: &Context, other: &Context) {
         let account = Account::open();
         let runtime = current_thread();
         let _entered = runtime.enter();
@@ -315,7 +315,7 @@ mod a_root_that_lives_on {
         let mut alive: VecDeque<Alive> = VecDeque::with_capacity(ALIVE + 1);
         let start = Instant::now();
         let mut samples = Vec::with_capacity(16);
-        // A multiple of every period there is, so that the same kinds are alive at every sample.
+        // A multiple of every period, so that the same kinds are alive at every sample.
         let period = total / 10;
         assert_eq!(period % (12 * ALIVE), 0);
         for nth in 0..=period * 10 {
@@ -334,13 +334,13 @@ mod a_root_that_lives_on {
     }
 
     #[test]
-    fn holds_its_memory_flat_alone() {
+    fn uses_constant_memory_without_waits() {
         let root = BACKGROUND.with_cancel();
-        holds_its_memory_flat("never waited on", &root, &BACKGROUND.with_value(1));
+        uses_constant_memory("never waited on", &root, &BACKGROUND.with_value(1));
     }
 
     #[test]
-    fn holds_its_memory_flat_with_a_deadline_and_waited_on() {
+    fn uses_constant_memory_with_a_deadline_and_waits() {
         let runtime = current_thread();
         let _entered = runtime.enter();
         let root = BACKGROUND.with_timeout(LONG * 3);
@@ -349,18 +349,18 @@ mod a_root_that_lives_on {
         for wait in &mut waits {
             assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
         }
-        holds_its_memory_flat("root with a deadline, waited on", &root, &other);
+        uses_constant_memory("root with a deadline, waited on", &root, &other);
     }
 
     #[test]
-    fn holds_its_memory_flat_under_a_token() {
+    fn uses_constant_memory_under_a_token() {
         let token = CancellationToken::new();
         let root = BACKGROUND.with_token(&token);
         let other = root.with_cancel();
-        holds_its_memory_flat("under a CancellationToken", &root, &other);
+        uses_constant_memory("under a CancellationToken", &root, &other);
     }
 
-    /// Two threads at once, each with its own thousand; at the end not a byte is left of either.
+    /// Two threads at once, each with its own thousand. At the end, no memory of either is left.
     #[test]
     fn is_left_clean_by_two_threads() {
         let account = Account::open();
@@ -371,7 +371,7 @@ mod a_root_that_lives_on {
                 for _ in 0..2 {
                     scope.spawn(|| {
                         let _entered = runtime.enter();
-                        // What a thread keeps for itself is freed when it has ended, and not looked for here.
+                        // Memory that a thread keeps for itself is freed when it has ended, and is not checked here.
                         (0..100).for_each(|nth| drop(derive(&root, &BACKGROUND, nth)));
                         account.join();
                         let mut alive = VecDeque::new();
@@ -391,18 +391,18 @@ mod a_root_that_lives_on {
         let start = Instant::now();
         let (early, late) = (round(2_000), round(size(50_000, 1_000_000)));
         report("contexts from two threads", start, early, late);
-        // What a list keeps for a few more, whichever thread came first.
+        // The capacity that a list keeps, whichever thread was first.
         assert!((late.0 - early.0).abs() < 16 * 1024, "{early:?} grew to {late:?}");
         assert!((late.1 - early.1).abs() < 16, "{early:?} grew to {late:?}");
     }
 }
 
-/// `select!` in a loop: a wait made, polled and dropped each turn.
+/// `select!` in a loop: a wait is created, polled and dropped in each iteration.
 mod a_select_loop {
     use super::*;
 
-    async fn turns(ctx: &Context, turns: usize) {
-        for _ in 0..turns {
+    async fn iterations(ctx: &Context, iterations: usize) {
+        for _ in 0..iterations {
             tokio::select! {
                 biased;
                 error = ctx.done() => panic!("{error}"),
@@ -421,17 +421,22 @@ mod a_select_loop {
         let below = timed.context().with_value(1).with_cancel();
         let merged = plain.merge(&timed);
         let contexts = [("plain", &plain), ("timed", &timed), ("below", &below), ("merged", &merged)];
-        for crowd in [0, 1, 3] {
+        for others in [0, 1, 3] {
             runtime.block_on(async {
-                let beside: Vec<_> = (0..crowd).map(|_| tokio::spawn(below.done_owned())).collect();
+                let beside: Vec<_> = (0..others).map(|_| tokio::spawn(below.done_owned())).collect();
                 yield_now().await;
                 for (name, ctx) in contexts {
-                    turns(ctx, 1_000).await;
+                    iterations(ctx, 1_000).await;
                     let (start, before) = (Instant::now(), account.live());
-                    turns(ctx, total).await;
+                    iterations(ctx, total).await;
                     let after = account.live();
-                    report(&format!("{total} turns, {name}, {crowd} beside"), start, before, after);
-                    assert_eq!(after, before, "{name} with {crowd} beside");
+                    report(
+                        &format!("{total} iterations, {name}, {others} other waits"),
+                        start,
+                        before,
+                        after,
+                    );
+                    assert_eq!(after, before, "{name} with {others} other waits");
                 }
                 for task in beside {
                     task.abort();
@@ -441,7 +446,7 @@ mod a_select_loop {
         }
     }
 
-    /// Several tasks on two workers turn on one context at once.
+    /// Several tasks on two workers wait on one context in such loops.
     #[test]
     fn leaves_nothing_on_two_workers() {
         let account = Account::open();
@@ -457,7 +462,7 @@ mod a_select_loop {
                 let mut tasks = JoinSet::new();
                 for _ in 0..4 {
                     let ctx = ctx.clone();
-                    tasks.spawn(async move { turns(&ctx, count / 4).await });
+                    tasks.spawn(async move { iterations(&ctx, count / 4).await });
                 }
                 while let Some(task) = tasks.join_next().await {
                     task.unwrap();
@@ -470,13 +475,13 @@ mod a_select_loop {
         };
         let start = Instant::now();
         let (early, late) = (round(1_000), round(size(60_000, 1_000_000)));
-        report("turns of four tasks", start, early, late);
+        report("iterations of four tasks", start, early, late);
         assert!((late.0 - early.0).abs() < 4 * 1024, "{early:?} grew to {late:?}");
     }
 }
 
-/// An hour's timeout, waited on and dropped long before.
-mod an_hour_that_was_given_up {
+/// A timeout of an hour, awaited, and dropped long before.
+mod a_dropped_timeout_of_an_hour {
     use super::*;
 
     fn wait_and_drop(waits: usize, below: bool, waker: &Waker) {
@@ -490,7 +495,7 @@ mod an_hour_that_was_given_up {
     }
 
     #[test]
-    fn holds_no_byte_and_no_waker() {
+    fn holds_no_memory_and_no_waker() {
         let account = Account::open();
         let runtime = current_thread();
         let _entered = runtime.enter();
@@ -506,10 +511,10 @@ mod an_hour_that_was_given_up {
         assert_eq!(wakes.count(), 0);
     }
 
-    /// How often a runtime goes to sleep while a day passes on a paused clock: once for each timer.
-    fn naps_in_a_day(first: impl FnOnce()) -> usize {
-        let naps = Arc::new(AtomicUsize::new(0));
-        let counted = naps.clone();
+    /// Returns how often a runtime goes to sleep during a day on a paused clock: once for each timer.
+    fn sleeps_in_a_day(first: impl FnOnce()) -> usize {
+        let sleeps = Arc::new(AtomicUsize::new(0));
+        let counted = sleeps.clone();
         let runtime: Runtime = Builder::new_current_thread()
             .enable_all()
             .start_paused(true)
@@ -522,29 +527,29 @@ mod an_hour_that_was_given_up {
             first();
             tokio::time::sleep(LONG * 24).await;
         });
-        naps.load(Ordering::SeqCst)
+        sleeps.load(Ordering::SeqCst)
     }
 
     #[test]
     fn holds_no_timer() {
-        let idle = naps_in_a_day(|| {});
-        let kept = naps_in_a_day(|| {
+        let idle = sleeps_in_a_day(|| {});
+        let kept = sleeps_in_a_day(|| {
             let ctx = BACKGROUND.with_timeout(LONG).detach();
             let mut wait = Box::pin(ctx.done_owned());
             assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
-            // On purpose: its timer stays.
+            // Intentional: its timer stays.
             std::mem::forget(wait);
         });
-        assert!(kept > idle, "a timer would not be seen: {kept} naps with one, {idle} without");
+        assert!(kept > idle, "a timer would not be seen: {kept} sleeps with one, {idle} without");
         for waits in 0..4 {
             for below in [false, true] {
-                let naps = naps_in_a_day(|| wait_and_drop(waits, below, Waker::noop()));
-                assert_eq!(naps, idle, "a timer was left by {waits} waits");
+                let sleeps = sleeps_in_a_day(|| wait_and_drop(waits, below, Waker::noop()));
+                assert_eq!(sleeps, idle, "a timer was left by {waits} waits");
             }
         }
-        // Given up by being canceled, with the context still there.
+        // Canceled while the context still exists.
         let mut kept = None;
-        let naps = naps_in_a_day(|| {
+        let sleeps = sleeps_in_a_day(|| {
             let ctx = BACKGROUND.with_timeout(LONG);
             let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(ctx.done_owned())).collect();
             for wait in &mut waiting {
@@ -554,7 +559,7 @@ mod an_hour_that_was_given_up {
             waiting.clear();
             kept = Some(ctx);
         });
-        assert_eq!(naps, idle, "a timer outlived its context");
+        assert_eq!(sleeps, idle, "a timer outlived its context");
         assert!(kept.is_some_and(|ctx| ctx.is_done()));
     }
 }

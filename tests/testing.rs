@@ -27,7 +27,7 @@ async fn panicked(future: impl Future) -> String {
 }
 
 #[test]
-fn nothing_left_is_nothing_said() {
+fn nothing_left_passes() {
     on_both(|| async {
         let seen = testing::scope(async |test| {
             let child = test.with_timeout(LONG);
@@ -48,14 +48,14 @@ fn nothing_left_is_nothing_said() {
 #[test]
 fn it_ends_with_the_body() {
     on_both(|| async {
-        let (tell, told) = tokio::sync::oneshot::channel();
+        let (sender, receiver) = tokio::sync::oneshot::channel();
         testing::scope(async |test| {
             assert!(!test.is_done());
             let waits = test.clone();
-            test.spawn(async move { tell.send(waits.done().await) });
+            test.spawn(async move { sender.send(waits.done().await) });
         })
         .await;
-        assert!(told.await.unwrap().to_string().ends_with(": the test is over"));
+        assert!(receiver.await.unwrap().to_string().ends_with(": the test is over"));
     });
 }
 
@@ -103,7 +103,7 @@ fn a_task_that_is_left_is_named_by_its_line() {
 }
 
 #[test]
-fn so_is_each_of_several() {
+fn each_of_several_tasks_is_named() {
     let text = complaint(async |test| {
         test.spawn(pending::<()>());
         let deep = test.with_value("deep").without_cancel();
@@ -162,7 +162,7 @@ fn forget(wait: impl Future + Send + 'static) {
 }
 
 #[test]
-fn so_is_a_member_of_a_group_that_lives_on() {
+fn a_member_of_a_group_that_is_not_joined_is_named() {
     left_at(line!() + 2, async |test| {
         let (mut group, _ctx) = Group::<(), Error>::new(test);
         group.spawn(pending());
@@ -189,7 +189,7 @@ fn so_is_a_member_of_a_group_that_lives_on() {
 }
 
 #[test]
-fn so_is_what_a_shutdown_waits_for() {
+fn work_that_a_shutdown_waits_for_is_named() {
     left_at(line!() + 2, async |test| {
         let shutdown = Shutdown::new(test);
         shutdown.spawn(pending::<()>());
@@ -209,7 +209,7 @@ fn so_is_what_a_shutdown_waits_for() {
 }
 
 #[test]
-fn so_is_a_clean_up_that_does_not_end() {
+fn a_clean_up_that_does_not_end_is_named() {
     left_at(line!() + 1, async |test| {
         test.after_func(pending::<()>);
     });
@@ -219,7 +219,7 @@ fn so_is_a_clean_up_that_does_not_end() {
 fn groups_and_shutdowns_that_end_leave_nothing() {
     on_both(|| async {
         testing::scope(async |test| {
-            // Waited for, dropped, and told to stop.
+            // Waited for, dropped, and canceled.
             let (mut group, ctx) = Group::<(), Error>::new(test);
             group.spawn(async move { Err(ctx.done().await) });
             group.canceler().cancel();
@@ -264,7 +264,7 @@ fn a_task_that_panicked_fails_the_test() {
 }
 
 #[test]
-fn the_bodys_own_panic_is_all_there_is() {
+fn a_panic_of_the_body_is_propagated_alone() {
     let drops = Drops::default();
     let counted = drops.counted();
     let runtime = paused();
@@ -304,7 +304,7 @@ fn tasks_that_need_some_time_to_end_get_it() {
 }
 
 #[test]
-fn other_contexts_are_not_looked_at() {
+fn other_contexts_are_not_checked() {
     paused().block_on(async {
         let stranger = Context::background().with_cancel();
         let task = stranger.spawn(pending::<()>());

@@ -23,12 +23,12 @@ use tokio_ctx::{AfterFunc, CancelScope, Context, DoneOwned, Error};
 use tokio_util::sync::CancellationToken;
 
 const WORKERS: usize = 8;
-/// What each worker does in a round; as many contexts there can be, and two roots.
+/// The operations of each worker in a round, which also limits the number of contexts, besides the two roots.
 const STEPS: usize = 40;
 /// A round takes milliseconds.
 const HANG: Duration = Duration::from_secs(60);
 
-/// Whose cancel it was. Counted, so that a token left behind shows by the error that it keeps.
+/// Identifies the cancel. Counted, so that a leaked token is detected by the error that it keeps.
 struct Cause(usize, Arc<AtomicUsize>);
 
 impl Cause {
@@ -58,18 +58,18 @@ impl fmt::Debug for Cause {
 
 impl std::error::Error for Cause {}
 
-/// A context of the tree, and what has become of it.
+/// A context of the tree, and its expected state.
 struct Node {
     parents: Vec<usize>,
     foreign: bool,
     ctx: Mutex<Option<Context>>,
     scope: Mutex<Option<CancelScope>>,
     /// Its scope is being dropped, or has been.
-    abandoned: AtomicBool,
+    dropped: AtomicBool,
     /// A cancel of it has returned.
     canceled: AtomicBool,
-    /// The first error that anybody was told.
-    told: OnceLock<Error>,
+    /// The first error that was reported.
+    reported: OnceLock<Error>,
 }
 
 impl Node {
@@ -77,29 +77,29 @@ impl Node {
         self.ctx.lock().unwrap().clone()
     }
 
-    /// One story: what anybody was told is what everybody is told.
+    /// Checks that the same error is reported every time.
     #[track_caller]
-    fn tell(&self, error: &Error) {
-        let first = self.told.get_or_init(|| error.clone());
+    fn report(&self, error: &Error) {
+        let first = self.reported.get_or_init(|| error.clone());
         common::assert_same(first, error);
     }
 
-    /// Whether it has ended; with all ways of asking, each after one that may have said so.
+    /// Returns whether it has ended, and checks that all queries agree.
     #[track_caller]
-    fn ask(&self, ctx: &Context) -> bool {
-        let said = ctx.is_done();
+    fn query(&self, ctx: &Context) -> bool {
+        let done = ctx.is_done();
         let error = ctx.err();
-        assert!(!said || error.is_some(), "ended, and has no error");
+        assert!(!done || error.is_some(), "ended, and has no error");
         if let Some(error) = &error {
             assert!(ctx.is_done(), "has an error, and has not ended");
-            self.tell(error);
-            self.tell(&ctx.check().expect_err("has an error"));
+            self.report(error);
+            self.report(&ctx.check().expect_err("has an error"));
         }
         error.is_some()
     }
 }
 
-/// The tree of a round. Nodes are only added.
+/// The tree of a round, to which nodes are only added.
 struct Tree {
     nodes: Vec<OnceLock<Node>>,
     count: AtomicUsize,
@@ -126,9 +126,9 @@ impl Tree {
             foreign,
             ctx: Mutex::new(Some(scope.clone())),
             scope: Mutex::new(Some(scope)),
-            abandoned: AtomicBool::new(false),
+            dropped: AtomicBool::new(false),
             canceled: AtomicBool::new(false),
-            told: OnceLock::new(),
+            reported: OnceLock::new(),
         };
         let place = self.count.fetch_add(1, Ordering::Relaxed);
         assert!(self.nodes[place].set(node).is_ok());
@@ -138,7 +138,7 @@ impl Tree {
         self.nodes.iter().enumerate().filter_map(|(place, node)| Some((place, node.get()?)))
     }
 
-    /// Any node, the latest more often than others: a deep tree has more to go wrong.
+    /// Returns a random node, preferring recent ones, so that the tree becomes deep.
     fn pick(&self, dice: &mut Dice) -> (usize, &Node) {
         loop {
             let count = self.count.load(Ordering::Relaxed);
@@ -159,7 +159,7 @@ impl Tree {
         }
     }
 
-    /// Cancels a node if its scope is still there.
+    /// Cancels a node if its scope still exists.
     fn cancel(&self, place: usize, node: &Node) {
         let canceler = node.scope.lock().unwrap().as_ref().map(CancelScope::canceler);
         if let Some(canceler) = canceler {
@@ -168,13 +168,13 @@ impl Tree {
         }
     }
 
-    /// Whether one and all of these are true of the node or of something above it.
+    /// Returns whether all of these are true of the node or of one of its ancestors.
     fn here_or_above(&self, place: usize, is: &dyn Fn(usize, &Node) -> bool) -> bool {
         let node = self.nodes[place].get().expect("added before its children");
         is(place, node) || node.parents.iter().any(|parent| self.here_or_above(*parent, is))
     }
 
-    /// That a node ended, and with this error, has its reason in the node or above it.
+    /// Checks that the end of a node, with this error, has a reason in the node or above it.
     fn explain(&self, place: usize, ctx: &Context, error: &Error) {
         let explained = match error.cause_as::<Cause>() {
             Some(cause) => self.here_or_above(place, &|above, _| above == cause.0),
@@ -184,13 +184,13 @@ impl Tree {
                     && ended_at <= tokio::time::Instant::now()
             }
             None => self
-                .here_or_above(place, &|_, node| node.foreign || node.abandoned.load(Ordering::Acquire)),
+                .here_or_above(place, &|_, node| node.foreign || node.dropped.load(Ordering::Acquire)),
         };
         assert!(explained, "node {place} ended without a reason: {error:?}");
     }
 }
 
-/// A wait in no task's hands, and the waker that it was given last.
+/// A wait that no task owns, and its last waker.
 struct Parked {
     place: usize,
     done: Pin<Box<DoneOwned>>,
@@ -198,14 +198,14 @@ struct Parked {
 }
 
 impl Parked {
-    /// Looks again, on behalf of another task. True: it has been told.
-    fn look(&mut self, tree: &Tree) -> bool {
+    /// Polls on behalf of another task, and returns whether it has resolved.
+    fn poll_again(&mut self, tree: &Tree) -> bool {
         let (wakes, waker) = Wakes::new();
         self.wakes = wakes;
         match poll(self.done.as_mut(), &waker) {
             std::task::Poll::Pending => false,
             std::task::Poll::Ready(error) => {
-                tree.nodes[self.place].get().expect("it is waited on").tell(&error);
+                tree.nodes[self.place].get().expect("it is waited on").report(&error);
                 true
             }
         }
@@ -260,13 +260,15 @@ async fn step(tree: &Tree, dice: &mut Dice, left: &mut Left) {
             tree.add(vec![place], true, ctx.with_token(token));
         }
         9 if dice.roll(8) == 0 => tree.foreign[dice.roll(tree.foreign.len())].cancel(),
-        // The two roots stay, for the end of the round.
+        // The two roots are kept until the end of the round.
         10 | 11 => {
             let (place, node) = tree.pick(dice);
             if place > 1 {
                 tree.cancel(place, node);
                 let ctx = node.ctx();
-                assert!(ctx.is_none_or(|ctx| node.ask(&ctx)) || !node.canceled.load(Ordering::Acquire));
+                assert!(
+                    ctx.is_none_or(|ctx| node.query(&ctx)) || !node.canceled.load(Ordering::Acquire)
+                );
             }
         }
         12 | 13 => {
@@ -276,7 +278,7 @@ async fn step(tree: &Tree, dice: &mut Dice, left: &mut Left) {
                 match dice.roll(4) {
                     0 | 1 => drop(scope.detach()),
                     roll => {
-                        node.abandoned.store(true, Ordering::Release);
+                        node.dropped.store(true, Ordering::Release);
                         if roll == 2 { drop(scope) } else { drop(scope.split().1) }
                     }
                 }
@@ -295,13 +297,13 @@ async fn step(tree: &Tree, dice: &mut Dice, left: &mut Left) {
             let (place, _, ctx) = tree.pick_live(dice);
             let wakes = Wakes::new().0;
             let mut parked = Parked { place, done: Box::pin(ctx.done_owned()), wakes };
-            if !parked.look(tree) {
+            if !parked.poll_again(tree) {
                 left.parked.push(parked);
             }
         }
         18 if !left.parked.is_empty() => {
             let place = dice.roll(left.parked.len());
-            if dice.roll(2) == 0 || left.parked[place].look(tree) {
+            if dice.roll(2) == 0 || left.parked[place].poll_again(tree) {
                 left.parked.swap_remove(place);
             }
         }
@@ -309,7 +311,7 @@ async fn step(tree: &Tree, dice: &mut Dice, left: &mut Left) {
             let (_, node, ctx) = tree.pick_live(dice);
             let nap = tokio::time::sleep(Duration::from_micros(dice.roll(1_500) as u64));
             if let Err(error) = ctx.run(nap).await {
-                node.tell(&error);
+                node.report(&error);
             }
         }
         20 => {
@@ -335,11 +337,11 @@ async fn step(tree: &Tree, dice: &mut Dice, left: &mut Left) {
                 let parent = tree.nodes[*parent].get().expect("added before its children");
                 let is_over = parent.canceled.load(Ordering::Acquire);
                 assert!(
-                    node.ask(&ctx) || !is_over,
+                    node.query(&ctx) || !is_over,
                     "the parent was canceled, and the child has not ended"
                 );
             }
-            node.ask(&ctx);
+            node.query(&ctx);
         }
     }
 }
@@ -364,28 +366,27 @@ async fn round(seed: u64) {
     check(&tree);
     end(&tree).await;
     for left in left {
-        settle(&tree, left).await;
+        finish(&tree, left).await;
     }
     let alive = tree.alive.clone();
     drop(tree);
-    // What a task or a token's watcher still holds goes with it.
+    // Tasks and token watchers may still hold contexts.
     until(|| alive.load(Ordering::Relaxed) == 0).await;
 }
 
-/// All quiet: what has ended has a reason, and what has a reason has ended.
+/// Checks, when all workers have finished, that a context has ended if and only if there is a reason.
 fn check(tree: &Tree) {
     for (place, node) in tree.all() {
         let Some(ctx) = node.ctx() else { continue };
         let above_ended = node.parents.iter().any(|parent| {
             let parent = tree.nodes[*parent].get().expect("added before its children");
             parent.canceled.load(Ordering::Acquire)
-                || parent.abandoned.load(Ordering::Acquire)
-                || parent.ctx().is_some_and(|ctx| parent.ask(&ctx))
+                || parent.dropped.load(Ordering::Acquire)
+                || parent.ctx().is_some_and(|ctx| parent.query(&ctx))
         });
-        let over = above_ended
-            || node.canceled.load(Ordering::Acquire)
-            || node.abandoned.load(Ordering::Acquire);
-        let ended = node.ask(&ctx);
+        let over =
+            above_ended || node.canceled.load(Ordering::Acquire) || node.dropped.load(Ordering::Acquire);
+        let ended = node.query(&ctx);
         assert!(ended || !over, "node {place} should have ended");
         if let (true, Some(error)) = (ended, ctx.err()) {
             tree.explain(place, &ctx, &error);
@@ -393,42 +394,42 @@ fn check(tree: &Tree) {
     }
 }
 
-/// The roots end, and with them, before the cancel returns, everything.
+/// Ends the roots, which ends everything before the cancel returns.
 async fn end(tree: &Tree) {
     for place in [0, 1] {
         let root = tree.nodes[place].get().expect("the first to be added");
-        assert!(!root.ask(&root.ctx().expect("the roots stay")), "an end went up");
+        assert!(!root.query(&root.ctx().expect("the roots stay")), "the end reached an ancestor");
         tree.cancel(place, root);
     }
     for (place, node) in tree.all() {
         let Some(ctx) = node.ctx() else { continue };
         assert!(ctx.is_done(), "node {place} outlived the roots");
         let error = answer(&ctx).expect("has ended");
-        node.tell(&error);
+        node.report(&error);
         tree.explain(place, &ctx, &error);
     }
 }
 
-/// Everyone who waits is told; nothing is left of who does not.
-async fn settle(tree: &Tree, left: Left) {
+/// Checks that every wait has resolved, and that nothing is left of dropped ones.
+async fn finish(tree: &Tree, left: Left) {
     for (place, wait) in left.waits {
-        tree.nodes[place].get().expect("it is waited on").tell(&wait.await.expect("only waits"));
+        tree.nodes[place].get().expect("it is waited on").report(&wait.await.expect("only waits"));
     }
     for mut parked in left.parked {
         assert!(parked.wakes.count() > 0, "a lost wake-up at node {}", parked.place);
         let wakes = parked.wakes.clone();
-        assert!(parked.look(tree), "woken for nothing at node {}", parked.place);
+        assert!(parked.poll_again(tree), "woken for nothing at node {}", parked.place);
         drop(parked);
         assert_eq!(Arc::strong_count(&wakes), 1, "a waker left behind");
     }
     for Cleanup { handle, ran, stopped } in left.cleanups {
         until(|| stopped || ran.load(Ordering::Relaxed) == 1).await;
         assert_eq!(ran.load(Ordering::Relaxed), usize::from(!stopped), "stopped, and ran");
-        assert!(!handle.stop(), "over, and stopped");
+        assert!(!handle.stop(), "stopped after it has run");
     }
     for (ctx, token) in left.tokens {
         assert!(ctx.is_done(), "its tree has ended");
-        // A watcher may have to come round first.
+        // A token watcher may need some time.
         until(|| token.is_cancelled()).await;
     }
 }
@@ -439,7 +440,7 @@ async fn until(is: impl Fn() -> bool) {
     }
 }
 
-/// Ends the process if no word comes for too long: a thread that hangs does not fail by itself.
+/// Ends the process if a round takes too long, because a thread that hangs does not fail by itself.
 fn watchdog() -> mpsc::Sender<u64> {
     let (alive, words) = mpsc::channel();
     thread::spawn(move || {
@@ -449,7 +450,7 @@ fn watchdog() -> mpsc::Sender<u64> {
                 Ok(next) => seed = Some(next),
                 Err(RecvTimeoutError::Disconnected) => return,
                 Err(RecvTimeoutError::Timeout) => {
-                    eprintln!("HANG: no word for {HANG:?} in the round of TOKIO_CTX_SEED={seed:?}");
+                    eprintln!("HANG: no progress for {HANG:?} in the round of TOKIO_CTX_SEED={seed:?}");
                     process::abort();
                 }
             }
@@ -464,45 +465,45 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn eight_threads_at_random() {
-    play();
+    run();
 }
 
-/// The same with a picture taken without pause: it changes nothing, and keeps nothing.
+/// The same while snapshots are taken continuously. They change nothing, and keep nothing.
 #[cfg(feature = "watch")]
 #[test]
-fn eight_threads_at_random_and_a_picture() {
+fn eight_threads_at_random_with_snapshots() {
     let watch = tokio_ctx::watch::install();
     let is_over = AtomicBool::new(false);
-    let pictures = thread::scope(|scope| {
-        let pictures = scope.spawn(|| {
-            let mut pictures = 0;
+    let snapshots = thread::scope(|scope| {
+        let snapshots = scope.spawn(|| {
+            let mut snapshots = 0;
             while !is_over.load(Ordering::Relaxed) {
-                sound(&watch.snapshot());
-                pictures += 1;
+                check_snapshot(&watch.snapshot());
+                snapshots += 1;
             }
-            pictures
+            snapshots
         });
-        let played = std::panic::catch_unwind(play);
+        let played = std::panic::catch_unwind(run);
         is_over.store(true, Ordering::Relaxed);
-        let pictures = pictures.join().expect("a picture that is sound");
+        let snapshots = snapshots.join().expect("a consistent snapshot");
         played.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        pictures
+        snapshots
     });
-    println!("{pictures} pictures");
+    println!("{snapshots} snapshots");
 }
 
-/// Whatever is met in the midst of everything, an entry is there once, and after its parent.
+/// Checks that a snapshot taken during changes contains each entry once, and after its parent.
 #[cfg(feature = "watch")]
-fn sound(picture: &tokio_ctx::watch::Snapshot) {
+fn check_snapshot(snapshot: &tokio_ctx::watch::Snapshot) {
     let mut met = std::collections::HashSet::new();
-    for entry in &picture.entries {
+    for entry in &snapshot.entries {
         assert!(entry.parent.is_none_or(|parent| met.contains(&parent)), "before its parent: {entry:?}");
         assert!(met.insert(entry.id), "met twice: {entry:?}");
     }
-    assert_eq!(picture.totals.seen, met.len());
+    assert_eq!(snapshot.totals.seen, met.len());
 }
 
-fn play() {
+fn run() {
     let time = Duration::from_secs(number("TOKIO_CTX_SECONDS").unwrap_or(10));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     let first = number("TOKIO_CTX_SEED").unwrap_or(now.as_nanos() as u64 >> 10);
@@ -513,7 +514,7 @@ fn play() {
     let mut rounds = 0;
     while begun.elapsed() < time {
         let seed = first.wrapping_add(rounds);
-        alive.send(seed).expect("the watchdog watches");
+        alive.send(seed).expect("the watchdog is running");
         let played = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             runtime.block_on(round(seed));
         }));

@@ -167,7 +167,7 @@ async fn a_deadline_is_an_event_with_all_its_fields() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_there_is_not_is_left_out() {
+async fn missing_fields_are_left_out() {
     listen();
     let ctx = BACKGROUND.with_cancel();
     advance(ms(70)).await;
@@ -351,22 +351,22 @@ fn step() -> tracing::Span {
 #[tokio::test(start_paused = true)]
 async fn a_spans_status_tells_canceled_from_failed_and_dropped_from_done() {
     listen();
-    let told = |word: &str, code: Option<&str>| {
+    let assert_status = |word: &str, code: Option<&str>| {
         assert_eq!(status(), (word.to_owned(), code.map(str::to_owned)));
     };
     let error = Some("ERROR");
     BACKGROUND.run_in_span(step(), async {}).await.unwrap();
-    told("done", None);
+    assert_status("done", None);
     BACKGROUND.try_run_in_span(step(), async { Ok::<_, std::io::Error>(()) }).await.unwrap();
-    told("done", None);
+    assert_status("done", None);
     let broken = async { Err::<(), _>(std::io::Error::other("broken")) };
     BACKGROUND.try_run_in_span(step(), broken).await.unwrap_err();
-    told("failed", error);
+    assert_status("failed", error);
 
     // The end, also if the step has seen it and returns it.
     let timed = BACKGROUND.with_timeout(ms(10));
     timed.run_in_span(step(), pending::<()>()).await.unwrap_err();
-    told("deadline exceeded", error);
+    assert_status("deadline exceeded", error);
     let scope = BACKGROUND.with_cancel();
     let ctx = scope.clone();
     let passes_on = async move {
@@ -374,23 +374,23 @@ async fn a_spans_status_tells_canceled_from_failed_and_dropped_from_done() {
         scope.check().map_err(std::io::Error::from)
     };
     ctx.try_run_in_span(step(), passes_on).await.unwrap_err();
-    told("canceled", None);
+    assert_status("canceled", None);
     ctx.run_in_span(step(), async {}).await.unwrap_err();
-    told("canceled", None);
+    assert_status("canceled", None);
     ctx.try_run_in_span(step(), async { Ok::<_, Error>(()) }).await.unwrap_err();
-    told("canceled", None);
+    assert_status("canceled", None);
 
     // Dropped before and after the first poll.
     drop(BACKGROUND.run_in_span(step(), async {}));
-    told("dropped", None);
+    assert_status("dropped", None);
     let mut waits = Box::pin(BACKGROUND.run_in_span(step(), pending::<()>()));
     assert!(poll(waits.as_mut(), std::task::Waker::noop()).is_pending());
     assert!(RECORDED.take().iter().all(|(_, fields)| !fields.contains_key("status")));
     drop(waits);
-    told("dropped", None);
+    assert_status("dropped", None);
     let panics = BACKGROUND.run_in_span(step(), async { panic!("broken") });
     assert!(std::panic::AssertUnwindSafe(panics).catch_unwind().await.is_err());
-    told("panicked", error);
+    assert_status("panicked", error);
 }
 
 /// Without the field, without a deadline, and with a disabled span.

@@ -1,4 +1,4 @@
-//! What a watch sees: what was told to stop and is still here, what runs, and what has ended lately.
+//! The contents of a snapshot: work that is still running after its end, everything that runs, and recent ends.
 //!
 //! The watch is the process's, and tests run side by side: each looks for its own lines and names.
 
@@ -41,7 +41,7 @@ fn one<'a>(snapshot: &'a Snapshot, line: &str) -> &'a Entry {
 #[track_caller]
 fn named<'a>(snapshot: &'a Snapshot, name: &str) -> &'a Entry {
     let found = snapshot.entries.iter().find(|entry| entry.name.as_deref() == Some(name));
-    found.unwrap_or_else(|| panic!("{name} is not in the picture"))
+    found.unwrap_or_else(|| panic!("{name} is not in the snapshot"))
 }
 
 fn ended<'a>(snapshot: &'a Snapshot, line: &str) -> Option<&'a EndedLine> {
@@ -50,7 +50,9 @@ fn ended<'a>(snapshot: &'a Snapshot, line: &str) -> Option<&'a EndedLine> {
 
 #[track_caller]
 fn ended_now(line: &str) -> EndedLine {
-    ended(&snapshot(), line).unwrap_or_else(|| panic!("nothing of {line} is still here")).clone()
+    ended(&snapshot(), line)
+        .unwrap_or_else(|| panic!("no work of {line} has ended and is still running"))
+        .clone()
 }
 
 fn lately(line: &str, how: How) -> Option<Lately> {
@@ -58,28 +60,28 @@ fn lately(line: &str, how: How) -> Option<Lately> {
     lately.into_iter().find(|lately| lately.how == how && lately.line.to_string() == line)
 }
 
-/// Another test's picture may hold a context for a moment: its record goes with it.
+/// Waits, because the snapshot of another test may hold the context for a short time.
 #[track_caller]
 fn is_gone(name: &str) {
     let until = std::time::Instant::now() + 60 * SECOND;
     while snapshot().entries.iter().any(|entry| entry.name.as_deref() == Some(name)) {
-        assert!(std::time::Instant::now() < until, "{name} is still here");
+        assert!(std::time::Instant::now() < until, "{name} is still registered");
         thread::yield_now();
     }
 }
 
-/// A scope that is watched.
+/// Returns the scope of a root that a watch has registered.
 #[track_caller]
 fn root() -> CancelScope {
     watch::install();
     Context::background().with_cancel()
 }
 
-mod ended_still_here {
+mod ended_still_running {
     use super::*;
 
     #[tokio::test]
-    async fn a_task_is_listed_by_its_line_until_it_has_gone() {
+    async fn a_task_is_listed_by_its_line_until_it_ends() {
         let ctx = root();
         let started = Arc::new(Notify::new());
         let start = started.clone();
@@ -106,7 +108,7 @@ mod ended_still_here {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_busy_loop_is_told_from_a_forgotten_await() {
+    async fn a_busy_loop_is_distinguished_from_a_task_that_waits() {
         let ctx = root();
         let (go_on, blocked) = mpsc::channel::<()>();
         let (entered, inside) = mpsc::channel();
@@ -127,7 +129,7 @@ mod ended_still_here {
     }
 
     #[tokio::test]
-    async fn a_task_that_was_never_polled_is_told_as_such() {
+    async fn a_task_that_was_never_polled_is_shown_as_such() {
         let ctx = root();
         let task = ctx.spawn(pending::<()>());
         let spawned = line(1);
@@ -138,7 +140,7 @@ mod ended_still_here {
     }
 
     #[tokio::test]
-    async fn the_longest_of_a_line_stands_for_all() {
+    async fn a_line_shows_its_longest_entry() {
         let scopes: Vec<CancelScope> = (0..3).map(|_| root()).collect();
         let spawn = |ctx: &CancelScope| ctx.spawn(pending::<()>());
         let spawned = line(1);
@@ -154,7 +156,7 @@ mod ended_still_here {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_deadline_that_nothing_has_noticed_is_seen_and_stays_unnoticed() {
+    async fn a_deadline_that_no_query_has_noticed_is_shown_and_not_settled() {
         let ctx = root().detach().with_timeout(SECOND);
         let made = line(1);
         let below = ctx.with_cancel();
@@ -166,14 +168,14 @@ mod ended_still_here {
         let here = ended_now(&spawned);
         assert_eq!((here.end.how, here.longest), (How::Deadline, SECOND / 2));
         assert_eq!(here.end.line.to_string(), made);
-        assert!(lately(&made, How::Deadline).is_none(), "a picture has ended it");
+        assert!(lately(&made, How::Deadline).is_none(), "the snapshot has settled it");
         assert!(below.is_done());
         assert!(lately(&made, How::Deadline).is_some());
         task.abort();
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn functions_that_block_are_listed() {
+    async fn blocking_functions_are_listed() {
         let ctx = root();
         let (go_on, blocked) = mpsc::channel::<()>();
         let (entered, inside) = mpsc::channel();
@@ -213,7 +215,7 @@ mod ended_still_here {
     }
 
     #[tokio::test]
-    async fn a_clean_up_is_listed_while_it_runs() {
+    async fn a_cleanup_is_listed_while_it_runs() {
         let ctx = root();
         let go_on = Arc::new(Notify::new());
         let wait = go_on.clone();
@@ -229,7 +231,7 @@ mod ended_still_here {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_context_that_is_merely_held_comes_after_work_and_after_a_second() {
+    async fn a_held_context_is_listed_after_a_second_and_after_work() {
         let ctx = root().named("held");
         let held = ctx.clone();
         ctx.cancel();
@@ -251,7 +253,7 @@ mod the_tree {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_waited_on_below_is_found() {
+    async fn descendants_that_are_waited_on_are_found() {
         let top = root().named("top of a tree");
         let middle = top.with_cancel();
         let made = line(1);
@@ -288,7 +290,7 @@ mod the_tree {
     }
 
     #[tokio::test]
-    async fn it_is_cut_after_a_few() {
+    async fn a_tree_shows_the_first_children() {
         let top = root().named("a wide one");
         let spawn = |_| top.spawn(pending::<()>());
         let tasks: Vec<_> = (0..1_198).map(spawn).collect();
@@ -304,7 +306,7 @@ mod the_tree {
     }
 
     #[tokio::test]
-    async fn a_snapshot_can_be_cut_to_the_most_telling() {
+    async fn a_snapshot_can_be_cut_to_the_most_important_entries() {
         let top = root().named("to be cut");
         let alive: Vec<_> = (0..50).map(|_| top.spawn(pending::<()>())).collect();
         let below = top.with_cancel();
@@ -320,7 +322,7 @@ mod the_tree {
         assert_eq!(below_it.entries[0].id, id);
         let cut = below_it.cut(4);
         assert_eq!((cut.entries.len(), cut.totals.unlisted), (4, listed - 4));
-        assert!(!of_line(&cut, &spawned).is_empty(), "the culprit is left");
+        assert!(!of_line(&cut, &spawned).is_empty(), "ended work is kept");
         assert_eq!(cut.entries[0].id, id);
         assert_eq!(cut.entries[0].children, 51, "what is there, listed or not");
         late.abort();
@@ -345,7 +347,7 @@ mod the_tree {
     }
 
     #[test]
-    fn a_deep_one_is_seen_in_time_and_on_a_small_stack() {
+    fn a_deep_tree_needs_little_time_and_stack() {
         let deep = || {
             let top = root().named("a deep one").detach();
             let mut leaf = top.clone();
@@ -370,7 +372,7 @@ mod lines {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn alive_ones_are_counted_by_line() {
+    async fn running_work_is_counted_by_line() {
         let roots: Vec<Context> = (0..3).map(|_| root().detach()).collect();
         let make = |nth: usize, secs| roots[nth].with_timeout(secs * SECOND);
         let scopes = [make(0, 50), make(1, 40), make(2, 60)];
@@ -396,7 +398,7 @@ mod lines {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_nearly_overdue_has_less_than_a_tenth_left() {
+    async fn nearly_overdue_is_less_than_a_tenth_of_the_budget() {
         let ctx = root().detach().with_timeout(10 * SECOND);
         let task = ctx.spawn(pending::<()>());
         let spawned = line(1);
@@ -413,7 +415,7 @@ mod lines {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn ends_are_told_apart_and_counted_by_line() {
+    async fn ends_are_counted_by_kind_and_line() {
         let parent = root();
         let make = |secs: u64| parent.with_timeout(Duration::from_secs(secs));
         let made = line(1);
@@ -440,11 +442,11 @@ mod lines {
         assert_eq!(lately(&made, How::Deadline).unwrap().count, 1);
         assert_eq!(lately(&made, How::Refused).unwrap().count, 6);
         advance(200 * SECOND).await;
-        assert!(lately(&made, How::Canceled).is_none(), "that is no longer lately");
+        assert!(lately(&made, How::Canceled).is_none(), "that was too long ago");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn how_late_work_left_is_kept_by_class() {
+    async fn late_work_is_counted_by_class() {
         let ctx = root();
         let go_on = Arc::new(Notify::new());
         let wait = go_on.clone();
@@ -468,6 +470,51 @@ mod lines {
         assert_eq!(lines(&classes[4], &spawned), 1, "five seconds are up to ten");
         assert_eq!(classes.iter().map(|class| lines(class, &punctual_line)).sum::<usize>(), 0);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_is_the_last_to_hold_its_context_is_late_as_well() {
+        let go_on = Arc::new(Notify::new());
+        let ctx = root();
+        let wait = go_on.clone();
+        let task = ctx.spawn(async move { wait.notified().await });
+        let spawned = line(1);
+        let grouped = root();
+        let (mut group, _) = Group::<(), Error>::new(&grouped);
+        let wait = go_on.clone();
+        group.spawn(async move {
+            wait.notified().await;
+            Ok(())
+        });
+        let in_group = line(4);
+        let kept = root();
+        let wait = go_on.clone();
+        let handed = kept.spawn_with(async move |ctx| {
+            wait.notified().await;
+            drop(ctx);
+        });
+        let handed_line = line(4);
+        let aborted = root();
+        let abort = aborted.spawn(std::future::pending::<()>());
+        let aborted_line = line(1);
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
+        for ctx in [ctx, grouped, kept, aborted] {
+            ctx.cancel();
+        }
+        advance(5 * SECOND).await;
+        go_on.notify_waiters();
+        task.await.unwrap();
+        handed.await.unwrap();
+        abort.abort();
+        assert!(abort.await.is_err());
+        group.join().await.ok();
+        let seen = snapshot();
+        for line in [spawned, in_group, handed_line, aborted_line] {
+            let is_it = |late: &&watch::Late| late.line.to_string() == line;
+            assert_eq!(seen.late[4].last.iter().filter(is_it).count(), 1, "{line}: {seen}");
+        }
+    }
 }
 
 mod shutdowns {
@@ -479,7 +526,7 @@ mod shutdowns {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_picture_and_the_report_agree_in_every_phase() {
+    async fn the_snapshot_and_the_report_agree_in_every_phase() {
         watch::install();
         let shutdown = Shutdown::new(&Context::background()).grace(8 * SECOND).cleanup(2 * SECOND);
         let made = line(1);
@@ -532,7 +579,7 @@ mod shutdowns {
     }
 
     #[tokio::test]
-    async fn work_is_a_task_a_future_or_a_ticket() {
+    async fn tasks_futures_and_tickets_are_work() {
         watch::install();
         let shutdown =
             Shutdown::new(&Context::background()).grace(Duration::ZERO).cleanup(Duration::ZERO);
@@ -562,7 +609,7 @@ mod forms {
     use super::*;
 
     #[tokio::test]
-    async fn json_has_the_fields_that_are_documented() {
+    async fn json_has_the_documented_fields() {
         let ctx = root().named("<b>\"json\" & co</b>");
         let timed = ctx.with_timeout(60 * SECOND);
         let task = timed.spawn_bounded(pending::<()>());
@@ -627,7 +674,7 @@ mod forms {
     }
 
     #[tokio::test]
-    async fn the_text_begins_with_the_culprits_and_fits_a_terminal() {
+    async fn the_text_begins_with_ended_work_and_fits_a_terminal() {
         let ctx = root().named(
             "a name that is much too long for a terminal of a hundred columns, and then some more of it",
         );
@@ -636,11 +683,11 @@ mod forms {
         tokio::task::yield_now().await;
         ctx.cancel_with("secret");
         let text = snapshot().to_string();
-        let culprits = text.find("ENDED, STILL HERE").unwrap();
-        assert!(text.find(&spawned).is_some_and(|at| at > culprits), "{text}");
+        let ended = text.find("ENDED, STILL RUNNING").unwrap();
+        assert!(text.find(&spawned).is_some_and(|at| at > ended), "{text}");
         assert!(!text.contains("secret"), "a cause is hidden");
         for heading in ["NEARLY OVERDUE", "SHUTDOWNS", "ALIVE, BY LINE", "CONTEXTS ENDED LATELY"] {
-            assert!(text.find(heading).is_none_or(|at| at > culprits), "{text}");
+            assert!(text.find(heading).is_none_or(|at| at > ended), "{text}");
         }
         let widest = text.lines().max_by_key(|line| line.chars().count()).unwrap();
         assert!(widest.chars().count() <= 100, "{widest}");
@@ -658,7 +705,7 @@ mod forms {
 }
 
 #[test]
-fn installing_again_returns_the_same_and_a_builder_says_so() {
+fn installing_again_returns_the_same_watch_or_an_error() {
     let watch = watch::install();
     assert!(Watch::builder().max_entries(1).install().is_err());
     let ctx = Context::background().with_cancel().named("installed again");
@@ -676,7 +723,7 @@ fn installing_again_returns_the_same_and_a_builder_says_so() {
 }
 
 #[test]
-fn the_background_has_no_name_and_work_in_it_is_seen() {
+fn the_background_has_no_name_and_its_work_is_listed() {
     watch::install();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let background = Context::background().named("nothing");
@@ -694,7 +741,7 @@ fn the_background_has_no_name_and_work_in_it_is_seen() {
 }
 
 #[test]
-fn a_name_takes_the_place_of_the_one_before() {
+fn a_name_replaces_the_previous_one() {
     let ctx = root();
     for nth in 0..100_000 {
         ctx.context().named(format_args!("name {nth}"));
@@ -708,7 +755,7 @@ fn a_name_takes_the_place_of_the_one_before() {
 }
 
 #[test]
-fn a_root_goes_with_its_last_handle() {
+fn a_root_is_listed_until_its_last_handle_is_dropped() {
     let ctx = root();
     let made = line(1);
     let _ = made;

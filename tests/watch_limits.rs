@@ -51,7 +51,7 @@ impl Drop for Panics {
 }
 
 #[test]
-fn it_takes_no_more_than_it_may_and_cuts_what_it_shows() {
+fn the_number_of_entries_and_the_length_of_texts_are_limited() {
     let watch = Watch::builder().max_entries(MOST).show_causes(true).install().unwrap();
 
     // More roots than there may be entries.
@@ -61,9 +61,9 @@ fn it_takes_no_more_than_it_may_and_cuts_what_it_shows() {
     assert_eq!(full.totals.unregistered, 9 * MOST as u64);
     assert!(full.to_string().contains("900 not registered"), "{full}");
     drop(roots);
-    assert!(watch.snapshot().entries.is_empty(), "what has gone makes room");
+    assert!(watch.snapshot().entries.is_empty(), "dropped contexts make room");
 
-    // More contexts below one than a picture looks at.
+    // More children of a context than a snapshot visits.
     let root = Context::background().with_cancel().named("wide");
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let entered = runtime.enter();
@@ -81,7 +81,7 @@ fn it_takes_no_more_than_it_may_and_cuts_what_it_shows() {
     assert_eq!(wide.entries.len(), MOST);
     assert_eq!(wide.totals.unseen, 9 * MOST + 1);
     drop((waits, children));
-    // A context so far down that there is no room for those above it.
+    // A context with more ancestors than a snapshot visits.
     let mut leaf = root.clone();
     for _ in 0..10 * MOST {
         leaf = leaf.with_cancel().detach();
@@ -112,7 +112,7 @@ fn it_takes_no_more_than_it_may_and_cuts_what_it_shows() {
     let cause = seen.ended[0].end.cause.clone().unwrap();
     assert_eq!(cause.chars().count(), 301);
     assert!(cause.starts_with("<script>  <script>"), "{cause}");
-    assert!(PRINTED.load(Ordering::Relaxed) < 1_000, "it went on printing");
+    assert!(PRINTED.load(Ordering::Relaxed) < 1_000, "the formatting continued");
     assert!(begun.elapsed().as_secs() < 10);
     assert_eq!(
         serde_json::from_str::<serde_json::Value>(&seen.to_json()).unwrap()["ended"][0]["end"]["cause"],

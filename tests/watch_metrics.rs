@@ -1,4 +1,4 @@
-//! The counters that a recorder gets: by kind and line, and each end told apart.
+//! The metrics of a watch: by kind and line, and by kind of end.
 //!
 //! In a process of its own: there is one recorder.
 
@@ -95,7 +95,7 @@ impl Recorder for Sums {
 const FILE: &str = "tests/watch_metrics.rs";
 
 #[tokio::test]
-async fn what_is_alive_and_what_ends_is_counted_by_kind_and_line() {
+async fn running_work_and_ends_are_counted_by_kind_and_line() {
     let sums = Sums::default();
     metrics::set_global_recorder(sums.clone()).map_err(drop).unwrap();
     let watch = watch::install();

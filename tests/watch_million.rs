@@ -1,4 +1,5 @@
-//! A crowd is pictured while another thread derives, waits and drops under the same parent: how long that one is held up.
+//! Snapshots of a million contexts, while another thread derives, waits and drops below the same parent. The delay of that
+//! thread is measured.
 //!
 //! In a process of its own, as its watch takes millions. `TOKIO_CTX_FULL=1` makes it a million.
 
@@ -18,7 +19,7 @@ fn waiting_on(ctx: &Context) -> Pin<Box<DoneOwned>> {
 }
 
 #[test]
-fn a_picture_of_a_crowd_holds_up_no_derive() {
+fn a_snapshot_of_many_contexts_does_not_delay_derives() {
     let full = std::env::var("TOKIO_CTX_FULL").is_ok_and(|full| full == "1");
     let crowd = if full { 1_000_000 } else { 100_000 };
     let watch = Watch::builder().max_entries(3 * crowd).install().unwrap();

@@ -36,34 +36,34 @@ const GRACE: Duration = Duration::from_millis(50);
 static SERIAL: Mutex<()> = Mutex::new(());
 
 /// The next one of that line.
-fn next(told: &mpsc::Receiver<Overstay>, line: u32) -> Overstay {
+fn next(reports: &mpsc::Receiver<Overstay>, line: u32) -> Overstay {
     let until = Instant::now() + Duration::from_secs(60);
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        let overstay = told.recv_timeout(left).expect("an overstay is told");
+        let overstay = reports.recv_timeout(left).expect("the overstay is reported");
         if overstay.line.location().line() == line {
             return overstay;
         }
     }
 }
 
-fn watch_and_hear() -> (Watch, mpsc::Receiver<Overstay>) {
+fn watch_with_reports() -> (Watch, mpsc::Receiver<Overstay>) {
     let watch = watch::install();
-    let (tell, told) = mpsc::channel();
+    let (send, reports) = mpsc::channel();
     watch.overstay_with(GRACE, move |overstay| {
-        tell.send(overstay.clone()).unwrap();
+        send.send(overstay.clone()).unwrap();
         panic!("a callback that panics");
     });
-    (watch, told)
+    (watch, reports)
 }
 
 #[test]
-fn it_is_told_once_and_then_at_doubling_intervals_although_the_runtime_is_stuck() {
+fn overstaying_is_reported_at_doubling_intervals_while_the_runtime_is_blocked() {
     let _serial = SERIAL.lock().unwrap();
     let events = Events::default();
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(events.clone()))
         .unwrap();
-    let (watch, told) = watch_and_hear();
+    let (watch, reports) = watch_with_reports();
     let before = watch.snapshot().totals.overstayed;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let scope = Context::background().with_timeout(Duration::from_secs(600));
@@ -74,8 +74,8 @@ fn it_is_told_once_and_then_at_doubling_intervals_although_the_runtime_is_stuck(
             let (_never, blocked) = mpsc::channel::<()>();
             let task = ctx.spawn(async move { blocked.recv_timeout(Duration::from_secs(60)) });
             let line = line!() - 1;
-            let (told_line, _held) = (line, &_never);
-            LINE.send(told_line);
+            let (sent_line, _held) = (line, &_never);
+            LINE.send(sent_line);
             drop(task.await);
         });
     });
@@ -83,7 +83,7 @@ fn it_is_told_once_and_then_at_doubling_intervals_although_the_runtime_is_stuck(
     scope.cancel_with("secret");
     let canceled = line!() - 1;
 
-    let first = next(&told, line);
+    let first = next(&reports, line);
     assert!(first.is_first && first.over >= GRACE, "{first:?}");
     assert_eq!((first.end.how, first.end.line.location().line()), (How::Canceled, canceled));
     assert!(first.poll.unwrap().inside);
@@ -91,7 +91,7 @@ fn it_is_told_once_and_then_at_doubling_intervals_although_the_runtime_is_stuck(
     let text = first.to_string();
     assert!(text.starts_with("task spawned at tests/watch_overstay.rs:"), "{text}");
     assert!(text.contains(" after its end: context canceled at tests/watch_overstay.rs:"), "{text}");
-    let (second, third) = (next(&told, line), next(&told, line));
+    let (second, third) = (next(&reports, line), next(&reports, line));
     assert!(!second.is_first && second.over >= 2 * GRACE && third.over >= 4 * GRACE);
     assert_eq!(watch.snapshot().totals.overstayed, before + 1);
 
@@ -100,7 +100,7 @@ fn it_is_told_once_and_then_at_doubling_intervals_although_the_runtime_is_stuck(
     assert!(warned.len() >= 3, "{warned:?}");
     let (_, fields) = warned[0];
     for part in [
-        "still here after the end of its context",
+        "still running after the end of its context",
         &format!("spawned_at=tests/watch_overstay.rs:{line};"),
         &format!("ended_at=tests/watch_overstay.rs:{canceled};"),
         "how=canceled;",
@@ -131,7 +131,7 @@ impl Hand {
 
 #[cfg(all(unix, feature = "signal"))]
 #[test]
-fn a_signal_dumps_the_picture_while_the_runtime_is_stuck() {
+fn a_signal_prints_a_snapshot_while_the_runtime_is_blocked() {
     use tokio_ctx::signal::Signal;
 
     let _serial = SERIAL.lock().unwrap();
@@ -157,7 +157,7 @@ fn a_signal_dumps_the_picture_while_the_runtime_is_stuck() {
         assert_eq!(unsafe { libc::kill(libc::getpid(), libc::SIGUSR1) }, 0);
         // Meanwhile nothing turns the runtime.
         let text = dumped.recv_timeout(Duration::from_secs(60)).expect("a dump");
-        assert!(text.contains("ENDED, STILL HERE") && text.contains(&spawned), "{text}");
+        assert!(text.contains("ENDED, STILL RUNNING") && text.contains(&spawned), "{text}");
     }
     task.abort();
 }

@@ -1,9 +1,11 @@
-//! What a watch sees of requests: their names, how they end, and what keeps one afterwards.
+//! Requests in a snapshot: their names, how they end, and contexts that are held afterwards.
 
 use std::convert::Infallible;
 use std::future::pending;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,12 +31,12 @@ fn entry<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a Entry> {
     snapshot.entries.iter().find(|entry| entry.name.as_deref() == Some(name))
 }
 
-/// Another test's picture may hold a context for a moment: its record goes with it.
+/// Waits, because the snapshot of another test may hold the context for a short time.
 #[track_caller]
 fn is_gone(name: &str) {
     let until = std::time::Instant::now() + 60 * SECOND;
     while entry(&snapshot(), name).is_some() {
-        assert!(std::time::Instant::now() < until, "{name} is still here");
+        assert!(std::time::Instant::now() < until, "{name} is still registered");
         std::thread::yield_now();
     }
 }
@@ -46,7 +48,7 @@ fn is_polled_once<F: Future>(future: std::pin::Pin<&mut F>) -> bool {
 type Answered = Result<Response<Full<Bytes>>, Infallible>;
 
 #[tokio::test(start_paused = true)]
-async fn a_request_is_there_by_its_method_and_path_until_it_is_answered() {
+async fn a_request_is_listed_by_method_and_path_until_it_is_answered() {
     watch::install();
     let service = Context::background().with_cancel();
     let layer = ServerLayer::new(service.clone(), Inbound::new().max_budget(30 * SECOND));
@@ -65,14 +67,14 @@ async fn a_request_is_there_by_its_method_and_path_until_it_is_answered() {
     assert!(seen.entry(here.parent.unwrap()).is_some());
 
     let body = answer.await.unwrap().into_body();
-    assert!(entry(&snapshot(), "GET /report/7").unwrap().is_work, "its body is to come");
+    assert!(entry(&snapshot(), "GET /report/7").unwrap().is_work, "its body has not been sent");
     assert_eq!(body.collect().await.unwrap().to_bytes(), "all is well");
     is_gone("GET /report/7");
     assert!(!seen.to_json().contains("secret"), "a query is not shown");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_context_that_is_kept_after_the_answer_is_a_leak() {
+async fn a_context_that_is_held_after_the_response_is_listed() {
     watch::install();
     let kept: Arc<Mutex<Vec<Context>>> = Arc::default();
     let keep = kept.clone();
@@ -108,7 +110,7 @@ async fn a_request_that_is_answered_is_counted_as_finished() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_handler_leaves_behind_is_reported_with_the_dropped_request() {
+async fn a_task_that_outlives_a_dropped_request_is_listed_below_it() {
     watch::install();
     let layer = ServerLayer::new(Context::background(), Inbound::new());
     let handler = layer.layer(service_fn(async |_: Request<Empty<Bytes>>| -> Answered {
@@ -123,7 +125,7 @@ async fn what_a_handler_leaves_behind_is_reported_with_the_dropped_request() {
     let here = seen.ended.iter().find(|ended| ended.line.location().line() == spawned).unwrap();
     assert_eq!((here.kind, here.end.how), (Kind::Task, How::RequestDropped));
     assert_eq!(here.end.cause_type, Some("RequestEnd"));
-    // Under the request, which is over and held by it.
+    // The task is below the request, which has ended and is held by it.
     let task = seen.entry(here.first).unwrap();
     let request = seen.entry(task.parent.unwrap()).unwrap();
     assert_eq!((request.name.as_deref(), request.is_work), (Some("GET /left"), false));
@@ -134,7 +136,7 @@ async fn what_a_handler_leaves_behind_is_reported_with_the_dropped_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_refused_and_one_that_is_too_late_are_told_apart() {
+async fn refused_requests_and_deadlines_are_counted_separately() {
     watch::install();
     let service = Context::background().with_cancel();
     let layer = ServerLayer::new(service.clone(), Inbound::new().max_budget(SECOND));
@@ -156,7 +158,67 @@ async fn a_request_that_is_refused_and_one_that_is_too_late_are_told_apart() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_of_a_shutdown_is_there_once_and_agrees_with_it() {
+async fn a_handler_that_exceeds_its_deadline_is_late() {
+    watch::install();
+    let layer = ServerLayer::new(Context::background(), Inbound::new().max_budget(SECOND));
+    let handler = layer.layer(service_fn(async |_: Request<Empty<Bytes>>| -> Answered {
+        // The deadline passes within one poll.
+        advance(5 * SECOND).await;
+        Ok(Response::new(Full::from("too late")))
+    }));
+    let mut answer = Box::pin(handler.oneshot(request("/blocks")));
+    let _ = is_polled_once(answer.as_mut());
+    drop(answer);
+    let seen = snapshot();
+    let late = seen.late.iter().flat_map(|class| &class.last);
+    let late: Vec<_> = late.filter(|late| late.name.as_deref() == Some("GET /blocks")).collect();
+    assert_eq!(late.len(), 1, "{seen}");
+    assert_eq!((late[0].kind, late[0].how), (Kind::Request, How::Deadline));
+}
+
+/// A snapshot holds contexts for a short time, so some requests are ended, and others only counted.
+#[test]
+fn every_request_is_counted_once_while_snapshots_are_taken() {
+    const THREADS: u64 = 4;
+    const REQUESTS: u64 = 500;
+
+    watch::install();
+    let layer = ServerLayer::new(Context::background(), Inbound::new().max_budget(600 * SECOND));
+    let line = line!() - 1;
+    let are_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let serving: Vec<_> = (0..THREADS).map(|_| scope.spawn(|| serve(&layer, REQUESTS))).collect();
+        scope.spawn(|| {
+            while !are_done.load(Ordering::Relaxed) {
+                let seen = snapshot();
+                let here = seen.entries.iter().filter(|entry| entry.line.location().line() == line);
+                assert!(here.count() as u64 <= 2 * THREADS);
+            }
+        });
+        serving.into_iter().for_each(|serving| serving.join().unwrap());
+        are_done.store(true, Ordering::Relaxed);
+    });
+    is_gone("GET /crowd");
+    let seen = snapshot();
+    let counted = seen.lately.iter().filter(|lately| lately.line.location().line() == line);
+    let counted: Vec<_> = counted.map(|lately| (lately.how, lately.total)).collect();
+    assert_eq!(counted, [(How::Finished, THREADS * REQUESTS)]);
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn serve(layer: &ServerLayer, requests: u64) {
+    let handler = layer.layer(service_fn(async |_: Request<Empty<Bytes>>| {
+        tokio::task::yield_now().await;
+        Answered::Ok(Response::new(Full::from("x")))
+    }));
+    for _ in 0..requests {
+        let answer = handler.clone().oneshot(request("/crowd")).await.unwrap();
+        answer.into_body().collect().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_of_a_shutdown_is_listed_once_and_agrees_with_the_report() {
     watch::install();
     let shutdown = Shutdown::new(&Context::background()).grace(SECOND).cleanup(SECOND);
     let http = shutdown.named("http");
@@ -181,7 +243,7 @@ async fn a_request_of_a_shutdown_is_there_once_and_agrees_with_it() {
 
 #[cfg(all(unix, feature = "process"))]
 #[tokio::test]
-async fn a_child_process_is_there_while_it_runs() {
+async fn a_child_process_is_listed_while_it_runs() {
     use tokio::process::Command;
     use tokio_ctx::process::CommandExt;
 

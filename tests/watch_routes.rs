@@ -80,7 +80,7 @@ async fn get(uri: &str) -> Answer {
     }
 }
 
-/// Asks again, with fresh pictures, until the answer is such.
+/// Repeats a request until the response satisfies the condition.
 async fn until(uri: &str, is_such: impl Fn(&Value) -> bool) -> Value {
     let deadline = std::time::Instant::now() + HANG;
     loop {
@@ -110,7 +110,7 @@ mod access {
     }
 
     #[tokio::test]
-    async fn only_peers_on_loopback_are_answered() {
+    async fn only_loopback_peers_are_answered() {
         for peer in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
             assert_eq!(send(watch().routes(), from(peer, "/")).await.status, 200, "{peer}");
         }
@@ -118,13 +118,13 @@ mod access {
             for path in ["/", "/json", "/text", "/none"] {
                 let answer = send(watch().routes(), from(peer, path)).await;
                 assert_eq!(answer.status, 403, "{peer}");
-                assert!(answer.text.contains("only peers on the machine itself"), "{}", answer.text);
+                assert!(answer.text.contains("available only from this machine"), "{}", answer.text);
             }
         }
     }
 
     #[tokio::test]
-    async fn without_the_peers_address_none_is_answered_and_the_text_says_what_to_do() {
+    async fn without_the_address_of_the_peer_the_response_explains_what_to_do() {
         let request = Request::get("/json").body(Body::empty()).unwrap();
         let answer = send(watch().routes(), request).await;
         assert_eq!(answer.status, 500);
@@ -142,7 +142,7 @@ mod access {
     }
 
     #[tokio::test]
-    async fn a_request_that_a_proxy_has_forwarded_is_of_no_local_peer() {
+    async fn a_forwarded_request_is_refused() {
         for name in ["Forwarded", "X-Forwarded-For", "X-Real-IP", "Via"] {
             let mut request = local("/json");
             request
@@ -153,7 +153,7 @@ mod access {
     }
 
     #[tokio::test]
-    async fn a_host_that_may_be_another_sites_is_refused() {
+    async fn foreign_hosts_are_refused() {
         let with_host = |host: &str| {
             let mut request = local("/json");
             request.headers_mut().insert("host", host.parse().unwrap());
@@ -203,7 +203,7 @@ mod access {
     }
 
     #[tokio::test]
-    async fn others_are_answered_if_that_is_said() {
+    async fn other_peers_and_hosts_can_be_allowed() {
         let access = Access::default().peers(|ip| ip.to_string() == "10.0.0.1");
         assert_eq!(status(access.clone(), from("10.0.0.1:1", "/json")).await, 200);
         assert_eq!(status(access.clone(), from("[::ffff:10.0.0.1]:1", "/json")).await, 200);
@@ -219,7 +219,7 @@ mod what {
     use super::*;
 
     #[tokio::test]
-    async fn the_page_is_one_file_that_may_run_nothing_but_its_own() {
+    async fn the_page_is_one_file_and_runs_only_its_own_script() {
         let answer = get("/").await;
         assert_eq!(answer.status, 200);
         assert_eq!(answer.header("content-type"), "text/html; charset=utf-8");
@@ -262,7 +262,7 @@ mod what {
     }
 
     #[tokio::test]
-    async fn every_answer_is_kept_nowhere_and_is_what_it_says() {
+    async fn no_response_is_cached_or_sniffed() {
         for uri in ["/", "/json", "/text", "/nothing", "/json?x=1", "/text?under=1"] {
             let answer = get(uri).await;
             assert_eq!(answer.header("cache-control"), "no-store", "{uri}");
@@ -338,11 +338,11 @@ mod what {
     }
 
     #[tokio::test]
-    async fn what_is_not_there_and_what_cannot_be_asked_says_so() {
+    async fn unknown_paths_and_bad_queries_are_explained() {
         let answer = get("/assets/app.js").await;
         assert_eq!(
             (answer.status.as_u16(), &*answer.text),
-            (404, "there is nothing here; there is /, /json and /text\n")
+            (404, "not found: the paths are /, /json and /text\n")
         );
         for uri in [
             "/?q=1",
@@ -368,7 +368,7 @@ mod what {
     }
 
     #[tokio::test]
-    async fn below_a_path_it_is_the_same() {
+    async fn nested_routes_work() {
         let app: Router = Router::new()
             .route("/{id}", axum::routing::get(|| async { "the service's" }))
             .nest("/watch", watch().routes());
@@ -404,7 +404,7 @@ mod parts {
     }
 
     #[tokio::test]
-    async fn entries_are_bounded_and_those_left_out_are_counted() {
+    async fn entries_are_limited_and_the_others_are_counted() {
         let (top, _children) = family("bounded");
         let all = until("/json?entries=10000", |json| names(json).contains("bounded child 49")).await;
         let id = id_of(&all, "bounded");
@@ -419,7 +419,7 @@ mod parts {
     }
 
     #[tokio::test]
-    async fn a_list_is_opened_a_few_at_a_time_with_what_is_above() {
+    async fn a_list_is_expanded_in_steps_with_the_ancestors() {
         let (_top, children) = family("opened");
         let below = children[7].with_cancel().named("opened grandchild");
         let all = until("/json?entries=10000", |json| names(json).contains("opened grandchild")).await;
@@ -461,7 +461,7 @@ mod parts {
     }
 
     #[tokio::test]
-    async fn a_text_is_found_in_lines_and_in_what_is_behind_them() {
+    async fn a_text_is_found_in_lines_and_in_their_entries() {
         let (_top, _children) = family("findable");
         until("/json?entries=10000", |json| names(json).contains("findable child 49")).await;
         let json = get("/json?entries=0&lines=1000&q=FINDABLE+child+31&open=20:found").await.json();
@@ -478,7 +478,7 @@ mod parts {
     }
 
     #[tokio::test]
-    async fn a_member_of_an_ended_line_is_listed_the_longest_first() {
+    async fn entries_of_an_ended_line_are_listed_the_longest_first() {
         watch();
         let parent = Context::background().with_cancel().named("line of three");
         let mut tasks = Vec::new();
@@ -507,7 +507,7 @@ mod parts {
     }
 
     #[tokio::test]
-    async fn a_drain_is_shown_while_it_is_under_way() {
+    async fn a_shutdown_in_progress_is_shown() {
         watch();
         let shutdown = Shutdown::new(&Context::background()).grace(HANG).cleanup(HANG);
         let ticket = shutdown.named("stuck").ticket();
@@ -540,7 +540,7 @@ mod hostile {
     impl StdError for Megabyte {}
 
     #[tokio::test]
-    async fn markup_is_data_and_megabytes_are_cut() {
+    async fn markup_is_data_and_long_texts_are_truncated() {
         watch();
         let ctx = Context::background().with_cancel().named(MARKUP);
         let long = ctx.context().with_cancel().named("n".repeat(1_000_000));
@@ -563,7 +563,7 @@ mod hostile {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_hundred_clients_at_once_share_a_picture() {
+    async fn a_hundred_clients_share_a_snapshot() {
         let mut crowd = tokio::task::JoinSet::new();
         let begun = std::time::Instant::now();
         for at in 0..100 {
@@ -572,13 +572,13 @@ mod hostile {
             crowd.spawn(async move { get(&uri).await.json()["taken_at_ms"].as_u64().unwrap() });
         }
         let taken: Vec<u64> = crowd.join_all().await;
-        let pictures = taken.iter().collect::<HashSet<_>>().len() as u128;
+        let snapshots = taken.iter().collect::<HashSet<_>>().len() as u128;
         let at_most = begun.elapsed().as_millis() / 200 + 2;
-        assert!(pictures <= at_most, "{pictures} pictures in {:?}", begun.elapsed());
+        assert!(snapshots <= at_most, "{snapshots} snapshots in {:?}", begun.elapsed());
     }
 
     #[tokio::test]
-    async fn clients_that_leave_before_the_answer_cost_others_nothing() {
+    async fn clients_that_disconnect_do_not_affect_others() {
         for _ in 0..1_000 {
             let request = local("/json");
             let mut left = std::pin::pin!(send(watch().routes(), request));
@@ -591,7 +591,7 @@ mod hostile {
     /// After the last request of all tests here; then a request starts it again.
     #[cfg(target_os = "linux")]
     #[tokio::test]
-    async fn the_thread_that_answers_ends_when_none_asks_any_more() {
+    async fn the_thread_ends_when_there_are_no_requests() {
         let is_there = || {
             let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
             let mut names =

@@ -21,7 +21,7 @@ async fn no_task_is_left() {
 }
 
 #[test]
-fn its_output_is_the_cause_and_its_line_the_place() {
+fn its_output_is_the_cause_and_its_line_the_origin() {
     on_both(|| async {
         let (stop, stopped) = oneshot::channel();
         let line = line!() + 1;
@@ -39,7 +39,7 @@ fn its_output_is_the_cause_and_its_line_the_place() {
 }
 
 #[test]
-fn a_flag_that_turns() {
+fn a_flag_that_changes_ends_it() {
     on_both(|| async {
         let (flag, mut watched) = watch::channel(0);
         let reason = async move { format!("flag {}", *watched.wait_for(|n| *n > 1).await.unwrap()) };
@@ -130,7 +130,7 @@ fn a_panic_ends_it_and_is_the_cause() {
 }
 
 #[test]
-fn a_runtime_that_goes_ends_it_as_well() {
+fn a_runtime_that_shuts_down_ends_it_as_well() {
     watched(|| {
         for runtime in [current_thread(), multi_thread(1)] {
             let ctx = runtime.block_on(async { BACKGROUND.with_cancel_when(pending::<&str>()) });

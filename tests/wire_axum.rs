@@ -1,4 +1,4 @@
-//! axum: the context as an argument, the error as an answer, and the layer around routes.
+//! axum: the context as an argument, the error as a response, and the layer around routes.
 
 mod common;
 
@@ -38,7 +38,7 @@ async fn a_handler_takes_its_context() {
 }
 
 #[tokio::test]
-async fn a_route_without_the_layer_is_refused_unless_it_does_not_mind() {
+async fn a_route_without_the_layer_is_rejected_unless_the_context_is_optional() {
     let strict = async |_: Context| "ran";
     let easy = async |ctx: Option<Context>| format!("{}", ctx.is_some());
     let app = Router::new().route("/strict", get(strict)).route("/easy", get(easy));
@@ -50,7 +50,7 @@ async fn a_route_without_the_layer_is_refused_unless_it_does_not_mind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_answers_without_detail() {
+async fn an_error_as_a_response_has_no_details() {
     let late = async |ctx: Context| -> Result<(), Error> {
         ctx.within(ms(10), async |ctx| ctx.sleep(Duration::MAX).await).await?
     };
@@ -65,7 +65,7 @@ async fn an_error_answers_without_detail() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_layer_answers_for_a_handler_that_does_not() {
+async fn the_layer_responds_for_a_handler_that_is_late() {
     let stuck = async || std::future::pending::<()>().await;
     let app = Router::new().route("/", get(stuck)).layer(layer());
     assert_eq!(answer(app, "/").await, (504, "deadline exceeded\n".to_string()));

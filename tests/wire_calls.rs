@@ -1,4 +1,4 @@
-//! The calls of a peer, by their ids: every way for one to end, and those that happen at once.
+//! The calls of a peer by their IDs: every way in which a call ends, and ends that happen concurrently.
 
 mod common;
 
@@ -35,7 +35,7 @@ fn a_cancel_ends_its_call_and_no_other() {
     common::assert_same(&ended(&below), &ended(&a));
     assert!(!b.is_done());
     assert_eq!(calls.len(), 2, "it is under way until it is dropped");
-    // The first reason stays.
+    // The first reason is kept.
     assert!(calls.cancel("a", "again"));
     assert_eq!(reason(&a).as_deref(), Some("the user pressed Escape"));
     assert!(a.finish() && !b.finish());
@@ -43,7 +43,7 @@ fn a_cancel_ends_its_call_and_no_other() {
 }
 
 #[test]
-fn a_cancel_of_what_is_over_or_never_was_is_none() {
+fn a_cancel_of_a_finished_or_unknown_call_returns_false() {
     let calls = Calls::new(&Context::background());
     assert!(!calls.cancel(&1, ""));
     let call = calls.begin(1).unwrap();
@@ -53,7 +53,7 @@ fn a_cancel_of_what_is_over_or_never_was_is_none() {
     assert!(ended(&seen).cause_as::<CanceledByPeer>().is_none());
     assert!(ended(&seen).to_string().ends_with(": call over"));
 
-    // Nor is one of the id's next call meant for the one before.
+    // A finished call does not remove the next call with the same ID.
     let (first, second) = (calls.begin(2).unwrap(), calls.begin(3).unwrap());
     assert!(!first.finish());
     let again = calls.begin(2).unwrap();
@@ -63,21 +63,21 @@ fn a_cancel_of_what_is_over_or_never_was_is_none() {
 }
 
 #[test]
-fn an_id_that_is_in_use_is_refused_and_the_call_goes_on() {
+fn an_id_in_use_is_refused_and_its_call_continues() {
     let calls = Calls::new(&Context::background());
     let call = calls.begin(1).unwrap();
     assert!(calls.begin(1).is_err());
     assert!(!call.is_done());
     assert_eq!(calls.len(), 1);
     assert!(calls.cancel(&1, ""));
-    // Canceled, it is still to be answered.
+    // A canceled call stays in the table until it is finished.
     assert!(calls.begin(1).is_err());
     drop(call);
     assert!(calls.begin(1).is_ok());
 }
 
 #[test]
-fn a_lost_connection_ends_its_calls_or_does_not() {
+fn a_lost_connection_ends_its_calls_unless_they_outlive_it() {
     let service = Context::background().with_cancel();
     let calls = Calls::new(&service);
     let call = calls.begin(1).unwrap();
@@ -88,7 +88,7 @@ fn a_lost_connection_ends_its_calls_or_does_not() {
         "connection lost: reset by peer"
     );
     assert!(!call.finish(), "its peer has not taken it back");
-    // What was read before the loss was noticed.
+    // A request that was read before the loss was noticed.
     assert!(calls.begin(2).unwrap().is_done());
     drop(calls);
 
@@ -103,9 +103,9 @@ fn a_lost_connection_ends_its_calls_or_does_not() {
     assert!(!call.finish());
 }
 
-/// However the loop that reads ends: by a return, an error, a panic.
+/// The loop ends by a return, an error, or a panic.
 #[test]
-fn a_loop_that_ends_takes_its_calls_along() {
+fn the_end_of_the_loop_ends_its_calls() {
     let call = catch_unwind(AssertUnwindSafe(|| {
         let calls = Calls::new(&Context::background());
         let call = calls.begin(1).unwrap();
@@ -116,12 +116,12 @@ fn a_loop_that_ends_takes_its_calls_along() {
     .unwrap_err();
     let call = call.downcast::<tokio_ctx::wire::Call<i32>>().unwrap();
     assert_eq!(ended(&call).cause_as::<ConnectionLost>().unwrap().to_string(), "connection lost");
-    // It outlives its table.
+    // The call outlives its table.
     drop(call);
 }
 
 #[test]
-fn a_reason_is_kept_within_bounds() {
+fn a_long_reason_is_truncated() {
     let calls = Calls::new(&Context::background());
     for (id, (long, kept)) in [
         ("x".repeat(1024), 1024),
@@ -149,12 +149,12 @@ async fn a_call_bounds_its_work() {
     });
     let error = call.run(std::future::pending::<()>()).await.unwrap_err();
     assert_eq!(error.cause().unwrap().to_string(), "canceled by the peer: enough");
-    // The table's parent bounds them all.
+    // The parent of the table bounds all calls.
     let error = calls.begin(2).unwrap().run(std::future::pending::<()>()).await.unwrap_err();
     assert!(error.is_deadline_exceeded());
 }
 
-/// An end runs code of others, which may use the table.
+/// A cancel calls wakers, which may use the table.
 #[test]
 fn a_waker_may_use_the_table() {
     struct Uses(Arc<Calls<u32>>, AtomicBool);
@@ -174,9 +174,9 @@ fn a_waker_may_use_the_table() {
     assert!(uses.1.load(Ordering::SeqCst));
 }
 
-/// An id whose comparison panics costs that call, not the table.
+/// An ID whose comparison panics affects its call, and not the table.
 #[test]
-fn an_id_that_panics_leaves_the_table_whole() {
+fn an_id_that_panics_leaves_the_table_intact() {
     #[derive(Clone, Debug, PartialEq, Eq)]
     struct Id(u32);
     impl Hash for Id {
@@ -210,7 +210,7 @@ fn a_cancel_races_with_the_end_of_its_call() {
             });
             (cancels.join().unwrap(), finishes.join().unwrap())
         });
-        // What was answered as not canceled has never heard of it before.
+        // If `finish` returned false, no cancel was seen before.
         assert!(canceled || !finished);
         assert!(seen.is_done() && calls.is_empty());
         assert!(calls.begin(1).is_ok());
@@ -218,7 +218,7 @@ fn a_cancel_races_with_the_end_of_its_call() {
 }
 
 #[test]
-fn many_at_once_leave_nothing_behind() {
+fn many_concurrent_calls_leave_no_entries() {
     let calls = Calls::new(&Context::background());
     thread::scope(|scope| {
         for worker in 0..4_u32 {
@@ -226,7 +226,7 @@ fn many_at_once_leave_nothing_behind() {
             scope.spawn(move || {
                 for round in 0..500 {
                     let call = calls.begin((worker, round % 3)).unwrap();
-                    // Anybody's, in any state.
+                    // A call of any thread, in any state.
                     calls.cancel(&((worker + 1) % 4, round % 3), "");
                     if round % 2 == 0 {
                         drop(call);

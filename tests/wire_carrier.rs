@@ -1,5 +1,5 @@
-//! Carriers of every kind, and what is written into them: values to the byte, dates for queues, nothing of a
-//! stranger's.
+//! All kinds of carriers, and what is written into them: values, dates for queues, and no headers of an untrusted
+//! client.
 
 mod common;
 
@@ -31,7 +31,7 @@ impl Travel for Tenant {
     }
 }
 
-/// The key that the specification of baggage has in its own examples.
+/// A key from the examples in the specification of baggage.
 #[derive(Debug, PartialEq)]
 struct UserId(String);
 
@@ -69,7 +69,7 @@ fn assert_arrives(carrier: &impl Carrier) {
 // Carriers.
 
 #[test]
-fn a_context_travels_in_every_carrier() {
+fn a_context_is_sent_in_every_carrier() {
     let mut headers = HeaderMap::new();
     context().inject_with(&mut headers, &outbound()).unwrap();
     assert_arrives(&headers);
@@ -104,7 +104,7 @@ fn a_context_travels_in_every_carrier() {
 
 #[cfg(feature = "tonic")]
 #[test]
-fn a_context_travels_in_metadata() {
+fn a_context_is_sent_in_metadata() {
     use tonic::metadata::MetadataMap;
 
     let mut metadata = MetadataMap::new();
@@ -114,7 +114,7 @@ fn a_context_travels_in_metadata() {
     assert_eq!(metadata.get("grpc-timeout").unwrap().as_bytes().last(), Some(&b'm'));
     assert!(metadata.get_bin("trace-bin").is_some());
 
-    // By its own methods too, of which one knows that a binary key is none of ours.
+    // Also by the methods of `Carrier`, which refuse a binary key.
     assert_eq!(Carrier::get(&metadata, "x-tenant"), Some(&b"blue"[..]));
     Carrier::set(&mut metadata, "x-tenant", "red").unwrap();
     assert_eq!(Carrier::get_all(&metadata, "x-tenant"), [b"red"]);
@@ -124,20 +124,20 @@ fn a_context_travels_in_metadata() {
     assert_eq!(Carrier::get(&metadata, "x-tenant"), None);
 }
 
-/// What other languages write into a map need not be in lower case.
+/// Libraries of other languages may write keys that are not in lower case.
 #[test]
 fn keys_of_maps_are_case_insensitive() {
     fn check(mut map: impl Carrier + Extend<(String, String)>) {
         map.extend([("Grpc-Timeout".to_string(), "2S".to_string())]);
         assert_eq!(Inbound::new().budget(&map).unwrap(), Some(Duration::from_secs(2)));
-        // What is written takes its place, whatever its case.
+        // A written value replaces it, whatever its case.
         Context::background().with_timeout(ms(1000)).inject(&mut map).unwrap();
         assert_eq!(map.get_all("GRPC-TIMEOUT").len(), 1);
         assert!(Inbound::new().budget(&map).unwrap().unwrap() <= ms(1000));
-        // Two that differ in their case are two.
+        // Two keys that differ only in their case are two values.
         map.extend([("GRPC-timeout".to_string(), "1H".to_string())]);
         let bad = Inbound::new().strict().budget(&map).unwrap_err();
-        assert_eq!(bad.to_string(), "bad header grpc-timeout: it may be given once");
+        assert_eq!(bad.to_string(), "bad header grpc-timeout: it must not occur more than once");
         map.remove("grpc-TIMEOUT");
         assert_eq!((map.get("grpc-timeout"), map.get_all("grpc-timeout").len()), (None, 0));
     }
@@ -171,7 +171,7 @@ fn keys_of_maps_are_case_insensitive() {
 }
 
 #[test]
-fn a_carrier_need_not_be_named() {
+fn a_carrier_may_be_a_trait_object() {
     let mut boxed: Box<dyn Carrier> = Box::new(HashMap::<String, String>::new());
     context().inject_with(&mut *boxed, &outbound()).unwrap();
     let there = Context::background().extract(&*boxed, &inbound()).unwrap();
@@ -182,14 +182,14 @@ fn a_carrier_need_not_be_named() {
 }
 
 #[test]
-fn headers_refuse_what_is_none() {
+fn headers_refuse_invalid_names_and_values() {
     let mut headers = HeaderMap::new();
     assert!(Carrier::set(&mut headers, "x tenant", "blue").is_err());
     assert!(Carrier::set(&mut headers, "x-tenant", "blue\r\nx-admin: 1").is_err());
     assert!(headers.is_empty());
 }
 
-/// One that has no room, or can only be read, must not make a call go out without its deadline.
+/// A call must not be sent without its deadline if the carrier is full or read-only.
 #[test]
 fn a_carrier_that_refuses_the_deadline_refuses_the_call() {
     let ctx = Context::background().with_timeout(HOUR);
@@ -205,13 +205,13 @@ fn a_carrier_that_refuses_the_deadline_refuses_the_call() {
         )
     );
     assert!(!ctx.is_done(), "the call alone is refused");
-    // Nothing is to be said of a context without a deadline.
+    // A context without a deadline writes nothing.
     Context::background().inject(&mut full).unwrap();
     assert!(ctx.inject(&mut get_with(|_| None::<&str>)).is_err());
 }
 
 #[test]
-fn a_carrier_that_refuses_a_value_goes_without_unless_strict() {
+fn a_refused_value_is_left_out_unless_strict() {
     let mut kept = Vec::new();
     let mut small = set_with(|key, value| {
         if key == "baggage" || key == "x-tenant" {
@@ -227,7 +227,7 @@ fn a_carrier_that_refuses_a_value_goes_without_unless_strict() {
 }
 
 #[test]
-fn a_strict_outbound_refuses_what_cannot_arrive_as_it_is() {
+fn a_strict_outbound_refuses_a_value_that_would_change() {
     for bad in ["café", " blue", "blue ", "a\nb", &"x".repeat(4097)] {
         let ctx = Context::background().with_timeout(HOUR).with_value(Tenant(bad.into()));
         let mut headers = HeaderMap::new();
@@ -236,7 +236,7 @@ fn a_strict_outbound_refuses_what_cannot_arrive_as_it_is() {
         assert_eq!(refused.cause_as::<NotSent>().unwrap().key(), "x-tenant", "{bad:?}");
         assert_eq!(headers["grpc-timeout"], "1S", "nothing was written");
         assert!(!refused.to_string().contains(bad), "the value is not repeated");
-        // Otherwise it goes without, rather than with another one.
+        // Otherwise it is left out, instead of being changed.
         ctx.inject_with(&mut headers, &outbound()).unwrap();
         assert!(!headers.contains_key("x-tenant"), "{bad:?}");
     }
@@ -245,14 +245,14 @@ fn a_strict_outbound_refuses_what_cannot_arrive_as_it_is() {
     assert_eq!(refused.cause_as::<NotSent>().unwrap().key(), "userId");
 }
 
-/// Several headers, of which one cannot say so little: all or nothing.
+/// With several headers, of which one cannot express the time, none is written.
 #[test]
-fn headers_are_as_they_were_when_one_deadline_cannot_be_said() {
+fn headers_are_unchanged_if_one_deadline_cannot_be_expressed() {
     let ctx = Context::background().with_timeout(HOUR);
     let outbound = Outbound::new()
         .write([DeadlineHeader::Grpc, DeadlineHeader::Connect])
         .margin(HOUR - Duration::from_micros(1));
-    // Somewhere between a nanosecond and a millisecond, or nothing at all.
+    // The time is between a nanosecond and a millisecond, or nothing remains.
     let mut headers = HeaderMap::new();
     assert!(ctx.inject_with(&mut headers, &outbound).unwrap_err().is_deadline_exceeded());
     assert!(headers.is_empty());
@@ -261,7 +261,7 @@ fn headers_are_as_they_were_when_one_deadline_cannot_be_said() {
 // Baggage.
 
 #[test]
-fn a_key_of_baggage_has_its_case() {
+fn keys_of_baggage_are_case_sensitive() {
     let ctx = Context::background().with_value(UserId("Amélie".into()));
     let mut headers = HeaderMap::new();
     headers.insert("baggage", "userid=other,serverNode=DF%2028".parse().unwrap());
@@ -275,7 +275,7 @@ fn a_key_of_baggage_has_its_case() {
 }
 
 #[test]
-fn baggage_of_several_lines_becomes_one() {
+fn several_lines_of_baggage_become_one() {
     let mut headers = HeaderMap::new();
     for line in ["a=1 , b=2;p=x", " ", ", ,c=3", "userId=old"] {
         headers.append("baggage", line.parse().unwrap());
@@ -288,7 +288,7 @@ fn baggage_of_several_lines_becomes_one() {
 }
 
 #[test]
-fn an_elder_goes_even_if_there_is_no_room_for_the_new() {
+fn an_old_member_is_removed_even_if_the_new_one_does_not_fit() {
     let mut headers = HeaderMap::new();
     headers.insert("baggage", "userId=old".parse().unwrap());
     let ctx = Context::background().with_value(UserId("ü".repeat(1500)));
@@ -299,9 +299,9 @@ fn an_elder_goes_even_if_there_is_no_room_for_the_new() {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Spaces at the ends, controls, separators, percent signs: any text, in any carrier.
+    /// Any text, with spaces at the ends, controls, separators and percent signs, in any carrier.
     #[test]
-    fn any_text_travels_in_baggage_as_it_was(text in "[ \\t]{0,2}(\\PC|[\\x00-\\x1f=;,%\"\\\\]){0,100}[ \\t]{0,2}") {
+    fn any_text_arrives_unchanged_in_baggage(text in "[ \\t]{0,2}(\\PC|[\\x00-\\x1f=;,%\"\\\\]){0,100}[ \\t]{0,2}") {
         let ctx = Context::background().with_value(UserId(text.clone()));
         let mut map = HashMap::<String, String>::new();
         ctx.inject_with(&mut map, &outbound().strict()).unwrap();
@@ -310,9 +310,9 @@ proptest! {
         prop_assert_eq!(&there.value::<UserId>().unwrap().0, &text);
     }
 
-    /// In a header of its own it arrives as it was, or is not sent.
+    /// In a header of its own, a text arrives unchanged, or is not sent.
     #[test]
-    fn a_header_carries_text_as_it_was_or_not_at_all(text in "[ \\t]{0,2}[ -~\\tü]{0,40}") {
+    fn text_arrives_unchanged_in_a_header_or_not_at_all(text in "[ \\t]{0,2}[ -~\\tü]{0,40}") {
         let ctx = Context::background().with_value(Tenant(text.clone()));
         let mut headers = HeaderMap::new();
         let sent = ctx.inject_with(&mut headers, &outbound().strict());
@@ -324,10 +324,10 @@ proptest! {
     }
 }
 
-// What a stranger sent.
+// Headers of an untrusted client.
 
 #[test]
-fn a_sanitizing_outbound_passes_nothing_of_a_stranger_on() {
+fn a_sanitizing_outbound_forwards_nothing_of_an_untrusted_client() {
     let strange = [
         ("grpc-timeout", "1n"),
         ("connect-timeout-ms", "1"),
@@ -365,10 +365,10 @@ fn a_sanitizing_outbound_passes_nothing_of_a_stranger_on() {
         assert_eq!(names, keys);
         (headers, names)
     };
-    // Where there is nothing to say, nothing is said.
+    // A context without a deadline and values writes nothing.
     assert_eq!(pass_on(&Context::background()).1, ["accept"]);
 
-    // Otherwise what this context says, and no deadline of a stranger that asks for less.
+    // Only the deadline of this context is written, even if the client's was shorter.
     let ctx = Context::background()
         .with_timeout(HOUR)
         .with_value(Tenant("blue".into()))
@@ -379,7 +379,7 @@ fn a_sanitizing_outbound_passes_nothing_of_a_stranger_on() {
     assert_eq!(headers["x-tenant"], "blue");
     assert!(Inbound::new().budget(&headers).unwrap().unwrap() > HOUR - ms(60_000));
 
-    // One that ends passes nothing on at all, and leaves the headers as they are.
+    // An ended context writes nothing, and leaves the headers unchanged.
     let mut headers = HeaderMap::new();
     headers.insert("x-tenant", "eve".parse().unwrap());
     let ended = Context::background().with_timeout(Duration::ZERO);
@@ -388,20 +388,20 @@ fn a_sanitizing_outbound_passes_nothing_of_a_stranger_on() {
 }
 
 #[test]
-fn envoy_is_told_in_the_header_that_it_honors() {
+fn the_header_for_envoy_is_the_one_that_it_obeys() {
     let ctx = Context::background().with_timeout(HOUR);
     let mut headers = HeaderMap::new();
     ctx.inject_with(&mut headers, &Outbound::new().write([DeadlineHeader::EnvoyUpstream])).unwrap();
     assert_eq!(headers.len(), 1);
     let told: u64 = headers["x-envoy-upstream-rq-timeout-ms"].to_str().unwrap().parse().unwrap();
     assert!(told <= 3_600_000 && told > 3_500_000);
-    // For Envoy no timeout at all is zero: never written, and read as such.
+    // For Envoy, zero means no timeout. It is never written, and read as none.
     assert!(!DeadlineHeader::EnvoyUpstream.write(Duration::from_micros(999), &mut headers));
     headers.insert("x-envoy-upstream-rq-timeout-ms", "0".parse().unwrap());
     assert_eq!(DeadlineHeader::EnvoyUpstream.read(&headers).unwrap(), None);
     headers.insert("x-envoy-upstream-rq-timeout-ms", "-1".parse().unwrap());
     assert!(DeadlineHeader::EnvoyUpstream.read(&headers).is_err());
-    // Nobody believes it without being told to: it is for Envoy.
+    // A server does not trust it by default, because it is meant for Envoy.
     headers.insert("x-envoy-upstream-rq-timeout-ms", "1".parse().unwrap());
     assert_eq!(Inbound::new().budget(&headers).unwrap(), None);
 }
@@ -421,7 +421,7 @@ fn at(date: Duration) -> HashMap<String, String> {
 }
 
 #[test]
-fn a_date_says_by_when_and_what_has_rested_counts() {
+fn a_date_accounts_for_the_time_in_a_queue() {
     let outbound = Outbound::new().write_date(DeadlineAt::new(HOUR));
     let ctx = Context::background().with_timeout(ms(60_000));
     let before = now();
@@ -432,7 +432,7 @@ fn a_date_says_by_when_and_what_has_rested_counts() {
     let date = Duration::from_millis(properties["x-deadline-unix-ms"].parse().unwrap());
     assert!(date + ms(1) >= before + ms(59_000) && date <= after + ms(60_000));
 
-    // Taken after 20 s, or after 2 minutes.
+    // The message is received after 20 s, or after 2 minutes.
     let inbound = Inbound::new().believe_date(DeadlineAt::new(HOUR));
     let left = inbound.budget(&at(date - ms(20_000))).unwrap().unwrap();
     assert!(left <= ms(40_000) && left > ms(30_000));
@@ -441,20 +441,20 @@ fn a_date_says_by_when_and_what_has_rested_counts() {
 }
 
 #[test]
-fn skew_is_a_leeway_and_no_more() {
+fn skew_extends_a_date() {
     let inbound = |skew| Inbound::new().believe_date(DeadlineAt::new(HOUR).skew(ms(skew)));
     let passed = at(now() - ms(10_000));
     assert_eq!(inbound(0).budget(&passed).unwrap(), Some(Duration::ZERO));
     assert_eq!(inbound(5_000).budget(&passed).unwrap(), Some(Duration::ZERO));
     let left = inbound(30_000).budget(&passed).unwrap().unwrap();
     assert!(left <= ms(20_000) && left > ms(10_000), "{left:?}");
-    // More than a clock can hold is no trap.
+    // A maximum beyond the range of the clock is allowed.
     let forever = Inbound::new().believe_date(DeadlineAt::new(HOUR).skew(Duration::MAX));
     assert_eq!(forever.budget(&passed).unwrap(), Some(HOUR));
 }
 
 #[test]
-fn no_date_gives_more_than_the_maximum() {
+fn a_date_gives_at_most_the_maximum() {
     let date = DeadlineAt::new(ms(500));
     let inbound = Inbound::new().believe_date(date.clone());
     for far in ["999999999999999", "99999999999999"] {
@@ -465,7 +465,7 @@ fn no_date_gives_more_than_the_maximum() {
     let none = Inbound::new().believe_date(DeadlineAt::new(Duration::ZERO));
     let ctx = Context::background().extract(&dated("99999999999999"), &none).unwrap();
     assert_eq!(ctx.err().unwrap().cause_as(), Some(&Budget::Maximum));
-    // A sender does not promise what no receiver gives, and what has no deadline says nothing.
+    // The sender writes no later date than the maximum, and none without a deadline.
     let mut properties = HashMap::new();
     let outbound = Outbound::new().write_date(date);
     Context::background().with_timeout(HOUR).inject_with(&mut properties, &outbound).unwrap();
@@ -477,7 +477,7 @@ fn no_date_gives_more_than_the_maximum() {
 }
 
 #[test]
-fn what_is_no_date_is_a_bad_header() {
+fn an_invalid_date_is_a_bad_header() {
     let lenient =
         Inbound::new().believe_date(DeadlineAt::new(HOUR)).default_budget(ms(5_000)).max_budget(HOUR);
     for bad in [
@@ -499,7 +499,7 @@ fn what_is_no_date_is_a_bad_header() {
         let refused = lenient.clone().strict().budget(&dated(bad)).unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "bad header x-deadline-unix-ms: it takes 1 to 15 digits, for milliseconds since 1970"
+            "bad header x-deadline-unix-ms: expected 1 to 15 digits, in milliseconds since 1970"
         );
     }
     let mut twice = dated("1");
@@ -507,25 +507,25 @@ fn what_is_no_date_is_a_bad_header() {
     assert_eq!(lenient.budget(&twice).unwrap(), Some(ms(5_000)));
     assert!(lenient.clone().strict().budget(&twice).is_err());
     assert_eq!(lenient.clone().untrusted().budget(&dated("1")).unwrap(), Some(ms(5_000)));
-    // Long before there were clocks: it has passed.
+    // A date in 1970 has passed.
     assert_eq!(lenient.budget(&dated("0")).unwrap(), Some(Duration::ZERO));
 }
 
 #[test]
-fn a_date_is_chosen_on_both_sides() {
+fn both_sides_have_to_choose_the_date() {
     let date = DeadlineAt::new(HOUR).named(HeaderName::from_static("expires-at"));
     let mut both = HeaderMap::new();
     both.insert("grpc-timeout", "1n".parse().unwrap());
     both.insert("expires-at", (now() + ms(60_000)).as_millis().to_string().parse().unwrap());
-    // One that believes dates does not believe what was left when it was sent, nor the other way round.
+    // A receiver that trusts dates does not trust the remaining time, and the other way round.
     let left = Inbound::new().believe_date(date.clone()).budget(&both).unwrap().unwrap();
     assert!(left > ms(50_000));
     assert_eq!(Inbound::new().budget(&both).unwrap(), Some(Duration::from_nanos(1)));
-    // Unless it is asked to, and then the earliest counts.
+    // It may trust both; the earliest deadline applies.
     let either = Inbound::new().believe_date(date.clone()).believe([DeadlineHeader::Grpc]);
     assert_eq!(either.budget(&both).unwrap(), Some(Duration::from_nanos(1)));
 
-    // An earlier date that is there was set for this message.
+    // An earlier date that is already there is kept.
     let outbound = Outbound::new().write_date(date);
     let ctx = Context::background().with_timeout(HOUR);
     let there = both["expires-at"].clone();
@@ -533,14 +533,14 @@ fn a_date_is_chosen_on_both_sides() {
     assert_eq!(both["expires-at"], there);
     ctx.inject_with(&mut both, &outbound.clone().sanitize()).unwrap();
     assert!(both["expires-at"].to_str().unwrap() > there.to_str().unwrap());
-    // Less than a millisecond cannot be said.
+    // Less than a millisecond cannot be expressed.
     assert!(ctx.inject_with(&mut both, &outbound.margin(HOUR - Duration::from_micros(1))).is_err());
 }
 
-// The least.
+// The minimum.
 
 #[test]
-fn less_than_the_minimum_ends_at_birth() {
+fn less_than_the_minimum_ends_at_once() {
     let inbound = Inbound::new().min_budget(ms(200)).max_budget(HOUR);
     let sent = |timeout: &str| HashMap::from([("grpc-timeout".to_string(), timeout.to_string())]);
     let extract = |service: &Context, timeout: &str, inbound: &Inbound| {
@@ -556,7 +556,7 @@ fn less_than_the_minimum_ends_at_birth() {
     assert_eq!(extract(&service, "200m", &inbound), None);
     assert!(service.extract(&HashMap::new(), &inbound).unwrap().err().is_none());
     assert!(service.extract(&HashMap::new(), &Inbound::new().min_budget(HOUR)).unwrap().err().is_none());
-    // The service's own time counts as well, and so does what the server gives by itself.
+    // The time of the service is compared as well, and so is the server's default.
     let stopping = Context::background().with_timeout(ms(100));
     assert_eq!(extract(&stopping, "10S", &inbound), Some(Budget::Minimum));
     let untrusted = inbound.clone().untrusted().default_budget(ms(100));

@@ -1,4 +1,4 @@
-//! The client's layer, and the calls without it: what is sent, what is not, and what the far side learns.
+//! The client's layer, and calls without it: what is sent, and how the server learns of the end.
 
 mod common;
 mod wire;
@@ -32,7 +32,7 @@ fn layer() -> ClientLayer {
     ClientLayer::new(Outbound::new())
 }
 
-/// A far side that answers at once and notes what it was sent.
+/// A server that responds at once, and records the headers that it received.
 fn noting(
     sent: Arc<Mutex<Vec<HeaderMap>>>,
 ) -> impl Service<
@@ -48,7 +48,7 @@ fn noting(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_says_what_is_left_of_its_context() {
+async fn a_call_sends_the_remaining_time_of_its_context() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let call = async |ctx: &Context, request: Request<_>, outbound: Outbound| {
         let service = ClientLayer::new(outbound).layer(noting(sent.clone()));
@@ -65,7 +65,7 @@ async fn a_call_says_what_is_left_of_its_context() {
     assert!(call(&ctx, request(), Outbound::new().write([])).await.is_empty());
     assert!(call(&Context::background(), request(), Outbound::new()).await.is_empty());
 
-    // What is in the request goes before what is around.
+    // The context in the request precedes the current one.
     let nearer = ctx.with_timeout(ms(100));
     let mut own = request();
     own.extensions_mut().insert(nearer.clone());
@@ -89,7 +89,7 @@ async fn an_ended_context_sends_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_end_drops_the_call_and_says_why() {
+async fn the_end_drops_the_call_and_is_its_error() {
     let drops = common::Drops::default();
     let ctx = Context::background().with_timeout(ms(50));
     let service = service_fn(|_: Request<Empty<Bytes>>| {
@@ -108,7 +108,7 @@ async fn the_end_drops_the_call_and_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_end_breaks_a_body_off_and_drops_it() {
+async fn the_end_aborts_a_body_and_drops_it() {
     let ctx = Context::background().with_cancel();
     let (send, body) = channel_body();
     let body = Mutex::new(Some(body));
@@ -129,7 +129,7 @@ async fn the_end_breaks_a_body_off_and_drops_it() {
 }
 
 #[tokio::test]
-async fn errors_of_the_call_and_of_the_body_stay_what_they_are() {
+async fn errors_of_the_call_and_of_the_body_are_unchanged() {
     let failing = service_fn(|_: Request<Empty<Bytes>>| async {
         Err::<Response<Full<Bytes>>, BoxError>("no route".into())
     });
@@ -147,9 +147,9 @@ async fn errors_of_the_call_and_of_the_body_stay_what_they_are() {
     assert_eq!(response.into_body().collect().await.unwrap_err().to_string(), "torn");
 }
 
-/// A response that is kept, and a body between two frames, keep no waker of the task that asked for them.
+/// A response that is held, and a body between two frames, keep no waker of the task that polled them.
 #[tokio::test]
-async fn what_has_come_keeps_no_waker() {
+async fn a_response_that_is_held_keeps_no_waker() {
     for ctx in [Context::background().with_cancel(), Context::background().with_timeout(LONG)] {
         let (answer, receiver) = oneshot::channel();
         let receiver = Mutex::new(Some(receiver));
@@ -182,11 +182,11 @@ async fn what_has_come_keeps_no_waker() {
 // Over connections.
 
 #[tokio::test]
-async fn hyper_utils_client_under_the_layer() {
+async fn the_layer_around_the_client_of_hyper_util() {
     for version in [Version::Http1, Version::Http2] {
         let (server, mut contexts) = far_side(version).await;
         let ctx = Context::background().with_timeout(common::LONG);
-        // One client throughout: over HTTP/2 its connection stays, and the stream alone is reset.
+        // The same client for all calls: over HTTP/2 only the stream is reset, and the connection stays open.
         let client = layer().layer(client::<Empty<Bytes>>(version));
         let get = async |path| {
             let request =
@@ -215,7 +215,7 @@ async fn hyper_utils_client_under_the_layer() {
     }
 }
 
-/// A far side that speaks bare HTTP/2, and says with what code each of its streams was reset.
+/// A plain HTTP/2 server, which reports the code with which each stream was reset.
 async fn resets() -> (std::net::SocketAddr, mpsc::UnboundedReceiver<h2::Reason>, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
@@ -238,7 +238,7 @@ async fn resets() -> (std::net::SocketAddr, mpsc::UnboundedReceiver<h2::Reason>,
 }
 
 #[tokio::test]
-async fn an_end_resets_the_stream_and_leaves_the_connection() {
+async fn an_end_resets_the_stream_and_keeps_the_connection() {
     let (at, mut told, asked) = resets().await;
     let client = layer().layer(client::<Empty<Bytes>>(Version::Http2));
     for round in 1..=3 {
@@ -246,7 +246,7 @@ async fn an_end_resets_the_stream_and_leaves_the_connection() {
         let request =
             Request::get(format!("http://{at}/")).extension(ctx.clone()).body(Empty::new()).unwrap();
         let call = tokio::spawn(client.clone().oneshot(request));
-        // All over the one connection that is ever accepted.
+        // All calls use the only connection that is accepted.
         wire::eventually("the request arrives", || asked.load(Ordering::SeqCst) == round).await;
         ctx.cancel();
         assert!(context_error(call.await.unwrap().unwrap_err()).is_canceled());
@@ -256,7 +256,7 @@ async fn an_end_resets_the_stream_and_leaves_the_connection() {
 
 #[tokio::test]
 async fn both_layers_carry_the_deadline_from_hop_to_hop() {
-    // The last of three asks nobody; each of the others asks the next.
+    // The first two of three services call the next one.
     let (seen, mut contexts) = mpsc::unbounded_channel();
     let mut next: Option<wire::Server> = None;
     for _ in 0..3 {
@@ -274,7 +274,7 @@ async fn both_layers_carry_the_deadline_from_hop_to_hop() {
         });
         let layer = ServerLayer::new(Context::background(), Inbound::new());
         let before = next.replace(serve(Version::Http2, layer.layer(service)).await);
-        // They serve for as long as the test runs.
+        // The services run as long as the test.
         std::mem::forget(before);
     }
     let edge = next.unwrap();

@@ -1,4 +1,4 @@
-//! What a request costs under the server's layer: its allocations, and that none of them stays.
+//! The allocations of a request under the server's layer, all of which are freed.
 
 mod common;
 mod wire;
@@ -25,7 +25,7 @@ struct Counting;
 static ALLOCATOR: Counting = Counting;
 
 thread_local! {
-    /// Allocations of this thread, and the bytes that have not been freed.
+    /// The number of allocations of this thread, and the bytes that have not been freed.
     static COUNTS: Cell<(u64, isize)> = const { Cell::new((0, 0)) };
 }
 
@@ -34,7 +34,7 @@ fn count(allocations: u64, bytes: isize) {
         let (before, live) = counts.get();
         counts.set((before + allocations, live + bytes));
     };
-    // A thread that is ending has none any more.
+    // The counters of a thread that is ending are gone.
     let _ = COUNTS.try_with(add);
 }
 
@@ -50,12 +50,13 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// As a server passes it to the layer: with something in its extensions.
+/// Makes a request with an extension, as servers do.
 fn request() -> Request<()> {
     Request::builder().header("grpc-timeout", "20S").extension(7_u8).body(()).unwrap()
 }
 
-/// Allocations of a call, and bytes that it leaves, once those have been made that stay: the runtime's, the timers'.
+/// Counts the allocations of a call, and the bytes that it leaves. The first calls make the lasting allocations of the
+/// runtime and its timers.
 async fn cost<S, B>(mut service: S) -> (u64, isize)
 where
     S: Service<Request<()>, Response = Response<B>, Error = Infallible>,
@@ -76,11 +77,11 @@ where
         call(&mut service).await;
     }
     let after = COUNTS.get();
-    assert_eq!((after.0 - before.0) % 100, 0, "the same for each");
+    assert_eq!((after.0 - before.0) % 100, 0, "the same for each call");
     ((after.0 - before.0) / 100, after.1 - before.1)
 }
 
-/// One that awaits once, as one that asks a database does.
+/// A handler that awaits once, like one that queries a database.
 async fn ready(_: Request<()>) -> Result<Response<Full<Bytes>>, Infallible> {
     tokio::task::yield_now().await;
     Ok(Response::new(Full::from("answer")))

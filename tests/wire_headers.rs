@@ -1,4 +1,4 @@
-//! What crosses in headers: deadlines and values, written and read, and whatever else may stand there.
+//! Deadlines and values in headers: written, read, and invalid ones.
 
 mod common;
 
@@ -78,7 +78,7 @@ fn milliseconds_are_read() {
 }
 
 #[test]
-fn what_the_specifications_do_not_allow_is_refused() {
+fn values_that_violate_a_specification_are_refused() {
     let bad: [&[u8]; 22] = [
         b"",
         b"m",
@@ -151,29 +151,29 @@ fn a_timeout_is_written_in_the_finest_unit_that_fits() {
 }
 
 #[test]
-fn a_bad_header_is_named_and_its_value_not_repeated() {
+fn the_error_for_a_bad_header_has_its_name_and_not_its_value() {
     for (header, right) in [
-        (DeadlineHeader::Grpc, "1 to 8 digits and a unit, one of H, M, S, m, u and n"),
-        (own(), "1 to 10 digits, for milliseconds"),
+        (DeadlineHeader::Grpc, "1 to 8 digits and a unit: H, M, S, m, u or n"),
+        (own(), "1 to 10 digits, in milliseconds"),
     ] {
         let name = header.name().as_str();
         let mut headers = HeaderMap::new();
         headers.insert(header.name(), HeaderValue::from_static("secret"));
         let bad = header.read(&headers).unwrap_err();
-        assert_eq!(bad.to_string(), format!("bad header {name}: it takes {right}"));
+        assert_eq!(bad.to_string(), format!("bad header {name}: expected {right}"));
         headers.append(header.name(), HeaderValue::from_static("1m"));
         let bad = header.read(&headers).unwrap_err();
-        assert_eq!(bad.to_string(), format!("bad header {name}: it may be given once"));
+        assert_eq!(bad.to_string(), format!("bad header {name}: it must not occur more than once"));
     }
 }
 
-/// A failure is reported; no file is left behind.
+/// Failures are reported, but not persisted in a file.
 fn unwritten() -> ProptestConfig {
     ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
 }
 
 fn any_duration() -> impl Strategy<Value = Duration> {
-    // Every order of magnitude alike.
+    // All orders of magnitude are equally likely.
     (0_u32..64, any::<u64>(), 0_u32..1_000_000_000)
         .prop_map(|(shift, seconds, nanos)| Duration::new(seconds >> shift, nanos))
 }
@@ -182,7 +182,7 @@ proptest! {
     #![proptest_config(unwritten())]
 
     #[test]
-    fn what_is_written_is_read_as_no_more_and_hardly_less(left in any_duration()) {
+    fn a_written_timeout_is_read_as_at_most_slightly_less(left in any_duration()) {
         for header in all() {
             let Some(value) = write(&header, left) else {
                 prop_assert!(left < ms(1));
@@ -190,14 +190,14 @@ proptest! {
             };
             let told = read(&header, value.as_bytes()).expect("it reads what it writes");
             prop_assert!(told <= left);
-            // What is cut off is less than a millisecond, or than a hundred-thousandth of the whole.
+            // Rounding removes less than a millisecond, or less than a hundred-thousandth of the time.
             let most = if header == DeadlineHeader::Grpc { Duration::from_secs(99_999_999 * 3_600) } else { ms(9_999_999_999) };
             prop_assert!(left.min(most) - told <= ms(1).max(left / 99_999));
         }
     }
 
     #[test]
-    fn no_bytes_at_all_are_read_as_what_they_are_not(value in "[ -~\u{80}-\u{ff}]{0,14}") {
+    fn arbitrary_bytes_are_read_correctly_or_refused(value in "[ -~\u{80}-\u{ff}]{0,14}") {
         let grpc = value.strip_suffix(|unit| "HMSmun".contains(unit));
         let plain = |text: Option<&str>, most| text.is_some_and(|text| {
             (1..=most).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit())
@@ -207,21 +207,21 @@ proptest! {
     }
 }
 
-// What a server makes of them.
+// What a server derives from them.
 
 fn inbound() -> Inbound {
     Inbound::new().believe(all()).max_budget(MOST).default_budget(USUAL)
 }
 
 #[test]
-fn the_earliest_of_several_deadlines_counts() {
+fn the_earliest_of_several_deadlines_applies() {
     let several =
         headers(&[("grpc-timeout", "2S"), ("connect-timeout-ms", "300"), ("x-budget-ms", "900")]);
     assert_eq!(inbound().budget(&several).unwrap(), Some(ms(300)));
 }
 
 #[test]
-fn the_maximum_holds_also_where_nothing_is_said() {
+fn the_maximum_applies_without_a_header() {
     let inbound = Inbound::new().max_budget(MOST);
     assert_eq!(inbound.budget(&HeaderMap::new()).unwrap(), Some(MOST));
     let inbound = inbound.default_budget(MOST * 2);
@@ -230,7 +230,7 @@ fn the_maximum_holds_also_where_nothing_is_said() {
 }
 
 #[test]
-fn a_bad_header_gets_the_default_unless_another_asks_for_less() {
+fn a_bad_header_gets_the_default_unless_another_is_shorter() {
     let bad = ("grpc-timeout", "forever");
     assert_eq!(inbound().budget(&headers(&[bad])).unwrap(), Some(USUAL));
     assert_eq!(inbound().budget(&headers(&[bad, ("x-budget-ms", "20000")])).unwrap(), Some(USUAL));
@@ -242,26 +242,26 @@ fn a_bad_header_gets_the_default_unless_another_asks_for_less() {
 }
 
 #[test]
-fn what_is_not_believed_is_not_even_looked_at() {
+fn headers_that_are_not_trusted_are_not_read() {
     let inbound = Inbound::new().believe([own()]).strict();
     assert_eq!(inbound.budget(&headers(&[("grpc-timeout", "forever")])).unwrap(), None);
 }
 
 #[test]
-fn who_trusts_nobody_takes_neither_deadlines_nor_values() {
+fn an_untrusting_server_reads_neither_deadlines_nor_values() {
     let edge = inbound().carry::<Name>().carry_in_baggage::<Name>().strict().untrusted();
     let sent = headers(&[("grpc-timeout", "junk"), ("x-name", "eve"), ("baggage", "x-name=eve")]);
     let ctx = Context::background().extract(&sent, &edge).unwrap();
     assert_eq!(edge.budget(&sent).unwrap(), Some(USUAL));
     assert!(ctx.value::<Name>().is_none());
-    // In either order of asking.
+    // The order of the calls does not matter.
     let edge = Inbound::new().untrusted().believe(all()).carry::<Name>();
     let ctx = Context::background().extract(&sent, &edge).unwrap();
     assert!(ctx.deadline().is_none() && ctx.value::<Name>().is_none());
 }
 
 #[test]
-fn the_services_own_deadline_holds_and_its_end_goes_down() {
+fn the_deadline_and_the_end_of_the_service_apply_to_requests() {
     let service = Context::background().with_timeout(ms(50));
     let ctx = service.extract(&headers(&[("grpc-timeout", "1H")]), &Inbound::new()).unwrap();
     assert_eq!(ctx.deadline(), service.deadline());
@@ -270,7 +270,7 @@ fn the_services_own_deadline_holds_and_its_end_goes_down() {
 }
 
 #[test]
-fn an_end_names_the_line_and_whose_budget_it_was() {
+fn an_end_reports_the_line_and_the_kind_of_budget() {
     let ended = |sent: &HeaderMap, inbound: &Inbound| {
         let ctx = Context::background().extract(sent, inbound).unwrap();
         let line = line!() - 1;
@@ -285,7 +285,7 @@ fn an_end_names_the_line_and_whose_budget_it_was() {
 }
 
 #[test]
-fn a_deadline_beyond_all_clocks_is_none() {
+fn a_deadline_beyond_the_clock_is_none() {
     let forever = headers(&[("grpc-timeout", "99999999H")]);
     let ctx = Context::background().extract(&forever, &Inbound::new()).unwrap();
     assert!(!ctx.is_done());
@@ -326,7 +326,7 @@ proptest! {
     #![proptest_config(unwritten())]
 
     #[test]
-    fn whatever_is_sent_the_maximum_holds_and_nothing_panics(sent in any_headers()) {
+    fn for_all_headers_the_maximum_applies_and_nothing_panics(sent in any_headers()) {
         let inbound = inbound().carry::<Name>().carry_in_baggage::<Name>();
         let budget = inbound.budget(&sent).unwrap();
         prop_assert!(budget.unwrap() <= MOST);
@@ -334,11 +334,11 @@ proptest! {
         prop_assert!(ctx.remaining().unwrap() <= MOST);
         prop_assert!(ctx.value::<Name>().is_none_or(|name| name.0.len() <= 8192));
 
-        // Strict, it says the same, or no.
+        // If strict, the result is the same, or an error.
         if let Ok(strict) = inbound.clone().strict().budget(&sent) {
             prop_assert_eq!(strict, budget);
         }
-        // And what comes of it can be sent on.
+        // The derived context can be sent again.
         let mut onward = sent.clone();
         let outbound = Outbound::new().write(all()).carry::<Name>().carry_in_baggage::<Name>();
         if ctx.inject_with(&mut onward, &outbound).is_ok() {
@@ -351,7 +351,7 @@ proptest! {
 // What a client writes.
 
 #[tokio::test(start_paused = true)]
-async fn each_service_gets_what_the_one_before_has_left() {
+async fn each_service_gets_the_remaining_time_of_its_caller() {
     let edge = Context::background().with_timeout(ms(300));
     tokio::time::advance(ms(40)).await;
     let mut sent = HeaderMap::new();
@@ -366,7 +366,7 @@ async fn each_service_gets_what_the_one_before_has_left() {
 }
 
 #[test]
-fn a_context_that_has_ended_or_has_nothing_left_is_not_sent() {
+fn a_context_without_remaining_time_is_not_sent() {
     let ctx = Context::background().with_value(Name("ada".into())).with_cancel();
     ctx.cancel_with("enough");
     let mut sent = headers(&[("accept", "*/*")]);
@@ -385,7 +385,7 @@ fn a_context_that_has_ended_or_has_nothing_left_is_not_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shorter_deadline_that_was_set_for_this_call_stays() {
+async fn a_shorter_deadline_of_the_call_is_kept() {
     let ctx = Context::background().with_timeout(ms(300));
     for (there, told) in [("50m", "50000000n"), ("900m", "300000u"), ("junk", "300000u")] {
         let mut sent = headers(&[("grpc-timeout", there)]);
@@ -429,7 +429,7 @@ fn received(sent: &HeaderMap, inbound: &Inbound) -> Option<String> {
 }
 
 #[test]
-fn nothing_travels_that_was_not_asked_to_on_both_sides() {
+fn values_are_sent_only_if_both_sides_ask_for_them() {
     assert!(sent("ada", &Outbound::new()).is_empty());
     let marked = sent("ada", &Outbound::new().carry::<Name>());
     assert_eq!(marked.len(), 1);
@@ -442,7 +442,7 @@ proptest! {
     #![proptest_config(unwritten())]
 
     #[test]
-    fn any_text_travels_in_baggage(name in "\\PC{0,300}") {
+    fn any_text_is_sent_in_baggage(name in "\\PC{0,300}") {
         let sent = sent(&name, &Outbound::new().carry_in_baggage::<Name>());
         prop_assert!(sent["baggage"].to_str().is_ok());
         let inbound = Inbound::new().carry_in_baggage::<Name>();
@@ -450,14 +450,14 @@ proptest! {
     }
 
     #[test]
-    fn plain_text_travels_in_a_header(name in "[!-~][ -~]{0,300}[!-~]") {
+    fn plain_text_is_sent_in_a_header(name in "[!-~][ -~]{0,300}[!-~]") {
         let sent = sent(&name, &Outbound::new().carry::<Name>());
         prop_assert_eq!(received(&sent, &Inbound::new().carry::<Name>()).unwrap(), name);
     }
 }
 
 #[test]
-fn baggage_of_others_stays_and_ours_replaces_its_elders() {
+fn baggage_of_others_is_kept_and_ours_is_replaced() {
     let mut there =
         headers(&[("baggage", "region=eu;p=1, x-name=eve ,a=b"), ("baggage", "x-name=mallory")]);
     let ctx = Context::background().with_value(Name("a,b".into()));
@@ -467,7 +467,7 @@ fn baggage_of_others_stays_and_ours_replaces_its_elders() {
     assert_eq!(received(&there, &Inbound::new().carry_in_baggage::<Name>()).unwrap(), "a,b");
 }
 
-/// What was warned of while `f` ran.
+/// Returns the warnings that were logged while `f` ran.
 fn warnings(f: impl FnOnce()) -> String {
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<Vec<u8>>>);
@@ -492,19 +492,19 @@ fn warnings(f: impl FnOnce()) -> String {
 }
 
 #[test]
-fn what_is_dropped_is_warned_of_and_never_an_error() {
+fn an_ignored_header_is_a_warning_and_not_an_error() {
     let inbound = Inbound::new().carry::<Name>().default_budget(USUAL);
     let in_baggage = Inbound::new().carry_in_baggage::<Name>();
     let long = "x".repeat(4097);
     let longer = format!("a={}", "x".repeat(8192));
     let many = vec!["a=b"; 181].join(",");
     for (name, value, inbound, flaw) in [
-        ("grpc-timeout", "hunter2", &inbound, "it takes 1 to 8 digits"),
-        ("x-name", "nobody", &inbound, "can't be decoded"),
-        ("x-name", "n\u{fc}ll", &inbound, "can't be decoded"),
+        ("grpc-timeout", "hunter2", &inbound, "expected 1 to 8 digits"),
+        ("x-name", "nobody", &inbound, "cannot be decoded"),
+        ("x-name", "n\u{fc}ll", &inbound, "cannot be decoded"),
         ("x-name", &long, &inbound, "longer than 4096 bytes"),
-        ("baggage", "x-name=nobody", &in_baggage, "can't be decoded"),
-        ("baggage", "x-name=%ff%fe", &in_baggage, "can't be decoded"),
+        ("baggage", "x-name=nobody", &in_baggage, "cannot be decoded"),
+        ("baggage", "x-name=%ff%fe", &in_baggage, "cannot be decoded"),
         ("baggage", "x-name=\u{fc}", &in_baggage, "not ASCII"),
         ("baggage", &longer, &in_baggage, "longer than 8192 bytes"),
         ("baggage", &many, &in_baggage, "more than 180 members"),
@@ -522,7 +522,7 @@ fn what_is_dropped_is_warned_of_and_never_an_error() {
 }
 
 #[test]
-fn what_can_not_be_sent_is_warned_of_and_left_out() {
+fn a_value_that_cannot_be_sent_is_left_out_with_a_warning() {
     let plain = Outbound::new().carry::<Name>();
     let log = warnings(|| assert!(sent("café\n", &plain).is_empty()));
     assert!(log.contains("neither visible ASCII"), "{log:?}");

@@ -1,5 +1,5 @@
-//! What is told onward and where: the nearer of two contexts, the time when a request is sent, readiness that is
-//! given back, the rules of a route, and handlers that finish without their client.
+//! Forwarded requests: which of two contexts applies, the time of sending, readiness that is released, the rules of a
+//! route, and handlers that finish without their client.
 
 mod common;
 mod wire;
@@ -33,7 +33,7 @@ fn request() -> Request<Empty<Bytes>> {
     Request::get("http://far.side/").body(Empty::new()).unwrap()
 }
 
-/// A far side that answers with the headers it was sent, by way of `sent`.
+/// A server that sends the headers that it received to `sent`.
 fn noting(
     sent: Arc<Mutex<Vec<HeaderMap>>>,
 ) -> impl Service<
@@ -75,16 +75,16 @@ impl Travel for User {
 
 // The nearer of two contexts.
 
-/// A reverse proxy: the request that came is the one that goes, extensions and all.
+/// A reverse proxy forwards the request that it received, with its extensions.
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_passed_on_within_less_time_says_so() {
+async fn a_request_that_is_forwarded_within_less_time_sends_that_time() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let outbound = Outbound::new().carry::<Tenant>().carry_in_baggage::<User>();
     let upstream = ClientLayer::new(outbound).layer(noting(sent.clone()));
     let proxy = service_fn(move |mut request: Request<Empty<Bytes>>| {
         let upstream = upstream.clone();
         async move {
-            // A value for the extractors, as a middleware leaves it, and one in the task.
+            // A value in the extensions, as a middleware sets it, and one in the current context.
             let ctx = request.extensions().get::<Context>().unwrap().with_value(Tenant("blue"));
             request.extensions_mut().insert(ctx);
             let ctx = Context::current().with_value(User(7));
@@ -121,7 +121,7 @@ async fn the_end_of_the_nearer_context_ends_the_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_context_of_its_own_is_no_longer_than_the_current_deadline() {
+async fn an_unrelated_context_is_limited_by_the_current_deadline() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let call = async |current: &Context, own: &Context| {
         let client = ClientLayer::new(Outbound::new().carry::<Tenant>()).layer(noting(sent.clone()));
@@ -138,14 +138,14 @@ async fn a_context_of_its_own_is_no_longer_than_the_current_deadline() {
     assert_eq!(call(&own, &current).await["grpc-timeout"], "100000u");
     assert_eq!(call(&current, &Context::background()).await["grpc-timeout"], "100000u");
     assert_eq!(call(&Context::background(), &own).await["grpc-timeout"], "300000u");
-    // An end that is no deadline is its own business.
+    // A cancel of the current context does not affect an unrelated one.
     let canceled = Context::background().with_cancel();
     canceled.cancel();
     assert_eq!(call(&canceled, &own).await["grpc-timeout"], "300000u");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layer_within_another_keeps_to_what_is_between_them() {
+async fn a_nested_layer_applies_the_context_between_the_layers() {
     let inner = ServerLayer::new(Context::background(), Inbound::new().max_budget(ms(3_000)));
     let handler = service_fn(|_: Request<Empty<Bytes>>| {
         let left = format!("{:?}", Context::current().remaining().unwrap());
@@ -165,7 +165,7 @@ async fn a_layer_within_another_keeps_to_what_is_between_them() {
 
 // The time when a request is sent.
 
-/// In two halves around a service that takes its time before it hands the request down.
+/// The two halves of the layer around a service that waits before it forwards the request.
 fn waiting<S>(
     outbound: Outbound,
     wait: Duration,
@@ -187,7 +187,7 @@ where
     let connection = lower.layer(connection);
     upper.layer(service_fn(move |request: Request<Empty<Bytes>>| {
         let connection = connection.clone();
-        // In a task of its own, as behind a buffer: nothing is current there.
+        // In another task, as with a buffer, there is no current context.
         let task = tokio::spawn(async move {
             tokio::time::sleep(wait).await;
             connection.oneshot(request).await
@@ -197,13 +197,13 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_request_waited_for_is_not_told() {
+async fn the_time_that_a_request_waits_is_subtracted() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let outbound =
         Outbound::new().write([DeadlineHeader::Grpc, DeadlineHeader::Connect]).carry::<Tenant>();
     let client = waiting(outbound, ms(300), noting(sent.clone()));
     let ctx = Context::background().with_timeout(ms(600)).with_value(Tenant("blue"));
-    // One that asks for less was set for this call; one that asks for more was not.
+    // A shorter timeout in the request is kept, a longer one is replaced.
     for (given, told) in [(None, "300000u"), (Some("200m"), "200000u"), (Some("400m"), "300000u")] {
         let ctx = ctx.without_cancel().with_timeout(ms(600));
         let mut request = request();
@@ -218,7 +218,7 @@ async fn what_a_request_waited_for_is_not_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waited_too_long_is_not_sent() {
+async fn a_request_that_waited_too_long_is_not_sent() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let client = waiting(Outbound::new(), ms(700), noting(sent.clone()));
     let ctx = Context::background().with_timeout(ms(600));
@@ -227,14 +227,14 @@ async fn what_waited_too_long_is_not_sent() {
     tokio::time::sleep(ms(200)).await;
     assert!(sent.lock().unwrap().is_empty());
 
-    // With less left than the margin likewise, though the context is alive.
+    // The same applies if less than the margin remains, although the context has not ended.
     let client = waiting(Outbound::new().margin(ms(400)), ms(300), noting(sent.clone()));
     let ctx = Context::background().with_timeout(ms(600));
     let error = context_error(ctx.scope(client.oneshot(request())).await.unwrap_err());
     assert!(error.is_deadline_exceeded() && !ctx.is_done());
     assert!(sent.lock().unwrap().is_empty());
 
-    // What has ended before is not even handed down.
+    // A request whose context has already ended is not forwarded at all.
     let (upper, lower) = ClientLayer::new(Outbound::new()).split();
     let called = AtomicUsize::new(0);
     let client = upper.layer(service_fn(|request| {
@@ -246,9 +246,9 @@ async fn what_waited_too_long_is_not_sent() {
     assert_eq!(called.load(Ordering::SeqCst), 0);
 }
 
-/// Each try is told what is left then.
+/// Each attempt sends the time that remains then.
 #[tokio::test(start_paused = true)]
-async fn a_retry_above_the_layer_is_told_anew() {
+async fn a_retry_outside_of_the_layer_sends_the_time_that_remains_then() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let client = ClientLayer::new(Outbound::new()).layer(noting(sent.clone()));
     let ctx = Context::background().with_timeout(ms(600));
@@ -264,9 +264,9 @@ async fn a_retry_above_the_layer_is_told_anew() {
     assert_eq!(told, ["600000u", "450000u"]);
 }
 
-// Readiness that is given back.
+// Readiness that is released.
 
-/// A service with so many places in common, one of which a clone takes when it is made ready.
+/// A service with a limited number of shared permits. A clone takes one when it becomes ready.
 struct Limited {
     free: Arc<AtomicUsize>,
     reserved: bool,
@@ -315,8 +315,9 @@ impl<A> Service<Request<A>> for Limited {
     }
 }
 
-/// A call that is refused, kept with its service and its future: others find their place, and so does it itself.
-async fn assert_gives_back<S, A>(
+/// A call is refused, and its service and its future are held. Other clones can still become ready, and so can this
+/// one.
+async fn assert_releases<S, A>(
     service: S,
     free: Arc<AtomicUsize>,
     refused: Request<A>,
@@ -341,7 +342,7 @@ async fn assert_gives_back<S, A>(
 }
 
 #[tokio::test]
-async fn a_refused_call_gives_its_readiness_back() {
+async fn a_refused_call_releases_its_readiness() {
     let over = Context::background().with_timeout(Duration::ZERO);
     let late = || {
         let mut request = request();
@@ -357,24 +358,24 @@ async fn a_refused_call_gives_its_readiness_back() {
     };
     let (limited, free) = Limited::new();
     let client = ClientLayer::new(Outbound::new());
-    assert_gives_back(client.layer(limited), free, late(), request()).await;
+    assert_releases(client.layer(limited), free, late(), request()).await;
 
     let (limited, free) = Limited::new();
     let (upper, _) = ClientLayer::new(Outbound::new()).split();
-    assert_gives_back(upper.layer(limited), free, late(), request()).await;
+    assert_releases(upper.layer(limited), free, late(), request()).await;
 
     let (limited, free) = Limited::new();
     let server = ServerLayer::new(Context::background(), Inbound::new().strict());
-    assert_gives_back(server.layer(limited), free, of_headers(&[("grpc-timeout", "junk")]), request())
+    assert_releases(server.layer(limited), free, of_headers(&[("grpc-timeout", "junk")]), request())
         .await;
 
     let (limited, free) = Limited::new();
     let server = ServerLayer::new(Context::background(), Inbound::new().min_budget(ms(50)));
     let short = of_headers(&[("grpc-timeout", "1m")]);
-    assert_gives_back(server.layer(limited), free, short, request()).await;
+    assert_releases(server.layer(limited), free, short, request()).await;
 
     let (limited, free) = Limited::new();
-    assert_gives_back(FinishLayer::new().layer(limited), free, late(), request()).await;
+    assert_releases(FinishLayer::new().layer(limited), free, late(), request()).await;
 }
 
 // The rules of a route.
@@ -411,7 +412,7 @@ async fn get(app: axum::Router, path: &str, headers: &[(&str, &str)]) -> (u16, H
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_route_has_more_time_than_the_server_gives() {
+async fn a_route_may_have_more_time_than_the_server() {
     let app = routed(Arc::default());
     for (path, left) in [
         ("/other", "Some(5s)"),
@@ -423,14 +424,14 @@ async fn a_route_has_more_time_than_the_server_gives() {
     ] {
         assert_eq!(get(app.clone(), path, &[]).await.2, left, "{path}");
     }
-    // What the caller asks for still counts.
+    // The caller's timeout still applies.
     assert_eq!(get(app.clone(), "/events", &[("connect-timeout-ms", "250")]).await.2, "Some(250ms)");
     assert_eq!(get(app, "/nothing", &[]).await.0, 404);
 }
 
-/// Around the router, where no route has been matched yet, the same routes match.
+/// Outside of the router, where no route has been matched yet, the same routes match.
 #[tokio::test(start_paused = true)]
-async fn the_routes_match_outside_of_a_router_too() {
+async fn routes_match_outside_of_a_router_as_well() {
     let usual = Inbound::new().max_budget(ms(5_000));
     let layer = ServerLayer::new(Context::background(), usual.clone())
         .route("/upload/{name}", usual.clone().max_budget(ms(600_000)))
@@ -444,9 +445,9 @@ async fn the_routes_match_outside_of_a_router_too() {
     }
 }
 
-/// An event stream goes on beyond the time that others have.
+/// An event stream continues beyond the maximum of other routes.
 #[tokio::test(start_paused = true)]
-async fn a_stream_of_an_unlimited_route_goes_on() {
+async fn a_stream_of_an_unlimited_route_continues() {
     let usual = Inbound::new().max_budget(ms(50));
     let layer =
         ServerLayer::new(Context::background(), usual.clone()).route("/events", usual.unlimited());
@@ -465,7 +466,7 @@ async fn a_stream_of_an_unlimited_route_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_route_refuses_what_comes_with_too_little_time() {
+async fn a_route_refuses_a_request_with_too_little_time() {
     let called = Arc::new(AtomicUsize::new(0));
     let app = routed(called.clone());
     let start = tokio::time::Instant::now();
@@ -476,7 +477,7 @@ async fn a_route_refuses_what_comes_with_too_little_time() {
         let (code, _, text) = get(app.clone(), "/report", headers).await;
         assert_eq!((code, text.as_str()), (status, told));
     }
-    // In gRPC's terms, at once.
+    // The gRPC status is sent at once.
     let grpc = [("content-type", "application/grpc"), ("grpc-timeout", "150m")];
     let (code, headers, _) = get(app.clone(), "/report", &grpc).await;
     assert_eq!((code, &headers["grpc-status"]), (200, &"4".parse().unwrap()));
@@ -489,7 +490,7 @@ async fn a_route_refuses_what_comes_with_too_little_time() {
 }
 
 #[test]
-fn the_rules_of_routes_are_shown() {
+fn debug_shows_the_rules_of_routes() {
     let layer = ServerLayer::new(Context::background(), Inbound::new())
         .route("/events", Inbound::new().unlimited());
     assert!(format!("{layer:?}").contains("/events"));
@@ -503,7 +504,7 @@ struct Handler {
     finished: mpsc::UnboundedReceiver<Context>,
 }
 
-/// A handler that waits to be told, within [`FinishLayer`] and a server's layer.
+/// A handler that waits for a signal, inside of a [`FinishLayer`] and a server's layer.
 fn finishing(
     server: ServerLayer,
     finish: FinishLayer,
@@ -537,14 +538,14 @@ fn finishing(
 }
 
 #[tokio::test]
-async fn a_handler_finishes_though_its_client_has_left() {
+async fn a_handler_finishes_after_its_client_has_left() {
     for version in [Version::Http1, Version::Http2] {
         let service = Context::background().with_cancel();
         let server = ServerLayer::new(service.clone(), Inbound::new().max_budget(LONG));
         let (service, mut handler) = finishing(server, FinishLayer::new());
         let server = serve(version, service).await;
 
-        // One that stays is answered.
+        // A client that stays receives the response.
         handler.go_on.notify_one();
         let answer = server.get("/").await.unwrap();
         assert_eq!(answer.status, 200);
@@ -554,12 +555,12 @@ async fn a_handler_finishes_though_its_client_has_left() {
         assert!(ctx.deadline().is_some());
         eventually("its context ends with the answer", || ctx.is_done() && same.is_done()).await;
 
-        // One that leaves is not waited for.
+        // The server does not wait for the handler of a client that has left.
         let call = tokio::spawn(server.get("/"));
         let ctx = handler.started.recv().await.unwrap();
         call.abort();
         assert!(call.await.is_err_and(|gone| gone.is_cancelled()));
-        // The connection is gone: another one is served meanwhile, and the handler has not noticed.
+        // The connection is closed, another one is served, and the handler is still running.
         let other = tokio::spawn(server.get("/"));
         handler.started.recv().await.unwrap();
         assert!(!ctx.is_done(), "{:?}", ctx.err());
@@ -572,7 +573,7 @@ async fn a_handler_finishes_though_its_client_has_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_finishes_still_ends_by_its_deadline_and_with_the_service() {
+async fn a_finishing_handler_ends_at_its_deadline_and_with_the_service() {
     let drops = common::Drops::default();
     let stuck = {
         let drops = drops.clone();
@@ -589,13 +590,13 @@ async fn what_finishes_still_ends_by_its_deadline_and_with_the_service() {
         .route("/unlimited", Inbound::new());
     let app = server.layer(FinishLayer::new().layer(stuck));
 
-    // The client stays, and is told.
+    // A client that stays receives the status.
     let answer = app.clone().oneshot(request()).await.unwrap();
     assert_eq!(answer.status(), 504);
     tokio::task::yield_now().await;
     assert_eq!(drops.count(), 1);
 
-    // The client leaves: it goes on, until its time is up.
+    // If the client leaves, the handler continues until its deadline.
     let mut call = Box::pin(app.clone().oneshot(request()));
     assert!(poll(call.as_mut(), Waker::noop()).is_pending());
     drop(call);
@@ -604,7 +605,7 @@ async fn what_finishes_still_ends_by_its_deadline_and_with_the_service() {
     tokio::time::sleep(ms(20)).await;
     assert_eq!(drops.count(), 2);
 
-    // Or until the service ends.
+    // Or it continues until the service ends.
     let unlimited = Request::get("/unlimited").body(Empty::<Bytes>::new()).unwrap();
     let mut call = Box::pin(app.oneshot(unlimited));
     assert!(poll(call.as_mut(), Waker::noop()).is_pending());
@@ -617,7 +618,7 @@ async fn what_finishes_still_ends_by_its_deadline_and_with_the_service() {
 }
 
 #[tokio::test]
-async fn a_shutdown_waits_for_what_finishes() {
+async fn a_shutdown_waits_for_a_finishing_handler() {
     let shutdown = Shutdown::new(&Context::background()).grace(LONG);
     let http = shutdown.named("http");
     let server = ServerLayer::with_shutdown(&http, Inbound::new());
@@ -629,7 +630,7 @@ async fn a_shutdown_waits_for_what_finishes() {
     assert!(call.await.is_err_and(|gone| gone.is_cancelled()));
     shutdown.begin("over");
     let mut wait = pin!(shutdown.wait());
-    // The server notices that the client has left; the handler is waited for all the same.
+    // The server notices that the client has left. The shutdown still waits for the handler.
     for _ in 0..100 {
         assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
         tokio::task::yield_now().await;
@@ -640,7 +641,7 @@ async fn a_shutdown_waits_for_what_finishes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_names_what_does_not_finish() {
+async fn a_shutdown_reports_a_handler_that_does_not_finish() {
     let shutdown = Shutdown::new(&Context::background()).grace(ms(50)).cleanup(ms(50));
     let http = shutdown.named("http");
     let stuck = service_fn(|_: Request<Empty<Bytes>>| pending::<Answer>());
@@ -657,7 +658,7 @@ async fn a_shutdown_names_what_does_not_finish() {
 }
 
 #[tokio::test]
-async fn a_panic_of_what_finishes_is_the_connections() {
+async fn a_panic_of_a_finishing_handler_reaches_the_connection() {
     let seen = Arc::new(Mutex::new(None));
     let note = seen.clone();
     let panics = service_fn(move |_: Request<Empty<Bytes>>| {
@@ -672,7 +673,7 @@ async fn a_panic_of_what_finishes_is_the_connections() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_of_what_finishes_is_under_its_context_and_ends_it() {
+async fn the_body_of_a_finishing_handler_has_its_context_and_ends_it() {
     let (send, body) = channel_body();
     let body = Arc::new(Mutex::new(Some(body)));
     let seen = Arc::new(Mutex::new(None));
@@ -694,7 +695,7 @@ async fn a_body_of_what_finishes_is_under_its_context_and_ends_it() {
 }
 
 #[tokio::test]
-async fn what_is_over_is_not_begun() {
+async fn an_ended_request_does_not_start_a_handler() {
     let called = Arc::new(AtomicUsize::new(0));
     let counts = called.clone();
     let app = FinishLayer::new().layer(service_fn(move |_: Request<Empty<Bytes>>| {

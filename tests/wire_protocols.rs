@@ -1,6 +1,6 @@
-//! What callers are told in the terms of their protocols: plain HTTP, gRPC, gRPC-Web and Connect, before the response and
-//! amidst it, by the layer and by a handler that passes the context's error on. In the process; the clients themselves
-//! are in `peers/wire_node.rs` and `peers/wire_python.rs`.
+//! The status that callers receive in their protocol: plain HTTP, gRPC, gRPC-Web and Connect, before and during the
+//! response, from the layer and from a handler that returns the context's error. These tests run in the process. Those
+//! with real clients are in `peers/wire_node.rs` and `peers/wire_python.rs`.
 
 mod common;
 mod wire;
@@ -31,7 +31,7 @@ fn request(method: Method, uri: &str, headers: &[(&str, &str)]) -> Request<()> {
     request.body(()).unwrap()
 }
 
-/// A call of a protocol, by what its clients send.
+/// Makes a request as the clients of a protocol send it.
 fn call_of(protocol: &str) -> Request<()> {
     let post = |headers: &[(&str, &str)]| request(Method::POST, "/s/M", headers);
     match protocol {
@@ -71,7 +71,7 @@ where
     layer.layer(service).oneshot(request).await.unwrap()
 }
 
-/// What a response says: HTTP status, content type, `grpc-status`, body.
+/// Reads a response: HTTP status, content type, `grpc-status`, body.
 async fn told<B>(response: Response<B>) -> (u16, String, Option<String>, Bytes)
 where
     B: Body<Data = Bytes, Error: std::fmt::Debug>,
@@ -94,7 +94,7 @@ fn frame(flags: u8, text: &[u8]) -> Vec<u8> {
     [&[flags], &u32::try_from(text.len()).unwrap().to_be_bytes()[..], text].concat()
 }
 
-/// How a request is brought to its end without an answer.
+/// How a request ends without a response of its handler.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum By {
     Deadline,
@@ -102,7 +102,7 @@ enum By {
     Shutdown,
 }
 
-/// The status for each protocol: HTTP's, gRPC's, Connect's code and HTTP status, and the words.
+/// The expected status in each protocol, and the text.
 fn expected(by: By) -> (u16, &'static str, &'static str, &'static str) {
     match by {
         By::Deadline => (504, "4", "deadline_exceeded", "deadline exceeded"),
@@ -110,7 +110,7 @@ fn expected(by: By) -> (u16, &'static str, &'static str, &'static str) {
     }
 }
 
-/// A handler under a layer whose requests end so, 50 ms after they came.
+/// Calls a handler whose requests end in this way, 50 ms after they arrived.
 async fn ended_by<B, F>(
     by: By,
     request: Request<()>,
@@ -148,8 +148,8 @@ where
 
 const ALL: [By; 3] = [By::Deadline, By::Service, By::Shutdown];
 
-/// Compares a whole answer with what the protocol asks for.
-async fn assert_told<B>(by: By, protocol: &str, response: Response<B>)
+/// Compares a complete response with that of the protocol.
+async fn assert_reported<B>(by: By, protocol: &str, response: Response<B>)
 where
     B: Body<Data = Bytes, Error: std::fmt::Debug>,
 {
@@ -190,40 +190,40 @@ const PROTOCOLS: [&str; 9] = [
 ];
 
 #[tokio::test(start_paused = true)]
-async fn an_end_before_the_response_is_told_in_the_callers_terms() {
+async fn an_end_before_the_response_is_reported_in_each_protocol() {
     for by in ALL {
         for protocol in PROTOCOLS {
             let stuck = async |_| pending::<Response<Full<Bytes>>>().await;
-            assert_told(by, protocol, ended_by(by, call_of(protocol), stuck).await).await;
+            assert_reported(by, protocol, ended_by(by, call_of(protocol), stuck).await).await;
         }
     }
 }
 
-/// `?` on the context's error in a handler of axum.
+/// A handler of axum that returns the context's error with `?`.
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_passes_the_end_on_tells_the_same() {
+async fn a_handler_that_returns_the_error_reports_the_same_status() {
     for by in ALL {
         for protocol in PROTOCOLS {
             let passing = async |_| -> Response<AxumBody> {
                 let ended: Error = Context::current().sleep(LONG).await.unwrap_err();
                 ended.into_response()
             };
-            assert_told(by, protocol, ended_by(by, call_of(protocol), passing).await).await;
+            assert_reported(by, protocol, ended_by(by, call_of(protocol), passing).await).await;
         }
     }
-    // What comes before the layer's answer is the handler's own limit, and told the same way.
+    // A limit of the handler itself, which ends before the layer's, is reported in the same way.
     for protocol in PROTOCOLS {
         let late = async |_| -> Response<AxumBody> {
             let ended = Context::current().with_timeout(ms(10)).sleep(LONG).await.unwrap_err();
             ended.into_response()
         };
         let response = ended_by(By::Service, call_of(protocol), late).await;
-        assert_told(By::Deadline, protocol, response).await;
+        assert_reported(By::Deadline, protocol, response).await;
     }
 }
 
 #[tokio::test]
-async fn a_cancel_of_the_handlers_own_is_not_the_services_end() {
+async fn a_cancel_by_the_handler_is_not_the_end_of_the_service() {
     let canceled = async |_| -> Response<AxumBody> {
         let ctx = Context::current().with_cancel();
         ctx.cancel_with("secret");
@@ -237,7 +237,7 @@ async fn a_cancel_of_the_handlers_own_is_not_the_services_end() {
     let (status, _, _, body) = told("connect").await;
     assert_eq!((status, body), (499, connect_error("canceled", "request canceled").into()));
 
-    // Nor is a request that was dropped, of which a task that goes on may tell.
+    // Neither is a dropped request, whose error a task may return.
     let ctx = Context::background().with_cancel();
     ctx.cancel_with(RequestEnd::Dropped);
     assert_eq!(ctx.err().unwrap().into_response().status(), 499);
@@ -247,9 +247,9 @@ async fn a_cancel_of_the_handlers_own_is_not_the_services_end() {
 }
 
 #[tokio::test]
-async fn a_bad_header_is_told_in_the_callers_terms() {
+async fn a_bad_header_is_reported_in_each_protocol() {
     let unserved = async |_| -> Response<Full<Bytes>> { unreachable!("not served") };
-    let text = "bad header grpc-timeout: it takes 1 to 8 digits and a unit, one of H, M, S, m, u and n";
+    let text = "bad header grpc-timeout: expected 1 to 8 digits and a unit: H, M, S, m, u or n";
     for protocol in PROTOCOLS {
         let mut request = call_of(protocol);
         request.headers_mut().insert("grpc-timeout", "soon".parse().unwrap());
@@ -272,7 +272,7 @@ async fn a_bad_header_is_told_in_the_callers_terms() {
 }
 
 #[tokio::test]
-async fn what_looks_like_connect_is_not_all_of_it() {
+async fn not_every_json_request_is_connect() {
     let layer = || ServerLayer::new(Context::background(), Inbound::new().max_budget(ms(0)));
     let unserved = async |_| -> Response<Full<Bytes>> { unreachable!("not served") };
     for request in [
@@ -289,11 +289,11 @@ async fn what_looks_like_connect_is_not_all_of_it() {
     }
 }
 
-// Amidst the response.
+// During the response.
 
 type Sender = tokio::sync::mpsc::UnboundedSender<Result<Frame<Bytes>, BoxError>>;
 
-/// A stream under way that ends so, with the head that its protocol has and `more`.
+/// Makes a stream that ends in this way, with the head of its protocol and the headers `more`.
 async fn streaming(by: By, protocol: &str, more: &[(&str, &str)]) -> (Sender, ServerBody<ChannelBody>) {
     let call = call_of(protocol);
     let content_type = call.headers()["content-type"].clone();
@@ -322,7 +322,7 @@ fn base64(text: &[u8]) -> Vec<u8> {
     digits
 }
 
-/// The frame with which each protocol says it in the body.
+/// The frame that contains the status in each protocol.
 fn closing(by: By, protocol: &str) -> Vec<u8> {
     let (_, grpc, code, text) = expected(by);
     let trailers = frame(0x80, format!("grpc-status: {grpc}\r\ngrpc-message: {text}\r\n").as_bytes());
@@ -336,7 +336,7 @@ fn closing(by: By, protocol: &str) -> Vec<u8> {
 const IN_BODY: [&str; 3] = ["grpc-web", "grpc-web-text", "connect stream"];
 
 #[tokio::test(start_paused = true)]
-async fn an_end_amidst_a_stream_is_its_last_frame() {
+async fn an_end_during_a_stream_is_its_last_frame() {
     for by in ALL {
         for protocol in IN_BODY {
             for cuts in [1, 3, 1000] {
@@ -354,7 +354,7 @@ async fn an_end_amidst_a_stream_is_its_last_frame() {
                 assert!(body.is_end_stream() && body.frame().await.is_none());
                 assert!(send.is_closed());
             }
-            // With no message before it as well.
+            // Also without a message before it.
             let (_send, mut body) = streaming(by, protocol, &[]).await;
             let last = body.frame().await.unwrap().unwrap().into_data().unwrap();
             assert_eq!(last, closing(by, protocol), "{by:?} {protocol}");
@@ -367,25 +367,25 @@ async fn an_end_amidst_a_stream_is_its_last_frame() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_said_in_the_body_breaks_it_off() {
+async fn a_body_that_cannot_contain_a_status_is_aborted() {
     for protocol in IN_BODY {
-        // Amidst a message.
+        // In the middle of a message.
         let (send, mut body) = streaming(By::Deadline, protocol, &[]).await;
         let cut = if protocol == "grpc-web-text" { &b"AAAA"[..] } else { &b"\0\0\0"[..] };
         send.send(Ok(Frame::data(Bytes::from_static(cut)))).unwrap();
         body.frame().await.unwrap().unwrap();
         assert!(body.frame().await.unwrap().is_err(), "{protocol}");
-        // Encoded, or of a length that has been told.
+        // With a content encoding, or with a known length.
         for more in [("content-encoding", "gzip"), ("content-length", "100")] {
             let (_send, mut body) = streaming(By::Deadline, protocol, &[more]).await;
             assert!(body.frame().await.unwrap().is_err(), "{protocol} {more:?}");
         }
-        // Answered in another protocol.
+        // With a response in another protocol.
         let (_send, mut body) =
             streaming(By::Deadline, protocol, &[("content-type", "text/plain")]).await;
         assert!(body.frame().await.unwrap().is_err(), "{protocol}");
     }
-    // A length that hyper tells, since the body has one.
+    // With a body of a known length, for which hyper writes the header.
     struct Sized(ChannelBody);
     impl Body for Sized {
         type Data = Bytes;
@@ -423,7 +423,7 @@ async fn what_cannot_be_said_in_the_body_breaks_it_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_has_said_how_it_ended_says_nothing_more() {
+async fn a_stream_that_has_sent_its_status_sends_no_other() {
     for protocol in IN_BODY {
         let (send, mut body) = streaming(By::Deadline, protocol, &[]).await;
         let mut last = if protocol == "connect stream" {
@@ -440,7 +440,7 @@ async fn a_stream_that_has_said_how_it_ended_says_nothing_more() {
     }
 }
 
-/// Data in two pieces: not all of it is in the first one.
+/// Data in two chunks.
 struct Pieces(bytes::buf::Chain<Bytes, Bytes>);
 
 impl Buf for Pieces {
@@ -462,7 +462,7 @@ impl From<Bytes> for Pieces {
 }
 
 #[tokio::test(start_paused = true)]
-async fn data_in_pieces_is_followed_as_well() {
+async fn frames_in_pieces_are_tracked() {
     let (send, receive) = tokio::sync::mpsc::unbounded_channel();
     let stream = tokio_stream::wrappers::UnboundedReceiverStream::new(receive);
     let body = Mutex::new(Some(http_body_util::StreamBody::new(stream)));
@@ -486,7 +486,7 @@ async fn data_in_pieces_is_followed_as_well() {
     assert_eq!(last, closing(By::Deadline, "connect stream"));
 }
 
-// What drops a request is not always its client.
+// A request may be dropped for other reasons than a client that has left.
 
 #[tokio::test(start_paused = true)]
 async fn a_timer_outside_of_the_layer_is_not_reported_as_the_client() {

@@ -1,5 +1,5 @@
-//! The server's layer, in the process and over real connections: who ends a request's context, when, and
-//! what the client is told.
+//! The server's layer, in the process and over real connections: what ends a request's context, when, and what the
+//! client receives.
 
 mod common;
 mod wire;
@@ -19,7 +19,9 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tokio_ctx::wire::{Budget, DeadlineHeader, Inbound, RequestEnd, ServerBody, ServerLayer};
+use tokio_ctx::wire::{
+    Budget, ClientLayer, DeadlineHeader, Inbound, Outbound, RequestEnd, ServerBody, ServerLayer,
+};
 use tokio_ctx::{BoxError, Context, Error};
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -57,7 +59,7 @@ fn grpc(timeout: &'static str) -> Request<()> {
         .unwrap()
 }
 
-/// Where a handler leaves its context for the test to ask.
+/// Stores the context of a handler for the test.
 #[derive(Clone, Default)]
 struct Seen(Arc<Mutex<Option<Context>>>);
 
@@ -71,14 +73,14 @@ impl Seen {
         self.0.lock().unwrap().clone().expect("the handler ran")
     }
 
-    /// How the request ended, by the cause of its context.
+    /// Returns the cause of the request's context.
     fn end(&self) -> RequestEnd {
         *ended(&self.ctx()).cause_as::<RequestEnd>().expect("an end of the request itself")
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_handler_has_the_context_in_hand_and_around_it() {
+async fn the_handler_has_the_context_as_extension_and_as_current() {
     let seen = Seen::default();
     let response = call(layer(Inbound::new()), grpc("300m"), async |request| {
         seen.note(&request);
@@ -95,7 +97,7 @@ async fn the_handler_has_the_context_in_hand_and_around_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_is_called_in_the_context_already() {
+async fn the_service_is_called_in_the_context() {
     let called = Arc::new(Mutex::new(None));
     let service = service_fn(|_: Request<()>| {
         *called.lock().unwrap() = Context::current().deadline();
@@ -106,7 +108,7 @@ async fn a_service_is_called_in_the_context_already() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_grpc_call_gets_its_time_less_a_head_start() {
+async fn a_grpc_call_ends_slightly_before_its_timeout() {
     for (timeout, left) in [("300m", Duration::from_millis(298)), ("8m", ms(7)), ("0n", Duration::ZERO)]
     {
         let start = Instant::now();
@@ -119,7 +121,7 @@ async fn a_grpc_call_gets_its_time_less_a_head_start() {
         let deadline = deadline.into_inner().unwrap();
         assert_eq!(deadline.map(|deadline| deadline - start).unwrap_or_default(), left, "{timeout}");
     }
-    // Neither of what the server itself gives, nor of a plain request's.
+    // Neither the server's own limit nor the timeout of a plain request is shortened.
     for (request, inbound) in [
         (grpc("1S"), Inbound::new().max_budget(ms(300))),
         (Request::builder().header("grpc-timeout", "300m").body(()).unwrap(), Inbound::new()),
@@ -131,7 +133,7 @@ async fn a_grpc_call_gets_its_time_less_a_head_start() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_deadline_is_answered_504_and_drops_the_handler() {
+async fn at_the_deadline_the_response_is_504_and_the_handler_is_dropped() {
     let seen = Seen::default();
     let drops = common::Drops::default();
     let response = call(layer(Inbound::new().max_budget(ms(50))), request(), async |request| {
@@ -151,7 +153,7 @@ async fn the_deadline_is_answered_504_and_drops_the_handler() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_grpc_call_is_answered_in_trailers_only() {
+async fn the_response_to_a_late_grpc_call_has_only_trailers() {
     for (content_type, answered) in [
         ("application/grpc", "application/grpc"),
         ("application/grpc+proto", "application/grpc"),
@@ -173,7 +175,7 @@ async fn a_grpc_call_is_answered_in_trailers_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_services_end_is_the_requests() {
+async fn the_end_of_the_service_ends_its_requests() {
     for (request, status, grpc_status) in [(request(), 503, None), (grpc("1H"), 200, Some("14"))] {
         let service = Context::background().with_cancel();
         let seen = Seen::default();
@@ -200,7 +202,7 @@ async fn the_services_end_is_the_requests() {
 }
 
 #[tokio::test]
-async fn who_has_no_time_left_is_not_served() {
+async fn a_request_without_remaining_time_is_not_served() {
     let service = Context::background().with_cancel();
     service.cancel();
     for (layer, request, status) in [
@@ -223,7 +225,7 @@ async fn a_strict_server_refuses_a_bad_deadline() {
     let response = call(strict(), plain, unserved).await;
     assert_eq!(response.status(), 400);
     let text = response.into_body().collect().await.unwrap().to_bytes();
-    assert_eq!(text, "bad header connect-timeout-ms: it takes 1 to 10 digits, for milliseconds\n");
+    assert_eq!(text, "bad header connect-timeout-ms: expected 1 to 10 digits, in milliseconds\n");
 
     let response = call(strict(), grpc("soon"), unserved).await;
     assert_eq!(
@@ -243,7 +245,7 @@ async fn a_strict_server_refuses_a_bad_deadline() {
 }
 
 #[tokio::test]
-async fn a_handler_that_is_dropped_has_lost_its_client() {
+async fn a_dropped_handler_ends_with_dropped() {
     let seen = Seen::default();
     let at_drop = Arc::new(Mutex::new(None));
     struct Asks(Arc<Mutex<Option<Option<Error>>>>);
@@ -276,7 +278,7 @@ async fn a_handler_that_is_dropped_has_lost_its_client() {
 }
 
 #[tokio::test]
-async fn failures_and_panics_of_a_handler_are_told_as_such() {
+async fn failures_and_panics_of_a_handler_are_the_cause() {
     let seen = Seen::default();
     let failing = service_fn(|request: Request<()>| {
         seen.note(&request);
@@ -294,7 +296,7 @@ async fn failures_and_panics_of_a_handler_are_told_as_such() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layer_within_another_shrinks_and_ends_with_both() {
+async fn a_nested_layer_has_the_earlier_deadline_and_ends_with_both() {
     for ends in [0, 1] {
         let services = [(); 2].map(|()| Context::background().with_cancel());
         let inner = ServerLayer::new(services[0].clone(), Inbound::new().max_budget(ms(200)));
@@ -356,7 +358,7 @@ async fn the_context_lives_until_the_trailers_and_no_longer() {
 }
 
 #[tokio::test]
-async fn a_body_that_runs_dry_fails_or_is_dropped_ends_it() {
+async fn a_body_that_ends_fails_or_is_dropped_ends_the_context() {
     let seen = Seen::default();
     let (send, mut body) = streaming(layer(Inbound::new()), request(), &seen).await;
     drop(send);
@@ -374,7 +376,7 @@ async fn a_body_that_runs_dry_fails_or_is_dropped_ends_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_amidst_the_body_breaks_it_off() {
+async fn a_deadline_during_the_body_aborts_it() {
     let seen = Seen::default();
     let (send, mut body) = streaming(layer(Inbound::new().max_budget(ms(50))), request(), &seen).await;
     send.send(Ok(Frame::data("a".into()))).unwrap();
@@ -428,7 +430,7 @@ async fn an_endless_body_ends_with_the_context() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_complete_is_not_thrown_away_at_the_deadline() {
+async fn a_complete_response_is_delivered_after_the_deadline() {
     let body = call(layer(Inbound::new().max_budget(ms(50))), request(), async |_| {
         Response::new(Full::<Bytes>::from("done"))
     });
@@ -438,7 +440,7 @@ async fn an_answer_that_is_complete_is_not_thrown_away_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn sizes_pass_through() {
+async fn size_hints_are_unchanged() {
     let full =
         call(layer(Inbound::new()), request(), async |_| Response::new(Full::<Bytes>::from("four")))
             .await;
@@ -470,7 +472,7 @@ impl Body for Over {
 }
 
 #[tokio::test]
-async fn a_body_that_is_over_at_once_is_answered_at_once() {
+async fn an_empty_body_ends_the_context_at_once() {
     let seen = Seen::default();
     let response = call(layer(Inbound::new()), request(), async |request| {
         seen.note(&request);
@@ -481,7 +483,7 @@ async fn a_body_that_is_over_at_once_is_answered_at_once() {
     drop(response);
 }
 
-/// Says how long it is, and does not know its own end.
+/// A body with a known size that reports its end only when polled.
 struct Measured(u64);
 
 impl Body for Measured {
@@ -507,7 +509,7 @@ impl Body for Measured {
 }
 
 #[tokio::test]
-async fn a_body_that_is_sent_whole_or_not_at_all_lost_no_client() {
+async fn a_body_that_was_sent_completely_has_not_lost_its_client() {
     let seen = Seen::default();
     let mut whole = call(layer(Inbound::new()), request(), async |request| {
         seen.note(&request);
@@ -535,7 +537,7 @@ async fn a_body_that_is_sent_whole_or_not_at_all_lost_no_client() {
 
 // Over connections.
 
-/// A server whose handler waits for ever, one that streams for ever, and what they say of their end.
+/// A server with a handler that never responds and one that never ends its stream, and how their contexts end.
 async fn stuck(
     version: Version,
 ) -> (wire::Server, mpsc::UnboundedReceiver<Context>, mpsc::UnboundedReceiver<&'static str>) {
@@ -545,7 +547,7 @@ async fn stuck(
         let ctx = Context::current();
         seen.send(ctx.clone()).unwrap();
         let tell = tell.clone();
-        // Work of the handler's own, which hyper knows nothing of.
+        // A task of the handler, which hyper does not know.
         ctx.spawn(async move {
             Context::current().done().await;
             tell.send("stopped").unwrap();
@@ -554,7 +556,7 @@ async fn stuck(
             if request.uri().path() == "/stream" {
                 let (send, body) = channel_body();
                 send.send(Ok(Frame::data("first".into()))).unwrap();
-                // The sender stays, so that the body does not end.
+                // The sender is kept, so that the body does not end.
                 ctx.spawn(async move {
                     let _send = send;
                     Context::current().done().await;
@@ -570,7 +572,7 @@ async fn stuck(
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_ends_the_handler_and_what_it_started() {
+async fn a_client_that_disconnects_ends_the_handler_and_its_tasks() {
     for version in [Version::Http1, Version::Http2] {
         let (server, mut contexts, mut told) = stuck(version).await;
         let call = tokio::spawn(server.get("/wait"));
@@ -583,7 +585,7 @@ async fn a_client_that_hangs_up_ends_the_handler_and_what_it_started() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_amidst_the_body_ends_it_too() {
+async fn a_client_that_disconnects_during_the_body_ends_it() {
     for version in [Version::Http1, Version::Http2] {
         let (server, mut contexts, mut told) = stuck(version).await;
         let mut response = server.get("/stream").await.unwrap();
@@ -597,7 +599,7 @@ async fn a_client_that_hangs_up_amidst_the_body_ends_it_too() {
 }
 
 #[tokio::test]
-async fn answered_over_a_connection_is_answered() {
+async fn a_response_over_a_connection_ends_with_answered() {
     for version in [Version::Http1, Version::Http2] {
         let (seen, mut contexts) = mpsc::unbounded_channel();
         let service = service_fn(move |request: Request<hyper::body::Incoming>| {
@@ -627,7 +629,7 @@ async fn answered_over_a_connection_is_answered() {
 }
 
 #[tokio::test]
-async fn a_deadline_over_a_connection_is_answered_or_breaks_off() {
+async fn a_deadline_over_a_connection_sends_a_status_or_aborts_the_body() {
     for version in [Version::Http1, Version::Http2] {
         let (_hold, held) = oneshot::channel::<()>();
         let held = held.shared();
@@ -657,9 +659,9 @@ async fn a_deadline_over_a_connection_is_answered_or_breaks_off() {
     }
 }
 
-/// A response, or an error, that is kept keeps no waker of the task that asked for it.
+/// A response or an error that is held keeps no waker of the task that polled for it.
 #[tokio::test]
-async fn what_was_answered_keeps_no_waker() {
+async fn a_response_keeps_no_waker() {
     for fails in [false, true] {
         let service =
             ServerLayer::new(Context::background().with_timeout(LONG).detach(), Inbound::new());
@@ -677,5 +679,107 @@ async fn what_was_answered_keeps_no_waker() {
         let Poll::Ready(answer) = poll(answer.as_mut(), &waker) else { panic!("no answer") };
         assert_eq!(answer.is_err(), fails);
         assert_eq!(Arc::strong_count(&wakes), 2, "a waker was kept");
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Polled {
+    Data(u8),
+    Trailers,
+    Pending,
+    Failed,
+}
+
+/// A body that returns these results, one at each poll, and then ends.
+fn scripted(script: Vec<Polled>) -> impl Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static {
+    let mut script = script.into_iter();
+    let frames = futures::stream::poll_fn(move |cx| {
+        Poll::Ready(match script.next() {
+            None => None,
+            Some(Polled::Data(byte)) => Some(Ok(Frame::data(Bytes::copy_from_slice(&[byte])))),
+            Some(Polled::Trailers) => Some(Ok(Frame::trailers(HeaderMap::new()))),
+            Some(Polled::Failed) => Some(Err::<_, BoxError>("torn".into())),
+            Some(Polled::Pending) => {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        })
+    });
+    http_body_util::StreamBody::new(frames)
+}
+
+/// Reads a body to its end.
+async fn received<B>(mut body: B) -> Vec<Polled>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
+{
+    let mut received = Vec::new();
+    while let Some(frame) = body.frame().await {
+        received.push(match frame.map_err(Into::into) {
+            Err(error) => {
+                assert_eq!(error.to_string(), "torn");
+                Polled::Failed
+            }
+            Ok(frame) if frame.is_trailers() => Polled::Trailers,
+            Ok(frame) => Polled::Data(frame.into_data().unwrap()[0]),
+        });
+    }
+    assert!(body.is_end_stream());
+    received
+}
+
+/// Both layers poll the body of a gRPC response ahead of its reader, since that of a unary call is complete at once.
+#[tokio::test]
+async fn frames_that_are_polled_early_arrive_in_order() {
+    for bits in 0..64_u8 {
+        for last in [None, Some(Polled::Trailers), Some(Polled::Failed)] {
+            // The highest bit that is set ends the script.
+            let length = bits.checked_ilog2().unwrap_or(0);
+            let step =
+                |nth| if bits >> nth & 1 == 0 { Polled::Pending } else { Polled::Data(nth as u8) };
+            let script: Vec<_> = (0..length).map(step).chain(last).collect();
+            let expected: Vec<_> =
+                script.iter().copied().filter(|step| *step != Polled::Pending).collect();
+
+            let seen = Seen::default();
+            let response = call(layer(Inbound::new().max_budget(LONG)), grpc("1H"), async |request| {
+                seen.note(&request);
+                Response::new(scripted(script.clone()))
+            });
+            assert_eq!(received(response.await.into_body()).await, expected, "{script:?}");
+            let end =
+                if last == Some(Polled::Failed) { RequestEnd::Failed } else { RequestEnd::Answered };
+            assert_eq!(seen.end(), end, "{script:?}");
+
+            let answer = script.clone();
+            let service = service_fn(move |_: Request<()>| {
+                let answer = answer.clone();
+                async move { Ok::<_, Infallible>(Response::new(scripted(answer))) }
+            });
+            let client = ClientLayer::new(Outbound::new()).layer(service);
+            let ctx = Context::background().with_timeout(LONG);
+            let response = ctx.scope(client.oneshot(grpc("1H"))).await.unwrap();
+            assert_eq!(received(response.into_body()).await, expected, "{script:?}");
+        }
+    }
+}
+
+/// A complete response that is dropped halfway was not sent.
+#[tokio::test]
+async fn a_grpc_response_that_is_dropped_before_its_trailers_ends_with_dropped() {
+    for frames in 0..=2 {
+        let seen = Seen::default();
+        let response = call(layer(Inbound::new().max_budget(LONG)), grpc("1H"), async |request| {
+            seen.note(&request);
+            Response::new(scripted(vec![Polled::Data(0), Polled::Trailers]))
+        });
+        let mut body = response.await.into_body();
+        assert_eq!(body.size_hint().exact(), Some(1));
+        for _ in 0..frames {
+            body.frame().await.unwrap().unwrap();
+            assert!(frames == 2 || !seen.ctx().is_done());
+        }
+        drop(body);
+        assert_eq!(seen.end(), if frames == 2 { RequestEnd::Answered } else { RequestEnd::Dropped });
     }
 }

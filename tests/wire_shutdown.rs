@@ -1,5 +1,5 @@
-//! The server's layer with a `Shutdown`: its requests have the grace, are waited for from the head to the end
-//! of the body, and are named in the report by method and route. On real sockets: `peers/shutdown.rs`.
+//! The server's layer with a `Shutdown`: requests have the grace period, are waited for until the end of their body, and
+//! are listed in the report by method and route. The tests on real sockets are in `peers/shutdown.rs`.
 
 mod common;
 
@@ -27,17 +27,17 @@ use common::{Cause, LONG, ms, poll_once, word};
 
 static BACKGROUND: Context = Context::background();
 
-/// With times that are easy to add up.
+/// Makes a shutdown with round numbers.
 fn shutdown() -> Shutdown {
     Shutdown::new(&BACKGROUND).grace(ms(500)).cleanup(ms(100))
 }
 
-/// Names and fates of what was overdue.
+/// Returns the names and fates of the overdue work.
 fn fates(report: &Report) -> Vec<(&str, Fate)> {
     report.overdue().iter().map(|overdue| (overdue.name().unwrap_or(""), overdue.fate())).collect()
 }
 
-/// How many the shutdown waits for.
+/// Checks the number of requests that the shutdown waits for.
 #[track_caller]
 fn assert_running(shutdown: &Shutdown, count: usize) {
     let text = format!("{shutdown:?}");
@@ -69,7 +69,7 @@ fn spawn_answer(app: &Router, path: impl Into<String>) -> tokio::task::JoinHandl
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_under_way_has_the_grace_and_is_waited_for() {
+async fn a_request_in_progress_has_the_grace_period() {
     let shutdown = shutdown();
     let app = app(ServerLayer::with_shutdown(&shutdown, Inbound::new()));
     let slow = spawn_answer(&app, "/report/7");
@@ -83,13 +83,13 @@ async fn a_request_under_way_has_the_grace_and_is_waited_for() {
     assert!(begun.elapsed() >= ms(150) && begun.elapsed() <= ms(155), "{:?}", begun.elapsed());
     assert_eq!(slow.await.unwrap().0, 200);
     assert_running(&shutdown, 0);
-    // What comes after the end is turned away, and not waited for.
+    // A request after the end is refused, and not waited for.
     assert_eq!(answer(&app, "/fast").await, (503, "service stopping\n".to_string()));
     assert_running(&shutdown, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stuck_request_is_cut_off_and_named_by_method_and_route() {
+async fn a_stuck_request_is_dropped_and_reported_by_method_and_route() {
     let shutdown = shutdown();
     let http = shutdown.named("http");
     let layer = ServerLayer::with_shutdown(&http, Inbound::new());
@@ -104,7 +104,7 @@ async fn a_stuck_request_is_cut_off_and_named_by_method_and_route() {
     let late = [
         ("http/GET /stuck/{id}", Fate::Canceled),
         ("http/GET /inner/stuck/{id}", Fate::Canceled),
-        // No route matched: as it was sent, but for the query.
+        // No route matched: the path that was sent, without the query.
         ("http/GET /nowhere/9", Fate::Canceled),
     ];
     assert_eq!(fates(&report), late);
@@ -116,7 +116,7 @@ async fn a_stuck_request_is_cut_off_and_named_by_method_and_route() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_is_told_why() {
+async fn a_handler_receives_the_cause() {
     let shutdown = shutdown();
     let (tell, mut told) = mpsc::unbounded_channel();
     let handler = async move |ctx: Context| {
@@ -136,7 +136,7 @@ async fn a_handler_is_told_why() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clients_do_not_fill_the_report() {
+async fn a_long_path_is_truncated_in_the_report() {
     let shutdown = shutdown();
     let app = app(ServerLayer::with_shutdown(&shutdown, Inbound::new()));
     let _long = spawn_answer(&app, format!("/{}", "a".repeat(5_000)));
@@ -152,7 +152,7 @@ async fn clients_do_not_fill_the_report() {
     assert!(report.to_string().len() < 700, "{report}");
 }
 
-/// Calls a handler that answers with a body of two frames, the second when told.
+/// Calls a handler that responds with a body of two frames, of which the second waits for a signal.
 fn streaming(shutdown: &Shutdown) -> (mpsc::UnboundedSender<&'static str>, impl Future<Output = Body>) {
     let (send, mut receive) = mpsc::unbounded_channel::<&'static str>();
     let layer = ServerLayer::with_shutdown(shutdown, Inbound::new());
@@ -190,7 +190,7 @@ async fn a_body_is_part_of_its_request() {
     assert!(start.elapsed() >= ms(100) && start.elapsed() <= ms(103), "{:?}", start.elapsed());
     assert_eq!(reading.await.unwrap(), "last");
 
-    // Stuck, it is broken off.
+    // A stuck body is aborted.
     let shutdown = self::shutdown();
     let (send, body) = streaming(&shutdown);
     let body = body.await;
@@ -201,10 +201,9 @@ async fn a_body_is_part_of_its_request() {
     drop(send);
 }
 
-/// Each way for a request to be over is one: the answer, a client that leaves in either phase, a panic, an
-/// error, a refusal.
+/// Every way in which a request ends: the response, a client that leaves in either phase, a panic, an error, a refusal.
 #[tokio::test(start_paused = true)]
-async fn a_request_that_is_over_is_not_waited_for() {
+async fn a_completed_request_is_not_waited_for() {
     let shutdown = shutdown();
     let layer = ServerLayer::with_shutdown(&shutdown, Inbound::new().strict());
     let app = app(layer.clone());
@@ -243,7 +242,7 @@ async fn a_request_that_is_over_is_not_waited_for() {
     assert!(shutdown.wait().await.is_clean());
 }
 
-/// What a request held is gone when it is over: its handler, and its body.
+/// The handler and the body of a request are dropped before it counts as completed.
 #[tokio::test(start_paused = true)]
 async fn a_request_is_over_when_its_handler_has_been_dropped() {
     struct Looks(Shutdown);
@@ -277,7 +276,7 @@ async fn a_request_is_over_when_its_handler_has_been_dropped() {
     }
 }
 
-/// An operator's request that shuts down and answers with the report.
+/// A request that begins the shutdown, and responds with its report.
 #[tokio::test(start_paused = true)]
 async fn a_handler_may_wait_for_the_shutdown_that_its_request_is_part_of() {
     let shutdown = shutdown();
@@ -296,9 +295,9 @@ async fn a_handler_may_wait_for_the_shutdown_that_its_request_is_part_of() {
     assert!(start.elapsed() <= ms(3), "{:?}", start.elapsed());
 }
 
-/// A layer within another: below both, and waited for.
+/// A nested layer, whose requests end with both contexts and are waited for.
 #[tokio::test(start_paused = true)]
-async fn it_stands_within_another_layer() {
+async fn the_layer_may_be_nested() {
     let shutdown = shutdown();
     let inner = ServerLayer::with_shutdown(&shutdown, Inbound::new());
     let app =

@@ -29,7 +29,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 static BACKGROUND: Context = Context::background();
 
 #[test]
-fn every_item_has_its_turn() {
+fn every_item_is_processed() {
     on_both(|| async {
         let sum = Arc::new(AtomicUsize::new(0));
         let pool = stream::iter(1..=1000).for_each_task(&BACKGROUND, 7, |_, item| {
@@ -55,14 +55,14 @@ fn no_items_are_no_error() {
 
 /// The number of items that have been taken and not finished never exceeds the number of tasks.
 #[test]
-fn the_source_is_not_asked_before_a_worker_is_free() {
+fn the_source_is_not_polled_before_a_worker_is_free() {
     on_both(|| async {
         const WORKERS: usize = 5;
         let under_way = Arc::new(AtomicUsize::new(0));
         let left = Arc::new(AtomicUsize::new(300));
         let (seen, took) = (under_way.clone(), left.clone());
         let source = stream::poll_fn(move |_| {
-            assert!(seen.load(Ordering::SeqCst) < WORKERS, "asked while every worker was at work");
+            assert!(seen.load(Ordering::SeqCst) < WORKERS, "polled while every worker was busy");
             if took.load(Ordering::SeqCst) == 0 {
                 return Poll::Ready(None);
             }
@@ -97,7 +97,7 @@ fn all_workers_are_used() {
 }
 
 #[test]
-fn the_pools_context_is_given_and_current() {
+fn the_pools_context_is_passed_and_current() {
     on_both(|| async {
         let ctx = BACKGROUND.with_value("seven");
         let pool = stream::iter(0..3).for_each_task(&ctx, 2, async |ctx, _| {
@@ -120,10 +120,10 @@ fn the_first_error_wins_and_nothing_more_is_taken() {
             let _ = &counted;
             took.fetch_add(1, Ordering::SeqCst);
         });
-        let told = Arc::new(AtomicUsize::new(0));
+        let canceled = Arc::new(AtomicUsize::new(0));
         let line = line!() + 1;
         let pool = source.for_each_task(&BACKGROUND, 3, |ctx, item| {
-            let (told, dropped) = (told.clone(), dropped.clone());
+            let (canceled, dropped) = (canceled.clone(), dropped.clone());
             async move {
                 if item == 5 {
                     return Err(BoxError::from(Cause("five")));
@@ -132,7 +132,7 @@ fn the_first_error_wins_and_nothing_more_is_taken() {
                     let why = ctx.done().await;
                     let failed = why.cause_as::<TaskFailed>().unwrap();
                     assert_eq!((failed.message(), failed.spawned_at().line()), ("five", line));
-                    told.fetch_add(1, Ordering::SeqCst);
+                    canceled.fetch_add(1, Ordering::SeqCst);
                     // The source is dropped before the last task has finished.
                     while dropped.count() == 0 {
                         tokio::task::yield_now().await;
@@ -143,7 +143,7 @@ fn the_first_error_wins_and_nothing_more_is_taken() {
         });
         let failed = pool.await.unwrap_err();
         assert_eq!(*failed.downcast::<Cause>().unwrap(), Cause("five"));
-        assert_eq!(told.load(Ordering::SeqCst), 2, "all had ended");
+        assert_eq!(canceled.load(Ordering::SeqCst), 2, "all had ended");
         assert_eq!(taken.load(Ordering::SeqCst), 6);
         assert_eq!(drops.count(), 1);
     });
@@ -172,7 +172,7 @@ fn an_end_while_the_source_is_waited_for_is_seen_at_once() {
 
 /// Running tasks may finish. It is an error nevertheless, because not all items were processed.
 #[test]
-fn an_end_while_every_worker_is_at_work_takes_nothing_more() {
+fn an_end_while_every_worker_is_busy_takes_nothing_more() {
     paused().block_on(async {
         let start = Instant::now();
         let ctx = BACKGROUND.with_timeout(ms(50));
@@ -207,7 +207,8 @@ fn an_ended_context_takes_no_item() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         ctx.cancel_with(Cause("dead"));
-        let source = stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("work for the dead") });
+        let source =
+            stream::poll_fn(|_| -> Poll<Option<()>> { unreachable!("polled under an ended context") });
         let pool = source.for_each_task(&ctx, 4, async |_, _| Ok::<_, Error>(()));
         let stopped = pool.await.unwrap_err();
         assert_same(&stopped, &ended(&ctx));
@@ -260,7 +261,7 @@ fn no_item_is_taken_and_then_lost() {
 
 /// The stream is polled by the caller: it may borrow, and need not be `Send`.
 #[test]
-fn the_source_may_be_bound_to_its_place() {
+fn the_source_may_borrow_and_need_not_be_send() {
     current_thread().block_on(async {
         let items = Rc::new([1, 2, 3]);
         let borrowed = &items;
@@ -353,7 +354,7 @@ async fn breaks(source: usize, function: usize, text: &str) {
 }
 
 #[test]
-fn no_workers_are_refused_with_a_clear_message() {
+fn zero_workers_are_refused_with_a_clear_message() {
     let text = panic_text(|| {
         let pool = stream::iter(0..3).for_each_task(&BACKGROUND, 0, async |_, _| Ok::<_, Error>(()));
         drop(pool);

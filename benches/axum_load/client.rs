@@ -1,5 +1,4 @@
-//! A load generator for where there is no `wrk`: connections that are kept alive, each with one request
-//! under way.
+//! A load generator for machines without `wrk`: keep-alive connections, each with one request at a time.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -18,7 +17,7 @@ pub fn load(at: SocketAddr, path: &str, headers: &[&str], seconds: u64) -> Load 
     runtime.expect("a runtime").block_on(async {
         let start = Instant::now();
         let until = start + Duration::from_secs(seconds);
-        let connection = |_| tokio::spawn(ask(at, request.clone(), until));
+        let connection = |_| tokio::spawn(send_requests(at, request.clone(), until));
         let connections: Vec<_> = (0..CONNECTIONS).map(connection).collect();
         let mut answers = 0;
         for connection in connections {
@@ -28,8 +27,8 @@ pub fn load(at: SocketAddr, path: &str, headers: &[&str], seconds: u64) -> Load 
     })
 }
 
-/// Answers are small: one comes in one piece.
-async fn ask(at: SocketAddr, request: String, until: Instant) -> u64 {
+/// Answers are small, so each arrives in one read.
+async fn send_requests(at: SocketAddr, request: String, until: Instant) -> u64 {
     let mut connection = TcpStream::connect(at).await.expect("it listens");
     let mut answer = [0; 1024];
     let mut answers = 0;

@@ -1,4 +1,4 @@
-//! Load for a server, by `wrk` or without, and what it costs the server.
+//! Load for a server, by `wrk` or by a client of its own, and its cost for the server.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use std::process::{self, Command};
 #[path = "client.rs"]
 mod client;
 
-/// What a load came to.
+/// The result of a load.
 pub struct Load {
     pub requests: f64,
     pub seconds: f64,
@@ -17,7 +17,7 @@ pub fn load(at: SocketAddr, path: &str, headers: &[&str], seconds: u64) -> Load 
     if has_wrk() { wrk(at, path, headers, seconds) } else { client::load(at, path, headers, seconds) }
 }
 
-/// Microseconds that all threads but the first, which asks, have run; Linux alone says so.
+/// Returns the CPU time, in microseconds, of all threads except the first, which sends the requests. Linux only.
 pub fn busy() -> Option<f64> {
     let mut nanos = 0.0;
     for thread in fs::read_dir("/proc/self/task").ok()?.flatten() {

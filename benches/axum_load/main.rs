@@ -1,12 +1,12 @@
-//! What a request's contexts cost where a request costs something: an axum handler with them, against
-//! the same handler without. `cargo bench --bench axum_load`, `-- --quick` for a short run.
+//! The cost of a request's contexts in a real server: an axum handler with contexts, against the same handler
+//! without. `cargo bench --bench axum_load`, `-- --quick` for a short run.
 //!
-//! One server with all routes, over loopback; the load comes from `wrk` (`apt-get install wrk`), or, where
-//! there is none, from a plain client on a thread of this process. The routes take turns; share and ratio
-//! are medians over the rounds.
+//! One server with all routes, over loopback. The load comes from `wrk` (`apt-get install wrk`), or, without it,
+//! from a simple client on a thread of this process. The routes are measured in turns; share and ratio are medians
+//! over the rounds.
 //!
-//! Requests per second are what the machine had left for this. Where it has other work as well, the time
-//! that the server's threads took for a request says more; it is given beside them.
+//! The requests per second depend on other work of the machine. The CPU time that the server's threads use for a
+//! request does not, and is shown beside them.
 
 mod load;
 mod routes;
@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio_ctx::Context;
 use tokio_util::sync::CancellationToken;
 
-/// The first is what the others are compared with.
+/// The first route is the baseline.
 const ROUTES: [&str; 4] = ["without", "with", "bounded", "by-hand"];
 
 struct Plan {
@@ -25,7 +25,7 @@ struct Plan {
     seconds: u64,
 }
 
-/// Requests per second, and the microseconds that the server's threads took for each.
+/// Requests per second, and the CPU time of the server's threads for each, in microseconds.
 #[derive(Clone, Copy)]
 struct Rate {
     per_second: f64,
@@ -42,7 +42,7 @@ fn main() {
     let at = serve();
     let mut rates = ROUTES.map(|_| Vec::new());
     for round in 0..plan.rounds {
-        // Each is the first, the second and the last in turns.
+        // The order alternates, so that no route is always first or last.
         for place in 0..ROUTES.len() {
             let route = (round + place) % ROUTES.len();
             rates[route].push(rate(at, ROUTES[route], plan.seconds));
@@ -59,20 +59,20 @@ fn rate(at: SocketAddr, route: &str, seconds: u64) -> Rate {
 }
 
 fn report([without, with, bounded, by_hand]: &[Vec<Rate>; 4]) {
-    let by = if load::has_wrk() { "wrk" } else { "a plain client" };
+    let by = if load::has_wrk() { "wrk" } else { "a simple client" };
     println!("### An axum handler, load by {by}\n");
     println!("| handler | requests per second | share | CPU time for each, µs | ratio |");
     println!("| --- | --- | --- | --- | --- |");
     println!("{}", line("without contexts", without, without));
     println!("{}", line("with a request's contexts", with, without));
-    println!("{}", line("with these, and they bound its work", bounded, without));
-    println!("{}", line("with tokens and timeout, by hand, that bound it", by_hand, without));
+    println!("{}", line("with these, bounding its work", bounded, without));
+    println!("{}", line("with tokens and timeout, bounding its work", by_hand, without));
     println!("\nRequests beside those of the handler by hand, target 1.0:\n");
     beside("with a request's contexts", with, by_hand);
-    beside("with these, and they bound its work", bounded, by_hand);
+    beside("with these, bounding its work", bounded, by_hand);
 }
 
-/// Not below by hand: by the middle half of the rounds, as on a busy machine they may not agree.
+/// Compares with the handler by hand, by the middle half of the rounds, because they may disagree on a busy machine.
 fn beside(name: &str, rates: &[Rate], by_hand: &[Rate]) {
     let shares = shares(rates, by_hand, |rate| Some(rate.per_second));
     let quarter = shares.len() / 4;
@@ -98,7 +98,7 @@ fn line(name: &str, rates: &[Rate], without: &[Rate]) -> String {
     )
 }
 
-/// Sorted: one for each round, in which both had the same machine.
+/// Returns the quotients in ascending order, one for each round.
 fn shares(a: &[Rate], b: &[Rate], part: fn(&Rate) -> Option<f64>) -> Vec<f64> {
     let shares = a.iter().zip(b).filter_map(|(a, b)| Some(part(a)? / part(b)?));
     sorted(shares.collect())
@@ -114,7 +114,7 @@ fn sorted(mut samples: Vec<f64>) -> Vec<f64> {
     samples
 }
 
-/// A server, as `#[tokio::main]` would run it, for as long as the process lives.
+/// Starts a server like that of `#[tokio::main]`, which runs as long as the process.
 fn serve() -> SocketAddr {
     let runtime = Box::leak(Box::new(tokio::runtime::Runtime::new().expect("a runtime")));
     let server = Context::background().with_cancel().detach();

@@ -1,5 +1,5 @@
-//! The same handler four times: without a context; with a request's contexts; with these, and they bound
-//! its work; and with what people glue by hand to bound it.
+//! The same handler four times: without a context; with a request's contexts; with these, bounding its work; and
+//! with tokens and timeouts that bound it by hand.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_ctx::Context;
 use tokio_util::sync::CancellationToken;
 
-/// How long a request may take, and its one step.
+/// The time limits of a request, and of its one step.
 const REQUEST: Duration = Duration::from_millis(200);
 const STEP: Duration = Duration::from_millis(50);
 
@@ -34,7 +34,7 @@ pub fn all(server: Context, token: CancellationToken) -> Router {
         .route("/by-hand/{user}", get(by_hand).with_state(token))
 }
 
-/// What the handler is there for; it awaits once, as one that asks a database does.
+/// The work of the handler. It awaits once, like a query to a database.
 async fn work(user: u64, team: u64) -> Answer {
     tokio::task::yield_now().await;
     Answer { user, team, items: black_box(["tea", "bread", "salt"]) }

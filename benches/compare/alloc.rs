@@ -1,9 +1,9 @@
-//! An allocator that counts, while it is told to.
+//! An allocator that counts while it is enabled.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 
-/// Off while time is taken: all that is left of it then is a load and a branch, for every side alike.
+/// Disabled while time is measured. Then it costs only a load and a branch, the same for every side.
 static COUNTING: AtomicBool = AtomicBool::new(false);
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 static BYTES: AtomicU64 = AtomicU64::new(0);
@@ -11,11 +11,11 @@ static HELD: AtomicI64 = AtomicI64::new(0);
 
 pub struct Counting;
 
-// SAFETY: all is left to the system's allocator.
+// SAFETY: everything is passed on to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as i64);
-        // SAFETY: the caller keeps to the contract of this same method.
+        // SAFETY: the caller upholds the contract of this method.
         unsafe { System.alloc(layout) }
     }
 
@@ -46,7 +46,7 @@ fn count(size: i64) {
     }
 }
 
-/// What a piece of work took from the allocator: allocations, and bytes.
+/// Runs a piece of work, and returns its number of allocations and of allocated bytes.
 pub fn counted(work: impl FnOnce()) -> (u64, u64) {
     ALLOCATIONS.store(0, Relaxed);
     BYTES.store(0, Relaxed);
@@ -57,7 +57,7 @@ pub fn counted(work: impl FnOnce()) -> (u64, u64) {
     (ALLOCATIONS.load(Relaxed), BYTES.load(Relaxed))
 }
 
-/// Bytes that are held now of what was taken since `counted` began.
+/// Returns how many of the bytes that were allocated since `counted` began are live.
 pub fn held() -> i64 {
     HELD.load(Relaxed)
 }

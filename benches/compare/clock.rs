@@ -1,5 +1,5 @@
-//! The time of a thread, not that of the wall: what else the machine runs in between does not count. Where
-//! it has to be the wall's, one can tell whether that was so.
+//! The CPU time of a thread, which does not include other programs. Where wall-clock time is needed, preemptions
+//! show whether the thread was interrupted.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ impl Clock {
 #[cfg(unix)]
 fn now() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: it writes to the place it is given, and to no other.
+    // SAFETY: it only writes to the given place.
     let failed = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
     assert_eq!(failed, 0, "the thread has a clock");
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
@@ -34,11 +34,11 @@ fn now() -> Duration {
     START.elapsed()
 }
 
-/// How often this thread has had to give up its processor without asking to.
+/// Returns how often this thread was preempted.
 #[cfg(target_os = "linux")]
 pub fn preemptions() -> i64 {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: it writes to the place it is given, in which all zeroes are numbers as well.
+    // SAFETY: it only writes to the given place, in which all zeros are a valid value.
     let usage = unsafe {
         libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
         usage.assume_init()

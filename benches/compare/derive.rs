@@ -70,7 +70,7 @@ fn timeout() -> Row {
         black_box(&ctx);
     });
     let parent = CancellationToken::new();
-    // By hand there is no timer until somebody waits: a deadline is a number beside the token.
+    // By hand, there is no timer before the first wait: a deadline is a number beside the token.
     let by_hand = sync(move || {
         let guard = black_box(&parent).child_token().drop_guard();
         black_box((guard.token(), Instant::now() + FAR));
@@ -89,7 +89,7 @@ fn timeout() -> Row {
         .at_most_allocations(1.0)
 }
 
-/// As when a task that was handed the context outlives its scope: there is an end to be seen.
+/// As when a task with the context outlives the scope: the end can be observed.
 fn timeout_held() -> Row {
     let parent = rooted();
     let ours = sync(move || {
@@ -105,14 +105,14 @@ fn timeout_held() -> Row {
         drop(guard);
         black_box(&other);
     });
-    Row::new("derive-timeout-held", "the same, another handle still there", ours)
+    Row::new("derive-timeout-held", "the same, with another handle", ours)
         .peer(NUMBER, by_hand)
         .target(NUMBER, 1.0)
         .at_most_allocations(1.0)
 }
 
-/// A task for each deadline, aborted when the work is done. In batches, so that the scheduler's part in
-/// it is that of the watchers, and not of the loop that makes them.
+/// A task for each deadline, aborted when the work is done. In batches, so that the scheduler's time is that of the
+/// watchers, and not of the loop that creates them.
 fn watched() -> Run {
     const BATCH: u64 = 64;
     let parent = CancellationToken::new();
@@ -145,13 +145,13 @@ pub fn watch(parent: &CancellationToken, after: Duration) -> Watched {
 }
 
 pub async fn reap(live: &mut Vec<Watched>) {
-    // The watchers begin to sleep,
+    // The watchers start to sleep,
     tokio::task::yield_now().await;
     for (token, watcher) in live.drain(..) {
         token.cancel();
         watcher.abort();
     }
-    // and are taken apart.
+    // and are aborted.
     tokio::task::yield_now().await;
 }
 

@@ -1,4 +1,4 @@
-//! How a side's work is run: on this thread, on two, or as a future.
+//! How the work of a side is run: on this thread, on two threads, or as a future.
 
 use std::cell::LazyCell;
 use std::future::{Future, poll_fn};
@@ -15,7 +15,7 @@ use tokio::task::yield_now;
 use crate::clock::{Clock, preemptions};
 use crate::row::Run;
 
-/// Far enough off that no deadline passes while anything is measured.
+/// Distant enough that no deadline passes during a measurement.
 pub const FAR: Duration = Duration::from_secs(600);
 
 #[inline]
@@ -31,10 +31,10 @@ pub fn sync(mut op: impl FnMut() + 'static) -> Run {
     Box::new(move |times| timed(times, &mut op))
 }
 
-/// Two threads at once, each so many times; the time is that of one of them, by the wall, as to wait
-/// for a lock takes no time of the thread.
+/// Runs the work on two threads at once, `times` times each. Returns the wall-clock time of one of them, because
+/// waiting for a lock uses no CPU time.
 ///
-/// If another program had one of the processors meanwhile, they were not two, and it is done again.
+/// Repeats the measurement if another program used one of the processors meanwhile.
 pub fn two_threads<T: Sync + 'static>(shared: T, op: impl Fn(&T) + Sync + 'static) -> Run {
     Box::new(move |times| {
         let both = || {
@@ -59,7 +59,7 @@ pub fn two_threads<T: Sync + 'static>(shared: T, op: impl Fn(&T) + Sync + 'stati
     })
 }
 
-/// What one of several threads did at the same time.
+/// What one of two concurrent threads did, and when.
 struct Lane {
     start: Instant,
     end: Instant,
@@ -74,7 +74,7 @@ impl Lane {
         Lane::since(start, before)
     }
 
-    /// The same for a task, which stays on its thread while no other is idle.
+    /// The same for a task, which stays on its thread while no other thread is idle.
     async fn run_async(work: impl Future<Output = ()>) -> Lane {
         let (before, start) = (preemptions(), Instant::now());
         work.await;
@@ -97,9 +97,9 @@ impl Lane {
     }
 }
 
-/// One `await` after the other on a runtime, without a turn of its scheduler in between: the work of
-/// the futures is the subject, not Tokio's run queue.
-pub fn turns(mut op: impl AsyncFnMut() + 'static) -> Run {
+/// Runs one `await` after another on a runtime, without going through its scheduler, to measure the futures and not
+/// Tokio's run queue.
+pub fn iterations(mut op: impl AsyncFnMut() + 'static) -> Run {
     looped(async move |times| {
         let start = Clock::start();
         for _ in 0..times {
@@ -109,12 +109,12 @@ pub fn turns(mut op: impl AsyncFnMut() + 'static) -> Run {
     })
 }
 
-/// The same, where the loop is part of the work.
+/// The same for work that contains its own loop.
 pub fn looped(mut work: impl AsyncFnMut(u64) -> Duration + 'static) -> Run {
     Box::new(move |times| runtime().block_on(unconstrained(at_once(work(times)))))
 }
 
-/// The same, where the work goes through the scheduler.
+/// The same for work that goes through the scheduler.
 pub fn scheduled(mut work: impl AsyncFnMut(u64) -> Duration + 'static) -> Run {
     Box::new(move |times| runtime().block_on(unconstrained(work(times))))
 }
@@ -130,7 +130,7 @@ where
     })
 }
 
-/// As the only work of a `current_thread` runtime of its own.
+/// Runs it as the only work of a `current_thread` runtime of its own.
 pub fn alone<F: Future>(work: impl Fn(u64) -> F + 'static) -> Run {
     let runtime = LazyCell::new(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -146,8 +146,8 @@ pub fn alone<F: Future>(work: impl Fn(u64) -> F + 'static) -> Run {
     })
 }
 
-/// By both workers of a runtime of its own at once, so many times each, beside so many tasks that are `idle`. The
-/// time is the wall's, as with [`two_threads`].
+/// Runs it on both workers of a runtime of its own at once, `times` times each, beside a number of `idle` tasks. The
+/// time is wall-clock time, as in [`two_threads`].
 pub fn two_workers<F, I>(
     pending: usize,
     idle: impl Fn(Duration) -> I + 'static,
@@ -161,7 +161,7 @@ where
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("a runtime");
         for at in 0..pending {
-            // Made in the runtime, and on its way before anything is measured.
+            // Created in the runtime, and waiting before the measurement starts.
             let _entered = runtime.enter();
             runtime.spawn(idle(Duration::from_millis(at as u64)));
         }
@@ -198,7 +198,7 @@ where
     })
 }
 
-/// Lets two tasks begin once they are on two threads.
+/// Lets two tasks start when they are on two threads.
 async fn come_apart(places: &Mutex<[Option<ThreadId>; 2]>, at: usize) {
     for _ in 0..100_000 {
         let all = {
@@ -213,11 +213,10 @@ async fn come_apart(places: &Mutex<[Option<ThreadId>; 2]>, at: usize) {
     }
 }
 
-/// One runtime for all sides.
+/// Returns the runtime that all sides share.
 ///
-/// It has a timer nearer than those that are measured, as any busy program does. Without one Tokio
-/// wakes its driver, by a system call, for each timer that is registered, and that is what would be
-/// measured.
+/// It has a timer that is nearer than those that are measured, like any busy program. Otherwise Tokio would wake its
+/// driver, by a system call, for each timer that is registered, and the measurement would be of that call.
 pub fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
@@ -235,7 +234,7 @@ pub fn runtime() -> &'static Runtime {
     })
 }
 
-/// Polls again at once whenever the future is pending.
+/// Polls again immediately whenever the future is pending.
 pub async fn at_once<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     poll_fn(|cx| {
@@ -248,7 +247,7 @@ pub async fn at_once<F: Future>(future: F) -> F::Output {
     .await
 }
 
-/// Pending once, then ready: the other branch of a `select!`.
+/// Pending once, and then ready: the other branch of a `select!`.
 #[derive(Default)]
 pub struct PendingOnce(bool);
 
@@ -260,7 +259,7 @@ impl Future for PendingOnce {
     }
 }
 
-/// The same, and has its task come to its turn again.
+/// The same, and wakes its task, which goes through the scheduler again.
 #[derive(Default)]
 pub struct WakeOnce(bool);
 

@@ -1,4 +1,4 @@
-//! What nothing made of these parts can go below, on this machine.
+//! Lower bounds on this machine: the cost of the parts that any implementation needs.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering::AcqRel};

@@ -1,4 +1,4 @@
-//! What it grows with: the number of siblings, the depth, the number of contexts and of waiters.
+//! How the costs grow: with the number of siblings, the depth, and the numbers of contexts and of waiters.
 
 use std::hint::black_box;
 use std::pin::pin;
@@ -9,14 +9,14 @@ use tokio::time::{advance, timeout};
 use tokio_ctx::{CancelScope, Context};
 use tokio_util::sync::CancellationToken;
 
-use crate::ask::{chain, tokens};
 use crate::clock::Clock;
 use crate::derive::rooted;
 use crate::drive::{FAR, runtime, timed};
 use crate::held;
 use crate::measure::median;
+use crate::query::{chain, tokens};
 use crate::report::{nanos, thousands};
-use crate::tree::{Crowd, last_awake};
+use crate::tree::{Waits, last_awake};
 
 /// A table under a heading.
 pub struct Table(pub &'static str, pub Vec<Vec<String>>);
@@ -30,8 +30,8 @@ pub fn tables(quick: bool) -> Vec<Table> {
     vec![
         Table("Live siblings: ns per derive, cancel, drop", siblings(sizes)),
         Table("Depth: ns", depth(depths)),
-        Table("Live contexts: bytes for each", memory(live)),
-        Table("How late another task's timer is while a crowd's deadline passes: ms", late(live)),
+        Table("Bytes per live context", memory(live)),
+        Table("Delay of another task's timer while many deadlines pass: ms", late(live)),
         Table("One deadline, waited on by many", waiters(&[1, 100, 10_000])),
     ]
 }
@@ -68,8 +68,8 @@ fn beside_ours(size: usize) -> [f64; 3] {
         poll_once(ctx.done());
     };
     let idle = typical(plain);
-    let mut crowd = Crowd::new(siblings.iter().map(|sibling| sibling.done()));
-    crowd.poll(Waker::noop());
+    let mut waits = Waits::new(siblings.iter().map(|sibling| sibling.done()));
+    waits.poll(Waker::noop());
     [idle, typical(plain), typical(waited)]
 }
 
@@ -82,8 +82,8 @@ fn beside_tokens(size: usize) -> [f64; 3] {
         poll_once(guard.token().cancelled());
     };
     let idle = typical(plain);
-    let mut crowd = Crowd::new(siblings.iter().map(CancellationToken::cancelled));
-    crowd.poll(Waker::noop());
+    let mut waits = Waits::new(siblings.iter().map(CancellationToken::cancelled));
+    waits.poll(Waker::noop());
     [idle, typical(plain), typical(waited)]
 }
 
@@ -92,7 +92,7 @@ fn poll_once(future: impl Future) {
     assert!(pin!(future).poll(&mut cx).is_pending());
 }
 
-/// Nanoseconds of one, by the median of many samples.
+/// Returns the nanoseconds of one operation, as the median of many samples.
 fn typical(mut op: impl FnMut()) -> f64 {
     const TIMES: u64 = 2_000;
     let sample = |_| timed(TIMES, &mut op).as_nanos() as f64 / TIMES as f64;
@@ -105,9 +105,9 @@ fn depth(depths: &[usize]) -> Vec<Vec<String>> {
         "is_done",
         "is_done, waited on",
         "is_done, tokio-util",
-        "drop from the root, a level",
-        "drop from the leaf, a level",
-        "drop of the leaf that holds all, a level",
+        "drop from the root, per level",
+        "drop from the leaf, per level",
+        "drop of the leaf that holds all, per level",
         "tokio-util, from the root",
         "tokio-util, from the leaf",
     ]);
@@ -137,7 +137,7 @@ fn take_apart(mut tokens: Vec<CancellationToken>) {
     while tokens.pop().is_some() {}
 }
 
-/// Nanoseconds for all levels. Scopes are detached: a drop alone.
+/// Returns the nanoseconds for all levels. The scopes are detached, so that only the drop is measured.
 fn drops(depth: usize) -> [f64; 5] {
     let contexts = || chain(depth).into_iter().map(CancelScope::detach).collect::<Vec<_>>();
     let leaf_alone = || contexts().pop();
@@ -153,7 +153,7 @@ fn drops(depth: usize) -> [f64; 5] {
 
 fn dropping<T>(depth: usize, make: impl Fn() -> T, drop: impl Fn(T)) -> f64 {
     let rounds = (1_000_000 / depth).clamp(5, 101);
-    // Short chains many at a time: a look at the clock takes as long as such a drop.
+    // Many short chains at a time, because reading the clock takes as long as one drop.
     let chains = (1_000 / depth).max(1);
     let sample = |_| {
         let chains: Vec<T> = (0..chains).map(|_| make()).collect();
@@ -180,52 +180,52 @@ fn memory(live: usize) -> Vec<Vec<String>> {
     lines
 }
 
-fn late(crowd: usize) -> Vec<Vec<String>> {
+fn late(count: usize) -> Vec<Vec<String>> {
     let mut lines = lines(&[
-        "crowd",
-        "one deadline above",
-        "a deadline each",
+        "contexts",
+        "one deadline above all",
+        "one deadline each",
         "cancel() from a task",
-        "tokio: a timer each",
+        "Tokio: one timer each",
     ]);
-    let after = Duration::from_micros(2 * crowd as u64) + Duration::from_millis(200);
-    let above = latest(after, move || {
+    let after = Duration::from_micros(2 * count as u64) + Duration::from_millis(200);
+    let above = largest_delay(after, move || {
         let root = Context::background().with_timeout(after);
-        let children: Vec<_> = (0..crowd).map(|_| root.with_cancel()).collect();
-        let mut waits = Crowd::new(children.iter().map(|child| child.done_owned()));
+        let children: Vec<_> = (0..count).map(|_| root.with_cancel()).collect();
+        let mut waits = Waits::new(children.iter().map(|child| child.done_owned()));
         waits.poll(Waker::noop());
         (Box::new((root, children, waits)), || {})
     });
-    let each = latest(after, move || {
+    let each = largest_delay(after, move || {
         let root = Context::background().with_cancel();
-        let children: Vec<_> = (0..crowd).map(|_| root.with_timeout(after)).collect();
-        let mut waits = Crowd::new(children.iter().map(|child| child.done_owned()));
+        let children: Vec<_> = (0..count).map(|_| root.with_timeout(after)).collect();
+        let mut waits = Waits::new(children.iter().map(|child| child.done_owned()));
         waits.poll(Waker::noop());
         (Box::new((root, children, waits)), || {})
     });
-    let canceled = latest(after, move || {
+    let canceled = largest_delay(after, move || {
         let root = Context::background().with_cancel();
         let canceler = root.canceler();
-        let children: Vec<_> = (0..crowd).map(|_| root.with_cancel()).collect();
-        let mut waits = Crowd::new(children.iter().map(|child| child.done_owned()));
+        let children: Vec<_> = (0..count).map(|_| root.with_cancel()).collect();
+        let mut waits = Waits::new(children.iter().map(|child| child.done_owned()));
         waits.poll(Waker::noop());
         (Box::new((root, children, waits)), move || canceler.cancel())
     });
-    let timers = latest(after, move || {
+    let timers = largest_delay(after, move || {
         let at = tokio::time::Instant::now() + after;
-        let mut waits = Crowd::new((0..crowd).map(|_| tokio::time::sleep_until(at)));
+        let mut waits = Waits::new((0..count).map(|_| tokio::time::sleep_until(at)));
         waits.poll(Waker::noop());
         (Box::new(waits), || {})
     });
-    let mut line = vec![thousands(crowd as u64)];
+    let mut line = vec![thousands(count as u64)];
     line.extend([above, each, canceled, timers].map(|late| format!("{:.1}", late.as_secs_f64() * 1e3)));
     lines.push(line);
     lines
 }
 
-/// The most that a task which sleeps a millisecond at a time on a runtime of two workers was late, from when `make`
-/// has made a crowd until after what that does `after` its beginning; the middle one of five times.
-fn latest<T: Send + 'static, E: FnOnce() + Send + 'static>(
+/// Returns the largest delay of a task that sleeps for a millisecond at a time on a runtime of two workers: from when
+/// `make` has returned until after the end, which comes `after` the start. The median of five runs.
+fn largest_delay<T: Send + 'static, E: FnOnce() + Send + 'static>(
     after: Duration,
     make: impl Fn() -> (Box<T>, E) + Copy + Send + 'static,
 ) -> Duration {
@@ -236,7 +236,7 @@ fn latest<T: Send + 'static, E: FnOnce() + Send + 'static>(
             let runtime = runtime.expect("a runtime");
             runtime.block_on(async move {
                 let start = std::time::Instant::now();
-                let (crowd, end) = make();
+                let (contexts, end) = make();
                 tokio::spawn(async move {
                     tokio::time::sleep_until((start + after).into()).await;
                     end();
@@ -251,7 +251,7 @@ fn latest<T: Send + 'static, E: FnOnce() + Send + 'static>(
                     late
                 });
                 let late = ticks.await.expect("no panic");
-                drop(crowd);
+                drop(contexts);
                 late
             })
         };
@@ -265,15 +265,15 @@ fn latest<T: Send + 'static, E: FnOnce() + Send + 'static>(
 fn waiters(counts: &[usize]) -> Vec<Vec<String>> {
     let mut lines = lines(&[
         "waiters",
-        "ours: begin to wait, ns each",
-        "stop waiting, ns each",
-        "deadline to last awake, ns each",
-        "token + timeout: begin to wait, ns each",
-        "stop waiting, ns each",
-        "deadline to last awake, ns each",
+        "ours: first poll, ns each",
+        "drop, ns each",
+        "deadline until the last runs, ns each",
+        "token + timeout: first poll, ns each",
+        "drop, ns each",
+        "deadline until the last runs, ns each",
     ]);
     let waits: Vec<_> = counts.iter().map(|&count| begin_and_stop(count)).collect();
-    // Last: once Tokio's clock has been paused, to look at it costs more for good.
+    // Last, because reading the clock is slower once Tokio's clock has been paused.
     for (&count, [ours, by_hand]) in counts.iter().zip(waits) {
         let mut line = vec![thousands(count as u64)];
         line.extend(ours.map(nanos));
@@ -286,7 +286,7 @@ fn waiters(counts: &[usize]) -> Vec<Vec<String>> {
 }
 
 fn begin_and_stop(count: usize) -> [[f64; 2]; 2] {
-    // Many at a time, as a look at the clock takes as long as one wait.
+    // Many at a time, because reading the clock takes as long as one wait.
     let many = (1_000 / count).max(1);
     let contexts: Vec<_> = (0..many).map(|_| Context::background().with_timeout(FAR)).collect();
     let tokens: Vec<_> = (0..many).map(|_| CancellationToken::new()).collect();
@@ -300,12 +300,12 @@ fn waiting<F: Future>(count: usize, wait: impl Fn(usize) -> F) -> [f64; 2] {
     let (mut begun, mut stopped) = (Vec::new(), Vec::new());
     let each = |start: Clock| start.elapsed().as_nanos() as f64 / count as f64;
     for _ in 0..51 {
-        let mut crowd = Crowd::new((0..count).map(&wait));
+        let mut waits = Waits::new((0..count).map(&wait));
         let start = Clock::start();
-        assert_eq!(crowd.poll(Waker::noop()), 0);
+        assert_eq!(waits.poll(Waker::noop()), 0);
         begun.push(each(start));
         let start = Clock::start();
-        drop(crowd);
+        drop(waits);
         stopped.push(each(start));
     }
     [median(&begun), median(&stopped)]
@@ -332,7 +332,7 @@ fn expiry_by_hand(count: usize) -> f64 {
     })
 }
 
-/// On a clock that is set forward: from the deadline, and not from the timer's next millisecond.
+/// On a clock that is advanced: from the deadline, and not from the next millisecond of the timer.
 fn expiry(count: usize, measure: impl AsyncFn(usize) -> Duration + Copy + Send + 'static) -> f64 {
     let rounds = (20_000 / count).clamp(7, 201);
     let sample = |_| {
@@ -341,7 +341,7 @@ fn expiry(count: usize, measure: impl AsyncFn(usize) -> Duration + Copy + Send +
             let runtime = runtime.enable_time().start_paused(true).build().expect("a runtime");
             runtime.block_on(measure(count)).as_nanos() as f64 / count as f64
         };
-        // A thread of its own: this one is in another runtime.
+        // A separate thread, because this one is inside another runtime.
         std::thread::spawn(run).join().expect("no panic")
     };
     median(&(0..rounds).map(sample).collect::<Vec<_>>())

@@ -1,4 +1,4 @@
-//! What live contexts hold: their heap, and the handles and futures one keeps beside it.
+//! The memory of live contexts: their heap, and the handles and futures that are kept for them.
 
 use std::hint::black_box;
 use std::task::Waker;
@@ -15,38 +15,38 @@ use crate::derive::{Watched, reap, rooted, watch};
 use crate::drive::{FAR, runtime};
 use crate::report::thousands;
 use crate::row::{GO, OURS, TIMEOUT, TOKEN, TOKIO_CONTEXT, WATCHER};
-use crate::tree::Crowd;
+use crate::tree::Waits;
 
-/// Enough that what a runtime takes for itself does not count.
+/// Enough that the memory of the runtime does not matter.
 const LIVE: usize = 100_000;
 
 struct Held {
     id: &'static str,
     work: &'static str,
     waited: bool,
-    /// Against Go.
+    /// The target against Go.
     target: f64,
 }
 
 const ALL: [Held; 2] = [
-    Held { id: "held-idle", work: "nobody waiting", waited: false, target: 2.0 },
+    Held { id: "held-idle", work: "no waiter", waited: false, target: 2.0 },
     Held { id: "held-waiter", work: "one waiter", waited: true, target: 1.2 },
 ];
 
-/// As a table, and in the form of rows.
+/// Returns a table, and the same as rows.
 pub fn held_live() -> (Vec<Vec<String>>, Vec<Value>) {
     let head = ["bytes held by a live context with a timeout", "ours", "peer", "bytes", "ratio"];
     let mut lines = vec![head.map(String::from).to_vec()];
     let mut rows = list();
     for (held, row) in ALL.iter().zip(&mut rows) {
         let own = ours(LIVE, Some(FAR), held.waited);
-        let mut sides = vec![json!({ "who": OURS, "bytes": own })];
+        let mut sides = vec![json!({ "name": OURS, "bytes": own })];
         let mut first = [held.work.to_string(), thousands(own as u64)];
-        for (who, bytes) in peers(held.waited) {
+        for (name, bytes) in peers(held.waited) {
             let ratio = bytes / own;
             let [work, own] = std::mem::take(&mut first);
-            lines.push(vec![work, own, who.into(), thousands(bytes as u64), format!("{ratio:.2}")]);
-            sides.push(json!({ "who": who, "bytes": bytes, "ratio": ratio }));
+            lines.push(vec![work, own, name.into(), thousands(bytes as u64), format!("{ratio:.2}")]);
+            sides.push(json!({ "name": name, "bytes": bytes, "ratio": ratio }));
         }
         row["sides"] = sides.into();
     }
@@ -61,7 +61,7 @@ pub fn list() -> Vec<Value> {
     ALL.iter().map(row).collect()
 }
 
-/// The heap of a node, as the allocator counts it, and the size of the future that waits on one.
+/// Returns the heap size of a node, as counted by the allocator, and the size of the future that waits on one.
 pub fn sizes() -> (Vec<Vec<String>>, Vec<Value>) {
     let head = ["bytes of one", "ours", "peer", "bytes", "ratio", "target", ""];
     let (root, token) = (rooted(), CancellationToken::new());
@@ -80,18 +80,18 @@ pub fn sizes() -> (Vec<Vec<String>>, Vec<Value>) {
     ];
     let mut lines = vec![head.map(String::from).to_vec()];
     let mut rows = Vec::new();
-    for (id, what, own, who, peer, most) in parts {
+    for (id, what, own, name, peer, most) in parts {
         let ratio = peer as f64 / own as f64;
         let verdict = if own <= most { "met" } else { "MISSED" };
-        let numbers = [own.to_string(), who.into(), peer.to_string(), format!("{ratio:.2}")];
+        let numbers = [own.to_string(), name.into(), peer.to_string(), format!("{ratio:.2}")];
         let target = [format!("≤ {most}"), verdict.into()];
         lines.push([what.to_string()].into_iter().chain(numbers).chain(target).collect());
         rows.push(json!({
             "id": id,
             "work": format!("bytes of a {what}"),
             "sides": [
-                { "who": OURS, "bytes": own },
-                { "who": who, "bytes": peer, "ratio": ratio },
+                { "name": OURS, "bytes": own },
+                { "name": name, "bytes": peer, "ratio": ratio },
             ],
             "targets": {},
             "at_most_bytes": most,
@@ -105,15 +105,15 @@ fn node(parent: &Context) -> usize {
 }
 
 fn token_node(parent: &CancellationToken) -> usize {
-    // The list of the parent's children has its room by then.
+    // The parent's list of children has been allocated by then.
     drop(parent.child_token());
     counted(|| drop(black_box(parent.child_token()))).1 as usize
 }
 
-/// Our side alone, if this is one of these.
+/// Measures only our side, if this is one of these rows.
 pub fn one(id: &str) -> Option<Value> {
     let held = ALL.iter().find(|held| held.id == id)?;
-    Some(json!({ "who": OURS, "bytes": ours(LIVE, Some(FAR), held.waited) }))
+    Some(json!({ "name": OURS, "bytes": ours(LIVE, Some(FAR), held.waited) }))
 }
 
 fn peers(waited: bool) -> [(&'static str, f64); 3] {
@@ -162,7 +162,7 @@ fn watched(waited: bool) -> f64 {
 
 fn theirs(waited: bool) -> f64 {
     each(LIVE, || {
-        // Each under a parent of its own: of those under the same one only one can wait.
+        // Each under a parent of its own, because only one child of a parent can wait.
         let parents: Vec<_> = (0..LIVE).map(|_| RefContext::new()).collect();
         let before = held();
         let derive = |(parent, _): &_| TheirContext::with_parent(parent, Some(FAR));
@@ -171,7 +171,7 @@ fn theirs(waited: bool) -> f64 {
     })
 }
 
-/// Bytes for each of so many, of what `build` says is held in all.
+/// Returns the bytes for each of `live` objects, of the total that `build` returns.
 fn each(live: usize, build: impl FnOnce() -> i64) -> f64 {
     let _runtime = runtime().enter();
     let mut bytes = 0;
@@ -179,12 +179,12 @@ fn each(live: usize, build: impl FnOnce() -> i64) -> f64 {
     bytes as f64 / live as f64
 }
 
-/// The bytes held while all these wait, or none does.
+/// Returns the live bytes while all of these wait, or none.
 fn while_waiting<F: Future>(waited: bool, futures: impl Iterator<Item = F>) -> i64 {
     if !waited {
         return held();
     }
-    let mut crowd = Crowd::new(futures);
-    assert_eq!(crowd.poll(Waker::noop()), 0);
+    let mut waits = Waits::new(futures);
+    assert_eq!(waits.poll(Waker::noop()), 0);
     held()
 }

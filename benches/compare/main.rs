@@ -1,12 +1,11 @@
-//! What contexts cost, beside what people use in their place: `cargo bench --bench compare`.
+//! The cost of contexts, beside the alternatives: `cargo bench --bench compare`.
 //!
-//! Every row is one piece of work, done by this crate and by its peers, interleaved. `-- NAME` takes the
-//! rows whose name has that in it (`growth`, `held`, `tracing` and `floor` name the tables besides),
-//! `-- --quick` shorter rounds and a smaller growth. The table also goes to `tmp/compare.json` in
-//! Cargo's target directory. `benches/compare-go` adds Go.
+//! Every row is one piece of work, done by this crate and by its peers in turns. `-- NAME` selects the rows whose
+//! name contains it (`growth`, `held`, `tracing` and `floor` select the other tables); `-- --quick` runs shorter
+//! rounds and smaller sizes. The table is also written to `tmp/compare.json` in Cargo's target directory.
+//! `benches/compare-go` adds Go.
 
 mod alloc;
-mod ask;
 mod clock;
 mod derive;
 mod drive;
@@ -14,12 +13,13 @@ mod floor;
 mod growth;
 mod held;
 mod measure;
+mod query;
 mod report;
 mod row;
 mod tracing;
 mod tree;
-mod turn;
 mod values;
+mod wait;
 
 use std::fs;
 use std::path::Path;
@@ -35,13 +35,13 @@ static ALLOCATOR: alloc::Counting = alloc::Counting;
 #[derive(Default)]
 struct Args {
     quick: bool,
-    /// Only whether it is there: `cargo test` runs benches without it.
+    /// Whether it was given: `cargo test` runs benches without it.
     bench: bool,
-    /// One row, our side alone, as a line of JSON: for `compare-go`.
+    /// Measures one row, only our side, and prints a line of JSON for `compare-go`.
     one: Option<String>,
-    /// What `tracing` is to have there.
+    /// The subscriber to install for the tracing row.
     listen: Option<String>,
-    /// The rows' names and targets as JSON.
+    /// Prints the names and targets of the rows as JSON.
     list: bool,
     names: Vec<String>,
 }
@@ -82,7 +82,7 @@ fn args() -> Args {
 }
 
 fn rows() -> Vec<Row> {
-    let rows = [derive::rows(), ask::rows(), turn::rows(), tree::rows(), values::rows()];
+    let rows = [derive::rows(), query::rows(), wait::rows(), tree::rows(), values::rows()];
     rows.into_iter().flatten().collect()
 }
 

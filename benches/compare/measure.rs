@@ -7,12 +7,11 @@ use crate::row::{Row, Run, Side};
 
 #[derive(Clone, Copy)]
 pub struct Plan {
-    /// How long a sample is to take at least. Short, so that most samples of a busy machine are whole.
+    /// The minimum length of a sample. Short, so that most samples are not interrupted on a busy machine.
     pub sample: Duration,
-    /// How often the whole table is gone through, so that what else the machine does for a while
-    /// falls on all rows alike.
+    /// How often the whole table is measured, so that a temporary load of the machine affects all rows alike.
     pub laps: usize,
-    /// How long, each lap, all sides of a row are measured one after the other.
+    /// How long all sides of a row are measured in turns, in each lap.
     pub row: Duration,
 }
 
@@ -43,7 +42,7 @@ pub fn measure(rows: &mut [Row], plan: Plan) {
     }
 }
 
-/// There and back in turns, so that none is always the first.
+/// Alternates the direction, so that no side is always first.
 fn go_round(sides: &mut [Side], round: usize) {
     let last = sides.len() - 1;
     for at in 0..sides.len() {
@@ -53,7 +52,7 @@ fn go_round(sides: &mut [Side], round: usize) {
     }
 }
 
-/// How many times make a sample.
+/// Returns how many iterations make a sample.
 pub fn calibrate(run: &mut Run, sample: Duration) -> u64 {
     let mut times = 1;
     loop {
@@ -67,7 +66,7 @@ pub fn calibrate(run: &mut Run, sample: Duration) -> u64 {
 }
 
 pub fn count(side: &mut Side) {
-    // What lives on from one run to the next, such as a list's room, is there by now.
+    // Memory that is kept between runs, such as the capacity of a list, has been allocated by now.
     let (allocations, bytes) = counted(|| {
         (side.run)(side.times);
     });
@@ -75,7 +74,7 @@ pub fn count(side: &mut Side) {
     side.taken = Some((allocations as f64 / times, bytes as f64 / times));
 }
 
-/// Not a number, if there are none.
+/// Returns NaN if there are no samples.
 pub fn median(samples: &[f64]) -> f64 {
     quantile(samples, 0.5)
 }
@@ -88,11 +87,11 @@ fn quantile(samples: &[f64], part: f64) -> f64 {
     (at(place.floor()) + at(place.ceil())) / 2.0
 }
 
-/// How many times as long as us it took a peer: over the rounds, in each of which both had the same
-/// machine.
+/// The time of a peer over ours, as the median over the rounds, in each of which both are measured under the same
+/// conditions.
 pub struct Ratio {
     pub median: f64,
-    /// In half of the rounds it lay between these.
+    /// The quartiles: half of the rounds lie between these.
     quartiles: [f64; 2],
 }
 
@@ -103,7 +102,7 @@ impl Ratio {
         Ratio { median: median(&ratios), quartiles }
     }
 
-    /// Whether a target is met; `None`: the rounds do not agree.
+    /// Returns whether a target is met, or `None` if the rounds disagree.
     pub fn reaches(&self, target: f64) -> Option<bool> {
         let [low, high] = self.quartiles.map(|quartile| quartile >= target);
         (low == high).then_some(low)

@@ -26,7 +26,7 @@ pub fn table(rows: &[Row]) -> Vec<Vec<String>> {
         }
         lines.extend(peers.iter().map(|peer| line(row, ours, Some(peer))));
     }
-    // A row's own part stands once.
+    // The cells of the row itself are printed once.
     for at in (2..lines.len()).rev() {
         if lines[at][0] == lines[at - 1][0] {
             lines[at][..3].fill(String::new());
@@ -44,9 +44,9 @@ fn line(row: &Row, ours: &Side, peer: Option<&Side>) -> Vec<String> {
         None => line.extend(["", "", "", ""].map(String::from)),
         Some(peer) => {
             let ratio = Ratio::of(&ours.samples, &peer.samples);
-            line.extend([peer.who.into(), nanos(median(&peer.samples)), taken(peer)]);
+            line.extend([peer.name.into(), nanos(median(&peer.samples)), taken(peer)]);
             line.push(format!("{:.2}", ratio.median));
-            if let Some(wanted) = row.targets.iter().find(|target| target.against == peer.who) {
+            if let Some(wanted) = row.targets.iter().find(|target| target.against == peer.name) {
                 target.insert(0, format!("{:?}", wanted.ratio));
                 met = if within { ratio.reaches(wanted.ratio) } else { Some(false) };
             }
@@ -62,7 +62,7 @@ fn line(row: &Row, ours: &Side, peer: Option<&Side>) -> Vec<String> {
     line
 }
 
-/// What is asked of us whatever the peer.
+/// Returns the targets that do not depend on a peer, and whether they are met.
 fn limits(row: &Row, ours: &Side, ns: f64) -> (Vec<String>, bool) {
     let (mut target, mut met) = (Vec::new(), true);
     if let Some(most) = row.most_ns {
@@ -104,7 +104,7 @@ fn rounded(number: f64) -> String {
     if number >= 1e3 { thousands(number as u64) } else { number.to_string() }
 }
 
-/// As Markdown that reads as well in a terminal.
+/// Prints a Markdown table with aligned columns.
 pub fn print(lines: &[Vec<String>]) {
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
     let widths: Vec<usize> = (0..lines[0].len()).filter_map(width).collect();
@@ -126,7 +126,7 @@ fn row_json(row: &Row) -> Value {
     let ours = &row.sides[0].samples;
     let sides = row.sides.iter().map(|side| {
         json!({
-            "who": side.who,
+            "name": side.name,
             "ns": median(&side.samples),
             "ratio": Ratio::of(ours, &side.samples).median,
             "allocations": side.taken.map(|taken| taken.0),

@@ -1,30 +1,30 @@
-//! A row of the comparison: one piece of work, done by us and by each peer.
+//! A row of the comparison: one piece of work, done by this crate and by each peer.
 
 use std::time::Duration;
 
 pub const OURS: &str = "tokio-ctx";
 /// tokio-util's `CancellationToken`.
 pub const TOKEN: &str = "tokio-util";
-/// A token, with `tokio::time::timeout` or `sleep` glued to it by hand.
+/// A token, combined with `tokio::time::timeout` or `sleep` by hand.
 pub const TIMEOUT: &str = "token + timeout";
-/// A token, with a number beside it for a deadline that nothing waits for yet.
-pub const NUMBER: &str = "a token and a number";
-/// A token, with a task per deadline that sleeps and then cancels.
+/// A token, and beside it a number for a deadline that nothing waits for yet.
+pub const NUMBER: &str = "token + number";
+/// A token, with a task for each deadline that sleeps and then cancels.
 pub const WATCHER: &str = "watcher task";
 /// The crate of that name.
 pub const TOKIO_CONTEXT: &str = "tokio-context";
-/// A plain linked list of values, as Go's contexts are one.
+/// A plain linked list of values, like Go's contexts.
 pub const LIST: &str = "linear list";
 /// Measured by `benches/compare-go`.
 pub const GO: &str = "Go";
 
-/// Does the work so many times and says how long that took.
+/// Does the work this many times, and returns how long it took.
 pub type Run = Box<dyn FnMut(u64) -> Duration>;
 
 pub struct Side {
-    pub who: &'static str,
+    pub name: &'static str,
     pub run: Run,
-    /// Times per sample; found by `measure`.
+    /// Iterations per sample; set by `measure`.
     pub times: u64,
     /// Nanoseconds per operation, one for each round.
     pub samples: Vec<f64>,
@@ -32,7 +32,7 @@ pub struct Side {
     pub taken: Option<(f64, f64)>,
 }
 
-/// At least this many times as fast as that peer.
+/// The minimum ratio against that peer.
 pub struct Target {
     pub against: &'static str,
     pub ratio: f64,
@@ -41,12 +41,12 @@ pub struct Target {
 pub struct Row {
     pub id: String,
     pub work: String,
-    /// The first is ours.
+    /// The first side is ours.
     pub sides: Vec<Side>,
     pub targets: Vec<Target>,
     pub most_ns: Option<f64>,
     pub most_allocations: Option<f64>,
-    /// Whether a side allocates only what the work needs, so that counting says something.
+    /// Whether a side allocates only what the work needs, so that counting is meaningful.
     pub counts: bool,
 }
 
@@ -64,8 +64,8 @@ impl Row {
         row.peer(OURS, ours)
     }
 
-    pub fn peer(mut self, who: &'static str, run: Run) -> Row {
-        self.sides.push(Side { who, run, times: 0, samples: Vec::new(), taken: None });
+    pub fn peer(mut self, name: &'static str, run: Run) -> Row {
+        self.sides.push(Side { name, run, times: 0, samples: Vec::new(), taken: None });
         self
     }
 

@@ -1,5 +1,5 @@
-//! That tracing costs nothing where nobody listens: the same work under several subscribers, each in a
-//! process of its own, as a subscriber leaves its mark on the whole process.
+//! Tracing costs nothing without a listener: the same work under several subscribers, each in a process of its own,
+//! because a subscriber affects the whole process.
 
 use std::hint::black_box;
 use std::io::sink;
@@ -17,9 +17,9 @@ use crate::row::Row;
 
 const SUBSCRIBERS: [(&str, &str); 4] = [
     ("none", "none"),
-    ("info", "one that takes INFO"),
-    ("off", "one that takes DEBUG, but not ours"),
-    ("debug", "one that takes ours, and writes nowhere"),
+    ("info", "INFO"),
+    ("off", "DEBUG, without this crate"),
+    ("debug", "DEBUG, not written anywhere"),
 ];
 
 pub fn row() -> Row {
@@ -32,7 +32,7 @@ pub fn row() -> Row {
     Row::new("derive-cancel-cause", "derive, cancel with a cause, drop", ours)
 }
 
-/// Has this process listen so.
+/// Installs this subscriber in the process.
 pub fn listen(subscriber: &str) {
     let everything = tracing_subscriber::fmt::layer().with_writer(sink);
     let registry = tracing_subscriber::registry().with(everything);

@@ -1,4 +1,4 @@
-//! Many at once: chains, fan-outs, crowds.
+//! Many contexts at once: chains, fan-outs, waiters.
 
 use std::future::Future;
 use std::hint::black_box;
@@ -27,7 +27,7 @@ pub fn rows() -> Vec<Row> {
     rows
 }
 
-/// Dropped from the last to the first, as calls return.
+/// Dropped from the last to the first, as when calls return.
 fn chain((depth, target): (usize, f64)) -> Row {
     let ours = sync(move || {
         let mut chain = Vec::with_capacity(depth);
@@ -53,7 +53,7 @@ fn chain((depth, target): (usize, f64)) -> Row {
         Row::new(format!("chain-{depth}"), format!("chain of {depth}, root canceled, dropped"), ours)
             .peer(TOKEN, token)
             .target(TOKEN, target);
-    // Go's shortest is dearer for neither: a map is made for the first child only.
+    // No target for Go's shortest chain, in which a map is allocated for the first child only.
     if depth == 1 { row } else { row.target(GO, 4.0) }
 }
 
@@ -61,62 +61,62 @@ fn fan_out(width: usize) -> Row {
     let ours = sync(move || {
         let root = rooted();
         let children: Vec<_> = (0..width).map(|_| root.with_cancel()).collect();
-        let crowd = Crowd::new(children.iter().map(|child| child.done()));
-        crowd.through(|| root.cancel());
+        let waits = Waits::new(children.iter().map(|child| child.done()));
+        waits.through(|| root.cancel());
     });
     let token = sync(move || {
         let root = CancellationToken::new();
         let children: Vec<_> = (0..width).map(|_| root.child_token()).collect();
-        let crowd = Crowd::new(children.iter().map(CancellationToken::cancelled));
-        crowd.through(|| root.cancel());
+        let waits = Waits::new(children.iter().map(CancellationToken::cancelled));
+        waits.through(|| root.cancel());
     });
     let work = format!("{width} children, each waited on, root canceled, dropped");
     Row::new(format!("fan-out-{width}"), work, ours).peer(TOKEN, token).target(TOKEN, 1.0)
 }
 
-/// As many requests, each with its own deadline, that are being waited on when the server stops.
+/// Requests, each with its own deadline and a waiter, when the server stops.
 fn fan_out_deadline(width: usize) -> Row {
     let ours = sync(move || {
         let _runtime = runtime().enter();
         let root = rooted();
         let children: Vec<_> = (0..width).map(|_| root.with_timeout(FAR)).collect();
-        let crowd = Crowd::new(children.iter().map(|child| child.done()));
-        crowd.through(|| root.cancel());
+        let waits = Waits::new(children.iter().map(|child| child.done()));
+        waits.through(|| root.cancel());
     });
     let by_hand = sync(move || {
         let _runtime = runtime().enter();
         let root = CancellationToken::new();
         let children: Vec<_> = (0..width).map(|_| root.child_token()).collect();
         let limited = |child| tokio::time::timeout(FAR, CancellationToken::cancelled(child));
-        let crowd = Crowd::new(children.iter().map(limited));
-        crowd.through(|| root.cancel());
+        let waits = Waits::new(children.iter().map(limited));
+        waits.through(|| root.cancel());
     });
     let work = format!("{width} children with a timeout, each waited on, root canceled, dropped");
     Row::new(format!("fan-out-timeout-{width}"), work, ours).peer(TIMEOUT, by_hand).target(TIMEOUT, 1.05)
 }
 
-/// From the cancel to when the first of very many is woken: that all descendants have ended by then is what its
-/// time goes into.
+/// From the cancel until the first of very many children is woken. All descendants have ended by then, which takes
+/// most of the time.
 fn first_woken() -> Row {
     const WIDTH: usize = 300_000;
     let ours = several(|| {
         let root = rooted();
         let children: Vec<_> = (0..WIDTH).map(|_| root.with_cancel()).collect();
-        let crowd = Crowd::new(children.iter().map(|child| child.done()));
-        crowd.first_woken(|| root.cancel())
+        let waits = Waits::new(children.iter().map(|child| child.done()));
+        waits.first_woken(|| root.cancel())
     });
     let token = several(|| {
         let root = CancellationToken::new();
         let children: Vec<_> = (0..WIDTH).map(|_| root.child_token()).collect();
-        let crowd = Crowd::new(children.iter().map(CancellationToken::cancelled));
-        crowd.first_woken(|| root.cancel())
+        let waits = Waits::new(children.iter().map(CancellationToken::cancelled));
+        waits.first_woken(|| root.cancel())
     });
-    Row::new("first-woken", "cancel to the first of 300,000 children woken", ours)
+    Row::new("first-woken", "from cancel until the first of 300,000 children is woken", ours)
         .peer(TOKEN, token)
         .uncounted()
 }
 
-/// Tasks whose deadlines pass one after the other: what it costs that a deadline moves to narrower slots.
+/// Tasks whose deadlines pass one after another: the cost of moving a deadline to narrower slots.
 fn expired() -> Row {
     const TASKS: u64 = 50_000;
     let after = |at| Duration::from_millis(20 + at * 480 / TASKS);
@@ -144,7 +144,7 @@ fn expired() -> Row {
         }
         start.elapsed()
     });
-    let work = "50,000 tasks, until the deadline of each has passed, over half a second";
+    let work = "50,000 tasks whose deadlines pass within half a second";
     Row::new("expired", work, ours).peer(TIMEOUT, by_hand)
 }
 
@@ -154,24 +154,24 @@ async fn all(tasks: Vec<tokio::task::JoinHandle<()>>) {
     }
 }
 
-/// So many times, of which only a part is measured.
+/// Runs the work several times, and measures a part of each run.
 fn several(once: impl Fn() -> Duration + 'static) -> Run {
     Box::new(move |times| (0..times).map(|_| once()).sum())
 }
 
-/// Futures side by side, polled in place.
-pub struct Crowd<F>(Vec<F>);
+/// Futures that are polled in place.
+pub struct Waits<F>(Vec<F>);
 
-impl<F: Future> Crowd<F> {
+impl<F: Future> Waits<F> {
     pub fn new(futures: impl Iterator<Item = F>) -> Self {
-        Crowd(futures.collect())
+        Waits(futures.collect())
     }
 
-    /// Polls each once; how many are ready.
+    /// Polls each future once, and returns how many are ready.
     pub fn poll(&mut self, waker: &Waker) -> usize {
         let mut cx = TaskContext::from_waker(waker);
         let poll = |future: &mut F| {
-            // SAFETY: it lies in a vector that neither grows nor is taken apart before it is dropped.
+            // SAFETY: the future lies in a vector that is neither resized nor taken apart before it is dropped.
             let future = unsafe { Pin::new_unchecked(future) };
             black_box(&future.poll(&mut cx)).is_ready()
         };
@@ -211,7 +211,7 @@ impl Wake for Woken {
     }
 }
 
-/// Notes when it is woken for the first time.
+/// Records when it is woken for the first time.
 #[derive(Default)]
 struct First {
     start: OnceLock<Clock>,
@@ -228,7 +228,7 @@ impl Wake for First {
     }
 }
 
-/// From the cancel to when the last of the tasks that wait on one context runs.
+/// From the cancel until the last of the tasks that wait on one context runs.
 fn wake(tasks: usize) -> Row {
     let ours = scheduled(async move |times| {
         let mut took = Duration::ZERO;
@@ -254,13 +254,13 @@ fn wake(tasks: usize) -> Row {
         }
         took
     });
-    Row::new(format!("wake-{tasks}"), format!("cancel to the last of {tasks} tasks awake"), ours)
+    Row::new(format!("wake-{tasks}"), format!("from cancel until the last of {tasks} tasks runs"), ours)
         .peer(TOKEN, token)
         .target(TOKEN, 1.0)
         .uncounted()
 }
 
-/// If another program had the processor in between, it is done again.
+/// Repeats the measurement if another program used the processor meanwhile.
 async fn undisturbed(mut measure: impl AsyncFnMut() -> Awake) -> Duration {
     let mut awake = measure().await;
     for _ in 0..20 {
@@ -277,7 +277,7 @@ pub struct Awake {
     preempted: bool,
 }
 
-/// Everything on one thread: that of the runtime.
+/// Runs everything on one thread, that of the runtime.
 pub async fn last_awake<F>(tasks: usize, wait: impl Fn() -> F, end: impl AsyncFnOnce()) -> Awake
 where
     F: Future<Output: Send> + Send + 'static,

@@ -1,4 +1,4 @@
-//! Values, and the request that has all of it.
+//! Values, and a request that uses everything.
 
 use std::any::{Any, TypeId};
 use std::hint::black_box;
@@ -41,7 +41,7 @@ impl Carry for Context {
     }
 }
 
-/// What Go's values are.
+/// Like Go's values.
 #[derive(Clone, Default)]
 struct List(Option<Arc<Node>>);
 
@@ -83,7 +83,7 @@ fn hundred<C: Carry>(mut list: C) -> C {
     list
 }
 
-/// The value that was given first, which lies deepest.
+/// Looks up the value that was added first, and is therefore the deepest.
 fn hit(depth: usize, go: f64, ours: Context, list: List) -> Row {
     fn look_up(list: impl Carry) -> Run {
         sync(move || {
@@ -95,7 +95,7 @@ fn hit(depth: usize, go: f64, ours: Context, list: List) -> Row {
         .target(GO, go)
 }
 
-/// Ten types that are not there, as one alone may be lucky.
+/// Looks up ten missing types, because a single one may be fast by chance.
 fn miss(depth: usize, go: f64, ours: Context, list: List) -> Row {
     fn look_up(list: impl Carry) -> Run {
         Box::new(move |times| {
@@ -137,7 +137,7 @@ fn request_row() -> Row {
     });
     let server = CancellationToken::new();
     let by_hand = sync(move || request_by_hand(black_box(&server)));
-    let work = "request: cancel, timeout, two values, timeout, two look-ups, a check, all dropped";
+    let work = "request: cancel, timeout, two values, timeout, two lookups, a check, all dropped";
     Row::new("request", work, ours)
         .peer(NUMBER, by_hand)
         .peer(WATCHER, request_watched())

@@ -5,14 +5,13 @@ import (
 	"time"
 )
 
-// The time of this thread, not that of the wall: what else the machine runs in between, and what the
-// collector does on other threads, does not count.
+// The CPU time of this thread, which does not include other programs, or the collector on other threads.
 func clock() time.Duration {
 	usage := usage()
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-// How often this thread has had to give up its processor without asking to.
+// Returns how often this thread was preempted.
 func preemptions() int64 {
 	return usage().Nivcsw
 }

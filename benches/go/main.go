@@ -1,5 +1,5 @@
-// What Go's context costs: `contextbench ROW`, where ROW is one of `compare`'s. It prints, as a line of
-// JSON, nanoseconds, allocations and bytes per operation. Run by benches/compare-go.
+// The cost of Go's context: `contextbench ROW`, where ROW is one of `compare`'s. It prints the nanoseconds,
+// allocations and bytes per operation as a line of JSON. Run by benches/compare-go.
 package main
 
 import (
@@ -14,17 +14,17 @@ import (
 	"time"
 )
 
-// A row does its work n times and says how long that took.
+// A row does its work n times, and returns how long that took.
 type row func(n int) time.Duration
 
-// What keeps the compiler from leaving work out.
+// Prevent the compiler from removing the work.
 var (
 	sinkCtx context.Context
 	sinkErr error
 	sinkAny any
 )
 
-// Far enough off that no deadline passes while anything is measured.
+// Distant enough that no deadline passes during a measurement.
 const far = 10 * time.Minute
 
 func timed(n int, op func()) time.Duration {
@@ -39,8 +39,8 @@ func one(op func()) row {
 	return func(n int) time.Duration { return timed(n, op) }
 }
 
-// Two goroutines at once, each n times; the time is that of one of them, by the wall. If another program
-// had one of the processors meanwhile, they were not two, and it is done again.
+// Runs the work on two goroutines at once, n times each, and returns the wall-clock time of one of them. Repeats
+// the measurement if another program used one of the processors meanwhile.
 func two(work row) row {
 	return func(n int) time.Duration {
 		lanes := both(work, n)
@@ -54,7 +54,7 @@ func two(work row) row {
 	}
 }
 
-// What one of several threads did at the same time.
+// What one of two concurrent threads did, and when.
 type lane struct {
 	start, end time.Time
 	preempted  bool
@@ -107,7 +107,7 @@ func main() {
 		held(os.Args[1])
 		return
 	}
-	// The clock is that of a thread. Goroutines that wake each other would only be slowed by it.
+	// The clock is that of a thread. Locking would slow down goroutines that wake each other.
 	if !strings.HasPrefix(os.Args[1], "wake-") {
 		runtime.LockOSThread()
 	}
@@ -128,7 +128,7 @@ func main() {
 	})
 }
 
-// How many times make a sample.
+// Returns how many iterations make a sample.
 func calibrate(run row, sample time.Duration) int {
 	n := 1
 	for {

@@ -12,14 +12,14 @@ import (
 func rows() map[string]row {
 	rows := map[string]row{}
 	derive(rows)
-	ask(rows)
+	addQueries(rows)
 	wait(rows)
 	tree(rows)
 	values(rows)
 	return rows
 }
 
-// What keeps contexts alive for as long as the program runs.
+// Keeps contexts alive as long as the program runs.
 var guards []context.CancelFunc
 
 func live(parent context.Context) context.Context {
@@ -55,26 +55,26 @@ func derive(rows map[string]row) {
 	}))
 }
 
-func ask(rows map[string]row) {
+func addQueries(rows map[string]row) {
 	for _, depth := range []int{1, 10, 1000} {
 		ctx := context.Background()
 		for range depth {
 			ctx = live(ctx)
 		}
-		rows[fmt.Sprintf("is-done-%d", depth)] = asked(ctx)
+		rows[fmt.Sprintf("is-done-%d", depth)] = queried(ctx)
 	}
 	late := limited(context.Background())
-	rows["is-done-deadline"] = asked(late)
-	shared := asked(live(context.Background()))
+	rows["is-done-deadline"] = queried(late)
+	shared := queried(live(context.Background()))
 	rows["is-done-2-threads"] = two(shared)
 	rows["err-2-threads"] = two(shared)
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	rows["err-ended"] = asked(ended)
+	rows["err-ended"] = queried(ended)
 }
 
-// The loop itself asks, without the call of a function for each turn, which would cost as much.
-func asked(ctx context.Context) row {
+// The loop itself queries, without a function call for each iteration, which would cost as much.
+func queried(ctx context.Context) row {
 	return func(n int) time.Duration {
 		ended := 0
 		start := clock()
@@ -89,8 +89,8 @@ func asked(ctx context.Context) row {
 	}
 }
 
-// A turn in Go is a select beside a channel that is ready: less than Rust's, which also goes pending.
-func turn(ctx context.Context, ready chan struct{}) {
+// An iteration in Go is a select with a channel that is ready: less than in Rust, where it is also pending once.
+func iterate(ctx context.Context, ready chan struct{}) {
 	select {
 	case <-ctx.Done():
 		panic("it has not ended")
@@ -98,11 +98,11 @@ func turn(ctx context.Context, ready chan struct{}) {
 	}
 }
 
-func turns(ctx context.Context, ready chan struct{}) row {
+func iterations(ctx context.Context, ready chan struct{}) row {
 	return func(n int) time.Duration {
 		start := clock()
 		for range n {
-			turn(ctx, ready)
+			iterate(ctx, ready)
 		}
 		return clock() - start
 	}
@@ -113,16 +113,16 @@ func wait(rows map[string]row) {
 	close(ready)
 	parent := live(context.Background())
 	late := limited(context.Background())
-	rows["turn"] = turns(parent, ready)
-	rows["turn-deadline"] = turns(late, ready)
+	rows["turn"] = iterations(parent, ready)
+	rows["turn-deadline"] = iterations(late, ready)
 	rows["derive-turn"] = one(func() {
 		ctx, cancel := context.WithCancel(parent)
-		turn(ctx, ready)
+		iterate(ctx, ready)
 		cancel()
 	})
 	rows["derive-timeout-turn"] = one(func() {
 		ctx, cancel := context.WithTimeout(parent, far)
-		turn(ctx, ready)
+		iterate(ctx, ready)
 		cancel()
 	})
 }
@@ -156,7 +156,7 @@ func chain(depth int) {
 	}
 }
 
-// Waited on: its Done channel is made, as by a goroutine that is about to receive from it.
+// Waited on: its Done channel exists, as for a goroutine that is about to receive from it.
 func fanOut(width int) {
 	root, cancel := context.WithCancel(context.Background())
 	waits := make([]<-chan struct{}, 0, width)
@@ -175,7 +175,7 @@ func fanOut(width int) {
 	}
 }
 
-// From the cancel to the last goroutine awake.
+// From the cancel until the last goroutine runs.
 func wake(tasks int) row {
 	return func(n int) time.Duration {
 		var took time.Duration

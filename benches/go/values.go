@@ -26,7 +26,7 @@ func values(rows map[string]row) {
 		rows[fmt.Sprintf("value-%d-miss", depth)] = lookUp(ctx, missing{})
 	}
 	parent := live(context.Background())
-	// Pointers, which Go need not allocate for.
+	// Pointers, for which Go does not have to allocate.
 	ann, blue := &user{1}, &team{2}
 	rows["with-value"] = one(func() { sinkCtx = context.WithValue(parent, userKey{}, ann) })
 	rows["request"] = one(func() { request(parent, ann, blue) })
@@ -58,7 +58,7 @@ func request(server context.Context, ann *user, blue *team) {
 	sinkErr = step.Err()
 }
 
-// What a live context with a timeout holds on the heap, and on the stack beside it.
+// Returns the heap memory of a live context with a timeout, and of the handles beside it.
 func held(name string) {
 	const n = 100000
 	const handles = 16 + 8 // the interface, the function

@@ -1,14 +1,20 @@
-//! The hottest operations, each in a function of its own that callgrind knows by its name.
+//! The most frequent operations, each in a function that callgrind identifies by its name.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::hint::black_box;
 use std::pin::pin;
-use std::task::{Context as TaskContext, Waker};
+use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Empty, Full};
+use tokio_ctx::wire::{Inbound, ServerLayer};
 use tokio_ctx::{CancelScope, Context};
+use tower::{Layer, Service, service_fn};
 
-/// How often each is done while it is counted.
+/// How often each operation runs while it is counted.
 pub const TIMES: u64 = 1_000;
 
 const FAR: Duration = Duration::from_secs(600);
@@ -18,16 +24,17 @@ pub struct Operation {
     run: fn(&Stage),
 }
 
-/// What they start from.
+/// What the operations start from.
 struct Stage {
     live: CancelScope,
     deep: Vec<CancelScope>,
     limited: CancelScope,
     /// Canceled with a cause.
     ended: CancelScope,
-    /// With so many values.
+    /// With this many values.
     ten: Context,
     hundred: Context,
+    layer: ServerLayer,
 }
 
 macro_rules! operations {
@@ -107,6 +114,12 @@ operations! {
     measured_request(stage) {
         request(&stage.live);
     }
+    measured_layer_request(stage) {
+        served(&stage.layer);
+    }
+    measured_root_drop(_stage) {
+        black_box(&Context::background().with_cancel());
+    }
     measured_value_10_hits(stage) {
         look_up(&stage.ten, &LOOKS[0], true);
     }
@@ -158,7 +171,7 @@ const LOOKS: [[Look; 10]; 10] = hundred!(look);
 const MISSES: [[Look; 10]; 10] = hundred!(miss);
 const PUTS: [[Put; 10]; 10] = hundred!(put);
 
-/// Looks for many types: which of them have a bit in common changes with every build.
+/// Looks up many types, because the hash collisions of a single type change with every build.
 #[inline]
 fn look_up(ctx: &Context, looks: &[Look], found: bool) {
     for look in looks {
@@ -192,6 +205,26 @@ fn request(server: &Context) {
     assert!(black_box(step.check()).is_ok());
 }
 
+/// Serves one request, which is answered immediately.
+#[inline]
+fn served(layer: &ServerLayer) {
+    let handler = async |_: Request<Empty<Bytes>>| {
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"all is well"))))
+    };
+    let mut request = Request::new(Empty::new());
+    *request.uri_mut() = http::Uri::from_static("/answer/7");
+    let response = ready(black_box(layer).layer(service_fn(handler)).call(request));
+    black_box(ready(response.expect("infallible").into_body().collect()).expect("a body"));
+}
+
+#[inline]
+fn ready<F: Future>(future: F) -> F::Output {
+    match pin!(future).poll(&mut TaskContext::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => unreachable!("it does not wait"),
+    }
+}
+
 pub fn run_all() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.expect("a runtime");
@@ -205,7 +238,8 @@ pub fn run_all() {
     let ended = Context::background().with_cancel();
     ended.cancel_with("over");
     let (ten, hundred) = (with_values(&PUTS[0]), with_values(PUTS.as_flattened()));
-    let stage = Stage { live, deep, limited, ended, ten, hundred };
+    let layer = ServerLayer::new(live.clone(), Inbound::new().max_budget(FAR));
+    let stage = Stage { live, deep, limited, ended, ten, hundred, layer };
     for operation in ALL {
         (operation.run)(&stage);
     }

@@ -1,8 +1,7 @@
-//! What a watch costs: a derive and a task without one and with one, a picture of so many contexts, and an axum service
+//! The cost of a watch: operations without and with an installed watch, snapshots of many contexts, and an axum service
 //! under load. `cargo bench -p tokio-ctx-benches --features watch --bench watch`, `-- --quick` for a short run.
 //!
-//! A watch stays for the rest of its process, so each figure without one is of another process than that with one: this
-//! program runs itself.
+//! A watch stays installed until the process exits, so the program runs itself once without a watch and once with one.
 
 #[allow(dead_code, reason = "`axum_load` uses more of it")]
 #[path = "../axum_load/load.rs"]
@@ -41,17 +40,19 @@ fn main() {
     } else if is_given("--snapshots") {
         snapshots();
     } else if !is_given("--bench") {
-        println!("this takes a minute: cargo bench -p tokio-ctx-benches --features watch --bench watch");
+        println!(
+            "this takes a minute; run it with: cargo bench -p tokio-ctx-benches --features watch --bench watch"
+        );
     } else {
         let rounds = if is_given("--quick") { 5 } else { 15 };
         compare_operations(rounds);
-        println!("\n### Pictures\n\n| contexts | time, ms | for each, ns |\n| --- | --- | --- |");
+        println!("\n### Snapshots\n\n| contexts | time, ms | for each, ns |\n| --- | --- | --- |");
         print!("{}", this(&["--installed", "--snapshots"]));
         under_load(rounds);
     }
 }
 
-/// What this program prints, with these arguments.
+/// Runs this program with the given arguments, and returns its output.
 fn this(arguments: &[&str]) -> String {
     let program = std::env::current_exe().expect("this program");
     let output = Command::new(program).args(arguments).output().expect("it runs");
@@ -59,9 +60,9 @@ fn this(arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The median of so many batches, in nanoseconds for each call.
+/// Returns the median of a thousand batches, in nanoseconds for each call.
 fn nanos(mut operation: impl FnMut()) -> f64 {
-    // Shorter than a turn of the system's scheduler.
+    // Shorter than a time slice of the scheduler.
     const BATCH: u32 = 100;
     let mut batch = || {
         let begun = Instant::now();
@@ -115,11 +116,11 @@ fn operations() {
     println!("a task, spawned and joined {spawned}");
 }
 
-/// What a future resolves to at its first poll.
+/// Returns the output of a future that resolves at its first poll.
 fn ready<F: Future>(future: F) -> F::Output {
     match pin!(future).poll(&mut TaskContext::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
-        Poll::Pending => unreachable!("nothing is waited for"),
+        Poll::Pending => unreachable!("the future does not wait"),
     }
 }
 
@@ -164,8 +165,8 @@ fn snapshots() {
     }
 }
 
-/// A service on a port of its own, whose address it prints, until it is killed. With a watch, a picture is taken each
-/// second, as by the page.
+/// Serves on a free port, whose address it prints, until the process is killed. With a watch, it takes a snapshot every
+/// second, like the page.
 #[tokio::main(worker_threads = 1)]
 async fn serve(is_watched: bool) {
     if is_watched {
@@ -213,7 +214,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Microseconds that its threads have run; Linux alone says so.
+    /// Returns the CPU time of its threads in microseconds. Only Linux has this information.
     fn busy(&self) -> Option<f64> {
         let mut nanos = 0.0;
         for thread in std::fs::read_dir(format!("/proc/{}/task", self.0.id())).ok()?.flatten() {
@@ -244,7 +245,7 @@ fn under_load(rounds: usize) {
     println!("\n### An axum service, load by {by}\n");
     println!("| | requests per second | CPU time for each, µs |\n| --- | --- | --- |");
     println!("| not installed | {without:.0} | {short:.1} |");
-    println!("| installed, a picture each second | {with:.0} | {long:.1} |");
+    println!("| installed, a snapshot every second | {with:.0} | {long:.1} |");
     println!("\nWith a watch {:.1} % of the requests, target 95 %, and", requests * 100.0);
     println!("{:.1} % of the CPU time for each, target 105 % (medians of the rounds).", time * 100.0);
 }

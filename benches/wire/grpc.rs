@@ -1,4 +1,4 @@
-//! A unary echo over tonic's server and channel, on loopback: with both layers, and without.
+//! A unary echo over tonic's server and channel, on loopback, with and without both layers.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -22,55 +22,56 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 use tower::{Layer, Service};
 
-use crate::in_process::instructions;
+use crate::in_process::{Of, busy, instructions};
 use crate::{quartiles, verdict};
 
-/// The least share of the calls per second that is to be left.
+/// The smallest acceptable share of the calls per second.
 const TARGET: f64 = 0.97;
 const AT_ONCE: usize = 16;
 const ROUND: Duration = Duration::from_millis(400);
 
 pub fn report(rounds: usize) {
-    // As a service would: workers, and calls from tasks.
+    // Like a service, with several workers, and calls from tasks.
     let runtime = Runtime::new().expect("a runtime");
     let inbound = Inbound::new().max_budget(Duration::from_secs(30));
     let layer = ServerLayer::new(Context::background(), inbound);
     let [bare, layered] = runtime.block_on(async { [serve(None).await, serve(Some(layer)).await] });
     let client = ClientLayer::new(Outbound::new());
     let (bare, layered) = (connect(&runtime, bare), client.layer(connect(&runtime, layered)));
-    let mut shares = Vec::new();
-    let mut rates = [Vec::new(), Vec::new()];
-    for round in 0..rounds {
-        // Each is the first in turns.
-        let [without, with] = if round % 2 == 0 {
-            let without = rate(&runtime, &bare);
-            [without, rate(&runtime, &layered)]
-        } else {
-            let with = rate(&runtime, &layered);
-            [rate(&runtime, &bare), with]
-        };
-        shares.push(with / without);
-        rates[0].push(without);
-        rates[1].push(with);
-    }
-    let [low, share, high] = quartiles(shares);
-    let [without, with] = rates.map(|rates| quartiles(rates)[1]);
+    let rounds: Vec<[Rate; 2]> = (0..rounds)
+        .map(|round| {
+            // They take turns to be the first.
+            if round % 2 == 0 {
+                let without = rate(&runtime, &bare);
+                [without, rate(&runtime, &layered)]
+            } else {
+                let with = rate(&runtime, &layered);
+                [rate(&runtime, &bare), with]
+            }
+        })
+        .collect();
+    let middle = |value: fn(&[Rate; 2]) -> f64| quartiles(rounds.iter().map(value).collect());
+    let [low, share, high] = middle(|[without, with]| with.per_second / without.per_second);
+    let [_, without, _] = middle(|[without, _]| without.per_second);
+    let [_, with, _] = middle(|[_, with]| with.per_second);
+    let [_, busy, _] = middle(|[without, with]| with.micros / without.micros);
+    let [_, micros, _] = middle(|[without, _]| without.micros);
     println!("\n### A unary echo through tonic\n");
     println!(
-        "| | calls per second | with the layers | share left | of instructions, ratio | target | |"
+        "| | calls per second | with the layers | share left | of CPU time ({micros:.1} µs), ratio | of instructions in user mode, ratio | target | |"
     );
-    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
     let verdict = verdict([low >= TARGET, high >= TARGET]);
-    let ratio = |with, without| {
-        let counted = instructions(with).zip(instructions(without));
+    let [plain, timed, layered] = ["tonic", "tonic timeout", "tonic layered"].map(instructions);
+    let ratio = |without: Option<f64>| {
+        let counted = layered.zip(without);
         counted.map_or(String::new(), |(with, without)| format!("{:.3}", with / without))
     };
-    let counted = ratio("tonic layered", "tonic");
     println!(
-        "| both layers | {without:.0} | {with:.0} | {share:.3} | {counted} | {TARGET} | {verdict} |"
+        "| both layers | {without:.0} | {with:.0} | {share:.3} | {busy:.3} | {} | {TARGET} | {verdict} |",
+        ratio(plain)
     );
-    let counted = ratio("tonic layered", "tonic timeout");
-    println!("| both layers, beside a call with `set_timeout` | | | | {counted} | | |");
+    println!("| both layers, beside a call with `set_timeout` | | | | | {} | | |", ratio(timed));
 }
 
 /// Makes calls one after the other on one thread, for callgrind to count.
@@ -95,8 +96,14 @@ pub fn counted(row: &str, times: u32) {
     }
 }
 
-/// Calls per second, by some tasks at once.
-fn rate<S>(runtime: &Runtime, service: &S) -> f64
+/// Calls per second, and the microseconds that all threads of client and server were busy for each.
+struct Rate {
+    per_second: f64,
+    micros: f64,
+}
+
+/// Measures calls by some tasks at once.
+fn rate<S>(runtime: &Runtime, service: &S) -> Rate
 where
     S: GrpcService<Body, Future: Send, Error: Send> + Clone + Send + 'static,
     S::ResponseBody: http_body::Body<Data = Bytes, Error: Into<tokio_ctx::BoxError>> + Send + 'static,
@@ -116,8 +123,10 @@ where
         }
         sum
     };
-    let start = Instant::now();
-    f64::from(runtime.block_on(calls)) / start.elapsed().as_secs_f64()
+    let (start, before) = (Instant::now(), busy(Of::Process));
+    let calls = f64::from(runtime.block_on(calls));
+    let micros = (busy(Of::Process) - before) / calls;
+    Rate { per_second: calls / start.elapsed().as_secs_f64(), micros }
 }
 
 async fn calls<S>(
@@ -193,7 +202,7 @@ impl Service<http::Request<Body>> for Echo {
     }
 }
 
-/// Messages as they are.
+/// A codec that does not encode messages.
 #[derive(Default)]
 struct Raw;
 

@@ -1,4 +1,4 @@
-//! A call of a service in this very thread: no socket, no scheduler.
+//! A call of a service in the same thread, without a socket.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::convert::Infallible;
@@ -20,10 +20,10 @@ use tower::{Layer, Service, service_fn};
 use crate::{quartiles, verdict};
 
 const CALLS: u32 = 2_000;
-/// Microseconds that the server's layer, the client's, and both may add.
+/// The microseconds that the server's layer, the client's, and both may add.
 const TARGETS: [f64; 3] = [0.45, 0.25, 0.7];
 
-/// Counts allocations. There is one thread here.
+/// Counts allocations. Only one thread allocates.
 struct Counting;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
@@ -42,17 +42,17 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// What a call takes.
+/// The cost of a call.
 #[derive(Clone, Copy)]
 struct Cost {
     micros: f64,
     allocations: f64,
 }
 
-/// What is called: the handler by itself, under the layers, and with a body that is not ready at once.
+/// The calls that are measured: the handler without the layers, with them, and with a body that is not ready at once.
 const ROWS: [&str; 7] = ["bare", "served", "grpc", "bare stream", "served stream", "called", "both"];
 
-/// What `ROWS` names, with what each is compared with.
+/// The services and contexts of the calls in [`ROWS`].
 struct Calls {
     runtime: Runtime,
     outer: CancelScope,
@@ -128,8 +128,11 @@ pub fn report(rounds: usize) {
     println!();
 }
 
-/// The instructions of one call, by callgrind, if there is one: what twice as many calls take more.
+/// The instructions of one call, by callgrind if it is installed: the difference that twice as many calls make.
 pub fn instructions(row: &str) -> Option<f64> {
+    /// This many are enough, because all calls cost the same.
+    const COUNTED: u32 = 500;
+    eprintln!("counting instructions: {row}");
     let total = |calls: u32| {
         let run = Command::new("valgrind")
             .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
@@ -141,7 +144,7 @@ pub fn instructions(row: &str) -> Option<f64> {
         let total = said.lines().find_map(|line| line.split("Collected : ").nth(1))?;
         total.trim().parse::<f64>().ok()
     };
-    Some((total(2 * CALLS)? - total(CALLS)?) / f64::from(CALLS))
+    Some((total(2 * COUNTED)? - total(COUNTED)?) / f64::from(COUNTED))
 }
 
 /// Makes calls, for callgrind to count.
@@ -155,7 +158,7 @@ pub fn counted(row: &str, calls: &str) {
     }
 }
 
-/// One that awaits once, as one that asks a database does.
+/// A handler that awaits once, like one that queries a database.
 fn handler() -> impl Service<
     Request<Empty<Bytes>>,
     Response = Response<Full<Bytes>>,
@@ -169,7 +172,7 @@ fn handler() -> impl Service<
     })
 }
 
-/// One whose body has yet to come.
+/// A handler whose body is not ready at once.
 fn streaming() -> impl Service<
     Request<Empty<Bytes>>,
     Response = Response<impl Body<Data = Bytes, Error = Infallible> + Send + 'static>,
@@ -194,19 +197,19 @@ fn streaming() -> impl Service<
     })
 }
 
-/// What one call takes, its answer read to its end.
+/// Measures a call, including reading the response to its end.
 fn time<S, B>(runtime: &Runtime, mut service: S, content_type: &'static str, calls: u32) -> Cost
 where
     S: Service<Request<Empty<Bytes>>, Response = Response<B>, Error: Into<BoxError>>,
     B: Body<Data = Bytes, Error: Into<BoxError>>,
 {
-    let (start, before) = (busy(), ALLOCATIONS.load(Ordering::Relaxed));
+    let (start, before) = (busy(Of::Thread), ALLOCATIONS.load(Ordering::Relaxed));
     runtime.block_on(async {
         for _ in 0..calls {
             let request = Request::get("http://far.side/")
                 .header("content-type", content_type)
                 .header("grpc-timeout", "20S")
-                // Servers put something there: a route, a peer's address.
+                // Servers insert extensions, such as a route or the address of the peer.
                 .extension(CALLS)
                 .body(Empty::new())
                 .expect("a request");
@@ -216,23 +219,33 @@ where
         }
     });
     Cost {
-        micros: (busy() - start) / f64::from(calls),
+        micros: (busy(Of::Thread) - start) / f64::from(calls),
         allocations: (ALLOCATIONS.load(Ordering::Relaxed) - before) as f64 / f64::from(calls),
     }
 }
 
-/// The microseconds that this thread has run: what else the machine does counts little.
+/// Whose time is measured.
+pub enum Of {
+    Thread,
+    Process,
+}
+
+/// The microseconds that this thread, or all threads, have run. Other load on the machine affects them little.
 #[cfg(unix)]
-fn busy() -> f64 {
+pub fn busy(of: Of) -> f64 {
+    let clock = match of {
+        Of::Thread => libc::CLOCK_THREAD_CPUTIME_ID,
+        Of::Process => libc::CLOCK_PROCESS_CPUTIME_ID,
+    };
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: it writes to what it is given.
-    let read = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut now) };
+    // SAFETY: `clock_gettime` writes to the value that it is given.
+    let read = unsafe { libc::clock_gettime(clock, &mut now) };
     assert_eq!(read, 0, "a clock");
     now.tv_sec as f64 * 1e6 + now.tv_nsec as f64 / 1e3
 }
 
 #[cfg(not(unix))]
-fn busy() -> f64 {
+pub fn busy(_: Of) -> f64 {
     use std::sync::LazyLock;
     use std::time::Instant;
 

@@ -1,8 +1,9 @@
-//! What the layers of `wire` cost: `cargo bench --bench wire`, `-- --quick` for a short run, `-- --in-process` for the first table alone.
+//! The costs of the layers of `wire`: `cargo bench --bench wire` takes two minutes, with `-- --quick` less than one, and
+//! with `-- --in-process` it prints the first table alone. It writes its progress to standard error.
 //!
-//! In the process, a call of a service with them takes turns with the same call without, on the clock of
-//! the thread. Over loopback, an axum server with them takes turns with the same server without, under `wrk` if there
-//! is one. Medians over the rounds throughout.
+//! In the process, a call of a service with the layers takes turns with the same call without them, by the CPU time of
+//! the thread. Over loopback, an axum server with the layers takes turns with the same server without them, under `wrk`
+//! if that is installed, and so does a gRPC client with its server. All figures are medians over the rounds.
 
 mod grpc;
 mod in_process;
@@ -19,15 +20,18 @@ fn main() {
         }
     }
     if !given.iter().any(|arg| arg == "--bench") {
-        return println!("this takes a minute: cargo bench --bench wire");
+        return println!("takes two minutes: cargo bench --bench wire");
     }
     let quick = given.iter().any(|arg| arg == "--quick");
+    eprintln!("calls in the process");
     in_process::report(if quick { 11 } else { 101 });
     if given.iter().any(|arg| arg == "--in-process") {
         return;
     }
-    over_loopback::report(if quick { 3 } else { 21 });
-    grpc::report(if quick { 5 } else { 41 });
+    eprintln!("an axum server over loopback");
+    over_loopback::report(if quick { 3 } else { 9 });
+    eprintln!("a gRPC echo");
+    grpc::report(if quick { 5 } else { 21 });
 }
 
 fn quartiles(mut samples: Vec<f64>) -> [f64; 3] {
@@ -35,7 +39,7 @@ fn quartiles(mut samples: Vec<f64>) -> [f64; 3] {
     [1, 2, 3].map(|part| samples[part * (samples.len() - 1) / 4])
 }
 
-/// By the middle half of the rounds: on a busy machine they may not agree.
+/// Compares the quartiles with the target. On a busy machine they may be on both sides of it.
 fn verdict(met: [bool; 2]) -> &'static str {
     match met {
         [true, true] => "met",

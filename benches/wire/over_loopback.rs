@@ -1,4 +1,4 @@
-//! An axum server over loopback: one that answers, and one that asks it.
+//! An axum server over loopback, and one that calls it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,9 +22,10 @@ use tower::{Layer, ServiceExt};
 use crate::load::{busy, has_wrk, load};
 use crate::{quartiles, verdict};
 
-/// The least share of the requests per second that is to be left.
+/// The smallest acceptable share of the requests per second.
 const TARGET: f64 = 0.98;
-/// Without a layer, with a timeout by hand, with ours; and one that asks the others, without and with.
+/// Without a layer, with a timeout by hand, and with the layer; and a server that calls the others, without and with
+/// the layers.
 const PATHS: [&str; 5] = ["/bare", "/timeout", "/layered", "/asks-bare", "/asks-layered"];
 
 type Plain = Client<HttpConnector, Body>;
@@ -33,7 +34,7 @@ pub fn report(rounds: usize) {
     let at = serve();
     let mut rates = PATHS.map(|_| Vec::new());
     for round in 0..rounds {
-        // Each is the first, the second and the last in turns.
+        // The order changes in every round.
         for place in 0..PATHS.len() {
             let path = (round + place) % PATHS.len();
             rates[path].push(rate(at, PATHS[path]));
@@ -50,7 +51,7 @@ pub fn report(rounds: usize) {
     line("the server's layers and the client's, in one that asks the other", asks_bare, asks_layered);
 }
 
-/// Requests per second, and the microseconds that the server's threads took for each.
+/// Requests per second, and the CPU time of the server's threads for each, in microseconds.
 struct Rate {
     per_second: f64,
     micros: Option<f64>,
@@ -85,7 +86,7 @@ struct Answer {
     items: [&'static str; 3],
 }
 
-/// Awaits once, as one that asks a database does.
+/// Awaits once, like a handler that queries a database.
 async fn answer() -> Json<Answer> {
     tokio::task::yield_now().await;
     Json(Answer { user: 7, items: ["tea", "bread", "salt"] })
@@ -101,7 +102,7 @@ async fn asks_layered(State((at, client)): State<(SocketAddr, ClientService<Plai
     client.oneshot(request).await.expect("an answer").map(Body::new)
 }
 
-/// A server, as `#[tokio::main]` would run it, for as long as the process lives.
+/// Starts a server, as `#[tokio::main]` would, which runs until the process ends.
 fn serve() -> SocketAddr {
     let runtime = Box::leak(Box::new(tokio::runtime::Runtime::new().expect("a runtime")));
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port");
@@ -116,7 +117,7 @@ fn serve() -> SocketAddr {
     let without = Router::new()
         .route("/bare", get(answer))
         .route("/asks-bare", get(asks_bare).with_state((at, client)));
-    // What a deadline costs by itself: a timer for each request.
+    // Shows the cost of a deadline alone, which is a timer for each request.
     let by_hand = MapFutureLayer::new(|answer| async {
         tokio::time::timeout(Duration::from_secs(20), answer).await.expect("in time")
     });

@@ -1,15 +1,17 @@
 //! A download under one budget: retries, an idle limit, and a progress bar.
 //!
-//! The server, its own and on loopback, refuses, breaks off and stalls before it delivers. The client has one budget for
-//! all of it. Each attempt goes on where the last one broke off; the response's body reports its bytes to the idle limit
-//! by itself, so that it may take as long as it takes, but not without moving. At the end it says where the time went.
+//! The server, part of this example and on loopback, refuses, closes the connection early, and stalls before it
+//! delivers. The client has one budget for all of this. Each attempt continues where the last one stopped. The
+//! response's body reports its bytes to the idle limit, so a download may take long as long as it progresses. At the
+//! end, the example prints how the time was spent.
 //!
 //! ```text
 //! cargo run --example download                       # 20 s are enough
 //! cargo run --example download -- --budget-ms 700    # 700 ms are not: exit status 1
 //! ```
 //!
-//! Without arguments it shows both, and fails if the file is not what the server has, or the errors do not say why.
+//! Without arguments it does both, and fails if the file differs from the server's, or if an error does not name the
+//! reason.
 
 mod server;
 
@@ -37,13 +39,13 @@ use tokio_ctx::{BoxError, Context, Error};
 use tower::{ServiceBuilder, ServiceExt};
 
 const BUDGET: Duration = Duration::from_secs(20);
-/// Nothing for so long, and the attempt is given up.
+/// An attempt without progress for this long is given up.
 const IDLE: Duration = Duration::from_millis(500);
 
 /// Why an attempt failed.
 #[derive(Debug)]
 enum Failed {
-    /// The server answers so, and may say how long to wait.
+    /// The server has answered with this status, and possibly how long to wait.
     Status(StatusCode, Option<Duration>),
     /// The connection broke, or the context ended the body.
     Broken(BoxError),
@@ -71,7 +73,7 @@ impl fmt::Display for Failed {
 
 impl std::error::Error for Failed {}
 
-/// One attempt, for the account at the end.
+/// One attempt, for the summary at the end.
 struct Entry {
     begun: Instant,
     over: Instant,
@@ -87,7 +89,7 @@ struct Download {
 }
 
 impl Download {
-    /// Gets the file, or what is missing of it, within the context's budget.
+    /// Downloads the file, or what is missing of it, within the context's budget.
     async fn run(&self, ctx: &Context) -> Result<(), RetryError<Failed>> {
         let delays =
             ExponentialBuilder::default().with_min_delay(Duration::from_millis(50)).with_max_times(5);
@@ -105,7 +107,7 @@ impl Download {
         download.await
     }
 
-    /// An attempt, which is entered in the account.
+    /// Makes one attempt, and records it.
     async fn attempt(&self, ctx: &Context) -> Result<(), Failed> {
         let (begun, before) = (Instant::now(), self.bar.position());
         let fetched = self.fetch(ctx).await;
@@ -142,15 +144,15 @@ impl Download {
         let mut body = pin!(response.into_body());
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(Failed::Broken)?.into_data() else { continue };
-            // Into the page cache, which takes microseconds: no reason to leave the thread.
+            // Written to the page cache, which takes microseconds, so a blocking call is fine.
             file.write_all(&data).map_err(Failed::File)?;
             self.bar.inc(data.len() as u64);
         }
         Ok(())
     }
 
-    /// Says where the time went.
-    fn tell(&self, took: Duration, budget: Duration) {
+    /// Prints how the time was spent.
+    fn print_summary(&self, took: Duration, budget: Duration) {
         let millis = |time: Duration| format!("{} ms", time.as_millis());
         println!("{} of a budget of {}:", millis(took), millis(budget));
         let (mut in_attempts, mut in_delays, mut last) = (Duration::ZERO, Duration::ZERO, None);
@@ -168,7 +170,7 @@ impl Download {
     }
 }
 
-/// Downloads the file under that budget.
+/// Downloads the file with this budget.
 async fn download(budget: Duration, file: &Path) -> io::Result<Result<(), RetryError<Failed>>> {
     let addr = server::start().await?;
     let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {msg}");
@@ -180,7 +182,7 @@ async fn download(budget: Duration, file: &Path) -> io::Result<Result<(), RetryE
     let ctx = Context::background().with_timeout(budget);
     let done = download.run(&ctx).await;
     download.bar.finish_and_clear();
-    download.tell(begun.elapsed(), budget);
+    download.print_summary(begun.elapsed(), budget);
     Ok(done)
 }
 
@@ -224,7 +226,7 @@ async fn itself(file: &Path) -> Result<(), String> {
     }
     fs::remove_file(file).map_err(|error| error.to_string())?;
 
-    // The server asks for a second.
+    // The server asks to wait for a second.
     let short = Duration::from_millis(700);
     let done = download(short, file).await.map_err(|error| error.to_string())?;
     let gave_up = done.expect_err("there is no time for a second attempt");
@@ -234,23 +236,23 @@ async fn itself(file: &Path) -> Result<(), String> {
         return Err(format!("{gave_up:?}"));
     }
 
-    // The stall alone, of which the error says all.
+    // The stall alone, which the error describes completely.
     let stalled = stalled().await;
     println!("{stalled}");
     match stalled.cause_as::<NoProgress>().map(|cause| (cause.limit(), cause.bytes())) {
         Some((IDLE, Some(5_000))) => Ok(()),
-        other => Err(format!("it should say how far it got: {other:?}")),
+        other => Err(format!("the error should contain the progress: {other:?}")),
     }
 }
 
-/// Reads from a peer that says five thousand bytes, and no more.
+/// Reads from a peer that sends five thousand bytes and then stalls.
 async fn stalled() -> Error {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let ctx = Context::background().with_timeout(BUDGET);
     let ctx = ctx.with_idle(IDLE);
     let (here, mut there) = tokio::io::duplex(8_192);
-    there.write_all(&[7; 5_000]).await.expect("there is room");
+    there.write_all(&[7; 5_000]).await.expect("the bytes fit into the buffer");
     let mut body = pin!(here);
     let mut buf = [0; 1_024];
     let progress = ctx.progress();

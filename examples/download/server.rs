@@ -1,5 +1,5 @@
-//! A server that is slow and flaky: of one file it refuses the first request, breaks off the second, stalls in the
-//! third, and answers the fourth.
+//! A slow and unreliable server of one file: it refuses the first request, closes the connection of the second, stalls
+//! in the third, and answers the fourth.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,13 +19,13 @@ use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 use tokio::net::TcpListener;
 
-/// How long the file is.
+/// The length of the file.
 pub const LENGTH: usize = 2_000_000;
 const CHUNK: usize = 16 * 1024;
-/// 16 kB each time: some four megabytes a second.
+/// The interval between chunks of 16 kB: about four megabytes per second.
 const PACE: Duration = Duration::from_millis(4);
 
-/// What is at that place in the file.
+/// Returns the byte at this position of the file.
 pub fn byte(at: usize) -> u8 {
     (at as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0]
 }

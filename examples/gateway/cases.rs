@@ -46,7 +46,7 @@ pub async fn run(
     failed += case("4. the client hangs up half-way", driver.hang_up()).await;
     failed += case("5. SIGTERM during a request", driver.sigterm(shutdown)).await;
     failed += case("6. SIGTERM to a gateway that stays up", driver.container()).await;
-    ensure!(failed == 0, "{failed} of 6 cases did not come out as they should");
+    ensure!(failed == 0, "{failed} of 6 cases failed");
     println!("\nall six cases passed");
     Ok(())
 }
@@ -93,7 +93,7 @@ impl Driver {
         self.hear(&id, &Part::ALL, Progress::is_finished).await?;
         Ok(vec![
             format!("{answer}, with everything; last seen at {}", visits[0]),
-            format!("all three services were told that this is request {id}"),
+            format!("all three services received the request ID {id}"),
         ])
     }
 
@@ -154,12 +154,12 @@ impl Driver {
         let in_flight = tokio::spawn(self.get(&id, "/user/5?slow=activity"));
         self.hear(&id, &Part::ALL, Progress::is_started).await?;
 
-        let told = Instant::now();
+        let sent_at = Instant::now();
         send_sigterm(std::process::id()).await?;
         let (refused, report) = tokio::join!(
             async {
                 refuses_connections(self.gateway).await?;
-                io::Result::Ok((told.elapsed(), in_flight.is_finished()))
+                io::Result::Ok((sent_at.elapsed(), in_flight.is_finished()))
             },
             shutdown.wait(),
         );
@@ -190,7 +190,7 @@ impl Driver {
         let id = RequestId("case-6".to_owned());
         let in_flight = tokio::spawn(self.get(&id, "/user/6?slow=activity"));
         says(&mut log, "[case-6] activity: started").await?;
-        let told = Instant::now();
+        let sent_at = Instant::now();
         send_sigterm(pid).await?;
         let answer = in_flight.await??;
         answer.user()?;
@@ -199,7 +199,7 @@ impl Driver {
         ensure!(status.success(), "{status}: shut down in {report}");
         Ok(vec![
             format!("the request in flight: {answer}"),
-            format!("{} later, the process has ended, {status}", ms(told.elapsed())),
+            format!("{} later, the process has ended, {status}", ms(sent_at.elapsed())),
         ])
     }
 

@@ -59,7 +59,7 @@ impl<S: Search> tower::Service<http::Request<Body>> for SearchServer<S> {
 }
 
 /// Calls a service, with any layers around its channel.
-pub async fn ask<C>(channel: C, query: Query) -> Result<Found, Status>
+pub async fn call<C>(channel: C, query: Query) -> Result<Found, Status>
 where
     C: GrpcService<Body>,
     C::ResponseBody: http_body::Body<Data = bytes::Bytes, Error: Into<BoxError>> + Send + 'static,

@@ -21,7 +21,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tower::ServiceBuilder;
 
 use crate::journal::{Journal, RequestId};
-use crate::search::{Found, Query, Search, SearchServer, ask};
+use crate::search::{Found, Query, Search, SearchServer, call};
 
 /// The time limit of a request. The edge sets it, and the other services get the time that is left.
 pub const BUDGET: Duration = Duration::from_millis(300);
@@ -41,7 +41,7 @@ pub async fn edge(
         .layer(ServerLayer::new(service.clone(), inbound))
         .with_state((onward(middle)?, journal));
     let listener = listener.tap_io(|stream| {
-        // Otherwise small answers wait for acknowledgments. Errors do not matter.
+        // Otherwise small answers are delayed. Errors are ignored.
         stream.set_nodelay(true).ok();
     });
     axum::serve(listener, app).with_graceful_shutdown(async move { drop(service.done().await) }).await?;
@@ -55,7 +55,7 @@ async fn search(
 ) -> Result<String, Response> {
     let ctx = ctx.with_value(RequestId::new());
     journal.request("edge", &ctx);
-    let found = ctx.scope(ask(middle, Query { text })).await.map_err(refusal)?;
+    let found = ctx.scope(call(middle, Query { text })).await.map_err(refusal)?;
     Ok(format!("{} rows\n", found.rows))
 }
 
@@ -79,7 +79,7 @@ pub async fn middle(
     impl Search for Middle {
         async fn search(&self, query: Query) -> Result<Found, Status> {
             self.1.request("middle", &Context::current());
-            ask(self.0.clone(), query).await
+            call(self.0.clone(), query).await
         }
     }
     serve(service, listener, Middle(onward(leaf)?, journal)).await

@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 use tokio_ctx::Shutdown;
 use tokio_ctx::wire::{Inbound, ServerLayer};
 
-use super::story::answer;
+use super::client::answer;
 
 /// Serves until the soft context ends. Requests in progress continue until the hard context ends.
 pub fn start(listener: TcpListener, shutdown: &Shutdown) {

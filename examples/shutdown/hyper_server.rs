@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_ctx::Shutdown;
 
-use super::story::answer;
+use super::client::answer;
 
 /// Accepts connections until the soft context ends. The shutdown waits for the accept loop and for the
 /// connections.

@@ -64,10 +64,11 @@ async fn main() -> Result<(), BoxError> {
     let response = client().request(request).await?;
     let status = response.status();
     let body = axum::body::to_bytes(Body::new(response.into_body()), 1000).await?;
-    let told = String::from_utf8(body.to_vec())?;
-    println!("{told}");
-    let whole = told.contains(trace) && told.contains("region eu") && told.contains("tenant blue");
-    if status != StatusCode::OK || !whole {
+    let received = String::from_utf8(body.to_vec())?;
+    println!("{received}");
+    let complete =
+        received.contains(trace) && received.contains("region eu") && received.contains("tenant blue");
+    if status != StatusCode::OK || !complete {
         return Err("something was lost on the way".into());
     }
     Ok(())

@@ -19,7 +19,7 @@ async fn main() -> Result<(), BoxError> {
         user.cancel_with("the user closed the page");
     });
     let failed = fetch(&ctx, &shop).await.unwrap_err();
-    // The services learn of it a moment later.
+    // Gives the services time to notice.
     tokio::time::sleep(Duration::from_millis(200)).await;
     println!("client: {failed}");
     Ok(())
@@ -31,7 +31,7 @@ async fn shop(State(search): State<String>, ctx: Context) -> String {
     fetch(&ctx, &search).await.unwrap_or_else(|failed| failed.to_string())
 }
 
-/// The second service: its query runs on a task of its own.
+/// The second service: its query runs in a task of its own.
 async fn search(ctx: Context) -> Result<String, Error> {
     let query = ctx.spawn_with(|ctx| async move {
         println!("search: {} ms left", ctx.remaining().unwrap().as_millis());
@@ -45,7 +45,7 @@ async fn search(ctx: Context) -> Result<String, Error> {
     Ok("found".to_owned())
 }
 
-/// Sends the time left along, and drops the call when the context ends.
+/// Sends the remaining time with the request, and drops the call when the context ends.
 async fn fetch(ctx: &Context, url: &str) -> Result<String, BoxError> {
     let client = reqwest::Client::new();
     let mut request = client.get(url).build()?;

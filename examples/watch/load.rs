@@ -1,4 +1,4 @@
-//! The clients: some fifty orders a second, and, when it is their turn, the requests that meet the faults.
+//! The clients: about fifty orders per second, and the requests to the faulty routes.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::Client;
 use tokio_ctx::{BoxError, CancelScope, Context};
 
-/// Whether the faults are met at once.
+/// Whether the load includes requests to the faulty routes.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Faults {
     Now,
@@ -20,9 +20,9 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts to ask for orders.
+    /// Starts to send orders.
     pub fn start(service: SocketAddr, faults: Faults) -> Result<Load, BoxError> {
-        // The service is on this machine, whatever proxy the environment names.
+        // The service is on this machine, so no proxy is used.
         let client = Client::builder().no_proxy().build()?;
         let load = Load { client, service, until: Context::background().with_cancel().named("load") };
         load.every(20, "order", Duration::from_secs(1));
@@ -34,7 +34,7 @@ impl Load {
         Ok(load)
     }
 
-    /// Asks so often, from clients that wait so long for an answer.
+    /// Sends a request at each interval. The clients disconnect after `patience`.
     fn every(&self, millis: u64, path: &'static str, patience: Duration) {
         let (client, service) = (self.client.clone(), self.service);
         self.until.spawn_with(async move |ctx: Context| {
@@ -48,12 +48,12 @@ impl Load {
         });
     }
 
-    /// Asks once. The client hangs up when its patience is over.
+    /// Sends one request. The client disconnects after `patience`.
     pub async fn ask(&self, path: &str, patience: Duration) {
         get(&self.client, self.service, path, patience).await;
     }
 
-    /// Asks for no more.
+    /// Stops sending requests.
     pub fn stop(self) {
         self.until.cancel_with("no more load");
     }
@@ -67,7 +67,7 @@ fn get(
 ) -> impl Future<Output = ()> + use<> {
     let request = client.get(format!("http://{service}/{path}")).timeout(patience);
     async move {
-        // The clients take it as it comes.
+        // Errors are ignored.
         if let Ok(answer) = request.send().await {
             let _ = answer.bytes().await;
         }

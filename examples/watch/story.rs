@@ -1,4 +1,4 @@
-//! The story: each fault is met, looked for in the watch, and found by its line.
+//! The steps: each triggers a fault, and finds its line in the watch.
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -12,10 +12,10 @@ use crate::load::{Faults, Load};
 use crate::service::{self, DONE};
 use crate::{BUDGET, serve};
 
-/// Nothing takes a tenth of this, unless something hangs.
+/// A timeout, which is far longer than any step takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Fails the story, with that message, unless the condition holds.
+/// Returns an error with the message unless the condition is true.
 macro_rules! ensure {
     ($condition:expr, $($message:tt)+) => {
         if !$condition {
@@ -30,13 +30,13 @@ pub async fn run(watch: Watch, page: SocketAddr) -> Result<(), BoxError> {
 
     let healthy =
         until(watch, |shown| shown.lately.iter().any(|ended| ended.how == How::Finished)).await?;
-    tell("1. a load that is served: nothing overstays its end", &healthy);
+    print("1. a healthy service: no work is running long after its end", &healthy);
     ensure!(overstays(&healthy).next().is_none(), "something overstays");
     ensure!(healthy.alive.iter().any(|line| line.kind == Kind::Request), "no request is under way");
 
     load.ask("report/7", BUDGET / 5).await;
     let hung = until(watch, |shown| overstays(shown).next().is_some()).await?;
-    tell("2. a client has left, and its report goes on", &hung);
+    print("2. a client has disconnected, and its report is still running", &hung);
     let first = overstays(&hung).next().ok_or("gone")?;
     let line = format!("service.rs:{}", service::REPORT);
     ensure!(first.line.to_string().ends_with(&line), "{} is first, not {line}", first.line);
@@ -48,7 +48,7 @@ pub async fn run(watch: Watch, page: SocketAddr) -> Result<(), BoxError> {
     let line = format!("service.rs:{}", service::THUMBNAIL);
     let is_blocking = |ended: &EndedLine| ended.line.to_string().ends_with(&line) && ended.inside == 1;
     let blocked = until(watch, |shown| overstays(shown).any(is_blocking)).await?;
-    tell("3. a thumbnail blocks a worker", &blocked);
+    print("3. a thumbnail blocks a worker", &blocked);
     let found = overstays(&blocked).find(|ended| is_blocking(ended)).ok_or("gone")?;
     ensure!(found.state == State::Busy, "it is {:?}", found.state);
     DONE.store(true, Ordering::Relaxed);
@@ -57,7 +57,7 @@ pub async fn run(watch: Watch, page: SocketAddr) -> Result<(), BoxError> {
         load.ask(&format!("subscribe/{id}"), BUDGET).await;
     }
     let leaked = until(watch, |shown| shown.totals.held >= 20).await?;
-    tell("4. twenty requests are over, and their contexts still held", &leaked);
+    print("4. twenty requests have ended, and their contexts are still held", &leaked);
     let held = leaked.ended.iter().find(|line| !line.is_work).ok_or("no context is held")?;
     ensure!(held.kind == Kind::Request && held.count >= 20, "{} of {}", held.count, held.kind);
     let name = held.name.as_deref().unwrap_or_default();
@@ -66,7 +66,7 @@ pub async fn run(watch: Watch, page: SocketAddr) -> Result<(), BoxError> {
     drain(watch, &shutdown, load).await
 }
 
-/// The report and the watch agree: a request that does not end is named in both.
+/// The report and the watch agree: both name a request that does not end.
 async fn drain(watch: Watch, shutdown: &Shutdown, load: Load) -> Result<(), BoxError> {
     let stuck = load.ask("report/8", PATIENCE);
     let phase = |shown: &Snapshot, phase| shown.shutdowns.iter().any(|shutdown| shutdown.phase == phase);
@@ -81,7 +81,7 @@ async fn drain(watch: Watch, shutdown: &Shutdown, load: Load) -> Result<(), BoxE
         let (draining, report) =
             tokio::join!(until(watch, |shown| phase(shown, Phase::Soft)), shutdown.wait());
         let draining = draining?;
-        tell("5. a drain is under way", &draining);
+        print("5. a shutdown is in progress", &draining);
         println!("{report}\n");
         let state = draining.shutdowns.iter().find(|state| state.phase == Phase::Soft).ok_or("gone")?;
         for overdue in report.overdue() {
@@ -101,34 +101,34 @@ async fn drain(watch: Watch, shutdown: &Shutdown, load: Load) -> Result<(), BoxE
         () = async { stuck.await; std::future::pending().await } => {}
     }
     load.stop();
-    println!("all five came out as they should");
+    println!("all five steps succeeded");
     Ok(())
 }
 
-/// Work whose context ended at least a second ago.
+/// Returns work whose context ended at least a second ago.
 fn overstays(shown: &Snapshot) -> impl Iterator<Item = &EndedLine> {
     shown.ended.iter().filter(|line| line.is_work && line.longest >= Duration::from_secs(1))
 }
 
-/// Takes pictures until one is such.
+/// Takes snapshots until one satisfies the condition.
 async fn until(watch: Watch, is_such: impl Fn(&Snapshot) -> bool) -> Result<Snapshot, BoxError> {
     let begun = Instant::now();
     loop {
-        // There are few contexts here; where there may be many, a picture is for a thread that may block.
+        // There are few contexts here. With many, take the snapshot in `spawn_blocking`.
         let shown = watch.snapshot();
         if is_such(&shown) {
             return Ok(shown);
         }
-        ensure!(begun.elapsed() < PATIENCE, "it has not come to that:\n{shown}");
+        ensure!(begun.elapsed() < PATIENCE, "timeout:\n{shown}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-fn tell(title: &str, shown: &Snapshot) {
+fn print(title: &str, shown: &Snapshot) {
     println!("\n==== {title}\n\n{shown}\n");
 }
 
-/// The page says the same: it shows this JSON.
+/// Checks that the page begins with the same line: it shows this JSON.
 async fn same_on_the_page(page: SocketAddr, first: &EndedLine) -> Result<(), BoxError> {
     let client = reqwest::Client::builder().no_proxy().build()?;
     let json: Value = client.get(format!("http://{page}/json")).send().await?.json().await?;

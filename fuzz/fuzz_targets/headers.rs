@@ -1,4 +1,4 @@
-//! Feeds a server with headers, see `fuzz/README.md`.
+//! Passes headers to a server; see `fuzz/README.md`.
 
 #![no_main]
 
@@ -47,7 +47,7 @@ fn headers(lines: &[u8]) -> HeaderMap {
     headers
 }
 
-/// The same in a map of strings, if that can hold it.
+/// Returns the same as a map of strings, if that can represent it.
 fn map(headers: &HeaderMap) -> Option<HashMap<String, String>> {
     let text = |value: &HeaderValue| String::from_utf8(value.as_bytes().to_vec()).ok();
     let map: Option<HashMap<_, _>> =
@@ -95,7 +95,7 @@ libfuzzer_sys::fuzz_target!(|lines: &[u8]| {
         assert!(inbound.strict().budget(&onward).unwrap().unwrap() <= budget);
     }
     if let Some(name) = ctx.value::<Name>() {
-        // What is sent arrives as it was.
+        // A value that is sent arrives unchanged.
         let mut alone = HeaderMap::new();
         let sent = ctx.inject_with(&mut alone, &Outbound::new().write([]).carry::<Name>().strict());
         let there = Context::background().extract(&alone, &Inbound::new().carry::<Name>()).unwrap();

@@ -1,4 +1,4 @@
-//! Feeds the model's interpreter with bytes, see `tests/model/interpreter.rs`.
+//! Passes bytes to the interpreter of the model test; see `tests/model/interpreter.rs`.
 
 #![no_main]
 

@@ -1,12 +1,13 @@
-//! [`Context::coalesce`]: callers that want the same share one piece of work.
+//! [`Context::coalesce`]: shares one piece of work between the callers that need it.
 //!
 //! # Concurrency
 //!
-//! One lock over the map of what is under way. A caller joins a piece of work, or begins one, in one step under it,
-//! and leaves under it; the last to leave takes the work out of the map in the same step, so that nothing joins work
-//! that is about to be ended. Work that is through is taken out before its output is sent: what comes later begins
-//! anew. The work is a task; it is spawned, ended, and its output cloned, outside of the lock. Under the lock runs no
-//! foreign code but the key's `Hash` and `Eq`: should they panic, the map is as it was.
+//! One lock protects the map of the work in progress. A caller joins existing work, or inserts new work, in one
+//! critical section. It leaves in another, and the last caller to leave also removes the work from the map there, so
+//! that no caller can join work that is about to be canceled. Finished work is removed before its output is sent, so
+//! that later calls start new work. The work runs in a task. Spawning it, canceling it and cloning its output all
+//! happen outside of the lock. The only foreign code that runs under the lock is the key's `Hash` and `Eq`; if they
+//! panic, the map is unchanged.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -31,17 +32,17 @@ impl Context {
     ///
     /// If no work is in progress for the key, `f` runs in a task, with a context that has the values of this one, but
     /// not its end. Otherwise the call joins the work in progress, and `f` is dropped. Each caller waits under
-    /// its own context, and can leave at any time; the work continues for the others, also if the first caller
-    /// leaves. It ends when the last caller has left, or at the latest of their deadlines, depending on the
-    /// [`Coalescer`]. This is not a cache: a call that comes after the work has finished starts it again.
+    /// its own context, and can leave at any time; the work continues for the others, even if the first caller
+    /// leaves. The work is canceled when the last caller has left, or at the latest of their deadlines, depending on
+    /// the [`Coalescer`]. This is not a cache: a call after the work has finished starts it again.
     ///
     /// # When not to use it
     ///
-    /// - If the output depends on the caller. The work has the values of the first caller, such as its user; put into
-    ///   the key whatever the output depends on.
+    /// - If the output depends on the caller. The work runs with the values of the first caller, such as its user;
+    ///   put everything the output depends on into the key.
     /// - For work with side effects: two callers that each make a payment want two payments.
-    /// - If the output must not be older than the call. A caller that joins gets the output of work that was started
-    ///   before.
+    /// - If the output must not be older than the call. A caller that joins receives the output of work that was
+    ///   started before its call.
     ///
     /// Go's counterpart is `golang.org/x/sync/singleflight`, where the work runs with the context of the first caller.
     ///
@@ -74,7 +75,7 @@ impl Context {
     ///
     /// let hurried = Context::background().with_timeout(Duration::from_millis(50));
     /// let patient = Context::background().with_timeout(Duration::from_millis(150));
-    /// // The first leaves half-way, and the second has the page all the same.
+    /// // The first caller leaves halfway. The second still gets the page.
     /// let (left, page) = tokio::join!(get(hurried.clone()), get(patient.clone()));
     /// assert!(left.unwrap_err().is_deadline_exceeded());
     /// assert_eq!(&*page.unwrap(), "page 7");
@@ -97,13 +98,12 @@ impl Context {
         async move {
             checked(self).await?;
             let runtime = Handle::current();
-            let (seat, new) = shared.join(self, key);
-            if let Some(lead) = new {
-                lead.start(self, &runtime, called_at, f);
+            let (mut caller, new) = shared.join(self, key);
+            if let Some(leader) = new {
+                leader.start(self, &runtime, called_at, f);
             }
-            let mut seat = seat;
-            let output = Bound::begun(self, seat.output()).await?;
-            Ok(output.expect("coalesced work panicked, or was lost as its runtime shut down"))
+            let output = Bound::begun(self, caller.output()).await?;
+            Ok(output.expect("coalesced work panicked, or was aborted by the shutdown of its runtime"))
         }
     }
 }
@@ -116,7 +116,7 @@ impl Context {
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
-/// // What can fail shares its error in an `Arc`, as the output is cloned for each caller.
+/// // The output is cloned for each caller, so an error that is not `Clone` goes into an `Arc`.
 /// let loads: Coalescer<&str, Result<u32, std::sync::Arc<std::io::Error>>> = Coalescer::new();
 /// let ctx = Context::background();
 /// let loaded = ctx.coalesce(&loads, "ada", |_| async { Ok(36) });
@@ -130,28 +130,28 @@ pub struct Coalescer<K, T> {
 
 struct Shared<K, T> {
     map: Mutex<Map<K, T>>,
-    /// Whether work goes on when all have left, until the latest of their deadlines.
-    outlives: bool,
+    /// Whether work continues after all callers have left, until the latest of their deadlines.
+    outlives_callers: bool,
 }
 
 struct Map<K, T> {
-    under_way: HashMap<K, Flight<T>>,
-    /// How many have been begun: each has a number, so that one that follows under the same key is told apart.
-    begun: u64,
+    in_progress: HashMap<K, Flight<T>>,
+    /// The number of flights started so far. It numbers them, to distinguish successive flights of the same key.
+    started: u64,
 }
 
-/// A piece of work.
+/// A piece of work in progress.
 struct Flight<T> {
     number: u64,
     callers: usize,
-    /// The latest deadline of those that have called; `None`: one of them has none.
+    /// The latest deadline of all callers so far; `None` if one of them has no deadline.
     latest: Option<Instant>,
     output: watch::Receiver<Option<T>>,
     canceler: Canceler,
 }
 
 impl<K, T> Coalescer<K, T> {
-    /// Creates one whose work ends when the last of its callers has left.
+    /// Creates a `Coalescer` that cancels work when its last caller has left.
     ///
     /// ```
     /// use std::time::Duration;
@@ -167,11 +167,11 @@ impl<K, T> Coalescer<K, T> {
     /// # }
     /// ```
     pub fn new() -> Self {
-        Coalescer::outliving(false)
+        Coalescer::with_mode(false)
     }
 
-    /// Creates one whose work continues until the latest deadline of its callers, also if all of them have left, so
-    /// that a later call can join it.
+    /// Creates a `Coalescer` that continues work until the latest deadline of its callers, even if all of them have
+    /// left, so that a later call can join it.
     ///
     /// The limit moves with each caller that joins, so the [`deadline`](Context::deadline) of the work's context does
     /// not include it. If one of the callers has no deadline, there is no limit.
@@ -189,23 +189,23 @@ impl<K, T> Coalescer<K, T> {
     /// let impatient = ctx.coalesce(&work, "index", |_| build_index());
     /// assert!(tokio::time::timeout(Duration::from_millis(50), impatient).await.is_err());
     ///
-    /// // 30 ms later it is there.
-    /// let joined = ctx.coalesce(&work, "index", |_| async { unreachable!("it is under way") });
+    /// // The build continues, and this call joins it.
+    /// let joined = ctx.coalesce(&work, "index", |_| async { unreachable!("in progress already") });
     /// assert_eq!(joined.await.unwrap(), 7);
     /// # }
     /// ```
     pub fn until_latest_deadline() -> Self {
-        Coalescer::outliving(true)
+        Coalescer::with_mode(true)
     }
 
-    fn outliving(outlives: bool) -> Self {
-        let map = Mutex::new(Map { under_way: HashMap::new(), begun: 0 });
-        Coalescer { shared: Arc::new(Shared { map, outlives }) }
+    fn with_mode(outlives_callers: bool) -> Self {
+        let map = Mutex::new(Map { in_progress: HashMap::new(), started: 0 });
+        Coalescer { shared: Arc::new(Shared { map, outlives_callers }) }
     }
 
     /// Returns the number of keys with work in progress.
     pub fn len(&self) -> usize {
-        self.shared.map().under_way.len()
+        self.shared.map().in_progress.len()
     }
 
     /// Returns whether no work is in progress.
@@ -221,31 +221,32 @@ impl<K, T> Shared<K, T> {
 }
 
 impl<K: Hash + Eq + Clone, T> Shared<K, T> {
-    /// Enters a caller with the work under way for that key. If there is none, with one that is to be started.
-    fn join(self: &Arc<Self>, ctx: &Context, key: K) -> (Seat<K, T>, Option<Lead<K, T>>) {
+    /// Adds a caller to the work in progress for the key. If there is none, inserts new work, and also returns the
+    /// `Leader` that has to start it.
+    fn join(self: &Arc<Self>, ctx: &Context, key: K) -> (Caller<K, T>, Option<Leader<K, T>>) {
         let deadline = ctx.deadline();
-        if let Some(seat) = self.map().join(self, &key, deadline) {
-            return (seat.with_key(key), None);
+        if let Some(joined) = self.map().join(self, &key, deadline) {
+            return (joined.with_key(key), None);
         }
-        // Made outside of the lock: to derive may call a subscriber.
+        // Derived outside of the lock, because deriving may call a subscriber.
         let scope = ctx.without_cancel().with_cancel();
         let (sender, output) = watch::channel(None);
         let canceler = scope.canceler();
         let flight =
             Flight { number: 0, callers: 1, latest: deadline, output: output.clone(), canceler };
-        let (inserted, place) = (key.clone(), key.clone());
+        let (inserted, leaders) = (key.clone(), key.clone());
         let mut map = self.map();
-        // Another one may have been quicker.
-        if let Some(seat) = map.join(self, &key, deadline) {
+        // Another call may have inserted work in the meantime.
+        if let Some(joined) = map.join(self, &key, deadline) {
             drop(map);
-            return (seat.with_key(key), None);
+            return (joined.with_key(key), None);
         }
-        map.begun += 1;
-        let number = map.begun;
-        map.under_way.insert(inserted, Flight { number, ..flight });
+        map.started += 1;
+        let number = map.started;
+        map.in_progress.insert(inserted, Flight { number, ..flight });
         drop(map);
-        let lead = Lead { place: Place { shared: self.clone(), key: place, number }, scope, sender };
-        (Joined { shared: self.clone(), number, output }.with_key(key), Some(lead))
+        let leader = Leader { slot: Slot { shared: self.clone(), key: leaders, number }, scope, sender };
+        (Joined { shared: self.clone(), number, output }.with_key(key), Some(leader))
     }
 }
 
@@ -256,14 +257,14 @@ impl<K: Hash + Eq, T> Map<K, T> {
         key: &K,
         deadline: Option<Instant>,
     ) -> Option<Joined<K, T>> {
-        let flight = self.under_way.get_mut(key)?;
+        let flight = self.in_progress.get_mut(key)?;
         flight.callers += 1;
         flight.latest = flight.latest.zip(deadline).map(|(one, other)| one.max(other));
         Some(Joined { shared: shared.clone(), number: flight.number, output: flight.output.clone() })
     }
 }
 
-/// A seat, but for the key.
+/// A [`Caller`] without its key, which is moved in after the lock is released.
 struct Joined<K, T> {
     shared: Arc<Shared<K, T>>,
     number: u64,
@@ -271,68 +272,68 @@ struct Joined<K, T> {
 }
 
 impl<K: Hash + Eq, T> Joined<K, T> {
-    fn with_key(self, key: K) -> Seat<K, T> {
+    fn with_key(self, key: K) -> Caller<K, T> {
         let Joined { shared, number, output } = self;
-        Seat { place: Place { shared, key, number }, output }
+        Caller { slot: Slot { shared, key, number }, output }
     }
 }
 
-/// Where a piece of work is in the map.
-struct Place<K, T> {
+/// Identifies a flight in the map.
+struct Slot<K, T> {
     shared: Arc<Shared<K, T>>,
     key: K,
     number: u64,
 }
 
-impl<K: Hash + Eq, T> Place<K, T> {
-    /// Takes the work out of the map, if it is there and `is_over` says so. What it returns is to be dropped outside
-    /// of the lock, which this is.
-    fn remove_if(&self, is_over: impl FnOnce(&mut Flight<T>) -> bool) -> Option<(K, Flight<T>)> {
+impl<K: Hash + Eq, T> Slot<K, T> {
+    /// Removes the flight from the map if it is still there and `should_remove` returns true. Returns it, so that the
+    /// caller drops it outside of the lock.
+    fn remove_if(&self, should_remove: impl FnOnce(&mut Flight<T>) -> bool) -> Option<(K, Flight<T>)> {
         let mut map = self.shared.map();
-        let flight = map.under_way.get_mut(&self.key).filter(|flight| flight.number == self.number)?;
-        if is_over(flight) { map.under_way.remove_entry(&self.key) } else { None }
+        let flight = map.in_progress.get_mut(&self.key).filter(|flight| flight.number == self.number)?;
+        if should_remove(flight) { map.in_progress.remove_entry(&self.key) } else { None }
     }
 
     fn latest(&self) -> Option<Instant> {
         let map = self.shared.map();
-        map.under_way.get(&self.key).filter(|flight| flight.number == self.number)?.latest
+        map.in_progress.get(&self.key).filter(|flight| flight.number == self.number)?.latest
     }
 }
 
-/// A caller's part in a piece of work. Dropped, the caller has left.
-struct Seat<K: Hash + Eq, T> {
-    place: Place<K, T>,
+/// A caller that waits for the work. Dropping it leaves.
+struct Caller<K: Hash + Eq, T> {
+    slot: Slot<K, T>,
     output: watch::Receiver<Option<T>>,
 }
 
-impl<K: Hash + Eq, T: Clone> Seat<K, T> {
-    /// What comes of the work; `None` if it is lost.
+impl<K: Hash + Eq, T: Clone> Caller<K, T> {
+    /// Waits for the output of the work. Returns `None` if the work was dropped before it finished.
     async fn output(&mut self) -> Option<T> {
         self.output.wait_for(Option::is_some).await.ok()?.clone()
     }
 }
 
-impl<K: Hash + Eq, T> Drop for Seat<K, T> {
+impl<K: Hash + Eq, T> Drop for Caller<K, T> {
     fn drop(&mut self) {
-        let outlives = self.place.shared.outlives;
-        let left = self.place.remove_if(|flight| {
+        let outlives_callers = self.slot.shared.outlives_callers;
+        let abandoned = self.slot.remove_if(|flight| {
             flight.callers -= 1;
-            flight.callers == 0 && !outlives
+            flight.callers == 0 && !outlives_callers
         });
-        if let Some((_key, flight)) = left {
+        if let Some((_key, flight)) = abandoned {
             flight.canceler.cancel_with("the last of its callers has left");
         }
     }
 }
 
-/// The work itself. Dropped, it is out of the map, and if nothing was sent, lost.
-struct Lead<K: Hash + Eq, T> {
-    place: Place<K, T>,
+/// Runs the work and sends its output. Dropping it removes the flight from the map, and closes the channel.
+struct Leader<K: Hash + Eq, T> {
+    slot: Slot<K, T>,
     scope: CancelScope,
     sender: watch::Sender<Option<T>>,
 }
 
-impl<K, T> Lead<K, T>
+impl<K, T> Leader<K, T>
 where
     K: Hash + Eq + Send + Sync + 'static,
     T: Send + Sync + 'static,
@@ -346,22 +347,22 @@ where
             let work = {
                 let ctx = self.scope.context();
                 let work = pin!(ctx.run(ctx.scope(async { f(ctx.clone()).await })));
-                self.until_over(work, called_at).await
+                self.run_to_end(work, called_at).await
             };
             if let Some(output) = work {
-                drop(self.place.remove_if(|_| true));
+                drop(self.slot.remove_if(|_| true));
                 self.sender.send_replace(Some(output));
             }
         });
     }
 
-    /// Resolves to the work's output; to none if the last caller has left, or the latest deadline has passed.
-    async fn until_over(
+    /// Resolves to the output of the work, or to `None` if the last caller has left or the latest deadline has passed.
+    async fn run_to_end(
         &self,
         work: impl Future<Output = Result<T, Error>>,
         called_at: &'static Location<'static>,
     ) -> Option<T> {
-        if !self.place.shared.outlives {
+        if !self.slot.shared.outlives_callers {
             return work.await.ok();
         }
         let (mut work, mut deadline) = (pin!(work), pin!(self.deadline()));
@@ -376,16 +377,16 @@ where
         output
     }
 
-    /// Resolves when the latest deadline has passed; then nothing joins any more.
+    /// Resolves when the latest deadline has passed, after removing the flight, so that no further caller joins.
     async fn deadline(&self) {
         loop {
-            match self.place.latest() {
+            match self.slot.latest() {
                 Some(latest) => sleep_until(latest).await,
-                // A caller without a deadline: none that comes later changes that.
+                // One caller has no deadline, so there is no limit any more.
                 None => pending().await,
             }
             let now = Instant::now();
-            if self.place.remove_if(|flight| flight.latest.is_some_and(|latest| latest <= now)).is_some()
+            if self.slot.remove_if(|flight| flight.latest.is_some_and(|latest| latest <= now)).is_some()
             {
                 return;
             }
@@ -393,9 +394,9 @@ where
     }
 }
 
-impl<K: Hash + Eq, T> Drop for Lead<K, T> {
+impl<K: Hash + Eq, T> Drop for Leader<K, T> {
     fn drop(&mut self) {
-        drop(self.place.remove_if(|_| true));
+        drop(self.slot.remove_if(|_| true));
     }
 }
 
@@ -413,10 +414,10 @@ impl<K, T> Default for Coalescer<K, T> {
 
 impl<K, T> fmt::Debug for Coalescer<K, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Coalescer").field("under_way", &self.len()).finish_non_exhaustive()
+        f.debug_struct("Coalescer").field("in_progress", &self.len()).finish_non_exhaustive()
     }
 }
 
-/// As a `JoinHandle`: what is shared is the callers' to keep safe.
+/// Like a `JoinHandle`: unwind safety of the output is up to its callers.
 impl<K, T> UnwindSafe for Coalescer<K, T> {}
 impl<K, T> RefUnwindSafe for Coalescer<K, T> {}

@@ -10,9 +10,9 @@ use crate::token::Token;
 impl Context {
     /// Derives a child that also ends when no progress has been reported for the given time.
     ///
-    /// Use it for work that may take long as long as it moves: a download, an import, a stream of rows.
-    /// [`progress`](Self::progress) returns the handle that reports progress, to all idle limits on the path. Bytes and
-    /// items are reported automatically by `Context::io`, by streams that are
+    /// Use it for work that may take long as long as it makes progress: a download, an import, a stream of rows.
+    /// [`progress`](Self::progress) returns the handle that reports progress, to the idle limits of this context and
+    /// its ancestors. Bytes and items are reported automatically by `Context::io`, by streams that are
     /// [`bounded_by`](crate::StreamExt::bounded_by) or [`checked_by`](crate::StreamExt::checked_by) a context, and by
     /// the bodies of `wire::ClientLayer` and `wire::ServerLayer`.
     ///
@@ -21,18 +21,19 @@ impl Context {
     /// [`deadline`](Self::deadline) and [`remaining`](Self::remaining) do not include the limit, because it moves. The
     /// deadline of this context still applies.
     ///
-    /// To keep reports cheap, they do not read the clock. The limit is checked by each query such as
-    /// [`is_done`](Self::is_done), and while something waits, eight times per limit by a task of the runtime. The
-    /// child therefore never ends too early, and up to an eighth of the limit too late. `None`, and a time that is too
-    /// long for the clock, set no limit. With a limit of zero, the child has ended from the start.
+    /// A report does not read the clock, which keeps it cheap. The limit is checked by each query such as
+    /// [`is_done`](Self::is_done), and, while something waits for the context, eight times per limit by a task of the
+    /// runtime. The child therefore never ends too early, and at most an eighth of the limit too late. `None`, and a
+    /// time that is too long for the clock, set no limit. With a limit of zero, the child has already ended when it is
+    /// returned.
     ///
     /// # When not to use it
     ///
-    /// - For peers that are not trusted, without a deadline as well: one byte now and then keeps the context alive.
-    /// - For a request and its response, which report nothing in between; use [`with_timeout`](Self::with_timeout).
+    /// - As the only limit for untrusted peers: one byte now and then keeps the context alive. Set a deadline as well.
+    /// - For a request and its response, with no progress in between; use [`with_timeout`](Self::with_timeout).
     /// - To detect dead peers; use the keep-alive of the protocol.
     ///
-    /// Go's counterpart is `conn.SetReadDeadline` before each read. Others are reqwest's `read_timeout`, and
+    /// Go's counterpart is `conn.SetReadDeadline` before each read. Similar are reqwest's `read_timeout`, and
     /// `tokio::time::timeout` around each item.
     ///
     #[cfg_attr(feature = "io", doc = "```")]
@@ -55,11 +56,12 @@ impl Context {
     /// let budget = Context::background().with_timeout(Duration::from_secs(600));
     /// let ctx = budget.with_idle(Duration::from_secs(10));
     ///
-    /// // Comes at ten bytes a second, and stalls after thirty: that is noticed within twelve.
+    /// // The server sends ten bytes a second, and stalls after thirty seconds. The read fails some
+    /// // ten seconds later.
     /// let mut page = Vec::new();
     /// let stalled = ctx.io(connection).read_to_end(&mut page).await.unwrap_err();
     ///
-    /// // context deadline exceeded: no progress for 10s (budget set at src/main.rs:9), 300 B so far
+    /// // context deadline exceeded: no progress for 10s (budget set at src/main.rs:7), 300 B so far
     /// println!("{stalled}");
     /// assert!(ctx.err().unwrap().cause_as::<NoProgress>().is_some());
     /// assert!(!budget.is_done());

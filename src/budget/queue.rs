@@ -1,4 +1,4 @@
-//! Queues within a process, whose items carry their context. Overdue items are skipped.
+//! [`Queue`]: a channel whose items carry their context, and which skips overdue items.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::task::StreamExt;
 
 impl Context {
-    /// Combines an item with this context, to be sent through a channel to a [`Queue`](crate::budget::Queue).
+    /// Pairs an item with this context, to send it through a channel to a [`Queue`](crate::budget::Queue).
     ///
     /// ```
     /// use std::time::Duration;
@@ -56,7 +56,7 @@ impl<T> Carried<T> {
         &self.item
     }
 
-    /// Splits it into the context and the item.
+    /// Splits the pair into the context and the item.
     pub fn into_parts(self) -> (Context, T) {
         (self.ctx, self.item)
     }
@@ -64,22 +64,23 @@ impl<T> Carried<T> {
 
 /// The receiving end of a channel of [`Carried`] items, which skips overdue items.
 ///
-/// Under overload, a queue grows until each item waits for longer than its caller does. From then on, all work is done
-/// for callers that have left. A `Queue` checks each item when it is received. If its context has ended, or has less
+/// Under overload, a queue grows until its items wait longer than their callers do. From then on, all work is done for
+/// callers that have left. A `Queue` checks each item when it is received. If the item's context has ended, or has less
 /// remaining time than [`least`](Self::least), the item is skipped, counted by [`skipped`](Self::skipped), and passed to
-/// [`on_skip`](Self::on_skip), which can reply to the caller. The time goes to items that can still be answered.
+/// [`on_skip`](Self::on_skip), which can reply to the caller. The workers' time goes to items that can still be
+/// answered.
 ///
-/// It is made from either receiver of `tokio::sync::mpsc`, and is a `Stream`. [`for_each_task`](Self::for_each_task)
-/// processes it with a pool of tasks.
+/// A `Queue` is created from either receiver of `tokio::sync::mpsc`, and is a `Stream`.
+/// [`for_each_task`](Self::for_each_task) processes the items with a pool of tasks.
 ///
 /// # When not to use it
 ///
 /// - For items that have to be processed in any case, such as log events. Send those without a deadline.
-/// - Instead of a bound. An unbounded queue takes memory; a channel should hold no more than what can be processed in
-///   the time that callers have.
-/// - Between processes. There the deadline is sent along in a header.
+/// - Instead of a bounded channel. An unbounded queue takes memory; a channel should hold no more items than can be
+///   processed in the time that callers have.
+/// - Between processes. Send the deadline in a header instead.
 ///
-/// Go's counterpart is a loop that checks the `ctx.Err()` of each job. Others are CoDel for request queues, and gRPC
+/// Go's counterpart is a loop that checks the `ctx.Err()` of each job. Similar are CoDel for request queues, and gRPC
 /// servers, which drop a call whose deadline has passed before its handler runs.
 ///
 /// ```
@@ -93,7 +94,9 @@ impl<T> Carried<T> {
 ///     reply: oneshot::Sender<Result<u32, Error>>,
 /// }
 ///
-/// async fn render(ctx: &Context, sender: &mpsc::Sender<Carried<Job>>, page: u32) -> Result<u32, Error> {
+/// type Jobs = mpsc::Sender<Carried<Job>>;
+///
+/// async fn render(ctx: &Context, sender: &Jobs, page: u32) -> Result<u32, Error> {
 ///     let (reply, replied) = oneshot::channel();
 ///     let _closed = ctx.run(sender.send(ctx.carry(Job { page, reply }))).await?;
 ///     ctx.run(replied).await?.expect("the pool replies")
@@ -103,7 +106,7 @@ impl<T> Carried<T> {
 /// # async fn main() {
 /// let (sender, receiver) = mpsc::channel(64);
 /// let queue = Queue::from(receiver)
-///     .least(Duration::from_millis(20)) // What it takes to render a page.
+///     .least(Duration::from_millis(20)) // The time to render a page.
 ///     .on_skip(|job: Carried<Job>, why| {
 ///         let _left = job.into_parts().1.reply.send(Err(why.into()));
 ///     });
@@ -120,7 +123,7 @@ impl<T> Carried<T> {
 /// let pages = futures::future::join_all((1..=4).map(|page| render(&ctx, &sender, page)));
 /// let pages = pages.await.into_iter().filter_map(Result::ok);
 /// assert_eq!(pages.collect::<Vec<_>>(), [1, 2]);
-/// assert_eq!(skipped.get(), 2); // With 10 ms left.
+/// assert_eq!(skipped.get(), 2); // Only 10 ms were left for pages 3 and 4.
 /// # drop(sender);
 /// # pool.await.unwrap().unwrap();
 /// # }
@@ -139,7 +142,9 @@ enum Source<T> {
     Unbounded(UnboundedReceiver<Carried<T>>),
 }
 
-/// Counts the items that a [`Queue`] has skipped, also after the queue was moved. Returned by [`Queue::skipped`].
+/// Counts the items that a [`Queue`] has skipped. Returned by [`Queue::skipped`].
+///
+/// The counter can be read while the queue is used elsewhere. Clones share the count.
 ///
 /// ```
 /// use tokio::sync::mpsc;
@@ -176,10 +181,10 @@ impl<T> Queue<T> {
         Queue { source, least: Duration::ZERO, on_skip: None, skipped: Skipped::default() }
     }
 
-    /// Skips items with less remaining time than this: the time that it takes to process one.
+    /// Skips items with less remaining time than `least`, the time that it takes to process one.
     ///
-    /// Without it, items are started that cannot finish in time. Under lasting overload these are all items, because
-    /// each has waited for almost all of its time.
+    /// Without it, items are started that cannot finish in time. Under sustained overload that is true of all items,
+    /// because each has waited for almost all of its time.
     ///
     /// ```
     /// use std::time::Duration;
@@ -204,7 +209,7 @@ impl<T> Queue<T> {
 
     /// Calls `on_skip` with each item that is skipped, and the reason.
     ///
-    /// It is called by the task that reads the queue, and should be fast. The example of [`Queue`] replies to the caller.
+    /// The task that reads the queue calls it, so it should be fast. The example of [`Queue`] replies to the caller.
     pub fn on_skip(mut self, on_skip: impl FnMut(Carried<T>, NotEnoughTime) + Send + 'static) -> Self {
         self.on_skip = Some(Box::new(on_skip));
         self
@@ -218,7 +223,7 @@ impl<T> Queue<T> {
     /// Receives the next item that has enough time left. Returns `None` once all senders are dropped and the channel is
     /// empty.
     ///
-    /// This method is cancel-safe: if it is dropped before it is ready, only overdue items were received.
+    /// This method is cancel-safe: if its future is dropped before it is ready, only overdue items have been received.
     ///
     /// ```
     /// use tokio::sync::mpsc;
@@ -247,7 +252,7 @@ impl<T> Queue<T> {
     /// Polls for the next item; see [`recv`](Self::recv).
     pub fn poll_recv(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Carried<T>>> {
         loop {
-            // Each takes a unit of the task's cooperative budget, so that a crowd that is skipped lets others run.
+            // Each receive uses a unit of the task's cooperative budget, so that skipping many items in a row yields.
             let next = match &mut self.source {
                 Source::Bounded(receiver) => receiver.poll_recv(cx),
                 Source::Unbounded(receiver) => receiver.poll_recv(cx),
@@ -264,9 +269,9 @@ impl<T> Queue<T> {
     /// Runs a task for each item, at most `n` at a time.
     ///
     /// Like [`StreamExt::for_each_task`](crate::StreamExt::for_each_task), it receives an item only when a task can be
-    /// started for it, so overdue items are skipped as late as possible. `work` receives the item and its context, which
-    /// also ends with `ctx`, and is the [`current`](Context::current) context of the task. Items are independent of each
-    /// other: each task reports its result to its caller, and none of them ends the others.
+    /// started for it, so overdue items are skipped as late as possible. `work` receives the item and its context. That
+    /// context also ends with `ctx`, and is the [`current`](Context::current) context of the task. Tasks are
+    /// independent: each reports its result to its caller, and a failure does not stop the others.
     ///
     /// When `ctx` ends, no further items are received, and those in the channel are dropped. When the returned future is
     /// dropped, the tasks are aborted.
@@ -277,7 +282,8 @@ impl<T> Queue<T> {
     ///
     /// # Panics
     ///
-    /// Panics if `n` is zero, outside of a Tokio runtime, and if a task panics, after all tasks have ended.
+    /// Panics if `n` is zero, or outside of a Tokio runtime. If a task panics, the panic is resumed after all tasks have
+    /// ended.
     ///
     /// ```
     /// use tokio::sync::mpsc;
@@ -320,7 +326,7 @@ impl<T> Queue<T> {
     }
 }
 
-/// Nothing in it is pinned: the items are the channel's.
+/// No field is pinned, whatever `T` is: the items are stored in the channel.
 impl<T> Unpin for Queue<T> {}
 
 impl<T> Stream for Queue<T> {

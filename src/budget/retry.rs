@@ -1,8 +1,8 @@
 //! [`Context::retry`]: attempts and delays under one budget.
 //!
-//! A state machine, so that a first attempt that succeeds costs a child context and one reading of the clock, and no
-//! allocation but the child. Before each attempt the context is looked at; an attempt, and a delay, is bounded by
-//! it. What takes time is asked for it in advance: a delay and the attempt behind it have to fit.
+//! The future is a state machine, so that a first attempt that succeeds costs one child context, one reading of the
+//! clock, and no other allocation. The context is checked before each attempt, and bounds each attempt and each delay.
+//! A delay starts only if it and the attempt after it fit into the remaining time.
 
 use std::fmt;
 use std::future::Future;
@@ -15,50 +15,52 @@ use pin_project_lite::pin_project;
 use tokio::task::coop::poll_proceed;
 use tokio::time::{Sleep, sleep};
 
-use super::story::{GaveUp, RetryError, Story};
+use super::history::History;
+use super::retry_error::{GaveUp, RetryError};
 use crate::context::refusal::Entry;
 use crate::context::run::Bound;
 use crate::context::{CancelScope, Context, NotEnoughTime};
 use crate::error::Error;
 use crate::sync::now;
 
-/// How late a timer may be: a delay has to leave more than that.
+/// How late a timer may fire. After a delay, at least this much time has to be left.
 const TIMER: Duration = Duration::from_millis(1);
 
+/// # Budgets
 impl Context {
-    /// Calls `f` until it succeeds, with all attempts and delays within this context's deadline.
+    /// Calls `f` until it succeeds. All attempts and delays share this context's deadline.
     ///
-    /// `f` receives a context of its own for each attempt, and the number of the attempt, starting at 1. That
-    /// context is a child of this one, and the [`current`](Self::current) context of the attempt. `delays` are the
-    /// times between attempts. Any iterator of durations works, including the policies of `backon` and
+    /// `f` receives the context of the attempt, and the number of the attempt, starting at 1. Each attempt has a
+    /// context of its own, a child of this one, which is also its [`current`](Self::current) context. `delays` are
+    /// the times between attempts. Any iterator of durations works, including the policies of `backon` and
     /// `tokio-retry`; jitter is up to the policy. With `n` delays, there are at most `n + 1` attempts.
     ///
-    /// - When the context ends, the attempt or the delay that is in progress is dropped, as by [`run`](Self::run). No
-    ///   attempt starts after the end.
+    /// - When the context ends, the attempt or the delay in progress is dropped, as by [`run`](Self::run). No attempt
+    ///   starts after the end.
     /// - If the next delay and the attempt after it do not fit into the remaining time, the retry gives up at once,
     ///   while there is still time for something else. [`least`](Retry::least) says how much time an attempt needs.
     /// - [`when`](Retry::when) says which errors are retried, [`retry_after`](Retry::retry_after) extends a delay,
     ///   and [`permit`](Retry::permit) consults a retry budget that many calls share.
     /// - [`attempt_timeout`](Retry::attempt_timeout) and [`attempt_share`](Retry::attempt_share) limit each attempt.
     ///
-    /// The error type has to implement `From<Error>`, for attempts that their context ends. Nothing runs in the
-    /// background: when the future is dropped, so is the attempt.
+    /// The error type has to implement `From<Error>`, for attempts that are stopped by the end of their context.
+    /// Nothing runs in the background: dropping the future drops the attempt.
     ///
     /// # When not to use it
     ///
-    /// - For operations that are not idempotent, unless the server accepts an idempotency key. An attempt that was
-    ///   cut off may have been carried out.
+    /// - For operations that are not idempotent, unless the server accepts an idempotency key. The server may have
+    ///   carried out an attempt whose response was never received.
     /// - For errors that are caused by overload, without a [`permit`](Retry::permit).
     /// - At more than one level of a call tree: three attempts on each of three levels are 27 calls.
     ///
-    /// Go's counterpart is `cenkalti/backoff`. Others are gRPC's retry policies, whose `grpc-retry-pushback-ms` is
-    /// [`retry_after`](Retry::retry_after), and the `Retry` of Polly and of resilience4j, where a total timeout is a
-    /// second policy around it.
+    /// Go's counterpart is `cenkalti/backoff`. Similar are gRPC's retry policies, whose `grpc-retry-pushback-ms`
+    /// corresponds to [`retry_after`](Retry::retry_after), and the `Retry` of Polly and of resilience4j, where a
+    /// total timeout is a second policy around it.
     ///
     /// # Errors
     ///
-    /// Returns a [`RetryError`], with the error of the last attempt, the time that each attempt took, and the reason
-    /// why there was no further attempt.
+    /// Returns a [`RetryError`] with the error of the last attempt, the time that each attempt took, and the reason
+    /// that there was no further attempt.
     ///
     /// # Panics
     ///
@@ -75,7 +77,9 @@ impl Context {
     /// #     if attempt < 3 { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(200) }
     /// # }
     /// async fn page(ctx: &Context, url: &str) -> io::Result<u32> {
-    ///     let delays = ExponentialBuilder::default().with_min_delay(Duration::from_millis(10)).with_jitter();
+    ///     let delays = ExponentialBuilder::default()
+    ///         .with_min_delay(Duration::from_millis(10))
+    ///         .with_jitter();
     ///     let page = ctx
     ///         .retry(delays.build(), |_ctx, attempt| async move { get(attempt).await })
     ///         .when(|error| error.kind() != io::ErrorKind::NotFound)
@@ -116,7 +120,10 @@ impl Context {
     /// # }
     /// ```
     #[track_caller]
-    #[expect(clippy::type_complexity, reason = "functions that stand for rules which are not given")]
+    #[expect(
+        clippy::type_complexity,
+        reason = "function pointers are the defaults of the three closures"
+    )]
     pub fn retry<D, F, Fut, T, E>(
         &self,
         delays: D,
@@ -142,37 +149,37 @@ impl Context {
                 permit: || true,
             },
             last: None,
-            story: Story::default(),
+            history: History::default(),
             phase: Phase::Between { entry: Entry::Fresh },
         }
     }
 }
 
 pin_project! {
-    /// A future that makes attempts until one succeeds. Made by [`Context::retry`].
+    /// A future that makes attempts until one succeeds. Returned by [`Context::retry`].
     ///
     /// # Panics
     ///
-    /// As [`Run`](crate::Run); when polled after it was ready.
+    /// See [`Run`](crate::Run). Panics when polled after it was ready.
     #[must_use = "futures do nothing unless polled"]
     pub struct Retry<'a, D, F, Fut, E, W, A, P> {
         ctx: &'a Context,
         f: F,
         policy: Policy<D, W, A, P>,
-        // Of the last attempt that failed by itself, or by its own limit.
+        // The error of the last attempt that returned one, or that exceeded its own limit.
         last: Option<E>,
-        story: Story,
+        history: History,
         #[pin]
         phase: Phase<'a, Fut>,
     }
 }
 
-/// What the caller has set.
+/// The rules set by the caller.
 struct Policy<D, W, A, P> {
     delays: D,
     limit: Limit,
     least: Duration,
-    /// Whether the quickest attempt counts as the least.
+    /// Whether an attempt needs at least the time of the fastest one so far.
     learns: bool,
     called_at: &'static Location<'static>,
     when: W,
@@ -180,7 +187,7 @@ struct Policy<D, W, A, P> {
     permit: P,
 }
 
-/// What each attempt has at most.
+/// The limit of each attempt.
 #[derive(Clone, Copy)]
 enum Limit {
     None,
@@ -191,19 +198,19 @@ enum Limit {
 pin_project! {
     #[project = PhaseProj]
     enum Phase<'a, Fut> {
-        // The next attempt is to begin.
+        // The next attempt is about to start.
         Between { entry: Entry },
         Attempt { #[pin] attempt: InScope<Fut> },
         Delay { #[pin] delay: Bound<&'a Context, Sleep> },
-        // A delay of zero: what fails at once, again and again, must let others run.
+        // A delay of zero. Attempts that keep failing at once must not starve other tasks.
         Yield,
         Over,
     }
 }
 
 pin_project! {
-    // An attempt, which is polled and dropped with its context as the current one. The first poll is done where it is
-    // made, in one go with the call.
+    // An attempt, polled and dropped with its context as the current one. Its first poll happens where it is created,
+    // within the same `enter` as the call of `f`.
     struct InScope<Fut> {
         #[pin]
         bound: Bound<CancelScope, Fut>,
@@ -220,12 +227,12 @@ pin_project! {
 }
 
 impl<'a, Fut: Future> Phase<'a, Fut> {
-    /// Polls the attempt that is under way, in whose context it is called.
+    /// Polls the attempt in progress. Its context must be the current one.
     #[inline]
     fn poll_attempt(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Result<Fut::Output, Error>> {
         match self.project() {
             PhaseProj::Attempt { attempt } => attempt.project().bound.poll_step(cx),
-            _ => unreachable!("an attempt is under way"),
+            _ => unreachable!("no attempt in progress"),
         }
     }
 }
@@ -233,8 +240,8 @@ impl<'a, Fut: Future> Phase<'a, Fut> {
 impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
     /// Retries only errors for which `when` returns true. By default, all errors are retried.
     ///
-    /// `when` is not called once the context has ended. An attempt that exceeds its own limit fails with the
-    /// context's error, converted into `E`.
+    /// `when` is not called once the context has ended. An attempt that exceeds its own limit fails with the error
+    /// of the attempt's context, converted into `E`.
     ///
     /// ```
     /// use std::io;
@@ -244,27 +251,27 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// let ctx = Context::background();
-    /// let found = ctx
+    /// let lookup = ctx
     ///     .retry([std::time::Duration::ZERO; 3], |_, _| async {
     ///         Err::<(), io::Error>(io::ErrorKind::NotFound.into())
     ///     })
     ///     .when(|error| error.kind() != io::ErrorKind::NotFound);
-    /// let failed = found.await.unwrap_err();
+    /// let failed = lookup.await.unwrap_err();
     /// assert_eq!(failed.attempts(), 1);
     /// assert!(matches!(failed.why(), GaveUp::NotWorthIt));
     /// # }
     /// ```
     pub fn when<N: FnMut(&E) -> bool>(self, when: N) -> Retry<'a, D, F, Fut, E, N, A, P> {
-        let Retry { ctx, f, policy, last, story, phase } = self;
+        let Retry { ctx, f, policy, last, history, phase } = self;
         let Policy { delays, limit, least, learns, called_at, when: _, retry_after, permit } = policy;
         let policy = Policy { delays, limit, least, learns, called_at, when, retry_after, permit };
-        Retry { ctx, f, policy, last, story, phase }
+        Retry { ctx, f, policy, last, history, phase }
     }
 
     /// Extends a delay to the time that the error asks for, such as a server's `Retry-After`. It never shortens a
     /// delay.
     ///
-    /// If that does not fit into the remaining time, the retry gives up at once.
+    /// If the extended delay does not fit into the remaining time, the retry gives up at once.
     ///
     /// ```
     /// use std::time::Duration;
@@ -283,7 +290,10 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
     /// let (begun, ctx) = (Instant::now(), Context::background());
     /// let call = ctx
     ///     .retry([Duration::from_millis(50); 3], |_, attempt| async move {
-    ///         if attempt > 1 { Ok(attempt) } else { Err(Refused::Busy(Some(Duration::from_secs(2)))) }
+    ///         match attempt {
+    ///             1 => Err(Refused::Busy(Some(Duration::from_secs(2)))),
+    ///             _ => Ok(attempt),
+    ///         }
     ///     })
     ///     .retry_after(|error| match error {
     ///         Refused::Busy(after) => *after,
@@ -297,13 +307,13 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
     where
         N: FnMut(&E) -> Option<Duration>,
     {
-        let Retry { ctx, f, policy, last, story, phase } = self;
+        let Retry { ctx, f, policy, last, history, phase } = self;
         let Policy { delays, limit, least, learns, called_at, when, retry_after: _, permit } = policy;
         let policy = Policy { delays, limit, least, learns, called_at, when, retry_after, permit };
-        Retry { ctx, f, policy, last, story, phase }
+        Retry { ctx, f, policy, last, history, phase }
     }
 
-    /// Calls `permit` before each attempt but the first, and gives up if it returns false.
+    /// Calls `permit` before each attempt except the first, and gives up if it returns false.
     ///
     /// Use it with a retry budget that many calls share, so that retries do not multiply the load of an outage, such
     /// as `tower::retry::budget::TpsBudget`: each successful call deposits to it, and each retry withdraws from it.
@@ -318,10 +328,12 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
     ///
     /// async fn call(ctx: &Context, budget: &TpsBudget) -> Result<(), RetryError<io::Error>> {
     ///     let call = ctx
-    ///         .retry([Duration::from_millis(10); 3], |_, _| async { Err(io::Error::other("overloaded")) })
+    ///         .retry([Duration::from_millis(10); 3], |_, _| async {
+    ///             Err(io::Error::other("overloaded"))
+    ///         })
     ///         .permit(|| budget.withdraw());
     ///     let done = call.await?;
-    ///     budget.deposit(); // Of ten calls that succeed, one may be tried again.
+    ///     budget.deposit(); // Ten successful calls allow one retry.
     ///     Ok(done)
     /// }
     ///
@@ -334,13 +346,13 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
     /// # }
     /// ```
     pub fn permit<N: FnMut() -> bool>(self, permit: N) -> Retry<'a, D, F, Fut, E, W, A, N> {
-        let Retry { ctx, f, policy, last, story, phase } = self;
+        let Retry { ctx, f, policy, last, history, phase } = self;
         let Policy { delays, limit, least, learns, called_at, when, retry_after, permit: _ } = policy;
         let policy = Policy { delays, limit, least, learns, called_at, when, retry_after, permit };
-        Retry { ctx, f, policy, last, story, phase }
+        Retry { ctx, f, policy, last, history, phase }
     }
 
-    /// Limits the time of each attempt. `None` sets no limit besides the context's.
+    /// Limits the time of each attempt. With `None`, only the context limits it.
     ///
     /// ```
     /// use std::io;
@@ -390,7 +402,7 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
     /// ```
     #[track_caller]
     pub fn attempt_share(mut self, share: f64) -> Self {
-        assert!(share >= 0.0, "a share of the time left is a number from 0 to 1, and not {share}");
+        assert!(share >= 0.0, "a share must be a number from 0 to 1, but was {share}");
         self.policy.limit = Limit::Share(share);
         self
     }
@@ -407,7 +419,7 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
     /// # async fn main() {
     /// let ctx = Context::background().with_timeout(Duration::from_millis(100));
     /// let build = ctx
-    ///     .retry([], |_, _| async { Ok::<_, io::Error>("never begun") })
+    ///     .retry([], |_, _| async { Ok::<_, io::Error>("never called") })
     ///     .least(Duration::from_secs(2));
     /// let failed = build.await.unwrap_err();
     /// assert!(matches!(failed.why(), GaveUp::NotEnoughTime(_)));
@@ -421,8 +433,8 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
 
     /// Starts no further attempt with less remaining time than the fastest failed attempt took.
     ///
-    /// Use it for work that takes about as long when it fails as when it succeeds, and not where attempts vary:
-    /// it may skip an attempt that would have been fast enough. Attempts that exceeded their limit do not count.
+    /// Use it for work that takes about as long when it fails as when it succeeds. If attempts vary, it may skip one
+    /// that would have been fast enough. Attempts that exceeded their own limit do not count.
     ///
     /// ```
     /// use std::io;
@@ -448,12 +460,12 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
 }
 
 impl<D, W, A, P> Policy<D, W, A, P> {
-    /// What an attempt takes at the least, as far as is known.
-    fn needs(&self, story: &Story) -> Duration {
-        if self.learns { self.least.max(story.quickest()) } else { self.least }
+    /// Returns the time that has to be left for an attempt.
+    fn needs(&self, history: &History) -> Duration {
+        if self.learns { self.least.max(history.fastest()) } else { self.least }
     }
 
-    /// The context of an attempt.
+    /// Derives the context of an attempt.
     fn derive(&self, ctx: &Context) -> CancelScope {
         let after = match self.limit {
             Limit::None => None,
@@ -465,8 +477,8 @@ impl<D, W, A, P> Policy<D, W, A, P> {
         ctx.limited_at(self.called_at, after)
     }
 
-    /// The delay after this error, if there is to be another attempt.
-    fn next_delay<E>(&mut self, ctx: &Context, error: &E, story: &Story) -> Result<Duration, GaveUp>
+    /// Returns the delay before the next attempt, or why there is none after this error.
+    fn next_delay<E>(&mut self, ctx: &Context, error: &E, history: &History) -> Result<Duration, GaveUp>
     where
         D: Iterator<Item = Duration>,
         W: FnMut(&E) -> bool,
@@ -478,7 +490,7 @@ impl<D, W, A, P> Policy<D, W, A, P> {
         }
         let delay = self.delays.next().ok_or(GaveUp::NoDelayLeft)?;
         let delay = (self.retry_after)(error).map_or(delay, |after| after.max(delay));
-        let needs = self.needs(story);
+        let needs = self.needs(history);
         let needs = if delay.is_zero() { needs } else { delay.saturating_add(needs.max(TIMER)) };
         require(ctx, needs)?;
         if (self.permit)() { Ok(delay) } else { Err(GaveUp::NotPermitted) }
@@ -518,10 +530,10 @@ where
                     if let Err(ended) = ready!(entry.poll_with(ctx.err_at(begins_at), cx)) {
                         break GaveUp::Ended(ended);
                     }
-                    if let Err(why) = require(ctx, this.policy.needs(this.story)) {
+                    if let Err(why) = require(ctx, this.policy.needs(this.history)) {
                         break why;
                     }
-                    let number = this.story.begin(begins_at);
+                    let number = this.history.start_attempt(begins_at);
                     let scope = this.policy.derive(ctx);
                     let (f, phase) = (&mut *this.f, &mut this.phase);
                     scope.context().clone().enter(|| {
@@ -552,38 +564,38 @@ where
                 PhaseProj::Over => panic!("polled again after it was ready"),
             };
             let output = ready!(attempted);
-            // Its context ends here, before anything else is asked, and with nothing left that sees it.
+            // Drops the attempt and its context before the caller's closures are called.
             this.phase.set(Phase::Over);
             let failed = match output {
                 Ok(Ok(value)) => return Poll::Ready(Ok(value)),
                 Ok(Err(error)) => Ok(error),
                 Err(ended) => Err(ended),
             };
-            this.story.fail(now(), failed.is_ok());
+            this.history.record_failure(now(), failed.is_ok());
             let ended = ctx.err();
             *this.last = match failed {
                 Ok(error) => Some(error),
-                Err(cut_off) if ended.is_none() => Some(cut_off.into()),
+                Err(timed_out) if ended.is_none() => Some(timed_out.into()),
                 Err(_ended) => this.last.take(),
             };
             let (None, Some(error)) = (&ended, &*this.last) else {
                 break ended.map_or(GaveUp::NoDelayLeft, GaveUp::Ended);
             };
-            match this.policy.next_delay(ctx, error, this.story) {
+            match this.policy.next_delay(ctx, error, this.history) {
                 Ok(Duration::ZERO) => this.phase.set(Phase::Yield),
                 Ok(delay) => this.phase.set(Phase::Delay { delay: Bound::new(ctx, sleep(delay)) }),
                 Err(why) => break why,
             }
         };
         this.phase.set(Phase::Over);
-        this.story.note_delay(now());
-        let (last, story) = (this.last.take(), std::mem::take(this.story));
-        Poll::Ready(Err(RetryError::new(last, why, story, this.policy.called_at)))
+        this.history.record_delay(now());
+        let (last, history) = (this.last.take(), std::mem::take(this.history));
+        Poll::Ready(Err(RetryError::new(last, why, history, this.policy.called_at)))
     }
 }
 
 impl<D, F, Fut, E, W, A, P> fmt::Debug for Retry<'_, D, F, Fut, E, W, A, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Retry").field("context", self.ctx).field("story", &self.story).finish()
+        f.debug_struct("Retry").field("context", self.ctx).field("history", &self.history).finish()
     }
 }

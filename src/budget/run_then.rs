@@ -1,8 +1,8 @@
-//! [`Context::run_then`]: what was begun and not finished is cleaned up after, in time of its own.
+//! [`Context::run_then`]: runs a cleanup with time of its own after work that was stopped.
 //!
-//! The clean-up is a task: what awaits this future mostly ends with the same context, and is dropped at the very
-//! moment at which the clean-up begins. And it starts from a drop, if there is a runtime, which is why that is
-//! looked up before the work begins.
+//! The cleanup runs in a task, because the caller usually ends with the same context, and is dropped just when the
+//! cleanup starts. The task is then spawned by a destructor, possibly outside of the runtime, so the runtime's handle
+//! is taken before the work starts.
 
 use std::future::Future;
 use std::panic::{Location, resume_unwind};
@@ -17,22 +17,21 @@ use crate::context::run::Bound;
 use crate::error::Error;
 
 impl Context {
-    /// Runs a future until the context ends. If the future is stopped before it has finished, runs a cleanup with
-    /// time of its own.
+    /// Runs a future until the context ends, then a cleanup if the future has not finished.
     ///
-    /// Like [`run`](Self::run), but when `f` is dropped before it has finished, `cleanup` runs in a task. It receives a
-    /// context with the values of this one and a timeout of `grace`, which is also the [`current`](Self::current)
-    /// context of the task. When the grace is over, the cleanup is dropped at its `.await`. The returned future
-    /// resolves when the cleanup has ended.
+    /// This is like [`run`](Self::run), but if `f` is dropped before it has finished, `cleanup` runs in a task. It
+    /// receives a context with the values of this one and a timeout of `grace`, which is also the
+    /// [`current`](Self::current) context of the task. When that timeout expires, the cleanup is dropped at its
+    /// `.await`. The returned future resolves when the cleanup has ended.
     ///
-    /// The cleanup also runs if the returned future is dropped, as happens when the same context bounds its caller, and
-    /// if `f` panics. It does not run if `f` has finished, whatever the result, if the context had ended before `f`
-    /// was started, or if the grace is zero.
+    /// The cleanup also runs if `f` panics, and if the returned future is dropped, which happens when the same context
+    /// bounds its caller. It does not run if `f` has finished (whatever the result), if the context had ended before
+    /// `f` was started, or if `grace` is zero.
     ///
     /// # When not to use it
     ///
-    /// - For what a `Drop` implementation can do: close, unlock, return to a pool.
-    /// - For what has to happen even if the process dies; use a lease or a transaction.
+    /// - For anything a `Drop` implementation can do: close, unlock, return to a pool.
+    /// - For anything that has to happen even if the process dies; use a lease or a transaction.
     /// - For many tasks: a [`Group`](crate::Group) has a [`grace`](crate::Group::grace), and a
     ///   [`Shutdown`](crate::Shutdown) waits for the last work of a service.
     ///
@@ -42,8 +41,8 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// Returns the context's [`err`](Self::err) if it ends first. The cleanup handles its own errors. If it exceeds
-    /// its grace, the feature `tracing` emits an event.
+    /// Returns the context's [`err`](Self::err) if it ends first. The cleanup handles its own errors. If its timeout
+    /// expires, the feature `tracing` emits an event.
     ///
     /// # Panics
     ///
@@ -59,7 +58,8 @@ impl Context {
     /// # async fn abort_upload(_ctx: &Context, id: u32) { ABORTED.store(id, Ordering::Relaxed) }
     /// async fn upload(ctx: &Context, id: u32) -> Result<u64, Error> {
     ///     let grace = Duration::from_secs(5);
-    ///     ctx.run_then(send_parts(id), grace, move |ctx| async move { abort_upload(&ctx, id).await }).await
+    ///     let cleanup = move |ctx| async move { abort_upload(&ctx, id).await };
+    ///     ctx.run_then(send_parts(id), grace, cleanup).await
     /// }
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
@@ -95,7 +95,7 @@ impl Context {
             };
             if let Some(task) = armed.start() {
                 let lost = task.await.err();
-                // Otherwise it is through, or aborted, as its runtime shut down.
+                // If there is no panic, the task has finished, or was aborted by the shutdown of its runtime.
                 if let Some(panic) = lost.and_then(|lost| lost.try_into_panic().ok()) {
                     resume_unwind(panic);
                 }
@@ -105,7 +105,7 @@ impl Context {
     }
 }
 
-/// Starts the clean-up, if only by being dropped.
+/// Starts the cleanup when it is dropped, unless it was disarmed.
 struct Armed<'a, C: FnOnce(Context) -> Fut + Send + 'static, Fut: Future<Output = ()> + Send + 'static> {
     ctx: &'a Context,
     runtime: Handle,
@@ -119,14 +119,14 @@ where
     C: FnOnce(Context) -> Fut + Send + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    /// Spawns it; none if that has been done, or is not to be.
+    /// Spawns the cleanup. Returns `None` if it was spawned before, or disarmed.
     fn start(&mut self) -> Option<JoinHandle<()>> {
         let cleanup = self.cleanup.take()?;
         let free = self.ctx.without_cancel();
         let scope = free.limited_at(self.called_at, Some(self.grace));
         let bounded = async move {
-            // An end by the grace is the clean-up's to see.
-            let _over = scope.run(scope.scope(async { cleanup(scope.clone()).await })).await;
+            // The cleanup sees the end of its timeout itself.
+            let _ended = scope.run(scope.scope(async { cleanup(scope.clone()).await })).await;
         };
         Some(free.spawn_on(&self.runtime, self.called_at, bounded))
     }

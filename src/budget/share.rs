@@ -1,18 +1,18 @@
-//! Parts of the time left: a share for a step, a reserve for what comes after it.
+//! [`Context::with_share`] and [`Context::with_reserve`]: parts of the remaining time.
 
 use std::time::Duration;
 
 use crate::context::{CancelScope, Context};
 
 impl Context {
-    /// Derives a child with a share of the remaining time: with `0.7`, seven tenths of it.
+    /// Derives a child with a share of the remaining time: `with_share(0.7)` gets seven tenths of it.
     ///
     /// Use it for a step that may take long, but should leave time for another one: the first replica before the
     /// second, the cache before the database. A share of 1 or more is all of the remaining time. With a share of 0,
-    /// the child has ended from the start. Without a deadline, the child has no deadline either. The error of the
-    /// child names this line, and the time that the share amounted to.
+    /// the child has already ended when it is returned. If this context has no deadline, neither has the child. The
+    /// error of the child names the line that called this method, and the time that the share amounted to.
     ///
-    /// Do not use it for many steps in a row, each of which would get less time than the one before. Go has no
+    /// Do not use it for many steps in a row, because each would get less time than the one before. Go has no
     /// counterpart; there the share is computed from `ctx.Deadline()`.
     ///
     /// # Panics
@@ -41,19 +41,19 @@ impl Context {
     /// ```
     #[track_caller]
     pub fn with_share(&self, share: f64) -> CancelScope {
-        assert!(share >= 0.0, "a share of the time left is a number from 0 to 1, and not {share}");
+        assert!(share >= 0.0, "a share must be a number from 0 to 1, but was {share}");
         self.with_timeout(self.remaining().filter(|_| share < 1.0).map(|left| left.mul_f64(share)))
     }
 
-    /// Derives a child that ends earlier than this context by the given time, which is reserved for what follows:
-    /// the response, the way back, a fallback.
+    /// Derives a child whose deadline is earlier than this context's by `reserve`, the time needed by what follows:
+    /// a fallback, or sending the response.
     ///
-    /// Without a deadline, the child has no deadline either. If less time is left than the reserve, the child has
-    /// ended from the start, with a [`NotEnoughTime`](crate::NotEnoughTime) as the cause, which says how much time
-    /// was left and which line set the budget.
+    /// If this context has no deadline, neither has the child. If less time than the reserve is left, the child has
+    /// already ended when it is returned, with a [`NotEnoughTime`](crate::NotEnoughTime) as the cause. It says how
+    /// much time was left, and which line set the budget.
     ///
-    /// Do not use it for cleanup that has to run after the end of *this* context; [`run_then`](Self::run_then) gives
-    /// such a cleanup time of its own. Go has no counterpart; there it is written
+    /// Do not use it for a cleanup that has to run after the end of *this* context; [`run_then`](Self::run_then) gives
+    /// a cleanup time of its own. Go has no counterpart; there it is written
     /// `context.WithDeadline(ctx, deadline.Add(-reserve))`.
     ///
     /// ```
@@ -65,13 +65,13 @@ impl Context {
     /// # async fn main() {
     /// let ctx = Context::background().with_timeout(Duration::from_millis(500));
     ///
-    /// // What has been found so far is an answer as well, if there is time to send it.
+    /// // Leave time to send the results, even if the search is incomplete.
     /// let reserve = Duration::from_millis(50);
     /// let found = ctx.with_reserve(reserve).run(search()).await.unwrap_or_default();
     /// assert!(found.is_empty() && !ctx.is_done());
     ///
-    /// // context deadline exceeded: no time was left when it was set at src/main.rs:16: not enough time left:
-    /// // 2s required, 50ms left of the 500ms budget set at src/main.rs:6
+    /// // context deadline exceeded: no time was left when it was set at src/main.rs:13: not enough
+    /// // time left: 2s required, 50ms left of the 500ms budget set at src/main.rs:4
     /// println!("{}", ctx.with_reserve(Duration::from_secs(2)).err().unwrap());
     /// # }
     /// ```
@@ -79,9 +79,9 @@ impl Context {
     pub fn with_reserve(&self, reserve: Duration) -> CancelScope {
         let Some(deadline) = self.deadline() else { return self.with_cancel() };
         match self.require(reserve) {
-            // Before all that the clock can express is before now as well.
             Ok(()) => match deadline.checked_sub(reserve) {
                 Some(at) => self.with_deadline(at),
+                // A time before the clock's first is in the past.
                 None => self.with_timeout(Duration::ZERO),
             },
             Err(short) => self.with_timeout_cause(Duration::ZERO, short),

@@ -1,4 +1,4 @@
-//! [`Context::shield`]: work that goes on although what waits for it leaves.
+//! [`Context::shield`]: work that continues when its caller leaves.
 
 use std::future::Future;
 use std::panic::{Location, resume_unwind};
@@ -11,16 +11,16 @@ use crate::context::run::Bound;
 use crate::error::Error;
 
 impl Context {
-    /// Runs a future to its end in a task, and waits for it until the context ends.
+    /// Runs a future to completion in a task, and waits for its output until the context ends.
     ///
     /// If the context ends, or the returned future is dropped, the task continues, and its output is dropped. Use it
-    /// for work that is also of use to others, or that must not stop halfway: a new connection of a pool, an entry
-    /// of a cache. In the task, the [`current`](Self::current) context has the values of this one, and never
+    /// for work whose result is useful to other callers too, or that must not stop halfway: a new connection for a
+    /// pool, an entry of a cache. The task's [`current`](Self::current) context has the values of this one, and never
     /// ends. The task is spawned on the first poll, unless the context has ended.
     ///
     /// # When not to use it
     ///
-    /// - For work that may hang, since nothing limits it. Set a limit inside, with
+    /// - For work that may hang, because nothing limits it. Set a limit inside the task, with
     ///   `Context::current().within(limit, …)`.
     /// - Under overload: each caller that gives up leaves its work running, and a retry starts it again. Use
     ///   [`coalesce`](Self::coalesce).
@@ -53,7 +53,7 @@ impl Context {
     /// let (give_back, mut idle) = mpsc::channel(8);
     /// let request = Context::background().with_timeout(Duration::from_millis(100));
     ///
-    /// // The waiter gives up; the connection is made all the same, for the next one.
+    /// // The request times out. The connection is still established, for the next request.
     /// let waited = request.shield(async move {
     ///     let connection = connect().await;
     ///     give_back.send(connection).await.is_ok()
@@ -76,7 +76,7 @@ impl Context {
                 Ok(output) => Ok(output),
                 Err(lost) => match lost.try_into_panic() {
                     Ok(panic) => resume_unwind(panic),
-                    Err(_aborted) => panic!("what was shielded was aborted, as its runtime shut down"),
+                    Err(_aborted) => panic!("shielded work was aborted by the shutdown of its runtime"),
                 },
             }
         }

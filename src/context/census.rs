@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::context::Context;
 use super::guard::CancelGuard;
 use crate::error::Place;
-use crate::registry::{Draft, Kind, Registration, Table};
+use crate::registry::{Draft, Kind, Name, Registration, Table};
 
 /// The value that marks a test's context, and all contexts derived from it.
 pub(crate) struct Member {
@@ -61,7 +61,8 @@ impl InTest {
     /// Enters work that is started with this context, if that is a test's.
     pub(crate) fn new(ctx: &Context, kind: Kind, line: &'static Location<'static>) -> Option<InTest> {
         let member = ctx.value::<Member>()?;
-        let draft = Draft { kind, line, name: None, subject: None, probe: None };
+        let label: Option<Name> = None;
+        let draft = Draft { kind, line, started: None, label, subject: None, probe: None };
         Some(InTest {
             _entered: Registration::of_test(&member.census.0, draft),
             _test: ctx.without_cancel(),

@@ -12,11 +12,11 @@ use crate::token::Token;
 /// Carries a cancellation signal, a deadline and request-scoped values through a tree of calls. Go's
 /// `context.Context`.
 ///
-/// A context is derived from a parent, and ends with its parent or earlier. The `with_…` methods derive one;
-/// those whose context can be canceled return a [`CancelScope`](crate::CancelScope), the new context together
-/// with the right to cancel it. Pass a context by reference as the first parameter, or make it the current
-/// context of a task ([`spawn`](Self::spawn), [`current`](Self::current)). A clone is the same context, and
-/// costs one or two reference counts.
+/// A context is derived from a parent, and ends with its parent or earlier. The `with_…` methods derive
+/// contexts. If the new context can be canceled, they return a [`CancelScope`](crate::CancelScope): the context,
+/// together with the right to cancel it. Pass a context by reference as the first parameter, or make it the
+/// current context of a task ([`spawn`](Self::spawn), [`current`](Self::current)). A clone refers to the same
+/// context, and only increments one or two reference counts.
 ///
 /// `anyhow::Context` and `std::task::Context` have the same name; see
 /// [how to use them together](guide/traps/index.html#names-that-clash).
@@ -101,7 +101,7 @@ impl Context {
         &self.values
     }
 
-    /// Whether it can never end.
+    /// Returns whether the context can never end.
     #[cfg(feature = "tower")]
     pub(crate) fn is_endless(&self) -> bool {
         self.token.is_none()

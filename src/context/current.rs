@@ -146,7 +146,7 @@ impl Context {
         self.clone().enter(f)
     }
 
-    /// [`sync_scope`](Self::sync_scope), which takes the context.
+    /// Like [`sync_scope`](Self::sync_scope), but takes the context by value.
     #[inline]
     pub(crate) fn enter<R>(self, f: impl FnOnce() -> R) -> R {
         let mut lent = Some(self);

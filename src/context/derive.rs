@@ -31,8 +31,8 @@ impl Context {
 
     /// Derives a child that also ends at the given time. Go's `context.WithDeadline`.
     ///
-    /// If this context has an earlier deadline, that one applies, and is the one in the error. With a deadline
-    /// in the past, the child has ended from the start.
+    /// If this context has an earlier deadline, that one applies, and the error names it. With a deadline in the
+    /// past, the child has already ended when it is returned.
     ///
     /// ```
     /// use std::time::Duration;
@@ -50,9 +50,9 @@ impl Context {
 
     /// Derives a child that also ends after the given time. Go's `context.WithTimeout`.
     ///
-    /// If this context has an earlier deadline, that one applies. With a timeout of zero, the child has ended
-    /// from the start. `None` sets no timeout, so an optional limit needs no branch. A time that is too long
-    /// for the clock, such as [`Duration::MAX`], sets no timeout either.
+    /// If this context has an earlier deadline, that one applies. With a timeout of zero, the child has already
+    /// ended when it is returned. `None` sets no timeout, so an optional limit needs no branch. A time that is
+    /// too long for the clock, such as [`Duration::MAX`], sets no timeout either.
     ///
     /// On Linux and macOS the clock stops while the machine is suspended: see
     /// [Traps](https://docs.rs/tokio-ctx/latest/tokio_ctx/guide/traps/index.html#a-machine-that-sleeps).
@@ -151,7 +151,7 @@ impl Context {
     /// has no counterpart.
     ///
     /// Use it for work that should be finished even if the caller leaves, but not after its deadline. If the
-    /// deadline has passed, the new context has ended from the start. Without a deadline, this is
+    /// deadline has passed, the new context has already ended when it is returned. Without a deadline, this is
     /// [`without_cancel`](Self::without_cancel). The error names the line and the budget of the context that
     /// set the deadline, but not its cause.
     ///
@@ -178,19 +178,19 @@ impl Context {
         let Some(at) = self.deadline() else { return free };
         let now = now();
         let (set_at, budget) = self.deadline_origin(at).unwrap_or_else(|| {
-            // A canceled context no longer knows.
+            // A canceled context no longer stores the origin of its deadline.
             (Location::caller(), at.saturating_duration_since(now))
         });
         free.derive(Token::new(None, Some(Limit { at, now, budget, cause: None, preset: 0 }), set_at))
             .detach()
     }
 
-    /// A child that ends at `at` as well, which is the deadline of `other`: its error names that one's line.
+    /// Derives a child that also ends at `at`, the deadline of `other`. The error names the line that set it there.
     #[cfg(feature = "tower")]
     pub(crate) fn with_deadline_of(&self, other: &Context, at: Instant) -> CancelScope {
         let now = now();
         let (set_at, budget) = other.deadline_origin(at).unwrap_or_else(|| {
-            // Canceled, so that it no longer knows.
+            // As above.
             (Location::caller(), at.saturating_duration_since(now))
         });
         let limit = Limit { at, now, budget, cause: None, preset: 0 };
@@ -224,11 +224,10 @@ impl Context {
         self.derive(Token::new(self.token(), limit, made_at))
     }
 
+    #[inline(always)]
     pub(crate) fn derive(&self, token: Arc<Token>) -> CancelScope {
         #[cfg(feature = "watch")]
-        if self.token().is_none() {
-            token.register_root();
-        }
+        let token = if self.token().is_none() { token.registered_as_root() } else { token };
         Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 

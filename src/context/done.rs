@@ -142,7 +142,7 @@ impl<C: Borrow<Context>> Wait<C> {
         if !is_registration_valid && token.ended() {
             return self.end();
         }
-        // Polled again by the same task, it waits as it did.
+        // Polled again by the same task: the registration is still valid.
         let stays = is_registration_valid && self.waker == address(cx.waker());
         if stays && !token.needs_timer() {
             return Poll::Pending;
@@ -198,7 +198,7 @@ impl<C: Borrow<Context>> Wait<C> {
         if ended { self.end() } else { Poll::Pending }
     }
 
-    /// Not inline: an error is written once, where it is returned.
+    /// Not inlined, so that the error is written directly to where it is returned.
     #[inline(never)]
     fn end(self: Pin<&mut Self>) -> Poll<Error> {
         let this = self.project();

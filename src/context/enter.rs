@@ -18,15 +18,25 @@ use std::task::{Context as TaskContext, Poll, ready};
 
 #[cfg(any(feature = "test-util", feature = "watch"))]
 use pin_project_lite::pin_project;
+#[cfg(feature = "watch")]
+use tokio::time::Instant;
 
 #[cfg(feature = "test-util")]
 use super::census::InTest;
 use super::context::Context;
+#[cfg(feature = "tower")]
+use crate::registry::Label;
+#[cfg(all(feature = "tower", feature = "watch"))]
+use crate::registry::Record;
 #[cfg(feature = "watch")]
-use crate::registry::{self, Draft, Inside, Record, Registration};
+use crate::registry::{self, Draft, Inside, Registration};
 use crate::registry::{Kind, Name, Probe};
+#[cfg(all(feature = "tower", feature = "watch"))]
+use crate::sync::now;
 #[cfg(feature = "watch")]
 use crate::token::{Attachment, Token};
+#[cfg(all(feature = "tower", feature = "watch"))]
+use crate::trace::shielded;
 
 /// The registration of a piece of work, until it is dropped.
 #[derive(Default)]
@@ -67,8 +77,9 @@ impl Entry {
         Entry {
             #[cfg(feature = "watch")]
             watched: Registration::new(|| {
-                let (name, probe) = more();
-                Draft { kind, line, name, subject: ctx.subject(), probe }
+                let (label, probe) = more();
+                let started = Some(Instant::now());
+                Draft { kind, line, started, label, subject: ctx.subject(), probe }
             }),
             #[cfg(feature = "test-util")]
             _in_test: if kind.is_work() { InTest::new(ctx, kind, line) } else { None },
@@ -153,7 +164,7 @@ impl<F: Future> Future for Held<F> {
 #[cfg(feature = "tower")]
 pub(crate) struct Underway {
     #[cfg(feature = "watch")]
-    record: Option<Arc<Record>>,
+    registration: Option<Registration>,
 }
 
 #[cfg(feature = "tower")]
@@ -161,23 +172,36 @@ impl Underway {
     /// Registers the context until its token is dropped. The work is in progress until the returned value is
     /// dropped.
     #[inline]
-    pub(crate) fn new(
+    pub(crate) fn new<N: Label + 'static>(
         ctx: &Context,
         kind: Kind,
         line: &'static Location<'static>,
-        name: impl FnOnce() -> Option<Name>,
+        label: impl FnOnce() -> N,
     ) -> Underway {
-        let _ = (ctx, kind, line, &name);
+        let _ = (ctx, kind, line, &label);
         Underway {
             #[cfg(feature = "watch")]
-            record: if registry::is_installed() { ctx.register(kind, line, name()) } else { None },
+            registration: Registration::new(|| {
+                // The context has the time.
+                let started = None;
+                Draft { kind, line, started, label: label(), subject: ctx.subject(), probe: None }
+            }),
+        }
+    }
+
+    /// Returns a handle for the owner of the context.
+    #[inline]
+    pub(crate) fn handle(&self) -> UnderwayHandle {
+        UnderwayHandle {
+            #[cfg(feature = "watch")]
+            record: self.registration.as_ref().map(|registration| registration.record().clone()),
         }
     }
 
     /// Returns whether a watch counts it.
     pub(crate) fn is_watched(&self) -> bool {
         #[cfg(feature = "watch")]
-        return self.record.is_some();
+        return self.registration.is_some();
         #[cfg(not(feature = "watch"))]
         false
     }
@@ -187,8 +211,39 @@ impl Underway {
     pub(crate) fn polling(&self) -> Polling<'_> {
         Polling {
             #[cfg(feature = "watch")]
-            _inside: self.record.as_ref().map(|record| record.enter()),
+            _inside: self.registration.as_ref().map(|registration| registration.record().enter()),
             _life: std::marker::PhantomData,
+        }
+    }
+
+    /// Like [`polling`](Self::polling), for a second time within one poll.
+    #[inline]
+    pub(crate) fn polling_again(&self) -> Polling<'_> {
+        Polling {
+            #[cfg(feature = "watch")]
+            _inside: self.registration.as_ref().map(|registration| registration.record().enter_again()),
+            _life: std::marker::PhantomData,
+        }
+    }
+}
+
+/// A handle on work that is [underway](Underway).
+#[cfg(feature = "tower")]
+#[derive(Default)]
+pub(crate) struct UnderwayHandle {
+    #[cfg(feature = "watch")]
+    record: Option<Arc<Record>>,
+}
+
+#[cfg(feature = "tower")]
+impl UnderwayHandle {
+    /// Finishes the work if its context has ended. The owner of the context calls this before it drops the context,
+    /// because after that the time of the end is no longer known, and the work would not be counted as late.
+    pub(crate) fn finish_if_late(&self, ctx: &Context) {
+        let _ = ctx;
+        #[cfg(feature = "watch")]
+        if let Some(record) = self.record.as_ref().filter(|_| ctx.is_done()) {
+            registry::finish(record);
         }
     }
 }
@@ -196,9 +251,30 @@ impl Underway {
 #[cfg(all(feature = "tower", feature = "watch"))]
 impl Drop for Underway {
     fn drop(&mut self) {
-        if let Some(record) = self.record.take() {
-            registry::finish(&record);
+        let Some(registration) = self.registration.take() else { return };
+        // Usually nothing holds the context any more.
+        if let Some(token) = registration.subject().and_then(Token::of_subject) {
+            registration.finish();
+            token.keep_registered(registration);
+            shielded(|| drop(token));
         }
+    }
+}
+
+#[cfg(all(feature = "tower", feature = "watch"))]
+impl super::scope::CancelScope {
+    /// Counts the end of a request that has been answered, if nothing else holds its context. The context itself is not
+    /// ended, because nothing could observe that. Returns false if it has already ended.
+    pub(crate) fn count_as_finished(&self, cause_type: &'static str) -> bool {
+        let Some(token) = self.token() else { return true };
+        let at = now();
+        let is_over = token.is_done_at(at);
+        if !is_over {
+            let lived = token.created_at().map(|created| at.saturating_duration_since(created));
+            let made_at = token.made_at();
+            registry::finished(registry::Finished { made_at, cause_type, at, lived });
+        }
+        !is_over
     }
 }
 
@@ -218,6 +294,11 @@ impl Token {
         token
     }
 
+    /// Returns the token of a record, unless it has been dropped.
+    pub(crate) fn of_subject(subject: &registry::Subject) -> Option<Arc<Token>> {
+        subject.upgrade()?.downcast().ok()
+    }
+
     /// Keeps a registration until the token is dropped, or another one of its kind replaces it.
     fn keep_registered(&self, registration: Registration) {
         let kind = registration.record().kind;
@@ -233,50 +314,34 @@ impl Token {
         });
     }
 
-    /// Registers a root, if a watch is installed.
-    #[inline]
-    pub(super) fn register_root(self: &Arc<Self>) {
-        if registry::is_installed() {
-            self.register_root_now();
-        }
-    }
-
+    /// Registers the token if it is a root and a watch is installed. Takes the token by value, so that the cost for
+    /// all other tokens is a single branch.
     #[cold]
-    fn register_root_now(self: &Arc<Self>) {
+    pub(crate) fn registered_as_root(self: Arc<Self>) -> Arc<Self> {
+        if self.parent().is_some() || !registry::is_installed() {
+            return self;
+        }
         let (kind, line, subject) = (Kind::Root, self.made_at(), Some(self.subject()));
-        let draft = || Draft { kind, line, name: None, subject, probe: None };
+        let label: Option<Name> = None;
+        let draft = || Draft { kind, line, started: None, label, subject, probe: None };
         if let Some(registration) = Registration::new(draft) {
             self.keep_registered(registration);
         }
+        self
     }
 }
 
+/// # Watch
 #[cfg(feature = "watch")]
 impl Context {
     fn subject(&self) -> Option<registry::Subject> {
         self.token().map(|token| token.subject())
     }
 
-    /// Registers this context itself, until its token is dropped.
-    fn register(
-        &self,
-        kind: Kind,
-        line: &'static Location<'static>,
-        name: Option<Name>,
-    ) -> Option<Arc<Record>> {
-        let token = self.token()?;
-        let subject = Some(token.subject());
-        let registration = Registration::new(|| Draft { kind, line, name, subject, probe: None })?;
-        let record = registration.record().clone();
-        token.keep_registered(registration);
-        Some(record)
-    }
-
     /// Returns the same context, which a [`Watch`](crate::watch::Watch) shows under this name.
     ///
     /// The background cannot be named; name a context that is derived from it. Without an installed watch, this
-    /// returns a clone. Names are truncated to 120 characters, and a second
-    /// name replaces the first.
+    /// returns a clone. Names are truncated to 120 characters, and a second name replaces the first.
     ///
     /// ```
     /// use std::time::Duration;
@@ -294,8 +359,13 @@ impl Context {
     #[track_caller]
     pub fn named(&self, name: impl fmt::Display) -> Context {
         let line = Location::caller();
-        if registry::is_installed() {
-            self.register(Kind::Named, line, Some(Box::new(registry::brief(&name))));
+        if let (Some(token), true) = (self.token(), registry::is_installed()) {
+            let label: Option<Name> = Some(Box::new(registry::brief(&name)));
+            let (kind, started, subject) = (Kind::Named, Some(Instant::now()), Some(token.subject()));
+            let draft = || Draft { kind, line, started, label, subject, probe: None };
+            if let Some(registration) = Registration::new(draft) {
+                token.keep_registered(registration);
+            }
         }
         self.clone()
     }

@@ -60,9 +60,9 @@ pin_project! {
         wait: Option<Pin<Box<Wait<&'a Context>>>>,
         // Whether the wait was polled since the last item.
         waits: bool,
-        // Each item is a separate operation,
+        // The state of the operation that waits for the next item.
         entry: Entry,
-        // and progress.
+        // Each item is reported as progress.
         progress: Progress,
     }
 }

@@ -34,6 +34,8 @@ impl Context {
             (Some(a), Some(b)) if !Arc::ptr_eq(a, b) => Token::merge(a, b, made_at),
             (a, b) => Token::new(a.or(b), None, made_at),
         };
+        #[cfg(feature = "watch")]
+        let token = token.registered_as_root();
         Context::scope_of(token, self.values().or(other.values()), self.is_todo())
     }
 }

@@ -13,7 +13,7 @@ mod merge;
 mod tokens;
 mod when;
 
-mod query;
+mod inspect;
 
 pub(crate) mod done;
 mod ended;

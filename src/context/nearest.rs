@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_it_counts_with_the_values_of_both() {
+    fn a_derived_current_context_applies_with_the_values_of_both() {
         let request = Context::background().with_timeout(seconds(60)).with_value(1_u8).with_value("old");
         let part = request.with_timeout(seconds(1)).with_value("new");
         let both = request.context().with_value(2_u16).nearest(part.clone());
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn of_one_context_the_longer_list_of_values_counts() {
+    fn of_one_context_the_longer_list_of_values_applies() {
         let request = Context::background().with_cancel().with_value("old");
         let newer = request.context().with_value("new");
         assert_eq!(newer.nearest(request.clone()).value(), Some(&"new"));
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn below_a_merged_context_too() {
+    fn a_context_derived_from_a_merged_one_applies() {
         let request = Context::background().with_timeout(seconds(60));
         let service = Context::background().with_cancel();
         for merged in [request.merge(&service), service.merge(&request)] {
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn far_below_it_counts_and_beyond_a_thousand_levels_its_deadline_does() {
+    fn a_distant_descendant_applies_and_beyond_a_thousand_levels_only_its_deadline() {
         let request = Context::background().with_timeout(seconds(60));
         let mut path = vec![request.with_cancel()];
         let mut grow = |levels: usize| {
@@ -110,7 +110,7 @@ mod tests {
         assert!(grow(900));
         assert!(!grow(100_000));
 
-        // Merged ones are walked once, however they are knotted.
+        // Each merged context is visited once, even if it can be reached on several paths.
         let mut knot = request.with_cancel();
         for _ in 0..100 {
             knot = knot.context().merge(&knot.with_cancel());
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_lies_below_the_current_one_or_aside_counts_with_the_earlier_deadline() {
+    fn a_descendant_or_an_unrelated_context_applies_with_the_earlier_deadline() {
         let current = Context::background().with_timeout(seconds(10));
         let below = current.with_timeout(seconds(5)).with_value("own");
         assert_eq!(below.nearest(current.clone()).deadline(), below.deadline());
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(call.deadline(), current.deadline());
         assert_eq!((call.value::<&str>(), call.value::<u8>()), (Some(&"own"), None));
         assert_eq!(call.err().unwrap().origin().made_at().line(), line);
-        // It is its own otherwise.
+        // The cancellation of the current context does not apply.
         let canceled = Context::background().with_cancel();
         canceled.cancel();
         assert!(!aside.nearest(canceled.clone()).is_done());
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_current_one_it_is_as_it_was() {
+    fn without_a_current_context_the_context_is_unchanged() {
         let own = Context::background().with_timeout(seconds(5)).with_value("own");
         let call = own.nearest(Context::background().with_value("other"));
         assert_eq!((call.deadline(), call.value()), (own.deadline(), Some(&"own")));

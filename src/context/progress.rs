@@ -1,6 +1,6 @@
 //! [`Progress`]: reports progress to the idle limits of a context.
 //!
-//! It is here, below the module `budget`, because readers, streams and bodies report to it.
+//! It is not part of the module `budget`, because modules of lower layers report progress, too.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,11 +8,13 @@ use std::sync::Arc;
 use super::context::Context;
 use super::idle_limit::IdleLimit;
 
+/// # Progress
 impl Context {
-    /// Returns a handle that reports progress to all [idle limits](Self::with_idle) on the path of this context.
+    /// Returns a handle that reports progress to the [idle limits](Self::with_idle) of this context and its ancestors.
     ///
-    /// Without an idle limit, a report does nothing, so code can report progress without knowing whether there is one.
-    /// Keep the handle: to make one takes a walk up the tree, and a report is one store.
+    /// Without an idle limit, a report has no effect, so code can report progress without knowing whether there is one.
+    /// Keep the handle instead of creating one for each report: creating it visits the ancestors, and a report is only
+    /// one store per limit.
     ///
     /// ```
     /// use std::time::Duration;
@@ -40,7 +42,7 @@ impl Context {
 /// ```
 /// use tokio_ctx::Context;
 ///
-/// // No limit: nothing comes of it.
+/// // Without an idle limit, this has no effect.
 /// Context::background().progress().report_bytes(512);
 /// ```
 #[derive(Clone, Default)]
@@ -49,7 +51,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Reports progress: one relaxed store per limit. It reads no clock and touches no timer.
+    /// Reports progress. This is one relaxed store per limit, without reading the clock or touching a timer.
     ///
     /// ```
     /// use std::time::Duration;

@@ -36,7 +36,7 @@ impl Entry {
         if *self == Entry::Begun { Poll::Ready(Ok(())) } else { self.poll_with(ctx.err(), cx) }
     }
 
-    /// Lets the operation begin, unless this is how the context has ended.
+    /// Like [`poll`](Self::poll), with the result of querying the context, if it has ended, in `ended`.
     #[inline]
     pub(crate) fn poll_with(
         &mut self,

@@ -13,9 +13,10 @@ use crate::finished::Budget;
 use crate::sync::now;
 use crate::token::{Limit, Token};
 
+/// # Requests
 impl Context {
     /// Derives the context of a request, with `made_at` as the line in its error. This is one allocation,
-    /// because the cause of its deadline is a preset one.
+    /// because the cause of its deadline is a preset one. A watch is not informed.
     pub(crate) fn request_made_at(
         &self,
         made_at: &'static Location<'static>,
@@ -27,7 +28,8 @@ impl Context {
         });
         let token = Token::new(self.token(), limit, made_at);
         token.mark();
-        self.derive(token)
+        // A watch registers it as a request, also if it is a root.
+        Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 
     /// Derives the context of a handler that continues when this one, the context of its request, has ended. It
@@ -41,7 +43,7 @@ impl Context {
         scope
     }
 
-    /// Returns the time left, or the error if the context has ended, with one reading of the clock.
+    /// Returns the context of work that outlives its request: a WebSocket, an event stream, or work
     /// that must complete after the client has left or was answered.
     ///
     /// It ends with the context that [`ServerLayer`](crate::wire::ServerLayer) was made with ([`hard`], if that was a
@@ -108,6 +110,13 @@ impl Context {
             return Err(token.error());
         }
         Ok(Some(deadline.saturating_duration_since(now)))
+    }
+
+    /// Returns the error if the context has ended, without reading the clock. A deadline counts once its timer has
+    /// fired, so this is for a context that is being waited on.
+    #[cfg(feature = "tower")]
+    pub(crate) fn known_err(&self) -> Option<Error> {
+        self.token().filter(|token| token.ended()).map(|token| token.error())
     }
 
     /// Returns whether the service of this request has ended.

@@ -30,14 +30,14 @@ impl Context {
     ///
     /// # async fn rebuild() -> u32 { 1 }
     /// async fn rebuild_index(ctx: &Context) -> Result<u32, Error> {
-    ///     ctx.require(Duration::from_secs(2))?; // It takes that long at best.
+    ///     ctx.require(Duration::from_secs(2))?; // A rebuild takes at least that long.
     ///     ctx.run(rebuild()).await
     /// }
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() {
     /// let ctx = Context::background().with_timeout(Duration::from_millis(500));
-    /// // not enough time left: 2s required, 500ms left of the 500ms budget set at src/main.rs:8
+    /// // not enough time left: 2s required, 500ms left of the 500ms budget set at src/main.rs:9
     /// println!("{}", ctx.require(Duration::from_secs(2)).unwrap_err());
     /// assert!(rebuild_index(&ctx).await.unwrap_err().is_deadline_exceeded());
     /// assert!(rebuild_index(&Context::background()).await.is_ok());

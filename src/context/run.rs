@@ -147,8 +147,8 @@ impl Context {
 
     /// Runs a fallible async function with a timeout of its own, and returns a single flat result.
     ///
-    /// See [`within`](Self::within). At the deadline, either `f` notices and returns an error of its own, or
-    /// `f` is stopped; which of the two happens is up to chance. Both are an `E` here.
+    /// See [`within`](Self::within). At the deadline, either `f` notices first and returns an error of its own,
+    /// or it is stopped. With this method, both result in an `E`.
     ///
     /// # Errors
     ///
@@ -299,31 +299,31 @@ impl<C: Borrow<Context>, F> Bound<C, F> {
         Bound { entry: Entry::Fresh, future: Some(future), wait: Some(Wait::new(ctx)) }
     }
 
-    /// Creates one whose context has just been checked.
+    /// Like [`new`](Self::new), for a context that the caller has just checked.
     pub(crate) fn begun(ctx: C, future: F) -> Self {
         Bound { entry: Entry::Begun, future: Some(future), wait: Some(Wait::new(ctx)) }
     }
 
-    /// The context, until it is over.
+    /// Returns the context, or `None` once resolved.
     pub(crate) fn ctx(&self) -> Option<&Context> {
         self.wait.as_ref().map(Wait::ctx)
     }
 }
 
 impl<C: Borrow<Context>, F> Bound<C, F> {
-    /// Drops the future, if it is still there, and leaves the context for later.
+    /// Drops the future, but keeps the context.
     pub(crate) fn stop(self: Pin<&mut Self>) {
         self.project().future.set(None);
     }
 
-    /// Whether the future is there.
+    /// Returns whether the future has not been dropped yet.
     pub(crate) fn is_open(&self) -> bool {
         self.future.is_some()
     }
 }
 
 impl<C: Borrow<Context>, F: Future> Bound<C, F> {
-    /// [`poll`](Future::poll), which leaves the context for later: when it is ready, the future alone is dropped.
+    /// Like [`poll`](Future::poll), but when it is ready, drops only the future and keeps the context.
     #[inline]
     pub(crate) fn poll_step(
         self: Pin<&mut Self>,

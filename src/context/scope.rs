@@ -44,7 +44,7 @@ use crate::error::{BoxError, How};
 ///     // One step, bounded in one expression.
 ///     let page = request.with_timeout(Duration::from_millis(80)).run(fetch("/news")).await?;
 ///
-///     // Several steps under one deadline. Everything started for them stops when `ctx` is dropped.
+///     // Several steps under one deadline. Everything that they start stops when `ctx` is dropped.
 ///     let ctx = request.with_timeout(Duration::from_millis(200));
 ///     let log = ctx.clone();
 ///     tokio::spawn(async move { println!("rendering is over: {}", log.done().await) });
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_that_nothing_else_sees_makes_no_end() {
+    fn dropping_a_scope_that_nothing_observes_records_no_end() {
         for (nth, scope) in scopes().into_iter().enumerate() {
             assert!(!ends(&scope), "scope {nth}");
             // Handles that have been dropped do not count.
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_that_something_sees_makes_one() {
+    fn dropping_a_scope_that_something_observes_records_an_end() {
         type Keep = fn(&CancelScope) -> Box<dyn std::any::Any>;
         let keepers: [Keep; 6] = [
             |scope| Box::new(scope.context().clone()),

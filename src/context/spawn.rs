@@ -46,7 +46,7 @@ impl Context {
         self.spawn_on(&Handle::current(), Location::caller(), f)
     }
 
-    /// [`spawn`](Self::spawn) on that runtime, in the name of another line.
+    /// Like [`spawn`](Self::spawn), on the given runtime, and with `spawned_at` as the line that spawned the task.
     pub(crate) fn spawn_on<F>(
         &self,
         runtime: &Handle,

@@ -62,7 +62,7 @@ impl Index {
     }
 }
 
-/// The value of an entry that is there for its index alone.
+/// The value of an entry that exists only to hold an index.
 struct Merged;
 
 impl Values {
@@ -193,24 +193,24 @@ fn bit(id: TypeId) -> u64 {
     1 << (hash(id) >> 58)
 }
 
-/// Returns the hash that a `TypeId` consists of.
+/// Returns the hash that a `TypeId` contains.
 #[inline]
 fn hash(id: TypeId) -> u64 {
-    let mut hasher = AsItIs::default();
+    let mut hasher = IdentityHasher::default();
     id.hash(&mut hasher);
     hasher.0
 }
 
 #[derive(Default)]
-struct AsItIs(u64);
+struct IdentityHasher(u64);
 
-impl Hasher for AsItIs {
+impl Hasher for IdentityHasher {
     #[inline]
     fn write_u64(&mut self, hash: u64) {
         self.0 = hash;
     }
 
-    // A `TypeId` does not use this today, but may in the future.
+    // `TypeId` only calls `write_u64` today, but that may change.
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn every_bit_of_a_hash_counts_that_is_written_in_bytes() {
         let hash = |bytes: [u8; 16]| {
-            let mut hasher = AsItIs::default();
+            let mut hasher = IdentityHasher::default();
             hasher.write(&bytes);
             hasher.finish()
         };

@@ -6,7 +6,7 @@
 //!   crosses services.
 //! - [The rules](rules): how to use a context well, on one page.
 //!
-//! For what you know already:
+//! For newcomers from other APIs:
 //!
 //! - [Coming from Go](coming_from_go): every function of package `context`, common idioms and programs, side by
 //!   side.
@@ -24,10 +24,10 @@
 //!   axum or tonic program.
 //! - [Spending a budget](spending_a_budget): retries, idle limits, shared work, reserves and queues under one
 //!   deadline, each beside the hand-written code that it replaces.
-//! - [What is still running?](what_is_still_running): find the line whose work was told to stop and is still there,
-//!   in axum and in a worker without HTTP.
-//! - [Recipes](recipes): patterns that are built with a context in about ten lines each.
-//! - [Traps](traps): behavior that surprises, and what to write instead.
+//! - [What is still running?](what_is_still_running): find the line whose work is still running after it was
+//!   canceled, in axum and in a worker without HTTP.
+//! - [Recipes](recipes): patterns that take about ten lines each with a context.
+//! - [Traps](traps): surprising behavior, and what to write instead.
 
 // The package `examples` compiles and runs the programs, and compares the output.
 #[cfg_attr(not(doctest), doc = include_str!("tutorial.md"))]
@@ -48,11 +48,10 @@ pub mod cancel_safety {}
 #[doc = include_str!("testing.md")]
 pub mod testing {}
 
-// Its code needs gRPC servers and more: the tests in `tests/peers` run it.
+// The tests in `tests/peers` run the code of these two pages, because it needs gRPC servers and more.
 #[cfg_attr(not(doctest), doc = include_str!("from_service_to_service.md"))]
 pub mod from_service_to_service {}
 
-// As above.
 #[cfg_attr(not(doctest), doc = include_str!("services.md"))]
 pub mod services {}
 

@@ -15,7 +15,8 @@
 //!     let ctx = until_termination(&Context::background())?;
 //!     serve(&ctx).await;
 //!     if let Some(why) = ctx.err() {
-//!         eprintln!("stopped: {why}"); // stopped: context canceled at src/main.rs:6: SIGTERM received
+//!         // stopped: context canceled at src/main.rs:6: SIGTERM received
+//!         eprintln!("stopped: {why}");
 //!     }
 //!     Ok(()) // Stopped as requested, which is a success.
 //! }
@@ -159,7 +160,7 @@ impl StdError for Signal {}
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> std::io::Result<()> {
 /// let ctx = until_termination(&Context::background())?;
-/// println!("{}", ctx.done().await); // context canceled at src/main.rs:6: SIGINT received
+/// println!("{}", ctx.done().await); // context canceled at src/main.rs:4: SIGINT received
 /// # Ok(())
 /// # }
 /// ```

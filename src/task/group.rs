@@ -28,8 +28,8 @@
 //! # Traps
 //!
 //! - **Tasks have to observe the context.** The group's context is the [`current`](Context::current) context of
-//!   its tasks. A task stops if it uses `ctx.run(…)`, `ctx.check()?` or `ctx.done()`. A task that does not
-//!   keeps [`join`](Group::join) waiting, as in Go. [`grace`](Group::grace) aborts such tasks after a time;
+//!   its tasks. A task stops if it uses `ctx.run(…)`, `ctx.check()?` or `ctx.done()`. A task that uses
+//!   none of them keeps [`join`](Group::join) waiting, as in Go. [`grace`](Group::grace) aborts such tasks after a time;
 //!   `grace(Duration::ZERO)` stops every task at its next `.await`, as trio and Kotlin do.
 //! - **A task that does not await cannot be stopped**, neither by aborting it nor by dropping the group. `join`
 //!   waits for it. Call [`check`](Context::check) in such a task, or move the work to
@@ -305,7 +305,8 @@ where
     /// group.spawn(async move { Ok(ctx.sleep(Duration::from_secs(60)).await?) });
     /// group.spawn(async { Err("the disk is full")? });
     ///
-    /// let error: BoxError = group.join().await.unwrap_err(); // Immediately, because the sleeping task is canceled.
+    /// // Returns at once, because the sleeping task is canceled.
+    /// let error: BoxError = group.join().await.unwrap_err();
     /// assert_eq!(error.to_string(), "the disk is full");
     /// # }
     /// ```
@@ -442,7 +443,7 @@ where
     pub(crate) fn poll_forget(&mut self, cx: &mut TaskContext<'_>) {
         let is_kept = |(_, outcome): &Ended<T, E>| !matches!(outcome.end, End::Done(_));
         while let Poll::Ready(Some(joined)) = self.inner.tasks.poll_join_next_with_id(cx) {
-            let ended = self.inner.note(joined);
+            let ended = self.inner.record(joined);
             self.inner.ended().push_back(ended);
         }
         self.inner.ended().retain(is_kept);
@@ -519,7 +520,8 @@ impl<T, E, L> Group<T, E, L> {
     /// group.spawn(std::future::pending()); // Ignores its context.
     /// let line = line!() - 1;
     ///
-    /// // context deadline exceeded: 100ms budget set at src/main.rs:6: aborted: 1 task spawned at src/main.rs:9
+    /// // context deadline exceeded: 100ms budget set at src/main.rs:4: aborted: 1 task spawned at
+    /// // src/main.rs:7
     /// let ended = group.join().await.unwrap_err();
     /// assert!(ended.is_deadline_exceeded());
     /// assert!(ended.to_string().ends_with(&format!(":{line}")));
@@ -752,7 +754,7 @@ impl<T: Send + 'static, E: Send + 'static> Inner<T, E> {
     /// Collects all tasks that have finished by now.
     fn collect(&mut self) {
         while let Some(joined) = self.tasks.try_join_next_with_id() {
-            let ended = self.note(joined);
+            let ended = self.record(joined);
             self.ended().push_back(ended);
         }
     }
@@ -764,7 +766,7 @@ impl<T: Send + 'static, E: Send + 'static> Inner<T, E> {
         grace_over: &'a mut Option<GraceOver>,
     ) -> impl Future<Output = Option<Ended<T, E>>> + use<'a, T, E> {
         poll_fn(|cx| match self.tasks.poll_join_next_with_id(cx) {
-            Poll::Ready(joined) => Poll::Ready(joined.map(|joined| self.note(joined))),
+            Poll::Ready(joined) => Poll::Ready(joined.map(|joined| self.record(joined))),
             Poll::Pending => {
                 self.poll_grace(grace_over, cx);
                 Poll::Pending
@@ -776,7 +778,8 @@ impl<T: Send + 'static, E: Send + 'static> Inner<T, E> {
     /// finished.
     fn poll_grace(&mut self, grace_over: &mut Option<GraceOver>, cx: &mut TaskContext<'_>) {
         let Some(grace) = self.grace.filter(|_| !self.overdue) else { return };
-        let over = grace_over.get_or_insert_with(|| Box::pin(until_over(self.ctx.done_owned(), grace)));
+        let over =
+            grace_over.get_or_insert_with(|| Box::pin(until_grace_over(self.ctx.done_owned(), grace)));
         if over.as_mut().poll(cx).is_ready() {
             *grace_over = None;
             self.overdue = true;
@@ -784,10 +787,10 @@ impl<T: Send + 'static, E: Send + 'static> Inner<T, E> {
         }
     }
 
-    fn note(&mut self, joined: Result<(Id, Result<T, E>), JoinError>) -> Ended<T, E> {
+    fn record(&mut self, joined: Result<(Id, Result<T, E>), JoinError>) -> Ended<T, E> {
         let id = joined.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
         let Member { nth, spawned_at } =
-            self.running.remove(&id).expect("every task of the set is noted when it is spawned");
+            self.running.remove(&id).expect("every task of the set is recorded when it is spawned");
         let end = match joined {
             Ok((_, Ok(value))) => End::Done(value),
             Ok((_, Err(error))) => End::Failed(error),
@@ -858,7 +861,7 @@ fn in_order<V>(mut numbered: Vec<(usize, V)>) -> Vec<V> {
     numbered.into_iter().map(|(_, value)| value).collect()
 }
 
-async fn until_over(done: DoneOwned, grace: Duration) {
+async fn until_grace_over(done: DoneOwned, grace: Duration) {
     let ended_at = done.await.origin().ended_at();
     // Tokio's timer rounds up, which would overflow at the very end of the clock's range.
     match ended_at.checked_add(grace).filter(|at| at.checked_add(Duration::from_secs(1)).is_some()) {

@@ -1,37 +1,36 @@
-//! Queries that run elsewhere, at a database's server or on a thread, and end there with their context.
+//! Queries that run at a database server or on another thread, and are canceled there when their context ends.
 //!
-//! A query's future that is dropped, by [`run`](Context::run), a timeout or a server that gives the request up, leaves the
-//! server at work, and the connection in a state that its next user will meet. So a query has to be *canceled*, which
-//! each driver does in its own way, *waited for*, and the connection kept from others until it is known to be idle.
-//! [`Context::query`] does that, on every path:
+//! If the future of a query is dropped, for example by [`run`](Context::run) or by a timeout, the server continues to
+//! work on the query, and the next user of the connection has to wait for it, or receives its response. Therefore the
+//! query has to be *canceled*, which each driver does in its own way, and *waited for*. Until then, the connection must
+//! not be used for anything else. [`Context::query`] does all of that:
 //!
-//! | what happens | what becomes of the query | of the connection |
+//! | what happens | the query | the connection |
 //! |---|---|---|
-//! | the context has ended before | it is not begun | it is returned |
-//! | the query returns | | it is returned |
-//! | the context ends | it is canceled, again and again, and waited for, for the [`grace`](Connection::grace) | it is returned once the query has returned, and no cancel is under way |
-//! | it does not return within the grace | its future is dropped | [discarded](Connection::discard) |
-//! | the caller drops the future | the same, as if the context had ended | dropped once the query has returned, which gives it back to its pool, or discarded |
-//! | the query panics | it is canceled once | discarded; then the panic goes on |
-//! | the runtime shuts down | its future is dropped | discarded |
+//! | the context has already ended | is not started | is returned |
+//! | the query returns | | is returned |
+//! | the context ends | is canceled repeatedly, and waited for, for the [`grace`](Connection::grace) period | is returned when the query has returned and no cancel is in progress |
+//! | the query does not return within the grace period | is dropped | is [discarded](Connection::discard) |
+//! | the caller drops the future | is canceled, as if the context had ended | is dropped when the query has returned, which puts it back into its pool, or is discarded |
+//! | the query panics | is canceled once | is discarded; then the panic is resumed |
+//! | the runtime shuts down | is dropped | is discarded |
 //!
-//! A driver is known by an implementation of [`Connection`], some twenty lines; `examples/recipes` has those for
-//! `tokio-postgres`, `sqlx` and `rusqlite`, alone and through a pool, tested against real servers.
+//! For each driver, implement [`Connection`], which takes some twenty lines. `examples/recipes` contains implementations
+//! for `tokio-postgres`, `sqlx` and `rusqlite`, with and without a pool, which are tested against real servers.
 //!
 //! # Traps
 //!
-//! - **The function owns what it uses**, as a task does: after a drop it goes on without its caller.
-//! - **Waiting for a connection is a step of its own**, which counts against the same budget:
-//!   `ctx.run(pool.get()).await`.
-//! - **Several statements** share one call of [`Context::query`]; after the end, the cancels hit the one under way,
-//!   whose error should leave the function. One that begins between two cancels may be faster than the next one.
-//! - **What the function leaves on the connection** is there for its next user: a transaction that was begun by hand, say.
-//!   The transactions of drivers undo themselves when they are dropped.
-//! - **A shutdown does not wait** for a query whose caller has gone, unless the function holds a
-//!   [`ticket`](crate::Shutdown::ticket). The end of the runtime discards its connection.
-//! - **Only this connection's queries are on it.** A driver that lets several callers share a connection, and their
-//!   queries queue there (`tokio-postgres`), cancels that of another. [`Context::query`] owns the connection; share
-//!   it by a pool, or by an owned guard of a mutex.
+//! - **The function owns what it uses**, like a task, because it continues after the caller has dropped the future.
+//! - **Waiting for a connection is a separate step**, within the same deadline: `ctx.run(pool.get()).await`.
+//! - **Several statements** in one function are canceled one at a time. A cancel affects the statement in progress, whose
+//!   error should end the function. A statement that begins between two cancels may complete before the second one.
+//! - **State that the function leaves on the connection**, such as a transaction that was begun by hand, is still there
+//!   for the next user. The transaction types of drivers roll back when they are dropped.
+//! - **A shutdown does not wait** for a query whose caller has dropped the future, unless the function holds a
+//!   [`ticket`](crate::Shutdown::ticket). When the runtime shuts down, the connection is discarded.
+//! - **No other queries may run on the connection.** Some drivers (`tokio-postgres`) allow several callers to share a
+//!   connection, and would cancel the query of another caller. [`Context::query`] owns the connection. To share it, use
+//!   a pool, or the owned guard of a mutex.
 
 use std::future::Future;
 use std::mem;
@@ -45,32 +44,33 @@ use crate::context::{CancelScope, Context};
 
 mod commit;
 mod connection;
+mod handoff;
 mod outcome;
-mod turns;
 mod work;
 
 pub use commit::Commit;
 pub use connection::{Connection, QueryFuture};
+use handoff::Handoff;
 pub use outcome::{Outcome, Stopped, StoppedKind};
-use turns::Turns;
 use work::Work;
 
+/// # Database queries
 impl Context {
-    /// Runs a query on a connection. When the context ends first, cancels it and waits until it has really ended.
+    /// Runs a query on a connection. If the context ends first, cancels the query and waits until it has ended.
     ///
-    /// `f` is called only if the context has not ended by the first poll. In it, [`current`](Self::current) is a child
-    /// of this context, which ends when the returned future is dropped too. From its end on, a task of its own polls the
-    /// query, cancels it and waits for it, also while this future is held and not polled. Until then there is no
-    /// task. The [module](crate::query) has the table of all that can happen.
+    /// `f` is not called if the context has ended before the first poll. Inside of `f`, [`current`](Self::current) is a
+    /// child of this context, which ends as well when the returned future is dropped. When it ends, a new task cancels
+    /// the query and waits for it, even if this future is not polled. Before that, there is no task. The
+    /// [module](crate::query) lists all cases.
     ///
-    /// A dropped future of a driver goes on at the server; let `f` await all that it begins. Go's
-    /// `QueryContext` of `database/sql`, whose drivers do the same.
+    /// `f` should await every future that it makes, because a query whose future is dropped continues at the server. Go's
+    /// `QueryContext` of `database/sql`.
     ///
     /// # Panics
     ///
-    /// As the query does, once it has been canceled. When polled after the end of the context, without a Tokio runtime
-    /// that has a time driver, as [`tokio::time::sleep`]; the connection is then discarded. When polled again after it
-    /// was ready.
+    /// Panics if the query panics, after it was canceled. Panics when polled after the end of the context without a
+    /// Tokio time driver, as [`tokio::time::sleep`] does; the connection is then discarded. Panics when polled again after
+    /// it was ready.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -118,10 +118,10 @@ impl Context {
     ///
     /// let client = outcome.connection.unwrap();
     /// let outcome = ctx.query(client, |client| Box::pin(client.query("SELECT forever()"))).await;
-    /// assert!(outcome.result.unwrap().is_err()); // The server's word that it has stopped.
+    /// assert!(outcome.result.unwrap().is_err()); // The server has stopped the query.
     /// assert!(outcome.ended.unwrap().is_deadline_exceeded());
     ///
-    /// let client = outcome.connection.unwrap(); // Free for the next query; but there is no time for one.
+    /// let client = outcome.connection.unwrap(); // It can be used again, but no time remains.
     /// let outcome = ctx.query(client, |client| Box::pin(client.query("SELECT 3"))).await;
     /// assert_eq!(outcome.result.unwrap_err().kind(), StoppedKind::NotBegun);
     /// # }
@@ -140,17 +140,15 @@ impl Context {
         self.transact(connection, |connection, _commit| f(connection))
     }
 
-    /// [`query`](Self::query) for several statements that end with a commit, which is not canceled once it is
-    /// sent.
+    /// Like [`query`](Self::query), for statements that end with a commit, which is not canceled after it was sent.
     ///
-    /// A commit that is canceled, or whose answer is not waited for, has happened or not. [`Commit::send`] begins it only
-    /// while the context has not ended, and has its answer waited for, for the connection's
-    /// [`grace`](Connection::grace); what has no answer by then says so,
-    /// [`commit_sent`](Stopped::commit_sent).
+    /// If a commit were canceled, or its response not awaited, it would be unknown whether it took effect.
+    /// [`Commit::send`] sends it only if the context has not ended, and the response is then awaited for at most the
+    /// [`grace`](Connection::grace) period. If there is no response by then, [`commit_sent`](Stopped::commit_sent) is true.
     ///
     /// # Panics
     ///
-    /// As [`query`](Self::query).
+    /// See [`query`](Self::query).
     ///
     /// ```
     /// use tokio_ctx::{Context, BoxError};
@@ -203,7 +201,7 @@ impl Context {
     }
 }
 
-/// A query, and what is to be done with it if it is dropped.
+/// Future for the outcome of a query.
 struct Query<C: Connection, T: Send + 'static, F> {
     entry: Entry,
     place: &'static Location<'static>,
@@ -211,17 +209,17 @@ struct Query<C: Connection, T: Send + 'static, F> {
 }
 
 enum Stage<C: Connection, T, F> {
-    /// Dropped as it is, the connection is given back: nothing has used it.
+    /// Not started. Dropping the connection returns it to its pool.
     Fresh {
         scope: CancelScope,
         connection: C,
         f: F,
     },
-    Begun(Arc<Turns<C, T>>),
+    Begun(Arc<Handoff<C, T>>),
     Over,
 }
 
-/// Nothing in it is pinned but in boxes.
+/// Everything that is pinned is in a box.
 impl<C: Connection, T: Send + 'static, F> Unpin for Query<C, T, F> {}
 
 impl<C, T, F> Future for Query<C, T, F>
@@ -243,20 +241,20 @@ where
             if let Err(ended) = entered {
                 return Poll::Ready(Outcome::not_begun(connection, ended));
             }
-            this.stage = Stage::Begun(Turns::new(Work::begin(scope, connection, f), this.place));
+            this.stage = Stage::Begun(Handoff::new(Work::begin(scope, connection, f), this.place));
         }
-        let Stage::Begun(turns) = &this.stage else { panic!("polled again after it was ready") };
-        let end = ready!(turns.poll(cx));
+        let Stage::Begun(handoff) = &this.stage else { panic!("polled again after it was ready") };
+        let end = ready!(handoff.poll(cx));
         this.stage = Stage::Over;
         Poll::Ready(end.unwrap_or_else(|payload| resume_unwind(payload)))
     }
 }
 
-/// What is under way is finished elsewhere: the query is canceled, and waited for.
+/// A query in progress is canceled and waited for in a task.
 impl<C: Connection, T: Send + 'static, F> Drop for Query<C, T, F> {
     fn drop(&mut self) {
-        if let Stage::Begun(turns) = &self.stage {
-            turns.abandon();
+        if let Stage::Begun(handoff) = &self.stage {
+            handoff.cancel();
         }
     }
 }

@@ -1,5 +1,5 @@
-//! [`Shutdown`]: graceful shutdown of a service. It stops taking work, cancels the work that is left after a grace period, and
-//! reports which work did not end in time.
+//! [`Shutdown`]: graceful shutdown of a service. It stops taking work, cancels the work that is left after a grace
+//! period, and reports which work did not end in time.
 //!
 //! # The phases
 //!
@@ -54,14 +54,14 @@
 //! # async fn accept(_: TcpListener, _: Shutdown) {}
 //! #[tokio::main]
 //! async fn main() -> Result<(), BoxError> {
-//! let ctx = until_termination(&Context::background())?;
-//! let shutdown = Shutdown::new(&ctx);
+//!     let ctx = until_termination(&Context::background())?;
+//!     let shutdown = Shutdown::new(&ctx);
 //!
 //!     let listener = TcpListener::bind("127.0.0.1:8080").await?;
 //!     shutdown.named("accept").spawn(accept(listener, shutdown.clone()));
 //!
 //!     Ok(shutdown.wait().await.into_result()?) // An error if some work did not end in time.
-//!     }
+//! }
 //! ```
 //!
 //! [A service that drains] shows complete programs with axum and tonic.
@@ -71,8 +71,8 @@
 //!
 //! # When a part fails
 //!
-//! A task that panics or returns an error does not begin the shutdown by itself. For an essential part of the service, spawn a
-//! second task that does so when the part ends for any reason:
+//! A task that panics or returns an error does not begin the shutdown by itself. For an essential part of the service,
+//! spawn a second task that begins the shutdown when the part ends for any reason:
 //!
 //! ```
 //! use std::io;
@@ -80,17 +80,18 @@
 //! use tokio_ctx::{Context, Shutdown};
 //!
 //! async fn must_run(shutdown: Shutdown, part: JoinHandle<io::Result<()>>) {
-//! match part.await {
-//! Ok(Ok(())) => shutdown.begin("a part that must run has ended"),
-//! Ok(Err(failed)) => shutdown.begin(failed),
-//! Err(panicked) => shutdown.begin(panicked),
-//! }
+//!     match part.await {
+//!         Ok(Ok(())) => shutdown.begin("an essential part has ended"),
+//!         Ok(Err(failed)) => shutdown.begin(failed),
+//!         Err(panicked) => shutdown.begin(panicked),
+//!     }
 //! }
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() {
 //! let shutdown = Shutdown::new(&Context::background());
-//! let consumer = shutdown.named("consumer").spawn(async { Err(io::ErrorKind::BrokenPipe.into()) });
+//! let consumer = async { Err(io::ErrorKind::BrokenPipe.into()) };
+//! let consumer = shutdown.named("consumer").spawn(consumer);
 //! shutdown.spawn(must_run(shutdown.clone(), consumer));
 //!
 //! let report = shutdown.wait().await;
@@ -100,22 +101,22 @@
 //!
 //! # Traps
 //!
-//! - **[`wait`](Shutdown::wait) has to be awaited.** It drives the phases; without it, the grace period never ends. It should
-//!   be the last thing that `main` awaits.
+//! - **[`wait`](Shutdown::wait) has to be awaited.** It drives the phases; without it, the grace period never ends. It
+//!   should be the last thing that `main` awaits.
 //! - **Spawn or track accept loops too.** Otherwise `wait` may find no work and return before the loop has noticed the
 //!   shutdown, and will not wait for work that the loop spawns after that.
-//! - **Idle connections**, which wait for their next request, are work, and take up the entire grace period unless they observe
-//!   [`soft`](Shutdown::soft) while waiting: `shutdown.soft().run(read_request()).await`.
+//! - **Idle connections**, which wait for their next request, count as work, and take up the entire grace period unless
+//!   they observe [`soft`](Shutdown::soft) while waiting: `shutdown.soft().run(read_request()).await`.
 //! - **Tasks have to observe the context.** Until the abort phase, a task is not stopped. `hard` is the
 //!   [current](Context::current) context of a task of `spawn`; use `ctx.run(work)`.
-//! - **Servers that spawn tasks themselves** (axum's `serve`, tonic) end when all their connections have ended. If they are
-//!   aborted, those connections continue. [`ServerLayer::with_shutdown`] makes each request part of the shutdown, so that it is
-//!   canceled in time and named in the report. See [A service that drains].
+//! - **Servers that spawn tasks themselves** (axum's `serve`, tonic) end when all their connections have ended. If they
+//!   are aborted, those connections continue. [`ServerLayer::with_shutdown`] makes each request part of the shutdown, so
+//!   that it is canceled in time and named in the report. See [A service that drains].
 //! - **Calling `wait` in a task of the same shutdown** excludes that task from the wait, but not other tasks that
 //!   await it, nor a ticket that it holds. Those keep it waiting until the grace period and the cleanup time are over.
-//! - **Threads and `spawn_blocking` cannot be aborted.** With a [`ticket`](Shutdown::ticket), the shutdown waits for them and reports
-//!   them. They should [`check`](Context::check) the context. A runtime waits for its blocking tasks when it is dropped. If
-//!   the report names such a task, exit the process, or use `Runtime::shutdown_background`.
+//! - **Threads and `spawn_blocking` cannot be aborted.** With a [`ticket`](Shutdown::ticket), the shutdown waits for them
+//!   and reports them. They should [`check`](Context::check) the context. A runtime waits for its blocking tasks when it
+//!   is dropped. If the report names such a task, exit the process, or use `Runtime::shutdown_background`.
 
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -143,7 +144,7 @@ use crate::registry::{self, Kind};
 #[cfg(feature = "watch")]
 pub(crate) mod probe;
 
-/// What a watch asks.
+/// Returns the probe through which a watch reads the shutdown.
 fn probe(soft: &Context, hard: &Context, work: &Arc<Work>) -> Option<registry::Probe> {
     let _ = (soft, hard, work);
     #[cfg(feature = "watch")]
@@ -280,7 +281,7 @@ impl Shutdown {
     /// ```
     pub fn named<'a>(&self, name: impl Into<Cow<'a, str>>) -> Shutdown {
         let name = name.into();
-        let name = below(self.name.as_deref(), &name);
+        let name = nested_name(self.name.as_deref(), &name);
         Shutdown { common: self.common.clone(), name: Some(name) }
     }
 
@@ -386,12 +387,12 @@ impl Shutdown {
     /// # #[tokio::main]
     /// # async fn main() {
     /// let shutdown = Shutdown::new(&Context::background());
-    /// let told = shutdown.clone();
+    /// let handle = shutdown.clone();
     /// tokio::spawn(async move {
     ///     ctrl_c().await.expect("a handler");
-    ///     told.begin("Ctrl-C");
+    ///     handle.begin("Ctrl-C");
     ///     ctrl_c().await.expect("a handler");
-    ///     told.force("second Ctrl-C");
+    ///     handle.force("second Ctrl-C");
     /// });
     /// println!("{}", shutdown.wait().await);
     /// # }
@@ -496,7 +497,7 @@ impl Shutdown {
     fn ticket_for(&self, kind: Kind, spawned_at: &'static Location<'static>) -> Ticket {
         let name = || self.name.clone().map(|name| Box::new(name) as registry::Name);
         let entry = Entry::named(&self.common.hard, kind, spawned_at, name);
-        self.enter(Name::Given(self.name.clone()), spawned_at, entry)
+        self.add(Name::Given(self.name.clone()), spawned_at, entry)
     }
 
     /// Returns a ticket with a label below the shutdown's name. The label is formatted only for the report.
@@ -508,12 +509,12 @@ impl Shutdown {
     ) -> Ticket {
         // The request registers by itself.
         let entry = Entry::in_test(&self.common.hard, Kind::Request, spawned_at);
-        self.enter(Name::Labeled(self.name.clone(), Box::new(label)), spawned_at, entry)
+        self.add(Name::Labeled(self.name.clone(), Box::new(label)), spawned_at, entry)
     }
 
-    fn enter(&self, name: Name, spawned_at: &'static Location<'static>, entry: Entry) -> Ticket {
+    fn add(&self, name: Name, spawned_at: &'static Location<'static>, entry: Entry) -> Ticket {
         let work = self.common.work.clone();
-        Ticket { id: work.enter(name, spawned_at), work, entry }
+        Ticket { id: work.add(name, spawned_at), work, entry }
     }
 
     /// Waits until the shutdown begins, drives it through its phases, and returns the report.
@@ -587,7 +588,7 @@ impl Common {
     /// may end immediately.
     fn end_hard(&self, cause: BoxError, place: &'static Location<'static>) {
         if !self.hard.is_done() {
-            self.work.mark();
+            self.work.record_overdue();
             self.hard.cancel_at(place, cause);
         }
     }
@@ -664,16 +665,16 @@ enum Name {
 }
 
 impl Name {
-    fn written(&self) -> Option<Arc<str>> {
+    fn to_text(&self) -> Option<Arc<str>> {
         match self {
             Name::Given(name) => name.clone(),
             #[cfg(feature = "tower")]
-            Name::Labeled(name, label) => Some(below(name.as_deref(), label)),
+            Name::Labeled(name, label) => Some(nested_name(name.as_deref(), label)),
         }
     }
 }
 
-fn below(above: Option<&str>, name: &dyn fmt::Display) -> Arc<str> {
+fn nested_name(above: Option<&str>, name: &dyn fmt::Display) -> Arc<str> {
     match above {
         Some(above) => format!("{above}/{name}").into(),
         None => name.to_string().into(),
@@ -685,7 +686,7 @@ impl Work {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, name: Name, spawned_at: &'static Location<'static>) -> u64 {
+    fn add(&self, name: Name, spawned_at: &'static Location<'static>) -> u64 {
         let mut list = self.lock();
         let id = list.next;
         list.next += 1;
@@ -693,7 +694,7 @@ impl Work {
         id
     }
 
-    fn leave(&self, id: u64) {
+    fn remove(&self, id: u64) {
         let mut list = self.lock();
         let left = list.running.remove(&id);
         list.waiting -= usize::from(left.as_ref().is_some_and(|left| left.waits > 0));
@@ -717,14 +718,14 @@ impl Work {
     }
 
     /// Records the running work as overdue.
-    fn mark(&self) {
-        self.lock().mark();
+    fn record_overdue(&self) {
+        self.lock().record_overdue();
     }
 
     /// Aborts the tasks that are still running.
     fn abort(&self) {
         let mut list = self.lock();
-        list.mark();
+        list.record_overdue();
         list.aborting = true;
         let List { running, overdue, .. } = &mut *list;
         let mut handles = Vec::new();
@@ -748,7 +749,7 @@ impl Work {
         let mut list = self.lock();
         list.over = true;
         if !ended {
-            list.mark();
+            list.record_overdue();
         }
         let by_now = |(id, overdue): (&u64, &Overdue)| {
             let fate = if list.running.contains_key(id) { Fate::Running } else { overdue.fate };
@@ -768,10 +769,10 @@ impl List {
     }
 
     /// Records the running work as overdue, except for work that waits for the shutdown itself.
-    fn mark(&mut self) {
+    fn record_overdue(&mut self) {
         for (id, running) in self.running.iter().filter(|(_, running)| running.waits == 0) {
             self.overdue.entry(*id).or_insert_with(|| {
-                let (name, spawned_at) = (running.name.written(), running.spawned_at);
+                let (name, spawned_at) = (running.name.to_text(), running.spawned_at);
                 Overdue { name, spawned_at, fate: Fate::Canceled }
             });
         }
@@ -982,7 +983,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.work.leave(self.id);
+        self.work.remove(self.id);
     }
 }
 

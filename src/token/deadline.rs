@@ -87,6 +87,7 @@ impl Inner {
 impl Token {
     /// Inserts a token that nothing has waited on into a bucket. The caller stores the registration under the lock that it
     /// takes anyway to register its waker.
+    #[inline]
     #[track_caller]
     pub(crate) fn enter_bucket(self: &Arc<Self>, here: Option<RuntimeId>) -> Option<Entry> {
         let is_first = self.owns_deadline() && !self.has(OCCUPIED | ENDED);

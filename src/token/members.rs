@@ -62,9 +62,8 @@ impl More {
     fn empty(&mut self, work: &mut Work) -> Option<Box<IntoIter<Weak<Token>>>> {
         // Most children have one waiter.
         work.wake_all(mem::take(&mut self.waiters), self.children.len());
-        for attachment in self.attachments.iter().cloned() {
-            work.defer(move |_| attachment.ended());
-        }
+        let attachments = self.attachments.clone().into_iter();
+        attachments.for_each(|attachment| work.defer(move |_| attachment.ended()));
         if !self.entries.is_empty() {
             let entries = mem::take(&mut self.entries);
             work.defer(|_| drop(entries));

@@ -155,6 +155,7 @@ const WAKERS_TAKEN: u16 = 1 << 12;
 /// The deadline has a cause, which is stored under the lock.
 const HAS_CAUSE: u16 = 1 << 13;
 /// A module above has marked the token.
+#[cfg(feature = "http")]
 const MARKED: u16 = 1 << 14;
 
 /// A node of the tree.
@@ -180,6 +181,7 @@ pub(crate) struct Token {
 }
 
 type Line = &'static Location<'static>;
+type Parent<'a> = Option<&'a Arc<Token>>;
 
 /// The `key` of a root, which counts as linked.
 const ROOT: u32 = u32::MAX;
@@ -205,20 +207,28 @@ pub(crate) struct Limit {
 impl Token {
     /// Creates a child of `parent`, or a root. Takes no lock.
     #[inline]
-    pub(crate) fn new(parent: Option<&Arc<Token>>, limit: Option<Limit>, made_at: Line) -> Arc<Token> {
+    pub(crate) fn new(parent: Parent<'_>, limit: Option<Limit>, made_at: Line) -> Arc<Token> {
         match limit {
             Some(limit) => Token::with_limit(parent, limit, made_at),
-            None => Arc::new_cyclic(|_| Token::node(parent, None, made_at)),
+            None if trace::records_creation() => Token::with_time(parent, made_at),
+            None => Arc::new_cyclic(|_| Token::node(parent, None, 0, 0, made_at)),
         }
     }
 
-    fn with_limit(parent: Option<&Arc<Token>>, limit: Limit, made_at: Line) -> Arc<Token> {
+    /// Creates a token whose time of creation is recorded. It is a separate function so that other tokens only pay for one
+    /// branch.
+    #[cold]
+    fn with_time(parent: Parent<'_>, made_at: Line) -> Arc<Token> {
+        Arc::new_cyclic(|_| Token::node(parent, None, trace::read_clock(), 0, made_at))
+    }
+
+    fn with_limit(parent: Parent<'_>, limit: Limit, made_at: Line) -> Arc<Token> {
         let deadline = Stamp::new(limit.at);
         if parent.is_some_and(|parent| parent.deadline <= deadline) || deadline == Stamp::NEVER {
             return Token::new(parent, None, made_at);
         }
-        let own = (deadline, nanos(limit.budget), limit.preset);
-        let token = Arc::new_cyclic(|_| Token::node(parent, Some(own), made_at));
+        let (budget, preset) = (nanos(limit.budget), limit.preset);
+        let token = Arc::new_cyclic(|_| Token::node(parent, Some(deadline), budget, preset, made_at));
         if let Some(cause) = limit.cause {
             token.inner.lock().more().expiry = Some(cause.into());
             token.state.fetch_or(OCCUPIED | HAS_CAUSE, Ordering::Relaxed);
@@ -239,7 +249,7 @@ impl Token {
 
     /// Creates a child of both tokens, which ends when either of them does. It is linked from the start.
     pub(crate) fn merge(parent: &Arc<Token>, other: &Arc<Token>, made_at: Line) -> Arc<Token> {
-        let mut token = Token::node(Some(parent), None, made_at);
+        let mut token = Token::node(Some(parent), None, trace::creation_stamp(), 0, made_at);
         token.deadline = parent.deadline.min(other.deadline);
         let checked = CHECKED & (parent.state() | other.state());
         token.state = AtomicU16::new(OCCUPIED | MERGED | checked);
@@ -249,31 +259,23 @@ impl Token {
             other.record_end_time();
         }
         let token = Arc::new(token);
-        let ended = || [parent, other].into_iter().find(|parent| parent.is_done());
-        let ended = ended().or_else(|| {
-            token.link_both(other);
-            ended()
-        });
-        if let Some(parent) = ended {
+        token.link_both(other);
+        if let Some(parent) = [parent, other].into_iter().find(|parent| parent.is_done()) {
             token.end_by(token.ending_below(parent, UNDATED));
         }
         token
     }
 
-    /// Returns a new token. `own` is its deadline, its budget, and the number of the preset cause, if it has a deadline
-    /// of its own.
+    /// Returns a new token. With a deadline of its own, `own`, its `clock` is the budget, and `preset` the number of the preset
+    /// cause. Otherwise `clock` is the time of creation.
     ///
     /// Called in `Arc::new_cyclic`, which constructs the token in place. `Arc::new` would copy it.
     #[inline(always)]
-    fn node(parent: Option<&Arc<Token>>, own: Option<(Stamp, u64, u8)>, made_at: Line) -> Token {
+    fn node(parent: Parent<'_>, own: Option<Stamp>, clock: u64, preset: u8, made_at: Line) -> Token {
         let level = parent.map_or(0, |parent| (parent.level & LEVEL) + 1) % COPY_INTERVAL;
-        let (deadline, level, clock) = match own {
-            Some((deadline, budget, preset)) => {
-                (deadline, level | OWNS_DEADLINE | (preset << PRESET), budget)
-            }
-            None => {
-                (parent.map_or(Stamp::NEVER, |parent| parent.deadline), level, trace::creation_stamp())
-            }
+        let (deadline, level) = match own {
+            Some(deadline) => (deadline, level | OWNS_DEADLINE | (preset << PRESET)),
+            None => (parent.map_or(Stamp::NEVER, |parent| parent.deadline), level),
         };
         // Set when the parent was created.
         let checked = parent.map_or(0, |parent| parent.state.load(Ordering::Relaxed) & CHECKED);
@@ -398,13 +400,11 @@ impl Token {
     #[cold]
     pub(crate) fn walk_up(self: &Arc<Self>, mut visit: impl FnMut(&Arc<Token>) -> bool) {
         let (mut merged, mut pending) = (BTreeSet::new(), Vec::new());
+        let mut is_new = |token: &Arc<Token>| !token.has(MERGED) || merged.insert(Arc::as_ptr(token));
         let mut walk = |first: &Arc<Token>, pending: &mut Vec<Arc<Token>>| {
             let mut next = Some(first);
-            while let Some(token) = next.filter(|token| visit(token)) {
+            while let Some(token) = next.filter(|token| visit(token) && is_new(token)) {
                 if token.has(MERGED) {
-                    if !merged.insert(Arc::as_ptr(token)) {
-                        break;
-                    }
                     pending.extend(token.second());
                 }
                 next = token.parent();

@@ -276,7 +276,7 @@ fn take_apart(mut next: Option<Token>, second: Option<Arc<Token>>) {
 
 impl Token {
     /// Removes the token from its bucket and from the lists of its parents, and returns these.
-    #[inline]
+    #[inline(always)]
     fn leave_lists(&mut self) -> (Option<Arc<Token>>, Option<Arc<Token>>) {
         let mut second = None;
         if self.state.load(Ordering::Relaxed) & OCCUPIED != 0 {

@@ -18,10 +18,12 @@ pub(super) struct Work {
     more: Option<Box<More>>,
 }
 
+type Task = Box<dyn FnOnce(&mut Work)>;
+
 #[derive(Default)]
 struct More {
     wakers: Vec<Waker>,
-    tasks: Vec<Box<dyn FnOnce(&mut Work)>>,
+    tasks: Vec<Task>,
 }
 
 impl Work {

@@ -1,9 +1,9 @@
-//! Which requests the routes answer: those of loopback peers, that no other site's page can have sent.
+//! The requests that the routes answer: those of loopback peers that cannot come from a page of another site.
 //!
-//! Three ways lead to a port that listens on loopback alone, and each is closed here. A peer elsewhere, where the port
-//! listens on more than loopback: its address says so. A proxy on this machine: it says for which peer it asks, in a
-//! header. A page of another site in a browser on this machine, whose name was made to point here (DNS rebinding): the
-//! browser still sends that name as the host.
+//! A request from elsewhere can reach the port in three ways, and each is refused here. If the port listens on other
+//! addresses as well, the peer has such an address. A proxy on this machine names the client in a header. A page of
+//! another site, whose name resolves to this machine (DNS rebinding), can send requests from a browser on this machine;
+//! the browser sends that name as the host.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -18,24 +18,24 @@ use http::uri::Authority;
 
 /// Which requests the [routes](super::Watch::routes) of a watch answer.
 ///
-/// They show lines of code, the names of requests, and how busy the service is. So without more they answer only:
+/// The routes show lines of code, the names of requests, and the load of the service. By default they answer only:
 ///
-/// - peers on loopback addresses, as axum's [`ConnectInfo`] has them. A request that a proxy on this machine says it has
-///   forwarded, by a header, is none of these;
-/// - requests whose host is an IP address, `localhost`, or a name below that. A page of another site, whose name was made
-///   to point to this machine, sends that name.
+/// - peers on loopback addresses, according to axum's [`ConnectInfo`]. A request with a header that says that a proxy has
+///   forwarded it is refused;
+/// - requests whose host is an IP address, `localhost`, or a name below `localhost`. A page of another site whose name
+///   resolves to this machine has another host.
 ///
-/// To look from elsewhere, forward a port: `ssh -L 9000:localhost:9000 host`, or `kubectl port-forward`.
+/// For access from another machine, forward a port: `ssh -L 9000:localhost:9000 host`, or `kubectl port-forward`.
 ///
 /// ```
 /// use tokio_ctx::watch::{self, Access};
 ///
-/// // Behind something of your own that asks for a password.
+/// // Behind your own authentication.
 /// let access = Access::loopback().any_peer().host("watch.example.com");
 /// let app: axum::Router = axum::Router::new().nest("/watch", watch::install().routes_for(access));
 /// ```
 #[derive(Clone)]
-#[must_use = "give it to `Watch::routes_for`"]
+#[must_use = "pass it to `Watch::routes_for`"]
 pub struct Access {
     peers: Peers,
     hosts: Hosts,
@@ -54,20 +54,20 @@ enum Hosts {
     Any,
 }
 
-/// Why a request is not answered.
+/// The response to a request that is refused.
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
     pub(super) text: &'static str,
 }
 
 impl Access {
-    /// Loopback peers only, and local hosts only.
+    /// Answers loopback peers only, and local hosts only.
     pub fn loopback() -> Access {
         Access { peers: Peers::Loopback, hosts: Hosts::Local(Vec::new()) }
     }
 
-    /// Answers those peers for whose addresses `allow` returns true, instead of loopback peers. Of a request through a
-    /// proxy the peer is the proxy.
+    /// Answers the peers for whose addresses `allow` returns true, instead of loopback peers. The peer of a request that
+    /// comes through a proxy is the proxy.
     ///
     /// ```
     /// use std::net::IpAddr;
@@ -80,13 +80,13 @@ impl Access {
         Access { peers: Peers::If(Arc::new(allow)), ..self }
     }
 
-    /// Answers all peers, also where there is no [`ConnectInfo`]: over a Unix socket, say. For routes that
-    /// authenticate their users by a layer around them.
+    /// Answers all peers, even if there is no [`ConnectInfo`], for example over a Unix socket. Use it for routes behind a
+    /// layer that authenticates their users.
     pub fn any_peer(self) -> Access {
         Access { peers: Peers::Any, ..self }
     }
 
-    /// Answers requests for this host as well: a name without a port.
+    /// Also answers requests for this host, which is a name without a port.
     pub fn host(mut self, name: &str) -> Access {
         if let Hosts::Local(names) = &mut self.hosts {
             names.push(name.into());
@@ -94,8 +94,8 @@ impl Access {
         self
     }
 
-    /// Answers requests for all hosts. Not together with loopback peers alone: any site's page that a browser on
-    /// this machine shows could then read the watch.
+    /// Answers requests for all hosts. Do not use it if the answer depends only on the address of the peer: a page of any
+    /// site that is open in a browser on this machine could then read the watch.
     pub fn any_host(self) -> Access {
         Access { hosts: Hosts::Any, ..self }
     }
@@ -115,7 +115,7 @@ impl Access {
             }
             Peers::If(allow) => allow(peer(request)?),
         };
-        let text = "this page answers only peers on the machine itself, or those its service allows: forward a port, \
+        let text = "this page is available only from this machine, or from peers that the service allows: forward a port, \
                     or see tokio_ctx::watch::Access\n";
         if allowed { Ok(()) } else { Err(Refusal { status: StatusCode::FORBIDDEN, text }) }
     }
@@ -126,13 +126,14 @@ impl Access {
             let host = authority.host();
             is_local(host) || names.iter().any(|name| name.eq_ignore_ascii_case(host))
         };
-        // HTTP/2 has it in the URI, HTTP/1 in the header, or in both. A request without, of HTTP/1.0, is no browser's.
+        // HTTP/2 has the host in the URI, HTTP/1 in the header or in both. Only HTTP/1.0 has requests without a host, and
+        // browsers do not use it.
         let in_header = |host: &http::HeaderValue| {
             Authority::try_from(host.as_bytes()).is_ok_and(|host| is_allowed(&host))
         };
         let allowed = request.uri.authority().is_none_or(is_allowed)
             && request.headers.get_all(HOST).iter().all(in_header);
-        let text = "this page is not served under this host name: use an IP address or localhost, or see \
+        let text = "this page is not available under this host name: use an IP address or localhost, or see \
                     tokio_ctx::watch::Access::host\n";
         if allowed { Ok(()) } else { Err(Refusal { status: StatusCode::FORBIDDEN, text }) }
     }
@@ -141,10 +142,10 @@ impl Access {
 fn peer(request: &Parts) -> Result<IpAddr, Refusal> {
     let info = request.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
     let mock = || request.extensions.get::<MockConnectInfo<SocketAddr>>().map(|info| info.0);
-    let text = "the service cannot tell whose request this is: serve the router with \
+    let text = "the address of the peer is not known: serve the router with \
                 `into_make_service_with_connect_info::<SocketAddr>()`, or see tokio_ctx::watch::Access::any_peer\n";
     let refusal = Refusal { status: StatusCode::INTERNAL_SERVER_ERROR, text };
-    // `::ffff:127.0.0.1` is loopback as well.
+    // `::ffff:127.0.0.1` is a loopback address as well.
     info.or_else(mock).map(|peer| peer.ip().to_canonical()).ok_or(refusal)
 }
 

@@ -1,23 +1,23 @@
-//! Installing a watch, and the handle on it.
+//! The installation of a watch, and its handle.
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::OnceLock;
 
+use super::collect::Collector;
 use super::metrics;
-use super::picture::Picture;
 use super::snapshot::Snapshot;
 use super::stats::Stats;
 use crate::registry::{self, Hub, Table};
 
-/// As many shards as threads are likely to spawn at once.
+/// More than the number of threads that usually spawn at the same time.
 const SHARDS: usize = 32;
 const MAX_ENTRIES: usize = 100_000;
 
 /// Installs a watch with the settings of [`Watch::builder`], or returns the one that is installed.
 ///
-/// From then on contexts and tasks are registered and ends are dated, for the rest of the process. What was derived or
-/// spawned before is not tracked, so call it first thing in `main`.
+/// From then on, contexts and tasks are registered, and the times of ends are recorded, until the process exits. Contexts
+/// that were derived and tasks that were spawned before are not tracked, so call this at the start of `main`.
 ///
 /// ```
 /// let watch = tokio_ctx::watch::install();
@@ -27,9 +27,9 @@ pub fn install() -> Watch {
     Builder::new().installed()
 }
 
-/// How a watch is to be installed. Made by [`Watch::builder`].
+/// The settings of a watch. Created by [`Watch::builder`].
 #[derive(Clone, Debug)]
-#[must_use = "nothing is watched until `install`"]
+#[must_use = "a watch has no effect until it is installed"]
 pub struct Builder {
     max_entries: usize,
     show_causes: bool,
@@ -40,9 +40,8 @@ impl Builder {
         Builder { max_entries: MAX_ENTRIES, show_causes: false }
     }
 
-    /// How many pieces of work and roots are registered at most, and how many contexts a picture looks at: 100,000
-    /// by default. What is over that is left out, and counted: [`Totals::unregistered`] and
-    /// [`Totals::unseen`].
+    /// Sets the maximum number of registered entries, and of contexts in a snapshot: 100,000 by default. Those above it
+    /// are left out, and counted in [`Totals::unregistered`] and [`Totals::unseen`].
     ///
     /// [`Totals::unregistered`]: super::Totals::unregistered
     /// [`Totals::unseen`]: super::Totals::unseen
@@ -51,18 +50,18 @@ impl Builder {
         self
     }
 
-    /// Whether the texts of causes are shown. They may hold what users sent, so they are not unless this allows it; the
-    /// kind of an end, its line and the type of its cause are shown in any case. Values are never shown.
+    /// Sets whether the texts of causes are shown: false by default, because they may contain user data. The kind of an
+    /// end, its line and the type of its cause are always shown. Values are never shown.
     pub fn show_causes(mut self, show: bool) -> Self {
         self.show_causes = show;
         self
     }
 
-    /// Installs the watch, for the rest of the process.
+    /// Installs the watch, until the process exits.
     ///
     /// # Errors
     ///
-    /// If one is installed already: then nothing has changed. [`install`] returns that one.
+    /// Returns an error, and changes nothing, if a watch is already installed. [`install`] returns that watch.
     ///
     /// ```
     /// use tokio_ctx::watch::Watch;
@@ -73,15 +72,15 @@ impl Builder {
     /// ```
     pub fn install(self) -> Result<Watch, AlreadyInstalled> {
         let mut is_new = false;
-        let watch = self.installed_noting(&mut is_new);
+        let watch = self.installed_if_first(&mut is_new);
         if is_new { Ok(watch) } else { Err(AlreadyInstalled(())) }
     }
 
     fn installed(self) -> Watch {
-        self.installed_noting(&mut false)
+        self.installed_if_first(&mut false)
     }
 
-    fn installed_noting(self, is_new: &mut bool) -> Watch {
+    fn installed_if_first(self, is_new: &mut bool) -> Watch {
         static STATS: OnceLock<Stats> = OnceLock::new();
         let Builder { max_entries, show_causes } = self;
         let stats = STATS.get_or_init(|| {
@@ -94,21 +93,21 @@ impl Builder {
     }
 }
 
-/// A watch is installed already.
+/// The error of [`Builder::install`] if a watch is already installed.
 #[derive(Clone, Copy, Debug)]
 pub struct AlreadyInstalled(());
 
 impl fmt::Display for AlreadyInstalled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a watch is installed already: `watch::install()` returns it")
+        f.write_str("a watch is already installed: `watch::install()` returns it")
     }
 }
 
 impl StdError for AlreadyInstalled {}
 
-/// The watch of this process: a handle, whose clones are the same.
+/// A handle to the watch of this process. All handles are equivalent.
 ///
-/// Dropping it changes nothing.
+/// Dropping a handle has no effect.
 #[derive(Clone, Copy)]
 pub struct Watch {
     pub(super) hub: &'static Hub,
@@ -116,18 +115,18 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// A watch with settings of its own.
+    /// Returns the default settings, to change them.
     pub fn builder() -> Builder {
         Builder::new()
     }
 
-    /// Takes a picture of what is running.
+    /// Takes a snapshot of everything that is running.
     ///
-    /// It polls no future, stops nothing, and holds one lock at a time for at most a thousand steps. It takes about a
-    /// second for a million contexts, in the thread that calls it; from a task, use
-    /// [`spawn_blocking`](tokio::task::spawn_blocking) where there may be so many.
+    /// This polls no future, stops nothing, and holds one lock at a time, for about a thousand steps. It runs in the calling
+    /// thread, and takes about a second for a million contexts. In a task of a program with that many contexts, call it
+    /// in [`spawn_blocking`](tokio::task::spawn_blocking).
     pub fn snapshot(&self) -> Snapshot {
-        Picture::take(self.hub, self.stats)
+        Collector::snapshot(self.hub, self.stats)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The text form on a signal: for a service that does not answer any more.
+//! The text of a snapshot, printed on a signal. It works for a service that no longer responds.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -18,14 +18,14 @@ use crate::trace::shielded;
 static SIGNALS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
 impl Watch {
-    /// Has the process print a picture to its standard error whenever it gets a signal: `kill -USR1 4711`.
+    /// Prints a snapshot to standard error whenever the process receives a signal: `kill -USR1 4711`.
     ///
-    /// A thread of the watch's own does so: it works while the runtime is stuck. The signal then has that effect and no other:
-    /// it no longer ends the process, if it did. A second call for the same signal changes nothing.
+    /// A separate thread prints it, so it works while the runtime is stuck. The default action of the signal, such as ending
+    /// the process, is disabled. A second call for the same signal has no effect.
     ///
     /// # Errors
     ///
-    /// If the signal cannot be caught, or the system has no room for a socket or a thread.
+    /// Returns an error if the signal cannot be caught, or if the system cannot create a socket or a thread.
     ///
     /// ```
     /// use tokio_ctx::signal::Signal;
@@ -39,20 +39,21 @@ impl Watch {
     #[cfg_attr(docsrs, doc(cfg(all(unix, feature = "signal"))))]
     pub fn dump_on(&self, signal: Signal) -> io::Result<()> {
         self.dump_on_with(signal, |snapshot| {
-            // A descriptor of its own: another thread may be stuck with the lock of `std`'s handle.
+            // A separate descriptor, because a thread that is stuck may hold the lock of `std`'s handle.
             if let Ok(stderr) = io::stderr().as_fd().try_clone_to_owned() {
                 let _closed = File::from(stderr).write_all(format!("{snapshot}\n").as_bytes());
             }
         })
     }
 
-    /// [`dump_on`](Self::dump_on), which passes the picture to `f` instead, on the watch's thread: for a log.
+    /// Like [`dump_on`](Self::dump_on), but passes the snapshot to `f`, for example to log it. `f` is called on a separate
+    /// thread.
     ///
     /// If `f` panics, the next signal calls it again.
     ///
     /// # Errors
     ///
-    /// As [`dump_on`](Self::dump_on).
+    /// See [`dump_on`](Self::dump_on).
     ///
     /// ```
     /// use tokio_ctx::signal::Signal;
@@ -78,7 +79,7 @@ impl Watch {
         let watch = *self;
         thread::Builder::new().name("tokio-ctx-dump".into()).spawn(move || {
             let mut bytes = [0; 64];
-            // Signals that come while one is handled are one. It ends if the registration below has failed.
+            // Signals that arrive while one is handled are combined. The thread ends if the registration below fails.
             while let Ok(1..) = signaled.read(&mut bytes) {
                 shielded(|| f(watch.snapshot()));
             }

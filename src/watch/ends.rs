@@ -1,4 +1,4 @@
-//! How an end is told: its kind, its line, its cause's type, and its cause's text where that is allowed.
+//! How an end is described: its kind, its line, the type of its cause, and the text of its cause if that is allowed.
 
 use std::error::Error as StdError;
 use std::fmt::{self, Write as _};
@@ -10,6 +10,8 @@ use tokio::time::Instant;
 use super::snapshot::{End, How, Line};
 use crate::context::NotEnoughTime;
 use crate::error::{self, Error, Origin};
+#[cfg(feature = "http")]
+use crate::finished::Budget;
 use crate::finished::Finished;
 #[cfg(feature = "tower")]
 use crate::finished::RequestEnd;
@@ -19,12 +21,12 @@ use crate::task::shutdown::GraceOver;
 use crate::token::Token;
 use crate::trace::shielded;
 
-/// A cause's text is cut to so many characters.
+/// The maximum number of characters of the text of a cause.
 const LONGEST: usize = 300;
 
 type Cause = dyn StdError + Send + Sync + 'static;
 
-/// An end, without what keeps a cause.
+/// The description of an end. It does not keep the cause.
 #[derive(Clone)]
 pub(super) struct Facts {
     pub(super) how: How,
@@ -47,16 +49,16 @@ impl Facts {
         }
     }
 
-    /// The end of a token, noticed or not, without its cause's text.
+    /// Returns the end of a token, even if no query has noticed it yet, without the text of its cause.
     pub(super) fn of(token: &Arc<Token>) -> Option<Facts> {
-        let noticed = token.ended().then(|| token.error());
-        let error = noticed.or_else(|| token.unnoticed_error(Instant::now()))?;
+        let stored = token.ended().then(|| token.error());
+        let error = stored.or_else(|| token.unnoticed_error(Instant::now()))?;
         let facts = Facts::new(&error, false);
         shielded(|| drop(error));
         Some(facts)
     }
 
-    pub(super) fn tell(&self, now: Instant) -> End {
+    pub(super) fn to_end(&self, now: Instant) -> End {
         let line = self.origin.canceled_at().unwrap_or(self.origin.made_at());
         End {
             how: self.how,
@@ -69,6 +71,7 @@ impl Facts {
     }
 }
 
+/// Returns the kind of an end.
 pub(super) fn how(error: &Error) -> How {
     let by_cause = error.cause().and_then(|cause| {
         #[cfg(feature = "tower")]
@@ -100,7 +103,7 @@ pub(super) fn how(error: &Error) -> How {
     })
 }
 
-/// The name of the cause's type, by the type itself or by the line that gave it.
+/// Returns the name of the cause's type, which is known from the type itself or from the line that passed it.
 pub(super) fn cause_type(error: &Error) -> Option<&'static str> {
     fn is<E: StdError + 'static>(cause: &Cause) -> bool {
         cause.is::<E>()
@@ -113,6 +116,8 @@ pub(super) fn cause_type(error: &Error) -> Option<&'static str> {
     let cause = error.cause()?;
     #[cfg(feature = "tower")]
     known!(cause, "RequestEnd": RequestEnd);
+    #[cfg(feature = "http")]
+    known!(cause, "Budget": Budget);
     known!(
         cause,
         "GraceOver": GraceOver,
@@ -130,10 +135,10 @@ pub(super) fn cause_type(error: &Error) -> Option<&'static str> {
     Some(cause_name(origin.canceled_at().unwrap_or(origin.made_at())).unwrap_or("other"))
 }
 
-/// The beginning of a cause's text, on one line.
+/// Returns the beginning of a cause's text, on one line.
 fn text_of(cause: &Cause) -> String {
     let mut brief = Brief::new(LONGEST);
-    // Foreign code. What it has written before it panics is kept.
+    // This calls foreign code. If it panics, the text that it has written is kept.
     shielded(|| write!(brief, "{cause}"));
     brief.text()
 }

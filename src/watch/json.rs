@@ -1,11 +1,11 @@
-//! JSON.
+//! The JSON of a snapshot.
 
 use super::snapshot::Snapshot;
 
 impl Snapshot {
-    /// The snapshot as JSON, on one line, for a program. [`Snapshot`] says what each field means.
+    /// Returns the snapshot as JSON, on one line. See [`Snapshot`] for the meaning of each field.
     ///
-    /// Names and causes may hold anything, `<`, `>` and `&` among it: what builds a page from them has to escape them.
+    /// Names and causes may contain any characters, including `<`, `>` and `&`. Escape them when you build a page from them.
     ///
     /// ```
     /// let watch = tokio_ctx::watch::install();
@@ -13,7 +13,7 @@ impl Snapshot {
     /// assert!(json.starts_with("{\"format\":1,"));
     /// ```
     pub fn to_json(&self) -> String {
-        // Neither a map with keys that are no strings, nor a float that is none: it cannot fail.
+        // This cannot fail: there are no maps with other keys than strings.
         serde_json::to_string(self).unwrap_or_default()
     }
 }

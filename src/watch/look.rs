@@ -1,8 +1,8 @@
-//! The state of a token, as a watch reads it. Reading changes nothing: it closes no token whose end has not been noticed,
-//! links no path and wakes nothing.
+//! The part of a token's state that a snapshot contains. Reading it has no effect on the token: it does not record an end,
+//! link a path, or wake a task.
 //!
-//! One lock is held at a time, for a limited number of children. The children are not upgraded under the lock of their
-//! parent, because the last handle of a child must not be dropped there.
+//! The engine holds the lock of one token at a time, for a limited number of children. Their weak handles are not upgraded
+//! meanwhile, because the last handle of a child must not be dropped while the lock of its parent is held.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -10,16 +10,15 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::error::Error;
-use crate::registry::Subject;
 use crate::token::Token;
 
-/// The state of one token, without that of its ancestors.
+/// The state of a token, without that of its ancestors.
 pub(crate) struct Sight {
     pub(crate) made_at: &'static Location<'static>,
-    pub(crate) born: Option<Instant>,
-    /// The error, if the state of this token alone tells that it has ended.
+    pub(crate) created_at: Option<Instant>,
+    /// Its error, if its own state has an end.
     pub(crate) end: Option<Error>,
-    /// Whether the end of an ancestor would have reached this token.
+    /// Whether the end of an ancestor would be stored in its state.
     pub(crate) is_linked: bool,
     pub(crate) deadline: Option<Instant>,
     pub(crate) owns_deadline: bool,
@@ -28,11 +27,11 @@ pub(crate) struct Sight {
 
 impl Token {
     pub(crate) fn sight(&self) -> Sight {
-        // Read before the state: a token that was linked, and has not ended afterwards, is reached by all ends above.
+        // Read before the state: if a token was linked and its state has no end, no ancestor had ended.
         let is_linked = self.is_linked();
         Sight {
             made_at: self.made_at(),
-            born: self.created_at(),
+            created_at: self.created_at(),
             end: self.ended().then(|| self.error()),
             is_linked,
             deadline: self.deadline(),
@@ -41,20 +40,15 @@ impl Token {
         }
     }
 
-    /// Returns the error that the token has if its own deadline ends it.
+    /// Returns the error that it has if its own deadline ends it.
     pub(crate) fn error_at_deadline(&self) -> Error {
         Error::with_cause(self.expiry_origin(), None)
     }
 }
 
 impl Token {
-    /// Returns the token of a record, if it has not been dropped.
-    pub(crate) fn of_subject(subject: &Subject) -> Option<Arc<Token>> {
-        subject.upgrade()?.downcast().ok()
-    }
-
-    /// Returns the error if the token has ended by `now`, even if nothing has noticed the end yet. Reads at most a thousand
-    /// ancestors.
+    /// Returns its error if it has ended by `now`, even if no query has noticed it yet. At most a thousand ancestors are
+    /// checked.
     pub(crate) fn unnoticed_error(self: &Arc<Self>, now: Instant) -> Option<Error> {
         const FARTHEST: usize = 1000;
         let mut due = None;

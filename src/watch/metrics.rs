@@ -1,7 +1,6 @@
-//! Counters through the facade of the crate `metrics`: labels are static lines and kinds, so that the program's text bounds
-//! how many there are.
+//! Metrics through the `metrics` crate. The labels are kinds and lines of the program, so their number is bounded.
 //!
-//! A recorder is foreign code: it is called outside of locks, and what it panics with is dropped.
+//! A recorder is foreign code. It is called while no lock is held, and its panics are ignored.
 
 use std::collections::HashMap;
 
@@ -45,19 +44,19 @@ mod imp {
     type ByLine<T> = HashMap<(Kind, Line), T>;
 
     thread_local! {
-        /// Handles that this thread has asked the recorder for: an event then costs neither a lock nor an allocation.
+        /// Handles that this thread has requested from the recorder, so that an event needs no lock and no allocation.
         static ALIVE: RefCell<ByLine<Gauge>> = RefCell::default();
         static ENDED: RefCell<HashMap<(How, Line), Counter>> = RefCell::default();
         static LATE: RefCell<HashMap<How, Histogram>> = RefCell::default();
     }
 
     thread_local! {
-        /// Whether a recorder is being called here.
+        /// Whether this thread is calling a recorder.
         static INSIDE: Cell<bool> = const { Cell::new(false) };
     }
 
-    /// Gives `f` the handle of a key, which is asked for once a thread. What a recorder itself does with contexts meanwhile is
-    /// not counted: it could go on so forever.
+    /// Calls `f` with the handle of a key, which is requested once for each thread. Contexts that the recorder itself uses
+    /// meanwhile are not counted, because that could recurse forever.
     fn with<K: Copy + Eq + Hash, H: Clone>(
         handles: &'static std::thread::LocalKey<RefCell<HashMap<K, H>>>,
         key: K,
@@ -78,7 +77,7 @@ mod imp {
                     drop(replaced);
                     handle
                 }
-                // The thread ends.
+                // The thread is ending.
                 Err(_) => ask(),
             };
             f(handle);
@@ -94,17 +93,23 @@ mod imp {
         use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
         shielded(|| {
-            describe_gauge!(
-                "tokio_ctx_alive",
-                "Work and landmarks that are registered, by kind and line"
+            describe_gauge!("tokio_ctx_alive", "Registered work and contexts, by kind and line");
+            describe_counter!(
+                "tokio_ctx_ended_total",
+                "Contexts that ended, by kind of end and by line"
             );
-            describe_counter!("tokio_ctx_ended_total", "Contexts that ended, by how and by line");
-            describe_counter!("tokio_ctx_overstayed_total", "Work that stayed longer than the grace");
-            describe_gauge!("tokio_ctx_overstaying", "Work that is staying longer than the grace");
+            describe_counter!(
+                "tokio_ctx_overstayed_total",
+                "Work that exceeded the grace period after the end of its context"
+            );
+            describe_gauge!(
+                "tokio_ctx_overstaying",
+                "Work that is running for longer than the grace period after the end of its context"
+            );
             describe_histogram!(
                 "tokio_ctx_lateness_seconds",
                 Unit::Seconds,
-                "How long after the end of its context work left"
+                "Time from the end of a context to the end of its work"
             );
         });
     }
@@ -135,7 +140,7 @@ mod imp {
         });
     }
 
-    /// Sets how many overstay now; a line that was reported before, and is not among them, has none.
+    /// Sets the number of overstaying pieces of work for each line, and zero for lines that were reported before.
     pub(in super::super) fn overstaying(staying: &ByLine<u32>) {
         static KNOWN: Mutex<Option<ByLine<Gauge>>> = Mutex::new(None);
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();

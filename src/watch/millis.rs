@@ -1,10 +1,10 @@
-//! How times are written in JSON: as milliseconds.
+//! Serialization of times as milliseconds.
 
 use std::time::{Duration, SystemTime};
 
 use serde::Serializer;
 
-/// Milliseconds, to the microsecond.
+/// Serializes a duration as milliseconds, with a precision of a microsecond.
 pub(super) fn ms<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(millis(*duration))
 }

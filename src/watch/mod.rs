@@ -1,7 +1,7 @@
-//! What is running now, and which work is still here although its context has ended.
+//! What is running now, and which work is still running although its context has ended.
 //!
-//! A service hangs in its shutdown, or burns a core for clients that are long gone: which line's work is still here
-//! although its context has ended? [`install`] a watch first thing in `main`, and ask it:
+//! A service hangs in its shutdown, or keeps a core busy for clients that disconnected long ago. Which line spawned the
+//! work that does not stop? [`install`] a watch at the start of `main`, and take a snapshot:
 //!
 //! ```
 //! use tokio_ctx::{Context, watch};
@@ -11,70 +11,76 @@
 //! let watch = watch::install();
 //!
 //! let ctx = Context::background().with_cancel();
-//! ctx.spawn(std::future::pending::<()>()); // It never looks at its context.
+//! ctx.spawn(std::future::pending::<()>()); // This task does not check its context.
 //! tokio::task::yield_now().await;
 //! ctx.cancel();
 //!
-//! // ENDED, STILL HERE
-//! //   count  kind        spawned at                                ended ago  it
+//! // ENDED, STILL RUNNING
+//! //   count  kind        spawned at                                ended ago  state
 //! //       1  task        src/main.rs:5                                 20 µs  last polled 28 µs ago
 //! //          canceled at src/main.rs:7
 //! println!("{}", watch.snapshot());
 //! # }
 //! ```
 //!
-//! The guide [What is still running?](../guide/what_is_still_running/index.html) finds a culprit in a service of axum, and in a
-//! worker without HTTP.
+//! The guide [What is still running?](../guide/what_is_still_running/index.html) shows how to find such a line in an axum
+//! service, and in a worker without HTTP.
 //!
-//! # What it sees
+//! # What is registered
 //!
-//! Registered are, from [`install`] on: contexts derived from the background (*roots*) and those with a
-//! [name](crate::Context::named); requests of `wire::ServerLayer`; groups and shutdowns; the tasks of all spawns of this crate
-//! ([`Context::spawn`](crate::Context::spawn) and its kin, [`Group`](crate::Group), [`Shutdown`](crate::Shutdown),
-//! `for_each_task`, `with_cancel_when`), functions of [`Context::spawn_blocking`](crate::Context::spawn_blocking) and
-//! [`Context::after_func`](crate::Context::after_func), tickets, and child processes. From there a picture follows what is
-//! waited on downward. What it does not see: what was derived or spawned before, tasks of plain `tokio::spawn`, and a
-//! context that is no landmark, and on which and below which nothing waits.
+//! From [`install`] on, these are registered:
 //!
-//! A picture changes nothing: it polls no future, ends nothing, wakes nothing, and holds one lock at a time, for a thousand
-//! steps at most. It is weakly consistent. Values are never shown, and the texts of causes only if
-//! [`show_causes`](Builder::show_causes) allows them.
+//! - contexts derived from the background (*roots*), and contexts with a [name](crate::Context::named);
+//! - requests of `wire::ServerLayer`, groups, and shutdowns;
+//! - the tasks that this crate spawns ([`Context::spawn`](crate::Context::spawn) and its variants,
+//!   [`Group`](crate::Group), [`Shutdown`](crate::Shutdown), `for_each_task`, `with_cancel_when`);
+//! - functions of [`Context::spawn_blocking`](crate::Context::spawn_blocking) and
+//!   [`Context::after_func`](crate::Context::after_func), tickets, and child processes.
 //!
-//! # Its forms
+//! From these, a snapshot follows the tree down to all contexts that something waits on. It does not contain what was
+//! derived or spawned before `install`, tasks of plain `tokio::spawn`, and contexts that are not registered and that
+//! nothing waits on, neither on them nor below them.
+//!
+//! Taking a snapshot has no effect on the program: it polls no future, ends no context and wakes no task. It holds one
+//! lock at a time, for about a thousand steps. A snapshot is weakly consistent. Values are never shown, and the texts of
+//! causes only if [`show_causes`](Builder::show_causes) allows it.
+//!
+//! # Output
 //!
 //! | for | use |
 //! |---|---|
-//! | a terminal | [`Display`](std::fmt::Display) of a [`Snapshot`], and of what is [`under`](Snapshot::under) an entry |
-//! | a program | [`Snapshot`], or as JSON: [`to_json`](Snapshot::to_json) |
+//! | a terminal | [`Display`](std::fmt::Display) of a [`Snapshot`], and of the [tree under](Snapshot::under) an entry |
+//! | a program | the fields of a [`Snapshot`], or its JSON: [`to_json`](Snapshot::to_json) |
 //! | a browser, `curl` | `Watch::routes`, with the feature `axum` |
-//! | the log | [`Watch::overstay`]: a `WARN` event for work that stays too long |
-//! | a service that answers no more | `Watch::dump_on`, with the feature `signal`: the text, on `SIGUSR1` |
-//! | dashboards and alarms | the counters below, with the feature `metrics` |
+//! | the log | [`Watch::overstay`]: a `WARN` event for work that runs too long after the end of its context |
+//! | a service that no longer responds | `Watch::dump_on`, with the feature `signal`: the text, on `SIGUSR1` |
+//! | dashboards and alerts | the metrics below, with the feature `metrics` |
 //!
-//! # What it costs
+//! # Cost
 //!
-//! Not installed, one relaxed load where a context is derived or ends, and a few bytes in each task. Installed, a context's birth
-//! and its end are dated, which is a reading of the clock each; what is registered costs an allocation or two and one lock
-//! of the thread's own; each poll of a registered task, one more reading. `benches/RESULTS.md` has the figures.
+//! While no watch is installed: one relaxed load when a context is derived or ends, and a few bytes in each task.
 //!
-//! # Counters
+//! With an installed watch, the clock is read when a context is created and when it ends. A registration costs one
+//! allocation and a lock that is rarely contended, because each thread uses its own. Each poll of a registered task reads
+//! the clock once more. `benches/RESULTS.md` has the measurements.
 //!
-//! With the feature `metrics`, through the crate of that name; install its recorder before the watch. Labels are kinds and
-//! lines of the program, so there is a bound to them.
+//! # Metrics
 //!
-//! | name | labels | what |
+//! With the feature `metrics`, these are recorded through the `metrics` crate. Install its recorder before the watch. The
+//! labels are kinds and lines of the program, so their number is bounded.
+//!
+//! | name | labels | meaning |
 //! |---|---|---|
-//! | `tokio_ctx_alive` (gauge) | `kind`, `line` | what is registered now |
-//! | `tokio_ctx_ended_total` | `how`, `line` | contexts that ended by themselves, by [`How`] and the line that made them; and operations that were `refused` |
-//! | `tokio_ctx_overstaying` (gauge) | `kind`, `line` | work that stays longer than the grace of [`Watch::overstay`] |
-//! | `tokio_ctx_overstayed_total` | `kind`, `line` | work that has stayed so long |
-//! | `tokio_ctx_lateness_seconds` (histogram) | `how` | how long after the end of its context work left |
+//! | `tokio_ctx_alive` (gauge) | `kind`, `line` | registered now |
+//! | `tokio_ctx_ended_total` | `how`, `line` | contexts that ended by themselves, by [`How`] and by the line that created them; and operations that were `refused` |
+//! | `tokio_ctx_overstaying` (gauge) | `kind`, `line` | work that has been running for longer than the grace period of [`Watch::overstay`] after the end of its context |
+//! | `tokio_ctx_overstayed_total` | `kind`, `line` | work that has exceeded this grace period |
+//! | `tokio_ctx_lateness_seconds` (histogram) | `how` | the time from the end of a context to the end of its work |
 
 #[cfg(feature = "axum")]
 mod access;
 mod build;
-#[cfg(feature = "axum")]
-mod camera;
+mod collect;
 #[cfg(all(unix, feature = "signal"))]
 mod dump;
 mod ends;
@@ -83,9 +89,10 @@ pub(crate) mod look;
 mod metrics;
 mod millis;
 mod overstay;
-mod picture;
 #[cfg(feature = "axum")]
 mod query;
+#[cfg(feature = "axum")]
+mod renderer;
 #[cfg(feature = "axum")]
 mod routes;
 mod shutdowns;

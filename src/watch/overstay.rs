@@ -1,7 +1,7 @@
-//! Work that is still here some time after the end of its context: logged, counted, and passed to a callback.
+//! Work that is still running some time after the end of its context: it is logged, counted, and passed to a callback.
 //!
-//! One thread looks after all of it. It is no task, so that it also reports a runtime that is stuck; and nothing is set
-//! when a context ends: what is registered is looked through, a few times within a grace.
+//! One thread checks all registered work, several times within a grace period. Because it is not a task, it also works
+//! when the runtime is stuck. No timer is set when a context ends.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,28 +16,28 @@ use super::build::Watch;
 use super::ends::Facts;
 use super::metrics;
 use super::snapshot::{End, Kind, Line, Poll};
-use crate::registry::{Record, brief};
+use crate::registry::Record;
 use crate::token::Token;
 use crate::trace::shielded;
 
-/// A grace that is shorter is as long as this.
+/// The minimum grace period.
 const LEAST: Duration = Duration::from_millis(10);
-/// The time between two looks at most.
+/// The maximum time between two checks.
 const MOST: Duration = Duration::from_secs(1);
 
 impl Watch {
-    /// Reports each piece of work that is still here so long after the end of its context.
+    /// Reports each piece of work that is still running when the grace period has passed since the end of its context.
     ///
-    /// That is a `WARN` event of `tracing` (target `tokio_ctx`) with the line that spawned it, the line that ended its context
-    /// and the type of the cause: once when the grace is over, and then whenever the time since the end has doubled. It
-    /// is counted in [`Totals::overstayed`](super::Totals::overstayed). A thread of the watch's own looks through what is
-    /// registered, at least once a second, so that it also reports work that blocks all of its runtime's threads.
+    /// The report is a `WARN` event of `tracing` (target `tokio_ctx`) with the line that spawned the work, the line that
+    /// ended its context, and the type of the cause. It is repeated whenever the time since the end has doubled. The work
+    /// is counted in [`Totals::overstayed`](super::Totals::overstayed). A separate thread checks the registered work at
+    /// least once a second, so work that blocks all threads of its runtime is reported as well.
     ///
-    /// A later call sets another grace, and drops the callback of [`overstay_with`](Self::overstay_with).
+    /// Another call replaces the grace period, and drops the callback of [`overstay_with`](Self::overstay_with).
     ///
     /// # Panics
     ///
-    /// If the system has no room for a thread, as [`std::thread::spawn`].
+    /// Panics if the system cannot create a thread, like [`std::thread::spawn`].
     ///
     /// ```
     /// use std::time::Duration;
@@ -49,20 +49,20 @@ impl Watch {
         self.overstay_with(grace, |_| {});
     }
 
-    /// [`overstay`](Self::overstay), which also calls `f` each time, on the watch's thread.
+    /// Like [`overstay`](Self::overstay), and also calls `f` for each report, on the watch's thread.
     ///
-    /// It should be quick; if it panics, the watch goes on.
+    /// `f` should return quickly. A panic of `f` is ignored.
     ///
     /// # Panics
     ///
-    /// As [`overstay`](Self::overstay).
+    /// See [`overstay`](Self::overstay).
     ///
     /// ```
     /// use std::time::Duration;
     ///
     /// let watch = tokio_ctx::watch::install();
     /// watch.overstay_with(Duration::from_secs(5), |overstay| {
-    ///     // task spawned at src/main.rs:12 is still here 5 s after its context was canceled at src/main.rs:88
+    ///     // task spawned at src/main.rs:12 is still running 5.003s after its end: context canceled at src/main.rs:88
     ///     eprintln!("{overstay}");
     /// });
     /// ```
@@ -74,31 +74,31 @@ impl Watch {
         let watch = *self;
         let monitor = MONITOR.get_or_init(|| {
             let spawned =
-                thread::Builder::new().name("tokio-ctx-watch".into()).spawn(move || watch.look_after());
-            spawned.expect("the system has room for a thread").thread().clone()
+                thread::Builder::new().name("tokio-ctx-watch".into()).spawn(move || watch.monitor());
+            spawned.expect("the system can create a thread").thread().clone()
         });
         monitor.unpark();
     }
 
-    fn look_after(self) {
+    fn monitor(self) {
         loop {
             let rules = RULES.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let Some(rules) = rules else { return };
-            let mut staying = HashMap::new();
+            let mut overstaying = HashMap::new();
             self.hub.table.for_each(|record| {
-                if shielded(|| self.look_at(&record, &rules)) == Some(true) {
-                    *staying.entry((record.kind, Line(record.line))).or_insert(0) += 1;
+                if shielded(|| self.check(&record, &rules)) == Some(true) {
+                    *overstaying.entry((record.kind, Line(record.line))).or_insert(0) += 1;
                 }
             });
-            metrics::overstaying(&staying);
+            metrics::overstaying(&overstaying);
             let pause = (rules.grace / 4).clamp(LEAST, MOST);
             shielded(|| drop(rules));
             thread::park_timeout(pause);
         }
     }
 
-    /// Returns whether it stays too long.
-    fn look_at(&self, record: &Record, rules: &Rules) -> bool {
+    /// Reports a record if a report is due. Returns whether the work has been running for longer than the grace period.
+    fn check(&self, record: &Record, rules: &Rules) -> bool {
         if !record.kind.is_work() || record.is_over() {
             return false;
         }
@@ -109,7 +109,7 @@ impl Watch {
         let Some((error, over)) = error.zip(over).filter(|(_, over)| *over >= rules.grace) else {
             return false;
         };
-        // Only this thread writes it.
+        // Only this thread writes this value.
         let reported = record.reports.load(Ordering::Relaxed);
         if over >= rules.interval(reported) {
             record.reports.store(rules.intervals(over), Ordering::Relaxed);
@@ -117,12 +117,12 @@ impl Watch {
                 self.stats.overstayed.fetch_add(1, Ordering::Relaxed);
                 metrics::overstayed(record.kind, Line(record.line));
             }
-            let end = Facts::new(&error, self.stats.show_causes).tell(now);
+            let end = Facts::new(&error, self.stats.show_causes).to_end(now);
             drop((error, token));
-            rules.tell(&Overstay {
+            rules.report(&Overstay {
                 kind: record.kind,
                 line: Line(record.line),
-                name: record.name.as_ref().map(|name| brief(name)),
+                name: record.name(),
                 end,
                 over,
                 is_first: reported == 0,
@@ -141,30 +141,30 @@ struct Rules {
 }
 
 impl Rules {
-    /// Returns how long after the end work is reported next that has been reported so often.
+    /// Returns the time after the end at which work is reported next, if it has been reported `reported` times.
     fn interval(&self, reported: u32) -> Duration {
         self.grace.saturating_mul(1_u32.checked_shl(reported).unwrap_or(u32::MAX))
     }
 
-    /// Returns how often work that stays so long would have been reported.
+    /// Returns how many reports are due for work that has been running for this time since the end.
     fn intervals(&self, over: Duration) -> u32 {
         (1..32).find(|reported| self.interval(*reported) > over).unwrap_or(32)
     }
 
-    fn tell(&self, overstay: &Overstay) {
+    fn report(&self, overstay: &Overstay) {
         #[cfg(feature = "tracing")]
         shielded(|| overstay.warn());
         shielded(|| (self.callback)(overstay));
     }
 }
 
-/// Work that is still here after the end of its context, as [`Watch::overstay_with`] reports it.
+/// Work that is still running after the end of its context, as reported by [`Watch::overstay_with`].
 ///
 /// Its [`Display`](fmt::Display) is one line.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Overstay {
-    /// What it is.
+    /// The kind of work.
     pub kind: Kind,
     /// The line that spawned it.
     pub line: Line,
@@ -172,11 +172,11 @@ pub struct Overstay {
     pub name: Option<String>,
     /// How its context ended.
     pub end: End,
-    /// How long ago that was.
+    /// The time since the end.
     pub over: Duration,
     /// Whether this is the first report of it.
     pub is_first: bool,
-    /// Its last poll, if it is polled: `inside` distinguishes a busy loop from a forgotten `await`.
+    /// Its last poll, if it is polled. `inside` distinguishes a busy loop from a future that is not woken.
     pub poll: Option<Poll>,
 }
 
@@ -187,9 +187,9 @@ impl fmt::Display for Overstay {
         if let Some(name) = &self.name {
             write!(f, "{name} ")?;
         }
-        // As precise as anyone would read it.
+        // Milliseconds are precise enough.
         let over = Duration::from_millis(over.as_millis().try_into().unwrap_or(u64::MAX));
-        write!(f, "spawned at {line} is still here {over:?} after its end: {}", end.text)?;
+        write!(f, "spawned at {line} is still running {over:?} after its end: {}", end.text)?;
         match (&end.cause, end.cause_type) {
             (Some(cause), _) => write!(f, ": {cause}")?,
             (None, Some(name)) => write!(f, ": {name}")?,
@@ -219,7 +219,7 @@ impl Overstay {
             over_ms = millis(self.over),
             inside_poll = self.poll.map(|poll| poll.inside),
             polled_ms = self.poll.map(|poll| millis(poll.ago)),
-            "still here after the end of its context"
+            "still running after the end of its context"
         );
     }
 }
@@ -229,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn intervals_double_without_end() {
+    fn intervals_double() {
         let rules = Rules { grace: Duration::from_secs(5), callback: Box::new(|_| {}) };
         assert_eq!([0, 1, 2].map(|reported| rules.interval(reported).as_secs()), [5, 10, 20]);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! What a request asks the watch for: a query string, taken apart and bounded.
+//! The query string of a request, parsed and limited.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use percent_encoding::percent_decode_str;
 
 use super::snapshot::Id;
 
-/// What a picture is shown as.
+/// The form of a response.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Form {
     Json(Query),
@@ -14,39 +14,39 @@ pub(super) enum Form {
     Text(Option<Id>),
 }
 
-/// Which part of a picture, as JSON.
+/// The requested part of a snapshot, as JSON.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Query {
-    /// So many entries are listed at most.
+    /// The maximum number of entries.
     pub(super) entries: usize,
-    /// Only entries under this one.
+    /// Limits the entries to those under this one.
     pub(super) under: Option<Id>,
-    /// So many lines are listed at most, in each list.
+    /// The maximum number of lines in each list.
     pub(super) lines: usize,
-    /// Only what contains this text, in lower case.
+    /// Limits the lines to those that contain this text, in lower case.
     pub(super) text: Option<String>,
-    /// Lists of entries that are shown as well.
+    /// Lists of entries to include.
     pub(super) open: Vec<Open>,
 }
 
-/// A list of entries, and how many of them are shown.
+/// A list of entries, and the number of entries to include.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Open {
     pub(super) most: usize,
     pub(super) list: List,
-    /// As it was written.
+    /// The list, as in the query string.
     pub(super) key: String,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) enum List {
-    /// What has no parent.
+    /// The entries without a parent.
     Top,
-    /// What the text is found in.
+    /// The entries that contain the text.
     Found,
-    /// What is directly below an entry.
+    /// The children of an entry.
     Below(Id),
-    /// The members of a line.
+    /// The entries of a line.
     Line { state: LineState, kind: String, line: String },
 }
 
@@ -57,7 +57,7 @@ pub(super) enum LineState {
     Alive,
 }
 
-/// What is wrong with a query string.
+/// The error in a query string.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct BadQuery(String);
 
@@ -74,7 +74,7 @@ const MOST_OPEN: usize = 64;
 const MOST_LISTED: usize = 500;
 
 impl Form {
-    /// The query of `/json`.
+    /// Parses the query of `/json`.
     pub(super) fn json(query: &str) -> Result<Form, BadQuery> {
         let mut all = Query { entries: 1_000, under: None, lines: 200, text: None, open: Vec::new() };
         for pair in pairs(query, &["entries", "under", "lines", "q", "open"]) {
@@ -88,12 +88,15 @@ impl Form {
             }
         }
         if all.open.len() > MOST_OPEN {
-            return Err(BadQuery(format!("open: given {} times, {MOST_OPEN} at most", all.open.len())));
+            return Err(BadQuery(format!(
+                "open: repeated {} times, at most {MOST_OPEN} are allowed",
+                all.open.len()
+            )));
         }
         Ok(Form::Json(all))
     }
 
-    /// The query of `/text`.
+    /// Parses the query of `/text`.
     pub(super) fn text(query: &str) -> Result<Form, BadQuery> {
         let mut under = None;
         for pair in pairs(query, &["under"]) {
@@ -104,17 +107,17 @@ impl Form {
     }
 }
 
-/// The query of what takes none.
+/// Checks the query of a path that accepts none.
 pub(super) fn none(query: &str) -> Result<(), BadQuery> {
     pairs(query, &[]).next().map_or(Ok(()), |pair| pair.map(drop))
 }
 
 impl Open {
-    /// `20:top`, `20:found`, `20:below/17`, `20:ended/task/src/main.rs:12`.
+    /// Parses `20:top`, `20:found`, `20:below/17`, or `20:ended/task/src/main.rs:12`.
     fn new(value: String) -> Result<Open, BadQuery> {
         let bad = || {
             let known = "top, found, below/ID, ended/KIND/LINE, held/KIND/LINE or alive/KIND/LINE";
-            BadQuery(format!("open={}: it is a number, a colon, and one of {known}", brief(&value)))
+            BadQuery(format!("open={}: expected a number, a colon, and one of {known}", brief(&value)))
         };
         let (most, key) = value.split_once(':').ok_or_else(bad)?;
         let most = number("open", most, MOST_LISTED as u64)? as usize;
@@ -138,7 +141,7 @@ impl Open {
     }
 }
 
-/// The pairs of a query string, decoded. A name that is not known, and one that is given twice, is an error.
+/// Returns the decoded pairs of a query string. Unknown and repeated names are errors.
 fn pairs<'a>(
     query: &'a str,
     known: &'a [&'static str],
@@ -149,10 +152,10 @@ fn pairs<'a>(
         let name = decoded(name)?;
         let Some(found) = known.iter().find(|known| **known == name) else {
             let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-            return Err(BadQuery(format!("{}: unknown; there is {known}", brief(&name))));
+            return Err(BadQuery(format!("{}: unknown parameter; expected {known}", brief(&name))));
         };
         if *found != "open" && seen.contains(found) {
-            return Err(BadQuery(format!("{found}: given twice")));
+            return Err(BadQuery(format!("{found}: repeated")));
         }
         seen.push(found);
         Ok((*found, decoded(value)?))
@@ -167,7 +170,7 @@ fn decoded(text: &str) -> Result<String, BadQuery> {
 
 fn number(name: &str, value: &str, most: u64) -> Result<u64, BadQuery> {
     let number = value.parse().ok().filter(|number| *number <= most);
-    let up_to = if most == u64::MAX { String::new() } else { format!(", {most} at most") };
+    let up_to = if most == u64::MAX { String::new() } else { format!(" of at most {most}") };
     number.ok_or_else(|| BadQuery(format!("{name}={}: not a number{up_to}", brief(value))))
 }
 
@@ -202,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_what_is_asked_for() {
+    fn queries_are_parsed() {
         let Ok(Form::Json(query)) = Form::json("entries=5&under=7&lines=3&q=GET+%2Forders%26x") else {
             panic!()
         };
@@ -228,22 +231,28 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_asked_for_is_an_error_that_says_what_can() {
-        assert_eq!(wrong("limit=1"), "\"limit\": unknown; there is entries, under, lines, q, open");
-        assert_eq!(wrong("lines=1&lines=2"), "lines: given twice");
-        assert_eq!(wrong("lines=-1"), "lines=\"-1\": not a number, 1000 at most");
-        assert_eq!(wrong("entries=10001"), "entries=\"10001\": not a number, 10000 at most");
+    fn errors_name_what_is_expected() {
+        assert_eq!(
+            wrong("limit=1"),
+            "\"limit\": unknown parameter; expected entries, under, lines, q, open"
+        );
+        assert_eq!(wrong("lines=1&lines=2"), "lines: repeated");
+        assert_eq!(wrong("lines=-1"), "lines=\"-1\": not a number of at most 1000");
+        assert_eq!(wrong("entries=10001"), "entries=\"10001\": not a number of at most 10000");
         assert_eq!(wrong("under=x"), "under=\"x\": not a number");
         assert_eq!(wrong("q=%ff"), "\"%ff\": not UTF-8");
         assert_eq!(wrong(&format!("q={}", "x".repeat(201))), "q: longer than 200 characters");
-        assert_eq!(wrong(&"open=1:top&".repeat(65)), "open: given 65 times, 64 at most");
+        assert_eq!(wrong(&"open=1:top&".repeat(65)), "open: repeated 65 times, at most 64 are allowed");
         for bad in ["open=1", "open=1:x", "open=1:x/y", "open=1:ended/task", "open=1:over/a/b"] {
             assert!(wrong(bad).contains("one of top, found, below/ID"), "{}", wrong(bad));
         }
-        assert_eq!(wrong("open=501:top"), "open=\"501\": not a number, 500 at most");
+        assert_eq!(wrong("open=501:top"), "open=\"501\": not a number of at most 500");
         assert_eq!(wrong("open=1:below/x"), "open=\"x\": not a number");
         assert!(wrong(&"x".repeat(10_000)).len() < 200);
-        assert_eq!(none("a=b").unwrap_err().to_string(), "\"a\": unknown; there is none");
-        assert_eq!(Form::text("q=1").unwrap_err().to_string(), "\"q\": unknown; there is under");
+        assert_eq!(none("a=b").unwrap_err().to_string(), "\"a\": unknown parameter; expected none");
+        assert_eq!(
+            Form::text("q=1").unwrap_err().to_string(),
+            "\"q\": unknown parameter; expected under"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! The routes: the page, the JSON and the text of a watch, for axum.
+//! The axum routes of a watch: the page, the JSON and the text.
 
 use axum::Router;
 use axum::body::Body;
@@ -12,14 +12,14 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use super::access::Access;
 use super::build::Watch;
-use super::camera::{self, NoPicture};
 use super::query::{self, BadQuery, Form};
+use super::renderer::{Unavailable, render};
 
 const PAGE: &str = include_str!("page.html");
-/// What the page may do: run its own script, and ask where it came from. The hashes are those of what is between the
-/// tags; a test says what they are to be after a change.
+/// Allows the page to run its own script, and to send requests to its own origin. The hashes are those of the script and
+/// the style; after a change, a test prints the new ones.
 const POLICY: &str = "default-src 'none'; \
-     script-src 'sha256-I0Z3XmMeWh+MXwBbA+/d/CK5oeum43QvLRfGu04b0D4='; \
+     script-src 'sha256-uKQV62vDBKIodpOwQryjrL68UfNXkzth4uLFVdaTPBk='; \
      style-src 'sha256-tqu/OuwKZea45LryrHahS6nPEl2xbPAMALrxi+7rzvs='; \
      connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
      require-trusted-types-for 'script'";
@@ -30,17 +30,17 @@ const TEXT: &str = "text/plain; charset=utf-8";
 
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 impl Watch {
-    /// Routes that show the watch, for [`Router::nest`], or for `nest_service`, which answers under `/watch/` as well:
+    /// Returns routes that show the watch, for [`Router::nest`], or for `nest_service`, which also accepts a slash at the end:
     ///
     /// | path | answer |
     /// |---|---|
-    /// | `/` | a page for a browser, which refreshes itself each second |
-    /// | `/json` | the fields of a [`Snapshot`](super::Snapshot), with so many lines and entries at most |
-    /// | `/text` | its text; `?under=ID` the tree under an entry |
+    /// | `/` | a page for a browser, which refreshes itself every second |
+    /// | `/json` | the fields of a [`Snapshot`](super::Snapshot), with a limited number of lines and entries |
+    /// | `/text` | the text of a snapshot, or, with `?under=ID`, the tree under an entry |
     ///
-    /// They answer peers on loopback addresses only, so the server has to provide the address of the peer; see
-    /// [`Access`], and [`routes_for`](Self::routes_for) for others. Causes are hidden unless
-    /// [`show_causes`](super::Builder::show_causes) allows them. Names of requests are shown, and so their paths.
+    /// They answer only peers on loopback addresses, so the server has to provide the address of the peer. See [`Access`], and
+    /// [`routes_for`](Self::routes_for) to change that. The texts of causes are hidden unless
+    /// [`show_causes`](super::Builder::show_causes) is set. The methods and paths of requests are shown.
     ///
     /// ```no_run
     /// use std::net::SocketAddr;
@@ -58,8 +58,8 @@ impl Watch {
     ///
     /// # Where to serve them
     ///
-    /// On a port of their own, that no [`Shutdown`](crate::Shutdown) closes: then they show a drain to its end. Where
-    /// handlers may block the workers of the runtime, on a runtime of their own as well, in a thread:
+    /// Use a separate port that no [`Shutdown`](crate::Shutdown) closes, so that they show a shutdown until its end. If
+    /// handlers may block the workers of the runtime, use a separate runtime as well, in a thread:
     ///
     /// ```no_run
     /// # use std::net::SocketAddr;
@@ -74,29 +74,29 @@ impl Watch {
     /// });
     /// ```
     ///
-    /// # What it costs
+    /// # Cost
     ///
-    /// A thread answers while there are requests, and ends five seconds after the last. All requests within
-    /// 200 ms share a picture, or within four times what that took, up to ten seconds. A picture that takes more than
-    /// 30 ms is taken while requests are answered from the one before, so of many thousands of contexts what is shown
-    /// may be some seconds old: `taken_at_ms` says.
+    /// A thread answers the requests, and ends five seconds after the last one. Requests share a snapshot for 200 ms, or for
+    /// four times as long as it took, up to ten seconds. If a snapshot takes more than 30 ms, requests are answered from the
+    /// previous one meanwhile. With many thousands of contexts, the data may therefore be some seconds old; its time is in
+    /// `taken_at_ms`.
     ///
     /// # The query of `/json`
     ///
-    /// | parameter | |
+    /// | parameter | meaning |
     /// |---|---|
-    /// | `entries` | so many `entries` at most, 1,000 by default, 10,000 at most; see [`Snapshot::cut`](super::Snapshot::cut) |
+    /// | `entries` | the maximum number of `entries`: 1,000 by default, up to 10,000; see [`Snapshot::cut`](super::Snapshot::cut) |
     /// | `under` | only entries under this one, by its `id` |
-    /// | `lines` | so many lines in each list, 200 by default, 1,000 at most; `left_out` says how many more there are |
-    /// | `q` | only lines that contain this text, in upper or lower case, or have an entry that does, or that is below one with such a name |
-    /// | `open` | `N:LIST`, up to 64 times: N entries of a list as well, and those above them; `opened` has their numbers, and how many there are in all. A list is `top`, `found` (by `q`), `below/ID`, `ended/KIND/LINE`, `held/KIND/LINE` or `alive/KIND/LINE` |
+    /// | `lines` | the maximum number of lines in each list: 200 by default, up to 1,000; `left_out` has the number of the others |
+    /// | `q` | only lines that contain this text, or that have an entry that contains it, or an entry below one whose name contains it; case is ignored |
+    /// | `open` | `N:LIST`, up to 64 times: also includes the first N entries of a list, with their ancestors; `opened` has their numbers and the length of the list. A list is `top`, `found` (by `q`), `below/ID`, `ended/KIND/LINE`, `held/KIND/LINE` or `alive/KIND/LINE` |
     ///
-    /// A parameter that is not known, or not as it should be, is answered with status 400 and a line that says what is wrong.
+    /// The response to an unknown or invalid parameter has status 400 and a line that describes the error.
     pub fn routes<S: Clone + Send + Sync + 'static>(&self) -> Router<S> {
         self.routes_for(Access::loopback())
     }
 
-    /// [`routes`](Self::routes) that answer other requests than those of loopback peers.
+    /// Returns the [`routes`](Self::routes) with other rules for the requests that are answered.
     pub fn routes_for<S: Clone + Send + Sync + 'static>(&self, access: Access) -> Router<S> {
         let route = |what: What| {
             let routes = Routes { watch: *self, access: access.clone() };
@@ -136,21 +136,19 @@ impl Routes {
         response
     }
 
-    /// What is answered without a look at what is asked for.
+    /// Returns the response to a request that is refused.
     fn refusal(&self, what: What, request: &Parts) -> Option<Response> {
         if let Err(refusal) = self.access.check(request) {
             return Some(plain(refusal.status, refusal.text));
         }
         if what == What::Nothing {
-            return Some(plain(
-                StatusCode::NOT_FOUND,
-                "there is nothing here; there is /, /json and /text\n",
-            ));
+            return Some(plain(StatusCode::NOT_FOUND, "not found: the paths are /, /json and /text\n"));
         }
         if request.method != Method::GET && request.method != Method::HEAD {
-            let is_asking = request.method == Method::OPTIONS;
-            let status = if is_asking { StatusCode::NO_CONTENT } else { StatusCode::METHOD_NOT_ALLOWED };
-            let text = if is_asking { "" } else { "only GET and HEAD\n" };
+            let is_options = request.method == Method::OPTIONS;
+            let status =
+                if is_options { StatusCode::NO_CONTENT } else { StatusCode::METHOD_NOT_ALLOWED };
+            let text = if is_options { "" } else { "only GET and HEAD are allowed\n" };
             return Some(with(plain(status, text), ALLOW, "GET, HEAD, OPTIONS"));
         }
         None
@@ -158,8 +156,8 @@ impl Routes {
 
     async fn content(&self, what: What, query: &str) -> Response {
         match what {
-            What::Json => self.picture(Form::json(query), JSON).await,
-            What::Text => self.picture(Form::text(query), TEXT).await,
+            What::Json => self.snapshot(Form::json(query), JSON).await,
+            What::Text => self.snapshot(Form::text(query), TEXT).await,
             What::Page | What::Nothing => match query::none(query) {
                 Ok(()) => answer(StatusCode::OK, HTML, Bytes::from_static(PAGE.as_bytes())),
                 Err(error) => bad(&error),
@@ -167,24 +165,23 @@ impl Routes {
         }
     }
 
-    async fn picture(&self, form: Result<Form, BadQuery>, content_type: &'static str) -> Response {
+    async fn snapshot(&self, form: Result<Form, BadQuery>, content_type: &'static str) -> Response {
         let form = match form {
             Ok(form) => form,
             Err(error) => return bad(&error),
         };
-        match camera::picture(self.watch, form).await {
-            Ok(picture) => answer(StatusCode::OK, content_type, picture),
-            Err(NoPicture::NotFound) => {
-                plain(StatusCode::NOT_FOUND, "there is no such entry, or no longer\n")
+        match render(self.watch, form).await {
+            Ok(text) => answer(StatusCode::OK, content_type, text),
+            Err(Unavailable::NotFound) => {
+                plain(StatusCode::NOT_FOUND, "there is no entry with this number\n")
             }
-            Err(NoPicture::Busy) => {
-                let busy =
-                    plain(StatusCode::SERVICE_UNAVAILABLE, "too many ask for the watch at once\n");
+            Err(Unavailable::Busy) => {
+                let busy = plain(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once\n");
                 with(busy, RETRY_AFTER, "1")
             }
-            Err(NoPicture::Failed) => plain(
+            Err(Unavailable::Failed) => plain(
                 StatusCode::INTERNAL_SERVER_ERROR,
-                "there is no thread to take a picture, or it panicked\n",
+                "no snapshot could be taken: its thread could not be started, or it panicked\n",
             ),
         }
     }
@@ -198,7 +195,7 @@ fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response {
     answer(status, TEXT, text.into())
 }
 
-/// An answer that is kept nowhere, is what it says it is, and that no other site may use.
+/// Creates a response that is not cached, whose type is not guessed, and that other sites cannot use.
 fn answer(status: StatusCode, content_type: &'static str, body: Bytes) -> Response {
     const HEADERS: [(&str, &str); 7] = [
         ("cache-control", "no-store"),

@@ -1,4 +1,4 @@
-//! How each shutdown stands: from the same list that its report is made of.
+//! The state of each shutdown. It is read from the list that its report is created from, so that the two agree.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::registry::{Record, brief};
 use crate::task::shutdown::probe::{Probe, Running, Standing};
 use crate::trace::shielded;
 
-/// So many names and lines are listed.
+/// The maximum number of names and lines in the list.
 const MOST: usize = 100;
 
 pub(super) fn standing(
@@ -51,14 +51,14 @@ fn state(record: &Record, id: Id, standing: Standing, now: Instant, show_causes:
         phase,
         since,
         left: time.zip(since).map(|(time, since)| time.saturating_sub(since)),
-        why: began.map(|facts| facts.tell(now)),
+        why: began.map(|facts| facts.to_end(now)),
         running: running.len(),
         overdue,
         waits_for: waits_for(running),
     }
 }
 
-/// How many there are of a name and line, and how many of them are overdue.
+/// The number of pieces of work with a name and line, and how many of them are overdue.
 type Counts = HashMap<(Option<Arc<str>>, Line), [usize; 2]>;
 
 fn waits_for(running: Vec<Running>) -> Vec<WaitsFor> {

@@ -1,7 +1,7 @@
-//! What has ended lately: counts by line, and the last few that were late.
+//! The contexts that ended in the last minutes, counted by line, and the last few pieces of work that were late.
 //!
-//! An end takes one lock of a shard of its thread's own. The keys are lines and types of the program's text, so that
-//! there is a bound to them; a table that is full all the same counts no new ones.
+//! Counting an end takes one lock, of the shard of its thread. The keys are lines and types of the program, so their
+//! number is bounded. If a table is full nevertheless, new keys are not counted.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
@@ -15,16 +15,18 @@ use super::ends::{Facts, cause_type, how};
 use super::metrics;
 use super::snapshot::{How, Kind, Late, LateClass, Lately, Line};
 use crate::error::Error;
-use crate::registry::{Observer, Record, brief, thread_number};
+#[cfg(feature = "tower")]
+use crate::registry::Finished;
+use crate::registry::{Observer, Record, thread_number};
 use crate::token::Token;
 use crate::trace::shielded;
 
 const SHARDS: usize = 16;
-/// So many keys a shard counts.
+/// The maximum number of keys in a shard.
 const KEYS: usize = 4096;
 /// How long a generation of recent counts lasts.
 const GENERATION: Duration = Duration::from_secs(60);
-/// The classes of lateness; one more has no bound.
+/// The bounds of the classes of lateness. One more class has no bound.
 pub(super) const CLASSES: [Duration; 5] = [
     Duration::from_millis(1),
     Duration::from_millis(10),
@@ -32,7 +34,7 @@ pub(super) const CLASSES: [Duration; 5] = [
     Duration::from_secs(1),
     Duration::from_secs(10),
 ];
-/// So many of each class are kept.
+/// The number of entries that are kept of each class.
 const RING: usize = 8;
 
 pub(super) struct Stats {
@@ -50,8 +52,8 @@ struct Key {
     cause_type: Option<&'static str>,
 }
 
-/// The addresses of the program's texts distinguish them, and are quick to compare. A text with two addresses is counted
-/// twice, and summed up in a picture.
+/// Keys are compared by the addresses of their static strings, which is fast. A string with two addresses has two
+/// counts, which a snapshot adds up.
 impl Key {
     fn addresses(&self) -> (How, usize, usize) {
         let cause_type = self.cause_type.map_or(0, |name| name.as_ptr().addr());
@@ -76,7 +78,7 @@ impl Hash for Key {
     }
 }
 
-/// A hash of addresses, which no one from outside chooses.
+/// A hash function for addresses. Input from outside cannot choose them.
 #[derive(Default)]
 struct Addresses(u64);
 
@@ -97,9 +99,9 @@ impl Hasher for Addresses {
 #[derive(Clone)]
 struct Count {
     total: u64,
-    /// This generation's, and the one before.
+    /// The counts of this generation and of the previous one.
     recent: [Recent; 2],
-    begun: Instant,
+    since: Instant,
     last: Instant,
 }
 
@@ -122,20 +124,20 @@ impl Recent {
 
 impl Count {
     fn new(now: Instant) -> Count {
-        Count { total: 0, recent: [Recent::default(); 2], begun: now, last: now }
+        Count { total: 0, recent: [Recent::default(); 2], since: now, last: now }
     }
 
-    fn turn(&mut self, now: Instant) {
-        let age = now.saturating_duration_since(self.begun);
+    fn rotate(&mut self, now: Instant) {
+        let age = now.saturating_duration_since(self.since);
         if age >= GENERATION {
             let before = if age < 2 * GENERATION { self.recent[0] } else { Recent::default() };
             self.recent = [Recent::default(), before];
-            self.begun = now;
+            self.since = now;
         }
     }
 
-    fn note(&mut self, now: Instant, lived: Option<Duration>) {
-        self.turn(now);
+    fn add(&mut self, now: Instant, lived: Option<Duration>) {
+        self.rotate(now);
         self.total += 1;
         self.last = self.last.max(now);
         self.recent[0].add(Recent {
@@ -150,11 +152,11 @@ impl Count {
 #[derive(Default)]
 struct Class {
     count: u64,
-    /// A ring: the next one goes to `count` modulo its length.
+    /// A ring buffer: the next entry is stored at `count` modulo its length.
     last: Vec<Left>,
 }
 
-/// A piece of work that was late.
+/// A piece of work that ended late.
 struct Left {
     kind: Kind,
     line: Line,
@@ -182,17 +184,17 @@ impl Stats {
     fn count(&self, key: Key, now: Instant, lived: Option<Duration>) {
         let mut counts = locked(&self.ended[thread_number() % SHARDS]);
         if counts.len() < KEYS || counts.contains_key(&key) {
-            counts.entry(key).or_insert_with(|| Count::new(now)).note(now, lived);
+            counts.entry(key).or_insert_with(|| Count::new(now)).add(now, lived);
         }
     }
 
-    /// Returns what has ended in the last minutes, the most frequent first.
+    /// Returns the contexts that ended in the last minutes, the most frequent first.
     pub(super) fn lately(&self) -> Vec<Lately> {
         let now = Instant::now();
         let mut all: HashMap<(How, Line, Option<&'static str>), Count> = HashMap::new();
         for shard in &self.ended {
             for (key, count) in &mut *locked(shard) {
-                count.turn(now);
+                count.rotate(now);
                 let key = (key.how, key.line, key.cause_type);
                 let sum = all.entry(key).or_insert_with(|| Count { total: 0, ..count.clone() });
                 if sum.total == 0 {
@@ -223,7 +225,7 @@ impl Stats {
         lately
     }
 
-    /// Returns what was late, by class.
+    /// Returns the work that ended late, by class.
     pub(super) fn late(&self) -> Vec<LateClass> {
         let now = Instant::now();
         let bounds = CLASSES.iter().copied().map(Some).chain([None]);
@@ -259,12 +261,12 @@ impl Observer for Stats {
         let Some(token) = token else { return };
         let facts = Facts::of(&token);
         shielded(|| drop(token));
-        // What is over at its end is the normal case, which would hide the others.
+        // Work that ends with its own context is the normal case, and would hide the others.
         let Some(facts) = facts.filter(|facts| facts.how != How::Finished) else { return };
         let now = Instant::now();
         let late = now.saturating_duration_since(facts.ended_at);
         let class = CLASSES.iter().position(|bound| late <= *bound).unwrap_or(CLASSES.len());
-        let name = record.name.as_ref().map(|name| brief(name).into());
+        let name = record.name().map(Arc::from);
         let (kind, line, how) = (record.kind, Line(record.line), facts.how);
         metrics::late(how, late);
         let left = Left { kind, line, name, how, late, at: now };
@@ -282,13 +284,20 @@ impl Observer for Stats {
         drop(replaced);
     }
 
-    fn ended(&self, error: &Error, born: Option<Instant>) {
-        // A cause's type is asked of foreign code in no case; its drop may be.
+    fn ended(&self, error: &Error, created_at: Option<Instant>) {
         let line = Line(error.origin().made_at());
         let key = Key { how: how(error), line, cause_type: cause_type(error) };
         let ended_at = error.origin().ended_at();
-        self.count(key, ended_at, born.map(|born| ended_at.saturating_duration_since(born)));
+        self.count(key, ended_at, created_at.map(|at| ended_at.saturating_duration_since(at)));
         metrics::ended(key.how, line);
+    }
+
+    #[cfg(feature = "tower")]
+    fn finished(&self, finished: Finished) {
+        let Finished { made_at, cause_type, at, lived } = finished;
+        let key = Key { how: How::Finished, line: Line(made_at), cause_type: Some(cause_type) };
+        self.count(key, at, lived);
+        metrics::ended(How::Finished, key.line);
     }
 
     fn refused(&self, error: &Error) {
@@ -303,13 +312,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_generation_that_is_over_is_counted_once_more_and_then_no_longer() {
+    fn a_generation_counts_for_one_more_generation() {
         let begun = Instant::now();
         let mut count = Count::new(begun);
-        count.note(begun, None);
-        count.turn(begun + GENERATION);
+        count.add(begun, None);
+        count.rotate(begun + GENERATION);
         assert_eq!((count.recent[0].count, count.recent[1].count), (0, 1));
-        count.turn(begun + 2 * GENERATION);
+        count.rotate(begun + 2 * GENERATION);
         assert_eq!((count.recent[0].count, count.recent[1].count), (0, 0));
         assert_eq!(count.total, 1);
     }

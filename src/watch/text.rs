@@ -1,4 +1,4 @@
-//! The text for a terminal, 100 columns wide.
+//! The text of a snapshot, for a terminal of 100 columns.
 
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
@@ -9,33 +9,33 @@ use super::snapshot::{
 };
 
 const WIDTH: usize = 100;
-/// So many lines of a part are printed.
+/// The maximum number of lines in a section.
 const LINES: usize = 30;
 
-/// The culprits first; each part that has something to say under a heading.
+/// Prints work whose context has ended first. Empty sections are omitted, except for the first one.
 impl Display for Snapshot {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Snapshot { totals, took, .. } = self;
         fmt_totals(totals, *took, f)?;
-        part(f, "ENDED, STILL HERE", ENDED_COLUMNS, &self.ended, fmt_ended)?;
+        part(f, "ENDED, STILL RUNNING", ENDED_COLUMNS, &self.ended, fmt_ended)?;
         if self.ended.is_empty() {
-            f.write_str("\n\nENDED, STILL HERE\n  nothing")?;
+            f.write_str("\n\nENDED, STILL RUNNING\n  nothing")?;
         }
         part(f, "NEARLY OVERDUE", "", &self.nearly_overdue, fmt_nearly)?;
         part(f, "SHUTDOWNS", "", &self.shutdowns, fmt_shutdown)?;
         part(f, "ALIVE, BY LINE", ALIVE_COLUMNS, &self.alive, fmt_alive)?;
         part(f, "CONTEXTS ENDED LATELY", LATELY_COLUMNS, &self.lately, fmt_lately)?;
         let late: Vec<&LateClass> = self.late.iter().filter(|class| class.count > 0).collect();
-        part(f, "WORK LEFT AFTER ITS END", "", &late, |class, f| fmt_late(class, f))
+        part(f, "WORK THAT ENDED LATE", "", &late, |class, f| fmt_late(class, f))
     }
 }
 
 const ENDED_COLUMNS: &str =
-    "  count  kind        spawned at                                ended ago  it";
+    "  count  kind        spawned at                                ended ago  state";
 const ALIVE_COLUMNS: &str =
     "  count  kind        line                                    oldest  least left  waiters  name";
 const LATELY_COLUMNS: &str =
-    "  count  how          made at                                  cause's type        lived  at most";
+    "  count  how              created at                           type of cause     mean life     max";
 
 fn part<T>(
     f: &mut Formatter<'_>,
@@ -65,7 +65,7 @@ fn fmt_totals(totals: &Totals, took: Duration, f: &mut Formatter<'_>) -> fmt::Re
     let Totals { seen, work, alive, ended, held, .. } = *totals;
     write!(
         f,
-        "{} at work: {} alive, {} ended and still here",
+        "{} at work: {} alive, {} ended and still running",
         thousands(work),
         thousands(alive),
         thousands(ended)
@@ -75,10 +75,10 @@ fn fmt_totals(totals: &Totals, took: Duration, f: &mut Formatter<'_>) -> fmt::Re
     }
     write!(f, " ({} seen in {})", thousands(seen), Time(took))?;
     let left_out = [
-        (totals.unregistered, "not registered, as there were too many"),
-        (totals.unseen as u64, "not looked at, as there were too many"),
+        (totals.unregistered, "not registered: the limit was reached"),
+        (totals.unseen as u64, "not visited: the limit was reached"),
         (totals.unlisted as u64, "not listed"),
-        (totals.overstayed, "overstayed so far"),
+        (totals.overstayed, "exceeded the grace period so far"),
     ];
     for (count, what) in left_out {
         if count > 0 {
@@ -107,7 +107,7 @@ fn fmt_ended(line: &EndedLine, f: &mut Formatter<'_>) -> fmt::Result {
     write!(f, "\n         {}", head(&text, WIDTH - 9))
 }
 
-/// What a piece of work does, as far as that is known.
+/// Returns the state of a piece of work.
 fn doing(line: &EndedLine) -> String {
     let EndedLine { state, poll, count, inside, is_work, .. } = *line;
     let ago = Time(poll.map_or(Duration::ZERO, |poll| poll.ago));
@@ -116,12 +116,13 @@ fn doing(line: &EndedLine) -> String {
         State::Busy => format!("in a poll for {ago}"),
         State::Waiting => format!("last polled {ago} ago"),
         State::NeverPolled => "never polled".to_owned(),
-        State::Held if is_work => "is still there".to_owned(),
-        State::Held => "is held".to_owned(),
+        State::Held if is_work => "held".to_owned(),
+        State::Held => "context held".to_owned(),
     }
 }
 
-/// An end on one line: `canceled at src/main.rs:88: client hung up`, or with the type of a hidden cause.
+/// Prints an end on one line: `canceled at src/main.rs:88: client hung up`, or with the type of the cause if its text is
+/// hidden.
 struct Why<'a>(&'a End);
 
 impl Display for Why<'_> {
@@ -162,23 +163,23 @@ fn fmt_name(name: Option<&str>, width: usize, f: &mut Formatter<'_>) -> fmt::Res
 }
 
 fn fmt_lately(lately: &Lately, f: &mut Formatter<'_>) -> fmt::Result {
-    let place = tail(&lately.line, 39);
+    let place = tail(&lately.line, 35);
     let count = thousands(usize::try_from(lately.count).unwrap_or(usize::MAX));
     let cause = head(&short(lately.cause_type.unwrap_or("-")), 16);
     let [mean, max] = [lately.mean_lived, lately.max_lived].map(Known);
-    write!(f, "{count:>7}  {:<11}  {place:<39}  {cause:<16}  {mean:>7}  {max:>7}", lately.how)
+    write!(f, "{count:>7}  {:<15}  {place:<35}  {cause:<16}  {mean:>9}  {max:>6}", lately.how)
 }
 
 fn fmt_late(class: &LateClass, f: &mut Formatter<'_>) -> fmt::Result {
     let bound = match class.up_to {
         Some(bound) => format!("up to {}", Time(bound)),
-        None => "later".to_owned(),
+        None => "more".to_owned(),
     };
     let count = thousands(usize::try_from(class.count).unwrap_or(usize::MAX));
     write!(f, "{count:>7}  {bound:<12}")?;
     let Some(last) = class.last.first() else { return Ok(()) };
     let text = format!(
-        "last a {} of {}, {} after {}, {} ago",
+        "last: {} {}, {} late ({}), {} ago",
         last.kind,
         tail(&last.line, 30),
         Time(last.late),
@@ -217,7 +218,7 @@ fn fmt_shutdown(state: &ShutdownState, f: &mut Formatter<'_>) -> fmt::Result {
     }
 }
 
-/// One entry of a tree on one line, which is indented so far.
+/// Prints one entry of a tree on one line, for the given indentation.
 pub(super) fn fmt_entry(entry: &Entry, indent: usize, f: &mut Formatter<'_>) -> fmt::Result {
     let mut text = entry.kind.to_string();
     if let Some(name) = &entry.name {
@@ -245,7 +246,7 @@ pub(super) fn fmt_entry(entry: &Entry, indent: usize, f: &mut Formatter<'_>) -> 
     f.write_str(&head(&text, WIDTH.saturating_sub(indent)))
 }
 
-/// A type's name without the modules: `Box<dyn Error + Send>`.
+/// Returns the name of a type without the modules: `Box<dyn Error + Send>`.
 fn short(name: &str) -> String {
     let mut short = String::new();
     for part in
@@ -256,7 +257,7 @@ fn short(name: &str) -> String {
     short
 }
 
-/// The first so many characters.
+/// Truncates a text at its end.
 fn head(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
@@ -264,7 +265,7 @@ fn head(text: &str, width: usize) -> String {
     text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
-/// The last so many characters: of a path they tell the most.
+/// Truncates a path at its beginning.
 fn tail(text: &dyn Display, width: usize) -> String {
     let text = text.to_string();
     let count = text.chars().count();
@@ -274,7 +275,7 @@ fn tail(text: &dyn Display, width: usize) -> String {
     ['…'].into_iter().chain(text.chars().skip(count + 1 - width)).collect()
 }
 
-/// `1,190`.
+/// Formats a number as `1,190`.
 pub(super) fn thousands(count: usize) -> String {
     let digits = count.to_string();
     let mut text = String::new();
@@ -287,7 +288,7 @@ pub(super) fn thousands(count: usize) -> String {
     text
 }
 
-/// A duration in three digits or so: `12.4 s`.
+/// Prints a duration with about three digits: `12.4 s`.
 struct Time(Duration);
 
 impl Display for Time {
@@ -306,7 +307,7 @@ impl Display for Time {
     }
 }
 
-/// A duration, if it is known.
+/// Prints a duration, or `-` if it is not known.
 struct Known(Option<Duration>);
 
 impl Display for Known {
@@ -335,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_cut_where_it_tells_least() {
+    fn long_texts_are_truncated() {
         assert_eq!(head("abcdef", 4), "abc…");
         assert_eq!(tail(&"src/a/very/long/path.rs:12", 10), "…ath.rs:12");
         assert_eq!(tail(&"short", 10), "short");

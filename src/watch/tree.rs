@@ -1,4 +1,4 @@
-//! Parts of a snapshot: what is under one entry, and the most telling of too many.
+//! Parts of a snapshot: the tree under one entry, and the most important entries of many.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -6,12 +6,12 @@ use std::fmt;
 use super::snapshot::{Entry, Id, Snapshot};
 
 impl Snapshot {
-    /// The entry of this number.
+    /// Returns the entry with this number.
     pub fn entry(&self, id: Id) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.id == id)
     }
 
-    /// What is under an entry, to be printed as a tree; none if there is no such entry.
+    /// Returns the tree under an entry, to be printed, or `None` if there is no such entry.
     ///
     /// ```
     /// use tokio_ctx::{Context, watch};
@@ -28,22 +28,22 @@ impl Snapshot {
         Some(Tree { snapshot: self, tops: vec![top], breadth: BREADTH })
     }
 
-    /// All of it, to be printed as trees.
+    /// Returns all trees, to be printed.
     pub fn trees(&self) -> Tree<'_> {
         let tops = (0..self.entries.len()).filter(|at| self.entries[*at].parent.is_none()).collect();
         Tree { snapshot: self, tops, breadth: BREADTH }
     }
 
-    /// The same with only what is under an entry, itself first, in `entries`; none are left if there is no such entry.
-    /// Those left out are counted in `totals.unlisted`.
+    /// Reduces `entries` to an entry and its descendants, or to nothing if there is no such entry. The others are counted
+    /// in `totals.unlisted`.
     pub fn below(mut self, id: Id) -> Snapshot {
         let kept = self.are_below(id);
         self.retain(&kept);
         self
     }
 
-    /// The same with so many `entries` at most: first what has ended and is still here, then other work, then the rest,
-    /// each with those above it. Those left out are counted in `totals.unlisted`.
+    /// Reduces `entries` to at most `most`: first work whose context has ended, then other work, then the rest, each with
+    /// its ancestors. The others are counted in `totals.unlisted`.
     pub fn cut(mut self, most: usize) -> Snapshot {
         if self.entries.len() > most {
             let mut kept = vec![false; self.entries.len()];
@@ -53,7 +53,7 @@ impl Snapshot {
         self
     }
 
-    /// Which entries are under one, or are that.
+    /// Returns for each entry whether it is under the given one, or is that one.
     fn are_below(&self, id: Id) -> Vec<bool> {
         let mut ids = HashSet::from([id]);
         let is_below = |entry: &Entry| {
@@ -66,7 +66,7 @@ impl Snapshot {
         self.entries.iter().map(is_below).collect()
     }
 
-    /// The places of so many entries at most, of all or of those under one: see [`cut`](Self::cut).
+    /// Returns the indices of at most `most` entries, of all or of those under one. See [`cut`](Self::cut).
     pub(super) fn chosen(&self, under: Option<Id>, most: usize) -> Vec<usize> {
         if most == 0 {
             return Vec::new();
@@ -85,9 +85,9 @@ impl Snapshot {
         for parent in &parents {
             depths.push(parent.map_or(1, |parent| depths[parent] + 1));
         }
-        // What is deeper does not fit, and is not walked up from again and again.
+        // Deeper entries do not fit with their ancestors, so they are not tried.
         order.retain(|at| depths[*at] <= most || under.is_some());
-        // Stable: otherwise as they come.
+        // The sort is stable, so the order is otherwise kept.
         order.sort_by_key(|at| {
             let entry = &self.entries[*at];
             (!(entry.is_work && entry.end.is_some()), !entry.is_work)
@@ -108,7 +108,7 @@ impl Snapshot {
         chosen
     }
 
-    /// Where the parent of each entry is: before it.
+    /// Returns the index of each entry's parent, which is before the entry.
     pub(super) fn parents(&self) -> Vec<Option<usize>> {
         let mut places: HashMap<Id, usize> = HashMap::with_capacity(self.entries.len());
         let mut parents = Vec::with_capacity(self.entries.len());
@@ -127,10 +127,10 @@ impl Snapshot {
     }
 }
 
-/// So many entries are printed below one.
+/// The default number of children that are printed of each entry.
 const BREADTH: usize = 8;
 
-/// Entries of a snapshot, as a tree. Made by [`Snapshot::under`] and [`Snapshot::trees`].
+/// Entries of a snapshot that are printed as a tree. Created by [`Snapshot::under`] and [`Snapshot::trees`].
 #[derive(Clone, Debug)]
 pub struct Tree<'a> {
     snapshot: &'a Snapshot,
@@ -139,7 +139,7 @@ pub struct Tree<'a> {
 }
 
 impl Tree<'_> {
-    /// Prints so many entries below one, and how many more there are: 8 by default.
+    /// Sets how many children of each entry are printed, 8 by default. The number of the others is printed as well.
     pub fn breadth(mut self, breadth: usize) -> Self {
         self.breadth = breadth;
         self
@@ -155,7 +155,7 @@ impl fmt::Display for Tree<'_> {
                 children.entry(parent).or_default().push(at);
             }
         }
-        // A stack of its own, as a tree may be deep: what is to be printed next, and how far it is indented.
+        // An explicit stack, because the tree may be deep: the steps to be printed, and their indentation.
         let mut next: Vec<(usize, Step)> = Vec::new();
         let push = |next: &mut Vec<(usize, Step)>, depth: usize, below: &[usize], all: usize| {
             let shown = below.len().min(self.breadth);
@@ -170,7 +170,7 @@ impl fmt::Display for Tree<'_> {
             if !std::mem::take(&mut is_first) {
                 f.write_str("\n")?;
             }
-            // What is deeper is no longer indented.
+            // The indentation is limited.
             write!(f, "{:1$}", "", 2 * depth.min(20))?;
             match step {
                 Step::More(count) => write!(f, "… and {} more", super::text::thousands(count))?,

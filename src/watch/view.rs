@@ -1,7 +1,7 @@
-//! A part of a snapshot, bounded, as JSON: what fits on a page.
+//! A limited part of a snapshot, as JSON.
 //!
-//! It is a snapshot itself, with fewer lines and entries, so that its JSON is the documented one; beside that it says what
-//! was left out, and which entries make up the lists that were asked for.
+//! It is a snapshot with fewer lines and entries, so its JSON has the documented fields. In addition, it contains the
+//! number of omitted lines, and the entries of the requested lists.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::Location;
@@ -13,16 +13,16 @@ use super::snapshot::{
     AliveLine, EndedLine, Entry, Id, Kind, Lately, Line, NearlyOverdue, ShutdownState, Snapshot,
 };
 
-/// So many of the entries above one are listed with it.
+/// The maximum number of ancestors that are listed with an entry.
 const ABOVE: usize = 16;
 
-/// A snapshot, and what is worked out once for all that ask.
+/// A snapshot, with data that is computed once for all requests.
 pub(super) struct Shown {
     all: Snapshot,
-    /// Where an entry is.
+    /// The index of each entry.
     places: HashMap<Id, usize>,
     parents: Vec<Option<usize>>,
-    /// What has ended first, the longest first, then the oldest.
+    /// Ended entries first, the longest first, then the oldest.
     order: Vec<usize>,
 }
 
@@ -52,7 +52,7 @@ pub(super) struct View {
     opened: Vec<Opened>,
 }
 
-/// How many lines were left out of each list, as there were more than asked for.
+/// The number of lines that were omitted from each list, because there were more than requested.
 #[derive(Serialize)]
 struct LeftOut {
     ended: usize,
@@ -62,12 +62,12 @@ struct LeftOut {
     shutdowns: usize,
 }
 
-/// A list of entries that was asked for.
+/// A requested list of entries.
 #[derive(Serialize)]
 struct Opened {
     key: String,
     total: usize,
-    /// The first of them.
+    /// The first entries of the list.
     listed: Vec<Id>,
 }
 
@@ -117,14 +117,14 @@ impl View {
     }
 }
 
-/// Which lines are shown.
+/// The filter of lines.
 struct Lines<'a> {
     found: Option<&'a Found<'a>>,
     most: usize,
 }
 
 impl Lines<'_> {
-    /// The first of those that the text is found in, and how many more there are.
+    /// Returns the first lines that match, and the number of the others.
     fn of<T: Clone>(&self, all: &[T], is_found: impl Fn(&Found<'_>, &T) -> bool) -> (Vec<T>, usize) {
         let matching = || all.iter().filter(|line| self.found.is_none_or(|found| is_found(found, line)));
         let shown: Vec<T> = matching().take(self.most).cloned().collect();
@@ -133,11 +133,11 @@ impl Lines<'_> {
     }
 }
 
-/// What a text is found in: entries themselves, and the lines of those and of what is below a name.
+/// The matches of a text: entries, and the lines of these entries and of the descendants of a matching name.
 struct Found<'a> {
     text: &'a str,
     entries: Vec<bool>,
-    /// With whether it is work.
+    /// Includes whether it is work.
     ended: HashSet<(bool, Kind, Line)>,
     alive: HashSet<(Kind, Line)>,
     nearly: HashSet<Id>,
@@ -153,10 +153,10 @@ impl<'a> Found<'a> {
             alive: HashSet::new(),
             nearly: HashSet::new(),
         };
-        // Lines and kinds are few, and mostly those of the entry before; names are many.
+        // There are few lines and kinds, and they are often those of the previous entry. There are many names.
         let mut lines: HashMap<(*const Location<'static>, Kind), bool> = HashMap::new();
         let mut last = None;
-        // What runs for a request is found by the name of that.
+        // Entries below a request match by its name.
         let mut in_name: Vec<bool> = Vec::with_capacity(all.entries.len());
         for (entry, parent) in all.entries.iter().zip(parents) {
             let key = (std::ptr::from_ref(entry.line.location()), entry.kind);
@@ -220,31 +220,31 @@ impl<'a> Found<'a> {
     }
 }
 
-/// Whether a text contains another, which is in lower case.
+/// Returns whether a text contains another, which is in lower case.
 fn contains(text: &str, lower: &str) -> bool {
     if text.is_ascii() {
-        // Without a copy: most are, and there may be many.
+        // Most texts are ASCII, and there may be many. They are compared without a copy.
         let (text, lower) = (text.as_bytes(), lower.as_bytes());
         return text.windows(lower.len()).any(|part| part.eq_ignore_ascii_case(lower));
     }
     text.to_lowercase().contains(lower)
 }
 
-/// The lists of entries that can be asked for.
+/// The lists of entries that can be requested.
 struct Lists<'a> {
     shown: &'a Shown,
     found: Option<&'a Found<'a>>,
 }
 
 impl Lists<'_> {
-    /// Keeps the first entries of a list, with some of those above each.
+    /// Keeps the first entries of a list, with some ancestors of each.
     fn open(&self, open: &Open, kept: &mut HashSet<usize>) -> Opened {
         let Shown { all, places, parents, order } = self.shown;
         let is_in = self.filter(&open.list);
         let mut list = order.iter().copied().filter(|at| is_in(*at));
         let first: Vec<usize> = list.by_ref().take(open.most).collect();
         let total = first.len() + list.count();
-        // The entry that a list is below is listed as well.
+        // The parent of the list is included as well.
         let top = if let List::Below(id) = open.list { places.get(&id).copied() } else { None };
         for at in top.into_iter().chain(first.iter().copied()) {
             kept.extend(std::iter::successors(Some(at), |at| parents[*at]).take(ABOVE));
@@ -253,7 +253,7 @@ impl Lists<'_> {
         Opened { key: open.key.clone(), total, listed }
     }
 
-    /// What tells whether an entry is in a list.
+    /// Returns a function that returns whether an entry is in a list.
     fn filter<'b>(&'b self, list: &'b List) -> Box<dyn Fn(usize) -> bool + 'b> {
         let Shown { all, places, parents, .. } = self.shown;
         match list {
@@ -276,7 +276,7 @@ impl Lists<'_> {
     }
 }
 
-/// Whether a line is written so.
+/// Returns whether the text denotes the line.
 fn is_at(line: Line, text: &str) -> bool {
     let place = line.location();
     let number = text.strip_prefix(place.file()).and_then(|rest| rest.strip_prefix(':'));

@@ -1,4 +1,4 @@
-//! axum: a context as an extractor, an error as a response.
+//! For axum: `Context` as an extractor, `Error` as a response.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -12,13 +12,13 @@ use super::outcome::Outcome;
 use crate::context::Context;
 use crate::error::Error;
 
-/// The request's context, which a [`ServerLayer`](crate::wire::ServerLayer) around the route has made.
+/// Extracts the request's context, which a [`ServerLayer`](crate::wire::ServerLayer) around the route has made.
 ///
-/// Without one the request is answered `500 Internal Server Error`, by [`MissingContext`]: a handler that
-/// counts on a deadline is not to run without. `Option<Context>` takes it as it comes.
+/// Without that layer, the response is `500 Internal Server Error`, from [`MissingContext`], because a handler that
+/// relies on a deadline should not run without one. `Option<Context>` extracts `None` instead.
 ///
-/// A middleware takes it the same way. One that derives a context, with a value say, puts that into the request's
-/// extensions for the extractor, and around the rest for [`Context::current`]:
+/// A middleware extracts the context in the same way. If it derives a context, for example with a value, it inserts that
+/// into the request's extensions for the extractor, and runs the rest in its scope for [`Context::current`]:
 ///
 /// ```
 /// use axum::{extract::Request, middleware::Next, response::Response};
@@ -58,7 +58,7 @@ impl<S: Sync> FromRequestParts<S> for Context {
     }
 }
 
-/// The request's context, if there is a [`ServerLayer`](crate::wire::ServerLayer) around the route.
+/// Extracts the request's context, if there is a [`ServerLayer`](crate::wire::ServerLayer) around the route.
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 impl<S: Sync> OptionalFromRequestParts<S> for Context {
     type Rejection = std::convert::Infallible;
@@ -68,7 +68,7 @@ impl<S: Sync> OptionalFromRequestParts<S> for Context {
     }
 }
 
-/// Why a handler got no [`Context`]: there is no [`ServerLayer`](crate::wire::ServerLayer) around its route.
+/// The rejection of the [`Context`] extractor: there is no [`ServerLayer`](crate::wire::ServerLayer) around the route.
 ///
 /// ```
 /// use axum::extract::FromRequestParts;
@@ -98,11 +98,11 @@ impl IntoResponse for MissingContext {
     }
 }
 
-/// `504 Gateway Timeout` for a deadline, `503 Service Unavailable` for a cancel, `499` where the client has left, and a
-/// few words.
+/// Converts the error into `504 Gateway Timeout` for a deadline, `503 Service Unavailable` for a cancel, and `499` if the
+/// client has left.
 ///
-/// To a call of gRPC, gRPC-Web or Connect the [`ServerLayer`](crate::wire::ServerLayer) around the route says it in
-/// the terms of that protocol. Lines, causes and budgets stay here.
+/// The body is a short fixed text, without lines, causes or budgets. For a call of gRPC, gRPC-Web or Connect, the
+/// [`ServerLayer`](crate::wire::ServerLayer) around the route converts the response into the status of that protocol.
 ///
 /// ```
 /// use std::time::Duration;

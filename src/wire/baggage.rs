@@ -1,9 +1,10 @@
-//! The W3C `baggage` header: a list of `key=value` members that others write to as well.
+//! The W3C `baggage` header: a list of `key=value` members, to which other libraries add members as well.
 //!
-//! Read whole or not at all, from all of its lines: beyond the specification's limits it is dropped before it is
-//! looked at. Written as one line, since not every reader joins several, OpenTelemetry's for one: first the members
-//! of others, as they are, then ours, which replace their elders. Lines that are not ASCII are no baggage; every
-//! reader would drop ours with them.
+//! The header is read from all of its lines. If it exceeds the limits of the specification, it is ignored as a whole.
+//!
+//! It is written as one line, because some readers, such as OpenTelemetry's, do not join several. The members of others
+//! come first, unchanged. Members with our keys are replaced. Lines that are not ASCII are invalid, and are not forwarded:
+//! readers would ignore our members together with them.
 
 use std::borrow::Cow;
 
@@ -15,27 +16,27 @@ use super::warn::warn;
 
 pub(crate) static NAME: HeaderName = HeaderName::from_static("baggage");
 
-/// The specification's limits, for all members together.
+/// The limits of the specification, for all members together.
 const MAX_BYTES: usize = 8192;
 const MAX_MEMBERS: usize = 180;
 
-/// What a value may not have in it as it is; all that is not ASCII besides. An equals sign is allowed there, but
-/// splits the value for OpenTelemetry's reader.
+/// The characters of a value that have to be encoded, besides those that are not ASCII. An equals sign is allowed by the
+/// specification, but OpenTelemetry's reader would split the value there.
 const ENCODED: &AsciiSet =
     &CONTROLS.add(b' ').add(b'"').add(b',').add(b';').add(b'\\').add(b'%').add(b'=');
 
-/// Key and value of each member, in their order, still encoded; properties are left aside.
+/// Reads the key and the encoded value of each member, in order, without the properties.
 pub(crate) fn read(carrier: &dyn Carrier) -> Result<Vec<(&str, &str)>, &'static str> {
     let lines = carrier::values(carrier, &NAME);
     if lines.iter().map(|line| line.len()).sum::<usize>() > MAX_BYTES {
-        return Err("dropped: longer than 8192 bytes");
+        return Err("ignored: longer than 8192 bytes");
     }
     let mut members = Vec::new();
     for line in lines {
-        let line = carrier::visible(line).ok_or("dropped: not ASCII")?;
+        let line = carrier::visible(line).ok_or("ignored: not ASCII")?;
         members.extend(line.split(',').filter_map(member).take(MAX_MEMBERS + 1 - members.len()));
         if members.len() > MAX_MEMBERS {
-            return Err("dropped: more than 180 members");
+            return Err("ignored: more than 180 members");
         }
     }
     Ok(members)
@@ -46,12 +47,12 @@ fn member(text: &str) -> Option<(&str, &str)> {
     Some((key.trim(), value.trim()))
 }
 
-/// A member's value as the text it stands for, if it is text.
+/// Decodes the value of a member, if it is text.
 pub(crate) fn decode(value: &str) -> Option<Cow<'_, str>> {
     percent_decode_str(value).decode_utf8().ok()
 }
 
-/// Whether this can be a member's key: a token, whose case counts.
+/// Returns whether this can be the key of a member: a token, which is case-sensitive.
 pub(crate) const fn is_key(text: &str) -> bool {
     let bytes = text.as_bytes();
     let mut at = 0;
@@ -81,8 +82,8 @@ pub(crate) const fn is_key(text: &str) -> bool {
     !bytes.is_empty()
 }
 
-/// A line of these members behind those of others. `Err` names the first for which there is no room, if `strict`;
-/// otherwise it is left out.
+/// Appends these members to a line with the members of others. If `strict`, returns an error for the first member that
+/// exceeds the limits. Otherwise that is left out.
 pub(crate) fn with(
     mut line: String,
     members: &[(&'static str, Cow<'_, str>)],
@@ -105,14 +106,14 @@ pub(crate) fn with(
     Ok(line)
 }
 
-/// The members of others that a carrier has, in one line.
+/// Reads the members of others in a carrier, as one line.
 pub(crate) fn others(members: &[(&'static str, Cow<'_, str>)], carrier: &dyn Carrier) -> String {
     let ours =
         |text: &str| member(text).is_some_and(|(key, _)| members.iter().any(|(name, _)| *name == key));
     let mut kept = String::new();
     for line in carrier::values(carrier, &NAME) {
         let Some(line) = carrier::visible(line) else {
-            warn(NAME.as_str(), "a line was not passed on: not ASCII");
+            warn(NAME.as_str(), "a line was not forwarded: not ASCII");
             continue;
         };
         let others = line.split(',').map(str::trim).filter(|text| !text.is_empty() && !ours(text));

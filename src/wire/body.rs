@@ -14,11 +14,12 @@ use crate::context::current::enter;
 use crate::context::done::Wait;
 use crate::context::{Context, Progress};
 use crate::error::Error;
+use crate::token::CLOCK_INTERVAL;
 
-/// What came of a poll.
+/// The result of a poll.
 pub(crate) enum Step<D, E> {
     Frame(Frame<D>),
-    /// A frame after which there is none.
+    /// A frame after which there are no others.
     Last(Frame<D>),
     Over,
     Failed(E),
@@ -28,45 +29,57 @@ pub(crate) enum Step<D, E> {
 
 pub(crate) type StepOf<B> = Step<<B as Body>::Data, <B as Body>::Error>;
 
-/// What is known of a body after its first poll.
+/// What is known of a body after it was polled for the first time.
 pub(crate) enum Start<B: Body> {
-    /// It is complete.
-    Whole(StepOf<B>),
-    /// There is more to come, after this frame if there is one.
-    Part(Pin<Box<B>>, Option<Frame<B::Data>>),
+    /// It is complete: these are its first frame, if it has two, and its last step.
+    Whole(Option<B::Data>, StepOf<B>),
+    /// There is more to come after these frames, of which the last is the first to send.
+    Part(Pin<Box<B>>, Vec<Frame<B::Data>>),
 }
 
 impl<B: Body> Start<B> {
-    /// Polls a body of a known length once. Most such bodies are complete after that, and need no registration with the
-    /// context. Other bodies are left to their reader.
-    pub(crate) fn poll(body: B, cx: &mut task::Context<'_>) -> Start<B> {
-        let is_sized = body.size_hint().exact().is_some();
+    /// Polls a body that is probably complete, so that it needs no registration with the context: once if its length is
+    /// known, twice if it belongs to a gRPC response, where the trailers of a unary call follow its message. Other
+    /// bodies are left to their reader.
+    pub(crate) fn poll(body: B, is_grpc: bool, cx: &mut task::Context<'_>) -> Start<B> {
+        let is_polled = is_grpc || body.size_hint().exact().is_some();
         let mut body = Box::pin(body);
-        match if is_sized { body.as_mut().poll_frame(cx) } else { Poll::Pending } {
-            Poll::Pending => Start::Part(body, None),
-            Poll::Ready(None) => Start::Whole(Step::Over),
-            Poll::Ready(Some(Err(error))) => Start::Whole(Step::Failed(error)),
-            Poll::Ready(Some(Ok(frame))) if is_last(&frame, &*body) => Start::Whole(Step::Last(frame)),
-            Poll::Ready(Some(Ok(frame))) => Start::Part(body, Some(frame)),
+        let first = match if is_polled { poll_step(body.as_mut(), cx) } else { Poll::Pending } {
+            Poll::Pending => return Start::Part(body, Vec::new()),
+            Poll::Ready(Step::Frame(frame)) if is_grpc => frame,
+            Poll::Ready(Step::Frame(frame)) => return Start::Part(body, vec![frame]),
+            Poll::Ready(step) => return Start::Whole(None, step),
+        };
+        match poll_step(body.as_mut(), cx) {
+            Poll::Pending => Start::Part(body, vec![first]),
+            Poll::Ready(Step::Frame(second)) => Start::Part(body, vec![second, first]),
+            Poll::Ready(step) => Start::Whole(first.into_data().ok(), step),
         }
     }
 }
 
-fn is_last<B: Body>(frame: &Frame<B::Data>, body: &B) -> bool {
-    frame.is_trailers() || body.is_end_stream()
+/// Polls a body, and finds out whether the frame is its last.
+fn poll_step<B: Body>(mut body: Pin<&mut B>, cx: &mut task::Context<'_>) -> Poll<StepOf<B>> {
+    body.as_mut().poll_frame(cx).map(|polled| match polled {
+        Some(Ok(frame)) if frame.is_trailers() || body.is_end_stream() => Step::Last(frame),
+        Some(Ok(frame)) => Step::Frame(frame),
+        Some(Err(error)) => Step::Failed(error),
+        None => Step::Over,
+    })
 }
 
-/// The bytes of a frame.
+/// Returns the number of bytes in a frame.
 pub(crate) fn bytes<D: Buf>(frame: &Frame<D>) -> u64 {
     frame.data_ref().map_or(0, |data| data.remaining() as u64)
 }
 
-/// The size of a body of which this is left.
-pub(crate) fn hint<D: Buf, E>(step: Option<&Step<D, E>>) -> SizeHint {
+/// Returns the size of a complete body of which this remains.
+pub(crate) fn hint<D: Buf, E>(first: Option<&D>, step: Option<&Step<D, E>>) -> SizeHint {
+    let first = first.map_or(0, |data| data.remaining() as u64);
     match step {
-        Some(Step::Last(frame) | Step::Frame(frame)) => SizeHint::with_exact(bytes(frame)),
+        Some(Step::Last(frame) | Step::Frame(frame)) => SizeHint::with_exact(first + bytes(frame)),
         Some(Step::Failed(_) | Step::Ended(_)) => SizeHint::default(),
-        Some(Step::Over) | None => SizeHint::with_exact(0),
+        Some(Step::Over) | None => SizeHint::with_exact(first),
     }
 }
 
@@ -76,7 +89,7 @@ pub(crate) fn hint<D: Buf, E>(step: Option<&Step<D, E>>) -> SizeHint {
 /// so that the body's drop can see how the context ended.
 pub(crate) struct Bounded<B: Body, C: Borrow<Context>> {
     live: Option<Live<B, C>>,
-    /// Of a body that is over.
+    /// Of a body that has ended.
     open: Option<Open>,
 }
 
@@ -87,7 +100,10 @@ struct Live<B: Body, C: Borrow<Context>> {
     wait: Wait<C>,
     /// The current context while the body is polled; `None` leaves that as it is.
     ctx: Option<Context>,
-    first: Option<Frame<B::Data>>,
+    /// Frames that the body had ready at its start; the last of them is the first to send.
+    early: Vec<Frame<B::Data>>,
+    /// Frames since the clock was read.
+    frames: u8,
     /// Whether the end also wakes a task that was given a frame: a transport may be waiting for its peer.
     wakes: bool,
     /// A frame is progress.
@@ -103,12 +119,12 @@ struct Held<B> {
 impl<B: Body + Send + 'static, C: Borrow<Context>> Bounded<B, C> {
     /// # Panics
     ///
-    /// As `Wait::poll`: with a deadline, without a time driver.
+    /// Panics if the context has a deadline and there is no time driver, as `Wait::poll` does.
     pub(crate) fn new(
         mut wait: Wait<C>,
         ctx: Option<Context>,
         body: Pin<Box<B>>,
-        first: Option<Frame<B::Data>>,
+        early: Vec<Frame<B::Data>>,
         open: Option<Open>,
         wakes: bool,
     ) -> Self {
@@ -118,7 +134,10 @@ impl<B: Body + Send + 'static, C: Borrow<Context>> Bounded<B, C> {
         if Pin::new(&mut wait).poll(&mut task::Context::from_waker(&bell)).is_ready() {
             bell.wake_by_ref();
         }
-        Bounded { live: Some(Live { slot, bell, wait, ctx, first, wakes, progress }), open: None }
+        Bounded {
+            live: Some(Live { slot, bell, wait, ctx, early, frames: 0, wakes, progress }),
+            open: None,
+        }
     }
 }
 
@@ -127,7 +146,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
     /// always has a frame ready ends with its context.
     pub(crate) fn poll_step(&mut self, cx: &mut task::Context<'_>) -> Poll<StepOf<B>> {
         let Some(live) = &mut self.live else { return Poll::Ready(Step::Over) };
-        if let Some(frame) = live.first.take() {
+        if let Some(frame) = live.early.pop() {
             live.progress.report_bytes(bytes(&frame));
             return Poll::Ready(Step::Frame(frame));
         }
@@ -137,16 +156,19 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
         };
         let at_work = held.open.as_ref().map(Open::at_work);
         let entered = live.ctx.is_some().then(|| enter(&mut live.ctx));
-        let polled = held.body.as_mut().poll_frame(cx);
+        let polled = poll_step(held.body.as_mut(), cx);
         drop((entered, at_work));
-        if let Poll::Ready(Some(Ok(frame))) = &polled {
+        if let Poll::Ready(Step::Frame(frame) | Step::Last(frame)) = &polled {
             live.progress.report_bytes(bytes(frame));
         }
         let step = match polled {
-            Poll::Ready(Some(Ok(frame))) if is_last(&frame, &*held.body) => Step::Last(frame),
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Step::Frame(frame)) => {
                 let waker = if live.wakes { Some(of_task(waker, cx)) } else { None };
-                match ctx.err() {
+                // The timer of the deadline ends the context. It cannot fire while a transport reads frame after frame
+                // without a yield, so the clock is read now and then.
+                live.frames = (live.frames + 1) % CLOCK_INTERVAL;
+                let ended = if live.frames == 0 { ctx.err() } else { ctx.known_err() };
+                match ended {
                     Some(ended) => Step::Ended(ended),
                     None => match live.slot.put(held, waker) {
                         Ok(()) => return Poll::Ready(Step::Frame(frame)),
@@ -157,8 +179,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
                     },
                 }
             }
-            Poll::Ready(Some(Err(error))) => Step::Failed(error),
-            Poll::Ready(None) => Step::Over,
+            Poll::Ready(step) => step,
             Poll::Pending => {
                 // At each poll, as the runtime may have changed.
                 let bell = &mut task::Context::from_waker(&live.bell);
@@ -182,35 +203,35 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
         Poll::Ready(step)
     }
 
-    /// Releases the context of a body that is over.
+    /// Releases the context of a body that has ended.
     pub(crate) fn finish(&mut self) {
         if let Some(Live { slot, bell, mut wait, ctx, .. }) = self.live.take() {
             wait.leave();
-            // Before the owner: if its handle is the only one left, the context need not be ended.
+            // Dropped before the owner: if that has the last handle, the context need not be ended.
             drop((slot, bell, ctx));
             drop(wait);
         }
         self.open = None;
     }
 
-    /// What owns the context, while the body is not over.
+    /// Returns the owner of the context, while the body has not ended.
     pub(crate) fn owner_mut(&mut self) -> Option<&mut C> {
         self.live.as_mut().map(|live| live.wait.owner_mut())
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        // A body that reports its end only when it is polled is correct, and costs no look at what is in the slot.
+        // A body may report its end only when it is polled. That saves a look into the slot.
         self.live.is_none()
     }
 
     pub(crate) fn size_hint(&self) -> SizeHint {
         let Some(live) = &self.live else { return SizeHint::with_exact(0) };
         let mut hint = self.look(B::size_hint).unwrap_or_default();
-        let first = live.first.as_ref().map_or(0, bytes);
+        let early: u64 = live.early.iter().map(bytes).sum();
         if let Some(upper) = hint.upper() {
-            hint.set_upper(upper + first);
+            hint.set_upper(upper + early);
         }
-        hint.set_lower(hint.lower() + first);
+        hint.set_lower(hint.lower() + early);
         hint
     }
 

@@ -141,7 +141,7 @@ impl<Id: Clone + Eq + Hash> Calls<Id> {
     /// Begins a call. Its context ends when the peer cancels it, when the table's parent ends, and when the call is
     /// dropped.
     ///
-    /// After the connection was [lost](Self::lost), the context has ended at birth, unless calls outlive it.
+    /// After the connection was [lost](Self::lost), the new context has already ended, unless calls outlive it.
     ///
     /// # Errors
     ///

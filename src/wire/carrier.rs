@@ -1,4 +1,4 @@
-//! Where a context is written to and read from: headers, metadata, the properties of a message.
+//! Carriers, which a context is written to and read from: headers, metadata, the properties of a message.
 //!
 //! The rest of `wire` accesses all of them through [`Carrier`]. A carrier that is an `http::HeaderMap`, or wraps one,
 //! exposes it by two hidden methods. Headers are then looked up by `HeaderName`, and no name is parsed or copied.
@@ -8,6 +8,7 @@ use std::fmt;
 use std::hash::BuildHasher;
 use std::marker::PhantomData;
 
+use http::header::InvalidHeaderValue;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::warn::warn;
@@ -89,7 +90,7 @@ pub trait Carrier {
     }
 }
 
-/// Returns all values of a name.
+/// Returns all values of this name.
 pub(crate) fn values<'a>(carrier: &'a dyn Carrier, name: &HeaderName) -> Vec<&'a [u8]> {
     match carrier.as_headers() {
         Some(headers) => headers.get_all(name).iter().map(HeaderValue::as_bytes).collect(),
@@ -97,7 +98,7 @@ pub(crate) fn values<'a>(carrier: &'a dyn Carrier, name: &HeaderName) -> Vec<&'a
     }
 }
 
-/// The only value under a name; `Err` if there are several.
+/// Returns the value of this name, or an error if there are several.
 pub(crate) fn only<'a>(carrier: &'a dyn Carrier, name: &HeaderName) -> Only<'a> {
     let Some(headers) = carrier.as_headers() else {
         let values = carrier.get_all(name.as_str());
@@ -110,36 +111,7 @@ pub(crate) fn only<'a>(carrier: &'a dyn Carrier, name: &HeaderName) -> Only<'a> 
     }
 }
 
-/// So many names are looked for in one walk.
-pub(crate) const FEW: usize = 4;
-
-/// [`only`] for each of a few names.
-///
-/// One walk over the headers, mostly a few, costs less than a look-up of each name, mostly none of which is there.
-#[inline]
-pub(crate) fn only_each<'a>(
-    carrier: &'a dyn Carrier,
-    names: [Option<&HeaderName>; FEW],
-) -> [Only<'a>; FEW] {
-    let mut found = [Ok(None); FEW];
-    let Some(headers) = carrier.as_headers() else {
-        return names.map(|name| name.map_or(Ok(None), |name| only(carrier, name)));
-    };
-    // Most keys have none of the lengths.
-    let lengths = names.map(|name| name.map_or(usize::MAX, |name| name.as_str().len()));
-    for (key, value) in headers {
-        let length = key.as_str().len();
-        for nth in 0..FEW {
-            if lengths[nth] == length && names[nth] == Some(key) {
-                found[nth] =
-                    if let Ok(None) = found[nth] { Ok(Some(value.as_bytes())) } else { Err(Several) };
-            }
-        }
-    }
-    found
-}
-
-/// The value under a name, if there is one and no other.
+/// The value of a name, if there is only one.
 pub(crate) type Only<'a> = Result<Option<&'a [u8]>, Several>;
 
 #[derive(Clone, Copy)]
@@ -167,16 +139,23 @@ fn put(
     }
 }
 
-/// [`set`] for a value that differs from call to call.
+/// Like [`set`], for a value that differs from call to call.
 ///
-/// HTTP/2 would enter each in its table of headers, where it is of no use, displaces others, and is compared with all
-/// that come after it. One that is marked as sensitive is not entered.
+/// HTTP/2 would add every such value to its table of headers, where it displaces others and is not used again. A value
+/// that is marked as sensitive is not added.
 pub(crate) fn set_once(
     carrier: &mut dyn Carrier,
     name: &HeaderName,
     value: &str,
 ) -> Result<(), NotSent> {
     put(carrier, name, value, true)
+}
+
+/// Returns the value that [`set_once`] writes into a `HeaderMap`.
+pub(crate) fn value_of_call(value: &[u8]) -> Result<HeaderValue, InvalidHeaderValue> {
+    let mut value = HeaderValue::from_bytes(value)?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// Returns a header's value as text, if it is visible ASCII, spaces and tabs.
@@ -253,7 +232,7 @@ impl std::error::Error for NotSent {
     }
 }
 
-/// Several values under a key; keys are case-insensitive.
+/// The error for a key with several values.
 impl Carrier for HeaderMap {
     fn get(&self, key: &str) -> Option<&[u8]> {
         HeaderMap::get(self, key).map(HeaderValue::as_bytes)
@@ -281,7 +260,7 @@ impl Carrier for HeaderMap {
     }
 }
 
-/// Only the ASCII entries are read and written; this crate has no binary ones.
+/// Only ASCII entries are read and written, because this crate has no binary ones.
 #[cfg(feature = "tonic")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
 impl Carrier for tonic::metadata::MetadataMap {
@@ -398,10 +377,10 @@ impl<C: Carrier + ?Sized> Carrier for ByRef<'_, C> {
 
 const READ_ONLY: &str = "the carrier can only be read";
 
-/// Makes a carrier to [`extract`](crate::Context::extract) from, of a function that looks up a key.
+/// Makes a carrier for [`extract`](crate::Context::extract) from a function that looks up a key.
 ///
 /// It adapts the types of other crates: OpenTelemetry's `Extractor`, the headers of NATS, AMQP or Kafka. The
-/// function is called with keys in lower case, and decides itself whether other cases match. The carrier is
+/// function is called with keys in lower case, and decides whether keys in other cases match. The carrier is
 /// read-only.
 ///
 /// ```
@@ -457,7 +436,7 @@ impl<F> fmt::Debug for GetWith<'_, F> {
     }
 }
 
-/// Makes a carrier to [`inject`](crate::Context::inject) into, of a function that sets a key.
+/// Makes a carrier for [`inject`](crate::Context::inject) from a function that sets a key.
 ///
 /// It adapts the types of other crates: OpenTelemetry's `Injector`, the headers of NATS, AMQP or Kafka. The carrier
 /// is write-only. Values that are already there cannot be taken into account: existing `baggage` is replaced
@@ -472,7 +451,7 @@ impl<F> fmt::Debug for GetWith<'_, F> {
 ///     fn set(&mut self, key: &str, value: String);
 /// }
 ///
-/// fn tell(ctx: &Context, message: &mut dyn Injector) -> Result<(), tokio_ctx::Error> {
+/// fn inject(ctx: &Context, message: &mut dyn Injector) -> Result<(), tokio_ctx::Error> {
 ///     ctx.inject(&mut set_with(|key, value| {
 ///         message.set(key, value.to_owned());
 ///         Ok(())
@@ -482,7 +461,7 @@ impl<F> fmt::Debug for GetWith<'_, F> {
 /// #     fn set(&mut self, key: &str, _: String) { self.push(key.into()) }
 /// # }
 /// # let mut message = Vec::new();
-/// # tell(&Context::background().with_timeout(std::time::Duration::from_secs(1)), &mut message).unwrap();
+/// # inject(&Context::background().with_timeout(std::time::Duration::from_secs(1)), &mut message).unwrap();
 /// # assert_eq!(message, ["grpc-timeout"]);
 /// ```
 pub fn set_with<F>(set: F) -> SetWith<F>

@@ -1,4 +1,4 @@
-//! The client's layer: a call within a context, told to the far side.
+//! The client's layer, which bounds a call by its context and sends the remaining time to the server.
 
 use std::fmt;
 use std::future::Future;
@@ -24,7 +24,7 @@ use crate::context::done::Wait;
 use crate::context::refusal::Entry;
 use crate::error::{BoxError, Error};
 
-/// Bounds the calls of a client by their context, and tells the far side how much time is left.
+/// Bounds the calls of a client by their context, and sends the remaining time to the server.
 ///
 /// The context of a call is [`current`](Context::current), unless the request has one in its extensions. Then:
 ///
@@ -52,7 +52,7 @@ use crate::error::{BoxError, Error};
 /// a place in the buffer of a tonic channel. For that, the service is replaced by a clone, so it has to be `Clone`.
 ///
 /// The remaining time is written when the layer is called. If the request then waits (for a connection, in a buffer,
-/// for a limit), the far side is told too much; [`split`](Self::split) prevents that. Put retries outside of the
+/// for a limit), the time in the header is too long; [`split`](Self::split) prevents that. Put retries outside of the
 /// layer, so that each attempt writes the time that remains then.
 ///
 /// ```
@@ -83,7 +83,7 @@ pub struct ClientLayer {
 }
 
 impl ClientLayer {
-    /// A layer that tells the far side what `outbound` says.
+    /// Makes a layer that writes the headers which `outbound` selects.
     ///
     /// ```
     /// use std::time::Duration;
@@ -101,7 +101,7 @@ impl ClientLayer {
     /// Apply the upper half, which is a `ClientLayer` too, outside of everything that waits. It bounds the call,
     /// including the waiting, and puts the context into the request's extensions. Apply the lower half directly
     /// around each connection. It writes the remaining time and the values when the request is sent: if connecting
-    /// took 300 of 600 ms, the far side is told 300 ms. Both halves are needed: the upper one writes no headers,
+    /// took 300 of 600 ms, the header contains 300 ms. Both halves are needed: the upper one writes no headers,
     /// and the lower one does not bound the call.
     ///
     /// This requires a client that gives access to its connections: hyper's `conn`, with tower's `Reconnect` and
@@ -109,8 +109,8 @@ impl ClientLayer {
     /// for tonic's generated clients. hyper-util's `legacy::Client`, `reqwest` and tonic's `Channel` connect below
     /// every layer that can be added to them. With those, connect before the first call (`Endpoint::connect`
     /// instead of `connect_lazy`), or set a [`margin`](Outbound::margin) as long as connecting may take. The
-    /// deadline is enforced in any case, because the call is dropped when it passes. Only the time that the far
-    /// side was told is too long.
+    /// deadline is enforced in any case, because the call is dropped when it passes. Only the time in the
+    /// header is too long.
     ///
     /// ```
     /// use std::convert::Infallible;
@@ -123,10 +123,10 @@ impl ClientLayer {
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), BoxError> {
     /// let (upper, lower) = ClientLayer::new(Outbound::new()).split();
-    /// // Responds with the time that it was told.
+    /// // Responds with the timeout that it received.
     /// let connection = lower.layer(service_fn(async |request: Request<String>| {
-    ///     let told = request.headers()["grpc-timeout"].to_str().unwrap().to_string();
-    ///     Ok::<_, Infallible>(Response::new(told))
+    ///     let timeout = request.headers()["grpc-timeout"].to_str().unwrap().to_string();
+    ///     Ok::<_, Infallible>(Response::new(timeout))
     /// }));
     /// let client = upper.layer(service_fn(move |request| {
     ///     let connection = connection.clone();
@@ -139,8 +139,8 @@ impl ClientLayer {
     /// let ctx = Context::background().with_timeout(Duration::from_millis(600));
     /// let call = ctx.scope(client.oneshot(Request::new(String::new())));
     /// # let call = async { http_body_util::BodyExt::collect(call.await?.into_body()).await };
-    /// # let told = call.await?.to_bytes();
-    /// assert_eq!(told, "300000u");
+    /// # let timeout = call.await?.to_bytes();
+    /// assert_eq!(timeout, "300000u");
     /// # Ok(())
     /// # }
     /// ```
@@ -185,37 +185,38 @@ where
         let ctx = context_of(&request);
         let grpc = Reply::is_grpc(request.headers());
         let ClientLayer { outbound, place, is_split } = &self.layer;
-        let told = if *is_split {
+        let injected = if *is_split {
             request.extensions_mut().insert(ctx.clone());
             ctx.check()
         } else {
             outbound.inject(&ctx, request.headers_mut(), place)
         };
-        let (call, refusal) = match told {
-            Ok(()) => {
-                request_body::bind(&ctx, request.body_mut());
-                (Some(self.inner.call(request)), None)
-            }
-            Err(ended) => {
-                // Releases what it reserved when it became ready.
-                self.inner = self.inner.clone();
-                (None, Some(ended))
-            }
-        };
-        ClientFuture { wait: Wait::new(ctx), call, refusal, entry: Entry::Fresh, grpc }
+        if let Err(ended) = injected {
+            // A clone has reserved nothing: what the service reserved when it became ready is released.
+            self.inner = self.inner.clone();
+            let (wait, refusal) = (None, Some(ended));
+            return ClientFuture { call: None, wait, refusal, entry: Entry::Fresh, grpc };
+        }
+        request_body::bind(&ctx, request.body_mut());
+        ClientFuture {
+            call: Some(self.inner.call(request)),
+            wait: Some(Wait::new(ctx)),
+            refusal: None,
+            entry: Entry::Fresh,
+            grpc,
+        }
     }
 }
 
 pin_project! {
-    /// The response to come. Made by [`ClientService`].
+    /// Future for the response. Made by [`ClientService`].
     ///
     /// # Panics
     ///
-    /// When polled again after it was ready; and as [`Context::done`] without a time driver.
+    /// Panics when polled again after it was ready, and, as [`Context::done`] does, without a time driver.
     #[must_use = "futures do nothing unless polled"]
     pub struct ClientFuture<F> {
-        #[pin]
-        wait: Wait<Context>,
+        wait: Option<Wait<Context>>,
         #[pin]
         call: Option<F>,
         refusal: Option<Error>,
@@ -240,31 +241,31 @@ where
         if let Some(refusal) = this.refusal.take() {
             return Poll::Ready(Err(ended(refusal, *this.grpc)));
         }
-        let call = this.call.as_mut().as_pin_mut().expect("polled again after the response");
+        const OVER: &str = "polled again after the response";
+        let call = this.call.as_mut().as_pin_mut().expect(OVER);
         let answer = match call.poll(cx) {
             Poll::Ready(Ok(response)) => {
-                let (grpc, wait) = (*this.grpc, std::mem::replace(&mut *this.wait, never()));
-                Ok(response.map(|body| ClientBody { content: Content::new(body, wait, cx), grpc }))
+                let (wait, grpc) = (this.wait.take().expect(OVER), *this.grpc);
+                Ok(response.map(|body| ClientBody { content: Content::new(body, grpc, wait, cx), grpc }))
             }
-            // The end of the request's body, which the transport may report first, is the context's.
-            Poll::Ready(Err(error)) => match this.wait.ctx().err() {
+            // If the context has ended, the transport may report first that the request's body has failed.
+            Poll::Ready(Err(error)) => match this.wait.as_ref().and_then(|wait| wait.ctx().err()) {
                 Some(error) => Err(ended(error, *this.grpc)),
                 None => Err(failed(error.into(), *this.grpc)),
             },
-            Poll::Pending => Err(ended(ready!(this.wait.as_mut().poll(cx)), *this.grpc)),
+            Poll::Pending => {
+                let wait = Pin::new(this.wait.as_mut().expect(OVER));
+                Err(ended(ready!(wait.poll(cx)), *this.grpc))
+            }
         };
         this.call.set(None);
-        // Nothing waits here any more: the end need not wake this task.
-        this.wait.leave();
+        // Deregisters, so that the end does not wake this task.
+        *this.wait = None;
         Poll::Ready(answer)
     }
 }
 
-fn never() -> Wait<Context> {
-    Wait::new(Context::background())
-}
-
-/// An error of the call itself.
+/// Converts an error of the call itself.
 fn failed(error: BoxError, grpc: bool) -> BoxError {
     #[cfg(feature = "tonic")]
     if grpc {
@@ -276,14 +277,14 @@ fn failed(error: BoxError, grpc: bool) -> BoxError {
 
 impl<F> fmt::Debug for ClientFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ClientFuture").field(self.wait.ctx()).finish()
+        f.debug_tuple("ClientFuture").field(&self.wait.as_ref().map(Wait::ctx)).finish()
     }
 }
 
 pin_project! {
-    /// A response's body, until the context ends: with that error. Made by [`ClientService`].
+    /// The body of a response, which fails when the context ends. Made by [`ClientService`].
     ///
-    /// When the context ends, the client's body is dropped even if this is not polled. That closes an HTTP/1
+    /// When the context ends, the client's body is dropped, even if this body is not polled. That closes an HTTP/1
     /// connection, and resets an HTTP/2 stream.
     pub struct ClientBody<B: Body> {
         #[pin]
@@ -295,27 +296,24 @@ pin_project! {
 pin_project! {
     #[project = ContentProj]
     enum Content<B: Body> {
-        // Of a context that never ends.
+        // The context never ends.
         Free { #[pin] body: B },
-        // All of it is here.
-        Whole { step: Option<StepOf<B>> },
+        // The body is complete.
+        Whole { first: Option<B::Data>, step: Option<StepOf<B>> },
         Part { body: Bounded<B, Context> },
     }
 }
 
 impl<B: Body + Send + 'static> Content<B> {
-    fn new(body: B, mut wait: Wait<Context>, cx: &mut task::Context<'_>) -> Content<B> {
+    fn new(body: B, is_grpc: bool, wait: Wait<Context>, cx: &mut task::Context<'_>) -> Content<B> {
         if wait.ctx().is_endless() {
             return Content::Free { body };
         }
-        match Start::poll(body, cx) {
-            Start::Whole(step) => {
-                wait.leave();
-                Content::Whole { step: Some(step) }
-            }
-            // The end wakes the task only while that waits for a frame: what has one may do something else.
-            Start::Part(body, first) => {
-                Content::Part { body: Bounded::new(wait, None, body, first, None, false) }
+        match Start::poll(body, is_grpc, cx) {
+            Start::Whole(first, step) => Content::Whole { first, step: Some(step) },
+            // The end wakes the task only while it waits for a frame. A task that has a frame may do something else.
+            Start::Part(body, early) => {
+                Content::Part { body: Bounded::new(wait, None, body, early, None, false) }
             }
         }
     }
@@ -336,7 +334,10 @@ where
         let this = self.project();
         let step = match this.content.project() {
             ContentProj::Free { body } => return body.poll_frame(cx).map_err(Into::into),
-            ContentProj::Whole { step } => step.take().unwrap_or(Step::Over),
+            ContentProj::Whole { first, step } => match first.take() {
+                Some(data) => Step::Frame(Frame::data(data)),
+                None => step.take().unwrap_or(Step::Over),
+            },
             ContentProj::Part { body } => {
                 let step = ready!(body.poll_step(cx));
                 if !matches!(step, Step::Frame(_)) {
@@ -356,7 +357,7 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Free { body } => body.is_end_stream(),
-            Content::Whole { step } => matches!(step, None | Some(Step::Over)),
+            Content::Whole { first, step } => first.is_none() && matches!(step, None | Some(Step::Over)),
             Content::Part { body } => body.is_end_stream(),
         }
     }
@@ -364,7 +365,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Free { body } => body.size_hint(),
-            Content::Whole { step } => hint(step.as_ref()),
+            Content::Whole { first, step } => hint(first.as_ref(), step.as_ref()),
             Content::Part { body } => body.size_hint(),
         }
     }

@@ -22,7 +22,7 @@ use super::timeout::{BadHeader, Digits, Flaw, number};
 /// - The *skew*: how far the two clocks may differ. The receiver adds it to every date, so that a date counts as
 ///   passed only when it is older than the skew. The default is zero.
 ///
-/// For a date that has passed, the context has ended at birth, with the cause [`Budget::Caller`](super::Budget). A
+/// For a date that has passed, the context has already ended, with the cause [`Budget::Caller`](super::Budget). A
 /// date that is malformed, or given more than once, is a bad header, as for the other deadline headers.
 ///
 /// The date is compared with the system clock, also in a test that pauses Tokio's clock.

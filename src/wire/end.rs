@@ -1,31 +1,38 @@
-//! How a request's context ends: with the answer, or because it was dropped before.
+//! The owner of a request's context, which ends it with the right cause.
 
 use std::borrow::Borrow;
 use std::panic::Location;
 
+use super::open::Open;
+use crate::context::enter::UnderwayHandle;
 use crate::context::{CancelScope, Context};
 pub use crate::finished::RequestEnd;
-use crate::registry;
 
-/// A request's context. Dropped, it ends that, with what is known of the request by then.
+/// Owns a request's context, and ends it when dropped. The cause is what is known about the request at that time.
 pub(crate) struct RequestScope {
     scope: CancelScope,
-    /// Where the layer was made: its own lines say nothing to a reader.
+    /// The line where the layer was made. Lines of this crate would not help a reader.
     place: &'static Location<'static>,
     how: RequestEnd,
+    underway: UnderwayHandle,
 }
 
 impl RequestScope {
-    pub(crate) fn new(scope: CancelScope, place: &'static Location<'static>) -> RequestScope {
-        RequestScope { scope, place, how: RequestEnd::Dropped }
+    pub(crate) fn new(
+        scope: CancelScope,
+        place: &'static Location<'static>,
+        open: Option<&Open>,
+    ) -> RequestScope {
+        let underway = open.map(Open::handle).unwrap_or_default();
+        RequestScope { scope, place, how: RequestEnd::Dropped, underway }
     }
 
-    /// Dropped from now on, the request ended so.
+    /// Sets the cause of the end, if this is dropped from now on. Returns the previous one.
     pub(crate) fn expect(&mut self, how: RequestEnd) -> RequestEnd {
         std::mem::replace(&mut self.how, how)
     }
 
-    /// Runs what may panic, which ends the context as such when this is dropped for it.
+    /// Calls a function that may panic. If it does, the cause is [`RequestEnd::Panicked`].
     pub(crate) fn watch<R>(&mut self, f: impl FnOnce() -> R) -> R {
         let how = self.expect(RequestEnd::Panicked);
         let done = f();
@@ -40,12 +47,24 @@ impl Borrow<Context> for RequestScope {
     }
 }
 
-/// An answered request that nothing looks at any more, the usual one, needs no end: neither a clock is read nor a
-/// cause made. A watch counts it as finished.
+/// The context of an answered request that nothing else holds, the usual one, is not ended: no clock is read, and no
+/// cause is allocated. A watch counts it as finished.
 impl Drop for RequestScope {
     fn drop(&mut self) {
-        if self.how != RequestEnd::Answered || self.scope.is_observed() || registry::is_installed() {
+        if self.how != RequestEnd::Answered || self.scope.is_observed() || !is_counted(&self.scope) {
+            self.underway.finish_if_late(&self.scope);
             self.scope.cancel_at(self.place, Box::new(self.how));
         }
+    }
+}
+
+/// Counts the end of an answered request, if there is a watch. Returns false if its context has to be ended for that.
+fn is_counted(scope: &CancelScope) -> bool {
+    #[cfg(feature = "watch")]
+    return !crate::registry::is_installed() || scope.count_as_finished("RequestEnd");
+    #[cfg(not(feature = "watch"))]
+    {
+        let _ = scope;
+        true
     }
 }

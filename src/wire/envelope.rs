@@ -8,14 +8,14 @@ pub(crate) const TRAILERS: u8 = 0x80;
 /// The flag of the last frame of a Connect stream.
 pub(crate) const END_STREAM: u8 = 0x02;
 
-/// Follows a body.
+/// Tracks the frames of a body.
 #[derive(Default)]
 pub(crate) struct Envelopes {
-    /// How much of the five bytes there is, and what they say.
+    /// How many of the five bytes have come, and their values.
     head: u8,
     flags: u8,
     length: u32,
-    /// What is still to come of the message.
+    /// The bytes of the message that have not come yet.
     left: u32,
     base64: Option<Base64>,
 }
@@ -23,7 +23,7 @@ pub(crate) struct Envelopes {
 #[derive(Default)]
 struct Base64 {
     bits: u32,
-    /// Of four.
+    /// The number of digits of the current group of four.
     digits: u8,
 }
 
@@ -32,12 +32,12 @@ impl Envelopes {
         Envelopes { base64: is_base64.then(Base64::default), ..Envelopes::default() }
     }
 
-    /// Whether the next byte begins a frame.
+    /// Returns whether the next byte begins a frame.
     pub(crate) fn is_between(&self) -> bool {
         self.head == 0 && self.left == 0 && self.base64.as_ref().is_none_or(|base64| base64.digits == 0)
     }
 
-    /// Whether the body has sent the status already.
+    /// Returns whether the body has already sent the status.
     pub(crate) fn is_over(&self) -> bool {
         self.is_between() && self.flags & (TRAILERS | END_STREAM) != 0
     }
@@ -76,11 +76,11 @@ impl Envelopes {
     }
 }
 
-/// In place of a count of digits: one `=` of two has come.
+/// The value of `digits` after the first `=` of two.
 const PADDED: u8 = 4;
 
 impl Base64 {
-    /// The bytes that a digit completes, and how many they are.
+    /// Adds a digit, and returns the bytes that it completes, and their number.
     fn push(&mut self, digit: u8) -> ([u8; 3], usize) {
         let value = match digit {
             b'A'..=b'Z' => digit - b'A',
@@ -96,7 +96,7 @@ impl Base64 {
         if self.digits == 0 { (self.take(), 3) } else { ([0; 3], 0) }
     }
 
-    /// Ends a group that is not full, and may be followed by another.
+    /// Ends an incomplete group. Another group may follow.
     fn pad(&mut self) -> ([u8; 3], usize) {
         let count = match self.digits {
             2 => 1,
@@ -114,7 +114,7 @@ impl Base64 {
     }
 }
 
-/// A frame with these flags.
+/// Makes a frame with these flags.
 pub(crate) fn frame(flags: u8, text: &str) -> Vec<u8> {
     let mut frame = vec![flags];
     frame.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
@@ -122,7 +122,7 @@ pub(crate) fn frame(flags: u8, text: &str) -> Vec<u8> {
     frame
 }
 
-/// Bytes as base64, padded.
+/// Encodes bytes as base64 with padding.
 pub(crate) fn to_base64(bytes: &[u8]) -> Vec<u8> {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let group = |group: &[u8]| {

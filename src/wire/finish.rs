@@ -26,10 +26,8 @@ use super::outcome::Outcome;
 use super::reply::Reply;
 use super::request_line::RequestLine;
 use crate::context::Context;
-use crate::context::enter::Underway;
 use crate::context::refusal::Entry;
 use crate::error::Error;
-use crate::registry::{Kind, Name};
 use crate::task::Shutdown;
 
 /// Runs the handlers of a route to completion even if the client has left, such as a payment or a write in two steps.
@@ -141,17 +139,16 @@ where
         let reply = Reply::to(&request);
         let outer = call::context_of(&request);
         if let Some(ended) = outer.err() {
-            // Releases what it reserved when it became ready.
+            // A clone has reserved nothing: what the service reserved when it became ready is released.
             self.inner = self.inner.clone();
             return FinishFuture { task: None, refusal: Some(ended), entry: Entry::Fresh, reply };
         }
         let scope = outer.finishing_made_at(place);
         let ctx = scope.context().clone();
-        let mut scope = RequestScope::new(scope, place);
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
         let ticket = shutdown.as_ref().map(tracked);
-        let named = || Some(Box::new(RequestLine::of(&request)) as Name);
-        let open = Open::new(Underway::new(&ctx, Kind::Request, place, named), ticket);
+        let open = Open::new(&ctx, place, || RequestLine::of(&request), ticket);
+        let mut scope = RequestScope::new(scope, place, open.as_ref());
         request.extensions_mut().insert(ctx.clone());
         let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
         let task = finish(handler, ctx, scope, open);
@@ -194,13 +191,13 @@ impl<S: fmt::Debug> fmt::Debug for FinishService<S> {
     }
 }
 
-/// The response to come. Made by [`FinishService`].
+/// Future for the response. Made by [`FinishService`].
 ///
 /// If it is dropped before the response is there, the handler continues.
 ///
 /// # Panics
 ///
-/// If the handler panicked, and when it is polled again after it was ready.
+/// Panics if the handler panicked, and when polled again after it was ready.
 #[must_use = "futures do nothing unless polled"]
 pub struct FinishFuture<B, E> {
     task: Option<JoinHandle<Finished<B, E>>>,
@@ -230,7 +227,7 @@ impl<B, E> Future for FinishFuture<B, E> {
             Ok(Err(ended)) => Ok(self.reply.ended(Outcome::of_request(&ended)).map(FinishBody::own)),
             Err(lost) => match lost.try_into_panic() {
                 Ok(panic) => resume_unwind(panic),
-                // The runtime is going away.
+                // The runtime is shutting down.
                 Err(_aborted) => Ok(self.reply.ended(Outcome::Stopping).map(FinishBody::own)),
             },
         })
@@ -244,12 +241,12 @@ impl<B, E> fmt::Debug for FinishFuture<B, E> {
 }
 
 pin_project! {
-    /// A response's body, which keeps the handler's context until it has ended. Made by [`FinishService`].
+    /// The body of a response, which holds the handler's context until it has ended. Made by [`FinishService`].
     pub struct FinishBody<B> {
-        // Before the body, so that the context has ended when that is dropped.
+        // Dropped before the body, so that the context has ended then.
         scope: Option<RequestScope>,
         ctx: Context,
-        // The layer's own answer.
+        // The body of the layer's own response.
         own: Option<Bytes>,
         #[pin]
         body: Option<B>,

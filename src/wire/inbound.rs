@@ -1,9 +1,12 @@
-//! What a server believes of a request's headers, and the context it makes of them.
+//! Which headers of a request a server trusts, and how it derives a context from them.
 
 use std::panic::Location;
 use std::time::Duration;
 
-use super::carrier::{self, ByRef, Carrier};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::carrier::{ByRef, Carrier};
 use super::date::DeadlineAt;
 use super::timeout::{BadHeader, DeadlineHeader};
 use super::travel::{Carried, Travel};
@@ -11,11 +14,11 @@ use super::warn::warn;
 use crate::context::{CancelScope, Context};
 pub use crate::finished::Budget;
 
-/// What a server believes of the headers of its requests.
+/// Selects the headers of a request that a server trusts, and the limits that it sets itself.
 ///
-/// [`new`](Self::new) believes all three deadline headers that are known, sets no deadline of its own,
-/// and takes no values over. A server that wants no request to run for ever gives a
-/// [`max_budget`](Self::max_budget), which also counts where the headers say nothing.
+/// [`new`](Self::new) trusts all three deadline headers that this crate knows. It sets no limit and extracts no values. To
+/// limit every request, set a [`max_budget`](Self::max_budget), which applies to requests without a deadline header as
+/// well.
 ///
 /// ```
 /// use std::time::Duration;
@@ -36,6 +39,8 @@ pub use crate::finished::Budget;
 #[derive(Clone, Debug)]
 pub struct Inbound {
     believed: Vec<DeadlineHeader>,
+    /// The lengths of their names, and of `content-type`, as a set of bits.
+    lengths: u64,
     date: Option<DeadlineAt>,
     max: Option<Duration>,
     min: Option<Duration>,
@@ -52,7 +57,7 @@ impl Default for Inbound {
 }
 
 impl Inbound {
-    /// Believes `grpc-timeout`, `connect-timeout-ms` and `x-envoy-expected-rq-timeout-ms`.
+    /// Trusts `grpc-timeout`, `connect-timeout-ms` and `x-envoy-expected-rq-timeout-ms`.
     ///
     /// ```
     /// use http::HeaderMap;
@@ -62,7 +67,8 @@ impl Inbound {
     /// ```
     pub fn new() -> Inbound {
         Inbound {
-            believed: vec![DeadlineHeader::Grpc, DeadlineHeader::Connect, DeadlineHeader::Envoy],
+            believed: Vec::new(),
+            lengths: 0,
             date: None,
             max: None,
             min: None,
@@ -71,9 +77,10 @@ impl Inbound {
             untrusted: false,
             carried: Carried::default(),
         }
+        .believe([DeadlineHeader::Grpc, DeadlineHeader::Connect, DeadlineHeader::Envoy])
     }
 
-    /// Believes these deadline headers and no others. If there are several, the earliest deadline counts.
+    /// Trusts these deadline headers and no others. If a request has several, the earliest deadline applies.
     ///
     /// ```
     /// use std::time::Duration;
@@ -89,10 +96,12 @@ impl Inbound {
     /// ```
     pub fn believe(mut self, headers: impl IntoIterator<Item = DeadlineHeader>) -> Self {
         self.believed = headers.into_iter().collect();
+        let names = self.believed.iter().map(DeadlineHeader::name).chain([&CONTENT_TYPE]);
+        self.lengths = names.fold(0, |bits, name| bits | length_bit(name));
         self
     }
 
-    /// Believes an absolute time instead of the headers with the remaining time, for messages from a queue.
+    /// Trusts an absolute time instead of the headers with the remaining time, for messages from a queue.
     ///
     /// A call of [`believe`](Self::believe) after this one adds such headers again. See [`DeadlineAt`].
     ///
@@ -108,12 +117,11 @@ impl Inbound {
     /// assert_eq!(inbound.budget(&sent("9999999999999")).unwrap(), Some(Duration::from_secs(60)));
     /// ```
     pub fn believe_date(mut self, date: DeadlineAt) -> Self {
-        self.believed.clear();
         self.date = Some(date);
-        self
+        self.believe([])
     }
 
-    /// The most time a request gets, whatever its headers say, and if they say nothing.
+    /// Sets the longest time that a request gets, with or without a deadline header.
     ///
     /// ```
     /// use std::time::Duration;
@@ -150,10 +158,10 @@ impl Inbound {
 
     /// Sets the minimum time that a request needs. A request with less ends at once, by its deadline.
     ///
-    /// A [`ServerLayer`](crate::wire::ServerLayer) answers `504 Gateway Timeout`, for gRPC `DEADLINE_EXCEEDED`,
-    /// without a call of the handler; what [`extract`](Context::extract) returns has ended at birth, with the cause
-    /// [`Budget::Minimum`]. The remaining time of the request is compared, and that of the service if it is
-    /// shorter. A request without a deadline always has enough time.
+    /// A [`ServerLayer`](crate::wire::ServerLayer) responds `504 Gateway Timeout`, for gRPC `DEADLINE_EXCEEDED`,
+    /// without calling the handler. The context that [`extract`](Context::extract) returns has ended, with the cause
+    /// [`Budget::Minimum`]. The remaining time of the request is compared, or that of the service if it is shorter. A
+    /// request without a deadline always has enough time.
     ///
     /// ```
     /// use std::time::Duration;
@@ -173,7 +181,7 @@ impl Inbound {
         self
     }
 
-    /// The time a request gets if no header that is believed says so, or one says it wrongly.
+    /// Sets the time that a request gets without a valid deadline header.
     ///
     /// ```
     /// use std::time::Duration;
@@ -188,9 +196,10 @@ impl Inbound {
         self
     }
 
-    /// Refuses a request with a bad deadline header, which gets the default and a `WARN` otherwise.
+    /// Refuses requests with an invalid deadline header.
     ///
-    /// The answer is then `400 Bad Request`, with `INVALID_ARGUMENT` for gRPC.
+    /// The response is `400 Bad Request`, for gRPC `INVALID_ARGUMENT`. Without this method, such a request gets the
+    /// default, and a `WARN` is logged.
     ///
     /// ```
     /// use http::HeaderMap;
@@ -206,9 +215,9 @@ impl Inbound {
         self
     }
 
-    /// Believes nothing, whatever else is asked for: for the edge, where anybody can send anything.
+    /// Trusts no headers at all, for a server at the edge, whose clients are not trusted.
     ///
-    /// What is left are the default and the maximum, and the context to send on.
+    /// This overrides the other methods. Only the default and the maximum apply, and no values are extracted.
     ///
     /// ```
     /// use std::time::Duration;
@@ -225,7 +234,7 @@ impl Inbound {
         self
     }
 
-    /// Takes values of this type over, from the header of that name.
+    /// Extracts values of this type, from the header with the name of the type.
     ///
     /// See [`Travel`].
     ///
@@ -253,10 +262,10 @@ impl Inbound {
         self
     }
 
-    /// Takes values of this type over, from the member with that key of the W3C `baggage` header.
+    /// Extracts values of this type, from the member of the W3C `baggage` header with the key of the type.
     ///
-    /// See [`Travel`]. A `baggage` header beyond the specification's limits, 8,192 bytes and 180
-    /// members, is dropped whole.
+    /// See [`Travel`]. A `baggage` header that exceeds the limits of the specification, 8,192 bytes and 180 members, is
+    /// ignored.
     ///
     /// ```
     /// # use std::borrow::Cow;
@@ -282,11 +291,11 @@ impl Inbound {
         self
     }
 
-    /// The time that a request with these headers gets; `None`: as much as the service has.
+    /// Returns the time that a request with these headers gets. `None` means no limit but that of the service.
     ///
     /// # Errors
     ///
-    /// A bad deadline header, if [`strict`](Self::strict).
+    /// If it is [`strict`](Self::strict), and a deadline header is invalid.
     ///
     /// ```
     /// use std::time::Duration;
@@ -298,19 +307,24 @@ impl Inbound {
     /// assert_eq!(Inbound::new().budget(&headers).unwrap(), Some(Duration::from_secs(2)));
     /// ```
     pub fn budget<C: Carrier + ?Sized>(&self, carrier: &C) -> Result<Option<Duration>, BadHeader> {
-        Ok(self.told(&ByRef(carrier))?.map(|(budget, _)| budget))
+        let scanned = carrier.as_headers().and_then(|headers| self.scan(headers).timeout);
+        Ok(self.limit(&ByRef(carrier), scanned)?.map(|(budget, _)| budget))
     }
 
-    fn told(&self, carrier: &dyn Carrier) -> Result<Option<(Duration, Budget)>, BadHeader> {
-        let mut told = None;
+    fn limit(
+        &self,
+        carrier: &dyn Carrier,
+        scanned: Option<Option<Duration>>,
+    ) -> Result<Option<(Duration, Budget)>, BadHeader> {
+        let mut limit = None;
         let mut wrong = false;
         if !self.untrusted {
             let mut take = |read: Result<Option<Duration>, BadHeader>, max: Option<Duration>| match read
             {
                 Ok(None) => Ok(()),
                 Ok(timeout) => {
-                    told = earliest(told, timeout, Budget::Caller);
-                    told = earliest(told, max, Budget::Maximum);
+                    limit = earliest(limit, timeout, Budget::Caller);
+                    limit = earliest(limit, max, Budget::Maximum);
                     Ok(())
                 }
                 Err(bad) if self.strict => Err(bad),
@@ -320,40 +334,66 @@ impl Inbound {
                     Ok(())
                 }
             };
-            for few in self.believed.chunks(carrier::FEW) {
-                let name = |nth| few.get(nth).map(DeadlineHeader::name);
-                let values = carrier::only_each(carrier, [0, 1, 2, 3].map(name));
-                for (header, value) in few.iter().zip(values) {
-                    if let Ok(None) = value {
-                        continue;
+            match scanned {
+                Some(timeout) => take(Ok(timeout), None)?,
+                None => {
+                    for header in &self.believed {
+                        take(header.read_from(carrier), None)?;
                     }
-                    take(header.read_value(value), None)?;
                 }
             }
             if let Some(date) = &self.date {
                 take(date.read_from(carrier), Some(date.max()))?;
             }
         }
-        if wrong || told.is_none() {
-            told = earliest(told, self.default, Budget::Default);
+        if wrong || limit.is_none() {
+            limit = earliest(limit, self.default, Budget::Default);
         }
-        Ok(earliest(told, self.max, Budget::Maximum))
+        Ok(earliest(limit, self.max, Budget::Maximum))
     }
 
-    /// A child of `root` for a request with these headers, made at that line, with `head_start` of
-    /// what its caller gave kept back.
+    /// Reads all headers in one pass. Most names are skipped by their length.
+    #[inline]
+    pub(crate) fn scan<'a>(&self, headers: &'a HeaderMap) -> Scan<'a> {
+        let mut scan = Scan { content_type: None, timeout: Some(None) };
+        let mut seen = 0_u64;
+        for (name, value) in headers {
+            if self.lengths & length_bit(name) == 0 {
+                continue;
+            }
+            if *name == CONTENT_TYPE {
+                scan.content_type.get_or_insert(value);
+                continue;
+            }
+            let Some(nth) = self.believed.iter().position(|header| header.name() == name) else {
+                continue;
+            };
+            let bit = 1_u64.checked_shl(nth as u32).filter(|bit| seen & bit == 0);
+            let read = self.believed[nth].read_value(Ok(Some(value.as_bytes()))).ok();
+            scan.timeout = match (scan.timeout, bit.and(read)) {
+                (Some(least), Some(timeout)) => Some(least.into_iter().chain(timeout).min()),
+                _ => None,
+            };
+            seen |= bit.unwrap_or(0);
+        }
+        scan
+    }
+
+    /// Derives the context of a request from `root`. `head_start` returns how much earlier than the timeout in the
+    /// headers the context ends.
     pub(crate) fn derive(
         &self,
         root: &Context,
         carrier: &dyn Carrier,
+        scanned: Option<Option<Duration>>,
         made_at: &'static Location<'static>,
         head_start: fn(Duration) -> Duration,
     ) -> Result<CancelScope, BadHeader> {
-        let told = self.told(carrier)?;
-        let budget = match told {
-            told if self.is_too_little(told, root) => Some((Duration::ZERO, Budget::Minimum)),
+        let limit = self.limit(carrier, scanned)?;
+        let budget = match limit {
+            limit if self.is_too_little(limit, root) => Some((Duration::ZERO, Budget::Minimum)),
             Some((budget, Budget::Caller)) => Some((budget - head_start(budget), Budget::Caller)),
-            told => told,
+            limit => limit,
         };
         let mut scope = root.request_made_at(made_at, budget);
         if !self.untrusted {
@@ -362,39 +402,53 @@ impl Inbound {
         Ok(scope)
     }
 
-    /// Whether a request that was told so much, in a service that has so much left, is not worth beginning.
-    fn is_too_little(&self, told: Option<(Duration, Budget)>, root: &Context) -> bool {
+    /// Returns whether the request, or its service, has less time than the minimum.
+    fn is_too_little(&self, limit: Option<(Duration, Budget)>, root: &Context) -> bool {
         let Some(min) = self.min else { return false };
-        let told = told.map(|(budget, _)| budget);
-        told.into_iter().chain(root.remaining()).any(|given| given < min)
+        let limit = limit.map(|(budget, _)| budget);
+        limit.into_iter().chain(root.remaining()).any(|given| given < min)
     }
+}
+
+/// What [`Inbound::scan`] finds.
+pub(crate) struct Scan<'a> {
+    pub(crate) content_type: Option<&'a HeaderValue>,
+    /// The shortest time in the headers that are believed. `None` if one of them is malformed or repeated, which is rare:
+    /// then each has to be read by itself.
+    pub(crate) timeout: Option<Option<Duration>>,
+}
+
+#[inline]
+fn length_bit(name: &HeaderName) -> u64 {
+    1_u64.rotate_left(name.as_str().len() as u32)
 }
 
 fn earliest(
-    told: Option<(Duration, Budget)>,
+    limit: Option<(Duration, Budget)>,
     other: Option<Duration>,
     whose: Budget,
 ) -> Option<(Duration, Budget)> {
-    match (told, other) {
+    match (limit, other) {
         (Some((budget, whose)), other) if other.is_none_or(|other| budget <= other) => {
             Some((budget, whose))
         }
-        (told, other) => other.map(|other| (other, whose)).or(told),
+        (limit, other) => other.map(|other| (other, whose)).or(limit),
     }
 }
 
+/// # Between services
 impl Context {
-    /// A child of this context for a request with these headers: what a server does that has no
-    /// [`ServerLayer`](crate::wire::ServerLayer). The headers are an `http::HeaderMap` or any other [`Carrier`].
+    /// Derives the context of a request from its headers, for servers without a
+    /// [`ServerLayer`](crate::wire::ServerLayer). The headers are an `http::HeaderMap` or another [`Carrier`].
     ///
-    /// This context is the service's, so that the request ends with it. The deadline is what the headers
-    /// say, as far as `inbound` believes them, and no later than this context's own; an end by it has
-    /// the cause [`Budget`]. The values that `inbound` carries are in the child. Its
-    /// scope ends it: keep it until the response has been sent.
+    /// Call this on the context of the service; the request ends with it. The deadline comes from the headers that
+    /// `inbound` trusts, and is not later than that of this context. If it passes, the cause is a [`Budget`]. The
+    /// context has the values that `inbound` extracts. Dropping the scope ends it, so keep the scope until the response
+    /// has been sent.
     ///
     /// # Errors
     ///
-    /// A bad deadline header, if `inbound` is [`strict`](Inbound::strict).
+    /// If `inbound` is [`strict`](Inbound::strict), and a deadline header is invalid.
     ///
     /// ```
     /// use std::time::Duration;
@@ -416,6 +470,13 @@ impl Context {
         carrier: &C,
         inbound: &Inbound,
     ) -> Result<CancelScope, BadHeader> {
-        inbound.derive(self, &ByRef(carrier), Location::caller(), |_| Duration::ZERO)
+        let scanned = carrier.as_headers().and_then(|headers| inbound.scan(headers).timeout);
+        let scope =
+            inbound.derive(self, &ByRef(carrier), scanned, Location::caller(), |_| Duration::ZERO)?;
+        #[cfg(feature = "watch")]
+        if let Some(token) = scope.token() {
+            token.clone().registered_as_root();
+        }
+        Ok(scope)
     }
 }

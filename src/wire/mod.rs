@@ -1,8 +1,10 @@
-//! From service to service: one service's context becomes the next one's.
+//! Propagates a context from one service to the next.
 //!
-//! What crosses is the time that is left, and no date but where it is asked for, so no clocks have to agree; the
-//! cancellation, since a request that is dropped closes its connection or resets its stream; and those values that
-//! were marked to [`Travel`].
+//! Three things are propagated:
+//!
+//! - The remaining time. It is not a date, so the clocks need not agree. [`DeadlineAt`] is the exception.
+//! - The cancellation: dropping a request closes its connection or resets its stream.
+//! - The values whose types implement [`Travel`], if both sides ask for them.
 //!
 //! | | feature | use |
 //! |---|---|---|
@@ -11,17 +13,18 @@
 //! | a client on tower: hyper-util's, tonic's channels | `tower` | [`ClientLayer`] |
 //! | a route whose handler completes even if the client has left | `tower` | [`FinishLayer`] |
 //! | a WebSocket, or work that outlives its request but not the service | `http` | [`Context::beyond_request`] |
-//! | any other server | `http` | [`Context::extract`] |
-//! | any other client, `reqwest` say | `http` | [`Context::inject`], and [`run`](crate::Context::run) around the call |
-//! | any other transport: metadata, string maps, NATS, AMQP, Kafka | `http` | the same two, with a [`Carrier`] |
+//! | another server | `http` | [`Context::extract`] |
+//! | another client, such as `reqwest` | `http` | [`Context::inject`], and [`run`](crate::Context::run) around the call |
+//! | another transport: metadata, string maps, NATS, AMQP, Kafka | `http` | the same two methods, with a [`Carrier`] |
 //! | a message that waits in a queue | `http` | [`DeadlineAt`] |
 //! | calls that the peer cancels with a message: JSON-RPC, MCP, LSP | none | [`Calls`] |
-//! | the request's context in an axum handler | `axum` | [`Context`](crate::Context) as an argument; `?` on an [`Error`](crate::Error) answers as the layer does |
-//! | the request's context in a tonic handler | `tonic` | [`Context::of_request`]; `?` on an `Error` gives a `Status` |
+//! | the request's context in an axum handler | `axum` | [`Context`](crate::Context) as an argument; `?` converts an [`Error`](crate::Error) into the response that the layer would send |
+//! | the request's context in a tonic handler | `tonic` | [`Context::of_request`]; `?` converts an `Error` into a `Status` |
 //!
 //! # Status codes
 //!
-//! The layer, and a handler that returns the context's [`Error`](crate::Error), answer in the protocol of the request:
+//! The layer responds in the protocol of the request, and so does a handler that returns the context's
+//! [`Error`](crate::Error):
 //!
 //! | the context ended | HTTP | gRPC, gRPC-Web | Connect |
 //! |---|---|---|---|
@@ -37,22 +40,23 @@
 //!
 //! # Traps
 //!
-//! - The layers go outside of whatever moves a request to another task (`tower::buffer`, say): the current
-//!   context stays behind there.
+//! - Apply the layers outside of a middleware that moves requests to another task, such as `tower::buffer`. The current
+//!   context does not move with the request.
 //! - A WebSocket outlives its request, and so does work that must complete after the client has left. Use
 //!   [`Context::beyond_request`], which ends with the service;
 //!   [`without_cancel`](crate::Context::without_cancel) does not end at all.
-//! - Over HTTP/1, hyper does not notice that the client has left while unread bytes are waiting: the rest of the
-//!   request's body, or a second request that the client sent before the first was answered (pipelining). The request
-//!   then ends at its deadline.
-//! - A request that an outer timeout dropped ends in the same way as one whose client left, with
-//!   [`RequestEnd::Dropped`]: the layer cannot tell the two apart.
+//! - Over HTTP/1, hyper notices that the client has left only after it has read the request completely and nothing else.
+//!   A second request that was sent before the first was answered (pipelining) hides it, and so does a body that stops
+//!   short or that the handler does not read. The request then ends at its deadline.
+//! - A request that is dropped by an outer timeout ends like one whose client has left, with
+//!   [`RequestEnd::Dropped`]. The layer cannot tell the two apart.
 //! - When a context ends, the bodies of its request are dropped even if the transport does not poll them. The stream
 //!   itself is reset when hyper polls it next. Over HTTP/2 that is when the peer sends a window update, or closes the
 //!   stream.
-//! - Deadlines of some ten milliseconds need `TCP_NODELAY` on every side, or a small body waits up to 40 ms
-//!   for an acknowledgment. tonic's channels set it; hyper-util's `HttpConnector` and `axum::serve` have to be told.
-//! - A proxy that buffers hides a client that has left, and one that retries sends the same time twice.
+//! - Deadlines of some ten milliseconds need `TCP_NODELAY` on both sides. Without it, a small body waits up to 40 ms for
+//!   an acknowledgment. tonic's channels set the option. hyper-util's `HttpConnector` and `axum::serve` do not, unless
+//!   they are configured to.
+//! - A proxy that buffers responses hides a client that has left. A proxy that retries sends the same time twice.
 //!
 // Without these features, the names link to the published documentation.
 #![cfg_attr(not(feature = "tonic"), doc = include_str!("links.md"))]

@@ -1,18 +1,33 @@
 //! A request that is being served, as a shutdown and a watch count it.
 
-use crate::context::enter::{Polling, Underway};
+use std::panic::Location;
+
+use super::request_line::RequestLine;
+use crate::context::Context;
+use crate::context::enter::{Polling, Underway, UnderwayHandle};
+use crate::registry::{Kind, is_installed};
 use crate::task::shutdown::{AtWork, Ticket};
 
 /// Counts a request until it is dropped: with the shutdown of its layer, and with the watch of the process.
 pub(crate) struct Open {
     underway: Option<Underway>,
-    // Last: a shutdown that is through has nothing under way.
+    // Dropped last: when a shutdown completes, no request is in progress.
     ticket: Option<Ticket>,
 }
 
 impl Open {
-    /// Counts a request; returns none if neither of the two counts it.
-    pub(crate) fn new(underway: Underway, ticket: Option<Ticket>) -> Option<Open> {
+    /// Counts a request; returns `None` if neither of the two counts it.
+    #[inline]
+    pub(crate) fn new(
+        ctx: &Context,
+        place: &'static Location<'static>,
+        line: impl FnOnce() -> RequestLine,
+        ticket: Option<Ticket>,
+    ) -> Option<Open> {
+        if !is_installed() && ticket.is_none() {
+            return None;
+        }
+        let underway = Underway::new(ctx, Kind::Request, place, line);
         let underway = Some(underway).filter(Underway::is_watched);
         (underway.is_some() || ticket.is_some()).then_some(Open { underway, ticket })
     }
@@ -20,5 +35,15 @@ impl Open {
     /// Marks the request as being polled, until what is returned is dropped.
     pub(crate) fn at_work(&self) -> (Option<AtWork<'_>>, Option<Polling<'_>>) {
         (self.ticket.as_ref().map(Ticket::at_work), self.underway.as_ref().map(Underway::polling))
+    }
+
+    /// Returns a handle for the owner of the request's context.
+    pub(crate) fn handle(&self) -> UnderwayHandle {
+        self.underway.as_ref().map(Underway::handle).unwrap_or_default()
+    }
+
+    /// Like [`at_work`](Self::at_work), for a second time within one poll.
+    pub(crate) fn at_work_again(&self) -> (Option<AtWork<'_>>, Option<Polling<'_>>) {
+        (self.ticket.as_ref().map(Ticket::at_work), self.underway.as_ref().map(Underway::polling_again))
     }
 }

@@ -1,19 +1,20 @@
-//! What a client tells the next service.
+//! Which headers a client writes for the next service.
 
 use std::panic::Location;
 use std::time::Duration;
 
-use http::HeaderName;
+use http::header::Entry;
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::baggage;
 use super::carrier::{self, Carrier, NotSent};
 use super::date::DeadlineAt;
-use super::timeout::{DeadlineHeader, OF_STRANGERS};
+use super::timeout::{DeadlineHeader, UNTRUSTED};
 use super::travel::{Carried, Travel};
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{BoxError, Error};
 
-/// What a client tells the next service: in which header the time that is left, and which values.
+/// Selects the headers that a client writes for the next service: the remaining time, and values.
 ///
 /// ```
 /// use std::time::Duration;
@@ -24,8 +25,8 @@ use crate::error::Error;
 /// let ctx = Context::background().with_timeout(Duration::from_millis(300));
 /// let mut headers = HeaderMap::new();
 /// ctx.inject_with(&mut headers, &outbound)?;
-/// let told: u64 = headers["connect-timeout-ms"].to_str().unwrap().parse().unwrap();
-/// assert!(told < 280);
+/// let timeout: u64 = headers["connect-timeout-ms"].to_str().unwrap().parse().unwrap();
+/// assert!(timeout < 280);
 /// # Ok::<(), tokio_ctx::Error>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -67,7 +68,7 @@ impl Outbound {
         }
     }
 
-    /// Writes these deadline headers and no others; for none of them, the call is bounded here alone.
+    /// Writes these deadline headers and no others. With an empty list, the deadline applies only on this side.
     ///
     /// ```
     /// use tokio_ctx::wire::{DeadlineHeader, Outbound};
@@ -82,7 +83,7 @@ impl Outbound {
     /// Writes the deadline as an absolute time instead of the remaining time, for messages that wait in a queue.
     ///
     /// A call of [`write`](Self::write) after this one adds headers with the remaining time again. An earlier date
-    /// that is in the message already is kept. See [`DeadlineAt`].
+    /// that is already in the message is kept. See [`DeadlineAt`].
     ///
     /// ```
     /// use std::collections::BTreeMap;
@@ -175,10 +176,9 @@ impl Outbound {
         self
     }
 
-    /// Keeps this much of the time back, for the answer's way home and for what is left to do then.
+    /// Subtracts this much from the time that is sent, so that time remains to receive the response and to act on it.
     ///
-    /// The call itself may take all the time that is left here; a call for which nothing is left but the
-    /// margin is not sent.
+    /// The call itself may take all of the remaining time. A call is not sent if not more than the margin remains.
     ///
     /// ```
     /// use std::time::Duration;
@@ -195,10 +195,10 @@ impl Outbound {
         self
     }
 
-    /// Sends values of this type along, in the header of that name.
+    /// Sends values of this type, in the header with the name of the type.
     ///
-    /// See [`Travel`]. A context that has none sends none, and leaves such a header as it was, unless this is to
-    /// [`sanitize`](Self::sanitize).
+    /// See [`Travel`]. If the context has no such value, an existing header is left as it is, unless this
+    /// [sanitizes](Self::sanitize).
     ///
     /// ```
     /// # use std::borrow::Cow;
@@ -223,12 +223,11 @@ impl Outbound {
         self
     }
 
-    /// Sends values of this type along, as a member of the W3C `baggage` header.
+    /// Sends values of this type, as a member of the W3C `baggage` header.
     ///
-    /// See [`Travel`]. What others have put into `baggage` stays there, unless this is to
-    /// [`sanitize`](Self::sanitize); all of it becomes one line. What would go beyond the specification's limits,
-    /// 8,192 bytes and 180 members, is not sent. OpenTelemetry's reader in Rust takes the first 64 members, and
-    /// trims values.
+    /// See [`Travel`]. Members that are already in `baggage` are kept, unless this [sanitizes](Self::sanitize). All
+    /// members are written in one line. A member that would exceed the limits of the specification, 8,192 bytes and
+    /// 180 members, is not sent. OpenTelemetry's extractor for Rust reads the first 64 members, and trims values.
     ///
     /// ```
     /// # use std::borrow::Cow;
@@ -253,7 +252,7 @@ impl Outbound {
         self
     }
 
-    /// [`Context::inject_with`], told to have been called at that line.
+    /// [`Context::inject_with`], with the line of the call.
     ///
     /// Everything in this crate that can fail comes before the first change; only the carrier itself can fail later.
     pub(crate) fn inject(
@@ -267,7 +266,10 @@ impl Outbound {
             return Err(nothing_left(ctx, place));
         }
         let refused = |not_sent| refused(ctx, place, not_sent);
-        let values = self.carried.texts(ctx, carrier, self.sanitize, self.strict).map_err(refused)?;
+        let values = match self.carried.is_empty() {
+            true => Vec::new(),
+            false => self.carried.texts(ctx, carrier, self.sanitize, self.strict).map_err(refused)?,
+        };
         self.clean(carrier);
         if let Some(left) = left {
             if !self.write_left(left, carrier).map_err(refused)? {
@@ -293,13 +295,16 @@ impl Outbound {
             ([header], None) => left >= header.least(),
             (written, date) => {
                 let dated = date.is_none() || left >= Duration::from_millis(1);
-                dated && written.iter().all(|header| self.told(header, left, carrier) >= header.least())
+                dated
+                    && written
+                        .iter()
+                        .all(|header| self.time_for(header, left, carrier) >= header.least())
             }
         }
     }
 
-    /// Returns the time to write into this header: a shorter one that it already has was set for this call.
-    fn told(&self, header: &DeadlineHeader, left: Duration, carrier: &dyn Carrier) -> Duration {
+    /// Returns the time to write into this header. A shorter time that is already there was set for this call.
+    fn time_for(&self, header: &DeadlineHeader, left: Duration, carrier: &dyn Carrier) -> Duration {
         if self.sanitize {
             return left;
         }
@@ -309,13 +314,54 @@ impl Outbound {
     /// Writes the deadline headers. Returns false, and writes nothing, if the only header cannot express so little.
     fn write_left(&self, left: Duration, carrier: &mut dyn Carrier) -> Result<bool, NotSent> {
         for header in &self.written {
-            let Some(text) = header.text(self.told(header, left, carrier)) else { return Ok(false) };
-            carrier::set_once(carrier, header.name(), text.as_str())?;
+            let is_written = match carrier.as_headers_mut() {
+                Some(headers) => self.write_header(header, left, headers)?,
+                None => match header.text(self.time_for(header, left, carrier)) {
+                    Some(text) => {
+                        carrier::set_once(carrier, header.name(), text.as_str()).map(|()| true)?
+                    }
+                    None => false,
+                },
+            };
+            if !is_written {
+                return Ok(false);
+            }
         }
         if let Some(date) = &self.date {
             let by = date.date_in(left);
             let by = date.date(carrier).ok().flatten().map_or(by, |given| by.min(given));
             carrier::set_once(carrier, date.name(), DeadlineAt::text(by).as_str())?;
+        }
+        Ok(true)
+    }
+
+    /// Writes one deadline header, which is looked up once.
+    fn write_header(
+        &self,
+        header: &DeadlineHeader,
+        left: Duration,
+        headers: &mut HeaderMap,
+    ) -> Result<bool, NotSent> {
+        let not_sent = |why: BoxError| NotSent::new(header.name().as_str(), why);
+        let entry = headers.try_entry(header.name()).map_err(|why| not_sent(why.into()))?;
+        let left = match &entry {
+            Entry::Occupied(given) if !self.sanitize => {
+                let mut values = given.iter().map(HeaderValue::as_bytes);
+                let only = match (values.next(), values.next()) {
+                    (_, Some(_)) => Err(carrier::Several),
+                    (value, None) => Ok(value),
+                };
+                header.read_value(only).ok().flatten().map_or(left, |given| left.min(given))
+            }
+            _ => left,
+        };
+        let Some(text) = header.text(left) else { return Ok(false) };
+        let value = carrier::value_of_call(text.as_bytes()).map_err(|why| not_sent(why.into()))?;
+        match entry {
+            Entry::Occupied(mut entry) => drop(entry.insert(value)),
+            Entry::Vacant(entry) => {
+                entry.try_insert(value).map_err(|why| not_sent(why.into()))?;
+            }
         }
         Ok(true)
     }
@@ -328,7 +374,7 @@ impl Outbound {
                 .iter()
                 .map(DeadlineHeader::name)
                 .chain(self.date.as_ref().map(DeadlineAt::name));
-            let all = OF_STRANGERS.iter().chain([&baggage::NAME, DeadlineAt::usual_name()]);
+            let all = UNTRUSTED.iter().chain([&baggage::NAME, DeadlineAt::usual_name()]);
             all.chain(own).chain(self.carried.headers()).for_each(|name| carrier::remove(carrier, name));
         }
         self.stripped.iter().for_each(|name| carrier::remove(carrier, name));
@@ -342,26 +388,25 @@ fn refused(ctx: &Context, place: &'static Location<'static>, not_sent: NotSent) 
     call.check().expect_err("it has just been canceled")
 }
 
-/// The error of a context that was given no time: the deadline has not passed here, but there is no use.
+/// Makes the error of a call for which no time remains, although the deadline of its context has not passed.
 fn nothing_left(ctx: &Context, place: &'static Location<'static>) -> Error {
     let budget = (Duration::ZERO, "too little is left for a call".into());
     let late = ctx.child_made_at(place, Some(budget));
-    late.check().expect_err("a context without time has ended at birth")
+    late.check().expect_err("a context with a budget of zero has ended")
 }
 
 impl Context {
-    /// Writes what is left of this context's time into the headers of a request, as `grpc-timeout`: into an
-    /// `http::HeaderMap` or any other [`Carrier`].
+    /// Writes the remaining time of this context into the headers of a request, as `grpc-timeout`. The headers are an
+    /// `http::HeaderMap` or another [`Carrier`].
     ///
-    /// Bound the call by the context as well, with [`run`](Self::run): that drops the request when the context
-    /// ends, and over HTTP/2 the far side learns of it. [`ClientLayer`](crate::wire::ClientLayer) does both for
-    /// tower services. A context without a deadline writes nothing. A `grpc-timeout` that is there and shorter
-    /// stays.
+    /// Bound the call by the context as well, with [`run`](Self::run). This drops the request when the context ends, and
+    /// over HTTP/2 the server learns of it. [`ClientLayer`](crate::wire::ClientLayer) does both for tower services. A
+    /// context without a deadline writes nothing. A shorter `grpc-timeout` that is already there is kept.
     ///
     /// # Errors
     ///
-    /// The context's [`err`](Self::err), if it has ended: don't send. The headers are then as they were. A carrier
-    /// that cannot be written to refuses the call as well: an error with the cause [`NotSent`].
+    /// Returns the context's [`err`](Self::err) if it has ended. Do not send the request then; its headers have not
+    /// been changed. If the carrier cannot be written to, the cause of the error is a [`NotSent`].
     ///
     /// ```
     /// use std::time::Duration;
@@ -385,12 +430,12 @@ impl Context {
         Outbound::new().inject(self, &mut carrier, Location::caller())
     }
 
-    /// [`inject`](Self::inject), with headers, a margin and values of your choice.
+    /// Like [`inject`](Self::inject), but writes the headers and values that `outbound` selects.
     ///
     /// # Errors
     ///
-    /// The context's [`err`](Self::err), if it has ended, or a deadline error if no more time is left than
-    /// the margin, or than the header can say; and an error with the cause [`NotSent`] if the carrier refuses, or
+    /// Returns the context's [`err`](Self::err) if it has ended, and a deadline error if less time remains than the
+    /// margin, or than the header can express. The cause is a [`NotSent`] if the carrier cannot be written to, or if
     /// `outbound` is [`strict`](Outbound::strict) and a value cannot be sent.
     ///
     /// ```

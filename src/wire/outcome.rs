@@ -1,4 +1,4 @@
-//! The one mapping from an end, its kind and its cause, to the status of each protocol.
+//! The mapping from the kind and the cause of an end to the status of each protocol.
 
 use http::StatusCode;
 
@@ -7,16 +7,16 @@ use crate::error::{Error, ErrorKind};
 use crate::finished::RequestEnd;
 use crate::task::shutdown::GraceOver;
 
-/// Why a request was not served to its end.
+/// Why a request was not completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The deadline has passed.
+    /// The deadline passed.
     Late,
     /// The service is shutting down: another instance may serve the same call.
     Stopping,
     /// The client has left, or the request was dropped: only logs and metrics see this status.
     Left,
-    /// The handler has canceled a part of its work.
+    /// The handler canceled a part of its work.
     Canceled,
     /// A header is malformed.
     BadHeader,
@@ -67,7 +67,7 @@ impl Outcome {
         }
     }
 
-    /// The code of gRPC.
+    /// Returns the code of gRPC.
     pub(crate) fn grpc(self) -> u8 {
         match self {
             Outcome::Left | Outcome::Canceled => 1,
@@ -77,7 +77,7 @@ impl Outcome {
         }
     }
 
-    /// The code of Connect, and the HTTP status that its specification has for it.
+    /// Returns the code of Connect, and the HTTP status that its specification assigns to it.
     pub(crate) fn connect(self) -> (&'static str, StatusCode) {
         match self {
             Outcome::Left | Outcome::Canceled => ("canceled", client_closed_request()),
@@ -88,7 +88,7 @@ impl Outcome {
     }
 }
 
-/// Nginx's, which Connect and gRPC's gateways have taken over.
+/// Returns the status 499 of nginx, which Connect and gRPC gateways use as well.
 fn client_closed_request() -> StatusCode {
     StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST)
 }

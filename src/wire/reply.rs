@@ -1,4 +1,4 @@
-//! The answers of the server layer itself, in the protocol of the request.
+//! The responses of the server's layer itself, in the protocol of the request.
 
 use bytes::{Buf, Bytes};
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName};
@@ -9,18 +9,18 @@ use super::envelope::{self, Envelopes};
 use super::outcome::Outcome;
 use super::timeout::BadHeader;
 
-/// In which protocol to answer.
+/// The protocol of a response.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Reply {
     Http,
     Grpc,
-    /// gRPC-Web, whose trailers are part of the body: as base64 if so.
+    /// gRPC-Web, whose trailers are part of the body. The body may be base64.
     GrpcWeb {
         base64: bool,
     },
-    /// A unary call of Connect: an error is JSON, with an HTTP status of its own.
+    /// A unary call of Connect. An error is JSON, with an HTTP status of its own.
     Connect,
-    /// A stream of Connect, of that content type: an error is in the last frame of its body.
+    /// A stream of Connect with this content type. An error is in the last frame of the body.
     ConnectStream(Box<HeaderValue>),
 }
 
@@ -30,10 +30,15 @@ static CONNECT_VERSION: HeaderName = HeaderName::from_static("connect-protocol-v
 static CONNECT_TIMEOUT: HeaderName = HeaderName::from_static("connect-timeout-ms");
 
 impl Reply {
-    /// The protocol of a request.
+    /// Returns the protocol of a request.
     pub(crate) fn to<A>(request: &Request<A>) -> Reply {
+        Reply::of(request, request.headers().get(CONTENT_TYPE))
+    }
+
+    /// Returns the protocol of a request, whose content type has been looked up.
+    pub(crate) fn of<A>(request: &Request<A>, content_type: Option<&HeaderValue>) -> Reply {
         let headers = request.headers();
-        let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        let content_type = content_type.map_or(&b""[..], HeaderValue::as_bytes);
         let is_post = *request.method() == Method::POST;
         match framed(content_type) {
             Some(Framed::Grpc) => Reply::Grpc,
@@ -47,13 +52,13 @@ impl Reply {
         }
     }
 
-    /// Whether a client's call is one of gRPC, whose errors are statuses.
+    /// Returns whether a client's call uses gRPC, whose errors are statuses.
     pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
         let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         matches!(framed(content_type), Some(Framed::Grpc | Framed::GrpcWeb { .. }))
     }
 
-    /// The whole response, if the request came to this before there was one.
+    /// Makes the response to a request that ended before its handler responded.
     pub(crate) fn ended(&self, outcome: Outcome) -> Response<Bytes> {
         self.response(outcome, outcome.text())
     }
@@ -106,10 +111,10 @@ impl Reply {
         match (self, framed(content_type)) {
             (Reply::Grpc, Some(Framed::Grpc)) => Closing::Trailers,
             (Reply::GrpcWeb { .. }, Some(Framed::GrpcWeb { base64 })) if is_plain => {
-                Closing::GrpcWeb { base64, envelopes: Envelopes::new(base64) }
+                Closing::GrpcWeb { base64, envelopes: Box::new(Envelopes::new(base64)) }
             }
             (Reply::ConnectStream(_), Some(Framed::Connect)) if is_plain => {
-                Closing::Connect(Envelopes::new(false))
+                Closing::Connect(Box::new(Envelopes::new(false)))
             }
             _ => Closing::Break,
         }
@@ -147,7 +152,7 @@ fn is_unary_connect(content_type: &[u8], headers: &HeaderMap) -> bool {
             && headers.contains_key(&CONNECT_TIMEOUT))
 }
 
-/// Whether a `GET` is a call of Connect without side effects.
+/// Returns whether a `GET` is a call of Connect without side effects.
 fn asks_connect(query: Option<&str>) -> bool {
     query.is_some_and(|query| query.split('&').any(|pair| pair == "connect=v1"))
 }
@@ -163,7 +168,7 @@ fn write_grpc(outcome: Outcome, text: &str, headers: &mut HeaderMap) {
     }
 }
 
-/// Nothing in it has to be escaped: the only variable part is the name of a header.
+/// Nothing has to be escaped, because the only variable part is the name of a header.
 fn connect_error(outcome: Outcome, text: &str) -> String {
     let (code, _) = outcome.connect();
     format!(r#"{{"code":"{code}","message":"{text}"}}"#)
@@ -181,9 +186,9 @@ pub(crate) enum Closing {
     Trailers,
     GrpcWeb {
         base64: bool,
-        envelopes: Envelopes,
+        envelopes: Box<Envelopes>,
     },
-    Connect(Envelopes),
+    Connect(Box<Envelopes>),
 }
 
 /// How a body ends.

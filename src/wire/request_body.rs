@@ -43,21 +43,22 @@ use crate::error::{BoxError, Error};
 /// assert!(send.is_closed());
 /// # }
 /// ```
-pub struct RequestBody<B: Body>(State<B>);
+pub struct RequestBody<B: Body>(State<Pin<Box<B>>>);
 
+/// A body that can be moved, and its context.
 enum State<B: Body> {
     /// Most bodies are sent without waiting, and need no registration.
     Fresh {
         ctx: Context,
-        body: Pin<Box<B>>,
+        body: B,
         frames: u8,
     },
     Bound(Box<Bounded<B, Context>>),
     Over,
 }
 
-/// The body is pinned where it lies, and nothing else need be.
-impl<B: Body> Unpin for RequestBody<B> {}
+/// No field is pinned in place.
+impl<B: Body> Unpin for State<B> {}
 
 impl<B: Body + Send + 'static> RequestBody<B> {
     /// Wraps a body, which then fails when `ctx` ends.
@@ -71,7 +72,7 @@ impl<B: Body + Send + 'static> RequestBody<B> {
     /// assert_eq!(http_body::Body::size_hint(&body).exact(), Some(5));
     /// ```
     pub fn new(ctx: &Context, body: B) -> RequestBody<B> {
-        RequestBody(State::Fresh { ctx: ctx.clone(), body: Box::pin(body), frames: 0 })
+        RequestBody(State::new(ctx, Box::pin(body)))
     }
 }
 
@@ -87,28 +88,52 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut task::Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
-        if let State::Fresh { body, frames, .. } = &mut self.0 {
-            match body.as_mut().poll_frame(cx) {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+impl<B> Body for State<B>
+where
+    B: Body + Unpin + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Data = B::Data;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+        if let State::Fresh { body, frames, .. } = &mut *self {
+            match Pin::new(body).poll_frame(cx) {
                 // A unary call has one message.
                 Poll::Ready(Some(Ok(frame))) if *frames == 0 || frame.is_trailers() => {
                     *frames += 1;
                     return Poll::Ready(Some(Ok(frame)));
                 }
                 Poll::Ready(Some(Ok(frame))) => {
-                    self.bind(Some(frame));
+                    self.bind(vec![frame]);
                 }
                 Poll::Ready(last) => {
-                    self.0 = State::Over;
+                    *self = State::Over;
                     return Poll::Ready(last.map(|last| last.map_err(Into::into)));
                 }
-                Poll::Pending => self.bind(None),
+                Poll::Pending => self.bind(Vec::new()),
             }
         }
-        let State::Bound(body) = &mut self.0 else { return Poll::Ready(None) };
+        let State::Bound(body) = &mut *self else { return Poll::Ready(None) };
         let step = ready!(body.poll_step(cx));
         if !matches!(step, Step::Frame(_)) {
             body.finish();
-            self.0 = State::Over;
+            *self = State::Over;
         }
         Poll::Ready(match step {
             Step::Frame(frame) | Step::Last(frame) => Some(Ok(frame)),
@@ -119,7 +144,7 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
+        match self {
             State::Fresh { body, .. } => body.is_end_stream(),
             State::Bound(body) => body.is_end_stream(),
             State::Over => true,
@@ -127,7 +152,7 @@ where
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match self {
             State::Fresh { body, .. } => body.size_hint(),
             State::Bound(body) => body.size_hint(),
             State::Over => SizeHint::with_exact(0),
@@ -135,13 +160,17 @@ where
     }
 }
 
-impl<B: Body + Send + 'static> RequestBody<B> {
+impl<B: Body + Send + 'static> State<B> {
+    fn new(ctx: &Context, body: B) -> State<B> {
+        State::Fresh { ctx: ctx.clone(), body, frames: 0 }
+    }
+
     /// Registers with the context, which drops the body when it ends.
-    fn bind(&mut self, first: Option<Frame<B::Data>>) {
-        if let State::Fresh { ctx, body, .. } = std::mem::replace(&mut self.0, State::Over) {
+    fn bind(&mut self, early: Vec<Frame<B::Data>>) {
+        if let State::Fresh { ctx, body, .. } = std::mem::replace(self, State::Over) {
             // The end also wakes a transport that waits for its peer.
-            let body = Bounded::new(Wait::new(ctx), None, body, first, None, true);
-            self.0 = State::Bound(Box::new(body));
+            let body = Bounded::new(Wait::new(ctx), None, Box::pin(body), early, None, true);
+            *self = State::Bound(Box::new(body));
         }
     }
 }
@@ -161,13 +190,13 @@ pub(crate) fn bind<A: 'static>(ctx: &Context, body: &mut A) {
     #[cfg(feature = "tonic")]
     if let Some(body) = body.downcast_mut::<::tonic::body::Body>() {
         if !body.is_end_stream() {
-            *body = ::tonic::body::Body::new(RequestBody::new(ctx, std::mem::take(body)));
+            *body = ::tonic::body::Body::new(State::new(ctx, std::mem::take(body)));
         }
     }
     #[cfg(feature = "axum")]
     if let Some(body) = body.downcast_mut::<axum_core::body::Body>() {
         if !body.is_end_stream() {
-            *body = axum_core::body::Body::new(RequestBody::new(ctx, std::mem::take(body)));
+            *body = axum_core::body::Body::new(State::new(ctx, std::mem::take(body)));
         }
     }
     let _ = body;

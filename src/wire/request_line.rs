@@ -1,11 +1,13 @@
-//! What a request is called in a shutdown's report: its method, and the path of its route.
+//! The name of a request in the report of a shutdown: its method, and the path of its route.
 
 use std::fmt;
 
 use http::uri::PathAndQuery;
 use http::{Method, Request};
 
-/// `GET /report/{id}`, or with the path that was sent, without its query, where no route is known.
+use crate::registry::Label;
+
+/// `GET /report/{id}`, or, if no route is known, the method and the path that was sent, without its query.
 pub(crate) struct RequestLine {
     method: Method,
     path: Path,
@@ -17,7 +19,13 @@ enum Path {
     Matched(::axum::extract::MatchedPath),
 }
 
-/// Clients choose the path.
+impl Label for RequestLine {
+    fn text(&self) -> Option<&dyn fmt::Display> {
+        Some(self)
+    }
+}
+
+/// The longest part that is shown, because clients choose the path.
 const LONGEST: usize = 120;
 
 impl RequestLine {

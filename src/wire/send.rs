@@ -84,11 +84,11 @@ where
 }
 
 pin_project! {
-    /// The response to come. Made by [`SendService`].
+    /// Future for the response. Made by [`SendService`].
     ///
     /// # Panics
     ///
-    /// When polled again after it was ready.
+    /// Panics when polled again after it was ready.
     #[must_use = "futures do nothing unless polled"]
     pub struct SendFuture<F> {
         #[pin]

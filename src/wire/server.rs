@@ -1,4 +1,4 @@
-//! The server's layer: a context for each request, from its head to the end of its response.
+//! The server's layer, which makes a context for each request. The context lives until the response has been sent.
 
 use std::fmt;
 use std::future::Future;
@@ -28,37 +28,34 @@ use super::route::Routes;
 use crate::context::Context;
 use crate::context::current::enter;
 use crate::context::done::Wait;
-use crate::context::enter::Underway;
 use crate::context::refusal::Entry;
 use crate::error::BoxError;
-use crate::registry::{Kind, Name};
 use crate::task::Shutdown;
 
-/// Gives each request of a server a context: for axum, tonic, hyper, and whatever else takes tower's layers.
+/// Makes a context for each request of a server: for axum, tonic, hyper, and other servers that accept tower's layers.
 ///
-/// The context is a child of the service's. Its deadline is what the request's headers say, as far as
-/// [`Inbound`] believes them. It is in the request's extensions and is
-/// [`current`](Context::current) in the handler, in the response's body, and in what the handler starts
-/// with [`Context::spawn`]. It ends:
+/// The context is a child of the service's context. Its deadline comes from the headers of the request, as far as
+/// [`Inbound`] trusts them. The context is in the request's extensions. It is the [`current`](Context::current) context
+/// in the handler, in the response's body, and in tasks that the handler starts with [`Context::spawn`]. It ends:
 ///
 /// - when the response's body has ended, trailers included, with the cause [`RequestEnd::Answered`];
-/// - when the response is dropped before that, with [`RequestEnd::Dropped`]: in most cases, the client has left;
-/// - at its deadline: the handler is dropped, and the answer is `504 Gateway Timeout`, for gRPC and gRPC-Web
+/// - when the response is dropped before that, with [`RequestEnd::Dropped`]. In most cases, the client has left;
+/// - at its deadline. The handler is dropped, and the response is `504 Gateway Timeout`, for gRPC and gRPC-Web
 ///   `DEADLINE_EXCEEDED`, for Connect `deadline_exceeded`. If the response has begun, a stream of these protocols ends
 ///   with the same status, and any other body is aborted with an error;
-/// - with the service: the same, with `503 Service Unavailable`, `UNAVAILABLE` or `unavailable`, which clients retry.
-///   [`with_shutdown`](Self::with_shutdown) gives requests time to complete first.
+/// - when the context of the service ends. The response is then `503 Service Unavailable`, `UNAVAILABLE` or
+///   `unavailable`, which clients retry. [`with_shutdown`](Self::with_shutdown) gives requests time to complete first.
 ///
-/// The client receives the status and a few fixed words, see [the module](crate::wire#status-codes). If a layer is
-/// nested in another, its contexts are children of the outer layer's.
+/// The client receives the status and a short fixed text, see [the module](crate::wire#status-codes). If the layer is
+/// nested in another one, its contexts are children of the contexts of the outer layer.
 ///
 /// When the context ends, the handler's response body is dropped with everything it holds, even if the client has
 /// stopped reading and the transport no longer polls it. The body has to be `Send` and `'static` for that. An HTTP/1
 /// connection is closed. An HTTP/2 stream is reset when hyper polls it next, which it does not while the stream waits
 /// for a window update.
 ///
-/// Where a gRPC call gives a timeout, two milliseconds of it (an eighth, if that is less) are kept back, so
-/// that the answer comes before the client's own timer and before that of tonic's server, which answers
+/// The deadline of a gRPC call is two milliseconds before its timeout, or an eighth of the timeout if that is less. The
+/// response is then sent before the client's own timer fires, and before that of tonic's server, which responds
 /// `CANCELLED`.
 ///
 /// ```
@@ -90,9 +87,9 @@ struct Config {
 }
 
 impl ServerLayer {
-    /// A layer whose requests end with the context `service`.
+    /// Makes a layer whose requests end with the context `service`.
     ///
-    /// The line of this call is the one that errors name as the context's origin.
+    /// Errors report the line of this call as the origin of a request's context.
     ///
     /// ```
     /// use tokio_ctx::{Context, wire::{Inbound, ServerLayer}};
@@ -114,17 +111,17 @@ impl ServerLayer {
         ServerLayer(Arc::new(Config { service, shutdown, inbound, routes: Routes::default(), place }))
     }
 
-    /// A layer whose requests are part of a shutdown.
+    /// Makes a layer whose requests are part of a shutdown.
     ///
-    /// They derive from its [`hard`](Shutdown::hard) context: those under way have the grace to come to their
-    /// end, and are then answered `503 Service Unavailable`, for gRPC `UNAVAILABLE`. From the head to the end
-    /// of its response's body the shutdown waits for each, and its report names what was late by method and
-    /// path, below the [name](Shutdown::named) of this handle: `http/GET /report/{id}`. That is the path of
-    /// the route with the feature `axum` and the layer within [`Router::layer`]; otherwise as it was
-    /// sent, without the query.
+    /// The contexts of the requests derive from the shutdown's [`hard`](Shutdown::hard) context. Requests in progress
+    /// have the grace period to complete. After that, the response is `503 Service Unavailable`, for gRPC
+    /// `UNAVAILABLE`. The shutdown waits for each request until the body of its response has been sent. Its report
+    /// lists the requests that were late by method and path, below the [name](Shutdown::named) of this handle:
+    /// `http/GET /report/{id}`. With the feature `axum`, and with the layer inside of [`Router::layer`], the path is
+    /// that of the route. Otherwise it is the path that was sent, without the query.
     ///
-    /// A server must be told apart from that to stop accepting, by [`begun`](Shutdown::begun), and is
-    /// work itself. [The guide](../guide/services/index.html) has all of `main`, for axum and for tonic.
+    /// The server has to stop accepting connections as well, which [`begun`](Shutdown::begun) signals, and the shutdown
+    /// has to wait for it. [The guide](../guide/services/index.html) shows the complete `main`, for axum and for tonic.
     ///
     /// ```
     /// use axum::{Router, routing::get};
@@ -155,16 +152,18 @@ impl ServerLayer {
         ServerLayer::with(shutdown.hard().clone(), Some(shutdown.clone()), inbound, Location::caller())
     }
 
-    /// Sets other rules for the requests of one route: a later maximum than the server's, none, or a minimum.
+    /// Sets other rules for the requests of one route, such as a longer maximum, no maximum, or a minimum.
     ///
-    /// They replace the rules of the layer. To change only a part of those, start with a clone of the server's
+    /// They replace the rules of the layer. To change only some of the rules, start with a clone of the layer's
     /// [`Inbound`].
-    /// The route is a path, as it was sent or with parameters in axum's way (`/report/{id}`, `/files/{*path}`); all
-    /// that is below a path with `/*` at its end, as `/grpc.health.v1.Health/*`. With the feature `axum` and the
-    /// layer within [`Router::layer`] the route that the router has matched counts as well, nested ones with their
-    /// prefix. The first that matches counts.
     ///
-    /// Within another such layer, a request gets no more than that one gives: put the rules where the limit is set.
+    /// The route is a path, with parameters in axum's syntax (`/report/{id}`, `/files/{*path}`). A path that ends in
+    /// `/*`, such as `/grpc.health.v1.Health/*`, matches all paths below it. With the feature `axum`, and with the
+    /// layer inside of [`Router::layer`], the route that the router has matched is compared as well; the route of a
+    /// nested router includes its prefix. The first route that matches applies.
+    ///
+    /// If the layer is inside of another `ServerLayer`, a request gets no more time than the outer layer allows. Set
+    /// the rules of a route where the limit is set.
     ///
     /// ```
     /// use std::time::Duration;
@@ -212,7 +211,7 @@ impl fmt::Debug for ServerLayer {
     }
 }
 
-/// A service whose requests have a context each. Made by [`ServerLayer`].
+/// A service that makes a context for each request. Made by [`ServerLayer`].
 #[derive(Clone)]
 pub struct ServerService<S> {
     inner: S,
@@ -237,12 +236,13 @@ where
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
         let Config { service, shutdown, inbound, routes, place } = &*self.config;
         let inbound = routes.rules(&request, inbound);
-        let reply = Reply::to(&request);
+        let scan = inbound.scan(request.headers());
+        let reply = Reply::of(&request, scan.content_type);
         let head_start = if reply == Reply::Http { |_| Duration::ZERO } else { head_start };
         let outer = request.extensions().get::<Context>();
         let both = outer.map(|outer| under_both(&outer.nearest(Context::current()), service));
         let parent = both.as_ref().unwrap_or(service);
-        let refusal = match inbound.derive(parent, request.headers(), place, head_start) {
+        let refusal = match inbound.derive(parent, request.headers(), scan.timeout, place, head_start) {
             Ok(scope) => match scope.ended_at_birth(parent) {
                 None => Ok(scope),
                 Some(ended) => {
@@ -256,19 +256,18 @@ where
         let scope = match refusal {
             Ok(scope) => scope,
             Err(refusal) => {
-                // Releases what it reserved when it became ready.
+                // A clone has reserved nothing: what the service reserved when it became ready is released.
                 self.inner = self.inner.clone();
                 return ServerFuture::refused(refusal);
             }
         };
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
         let ticket = shutdown.as_ref().map(tracked);
-        let named = || Some(Box::new(RequestLine::of(&request)) as Name);
-        let open = Open::new(Underway::new(&scope, Kind::Request, place, named), ticket);
+        let open = Open::new(&scope, place, || RequestLine::of(&request), ticket);
         let bodiless = matches!(*request.method(), Method::HEAD | Method::CONNECT);
         let ctx = scope.context().clone();
         request.extensions_mut().insert(ctx.clone());
-        let mut scope = RequestScope::new(scope, place);
+        let mut scope = RequestScope::new(scope, place, open.as_ref());
         let mut ctx = Some(ctx);
         scope.expect(RequestEnd::Panicked);
         let entered = enter(&mut ctx);
@@ -280,12 +279,12 @@ where
     }
 }
 
-/// What the requests of a layer within another are derived from: deadlines shrink there as well.
+/// Returns the parent of the contexts of a nested layer. Their deadlines can only be earlier than that of the outer one.
 fn under_both(outer: &Context, service: &Context) -> Context {
     outer.merge(service).detach()
 }
 
-/// What is kept back of the time that a gRPC call gave: more than timers are coarse.
+/// Returns how much earlier than its timeout a gRPC call ends: more than the resolution of timers.
 fn head_start(budget: Duration) -> Duration {
     Duration::from_millis(2).min(budget / 8)
 }
@@ -300,36 +299,36 @@ impl<S: fmt::Debug> fmt::Debug for ServerService<S> {
 struct Live {
     wait: Wait<RequestScope>,
     reply: Reply,
-    /// Nothing asks for the response's body, whatever that is.
+    /// Whether no response to this request has a body that is sent.
     bodiless: bool,
 }
 
 pin_project! {
-    /// The response to come. Made by [`ServerService`].
+    /// Future for the response. Made by [`ServerService`].
     ///
-    /// Dropped before it has come, it ends the request's context: with [`RequestEnd::Dropped`].
+    /// If it is dropped before it is ready, the request's context ends with [`RequestEnd::Dropped`].
     ///
     /// # Panics
     ///
-    /// When polled again after it was ready; and as [`Context::done`] without a time driver.
+    /// Panics when polled again after it was ready, and, as [`Context::done`] does, without a time driver.
     #[must_use = "futures do nothing unless polled"]
     pub struct ServerFuture<F> {
         live: Option<Live>,
-        // The layer's own answer, for a request that the handler is not asked.
+        // The layer's own response to a request that the handler does not get.
         refusal: Option<Box<Response<Bytes>>>,
         entry: Entry,
         // Lent to the thread while the handler is polled.
         ctx: Option<Context>,
         #[pin]
         handler: Option<F>,
-        // Last: the request is over when all that it held is gone.
+        // Dropped last, after everything else that belongs to the request.
         open: Option<Open>,
     }
 
     impl<F> PinnedDrop for ServerFuture<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            // In this order: what a handler does when it is dropped may look at why.
+            // Ends the context first: the drop of the handler may look at the cause.
             *this.live = None;
             if this.handler.is_some() {
                 let _entered = enter(this.ctx);
@@ -405,7 +404,7 @@ impl<F> fmt::Debug for ServerFuture<F> {
 }
 
 impl Live {
-    /// The response, whose body keeps the request's context, and its open, until it is over.
+    /// Makes the response. Its body holds the request's context, and its registrations, until it has ended.
     fn respond<B: Body + Send + 'static>(
         mut self,
         response: Response<B>,
@@ -427,87 +426,107 @@ impl Live {
             || left == Some(0);
         let is_over = body.is_end_stream();
         if is_over || is_silent {
-            // What sends this may drop the body without a look at it.
+            // The transport may drop the body without polling it.
             self.wait.owner_mut().expect(RequestEnd::Answered);
         }
-        // One whose length has been told has no room for more.
+        // Nothing can be added to a body whose length has been announced.
         let closing = if left.is_some() { Closing::Break } else { self.reply.closing(&head.headers) };
+        let framing = Framing { closing, left };
         let content = match is_over {
-            true => Content::Over { body },
-            false => self.begin(body, is_silent, ctx, open, cx),
+            true => {
+                // The order in which a body drops them.
+                drop(ctx);
+                drop(self.wait);
+                drop(open);
+                Content::Over { body }
+            }
+            false => self.begin(body, is_silent, framing, ctx, open, cx),
         };
-        Response::from_parts(head, ServerBody { content, closing, left })
+        Response::from_parts(head, ServerBody { content })
     }
 
     fn begin<B: Body + Send + 'static>(
         mut self,
         body: B,
         is_silent: bool,
+        framing: Framing,
         mut ctx: Option<Context>,
         open: Option<Open>,
         cx: &mut task::Context<'_>,
     ) -> Content<B> {
         let start = if is_silent {
-            Start::Part(Box::pin(body), None)
+            Start::Part(Box::pin(body), Vec::new())
         } else {
             let how = self.wait.owner_mut().expect(RequestEnd::Panicked);
-            let at_work = open.as_ref().map(Open::at_work);
+            let at_work = open.as_ref().map(Open::at_work_again);
             let entered = enter(&mut ctx);
-            let start = Start::poll(body, cx);
+            let start = Start::poll(body, self.reply == Reply::Grpc, cx);
             drop((entered, at_work));
             self.wait.owner_mut().expect(how);
             start
         };
         match start {
-            Start::Whole(step) => {
-                // Nothing waits here any more: the end need not wake this task.
+            Start::Whole(first, step) => {
+                // Nothing waits here any more, so the end need not wake this task.
                 self.wait.leave();
-                drop(ctx);
-                Content::Whole { request: Some(self.wait), step: Some(step), open }
+                Content::Whole { request: Some(self.wait), first, step: Some(step), open }
             }
-            Start::Part(body, first) => {
-                Content::Part { body: Bounded::new(self.wait, ctx, body, first, open, true) }
+            Start::Part(body, early) => {
+                let body = Bounded::new(self.wait, ctx, body, early, open, true);
+                Content::Part { body, framing }
             }
         }
     }
 
-    /// What the handler answers with the context's error, where that is to be said otherwise.
+    /// Returns the outcome if the handler's response is the context's error, and the protocol has another form for it.
     fn outcome(&self, head: &Parts) -> Option<Outcome> {
         if self.reply == Reply::Http { None } else { head.extensions.get::<Outcome>().copied() }
     }
 }
 
+/// How a body ends.
+struct Framing {
+    closing: Closing,
+    /// The number of bytes that are still to be sent, if it is known. The transport may drop the body after them.
+    left: Option<u64>,
+}
+
 pin_project! {
-    /// A response's body, which keeps the request's context until it has ended. Made by [`ServerService`].
+    /// The body of a response, which holds the request's context until it has ended. Made by [`ServerService`].
     ///
-    /// Dropped before that, it ends the context with [`RequestEnd::Dropped`]. When the context ends, the handler's body
-    /// is dropped even if this is not polled.
+    /// If it is dropped before that, the context ends with [`RequestEnd::Dropped`]. When the context ends, the handler's
+    /// body is dropped, even if this body is not polled.
     pub struct ServerBody<B: Body> {
         #[pin]
         content: Content<B>,
-        closing: Closing,
-        // How many bytes the response still owes, if that is known: it may be dropped after them.
-        left: Option<u64>,
     }
 }
 
 pin_project! {
     #[project = ContentProj]
     enum Content<B: Body> {
-        // The layer's own answer.
+        // The body of the layer's own response.
         Own { text: Option<Bytes> },
-        // Over by its own account, and asked all the same.
+        // A body that was at its end from the start.
         Over { #[pin] body: B },
-        // All of it is here. In the order in which they go.
-        Whole { request: Option<Wait<RequestScope>>, step: Option<StepOf<B>>, open: Option<Open> },
-        Part { body: Bounded<B, RequestScope> },
+        // It is complete. The fields are dropped in this order.
+        Whole {
+            request: Option<Wait<RequestScope>>,
+            first: Option<B::Data>,
+            step: Option<StepOf<B>>,
+            open: Option<Open>,
+        },
+        Part {
+            body: Bounded<B, RequestScope>,
+            framing: Framing,
+        },
     }
 }
 
 impl<B: Body> ServerBody<B> {
     fn own(text: Bytes) -> Self {
         let text = Some(text).filter(|text| !text.is_empty());
-        ServerBody { content: Content::Own { text }, closing: Closing::Break, left: None }
+        ServerBody { content: Content::Own { text } }
     }
 }
 
@@ -525,12 +544,15 @@ where
         cx: &mut task::Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
         let this = self.project();
-        let body = match this.content.project() {
+        let (body, framing) = match this.content.project() {
             ContentProj::Own { text } => {
                 return Poll::Ready(text.take().map(|text| Ok(Frame::data(text.into()))));
             }
             ContentProj::Over { body } => return body.poll_frame(cx).map_err(Into::into),
-            ContentProj::Whole { request, step, open } => {
+            ContentProj::Whole { request, first, step, open } => {
+                if let Some(data) = first.take() {
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
                 let frame = step.take().and_then(whole);
                 if let Some(mut request) = request.take() {
                     request.owner_mut().expect(how(frame.as_ref()));
@@ -538,7 +560,7 @@ where
                 *open = None;
                 return Poll::Ready(frame);
             }
-            ContentProj::Part { body } => body,
+            ContentProj::Part { body, framing } => (body, framing),
         };
         let how_before = body.owner_mut().map(|request| request.expect(RequestEnd::Panicked));
         let step = body.poll_step(cx);
@@ -547,13 +569,13 @@ where
         }
         let frame = match ready!(step) {
             Step::Frame(frame) => {
-                *this.left = this.left.map(|left| left.saturating_sub(bytes(&frame)));
-                if *this.left == Some(0) {
+                framing.left = framing.left.map(|left| left.saturating_sub(bytes(&frame)));
+                if framing.left == Some(0) {
                     expect(body, RequestEnd::Answered);
                 }
-                return Poll::Ready(Some(Ok(this.closing.follow(frame))));
+                return Poll::Ready(Some(Ok(framing.closing.follow(frame))));
             }
-            Step::Ended(ended) => match this.closing.last(Outcome::of_request(&ended)) {
+            Step::Ended(ended) => match framing.closing.last(Outcome::of_request(&ended)) {
                 Last::Frame(frame) => Some(Ok(frame.map_data(Into::into))),
                 Last::Nothing => None,
                 Last::Broken => Some(Err(ended.into())),
@@ -569,8 +591,10 @@ where
         match &self.content {
             Content::Own { text } => text.is_none(),
             Content::Over { body } => body.is_end_stream(),
-            Content::Whole { step, .. } => matches!(step, None | Some(Step::Over)),
-            Content::Part { body } => body.is_end_stream(),
+            Content::Whole { first, step, .. } => {
+                first.is_none() && matches!(step, None | Some(Step::Over))
+            }
+            Content::Part { body, .. } => body.is_end_stream(),
         }
     }
 
@@ -580,13 +604,13 @@ where
                 SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
             }
             Content::Over { body } => body.size_hint(),
-            Content::Whole { step, .. } => hint(step.as_ref()),
-            Content::Part { body } => body.size_hint(),
+            Content::Whole { first, step, .. } => hint(first.as_ref(), step.as_ref()),
+            Content::Part { body, .. } => body.size_hint(),
         }
     }
 }
 
-/// The last of a body that was not ended by its context.
+/// Converts the last step of a body that its context did not end.
 fn whole<D, E: Into<BoxError>>(step: Step<D, E>) -> Option<Result<Frame<D>, BoxError>> {
     match step {
         Step::Frame(frame) | Step::Last(frame) => Some(Ok(frame)),

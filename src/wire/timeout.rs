@@ -1,4 +1,4 @@
-//! The headers that carry a timeout, and their syntaxes: read strictly, written rounded down.
+//! The headers that contain a timeout, and their syntaxes. They are read strictly, and written rounded down.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -8,11 +8,13 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::carrier::{self, Carrier};
 
-/// A header that says how much time a request has left: never a date, so no clocks have to agree.
-/// [`DeadlineAt`](super::DeadlineAt) is a date, for what rests in a queue.
+/// A header with the remaining time of a request.
 ///
-/// It is read strictly: what its specification does not allow is an error, never a guess. It is written
-/// rounded down, so that the next service never has longer than this one.
+/// It does not contain a date, so the clocks need not agree. For messages that wait in a queue, there is
+/// [`DeadlineAt`](super::DeadlineAt).
+///
+/// The header is read strictly: a value that its specification does not allow is an error. It is written rounded down, so
+/// that the next service never has more time than this one.
 ///
 /// ```
 /// use std::time::Duration;
@@ -33,18 +35,18 @@ pub enum DeadlineHeader {
     Connect,
     /// `x-envoy-expected-rq-timeout-ms`: up to ten digits, milliseconds.
     ///
-    /// This is what Envoy tells the service *behind* it. A server reads it. From a client it has no effect: Envoy
-    /// overwrites it with the route's timeout, unless its router is set to `respect_expected_rq_timeout`, and the
-    /// caller's deadline does not arrive. A client that calls through Envoy writes
-    /// [`EnvoyUpstream`](Self::EnvoyUpstream).
+    /// Envoy sends it to the service *behind* it, and a server reads it. A client that sends it to Envoy has no effect:
+    /// Envoy overwrites it with the timeout of the route, unless its router is set to `respect_expected_rq_timeout`. A
+    /// client that calls through Envoy writes [`EnvoyUpstream`](Self::EnvoyUpstream).
     Envoy,
     /// `x-envoy-upstream-rq-timeout-ms`: up to ten digits, milliseconds.
     ///
-    /// This is what a client tells an Envoy in front of it: the timeout of this request, in place of the route's,
-    /// which Envoy enforces and passes on as [`Envoy`](Self::Envoy). Envoy removes the header from requests that
-    /// come from outside of the mesh. For Envoy `0` is no timeout, and it is read so.
+    /// A client sends it to an Envoy: the timeout of this request instead of that of the route. Envoy enforces it, and
+    /// sends it on as [`Envoy`](Self::Envoy). From clients that Envoy considers external it removes the header. Recent
+    /// versions consider all clients external unless `internal_address_config` lists their addresses and
+    /// `use_remote_address` is set. Envoy defines `0` as no timeout, and it is read as such.
     EnvoyUpstream,
-    /// One of your own: up to ten digits, milliseconds.
+    /// A header of your own: up to ten digits, milliseconds.
     Millis(HeaderName),
 }
 
@@ -53,8 +55,8 @@ static CONNECT: HeaderName = HeaderName::from_static("connect-timeout-ms");
 static ENVOY: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 static ENVOY_UPSTREAM: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
 
-/// What a stranger can set to decide on the time that a request or its tries get, here or in an Envoy behind.
-pub(crate) static OF_STRANGERS: [HeaderName; 10] = [
+/// The headers with which a client can set the timeouts and retries of a request, here or in an Envoy behind.
+pub(crate) static UNTRUSTED: [HeaderName; 10] = [
     HeaderName::from_static("grpc-timeout"),
     HeaderName::from_static("connect-timeout-ms"),
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
@@ -68,7 +70,7 @@ pub(crate) static OF_STRANGERS: [HeaderName; 10] = [
 ];
 
 impl DeadlineHeader {
-    /// Its name.
+    /// Returns the name of the header.
     ///
     /// ```
     /// use tokio_ctx::wire::DeadlineHeader;
@@ -85,14 +87,14 @@ impl DeadlineHeader {
         }
     }
 
-    /// The timeout these headers give; `None` if they don't have this one.
+    /// Reads the timeout from these headers, and returns `None` if the header is missing.
     ///
-    /// Zero is a timeout: no time is left.
+    /// A timeout of zero means that no time remains.
     ///
     /// # Errors
     ///
-    /// If it is there more than once, or not as its specification says: a sign, a space, a fraction, too
-    /// many digits.
+    /// If the header occurs more than once, or violates its specification, for example by a sign, a space, a fraction,
+    /// or too many digits.
     ///
     /// ```
     /// use http::{HeaderMap, HeaderName};
@@ -104,7 +106,7 @@ impl DeadlineHeader {
     ///
     /// headers.insert("x-budget-ms", "-5".parse().unwrap());
     /// let bad = budget.read(&headers).unwrap_err();
-    /// assert_eq!(bad.to_string(), "bad header x-budget-ms: it takes 1 to 10 digits, for milliseconds");
+    /// assert_eq!(bad.to_string(), "bad header x-budget-ms: expected 1 to 10 digits, in milliseconds");
     /// ```
     pub fn read(&self, headers: &HeaderMap) -> Result<Option<Duration>, BadHeader> {
         self.read_from(headers)
@@ -132,11 +134,11 @@ impl DeadlineHeader {
         }
     }
 
-    /// Puts this timeout into the headers, in place of what they had under this name.
+    /// Writes this timeout into the headers, and replaces existing values of this header.
     ///
-    /// False, and nothing written, if it is less than the header can say: under a nanosecond for
-    /// `grpc-timeout`, under a millisecond for the others. More than it can say is written as the most
-    /// that it can: 11,407 years, or 115 days.
+    /// Returns false, and writes nothing, if the timeout is shorter than the header can express: a nanosecond for
+    /// `grpc-timeout`, a millisecond for the others. A timeout that is too long is written as the longest that the header
+    /// can express: 11,407 years, or 115 days.
     ///
     /// ```
     /// use std::time::Duration;
@@ -156,7 +158,7 @@ impl DeadlineHeader {
         true
     }
 
-    /// The header's value; none for less than it can say.
+    /// Returns the value of the header, or `None` for a time that it cannot express.
     pub(crate) fn text(&self, left: Duration) -> Option<Digits> {
         match self {
             DeadlineHeader::Grpc => to_grpc(left),
@@ -164,7 +166,7 @@ impl DeadlineHeader {
         }
     }
 
-    /// The least that it can say.
+    /// Returns the shortest time that the header can express.
     pub(crate) fn least(&self) -> Duration {
         match self {
             DeadlineHeader::Grpc => Duration::from_nanos(1),
@@ -173,9 +175,9 @@ impl DeadlineHeader {
     }
 }
 
-/// What [`Inbound::strict`](crate::wire::Inbound::strict) refuses: a deadline header that is there, and wrong.
+/// The error for an invalid deadline header, if [`Inbound::strict`](crate::wire::Inbound::strict) is set.
 ///
-/// It names the header and says what would be right; it does not repeat what the caller sent.
+/// It contains the name of the header and its correct syntax, but not the value that was sent.
 ///
 /// ```
 /// use http::HeaderMap;
@@ -205,7 +207,7 @@ impl BadHeader {
         BadHeader { name: name.clone(), flaw }
     }
 
-    /// The name of the header.
+    /// Returns the name of the header.
     ///
     /// ```
     /// use http::HeaderMap;
@@ -225,10 +227,10 @@ impl fmt::Display for BadHeader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "bad header {}: ", self.name)?;
         f.write_str(match self.flaw {
-            Flaw::Repeated => "it may be given once",
-            Flaw::Grpc => "it takes 1 to 8 digits and a unit, one of H, M, S, m, u and n",
-            Flaw::Millis => "it takes 1 to 10 digits, for milliseconds",
-            Flaw::Date => "it takes 1 to 15 digits, for milliseconds since 1970",
+            Flaw::Repeated => "it must not occur more than once",
+            Flaw::Grpc => "expected 1 to 8 digits and a unit: H, M, S, m, u or n",
+            Flaw::Millis => "expected 1 to 10 digits, in milliseconds",
+            Flaw::Date => "expected 1 to 15 digits, in milliseconds since 1970",
         })
     }
 }
@@ -253,7 +255,7 @@ fn millis(value: &[u8]) -> Option<Duration> {
     number(value, 10).map(Duration::from_millis)
 }
 
-/// Digits and nothing else, at most so many that no sum here overflows.
+/// Parses a value that consists of digits only. `most` digits do not overflow.
 pub(crate) fn number(digits: &[u8], most: usize) -> Option<u64> {
     if digits.is_empty() || digits.len() > most || !digits.iter().all(u8::is_ascii_digit) {
         return None;
@@ -261,7 +263,7 @@ pub(crate) fn number(digits: &[u8], most: usize) -> Option<u64> {
     Some(digits.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
 }
 
-/// A header's value of digits, and a unit perhaps: written on the stack, since it is copied into the headers.
+/// A header's value of digits, with or without a unit. It is on the stack, because it is copied into the headers.
 #[derive(Clone, Copy)]
 pub(crate) struct Digits {
     text: [u8; Digits::MOST],
@@ -289,28 +291,35 @@ impl Digits {
     }
 
     pub(crate) fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.text[self.start..]).unwrap_or_default()
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.text[self.start..]
     }
 }
 
-/// The finest unit whose count has eight digits at most.
+/// Writes the time in the finest unit of which the number has at most eight digits.
 fn to_grpc(left: Duration) -> Option<Digits> {
-    const MOST: u128 = 99_999_999;
-    const UNITS: [(u128, u8); 6] = [
-        (1, b'n'),
-        (1_000, b'u'),
-        (1_000_000, b'm'),
-        (1_000_000_000, b'S'),
-        (60_000_000_000, b'M'),
-        (3_600_000_000_000, b'H'),
-    ];
-    let nanos = left.as_nanos();
-    let fits = UNITS.iter().find(|(size, _)| nanos / size <= MOST);
-    match fits {
-        _ if nanos == 0 => None,
-        Some((size, unit)) => Some(Digits::new((nanos / size) as u64, Some(*unit))),
-        None => Some(Digits::new(MOST as u64, Some(b'H'))),
+    const MOST: u64 = 99_999_999;
+    // Nanoseconds of half a year fit into one word.
+    const YEAR: u64 = 365 * 86_400;
+    let seconds = left.as_secs();
+    if seconds < YEAR / 2 {
+        let nanos = seconds * 1_000_000_000 + u64::from(left.subsec_nanos());
+        return match (nanos, nanos / 1_000, nanos / 1_000_000) {
+            (0, ..) => None,
+            (nanos @ ..=MOST, ..) => Some(Digits::new(nanos, Some(b'n'))),
+            (_, micros @ ..=MOST, _) => Some(Digits::new(micros, Some(b'u'))),
+            (.., millis @ ..=MOST) => Some(Digits::new(millis, Some(b'm'))),
+            _ => Some(Digits::new(seconds, Some(b'S'))),
+        };
     }
+    Some(match (seconds, seconds / 60, seconds / 3_600) {
+        (seconds @ ..=MOST, ..) => Digits::new(seconds, Some(b'S')),
+        (_, minutes @ ..=MOST, _) => Digits::new(minutes, Some(b'M')),
+        (.., hours) => Digits::new(hours.min(MOST), Some(b'H')),
+    })
 }
 
 fn to_millis(left: Duration) -> Option<Digits> {

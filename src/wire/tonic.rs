@@ -1,4 +1,4 @@
-//! tonic: an error as a status and back, a context in requests.
+//! For tonic: conversions between `Error` and `Status`, and the context of a request.
 
 use std::error::Error as StdError;
 use std::panic::Location;
@@ -12,12 +12,12 @@ use crate::context::Context;
 use crate::error::{BoxError, Error, ErrorKind};
 use crate::sync::now;
 
-/// `DEADLINE_EXCEEDED` for a deadline, `CANCELLED` for a cancel, but `UNAVAILABLE` in a request whose service is
-/// stopping, so that its caller tries another; and a few words.
+/// Converts the error into `DEADLINE_EXCEEDED` for a deadline and `CANCELLED` for a cancel. If the service is shutting
+/// down, the status is `UNAVAILABLE`, so that the caller tries another instance.
 ///
-/// That it is stopping, the end of the context says that serves the [current](Context::current) request, or the cause
-/// that a [`Shutdown`](crate::Shutdown) gives. Lines, causes and budgets stay here: the [`Error`] is the status's
-/// [`source`](std::error::Error::source), which is not sent.
+/// The service is shutting down if the service's context of the [current](Context::current) request has ended, or if the
+/// cause is that of a [`Shutdown`](crate::Shutdown). The message is a short fixed text, without lines, causes or budgets.
+/// The [`Error`] is the [`source`](std::error::Error::source) of the status, which is not sent.
 ///
 /// ```
 /// use std::time::Duration;
@@ -44,21 +44,20 @@ impl From<Error> for Status {
     }
 }
 
-/// [`context_error`](StatusExt::context_error) for a [`Status`].
+/// Adds [`context_error`](StatusExt::context_error) to [`Status`].
 pub trait StatusExt {
-    /// The end of a context that this status tells of, here or at the far side; `None` for any other status.
+    /// Returns the error of the context whose end this status reports, or `None` for another status.
     ///
-    /// If a context of this process ended, that error, with all its detail. Otherwise, for
-    /// `DEADLINE_EXCEEDED` and `CANCELLED`, one that says so: made at the line of this call, with the
-    /// status as its cause. Ask the call's own context first: if it has ended, its error is the better
-    /// account.
+    /// If a context of this process has ended, this is its error, with all details. Otherwise, for `DEADLINE_EXCEEDED` and
+    /// `CANCELLED` from a peer, it is a new error with the line of this call, and with the status as its cause. Check the
+    /// context of the call first: if it has ended, its error has more details.
     ///
     /// ```
     /// use tokio_ctx::wire::StatusExt;
     /// use tonic::Status;
     ///
-    /// let told = Status::deadline_exceeded("too slow");
-    /// let error = told.context_error().unwrap();
+    /// let status = Status::deadline_exceeded("too slow");
+    /// let error = status.context_error().unwrap();
     /// assert!(error.is_deadline_exceeded());
     /// assert!(error.to_string().starts_with("context deadline exceeded: reported by a peer at "));
     /// assert_eq!(error.cause_as::<Status>().unwrap().message(), "too slow");
@@ -83,8 +82,8 @@ impl StatusExt for Status {
     }
 }
 
-/// tonic's own timer of a channel says `CANCELLED`, before or after the context's by a hair, or by the margin:
-/// what has run out all the same is the time that was given.
+/// Converts the error of a channel's own timer into `DEADLINE_EXCEEDED`. tonic sets that timer to the `grpc-timeout` of the
+/// call, and reports `CANCELLED`. It may fire slightly before or after the timer of the context.
 pub(crate) fn known_timeout(error: BoxError) -> BoxError {
     if in_chain::<TimeoutExpired>(&*error).is_none() {
         return error;
@@ -106,8 +105,8 @@ fn in_chain<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> O
 }
 
 impl Context {
-    /// The context of a tonic request: the one that a [`ServerLayer`](crate::wire::ServerLayer) has put
-    /// into its extensions, otherwise [`current`](Self::current).
+    /// Returns the context of a tonic request: the one that a [`ServerLayer`](crate::wire::ServerLayer) has put into its
+    /// extensions, or else [`current`](Self::current).
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -128,15 +127,15 @@ impl Context {
         request.extensions().get::<Context>().cloned().unwrap_or_else(Context::current)
     }
 
-    /// A tonic request that goes out under this context: it has the `grpc-timeout`, and the context in its
-    /// extensions, where a [`ClientLayer`](crate::wire::ClientLayer) finds it.
+    /// Makes a tonic request with this context: with the `grpc-timeout`, and with the context in its extensions, where a
+    /// [`ClientLayer`](crate::wire::ClientLayer) finds it.
     ///
-    /// For a channel without that layer, bound the call as well:
-    /// `ctx.try_run(client.check(ctx.to_request(message)?)).await`, and likewise each message of a stream.
+    /// If the channel has no such layer, bound the call as well:
+    /// `ctx.try_run(client.check(ctx.to_request(message)?)).await`. Do the same for each message of a stream.
     ///
     /// # Errors
     ///
-    /// The context's [`err`](Self::err), if it has ended: `?` makes a [`Status`] of it.
+    /// Returns the context's [`err`](Self::err) if it has ended. `?` converts it into a [`Status`].
     ///
     /// ```
     /// use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Values that go along from service to service, each in a header of its own or in `baggage`.
+//! Values that are sent from service to service, in a header of their own or in `baggage`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,18 +10,20 @@ use super::carrier::{self, Carrier, NotSent};
 use super::warn::warn;
 use crate::context::Context;
 
-/// The most bytes that a value may take in a header of its own, here and on the way in.
+/// The longest value of a header, in bytes, in both directions.
 pub(crate) const MAX_VALUE: usize = 4096;
 
-/// A value that may leave the process: implement it for the types that are to go along with a request.
+/// A type whose values may leave the process.
 ///
-/// That marks the type; [`Outbound::carry`](super::Outbound::carry) and [`Inbound::carry`](super::Inbound::carry)
-/// then say, on each side, that it does go along. No other value of a context ever leaves it. What can't be
-/// decoded, is too long, or is there twice is dropped with a `WARN`; a request is never refused for it. What can't
-/// be sent is left out with a `WARN`, or refuses the call where the outbound is
-/// [`strict`](super::Outbound::strict). What arrives is what was sent, to the byte.
+/// Both sides have to ask for the type as well, with [`Outbound::carry`](super::Outbound::carry) and
+/// [`Inbound::carry`](super::Inbound::carry). Other values of a context are never sent. A value arrives exactly as it was
+/// sent, or not at all:
 ///
-/// Who sends the headers decides what they say: a value from outside is a claim, not a proof.
+/// - A value that cannot be sent is left out with a `WARN`. If the outbound is [`strict`](super::Outbound::strict), the
+///   call is refused.
+/// - A value that cannot be decoded, is too long, or occurs twice is ignored with a `WARN`. The request is not refused.
+///
+/// The sender of a header decides on its value. A value from an untrusted client proves nothing.
 ///
 /// ```
 /// use std::borrow::Cow;
@@ -52,31 +54,31 @@ pub(crate) const MAX_VALUE: usize = 4096;
 /// # Ok::<(), tokio_ctx::Error>(())
 /// ```
 pub trait Travel: Sized + Send + Sync + 'static {
-    /// The name of its header, in lower case; or its key in `baggage`, whose case counts: `userId` is a key. Checked
-    /// when compiled.
+    /// The name of the header, in lower case, or the key in `baggage`, which is case-sensitive. It is checked at compile
+    /// time.
     const NAME: &'static str;
 
-    /// The value as text.
+    /// Encodes the value as text.
     ///
-    /// In a header of its own: visible ASCII, and spaces between, 4,096 bytes at most. In `baggage`, any text:
-    /// it is percent-encoded there.
+    /// In a header of its own, the text has to be visible ASCII, with spaces only inside, and at most 4,096 bytes. In
+    /// `baggage` any text is allowed, because it is percent-encoded.
     fn encode(&self) -> Cow<'_, str>;
 
-    /// The value that `encode` gave, or `None` if this text is none: it comes from outside.
+    /// Decodes the text, which comes from another process. Returns `None` if it is invalid.
     fn decode(text: &str) -> Option<Self>;
 }
 
-/// A header's name, and its value; none where the header is to be removed.
+/// The name of a header and its value. With `None`, the header is removed.
 pub(crate) type Text<'a> = (&'a HeaderName, Option<Cow<'a, str>>);
 
-/// The types that go along.
+/// The types whose values are sent.
 #[derive(Clone, Default)]
 pub(crate) struct Carried(Vec<Traveller>);
 
 #[derive(Clone)]
 struct Traveller {
     name: &'static str,
-    /// Of its own; in `baggage` otherwise.
+    /// The header of its own. `None` for a member of `baggage`.
     header: Option<HeaderName>,
     encode: fn(&Context) -> Option<Cow<'_, str>>,
     decode: fn(&Context, &str) -> Option<Context>,
@@ -103,15 +105,19 @@ impl Carried {
         self.0.push(Traveller::new::<T>(None));
     }
 
-    /// The headers they have of their own.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns the names of all headers but `baggage`.
     pub(crate) fn headers(&self) -> impl Iterator<Item = &HeaderName> {
         self.0.iter().filter_map(|traveller| traveller.header.as_ref())
     }
 
-    /// What is to be written for this context's values, with the baggage that `carrier` has unless it is `fresh`.
-    /// None is a header to be removed.
+    /// Returns the headers to write for the values of this context, with the members of `baggage` that the carrier has
+    /// already, unless `fresh`.
     ///
-    /// `Err` names the first that cannot be sent, if `strict`; otherwise it is left out.
+    /// If `strict`, returns an error for the first value that cannot be sent. Otherwise that is left out.
     pub(crate) fn texts<'a>(
         &'a self,
         ctx: &'a Context,
@@ -136,7 +142,7 @@ impl Carried {
         Ok(texts)
     }
 
-    /// Adds the values that these headers have to the context.
+    /// Adds the values in these headers to the context.
     pub(crate) fn read(&self, ctx: &mut Context, carrier: &dyn Carrier) {
         for traveller in &self.0 {
             let Some(header) = &traveller.header else { continue };
@@ -172,20 +178,20 @@ impl Carried {
     }
 }
 
-/// Whether a header's value arrives as it is: spaces at its ends would not.
+/// Checks that a header's value arrives unchanged. Spaces at its ends would be removed.
 fn sendable(text: &str) -> Result<(), &'static str> {
     if text.len() > MAX_VALUE {
         Err("longer than 4096 bytes")
     } else if carrier::visible(text.as_bytes()).is_none() {
         Err("neither visible ASCII nor spaces")
     } else if text.trim_ascii() != text {
-        Err("a space at its begin or end, which is lost on the way")
+        Err("a space at its beginning or end, which would be removed")
     } else {
         Ok(())
     }
 }
 
-const UNREADABLE: &str = "dropped: it can't be decoded";
+const UNREADABLE: &str = "ignored: it cannot be decoded";
 
 impl Traveller {
     fn read(
@@ -194,10 +200,10 @@ impl Traveller {
         carrier: &dyn Carrier,
         header: &HeaderName,
     ) -> Result<Option<Context>, &'static str> {
-        let value = carrier::only(carrier, header).map_err(|_| "dropped: it is there more than once")?;
+        let value = carrier::only(carrier, header).map_err(|_| "ignored: it occurs more than once")?;
         let Some(value) = value else { return Ok(None) };
         if value.len() > MAX_VALUE {
-            return Err("dropped: longer than 4096 bytes");
+            return Err("ignored: longer than 4096 bytes");
         }
         let text = carrier::visible(value).ok_or(UNREADABLE)?;
         (self.decode)(ctx, text).map(Some).ok_or(UNREADABLE)

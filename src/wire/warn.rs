@@ -1,10 +1,10 @@
-//! The event that tracing receives for a header that was left aside: its name and the flaw, never its text.
+//! The tracing event for a header that was ignored. It contains the name and the flaw, but not the value.
 
 #[cfg(feature = "tracing")]
 #[cold]
 pub(crate) fn warn(header: &str, flaw: impl std::fmt::Display) {
     crate::trace::shielded(|| {
-        tracing::warn!(target: "tokio_ctx", header, %flaw, "header left aside");
+        tracing::warn!(target: "tokio_ctx", header, %flaw, "header ignored");
     });
 }
 

@@ -1,6 +1,6 @@
-//! What every recipe for PostgreSQL has to stand, of whichever driver: `suite!` makes the tests of a [`Database`].
+//! The requirements for every PostgreSQL recipe, whatever its driver: `suite!` makes the tests of a [`Database`].
 //!
-//! `pg_stat_activity` tells what runs at the server. Tests share one server, and find their own queries by a comment.
+//! `pg_stat_activity` shows what the server runs. Tests share one server, and find their own queries by a comment.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -28,7 +28,7 @@ use postgres::Server;
 #[path = "postgres.rs"]
 pub mod postgres;
 
-/// What a query fails with.
+/// The error of a query.
 #[derive(Debug)]
 pub struct Failure {
     pub text: String,
@@ -55,23 +55,23 @@ type Answer = Result<String, Failure>;
 
 /// A recipe, and its connections.
 pub trait Database: Clone + Send + Sync + 'static {
-    /// With so many connections at most, if it has more than one.
+    /// Opens at most this many connections, if it can have more than one.
     fn open(server: &Server, connections: u32) -> impl Future<Output = Self> + Send;
 
-    /// The text in the first column of the first row.
+    /// Runs a query, and returns the text in the first column of the first row.
     fn query(&self, ctx: &Context, sql: &str) -> impl Future<Output = Answer> + Send;
 
-    /// A query amid which its own function panics.
+    /// Runs a query during which its own function panics.
     fn panic(&self, ctx: &Context, sql: &str, after: Duration) -> impl Future<Output = Answer> + Send;
 
-    /// One statement and its commit.
+    /// Runs one statement and commits it.
     fn commit(&self, ctx: &Context, sql: &str) -> impl Future<Output = Answer> + Send;
 }
 
 const RUNAWAY: &str = "DO 'BEGIN LOOP END LOOP; END'";
 
-/// Cancels do not end this, but for the moment between two turns of its loop.
-const DEAF: &str = "DO $$ BEGIN LOOP
+/// A cancel does not end this, except between two iterations of its loop.
+const UNCANCELABLE: &str = "DO $$ BEGIN LOOP
     BEGIN PERFORM pg_sleep(3600); EXCEPTION WHEN query_canceled THEN NULL; END;
 END LOOP; END $$";
 
@@ -93,7 +93,7 @@ impl Observer {
         Observer(client)
     }
 
-    /// How many queries with these words in them the server is at work on.
+    /// Returns the number of running queries that contain this text.
     async fn running(&self, words: &str) -> i64 {
         let active = "SELECT count(*) FROM pg_stat_activity
                       WHERE state = 'active' AND pid <> pg_backend_pid() AND strpos(query, $1) > 0";
@@ -103,18 +103,18 @@ impl Observer {
     async fn until_running(&self, words: &str, running: i64) {
         let hang = Instant::now() + HANG;
         while self.running(words).await != running {
-            assert!(Instant::now() < hang, "it never came to running = {running}");
+            assert!(Instant::now() < hang, "never reached running = {running}");
             sleep(ms(2)).await;
         }
     }
 
-    /// A table, empty, and anew.
+    /// Creates an empty table.
     async fn table(&self, name: &str) {
         let create = format!("DROP TABLE IF EXISTS {name}; CREATE TABLE {name} (n int)");
         self.0.batch_execute(&create).await.unwrap();
     }
 
-    /// A table, to insert into which takes so long at the commit.
+    /// Creates a table. Committing an insert into it takes this long.
     async fn slow_to_commit(&self, name: &str, seconds: f64) {
         self.table(name).await;
         let slow = format!(
@@ -136,7 +136,7 @@ fn sleeps(words: &str) -> String {
     format!("SELECT pg_sleep(3600)::text /* {words} */")
 }
 
-/// Whether the server canceled it, for its context.
+/// Checks that the server canceled the query because its context had ended.
 fn assert_canceled(answer: Answer) {
     let failure = answer.unwrap_err();
     assert_eq!(failure.kind, Some(StoppedKind::Canceled), "{failure:?}");
@@ -179,7 +179,7 @@ pub async fn an_ended_context_runs_nothing<D: Database>(server: Arc<Server>) {
     assert_eq!(observer.rows("ended").await, 0);
 }
 
-/// In a pool of one, and without a connection to wait for.
+/// With a pool of one connection, which is in use.
 pub async fn the_wait_for_a_connection_counts<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     let first = background().with_cancel();
@@ -204,7 +204,7 @@ pub async fn a_handler_that_is_dropped_leaves_a_connection_that_works<D: Databas
         assert_canceled(db.query(&ctx, &sleeps("a handler")).await);
         StatusCode::GATEWAY_TIMEOUT
     }
-    /// It does not know that there is a deadline.
+    /// Does not know the deadline.
     async fn unaware<D: Database>(State(db): State<D>) -> String {
         db.query(&background(), &sleeps("a handler")).await.unwrap_or_else(|failure| failure.text)
     }
@@ -217,7 +217,7 @@ pub async fn a_handler_that_is_dropped_leaves_a_connection_that_works<D: Databas
         let request = Request::get(format!("/{}", round % 2)).body(Body::empty()).unwrap();
         let response = app.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
-        // Whatever comes next on this connection waits for the end of that, and is not canceled.
+        // The next query on this connection waits until that one has ended, and is not canceled.
         for _ in 0..3 {
             assert_eq!(db.query(&background(), PID).await.unwrap(), pid, "the same connection");
         }
@@ -225,7 +225,7 @@ pub async fn a_handler_that_is_dropped_leaves_a_connection_that_works<D: Databas
     assert_eq!(observer.running("a handler").await, 0);
 }
 
-/// The end, and a drop, at about the time at which the query returns.
+/// The context ends, or the future is dropped, at about the time when the query returns.
 pub async fn a_late_cancel_hits_no_other_query<D: Database>(server: Arc<Server>) {
     let db = D::open(&server, 1).await;
     db.query(&background(), PID).await.unwrap();
@@ -238,7 +238,7 @@ pub async fn a_late_cancel_hits_no_other_query<D: Database>(server: Arc<Server>)
         } else if let Err(failure) = query.await {
             assert!(failure.ended.is_some(), "round {round}: {failure:?}");
         }
-        // At once, and long enough to be met by what comes late.
+        // Started immediately, and long enough to be hit by a late cancel.
         for _ in 0..2 {
             let next = db.query(&background(), "SELECT pg_sleep(0.001)::text").await;
             assert!(next.is_ok(), "round {round}: {next:?}");
@@ -246,7 +246,7 @@ pub async fn a_late_cancel_hits_no_other_query<D: Database>(server: Arc<Server>)
     }
 }
 
-/// On its neighbors of the same pool, while it is canceled again and again.
+/// Repeated cancels do not affect the other connections of the same pool.
 pub async fn a_cancel_hits_no_neighbor<D: Database>(server: Arc<Server>) {
     let db = D::open(&server, 4).await;
     let neighbors = (0..2).map(|_| {
@@ -267,7 +267,7 @@ pub async fn a_cancel_hits_no_neighbor<D: Database>(server: Arc<Server>) {
     }
 }
 
-/// All connections of a pool are taken by what is to be canceled.
+/// Every connection of the pool runs a query that is canceled.
 pub async fn a_full_pool_is_canceled<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 3).await);
     let begun = Instant::now();
@@ -280,10 +280,10 @@ pub async fn a_full_pool_is_canceled<D: Database>(server: Arc<Server>) {
     db.query(&background(), PID).await.unwrap();
 }
 
-/// A server that does not heed cancels: the connection is closed, and another one takes its place.
+/// If the server ignores the cancel, the connection is closed and replaced.
 pub async fn a_connection_whose_query_goes_on_is_closed<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
-    let sql = format!("{DEAF} /* deaf */");
+    let sql = format!("{UNCANCELABLE} /* uncancelable */");
     for _ in 0..10 {
         let pid = db.query(&background(), PID).await.unwrap();
         let begun = Instant::now();
@@ -292,29 +292,31 @@ pub async fn a_connection_whose_query_goes_on_is_closed<D: Database>(server: Arc
             assert!(begun.elapsed() >= GRACE && begun.elapsed() < GRACE * 3);
             assert_ne!(db.query(&background(), PID).await.unwrap(), pid, "another connection");
             // The server finds it closed.
-            return observer.until_running("/* deaf */", 0).await;
+            return observer.until_running("/* uncancelable */", 0).await;
         }
         assert!(failure.ended.is_some(), "{failure:?}");
     }
-    panic!("it is not deaf");
+    panic!("the server has canceled the query");
 }
 
 /// The same, after a drop.
-pub async fn and_so_is_that_of_a_caller_that_has_gone<D: Database>(server: Arc<Server>) {
+pub async fn a_connection_of_a_dropped_caller_is_closed_if_its_query_goes_on<D: Database>(
+    server: Arc<Server>,
+) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
-    let sql = format!("{DEAF} /* deaf and dropped */");
+    let sql = format!("{UNCANCELABLE} /* uncancelable and dropped */");
     for _ in 0..10 {
         let pid = db.query(&background(), PID).await.unwrap();
         let ctx = background();
         assert!(timeout(ms(200), db.query(&ctx, &sql)).await.is_err());
-        // Meanwhile no caller has it.
+        // Meanwhile no caller gets this connection.
         let waits = db.query(&background().with_timeout(ms(100)), PID).await;
         if db.query(&background(), PID).await.unwrap() != pid {
             assert!(waits.unwrap_err().ended.unwrap().is_deadline_exceeded());
-            return observer.until_running("/* deaf and dropped */", 0).await;
+            return observer.until_running("/* uncancelable and dropped */", 0).await;
         }
     }
-    panic!("it is not deaf");
+    panic!("the server has canceled the query");
 }
 
 pub async fn a_query_that_panics_leaves_nothing_behind<D: Database>(server: Arc<Server>) {
@@ -339,10 +341,10 @@ pub async fn a_commit_that_is_sent_is_waited_for<D: Database>(server: Arc<Server
 
     let ctx = background().with_timeout(ms(200));
     db.commit(&ctx, "INSERT INTO sent VALUES (1)").await.unwrap();
-    assert!(ctx.is_done(), "it ended amid the commit");
+    assert!(ctx.is_done(), "it ended during the commit");
     assert_eq!(observer.rows("sent").await, 1);
 
-    // Also when its caller has gone.
+    // Also if its caller is dropped.
     let ctx = background();
     assert!(timeout(ms(200), db.commit(&ctx, "INSERT INTO sent VALUES (2)")).await.is_err());
     db.query(&background(), PID).await.unwrap();
@@ -371,7 +373,7 @@ pub async fn a_commit_without_an_answer_says_so<D: Database>(server: Arc<Server>
         "{failure:?}"
     );
 
-    // Nor has one an answer whose connection is lost.
+    // A commit whose connection is lost has no answer either.
     observer.slow_to_commit("lost", 3600.0).await;
     let ctx = background();
     let kill = async {
@@ -386,53 +388,53 @@ pub async fn a_commit_without_an_answer_says_so<D: Database>(server: Arc<Server>
     assert!(failure.may_have_committed, "{failure:?}");
 }
 
-/// A server of one test, whose postmaster can be made to stand still: then it takes no connections, nor cancels.
-struct Halting(Server);
+/// A server used by one test, whose postmaster can be suspended. It then accepts neither connections nor cancels.
+struct Suspendable(Server);
 
-impl Halting {
+impl Suspendable {
     fn signal(&self, signal: &str) {
         let pid = self.0.pid().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
-    fn halt(&self) {
+    fn suspend(&self) {
         self.signal("-STOP");
     }
 
-    fn go_on(&self) {
+    fn resume(&self) {
         self.signal("-CONT");
     }
 }
 
-impl Drop for Halting {
+impl Drop for Suspendable {
     fn drop(&mut self) {
-        self.go_on();
+        self.resume();
     }
 }
 
 pub async fn a_cancel_that_does_not_get_through_is_bounded<D: Database>(_shared: Arc<Server>) {
-    let Some(server) = Server::own().map(Halting) else { return };
+    let Some(server) = Server::own().map(Suspendable) else { return };
     let db = D::open(&server.0, 1).await;
     let pid = db.query(&background(), PID).await.unwrap();
-    server.halt();
+    server.suspend();
     let begun = Instant::now();
-    let answer = db.query(&background().with_timeout(ms(50)), "SELECT 'done' FROM pg_sleep(1)").await;
+    let answer = db.query(&background().with_timeout(ms(500)), "SELECT 'done' FROM pg_sleep(1.5)").await;
     let took = begun.elapsed();
-    server.go_on();
-    // What is finished is not thrown away; and the cancel may still come.
+    server.resume();
+    // A finished result is not discarded. The cancel may still arrive.
     assert_eq!(answer.unwrap(), "done");
-    assert!(took >= ms(1_000) && took < GRACE * 2, "{took:?}");
+    assert!(took >= ms(1_500) && took < GRACE * 2, "{took:?}");
     assert_ne!(db.query(&background(), PID).await.unwrap(), pid, "another connection");
 }
 
 /// The query returns while its cancel is on its way, every time.
 pub async fn a_cancel_that_comes_late_hits_no_other_query<D: Database>(_shared: Arc<Server>) {
-    let Some(server) = Server::own().map(Halting) else { return };
+    let Some(server) = Server::own().map(Suspendable) else { return };
     let db = D::open(&server.0, 1).await;
     let mut pid = db.query(&background(), PID).await.unwrap();
     let mut late = 0;
     for round in 0..120 {
-        server.halt();
+        server.suspend();
         let ctx = background().with_timeout(ms(30));
         let query = async {
             let query = db.query(&ctx, "SELECT 'done' FROM pg_sleep(0.04)");
@@ -441,7 +443,7 @@ pub async fn a_cancel_that_comes_late_hits_no_other_query<D: Database>(_shared: 
         };
         let (answer, ()) = tokio::join!(query, async {
             sleep(ms(70)).await;
-            server.go_on();
+            server.resume();
         });
         let next = db.query(&background(), "SELECT pg_backend_pid()::text FROM pg_sleep(0.01)").await;
         let next = next.unwrap_or_else(|failure| panic!("round {round}: {failure:?}"));
@@ -450,7 +452,7 @@ pub async fn a_cancel_that_comes_late_hits_no_other_query<D: Database>(_shared: 
                 assert_eq!(next, pid, "round {round}: the same connection");
                 late += 1;
             }
-            // It was late itself, if the machine was busy.
+            // The query itself was late because the machine was busy.
             Some(Err(failure)) => assert!(failure.ended.is_some(), "round {round}: {failure:?}"),
             None => {}
         }
@@ -482,7 +484,7 @@ macro_rules! suite {
             a_cancel_hits_no_neighbor
             a_full_pool_is_canceled
             a_connection_whose_query_goes_on_is_closed
-            and_so_is_that_of_a_caller_that_has_gone
+            a_connection_of_a_dropped_caller_is_closed_if_its_query_goes_on
             a_query_that_panics_leaves_nothing_behind
             a_commit_that_is_sent_is_waited_for
             a_commit_after_the_end_is_not_sent

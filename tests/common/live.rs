@@ -1,4 +1,4 @@
-//! The bytes that this thread has allocated and not freed: of it alone, for other tests run meanwhile.
+//! Counts the bytes that this thread has allocated and not freed, so that other tests do not affect the result.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -17,7 +17,7 @@ pub fn live() -> isize {
 }
 
 fn count(bytes: isize) {
-    // A thread that is ending has none any more.
+    // Not available while the thread ends.
     let _ = LIVE.try_with(|live| live.set(live.get() + bytes));
 }
 

@@ -1,7 +1,7 @@
-//! What several suites share: wakers that count, causes with an identity, both runtime flavours and a
+//! Helpers of several suites: wakers that count, causes with an identity, both flavors of runtime, and a
 //! watchdog.
 
-#![allow(dead_code)] // Every suite is a crate of its own and uses its part of this.
+#![allow(dead_code)] // Every suite is a crate of its own and uses a part of this.
 
 use std::fmt;
 use std::future::Future;
@@ -16,17 +16,17 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio_ctx::{Context, Error};
 
-/// How long a test may take before it counts as hung. Nothing here takes a tenth of it.
+/// How long a test may take before it counts as hung. No test takes a tenth of this.
 pub const HANG: Duration = Duration::from_secs(300);
 
-/// An hour: a deadline that no test lives to see on the real clock.
+/// An hour: a deadline that no test reaches on the real clock.
 pub const LONG: Duration = Duration::from_secs(3600);
 
 pub const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// A cause that says one word. Not zero-sized, so that each has an address of its own.
+/// A cause that prints one text. Not zero-sized, so that each has a distinct address.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Cause(pub &'static str);
 
@@ -38,12 +38,12 @@ impl fmt::Display for Cause {
 
 impl std::error::Error for Cause {}
 
-/// The word of an error's [`Cause`], if it has one.
+/// Returns the text of an error's [`Cause`], if it has one.
 pub fn word(error: &Error) -> Option<&'static str> {
     error.cause_as::<Cause>().map(|cause| cause.0)
 }
 
-/// Whether two errors tell the same story: the same kind, the very same cause, the same origin.
+/// Returns whether two errors are the same: the same kind, the identical cause, and the same origin.
 pub fn same(a: &Error, b: &Error) -> bool {
     let address = |e: &Error| e.cause().map(|cause| std::ptr::from_ref(cause).cast::<()>());
     let place = |e: &Error| e.origin().canceled_at().map(std::ptr::from_ref);
@@ -57,10 +57,10 @@ pub fn same(a: &Error, b: &Error) -> bool {
 
 #[track_caller]
 pub fn assert_same(a: &Error, b: &Error) {
-    assert!(same(a, b), "two stories:\n  {a:?}\n  {b:?}");
+    assert!(same(a, b), "two different errors:\n  {a:?}\n  {b:?}");
 }
 
-/// Asks a context in all four ways, insists on one answer, and gives it.
+/// Queries a context in all four ways, checks that they agree, and returns the result.
 #[track_caller]
 pub fn answer(ctx: &Context) -> Option<Error> {
     let done = ctx.is_done();
@@ -80,13 +80,13 @@ pub fn answer(ctx: &Context) -> Option<Error> {
     err
 }
 
-/// The same, of a context that must have ended.
+/// Does the same for a context that must have ended, and returns its error.
 #[track_caller]
 pub fn ended(ctx: &Context) -> Error {
     answer(ctx).expect("the context should have ended")
 }
 
-/// Counts its wake-ups.
+/// A waker that counts its wake-ups.
 pub struct Wakes(AtomicUsize);
 
 impl Wakes {
@@ -110,12 +110,12 @@ pub fn poll<F: Future + ?Sized>(future: Pin<&mut F>, waker: &Waker) -> Poll<F::O
     future.poll(&mut task::Context::from_waker(waker))
 }
 
-/// Polls a future once, with nobody to wake, and drops it.
+/// Polls a future once, with a waker that does nothing, and drops it.
 pub fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
     poll(std::pin::pin!(future), Waker::noop())
 }
 
-/// Raises a flag, or rather a count, when it is dropped.
+/// Counts how many of its [`CountsDrop`] values have been dropped.
 #[derive(Clone, Default)]
 pub struct Drops(Arc<AtomicUsize>);
 
@@ -150,7 +150,7 @@ pub fn current_thread() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// One whose clock stands still, and leaps to the next timer when there is nothing else to do.
+/// A runtime with a paused clock, which advances to the next timer when no task is ready.
 pub fn paused() -> Runtime {
     Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
 }
@@ -159,7 +159,7 @@ pub fn multi_thread(workers: usize) -> Runtime {
     Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap()
 }
 
-/// Runs a test on both flavours of runtime, on the real clock, and fails if it hangs.
+/// Runs a test on both flavors of runtime, on the real clock, and fails if it hangs.
 pub fn on_both<F>(test: impl Fn() -> F + Send + 'static)
 where
     F: Future<Output = ()>,
@@ -170,7 +170,7 @@ where
     });
 }
 
-/// Runs `f` on a thread of its own and fails loudly if it does not come back.
+/// Runs `f` on a separate thread, and panics if it does not return in time.
 pub fn watched<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> R {
     let (finished, wait) = mpsc::channel::<()>();
     let thread = thread::spawn(move || {
@@ -183,17 +183,17 @@ pub fn watched<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> R {
     }
 }
 
-/// Asks until the answer is yes, as closely as can be without starving those it waits for.
+/// Spins until `answer` returns true, and yields so that the awaited threads can run.
 pub fn spin_until(mut answer: impl FnMut() -> bool) {
-    for asked in 1_u64.. {
+    for attempt in 1_u64.. {
         if answer() {
             return;
         }
-        if asked % 64 == 0 { thread::yield_now() } else { std::hint::spin_loop() }
+        if attempt % 64 == 0 { thread::yield_now() } else { std::hint::spin_loop() }
     }
 }
 
-/// What `f` says when it panics; panics if it does not.
+/// Returns the panic message of `f`; panics if `f` does not panic.
 #[track_caller]
 pub fn panic_text<R>(f: impl FnOnce() -> R) -> String {
     let Err(panic) = panic::catch_unwind(AssertUnwindSafe(f)) else {
@@ -205,7 +205,7 @@ pub fn panic_text<R>(f: impl FnOnce() -> R) -> String {
     }
 }
 
-/// Small, fast and always the same: a xorshift generator for tests that choose at random.
+/// A small xorshift generator, for random choices that can be reproduced.
 pub struct Dice(u64);
 
 impl Dice {
@@ -213,7 +213,7 @@ impl Dice {
         Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    /// A number below `sides`.
+    /// Returns a number below `sides`.
     pub fn roll(&mut self, sides: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

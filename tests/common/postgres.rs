@@ -1,9 +1,9 @@
-//! A PostgreSQL for tests: Debian's, on a loopback port of its own, gone with the last test that uses it.
+//! A PostgreSQL server for tests: Debian's, on its own loopback port, stopped after the last test that uses it.
 //!
-//! `TOKIO_CTX_POSTGRES` names another one, as `host=127.0.0.1 port=… user=…`. Without either a test says that it is skipped, and
-//! how to run it.
+//! `TOKIO_CTX_POSTGRES` names another one, as `host=127.0.0.1 port=… user=…`. Without either, a test prints that
+//! it is skipped, and how to run it.
 
-#![allow(dead_code)] // Every suite is a crate of its own and uses its part of this.
+#![allow(dead_code)] // Every suite is a crate of its own and uses a part of this.
 
 use std::net::TcpListener;
 use std::os::unix::fs::chown;
@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-/// A server; gone when dropped, with all it wrote.
+/// A server. Dropping it stops the process and removes its files.
 pub struct Server {
     /// `host=… port=… user=…`
     pub address: String,
@@ -24,7 +24,7 @@ pub struct Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let Some((server, place)) = &mut self.own else { return };
-        // Immediate: what still runs is none of this test's business.
+        // An immediate shutdown does not wait for sessions.
         Command::new("kill").args(["-QUIT", &server.id().to_string()]).status().ok();
         server.wait().ok();
         fs::remove_dir_all(place).ok();
@@ -32,7 +32,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// The server that tests of this suite share, or the one that is named.
+    /// Returns the server that the tests of this suite share, or the one in `TOKIO_CTX_POSTGRES`.
     pub fn shared() -> Option<Arc<Server>> {
         static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
         if let Ok(address) = env::var("TOKIO_CTX_POSTGRES") {
@@ -47,17 +47,17 @@ impl Server {
         Some(server)
     }
 
-    /// A server that this test alone uses.
+    /// Starts a server for this test only.
     pub fn own() -> Option<Server> {
         Server::start(false)
     }
 
-    /// The process of an own server.
+    /// Returns the process ID of a server that this process has started.
     pub fn pid(&self) -> u32 {
         self.own.as_ref().unwrap().0.id()
     }
 
-    /// A server that takes TLS connections alone, with a certificate for `localhost` that it has signed itself.
+    /// Starts a server that accepts only TLS connections, with a self-signed certificate for `localhost`.
     pub fn with_tls() -> Option<Server> {
         Server::start(true)
     }
@@ -67,7 +67,7 @@ impl Server {
             eprintln!("skipped: no PostgreSQL (apt-get install postgresql, or TOKIO_CTX_POSTGRES)");
             return None;
         };
-        // Free a moment ago, and nothing else asks for one by number.
+        // The port was free a moment ago, and nothing else requests a specific port.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let place = env::temp_dir().join(format!("tokio-ctx-postgres-{port}"));
         fs::create_dir(&place).unwrap();
@@ -118,22 +118,22 @@ impl Server {
     fn until_ready(&self, bin: &Path, port: u16) {
         let hang = Instant::now() + crate::common::HANG;
         loop {
-            let mut asked = Command::new(bin.join("pg_isready"));
-            asked.args(["-h", "127.0.0.1", "-p", &port.to_string()]).stdout(Stdio::null());
-            if asked.status().unwrap().success() {
+            let mut ready = Command::new(bin.join("pg_isready"));
+            ready.args(["-h", "127.0.0.1", "-p", &port.to_string()]).stdout(Stdio::null());
+            if ready.status().unwrap().success() {
                 return;
             }
-            assert!(Instant::now() < hang, "the server does not come up");
+            assert!(Instant::now() < hang, "the server does not start");
             thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// The certificate, of a server with TLS.
+    /// Returns the path of the certificate of a TLS server.
     pub fn certificate(&self) -> PathBuf {
         self.own.as_ref().unwrap().1.join("data/server.crt")
     }
 
-    /// A part of the address, by its name with `=`.
+    /// Returns a part of the address, by its name including `=`.
     pub fn part(&self, name: &str) -> &str {
         self.address.split(' ').find_map(|part| part.strip_prefix(name)).expect("host=, port= and user=")
     }
@@ -144,14 +144,14 @@ impl Server {
     }
 }
 
-/// The directory of Debian's `postgres` and `initdb`, the newest.
+/// Returns the newest of Debian's directories with `postgres` and `initdb`.
 fn binaries() -> Option<PathBuf> {
     let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
     let directories = versions.flatten().map(|version| version.path().join("bin"));
     directories.filter(|bin| bin.join("initdb").exists()).max()
 }
 
-/// The user to run as: PostgreSQL does not run as root.
+/// Returns the user to run as, because PostgreSQL does not run as root.
 fn user() -> Option<(u32, u32)> {
     let id = |arguments: &[&str]| {
         let said = Command::new("id").args(arguments).output().ok()?;

@@ -1,4 +1,4 @@
-//! Causes that panic when shown or dropped, or use contexts when dropped.
+//! Causes that panic when formatted or dropped, or that use contexts when dropped.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,43 +10,42 @@ use tokio_ctx::CancelScope;
 use crate::common::{
     Cause, HANG, LONG, assert_same, current_thread, ended, ms, multi_thread, panic_text, word,
 };
-use crate::{BACKGROUND, LastWill, faulty, use_from_elsewhere};
+use crate::{BACKGROUND, RunsOnDrop, faulty, use_from_elsewhere};
 
-/// A cause that cannot be shown.
+/// A cause that panics when it is formatted.
 #[derive(Debug)]
-struct Unspeakable;
+struct PanicsOnDisplay;
 
-impl fmt::Display for Unspeakable {
+impl fmt::Display for PanicsOnDisplay {
     fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
         panic!("unspeakable")
     }
 }
 
-impl std::error::Error for Unspeakable {}
+impl std::error::Error for PanicsOnDisplay {}
 
-impl fmt::Debug for LastWill {
+impl fmt::Debug for RunsOnDrop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("LastWill")
+        f.write_str("RunsOnDrop")
     }
 }
 
-impl fmt::Display for LastWill {
+impl fmt::Display for RunsOnDrop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a last will")
+        f.write_str("runs on drop")
     }
 }
 
-impl std::error::Error for LastWill {}
+impl std::error::Error for RunsOnDrop {}
 
-/// By a deadline that a worker's timer sees to, or by hand: no worker falls over it, nor does whoever
-/// waits or asks.
+/// Ended by a timer on a worker, or by a cancel. Neither the worker nor a waiter or caller panics.
 #[test]
-fn that_cannot_be_shown_hurt_no_worker() {
+fn that_cannot_be_formatted_do_not_affect_workers() {
     faulty(|| {
         for runtime in [current_thread(), multi_thread(1), multi_thread(2)] {
             for waits in [1, 2, 5] {
                 runtime.block_on(async {
-                    let timed = BACKGROUND.with_timeout_cause(ms(10), Unspeakable);
+                    let timed = BACKGROUND.with_timeout_cause(ms(10), PanicsOnDisplay);
                     let child = timed.with_cancel();
                     let (other, guard) = BACKGROUND.with_cancel().split();
                     let merged = child.merge(&other);
@@ -57,11 +56,11 @@ fn that_cannot_be_shown_hurt_no_worker() {
                         .collect();
                     for task in tasks {
                         let error = timeout(HANG, task).await.expect("hung").expect("fell over");
-                        assert!(error.cause_as::<Unspeakable>().is_some());
+                        assert!(error.cause_as::<PanicsOnDisplay>().is_some());
                     }
-                    let task = tokio::spawn(async move { guard.cancel_with(Unspeakable) });
-                    task.await.expect("whoever cancels fell over");
-                    assert!(ended(&other).cause_as::<Unspeakable>().is_some());
+                    let task = tokio::spawn(async move { guard.cancel_with(PanicsOnDisplay) });
+                    task.await.expect("the task that cancels panicked");
+                    assert!(ended(&other).cause_as::<PanicsOnDisplay>().is_some());
                     assert_same(&ended(&merged), &ended(&timed));
                     assert_eq!(panic_text(|| ended(&timed).to_string()), "unspeakable");
                 });
@@ -70,7 +69,7 @@ fn that_cannot_be_shown_hurt_no_worker() {
     });
 }
 
-/// Dropped with the last who was told, or at once because it came too late.
+/// Dropped with the last error that holds it, or immediately because it has no effect.
 #[test]
 fn may_use_contexts_in_their_drop() {
     faulty(|| {
@@ -79,42 +78,42 @@ fn may_use_contexts_in_their_drop() {
             let ctx = root.with_cancel();
             let (beside, beside_guard) = root.with_cancel().split();
             let contexts = [root.clone(), beside.clone()];
-            let will = LastWill::new(move || {
+            let action = RunsOnDrop::new(move || {
                 use_from_elsewhere(&contexts);
                 let derived = contexts[0].with_cancel();
-                derived.cancel_with(Cause("of the will"));
-                assert_eq!(word(&ended(&derived)), Some("of the will"));
+                derived.cancel_with(Cause("from the drop"));
+                assert_eq!(word(&ended(&derived)), Some("from the drop"));
                 drop(beside_guard);
             });
             if too_late {
                 ctx.cancel();
             }
-            ctx.cancel_with(will);
+            ctx.cancel_with(action);
             assert_eq!(beside.is_done(), too_late);
             assert_eq!(ended(&ctx).cause().is_none(), too_late);
             drop(ctx);
-            assert!(beside.is_done(), "the cause was not dropped with the last who was told");
+            assert!(beside.is_done(), "the cause was not dropped with the last error");
             assert!(!root.is_done());
             root.cancel();
         }
     });
 }
 
-/// The cause of a deadline that never came, which goes with its context: even if that is in the middle
-/// of the end of all, as the last handle goes in a waker.
+/// The cause of a deadline that is not reached is dropped with its context, even if a waker drops the last
+/// handle during an end.
 #[test]
-fn of_a_deadline_that_did_not_come_may_too() {
+fn of_a_deadline_that_is_not_reached_may_too() {
     faulty(|| {
         let runtime = current_thread();
         let _entered = runtime.enter();
         let root = BACKGROUND.with_cancel();
         let (beside, beside_guard) = root.with_cancel().split();
         let contexts = [root.clone(), beside.clone()];
-        let will = LastWill::new(move || {
+        let action = RunsOnDrop::new(move || {
             use_from_elsewhere(&contexts);
             drop(beside_guard);
         });
-        let timed = root.with_timeout_cause(LONG, will).detach();
+        let timed = root.with_timeout_cause(LONG, action).detach();
         assert!(!beside.is_done());
         drop(timed);
         assert!(beside.is_done());
@@ -123,27 +122,27 @@ fn of_a_deadline_that_did_not_come_may_too() {
     });
 }
 
-/// A cause that ends what is above, as it goes with the last handle of what is below. (Of its own
-/// context it must hold nothing: that would keep itself.)
+/// A cause that cancels an ancestor when it is dropped with the last handle of a descendant. (It must not hold
+/// its own context, which would be a reference cycle.)
 #[test]
 fn may_hold_the_guards_of_their_own_tree() {
     faulty(|| {
         let (root, root_guard) = BACKGROUND.with_cancel().split();
         let ctx = root.with_cancel();
         let (below, below_guard) = ctx.with_cancel().split();
-        let will = LastWill::new(move || {
+        let action = RunsOnDrop::new(move || {
             below_guard.cancel_with(Cause("late"));
             root_guard.cancel_with(Cause("from below"));
         });
-        // Below it has a story of its own, so that it does not share this cause.
-        let gone = below.with_cancel();
-        gone.cancel_with(will);
+        // The child has an error of its own, so it does not share this cause.
+        let ended_below = below.with_cancel();
+        ended_below.cancel_with(action);
         let waiter = thread::spawn({
             let root = root.clone();
             move || futures::executor::block_on(root.done())
         });
         assert!(!root.is_done() && !below.is_done());
-        drop(gone);
+        drop(ended_below);
         assert_eq!(word(&ended(&below)), Some("late"));
         assert_eq!(word(&ended(&root)), Some("from below"));
         assert_same(&ended(&ctx), &ended(&root));
@@ -152,13 +151,13 @@ fn may_hold_the_guards_of_their_own_tree() {
     });
 }
 
-/// Dropped wherever it may be: the panic comes out there, and nothing else is amiss.
+/// The panic surfaces where the cause is dropped, and nothing else is affected.
 #[test]
 fn that_panic_in_their_drop_leave_the_tree_intact() {
     faulty(|| {
         let runtime = current_thread();
         let _entered = runtime.enter();
-        let panics = || LastWill::new(|| panic!("in drop"));
+        let panics = || RunsOnDrop::new(|| panic!("in drop"));
         let root = BACKGROUND.with_cancel();
         // With the last handle, the scope's or a clone.
         for scope_last in [false, true] {
@@ -183,7 +182,7 @@ fn that_panic_in_their_drop_leave_the_tree_intact() {
         let error = ended(&ctx);
         drop(ctx);
         assert_eq!(panic_text(|| drop(error)), "in drop");
-        // In the middle of a chain that is taken apart: all the rest is let go of.
+        // In the middle of a chain that is freed: the rest is freed as well.
         let drops = crate::common::Drops::default();
         let valued = root.context().with_value(drops.counted());
         let top = valued.with_timeout_cause(LONG, drops.counted());
@@ -195,7 +194,7 @@ fn that_panic_in_their_drop_leave_the_tree_intact() {
         drop((top, middle));
         assert_eq!(panic_text(|| drop(leaf)), "in drop");
         assert_eq!(drops.count(), 3, "something was leaked by the panic");
-        // And no wait of the root is left behind, nor kept from its end.
+        // No wait of the root stays registered, or misses its end.
         let (wakes, waker) = crate::common::Wakes::new();
         let mut wait = Box::pin(root.done());
         assert!(crate::common::poll(wait.as_mut(), &waker).is_pending());
@@ -205,8 +204,8 @@ fn that_panic_in_their_drop_leave_the_tree_intact() {
     });
 }
 
-/// As the error of one context it is the cause of another, and so on: a long story is dropped and
-/// shown without going deep into the stack for each of a reasonable number.
+/// The error of one context is the cause of another, and so on. Dropping and printing a chain of reasonable
+/// length does not recurse deeply.
 #[test]
 fn may_be_errors_of_other_contexts() {
     faulty(|| {
@@ -223,14 +222,14 @@ fn may_be_errors_of_other_contexts() {
     });
 }
 
-/// A task that panics while it holds a scope, with a cause that cannot be shown beside it.
+/// A task panics while it holds a scope, beside a cause that cannot be formatted.
 #[test]
-fn that_cannot_be_shown_do_not_abort_a_panic_under_way() {
+fn that_cannot_be_formatted_do_not_abort_while_a_panic_unwinds() {
     faulty(|| {
         struct CancelsOnDrop(CancelScope);
         impl Drop for CancelsOnDrop {
             fn drop(&mut self) {
-                self.0.cancel_with(Unspeakable);
+                self.0.cancel_with(PanicsOnDisplay);
             }
         }
         let scope = BACKGROUND.with_cancel();
@@ -240,6 +239,6 @@ fn that_cannot_be_shown_do_not_abort_a_panic_under_way() {
             panic!("the first")
         }));
         assert!(outcome.is_err());
-        assert!(ended(&ctx).cause_as::<Unspeakable>().is_some());
+        assert!(ended(&ctx).cause_as::<PanicsOnDisplay>().is_some());
     });
 }

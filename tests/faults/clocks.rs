@@ -24,30 +24,30 @@ fn paused<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     });
 }
 
-/// All deadlines there are in one leap, waited on by one (whose own timer it is) or by several (who
-/// share one), and none beyond it.
+/// All deadlines within one jump end, with one wait (which has its own timer) or several (which share one), and
+/// no deadline beyond it.
 #[test]
-fn that_leaps_over_years_ends_what_lies_in_between() {
+fn that_jumps_over_years_ends_every_deadline_in_between() {
     paused(|| async {
-        for leap in [1, 3, 10, 50] {
-            let lengths = [years(leap) / 100, years(leap) / 2, years(leap) - DAY, years(leap)];
+        for jump in [1, 3, 10, 50] {
+            let lengths = [years(jump) / 100, years(jump) / 2, years(jump) - DAY, years(jump)];
             let due: Vec<_> = lengths.iter().map(|length| BACKGROUND.with_timeout(*length)).collect();
-            let beyond = BACKGROUND.with_timeout(years(leap) + DAY);
+            let beyond = BACKGROUND.with_timeout(years(jump) + DAY);
             let wait = |ctx: &Context, waits: usize| -> Vec<_> {
                 (0..waits).map(|_| tokio::spawn(ctx.done_owned())).collect()
             };
             let waits: Vec<_> = due.iter().zip(1..).map(|(ctx, nth)| wait(ctx, nth)).collect();
             let pending = wait(&beyond, 3);
-            let inner = beyond.with_timeout(years(leap) - DAY * 2);
+            let inner = beyond.with_timeout(years(jump) - DAY * 2);
             let inner_waits = wait(&inner, 2);
             yield_now().await;
-            advance(years(leap)).await;
+            advance(years(jump)).await;
             for ((ctx, waits), length) in due.iter().zip(waits).zip(lengths) {
                 for wait in waits {
-                    // The auto-advancing clock would hide that nobody was woken by the leap.
+                    // Auto-advance would hide a wait that was not woken by the jump.
                     let before = Instant::now();
                     assert_same(&wait.await.unwrap(), &ended(ctx));
-                    assert_eq!(before.elapsed(), Duration::ZERO, "{length:?} of {leap} years");
+                    assert_eq!(before.elapsed(), Duration::ZERO, "{length:?} of {jump} years");
                 }
                 assert_eq!(Some(ended(ctx).origin().ended_at()), ctx.deadline());
                 assert_eq!(ended(ctx).origin().budget(), Some(length));
@@ -62,9 +62,9 @@ fn that_leaps_over_years_ends_what_lies_in_between() {
     });
 }
 
-/// Nobody moves the clock but the runtime itself, from timer to timer, however far off.
+/// Only the runtime advances the clock, from timer to timer, however distant they are.
 #[test]
-fn that_is_left_to_itself_stops_at_each_deadline() {
+fn that_advances_by_itself_stops_at_each_deadline() {
     paused(|| async {
         for length in [years(1), years(2), years(3), years(10), years(100)] {
             for waits in [1, 2, 4] {
@@ -85,9 +85,9 @@ fn that_is_left_to_itself_stops_at_each_deadline() {
     });
 }
 
-/// Step by step over the years, so that the timer is moved within the wheel again and again.
+/// Small steps over years, so that the timer moves within the wheel repeatedly.
 #[test]
-fn that_goes_in_steps_ends_nothing_too_early() {
+fn that_advances_in_steps_ends_nothing_too_early() {
     paused(|| async {
         let start = Instant::now();
         let ctx = BACKGROUND.with_timeout(years(7));
@@ -105,9 +105,9 @@ fn that_goes_in_steps_ends_nothing_too_early() {
     });
 }
 
-/// The clock leaps between asking and waiting, between two polls, and while nobody waits.
+/// The clock jumps between a query and a wait, between two polls, and without a wait.
 #[test]
-fn that_leaps_at_any_moment_leaves_one_error() {
+fn that_jumps_at_any_moment_leaves_one_error() {
     paused(|| async {
         for moment in 0..4 {
             let ctx = BACKGROUND.with_timeout_cause(DAY, Cause("due"));
@@ -124,7 +124,7 @@ fn that_leaps_at_any_moment_leaves_one_error() {
                 assert!(futures::poll!(wait.as_mut()).is_pending());
             }
             advance(years(1)).await;
-            // Too late by a year, if the clock says so before anybody asked.
+            // A year too late, if the clock has passed the deadline before the first query.
             child.cancel_with(Cause("late"));
             ctx.cancel_with(Cause("late"));
             let error = wait.await;
@@ -136,13 +136,13 @@ fn that_leaps_at_any_moment_leaves_one_error() {
     });
 }
 
-/// `run`, `within`, `sleep` and a function after the end, across a leap.
+/// `run`, `within`, `sleep` and a function after the end, across a jump.
 #[test]
-fn that_leaps_ends_work_and_starts_what_comes_after() {
+fn that_jumps_ends_work_and_starts_functions_after_the_end() {
     paused(|| async {
         let ctx = BACKGROUND.with_timeout(years(3));
-        let (tell, told) = tokio::sync::oneshot::channel();
-        let _handle = ctx.after_func(|| async { tell.send(Instant::now()).unwrap() });
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let _handle = ctx.after_func(|| async { sender.send(Instant::now()).unwrap() });
         let slept = tokio::spawn({
             let ctx = ctx.clone();
             async move { ctx.sleep(years(8)).await.unwrap_err() }
@@ -154,7 +154,7 @@ fn that_leaps_ends_work_and_starts_what_comes_after() {
         yield_now().await;
         advance(years(5)).await;
         assert_same(&slept.await.unwrap(), &ended(&ctx));
-        assert!(told.await.is_ok());
+        assert!(receiver.await.is_ok());
         let step = within.await.unwrap().map_or_else(|error| error, Result::unwrap_err);
         assert!(step.is_deadline_exceeded());
         assert_eq!(step.origin().budget(), Some(years(1)));

@@ -18,7 +18,7 @@ async fn caught<F: Future>(future: F) -> thread::Result<F::Output> {
     AssertUnwindSafe(future).catch_unwind().await
 }
 
-/// A guard that a function drops: of the context that ended, of one above it, beside it, far away.
+/// A function drops a guard: of the ended context, of an ancestor, of a sibling, and of an unrelated context.
 #[test]
 fn may_drop_guards() {
     faulty(|| {
@@ -31,15 +31,15 @@ fn may_drop_guards() {
                 let canceler = guard.canceler();
                 let mut guards = [Some(guard), Some(root_guard), Some(beside_guard), Some(far_guard)];
                 let dropped = guards[whose].take();
-                let (tell, told) = oneshot::channel();
+                let (sender, receiver) = oneshot::channel();
                 let _handle = ctx.after_func(move || async move {
                     drop(dropped);
-                    tell.send(()).unwrap();
+                    sender.send(()).unwrap();
                 });
                 let waits = [&root, &beside, &far].map(|ctx| tokio::spawn(ctx.done_owned()));
                 yield_now().await;
                 canceler.cancel_with(Cause("over"));
-                told.await.unwrap();
+                receiver.await.unwrap();
                 assert_eq!(word(&ended(&ctx)), Some("over"));
                 assert_eq!(
                     [root.is_done(), beside.is_done(), far.is_done()],
@@ -54,32 +54,32 @@ fn may_drop_guards() {
     });
 }
 
-/// One after the other, each started by the end that the one before brings about.
+/// Each function ends the context of the next one.
 #[test]
 fn may_end_the_next_context() {
     faulty(|| {
         on_both(|| async {
-            let (tell, mut told) = mpsc::unbounded_channel();
+            let (sender, mut receiver) = mpsc::unbounded_channel();
             let mut first = BACKGROUND.with_cancel();
             let mut last = first.clone();
             for nth in 0..100 {
                 let (next, guard) = BACKGROUND.with_cancel().split();
-                let tell = tell.clone();
+                let sender = sender.clone();
                 let _handle = last.after_func(move || async move {
-                    tell.send(nth).unwrap();
+                    sender.send(nth).unwrap();
                     drop(guard);
                 });
                 last = next;
             }
-            drop(tell);
+            drop(sender);
             yield_now().await;
             first.cancel();
             for nth in 0..100 {
-                assert_eq!(told.recv().await, Some(nth));
+                assert_eq!(receiver.recv().await, Some(nth));
             }
-            assert_eq!(told.recv().await, None);
+            assert_eq!(receiver.recv().await, None);
             assert!(last.done().await.is_canceled());
-            // And the first scope may be replaced while it is the one in use.
+            // The first scope may also be replaced.
             first = BACKGROUND.with_cancel();
             drop(first);
         });
@@ -93,20 +93,20 @@ fn may_stop_themselves_and_each_other() {
             for _ in 0..50 {
                 let ctx = BACKGROUND.with_cancel();
                 let handles: Arc<Mutex<Vec<AfterFunc>>> = Arc::default();
-                let (tell, mut told) = mpsc::unbounded_channel();
+                let (sender, mut receiver) = mpsc::unbounded_channel();
                 for _ in 0..3 {
-                    let (all, tell) = (handles.clone(), tell.clone());
+                    let (all, sender) = (handles.clone(), sender.clone());
                     let handle = ctx.after_func(move || async move {
                         let stopped = all.lock().unwrap().iter().filter(|other| other.stop()).count();
-                        tell.send(stopped).unwrap();
+                        sender.send(stopped).unwrap();
                     });
                     handles.lock().unwrap().push(handle);
                 }
-                drop(tell);
+                drop(sender);
                 yield_now().await;
                 ctx.cancel();
                 let (mut ran, mut stopped) = (0, 0);
-                while let Some(count) = told.recv().await {
+                while let Some(count) = receiver.recv().await {
                     ran += 1;
                     stopped += count;
                 }
@@ -118,7 +118,7 @@ fn may_stop_themselves_and_each_other() {
     });
 }
 
-/// A panic drops what the function holds; a guard among it ends its context all the same.
+/// A panic drops what the function holds. A guard that is dropped in this way still ends its context.
 #[test]
 fn that_panic_drop_their_guards() {
     faulty(|| {
@@ -146,7 +146,7 @@ fn that_panic_drop_their_guards() {
     });
 }
 
-/// Under `run`, `try_run`, `within`, `scope`, `bounded_by`: the panic passes, and leaves nothing.
+/// Under `run`, `try_run`, `within`, `scope`, `bounded_by`: the panic propagates and leaves nothing behind.
 #[test]
 fn futures_that_panic_leave_the_context_in_use() {
     faulty(|| {
@@ -181,7 +181,7 @@ fn futures_that_panic_leave_the_context_in_use() {
                 });
                 result("within", caught(within.map(drop)).await);
                 assert!(ended(&child.unwrap()).is_canceled(), "the step ends with its panic");
-                assert!(Context::current().deadline().is_none(), "the scope was left");
+                assert!(Context::current().deadline().is_none(), "the context is still current");
             }
             assert_eq!(drops.count(), 10);
             assert!(!ctx.is_done());

@@ -1,4 +1,4 @@
-//! Where a wait may be: any executor, any set of tasks, any thread.
+//! Where a context can be awaited: on any executor, in any set of tasks, on any thread.
 
 use std::future::pending;
 use std::rc::Rc;
@@ -18,25 +18,25 @@ use crate::common::{
 };
 use crate::{BACKGROUND, faulty};
 
-/// How the context of a test ends: by a thread that cancels, or by its deadline.
+/// How the context of a test ends: by a thread that cancels it, or by its deadline.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum By {
-    Hand,
+    Cancel,
     Deadline,
 }
 
-const BOTH: [By; 2] = [By::Hand, By::Deadline];
+const BOTH: [By; 2] = [By::Cancel, By::Deadline];
 
 /// A context that ends soon, or when the sender is used, by another thread.
 fn ending(by: By) -> (Context, mpsc::Sender<()>) {
     let scope = match by {
-        By::Hand => BACKGROUND.with_timeout(LONG),
+        By::Cancel => BACKGROUND.with_timeout(LONG),
         By::Deadline => BACKGROUND.with_timeout(ms(20)),
     };
     let ctx = scope.clone();
     let (waits, wait) = mpsc::channel();
     thread::spawn(move || {
-        if wait.recv().is_ok() && by == By::Hand {
+        if wait.recv().is_ok() && by == By::Cancel {
             scope.cancel_with(Cause("by hand"));
         } else {
             scope.detach();
@@ -51,7 +51,7 @@ fn check(by: By, ctx: &Context, error: &Error) {
     assert_eq!(error.is_deadline_exceeded(), by == By::Deadline, "{error}");
 }
 
-/// A task that does not care for Tokio's budget, or has used it all up.
+/// A task that is unconstrained, or whose budget is exhausted.
 #[test]
 fn unconstrained_or_out_of_budget() {
     faulty(|| {
@@ -111,7 +111,7 @@ fn in_a_local_set() {
                     }
                     assert_eq!(Rc::strong_count(&not_send), 1);
                 }));
-                // Dropped with tasks that wait: their seats are given up.
+                // Dropped with tasks that wait: their waits are deregistered.
                 let kept = BACKGROUND.with_timeout(LONG);
                 let local = LocalSet::new();
                 local.spawn_local(kept.done_owned());
@@ -159,7 +159,7 @@ fn in_blocking_code() {
     });
 }
 
-/// Outside Tokio, by a cancel: on a thread that blocks, in a pool, and among many futures at once.
+/// Outside of Tokio, by a cancel: on a thread that blocks, in a pool, and among many futures.
 #[test]
 fn outside_tokio() {
     faulty(|| {
@@ -214,7 +214,7 @@ fn outside_tokio() {
     });
 }
 
-/// A loop of waits that are always ready to go on never starves the timer that should end it.
+/// A loop of waits that are always ready does not starve the timer that ends it.
 #[test]
 fn in_a_loop_that_never_pauses() {
     faulty(|| {
@@ -227,7 +227,7 @@ fn in_a_loop_that_never_pauses() {
                     error = ctx.done() => break error,
                     () = std::future::ready(()) => {}
                 }
-                assert!(start.elapsed() < HANG, "the deadline was never seen");
+                assert!(start.elapsed() < HANG, "the deadline was not observed");
             };
             check(By::Deadline, &ctx, &error);
         });

@@ -1,4 +1,4 @@
-//! Runtimes that are shut down, left alone, or changed in the middle of a wait.
+//! Runtimes that are shut down, not driven, or changed during a wait.
 
 use std::future::{Future as _, pending};
 use std::sync::mpsc;
@@ -17,9 +17,9 @@ use crate::common::{
 };
 use crate::{BACKGROUND, faulty};
 
-type Flavour = (&'static str, fn() -> Runtime);
+type Flavor = (&'static str, fn() -> Runtime);
 
-fn flavours() -> [Flavour; 3] {
+fn flavors() -> [Flavor; 3] {
     [
         ("current_thread", current_thread),
         ("multi_thread, 1 worker", || multi_thread(1)),
@@ -37,7 +37,7 @@ fn ways() -> [ShutDown; 3] {
     ]
 }
 
-/// Waits until `done` says so, for something that another thread is about to do; fails if it never does.
+/// Waits until `done` returns true, for an action of another thread; fails after a time limit.
 fn until(what: &str, done: impl Fn() -> bool) {
     let start = std::time::Instant::now();
     while !done() {
@@ -46,14 +46,14 @@ fn until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-/// Waits, timers, functions after the end, watched tokens, a guard: all pending, all dropped with the
-/// runtime, and the tree as good as before.
+/// Pending waits, timers, functions, token watchers and a guard are dropped with the runtime, and the tree stays
+/// usable.
 #[test]
 fn that_shut_down_drop_all_that_is_pending() {
     faulty(|| {
-        for (flavour, make) in flavours() {
+        for (flavor, make) in flavors() {
             for (way, shut_down) in ways() {
-                let name = format!("{flavour}, {way}");
+                let name = format!("{flavor}, {way}");
                 let runtime = make();
                 let drops = Drops::default();
                 let root = BACKGROUND.with_timeout(LONG);
@@ -113,7 +113,7 @@ fn that_shut_down_drop_all_that_is_pending() {
                 assert!(poll(beside.as_mut(), &waker).is_pending(), "{name}");
                 root.cancel_with(Cause("afterwards"));
                 assert_eq!(word(&ended(&root)), Some("afterwards"));
-                assert!(wakes.count() > woken_for_nothing, "{name}: the waiter elsewhere was forgotten");
+                assert!(wakes.count() > woken_for_nothing, "{name}: the waiter elsewhere was not woken");
                 assert!(poll(beside.as_mut(), &waker).is_ready());
                 assert!(bridges.iter().all(CancellationToken::is_cancelled), "{name}");
             }
@@ -121,11 +121,11 @@ fn that_shut_down_drop_all_that_is_pending() {
     });
 }
 
-/// Shut down while the second waits in its `block_on`, asleep: it still wakes up at the deadline.
+/// The first runtime is shut down while the second one sleeps in `block_on`, which still wakes at the deadline.
 #[test]
-fn that_shut_down_beside_a_sleeping_one_do_not_take_its_deadline_along() {
+fn that_shut_down_do_not_affect_the_deadline_of_a_sleeping_one() {
     faulty(|| {
-        for (flavour, make) in flavours() {
+        for (flavor, make) in flavors() {
             for (way, shut_down) in ways() {
                 for waits_here in [1, 3] {
                     for waits_there in [1, 3] {
@@ -144,7 +144,7 @@ fn that_shut_down_beside_a_sleeping_one_do_not_take_its_deadline_along() {
                                     let mut waits: Vec<_> =
                                         (0..waits_there).map(|_| Box::pin(child.done())).collect();
                                     for wait in &mut waits {
-                                        // Unless this machine is so slow that the deadline has passed.
+                                        // Unless the machine is so slow that the deadline has passed.
                                         let polled = poll_once(wait.as_mut());
                                         assert!(polled.is_pending() || child.is_done());
                                     }
@@ -157,7 +157,7 @@ fn that_shut_down_beside_a_sleeping_one_do_not_take_its_deadline_along() {
                         shut_down(first);
                         let before = Instant::now();
                         let errors = second.join().unwrap();
-                        let name = format!("{flavour}, {way}, {waits_here} here, {waits_there} there");
+                        let name = format!("{flavor}, {way}, {waits_here} here, {waits_there} there");
                         assert!(before.elapsed() < HANG / 2, "{name}");
                         assert!(Instant::now() >= ctx.deadline().unwrap(), "{name}: too early");
                         for error in &errors {
@@ -171,11 +171,11 @@ fn that_shut_down_beside_a_sleeping_one_do_not_take_its_deadline_along() {
     });
 }
 
-/// The task's own waker, but a poll inside the other runtime's `enter`: so its timers are of the other.
+/// Polled with the task's own waker inside the other runtime's `enter`, so that the timer belongs to the other.
 #[test]
-fn that_provided_a_timer_and_are_gone_are_replaced() {
+fn that_provided_a_timer_and_shut_down_are_replaced() {
     faulty(|| {
-        for (_, make) in flavours() {
+        for (_, make) in flavors() {
             for (_, shut_down) in ways() {
                 for waits in [1, 2, 3] {
                     let ctx = BACKGROUND.with_timeout(ms(30));
@@ -194,13 +194,13 @@ fn that_provided_a_timer_and_are_gone_are_replaced() {
                         }));
                         let mut join = Box::pin(timeout(HANG, join));
                         if futures::poll!(join.as_mut()).is_ready() {
-                            // So slow a machine leaves nothing to see here.
+                            // On a very slow machine, there is nothing to check.
                             return assert!(ctx.is_done());
                         }
-                        // In a runtime one may not wait for another to shut down.
+                        // A runtime must not block on the shutdown of another one.
                         let lender = lender.take().unwrap();
                         thread::spawn(move || shut_down(lender)).join().unwrap();
-                        for error in join.await.expect("hung on the timer that was lent") {
+                        for error in join.await.expect("hung on the timer of the other runtime") {
                             assert!(error.is_deadline_exceeded());
                         }
                         assert!(Instant::now() >= ctx.deadline().unwrap());
@@ -211,9 +211,10 @@ fn that_provided_a_timer_and_are_gone_are_replaced() {
     });
 }
 
-/// From one to another and back, the first gone or standing still by then; with others beside it or not.
+/// From one runtime to another and back, after the first was shut down or not driven, with and without other
+/// waits.
 #[test]
-fn may_change_in_the_middle_of_a_wait() {
+fn may_change_during_a_wait() {
     faulty(|| {
         for beside in [0, 1, 2] {
             for path in [[0, 1, 2], [0, 1, 0], [1, 0, 1], [2, 1, 2], [0, 2, 1]] {
@@ -221,7 +222,7 @@ fn may_change_in_the_middle_of_a_wait() {
                     let ctx = BACKGROUND.with_timeout(ms(40));
                     let child = ctx.with_cancel();
                     let mut runtimes: Vec<_> =
-                        flavours().into_iter().map(|(_, make)| Some(make())).collect();
+                        flavors().into_iter().map(|(_, make)| Some(make())).collect();
                     let mut others: Vec<_> = (0..beside).map(|_| Box::pin(child.done_owned())).collect();
                     let mut wait = Box::pin(child.done_owned());
                     let [first, second, last] = path;
@@ -232,7 +233,7 @@ fn may_change_in_the_middle_of_a_wait() {
                                 assert!(polled.is_pending() || ctx.is_done());
                             }
                             let polled = poll(wait.as_mut(), Waker::noop());
-                            // Unless this machine is so slow that the deadline has passed.
+                            // Unless the machine is so slow that the deadline has passed.
                             assert!(polled.is_pending() || ctx.is_done());
                         });
                     }
@@ -247,7 +248,7 @@ fn may_change_in_the_middle_of_a_wait() {
                         }
                     }
                     let error = runtimes[last].as_ref().unwrap().block_on(async {
-                        timeout(HANG, wait).await.expect("the wait did not move along")
+                        timeout(HANG, wait).await.expect("the wait did not move to the other runtime")
                     });
                     assert!(error.is_deadline_exceeded(), "{path:?}");
                     assert!(Instant::now() >= ctx.deadline().unwrap());
@@ -257,11 +258,11 @@ fn may_change_in_the_middle_of_a_wait() {
     });
 }
 
-/// Polled where there is none any more: it counts on a runtime elsewhere that waits, too.
+/// Polled where there is no runtime any more, also while another runtime waits.
 #[test]
-fn need_not_be_there_to_see_a_cancel() {
+fn are_not_needed_to_observe_a_cancel() {
     faulty(|| {
-        for (_, make) in flavours() {
+        for (_, make) in flavors() {
             let ctx = BACKGROUND.with_timeout(LONG);
             let mut wait = Box::pin(ctx.done_owned());
             let runtime = make();
@@ -276,9 +277,9 @@ fn need_not_be_there_to_see_a_cancel() {
     });
 }
 
-/// Not driven for a while, and then again: its waits see what came meanwhile.
+/// Not driven for a while, and then again: its waits observe what happened meanwhile.
 #[test]
-fn that_stood_still_catch_up() {
+fn that_were_not_driven_catch_up() {
     faulty(|| {
         for waits in [1, 2, 4] {
             let still = current_thread();
@@ -299,7 +300,7 @@ fn that_stood_still_catch_up() {
             let awake = spawn(&moving, &child);
             let error = moving.block_on(async {
                 let all = timeout(HANG, futures::future::join_all(awake)).await;
-                all.expect("hung on one that stands still").remove(0).unwrap()
+                all.expect("hung on a runtime that is not driven").remove(0).unwrap()
             });
             live.cancel_with(Cause("meanwhile"));
             assert!(asleep.iter().flatten().all(|task| !task.is_finished()));
@@ -324,10 +325,10 @@ fn that_stood_still_catch_up() {
 
 /// A shutdown, a cancel and a passing deadline at the same moment.
 #[test]
-fn that_shut_down_in_the_middle_of_an_end_lose_nothing() {
+fn that_shut_down_during_an_end_lose_nothing() {
     faulty(|| {
         for round in 0..150 {
-            let (_, make) = flavours()[round % 3];
+            let (_, make) = flavors()[round % 3];
             let (_, shut_down) = ways()[round / 3 % 3];
             let runtime = make();
             let drops = Drops::default();
@@ -377,11 +378,11 @@ fn that_shut_down_in_the_middle_of_an_end_lose_nothing() {
     });
 }
 
-/// A task shuts its own runtime down, from inside, under a context that the runtime's end ends.
+/// A task shuts its own runtime down from inside, under a context that the shutdown ends.
 #[test]
 fn may_be_shut_down_from_inside() {
     faulty(|| {
-        for (flavour, make) in flavours() {
+        for (flavor, make) in flavors() {
             let runtime = make();
             let handle = runtime.handle().clone();
             let scope = BACKGROUND.with_timeout(LONG);
@@ -402,19 +403,19 @@ fn may_be_shut_down_from_inside() {
                 })
                 .await
             };
-            // Either it is dropped, or it is told that the context has ended as the scope was dropped.
+            // It is dropped, or sees that the context has ended because the scope was dropped.
             thread::spawn(move || {
                 let _task = handle.spawn(inside);
                 drop(held);
             })
             .join()
             .unwrap();
-            if flavour == "current_thread" {
-                // Nobody drives it: nothing has run, the task holds the runtime, and so itself.
+            if flavor == "current_thread" {
+                // Not driven: nothing has run, and the task holds the runtime, which holds the task.
                 drop(child);
                 continue;
             }
-            assert!(waiter.join().unwrap().is_canceled(), "{flavour}");
+            assert!(waiter.join().unwrap().is_canceled(), "{flavor}");
         }
     });
 }

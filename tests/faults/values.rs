@@ -5,7 +5,7 @@ use tokio_ctx::{CancelGuard, Context};
 use crate::common::{
     Cause, Drops, LONG, Wakes, current_thread, ended, multi_thread, panic_text, poll, poll_once, word,
 };
-use crate::{BACKGROUND, LastWill, faulty, use_from_elsewhere};
+use crate::{BACKGROUND, RunsOnDrop, faulty, use_from_elsewhere};
 
 #[test]
 fn may_derive_and_cancel_in_their_drop() {
@@ -17,7 +17,7 @@ fn may_derive_and_cancel_in_their_drop() {
         let mut wait = Box::pin(root.done());
         assert!(poll(wait.as_mut(), &waker).is_pending());
         let contexts = [root.clone()];
-        let valued = root.with_value(LastWill::new(move || {
+        let valued = root.with_value(RunsOnDrop::new(move || {
             use_from_elsewhere(&contexts);
             let mut chain = vec![contexts[0].with_cancel()];
             for _ in 1..50 {
@@ -25,8 +25,8 @@ fn may_derive_and_cancel_in_their_drop() {
                 chain.push(next);
             }
             assert!(poll_once(chain[49].done()).is_pending());
-            chain[0].cancel_with(Cause("of the will"));
-            assert_eq!(word(&ended(&chain[49])), Some("of the will"));
+            chain[0].cancel_with(Cause("from the drop"));
+            assert_eq!(word(&ended(&chain[49])), Some("from the drop"));
             root_guard.cancel_with(Cause("the root too"));
         }));
         let child = valued.with_cancel();
@@ -38,7 +38,7 @@ fn may_derive_and_cancel_in_their_drop() {
     });
 }
 
-/// The guard of a context among its own values: it goes with the last handle that has them.
+/// The guard of a context is one of its own values. It is dropped with the last handle that has the values.
 #[test]
 fn may_hold_the_guard_of_their_own_context() {
     faulty(|| {
@@ -56,18 +56,18 @@ fn may_hold_the_guard_of_their_own_context() {
         assert_eq!(wakes.count(), 1);
         assert!(ended(&ctx).is_canceled());
         drop((ctx, wait));
-        assert_eq!(drops.count(), 1, "a cycle kept it");
+        assert_eq!(drops.count(), 1, "kept by a reference cycle");
     });
 }
 
-/// Its wait is what holds the values; that wait is dropped as its own context ends, in a task.
+/// Only a wait holds the values. It is dropped when its own context ends, in a task.
 #[test]
 fn may_end_their_own_context_as_its_task_ends() {
     faulty(|| {
         for runtime in [current_thread(), multi_thread(2)] {
             runtime.block_on(async {
                 let (ctx, guard) = BACKGROUND.with_timeout(LONG).split();
-                let valued = ctx.with_value(LastWill::new(move || guard.cancel_with(Cause("last"))));
+                let valued = ctx.with_value(RunsOnDrop::new(move || guard.cancel_with(Cause("last"))));
                 let task = valued.spawn(async { tokio::task::yield_now().await });
                 drop(valued);
                 task.await.unwrap();
@@ -77,9 +77,9 @@ fn may_end_their_own_context_as_its_task_ends() {
     });
 }
 
-/// At the front, in the middle, behind an index, in both lists of a merge; several at once would abort.
+/// At the front, in the middle, behind an index, in both lists of a merge. Two panics at once would abort.
 #[test]
-fn that_panic_in_their_drop_keep_no_other_value() {
+fn that_panic_when_dropped_do_not_leak_other_values() {
     faulty(|| {
         for values in [1, 3, 8, 9, 20, 100] {
             for bad_at in [0, values / 2, values - 1] {
@@ -89,7 +89,7 @@ fn that_panic_in_their_drop_keep_no_other_value() {
                         for nth in 0..values {
                             ctx = ctx.with_value((nth, drops.counted()));
                             if bad && nth == bad_at {
-                                ctx = ctx.with_value(LastWill::new(|| panic!("in drop")));
+                                ctx = ctx.with_value(RunsOnDrop::new(|| panic!("in drop")));
                             }
                         }
                         ctx
@@ -103,7 +103,7 @@ fn that_panic_in_their_drop_keep_no_other_value() {
                     drop(left);
                     assert_eq!(panic_text(|| drop(ctx)), "in drop");
                     let count = if merged { 2 * values } else { values };
-                    assert_eq!(drops.count(), count, "{values} values, bad one at {bad_at}");
+                    assert_eq!(drops.count(), count, "{values} values, the one that panics at {bad_at}");
                     drop((left_guard, guard));
                 }
             }

@@ -27,7 +27,7 @@ fn drops(guard: CancelGuard) -> Option<crate::Hook> {
     })
 }
 
-/// A chain of 20 contexts and a wait on each, so that an end has a way to go.
+/// A chain of 20 contexts and a wait on each, so that propagating an end takes several steps.
 fn chain() -> Vec<CancelScope> {
     let mut chain = vec![BACKGROUND.with_cancel()];
     for level in 1..20 {
@@ -37,7 +37,7 @@ fn chain() -> Vec<CancelScope> {
     chain
 }
 
-/// A guard dropped by a waker: of the context that ends, of one above, one below and one beside it.
+/// A waker drops a guard: of the context that ends, of an ancestor, a descendant, and a sibling.
 #[test]
 fn that_drop_guards_change_no_error() {
     faulty(|| {
@@ -74,7 +74,7 @@ fn that_drop_guards_change_no_error() {
     });
 }
 
-/// Cloned, woken and dropped while other threads use the tree: no lock of it is held then.
+/// Cloned, woken and dropped while other threads use the tree: no lock of the tree is held meanwhile.
 #[test]
 fn may_wait_for_other_users_of_the_tree() {
     faulty(|| {
@@ -118,9 +118,9 @@ fn may_wait_for_other_users_of_the_tree() {
     });
 }
 
-/// A waker that goes, because another takes its place or its wait is dropped, and takes a guard along.
+/// A waker that is dropped, because it is replaced or its wait is dropped, drops a guard.
 #[test]
-fn that_drop_guards_as_they_go_end_those_contexts() {
+fn that_drop_guards_when_dropped_end_those_contexts() {
     faulty(|| {
         for replaced in [false, true] {
             for whose in 0..3 {
@@ -131,7 +131,7 @@ fn that_drop_guards_as_they_go_end_those_contexts() {
                 let waker = {
                     let dropped = AtomicUsize::new(0);
                     let guard = drops(guards[whose].take().unwrap()).unwrap();
-                    // The first to go is the test's own.
+                    // The first to be dropped is the test's own.
                     let last = hook(move || match dropped.fetch_add(1, Ordering::SeqCst) {
                         0 => {}
                         _ => guard(),
@@ -145,7 +145,7 @@ fn that_drop_guards_as_they_go_end_those_contexts() {
                 if replaced {
                     let (wakes, counting) = Wakes::new();
                     let polled = poll(wait.as_mut(), &counting);
-                    // Whether seen at once or by a wake-up: it must not be missed.
+                    // Whether it is seen immediately or by a wake-up, the end must not be missed.
                     assert!(polled.is_ready() || wakes.count() == 1 || whose == 2);
                 } else {
                     drop(wait);
@@ -163,7 +163,7 @@ fn that_drop_guards_as_they_go_end_those_contexts() {
     });
 }
 
-/// An executor that polls on the spot, drops the wait while it is being woken, or begins another.
+/// An executor that polls on the spot, drops the wait while it is woken, or starts another one.
 #[test]
 fn that_poll_drop_or_begin_waits_are_served() {
     faulty(|| {
@@ -210,13 +210,13 @@ fn that_poll_drop_or_begin_waits_are_served() {
             assert_eq!(results.len(), if what == 1 { 0 } else { 10 });
             results.iter().for_each(|result| assert_same(result, &error));
             assert_eq!(wakes.count(), 0);
-            // What the wakers hold of the waits would otherwise keep itself.
+            // Otherwise the waits that the wakers hold would be a reference cycle.
             slots.iter().for_each(|slot| drop(slot.lock().unwrap().take()));
         }
     });
 }
 
-/// Cloned or dropped, not only woken: the panic comes out there, and the next wait is as good as ever.
+/// Panics when cloned or dropped, not only when woken. The panic surfaces there, and the next wait works.
 #[test]
 fn that_panic_when_cloned_or_dropped_leave_the_tree_intact() {
     faulty(|| {
@@ -248,14 +248,14 @@ fn that_panic_when_cloned_or_dropped_leave_the_tree_intact() {
                     });
                     Hooks { drop, ..Hooks::default() }.waker()
                 };
-                // It sits in the list, and is then thrown out.
+                // It is registered, and then replaced.
                 let mut second = Box::pin(ctx.done_owned());
                 assert!(poll(second.as_mut(), &undroppable).is_pending());
                 armed.store(1, Ordering::SeqCst);
                 let _thrown = catch_unwind(AssertUnwindSafe(|| poll(second.as_mut(), &counting)));
                 armed.store(0, Ordering::SeqCst);
                 assert!(poll(second.as_mut(), &counting).is_pending());
-                // Or leaves with its wait.
+                // Or it is dropped with its wait.
                 let mut third = Box::pin(ctx.done_owned());
                 assert!(poll(third.as_mut(), &undroppable).is_pending());
                 armed.store(1, Ordering::SeqCst);
@@ -271,8 +271,8 @@ fn that_panic_when_cloned_or_dropped_leave_the_tree_intact() {
     });
 }
 
-/// At a deadline it is Tokio's timer that wakes, so that a panic comes out where one of its own sleeps
-/// would let it out. Those who wait elsewhere are not touched.
+/// At a deadline Tokio's timer calls the waker, so the panic surfaces where that of a `Sleep` would. Waits
+/// elsewhere are not affected.
 #[test]
 fn that_panic_at_a_deadline_affect_no_other_tree() {
     faulty(|| {
@@ -297,7 +297,7 @@ fn that_panic_at_a_deadline_affect_no_other_tree() {
                     }
                 }
                 let good = early.unwrap_or_else(begin);
-                // Drives the timers past the deadline; whether the panic comes out here is Tokio's.
+                // Drives the timers past the deadline. Whether the panic surfaces here is up to Tokio.
                 let _driven = catch_unwind(AssertUnwindSafe(|| {
                     here.block_on(async { tokio::time::sleep_until(ctx.deadline().unwrap()).await });
                 }));
@@ -310,7 +310,7 @@ fn that_panic_at_a_deadline_affect_no_other_tree() {
                 errors.push(ended(&child));
                 errors.iter().for_each(|error| assert_same(error, &errors[0]));
                 assert!(errors[0].is_deadline_exceeded());
-                // Nor is what is derived and waited on afterwards.
+                // Contexts that are derived and awaited afterward are not affected either.
                 let next = BACKGROUND.with_cancel();
                 let wait = elsewhere.spawn(next.done_owned());
                 next.cancel();
@@ -320,13 +320,13 @@ fn that_panic_at_a_deadline_affect_no_other_tree() {
     });
 }
 
-/// On the very same runtime: a waker's panic on a worker must not keep the good waits beside it from
-/// being woken, nor fail the task that cancels, or only drops its guard.
+/// On the same runtime: a waker's panic on a worker does not prevent other waits from being woken, and does not
+/// fail the task that cancels or drops its guard.
 #[test]
-fn that_panic_in_a_cancel_on_a_worker_leave_the_worker_at_work() {
+fn that_panic_in_a_cancel_on_a_worker_leave_the_worker_running() {
     watched(|| {
         let runtime = multi_thread(1);
-        for turn in 0..20 {
+        for round in 0..20 {
             let (ctx, guard) = BACKGROUND.with_timeout(LONG).split();
             let bad = Hooks { wake: hook(|| panic!("woken")), ..Hooks::default() }.waker();
             let mut wait = Box::pin(ctx.done_owned());
@@ -336,23 +336,23 @@ fn that_panic_in_a_cancel_on_a_worker_leave_the_worker_at_work() {
             }
             let good: Vec<_> = (0..4).map(|_| runtime.spawn(ctx.done_owned())).collect();
             let canceler = runtime.spawn(async move {
-                match turn % 2 {
+                match round % 2 {
                     0 => guard.cancel_with(Cause("bad company")),
                     _ => drop(guard),
                 }
             });
             runtime.block_on(async {
-                assert!(canceler.await.is_ok(), "the panic is not that of what cancels");
+                assert!(canceler.await.is_ok(), "the panic reached the call of cancel");
                 for wait in good {
                     let error = timeout(HANG, wait).await.expect("not woken").unwrap();
-                    assert_eq!(word(&error), (turn % 2 == 0).then_some("bad company"));
+                    assert_eq!(word(&error), (round % 2 == 0).then_some("bad company"));
                 }
             });
         }
     });
 }
 
-/// What a waker panics with may panic in turn when it is dropped.
+/// The payload of a waker's panic may itself panic when it is dropped.
 #[test]
 fn whose_panic_payload_panics_when_dropped_prevent_no_other_wake() {
     struct Payload;
@@ -385,7 +385,7 @@ fn whose_panic_payload_panics_when_dropped_prevent_no_other_wake() {
     });
 }
 
-/// Wakers whose clones lie elsewhere, in a room of few places that are used again.
+/// Wakers whose clones have other addresses, from a small pool of slots that are reused.
 mod elsewhere {
     use std::sync::{Arc, Mutex, MutexGuard};
     use std::task::{RawWaker, RawWakerVTable, Waker};
@@ -399,7 +399,7 @@ mod elsewhere {
 
     fn at(place: *const ()) -> MutexGuard<'static, Option<Arc<Wakes>>> {
         let place = PLACES.iter().find(|known| std::ptr::from_ref::<Place>(known).cast() == place);
-        place.expect("a place of ours").lock().unwrap()
+        place.expect("a slot of the pool").lock().unwrap()
     }
 
     fn raw(wakes: Arc<Wakes>) -> RawWaker {
@@ -435,7 +435,7 @@ mod elsewhere {
     }
 }
 
-/// The address of the first task's waker is used again by the second's, while its clone waits in the list.
+/// The address of the first task's waker is reused by the second's while its clone is registered.
 #[test]
 fn whose_clones_have_other_addresses_are_not_confused() {
     for far in [None, Some(LONG)] {
@@ -450,7 +450,7 @@ fn whose_clones_have_other_addresses_are_not_confused() {
         assert!(poll(wait.as_mut(), &waker).is_pending());
         drop(waker);
         let waker = elsewhere::waker(&second);
-        assert_eq!(waker.data(), address, "the place is used again");
+        assert_eq!(waker.data(), address, "the slot is reused");
         assert!(poll(wait.as_mut(), &waker).is_pending());
 
         scope.cancel();

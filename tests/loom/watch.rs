@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::sync::now;
 use crate::token::Token;
 
-/// Returns all linked descendants, read as a watch does, with one child each time that a lock is held.
+/// All that is linked below a context, as a snapshot visits it: one child each time the lock is held.
 fn below(ctx: &Context) -> Vec<Weak<Token>> {
     let (mut found, mut at) = (vec![Arc::downgrade(token(ctx))], 0);
     while at < found.len() {

@@ -1,15 +1,15 @@
-//! Runs a script of operations on real contexts and on the reference, and compares all that can be seen.
+//! Runs a script of operations on real contexts and on the reference, and compares everything that is observable.
 //!
-//! A script is bytes: one for the policy, then four for each operation, what it is and three operands.
-//! Every sequence of bytes is a script, so that proptest and a fuzzer can share this.
+//! A script consists of bytes: one for the policy, then four for each operation, a code and three operands.
+//! Every sequence of bytes is a valid script, so that proptest and a fuzzer can share this code.
 //!
-//! Contexts are waited on from two runtimes: the first runs the script, the second is there once it is
-//! asked for. Both have a paused clock, and the second's goes with the first's. It may stand still, so that
-//! its timers do not fire, and be shut down at any time, with waits of its own still pending.
+//! Contexts are awaited on two runtimes: the first one runs the script, and the second one is started when an
+//! operation needs it. Both have a paused clock, and the clock of the second follows that of the first. The second
+//! runtime may be suspended, so that its timers do not fire, and may be shut down at any time, with pending waits.
 //!
-//! Asking a context settles what was open until then. So a script also says when to ask: after every
-//! step, only where it has an operation for it, and in which order; at the end everything is asked.
-//! What can be seen without asking is compared after every step.
+//! A query may detect an end. Therefore a script also says when to query: after every step, or only when it has an
+//! operation for it, and in which order. At the end, everything is queried. What is observable without a query is
+//! compared after every step.
 
 use std::future::Future;
 use std::panic::Location;
@@ -24,23 +24,23 @@ use tokio::time::Instant;
 use tokio_ctx::{CancelGuard, CancelScope, Canceler, Context, DoneOwned, Error, ErrorKind};
 use tokio_util::sync::CancellationToken;
 
-use crate::reference::{How, Limit, Nanos, Reference, Timers, Told};
+use crate::reference::{How, Limit, Nanos, Reference, Reported, Timers};
 
 const MILLI: Nanos = 1_000_000;
-/// Farther than Tokio's timer can see.
+/// Beyond the range of Tokio's timers.
 const FAR: Duration = Duration::from_secs(300 * 365 * 86_400);
-/// Half of what the wheel of Tokio's timers holds, which is the most that it may leap at once.
-const FARTHEST_LEAP: Duration = Duration::from_millis(1 << 35);
+/// Half of the range of Tokio's timer wheel, which is the largest step by which its clock may advance at once.
+const LARGEST_ADVANCE: Duration = Duration::from_millis(1 << 35);
 const EXTERNALS: usize = 3;
-/// More than these are not kept at once.
+/// The maximum numbers of objects that are kept.
 const MOST_CONTEXTS: usize = 24;
 const MOST_WAITS: usize = 24;
 const MOST_NODES: usize = 400;
 
-/// One step. Operands pick among what is there, modulo its number; with nothing there it does nothing.
+/// One step. An operand selects one of the existing objects, modulo their number. Without any, the step is skipped.
 ///
-/// `Deepen` makes a chain of children, of which only the last is kept, and the owners of all or of none.
-/// A `tired` poll comes when the task's cooperative budget is used up. `…Elsewhere` is on the second runtime.
+/// `Deepen` derives a chain of children, of which only the last is kept, with the owners of all or of none.
+/// `without_budget` polls when the task's cooperative budget is exhausted. `…Elsewhere` is on the second runtime.
 #[derive(Clone, Copy, Debug)]
 pub enum Op {
     WithCancel { of: u8, line: u8 },
@@ -64,19 +64,19 @@ pub enum Op {
     Detach { which: u8 },
     Advance { by: u8 },
     AdvanceToDeadline { of: u8, offset: u8 },
-    Wait { of: u8, tired: bool },
-    PollAgain { which: u8, tired: bool, same_waker: bool },
+    Wait { of: u8, without_budget: bool },
+    PollAgain { which: u8, without_budget: bool, same_waker: bool },
     DropWait { which: u8 },
     WaitOnce { of: u8 },
-    Ask { of: u8, first: u8 },
-    AskAll { order: u8, first: u8 },
-    WaitElsewhere { of: u8, tired: bool },
-    PollElsewhere { which: u8, tired: bool, same_waker: bool },
+    Query { of: u8, first: u8 },
+    QueryAll { order: u8, first: u8 },
+    WaitElsewhere { of: u8, without_budget: bool },
+    PollElsewhere { which: u8, without_budget: bool, same_waker: bool },
     WaitOnceElsewhere { of: u8 },
     WithScaledTimeout { of: u8, scale: u8, cause: bool },
-    Leap { scale: u8 },
+    Jump { scale: u8 },
     AdvancePartway { of: u8, eighths: u8 },
-    StopOrStartElsewhere,
+    SuspendOrResumeElsewhere,
     DropElsewhere,
 }
 
@@ -84,13 +84,15 @@ impl Op {
     pub fn decode([code, a, b, c]: [u8; 4]) -> Op {
         let odd = |byte: u8| byte % 2 == 1;
         match code {
-            240..=242 => return Op::WaitElsewhere { of: a, tired: odd(b) },
-            243..=244 => return Op::PollElsewhere { which: a, tired: odd(b), same_waker: odd(c) },
+            240..=242 => return Op::WaitElsewhere { of: a, without_budget: odd(b) },
+            243..=244 => {
+                return Op::PollElsewhere { which: a, without_budget: odd(b), same_waker: odd(c) };
+            }
             245 => return Op::WaitOnceElsewhere { of: a },
             246..=248 => return Op::WithScaledTimeout { of: a, scale: b, cause: odd(c) },
-            249..=250 => return Op::Leap { scale: a },
+            249..=250 => return Op::Jump { scale: a },
             251..=253 => return Op::AdvancePartway { of: a, eighths: b },
-            254 => return Op::StopOrStartElsewhere,
+            254 => return Op::SuspendOrResumeElsewhere,
             255 => return Op::DropElsewhere,
             _ => {}
         }
@@ -116,34 +118,34 @@ impl Op {
             31 => Op::Detach { which: a },
             32..=34 => Op::Advance { by: a },
             35..=37 => Op::AdvanceToDeadline { of: a, offset: b },
-            38..=40 => Op::Wait { of: a, tired: odd(b) },
-            41..=42 => Op::PollAgain { which: a, tired: odd(b), same_waker: odd(c) },
+            38..=40 => Op::Wait { of: a, without_budget: odd(b) },
+            41..=42 => Op::PollAgain { which: a, without_budget: odd(b), same_waker: odd(c) },
             43 => Op::DropWait { which: a },
             44 => Op::WaitOnce { of: a },
-            45..=46 => Op::Ask { of: a, first: b },
-            _ => Op::AskAll { order: a, first: b },
+            45..=46 => Op::Query { of: a, first: b },
+            _ => Op::QueryAll { order: a, first: b },
         }
     }
 }
 
-/// What is asked without being told to, and in which order all is dropped at the end.
+/// Which queries run without an operation, and in which order everything is dropped at the end.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy(pub u8);
 
 impl Policy {
-    fn asks_after_every_step(self) -> bool {
+    fn queries_after_every_step(self) -> bool {
         self.0 % 4 == 0
     }
 }
 
-/// Runs a script given as bytes; what is left over at its end is ignored.
+/// Runs a script given as bytes, and ignores incomplete operations at its end.
 pub fn run_bytes(script: &[u8]) {
     if let Some((&policy, rest)) = script.split_first() {
         run(Policy(policy), rest.chunks_exact(4).map(|op| Op::decode([op[0], op[1], op[2], op[3]])));
     }
 }
 
-/// Runs a script; panics if anything differs from what is right.
+/// Runs a script; panics if anything differs from the reference.
 pub fn run(policy: Policy, script: impl IntoIterator<Item = Op>) {
     let here = paused();
     let mut elsewhere = None;
@@ -151,20 +153,20 @@ pub fn run(policy: Policy, script: impl IntoIterator<Item = Op>) {
     for op in script {
         world.step_elsewhere(op, &here, &mut elsewhere);
         here.block_on(world.step(op));
-        if let Some(runtime) = elsewhere.as_ref().filter(|_| !world.stands_still) {
-            runtime.block_on(give_way());
+        if let Some(runtime) = elsewhere.as_ref().filter(|_| !world.is_suspended) {
+            runtime.block_on(run_ready_tasks());
         }
         here.block_on(async {
-            if policy.asks_after_every_step() {
-                world.ask_all(policy.0 / 4, policy.0 / 16);
+            if policy.queries_after_every_step() {
+                world.query_all(policy.0 / 4, policy.0 / 16);
             }
-            world.look();
+            world.compare_unqueried();
         });
     }
     here.block_on(async {
-        world.ask_all(policy.0 / 4, policy.0 / 16);
-        world.look();
-        world.take_down(policy.0 / 4);
+        world.query_all(policy.0 / 4, policy.0 / 16);
+        world.compare_unqueried();
+        world.drop_all(policy.0 / 4);
     });
 }
 
@@ -172,7 +174,7 @@ fn paused() -> Runtime {
     Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
 }
 
-/// A context and what is known of it: its node, none for one that never ends, and its values.
+/// A context and its expected state: its node, or none if it never ends, and its values.
 #[derive(Clone)]
 struct Live {
     ctx: Context,
@@ -195,7 +197,7 @@ struct Waiting {
 struct Handed {
     token: CancellationToken,
     node: Option<usize>,
-    /// By the script, not by the context's end.
+    /// Whether the script has canceled it, rather than the end of the context.
     cancelled: bool,
 }
 
@@ -231,13 +233,13 @@ struct World {
     externals: Vec<CancellationToken>,
     handed: Vec<Handed>,
     waits: Vec<Waiting>,
-    /// The second runtime, if it is there.
+    /// The second runtime, if it is running.
     elsewhere: Option<Handle>,
-    /// Whether that one's timers do not fire.
-    stands_still: bool,
-    /// Whether what is done now is done there.
+    /// Whether the timers of the second runtime do not fire.
+    is_suspended: bool,
+    /// Whether the current operation runs on the second runtime.
     is_elsewhere: bool,
-    /// Numbers budgets and causes, so that no two are the same.
+    /// Numbers budgets and causes, so that they are distinct.
     count: u32,
     nodes: usize,
 }
@@ -257,7 +259,7 @@ impl World {
             handed: Vec::new(),
             waits: Vec::new(),
             elsewhere: None,
-            stands_still: false,
+            is_suspended: false,
             is_elsewhere: false,
             count: 0,
             nodes: 0,
@@ -274,7 +276,7 @@ impl World {
         wanted.then(|| format!("cause {}", self.count))
     }
 
-    /// The context that an operand picks: mostly one of the latest, so that trees grow deep.
+    /// Returns the context that an operand selects: often one of the latest, so that trees become deep.
     fn pick(&self, operand: u8) -> Live {
         let (latest, operand) = (operand % 2 == 0, usize::from(operand / 2));
         let all = self.contexts.len();
@@ -289,7 +291,7 @@ impl World {
         self.contexts.push(Live { ctx, node, values });
     }
 
-    /// Enters a derived context, made at `line`.
+    /// Registers a derived context that was made at `line`.
     fn adopt(&mut self, from: &[&Live], made: Made, limit: Option<Limit>, token: Option<usize>) -> Live {
         let (scope, line) = made;
         let mut parents: Vec<usize> = from.iter().filter_map(|live| live.node).collect();
@@ -298,8 +300,8 @@ impl World {
         self.nodes += 1;
         let ctx = scope.clone();
         self.owners.push((Owner::of(scope, self.nodes), node));
-        // Looked up in the first, then in the second. The nearest of a key is all that can be seen, and
-        // of merges of merges one would keep very many.
+        // Looked up in the first context, then in the second. Only the nearest value of a key is observable, and
+        // keeping all would need much memory for merges of merges.
         let mut values: Vec<(u8, u8)> = Vec::new();
         for &(key, value) in from.iter().flat_map(|live| &live.values) {
             if !values.iter().any(|(known, _)| *known == key) {
@@ -323,7 +325,7 @@ impl World {
                 let cause = self.next_cause(cause);
                 let at = match at % 4 {
                     0 => now - Duration::from_millis(u64::from(at / 4)),
-                    // Not so far off that there is no such instant.
+                    // Not so far in the future that `Instant` overflows.
                     _ => now + self.budget(at / 4).min(FAR),
                 };
                 let budget = at.saturating_duration_since(now);
@@ -382,7 +384,7 @@ impl World {
                 self.keep(ctx, node, values);
             }
             Op::DropContext { which } => {
-                // The background stays, so that there is always one to derive from.
+                // The background stays, so that there is always a context to derive from.
                 if self.contexts.len() > 1 {
                     let which = 1 + usize::from(which) % (self.contexts.len() - 1);
                     self.contexts.remove(which);
@@ -454,29 +456,31 @@ impl World {
                 let to = self.pick(of).node.and_then(|node| self.reference.deadline(node));
                 let by = to.unwrap_or_default() + [0, 0, 1, -1][usize::from(offset % 4)];
                 let by = by - self.reference.now();
-                // Not to the end of time.
+                // Not to the end of the clock.
                 if (1..4_000_000 * 1_000 * MILLI).contains(&by) {
                     self.advance(Duration::from_nanos(by as u64)).await;
                 }
             }
-            Op::Wait { of, tired } => self.wait(of, tired),
-            Op::PollAgain { which, tired, same_waker } => self.poll_again(which, tired, same_waker),
+            Op::Wait { of, without_budget } => self.wait(of, without_budget),
+            Op::PollAgain { which, without_budget, same_waker } => {
+                self.poll_again(which, without_budget, same_waker)
+            }
             Op::DropWait { which } => {
                 if let Some(which) = place(which, &self.waits) {
                     self.drop_wait(which);
                 }
             }
             Op::WaitOnce { of } => self.wait_once(of),
-            Op::Ask { of, first } => {
+            Op::Query { of, first } => {
                 let Live { ctx, node, .. } = self.pick(of);
-                self.ask(&ctx, node, first);
+                self.query(&ctx, node, first);
             }
-            Op::AskAll { order, first } => self.ask_all(order, first),
+            Op::QueryAll { order, first } => self.query_all(order, first),
             Op::WithScaledTimeout { of, scale, cause } => {
                 let after = Duration::from_millis(1 << (scale % 40)) + Duration::from_nanos(self.odd());
                 self.with_timeout(of, after, cause);
             }
-            Op::Leap { scale } => {
+            Op::Jump { scale } => {
                 let by = Duration::from_millis(1 << (scale % 36));
                 self.advance(by + Duration::from_nanos(u64::from(scale / 36))).await;
             }
@@ -484,20 +488,20 @@ impl World {
                 let to = self.pick(of).node.and_then(|node| self.reference.deadline(node));
                 let left = to.unwrap_or_default() - self.reference.now();
                 let by = left * Nanos::from(eighths % 8 + 1) / 8;
-                if (1..=FARTHEST_LEAP.as_nanos() as Nanos).contains(&by) {
+                if (1..=LARGEST_ADVANCE.as_nanos() as Nanos).contains(&by) {
                     self.advance(Duration::from_nanos(by as u64)).await;
                 }
             }
             Op::WaitElsewhere { .. }
             | Op::PollElsewhere { .. }
             | Op::WaitOnceElsewhere { .. }
-            | Op::StopOrStartElsewhere
+            | Op::SuspendOrResumeElsewhere
             | Op::DropElsewhere => {}
         }
-        // What watches for a context on behalf of a token that was handed out is a task.
+        // A task watches the context of a returned token.
         if !self.handed.is_empty() {
-            self.pass_on_tokens();
-            give_way().await;
+            self.reassign_tokens();
+            run_ready_tasks().await;
         }
     }
 
@@ -514,25 +518,25 @@ impl World {
         self.keep(live.ctx, live.node, live.values);
     }
 
-    /// Begins to wait.
-    fn wait(&mut self, of: u8, tired: bool) {
+    /// Creates a wait, and polls it.
+    fn wait(&mut self, of: u8, without_budget: bool) {
         let Live { ctx, node, .. } = self.pick(of);
         if self.waits.len() < MOST_WAITS {
             let done = Box::pin(ctx.done_owned());
             let wakes = Arc::default();
             self.waits.push(Waiting { done, node, wakes, over: false, elsewhere: false });
-            self.poll(self.waits.len() - 1, tired);
+            self.poll(self.waits.len() - 1, without_budget);
         }
     }
 
-    fn poll_again(&mut self, which: u8, tired: bool, same_waker: bool) {
+    fn poll_again(&mut self, which: u8, without_budget: bool, same_waker: bool) {
         let Some(which) = place(which, &self.waits) else { return };
         let before = self.waits[which].wakes.clone();
         if !same_waker {
             self.waits[which].wakes = Arc::default();
         }
-        self.poll(which, tired);
-        // The waker that was replaced is not kept; one that is over may wait for its drop.
+        self.poll(which, without_budget);
+        // The replaced waker is not kept, except by a resolved wait until it is dropped.
         if !same_waker && !self.waits[which].over {
             assert_eq!(Arc::strong_count(&before), 1, "a replaced waker was kept");
         }
@@ -546,7 +550,7 @@ impl World {
         self.compare_poll(node, polled);
     }
 
-    /// Zero, some milliseconds (the same for many), an odd time, far off, or never.
+    /// Returns zero, some milliseconds (often the same), a unique time, a distant time, or the maximum.
     fn budget(&mut self, operand: u8) -> Duration {
         self.count += 1;
         match operand % 8 {
@@ -558,13 +562,13 @@ impl World {
         }
     }
 
-    /// Nothing half of the time, else a number that no other is.
+    /// Returns zero in half of the calls, and otherwise a unique number.
     fn odd(&mut self) -> u64 {
         self.count += 1;
         u64::from(self.count) * u64::from(self.count % 2)
     }
 
-    /// Moves both clocks; on the second runtime timers fire later, when it has its turn.
+    /// Advances both clocks. The timers of the second runtime fire later, when it runs.
     async fn advance(&mut self, by: Duration) {
         if let Some(elsewhere) = &self.elsewhere {
             let _entered = elsewhere.enter();
@@ -572,22 +576,22 @@ impl World {
         }
         tokio::time::advance(by).await;
         self.reference.advance(by.as_nanos() as Nanos);
-        give_way().await;
+        run_ready_tasks().await;
     }
 
-    /// The tokens handed out by a context that is gone are its parent's.
-    fn pass_on_tokens(&mut self) {
+    /// Passes the tokens returned by a context that is gone to its parent.
+    fn reassign_tokens(&mut self) {
         let contexts = self.contexts.iter().filter_map(|live| live.node);
         let owners = self.owners.iter().map(|(_, node)| *node);
         let cancelers = self.cancelers.iter().map(|(_, node)| *node);
         let waits = self.waits.iter().filter_map(|wait| wait.node);
-        // A task watches on behalf of those that can end without anybody ending them.
+        // A task watches the contexts that can end without a call.
         let handed = self.handed.iter().filter_map(|handed| handed.node);
         let watched = handed.filter(|&node| self.reference.is_watched(node));
         let handles = contexts.chain(owners).chain(cancelers).chain(waits).chain(watched);
         let held = self.reference.held(handles);
         for handed in &mut self.handed {
-            handed.node = handed.node.and_then(|node| self.reference.heir(node, &held));
+            handed.node = handed.node.and_then(|node| self.reference.token_owner(node, &held));
         }
     }
 
@@ -606,31 +610,33 @@ impl World {
 
 // On the second runtime.
 impl World {
-    /// Does what has to be done outside of the first runtime.
+    /// Performs the operations that have to run outside of the first runtime.
     fn step_elsewhere(&mut self, op: Op, here: &Runtime, runtime: &mut Option<Runtime>) {
         if self.nodes >= MOST_NODES {
             return;
         }
         match op {
-            Op::WaitElsewhere { of, tired } => {
-                self.elsewhere(here, runtime, |world| world.wait(of, tired));
+            Op::WaitElsewhere { of, without_budget } => {
+                self.elsewhere(here, runtime, |world| world.wait(of, without_budget));
             }
-            Op::PollElsewhere { which, tired, same_waker } => {
-                self.elsewhere(here, runtime, |world| world.poll_again(which, tired, same_waker));
+            Op::PollElsewhere { which, without_budget, same_waker } => {
+                self.elsewhere(here, runtime, |world| {
+                    world.poll_again(which, without_budget, same_waker)
+                });
             }
             Op::WaitOnceElsewhere { of } => self.elsewhere(here, runtime, |world| world.wait_once(of)),
-            Op::StopOrStartElsewhere => self.stands_still = !self.stands_still,
+            Op::SuspendOrResumeElsewhere => self.is_suspended = !self.is_suspended,
             Op::DropElsewhere => {
                 *runtime = None;
                 self.elsewhere = None;
-                self.stands_still = false;
-                here.block_on(async { self.move_here() });
+                self.is_suspended = false;
+                here.block_on(async { self.move_waits_here() });
             }
             _ => {}
         }
     }
 
-    /// Does something on the second runtime: in its turn, or, if it stands still, with it entered.
+    /// Runs an operation on the second runtime. If that is suspended, the runtime is only entered.
     fn elsewhere(
         &mut self,
         here: &Runtime,
@@ -639,7 +645,7 @@ impl World {
     ) {
         let runtime = runtime.get_or_insert_with(|| self.start_elsewhere(here));
         self.is_elsewhere = true;
-        if self.stands_still {
+        if self.is_suspended {
             here.block_on(async {
                 let _entered = runtime.enter();
                 what(self);
@@ -650,11 +656,11 @@ impl World {
         self.is_elsewhere = false;
     }
 
-    /// A second runtime, whose clock says what the first one's says.
+    /// Starts a second runtime, whose clock shows the same time as that of the first.
     fn start_elsewhere(&mut self, here: &Runtime) -> Runtime {
         let runtime = paused();
         let now = |runtime: &Runtime| runtime.block_on(async { Instant::now() });
-        // A paused clock cannot go back. By full milliseconds, so that the first one's timers keep step.
+        // A paused clock cannot go back. Whole milliseconds, so that the timers of the first runtime stay aligned.
         let ahead = now(&runtime).saturating_duration_since(now(here));
         if !ahead.is_zero() {
             here.block_on(self.advance(Duration::from_millis(ahead.as_millis() as u64 + 1)));
@@ -662,21 +668,21 @@ impl World {
         let to = now(here);
         runtime.block_on(async {
             while Instant::now() < to {
-                tokio::time::advance(FARTHEST_LEAP.min(to - Instant::now())).await;
+                tokio::time::advance(LARGEST_ADVANCE.min(to - Instant::now())).await;
             }
         });
         self.elsewhere = Some(runtime.handle().clone());
         runtime
     }
 
-    /// Polls what the end of the second runtime woke; what counted on its timers must be among that.
-    fn move_here(&mut self) {
+    /// Polls the waits that the end of the second runtime has woken, which must include all that used its timers.
+    fn move_waits_here(&mut self) {
         for which in 0..self.waits.len() {
             let Waiting { node, wakes, over, elsewhere, .. } = &mut self.waits[which];
             let deadline = node.and_then(|node| self.reference.deadline(node));
             let was_woken = wakes.count() > 0;
             let lost = !*over && *elsewhere && deadline.is_some() && !was_woken;
-            assert!(!lost, "wait {which} on {node:?} was not woken when its runtime went");
+            assert!(!lost, "wait {which} on {node:?} was not woken when its runtime shut down");
             *elsewhere = false;
             if was_woken && !*over {
                 self.poll(which, false);
@@ -687,8 +693,8 @@ impl World {
 
 // Compare.
 impl World {
-    /// Compares what can be seen without asking.
-    fn look(&self) {
+    /// Compares what is observable without a query.
+    fn compare_unqueried(&self) {
         let now = Instant::now();
         assert_eq!(self.nanos(now), self.reference.now(), "the clocks differ");
         for Live { ctx, node, values } in &self.contexts {
@@ -710,12 +716,13 @@ impl World {
                 assert_eq!(wakes.count(), 0, "wait {place} on {node:?} was woken without an end");
             }
             let timers = self.timers(*elsewhere);
-            if node.is_some_and(|node| self.reference.is_noticed(node, timers)) {
+            if node.is_some_and(|node| self.reference.is_detectable(node, timers)) {
                 assert!(wakes.count() > 0, "wait {place} on {node:?}, which has ended, was not woken");
             }
         }
         for Handed { token, node, cancelled } in &self.handed {
-            if *cancelled || node.is_some_and(|node| self.reference.is_noticed(node, Timers::InStep)) {
+            if *cancelled || node.is_some_and(|node| self.reference.is_detectable(node, Timers::InStep))
+            {
                 assert!(token.is_cancelled(), "the token of {node:?} was not cancelled");
             } else if !node.is_some_and(|node| self.reference.is_done(node)) {
                 assert!(!token.is_cancelled(), "the token of {node:?} was cancelled without an end");
@@ -723,7 +730,7 @@ impl World {
         }
     }
 
-    fn ask_all(&mut self, order: u8, first: u8) {
+    fn query_all(&mut self, order: u8, first: u8) {
         let count = self.contexts.len();
         for place in 0..count {
             let place = match order % 4 {
@@ -732,14 +739,14 @@ impl World {
                 _ => (place * 5 + usize::from(order)) % count,
             };
             let Live { ctx, node, .. } = self.contexts[place].clone();
-            self.ask(&ctx, node, first.wrapping_add(place as u8));
+            self.query(&ctx, node, first.wrapping_add(place as u8));
         }
     }
 
-    /// Asks a context in all ways, `first` first.
-    fn ask(&mut self, ctx: &Context, node: Option<usize>, first: u8) {
-        for question in 0..4 {
-            let told = match (first.wrapping_add(question)) % 4 {
+    /// Queries a context in all ways, starting with `first`.
+    fn query(&mut self, ctx: &Context, node: Option<usize>, first: u8) {
+        for query in 0..4 {
+            let reported = match (first.wrapping_add(query)) % 4 {
                 0 => {
                     let done = node.is_some_and(|node| self.reference.is_done(node));
                     assert_eq!(ctx.is_done(), done, "is_done of {node:?}");
@@ -747,63 +754,63 @@ impl World {
                 }
                 1 => ctx.err(),
                 2 => ctx.check().err(),
-                // A wait may be late, unless the end has been told.
+                // A wait may be late, unless the end was reported.
                 _ => {
                     let polled = poll(pin!(ctx.done()), &Arc::default());
                     self.compare_poll(node, polled);
                     continue;
                 }
             };
-            self.compare(node, told);
+            self.compare(node, reported);
         }
     }
 
-    fn compare(&mut self, node: Option<usize>, told: Option<Error>) {
+    fn compare(&mut self, node: Option<usize>, reported: Option<Error>) {
         let done = node.is_some_and(|node| self.reference.is_done(node));
-        assert_eq!(told.is_some(), done, "whether {node:?} has ended, told {told:?}");
-        if let (Some(node), Some(error)) = (node, told) {
-            self.reference.hear(node, &self.what_is_told(&error));
+        assert_eq!(reported.is_some(), done, "whether {node:?} has ended, reported {reported:?}");
+        if let (Some(node), Some(error)) = (node, reported) {
+            self.reference.observe(node, &self.reported_by(&error));
         }
     }
 
     fn compare_poll(&mut self, node: Option<usize>, polled: Poll<Error>) {
         let timers = self.timers(self.is_elsewhere);
-        let noticed = node.is_some_and(|node| self.reference.is_noticed(node, timers));
+        let detectable = node.is_some_and(|node| self.reference.is_detectable(node, timers));
         match polled {
             Poll::Ready(error) => self.compare(node, Some(error)),
-            Poll::Pending => assert!(!noticed, "a wait on {node:?}, which has ended, is pending"),
+            Poll::Pending => assert!(!detectable, "a wait on {node:?}, which has ended, is pending"),
         }
     }
 
-    /// Which timers a wait counts on.
+    /// Returns which timers a wait depends on.
     fn timers(&self, elsewhere: bool) -> Timers {
         match elsewhere {
             false => Timers::InStep,
-            true if self.stands_still => Timers::Still,
+            true if self.is_suspended => Timers::Suspended,
             true => Timers::OutOfStep,
         }
     }
 
-    fn poll(&mut self, which: usize, tired: bool) {
+    fn poll(&mut self, which: usize, without_budget: bool) {
         let wait = &mut self.waits[which];
         wait.elsewhere = self.is_elsewhere;
         wait.wakes.0.store(0, Ordering::Relaxed);
-        if tired {
-            // What is left of the task's cooperative budget is used up.
-            let mut turns = 0;
+        if without_budget {
+            // Exhausts the cooperative budget of the task.
+            let mut polls = 0;
             while poll(pin!(tokio::task::coop::consume_budget()), &Arc::default()).is_ready() {
-                turns += 1;
-                assert!(turns < 10_000, "the budget has no end");
+                polls += 1;
+                assert!(polls < 10_000, "the budget has no end");
             }
         }
         let polled = poll(wait.done.as_mut(), &wait.wakes);
         let (node, again) = (wait.node, wait.over);
         wait.over |= polled.is_ready();
-        assert!(!again || polled.is_ready(), "a wait on {node:?} that was over is pending");
+        assert!(!again || polled.is_ready(), "a wait on {node:?} that had resolved is pending");
         self.compare_poll(node, polled);
     }
 
-    fn what_is_told(&self, error: &Error) -> Told {
+    fn reported_by(&self, error: &Error) -> Reported {
         let origin = error.origin();
         let text = error.to_string();
         let how = match error.kind() {
@@ -816,7 +823,7 @@ impl World {
             assert!(place.file().ends_with("interpreter.rs"), "{place}");
             place.line()
         };
-        Told {
+        Reported {
             how,
             cause: error.cause().map(ToString::to_string),
             address: error.cause().map(|cause| std::ptr::from_ref(cause).cast::<()>().addr()),
@@ -827,27 +834,27 @@ impl World {
         }
     }
 
-    /// Drops everything, owners, waits and contexts in one of several orders.
-    fn take_down(mut self, order: u8) {
-        for turn in 0..3 {
-            match (turn + order) % 3 {
+    /// Drops all owners, waits and contexts, in one of several orders.
+    fn drop_all(mut self, order: u8) {
+        for round in 0..3 {
+            match (round + order) % 3 {
                 0 => {
                     while !self.owners.is_empty() {
                         self.drop_owner(if order % 2 == 0 { 0 } else { self.owners.len() - 1 });
-                        self.pass_on_tokens();
-                        self.look();
+                        self.reassign_tokens();
+                        self.compare_unqueried();
                     }
                 }
                 1 => {
                     while !self.waits.is_empty() {
                         self.drop_wait(if order % 2 == 0 { 0 } else { self.waits.len() - 1 });
-                        self.pass_on_tokens();
+                        self.reassign_tokens();
                     }
                 }
                 _ => {
                     while !self.contexts.is_empty() {
                         self.contexts.remove(if order % 2 == 0 { 0 } else { self.contexts.len() - 1 });
-                        self.pass_on_tokens();
+                        self.reassign_tokens();
                     }
                 }
             }
@@ -855,13 +862,13 @@ impl World {
     }
 }
 
-/// The place that an operand picks in a list.
+/// Returns the position that an operand selects in a list.
 fn place<T>(operand: u8, list: &[T]) -> Option<usize> {
     (!list.is_empty()).then(|| usize::from(operand) % list.len())
 }
 
-/// Lets timers fire, and the tasks they wake run.
-async fn give_way() {
+/// Lets timers fire, and the woken tasks run.
+async fn run_ready_tasks() {
     for _ in 0..4 {
         tokio::task::yield_now().await;
     }
@@ -874,7 +881,7 @@ fn poll<F: Future>(future: Pin<&mut F>, wakes: &Arc<Wakes>) -> Poll<F::Output> {
 /// What a constructor returned, and the line that called it.
 type Made = (CancelScope, u32);
 
-/// What ends a context when it is dropped: its scope, or every other time the guard split from it.
+/// Ends a context when it is dropped: its scope, or for every other context the guard split from it.
 enum Owner {
     Scope(CancelScope),
     Guard(CancelGuard),
@@ -916,7 +923,7 @@ impl Owner {
     }
 }
 
-// Several lines each, so that an error tells which one it was.
+// Each on several lines, so that the line in an error identifies the call.
 
 fn with_cancel(ctx: &Context, line: u8) -> Made {
     match line % 3 {

@@ -1,44 +1,44 @@
-//! What is right, said plainly: one thread, nothing lazy, and every end worked out anew from the facts.
+//! The reference: one thread, nothing lazy, and every end derived anew from the recorded facts.
 //!
-//! A node is what can end: a derived context, whoever holds it. It keeps what was done to it and when,
-//! and nothing that follows from that. [`Reference::ends`] draws the conclusion for all nodes, parents
-//! before children: a node ends at the first of its own ends and its parents' ends.
+//! A node stands for a derived context, with any number of handles. It records what was done to it and when, and
+//! nothing that follows from that. [`Reference::recompute`] derives the ends of all nodes, parents before
+//! children: a node ends at the first of its own ends and its parents' ends.
 //!
-//! Which of two ends came first is certain but for three cases, in which either may be reported, and
-//! from then on that one only:
+//! The order of two ends is certain except in three cases, in which either may be reported, and then always the
+//! same one:
 //!
-//! - A `CancellationToken` does not say when it was cancelled: its end falls anywhere between the
-//!   cancel and the first look at it.
-//! - A scope's or guard's drop that stopped nobody is dated by the first to ask (see `Origin::ended_at`).
+//! - A `CancellationToken` does not record when it was cancelled: its end lies anywhere between the cancel and the
+//!   first query.
+//! - The drop of a scope or guard that affects no waiter is dated by the first query (see `Origin::ended_at`).
 //! - Two parents of a merged context may have ended at the same instant before it was made, or may have
 //!   the same deadline.
 
 use std::time::Duration;
 
-/// Nanoseconds since the case began; a deadline may lie before that.
+/// Nanoseconds since the start of the case. A deadline may be earlier.
 pub type Nanos = i128;
 
-/// Where a step stands in the order of all that happens.
+/// The position of a step in the order of all events.
 ///
-/// At its instant, a deadline comes before whatever else happens there: turn 0.
+/// A deadline comes before all other events of its instant: step 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment {
     pub time: Nanos,
-    pub turn: u32,
+    pub step: u32,
 }
 
-/// What tells a wait of a deadline.
+/// The timers that a wait depends on.
 #[derive(Clone, Copy, Debug)]
 pub enum Timers {
-    /// Those of a runtime that was started when the case began.
+    /// Those of a runtime that was started at the start of the case.
     InStep,
-    /// Those of one whose milliseconds begin at another time.
+    /// Those of a runtime whose milliseconds start at another time.
     OutOfStep,
     /// Those of a runtime that does not run.
-    Still,
+    Suspended,
 }
 
-/// By what a node ended.
+/// How a node ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {
     Deadline,
@@ -47,23 +47,23 @@ pub enum How {
     Token,
 }
 
-/// A possible end: of which node, by what, and between which two moments it came.
+/// A possible end: of which node, how, and between which two moments.
 #[derive(Clone, Copy, Debug)]
 pub struct End {
     pub origin: usize,
     pub how: How,
     earliest: Moment,
     latest: Moment,
-    /// Whether it has a date; if not, the first to ask gives it one.
+    /// Whether it has a date; otherwise the first query sets one.
     dated: bool,
 }
 
-/// What an error says.
+/// The content of an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Told {
+pub struct Reported {
     pub how: How,
     pub cause: Option<String>,
-    /// Where the cause lies in memory: all who are told of an end are given the same one.
+    /// The address of the cause, which is the same in all errors of one end.
     pub address: Option<usize>,
     pub made_at: u32,
     pub canceled_at: Option<u32>,
@@ -71,7 +71,7 @@ pub struct Told {
     pub ended_at: Nanos,
 }
 
-/// A deadline as it was asked for.
+/// A deadline as it was requested.
 #[derive(Clone, Debug)]
 pub struct Limit {
     pub at: Nanos,
@@ -91,11 +91,11 @@ struct Cancel {
 #[derive(Clone, Debug)]
 struct Node {
     derived_from: Vec<usize>,
-    /// Those whose end is this one's: all parents, or, if some had ended at its birth, only those.
+    /// The nodes whose end is this node's: all parents, or, if some had ended when it was created, only one of those.
     parents: Vec<usize>,
-    stillborn: bool,
-    born: Moment,
-    /// The line that made it.
+    ended_at_creation: bool,
+    created_at: Moment,
+    /// The line that derived it.
     line: u32,
     /// Its own deadline, if that is the earliest on its path.
     limit: Option<Limit>,
@@ -103,10 +103,10 @@ struct Node {
     deadline: Option<Nanos>,
     token: Option<usize>,
     cancel: Option<Cancel>,
-    /// Whether a deadline lies, or lay, below.
+    /// Whether a descendant has, or had, a deadline.
     is_timed: bool,
-    /// Which node's end was reported for this one, and how.
-    told: Option<(usize, Told)>,
+    /// The node whose end was reported for this one, and the report.
+    reported: Option<(usize, Reported)>,
 }
 
 #[derive(Default)]
@@ -115,12 +115,12 @@ pub struct Reference {
     /// When each `CancellationToken` was cancelled.
     tokens: Vec<Option<Moment>>,
     time: Nanos,
-    turn: u32,
-    /// The possible ends of every node, as of now.
+    step: u32,
+    /// The possible ends of every node at the current time.
     ends: Vec<Vec<End>>,
 }
 
-// What is done.
+// Operations.
 impl Reference {
     pub fn now(&self) -> Nanos {
         self.time
@@ -128,7 +128,7 @@ impl Reference {
 
     pub fn advance(&mut self, by: Nanos) {
         self.time += by;
-        self.conclude();
+        self.recompute();
     }
 
     pub fn add_token(&mut self) {
@@ -138,10 +138,10 @@ impl Reference {
     pub fn cancel_token(&mut self, token: usize) {
         let at = self.next_moment();
         self.tokens[token].get_or_insert(at);
-        self.conclude();
+        self.recompute();
     }
 
-    /// A new node below `parents`, none for a root; its number.
+    /// Adds a node below `parents`, or a root without parents, and returns its number.
     pub fn derive(
         &mut self,
         parents: &[usize],
@@ -149,46 +149,46 @@ impl Reference {
         token: Option<usize>,
         line: u32,
     ) -> usize {
-        let born = self.next_moment();
+        let created_at = self.next_moment();
         let inherited = parents.iter().filter_map(|&parent| self.nodes[parent].deadline).min();
         let limit = limit.filter(|limit| inherited.is_none_or(|inherited| limit.at < inherited));
         let deadline = limit.as_ref().map(|limit| limit.at).or(inherited);
 
         if limit.is_some() || (parents.len() > 1 && deadline.is_some()) {
-            self.note_deadline_below(parents);
+            self.mark_timed(parents);
         }
         let derived_from = parents.to_vec();
         let ended: Vec<usize> = parents.iter().copied().filter(|&p| self.is_done(p)).collect();
-        let stillborn = !ended.is_empty();
-        // Both ended before: it has the first's end.
-        let parents = if stillborn { vec![ended[0]] } else { parents.to_vec() };
+        let ended_at_creation = !ended.is_empty();
+        // If both had ended before, it has the end of the first.
+        let parents = if ended_at_creation { vec![ended[0]] } else { parents.to_vec() };
         self.nodes.push(Node {
             derived_from,
             parents,
-            stillborn,
-            born,
+            ended_at_creation,
+            created_at,
             line,
             limit,
             deadline,
             token,
             cancel: None,
             is_timed: false,
-            told: None,
+            reported: None,
         });
-        self.conclude();
+        self.recompute();
         self.nodes.len() - 1
     }
 
-    fn note_deadline_below(&mut self, parents: &[usize]) {
+    fn mark_timed(&mut self, parents: &[usize]) {
         for &parent in parents {
             if !self.nodes[parent].is_timed {
                 self.nodes[parent].is_timed = true;
-                self.note_deadline_below(&self.nodes[parent].derived_from.clone());
+                self.mark_timed(&self.nodes[parent].derived_from.clone());
             }
         }
     }
 
-    /// Cancels a node, unless it has ended: at a line, or by dropping its scope or guard.
+    /// Cancels a node unless it has ended: at a line, or by dropping its scope or guard.
     pub fn cancel(&mut self, node: usize, line: Option<u32>, cause: Option<String>) {
         let at = self.next_moment();
         if self.is_done(node) {
@@ -196,19 +196,19 @@ impl Reference {
         }
         let target = &mut self.nodes[node];
         let how = if line.is_some() { How::Canceled } else { How::OwnerDropped };
-        // With no deadline to compare it with, it is dated by the first question.
+        // Without a deadline to compare it with, the first query dates it.
         let dated = cause.is_some() || target.deadline.is_some() || target.is_timed;
         target.cancel = Some(Cancel { at, how, line, cause, dated });
-        self.conclude();
+        self.recompute();
     }
 
     fn next_moment(&mut self) -> Moment {
-        self.turn += 1;
-        Moment { time: self.time, turn: self.turn }
+        self.step += 1;
+        Moment { time: self.time, step: self.step }
     }
 }
 
-// What follows.
+// Derived state.
 impl Reference {
     pub fn deadline(&self, node: usize) -> Option<Nanos> {
         self.nodes[node].deadline
@@ -218,7 +218,7 @@ impl Reference {
         !self.ends[node].is_empty()
     }
 
-    /// Which of all nodes are there still, if these have handles: they hold what they derive from.
+    /// Returns which nodes still exist if these have handles. A node holds its ancestors.
     pub fn held(&self, handles: impl Iterator<Item = usize>) -> Vec<bool> {
         let mut held = vec![false; self.nodes.len()];
         handles.for_each(|node| held[node] = true);
@@ -230,40 +230,39 @@ impl Reference {
         held
     }
 
-    /// Whose a token handed out by a node is: its own as long as it is held or has ended, and then its
-    /// first parent's.
-    pub fn heir(&self, node: usize, held: &[bool]) -> Option<usize> {
-        let mut heir = Some(node);
-        while let Some(node) = heir.filter(|&node| !held[node] && !self.is_done(node)) {
-            heir = self.nodes[node].parents.first().copied();
+    /// Returns the node whose end cancels the token that a node has returned: the node itself while it is held or
+    /// has ended, and then its first parent.
+    pub fn token_owner(&self, node: usize, held: &[bool]) -> Option<usize> {
+        let mut token_owner = Some(node);
+        while let Some(node) = token_owner.filter(|&node| !held[node] && !self.is_done(node)) {
+            token_owner = self.nodes[node].parents.first().copied();
         }
-        heir
+        token_owner
     }
 
-    /// Whether a task watches for its end once it has handed out a token: it can end without anybody
-    /// ending it.
+    /// Returns whether a task watches a node that has returned a token, because its end needs no call.
     pub fn is_watched(&self, number: usize) -> bool {
         self.nodes[number].deadline.is_some() && !self.is_done(number)
     }
 
-    /// Whether it has ended, and that cannot have gone unnoticed: what waits must have been woken.
+    /// Returns whether a node has ended in such a way that its waits must have been woken.
     ///
-    /// Tokio's timers fire at full milliseconds. Between a deadline and the next of these, it counts
-    /// for what asks, but what waits may not have been woken.
-    pub fn is_noticed(&self, node: usize, timers: Timers) -> bool {
-        let unnoticed = |end: &End| {
+    /// Tokio's timers fire at full milliseconds. Between a deadline and the next full millisecond, queries report the
+    /// end, but waits may not have been woken.
+    pub fn is_detectable(&self, node: usize, timers: Timers) -> bool {
+        let undetected = |end: &End| {
             let (millisecond, at) = (1_000_000, end.earliest.time);
             let fires = match timers {
                 Timers::InStep => (at + millisecond - 1).div_euclid(millisecond) * millisecond,
                 Timers::OutOfStep => at + millisecond,
-                Timers::Still => Nanos::MAX,
+                Timers::Suspended => Nanos::MAX,
             };
-            end.how == How::Deadline && self.time < fires && self.nodes[end.origin].told.is_none()
+            end.how == How::Deadline && self.time < fires && self.nodes[end.origin].reported.is_none()
         };
-        self.ends[node].iter().any(|end| !unnoticed(end))
+        self.ends[node].iter().any(|end| !undetected(end))
     }
 
-    fn conclude(&mut self) {
+    fn recompute(&mut self) {
         let mut all: Vec<Vec<End>> = Vec::with_capacity(self.nodes.len());
         for number in 0..self.nodes.len() {
             let node = &self.nodes[number];
@@ -275,16 +274,16 @@ impl Reference {
                     }
                 }
             }
-            // The first end is one that no other certainly came before.
+            // The first end is one that no other end certainly precedes.
             if let Some(limit) = ends.iter().map(|end| end.latest).min() {
                 ends.retain(|end| end.earliest <= limit);
             }
-            if let Some((origin, told)) = &node.told {
+            if let Some((origin, reported)) = &node.reported {
                 ends.retain(|end| end.origin == *origin);
-                // What an end without a date is told to have been at is later than it was.
+                // The reported time of an end without a date is later than the end.
                 for end in ends.iter_mut().filter(|end| end.dated) {
-                    let time = told.ended_at;
-                    let (first, last) = (Moment { time, turn: 0 }, Moment { time, turn: u32::MAX });
+                    let time = reported.ended_at;
+                    let (first, last) = (Moment { time, step: 0 }, Moment { time, step: u32::MAX });
                     end.earliest = end.earliest.max(first);
                     end.latest = end.latest.min(last);
                 }
@@ -297,12 +296,12 @@ impl Reference {
     fn own_ends(&self, number: usize) -> Vec<End> {
         let node = &self.nodes[number];
         let mut ends = Vec::new();
-        // Derived from an ended one it has that one's end, whatever happens to it.
-        if node.stillborn {
+        // A context derived from an ended one has the same end, whatever happens to it.
+        if node.ended_at_creation {
             return ends;
         }
         if let Some(limit) = node.limit.as_ref().filter(|limit| limit.at <= self.time) {
-            let at = Moment { time: limit.at, turn: 0 };
+            let at = Moment { time: limit.at, step: 0 };
             let how = How::Deadline;
             ends.push(End { origin: number, how, earliest: at, latest: at, dated: true });
         }
@@ -310,7 +309,7 @@ impl Reference {
             ends.push(End { origin: number, how, earliest: at, latest: at, dated });
         }
         if let (Some(at), None) = (node.token.and_then(|token| self.tokens[token]), &node.cancel) {
-            let earliest = at.max(node.born);
+            let earliest = at.max(node.created_at);
             ends.push(End { origin: number, how: How::Token, earliest, latest: earliest, dated: false });
         }
         let first = ends.iter().map(|end| end.latest).min();
@@ -319,33 +318,37 @@ impl Reference {
     }
 }
 
-// What is said.
+// Reports.
 impl Reference {
-    /// Takes note of what was reported for a node; panics if that is not what happened.
-    pub fn hear(&mut self, node: usize, told: &Told) {
-        if let Some((_, before)) = &self.nodes[node].told {
-            assert_eq!(told, before, "node {node} changed its story");
+    /// Records what was reported for a node; panics if it differs from what happened.
+    pub fn observe(&mut self, node: usize, reported: &Reported) {
+        if let Some((_, before)) = &self.nodes[node].reported {
+            assert_eq!(reported, before, "node {node} reported another error");
             return;
         }
-        let right: Vec<usize> =
-            (self.ends[node].iter()).filter(|end| self.tells(end, told)).map(|end| end.origin).collect();
+        let right: Vec<usize> = (self.ends[node].iter())
+            .filter(|end| self.explains(end, reported))
+            .map(|end| end.origin)
+            .collect();
         assert!(
             !right.is_empty(),
-            "node {node} tells the wrong story:\n  told {told:#?}\n  right {:#?}",
+            "node {node} reported a wrong error:\n  reported {reported:#?}\n  possible {:#?}",
             self.ends[node].iter().map(|end| (end, &self.nodes[end.origin])).collect::<Vec<_>>()
         );
-        // Which of two that cannot be told apart is left open.
+        // If two ends cannot be distinguished, both stay possible.
         if let [origin] = right[..] {
-            self.note(node, origin, told);
-            self.conclude();
+            self.record(node, origin, reported);
+            self.recompute();
         }
     }
 
-    /// A node that ended with its parent tells the parent's story, so the parent's is known, too.
-    fn note(&mut self, node: usize, origin: usize, told: &Told) {
-        match &self.nodes[node].told {
-            Some((_, before)) => return assert_eq!(told, before, "node {node} changed its story"),
-            None => self.nodes[node].told = Some((origin, told.clone())),
+    /// Records the report also for the parent, if the node ended with it.
+    fn record(&mut self, node: usize, origin: usize, reported: &Reported) {
+        match &self.nodes[node].reported {
+            Some((_, before)) => {
+                return assert_eq!(reported, before, "node {node} reported another error");
+            }
+            None => self.nodes[node].reported = Some((origin, reported.clone())),
         }
         if node == origin {
             return;
@@ -353,11 +356,11 @@ impl Reference {
         let mut from = self.nodes[node].parents.clone();
         from.retain(|&parent| self.ends[parent].iter().any(|end| end.origin == origin));
         if let [parent] = from[..] {
-            self.note(parent, origin, told);
+            self.record(parent, origin, reported);
         }
     }
 
-    fn tells(&self, end: &End, told: &Told) -> bool {
+    fn explains(&self, end: &End, reported: &Reported) -> bool {
         let node = &self.nodes[end.origin];
         let cancel = node.cancel.as_ref().filter(|cancel| cancel.how == end.how);
         let cause = match end.how {
@@ -365,11 +368,11 @@ impl Reference {
             _ => cancel.and_then(|cancel| cancel.cause.as_ref()),
         };
         let latest = if end.dated { end.latest.time.min(self.time) } else { self.time };
-        told.how == end.how
-            && told.cause.as_ref() == cause
-            && told.made_at == node.line
-            && told.canceled_at == cancel.and_then(|cancel| cancel.line)
-            && told.budget == node.limit.as_ref().map(|limit| limit.budget)
-            && (end.earliest.time..=latest).contains(&told.ended_at)
+        reported.how == end.how
+            && reported.cause.as_ref() == cause
+            && reported.made_at == node.line
+            && reported.canceled_at == cancel.and_then(|cancel| cancel.line)
+            && reported.budget == node.limit.as_ref().map(|limit| limit.budget)
+            && (end.earliest.time..=latest).contains(&reported.ended_at)
     }
 }

@@ -25,7 +25,7 @@ async fn serving(app: Router) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_client_with_a_time_of_its_own_ends_what_the_handler_started() {
+async fn a_timeout_of_the_client_ends_the_tasks_of_the_handler() {
     let (seen, mut contexts) = mpsc::unbounded_channel();
     let (tell, mut told) = mpsc::unbounded_channel();
     let stuck = async move |ctx: Context| {
@@ -41,9 +41,9 @@ async fn a_client_with_a_time_of_its_own_ends_what_the_handler_started() {
     assert!(contexts.recv().await.unwrap().is_done());
 }
 
-/// `curl --max-time`, where there is a curl.
+/// `curl --max-time`, if curl is installed.
 #[tokio::test]
-async fn curl_that_gives_up_ends_the_request() {
+async fn a_timeout_of_curl_ends_the_request() {
     if std::process::Command::new("curl").arg("--version").output().is_err() {
         eprintln!("skipped: no curl here (apt-get install curl)");
         return;
@@ -70,9 +70,9 @@ async fn curl_that_gives_up_ends_the_request() {
     }
 }
 
-/// One that sends the header is answered in time, before its own clock has run out.
+/// A curl that sends the header receives the response before its own timeout.
 #[tokio::test]
-async fn curl_that_says_how_long_it_waits_gets_an_answer() {
+async fn curl_with_a_deadline_header_gets_a_response() {
     if std::process::Command::new("curl").arg("--version").output().is_err() {
         eprintln!("skipped: no curl here (apt-get install curl)");
         return;
@@ -93,7 +93,7 @@ async fn reqwest_by_hand() {
     let client = reqwest::Client::new();
     let ctx = Context::background().with_timeout(LONG);
 
-    // As the guide shows it.
+    // The code of the guide.
     let get = async |path: &str| -> Result<reqwest::Response, BoxError> {
         let mut request = client.get(format!("http://{}{path}", server.at)).build()?;
         ctx.inject(request.headers_mut())?;

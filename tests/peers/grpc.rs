@@ -1,5 +1,5 @@
-//! A gRPC server and its clients, on tonic's ready-made health service, so that no `protoc` is needed; and a call with
-//! streams in both directions, whose messages are bytes.
+//! A gRPC server and its clients with tonic's health service, which needs no `protoc`, and a call with streams in both
+//! directions, whose messages are bytes.
 
 #![allow(dead_code)] // Every suite is a crate of its own and uses its part of this.
 
@@ -23,7 +23,7 @@ use tower::ServiceBuilder;
 
 use crate::common::{LONG, ms};
 
-/// Waits for ever when asked for `stuck`, streams one message and then nothing, and notes its contexts.
+/// A health service that never responds for `stuck`, streams one message and then nothing, and reports its contexts.
 #[derive(Clone)]
 pub struct Stub {
     seen: mpsc::UnboundedSender<Context>,
@@ -45,9 +45,9 @@ impl Health for Stub {
         self.seen.send(ctx.clone()).unwrap();
         match request.get_ref().service.as_str() {
             "stuck" => std::future::pending().await,
-            // By the handler's own doing, in the moment before the layer would.
+            // The handler returns the error slightly before the layer would respond.
             "late" => ctx.within(ms(10), async |ctx| ctx.sleep(LONG).await).await??,
-            // Until the context ends, whatever ends it.
+            // Waits until the context ends for any reason.
             "asleep" => ctx.sleep(LONG).await?,
             _ => {}
         }
@@ -77,7 +77,7 @@ pub fn stub() -> (HealthServer<Stub>, mpsc::UnboundedReceiver<Context>) {
     (HealthServer::new(Stub { seen }), contexts)
 }
 
-/// A tonic server, with our layer if there is one.
+/// Starts a tonic server, with a layer if `inbound` is given.
 pub async fn serving(inbound: Option<Inbound>) -> (SocketAddr, mpsc::UnboundedReceiver<Context>) {
     serving_under(inbound.map(|inbound| ServerLayer::new(Context::background(), inbound))).await
 }
@@ -100,7 +100,7 @@ pub async fn serving_under(
     (at, contexts)
 }
 
-/// One whose handlers finish without their client.
+/// Starts a server whose handlers finish without their client.
 pub async fn finishing(inbound: Inbound) -> (SocketAddr, mpsc::UnboundedReceiver<Context>) {
     let (stub, contexts) = stub();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -124,7 +124,7 @@ pub fn client(at: SocketAddr, outbound: Outbound) -> HealthClient<ClientService<
     HealthClient::new(ServiceBuilder::new().layer(ClientLayer::new(outbound)).service(channel(at)))
 }
 
-/// Messages as they are.
+/// A codec that does not encode messages.
 #[derive(Default)]
 struct Raw;
 
@@ -162,12 +162,12 @@ impl Decoder for Raw {
     }
 }
 
-/// Calls `/peer.Chat/Chat`, which says back what it hears, until the call ends.
+/// Calls `/peer.Chat/Chat`, which echoes messages, until the call ends.
 pub async fn chat(
     at: SocketAddr,
 ) -> Result<(mpsc::UnboundedSender<Bytes>, tonic::Streaming<Bytes>), Status> {
     let (send, messages) = mpsc::unbounded_channel();
-    // Some servers send their head with the first message.
+    // Some servers send the head with the first message.
     send.send(Bytes::from_static(b"hello")).unwrap();
     let service = ServiceBuilder::new().layer(ClientLayer::new(Outbound::new())).service(channel(at));
     let mut client = tonic::client::Grpc::new(service);

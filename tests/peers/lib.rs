@@ -1,8 +1,7 @@
-//! Tests against real peers: gRPC's Python and JavaScript, Connect's, tonic, OpenTelemetry, nginx, curl, reqwest. A peer
-//! that is not installed is skipped, and its tests say so.
+//! Tests with real peers: gRPC for Python and JavaScript, Connect, tonic, OpenTelemetry, Envoy, nginx, curl, reqwest. The
+//! tests of a peer that is not installed are skipped, and print that.
 //!
-//! Two guides talk to some of them as well: their code is tested here, not in the crate, whose own tests then need
-//! none.
+//! Two guides use some of these peers as well. Their code is tested here, so that the tests of the crate need no peers.
 
 #[cfg(doctest)]
 #[doc = include_str!("../../src/guide/from_service_to_service.md")]

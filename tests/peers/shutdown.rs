@@ -1,4 +1,4 @@
-//! Servers of axum and tonic that drain, on real sockets: what is under way is answered, what is stuck is named.
+//! Servers of axum and tonic drain on real sockets: requests in progress complete, and stuck ones are reported.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -60,7 +60,7 @@ fn an_axum_server_drains() {
 }
 
 #[test]
-fn a_tonic_server_drains_and_names_the_call_that_is_stuck() {
+fn a_tonic_server_drains_and_reports_a_stuck_call() {
     live(async {
         let shutdown = Shutdown::new(&BACKGROUND).grace(ms(300)).cleanup(ms(2_000));
         let grpc = shutdown.named("grpc");
@@ -84,7 +84,7 @@ fn a_tonic_server_drains_and_names_the_call_that_is_stuck() {
         let mut client = HealthClient::new(channel);
         let check = HealthCheckRequest::default();
         assert!(client.check(check.clone()).await.is_ok());
-        // Streams for as long as the server lives.
+        // Streams until the server stops.
         let mut watched = client.watch(check).await?.into_inner();
         assert!(watched.message().await?.is_some());
 

@@ -1,6 +1,6 @@
-//! An nginx in the middle: what its client's end, and its caller's deadline, come to behind it.
+//! An nginx between client and server: the end and the deadline of the client arrive at the server.
 //!
-//! Without an nginx the tests say so and do nothing else.
+//! If nginx is not installed, the tests are skipped, and print that.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -41,13 +41,13 @@ impl Drop for Nginx {
     }
 }
 
-/// In front of `behind`, with this to say in its server's block; `None` where there is no nginx.
+/// Starts an nginx with this configuration of its location. Returns `None` if it is not installed.
 async fn nginx(name: &str, listen: &str, location: &str) -> Option<Nginx> {
     if std::process::Command::new("nginx").arg("-v").stderr(Stdio::null()).status().is_err() {
         eprintln!("skipped: no nginx here (apt-get install nginx-light)");
         return None;
     }
-    // Free a moment ago, and nobody else asks for one by number.
+    // The port was free a moment ago, and no other test asks for a port by number.
     let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let place = std::env::temp_dir().join(format!("tokio-ctx-nginx-{name}-{}", at.port()));
     fs::create_dir_all(&place).unwrap();
@@ -55,7 +55,7 @@ async fn nginx(name: &str, listen: &str, location: &str) -> Option<Nginx> {
         .map(|what| format!("{what}_temp_path {}/{what};", place.display()))
         .join("\n");
     let configuration = format!(
-        // One process: what is killed leaves no workers behind.
+        // A single process, so that no workers remain when it is killed.
         "daemon off; master_process off; pid {place}/pid; error_log {place}/error.log;
          events {{ worker_connections 64; }}
          http {{ access_log off; {temporary}
@@ -81,7 +81,7 @@ async fn nginx(name: &str, listen: &str, location: &str) -> Option<Nginx> {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_nginx_leaves_what_is_behind() {
+async fn a_client_that_leaves_nginx_ends_the_request_behind_it() {
     let (seen, mut contexts) = mpsc::unbounded_channel();
     let service = service_fn(move |_: Request<hyper::body::Incoming>| {
         seen.send(Context::current()).unwrap();

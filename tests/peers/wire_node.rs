@@ -1,7 +1,7 @@
-//! gRPC's and Connect's own JavaScript on the other side of our layers: grpc-js in both directions, connect-node as a
-//! client of each of its protocols, over HTTP/1.1 and HTTP/2.
+//! gRPC and Connect for JavaScript as peers of the layers: grpc-js as client and server, and connect-node as a client with
+//! each of its protocols, over HTTP/1.1 and HTTP/2.
 //!
-//! `.ci/node-peers` installs what this needs; without it, every test here says so and does nothing else.
+//! `.ci/node-peers` installs these packages. Without them, the tests are skipped, and print that.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -33,7 +33,7 @@ use common::{HANG, LONG, ended, ms};
 use grpc::{ask, chat, client, serving, serving_under};
 use wire::{Server, Version, channel_body, eventually, serve};
 
-/// A Node at work, killed when dropped.
+/// A Node process, which is killed when dropped.
 struct Peer {
     lines: Lines<BufReader<ChildStdout>>,
     stdin: ChildStdin,
@@ -41,7 +41,7 @@ struct Peer {
 }
 
 impl Peer {
-    /// `None` where its packages are not installed.
+    /// Returns `None` if the packages are not installed.
     fn start(arguments: &[&str]) -> Option<Peer> {
         let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
         let packages = root.join("target/node-peers/node_modules");
@@ -62,13 +62,13 @@ impl Peer {
         Some(Peer { lines, stdin: child.stdin.take().unwrap(), _child: child })
     }
 
-    /// The words of the next line it says.
+    /// Reads the words of the next line of its output.
     async fn says(&mut self) -> Vec<String> {
         let line = tokio::time::timeout(HANG, self.lines.next_line()).await.unwrap().unwrap();
         line.expect("it has more to say").split(' ').map(Into::into).collect()
     }
 
-    /// How a call ended: code, seconds, details.
+    /// Reads how a call ended: code, seconds, details.
     async fn outcome(&mut self) -> (String, f64, String) {
         let words = self.says().await;
         (words[0].clone(), words[1].parse().unwrap(), words[2..].join(" "))
@@ -83,7 +83,7 @@ impl Peer {
 // grpc-js as a client.
 
 #[tokio::test]
-async fn their_deadline_is_seen_here_and_told_in_their_terms() {
+async fn the_clients_deadline_arrives_and_is_its_status() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     let port = at.port().to_string();
     let Some(mut peer) = Peer::start(&["call", &port, "stuck", "2000"]) else { return };
@@ -96,7 +96,7 @@ async fn their_deadline_is_seen_here_and_told_in_their_terms() {
 }
 
 #[tokio::test]
-async fn our_own_deadline_is_told_in_their_terms() {
+async fn the_servers_deadline_is_the_clients_status() {
     let (at, _contexts) = serving(Some(Inbound::new().max_budget(ms(300)))).await;
     let port = at.port().to_string();
     let Some(mut peer) = Peer::start(&["call", &port, "stuck", "0"]) else { return };
@@ -107,7 +107,7 @@ async fn our_own_deadline_is_told_in_their_terms() {
 }
 
 #[tokio::test]
-async fn a_service_that_stops_is_unavailable_to_them() {
+async fn a_service_that_stops_is_unavailable_for_the_client() {
     for name in ["stuck", "asleep", "watch"] {
         let service = Context::background().with_cancel();
         let layer = ServerLayer::new(service.clone(), Inbound::new());
@@ -126,7 +126,7 @@ async fn a_service_that_stops_is_unavailable_to_them() {
 }
 
 #[tokio::test]
-async fn what_they_take_back_ends_here() {
+async fn a_cancel_of_the_client_ends_the_handler() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     let port = at.port().to_string();
     let Some(mut peer) = Peer::start(&["cancel", &port, "stuck"]) else { return };
@@ -147,7 +147,7 @@ async fn their_server() -> Option<(Peer, std::net::SocketAddr)> {
 }
 
 #[tokio::test]
-async fn our_deadline_and_our_end_are_seen_there() {
+async fn the_clients_deadline_and_end_arrive_at_the_server() {
     let Some((mut peer, at)) = their_server().await else { return };
     let mut health = client(at, Outbound::new());
     let ctx = Context::background().with_timeout(Duration::from_secs(20));
@@ -161,7 +161,7 @@ async fn our_deadline_and_our_end_are_seen_there() {
     assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Cancelled);
     assert_eq!(peer.says().await, ["ended"]);
 
-    // A stream that is held, and not polled.
+    // A stream that is held without being polled.
     let ctx = Context::background().with_cancel();
     let mut stream = ctx.scope(health.watch(ask(""))).await.unwrap().into_inner();
     assert_eq!(peer.says().await, ["remaining", "none"]);
@@ -172,7 +172,7 @@ async fn our_deadline_and_our_end_are_seen_there() {
 }
 
 #[tokio::test]
-async fn our_end_ends_a_call_that_is_still_being_sent() {
+async fn the_clients_end_resets_an_open_request() {
     let Some((mut peer, at)) = their_server().await else { return };
     for held in [true, false] {
         let ctx = Context::background().with_cancel();
@@ -189,7 +189,7 @@ async fn our_end_ends_a_call_that_is_still_being_sent() {
 
 // connect-node as a client.
 
-/// Each protocol of connect-node, and the version of HTTP below.
+/// The protocols of connect-node, each with a version of HTTP.
 const CONNECT: [(&str, &str); 7] = [
     ("connect", "1.1"),
     ("connect", "2"),
@@ -200,7 +200,7 @@ const CONNECT: [(&str, &str); 7] = [
     ("grpc", "2"),
 ];
 
-/// A server of all of them, by hand: `Check` is stuck, or passes its context's end on; `Watch` says one message.
+/// A server of all these protocols. `Check` never responds, or returns its context's error. `Watch` sends one message.
 async fn by_hand(layer: ServerLayer, passes: bool) -> (Server, mpsc::UnboundedReceiver<Context>) {
     let (seen, contexts) = mpsc::unbounded_channel();
     let service = service_fn(move |request: Request<Incoming>| {
@@ -239,7 +239,7 @@ impl Peer {
 }
 
 #[tokio::test]
-async fn a_late_call_is_late_in_each_of_connects_protocols() {
+async fn a_late_call_is_deadline_exceeded_in_each_protocol() {
     let layer = ServerLayer::new(Context::background(), Inbound::new().max_budget(ms(300)));
     let (server, _contexts) = by_hand(layer, false).await;
     let Some(mut peer) = Peer::start(&["connect"]) else { return };
@@ -256,7 +256,7 @@ async fn a_late_call_is_late_in_each_of_connects_protocols() {
 }
 
 #[tokio::test]
-async fn a_service_that_stops_is_unavailable_in_each_of_connects_protocols() {
+async fn a_service_that_stops_is_unavailable_in_each_protocol() {
     let Some(mut peer) = Peer::start(&["connect"]) else { return };
     for how in CONNECT {
         for (name, passes) in [("stuck", false), ("asleep", true), ("stream", false)] {
@@ -274,9 +274,9 @@ async fn a_service_that_stops_is_unavailable_in_each_of_connects_protocols() {
     }
 }
 
-/// Whatever clock is first, theirs or ours.
+/// The timer of either side may fire first.
 #[tokio::test]
-async fn their_own_timeout_is_one_here_as_well() {
+async fn the_timeout_of_the_client_applies_here() {
     let layer = ServerLayer::new(Context::background(), Inbound::new());
     let (server, mut contexts) = by_hand(layer, false).await;
     let Some(mut peer) = Peer::start(&["connect"]) else { return };

@@ -1,5 +1,5 @@
-//! What is told onward, with the real parts: tonic's clients over a connection that takes its time, tonic's buffered
-//! channel after a refusal, and OpenTelemetry's own propagators.
+//! Forwarded requests with real peers: tonic's clients over a slow connection, tonic's buffered channel after a refusal,
+//! and the propagators of OpenTelemetry.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -48,7 +48,7 @@ use wire::{Version, eventually, serve};
 
 // The time when a request is sent.
 
-/// One connection of hyper's, as a service.
+/// A connection of hyper as a service.
 #[derive(Clone)]
 struct Connection(SendRequest<Body>);
 
@@ -79,7 +79,7 @@ type Channel = BoxCloneService<Request<Body>, Response<ClientBody<Incoming>>, St
 
 type Client = Pin<Box<dyn Future<Output = Result<(), tonic::Status>> + Send>>;
 
-/// Asks under `ctx` over a channel that connects in `after`, as often as there are names.
+/// Calls once for each name, with the context `ctx`, over a channel that takes `after` to connect.
 fn ask_all(
     ctx: &Context,
     at: SocketAddr,
@@ -92,7 +92,7 @@ fn ask_all(
         let lower = lower.clone();
         Box::pin(async move { Ok::<_, BoxError>(lower.layer(connect(at, after).await?)) })
     });
-    // With types and errors that have a name, what calls it can be spawned.
+    // The types are named, so that the calls can be spawned.
     let channel: Channel = ServiceBuilder::new()
         .layer(BoxCloneService::layer())
         .map_err(Status::from_error)
@@ -116,7 +116,7 @@ fn ask_all(
     })
 }
 
-/// A far side that says what it was told.
+/// A server that reports the timeouts that it received.
 async fn telling() -> (SocketAddr, mpsc::UnboundedReceiver<Duration>) {
     let (tell, told) = mpsc::unbounded_channel();
     let (at, _contexts) = serving(None).await;
@@ -129,13 +129,13 @@ async fn telling() -> (SocketAddr, mpsc::UnboundedReceiver<Duration>) {
     });
     let server = serve(Version::Http2, service).await;
     let at = server.at;
-    // They serve for as long as the test runs.
+    // The server runs as long as the test.
     std::mem::forget((server, _contexts));
     (at, told)
 }
 
 #[tokio::test]
-async fn what_connecting_took_is_not_told_by_any_of_the_calls_that_waited() {
+async fn the_time_that_connecting_takes_is_subtracted_for_each_call() {
     let (at, mut told) = telling().await;
     let ctx = Context::background().with_timeout(LONG);
     ask_all(&ctx, at, ms(700), Outbound::new(), &["a", "b", "c"]).await.unwrap();
@@ -146,7 +146,7 @@ async fn what_connecting_took_is_not_told_by_any_of_the_calls_that_waited() {
 }
 
 #[tokio::test]
-async fn what_waits_for_a_connection_ends_with_its_context_and_is_not_sent() {
+async fn a_call_that_waits_for_a_connection_ends_with_its_context() {
     let (at, mut told) = telling().await;
     let ctx = Context::background().with_timeout(ms(100));
     let status = ask_all(&ctx, at, ms(300), Outbound::new(), &["a"]).await.unwrap_err();
@@ -154,7 +154,7 @@ async fn what_waits_for_a_connection_ends_with_its_context_and_is_not_sent() {
     tokio::time::sleep(ms(400)).await;
     assert!(told.try_recv().is_err());
 
-    // Still alive, with no more left than the margin: refused in gRPC's terms, as the call was.
+    // The context has not ended, but not more than the margin remains. The error is a gRPC status.
     let ctx = Context::background().with_timeout(LONG);
     let status =
         ask_all(&ctx, at, ms(200), Outbound::new().margin(LONG - ms(100)), &["a"]).await.unwrap_err();
@@ -162,7 +162,7 @@ async fn what_waits_for_a_connection_ends_with_its_context_and_is_not_sent() {
     assert!(told.try_recv().is_err());
 }
 
-/// One connection of hyper's over HTTP/1, as a service.
+/// An HTTP/1 connection of hyper as a service.
 struct Http1(hyper::client::conn::http1::SendRequest<Empty<Bytes>>);
 
 impl Service<Request<Empty<Bytes>>> for Http1 {
@@ -179,9 +179,9 @@ impl Service<Request<Empty<Bytes>>> for Http1 {
     }
 }
 
-/// hyper-util's pool: each connection is within reach, and what waits for one of them is not told either.
+/// With the pool of hyper-util, the layer is applied to each connection, and the time of waiting for one is subtracted.
 #[tokio::test]
-async fn what_a_pool_makes_a_call_wait_for_is_not_told() {
+async fn the_time_that_a_call_waits_in_a_pool_is_subtracted() {
     let (tell, mut told) = mpsc::unbounded_channel();
     let far_side = service_fn(move |request: Request<Incoming>| {
         tell.send(DeadlineHeader::Grpc.read(request.headers()).unwrap().unwrap()).unwrap();
@@ -219,10 +219,10 @@ async fn what_a_pool_makes_a_call_wait_for_is_not_told() {
     assert_eq!(connects.load(Ordering::SeqCst), 1, "the connection is kept");
 }
 
-// Readiness that is given back.
+// Readiness that is released.
 
 #[tokio::test]
-async fn a_refused_call_that_is_kept_holds_up_nobody() {
+async fn a_refused_call_that_is_held_blocks_no_other() {
     let (at, _contexts) = serving(Some(Inbound::new())).await;
     let channel = Endpoint::from_shared(format!("http://{at}")).unwrap().buffer_size(1).connect_lazy();
     let service = ClientLayer::new(Outbound::new()).layer(channel);
@@ -238,7 +238,7 @@ async fn a_refused_call_that_is_kept_holds_up_nobody() {
     assert_eq!(answer.unwrap().into_inner(), SERVING);
     assert!(call.await.is_err());
 
-    // The same through tonic's own client, which keeps the service that it made ready.
+    // The same with tonic's client, which keeps the service that it made ready.
     let mut refused = HealthClient::new(service);
     assert!(over.scope(refused.check(ask(""))).await.is_err());
     let answer =
@@ -249,7 +249,7 @@ async fn a_refused_call_that_is_kept_holds_up_nobody() {
 // Handlers that finish without their client.
 
 #[tokio::test]
-async fn tonics_handlers_finish_by_their_deadline_though_the_caller_has_left() {
+async fn handlers_of_tonic_finish_after_the_caller_has_left() {
     let (at, mut contexts) = finishing(Inbound::new().max_budget(ms(1_500))).await;
     let mut client = HealthClient::new(channel(at));
     assert_eq!(client.check(ask("")).await.unwrap().into_inner(), SERVING);
@@ -260,13 +260,13 @@ async fn tonics_handlers_finish_by_their_deadline_though_the_caller_has_left() {
     let ctx = contexts.recv().await.unwrap();
     call.abort();
     assert!(call.await.is_err_and(|gone| gone.is_cancelled()));
-    // Nothing has ended it when its time is up: the stream was reset long ago.
+    // The handler ends at its deadline, although the stream was reset long before.
     assert!(ctx.done().await.is_deadline_exceeded());
 
-    // A caller that stays is told.
+    // A caller that stays receives the status.
     let status = HealthClient::new(channel(at)).check(ask("late")).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
-    // A stream goes on for as long as it has a reader.
+    // A stream continues as long as it has a reader.
     let mut client = HealthClient::new(channel(at));
     let mut stream = client.watch(ask("")).await.unwrap().into_inner();
     assert_eq!(stream.message().await.unwrap(), Some(SERVING));
@@ -302,7 +302,7 @@ fn inbound() -> Inbound {
 const ODD: &str = "Ada = 1, \"Ü\"; 100%\\";
 
 #[test]
-fn its_own_extractor_reads_the_baggage_of_both() {
+fn the_extractor_of_opentelemetry_reads_the_baggage_of_both() {
     let ctx = Context::background().with_value(UserId(ODD.into()));
     let propagator = BaggagePropagator::new();
     let telemetry = opentelemetry::Context::new().with_baggage([
@@ -324,7 +324,7 @@ fn its_own_extractor_reads_the_baggage_of_both() {
 }
 
 #[test]
-fn what_it_wrote_is_read_here() {
+fn baggage_of_opentelemetry_is_read_here() {
     let telemetry =
         opentelemetry::Context::new().with_baggage([opentelemetry::KeyValue::new("userId", ODD)]);
     let mut headers = HeaderMap::new();
@@ -333,9 +333,9 @@ fn what_it_wrote_is_read_here() {
     assert_eq!(there.value::<UserId>().unwrap().0, ODD);
 }
 
-/// Whatever a transport has for OpenTelemetry, by one closure each way.
+/// The carriers of OpenTelemetry are adapted by one closure for each direction.
 #[test]
-fn its_injectors_and_extractors_are_carriers() {
+fn injectors_and_extractors_are_carriers() {
     fn tell(ctx: &Context, injector: &mut dyn Injector) {
         let mut carrier = set_with(|key, value| {
             injector.set(key, value.to_owned());
@@ -359,9 +359,9 @@ fn its_injectors_and_extractors_are_carriers() {
 
 // An edge.
 
-/// A stranger's headers end at the edge, through servers and clients on sockets.
+/// The headers of an untrusted client are not forwarded, with servers and clients on sockets.
 #[tokio::test]
-async fn an_edge_passes_on_what_is_its_own() {
+async fn an_edge_forwards_only_its_own_headers() {
     let (tell, mut told) = mpsc::unbounded_channel();
     let behind = serve(
         Version::Http1,

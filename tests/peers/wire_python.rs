@@ -1,7 +1,6 @@
-//! gRPC's own Python on the other side of tonic under our layers, in both directions.
+//! gRPC for Python as a peer of tonic with the layers, as client and as server.
 //!
-//! `.ci/python-peers` makes the environment that this needs; without it, every test here says so and does
-//! nothing else.
+//! `.ci/python-peers` makes its environment. Without it, the tests are skipped, and print that.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -23,7 +22,7 @@ use common::{HANG, ended, ms};
 use grpc::{ask, chat, client, serving, serving_under};
 use wire::eventually;
 
-/// A Python at work, killed when dropped.
+/// A Python process, which is killed when dropped.
 struct Peer {
     lines: Lines<BufReader<ChildStdout>>,
     stdin: ChildStdin,
@@ -31,7 +30,7 @@ struct Peer {
 }
 
 impl Peer {
-    /// `None` where there is no such Python.
+    /// Returns `None` if the environment does not exist.
     fn start(arguments: &[&str]) -> Option<Peer> {
         let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
         let python = root.join("target/python-peers/bin/python");
@@ -51,23 +50,23 @@ impl Peer {
         Some(Peer { lines, stdin: child.stdin.take().unwrap(), _child: child })
     }
 
-    /// The words of the next line it says.
+    /// Reads the words of the next line of its output.
     async fn says(&mut self) -> Vec<String> {
         let line = tokio::time::timeout(HANG, self.lines.next_line()).await.unwrap().unwrap();
         line.expect("it has more to say").split(' ').map(Into::into).collect()
     }
 
-    /// How a call ended: code, seconds, details.
+    /// Reads how a call ended: code, seconds, details.
     async fn outcome(&mut self) -> (String, f64, String) {
         let words = self.says().await;
         (words[0].clone(), words[1].parse().unwrap(), words[2..].join(" "))
     }
 }
 
-// Their client, our server.
+// Python as the client.
 
 #[tokio::test]
-async fn their_deadline_is_seen_here_and_told_in_their_terms() {
+async fn the_clients_deadline_arrives_and_is_its_status() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     let port = at.port().to_string();
     let Some(mut peer) = Peer::start(&["call", &port, "stuck", "2"]) else { return };
@@ -77,7 +76,7 @@ async fn their_deadline_is_seen_here_and_told_in_their_terms() {
     let (code, seconds, details) = peer.outcome().await;
     assert_eq!(code, "DEADLINE_EXCEEDED");
     assert!(seconds < 2.5, "{seconds}");
-    // Ours, if it was there before their own clock.
+    // The server's status, if it arrived before the client's timer fired.
     assert!(["deadline exceeded", "Deadline Exceeded"].contains(&&*details), "{details}");
     eventually("the context ends", || ctx.is_done()).await;
     let end = ended(&ctx);
@@ -89,14 +88,14 @@ async fn their_deadline_is_seen_here_and_told_in_their_terms() {
 }
 
 #[tokio::test]
-async fn our_own_deadline_is_told_in_their_terms() {
+async fn the_servers_deadline_is_the_clients_status() {
     let (at, _contexts) = serving(Some(Inbound::new().max_budget(ms(300)))).await;
     let port = at.port().to_string();
     let Some(mut peer) = Peer::start(&["call", &port, "stuck", "0"]) else { return };
     let (code, _, details) = peer.outcome().await;
     assert_eq!((&*code, &*details), ("DEADLINE_EXCEEDED", "deadline exceeded"));
 
-    // Amidst a stream, after a message.
+    // During a stream, after a message.
     let mut peer = Peer::start(&["watch", &port, "0"]).unwrap();
     assert_eq!(peer.says().await, ["message"]);
     let (code, _, details) = peer.outcome().await;
@@ -104,8 +103,8 @@ async fn our_own_deadline_is_told_in_their_terms() {
 }
 
 #[tokio::test]
-async fn a_service_that_stops_is_unavailable_to_them() {
-    // By the layer, by a handler that passes the end on, and amidst a stream.
+async fn a_service_that_stops_is_unavailable_for_the_client() {
+    // From the layer, from a handler that returns the error, and during a stream.
     for name in ["stuck", "asleep", "watch"] {
         let service = Context::background().with_cancel();
         let layer = ServerLayer::new(service.clone(), Inbound::new());
@@ -125,7 +124,7 @@ async fn a_service_that_stops_is_unavailable_to_them() {
 }
 
 #[tokio::test]
-async fn what_they_take_back_ends_here() {
+async fn a_cancel_of_the_client_ends_the_handler() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     let port = at.port().to_string();
     let Some(mut peer) = Peer::start(&["cancel", &port, "stuck"]) else { return };
@@ -136,7 +135,7 @@ async fn what_they_take_back_ends_here() {
     eventually("the context ends", || ctx.is_done()).await;
     assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
 
-    // A stream that goes because its process does.
+    // A stream whose process ends.
     let mut peer = Peer::start(&["watch", &port, "0"]).unwrap();
     assert_eq!(peer.says().await, ["message"]);
     let ctx = contexts.recv().await.unwrap();
@@ -146,7 +145,7 @@ async fn what_they_take_back_ends_here() {
     assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
 }
 
-// Our client, their server.
+// Python as the server.
 
 async fn their_server() -> Option<(Peer, std::net::SocketAddr)> {
     let mut peer = Peer::start(&["server"])?;
@@ -155,7 +154,7 @@ async fn their_server() -> Option<(Peer, std::net::SocketAddr)> {
 }
 
 #[tokio::test]
-async fn our_deadline_is_seen_there() {
+async fn the_clients_deadline_arrives_at_the_server() {
     let Some((mut peer, at)) = their_server().await else { return };
     let mut health = client(at, Outbound::new());
     health.check(ask("")).await.unwrap();
@@ -173,7 +172,7 @@ async fn our_deadline_is_seen_there() {
 }
 
 #[tokio::test]
-async fn our_end_ends_it_there() {
+async fn the_clients_end_ends_the_call_at_the_server() {
     let Some((mut peer, at)) = their_server().await else { return };
     let mut health = client(at, Outbound::new());
     let ctx = Context::background().with_cancel();
@@ -201,7 +200,7 @@ async fn our_end_ends_it_there() {
 }
 
 #[tokio::test]
-async fn our_end_ends_a_call_that_is_still_being_sent() {
+async fn the_clients_end_resets_an_open_request() {
     let Some((mut peer, at)) = their_server().await else { return };
     for held in [true, false] {
         let ctx = Context::background().with_cancel();
@@ -217,7 +216,7 @@ async fn our_end_ends_a_call_that_is_still_being_sent() {
 }
 
 #[tokio::test]
-async fn their_status_is_an_error_of_a_context_here() {
+async fn the_servers_status_is_an_error_of_a_context() {
     let Some((_peer, at)) = their_server().await else { return };
     let status = client(at, Outbound::new()).check(ask("late")).await.unwrap_err();
     let error = status.context_error().unwrap();

@@ -1,4 +1,4 @@
-//! tonic on both sides: its servers, its channels, its statuses, over HTTP/2 on loopback.
+//! tonic as client and server, over HTTP/2 on loopback.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -23,7 +23,7 @@ use common::{LONG, ended, ms};
 use grpc::{SERVING, ask, channel, client, serving, serving_under};
 use wire::eventually;
 
-/// What the server itself says, seen without a client that has a clock of its own.
+/// Reads the status of the server, without a client that has a timer.
 async fn told(at: SocketAddr, timeout: &str) -> (u16, Option<String>, Option<String>, Duration) {
     let client = wire::client::<Full<Bytes>>(wire::Version::Http2);
     let message: &'static [u8] = b"\0\0\0\0\x07\x0a\x05stuck";
@@ -40,14 +40,14 @@ async fn told(at: SocketAddr, timeout: &str) -> (u16, Option<String>, Option<Str
 }
 
 #[tokio::test]
-async fn the_deadline_is_told_before_tonics_own_timer() {
+async fn the_deadline_is_reported_before_tonics_own_timer() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     for millis in [20, 37, 51, 64, 99, 100] {
         let (status, code, message, took) = told(at, &format!("{millis}m")).await;
         assert_eq!((status, code.as_deref()), (200, Some("4")), "{millis} ms");
         assert_eq!(message.as_deref(), Some("deadline exceeded"));
         assert!(took >= ms(millis) * 7 / 8 - ms(1), "{took:?} of {millis} ms");
-        // On a busy machine the time may be over before there is a handler.
+        // On a busy machine the deadline may pass before the handler starts.
         while let Ok(ctx) = contexts.try_recv() {
             assert_eq!(ended(&ctx).cause_as::<Budget>(), Some(&Budget::Caller));
         }
@@ -68,7 +68,7 @@ async fn a_handler_sees_the_callers_deadline() {
 }
 
 #[tokio::test]
-async fn the_callers_end_is_a_status_here_and_a_client_that_left_there() {
+async fn the_callers_end_is_a_status_for_it_and_a_drop_for_the_server() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     let ctx = Context::background().with_cancel();
     let call = ctx.spawn(async move { client(at, Outbound::new()).check(ask("stuck")).await });
@@ -82,8 +82,8 @@ async fn the_callers_end_is_a_status_here_and_a_client_that_left_there() {
 }
 
 #[tokio::test]
-async fn the_callers_deadline_is_one_whoever_tells_it_first() {
-    // A server that knows nothing of contexts, tonic's timer in the channel, and the context's own.
+async fn the_callers_deadline_is_reported_whichever_timer_fires_first() {
+    // The server has no layer. The timers are that of tonic's channel and that of the context.
     for (inbound, margin) in
         [(None, 0), (None, 40), (Some(Inbound::new()), 0), (Some(Inbound::new()), 40)]
     {
@@ -143,7 +143,7 @@ async fn a_stream_ends_with_the_servers_budget() {
     assert_eq!(ended(&contexts.recv().await.unwrap()).cause_as::<Budget>(), Some(&Budget::Maximum));
 }
 
-/// tonic's own timer is outside of the layer, and drops what the layer serves: its client has not left.
+/// tonic's timer is outside of the layer, and drops its future, although the client has not left.
 #[tokio::test]
 async fn tonics_own_timer_is_not_reported_as_the_client() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -174,13 +174,13 @@ async fn a_service_that_stops_is_unavailable() {
         service.cancel_with("secret");
         let status = call.await.unwrap().unwrap_err();
         assert_eq!((status.code(), status.message()), (Code::Unavailable, "service stopping"), "{name}");
-        // What the caller canceled itself stays that.
+        // A cancel by the caller stays a cancel.
         assert!(status.context_error().is_none());
     }
 }
 
 #[tokio::test]
-async fn what_a_handler_returns_crosses_without_its_origin() {
+async fn a_status_from_a_handler_is_sent_without_its_origin() {
     let (at, _contexts) = serving(Some(Inbound::new())).await;
     let status = HealthClient::new(channel(at)).check(ask("late")).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "deadline exceeded"));
@@ -212,13 +212,13 @@ async fn by_hand_without_layers() {
 }
 
 #[test]
-fn a_status_and_an_error_are_told_apart_and_back() {
+fn a_status_converts_to_an_error_and_back() {
     let ctx = Context::background().with_cancel();
     ctx.cancel_with("secret reason");
     let status = Status::from(ended(&ctx));
     assert_eq!((status.code(), status.message()), (Code::Cancelled, "request canceled"));
     common::assert_same(&status.context_error().unwrap(), &ended(&ctx));
-    // Wrapped in others, it is found.
+    // The error is found inside of other errors.
     let mut outer = Status::internal("database");
     outer.set_source(Arc::new(status));
     common::assert_same(&outer.context_error().unwrap(), &ended(&ctx));

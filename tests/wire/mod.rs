@@ -1,4 +1,4 @@
-//! What the suites of the wire share: servers and clients on loopback, and bodies by hand.
+//! Helpers of the suites of `wire`: servers and clients on loopback, and bodies.
 
 #![allow(dead_code)] // Every suite is a crate of its own and uses its part of this.
 
@@ -34,7 +34,7 @@ pub enum Version {
     Http2,
 }
 
-/// A server on a port of its own, gone when dropped.
+/// A server on its own port, which stops when dropped.
 pub struct Server {
     pub at: SocketAddr,
     version: Version,
@@ -62,7 +62,7 @@ where
             let service = TowerToHyperService::new(service.clone());
             tokio::spawn(async move {
                 let http = Builder::new(TokioExecutor::new());
-                // Clients that hang up are what these tests are about.
+                // Clients of these tests disconnect.
                 let _ended = http.serve_connection(TokioIo::new(stream), service).await;
             });
         }
@@ -70,11 +70,11 @@ where
     Server { at, version, accepting }
 }
 
-/// A client's side of a response; dropped, it hangs up.
+/// The client's side of a response. Dropping it closes the connection.
 pub struct Answer {
     pub status: StatusCode,
     pub response: Response<Incoming>,
-    // A connection of its own: it closes with it.
+    // Each has a connection of its own, which is closed with it.
     _client: Client<HttpConnector, Empty<Bytes>>,
 }
 
@@ -119,12 +119,12 @@ where
     B: Body<Data: Send> + Send,
 {
     let mut connector = HttpConnector::new();
-    // Otherwise a small body waits for the other side's delayed acknowledgment of the head, for 40 ms.
+    // Otherwise a small body waits up to 40 ms for the delayed acknowledgment of the head.
     connector.set_nodelay(true);
     Client::builder(TokioExecutor::new()).http2_only(version == Version::Http2).build(connector)
 }
 
-/// A body that says what is sent to it.
+/// A body that returns the frames of a channel.
 pub struct ChannelBody(mpsc::UnboundedReceiver<Result<Frame<Bytes>, BoxError>>);
 
 pub fn channel_body() -> (mpsc::UnboundedSender<Result<Frame<Bytes>, BoxError>>, ChannelBody) {
@@ -144,7 +144,7 @@ impl Body for ChannelBody {
     }
 }
 
-/// Waits for what another process, or a socket, has yet to bring about.
+/// Waits for a condition that depends on another process, or on a socket.
 pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let hang = tokio::time::Instant::now() + HANG;
     while !holds() {
@@ -153,7 +153,7 @@ pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// A far side that notes its contexts and never answers `/wait`, nor ends `/stream`.
+/// A server that reports its contexts, never responds to `/wait`, and never ends `/stream`.
 pub async fn far_side(version: Version) -> (Server, mpsc::UnboundedReceiver<Context>) {
     let (seen, contexts) = mpsc::unbounded_channel();
     let service = service_fn(move |request: Request<Incoming>| {

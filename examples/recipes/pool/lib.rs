@@ -1,7 +1,7 @@
-//! A recipe, to be copied: a pool of connections, deadpool's, from which a connection goes back only if it is idle.
+//! A recipe to copy: a pool of connections with deadpool, to which a connection returns only if it is idle.
 //!
-//! deadpool takes back what is dropped. A connection whose query may still run is taken out of the pool instead,
-//! and closed, which makes room for a new one.
+//! A connection that is dropped returns to the pool. If its query may still run, it is removed from the pool and closed
+//! instead, so that the pool can open a new one.
 
 use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult};
 use recipe_tokio_postgres::{Canceler, Error, Link, Tls, is_cancel};
@@ -9,7 +9,7 @@ use tokio_ctx::query::{Commit, Connection, QueryFuture};
 use tokio_ctx::{BoxError, Context};
 use tokio_postgres::{Client, Config};
 
-/// How deadpool opens a connection, and asks of one that comes back whether it is still open.
+/// Opens connections for deadpool, and checks whether a returned connection is still open.
 pub struct Manager<T> {
     config: Config,
     tls: T,
@@ -28,7 +28,7 @@ impl<T: Tls> managed::Manager for Manager<T> {
     }
 }
 
-/// A connection that the pool lends.
+/// A connection of the pool.
 pub struct Lent<T: Tls>(Object<Manager<T>>);
 
 impl<T: Tls> Connection for Lent<T> {
@@ -43,12 +43,12 @@ impl<T: Tls> Connection for Lent<T> {
     }
 
     fn discard(self) {
-        // Dropped, an `Object` would go back.
+        // Dropping the `Object` would return it to the pool.
         drop(Object::take(self.0));
     }
 }
 
-/// The pool, and queries on it.
+/// Runs queries on the connections of a pool.
 pub struct Pool<T: Tls>(managed::Pool<Manager<T>>);
 
 impl<T: Tls> Pool<T> {
@@ -57,13 +57,13 @@ impl<T: Tls> Pool<T> {
         Pool(pool.expect("only timeouts need a runtime, and there are none"))
     }
 
-    /// How many connections there are, and how many of them are free.
+    /// Returns the number of connections, and how many of them are idle.
     pub fn status(&self) -> (usize, usize) {
         let status = self.0.status();
         (status.size, status.available)
     }
 
-    /// Runs a query, or several, until `ctx` ends; the wait for a connection counts.
+    /// Runs one or more statements until `ctx` ends. Waiting for a connection is included.
     pub async fn query<R, F>(&self, ctx: &Context, query: F) -> Result<R, Error>
     where
         R: Send + 'static,
@@ -73,7 +73,7 @@ impl<T: Tls> Pool<T> {
         ctx.query(lent, |lent| query(lent.0.client())).await.into_result(is_cancel)
     }
 
-    /// [`query`](Self::query), with a commit.
+    /// Like [`query`](Self::query), with a commit.
     pub async fn transact<R, F>(&self, ctx: &Context, transaction: F) -> Result<R, Error>
     where
         R: Send + 'static,

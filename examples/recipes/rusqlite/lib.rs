@@ -1,8 +1,8 @@
-//! A recipe, to be copied: queries of SQLite, embedded, that end with their context.
+//! A recipe to copy: queries of SQLite that end with their context.
 //!
-//! SQLite runs on a thread that no future can stop. There the query's context is the current one, and SQLite asks it:
-//! in its progress handler, every so many steps, and in its busy handler, while it waits for another's lock. The
-//! interrupt besides is for what takes long within one step.
+//! SQLite runs on a thread, which a future cannot stop. On that thread the query's context is the current one, and SQLite
+//! checks it: in the progress handler, after a number of steps, and in the busy handler, while it waits for a lock. In
+//! addition, SQLite is interrupted, for long computations within one step.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -18,16 +18,16 @@ use tokio::task::JoinError;
 use tokio_ctx::query::{Connection, Stopped};
 use tokio_ctx::{BoxError, Context};
 
-/// How many steps SQLite takes between two looks at the context: some ten microseconds.
+/// The number of steps between two checks of the context, which take some ten microseconds.
 const STEPS: i32 = 1_000;
 
-/// A database in a file, and one connection that callers take turns with; opened when it is needed.
+/// A database in a file, with one connection, which is opened when it is needed. Callers use it one after the other.
 pub struct Database {
     path: PathBuf,
     connection: Arc<Mutex<Option<rusqlite::Connection>>>,
 }
 
-/// The turn of one caller. While a query runs, the connection is on the thread where that is.
+/// Exclusive access to the connection. While a query runs, the connection is on the thread of the query.
 pub struct Lent(OwnedMutexGuard<Option<rusqlite::Connection>>);
 
 impl Connection for Lent {
@@ -38,13 +38,13 @@ impl Connection for Lent {
     }
 
     async fn cancel(interrupt: &mut InterruptHandle) -> Result<(), BoxError> {
-        // It acts at once, and with no query under way does nothing.
+        // It takes effect at once, and does nothing if no query is running.
         interrupt.interrupt();
         Ok(())
     }
 
     fn discard(mut self) {
-        // As a rule the thread has it, and closes it there; the next caller opens another one.
+        // Usually the thread has the connection, and closes it. The next caller opens another one.
         drop(self.0.take());
     }
 }
@@ -54,10 +54,10 @@ impl Database {
         Database { path: path.into(), connection: Arc::default() }
     }
 
-    /// Runs `query` on a thread for blocking work, until `ctx` ends; the wait for the connection counts, and so does
-    /// that for a lock.
+    /// Runs `query` on a thread for blocking work, until `ctx` ends. Waiting for the connection and for a lock is
+    /// included.
     ///
-    /// A transaction that is not committed by then is rolled back by its drop.
+    /// A transaction that has not been committed by then is rolled back when it is dropped.
     pub async fn query<R, F>(&self, ctx: &Context, query: F) -> Result<R, Error>
     where
         R: Send + 'static,
@@ -74,7 +74,7 @@ impl Database {
                         result
                     }
                     Err(Ok(payload)) => resume_unwind(payload),
-                    // Before its turn came, the runtime shut down, with which this goes as well.
+                    // The runtime shut down before the function started, and drops this task as well.
                     Err(Err(_)) => pending().await,
                 }
             })
@@ -93,7 +93,7 @@ impl Database {
     }
 }
 
-/// Opens a connection whose queries ask the current context.
+/// Opens a connection whose queries check the current context.
 pub fn open(path: PathBuf) -> rusqlite::Result<rusqlite::Connection> {
     let connection = rusqlite::Connection::open(path)?;
     connection.progress_handler(STEPS, Some(|| Context::current().is_done()));
@@ -104,8 +104,7 @@ pub fn open(path: PathBuf) -> rusqlite::Result<rusqlite::Connection> {
     Ok(connection)
 }
 
-/// Runs a query, unless the context has ended while it waited for the thread. With a query that panics, the connection
-/// is closed.
+/// Runs a query unless the context ended while it waited for the thread. If the query panics, the connection is closed.
 fn on_thread<R>(
     mut connection: rusqlite::Connection,
     query: impl FnOnce(&mut rusqlite::Connection) -> Result<R, Error>,
@@ -117,7 +116,7 @@ fn on_thread<R>(
     (connection, result)
 }
 
-/// Whether SQLite has stopped, or has given up the wait for a lock, as it does when the context has ended.
+/// Returns whether SQLite was interrupted, or stopped waiting for a lock, which it does when the context has ended.
 pub fn is_cancel(error: &Error) -> bool {
     let Error::Sqlite(error) = error else { return false };
     matches!(
@@ -126,12 +125,12 @@ pub fn is_cancel(error: &Error) -> bool {
     )
 }
 
-/// What a query fails with.
+/// The error of a query.
 #[derive(Debug)]
 pub enum Error {
-    /// The context ended while the connection, or a thread, was waited for.
+    /// The context ended while the query waited for the connection or for a thread.
     Context(tokio_ctx::Error),
-    /// It ended during the query, or at once; [`Stopped::kind`] says what came of that.
+    /// The context ended during or before the query. [`Stopped::kind`] returns how far the query had come.
     Stopped(Stopped),
     Sqlite(rusqlite::Error),
 }

@@ -1,8 +1,7 @@
-//! A recipe, to be copied: queries of PostgreSQL, with sqlx and its pool, that end with their context, at the server
-//! too.
+//! A recipe to copy: queries of PostgreSQL with sqlx and its pool, which end with their context, at the server as well.
 //!
-//! sqlx has no cancel token. What cancels is `pg_cancel_backend`, over a connection of its own: the pool may be full, of
-//! queries that are to be canceled. It is made of the pool's options, TLS included.
+//! sqlx has no cancel token. The query is canceled by `pg_cancel_backend`, over a separate connection, because the pool may
+//! be full of queries that have to be canceled. That connection uses the options of the pool, including TLS.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -13,21 +12,21 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, Postgres};
 use tokio_ctx::query::{Commit, Connection, Outcome, QueryFuture, Stopped};
 use tokio_ctx::{BoxError, Context};
 
-/// A connection that the pool lends.
+/// A connection of the pool.
 pub struct Lent {
     connection: PoolConnection<Postgres>,
     canceler: Canceler,
 }
 
-/// Cancels what one backend of the server does.
+/// Cancels the query of one backend of the server.
 pub struct Canceler {
     options: PgConnectOptions,
-    // None: it is just being asked for.
+    // `None` while it is being requested.
     backend: Option<Backend>,
     connection: Option<PgConnection>,
 }
 
-/// A process of the server, and when it started: its number alone may be another's later.
+/// A process of the server. It is identified by its start time as well, because process numbers are reused.
 type Backend = (i32, String);
 
 const THIS_BACKEND: &str =
@@ -53,7 +52,7 @@ impl Connection for Lent {
         let Some((pid, started)) = &canceler.backend else { return Ok(()) };
         let mut connection = match canceler.connection.take() {
             Some(connection) => connection,
-            // A server that cannot be reached has not been sent anything.
+            // Nothing has been sent to a server that cannot be reached.
             None => match canceler.options.connect().await {
                 Ok(connection) => connection,
                 Err(_) => return Ok(()),
@@ -65,18 +64,17 @@ impl Connection for Lent {
     }
 
     fn discard(self) {
-        // Out of the pool, which may open another one, and closed.
+        // Removed from the pool, which may open another one, and closed.
         drop(self.connection.detach());
     }
 }
 
-/// Options with which a connection that is closed with a query under way ends it at the server within a second: for
-/// the pool.
+/// Returns options for the pool, with which the server ends a query within a second after its connection was closed.
 pub fn options(options: PgConnectOptions) -> PgConnectOptions {
     options.options([("client_connection_check_interval", "1s")])
 }
 
-/// Runs a query, or several, until `ctx` ends; the wait for a connection counts.
+/// Runs one or more statements until `ctx` ends. Waiting for a connection is included.
 pub async fn query<R, F>(ctx: &Context, pool: &PgPool, query: F) -> Result<R, Error>
 where
     R: Send + 'static,
@@ -86,7 +84,7 @@ where
     ctx.query(lent, |lent| query(&mut lent.connection)).await.into_result(is_cancel)
 }
 
-/// [`query`], with a commit: `committed(commit.send(transaction.commit()).await?)`.
+/// Like [`query`], with a commit: `committed(commit.send(transaction.commit()).await?)`.
 pub async fn transact<R, F>(ctx: &Context, pool: &PgPool, transaction: F) -> Result<R, Error>
 where
     R: Send + 'static,
@@ -100,7 +98,7 @@ where
         .into_result(is_cancel)
 }
 
-/// A connection, and which backend it is of.
+/// Gets a connection, and finds out its backend.
 async fn lend(ctx: &Context, pool: &PgPool) -> Result<Lent, Error> {
     let connection = ctx.run(pool.acquire()).await??;
     let canceler = Canceler::of((*pool.connect_options()).clone(), None);
@@ -118,7 +116,8 @@ async fn lend(ctx: &Context, pool: &PgPool) -> Result<Lent, Error> {
     }
 }
 
-/// What the answer to a commit says: one that is not about the transaction leaves open whether it happened.
+/// Interprets the response to a commit. An error that is not about the transaction leaves it unknown whether the commit
+/// took effect.
 pub fn committed(answer: Result<(), sqlx::Error>) -> Result<(), Error> {
     answer.map_err(|error| {
         let code = error.as_database_error().and_then(|error| error.code());
@@ -129,32 +128,32 @@ pub fn committed(answer: Result<(), sqlx::Error>) -> Result<(), Error> {
     })
 }
 
-/// The server shuts down, the connection is lost, or the server itself does not know.
+/// Returns whether the server is shutting down, the connection is lost, or the server itself does not know.
 fn leaves_open(code: &str) -> bool {
     code.starts_with("57P") || code.starts_with("08") || code == "40003"
 }
 
-/// Whether it is the server's answer to a query that it has canceled.
+/// Returns whether this is the server's error for a canceled query.
 pub fn is_cancel(error: &Error) -> bool {
     const QUERY_CANCELED: &str = "57014";
     let Error::Sqlx(error) = error else { return false };
     error.as_database_error().is_some_and(|error| error.code().as_deref() == Some(QUERY_CANCELED))
 }
 
-/// What a query fails with.
+/// The error of a query.
 #[derive(Debug)]
 pub enum Error {
-    /// The context ended while a connection was waited for, or before the commit.
+    /// The context ended while the query waited for a connection, or before the commit.
     Context(tokio_ctx::Error),
-    /// It ended during the query, or at once; [`Stopped::kind`] says what came of that.
+    /// The context ended during or before the query. [`Stopped::kind`] returns how far the query had come.
     Stopped(Stopped),
     Sqlx(sqlx::Error),
-    /// The connection was lost before the commit was answered: it may have happened.
+    /// The connection was lost before the response to the commit, which may have taken effect.
     CommitUnknown(sqlx::Error),
 }
 
 impl Error {
-    /// Whether what was to be committed may have been, and may not.
+    /// Returns whether it is unknown if the commit took effect.
     pub fn may_have_committed(&self) -> bool {
         match self {
             Error::Stopped(stopped) => stopped.commit_sent(),

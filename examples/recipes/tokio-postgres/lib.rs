@@ -1,7 +1,7 @@
-//! A recipe, to be copied: queries of PostgreSQL, with tokio-postgres, that end with their context, at the server too.
+//! A recipe to copy: queries of PostgreSQL with tokio-postgres, which end with their context, at the server as well.
 //!
-//! [`Link`] is the connection, with what a cancel needs; [`Lent`] lends one to a caller at a time. A pool of several is
-//! in the recipe beside this one.
+//! [`Link`] is a connection that can be canceled. [`Lent`] gives one caller at a time access to it. The recipe `pool` has
+//! several connections.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -21,7 +21,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{CancelToken, Client, Config};
 
-/// What makes the TLS of connections: `MakeRustlsConnect`, say, or `NoTls`.
+/// The TLS of connections, such as `MakeRustlsConnect` or `NoTls`.
 pub trait Tls
 where
     Self: MakeTlsConnect<
@@ -47,14 +47,14 @@ impl<T> Tls for T where
 {
 }
 
-/// A connection to one server, closed when it is dropped.
+/// A connection to one server, which is closed when dropped.
 pub struct Link<T> {
     client: Client,
     connection: JoinHandle<()>,
     canceler: Canceler<T>,
 }
 
-/// Cancels what one connection does, by a connection of its own to the same server, with the same TLS.
+/// Cancels the query of a connection, over a separate connection to the same server, with the same TLS.
 #[derive(Clone)]
 pub struct Canceler<T> {
     token: CancelToken,
@@ -64,12 +64,12 @@ pub struct Canceler<T> {
 }
 
 impl<T: Tls> Link<T> {
-    /// Connects to the one host of `config`, by TCP.
+    /// Connects to the only host of `config`, over TCP.
     pub async fn connect(config: &Config, mut tls: T) -> Result<Link<T>, BoxError> {
         let ([Host::Tcp(host)], [port]) = (config.get_hosts(), config.get_ports()) else {
             return Err("one TCP host and one port".into());
         };
-        // A connection that is closed with a query under way ends it there within a second.
+        // The server ends a query within a second after its connection was closed.
         let options = config.get_options().unwrap_or_default();
         let mut config = config.clone();
         config.options(format!("{options} -c client_connection_check_interval=1s"));
@@ -79,7 +79,7 @@ impl<T: Tls> Link<T> {
         let connector = tls.make_tls_connect(host).map_err(Into::into)?;
         let (client, connection) = config.connect_raw(stream, connector).await?;
         let canceler = Canceler { token: client.cancel_token(), server, host: host.clone(), tls };
-        // Its errors are the queries' errors.
+        // The queries return the errors of the connection.
         let connection = tokio::spawn(async { drop(connection.await) });
         Ok(Link { client, connection, canceler })
     }
@@ -103,21 +103,21 @@ impl<T: Clone> Link<T> {
 
 impl<T> Drop for Link<T> {
     fn drop(&mut self) {
-        // The socket is closed, where a dropped client would wait for the answer to its query.
+        // This closes the socket. A dropped client would wait for the response to its query.
         self.connection.abort();
     }
 }
 
 impl<T: Tls> Canceler<T> {
-    /// As `cancel_query` of the token, which returns before the server has acted on it.
+    /// Like `cancel_query` of the token, but waits until the server has acted on it.
     pub async fn cancel(&mut self) -> Result<(), BoxError> {
-        // A server that cannot be reached has not been sent anything; the query will say so.
+        // Nothing has been sent to a server that cannot be reached. The query returns that error.
         let Ok(stream) = TcpStream::connect(self.server).await else { return Ok(()) };
         let stream = stream.into_std()?;
         let mut until_closed = TcpStream::from_std(stream.try_clone()?)?;
         let connector = self.tls.make_tls_connect(&self.host).map_err(Into::into)?;
         self.token.cancel_query_raw(TcpStream::from_std(stream)?, connector).await?;
-        // It signals the backend, and then closes.
+        // The server signals the backend, and then closes this connection.
         loop {
             match until_closed.read(&mut [0; 512]).await {
                 Ok(0) => return Ok(()),
@@ -128,14 +128,14 @@ impl<T: Tls> Canceler<T> {
     }
 }
 
-/// One connection that callers take turns with; opened when it is needed.
+/// One connection, which is opened when it is needed. Callers use it one after the other.
 pub struct Database<T> {
     config: Config,
     tls: T,
     link: Arc<Mutex<Option<Link<T>>>>,
 }
 
-/// The turn of one caller: no other one's query is on this connection meanwhile.
+/// Exclusive access to the connection: no query of another caller is on it meanwhile.
 pub struct Lent<T>(OwnedMutexGuard<Option<Link<T>>>);
 
 impl<T> Deref for Lent<T> {
@@ -173,7 +173,7 @@ impl<T: Tls> Database<T> {
         Database { config, tls, link: Arc::default() }
     }
 
-    /// Runs a query, or several, until `ctx` ends; the wait for the connection counts.
+    /// Runs one or more statements until `ctx` ends. Waiting for the connection is included.
     pub async fn query<R, F>(&self, ctx: &Context, query: F) -> Result<R, Error>
     where
         R: Send + 'static,
@@ -183,7 +183,7 @@ impl<T: Tls> Database<T> {
         ctx.query(lent, |lent| query(lent.client())).await.into_result(is_cancel)
     }
 
-    /// [`query`](Self::query), with a commit: `committed(commit.send(transaction.commit()).await?)`.
+    /// Like [`query`](Self::query), with a commit: `committed(commit.send(transaction.commit()).await?)`.
     pub async fn transact<R, F>(&self, ctx: &Context, transaction: F) -> Result<R, Error>
     where
         R: Send + 'static,
@@ -197,7 +197,7 @@ impl<T: Tls> Database<T> {
             .into_result(is_cancel)
     }
 
-    /// The connection, when it is this caller's turn.
+    /// Waits for access to the connection.
     async fn lend(&self) -> Result<Lent<T>, Error> {
         let mut link = self.link.clone().lock_owned().await;
         if link.as_ref().is_none_or(Link::is_closed) {
@@ -207,7 +207,8 @@ impl<T: Tls> Database<T> {
     }
 }
 
-/// What the answer to a commit says: one that is not about the transaction leaves open whether it happened.
+/// Interprets the response to a commit. An error that is not about the transaction leaves it unknown whether the commit
+/// took effect.
 pub fn committed(answer: Result<(), tokio_postgres::Error>) -> Result<(), Error> {
     answer.map_err(|error| match error.code().map(SqlState::code) {
         Some(code) if !leaves_open(code) => Error::Postgres(error),
@@ -215,31 +216,31 @@ pub fn committed(answer: Result<(), tokio_postgres::Error>) -> Result<(), Error>
     })
 }
 
-/// The server shuts down, the connection is lost, or the server itself does not know.
+/// Returns whether the server is shutting down, the connection is lost, or the server itself does not know.
 fn leaves_open(code: &str) -> bool {
     code.starts_with("57P") || code.starts_with("08") || code == "40003"
 }
 
-/// Whether it is the server's answer to a query that it has canceled.
+/// Returns whether this is the server's error for a canceled query.
 pub fn is_cancel(error: &Error) -> bool {
     matches!(error, Error::Postgres(error) if error.code() == Some(&SqlState::QUERY_CANCELED))
 }
 
-/// What a query fails with.
+/// The error of a query.
 #[derive(Debug)]
 pub enum Error {
-    /// The context ended while a connection was waited for, or before the commit.
+    /// The context ended while the query waited for a connection, or before the commit.
     Context(tokio_ctx::Error),
-    /// It ended during the query, or at once; [`Stopped::kind`] says what came of that.
+    /// The context ended during or before the query. [`Stopped::kind`] returns how far the query had come.
     Stopped(Stopped),
     Connect(BoxError),
     Postgres(tokio_postgres::Error),
-    /// The connection was lost before the commit was answered: it may have happened.
+    /// The connection was lost before the response to the commit, which may have taken effect.
     CommitUnknown(tokio_postgres::Error),
 }
 
 impl Error {
-    /// Whether what was to be committed may have been, and may not.
+    /// Returns whether it is unknown if the commit took effect.
     pub fn may_have_committed(&self) -> bool {
         match self {
             Error::Stopped(stopped) => stopped.commit_sent(),

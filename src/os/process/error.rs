@@ -29,7 +29,7 @@ use crate::error::fmt_with_sources;
 /// ctx.cancel_with("not today");
 ///
 /// let error = Command::new("make").bounded_by(&ctx).status().await.unwrap_err();
-/// // make: not started: context canceled at src/main.rs:2: not today
+/// // make: not started: context canceled at src/main.rs:6: not today
 /// println!("{error}");
 /// assert!(error.status().is_none());
 /// # }
@@ -170,7 +170,7 @@ impl Error {
     ///     match Command::new("sudo").args(["apt-get", "upgrade"]).bounded_by(ctx).status().await {
     ///         Err(error) if error.is_still_running() => {
     ///             // sudo: process 4711 is still running, it may not be signaled: Operation not permitted
-    ///             // (os error 1): context deadline exceeded: 60s budget set at src/main.rs:9
+    ///             // (os error 1): context deadline exceeded: 60s budget set at src/main.rs:20
     ///             eprintln!("{error}");
     ///             Err(error)
     ///         }

@@ -24,7 +24,7 @@ use crate::error::{Cause, Error, Place};
 /// group.spawn(async { Err(io::Error::other("disk full")) });
 /// let line = line!() - 1;
 ///
-/// // context canceled at src/main.rs:4: task spawned at src/main.rs:4 failed: disk full
+/// // context canceled at src/main.rs:6: task spawned at src/main.rs:6 failed: disk full
 /// let stopped = ctx.done().await;
 /// let failed = stopped.cause_as::<TaskFailed>().unwrap();
 /// assert_eq!((failed.message(), failed.is_panic()), ("disk full", false));

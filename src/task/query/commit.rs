@@ -1,10 +1,10 @@
-//! [`Commit`]: the step of a query that is not canceled once it is sent.
+//! [`Commit`]: the step of a query that is not canceled after it was sent.
 //!
-//! One word holds how many commits are under way, whether there has been one, and whether canceling has begun. A commit begins only where
-//! canceling has not, and canceling only where no commit is under way: each is one compare-and-swap from the state in
-//! which the other is not, so that no cancel meets a commit. Canceling is never taken back.
+//! One atomic word holds the number of commits in progress, whether there has been one, and whether canceling has begun.
+//! A commit begins only if canceling has not begun, and canceling begins only if no commit is in progress. Each of the two
+//! is one compare-and-swap, so that a cancel never meets a commit. Canceling is final.
 //!
-//! A commit that is dropped before it is answered stays counted: its answer may still come.
+//! A commit that is dropped before its response remains counted, because the response may still come.
 
 use std::fmt;
 use std::future::Future;
@@ -14,17 +14,17 @@ use crate::context::refusal::checked;
 use crate::error::Error;
 use crate::sync::{AtomicU32, Ordering};
 
-/// Whether canceling has begun.
+/// Set when canceling has begun.
 const CANCELING: u32 = 1 << 31;
-/// Whether there has been a commit.
+/// Set when a commit has been sent.
 const SENT: u32 = 1 << 30;
-/// The bits that count.
-const UNDER_WAY: u32 = SENT - 1;
+/// The number of commits in progress.
+const IN_PROGRESS: u32 = SENT - 1;
 
-/// Sends what must not be canceled once it is sent: a commit. Handed to the function of
-/// [`Context::transact`](crate::Context::transact), which shows it in use.
+/// Sends a commit, which must not be canceled after it was sent. It is passed to the function of
+/// [`Context::transact`](crate::Context::transact), which has an example.
 ///
-/// It cannot leave that function: a commit that another task sends would not be waited for.
+/// It cannot leave that function, because a commit that is sent by another task would not be waited for.
 pub struct Commit {
     ctx: Context,
     state: AtomicU32,
@@ -35,18 +35,18 @@ impl Commit {
         Commit { ctx, state: AtomicU32::new(0) }
     }
 
-    /// Runs a commit, unless the context has ended. While it is under way, the query is not canceled.
+    /// Runs a commit unless the context has ended. The query is not canceled while the commit is in progress.
     ///
-    /// A commit that is canceled half-way may have happened or not. So its answer is waited for instead, for the
-    /// connection's [`grace`](super::Connection::grace) at most; without one,
-    /// [`Stopped::commit_sent`](super::Stopped::commit_sent) says that it may have happened. The same holds for
-    /// every statement that does its work when it is sent, and must not be left in doubt.
+    /// If a commit were canceled, it would be unknown whether it took effect. Instead its response is awaited, for at
+    /// most the [`grace`](super::Connection::grace) period of the connection. Without a response,
+    /// [`Stopped::commit_sent`](super::Stopped::commit_sent) reports that it may have taken effect. Use this method for
+    /// other statements that must not be left in doubt as well.
     ///
-    /// Do not drop it before it resolves: the connection would be discarded.
+    /// If the future is dropped before it resolves, the connection is discarded.
     ///
     /// # Errors
     ///
-    /// The context's [`err`](Context::err), if it ended first: the commit has then not been sent, and is dropped.
+    /// Returns the context's [`err`](Context::err) if it ended first. The commit has then been dropped, and not sent.
     ///
     /// ```
     /// use tokio_ctx::BoxError;
@@ -58,14 +58,14 @@ impl Commit {
     /// #     async fn commit(self) -> Result<(), BoxError> { Ok(()) }
     /// # }
     /// async fn finish(transaction: Transaction, commit: &Commit) -> Result<(), BoxError> {
-    ///     transaction.execute("UPDATE orders SET paid = true").await?; // This can be canceled,
-    ///     commit.send(transaction.commit()).await? // and this not, once it is sent.
+    ///     transaction.execute("UPDATE orders SET paid = true").await?; // Can be canceled.
+    ///     commit.send(transaction.commit()).await? // Cannot be canceled after it was sent.
     /// }
     /// ```
     pub async fn send<F: Future>(&self, commit: F) -> Result<F::Output, Error> {
         checked(&self.ctx).await?;
         if !self.begin() {
-            // Canceling has begun, which is after the end.
+            // Canceling begins only after the end.
             return Err(self.ctx.done().await);
         }
         let answer = commit.await;
@@ -78,25 +78,25 @@ impl Commit {
         self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
-    /// Whether a commit has been sent and not answered.
-    pub(super) fn is_under_way(&self) -> bool {
-        self.state.load(Ordering::Acquire) & UNDER_WAY > 0
+    /// Returns whether a commit has been sent and has no response.
+    pub(super) fn is_in_progress(&self) -> bool {
+        self.state.load(Ordering::Acquire) & IN_PROGRESS > 0
     }
 
-    /// Whether a commit has been sent, answered or not.
+    /// Returns whether a commit has been sent, with or without a response.
     pub(super) fn was_sent(&self) -> bool {
         self.state.load(Ordering::Acquire) & SENT > 0
     }
 
-    /// Refuses commits from now on, unless one is under way; whether they are refused.
+    /// Refuses commits from now on, unless one is in progress. Returns whether they are refused.
     pub(super) fn refuse(&self) -> bool {
-        let refused = |state| (state & UNDER_WAY == 0).then_some(state | CANCELING);
+        let refused = |state| (state & IN_PROGRESS == 0).then_some(state | CANCELING);
         self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, refused).is_ok()
     }
 }
 
 impl fmt::Debug for Commit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Commit").field("under_way", &self.is_under_way()).finish_non_exhaustive()
+        f.debug_struct("Commit").field("in_progress", &self.is_in_progress()).finish_non_exhaustive()
     }
 }

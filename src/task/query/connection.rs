@@ -1,4 +1,4 @@
-//! [`Connection`]: what a driver has to say so that its queries can be canceled.
+//! [`Connection`]: the interface between a query and the database driver.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use crate::error::BoxError;
 
-/// A connection whose queries run elsewhere, at a server or on a thread, and go on there when their future is dropped.
+/// A connection whose queries run at a server or on another thread, where they continue if their future is dropped.
 ///
-/// Implement it for a type of your own around the driver's connection, or around what a pool lends. It says how a
-/// query is canceled, and how the connection is kept from its next user. [`Context::query`] and
-/// [`Context::transact`] do the rest.
+/// Implement it for a wrapper around the driver's connection, or around the connection of a pool. It defines how a query
+/// is canceled, and how a connection is prevented from being used again. [`Context::query`] and [`Context::transact`] do
+/// the rest.
 ///
-/// Whatever the query's future leaves at work when it returns, such as a future of the driver's that it dropped in a
-/// `select!` or a timeout of its own, is the connection's to know: nothing here can see it.
+/// If the function of a query drops a future of the driver, for example in a `select!`, and then returns, a query may
+/// still run on the connection. That cannot be detected here.
 ///
 /// ```
 /// # #[derive(Clone)] struct Token;
@@ -26,7 +26,7 @@ use crate::error::BoxError;
 /// use tokio_ctx::BoxError;
 /// use tokio_ctx::query::Connection;
 ///
-/// /// What the pool lends; dropped, it goes back.
+/// /// A connection of a pool, which is returned to the pool when dropped.
 /// struct Lent(Pooled);
 ///
 /// impl Connection for Lent {
@@ -41,7 +41,7 @@ use crate::error::BoxError;
 ///     }
 ///
 ///     fn discard(self) {
-///         drop(self.0.take()); // Out of the pool, and closed.
+///         drop(self.0.take()); // Removed from the pool, and closed.
 ///     }
 /// }
 /// # fn main() {}
@@ -50,44 +50,44 @@ use crate::error::BoxError;
 /// [`Context::query`]: crate::Context::query
 /// [`Context::transact`]: crate::Context::transact
 pub trait Connection: Send + 'static {
-    /// What cancels a query of this connection while the query has the connection itself.
+    /// A handle that can cancel a query of this connection while the query borrows the connection.
     type Canceler: Send + 'static;
 
-    /// The canceler, made before each query.
+    /// Makes the canceler, before each query.
     fn canceler(&self) -> Self::Canceler;
 
-    /// Cancels the query that is under way; called again, after a pause, for as long as the query has not ended.
+    /// Cancels the query in progress. It is called again, after a pause, until the query has ended.
     ///
-    /// It must hit no query but this connection's, and returns when it can hit nothing any more: once the server has
-    /// acted on it, not once it is sent. The connection's next user would else be canceled instead. To cancel when
-    /// there is nothing to cancel must do nothing.
+    /// It must affect no query of another connection. It must not return before the server has acted on it, because it
+    /// would otherwise cancel the next query. It must do nothing if there is no query to cancel.
     ///
-    /// [`Context::current`](crate::Context::current) has the query's values in there, and no end. It is polled
-    /// without a cooperative budget. It is dropped at the end of the [`grace`](Self::grace).
+    /// In this function, [`Context::current`](crate::Context::current) has the values of the query, and does not end. The
+    /// future is polled without a cooperative budget, and dropped at the end of the [`grace`](Self::grace) period.
     ///
     /// # Errors
     ///
-    /// If the cancel may still act later: then the connection is discarded after the query. A cancel that has surely
-    /// not been sent, as the server could not be reached, is `Ok`, and is tried again. A panic counts as an error,
-    /// and there is no further attempt.
+    /// If the cancel may still take effect later. The connection is then discarded after the query. If the cancel has
+    /// certainly not been sent, because the server could not be reached, return `Ok`; it is tried again. A panic counts
+    /// as an error, and there is no further attempt.
     fn cancel(canceler: &mut Self::Canceler) -> impl Future<Output = Result<(), BoxError>> + Send;
 
-    /// Keeps the connection from any further use: closes it, takes it out of its pool, or has it wait until it is
-    /// known to be idle.
+    /// Prevents any further use of the connection: closes it, removes it from its pool, or waits elsewhere until it is
+    /// idle.
     ///
-    /// Called for a connection whose query may still run. Must not block. A panic in here is caught.
+    /// It is called for a connection whose query may still run. It must not block. A panic is caught.
     fn discard(self);
 
-    /// How long a query may take to end after its context has; 5 seconds unless implemented.
+    /// Returns how long a query may take to end after its context has ended. The default is 5 seconds.
     ///
-    /// The attempts to cancel it, and the wait for a commit's answer, are part of it. Zero gives up at once.
+    /// This includes the attempts to cancel it, and the wait for the response to a commit. With zero, nothing is waited
+    /// for.
     fn grace(&self) -> Duration {
         Duration::from_secs(5)
     }
 }
 
-/// A query's future, which has the connection for as long as it lives: what the function returns that
-/// [`Context::query`](crate::Context::query) takes. `Box::pin(async move { … })` makes one.
+/// The future of a query, which borrows the connection. The function that is passed to
+/// [`Context::query`](crate::Context::query) returns it, as `Box::pin(async move { … })`.
 ///
 /// ```
 /// use tokio_ctx::query::QueryFuture;

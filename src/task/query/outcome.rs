@@ -1,4 +1,4 @@
-//! What came of a query: its result, whether the connection may be used again, and why there is no result.
+//! The outcome of a query: its result, or why there is none, and the connection if it can be used again.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -8,17 +8,17 @@ use std::time::Duration;
 
 use crate::error::{BoxError, Error, fmt_with_sources};
 
-/// What came of a query. Made by [`Context::query`](crate::Context::query) and
+/// The outcome of a query. Returned by [`Context::query`](crate::Context::query) and
 /// [`Context::transact`](crate::Context::transact).
 ///
 /// | | `result` | `connection` | `ended` |
 /// |---|---|---|---|
 /// | the query returned before the end | `Ok` | `Some` | `None` |
-/// | it returned after the end | `Ok`: as a rule the error of a canceled query, or its value if it was faster | `Some` | `Some` |
+/// | it returned after the end | `Ok`: usually the driver's error for a canceled query, or a value if the query was faster than the cancel | `Some` | `Some` |
 /// | the context had ended before it began | `Err`, [`NotBegun`](StoppedKind::NotBegun) | `Some` | `Some` |
 /// | it did not end in time | `Err`, [`Unknown`](StoppedKind::Unknown) | `None` | `Some` |
 ///
-/// The connection is also `None` if the query returned while a cancel could still hit the next one.
+/// The connection is also `None` if the query has returned, but a cancel could still affect the next query.
 ///
 /// ```
 /// # use tokio_ctx::query::{Outcome, Stopped, StoppedKind};
@@ -35,16 +35,16 @@ use crate::error::{BoxError, Error, fmt_with_sources};
 /// ```
 #[derive(Debug)]
 #[non_exhaustive]
-#[must_use = "it may say that the query is not known to have ended"]
+#[must_use = "the query may not have ended"]
 pub struct Outcome<C, T> {
-    /// What the query returned, or why it did not.
+    /// The value that the query returned, or why there is none.
     pub result: Result<T, Stopped>,
-    /// The connection, which may be used again, or given back by dropping it. `None`: it has been
+    /// The connection, which can be used again, or dropped, which returns it to its pool. `None` if it was
     /// [discarded](super::Connection::discard).
     pub connection: Option<C>,
-    /// How the context ended, if it had when the query returned.
+    /// The context's error, if it had ended when the query returned.
     pub ended: Option<Error>,
-    /// Whether a [`Commit`](super::Commit) has been sent, answered or not.
+    /// Whether a [`Commit`](super::Commit) was sent, with or without a response.
     pub commit_sent: bool,
 }
 
@@ -56,15 +56,15 @@ impl<C, T> Outcome<C, T> {
 }
 
 impl<C, T, E> Outcome<C, Result<T, E>> {
-    /// One flat result, giving the connection back by dropping it.
+    /// Converts the outcome into one flat result, and drops the connection, which returns it to its pool.
     ///
-    /// `is_cancel` tells whether an error is the one with which the driver returns from a query that is canceled.
-    /// After the context's end it becomes a [`Stopped`]; any other error, and one that comes before the end, stays
-    /// what it is. A value that was faster than the cancel is returned.
+    /// `is_cancel` returns whether an error is the driver's error for a canceled query. If the context has ended, such an
+    /// error is converted into a [`Stopped`]. Other errors are returned as they are. A value that was faster than the
+    /// cancel is returned.
     ///
     /// # Errors
     ///
-    /// The query's own, or the [`Stopped`], converted.
+    /// Returns the query's own error, or the [`Stopped`], converted into `X`.
     ///
     /// ```
     /// use tokio_ctx::BoxError;
@@ -92,40 +92,40 @@ impl<C, T, E> Outcome<C, Result<T, E>> {
     }
 }
 
-/// How far a query had come that did not return. Made by [`Stopped::kind`].
+/// How far a query without a result had come. Returned by [`Stopped::kind`].
 ///
 /// ```
 /// use tokio_ctx::query::{Stopped, StoppedKind};
 ///
 /// fn advice(stopped: &Stopped) -> &'static str {
 ///     match stopped.kind() {
-///         StoppedKind::NotBegun => "nothing was asked of the database",
-///         StoppedKind::Canceled => "the database has stopped",
-///         _ => "look before you try again",
+///         StoppedKind::NotBegun => "nothing was sent to the database",
+///         StoppedKind::Canceled => "the database has stopped the query",
+///         _ => "check before you try again",
 ///     }
 /// }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StoppedKind {
-    /// The context had ended before. Nothing has been sent.
+    /// The context had already ended. Nothing was sent.
     NotBegun,
-    /// It was canceled, and has ended. The statement under way did nothing, and a transaction is undone; what was
-    /// committed before stays.
+    /// The query was canceled, and has ended. The statement in progress had no effect, and a transaction was rolled back.
+    /// Earlier commits remain.
     Canceled,
-    /// It has not ended in time. What it did, or still does, is not known.
+    /// The query has not ended in time. Its effect is unknown.
     Unknown,
 }
 
 /// Why a query has no result: its context ended.
 ///
-/// [`kind`](Self::kind) says how far the query had come, and so whether it may be made again.
-/// [`Error::find`] finds the context's error in it. `?` converts it where a function returns an [`Error`].
+/// [`kind`](Self::kind) returns how far the query had come, and therefore whether it can safely be repeated.
+/// [`Error::find`] finds the context's error. In a function that returns an [`Error`], `?` converts it.
 ///
 /// ```
 /// use tokio_ctx::query::{Stopped, StoppedKind};
 ///
-/// /// Whether the transfer can be made again without the money being sent twice.
+/// /// Returns whether the transfer can be repeated without sending the money twice.
 /// fn is_safe_to_repeat(stopped: &Stopped) -> bool {
 ///     stopped.kind() != StoppedKind::Unknown
 /// }
@@ -135,7 +135,7 @@ pub struct Stopped {
     ended: Error,
     why: Why,
     commit_sent: bool,
-    /// The cause of an error that has the context's end already.
+    /// Set in the cause of an error that already contains the context's error.
     is_cause: bool,
 }
 
@@ -155,7 +155,7 @@ impl Stopped {
         Stopped { ended, why: Why::Canceled, commit_sent, is_cause: false }
     }
 
-    /// One that has not ended. `is_commit`: it is a commit that has no answer.
+    /// Makes the error of a query that has not ended. `is_commit` if that is a commit without a response.
     pub(super) fn unknown(
         ended: Error,
         grace: Duration,
@@ -167,7 +167,7 @@ impl Stopped {
         Stopped { ended, why: Why::Unknown { grace, is_commit, cancel }, commit_sent, is_cause: false }
     }
 
-    /// How far the query had come.
+    /// Returns how far the query had come.
     pub fn kind(&self) -> StoppedKind {
         match self.why {
             Why::NotBegun => StoppedKind::NotBegun,
@@ -176,15 +176,15 @@ impl Stopped {
         }
     }
 
-    /// Whether a [`Commit`](super::Commit) had been sent: it may have happened.
+    /// Returns whether a [`Commit`](super::Commit) was sent, so that it may have taken effect.
     ///
-    /// A transaction that was not committed by then is undone by the server, at the latest when it finds the connection
-    /// closed. `false` says nothing of statements that commit by themselves.
+    /// If not, the server rolls the transaction back, at the latest when it notices that the connection is closed. This
+    /// says nothing about statements outside of a transaction.
     ///
     /// ```
     /// use tokio_ctx::query::Stopped;
     ///
-    /// /// What the customer is told.
+    /// /// Returns the message for the customer.
     /// fn answer(stopped: &Stopped) -> &'static str {
     ///     if stopped.commit_sent() { "we are looking into it" } else { "please try again" }
     /// }
@@ -193,12 +193,12 @@ impl Stopped {
         self.commit_sent
     }
 
-    /// The context's error.
+    /// Returns the context's error.
     pub fn context_error(&self) -> &Error {
         &self.ended
     }
 
-    /// Why the last attempt to cancel the query failed, if it did.
+    /// Returns the error of the last attempt to cancel the query, if it failed.
     pub fn cancel_error(&self) -> Option<&(dyn StdError + Send + Sync + 'static)> {
         match &self.why {
             Why::Unknown { cancel, .. } => cancel.as_deref(),
@@ -207,7 +207,7 @@ impl Stopped {
     }
 }
 
-/// `query canceled: context deadline exceeded: 2s budget set at src/main.rs:8`, or how far else it had come.
+/// For example, `query canceled: context deadline exceeded: 2s budget set at src/main.rs:8`.
 impl fmt::Display for Stopped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.why {
@@ -228,7 +228,7 @@ impl fmt::Display for Stopped {
     }
 }
 
-/// The line of `Display`, then what the context's cause came from; `{:#?}` shows the fields.
+/// The line of `Display`, followed by the sources of the context's cause. `{:#?}` shows the fields.
 impl fmt::Debug for Stopped {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !f.alternate() {
@@ -243,15 +243,15 @@ impl fmt::Debug for Stopped {
     }
 }
 
-/// `Display` includes the context's error, so that the chain goes on with that one's source.
+/// `Display` includes the context's error, so the chain continues with the source of that.
 impl StdError for Stopped {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.ended.source()
     }
 }
 
-/// The context's error. That of a query which may have taken effect has the [`Stopped`] as its cause, which holds what
-/// was the cause before.
+/// Converts it into the context's error. If the effect of the query is unknown, the [`Stopped`] becomes the cause of that
+/// error, and contains the previous cause.
 impl From<Stopped> for Error {
     fn from(stopped: Stopped) -> Error {
         if stopped.kind() != StoppedKind::Unknown {
@@ -261,14 +261,14 @@ impl From<Stopped> for Error {
     }
 }
 
-/// As the [`Error`] of the same end: [`TimedOut`](io::ErrorKind::TimedOut), or what a cancel becomes.
+/// Converts it as the [`Error`] of the same end: [`TimedOut`](io::ErrorKind::TimedOut), or the kind of a cancel.
 impl From<Stopped> for io::Error {
     fn from(stopped: Stopped) -> io::Error {
         Error::from(stopped).into()
     }
 }
 
-/// As the [`Error`] of the same end.
+/// Converts it as the [`Error`] of the same end.
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 impl axum_core::response::IntoResponse for Stopped {
@@ -277,7 +277,7 @@ impl axum_core::response::IntoResponse for Stopped {
     }
 }
 
-/// As the [`Error`] of the same end.
+/// Converts it as the [`Error`] of the same end.
 #[cfg(feature = "tonic")]
 #[cfg_attr(docsrs, doc(cfg(feature = "tonic")))]
 impl From<Stopped> for tonic::Status {

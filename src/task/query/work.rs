@@ -1,19 +1,20 @@
-//! A query under way: it runs, is canceled when its context ends, and is waited for.
+//! A query in progress: runs it, cancels it when its context ends, and waits for it.
 //!
-//! [`Work`] is one future, polled by one task at a time: its caller's, and from the end on a task of its own (`turns.rs`).
-//! Query, cancels and timers are polled by the same hand, one after the other, so that nothing here races but the
-//! server, of which two facts are needed:
+//! [`Work`] is one future, which is polled by one task at a time: that of its caller, and after the end a new task
+//! (`handoff.rs`). It polls the query, the cancels and the timers one after the other, so that only the server runs
+//! concurrently. The connection can be used again if two conditions hold:
 //!
-//! - *The query has ended*: its future has returned. It is polled first, always, so that a result wins over the end, and
-//!   no cancel is begun after it.
-//! - *No cancel can come later*: each attempt is awaited to its end before the connection is passed on. One that failed,
-//!   panicked or has to be given up may still act, and the connection is discarded.
+//! - *The query has ended*: its future has returned. It is always polled first, so that a result wins over the end, and
+//!   no cancel begins after it.
+//! - *No cancel can take effect later*: each attempt is awaited before the connection is returned. If an attempt failed,
+//!   panicked or was dropped, it may still take effect, and the connection is discarded.
 //!
-//! The connection lies in a [`Held`], inside the future that uses it. Whatever drops that future, a panic or a runtime
-//! that shuts down among others, discards the connection; only [`Held::keep`] saves it, called where both
-//! facts are known.
+//! The connection is in a [`Held`], inside of the future that uses it. If that future is dropped, for example because of a
+//! panic or because the runtime shuts down, the connection is discarded. Only [`Held::keep`] prevents that, which is
+//! called if both conditions hold.
 //!
-//! A query may use up the task's cooperative budget in every poll. Cancels and timers are therefore polled without.
+//! A query may use up the task's cooperative budget in every poll. Therefore cancels and timers are polled without a
+//! budget.
 
 use std::future::{Future, poll_fn};
 use std::mem;
@@ -35,11 +36,11 @@ use crate::context::{CancelScope, Context};
 use crate::error::{BoxError, Error};
 use crate::trace::shielded;
 
-/// The pause after the first cancel, doubled after each.
+/// The pause after the first cancel. It is doubled after each.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
-/// What came of a query, or of one that panicked, its payload.
+/// The outcome of a query, or the payload of its panic.
 pub(super) type End<C, T> = thread::Result<Outcome<C, T>>;
 
 /// A query that has begun.
@@ -52,14 +53,14 @@ pub(super) struct Work<C: Connection, T> {
     commit: Arc<Commit>,
     grace: Duration,
     wait: Wait<Context>,
-    // Last: with nothing left that sees it, its drop makes no end.
+    // Dropped last, when nothing else can observe its end, so that it records none.
     scope: CancelScope,
 }
 
 type Running<C, T> = Pin<Box<dyn Future<Output = Returned<C, T>> + Send>>;
 type Returned<C, T> = (Held<C>, thread::Result<T>);
 
-/// A connection that is discarded, unless it is kept.
+/// A connection that is discarded when dropped, unless it is kept.
 struct Held<C: Connection>(Option<C>);
 
 impl<C: Connection> Held<C> {
@@ -76,7 +77,7 @@ impl<C: Connection> Drop for Held<C> {
     }
 }
 
-/// The context has ended, or the query has panicked: there is so much time left.
+/// Set when the context has ended, or the query has panicked.
 struct Stop {
     ended: Option<Error>,
     limit: Timer,
@@ -94,7 +95,7 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
             let commit = commit.clone();
             async move {
                 let connection = held.0.as_mut().expect("kept only when the query is over");
-                let result = caught(async { f(connection, &commit).await }).await;
+                let result = catch_panic(async { f(connection, &commit).await }).await;
                 (held, result)
             }
         };
@@ -111,21 +112,21 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
         }
     }
 
-    /// Ends the query's context, as its caller has gone.
-    pub(super) fn abandon(&self, place: &'static Location<'static>) {
-        self.scope.cancel_at(place, "the query was dropped".into());
+    /// Cancels the query's context, because its caller has dropped the future.
+    pub(super) fn cancel(&self, place: &'static Location<'static>) {
+        self.scope.cancel_at(place, "query dropped".into());
     }
 
     pub(super) fn context(&self) -> &Context {
         &self.scope
     }
 
-    /// Whether it is to be stopped, for which it needs its runtime.
+    /// Returns whether the query has to be canceled, which requires its runtime.
     pub(super) fn must_stop(&self) -> bool {
         self.must_stop
     }
 
-    /// What came of a query that is dropped amid its end.
+    /// Returns the outcome of a query that is dropped while it is being canceled.
     pub(super) fn lost(mut self) -> End<C, T> {
         if let Some((_, Err(payload))) = self.over.take() {
             return Err(payload);
@@ -134,8 +135,8 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
         self.conclude(ended)
     }
 
-    /// Polls what there is to do. With an `end`, that is woken when the context ends, instead of the task, and to stop
-    /// the query is left to a poll without.
+    /// Polls the query, and cancels it after the end of the context. With `end`, that waker is registered with the context
+    /// instead of the task's, and the query is not canceled here.
     pub(super) fn poll(&mut self, cx: &mut TaskContext<'_>, end: Option<&Waker>) -> Poll<End<C, T>> {
         if let Some(Poll::Ready(returned)) = self.query.as_mut().map(|query| query.as_mut().poll(cx)) {
             self.query = None;
@@ -143,7 +144,7 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
         }
         if self.stop.is_none() {
             let ended = match &self.over {
-                // It may have seen the end itself, before it is seen here.
+                // The query may have noticed the end before this poll.
                 Some((_, Ok(_))) => return Poll::Ready(self.conclude(self.scope.err())),
                 Some((_, Err(_))) => None,
                 None => {
@@ -165,11 +166,11 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
         Poll::Ready(self.conclude(ended))
     }
 
-    /// Cancels the query until it has ended; whether it has, and no cancel is under way.
+    /// Cancels the query until it has ended. Returns whether it has, and no cancel is in progress.
     fn poll_cancels(&mut self, cx: &mut TaskContext<'_>) -> bool {
         match &self.over {
             Some((_, Ok(_))) => self.cancels.poll_last(cx),
-            // Whether it runs on at the server, nothing will say. Once is for the server's good.
+            // It is unknown whether the query still runs at the server, so it is canceled once.
             Some((_, Err(_))) => !self.commit.refuse() || self.cancels.poll_once(cx),
             None => {
                 if self.commit.refuse() {
@@ -181,7 +182,7 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
     }
 
     fn conclude(&mut self, ended: Option<Error>) -> End<C, T> {
-        let (is_commit, commit_sent) = (self.commit.is_under_way(), self.commit.was_sent());
+        let (is_commit, commit_sent) = (self.commit.is_in_progress(), self.commit.was_sent());
         match self.over.take() {
             Some((held, Ok(output))) => {
                 let connection =
@@ -190,7 +191,7 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
             }
             Some((_, Err(payload))) => Err(payload),
             None => {
-                // With the connection.
+                // This discards the connection.
                 self.query = None;
                 let ended = ended.unwrap_or_else(|| unreachable!("only an end stops a query"));
                 let cancel = self.cancels.failed.take();
@@ -204,18 +205,18 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
 
 /// The attempts to cancel one query, one at a time.
 struct Cancels<C: Connection> {
-    turn: Turn<C::Canceler>,
+    attempt: Attempt<C::Canceler>,
     pause: Duration,
     begun: bool,
     failed: Option<BoxError>,
-    // The query's values, for the canceler.
+    // Contains the query's values, for the canceler.
     values: Context,
 }
 
-/// What an attempt came to, with the canceler; or what it panicked with.
+/// The result of an attempt and the canceler, or the payload of a panic.
 type Sent<K> = thread::Result<(K, Result<(), BoxError>)>;
 
-enum Turn<K> {
+enum Attempt<K> {
     Pause(K, Option<Timer>),
     Sending(Pin<Box<dyn Future<Output = Sent<K>> + Send>>),
     /// The canceler has panicked.
@@ -225,7 +226,7 @@ enum Turn<K> {
 impl<C: Connection> Cancels<C> {
     fn new(canceler: C::Canceler, values: Context) -> Self {
         Cancels {
-            turn: Turn::Pause(canceler, None),
+            attempt: Attempt::Pause(canceler, None),
             pause: FIRST_PAUSE,
             begun: false,
             failed: None,
@@ -233,59 +234,59 @@ impl<C: Connection> Cancels<C> {
         }
     }
 
-    /// Cancels again and again: one that comes between two steps of a query is lost.
+    /// Cancels repeatedly, because a cancel between two statements of a query has no effect.
     fn poll_again(&mut self, cx: &mut TaskContext<'_>) {
         loop {
-            self.turn = match mem::replace(&mut self.turn, Turn::Lost) {
-                Turn::Pause(canceler, mut pause) => {
+            self.attempt = match mem::replace(&mut self.attempt, Attempt::Lost) {
+                Attempt::Pause(canceler, mut pause) => {
                     if pause.as_mut().is_some_and(|pause| pause.as_mut().poll(cx).is_pending()) {
-                        self.turn = Turn::Pause(canceler, pause);
+                        self.attempt = Attempt::Pause(canceler, pause);
                         return;
                     }
                     self.begin(canceler)
                 }
-                Turn::Sending(mut sending) => match sending.as_mut().poll(cx) {
-                    Poll::Ready(sent) => self.note(sent),
+                Attempt::Sending(mut sending) => match sending.as_mut().poll(cx) {
+                    Poll::Ready(sent) => self.record(sent),
                     Poll::Pending => {
-                        self.turn = Turn::Sending(sending);
+                        self.attempt = Attempt::Sending(sending);
                         return;
                     }
                 },
-                Turn::Lost => return,
+                Attempt::Lost => return,
             };
         }
     }
 
-    /// Lets the attempt that is under way come to its end; whether there is none.
+    /// Waits for the attempt in progress. Returns whether there is none.
     fn poll_last(&mut self, cx: &mut TaskContext<'_>) -> bool {
-        if let Turn::Sending(sending) = &mut self.turn {
+        if let Attempt::Sending(sending) = &mut self.attempt {
             let Poll::Ready(sent) = sending.as_mut().poll(cx) else { return false };
-            self.turn = self.note(sent);
+            self.attempt = self.record(sent);
         }
         true
     }
 
-    /// Sees that there was one attempt; whether it is over.
+    /// Makes one attempt, unless there was one. Returns whether it has ended.
     fn poll_once(&mut self, cx: &mut TaskContext<'_>) -> bool {
         if !self.begun {
-            self.turn = match mem::replace(&mut self.turn, Turn::Lost) {
-                Turn::Pause(canceler, _) => self.begin(canceler),
-                turn => turn,
+            self.attempt = match mem::replace(&mut self.attempt, Attempt::Lost) {
+                Attempt::Pause(canceler, _) => self.begin(canceler),
+                attempt => attempt,
             };
         }
         self.poll_last(cx)
     }
 
-    fn begin(&mut self, mut canceler: C::Canceler) -> Turn<C::Canceler> {
+    fn begin(&mut self, mut canceler: C::Canceler) -> Attempt<C::Canceler> {
         self.begun = true;
-        let attempt = async move {
-            let sent = caught(async { C::cancel(&mut canceler).await }).await;
+        let sending = async move {
+            let sent = catch_panic(async { C::cancel(&mut canceler).await }).await;
             sent.map(|sent| (canceler, sent))
         };
-        Turn::Sending(Box::pin(unconstrained(self.values.scope(attempt))))
+        Attempt::Sending(Box::pin(unconstrained(self.values.scope(sending))))
     }
 
-    fn note(&mut self, sent: Sent<C::Canceler>) -> Turn<C::Canceler> {
+    fn record(&mut self, sent: Sent<C::Canceler>) -> Attempt<C::Canceler> {
         match sent {
             Ok((canceler, sent)) => {
                 if let Err(error) = sent {
@@ -293,31 +294,31 @@ impl<C: Connection> Cancels<C> {
                 }
                 let pause = timer(self.pause);
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-                Turn::Pause(canceler, Some(pause))
+                Attempt::Pause(canceler, Some(pause))
             }
             Err(payload) => {
                 shielded(|| drop(payload));
-                self.failed = Some("it panicked".into());
-                Turn::Lost
+                self.failed = Some("the cancel panicked".into());
+                Attempt::Lost
             }
         }
     }
 
-    /// Whether a cancel may hit what the connection does next.
+    /// Returns whether a cancel may affect the next query of the connection.
     fn may_come_later(&self) -> bool {
-        self.failed.is_some() || matches!(self.turn, Turn::Sending(_))
+        self.failed.is_some() || matches!(self.attempt, Attempt::Sending(_))
     }
 }
 
-/// A timer that a used-up cooperative budget does not hold back.
+/// A timer that does not depend on the cooperative budget.
 type Timer = Pin<Box<Unconstrained<Sleep>>>;
 
 fn timer(after: Duration) -> Timer {
     Box::pin(unconstrained(sleep(after)))
 }
 
-/// What a future returns, or panics with.
-async fn caught<F: Future>(future: F) -> thread::Result<F::Output> {
+/// Catches the panic of a future.
+async fn catch_panic<F: Future>(future: F) -> thread::Result<F::Output> {
     let mut future = pin!(future);
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
         Ok(polled) => polled.map(Ok),

@@ -65,7 +65,7 @@ impl Probe {
             for (id, running) in batch {
                 from = id + 1;
                 standing.running.push(Running {
-                    name: running.name.written(),
+                    name: running.name.to_text(),
                     spawned_at: running.spawned_at,
                     is_overdue: list.overdue.contains_key(id),
                 });

@@ -1,5 +1,5 @@
-//! The recipe for a pool, against a real server: with its context, a query ends there too, and no connection goes back
-//! before that.
+//! The recipe for a pool with a real server: a query ends with its context at the server, and no connection returns to the
+//! pool before that.
 
 #![cfg(unix)]
 
@@ -74,9 +74,9 @@ impl database::Database for Pooled {
 
 suite!(Pooled);
 
-/// What goes on for a caller that has left occupies its place, for the grace at most, and then makes room.
+/// A query whose caller has left occupies a connection of the pool for at most the grace period.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_discarded_makes_room() {
+async fn a_discarded_connection_is_replaced() {
     let Some(server) = Server::shared() else { return };
     let pool = Pool::new(server.address.parse().unwrap(), NoTls, 2);
     for _ in 0..20 {

@@ -28,7 +28,7 @@ use common::ms;
 const RUNAWAY: &str =
     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
 
-/// Takes about a millisecond.
+/// A query that takes about a millisecond.
 const SHORT: &str =
     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 3000) SELECT count(*) FROM n";
 
@@ -40,7 +40,7 @@ fn count(connection: &Connection, sql: &str) -> Result<u64, Error> {
     Ok(connection.query_row(sql, (), |row| row.get(0))?)
 }
 
-/// A database in a file, which goes with it.
+/// A database in a file, which is deleted when this is dropped.
 struct File {
     db: Database,
     path: PathBuf,
@@ -56,7 +56,7 @@ impl File {
         Arc::new(File { db: Database::new(&path), path })
     }
 
-    /// A connection that knows of no context.
+    /// Opens a connection that checks no context.
     fn other(&self) -> Connection {
         Connection::open(&self.path).unwrap()
     }
@@ -92,7 +92,7 @@ fn kind<R: std::fmt::Debug>(result: Result<R, Error>) -> Option<StoppedKind> {
     }
 }
 
-/// How long after its deadline of 50 ms SQLite returned.
+/// Returns how long after its deadline of 50 ms SQLite returned.
 async fn overrun(file: &File) -> Duration {
     let ctx = background().with_timeout(ms(50));
     let (returned, at) = mpsc::channel();
@@ -109,7 +109,7 @@ async fn overrun(file: &File) -> Duration {
 #[tokio::test]
 async fn a_runaway_query_stops_within_20_ms_of_its_deadline() {
     let file = File::new();
-    // A machine that is busy with something else may be late; not every time.
+    // On a busy machine a query may be late, but not every time.
     let mut overruns = Vec::new();
     for _ in 0..10 {
         overruns.push(overrun(&file).await);
@@ -122,7 +122,7 @@ async fn a_runaway_query_stops_within_20_ms_of_its_deadline() {
 }
 
 #[tokio::test]
-async fn an_ended_context_runs_nothing() {
+async fn an_ended_context_runs_no_query() {
     let file = File::new();
     let ctx = background().with_cancel();
     ctx.cancel();
@@ -132,9 +132,9 @@ async fn an_ended_context_runs_nothing() {
     assert_eq!(file.rows(), 0);
 }
 
-/// Nor does one that ends while the query waits for a thread.
+/// The context ends while the query waits for a thread.
 #[test]
-fn nor_does_one_that_ends_before_there_is_a_thread() {
+fn a_context_that_ends_before_there_is_a_thread_runs_no_query() {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().max_blocking_threads(1).build().unwrap();
     runtime.block_on(async {
@@ -155,7 +155,7 @@ fn nor_does_one_that_ends_before_there_is_a_thread() {
 }
 
 #[tokio::test]
-async fn the_wait_for_the_connection_counts() {
+async fn the_wait_for_the_connection_ends_with_the_context() {
     let file = File::new();
     let first = background().with_cancel();
     let (holds, ()) = tokio::join!(file.runaway(&first), async {
@@ -180,7 +180,7 @@ async fn the_wait_for_a_lock_ends_with_the_context() {
         assert_eq!(kind(inserted), Some(StoppedKind::Canceled));
         assert!(begun.elapsed() >= ms(50) && begun.elapsed() < ms(2_000), "{:?}", begun.elapsed());
     }
-    // Without an end it waits for as long as it takes.
+    // Without an end it waits as long as necessary.
     let long = background();
     let (inserted, ()) = tokio::join!(file.insert(&long), async {
         tokio::time::sleep(ms(100)).await;
@@ -191,7 +191,7 @@ async fn the_wait_for_a_lock_ends_with_the_context() {
 }
 
 #[tokio::test]
-async fn a_transaction_that_is_canceled_is_undone() {
+async fn a_canceled_transaction_is_rolled_back() {
     let file = File::new();
     let transaction = |ctx: Context, file: Arc<File>| async move {
         file.db
@@ -210,15 +210,15 @@ async fn a_transaction_that_is_canceled_is_undone() {
     assert_eq!(file.rows(), 0);
 }
 
-/// The layer drops the handler at its deadline.
+/// The server's layer drops the handler at its deadline.
 #[tokio::test]
-async fn a_handler_that_is_dropped_leaves_a_connection_that_works() {
+async fn a_dropped_handler_leaves_a_working_connection() {
     async fn report(ctx: Context, State(file): State<Arc<File>>) -> StatusCode {
         // SQLite may be faster than the layer.
         assert_eq!(kind(file.runaway(&ctx).await), Some(StoppedKind::Canceled));
         StatusCode::GATEWAY_TIMEOUT
     }
-    /// It does not know that there is a deadline.
+    /// The handler does not check the deadline.
     async fn unaware(State(file): State<Arc<File>>) -> String {
         format!("{:?}", file.runaway(&background()).await)
     }
@@ -239,9 +239,9 @@ async fn a_handler_that_is_dropped_leaves_a_connection_that_works() {
     }
 }
 
-/// The end, and a drop, at about the time at which the query returns.
+/// The end, or a drop, at about the time when the query returns.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_late_interrupt_hits_no_other_query() {
+async fn a_late_interrupt_affects_no_other_query() {
     let file = File::new();
     let begun = Instant::now();
     file.db.query(&background(), |connection| count(connection, SHORT)).await.unwrap();
@@ -263,7 +263,7 @@ async fn a_late_interrupt_hits_no_other_query() {
 }
 
 #[tokio::test]
-async fn a_query_that_panics_leaves_nothing_behind() {
+async fn a_query_that_panics_closes_its_connection() {
     let file = File::new();
     for _ in 0..5 {
         let ctx = background().with_timeout(ms(1));
@@ -272,7 +272,7 @@ async fn a_query_that_panics_leaves_nothing_behind() {
             connection.execute_batch("BEGIN; INSERT INTO t VALUES (2)")?;
             panic!("a query panics")
         });
-        // Or it had no time to begin.
+        // Otherwise there was no time to start it.
         if let Ok(result) = AssertUnwindSafe(panics).catch_unwind().await {
             result.unwrap_err();
         }
@@ -284,9 +284,9 @@ async fn a_query_that_panics_leaves_nothing_behind() {
     assert!(file.rows() <= 5, "what was begun is undone");
 }
 
-/// A query that neither steps nor waits in SQLite: nothing stops it, and no caller gets its connection.
+/// A query that neither steps nor waits in SQLite cannot be stopped, and no other caller gets its connection.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_whose_query_goes_on_is_not_used() {
+async fn a_connection_whose_query_is_still_running_is_not_used() {
     let file = File::new();
     let (release, released) = mpsc::channel::<()>();
     let (closed, is_closed) = mpsc::channel::<()>();
@@ -307,14 +307,14 @@ async fn a_connection_whose_query_goes_on_is_not_used() {
 }
 
 #[test]
-fn a_runtime_that_shuts_down_amid_a_query_does_not_wait_for_it() {
+fn a_runtime_that_shuts_down_during_a_query_does_not_wait_for_it() {
     common::watched(|| {
         for round in 0..20 {
             let runtime =
                 if round % 2 == 0 { common::current_thread() } else { common::multi_thread(2) };
             let (started, is_started) = mpsc::channel();
             let file = File::new();
-            // It outlives the task, so that the query is not stopped by the scope's drop.
+            // The scope outlives the task, so that its drop does not stop the query.
             let scope = background().with_cancel();
             let ctx = scope.clone();
             runtime.spawn({

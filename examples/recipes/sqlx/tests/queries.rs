@@ -1,4 +1,4 @@
-//! The recipe for sqlx, against a real server: with its context, a query ends at the server too.
+//! The recipe for sqlx with a real server: a query ends with its context at the server.
 
 #![cfg(unix)]
 

@@ -1,4 +1,4 @@
-//! The recipe for tokio-postgres, against a real server: with its context, a query ends at the server too.
+//! The recipe for tokio-postgres with a real server: a query ends with its context at the server.
 
 #![cfg(unix)]
 
@@ -77,7 +77,7 @@ impl database::Database for TokioPostgres {
 
 suite!(TokioPostgres);
 
-/// Counts what it is asked for.
+/// Counts the connections for which TLS is requested.
 #[derive(Clone)]
 struct Counted(MakeRustlsConnect, Arc<AtomicUsize>);
 
@@ -93,7 +93,7 @@ impl MakeTlsConnect<TcpStream> for Counted {
     }
 }
 
-/// The cancel goes the query's way, and is refused a server with another certificate.
+/// The cancel uses the same TLS as the query, and refuses a server with another certificate.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_has_the_tls_of_the_query() {
     let Some(server) = Server::with_tls() else { return };
@@ -135,7 +135,7 @@ async fn a_cancel_has_the_tls_of_the_query() {
     }
 }
 
-/// What is between the lines of a PEM file.
+/// Reads the content of a PEM file.
 fn certificate_of(pem: &[u8]) -> rustls::pki_types::CertificateDer<'static> {
     use rustls::pki_types::pem::PemObject;
     rustls::pki_types::CertificateDer::from_pem_slice(pem).unwrap()

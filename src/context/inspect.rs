@@ -1,4 +1,4 @@
-//! Queries: whether and why a context has ended, and how much time is left.
+//! Whether and why a context has ended, and how much time is left.
 
 use std::sync::Arc;
 use std::time::Duration;

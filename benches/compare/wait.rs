@@ -1,7 +1,7 @@
-//! Waiting: turns of a `select!` loop beside a future that is pending once.
+//! Waits: iterations of a `select!` loop with a future that is pending once.
 //!
-//! A turn polls both branches twice, and what waits for the end is made and dropped in it, unless it is
-//! pinned outside the loop.
+//! An iteration polls both branches twice. It creates and drops the wait for the end, unless this is pinned outside
+//! the loop.
 
 use std::hint::black_box;
 use std::pin::pin;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::derive::{Watched, reap, rooted, watch};
 use crate::drive::{
-    FAR, PendingOnce, WakeOnce, alone, at_once, looped, scheduled, spawned, turns, two_workers,
+    FAR, PendingOnce, WakeOnce, alone, at_once, iterations, looped, scheduled, spawned, two_workers,
 };
 use crate::report::thousands;
 use crate::row::{GO, Row, Run, TIMEOUT, TOKEN, TOKIO_CONTEXT, WATCHER};
@@ -37,14 +37,14 @@ pub fn rows() -> Vec<Row> {
 }
 
 fn remade() -> Row {
-    Row::new("turn", "turn of a select! loop, done() re-made", ours(rooted()))
+    Row::new("turn", "select! iteration, new done()", ours(rooted()))
         .peer(TOKEN, token_remade())
         .target(TOKEN, 1.5)
 }
 
 fn remade_deadline() -> Row {
     let ctx = Context::background().with_timeout(FAR);
-    Row::new("turn-deadline", "turn, done() re-made, far deadline", ours(ctx))
+    Row::new("turn-deadline", "select! iteration, new done(), distant deadline", ours(ctx))
         .peer(TIMEOUT, by_hand_remade())
         .peer(TOKEN, token_remade())
         .target(TIMEOUT, 3.0)
@@ -52,7 +52,7 @@ fn remade_deadline() -> Row {
 }
 
 fn ours(ctx: CancelScope) -> Run {
-    turns(async move || {
+    iterations(async move || {
         select! {
             _ = black_box(&ctx).done() => unreachable!(),
             () = PendingOnce::default() => {}
@@ -62,7 +62,7 @@ fn ours(ctx: CancelScope) -> Run {
 
 fn token_remade() -> Run {
     let token = CancellationToken::new();
-    turns(async move || {
+    iterations(async move || {
         select! {
             () = black_box(&token).cancelled() => unreachable!(),
             () = PendingOnce::default() => {}
@@ -73,7 +73,7 @@ fn token_remade() -> Run {
 fn by_hand_remade() -> Run {
     let token = CancellationToken::new();
     let at = tokio::time::Instant::now() + FAR;
-    turns(async move || {
+    iterations(async move || {
         select! {
             () = black_box(&token).cancelled() => unreachable!(),
             done = timeout_at(at, PendingOnce::default()) => black_box(done).expect("far"),
@@ -82,17 +82,21 @@ fn by_hand_remade() -> Run {
 }
 
 fn pinned() -> Row {
-    Row::new("turn-pinned", "turn, done() pinned outside the loop", ours_pinned(rooted()))
+    Row::new("turn-pinned", "select! iteration, done() pinned outside the loop", ours_pinned(rooted()))
         .peer(TOKEN, token_pinned())
         .target(TOKEN, 1.9)
 }
 
 fn pinned_deadline() -> Row {
     let ctx = Context::background().with_timeout(FAR);
-    Row::new("turn-pinned-deadline", "turn, done() pinned, far deadline", ours_pinned(ctx))
-        .peer(TIMEOUT, by_hand_pinned())
-        .peer(TOKEN, token_pinned())
-        .target(TIMEOUT, 1.9)
+    Row::new(
+        "turn-pinned-deadline",
+        "select! iteration, done() pinned, distant deadline",
+        ours_pinned(ctx),
+    )
+    .peer(TIMEOUT, by_hand_pinned())
+    .peer(TOKEN, token_pinned())
+    .target(TIMEOUT, 1.9)
 }
 
 fn ours_pinned(ctx: CancelScope) -> Run {
@@ -141,7 +145,7 @@ fn by_hand_pinned() -> Run {
     })
 }
 
-/// As in a program: the task goes through Tokio's run queue between the two polls of each turn.
+/// As in a program: the task goes through Tokio's run queue between the two polls of each iteration.
 fn in_a_task() -> Row {
     let ctx = rooted();
     let ours = spawned(move |times| {
@@ -171,12 +175,12 @@ fn in_a_task() -> Row {
             start.elapsed()
         }
     });
-    Row::new("turn-task", "turn, done() re-made, and a turn of the scheduler", ours).peer(TOKEN, peer)
+    Row::new("turn-task", "select! iteration, new done(), through the scheduler", ours).peer(TOKEN, peer)
 }
 
 fn derived() -> Row {
     let parent = rooted();
-    let ours = turns(async move || {
+    let ours = iterations(async move || {
         let ctx = black_box(&parent).with_cancel();
         select! {
             _ = black_box(&ctx).done() => unreachable!(),
@@ -185,14 +189,14 @@ fn derived() -> Row {
         ctx.cancel();
     });
     let parent = CancellationToken::new();
-    let token = turns(async move || {
+    let token = iterations(async move || {
         let guard = black_box(&parent).child_token().drop_guard();
         select! {
             () = black_box(guard.token()).cancelled() => unreachable!(),
             () = PendingOnce::default() => {}
         }
     });
-    Row::new("derive-turn", "derive, wait one turn, cancel, drop", ours)
+    Row::new("derive-turn", "derive, wait for one iteration, cancel, drop", ours)
         .peer(TOKEN, token)
         .peer(TOKIO_CONTEXT, theirs(None))
         .target(TOKEN, 1.4)
@@ -200,7 +204,7 @@ fn derived() -> Row {
 
 fn derived_timeout() -> Row {
     let parent = rooted();
-    let ours = turns(async move || {
+    let ours = iterations(async move || {
         let ctx = black_box(&parent).with_timeout(FAR);
         select! {
             _ = black_box(&ctx).done() => unreachable!(),
@@ -208,14 +212,14 @@ fn derived_timeout() -> Row {
         }
     });
     let parent = CancellationToken::new();
-    let by_hand = turns(async move || {
+    let by_hand = iterations(async move || {
         let guard = black_box(&parent).child_token().drop_guard();
         select! {
             () = black_box(guard.token()).cancelled() => unreachable!(),
             done = timeout(FAR, PendingOnce::default()) => black_box(done).expect("far"),
         }
     });
-    Row::new("derive-timeout-turn", "derive with a timeout, wait one turn, drop", ours)
+    Row::new("derive-timeout-turn", "derive with a timeout, wait for one iteration, drop", ours)
         .peer(TIMEOUT, by_hand)
         .peer(WATCHER, watched())
         .peer(TOKIO_CONTEXT, theirs(Some(FAR)))
@@ -223,21 +227,21 @@ fn derived_timeout() -> Row {
         .target(GO, 2.0)
 }
 
-/// One request after the other on a `current_thread` runtime that has no other timer: each turn wakes its driver
-/// by a system call, and so does each timer that is the nearest.
+/// One request after another on a `current_thread` runtime without other timers: each iteration wakes the driver by
+/// a system call, and so does each timer that is the nearest one.
 fn derived_timeout_scheduled() -> Row {
     let parent = rooted();
     let ours = alone(move |times| one_shots(parent.clone(), times));
     let parent = CancellationToken::new();
     let by_hand = alone(move |times| one_shots_by_hand(parent.clone(), times));
-    let work = "derive with a timeout, wait a turn, drop, on a current_thread runtime";
+    let work = "derive with a timeout, wait for one iteration, drop, on a current_thread runtime";
     Row::new("derive-timeout-turn-current-thread", work, ours)
         .peer(TIMEOUT, by_hand)
         .target(TIMEOUT, 1.15)
 }
 
-/// The same by both workers of a runtime at once, for one parent, while so many tasks wait for deadlines of their
-/// own: each side has a runtime, and has these deadlines in its own way.
+/// The same on both workers of a runtime at once, for one parent, while a number of tasks wait for deadlines of their
+/// own. Each side has its own runtime, and registers these deadlines in its own way.
 fn derived_timeout_by_two_workers(pending: usize, target: f64) -> Row {
     let parent = rooted();
     let idle = move |at| {
@@ -252,7 +256,7 @@ fn derived_timeout_by_two_workers(pending: usize, target: f64) -> Row {
     };
     let by_hand = two_workers(pending, idle, move |times| one_shots_by_hand(parent.clone(), times));
     let work = format!(
-        "derive with a timeout, wait a turn, drop, by 2 workers, {} other deadlines pending",
+        "derive with a timeout, wait for one iteration, drop, by 2 workers, {} other deadlines pending",
         thousands(pending as u64)
     );
     Row::new(format!("derive-timeout-turn-2-workers-{pending}"), work, ours)
@@ -307,7 +311,7 @@ fn watched() -> Run {
 
 fn theirs(limit: Option<Duration>) -> Run {
     let (parent, _handle) = RefContext::new();
-    turns(async move || {
+    iterations(async move || {
         let _keep = &_handle;
         let (mut ctx, handle) = TheirContext::with_parent(black_box(&parent), limit);
         select! {

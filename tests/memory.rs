@@ -1,4 +1,4 @@
-//! Promise 10, memory: what many contexts needed is freed when they are gone, even if one of them stays, and
+//! Promise 10, memory: what many contexts needed is freed when they are dropped, even if one of them stays, and
 //! the cost grows only with their number.
 //!
 //! With `TOKIO_CTX_FULL=1` the number is a million.
@@ -16,7 +16,7 @@ use common::{Dice, LONG, current_thread, ms, poll, poll_once};
 use tokio_ctx::{CancelScope, Context, DoneOwned};
 use tokio_util::sync::CancellationToken;
 
-/// Counts, for each thread, the bytes it has allocated less those it has freed, and all it has allocated.
+/// Counts, for each thread, the live bytes, and all bytes it has allocated.
 struct Counting;
 
 thread_local! {
@@ -25,7 +25,7 @@ thread_local! {
 }
 
 fn count(bytes: isize) {
-    // Not there any more while the thread ends, when nothing asks.
+    // Not available while the thread ends, when the counts are no longer used.
     let _ = LIVE.try_with(|live| live.set(live.get() + bytes));
     let _ = TAKEN.try_with(|taken| taken.set(taken.get() + usize::try_from(bytes).unwrap_or(0)));
 }
@@ -54,12 +54,12 @@ static ALLOCATOR: Counting = Counting;
 
 static BACKGROUND: Context = Context::background();
 
-/// The time that this thread has computed: what else the machine does is left out.
+/// Returns the CPU time of this thread, which does not depend on other work of the machine.
 fn computed() -> Duration {
     #[cfg(unix)]
     {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: it is given a place to write to.
+        // SAFETY: `clock_gettime` only writes to the given local.
         let failed = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
         assert_eq!(failed, 0, "this thread's clock");
         Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
@@ -71,18 +71,18 @@ fn computed() -> Duration {
     }
 }
 
-/// A million, or a fiftieth of it.
+/// Returns a million, or a fiftieth of it.
 fn million() -> usize {
     let full = std::env::var_os("TOKIO_CTX_FULL").is_some_and(|set| set != "0");
     if full { 1_000_000 } else { 20_000 }
 }
 
-mod given_back {
+mod memory_is_freed {
     use super::*;
 
-    /// What those that stay, and what is left of the crowd's room, may take: a small part of what it needed.
-    fn most(crowd: usize) -> isize {
-        48 * 1024 + crowd as isize / 2
+    /// The most that the remaining contexts and leftover capacity may use: a small part of what all needed.
+    fn most(size: usize) -> isize {
+        48 * 1024 + size as isize / 2
     }
 
     type Wait = Pin<Box<DoneOwned>>;
@@ -93,17 +93,17 @@ mod given_back {
         wait
     }
 
-    /// One of a crowd; its wait goes before its scope.
-    type Guest = (Wait, Option<CancelScope>);
+    /// One of many contexts; its wait is dropped before its scope.
+    type Entry = (Wait, Option<CancelScope>);
 
-    /// Enters the nth of a crowd.
-    type Enter = fn(&Context, usize) -> Guest;
+    /// Adds the nth context.
+    type Enter = fn(&Context, usize) -> Entry;
 
-    fn below(scope: CancelScope) -> Guest {
+    fn below(scope: CancelScope) -> Entry {
         (wait_on(&scope), Some(scope))
     }
 
-    fn crowds() -> [(&'static str, Enter); 7] {
+    fn kinds() -> [(&'static str, Enter); 7] {
         [
             ("waits", |root, _| (wait_on(root), None)),
             ("children", |root, _| below(root.with_cancel())),
@@ -113,7 +113,7 @@ mod given_back {
             }),
             ("children with one deadline", |root, _| below(root.with_timeout(LONG))),
             ("children with deadlines from near to far", |root, nth| {
-                // Not so near that they pass meanwhile.
+                // Not so near that they pass during the test.
                 below(
                     root.with_timeout(LONG / 4 + ms(1 << (nth % 40)) + Duration::from_nanos(nth as u64)),
                 )
@@ -123,35 +123,35 @@ mod given_back {
         ]
     }
 
-    /// In which order a crowd goes.
+    /// The order in which the contexts are dropped.
     #[derive(Clone, Copy, Debug)]
     enum Order {
         FirstFirst,
         LastFirst,
         Random,
-        /// One comes as one goes, after half of them are there.
+        /// One is added for each that is dropped, once half of them exist.
         Flowing,
     }
 
-    fn come_and_go(root: &Context, size: usize, enter: Enter, order: Order) {
-        let mut crowd = VecDeque::new();
+    fn add_and_drop(root: &Context, size: usize, enter: Enter, order: Order) {
+        let mut live = VecDeque::new();
         for nth in 0..size {
-            crowd.push_back(enter(root, nth));
+            live.push_back(enter(root, nth));
             if matches!(order, Order::Flowing) && nth >= size / 2 {
-                crowd.pop_front();
+                live.pop_front();
             }
         }
         match order {
-            Order::FirstFirst | Order::Flowing => while crowd.pop_front().is_some() {},
-            Order::LastFirst => while crowd.pop_back().is_some() {},
+            Order::FirstFirst | Order::Flowing => while live.pop_front().is_some() {},
+            Order::LastFirst => while live.pop_back().is_some() {},
             Order::Random => {
-                Dice::new(5).shuffle(crowd.make_contiguous());
-                crowd.clear();
+                Dice::new(5).shuffle(live.make_contiguous());
+                live.clear();
             }
         }
     }
 
-    /// A root on which two wait all the time, and a third since the crowd was at its largest.
+    /// A root with two waits that stay, and a third one since the number of contexts was highest.
     fn stays_small(name: &str, enter: Enter, order: Order) {
         let runtime = current_thread();
         let _entered = runtime.enter();
@@ -162,14 +162,14 @@ mod given_back {
         for round in 0..3 {
             let size = if round == 0 { million() } else { million() / 10 };
             let half: Vec<_> = (0..size / 2).map(|nth| enter(&root, nth)).collect();
-            // Its place is behind all of theirs.
+            // Its position is behind all of theirs.
             last.push(wait_on(&root));
-            come_and_go(&root, size / 2, enter, order);
+            add_and_drop(&root, size / 2, enter, order);
             drop(half);
             let kept = LIVE.get() - before;
             assert!(
                 kept < most(million()),
-                "{kept} bytes kept after {size} {name} went, {order:?}, round {round}"
+                "{kept} bytes kept after {size} {name} were dropped, {order:?}, round {round}"
             );
         }
         root.cancel();
@@ -177,20 +177,20 @@ mod given_back {
     }
 
     #[test]
-    fn by_a_crowd_of_which_one_stays() {
-        for (name, enter) in crowds() {
+    fn although_one_context_stays() {
+        for (name, enter) in kinds() {
             for order in [Order::FirstFirst, Order::LastFirst, Order::Random, Order::Flowing] {
                 stays_small(name, enter, order);
             }
         }
     }
 
-    /// How long the end takes at best.
-    fn shortest_end(mut crowd: impl FnMut(&Context)) -> Duration {
+    /// Returns the shortest duration of the end.
+    fn shortest_end(mut prepare: impl FnMut(&Context)) -> Duration {
         let ends = (0..5).map(|_| {
             let root = BACKGROUND.with_cancel();
             let _waits = [wait_on(&root), wait_on(&root)];
-            crowd(&root);
+            prepare(&root);
             let _last = wait_on(&root);
             let start = computed();
             root.cancel();
@@ -199,12 +199,12 @@ mod given_back {
         ends.min().unwrap()
     }
 
-    /// What is empty is not walked.
+    /// Empty lists are not walked.
     #[test]
-    fn so_that_the_end_of_those_that_stay_is_quick() {
+    fn so_that_ending_the_remaining_contexts_is_quick() {
         let alone = shortest_end(|_| {});
-        for (name, enter) in &crowds()[..3] {
-            let after = shortest_end(|root| come_and_go(root, million(), *enter, Order::Random));
+        for (name, enter) in &kinds()[..3] {
+            let after = shortest_end(|root| add_and_drop(root, million(), *enter, Order::Random));
             assert!(
                 after < alone * 10 + Duration::from_micros(100),
                 "{after:?} after {name}, not {alone:?}"
@@ -219,7 +219,7 @@ mod linear {
     const FEW: usize = 1_000;
     const TIMES: usize = 8;
 
-    /// What `f` allocates in all, and how long it takes at best.
+    /// Returns the bytes that `f` allocates, and its shortest duration.
     fn cost(mut f: impl FnMut()) -> (usize, Duration) {
         let runs = (0..5).map(|_| {
             let (taken, start) = (TAKEN.get(), computed());
@@ -229,7 +229,7 @@ mod linear {
         runs.fold((usize::MAX, Duration::MAX), |a, b| (a.0.min(b.0), a.1.min(b.1)))
     }
 
-    /// Puts one context over another.
+    /// Derives one context from another.
     type Nest = fn(&Context) -> CancelScope;
 
     fn nests() -> [(&'static str, Nest); 7] {
@@ -259,10 +259,10 @@ mod linear {
         last
     }
 
-    /// Made, asked, waited on by many, ended, dropped: eight times the levels cost eight times as much,
-    /// and not many times that.
+    /// Derived, queried, awaited by many, ended, dropped: eight times the levels cost eight times as much, and not
+    /// many times that.
     #[test]
-    fn in_the_levels_of_every_kind() {
+    fn in_the_number_of_levels_of_every_kind() {
         let runtime = current_thread();
         let _entered = runtime.enter();
         for (name, nest) in nests() {
@@ -293,9 +293,9 @@ mod linear {
         }
     }
 
-    /// Asking, and waiting anew, cost no more the deeper one is.
+    /// Queries and new waits do not cost more at greater depth.
     #[test]
-    fn and_level_for_repeated_queries() {
+    fn and_constant_for_repeated_queries() {
         let runtime = current_thread();
         let _entered = runtime.enter();
         for (name, nest) in nests() {
@@ -304,10 +304,10 @@ mod linear {
                 let leaf = nested(nest, levels, &top);
                 assert!(!leaf.is_done());
                 assert!(poll_once(leaf.done()).is_pending());
-                let ask = cost(|| (0..1_000).for_each(|_| assert!(!leaf.is_done())));
+                let query = cost(|| (0..1_000).for_each(|_| assert!(!leaf.is_done())));
                 let wait =
                     cost(|| (0..1_000).for_each(|_| assert!(poll_once(leaf.done()).is_pending())));
-                [ask, wait]
+                [query, wait]
             };
             for (few, many) in again(FEW).into_iter().zip(again(TIMES * FEW)) {
                 let what = format!("{name}: {few:?} and {many:?}");
@@ -317,30 +317,30 @@ mod linear {
         }
     }
 
-    /// Below one token a wait that is made anew costs what it does elsewhere, roughly.
+    /// A new wait below a token costs about the same as elsewhere.
     #[test]
     fn below_a_token_as_elsewhere() {
-        let turns = |ctx: &Context| {
-            let turn = || assert!(poll_once(ctx.done()).is_pending());
-            turn();
-            cost(|| (0..10_000).for_each(|_| turn()))
+        let repeated_waits = |ctx: &Context| {
+            let wait_once = || assert!(poll_once(ctx.done()).is_pending());
+            wait_once();
+            cost(|| (0..10_000).for_each(|_| wait_once()))
         };
         let token = CancellationToken::new();
         let plain = BACKGROUND.with_cancel();
         let bound = BACKGROUND.with_token(&token);
         let child = bound.with_cancel();
         let merged = child.merge(&plain);
-        let elsewhere = turns(&plain);
+        let elsewhere = repeated_waits(&plain);
         for (name, ctx) in [("itself", &bound), ("child", &child), ("merged", &merged)] {
-            let below = turns(ctx);
+            let below = repeated_waits(ctx);
             assert_eq!(below.0, 0, "{name} allocates");
             assert!(below.1 < elsewhere.1 * 3, "{name}: {below:?}, elsewhere {elsewhere:?}");
         }
     }
 
-    /// The paths through these double at each level.
+    /// The number of paths through these doubles at each level.
     #[test]
-    fn not_in_the_paths() {
+    fn and_independent_of_the_number_of_paths() {
         for derive in [
             (|last, _| last.merge(&last.with_cancel().detach()))
                 as fn(&Context, &Context) -> CancelScope,

@@ -1,4 +1,4 @@
-//! Has it ended, and why?
+//! Queries: has the context ended, and why?
 
 use std::future::Future;
 use std::hint::black_box;
@@ -23,24 +23,24 @@ pub fn rows() -> Vec<Row> {
 
 fn is_done(depth: usize) -> Row {
     let chain = chain(depth);
-    let ours = asked((chain[depth - 1].clone(), chain), |(ctx, _)| ctx.is_done());
+    let ours = repeated((chain[depth - 1].clone(), chain), |(ctx, _)| ctx.is_done());
     let tokens = tokens(depth);
-    let token = asked((tokens[depth - 1].clone(), tokens), |(token, _)| token.is_cancelled());
+    let token = repeated((tokens[depth - 1].clone(), tokens), |(token, _)| token.is_cancelled());
     let row = Row::new(format!("is-done-{depth}"), format!("is_done, live, depth {depth}"), ours);
     let row = row.peer(TOKEN, token).at_most_ns(16.0);
     if depth == 1 { row.target(GO, 1.5) } else { row }
 }
 
-/// As what a service asks in a loop, while something else waits on the context.
+/// Like a query in a service's loop, while something else waits on the context.
 fn is_done_waited_on(depth: usize) -> Row {
     let chain = chain(depth);
     let ctx = chain[depth - 1].clone();
     let wait = waiting(ctx.done_owned());
-    let ours = asked((ctx, chain, wait), |(ctx, ..)| ctx.is_done());
+    let ours = repeated((ctx, chain, wait), |(ctx, ..)| ctx.is_done());
     let tokens = tokens(depth);
     let token = tokens[depth - 1].clone();
     let wait = waiting(token.clone().cancelled_owned());
-    let token = asked((token, tokens, wait), |(token, ..)| token.is_cancelled());
+    let token = repeated((token, tokens, wait), |(token, ..)| token.is_cancelled());
     let work = format!("is_done, live, waited on, depth {depth}");
     Row::new(format!("is-done-waited-on-{depth}"), work, ours).peer(TOKEN, token).target(TOKEN, 2.0)
 }
@@ -51,7 +51,7 @@ fn waiting<F: Future + 'static>(wait: F) -> Pin<Box<F>> {
     wait
 }
 
-/// As [`chain`].
+/// Like [`chain`].
 pub fn tokens(depth: usize) -> Vec<CancellationToken> {
     let mut tokens = vec![CancellationToken::new()];
     while tokens.len() < depth {
@@ -60,7 +60,7 @@ pub fn tokens(depth: usize) -> Vec<CancellationToken> {
     tokens
 }
 
-/// From the root to the leaf.
+/// Returns the scopes from the root to the leaf.
 pub fn chain(depth: usize) -> Vec<CancelScope> {
     let mut chain = vec![rooted()];
     while chain.len() < depth {
@@ -70,78 +70,78 @@ pub fn chain(depth: usize) -> Vec<CancelScope> {
 }
 
 fn is_done_deadline() -> Row {
-    let ours = asked(Context::background().with_timeout(FAR), |ctx| ctx.is_done());
+    let ours = repeated(Context::background().with_timeout(FAR), |ctx| ctx.is_done());
     let by_hand = (CancellationToken::new(), Instant::now() + FAR);
-    let by_hand = asked(by_hand, |(token, at)| token.is_cancelled() || Instant::now() >= *at);
+    let by_hand = repeated(by_hand, |(token, at)| token.is_cancelled() || Instant::now() >= *at);
     Row::new("is-done-deadline", "is_done, live, with a deadline", ours).peer(NUMBER, by_hand)
 }
 
 fn is_done_by_two() -> Row {
-    let ours = asked_by_two(rooted(), |ctx| ctx.is_done());
+    let ours = repeated_by_two(rooted(), |ctx| ctx.is_done());
     Row::new("is-done-2-threads", "is_done, live, by 2 threads on one context", ours)
         .peer(TOKEN, token_by_two())
         .uncounted()
 }
 
 fn err_by_two() -> Row {
-    let ours = asked_by_two(rooted(), |ctx| ctx.err().is_some());
+    let ours = repeated_by_two(rooted(), |ctx| ctx.err().is_some());
     Row::new("err-2-threads", "err, live, by 2 threads on one context", ours)
         .peer(TOKEN, token_by_two())
         .uncounted()
 }
 
 fn token_by_two() -> Run {
-    asked_by_two(CancellationToken::new(), CancellationToken::is_cancelled)
+    repeated_by_two(CancellationToken::new(), CancellationToken::is_cancelled)
 }
 
 fn err_ended() -> Row {
     let ctx = rooted();
     ctx.cancel();
-    let ours = asked(ctx, |ctx| black_box(&ctx.err()).is_some());
+    let ours = repeated(ctx, |ctx| black_box(&ctx.err()).is_some());
     let token = CancellationToken::new();
     token.cancel();
-    let token = asked(token, CancellationToken::is_cancelled);
+    let token = repeated(token, CancellationToken::is_cancelled);
     Row::new("err-ended", "err, ended", ours).peer(TOKEN, token).target(GO, 2.0)
 }
 
 fn err_ended_by_two() -> Row {
     let ctx = rooted();
     ctx.cancel();
-    let ours = asked_by_two(ctx, |ctx| black_box(&ctx.err()).is_some());
+    let ours = repeated_by_two(ctx, |ctx| black_box(&ctx.err()).is_some());
     let token = CancellationToken::new();
     token.cancel();
-    let token = asked_by_two(token, CancellationToken::is_cancelled);
+    let token = repeated_by_two(token, CancellationToken::is_cancelled);
     Row::new("err-ended-2-threads", "err, ended, by 2 threads on one context", ours)
         .peer(TOKEN, token)
         .target(TOKEN, 10.0)
         .uncounted()
 }
 
-/// The error is shared then, and kept under a lock.
+/// With a cause, the error is shared, and stored under a lock.
 fn err_ended_with_cause_by_two() -> Row {
     let ctx = rooted();
     ctx.cancel_with("a cause");
-    let ours = asked_by_two(ctx, |ctx| black_box(&ctx.err()).is_some());
+    let ours = repeated_by_two(ctx, |ctx| black_box(&ctx.err()).is_some());
     let token = CancellationToken::new();
     token.cancel();
-    let token = asked_by_two(token, CancellationToken::is_cancelled);
+    let token = repeated_by_two(token, CancellationToken::is_cancelled);
     Row::new("err-ended-cause-2-threads", "err, ended with a cause, by 2 threads on one context", ours)
         .peer(TOKEN, token)
         .uncounted()
 }
 
-/// The answers are added up: a cheaper use of them than to put each into memory.
-fn asked<T: 'static>(it: T, ask: impl Fn(&T) -> bool + 'static) -> Run {
+/// Sums up the answers, which is cheaper than storing each in memory.
+fn repeated<T: 'static>(it: T, query: impl Fn(&T) -> bool + 'static) -> Run {
     Box::new(move |times| {
         let mut yes = 0;
-        let took = timed(times, || yes += u64::from(ask(black_box(&it))));
+        let took = timed(times, || yes += u64::from(query(black_box(&it))));
         black_box(yes);
         took
     })
 }
 
-fn asked_by_two<T: Sync + 'static>(it: T, ask: impl Fn(&T) -> bool + Sync + 'static) -> Run {
+fn repeated_by_two<T: Sync + 'static>(it: T, query: impl Fn(&T) -> bool + Sync + 'static) -> Run {
     two_threads(it, move |it| {
-        black_box(ask(black_box(it)));
+        black_box(query(black_box(it)));
     })
 }

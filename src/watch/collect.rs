@@ -1,13 +1,13 @@
-//! Taking a picture: from what is registered up to the roots, and from there down the lists of members.
+//! How a snapshot is taken: from the registered entries up to the roots, and from there down the lists of children.
 //!
-//! Nothing is stopped, and no lock is held but one, for a thousand steps at most. So the picture is weakly consistent: what
-//! is there from before it is begun until after it is taken, and is registered or linked all the time, is in it, once; what
-//! comes or goes meanwhile may be. A context may be shown as alive whose parent is shown as ended, as it was when each was
-//! looked at.
+//! Nothing is stopped, and one lock is held at a time, for about a thousand steps. A snapshot is therefore weakly
+//! consistent. An entry that is registered or linked from before the start until after the end is in it once. An entry
+//! that is added or removed in between may be in it. A context may be shown as alive while its parent is shown as ended,
+//! because each is shown as it was when it was visited.
 //!
-//! Of a context that is looked at a weak handle is kept: its address, by which it is known, belongs to no other until the
-//! picture is taken, and it goes when it would have gone. A strong one is held for the look only, and never let go under a
-//! lock: it may be the last.
+//! A weak handle to each visited context is kept until the end, so that no other context can have its address, which is
+//! its key, and its token is still dropped when its last handle is. A strong handle is held only during the visit. It is
+//! not dropped while a lock is held, because it may be the last one.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -23,64 +23,64 @@ use super::snapshot::{
     AliveLine, EndedLine, Entry, FORMAT, Id, Kind, Line, NearlyOverdue, Poll, Snapshot, State, Totals,
 };
 use super::stats::Stats;
-use crate::registry::{Hub, Record, brief};
+use crate::registry::{Hub, Record};
 use crate::token::Token;
 use crate::trace::shielded;
 
-/// So many members are copied for each hold of a token's lock.
+/// The number of children that are copied each time a token's lock is held.
 const BATCH: u32 = 1024;
-/// So many are listed as nearly overdue.
+/// The maximum number of entries that are listed as nearly overdue.
 const NEARLY: usize = 100;
-/// A context that has ended, and has no work, is listed as held when so much time has passed.
+/// A context without work is listed as held when this time has passed since its end.
 const HELD: Duration = Duration::from_secs(1);
 
-pub(super) struct Picture<'a> {
+pub(super) struct Collector<'a> {
     hub: &'a Hub,
     stats: &'a Stats,
     now: Instant,
-    /// A parent comes before its children.
+    /// Each parent is before its children.
     nodes: Vec<Node>,
-    /// The nodes of contexts, by their addresses.
+    /// The nodes of contexts, by the addresses of their tokens.
     known: HashMap<usize, usize>,
     unseen: usize,
-    /// The records of shutdowns, and their nodes.
+    /// The records of shutdowns, with the ids of their nodes.
     shutdowns: Vec<(Arc<Record>, Id)>,
 }
 
-/// A context, or work in one.
+/// A context, or work that uses one.
 struct Node {
     id: Id,
     parent: Option<usize>,
-    /// None: work.
+    /// `None` for work.
     token: Option<Weak<Token>>,
     kind: Kind,
     name: Option<String>,
     line: &'static Location<'static>,
-    born: Option<Instant>,
+    created_at: Option<Instant>,
     deadline: Option<Instant>,
     owns_deadline: bool,
     budget: Option<Duration>,
     waiters: usize,
-    /// Whether an end above shows in its own state.
+    /// Whether the end of an ancestor would be stored in its own state.
     is_linked: bool,
     end: Option<Arc<Facts>>,
     poll: Option<Poll>,
     is_polled: bool,
     is_work: bool,
-    /// Whether there is work in it or below.
+    /// Whether it, or a descendant, has work.
     has_work: bool,
     children: usize,
 }
 
-/// Lets a handle go: what its drop calls may be foreign code.
-fn let_go<T>(handle: T) {
+/// Drops a handle. This may run foreign code.
+fn release<T>(handle: T) {
     shielded(|| drop(handle));
 }
 
-impl<'a> Picture<'a> {
-    pub(super) fn take(hub: &'a Hub, stats: &'a Stats) -> Snapshot {
+impl<'a> Collector<'a> {
+    pub(super) fn snapshot(hub: &'a Hub, stats: &'a Stats) -> Snapshot {
         let (begun, taken_at) = (RealInstant::now(), SystemTime::now());
-        let mut picture = Picture {
+        let mut collector = Collector {
             hub,
             stats,
             now: Instant::now(),
@@ -89,10 +89,10 @@ impl<'a> Picture<'a> {
             unseen: 0,
             shutdowns: Vec::new(),
         };
-        hub.table.for_each(|record| picture.enter(&record));
-        picture.walk();
-        picture.settle();
-        let mut snapshot = picture.summary(taken_at);
+        hub.table.for_each(|record| collector.add(&record));
+        collector.walk();
+        collector.propagate();
+        let mut snapshot = collector.summary(taken_at);
         snapshot.took = begun.elapsed();
         snapshot
     }
@@ -101,17 +101,17 @@ impl<'a> Picture<'a> {
         self.nodes.len().saturating_add(more) <= self.stats.max_entries
     }
 
-    /// Adds what a record stands for, and the contexts above it.
-    fn enter(&mut self, record: &Arc<Record>) {
+    /// Adds the work or the context of a record, and the ancestors of the context.
+    fn add(&mut self, record: &Arc<Record>) {
         let token = record.subject.as_ref().and_then(Token::of_subject);
         let at = token.as_ref().and_then(|token| self.visit(token));
-        let is_there = token.is_some();
-        let_go(token);
+        let has_token = token.is_some();
+        release(token);
         if record.kind.is_context() {
             if let Some(at) = at {
-                self.fold(at, record);
+                self.merge(at, record);
             }
-        } else if self.has_room(1) && (at.is_some() || !is_there) {
+        } else if self.has_room(1) && (at.is_some() || !has_token) {
             let node = self.work(at, record);
             self.nodes.push(node);
         } else {
@@ -119,21 +119,20 @@ impl<'a> Picture<'a> {
         }
     }
 
-    /// Adds what a record says of a context.
-    fn fold(&mut self, at: usize, record: &Arc<Record>) {
+    /// Adds the information of a record to the node of its context.
+    fn merge(&mut self, at: usize, record: &Arc<Record>) {
         let node = &mut self.nodes[at];
         if record.kind == Kind::Shutdown {
             self.shutdowns.push((record.clone(), node.id));
         }
-        if let Some(name) = &record.name {
-            let name = brief(name);
+        if let Some(name) = record.name() {
             node.name = Some(node.name.take().map_or(name.clone(), |other| format!("{other}, {name}")));
         }
-        // A root that was given a name is shown by that one's line, a request by its layer's.
+        // A named root is shown with the line that named it, a request with the line of its layer.
         if node.kind == Kind::Context || node.kind == Kind::Root {
             (node.kind, node.line) = (record.kind, record.line);
         }
-        node.born = node.born.or(Some(record.born));
+        node.created_at = node.created_at.or(record.started);
         if record.kind.is_work() {
             (node.kind, node.line) = (record.kind, record.line);
             node.is_work = !record.is_over();
@@ -149,9 +148,9 @@ impl<'a> Picture<'a> {
             parent: at,
             token: None,
             kind: record.kind,
-            name: record.name.as_ref().map(|name| brief(name)),
+            name: record.name(),
             line: record.line,
-            born: Some(record.born),
+            created_at: record.started,
             deadline: ctx.and_then(|ctx| ctx.deadline),
             owns_deadline: false,
             budget: None,
@@ -166,7 +165,7 @@ impl<'a> Picture<'a> {
         }
     }
 
-    /// Adds a context, and those above it; none if there is no room.
+    /// Adds a context and its ancestors; returns `None` if there is no room.
     fn visit(&mut self, token: &Arc<Token>) -> Option<usize> {
         let mut path = Vec::new();
         let (mut above, mut next) = (None, Some(token));
@@ -199,7 +198,7 @@ impl<'a> Picture<'a> {
         let error =
             sight.end.or_else(|| (is_due && sight.owns_deadline).then(|| token.error_at_deadline()));
         let end = error.as_ref().map(|error| Arc::new(Facts::new(error, show_causes)));
-        let_go(error);
+        release(error);
         Node {
             id: id_of(address(token)),
             parent,
@@ -207,7 +206,7 @@ impl<'a> Picture<'a> {
             kind: Kind::Context,
             name: None,
             line: sight.made_at,
-            born: sight.born,
+            created_at: sight.created_at,
             deadline: sight.deadline,
             owns_deadline: sight.owns_deadline,
             budget: if sight.owns_deadline { token.budget() } else { None },
@@ -222,7 +221,7 @@ impl<'a> Picture<'a> {
         }
     }
 
-    /// Adds all that is linked below what there is.
+    /// Adds all linked descendants of the nodes.
     fn walk(&mut self) {
         let (mut found, mut at) = (Vec::new(), 0);
         while at < self.nodes.len() {
@@ -230,20 +229,20 @@ impl<'a> Picture<'a> {
             let mut from = Some(0);
             while let (Some(parent), Some(place)) = (&token, from) {
                 from = parent.children(place, BATCH, &mut found);
-                // The parent need not outlive its list's end.
+                // The parent is not held longer than necessary.
                 if from.is_none() {
-                    let_go(token.take());
+                    release(token.take());
                 }
                 for child in found.drain(..) {
-                    self.meet(&child);
+                    self.add_child(&child);
                 }
             }
-            let_go(token);
+            release(token);
             at += 1;
         }
     }
 
-    fn meet(&mut self, child: &Weak<Token>) {
+    fn add_child(&mut self, child: &Weak<Token>) {
         if self.known.contains_key(&child.as_ptr().addr()) {
             return;
         }
@@ -255,14 +254,14 @@ impl<'a> Picture<'a> {
         if let Some(child) = &child {
             self.visit(child);
         }
-        let_go(child);
+        release(child);
     }
 
-    /// Hands ends and budgets down, and counts of children and work up.
-    fn settle(&mut self) {
+    /// Propagates ends and budgets to descendants, and counts of children and work to ancestors.
+    fn propagate(&mut self) {
         for at in 0..self.nodes.len() {
             let Some(parent) = self.nodes[at].parent else { continue };
-            // A parent lies before its children.
+            // Each parent is before its children.
             let (above, rest) = self.nodes.split_at_mut(at);
             let (parent, node) = (&mut above[parent], &mut rest[0]);
             parent.children += 1;
@@ -313,7 +312,7 @@ impl<'a> Picture<'a> {
         }
     }
 
-    /// Whether it is a context that has ended, and that nothing works in.
+    /// Returns whether it is a context that ended some time ago, and has no work.
     fn is_held(&self, node: &Node) -> bool {
         let ended = node.end.as_ref().map(|end| self.now.saturating_duration_since(end.ended_at));
         !node.has_work && !node.is_work && ended.is_some_and(|ago| ago >= HELD)
@@ -329,7 +328,7 @@ impl<'a> Picture<'a> {
         let line = |((is_held, kind, line), nodes): ((bool, Kind, Line), Vec<&Node>)| {
             let first =
                 nodes.iter().copied().min_by_key(|node| node.end.as_ref().map(|end| end.ended_at))?;
-            let end = first.end.as_ref()?.tell(self.now);
+            let end = first.end.as_ref()?.to_end(self.now);
             Some(EndedLine {
                 line,
                 kind,
@@ -374,7 +373,7 @@ impl<'a> Picture<'a> {
         let mut lines: HashMap<(Kind, Line), (AliveLine, Option<Instant>)> = HashMap::new();
         for node in self.nodes.iter().filter(|node| node.end.is_none()) {
             let (kind, line) = (node.kind, Line(node.line));
-            let (sum, born) = lines.entry((kind, line)).or_insert_with(|| {
+            let (sum, first) = lines.entry((kind, line)).or_insert_with(|| {
                 let sum = AliveLine {
                     line,
                     kind,
@@ -395,8 +394,8 @@ impl<'a> Picture<'a> {
             {
                 (sum.least_left, sum.budget) = (Some(left), node.budget);
             }
-            if node.born.is_some_and(|here| born.is_none_or(|born| here < born)) {
-                *born = node.born;
+            if node.created_at.is_some_and(|at| first.is_none_or(|first| at < first)) {
+                *first = node.created_at;
                 (sum.oldest_id, sum.oldest) = (node.id, self.age(node));
                 sum.name.clone_from(&node.name);
             }
@@ -407,7 +406,7 @@ impl<'a> Picture<'a> {
     }
 
     fn age(&self, node: &Node) -> Option<Duration> {
-        node.born.map(|born| self.now.saturating_duration_since(born))
+        node.created_at.map(|at| self.now.saturating_duration_since(at))
     }
 
     fn left(&self, node: &Node) -> Option<Duration> {
@@ -426,7 +425,7 @@ impl<'a> Picture<'a> {
             budget: node.budget,
             waiters: node.waiters,
             children: node.children,
-            end: node.end.as_ref().map(|end| end.tell(self.now)),
+            end: node.end.as_ref().map(|end| end.to_end(self.now)),
             poll: node.poll,
             is_work: node.is_work,
             is_held: self.is_held(node),
@@ -446,10 +445,10 @@ impl Node {
     }
 }
 
-/// The last poll of a record, and whether it is of a kind that is polled.
+/// Returns the last poll of a record, and whether it is of a kind that is polled.
 fn poll(record: &Record) -> (Option<Poll>, bool) {
     let poll = record.last_poll().map(|(ago, inside)| Poll { ago, inside });
-    // A ticket may be polled with what holds it, or not.
+    // A ticket may be held by a task that is polled, or not.
     let is_polled = !matches!(record.kind, Kind::Ticket | Kind::AfterFunc | Kind::Process);
     (poll, is_polled)
 }
@@ -458,7 +457,7 @@ fn address(token: &Arc<Token>) -> usize {
     Arc::as_ptr(token).addr()
 }
 
-/// A number of its own for each address, which reveals nothing of it. Those of records are below.
+/// Returns a number for each address, which does not reveal the address. The numbers of records are smaller.
 fn id_of(address: usize) -> Id {
     static KEYS: OnceLock<RandomState> = OnceLock::new();
     const HALF: u64 = 1 << 52;

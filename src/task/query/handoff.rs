@@ -1,20 +1,22 @@
-//! Whose turn it is to poll a query: its caller's until the end, and then a task's of its own.
+//! Hands a query over from its caller, which polls it until its context ends, to a task, which cancels it.
 //!
-//! A future that is held and not polled, in a `select!` whose other branch is at work, or in a buffer whose
-//! consumer is slow, must not keep its query at work after the end. So the end does not wake the caller: it moves the
-//! query into a task, which cancels it, waits, and leaves the outcome here. No task is made before that.
+//! A future may be held without being polled: in a `select!` whose other branch is running, or in a buffer with a slow
+//! consumer. Its query must not continue after the end of the context. Therefore the end does not wake the caller. It
+//! moves the query into a task, which cancels it, waits for it, and stores the outcome here. There is no task before
+//! that.
 //!
-//! The work lies in [`State`], whence the one that polls it takes it, so that no foreign code runs under the lock:
+//! The work is stored in [`State`]. To poll it, it is taken out, so that no foreign code runs under the lock:
 //!
-//! | state | the caller polls | the end comes | the caller drops it |
+//! | state | the caller polls | the context ends | the caller drops the future |
 //! |---|---|---|---|
-//! | `Idle` | `Busy`, then `Idle` or over | `Elsewhere` | ended, in a task |
-//! | `Busy`: the caller is at it | – | `Ended`: the caller then makes the task | – |
-//! | `Elsewhere`: a task has it | waits | – | `Over`: the task goes on |
-//! | `Done`: the task has finished it | over | – | dropped |
+//! | `Idle` | `Busy`, then `Idle` or `Over` | `InTask` | `Over`; the work is canceled in a task |
+//! | `Busy`: the caller polls it | – | `Ended`; the caller spawns the task after its poll | – |
+//! | `InTask`: a task has it | waits | – | `Over`; the task continues |
+//! | `Done`: the task has finished it | `Over` | – | the outcome is dropped |
 //!
-//! Each transition is under the lock, and each takes the work away from where it lay: so there is one task at most, and
-//! an end that comes while the caller polls is seen by one of the two. Without a runtime, the caller does it all.
+//! Each transition happens under the lock, and takes the work out of the state. Therefore there is at most one task, and
+//! an end during a poll of the caller is handled by exactly one of the two. Without a runtime, the caller does
+//! everything.
 
 use std::future::Future;
 use std::mem;
@@ -31,39 +33,39 @@ use crate::context::enter::Entry;
 use crate::registry::Kind;
 use crate::trace::shielded;
 
-/// A query that has begun, between its caller and the task that sees to its end.
-pub(super) struct Turns<C: Connection, T> {
+/// A query that has begun, shared by its caller and the task that cancels it.
+pub(super) struct Handoff<C: Connection, T> {
     state: Mutex<State<C, T>>,
-    // Where it was polled first: the driver's home.
+    // The runtime of the first poll, which the driver uses as well.
     runtime: Option<Handle>,
     place: &'static Location<'static>,
 }
 
 enum State<C: Connection, T> {
-    /// With the waker of the caller's last poll, `None` before the first.
+    /// Contains the waker of the caller's last poll, or `None` before the first.
     Idle(Box<Work<C, T>>, Option<Waker>),
     Busy,
     Ended,
-    /// With the caller's waker.
-    Elsewhere(Option<Waker>),
+    /// Contains the caller's waker.
+    InTask(Option<Waker>),
     Done(End<C, T>),
     Over,
 }
 
-impl<C: Connection, T: Send + 'static> Turns<C, T> {
+impl<C: Connection, T: Send + 'static> Handoff<C, T> {
     pub(super) fn new(work: Work<C, T>, place: &'static Location<'static>) -> Arc<Self> {
         let state = Mutex::new(State::Idle(Box::new(work), None));
-        Arc::new(Turns { state, runtime: Handle::try_current().ok(), place })
+        Arc::new(Handoff { state, runtime: Handle::try_current().ok(), place })
     }
 
     fn state(&self) -> MutexGuard<'_, State<C, T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The caller's turn.
+    /// Polls the query for its caller.
     pub(super) fn poll(self: &Arc<Self>, cx: &mut TaskContext<'_>) -> Poll<End<C, T>> {
         let waker = cx.waker().clone();
-        // To be dropped behind the lock: the waker of the poll before.
+        // The previous waker, which is dropped after the lock is released.
         let _replaced;
         let mut work = {
             let mut state = self.state();
@@ -72,8 +74,8 @@ impl<C: Connection, T: Send + 'static> Turns<C, T> {
                     _replaced = before;
                     work
                 }
-                State::Elsewhere(before) => {
-                    *state = State::Elsewhere(Some(waker));
+                State::InTask(before) => {
+                    *state = State::InTask(Some(waker));
                     _replaced = before;
                     return Poll::Pending;
                 }
@@ -82,11 +84,11 @@ impl<C: Connection, T: Send + 'static> Turns<C, T> {
                     return Poll::Ready(end);
                 }
                 State::Busy | State::Ended | State::Over => {
-                    unreachable!("polled by one caller, until it is ready")
+                    unreachable!("only one caller polls it, until it is ready")
                 }
             }
         };
-        // What panics from here on takes the work along, and with it the connection.
+        // A panic from here on drops the work, which discards the connection.
         let end = Waker::from(self.clone());
         let is_bound = self.runtime.is_some();
         let polled = work.poll(cx, is_bound.then_some(&end));
@@ -96,7 +98,7 @@ impl<C: Connection, T: Send + 'static> Turns<C, T> {
             return polled;
         }
         if is_bound && (work.must_stop() || matches!(*state, State::Ended)) {
-            *state = State::Elsewhere(Some(waker));
+            *state = State::InTask(Some(waker));
             drop(state);
             self.finish(work);
         } else {
@@ -105,25 +107,25 @@ impl<C: Connection, T: Send + 'static> Turns<C, T> {
         Poll::Pending
     }
 
-    /// The caller has gone.
-    pub(super) fn abandon(self: &Arc<Self>) {
+    /// Cancels the query in a task, because its caller has dropped the future.
+    pub(super) fn cancel(self: &Arc<Self>) {
         let was = mem::replace(&mut *self.state(), State::Over);
         match was {
             State::Idle(work, _) if self.runtime.is_some() || Handle::try_current().is_ok() => {
-                work.abandon(self.place);
+                work.cancel(self.place);
                 self.finish(work);
             }
-            // Without a runtime the connection is discarded; what is done is given back.
+            // Without a runtime, the connection is discarded. A finished outcome returns its connection to its pool.
             was => {
                 shielded(|| drop(was));
             }
         }
     }
 
-    /// Sees the work to its end in a task.
+    /// Spawns the task that runs the work to its end.
     fn finish(self: &Arc<Self>, work: Box<Work<C, T>>) {
         let entry = Entry::new(work.context(), Kind::Task, self.place);
-        let task = entry.held_by(Finish { work: Some(work), turns: self.clone() });
+        let task = entry.held_by(Finish { work: Some(work), handoff: self.clone() });
         match &self.runtime {
             Some(runtime) => drop(runtime.spawn(task)),
             None => drop(tokio::spawn(task)),
@@ -133,14 +135,14 @@ impl<C: Connection, T: Send + 'static> Turns<C, T> {
     fn deliver(&self, end: End<C, T>) {
         let mut state = self.state();
         match mem::replace(&mut *state, State::Over) {
-            State::Elsewhere(waker) => {
+            State::InTask(waker) => {
                 *state = State::Done(end);
                 drop(state);
                 if let Some(waker) = waker {
                     shielded(|| waker.wake());
                 }
             }
-            // Its caller has gone.
+            // The caller has dropped the future.
             _ => {
                 drop(state);
                 shielded(|| drop(end));
@@ -149,13 +151,13 @@ impl<C: Connection, T: Send + 'static> Turns<C, T> {
     }
 }
 
-/// The end of the context.
-impl<C: Connection, T: Send + 'static> Wake for Turns<C, T> {
+/// Called when the context ends.
+impl<C: Connection, T: Send + 'static> Wake for Handoff<C, T> {
     fn wake(self: Arc<Self>) {
         let mut state = self.state();
         match mem::replace(&mut *state, State::Over) {
             State::Idle(work, waker) => {
-                *state = State::Elsewhere(waker);
+                *state = State::InTask(waker);
                 drop(state);
                 self.finish(work);
             }
@@ -168,10 +170,10 @@ impl<C: Connection, T: Send + 'static> Wake for Turns<C, T> {
 /// The task of a query whose context has ended.
 struct Finish<C: Connection, T: Send + 'static> {
     work: Option<Box<Work<C, T>>>,
-    turns: Arc<Turns<C, T>>,
+    handoff: Arc<Handoff<C, T>>,
 }
 
-/// The work is in a box of its own.
+/// The work is in a box.
 impl<C: Connection, T: Send + 'static> Unpin for Finish<C, T> {}
 
 impl<C: Connection, T: Send + 'static> Future for Finish<C, T> {
@@ -179,25 +181,25 @@ impl<C: Connection, T: Send + 'static> Future for Finish<C, T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<()> {
         if let Some(work) = &mut self.work {
-            // Without a time driver it panics, of which the caller is to hear.
+            // It panics if there is no time driver. The caller resumes the panic.
             let end = match catch_unwind(AssertUnwindSafe(|| work.poll(cx, None))) {
                 Ok(polled) => ready!(polled),
                 Err(payload) => Err(payload),
             };
             self.work = None;
-            self.turns.deliver(end);
+            self.handoff.deliver(end);
         }
         Poll::Ready(())
     }
 }
 
-/// With its runtime: the caller may be in another one.
+/// The task may be dropped with its runtime, while the caller runs in another one.
 impl<C: Connection, T: Send + 'static> Drop for Finish<C, T> {
     fn drop(&mut self) {
         if let Some(work) = self.work.take() {
             let lost = shielded(|| work.lost());
-            self.turns
-                .deliver(lost.unwrap_or_else(|| Err(Box::new("a query panicked as it was dropped"))));
+            self.handoff
+                .deliver(lost.unwrap_or_else(|| Err(Box::new("a query panicked while it was dropped"))));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Promise 3, *one story*: once one of `is_done`, `err`, `check` and `done` has reported the end, all of them
+//! Promise 3, *one answer*: once one of `is_done`, `err`, `check` and `done` has reported the end, all of them
 //! do, on every thread and with the same error. A context that is derived from an ended one has ended with that
 //! error.
 
@@ -24,7 +24,7 @@ type Kept = Box<dyn std::any::Any>;
 type End = (&'static str, fn(&Context) -> (Context, Kept));
 
 /// Runs one query, and returns its error and whether it reported the end. `is_done` returns no error.
-type Question = (&'static str, fn(&Context) -> (bool, Option<Error>));
+type Query = (&'static str, fn(&Context) -> (bool, Option<Error>));
 
 /// Each takes a base (the background or a deeper context) and returns a context that ends after 100 ms.
 const ENDS: &[End] = &[
@@ -55,7 +55,7 @@ const ENDS: &[End] = &[
         let ctx = base.with_timeout_cause(ms(100), Cause("slow"));
         (ctx.clone(), Box::new(ctx))
     }),
-    ("born dead", |base| {
+    ("ended from the start", |base| {
         let ctx = base.with_timeout(ms(0));
         (ctx.clone(), Box::new(ctx))
     }),
@@ -101,7 +101,7 @@ const ENDS: &[End] = &[
     }),
 ];
 
-const QUESTIONS: [Question; 4] = [
+const QUERIES: [Query; 4] = [
     ("is_done", |ctx| (ctx.is_done(), None)),
     ("err", |ctx| {
         let error = ctx.err();
@@ -122,9 +122,9 @@ const QUESTIONS: [Question; 4] = [
 #[tokio::test(start_paused = true)]
 async fn whichever_query_comes_first_all_agree() {
     for &(how, end) in ENDS {
-        for (question, ask) in QUESTIONS {
+        for (name, query) in QUERIES {
             for depth in [0, 1, 20] {
-                let case = format!("{how}, {question} first, {depth} below");
+                let case = format!("{how}, {name} first, {depth} below");
                 let (ctx, _kept) = end(&BACKGROUND);
                 let mut below = ctx.clone();
                 let mut scopes: Vec<CancelScope> = Vec::new();
@@ -135,18 +135,18 @@ async fn whichever_query_comes_first_all_agree() {
                 }
                 advance(ms(100)).await;
                 tokio::task::yield_now().await; // lets with_token's task run, if it needs one
-                let (first, told) = ask(&below);
+                let (first, reported) = query(&below);
                 assert!(first, "{case}: not ended");
                 let error = ended(&below);
-                if let Some(told) = told {
-                    assert_same(&told, &error);
+                if let Some(reported) = reported {
+                    assert_same(&reported, &error);
                 }
                 assert_same(&ended(&ctx), &error);
                 assert_same(&ended(&below.clone()), &error);
-                for (_, ask) in QUESTIONS {
-                    let (again, told) = ask(&below);
-                    assert!(again, "{case}: took it back");
-                    assert!(told.is_none_or(|told| same(&told, &error)), "{case}");
+                for (_, query) in QUERIES {
+                    let (again, reported) = query(&below);
+                    assert!(again, "{case}: no longer reports the end");
+                    assert!(reported.is_none_or(|reported| same(&reported, &error)), "{case}");
                 }
             }
         }
@@ -170,7 +170,7 @@ async fn a_waiter_from_before_gets_the_same_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_derived_from_an_ended_context_has_ended_with_its_error() {
+async fn a_context_derived_from_an_ended_one_has_its_error() {
     let token = CancellationToken::new();
     for &(how, end) in ENDS {
         for observed in [true, false] {
@@ -269,13 +269,13 @@ fn no_query_lags_behind_another_during_a_cancel() {
                     root.cancel_with(Cause("now"));
                 })
             };
-            let (_, ask) = QUESTIONS[dice.roll(4)];
-            let asked = if all_the_way { 0 } else { dice.roll(chain.len()) };
+            let (_, query) = QUERIES[dice.roll(4)];
+            let queried = if all_the_way { 0 } else { dice.roll(chain.len()) };
             start.wait();
-            spin_until(|| ask(&chain[asked]).0);
-            let (question, ask) = QUESTIONS[dice.roll(4)];
-            assert!(ask(&chain[asked]).0, "{question} lags behind at level {asked}");
-            let error = ended(&chain[asked]);
+            spin_until(|| query(&chain[queried]).0);
+            let (name, query) = QUERIES[dice.roll(4)];
+            assert!(query(&chain[queried]).0, "{name} lags behind at level {queried}");
+            let error = ended(&chain[queried]);
             assert_eq!(word(&error), Some("now"));
             canceler.join().unwrap();
             dice.shuffle(&mut chain);
@@ -312,8 +312,8 @@ fn a_thread_that_learns_of_the_end_from_another_sees_it_too() {
                 })
             });
             start.wait();
-            let (_, ask) = QUESTIONS[round % 4];
-            spin_until(|| ask(&child).0);
+            let (_, query) = QUERIES[round % 4];
+            spin_until(|| query(&child).0);
             let error = child.err().unwrap();
             tell.send((child.clone(), error.clone())).unwrap();
             for canceler in cancelers {
@@ -342,15 +342,15 @@ fn a_deadline_and_a_cancel_at_the_same_time_make_one_error() {
             let scope = parent.with_cancel();
             let ctx = scope.clone();
             let start = Arc::new(Barrier::new(4));
-            let askers: Vec<_> = (0..3)
-                .map(|asker| {
+            let threads: Vec<_> = (0..3)
+                .map(|thread| {
                     let (ctx, start) = (ctx.clone(), start.clone());
-                    let (_, ask) = QUESTIONS[(round as usize + asker) % 4];
+                    let (_, query) = QUERIES[(round as usize + thread) % 4];
                     let runtime = runtime.handle().clone();
                     thread::spawn(move || {
                         let _entered = runtime.enter();
                         start.wait();
-                        spin_until(|| ask(&ctx).0);
+                        spin_until(|| query(&ctx).0);
                         (ended(&ctx), ended(&ctx))
                     })
                 })
@@ -361,8 +361,8 @@ fn a_deadline_and_a_cancel_at_the_same_time_make_one_error() {
             spin_until(|| Instant::now() >= at);
             scope.cancel_with(Cause("by hand"));
             let error = ended(&ctx);
-            for asker in askers {
-                let (one, two) = asker.join().unwrap();
+            for thread in threads {
+                let (one, two) = thread.join().unwrap();
                 assert_same(&one, &error);
                 assert_same(&two, &error);
             }
@@ -376,16 +376,16 @@ fn a_deadline_and_a_cancel_at_the_same_time_make_one_error() {
 
 /// Spins on `err` alone. The error is complete as soon as there is one.
 #[test]
-fn the_cause_is_there_as_soon_as_the_end_is() {
+fn the_cause_is_available_as_soon_as_the_end_is() {
     watched(|| {
         for round in 0..1000 {
             let (ctx, guard) = BACKGROUND.with_cancel().split();
             let child = ctx.with_cancel();
             let canceler = thread::spawn(move || guard.cancel_with(Cause("whole")));
-            let asked = if round % 2 == 0 { &ctx } else { &child };
+            let queried = if round % 2 == 0 { &ctx } else { &child };
             let mut first = None;
             spin_until(|| {
-                first = asked.err();
+                first = queried.err();
                 first.is_some()
             });
             let error = first.unwrap();

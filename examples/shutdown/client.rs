@@ -33,7 +33,7 @@ pub async fn answer(path: &str) -> String {
 }
 
 /// Starts a server, sends both requests, shuts the server down meanwhile, and checks the results.
-pub async fn tell(name: &str, start: fn(TcpListener, &Shutdown)) -> Result<(), BoxError> {
+pub async fn check(name: &str, start: fn(TcpListener, &Shutdown)) -> Result<(), BoxError> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;
     let shutdown = Shutdown::new(&Context::background()).grace(GRACE).cleanup(CLEANUP);

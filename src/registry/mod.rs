@@ -1,0 +1,73 @@
+//! The registered work: one record for each piece of work, and for certain contexts.
+//!
+//! This module is at the bottom, since the engine and all methods that spawn register here. The modules that read it,
+//! `watch` and `testing`, are above. There is one table for the process, once a watch is installed, and one for the
+//! context of each test.
+//!
+//! The obvious table is one list under one lock, which each spawn of each thread takes. Such a table had to be switched
+//! off in production elsewhere. Here a table has shards, and each thread uses one of them. The lock of a shard is held to
+//! enter or remove one record, and by a reader to copy about a thousand handles. Meanwhile no other lock is taken, and
+//! no foreign code runs. What a reader sees is therefore weakly consistent: it meets each record once that is in the
+//! table from before the reading until after it.
+
+#[cfg(feature = "watch")]
+mod hub;
+mod kind;
+#[cfg(any(feature = "test-util", feature = "watch"))]
+mod list;
+mod name;
+#[cfg(any(feature = "test-util", feature = "watch"))]
+mod record;
+#[cfg(any(feature = "test-util", feature = "watch"))]
+mod registration;
+#[cfg(any(feature = "test-util", feature = "watch"))]
+mod table;
+
+use std::panic::Location;
+
+#[cfg(all(feature = "tower", feature = "watch"))]
+pub(crate) use hub::{Finished, finished};
+#[cfg(feature = "watch")]
+pub(crate) use hub::{Hub, Observer, cause_name, ended, install, refused};
+pub use kind::Kind;
+#[cfg(feature = "tower")]
+pub(crate) use name::Label;
+#[cfg(feature = "watch")]
+pub(crate) use name::{Brief, brief};
+pub(crate) use name::{Name, Probe};
+#[cfg(any(feature = "test-util", feature = "watch"))]
+pub(crate) use record::Draft;
+#[cfg(feature = "watch")]
+pub(crate) use record::{Inside, Record, Subject};
+#[cfg(any(feature = "test-util", feature = "watch"))]
+pub(crate) use registration::Registration;
+#[cfg(all(feature = "tower", feature = "watch"))]
+pub(crate) use registration::finish;
+#[cfg(any(feature = "test-util", feature = "watch"))]
+pub(crate) use table::Table;
+#[cfg(feature = "watch")]
+pub(crate) use table::thread_number;
+
+use crate::error::BoxError;
+
+/// Returns whether a watch is installed: one relaxed load. Contexts that are made or end before another thread sees the
+/// installation are not registered.
+#[inline]
+pub(crate) fn is_installed() -> bool {
+    #[cfg(feature = "watch")]
+    return hub::is_installed();
+    #[cfg(not(feature = "watch"))]
+    false
+}
+
+/// Boxes a cause that was passed by this line. While a watch is installed, also records its type, which a box does not
+/// show.
+#[inline]
+pub(crate) fn boxed<C: Into<BoxError>>(line: &'static Location<'static>, cause: C) -> BoxError {
+    let _ = line;
+    #[cfg(feature = "watch")]
+    if is_installed() {
+        hub::name_cause(line, std::any::type_name::<C>());
+    }
+    cause.into()
+}
