@@ -165,6 +165,22 @@ mod with_progress {
         assert_eq!(ended.cause_as::<NoProgress>().unwrap().limit(), LIMIT / 2);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn ends_a_merged_context_that_alone_is_asked_or_waited_on() {
+        for case in 0..4 {
+            let (idle, plain) = (BACKGROUND.with_idle(LIMIT), BACKGROUND.with_cancel());
+            let merged = if case & 1 == 0 { idle.merge(&plain) } else { plain.merge(&idle) };
+            if case & 2 == 0 {
+                advance(LIMIT).await;
+            } else {
+                let begun = Instant::now();
+                timeout(LIMIT * 2, merged.done()).await.expect("not woken");
+                assert!(begun.elapsed() <= LIMIT + LATE);
+            }
+            is_idle(&answer(&merged).unwrap());
+        }
+    }
+
     /// It passes unnoticed before the deadline of a child does, and is noticed after both.
     #[tokio::test(start_paused = true)]
     async fn is_compared_with_a_deadline_below_by_the_time_when_it_passed() {
