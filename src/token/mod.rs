@@ -259,8 +259,10 @@ impl Token {
             other.record_end_time();
         }
         let token = Arc::new(token);
-        token.link_both(other);
-        if let Some(parent) = [parent, other].into_iter().find(|parent| parent.is_done()) {
+        // Queried before the link as well: a parent whose deadline has passed must end before its new child can.
+        let ended = || [parent, other].into_iter().find(|parent| parent.is_done());
+        let ended = ended().or_else(|| (token.link_both(other), ended()).1);
+        if let Some(parent) = ended {
             token.end_by(token.ending_below(parent, UNDATED));
         }
         token
