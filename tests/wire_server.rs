@@ -682,12 +682,18 @@ async fn a_response_keeps_no_waker() {
         assert_eq!(response.is_err(), answer.is_err());
         assert_eq!(Arc::strong_count(&wakes), 2, "a waker was kept");
 
-        let before = wakes.count();
+        // Another wait takes the place that this one has left.
+        let (others, other) = Wakes::new();
+        let (before, ctx) = (wakes.count(), seen.ctx());
+        let mut wait = pin!(ctx.done());
+        let is_over = poll(wait.as_mut(), &other).is_ready();
+        assert_eq!(is_over, answer != Ok("whole"));
         if let (Ok(response), Ok(text)) = (response, answer) {
             assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), text);
             assert_eq!(seen.end(), RequestEnd::Answered);
         }
         assert_eq!(wakes.count(), before, "the end woke the task");
+        assert_eq!(others.count(), usize::from(!is_over), "the end did not wake the other wait");
     }
 }
 
