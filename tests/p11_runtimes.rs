@@ -5,8 +5,9 @@
 mod common;
 
 use std::future::pending;
-use std::pin::pin;
-use std::sync::mpsc;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::task::Waker;
 use std::thread;
 use std::time::Duration;
@@ -18,8 +19,8 @@ use common::{
 use futures::executor::block_on;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, advance, timeout};
-use tokio_ctx::{Context, Error};
+use tokio::time::{Instant, advance, pause, sleep_until, timeout};
+use tokio_ctx::{Context, DoneOwned, Error};
 use tokio_util::sync::CancellationToken;
 
 static BACKGROUND: Context = Context::background();
@@ -570,4 +571,120 @@ async fn a_paused_clock_stands_still_once_no_deadline_is_waited_for() {
         outside.join().unwrap();
         assert_eq!(Instant::now(), start, "case {case}");
     }
+}
+
+/// Returns how often a runtime parks on its way to a time far ahead, on a paused clock. Each timer on the way adds to it.
+/// `prepare` runs before that, on a paused or a real clock, and what it returns is kept.
+fn parks<R>(is_paused: bool, prepare: impl FnOnce(&Runtime) -> R) -> usize {
+    // Not a multiple of the slots of Tokio's timer wheel, so that a few milliseconds do not change the number.
+    const FAR: Duration = LONG.saturating_mul(2).saturating_add(ms(32));
+    let parks = Arc::new(AtomicUsize::new(0));
+    let counted = parks.clone();
+    let mut builder = Builder::new_current_thread();
+    builder.enable_all().start_paused(is_paused).on_thread_park(move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+    });
+    let runtime = builder.build().unwrap();
+    let start = runtime.block_on(async { Instant::now() });
+    let _kept = prepare(&runtime);
+    runtime.block_on(async {
+        if !is_paused {
+            pause();
+        }
+        // A timer that was set on another thread has unparked the runtime.
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
+        let before = parks.load(Ordering::SeqCst);
+        sleep_until(start + FAR).await;
+        parks.load(Ordering::SeqCst) - before
+    })
+}
+
+/// Begins to wait for a context in a runtime.
+fn wait_in(runtime: &Runtime, ctx: &Context) -> Pin<Box<DoneOwned>> {
+    let _entered = runtime.enter();
+    let mut wait = Box::pin(ctx.done_owned());
+    assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+    wait
+}
+
+/// Waits that began on a thread that has ended keep their timer as long as they wait, and no longer.
+#[test]
+fn a_thread_that_ends_leaves_only_the_timers_that_are_waited_for() {
+    fn wait_on_a_thread(runtime: &Runtime) -> (Context, Pin<Box<DoneOwned>>) {
+        let begin = || {
+            let ctx = {
+                let _entered = runtime.enter();
+                BACKGROUND.with_timeout(LONG).detach()
+            };
+            let wait = wait_in(runtime, &ctx);
+            (ctx, wait)
+        };
+        thread::scope(|scope| scope.spawn(begin).join().unwrap())
+    }
+    watched(|| {
+        let idle = parks(false, |_| {});
+        assert!(parks(false, wait_on_a_thread) > idle, "the timer is gone");
+        assert_eq!(parks(false, |runtime| wait_on_a_thread(runtime).0), idle, "after the thread");
+        let on_the_thread = |runtime: &Runtime| {
+            thread::scope(|scope| scope.spawn(|| drop(wait_on_a_thread(runtime))).join().unwrap());
+            thread::scope(|scope| {
+                let wait = || drop(wait_in(runtime, &BACKGROUND.with_timeout(LONG)));
+                scope.spawn(wait).join().unwrap();
+            });
+        };
+        assert_eq!(parks(false, on_the_thread), idle, "on the thread");
+
+        let runtime = current_thread();
+        let (ctx, wait) = wait_on_a_thread(&runtime);
+        let error = runtime.block_on(async {
+            pause();
+            timeout(LONG * 2, wait).await.expect("the deadline was lost with the thread")
+        });
+        assert!(error.is_deadline_exceeded());
+        assert_same(&error, &ended(&ctx));
+    });
+}
+
+/// Whether a paused clock is behind the real one or ahead of it, no timer stays that nothing waits for.
+#[test]
+fn a_paused_clock_that_is_ahead_has_no_timers_without_waits() {
+    watched(|| {
+        for ahead in [ms(0), LONG / 4] {
+            let after = |waits: bool| {
+                parks(true, |runtime| {
+                    runtime.block_on(advance(ahead));
+                    let ctx = runtime.block_on(async { BACKGROUND.with_timeout(LONG) });
+                    drop(waits.then(|| wait_in(runtime, &ctx)));
+                    ctx
+                })
+            };
+            assert_eq!(after(true), after(false), "{ahead:?} ahead");
+        }
+    });
+}
+
+/// The end of a context removes its timers from all runtimes, although its handle and its waits are kept.
+#[test]
+fn an_end_leaves_no_timer_in_any_runtime() {
+    watched(|| {
+        let idle = parks(true, |_| {});
+        for is_further in [false, true] {
+            for ends in [false, true] {
+                let left = parks(true, |runtime| {
+                    let other = paused();
+                    let ctx = runtime.block_on(async { BACKGROUND.with_timeout(LONG) });
+                    let before = is_further.then(|| wait_in(&other, &ctx));
+                    let wait = wait_in(runtime, &ctx);
+                    let after = (!is_further).then(|| wait_in(&other, &ctx));
+                    if ends {
+                        ctx.cancel();
+                    }
+                    (other, ctx, [before, Some(wait), after])
+                });
+                assert_eq!(left == idle, ends, "further: {is_further}, ends: {ends}: {left}");
+            }
+        }
+    });
 }

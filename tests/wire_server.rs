@@ -659,26 +659,41 @@ async fn a_deadline_over_a_connection_sends_a_status_or_aborts_the_body() {
     }
 }
 
-/// A response or an error that is held keeps no waker of the task that polled for it.
+/// A response or an error that is held keeps no waker of the task that polled for it, which the end does not wake.
 #[tokio::test]
 async fn a_response_keeps_no_waker() {
-    for fails in [false, true] {
+    for answer in [Err("no route"), Ok(""), Ok("whole")] {
         let service =
             ServerLayer::new(Context::background().with_timeout(LONG).detach(), Inbound::new());
-        let (send, receiver) = oneshot::channel::<Result<(), &str>>();
+        let (send, receiver) = oneshot::channel::<Result<&str, &str>>();
         let receiver = Mutex::new(Some(receiver));
-        let mut service = service.layer(service_fn(|_: Request<()>| {
+        let seen = Seen::default();
+        let mut service = service.layer(service_fn(|request: Request<()>| {
+            seen.note(&request);
             let receiver = receiver.lock().unwrap().take().unwrap();
-            async move { receiver.await.unwrap().map(|()| Response::new(Empty::<Bytes>::new())) }
+            async move { receiver.await.unwrap().map(|text| Response::new(Full::<Bytes>::from(text))) }
         }));
         let (wakes, waker) = Wakes::new();
-        let mut answer = pin!(tower::Service::call(&mut service, request()));
-        assert!(poll(answer.as_mut(), &waker).is_pending());
+        let mut call = pin!(tower::Service::call(&mut service, request()));
+        assert!(poll(call.as_mut(), &waker).is_pending());
         assert!(Arc::strong_count(&wakes) > 3, "it does not wait");
-        send.send(if fails { Err("no route") } else { Ok(()) }).unwrap();
-        let Poll::Ready(answer) = poll(answer.as_mut(), &waker) else { panic!("no answer") };
-        assert_eq!(answer.is_err(), fails);
+        send.send(answer).unwrap();
+        let Poll::Ready(response) = poll(call.as_mut(), &waker) else { panic!("no answer") };
+        assert_eq!(response.is_err(), answer.is_err());
         assert_eq!(Arc::strong_count(&wakes), 2, "a waker was kept");
+
+        // Another wait takes the place that this one has left.
+        let (others, other) = Wakes::new();
+        let (before, ctx) = (wakes.count(), seen.ctx());
+        let mut wait = pin!(ctx.done());
+        let is_over = poll(wait.as_mut(), &other).is_ready();
+        assert_eq!(is_over, answer != Ok("whole"));
+        if let (Ok(response), Ok(text)) = (response, answer) {
+            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), text);
+            assert_eq!(seen.end(), RequestEnd::Answered);
+        }
+        assert_eq!(wakes.count(), before, "the end woke the task");
+        assert_eq!(others.count(), usize::from(!is_over), "the end did not wake the other wait");
     }
 }
 
