@@ -17,9 +17,13 @@ impl Context {
     /// Calls `f` on a task of its own when the context has ended. Go's `context.AfterFunc`.
     ///
     /// `f` is called once, and immediately if the context has already ended. Dropping the handle has no effect;
-    /// [`AfterFunc::stop`] prevents the call. In `f`, the [`current`](Self::current) context is this one
-    /// [`without_cancel`](Self::without_cancel): it has the same values, but has not ended. Until the context
-    /// ends, the task keeps it alive.
+    /// [`AfterFunc::stop`] prevents the call. In `f`, the [`current`](Self::current) context has the same values,
+    /// but never ends, as if derived by [`without_cancel`](Self::without_cancel). The task keeps this
+    /// context alive until the context ends.
+    ///
+    /// Nothing waits for the function. If the runtime shuts down first, the function is dropped where it awaits,
+    /// or is not called. To make a [`Shutdown`](crate::Shutdown) wait for it, move a
+    /// [`ticket`](crate::Shutdown::ticket) into it, and drop the ticket at its end.
     ///
     /// # Panics
     ///

@@ -32,9 +32,9 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// Returns the context's [`err`](Self::err) if it ends first. Note that the same end may stop other tasks
-    /// before this one. If one of them closes a channel that the future receives from, the future may return a
-    /// result for that reason. Where this matters, call [`check`](Self::check) afterward.
+    /// Returns the context's [`err`](Self::err) if it ends first. Note that other tasks may see the end before
+    /// this one. If such a task stops and closes a channel that the future receives from, the future may resolve,
+    /// for example to `None`, and `run` returns that. Where this matters, call [`check`](Self::check) afterward.
     ///
     /// # Panics
     ///

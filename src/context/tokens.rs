@@ -35,8 +35,8 @@ impl Context {
     ///
     /// Canceling the token does not affect the context. If the context has a deadline, a task is spawned on the
     /// current runtime, which waits for the end and keeps the context alive until then. If the last handle of a
-    /// detached context is dropped before the context has ended, the token follows the context's parent from
-    /// then on (of a merged context, the first parent).
+    /// detached context is dropped before the context has ended, the token is canceled when the context's
+    /// parent ends (for a merged context, the first parent).
     ///
     /// # Panics
     ///
