@@ -1,9 +1,9 @@
 //! [`Bucket`]s: many deadlines that share one Tokio timer.
 //!
-//! Time is divided into slots, whose width is at most a quarter of the time left until the deadline. All deadlines of one
-//! runtime in the same slot are in one bucket, with a timer at the start of the slot. When the timer fires, the deadlines
-//! that are still in the bucket move to narrower slots. Most are removed long before. The timer of the narrowest slot is
-//! set to the deadline itself, so the only delay is Tokio's own rounding.
+//! Time is divided into slots, whose width is at most a quarter of the time left until the deadline. All deadlines of
+//! one runtime in the same slot are in one bucket, with a timer at the start of the slot. When the timer fires, the
+//! deadlines that are still in the bucket move to narrower slots. Most deadlines are removed long before that. The
+//! timer of the narrowest slot is set to the deadline itself, so the only delay is Tokio's own rounding.
 //!
 //! Each thread has a small cache of buckets, so that worker threads do not share a lock. A bucket that is evicted from
 //! the cache still serves its members. An empty bucket usually keeps its timer, which fires once and finds nothing. There
@@ -11,8 +11,9 @@
 //! come and go must not leave timers behind; or the clock is paused, because a leftover timer would advance the time of a
 //! test.
 //!
-//! A bucket closes once. It sets `closed`, and then removes its members. A member that was inserted before is handled. A
-//! later one is refused, and is inserted into another bucket. No other lock is held together with that of a bucket.
+//! A bucket closes once. It sets `closed`, and then removes its members. A member that was inserted before that is
+//! handled. A member that is inserted later is refused, and is inserted into another bucket. No other lock is held
+//! together with that of a bucket.
 
 use std::cell::RefCell;
 use std::mem;
@@ -51,7 +52,7 @@ pub(crate) trait Timed: Send + Sync + Sized + 'static {
     ///
     /// # Panics
     ///
-    /// Outside a runtime, or in one without a time driver, as `tokio::time::sleep`.
+    /// Panics outside a runtime, or in one without a time driver, as `tokio::time::sleep` does.
     #[track_caller]
     fn register_deadline(self: &Arc<Self>, here: RuntimeId) -> bool;
 
@@ -85,11 +86,11 @@ pub(crate) struct Entry<T: Timed> {
 }
 
 impl<T: Timed> Entry<T> {
-    /// Inserts an object into the bucket of its slot. The error is the time of the slot, if that has come.
+    /// Inserts an object into the bucket of its slot. If the time of the slot has passed, that time is the error.
     ///
     /// # Panics
     ///
-    /// Outside a runtime, or in one without a time driver, as `tokio::time::sleep`.
+    /// Panics outside a runtime, or in one without a time driver, as `tokio::time::sleep` does.
     #[track_caller]
     pub(crate) fn new(item: &Arc<T>, left: u64, here: RuntimeId) -> Result<Entry<T>, Stamp> {
         let slot = Slot::new(item.deadline(), left);
@@ -199,7 +200,8 @@ impl<T: Timed> Bucket<T> {
         self.closes_when_empty.load(Ordering::Acquire)
     }
 
-    /// Creates a bucket for a slot, with its first member. Returns `None` if its time has come in the meantime.
+    /// Creates a bucket for a slot, with its first member. Returns `None` if the time of the slot has passed in the
+    /// meantime.
     #[track_caller]
     fn start(runtime: RuntimeId, slot: Slot, item: &Arc<T>) -> Option<(Arc<Self>, Entry<T>)> {
         let mut timer = Timer::new(slot.at.instant());
@@ -233,7 +235,7 @@ impl<T: Timed> Bucket<T> {
         Some(Entry { bucket: Some(self.clone()), key })
     }
 
-    /// Removes a member, and closes the bucket if it should not stay empty.
+    /// Removes a member, and closes the bucket if it is empty and closes in that case.
     #[inline]
     fn remove(&self, key: Option<u32>) {
         if self.is_closed() {
@@ -326,7 +328,7 @@ mod tests {
     /// Widths of slots, as powers of two; that of the last slots is `FINEST - 1`.
     const WIDTHS: std::ops::Range<u32> = FINEST - 1..FINEST + 12;
 
-    /// The slot at that place among those of its width.
+    /// Returns the slot with this index among those of its width.
     fn slot(width: u32, index: u64) -> Slot {
         let left = if width < FINEST { 1 } else { 4 << width };
         Slot::new(Stamp(index << width), left)
@@ -364,7 +366,7 @@ mod tests {
         }
     }
 
-    /// So many that are in use at a time do not displace each other.
+    /// Sixteen slots of each width do not evict each other from the cache.
     #[test]
     fn sixteen_slots_of_each_width_have_places_of_their_own() {
         let slots = || WIDTHS.flat_map(|width| (1000..1016).map(move |index| slot(width, index)));

@@ -1,7 +1,7 @@
-//! [`Pages`]: a slab that frees the room it no longer needs.
+//! [`Pages`]: a slab that frees the memory it no longer needs.
 //!
-//! Items are stored in pages of a fixed size, and a page is freed when its last item is removed. The room that many
-//! items needed is therefore not kept by one that stays.
+//! Items are stored in pages of a fixed size, and a page is freed when its last item is removed. One remaining item
+//! therefore does not keep the memory of many removed ones.
 
 use std::{iter, mem, vec};
 
@@ -12,8 +12,8 @@ const PAGE: usize = if cfg!(tokio_ctx_loom) { 2 } else { 256 };
 /// The capacity that an empty page keeps, so that an item that is inserted and removed repeatedly allocates once.
 const SPARE: usize = 16;
 
-/// The key of an item in a list whose first item is stored apart from the pages. 0 is none, 1 is the first item, and keys
-/// from 2 on are those in the pages.
+/// The key of an item in a list whose first item is stored apart from the pages. 0 means no item, 1 is the first item,
+/// and keys from 2 on are those in the pages.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Key(pub(crate) u32);
 
@@ -31,7 +31,8 @@ impl Key {
         Key(pages().insert(item) + 2)
     }
 
-    /// Replaces the item with this key, and returns it. If this is none, inserts the item, and becomes its key.
+    /// Replaces the item with this key, and returns the previous item. If the key is 0, inserts the item, and sets the
+    /// key.
     #[inline(always)]
     pub(crate) fn insert_or_replace<'a, T: 'a>(
         &mut self,
@@ -212,7 +213,7 @@ mod tests {
         found
     }
 
-    /// The first item is stored apart, and its place is taken again.
+    /// The place of the first item, which is stored apart, is reused as well.
     #[test]
     fn a_key_is_that_of_one_item() {
         let (mut first, mut pages) = (None, Pages::default());
@@ -238,7 +239,7 @@ mod tests {
         pages.pages.iter().map(Slab::capacity).sum()
     }
 
-    /// Whichever item stays, and in whichever order the others are removed.
+    /// All items but one are removed: the first, a middle or the last one remains, and both orders are tried.
     #[test]
     fn frees_the_room_of_items_that_are_gone() {
         const CROWD: usize = 100_000;
@@ -265,7 +266,7 @@ mod tests {
         }
     }
 
-    /// Items take the places of those that are gone, on every page, before a page is added.
+    /// Items reuse the places of removed items, on every page, before a page is added.
     #[test]
     fn uses_the_room_of_items_that_are_gone() {
         let mut pages = Pages::default();

@@ -1,6 +1,6 @@
 //! The contents of a snapshot: work that is still running after its end, everything that runs, and recent ends.
 //!
-//! The watch is the process's, and tests run side by side: each looks for its own lines and names.
+//! There is one watch for the process, and tests run concurrently, so each test looks for its own lines and names.
 
 use std::future::pending;
 use std::panic::Location;
@@ -16,7 +16,7 @@ use tokio_ctx::{CancelScope, Context, Error, Group, Shutdown};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The line so far above the call.
+/// Returns the line that is this many lines above the call.
 #[track_caller]
 fn line(above: u32) -> String {
     let here = Location::caller();
@@ -241,7 +241,7 @@ mod ended_still_running {
         let seen = snapshot();
         let at = seen.ended.iter().position(is_held).expect("a context that something keeps");
         assert_eq!(seen.ended[at].state, State::Held);
-        // Nothing that is work comes after it.
+        // No work comes after it.
         let is_work = |ended: &EndedLine| seen.entry(ended.first).is_some_and(|entry| entry.is_work);
         assert!(!seen.ended[at..].iter().any(is_work));
         drop((held, ctx));
@@ -278,7 +278,7 @@ mod the_tree {
         assert_eq!(one(&again, &leaf_made).waiters, 2);
     }
 
-    /// Waits that have been polled once.
+    /// Returns waits that have been polled once.
     fn tokio_test_waits(ctx: &Context, count: usize) -> Vec<std::pin::Pin<Box<tokio_ctx::DoneOwned>>> {
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         let wait = |_| {
@@ -358,7 +358,7 @@ mod the_tree {
             let seen = snapshot();
             let (top, bottom) = (named(&seen, "a deep one"), named(&seen, "the bottom"));
             let path = std::iter::successors(Some(bottom), |entry| seen.entry(entry.parent?));
-            // Looked up one by one, that would be quadratic here.
+            // A linear search for each entry would take quadratic time.
             assert!(path.take(50).count() == 50);
             let id = top.id;
             assert!(seen.below(id).entries.len() > 20_000);
@@ -379,7 +379,7 @@ mod lines {
         let made = line(2);
         advance(10 * SECOND).await;
         let seen = snapshot();
-        // Not linked, and no landmarks: their roots are what is registered.
+        // These contexts are not linked, and only their roots are registered.
         assert!(seen.alive.iter().all(|alive| alive.line.to_string() != made));
         let tasks = scopes.each_ref().map(|scope| scope.spawn_bounded(pending::<()>()));
         let spawned = line(1);
@@ -426,7 +426,7 @@ mod lines {
         }
         let expired = make(0);
         assert!(expired.is_done());
-        // Only what something still sees makes an end.
+        // A dropped scope counts as an end only if another handle exists.
         let dropped = make(60);
         let seen = dropped.clone();
         drop(dropped);
@@ -668,7 +668,7 @@ mod forms {
         assert!(entries[2]["poll"]["ago_ms"].as_f64().unwrap() < 60_000.0);
         let left = entries[1]["left_ms"].as_f64().unwrap();
         assert!((0.0..=60_000.0).contains(&left), "{left}");
-        // JavaScript holds them exactly.
+        // JavaScript can represent these numbers exactly.
         assert!(entries.iter().all(|entry| entry["id"].as_u64().unwrap() < 1 << 53));
         task.abort();
     }
@@ -733,7 +733,7 @@ fn the_background_has_no_name_and_its_work_is_listed() {
     let seen = snapshot();
     assert!(seen.entries.iter().all(|entry| entry.name.as_deref() != Some("nothing")));
     assert_eq!((one(&seen, &spawned).parent, one(&seen, &spawned).kind), (None, Kind::Task));
-    // A runtime that goes takes its tasks along.
+    // A runtime that is dropped drops its tasks.
     drop(entered);
     drop(runtime);
     assert!(of_line(&snapshot(), &spawned).is_empty());

@@ -1,6 +1,6 @@
-//! A watch under attack: more entries than it takes, names with markup, causes of megabytes, causes that panic.
+//! A watch under attack: more entries than it accepts, names with markup, causes of megabytes, causes that panic.
 //!
-//! In one process of its own, as its watch takes a hundred entries, and shows causes.
+//! This suite needs its own process, because its watch accepts only a hundred entries, and shows causes.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -12,10 +12,10 @@ use tokio_ctx::watch::Watch;
 
 const MOST: usize = 100;
 
-/// How often the endless one has printed.
+/// How often [`Endless`] has printed.
 static PRINTED: AtomicUsize = AtomicUsize::new(0);
 
-/// It would print for a minute.
+/// A cause that would print for a minute.
 #[derive(Debug)]
 struct Endless;
 
@@ -54,7 +54,7 @@ impl Drop for Panics {
 fn the_number_of_entries_and_the_length_of_texts_are_limited() {
     let watch = Watch::builder().max_entries(MOST).show_causes(true).install().unwrap();
 
-    // More roots than there may be entries.
+    // More roots than the maximum number of entries.
     let roots: Vec<_> = (0..10 * MOST).map(|_| Context::background().with_cancel()).collect();
     let full = watch.snapshot();
     assert_eq!(full.entries.len(), MOST);

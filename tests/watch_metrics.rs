@@ -1,6 +1,6 @@
 //! The metrics of a watch: by kind and line, and by kind of end.
 //!
-//! In a process of its own: there is one recorder.
+//! This suite needs its own process, because a process has one recorder.
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -122,7 +122,7 @@ async fn running_work_and_ends_are_counted_by_kind_and_line() {
     let key = format!("{{kind=task,line={FILE}:{line}}}");
     let alive = || sums.get(&format!("tokio_ctx_alive{key}"));
     assert_eq!(alive(), Some(1.0));
-    // Elsewhere it leaves than it came.
+    // The work is deregistered in another thread than it was registered in.
     watch.overstay(Duration::from_millis(20));
     let until = Instant::now() + Duration::from_secs(60);
     while sums.get(&format!("tokio_ctx_overstaying{key}")) != Some(1.0) {

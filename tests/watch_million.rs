@@ -1,7 +1,8 @@
 //! Snapshots of a million contexts, while another thread derives, waits and drops below the same parent. The delay of that
 //! thread is measured.
 //!
-//! In a process of its own, as its watch takes millions. `TOKIO_CTX_FULL=1` makes it a million.
+//! This suite needs its own process, because its watch accepts millions of entries. There are a hundred thousand
+//! contexts, or a million with `TOKIO_CTX_FULL=1`.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,6 +1,7 @@
 //! Work that overstays: the event, the counter, the callback, at which times; and a dump while the runtime is stuck.
 //!
-//! In a process of its own: there is one thread that looks after it, and its clock is the real one.
+//! This suite needs its own process, because a process has one thread that checks the work, and that thread uses the
+//! system's clock.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, mpsc};
@@ -32,10 +33,10 @@ impl<S: Subscriber> Layer<S> for Events {
 
 const GRACE: Duration = Duration::from_millis(50);
 
-/// One test after the other: they count all there is.
+/// Runs one test at a time, because the tests count all work of the process.
 static SERIAL: Mutex<()> = Mutex::new(());
 
-/// The next one of that line.
+/// Returns the next report for this line.
 fn next(reports: &mpsc::Receiver<Overstay>, line: u32) -> Overstay {
     let until = Instant::now() + Duration::from_secs(60);
     loop {
@@ -112,7 +113,7 @@ fn overstaying_is_reported_at_doubling_intervals_while_the_runtime_is_blocked() 
     drop(stuck);
 }
 
-/// Hands the line out of the task.
+/// Sends the line from the task to the test.
 struct Hand(Mutex<Option<u32>>, std::sync::Condvar);
 
 static LINE: Hand = Hand(Mutex::new(None), std::sync::Condvar::new());
@@ -155,7 +156,7 @@ fn a_signal_prints_a_snapshot_while_the_runtime_is_blocked() {
     for _ in 0..2 {
         // SAFETY: it sends this process a signal that is caught.
         assert_eq!(unsafe { libc::kill(libc::getpid(), libc::SIGUSR1) }, 0);
-        // Meanwhile nothing turns the runtime.
+        // Nothing drives the runtime at this time.
         let text = dumped.recv_timeout(Duration::from_secs(60)).expect("a dump");
         assert!(text.contains("ENDED, STILL RUNNING") && text.contains(&spawned), "{text}");
     }

@@ -1,7 +1,7 @@
 //! The routes of a watch: which requests they answer, with what, and at which cost. The page itself is tried in a browser, in
 //! `tests/peers/watch_page.rs`.
 //!
-//! The watch is the process's, and tests run side by side: each looks for its own names.
+//! There is one watch for the process, and tests run concurrently, so each test looks for its own names.
 
 use std::collections::HashSet;
 use std::error::Error as StdError;
@@ -21,10 +21,10 @@ use tokio_ctx::watch::{Access, Watch};
 use tokio_ctx::{Context, Shutdown};
 use tower::ServiceExt;
 
-/// Nothing here takes a tenth of this, unless it hangs.
+/// No step takes a tenth of this, unless it hangs.
 const HANG: Duration = Duration::from_secs(30);
 
-/// The watch. It sees what is derived after the first call.
+/// Returns the watch. It registers contexts that are derived after the first call.
 fn watch() -> Watch {
     static WATCH: OnceLock<Watch> = OnceLock::new();
     *WATCH.get_or_init(|| Watch::builder().show_causes(true).install().unwrap())
@@ -58,7 +58,7 @@ async fn send(app: Router, request: Request<Body>) -> Answer {
     }
 }
 
-/// A GET of a peer on this machine.
+/// Makes a GET request of a peer on this machine.
 fn local(uri: &str) -> Request<Body> {
     from("127.0.0.1:4711", uri)
 }
@@ -69,7 +69,7 @@ fn from(peer: &str, uri: &str) -> Request<Body> {
     request.body(Body::empty()).unwrap()
 }
 
-/// Asks again after a `Retry-After`, since another test fills the queue.
+/// Sends a request, and repeats it after a `Retry-After`, because another test fills the queue.
 async fn get(uri: &str) -> Answer {
     loop {
         let answer = send(watch().routes(), local(uri)).await;
@@ -97,7 +97,7 @@ fn array(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-/// A route within: `(name, id)` of each entry.
+/// Returns the names of the entries.
 fn names(json: &Value) -> HashSet<&str> {
     array(&json["entries"]).iter().filter_map(|entry| entry["name"].as_str()).collect()
 }
@@ -187,7 +187,7 @@ mod access {
             assert_eq!(answer.status, 403, "{host}");
             assert!(answer.text.contains("Access::host"), "{}", answer.text);
         }
-        // In HTTP/2 the URI has it; of two, none may be another's.
+        // In HTTP/2 the URI contains the host. If there are two hosts, both have to be allowed.
         assert_eq!(send(watch().routes(), local("http://evil.example/json")).await.status, 403);
         let mut two = local("/json");
         two.headers_mut().append("host", "evil.example".parse().unwrap());
@@ -242,7 +242,7 @@ mod what {
         }
     }
 
-    /// A change of the page changes these. A browser takes line ends as `\n`, whatever they are in the file.
+    /// A change of the page changes the hashes. A browser takes line ends as `\n`, whatever they are in the file.
     #[tokio::test]
     async fn the_policy_has_the_hashes_of_the_script_and_of_the_style() {
         use base64::Engine as _;
@@ -432,7 +432,7 @@ mod parts {
             (&json["opened"][1]["total"], array(&json["opened"][1]["listed"]).len()),
             (&Value::from(1), 1)
         );
-        // Those below, those above, and no other.
+        // The listed children, their ancestors, and no other entry.
         assert!(names(&json).is_superset(&HashSet::from([
             "opened",
             "opened child 7",
@@ -446,7 +446,7 @@ mod parts {
         let entry = array(&all["entries"]).iter().find(|entry| entry["id"] == child).unwrap();
         let line = entry["line"].as_str().unwrap();
         let json = get(&format!("/json?entries=0&open=7:alive/named/{line}")).await.json();
-        // The families of other tests are of the same line.
+        // The families of other tests were created by the same line.
         assert!(json["opened"][0]["total"].as_u64() >= Some(50));
         assert_eq!(array(&json["opened"][0]["listed"]).len(), 7);
         let above = ["opened", "bounded", "findable"];
@@ -467,7 +467,7 @@ mod parts {
         let json = get("/json?entries=0&lines=1000&q=FINDABLE+child+31&open=20:found").await.json();
         assert_eq!(json["opened"][0]["total"], 1);
         assert!(names(&json).contains("findable child 31"));
-        // The line of all the children, and that alone.
+        // Only the line of the children.
         assert_eq!(array(&json["alive"]).len(), 1, "{:#}", json["alive"]);
         assert_eq!(json["alive"][0]["kind"], "named");
         let json = get("/json?entries=0&q=no+such+thing+anywhere&open=20:found").await.json();
@@ -493,7 +493,7 @@ mod parts {
         let is_ended = |json: &Value| {
             array(&json["ended"]).iter().any(|line| line["count"] == 3 && line["kind"] == "task")
         };
-        // A task has no name of its own; it is found by that of what it runs for.
+        // A task has no name. It is found by the name of its context.
         let json = until("/json?q=line+of+three&entries=0", is_ended).await;
         let line = array(&json["ended"]).iter().find(|line| line["kind"] == "task").unwrap();
         let key = format!("ended/task/{}", line["line"].as_str().unwrap());
@@ -556,7 +556,7 @@ mod hostile {
         let cut = causes(&json);
         assert!(cut.iter().all(|cause| cause.len() < 1_000));
         assert!(names(&json).iter().all(|name| name.len() < 1_000));
-        // Data of its own type; the page is the same for all, and nothing of it.
+        // The data has its own content type, and the page contains none of it.
         assert_eq!(get("/json").await.header("content-type"), "application/json");
         assert!(!get("/").await.text.contains("alert(1)"));
         task.abort();
@@ -567,7 +567,7 @@ mod hostile {
         let mut crowd = tokio::task::JoinSet::new();
         let begun = std::time::Instant::now();
         for at in 0..100 {
-            // What they ask for differs.
+            // Each client sends a different request.
             let uri = format!("/json?entries=0&q=client+{at}");
             crowd.spawn(async move { get(&uri).await.json()["taken_at_ms"].as_u64().unwrap() });
         }
@@ -584,11 +584,11 @@ mod hostile {
             let mut left = std::pin::pin!(send(watch().routes(), request));
             let _ = futures::poll!(left.as_mut());
         }
-        // The queue may be full of them for a moment: then ask again.
+        // The queue may be full of these requests for a short time. `get` then sends the request again.
         assert_eq!(get("/json").await.status, 200);
     }
 
-    /// After the last request of all tests here; then a request starts it again.
+    /// The thread ends after the last request of all tests in this file. The next request starts another one.
     #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn the_thread_ends_when_there_are_no_requests() {

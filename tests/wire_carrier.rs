@@ -96,7 +96,7 @@ fn a_context_is_sent_in_every_carrier() {
     assert_arrives(&get_with(|key| {
         pairs.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }));
-    // Bytes as well as text.
+    // The closure may return bytes as well as text.
     assert_arrives(&get_with(|key| {
         pairs.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_bytes())
     }));
@@ -114,7 +114,7 @@ fn a_context_is_sent_in_metadata() {
     assert_eq!(metadata.get("grpc-timeout").unwrap().as_bytes().last(), Some(&b'm'));
     assert!(metadata.get_bin("trace-bin").is_some());
 
-    // Also by the methods of `Carrier`, which refuse a binary key.
+    // The methods of `Carrier` access the same entries, and refuse a binary key.
     assert_eq!(Carrier::get(&metadata, "x-tenant"), Some(&b"blue"[..]));
     Carrier::set(&mut metadata, "x-tenant", "red").unwrap();
     assert_eq!(Carrier::get_all(&metadata, "x-tenant"), [b"red"]);

@@ -34,7 +34,7 @@ fn count(allocations: u64, bytes: isize) {
         let (before, live) = counts.get();
         counts.set((before + allocations, live + bytes));
     };
-    // The counters of a thread that is ending are gone.
+    // The counters do not exist any more if the thread is ending.
     let _ = COUNTS.try_with(add);
 }
 

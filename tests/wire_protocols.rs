@@ -354,7 +354,7 @@ async fn an_end_during_a_stream_is_its_last_frame() {
                 assert!(body.is_end_stream() && body.frame().await.is_none());
                 assert!(send.is_closed());
             }
-            // Also without a message before it.
+            // The same without a message before it.
             let (_send, mut body) = streaming(by, protocol, &[]).await;
             let last = body.frame().await.unwrap().unwrap().into_data().unwrap();
             assert_eq!(last, closing(by, protocol), "{by:?} {protocol}");

@@ -319,7 +319,7 @@ async fn a_nested_layer_has_the_earlier_deadline_and_ends_with_both() {
 
 type Sender = mpsc::UnboundedSender<Result<Frame<Bytes>, BoxError>>;
 
-/// A handler that streams what is sent, with the context noted.
+/// Calls a handler that streams what is sent to it, and stores its context in `seen`.
 async fn streaming(
     layer: ServerLayer,
     request: Request<()>,
@@ -386,7 +386,7 @@ async fn a_deadline_during_the_body_aborts_it() {
     assert!(body.frame().await.is_none());
     assert!(send.is_closed(), "the body was dropped");
 
-    // Asked for as gRPC, but answered as nothing of the kind: trailers would make it look whole.
+    // The request is gRPC and the response is not. With trailers, the response would look complete.
     let (send, mut body) = streaming(layer(Inbound::new()), grpc("50m"), &seen).await;
     send.send(Ok(Frame::data("a".into()))).unwrap();
     assert!(body.frame().await.unwrap().unwrap().is_data());
@@ -402,7 +402,7 @@ async fn a_deadline_during_the_body_aborts_it() {
     assert!(body.frame().await.is_none());
 }
 
-/// Always has a frame, and asks for the context that is current.
+/// A body that has a frame at every poll, and checks the current context.
 struct Endless;
 
 impl Body for Endless {
@@ -452,7 +452,7 @@ async fn size_hints_are_unchanged() {
     assert!(empty.body().is_end_stream());
 }
 
-/// Over from the start, which it does not say in its size.
+/// A body that has ended from the start, and does not report a size of zero.
 struct Over;
 
 impl Body for Over {
@@ -547,7 +547,7 @@ async fn stuck(
         let ctx = Context::current();
         seen.send(ctx.clone()).unwrap();
         let tell = tell.clone();
-        // A task of the handler, which hyper does not know.
+        // A task of the handler, which hyper does not drop.
         ctx.spawn(async move {
             Context::current().done().await;
             tell.send("stopped").unwrap();

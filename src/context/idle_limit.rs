@@ -1,8 +1,8 @@
 //! [`IdleLimit`]: a limit on the time without progress.
 //!
-//! To report progress is one relaxed store of [`JUST_NOW`]. It reads no clock and touches no timer. The next *check*
-//! replaces it with the time of the check, and the limit counts from there. A token therefore never ends too early. It
-//! ends too late by at most the time between two checks.
+//! Reporting progress is one relaxed store of [`JUST_NOW`], without reading the clock or changing a timer. The next
+//! *check* replaces it with the time of the check, and the limit counts from there. A token therefore never ends too
+//! early. It ends too late by at most the time between two checks.
 //!
 //! An idle limit is an [`Attachment`], which the engine checks in each query of the token or of a descendant. While
 //! something waits, a task of the runtime runs a check in intervals of the limit divided by [`SHARE`]. The first wait on
@@ -31,9 +31,9 @@ use crate::token::{Attachment, Check, Token};
 
 /// The number of checks in the time of the limit.
 const SHARE: u32 = 8;
-/// In place of a time: there has been progress since the last check.
+/// A value in place of a time: there has been progress since the last check.
 const JUST_NOW: u64 = u64::MAX;
-/// In place of a count: no bytes have been reported.
+/// A value in place of a count: no bytes have been reported.
 const NO_MEASURE: u64 = 1 << 63;
 
 /// The state of an idle limit.
@@ -65,7 +65,7 @@ impl IdleLimit {
         self.report();
     }
 
-    /// Runs a check, and returns when the limit is exceeded if there is no further progress.
+    /// Runs a check, and returns the time at which the limit is exceeded if there is no further progress.
     fn due(&self, now: Stamp) -> Stamp {
         let mut last = self.last.load(Ordering::Relaxed);
         if last == JUST_NOW {
@@ -165,7 +165,7 @@ impl Token {
     ///
     /// # Panics
     ///
-    /// In a runtime without a time driver, as `tokio::time::sleep`.
+    /// Panics in a runtime without a time driver, as `tokio::time::sleep` does.
     #[track_caller]
     pub(crate) fn check_idle_limits(self: &Arc<Self>) {
         // A wait that is polled outside of a runtime relies on the runtime in which it was polled before.
@@ -284,14 +284,14 @@ impl fmt::Display for NoProgress {
 
 impl StdError for NoProgress {}
 
-/// Bytes as a person reads them: `312 B`, `3.2 MB`.
+/// A number of bytes, printed with a suitable unit: `312 B`, `3.2 MB`.
 struct Bytes(u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut amount = self.0 as f64;
         for unit in ["B", "kB", "MB", "GB", "TB"] {
-            // What would be printed as 1000.0 is one of the next.
+            // An amount that would be printed as 1000.0 is printed in the next unit.
             if amount < 999.95 {
                 let digits = usize::from(unit != "B");
                 return write!(f, "{amount:.digits$} {unit}");

@@ -15,8 +15,8 @@ use crate::token::{Limit, Token};
 
 /// # Requests
 impl Context {
-    /// Derives the context of a request, with `made_at` as the line in its error. This is one allocation,
-    /// because the cause of its deadline is a preset one. A watch is not informed.
+    /// Derives the context of a request, with `made_at` as the line in its error. This is one allocation, because the
+    /// cause of its deadline is preset. It is not registered with a watch.
     pub(crate) fn request_made_at(
         &self,
         made_at: &'static Location<'static>,
@@ -28,7 +28,7 @@ impl Context {
         });
         let token = Token::new(self.token(), limit, made_at);
         token.mark();
-        // A watch registers it as a request, also if it is a root.
+        // A watch registers it as a request, even if it is a root.
         Context::scope_of(token, self.values().clone(), self.is_todo())
     }
 
@@ -137,7 +137,8 @@ impl CancelScope {
     }
 }
 
-/// Returns the parent of the nearest token on the path that is a request's own. `None`: there is no such token.
+/// Returns the parent of the nearest token on the path that was made for a request. Returns `None` if there is no such
+/// token.
 fn service_of(token: &Arc<Token>) -> Option<Option<&Arc<Token>>> {
     let mut path = iter::successors(Some(token), |token| token.parent());
     path.find(|token| token.is_marked()).map(|token| token.parent())

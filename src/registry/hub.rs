@@ -21,7 +21,7 @@ pub(crate) struct Hub {
     pub(crate) observer: &'static dyn Observer,
 }
 
-/// The interface of the module above. It is called while no lock is held. It must not panic.
+/// The interface that a module above implements. It is called while no lock is held, and must not panic.
 pub(crate) trait Observer: Sync {
     /// A record has been entered.
     fn entered(&self, record: &Record);
@@ -62,7 +62,8 @@ pub(crate) fn install(make: impl FnOnce() -> Hub) -> &'static Hub {
     hub
 }
 
-/// The types of the causes that lines pass, by the addresses of the lines. Its size is bounded by the program's text.
+/// The types of the causes that lines pass, by the addresses of the lines. Its size is bounded by the number of lines
+/// in the program.
 static CAUSES: LazyLock<RwLock<HashMap<usize, &'static str>>> = LazyLock::new(RwLock::default);
 
 fn address(line: &'static Location<'static>) -> usize {

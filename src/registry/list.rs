@@ -1,9 +1,9 @@
 //! The records of one shard, in the order in which they were entered.
 //!
-//! A slab would be simpler, but it keeps its slots until the last ones are empty: one record that stays keeps the memory
-//! of the crowd that came before it. Here a record is found by its number, so that slots can move. They lie in pages.
-//! A page that is half empty is compacted, and two neighbors that fit into half a page become one. So the memory is
-//! in proportion to the number of records, whichever of them leave, and each step moves at most one page.
+//! A slab would be simpler, but it frees slots only at its end, so that one remaining record keeps the memory of all
+//! earlier ones. Here a record is found by its number, so that slots can be moved. Slots are stored in pages. A page
+//! that is half empty is compacted, and two neighbors that fit into half a page are merged. The memory is therefore
+//! proportional to the number of records, whichever of them are removed, and each step moves at most one page.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::record::Record;
 
 /// The number of slots in a page.
 const PAGE: usize = 1024;
-/// A page keeps room for this many records.
+/// A page with at most this many slots is not compacted.
 const SPARE: usize = 16;
 
 #[derive(Default)]
@@ -20,8 +20,8 @@ pub(super) struct List {
     len: usize,
 }
 
-/// Slots in the order of their numbers. The last one has a record. Only the first page may have no slots, if it is the only
-/// one.
+/// Slots in the order of their numbers. The last slot contains a record. A page has no slots only if it is the only
+/// page.
 #[derive(Default)]
 struct Page {
     slots: Vec<(u64, Option<Arc<Record>>)>,
@@ -62,8 +62,8 @@ impl List {
         Some(record)
     }
 
-    /// Copies the records after number `after` and below `end`, from `most` slots. Returns the last number that was
-    /// looked at; `None` at the end.
+    /// Copies the records after number `after` and below `end`, and visits at most `most` slots. Returns the number of
+    /// the last visited slot, or `None` at the end.
     pub(super) fn copy(
         &self,
         after: u64,
@@ -107,7 +107,7 @@ impl List {
 }
 
 impl Page {
-    /// Returns a number that is not above that of any slot, and above those of the page before.
+    /// Returns a number that is at most that of each slot, and greater than those of the previous page.
     fn first(&self) -> u64 {
         self.slots.first().map_or(u64::MAX, |(id, _)| *id)
     }
@@ -176,7 +176,7 @@ mod tests {
         list.pages.capacity() + list.pages.iter().map(|page| page.slots.capacity()).sum::<usize>()
     }
 
-    /// Each order leaves the records whose numbers `stays` accepts.
+    /// Removes records in this order, except for those whose numbers `stays` accepts, and asserts that memory is freed.
     #[track_caller]
     fn gives_memory_back(order: impl Iterator<Item = u64>, stays: impl Fn(u64) -> bool) {
         let mut list = crowd();
@@ -187,14 +187,14 @@ mod tests {
         assert_eq!((list.len(), numbers(&list)), (left.len(), left.clone()));
         let most = 8 * left.len() + 8 * SPARE;
         assert!(room(&list) <= most, "{} slots for {} records", room(&list), left.len());
-        // What stays can still be found, and the list goes on.
+        // The remaining records can still be found, and the list still accepts others.
         list.push(record(CROWD + 1));
         left.iter().for_each(|id| assert!(list.remove(*id).is_some() && list.remove(*id).is_none()));
         assert_eq!(numbers(&list), [CROWD + 1]);
     }
 
     fn shuffled() -> impl Iterator<Item = u64> {
-        // Coprime to the number of records, so that each is met once.
+        // Coprime to the number of records, so that each number is returned once.
         (0..CROWD).map(|at| (at * 60_013) % CROWD + 1)
     }
 
@@ -230,7 +230,7 @@ mod tests {
         let mut list = List::default();
         for id in 1..=CROWD {
             list.push(record(id));
-            // As many as are at work at once.
+            // A hundred records are in the list at a time.
             let oldest = id.saturating_sub(100);
             assert_eq!(list.remove(oldest).is_some(), oldest > 0);
             assert!(room(&list) <= 1_024, "{} slots", room(&list));

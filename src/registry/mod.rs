@@ -4,11 +4,11 @@
 //! `watch` and `testing`, are above. There is one table for the process, once a watch is installed, and one for the
 //! context of each test.
 //!
-//! The obvious table is one list under one lock, which each spawn of each thread takes. Such a table had to be switched
-//! off in production elsewhere. Here a table has shards, and each thread uses one of them. The lock of a shard is held to
-//! enter or remove one record, and by a reader to copy about a thousand handles. Meanwhile no other lock is taken, and
-//! no foreign code runs. What a reader sees is therefore weakly consistent: it meets each record once that is in the
-//! table from before the reading until after it.
+//! The obvious table is one list under one lock, which each spawn in each thread takes. All spawns would contend for
+//! that lock. Here a table has shards, and each thread uses one of them. The lock of a shard is held to enter or remove
+//! one record, and by a reader to copy about a thousand handles. While it is held, no other lock is taken, and no
+//! foreign code runs. A reader is therefore weakly consistent: each record that is in the table from the start of the
+//! read until its end is visited once.
 
 #[cfg(feature = "watch")]
 mod hub;

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::fmt;
 
-/// A name. It is never foreign code.
+/// A name. Formatting it runs no foreign code.
 pub(crate) type Name = Box<dyn fmt::Display + Send + Sync>;
 
 /// What the module that registers a record knows about it, for a module above.
@@ -11,7 +11,7 @@ pub(crate) type Probe = Box<dyn Any + Send + Sync>;
 
 /// The name of a record, if it has one. It is stored in the record itself, so that it needs no allocation of its own.
 pub(crate) trait Label: Send + Sync {
-    /// Returns what is shown, before it is cut.
+    /// Returns the text to show, before it is truncated.
     #[cfg_attr(not(feature = "watch"), allow(dead_code, reason = "only a watch reads it"))]
     fn text(&self) -> Option<&dyn fmt::Display>;
 }

@@ -27,7 +27,7 @@ pub(crate) struct Record<N: ?Sized = dyn Label> {
     pub(crate) id: u64,
     pub(crate) kind: Kind,
     pub(crate) line: &'static Location<'static>,
-    /// When the work was started. `None` if the context that it stands for has the time.
+    /// When the work was started. `None` if the context that it describes stores the time.
     pub(crate) started: Option<Instant>,
     pub(crate) subject: Option<Subject>,
     pub(crate) probe: Option<Probe>,
@@ -73,13 +73,13 @@ fn since_epoch() -> u64 {
     // The system's clock, also in a test that pauses Tokio's.
     static EPOCH: OnceLock<RealInstant> = OnceLock::new();
     let since = EPOCH.get_or_init(RealInstant::now).elapsed().as_nanos() as u64;
-    // Not zero, which stands for never.
+    // Never zero, which means that there was no poll.
     (since << 1).max(2)
 }
 
 #[cfg(feature = "watch")]
 impl Record {
-    /// Returns its name, cut to what is shown.
+    /// Returns its name, truncated to the part that is shown.
     pub(crate) fn name(&self) -> Option<String> {
         self.label.text().map(brief)
     }
@@ -107,7 +107,7 @@ impl Record {
         (polled != 0).then(|| (Duration::from_nanos(ago), polled & 1 != 0))
     }
 
-    /// Notes that the work has ended, and only its context is still held. Returns false if that was noted before.
+    /// Records that the work has ended, and only its context is still held. Returns false if that was already recorded.
     pub(super) fn finish(&self) -> bool {
         !self.over.swap(true, Ordering::Relaxed)
     }

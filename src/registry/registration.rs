@@ -61,14 +61,14 @@ impl Registration {
         self.record.subject.as_ref()
     }
 
-    /// Notes that the work has ended, although its context may still be held.
+    /// Records that the work has ended, although its context may still be held.
     #[cfg(feature = "watch")]
     pub(crate) fn finish(&self) {
         finish(&self.record);
     }
 }
 
-/// Notes that the work of a record has ended.
+/// Records that the work of a record has ended.
 #[cfg(feature = "watch")]
 pub(crate) fn finish(record: &Record) {
     if record.finish() {

@@ -103,7 +103,7 @@ impl Table {
         self.left_out.load(Ordering::Relaxed)
     }
 
-    /// Calls `f` with each record, while no lock is held. Records that are entered meanwhile are left out.
+    /// Calls `f` with each record, while no lock is held. Records that are entered during the call are left out.
     pub(crate) fn for_each(&self, mut f: impl FnMut(Arc<Record>)) {
         let mut batch = Vec::new();
         for (at, shard) in self.shards.iter().enumerate() {
@@ -125,7 +125,7 @@ impl Table {
     }
 }
 
-/// Returns the number of the record that is entered in a shard after so many others. Zero is no number.
+/// Returns the number of the record that is entered in a shard after `entered` others. It is never zero.
 fn id(entered: u64, shard: usize, shards: usize) -> u64 {
     entered * shards as u64 + shard as u64 + 1
 }

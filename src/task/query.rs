@@ -22,8 +22,8 @@
 //!
 //! - **The function owns what it uses**, like a task, because it continues after the caller has dropped the future.
 //! - **Waiting for a connection is a separate step**, within the same deadline: `ctx.run(pool.get()).await`.
-//! - **Several statements** in one function are canceled one at a time. A cancel affects the statement in progress, whose
-//!   error should end the function. A statement that begins between two cancels may complete before the second one.
+//! - **Several statements** in one function are canceled one at a time. A cancel affects the statement in progress, and
+//!   its error should end the function. A statement that begins between two cancels may complete before the second one.
 //! - **State that the function leaves on the connection**, such as a transaction that was begun by hand, is still there
 //!   for the next user. The transaction types of drivers roll back when they are dropped.
 //! - **A shutdown does not wait** for a query whose caller has dropped the future, unless the function holds a

@@ -1,9 +1,10 @@
-//! The requests that the routes answer: those of loopback peers that cannot come from a page of another site.
+//! Selects the requests that the routes answer: those from loopback peers that cannot originate from a page of another
+//! site.
 //!
 //! A request from elsewhere can reach the port in three ways, and each is refused here. If the port listens on other
-//! addresses as well, the peer has such an address. A proxy on this machine names the client in a header. A page of
-//! another site, whose name resolves to this machine (DNS rebinding), can send requests from a browser on this machine;
-//! the browser sends that name as the host.
+//! addresses as well, the peer's address is not a loopback address. A proxy on this machine adds a header with the
+//! address of the client. A page of another site, whose name resolves to this machine (DNS rebinding), can send
+//! requests from a browser on this machine; the browser sends that name as the host.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -16,12 +17,12 @@ use http::header::HOST;
 use http::request::Parts;
 use http::uri::Authority;
 
-/// Which requests the [routes](super::Watch::routes) of a watch answer.
+/// Selects the requests that the [routes](super::Watch::routes) of a watch answer.
 ///
 /// The routes show lines of code, the names of requests, and the load of the service. By default they answer only:
 ///
-/// - peers on loopback addresses, according to axum's [`ConnectInfo`]. A request with a header that says that a proxy has
-///   forwarded it is refused;
+/// - peers on loopback addresses, according to axum's [`ConnectInfo`]. A request with a header that a forwarding proxy
+///   adds is refused;
 /// - requests whose host is an IP address, `localhost`, or a name below `localhost`. A page of another site whose name
 ///   resolves to this machine has another host.
 ///

@@ -10,7 +10,7 @@ use super::snapshot::Snapshot;
 use super::stats::Stats;
 use crate::registry::{self, Hub, Table};
 
-/// More than the number of threads that usually spawn at the same time.
+/// The number of shards, which is higher than the number of threads that usually spawn at the same time.
 const SHARDS: usize = 32;
 const MAX_ENTRIES: usize = 100_000;
 

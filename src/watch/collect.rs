@@ -1,13 +1,13 @@
-//! How a snapshot is taken: from the registered entries up to the roots, and from there down the lists of children.
+//! Collects a snapshot: from the registered entries up to the roots, and from there down the lists of children.
 //!
 //! Nothing is stopped, and one lock is held at a time, for about a thousand steps. A snapshot is therefore weakly
 //! consistent. An entry that is registered or linked from before the start until after the end is in it once. An entry
 //! that is added or removed in between may be in it. A context may be shown as alive while its parent is shown as ended,
 //! because each is shown as it was when it was visited.
 //!
-//! A weak handle to each visited context is kept until the end, so that no other context can have its address, which is
-//! its key, and its token is still dropped when its last handle is. A strong handle is held only during the visit. It is
-//! not dropped while a lock is held, because it may be the last one.
+//! A weak handle to each visited context is kept until the end of the collection. It ensures that no other context gets
+//! the same address, which is used as the key, and it does not delay the drop of the token. A strong handle is held
+//! only during the visit. It is not dropped while a lock is held, because it may be the last one.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -448,7 +448,7 @@ impl Node {
 /// Returns the last poll of a record, and whether it is of a kind that is polled.
 fn poll(record: &Record) -> (Option<Poll>, bool) {
     let poll = record.last_poll().map(|(ago, inside)| Poll { ago, inside });
-    // A ticket may be held by a task that is polled, or not.
+    // A ticket has no polls of its own: a task may hold it, or anything else.
     let is_polled = !matches!(record.kind, Kind::Ticket | Kind::AfterFunc | Kind::Process);
     (poll, is_polled)
 }

@@ -1,4 +1,4 @@
-//! How an end is described: its kind, its line, the type of its cause, and the text of its cause if that is allowed.
+//! The description of an end: its kind, its line, the type of its cause, and the text of its cause if that is allowed.
 
 use std::error::Error as StdError;
 use std::fmt::{self, Write as _};

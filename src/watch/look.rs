@@ -1,8 +1,9 @@
 //! The part of a token's state that a snapshot contains. Reading it has no effect on the token: it does not record an end,
 //! link a path, or wake a task.
 //!
-//! The engine holds the lock of one token at a time, for a limited number of children. Their weak handles are not upgraded
-//! meanwhile, because the last handle of a child must not be dropped while the lock of its parent is held.
+//! The engine holds the lock of one token at a time, for a limited number of children. Their weak handles are upgraded
+//! after the lock is released, because the last handle of a child must not be dropped while the lock of its parent is
+//! held.
 
 use std::panic::Location;
 use std::sync::Arc;
@@ -40,7 +41,7 @@ impl Token {
         }
     }
 
-    /// Returns the error that it has if its own deadline ends it.
+    /// Returns the error that its own deadline would cause.
     pub(crate) fn error_at_deadline(&self) -> Error {
         Error::with_cause(self.expiry_origin(), None)
     }

@@ -55,8 +55,8 @@ mod imp {
         static INSIDE: Cell<bool> = const { Cell::new(false) };
     }
 
-    /// Calls `f` with the handle of a key, which is requested once for each thread. Contexts that the recorder itself uses
-    /// meanwhile are not counted, because that could recurse forever.
+    /// Calls `f` with the handle of a key, which is requested once for each thread. Contexts that the recorder itself
+    /// uses during this call are not counted, because that could recurse forever.
     fn with<K: Copy + Eq + Hash, H: Clone>(
         handles: &'static std::thread::LocalKey<RefCell<HashMap<K, H>>>,
         key: K,

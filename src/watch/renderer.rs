@@ -1,16 +1,17 @@
 //! Responses for the routes: one thread renders them, and another takes the snapshots.
 //!
-//! If each request took its own snapshot, it would block a worker of the service meanwhile, and a hundred clients would
-//! take a hundred snapshots at once. Tokio's pool for blocking functions is not used either: it may be full of functions
-//! that do not stop, which is when the snapshot is needed most.
+//! If each request took its own snapshot, it would block a worker of the service, and a hundred clients would take a
+//! hundred snapshots at once. Tokio's pool for blocking functions is not used either: it may be full of functions that
+//! do not stop, which is when the snapshot is needed most.
 //!
-//! Instead, a thread renders one request after the other, from the same snapshot while that is recent, and with the
-//! same text for equal requests. Another thread takes each new snapshot. If that takes long, requests are answered from
-//! the previous one meanwhile. So any number of clients costs one thread, and at most a fifth of another for snapshots.
-//! The thread is started by the first request, and ends when there has been none for some seconds. Then nothing is kept.
+//! Instead, a thread renders one request after the other. It uses the same snapshot while it is recent, and the same
+//! text for equal requests. Another thread takes each new snapshot. If that takes long, requests are answered from the
+//! previous snapshot in the meantime. Any number of clients therefore costs one thread, and at most a fifth of the time
+//! of another one for snapshots. The first request starts the thread. It ends, and frees all memory, when there has
+//! been no request for some seconds.
 //!
-//! A request that is sent while the thread ends is not answered by it, and is sent again, to the next thread. The lock
-//! around the sender is held to put a request into the queue, which does not block.
+//! A request that is sent while the thread ends is not answered, and is sent again to the next thread. The lock around
+//! the sender is held to put a request into the queue, which does not block.
 
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -65,7 +66,7 @@ enum Message {
 
 /// Returns the response to a request.
 pub(super) async fn render(watch: Watch, form: Form) -> Result<Bytes, Unavailable> {
-    // Again if the thread is just ending.
+    // Sends the request again if the thread was about to end.
     for _ in 0..3 {
         let (answer, answered) = oneshot::channel();
         send(watch, Job { form: form.clone(), runtime: Handle::try_current().ok(), answer })?;
@@ -111,7 +112,7 @@ struct Renderer {
     watch: Watch,
     queue: SyncSender<Message>,
     last: Option<Box<Rendered>>,
-    /// The previous one. The thread that takes the next one frees it, which may take some time.
+    /// The previous snapshot. The thread that takes the next one frees it, which may take some time.
     old: Option<Box<Rendered>>,
     /// The requests that wait for the snapshot that is being taken.
     waiting: Vec<Job>,

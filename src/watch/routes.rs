@@ -76,10 +76,10 @@ impl Watch {
     ///
     /// # Cost
     ///
-    /// A thread answers the requests, and ends five seconds after the last one. Requests share a snapshot for 200 ms, or for
-    /// four times as long as it took, up to ten seconds. If a snapshot takes more than 30 ms, requests are answered from the
-    /// previous one meanwhile. With many thousands of contexts, the data may therefore be some seconds old; its time is in
-    /// `taken_at_ms`.
+    /// A thread answers the requests, and ends five seconds after the last one. Requests share a snapshot for 200 ms,
+    /// or for four times as long as it took, up to ten seconds. If a snapshot takes more than 30 ms, requests are
+    /// answered from the previous one in the meantime. With many thousands of contexts, the data may therefore be some
+    /// seconds old; its time is in `taken_at_ms`.
     ///
     /// # The query of `/json`
     ///

@@ -12,7 +12,8 @@ const WIDTH: usize = 100;
 /// The maximum number of lines in a section.
 const LINES: usize = 30;
 
-/// Prints work whose context has ended first. Empty sections are omitted, except for the first one.
+/// Prints the work whose context has ended before everything else. Empty sections are omitted, except for the first
+/// one.
 impl Display for Snapshot {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Snapshot { totals, took, .. } = self;

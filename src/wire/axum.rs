@@ -17,8 +17,9 @@ use crate::error::Error;
 /// Without that layer, the response is `500 Internal Server Error`, from [`MissingContext`], because a handler that
 /// relies on a deadline should not run without one. `Option<Context>` extracts `None` instead.
 ///
-/// A middleware extracts the context in the same way. If it derives a context, for example with a value, it inserts that
-/// into the request's extensions for the extractor, and runs the rest in its scope for [`Context::current`]:
+/// A middleware extracts the context in the same way. If the middleware derives a context, for example with a value, it
+/// inserts the new context into the request's extensions, where the extractor finds it, and runs the rest in the scope
+/// of the new context, so that [`Context::current`] returns it:
 ///
 /// ```
 /// use axum::{extract::Request, middleware::Next, response::Response};
@@ -118,7 +119,7 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let outcome = Outcome::of(&self);
         let mut response = (outcome.http(), format!("{}\n", outcome.text())).into_response();
-        // For the layer, which knows the protocol.
+        // The layer knows the protocol, and converts the response by the outcome.
         response.extensions_mut().insert(outcome);
         response
     }

@@ -2,9 +2,9 @@
 //!
 //! The header is read from all of its lines. If it exceeds the limits of the specification, it is ignored as a whole.
 //!
-//! It is written as one line, because some readers, such as OpenTelemetry's, do not join several. The members of others
-//! come first, unchanged. Members with our keys are replaced. Lines that are not ASCII are invalid, and are not forwarded:
-//! readers would ignore our members together with them.
+//! It is written as one line, because some readers, such as OpenTelemetry's, do not join several lines. Members that
+//! other libraries wrote come first, unchanged. Members with our keys are replaced. Lines that are not ASCII are
+//! invalid, and are not forwarded, because readers would reject the whole header, including our members.
 
 use std::borrow::Cow;
 
@@ -82,8 +82,8 @@ pub(crate) const fn is_key(text: &str) -> bool {
     !bytes.is_empty()
 }
 
-/// Appends these members to a line with the members of others. If `strict`, returns an error for the first member that
-/// exceeds the limits. Otherwise that is left out.
+/// Appends these members to a line with the members of other libraries. If `strict`, returns an error for the first
+/// member that exceeds the limits. Otherwise, such a member is left out.
 pub(crate) fn with(
     mut line: String,
     members: &[(&'static str, Cow<'_, str>)],
@@ -106,7 +106,7 @@ pub(crate) fn with(
     Ok(line)
 }
 
-/// Reads the members of others in a carrier, as one line.
+/// Reads the members of other libraries from a carrier, as one line.
 pub(crate) fn others(members: &[(&'static str, Cow<'_, str>)], carrier: &dyn Carrier) -> String {
     let ours =
         |text: &str| member(text).is_some_and(|(key, _)| members.iter().any(|(name, _)| *name == key));

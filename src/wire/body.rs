@@ -29,18 +29,18 @@ pub(crate) enum Step<D, E> {
 
 pub(crate) type StepOf<B> = Step<<B as Body>::Data, <B as Body>::Error>;
 
-/// What is known of a body after it was polled for the first time.
+/// The state of a body after its first poll.
 pub(crate) enum Start<B: Body> {
     /// It is complete: these are its first frame, if it has two, and its last step.
     Whole(Option<B::Data>, StepOf<B>),
-    /// There is more to come after these frames, of which the last is the first to send.
+    /// It continues after these frames, which are in reverse order: the last one is sent first.
     Part(Pin<Box<B>>, Vec<Frame<B::Data>>),
 }
 
 impl<B: Body> Start<B> {
     /// Polls a body that is probably complete, so that it needs no registration with the context: once if its length is
     /// known, twice if it belongs to a gRPC response, where the trailers of a unary call follow its message. Other
-    /// bodies are left to their reader.
+    /// bodies are not polled here.
     pub(crate) fn poll(body: B, is_grpc: bool, cx: &mut task::Context<'_>) -> Start<B> {
         let is_polled = is_grpc || body.size_hint().exact().is_some();
         let mut body = Box::pin(body);
@@ -58,7 +58,7 @@ impl<B: Body> Start<B> {
     }
 }
 
-/// Polls a body, and finds out whether the frame is its last.
+/// Polls a body, and determines whether the frame is its last one.
 fn poll_step<B: Body>(mut body: Pin<&mut B>, cx: &mut task::Context<'_>) -> Poll<StepOf<B>> {
     body.as_mut().poll_frame(cx).map(|polled| match polled {
         Some(Ok(frame)) if frame.is_trailers() || body.is_end_stream() => Step::Last(frame),
@@ -73,7 +73,7 @@ pub(crate) fn bytes<D: Buf>(frame: &Frame<D>) -> u64 {
     frame.data_ref().map_or(0, |data| data.remaining() as u64)
 }
 
-/// Returns the size of a complete body of which this remains.
+/// Returns the number of bytes that remain of a complete body.
 pub(crate) fn hint<D: Buf, E>(first: Option<&D>, step: Option<&Step<D, E>>) -> SizeHint {
     let first = first.map_or(0, |data| data.remaining() as u64);
     match step {
@@ -85,11 +85,11 @@ pub(crate) fn hint<D: Buf, E>(first: Option<&D>, step: Option<&Step<D, E>>) -> S
 
 /// A body that is dropped when its context ends, even if it is not polled.
 ///
-/// `C` owns the context. It is dropped after a body that is complete. A body that is not complete is dropped after it,
-/// so that the body's drop can see how the context ended.
+/// `C` owns the context. A complete body is dropped before `C`. An incomplete body is dropped after `C`, so that its
+/// drop can observe how the context ended.
 pub(crate) struct Bounded<B: Body, C: Borrow<Context>> {
     live: Option<Live<B, C>>,
-    /// Of a body that has ended.
+    /// The registration of the request, after the body has ended.
     open: Option<Open>,
 }
 
@@ -98,21 +98,21 @@ struct Live<B: Body, C: Borrow<Context>> {
     /// The slot as a waker, registered with the context.
     bell: Waker,
     wait: Wait<C>,
-    /// The current context while the body is polled; `None` leaves that as it is.
+    /// The current context while the body is polled; `None` leaves the current context unchanged.
     ctx: Option<Context>,
-    /// Frames that the body had ready at its start; the last of them is the first to send.
+    /// Frames from the first polls, in reverse order: the last one is sent first.
     early: Vec<Frame<B::Data>>,
-    /// Frames since the clock was read.
+    /// The number of frames since the clock was last read.
     frames: u8,
-    /// Whether the end also wakes a task that was given a frame: a transport may be waiting for its peer.
+    /// Whether the end also wakes a task that has received a frame, because a transport may be waiting for its peer.
     wakes: bool,
-    /// A frame is progress.
+    /// Each frame is reported as progress.
     progress: Progress,
 }
 
 struct Held<B> {
     body: Pin<Box<B>>,
-    // Last, when all that the request held has been dropped.
+    // Dropped last, after everything that the request held.
     open: Option<Open>,
 }
 
@@ -181,7 +181,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
             }
             Poll::Ready(step) => step,
             Poll::Pending => {
-                // At each poll, as the runtime may have changed.
+                // Polled each time, because the runtime may have changed.
                 let bell = &mut task::Context::from_waker(&live.bell);
                 match Pin::new(&mut live.wait).poll(bell) {
                     Poll::Ready(ended) => Step::Ended(ended),
@@ -207,7 +207,8 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
     pub(crate) fn finish(&mut self) {
         if let Some(Live { slot, bell, mut wait, ctx, .. }) = self.live.take() {
             wait.leave();
-            // Dropped before the owner: if that has the last handle, the context need not be ended.
+            // Dropped before the owner of the context: if the owner then has the last handle, the context need not be
+            // ended.
             drop((slot, bell, ctx));
             drop(wait);
         }
@@ -220,7 +221,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
     }
 
     pub(crate) fn is_end_stream(&self) -> bool {
-        // A body may report its end only when it is polled. That saves a look into the slot.
+        // A body is allowed to report its end only when it is polled, so the slot need not be read here.
         self.live.is_none()
     }
 
@@ -251,7 +252,7 @@ fn of_task(before: Option<Waker>, cx: &task::Context<'_>) -> Waker {
     before.filter(|waker| waker.will_wake(cx.waker())).unwrap_or_else(|| cx.waker().clone())
 }
 
-/// The error of a context that has ended.
+/// Returns the error of a context that has ended.
 fn why(ctx: &Context) -> Error {
     ctx.err().expect("an end is final")
 }

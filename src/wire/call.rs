@@ -1,4 +1,4 @@
-//! What both halves of a client's layer share: the context of a call, and the error of its end.
+//! Functions that both halves of a client's layer use: they return the context of a call, and the error of its end.
 
 use http::Request;
 

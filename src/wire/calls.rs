@@ -60,7 +60,7 @@ use crate::sync::Mutex;
 ///                     }
 ///                 });
 ///             }
-///             // The call may have been answered meanwhile.
+///             // The call may already have been answered.
 ///             Message::Cancel { id, reason } => drop(calls.cancel(&id, reason)),
 ///         }
 ///     }
@@ -145,7 +145,8 @@ impl<Id: Clone + Eq + Hash> Calls<Id> {
     ///
     /// # Errors
     ///
-    /// If a call with this ID is in progress. The peer has made a mistake: a cancel message would be ambiguous.
+    /// Returns an error if a call with this ID is in progress. The peer must not reuse the ID, because a cancel message
+    /// would be ambiguous.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -174,9 +175,9 @@ impl<Id: Clone + Eq + Hash> Calls<Id> {
 
     /// Cancels a call on behalf of the peer, with the cause [`CanceledByPeer`], which contains the reason.
     ///
-    /// Returns false if there is no such call. It may have been answered while the message was in transit, which is
-    /// not an error in any of these protocols. An empty reason means that the peer gave none. Of a long reason, the
-    /// first 1,024 bytes are kept. The text comes from the peer and is not trusted.
+    /// Returns false if there is no such call. It may have been answered while the message was in transit, which is not
+    /// an error in any of these protocols. An empty reason means that the peer sent none. A long reason is truncated to
+    /// 1,024 bytes. The text comes from the peer and is not trusted.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -297,10 +298,10 @@ impl<Id: Eq + Hash> Call<Id> {
         &self.id
     }
 
-    /// Removes the call from the table, and returns whether the peer canceled it before.
+    /// Removes the call from the table, and returns whether the peer had canceled it.
     ///
-    /// MCP wants no response to a canceled call, and LSP wants the error `RequestCancelled`. A cancel message that
-    /// arrives after this has no effect.
+    /// In MCP, a canceled call gets no response. In LSP, the response is the error `RequestCancelled`. A cancel message
+    /// that arrives after this has no effect.
     ///
     /// ```
     /// use tokio_ctx::{Context, wire::Calls};
@@ -365,20 +366,20 @@ pub struct CanceledByPeer {
     reason: Cow<'static, str>,
 }
 
-/// The number of bytes that are kept of a reason.
+/// The maximum length of a reason, in bytes.
 const LONGEST: usize = 1024;
 
 impl CanceledByPeer {
     fn new(mut reason: Cow<'static, str>) -> CanceledByPeer {
         if reason.len() > LONGEST {
             let end = (0..=LONGEST).rev().find(|end| reason.is_char_boundary(*end)).unwrap_or(0);
-            // A copy, so that the rest is freed.
+            // Copied, so that the memory of the rest is freed.
             reason = reason[..end].to_owned().into();
         }
         CanceledByPeer { reason }
     }
 
-    /// Returns the reason, if the peer gave one.
+    /// Returns the reason, if the peer sent one.
     ///
     /// ```
     /// use tokio_ctx::Context;

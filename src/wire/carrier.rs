@@ -22,7 +22,7 @@ use crate::error::BoxError;
 /// `Extractor` and an `Injector` of OpenTelemetry.
 ///
 /// All keys are passed in lower-case ASCII, and are valid names of HTTP headers. The implementations named above
-/// compare keys case-insensitively. An implementation that does not finds only the keys that were written in lower
+/// compare keys case-insensitively. A case-sensitive implementation finds only the keys that were written in lower
 /// case, and should document that. The feature `http` is enough for all of this; it adds the `http` crate, for its
 /// header names.
 ///
@@ -70,10 +70,9 @@ pub trait Carrier {
     ///
     /// # Errors
     ///
-    /// If the carrier cannot hold the value, or is read-only. If the value is the deadline, the call is refused, with
-    /// a [`NotSent`] as the cause, instead of being sent without one. If it is a value that
-    /// [travels](super::Travel), it is left out with a `WARN`, unless the outbound is
-    /// [`strict`](super::Outbound::strict).
+    /// Returns an error if the carrier cannot hold the value, or is read-only. A call whose deadline cannot be set is
+    /// refused, with a [`NotSent`] as the cause. A value that [travels](super::Travel) and cannot be set is left out
+    /// with a `WARN`, unless the outbound is [`strict`](super::Outbound::strict).
     fn set(&mut self, key: &str, value: &str) -> Result<(), BoxError>;
 
     /// Removes all values of this key.

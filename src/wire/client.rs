@@ -41,11 +41,10 @@ use crate::error::{BoxError, Error};
 /// fails; the layer does that for the body types of tonic and axum, and for others there is
 /// [`RequestBody`](crate::wire::RequestBody).
 ///
-/// Two things have to be polled: the future of the call, which is dropped when it is polled after the end; and a
-/// request body of an HTTP/2 stream that waits for a window update, since hyper sends no reset before.
+/// Two things happen only at the next poll. The future of the call is dropped when it is polled after the end. An
+/// HTTP/2 stream that waits for a window update, to continue its request body, is reset when hyper polls it next.
 ///
-/// The error is then an [`Error`] in a box, or, for a gRPC call and with the feature `tonic`, the `Status`
-/// that says the same.
+/// The error is then an [`Error`] in a box, or, for a gRPC call and with the feature `tonic`, the equivalent `Status`.
 ///
 /// Waiting until the service is ready is not bounded, because the request is not known then: do that within
 /// [`run`](Context::run). A call that is refused releases what the service had reserved when it became ready, such as

@@ -58,7 +58,7 @@ pub struct DeadlineAt {
 
 static USUAL: HeaderName = HeaderName::from_static("x-deadline-unix-ms");
 
-/// The year 33,658.
+/// The largest number of 15 digits, in the year 33,658.
 const MOST: u64 = 999_999_999_999_999;
 const DIGITS: usize = 15;
 

@@ -11,7 +11,7 @@ pub use crate::finished::RequestEnd;
 /// Owns a request's context, and ends it when dropped. The cause is what is known about the request at that time.
 pub(crate) struct RequestScope {
     scope: CancelScope,
-    /// The line where the layer was made. Lines of this crate would not help a reader.
+    /// The line that made the layer, for the error. A line inside of this crate would not be useful there.
     place: &'static Location<'static>,
     how: RequestEnd,
     underway: UnderwayHandle,
@@ -27,7 +27,7 @@ impl RequestScope {
         RequestScope { scope, place, how: RequestEnd::Dropped, underway }
     }
 
-    /// Sets the cause of the end, if this is dropped from now on. Returns the previous one.
+    /// Sets the cause of the end for a drop from now on. Returns the previous cause.
     pub(crate) fn expect(&mut self, how: RequestEnd) -> RequestEnd {
         std::mem::replace(&mut self.how, how)
     }
@@ -47,8 +47,8 @@ impl Borrow<Context> for RequestScope {
     }
 }
 
-/// The context of an answered request that nothing else holds, the usual one, is not ended: no clock is read, and no
-/// cause is allocated. A watch counts it as finished.
+/// Usually, the request has been answered, and nothing else holds its context. Such a context is not ended, which saves
+/// a reading of the clock and an allocation. A watch counts it as finished.
 impl Drop for RequestScope {
     fn drop(&mut self) {
         if self.how != RequestEnd::Answered || self.scope.is_observed() || !is_counted(&self.scope) {
@@ -58,7 +58,7 @@ impl Drop for RequestScope {
     }
 }
 
-/// Counts the end of an answered request, if there is a watch. Returns false if its context has to be ended for that.
+/// Counts the end of an answered request, if there is a watch. Returns false if the context has to be ended first.
 fn is_counted(scope: &CancelScope) -> bool {
     #[cfg(feature = "watch")]
     return !crate::registry::is_installed() || scope.count_as_finished("RequestEnd");

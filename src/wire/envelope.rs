@@ -11,11 +11,11 @@ pub(crate) const END_STREAM: u8 = 0x02;
 /// Tracks the frames of a body.
 #[derive(Default)]
 pub(crate) struct Envelopes {
-    /// How many of the five bytes have come, and their values.
+    /// The number of the five bytes that have been received. The next two fields have their values.
     head: u8,
     flags: u8,
     length: u32,
-    /// The bytes of the message that have not come yet.
+    /// The number of bytes of the message that have not been received yet.
     left: u32,
     base64: Option<Base64>,
 }

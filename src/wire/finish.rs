@@ -30,15 +30,16 @@ use crate::context::refusal::Entry;
 use crate::error::Error;
 use crate::task::Shutdown;
 
-/// Runs the handlers of a route to completion even if the client has left, such as a payment or a write in two steps.
+/// Runs the handlers of a route to completion even if the client has left: for example a payment, or a write in two
+/// steps.
 ///
 /// The handler runs in a task of its own. Its [`Context`] has the request's values and deadline, and ends with the
 /// service, but not when the client leaves. It is the current context and the one that extractors return. If the
 /// client has left, the response is dropped. At the deadline the handler is dropped, as with other routes. The
 /// response's body is not part of the task: it ends with the connection.
 ///
-/// Apply the layer to single routes, inside a [`ServerLayer`](super::ServerLayer). Without that, the handler has the
-/// current context. For work that continues after the request, as long as the service runs, use
+/// Apply the layer to single routes, inside a [`ServerLayer`](super::ServerLayer). Without a `ServerLayer`, the handler
+/// has the current context. For work that continues after the request, as long as the service runs, use
 /// [`beyond_request`](Context::beyond_request) instead.
 ///
 /// # Panics
@@ -51,7 +52,7 @@ use crate::task::Shutdown;
 /// use tokio_ctx::{Context, Error, Shutdown};
 ///
 /// async fn pay(ctx: Context) -> Result<&'static str, Error> {
-///     // Half of it is not enough.
+///     // Both steps must complete.
 ///     ctx.run(async { /* book, and send the receipt */ }).await?;
 ///     Ok("paid")
 /// }
@@ -63,13 +64,14 @@ use crate::task::Shutdown;
 /// ```
 #[derive(Clone)]
 pub struct FinishLayer {
-    /// Waits for each handler, if there is one.
+    /// If set, it waits for each handler.
     shutdown: Option<Shutdown>,
     place: &'static Location<'static>,
 }
 
 impl FinishLayer {
-    /// Makes a layer. Once the client has left, nothing waits for the handler; a shutdown does not either.
+    /// Makes a layer whose handlers are not tracked. Once the client has left, nothing waits for the handler, not even
+    /// a shutdown.
     ///
     /// ```
     /// use tokio_ctx::wire::FinishLayer;
@@ -193,7 +195,7 @@ impl<S: fmt::Debug> fmt::Debug for FinishService<S> {
 
 /// Future for the response. Made by [`FinishService`].
 ///
-/// If it is dropped before the response is there, the handler continues.
+/// If it is dropped before the response is ready, the handler continues.
 ///
 /// # Panics
 ///
@@ -243,7 +245,7 @@ impl<B, E> fmt::Debug for FinishFuture<B, E> {
 pin_project! {
     /// The body of a response, which holds the handler's context until it has ended. Made by [`FinishService`].
     pub struct FinishBody<B> {
-        // Dropped before the body, so that the context has ended then.
+        // Dropped before the body, so that the context has ended when the body is dropped.
         scope: Option<RequestScope>,
         ctx: Context,
         // The body of the layer's own response.

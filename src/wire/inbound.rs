@@ -160,8 +160,8 @@ impl Inbound {
     ///
     /// A [`ServerLayer`](crate::wire::ServerLayer) responds `504 Gateway Timeout`, for gRPC `DEADLINE_EXCEEDED`,
     /// without calling the handler. The context that [`extract`](Context::extract) returns has ended, with the cause
-    /// [`Budget::Minimum`]. The remaining time of the request is compared, or that of the service if it is shorter. A
-    /// request without a deadline always has enough time.
+    /// [`Budget::Minimum`]. The minimum is compared with the remaining time of the request, or with that of the service
+    /// if it is shorter. A request without a deadline always has enough time.
     ///
     /// ```
     /// use std::time::Duration;
@@ -295,7 +295,7 @@ impl Inbound {
     ///
     /// # Errors
     ///
-    /// If it is [`strict`](Self::strict), and a deadline header is invalid.
+    /// Returns an error if this is [`strict`](Self::strict) and a deadline header is invalid.
     ///
     /// ```
     /// use std::time::Duration;
@@ -410,11 +410,11 @@ impl Inbound {
     }
 }
 
-/// What [`Inbound::scan`] finds.
+/// The result of [`Inbound::scan`].
 pub(crate) struct Scan<'a> {
     pub(crate) content_type: Option<&'a HeaderValue>,
-    /// The shortest time in the headers that are believed. `None` if one of them is malformed or repeated, which is rare:
-    /// then each has to be read by itself.
+    /// The shortest time in the headers that are believed. `None` if one of them is malformed or repeated, which is
+    /// rare. Each header is then read separately.
     pub(crate) timeout: Option<Option<Duration>>,
 }
 
@@ -448,7 +448,7 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// If `inbound` is [`strict`](Inbound::strict), and a deadline header is invalid.
+    /// Returns an error if `inbound` is [`strict`](Inbound::strict) and a deadline header is invalid.
     ///
     /// ```
     /// use std::time::Duration;

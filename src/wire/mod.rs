@@ -4,7 +4,7 @@
 //!
 //! - The remaining time. It is not a date, so the clocks need not agree. [`DeadlineAt`] is the exception.
 //! - The cancellation: dropping a request closes its connection or resets its stream.
-//! - The values whose types implement [`Travel`], if both sides ask for them.
+//! - The values whose types implement [`Travel`], if both sides select these types.
 //!
 //! | | feature | use |
 //! |---|---|---|
@@ -45,9 +45,9 @@
 //! - A WebSocket outlives its request, and so does work that must complete after the client has left. Use
 //!   [`Context::beyond_request`], which ends with the service;
 //!   [`without_cancel`](crate::Context::without_cancel) does not end at all.
-//! - Over HTTP/1, hyper notices that the client has left only after it has read the request completely and nothing else.
-//!   A second request that was sent before the first was answered (pipelining) hides it, and so does a body that stops
-//!   short or that the handler does not read. The request then ends at its deadline.
+//! - Over HTTP/1, hyper notices that the client has left only if it has read the complete request, and no other bytes
+//!   have arrived. A second request that was sent before the first was answered (pipelining) hides the disconnect, and
+//!   so does a body that is incomplete or that the handler does not read. The request then ends at its deadline.
 //! - A request that is dropped by an outer timeout ends like one whose client has left, with
 //!   [`RequestEnd::Dropped`]. The layer cannot tell the two apart.
 //! - When a context ends, the bodies of its request are dropped even if the transport does not poll them. The stream

@@ -1,4 +1,4 @@
-//! A request that is being served, as a shutdown and a watch count it.
+//! The registration of a request in progress, with its shutdown and with the watch.
 
 use std::panic::Location;
 
@@ -16,7 +16,7 @@ pub(crate) struct Open {
 }
 
 impl Open {
-    /// Counts a request; returns `None` if neither of the two counts it.
+    /// Counts a request. Returns `None` if there is neither a shutdown nor a watch that counts it.
     #[inline]
     pub(crate) fn new(
         ctx: &Context,
@@ -32,7 +32,7 @@ impl Open {
         (underway.is_some() || ticket.is_some()).then_some(Open { underway, ticket })
     }
 
-    /// Marks the request as being polled, until what is returned is dropped.
+    /// Marks the request as being polled, until the returned value is dropped.
     pub(crate) fn at_work(&self) -> (Option<AtWork<'_>>, Option<Polling<'_>>) {
         (self.ticket.as_ref().map(Ticket::at_work), self.underway.as_ref().map(Underway::polling))
     }

@@ -106,11 +106,11 @@ impl Outbound {
 
     /// Removes what an untrusted client may have put into the request, for an edge that forwards requests.
     ///
-    /// [`Inbound::untrusted`](super::Inbound::untrusted) ignores these headers at the edge. Without this method the
-    /// next service would trust them. Before anything is written, it removes all deadline headers that this crate
-    /// knows, Envoy's headers that set timeouts and retries, the headers of the values that this outbound carries,
-    /// and the whole `baggage`. Only the deadline and the values of the context are sent. A timeout that was set on
-    /// the request itself, for example with tonic's `Request::set_timeout`, is removed as well; set it on the
+    /// [`Inbound::untrusted`](super::Inbound::untrusted) ignores these headers at the edge. Without this method, the
+    /// next service would trust them. Before writing anything, the outbound removes all deadline headers that this
+    /// crate knows, Envoy's headers that set timeouts and retries, the headers of the values that this outbound
+    /// carries, and the whole `baggage`. Only the deadline and the values of the context are sent. A timeout that was
+    /// set on the request itself, for example with tonic's `Request::set_timeout`, is removed as well; set it on the
     /// context instead. For other headers, such as `x-user-id` or `traceparent`, see [`strip`](Self::strip).
     ///
     /// ```
@@ -178,7 +178,7 @@ impl Outbound {
 
     /// Subtracts this much from the time that is sent, so that time remains to receive the response and to act on it.
     ///
-    /// The call itself may take all of the remaining time. A call is not sent if not more than the margin remains.
+    /// The call itself may take all of the remaining time. A call is sent only if more than the margin remains.
     ///
     /// ```
     /// use std::time::Duration;
@@ -252,7 +252,7 @@ impl Outbound {
         self
     }
 
-    /// [`Context::inject_with`], with the line of the call.
+    /// Implements [`Context::inject_with`], with the line of the call.
     ///
     /// Everything in this crate that can fail comes before the first change; only the carrier itself can fail later.
     pub(crate) fn inject(
@@ -311,7 +311,8 @@ impl Outbound {
         header.read_from(carrier).ok().flatten().map_or(left, |given| left.min(given))
     }
 
-    /// Writes the deadline headers. Returns false, and writes nothing, if the only header cannot express so little.
+    /// Writes the deadline headers. Returns false, and writes nothing, if the only header cannot express such a short
+    /// time.
     fn write_left(&self, left: Duration, carrier: &mut dyn Carrier) -> Result<bool, NotSent> {
         for header in &self.written {
             let is_written = match carrier.as_headers_mut() {

@@ -23,7 +23,7 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    /// The outcome for an error that a handler, or a call, returns.
+    /// Returns the outcome for an error that a handler or a call has returned.
     ///
     /// The service is shutting down if the context that serves the current request has ended, or if the cause is that of
     /// a [`Shutdown`](crate::Shutdown).
@@ -40,7 +40,7 @@ impl Outcome {
         }
     }
 
-    /// The outcome for the end of a request's own context, which only the end of the service cancels.
+    /// Returns the outcome for the end of a request's own context, which is canceled only by the end of the service.
     pub(crate) fn of_request(error: &Error) -> Outcome {
         match Outcome::of(error) {
             Outcome::Canceled => Outcome::Stopping,
@@ -48,7 +48,7 @@ impl Outcome {
         }
     }
 
-    /// The text for the client, without any detail of this process.
+    /// Returns the text for the client, without any detail of this process.
     pub(crate) fn text(self) -> &'static str {
         match self {
             Outcome::Late => "deadline exceeded",

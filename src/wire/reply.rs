@@ -92,13 +92,13 @@ impl Reply {
         *response.status_mut() = status;
         response.headers_mut().insert(CONTENT_TYPE, content_type);
         if let Reply::Grpc | Reply::GrpcWeb { .. } = self {
-            // Trailers alone: they stand in the head.
+            // A response that consists of trailers only has them in its head.
             write_grpc(outcome, text, response.headers_mut());
         }
         response
     }
 
-    /// How a body with this head can report that it ended early.
+    /// Returns how a body with this head can report that it ended early.
     ///
     /// A response need not have the protocol of its request. A body of another type is aborted, and so is one with a
     /// content encoding.
@@ -121,7 +121,7 @@ impl Reply {
     }
 }
 
-/// The framing that a content type stands for.
+/// The framing that a content type denotes.
 enum Framed {
     Grpc,
     GrpcWeb { base64: bool },
@@ -168,7 +168,7 @@ fn write_grpc(outcome: Outcome, text: &str, headers: &mut HeaderMap) {
     }
 }
 
-/// Nothing has to be escaped, because the only variable part is the name of a header.
+/// Returns the JSON of an error. Nothing has to be escaped, because the only variable part is the name of a header.
 fn connect_error(outcome: Outcome, text: &str) -> String {
     let (code, _) = outcome.connect();
     format!(r#"{{"code":"{code}","message":"{text}"}}"#)
@@ -179,9 +179,9 @@ fn end_stream(outcome: Outcome, text: &str) -> Vec<u8> {
     envelope::frame(envelope::END_STREAM, &format!(r#"{{"error":{error}}}"#))
 }
 
-/// How a body reports that its request ended before it did.
+/// How a body reports that its request ended before the body did.
 pub(crate) enum Closing {
-    /// It cannot: it is aborted with an error.
+    /// It cannot report that, and is aborted with an error.
     Break,
     Trailers,
     GrpcWeb {

@@ -18,8 +18,8 @@ use crate::error::{BoxError, Error};
 /// An HTTP client keeps sending a request body after the future of the call, or the response body, was dropped, so that
 /// the server does not learn of the end. A body that fails resets the HTTP/2 stream, or closes the HTTP/1 connection.
 ///
-/// [`ClientLayer`](crate::wire::ClientLayer) wraps the body types of tonic and axum by itself. Wrap a body of another
-/// type that stays open where the request is made:
+/// [`ClientLayer`](crate::wire::ClientLayer) wraps the body types of tonic and axum by itself. If a body of another
+/// type stays open, wrap it where the request is made:
 ///
 /// ```
 /// use bytes::Bytes;
@@ -181,7 +181,7 @@ impl<B: Body> fmt::Debug for RequestBody<B> {
     }
 }
 
-/// Wraps a body of a type that can hold any other body.
+/// Wraps a body in place, if its type is one that can hold any other body.
 pub(crate) fn bind<A: 'static>(ctx: &Context, body: &mut A) {
     if ctx.is_endless() {
         return;

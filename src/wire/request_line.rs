@@ -25,7 +25,7 @@ impl Label for RequestLine {
     }
 }
 
-/// The longest part that is shown, because clients choose the path.
+/// The maximum length that is shown. It is limited because clients choose the path.
 const LONGEST: usize = 120;
 
 impl RequestLine {

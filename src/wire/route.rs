@@ -83,11 +83,11 @@ mod tests {
             ("/files/{*path}", "/files/", false),
             ("/files/{*path}", "/files", false),
             ("/", "/", true),
-            // No pattern: a star or brace elsewhere is a character.
+            // A star or a brace in any other place is an ordinary character.
             ("/a*", "/ab", false),
             ("/a*", "/a*", true),
             ("/{a}b", "/ab", false),
-            // In the form of a server's own: it has no path.
+            // The target of `OPTIONS *`, which has no path.
             ("*", "*", true),
             ("", "/", false),
         ] {

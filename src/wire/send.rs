@@ -27,7 +27,7 @@ use crate::error::{BoxError, Error};
 ///
 /// Apply it directly around a connection. The context is the one that the upper half has put into the request's
 /// extensions, or else [`current`](crate::Context::current). A call is not sent if its context has ended while it
-/// waited, or if not more than the margin remains.
+/// waited, or if no more than the margin remains.
 ///
 /// A call that is refused keeps the connection ready for the next call, instead of releasing it. Shared limits and
 /// buffers therefore belong above this layer.
@@ -51,7 +51,7 @@ impl<S> Layer<S> for SendLayer {
     }
 }
 
-/// A connection whose requests have the remaining time written when they are sent. Made by [`SendLayer`].
+/// A connection that writes the remaining time into each request when it is sent. Made by [`SendLayer`].
 #[derive(Clone, Debug)]
 pub struct SendService<S> {
     inner: S,

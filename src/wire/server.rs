@@ -51,8 +51,8 @@ use crate::task::Shutdown;
 ///
 /// When the context ends, the handler's response body is dropped with everything it holds, even if the client has
 /// stopped reading and the transport no longer polls it. The body has to be `Send` and `'static` for that. An HTTP/1
-/// connection is closed. An HTTP/2 stream is reset when hyper polls it next, which it does not while the stream waits
-/// for a window update.
+/// connection is closed. An HTTP/2 stream is reset when hyper polls it next. While the stream waits for a window
+/// update, hyper does not poll it.
 ///
 /// The deadline of a gRPC call is two milliseconds before its timeout, or an eighth of the timeout if that is less. The
 /// response is then sent before the client's own timer fires, and before that of tonic's server, which responds
@@ -79,7 +79,7 @@ pub struct ServerLayer(Arc<Config>);
 #[derive(Clone)]
 struct Config {
     service: Context,
-    /// Waits for each request, if there is one.
+    /// If set, it waits for each request.
     shutdown: Option<Shutdown>,
     inbound: Inbound,
     routes: Routes,
@@ -295,11 +295,11 @@ impl<S: fmt::Debug> fmt::Debug for ServerService<S> {
     }
 }
 
-/// A request that has been given to the handler.
+/// A request that has been passed to the handler.
 struct Live {
     wait: Wait<RequestScope>,
     reply: Reply,
-    /// Whether no response to this request has a body that is sent.
+    /// Whether the body of the response is never sent, whatever the response is.
     bodiless: bool,
 }
 
@@ -314,10 +314,10 @@ pin_project! {
     #[must_use = "futures do nothing unless polled"]
     pub struct ServerFuture<F> {
         live: Option<Live>,
-        // The layer's own response to a request that the handler does not get.
+        // The layer's own response to a request that is not passed to the handler.
         refusal: Option<Box<Response<Bytes>>>,
         entry: Entry,
-        // Lent to the thread while the handler is polled.
+        // The current context of the thread while the handler is polled.
         ctx: Option<Context>,
         #[pin]
         handler: Option<F>,
@@ -328,7 +328,7 @@ pin_project! {
     impl<F> PinnedDrop for ServerFuture<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            // Ends the context first: the drop of the handler may look at the cause.
+            // Ends the context first: the drop of the handler may read the cause.
             *this.live = None;
             if this.handler.is_some() {
                 let _entered = enter(this.ctx);
@@ -434,7 +434,7 @@ impl Live {
         let framing = Framing { closing, left };
         let content = match is_over {
             true => {
-                // The order in which a body drops them.
+                // The same order as in a body.
                 drop(ctx);
                 drop(self.wait);
                 drop(open);

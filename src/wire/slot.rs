@@ -18,7 +18,8 @@
 //!    step in which it sets `has_ended`.
 //!
 //! The task is spawned because the thread that ends the context may have many others to wake, or be the time driver.
-//! Without a runtime the value is dropped right there. If the user polls before the task runs, it drops the value.
+//! Without a runtime the value is dropped right there. If the user polls before the task runs, that poll drops the
+//! value.
 
 use std::sync::Arc;
 use std::task::{Wake, Waker};
@@ -71,7 +72,8 @@ impl<T> Slot<T> {
 
 impl<T: Send + 'static> Wake for Slot<T> {
     fn wake(self: Arc<Self>) {
-        // Otherwise the runtime that the deadline is registered with shuts down: the user registers it again.
+        // If it has not ended, the runtime with which the deadline is registered is shutting down. The user is then
+        // woken, and registers the deadline again.
         let has_ended = self.ctx.is_done();
         let mut room = self.room.lock();
         room.has_ended |= has_ended;
@@ -87,7 +89,7 @@ impl<T: Send + 'static> Wake for Slot<T> {
     }
 }
 
-/// Empties a slot when dropped, so that this happens also if the task never runs.
+/// Empties a slot when dropped, so that the slot is emptied even if the task never runs.
 struct Emptied<T>(Arc<Slot<T>>);
 
 impl<T> Drop for Emptied<T> {

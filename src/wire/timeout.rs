@@ -35,16 +35,16 @@ pub enum DeadlineHeader {
     Connect,
     /// `x-envoy-expected-rq-timeout-ms`: up to ten digits, milliseconds.
     ///
-    /// Envoy sends it to the service *behind* it, and a server reads it. A client that sends it to Envoy has no effect:
-    /// Envoy overwrites it with the timeout of the route, unless its router is set to `respect_expected_rq_timeout`. A
-    /// client that calls through Envoy writes [`EnvoyUpstream`](Self::EnvoyUpstream).
+    /// Envoy sends it to the service *behind* it, and a server reads it. A client should not send it to Envoy: Envoy
+    /// overwrites it with the timeout of the route, unless its router is set to `respect_expected_rq_timeout`. A client
+    /// that calls through Envoy writes [`EnvoyUpstream`](Self::EnvoyUpstream).
     Envoy,
     /// `x-envoy-upstream-rq-timeout-ms`: up to ten digits, milliseconds.
     ///
     /// A client sends it to an Envoy: the timeout of this request instead of that of the route. Envoy enforces it, and
-    /// sends it on as [`Envoy`](Self::Envoy). From clients that Envoy considers external it removes the header. Recent
-    /// versions consider all clients external unless `internal_address_config` lists their addresses and
-    /// `use_remote_address` is set. Envoy defines `0` as no timeout, and it is read as such.
+    /// sends it on as [`Envoy`](Self::Envoy). Envoy removes the header from requests of clients that it considers
+    /// external. Recent versions consider all clients external unless `internal_address_config` lists their addresses
+    /// and `use_remote_address` is set. Envoy defines `0` as no timeout, and it is read as such.
     EnvoyUpstream,
     /// A header of your own: up to ten digits, milliseconds.
     Millis(HeaderName),
@@ -55,7 +55,8 @@ static CONNECT: HeaderName = HeaderName::from_static("connect-timeout-ms");
 static ENVOY: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 static ENVOY_UPSTREAM: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
 
-/// The headers with which a client can set the timeouts and retries of a request, here or in an Envoy behind.
+/// The headers with which a client can set the timeouts and retries of a request, in this service or in an Envoy behind
+/// it.
 pub(crate) static UNTRUSTED: [HeaderName; 10] = [
     HeaderName::from_static("grpc-timeout"),
     HeaderName::from_static("connect-timeout-ms"),
@@ -93,8 +94,8 @@ impl DeadlineHeader {
     ///
     /// # Errors
     ///
-    /// If the header occurs more than once, or violates its specification, for example by a sign, a space, a fraction,
-    /// or too many digits.
+    /// Returns an error if the header occurs more than once, or violates its specification, for example by a sign, a
+    /// space, a fraction, or too many digits.
     ///
     /// ```
     /// use http::{HeaderMap, HeaderName};
@@ -255,7 +256,7 @@ fn millis(value: &[u8]) -> Option<Duration> {
     number(value, 10).map(Duration::from_millis)
 }
 
-/// Parses a value that consists of digits only. `most` digits do not overflow.
+/// Parses a value that consists of digits only. A number of `most` digits must not overflow.
 pub(crate) fn number(digits: &[u8], most: usize) -> Option<u64> {
     if digits.is_empty() || digits.len() > most || !digits.iter().all(u8::is_ascii_digit) {
         return None;
@@ -299,7 +300,7 @@ impl Digits {
     }
 }
 
-/// Writes the time in the finest unit of which the number has at most eight digits.
+/// Writes the time in the finest unit in which it has at most eight digits.
 fn to_grpc(left: Duration) -> Option<Digits> {
     const MOST: u64 = 99_999_999;
     // Nanoseconds of half a year fit into one word.

@@ -15,15 +15,15 @@ pub(crate) const MAX_VALUE: usize = 4096;
 
 /// A type whose values may leave the process.
 ///
-/// Both sides have to ask for the type as well, with [`Outbound::carry`](super::Outbound::carry) and
-/// [`Inbound::carry`](super::Inbound::carry). Other values of a context are never sent. A value arrives exactly as it was
-/// sent, or not at all:
+/// Both sides have to select the type as well, with [`Outbound::carry`](super::Outbound::carry) and
+/// [`Inbound::carry`](super::Inbound::carry). Other values of a context are never sent. A value arrives exactly as it
+/// was sent, or not at all:
 ///
 /// - A value that cannot be sent is left out with a `WARN`. If the outbound is [`strict`](super::Outbound::strict), the
 ///   call is refused.
 /// - A value that cannot be decoded, is too long, or occurs twice is ignored with a `WARN`. The request is not refused.
 ///
-/// The sender of a header decides on its value. A value from an untrusted client proves nothing.
+/// A sender can write any value into a header, so a value from an untrusted client proves nothing.
 ///
 /// ```
 /// use std::borrow::Cow;
@@ -114,10 +114,10 @@ impl Carried {
         self.0.iter().filter_map(|traveller| traveller.header.as_ref())
     }
 
-    /// Returns the headers to write for the values of this context, with the members of `baggage` that the carrier has
-    /// already, unless `fresh`.
+    /// Returns the headers to write for the values of this context. Unless `fresh`, these include the members of
+    /// `baggage` that are already in the carrier.
     ///
-    /// If `strict`, returns an error for the first value that cannot be sent. Otherwise that is left out.
+    /// If `strict`, returns an error for the first value that cannot be sent. Otherwise, such a value is left out.
     pub(crate) fn texts<'a>(
         &'a self,
         ctx: &'a Context,

@@ -152,6 +152,7 @@ fn two_contexts_dropped_at_once() {
 }
 
 /// A cancel removes the registration while the timer fires. The earlier end wins, and the other context in the bucket
+/// keeps its deadline.
 #[test]
 fn cancel_against_firing() {
     explore([3, 2], || {

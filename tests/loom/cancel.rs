@@ -125,7 +125,7 @@ fn cancel_against_asking() {
         let all = chain(&root, 2);
         let ender = thread::spawn(move || guard.cancel_with("why"));
         let seen = all[2].err();
-        // What one that is not linked has seen once holds for all above it.
+        // An end that an unlinked context has observed is the end of its ancestors as well.
         let above = seen.as_ref().map(|_| one_story(&all));
         ender.join().unwrap();
         let error = one_story(&all);

@@ -109,7 +109,7 @@ fn settle_against_cancel_of_the_root(levels_between: usize) {
     let timed = chain(&root, levels_between)[levels_between].with_timeout(SECOND).detach();
     let below = chain(&timed, 2);
     let roll = Roll::of([&root].into_iter().chain(&below));
-    // A wait on it would begin a timer.
+    // Linked without a wait, because a wait would start a timer.
     assert!(token(&below[2]).link());
     tick();
     let ender = thread::spawn({

@@ -77,7 +77,7 @@ fn explore_with<F: Fn() + Send + Sync + Copy + 'static>(stale: bool, preemptions
         counter.fetch_add(1, Ordering::Relaxed);
         sync::allow_stale_loads(stale);
         sync::pause(false);
-        // The statics before the threads: the first to touch one must not order the rest.
+        // Initializes the statics before the threads start, because their initialization would order the threads.
         wait_for_room();
         sync::now();
         sync::fire_timers(false);

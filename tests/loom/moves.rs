@@ -196,7 +196,7 @@ fn move_against_the_clock() {
         tick();
         let seen = ctx.err();
         driver.join().unwrap();
-        // The driver turns once more for what it was too early for.
+        // The driver may have fired the timers before the deadline, so it fires them again.
         fire_timers(false);
         assert!(waiter.is_roused(), "a lost wake-up");
         let error = story(&ctx);

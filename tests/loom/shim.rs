@@ -214,7 +214,7 @@ impl Timer {
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        // A model that fails drops its statics where there is none any more.
+        // A model that fails drops its statics outside of the model.
         if self.id > 0 && !std::thread::panicking() {
             let mut drivers = DRIVERS.lock();
             let timer = drivers.timers.iter().position(|(id, ..)| *id == self.id);

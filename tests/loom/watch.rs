@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::sync::now;
 use crate::token::Token;
 
-/// All that is linked below a context, as a snapshot visits it: one child each time the lock is held.
+/// Returns the tokens that are linked below a context, as a snapshot visits them: one child each time the lock is held.
 fn below(ctx: &Context) -> Vec<Weak<Token>> {
     let (mut found, mut at) = (vec![Arc::downgrade(token(ctx))], 0);
     while at < found.len() {
@@ -18,7 +18,7 @@ fn below(ctx: &Context) -> Vec<Weak<Token>> {
         while let (Some(parent), Some(place)) = (&parent, from) {
             from = parent.children(place, 1, &mut found);
         }
-        // What the look held may be the last handle: no lock is held here.
+        // The strong handle may be the last one. No lock is held when it is dropped.
         if let Some(parent) = &parent {
             parent.sight();
         }

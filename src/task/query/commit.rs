@@ -46,7 +46,7 @@ impl Commit {
     ///
     /// # Errors
     ///
-    /// Returns the context's [`err`](Context::err) if it ended first. The commit has then been dropped, and not sent.
+    /// Returns the context's [`err`](Context::err) if it ended first. The commit is then dropped without being sent.
     ///
     /// ```
     /// use tokio_ctx::BoxError;

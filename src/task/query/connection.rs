@@ -58,17 +58,17 @@ pub trait Connection: Send + 'static {
 
     /// Cancels the query in progress. It is called again, after a pause, until the query has ended.
     ///
-    /// It must affect no query of another connection. It must not return before the server has acted on it, because it
-    /// would otherwise cancel the next query. It must do nothing if there is no query to cancel.
+    /// It must affect no query of another connection. It must not return before the server has processed the cancel,
+    /// which could otherwise affect the next query. It must do nothing if there is no query to cancel.
     ///
     /// In this function, [`Context::current`](crate::Context::current) has the values of the query, and does not end. The
     /// future is polled without a cooperative budget, and dropped at the end of the [`grace`](Self::grace) period.
     ///
     /// # Errors
     ///
-    /// If the cancel may still take effect later. The connection is then discarded after the query. If the cancel has
-    /// certainly not been sent, because the server could not be reached, return `Ok`; it is tried again. A panic counts
-    /// as an error, and there is no further attempt.
+    /// Returns an error if the cancel may still take effect later. The connection is then discarded after the query. If
+    /// the cancel has certainly not been sent, because the server could not be reached, return `Ok`; it is tried again.
+    /// A panic counts as an error, and there is no further attempt.
     fn cancel(canceler: &mut Self::Canceler) -> impl Future<Output = Result<(), BoxError>> + Send;
 
     /// Prevents any further use of the connection: closes it, removes it from its pool, or waits elsewhere until it is
@@ -79,8 +79,8 @@ pub trait Connection: Send + 'static {
 
     /// Returns how long a query may take to end after its context has ended. The default is 5 seconds.
     ///
-    /// This includes the attempts to cancel it, and the wait for the response to a commit. With zero, nothing is waited
-    /// for.
+    /// This includes the attempts to cancel it, and the wait for the response to a commit. If it is zero, nothing is
+    /// waited for.
     fn grace(&self) -> Duration {
         Duration::from_secs(5)
     }

@@ -14,9 +14,9 @@
 //! | `InTask`: a task has it | waits | – | `Over`; the task continues |
 //! | `Done`: the task has finished it | `Over` | – | the outcome is dropped |
 //!
-//! Each transition happens under the lock, and takes the work out of the state. Therefore there is at most one task, and
-//! an end during a poll of the caller is handled by exactly one of the two. Without a runtime, the caller does
-//! everything.
+//! Each transition happens under the lock, and takes the work out of the state. Therefore there is at most one task,
+//! and either the caller or the task handles an end that occurs during a poll, never both. Without a runtime, the
+//! caller does everything.
 
 use std::future::Future;
 use std::mem;
@@ -181,7 +181,7 @@ impl<C: Connection, T: Send + 'static> Future for Finish<C, T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<()> {
         if let Some(work) = &mut self.work {
-            // It panics if there is no time driver. The caller resumes the panic.
+            // The poll panics if there is no time driver. The caller resumes the panic.
             let end = match catch_unwind(AssertUnwindSafe(|| work.poll(cx, None))) {
                 Ok(polled) => ready!(polled),
                 Err(payload) => Err(payload),

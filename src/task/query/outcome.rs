@@ -92,7 +92,7 @@ impl<C, T, E> Outcome<C, Result<T, E>> {
     }
 }
 
-/// How far a query without a result had come. Returned by [`Stopped::kind`].
+/// The progress that a query without a result had made. Returned by [`Stopped::kind`].
 ///
 /// ```
 /// use tokio_ctx::query::{Stopped, StoppedKind};
@@ -119,7 +119,7 @@ pub enum StoppedKind {
 
 /// Why a query has no result: its context ended.
 ///
-/// [`kind`](Self::kind) returns how far the query had come, and therefore whether it can safely be repeated.
+/// [`kind`](Self::kind) returns how far the query had progressed, and therefore whether it can safely be repeated.
 /// [`Error::find`] finds the context's error. In a function that returns an [`Error`], `?` converts it.
 ///
 /// ```
@@ -155,7 +155,7 @@ impl Stopped {
         Stopped { ended, why: Why::Canceled, commit_sent, is_cause: false }
     }
 
-    /// Makes the error of a query that has not ended. `is_commit` if that is a commit without a response.
+    /// Makes the error of a query that has not ended. `is_commit` is true if it is a commit without a response.
     pub(super) fn unknown(
         ended: Error,
         grace: Duration,
@@ -167,7 +167,7 @@ impl Stopped {
         Stopped { ended, why: Why::Unknown { grace, is_commit, cancel }, commit_sent, is_cause: false }
     }
 
-    /// Returns how far the query had come.
+    /// Returns how far the query had progressed.
     pub fn kind(&self) -> StoppedKind {
         match self.why {
             Why::NotBegun => StoppedKind::NotBegun,

@@ -53,7 +53,7 @@ pub(super) struct Work<C: Connection, T> {
     commit: Arc<Commit>,
     grace: Duration,
     wait: Wait<Context>,
-    // Dropped last, when nothing else can observe its end, so that it records none.
+    // Dropped last, when nothing else can observe its end, so that no end is recorded.
     scope: CancelScope,
 }
 
@@ -135,8 +135,8 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
         self.conclude(ended)
     }
 
-    /// Polls the query, and cancels it after the end of the context. With `end`, that waker is registered with the context
-    /// instead of the task's, and the query is not canceled here.
+    /// Polls the query, and cancels it after the end of the context. With `end`, that waker is registered with the
+    /// context instead of the waker of the task, and the query is not canceled here.
     pub(super) fn poll(&mut self, cx: &mut TaskContext<'_>, end: Option<&Waker>) -> Poll<End<C, T>> {
         if let Some(Poll::Ready(returned)) = self.query.as_mut().map(|query| query.as_mut().poll(cx)) {
             self.query = None;
@@ -166,7 +166,7 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
         Poll::Ready(self.conclude(ended))
     }
 
-    /// Cancels the query until it has ended. Returns whether it has, and no cancel is in progress.
+    /// Cancels the query until it has ended. Returns true if it has ended and no cancel is in progress.
     fn poll_cancels(&mut self, cx: &mut TaskContext<'_>) -> bool {
         match &self.over {
             Some((_, Ok(_))) => self.cancels.poll_last(cx),
