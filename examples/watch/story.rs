@@ -120,7 +120,8 @@ async fn until(watch: Watch, is_such: impl Fn(&Snapshot) -> bool) -> Result<Snap
             return Ok(shown);
         }
         ensure!(begun.elapsed() < PATIENCE, "timeout:\n{shown}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        // Not a timer of the runtime: a handler that blocks its worker may also hold up the timers.
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(20))).await?;
     }
 }
 
