@@ -8,8 +8,8 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::pin::pin;
 
 use super::context::Context;
-use super::enter::Entry;
 use super::guard::Canceler;
+use super::registered::Registered;
 use super::scope::CancelScope;
 use crate::error::{BoxError, Place};
 use crate::registry::{self, Kind};
@@ -119,8 +119,8 @@ impl Context {
         let scope = self.with_cancel();
         let trigger = Trigger { canceler: Some(scope.canceler()), asked_at };
         let watched = scope.clone();
-        let entry = Entry::new(self, Kind::Task, asked_at);
-        let watching = entry.held_by(async move {
+        let registered = Registered::new(self, Kind::Task, asked_at);
+        let watching = registered.held_by(async move {
             match watched.run(caught(reason, asked_at)).await {
                 Ok(Ok(cause)) => trigger.cancel(cause),
                 Ok(Err(panic)) => trigger.cancel(Panicked(panic_text(&*panic)).into()),

@@ -1,4 +1,4 @@
-//! The records of one shard, in the order in which they were entered.
+//! The records of one shard, in the order of their insertion.
 //!
 //! A slab would be simpler, but it frees slots only at its end, so that one remaining record keeps the memory of all
 //! earlier ones. Here a record is found by its number, so that slots can be moved. Slots are stored in pages. A page

@@ -60,8 +60,8 @@ use pin_project_lite::pin_project;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::sleep_until;
 
-use crate::context::enter::Entry;
 use crate::context::refusal::checked;
+use crate::context::registered::Registered;
 use crate::context::{CancelScope, Canceler, Context, DoneOwned};
 #[cfg(doc)]
 use crate::error::BoxError;
@@ -140,7 +140,7 @@ struct Inner<T, E> {
     overdue: bool,
     // A task was not spawned because the context had ended.
     is_incomplete: bool,
-    _entry: Entry,
+    _registered: Registered,
 }
 
 /// Resolves when the grace period of a group is over.
@@ -197,7 +197,7 @@ impl<T, E> Group<T, E> {
             grace: None,
             overdue: false,
             is_incomplete: false,
-            _entry: Entry::new(&ctx, Kind::Group, Location::caller()),
+            _registered: Registered::new(&ctx, Kind::Group, Location::caller()),
         };
         (Group { inner, limit: Unlimited(()) }, ctx)
     }
@@ -720,7 +720,7 @@ impl<T: Send + 'static, E: Send + 'static> Inner<T, E> {
     {
         // Frees the futures of finished tasks.
         self.collect();
-        let task = Entry::new(&self.ctx, Kind::Task, spawned_at).held_by(task);
+        let task = Registered::new(&self.ctx, Kind::Task, spawned_at).held_by(task);
         let task = self.ctx.scope(task);
         let member = Member { nth: self.spawned, spawned_at };
         let handle = self.tasks.spawn(MemberTask { task, common: self.common.clone(), member });

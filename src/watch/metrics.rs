@@ -15,9 +15,9 @@ mod imp {
 
     pub(in super::super) fn describe() {}
 
-    pub(in super::super) fn entered(_: Kind, _: Line) {}
+    pub(in super::super) fn registered(_: Kind, _: Line) {}
 
-    pub(in super::super) fn left(_: Kind, _: Line) {}
+    pub(in super::super) fn work_ended(_: Kind, _: Line) {}
 
     pub(in super::super) fn ended(_: How, _: Line) {}
 
@@ -114,11 +114,11 @@ mod imp {
         });
     }
 
-    pub(in super::super) fn entered(kind: Kind, line: Line) {
+    pub(in super::super) fn registered(kind: Kind, line: Line) {
         with(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.increment(1.0));
     }
 
-    pub(in super::super) fn left(kind: Kind, line: Line) {
+    pub(in super::super) fn work_ended(kind: Kind, line: Line) {
         with(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.decrement(1.0));
     }
 

@@ -248,12 +248,12 @@ impl Stats {
 }
 
 impl Observer for Stats {
-    fn entered(&self, record: &Record) {
-        metrics::entered(record.kind, Line(record.line));
+    fn registered(&self, record: &Record) {
+        metrics::registered(record.kind, Line(record.line));
     }
 
-    fn left(&self, record: &Record) {
-        metrics::left(record.kind, Line(record.line));
+    fn work_ended(&self, record: &Record) {
+        metrics::work_ended(record.kind, Line(record.line));
         if !record.kind.is_work() {
             return;
         }

@@ -206,7 +206,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
     /// Releases the context of a body that has ended.
     pub(crate) fn finish(&mut self) {
         if let Some(Live { slot, bell, mut wait, ctx, .. }) = self.live.take() {
-            wait.leave();
+            wait.deregister();
             // Dropped before the owner of the context: if the owner then has the last handle, the context need not be
             // ended.
             drop((slot, bell, ctx));
@@ -227,7 +227,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
 
     pub(crate) fn size_hint(&self) -> SizeHint {
         let Some(live) = &self.live else { return SizeHint::with_exact(0) };
-        let mut hint = self.look(B::size_hint).unwrap_or_default();
+        let mut hint = self.read_body(B::size_hint).unwrap_or_default();
         let early: u64 = live.early.iter().map(bytes).sum();
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper + early);
@@ -236,10 +236,10 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
         hint
     }
 
-    fn look<R>(&self, ask: impl FnOnce(&B) -> R) -> Option<R> {
+    fn read_body<R>(&self, read: impl FnOnce(&B) -> R) -> Option<R> {
         let slot = &self.live.as_ref()?.slot;
         let (held, waker) = slot.take()?;
-        let answer = ask(&held.body);
+        let answer = read(&held.body);
         if let Err(held) = slot.put(held, waker) {
             slot.ctx().sync_scope(|| drop(held));
         }

@@ -45,7 +45,7 @@ impl Reply {
             Some(Framed::GrpcWeb { base64 }) => Reply::GrpcWeb { base64 },
             Some(Framed::Connect) => Reply::ConnectStream(Box::new(headers[CONTENT_TYPE].clone())),
             None if is_post && is_unary_connect(content_type, headers) => Reply::Connect,
-            None if *request.method() == Method::GET && asks_connect(request.uri().query()) => {
+            None if *request.method() == Method::GET && is_connect_get(request.uri().query()) => {
                 Reply::Connect
             }
             None => Reply::Http,
@@ -68,7 +68,7 @@ impl Reply {
     }
 
     fn response(&self, outcome: Outcome, text: &str) -> Response<Bytes> {
-        // gRPC and streams of Connect have a status of their own beside that of HTTP.
+        // gRPC and streams of Connect have a status of their own in addition to that of HTTP.
         let (status, content_type, body) = match self {
             Reply::Http => {
                 (outcome.http(), from_static("text/plain; charset=utf-8"), format!("{text}\n").into())
@@ -153,7 +153,7 @@ fn is_unary_connect(content_type: &[u8], headers: &HeaderMap) -> bool {
 }
 
 /// Returns whether a `GET` is a call of Connect without side effects.
-fn asks_connect(query: Option<&str>) -> bool {
+fn is_connect_get(query: Option<&str>) -> bool {
     query.is_some_and(|query| query.split('&').any(|pair| pair == "connect=v1"))
 }
 

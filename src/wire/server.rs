@@ -243,7 +243,7 @@ where
         let both = outer.map(|outer| under_both(&outer.nearest(Context::current()), service));
         let parent = both.as_ref().unwrap_or(service);
         let refusal = match inbound.derive(parent, request.headers(), scan.timeout, place, head_start) {
-            Ok(scope) => match scope.ended_at_birth(parent) {
+            Ok(scope) => match scope.ended_at_creation(parent) {
                 None => Ok(scope),
                 Some(ended) => {
                     #[cfg(feature = "watch")]
@@ -468,7 +468,7 @@ impl Live {
         match start {
             Start::Whole(first, step) => {
                 // Nothing waits here any more, so the end need not wake this task.
-                self.wait.leave();
+                self.wait.deregister();
                 Content::Whole { request: Some(self.wait), first, step: Some(step), open }
             }
             Start::Part(body, early) => {
