@@ -150,7 +150,7 @@ async fn envoy_reports_its_own_timeout_to_the_server() {
     let status = call(envoy.at, &ctx, outbound).await.unwrap();
     assert_eq!(status, StatusCode::GATEWAY_TIMEOUT);
     let there = contexts.recv().await.unwrap();
-    assert!(there.deadline().unwrap() < ctx.deadline().unwrap() - LONG / 2, "half a second was told");
+    assert!(there.deadline().unwrap() < ctx.deadline().unwrap() - LONG / 2, "Envoy sent half a second");
     eventually("the deadline holds at the server", || there.is_done()).await;
 }
 
@@ -163,7 +163,7 @@ async fn envoy_obeys_the_header_of_internal_clients_and_forwards_the_time() {
     let answer = call(envoy.at, &ctx, outbound).await;
     let there = contexts.recv().await.unwrap();
     // Two hours if Envoy had ignored the header, and an hour by the server's maximum.
-    assert!(there.deadline().unwrap() <= ctx.deadline().unwrap() + ms(600), "600 ms were told");
+    assert!(there.deadline().unwrap() <= ctx.deadline().unwrap() + ms(600), "Envoy forwarded 600 ms");
     // Either end acts first: the context of the client, or Envoy's timer.
     assert!(answer.map_or(true, |status| status == StatusCode::GATEWAY_TIMEOUT));
     eventually("the deadline holds at the server", || there.is_done()).await;

@@ -26,7 +26,7 @@ use tonic::Code;
 use tower::{Layer, service_fn};
 
 use common::{HANG, LONG, ended, ms};
-use grpc::{ask, client, serving};
+use grpc::{client, health_request, serving};
 use wire::{Version, eventually, serve};
 
 struct Nginx {
@@ -117,20 +117,20 @@ async fn a_grpc_call_through_nginx_keeps_its_deadline_and_its_status() {
     let mut health = client(nginx.at, Outbound::new());
 
     let ctx = Context::background().with_timeout(LONG);
-    ctx.scope(health.check(ask(""))).await.unwrap();
+    ctx.scope(health.check(health_request(""))).await.unwrap();
     let there = contexts.recv().await.unwrap();
     assert!(there.deadline().unwrap() <= ctx.deadline().unwrap() + ms(1000));
     eventually("the call is over", || there.is_done()).await;
     assert_eq!(ended(&there).cause_as::<RequestEnd>(), Some(&RequestEnd::Answered));
 
     let ctx = Context::background().with_timeout(ms(500));
-    let status = ctx.scope(health.check(ask("stuck"))).await.unwrap_err();
+    let status = ctx.scope(health.check(health_request("stuck"))).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
     let there = contexts.recv().await.unwrap();
     eventually("the deadline holds there", || there.is_done()).await;
 
     let ctx = Context::background().with_cancel();
-    let call = ctx.spawn(async move { health.check(ask("stuck")).await });
+    let call = ctx.spawn(async move { health.check(health_request("stuck")).await });
     let there = contexts.recv().await.unwrap();
     assert!(!there.is_done());
     ctx.cancel();
