@@ -358,13 +358,13 @@ mod rules {
         assert!(matches!(failed.why(), GaveUp::NotPermitted));
         assert_eq!((failed.attempts(), left.get()), (3, -1));
 
-        let unasked = || -> bool { panic!("no attempt to permit") };
-        BACKGROUND.retry([], |_, n| busy(n)).permit(unasked).await.unwrap_err();
-        let not_worth_it = BACKGROUND.retry([ms(1)], |_, n| busy(n)).when(|_| false).permit(unasked);
+        let unused = || -> bool { panic!("no attempt to permit") };
+        BACKGROUND.retry([], |_, n| busy(n)).permit(unused).await.unwrap_err();
+        let not_worth_it = BACKGROUND.retry([ms(1)], |_, n| busy(n)).when(|_| false).permit(unused);
         not_worth_it.await.unwrap_err();
         let short = BACKGROUND.with_timeout(ms(20));
-        short.retry([LONG], |_, n| busy(n)).permit(unasked).await.unwrap_err();
-        BACKGROUND.retry([], |_, n| ready(Ok::<_, Failed>(n))).permit(unasked).await.unwrap();
+        short.retry([LONG], |_, n| busy(n)).permit(unused).await.unwrap_err();
+        BACKGROUND.retry([], |_, n| ready(Ok::<_, Failed>(n))).permit(unused).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

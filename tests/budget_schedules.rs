@@ -1,6 +1,6 @@
 //! Random schedules of attempts, delays, limits and ends, on a paused clock: properties of every `retry`.
 //!
-//! `PROPTEST_CASES` says how many, `PROPTEST_RNG_SEED` which ones; both have defaults, so that every run is the same.
+//! `PROPTEST_CASES` sets the number of schedules, and `PROPTEST_RNG_SEED` the seed. Both have defaults, so every run is the same.
 
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio_ctx::{Context, Error};
 const CASES: u32 = 5_000;
 const SEED: u64 = 15;
 
-/// What Tokio's timers round up to.
+/// The resolution of Tokio's timers, which round up.
 const TICK: Duration = Duration::from_millis(1);
 
 #[derive(Clone, Debug)]
@@ -98,7 +98,7 @@ fn schedules() -> impl Strategy<Value = Schedule> {
 #[derive(Default)]
 struct Seen {
     begun: RefCell<Vec<Instant>>,
-    permits_asked: Cell<u32>,
+    permit_calls: Cell<u32>,
     /// The attempts that have returned an error themselves.
     own: RefCell<Vec<u32>>,
 }
@@ -138,8 +138,8 @@ async fn run(schedule: &Schedule) {
                 _ => None,
             })
             .permit(|| {
-                seen.permits_asked.set(seen.permits_asked.get() + 1);
-                seen.permits_asked.get() <= schedule.permits
+                seen.permit_calls.set(seen.permit_calls.get() + 1);
+                seen.permit_calls.get() <= schedule.permits
             })
             .least(schedule.least);
         let retry = match schedule.limit {
@@ -231,7 +231,7 @@ fn judge(schedule: &Schedule, ctx: &Context, seen: &Seen, failed: &RetryError<Fa
         }
         GaveUp::NoDelayLeft => assert_eq!(begun.len(), schedule.delays.len() + 1),
         GaveUp::NotWorthIt => assert!(matches!(own, Some(Outcome::FailsForGood))),
-        GaveUp::NotPermitted => assert_eq!(seen.permits_asked.get(), schedule.permits + 1),
+        GaveUp::NotPermitted => assert_eq!(seen.permit_calls.get(), schedule.permits + 1),
         other => panic!("a reason that is new here: {other:?}"),
     }
 }

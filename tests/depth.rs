@@ -614,8 +614,8 @@ mod wide {
         let last = fan.child(million() - 1);
         let first = fan.child(0);
         let middle = fan.child(million() / 2);
-        let (root, asked_root, parent) = (fan.root.clone(), fan.root.clone(), fan.root.clone());
-        let (strange, merged) = unrelated();
+        let (root, queried_root, parent) = (fan.root.clone(), fan.root.clone(), fan.root.clone());
+        let (unrelated, merged) = unrelated();
         let deep = fan.deep.clone();
         let waited = fan.child(million() / 3);
         let runtime = tokio::runtime::Handle::current();
@@ -628,11 +628,11 @@ mod wide {
             ("err of the first child", Box::new(move || _ = black_box(first.err()))),
             ("check of a child", Box::new(move || _ = black_box(middle.check()))),
             ("is_done of the root", Box::new(move || _ = black_box(root.is_done()))),
-            ("err of the root", Box::new(move || _ = black_box(asked_root.err()))),
+            ("err of the root", Box::new(move || _ = black_box(queried_root.err()))),
             ("derive from the root", Box::new(move || _ = black_box(parent.with_cancel()))),
             ("wait on a child, once", Box::new(wait)),
             ("is_done 20 deep", Box::new(move || _ = black_box(deep.is_done()))),
-            ("is_done 1000 deep elsewhere", Box::new(move || assert!(!strange.is_done()))),
+            ("is_done 1000 deep elsewhere", Box::new(move || assert!(!unrelated.is_done()))),
             ("is_done of a merge elsewhere", Box::new(move || assert!(!merged.is_done()))),
         ]
     }

@@ -97,13 +97,13 @@ mod memory_is_freed {
     type Entry = (Wait, Option<CancelScope>);
 
     /// Adds the nth context.
-    type Enter = fn(&Context, usize) -> Entry;
+    type Add = fn(&Context, usize) -> Entry;
 
     fn below(scope: CancelScope) -> Entry {
         (wait_on(&scope), Some(scope))
     }
 
-    fn kinds() -> [(&'static str, Enter); 7] {
+    fn kinds() -> [(&'static str, Add); 7] {
         [
             ("waits", |root, _| (wait_on(root), None)),
             ("children", |root, _| below(root.with_cancel())),
@@ -133,10 +133,10 @@ mod memory_is_freed {
         Flowing,
     }
 
-    fn add_and_drop(root: &Context, size: usize, enter: Enter, order: Order) {
+    fn add_and_drop(root: &Context, size: usize, add: Add, order: Order) {
         let mut live = VecDeque::new();
         for nth in 0..size {
-            live.push_back(enter(root, nth));
+            live.push_back(add(root, nth));
             if matches!(order, Order::Flowing) && nth >= size / 2 {
                 live.pop_front();
             }
@@ -152,7 +152,7 @@ mod memory_is_freed {
     }
 
     /// A root with two waits that stay, and a third one since the number of contexts was highest.
-    fn stays_small(name: &str, enter: Enter, order: Order) {
+    fn stays_small(name: &str, add: Add, order: Order) {
         let runtime = current_thread();
         let _entered = runtime.enter();
         let before = LIVE.get();
@@ -161,10 +161,10 @@ mod memory_is_freed {
         let mut last = Vec::new();
         for round in 0..3 {
             let size = if round == 0 { million() } else { million() / 10 };
-            let half: Vec<_> = (0..size / 2).map(|nth| enter(&root, nth)).collect();
+            let half: Vec<_> = (0..size / 2).map(|nth| add(&root, nth)).collect();
             // Its position is behind all of theirs.
             last.push(wait_on(&root));
-            add_and_drop(&root, size / 2, enter, order);
+            add_and_drop(&root, size / 2, add, order);
             drop(half);
             let kept = LIVE.get() - before;
             assert!(
@@ -178,9 +178,9 @@ mod memory_is_freed {
 
     #[test]
     fn although_one_context_stays() {
-        for (name, enter) in kinds() {
+        for (name, add) in kinds() {
             for order in [Order::FirstFirst, Order::LastFirst, Order::Random, Order::Flowing] {
-                stays_small(name, enter, order);
+                stays_small(name, add, order);
             }
         }
     }
@@ -203,8 +203,8 @@ mod memory_is_freed {
     #[test]
     fn so_that_ending_the_remaining_contexts_is_quick() {
         let alone = shortest_end(|_| {});
-        for (name, enter) in &kinds()[..3] {
-            let after = shortest_end(|root| add_and_drop(root, million(), *enter, Order::Random));
+        for (name, add) in &kinds()[..3] {
+            let after = shortest_end(|root| add_and_drop(root, million(), *add, Order::Random));
             assert!(
                 after < alone * 10 + Duration::from_micros(100),
                 "{after:?} after {name}, not {alone:?}"

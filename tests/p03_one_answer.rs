@@ -289,16 +289,16 @@ fn no_query_lags_behind_another_during_a_cancel() {
 
 /// One thread sees the end and notifies a second one, which had not queried the context. It sees the same.
 #[test]
-fn a_thread_that_learns_of_the_end_from_another_sees_it_too() {
+fn a_thread_that_is_notified_of_the_end_observes_the_same_error() {
     watched(|| {
-        let (tell, hear) = mpsc::channel::<(Context, Error)>();
+        let (sender, receiver) = mpsc::channel::<(Context, Error)>();
         let listener = thread::spawn(move || {
-            let mut heard = 0;
-            for (ctx, error) in hear {
+            let mut received = 0;
+            for (ctx, error) in receiver {
                 assert_same(&ended(&ctx), &error);
-                heard += 1;
+                received += 1;
             }
-            heard
+            received
         });
         for round in 0..1000 {
             let (parent, parent_guard) = BACKGROUND.with_cancel().split();
@@ -315,7 +315,7 @@ fn a_thread_that_learns_of_the_end_from_another_sees_it_too() {
             let (_, query) = QUERIES[round % 4];
             spin_until(|| query(&child).0);
             let error = child.err().unwrap();
-            tell.send((child.clone(), error.clone())).unwrap();
+            sender.send((child.clone(), error.clone())).unwrap();
             for canceler in cancelers {
                 canceler.join().unwrap();
             }
@@ -326,7 +326,7 @@ fn a_thread_that_learns_of_the_end_from_another_sees_it_too() {
                 assert_same(&error, &ended(&parent));
             }
         }
-        drop(tell);
+        drop(sender);
         assert_eq!(listener.join().unwrap(), 1000);
     });
 }

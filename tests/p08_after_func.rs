@@ -26,8 +26,8 @@ fn it_runs_after_a_cancel_and_not_before() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let (sender, mut receiver) = mpsc::unbounded_channel();
-        let asked = ctx.clone();
-        let handle = ctx.after_func(move || async move { sender.send(asked.err()).unwrap() });
+        let queried = ctx.clone();
+        let handle = ctx.after_func(move || async move { sender.send(queried.err()).unwrap() });
         run_ready_tasks().await;
         assert!(receiver.try_recv().is_err(), "it ran before the end");
         ctx.cancel_with(Cause("over"));

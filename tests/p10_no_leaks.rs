@@ -185,7 +185,7 @@ fn a_dropped_context_leaves_nothing() {
                     leaves_nothing(&format!("{derivation} of {name}, {waits} waits, {ending}"), || {
                         let scope = derive(root);
                         let ctx = scope.clone();
-                        let _asked = ctx.is_done();
+                        let _is_done = ctx.is_done();
                         let mut waiting: Vec<_> = (0..waits).map(|_| Box::pin(ctx.done())).collect();
                         for wait in &mut waiting {
                             let _ = poll(wait.as_mut(), Waker::noop());
@@ -352,10 +352,10 @@ fn a_million_waits_on_one_context_leave_nothing() {
     let plain = BACKGROUND.with_cancel();
     let timed = plain.with_timeout(LONG);
     let child = timed.with_cancel();
-    let mut beside = Box::pin(child.done());
+    let mut other = Box::pin(child.done());
     for contended in [false, true] {
         if contended {
-            assert!(poll(beside.as_mut(), Waker::noop()).is_pending());
+            assert!(poll(other.as_mut(), Waker::noop()).is_pending());
         }
         for ctx in [&plain, &timed, &child] {
             let wait_once = || assert!(poll_once(ctx.done()).is_pending());

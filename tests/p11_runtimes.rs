@@ -157,13 +157,13 @@ fn without_a_time_driver_everything_else_works() {
     for runtime in without_time() {
         runtime.block_on(async {
             let ctx = BACKGROUND.with_cancel();
-            let (tell, told) = tokio::sync::oneshot::channel();
-            let _handle = ctx.after_func(|| async { tell.send(()).unwrap() });
+            let (sender, receiver) = tokio::sync::oneshot::channel();
+            let _handle = ctx.after_func(|| async { sender.send(()).unwrap() });
             let wait = ctx.spawn(async { Context::current().done().await });
             tokio::task::yield_now().await;
             ctx.cancel();
             assert!(wait.await.unwrap().is_canceled());
-            told.await.unwrap();
+            receiver.await.unwrap();
             let late = BACKGROUND.with_timeout(ms(0));
             assert!(late.done().await.is_deadline_exceeded());
         });
@@ -271,10 +271,10 @@ fn a_deadline_survives_the_runtime_that_first_waited_for_it() {
                 // Three waiters: one from before, one from after, and one on the parent only.
                 let (a, b, c) = second.block_on(async {
                     let wait = async { tokio::join!(before, child.done(), ctx.done()) };
-                    let told =
+                    let errors =
                         timeout(LONG * 2, wait).await.expect("the deadline was lost with the runtime");
                     assert_at(ctx.deadline().unwrap());
-                    told
+                    errors
                 });
                 let a = a.unwrap();
                 assert!(a.is_deadline_exceeded(), "{a}");
@@ -293,10 +293,11 @@ fn a_wait_may_outlive_the_runtime_it_began_on() {
             for first in both() {
                 let ctx = BACKGROUND.with_timeout(LONG);
                 let child = ctx.with_cancel();
-                let mut beside: Vec<_> = (0..others).map(|_| Box::pin(child.done_owned())).collect();
+                let mut other_waits: Vec<_> =
+                    (0..others).map(|_| Box::pin(child.done_owned())).collect();
                 let mut wait = Box::pin(child.done_owned());
                 first.block_on(async {
-                    for wait in &mut beside {
+                    for wait in &mut other_waits {
                         assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
                     }
                     assert!(poll(wait.as_mut(), Waker::noop()).is_pending());

@@ -100,7 +100,7 @@ fn report(what: &str, start: Instant, before: (isize, isize), after: (isize, isi
 static BACKGROUND: Context = Context::background();
 
 /// Requests like those of the gateway: values, a budget, and three parts on their own tasks, two of them with a
-/// shorter budget. Some finish, some are abandoned by the client, and some run out of time.
+/// shorter budget. Some finish, some are dropped by the client, and some run out of time.
 mod requests {
     use super::*;
 
@@ -423,7 +423,8 @@ mod a_select_loop {
         let contexts = [("plain", &plain), ("timed", &timed), ("below", &below), ("merged", &merged)];
         for others in [0, 1, 3] {
             runtime.block_on(async {
-                let beside: Vec<_> = (0..others).map(|_| tokio::spawn(below.done_owned())).collect();
+                let other_waits: Vec<_> =
+                    (0..others).map(|_| tokio::spawn(below.done_owned())).collect();
                 yield_now().await;
                 for (name, ctx) in contexts {
                     iterations(ctx, 1_000).await;
@@ -438,7 +439,7 @@ mod a_select_loop {
                     );
                     assert_eq!(after, before, "{name} with {others} other waits");
                 }
-                for task in beside {
+                for task in other_waits {
                     task.abort();
                     assert!(task.await.unwrap_err().is_cancelled());
                 }

@@ -156,7 +156,7 @@ mod ended_still_running {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_deadline_that_no_query_has_noticed_is_shown_and_not_settled() {
+    async fn a_snapshot_shows_an_unnoticed_deadline_and_ends_nothing() {
         let ctx = root().detach().with_timeout(SECOND);
         let made = line(1);
         let below = ctx.with_cancel();
@@ -168,7 +168,7 @@ mod ended_still_running {
         let here = ended_now(&spawned);
         assert_eq!((here.end.how, here.longest), (How::Deadline, SECOND / 2));
         assert_eq!(here.end.line.to_string(), made);
-        assert!(lately(&made, How::Deadline).is_none(), "the snapshot has settled it");
+        assert!(lately(&made, How::Deadline).is_none(), "the snapshot ended the context");
         assert!(below.is_done());
         assert!(lately(&made, How::Deadline).is_some());
         task.abort();
@@ -220,14 +220,14 @@ mod ended_still_running {
         let go_on = Arc::new(Notify::new());
         let wait = go_on.clone();
         ctx.after_func(move || async move { wait.notified().await });
-        let asked = line(1);
-        assert_eq!(one(&snapshot(), &asked).kind, Kind::AfterFunc);
+        let registered = line(1);
+        assert_eq!(one(&snapshot(), &registered).kind, Kind::AfterFunc);
         ctx.cancel();
         tokio::task::yield_now().await;
-        assert_eq!(ended_now(&asked).kind, Kind::AfterFunc);
+        assert_eq!(ended_now(&registered).kind, Kind::AfterFunc);
         go_on.notify_one();
         tokio::task::yield_now().await;
-        assert!(of_line(&snapshot(), &asked).is_empty());
+        assert!(of_line(&snapshot(), &registered).is_empty());
     }
 
     #[tokio::test(start_paused = true)]

@@ -218,8 +218,8 @@ impl Server {
     fn busy(&self) -> Option<f64> {
         let mut nanos = 0.0;
         for thread in std::fs::read_dir(format!("/proc/{}/task", self.0.id())).ok()?.flatten() {
-            let said = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
-            nanos += said.split(' ').next()?.parse::<f64>().ok()?;
+            let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            nanos += text.split(' ').next()?.parse::<f64>().ok()?;
         }
         Some(nanos / 1e3)
     }
