@@ -37,7 +37,7 @@ mod without_progress {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn it_ends_exactly_at_the_limit_and_says_so() {
+    async fn it_ends_exactly_at_the_limit_and_reports_it() {
         let begun = Instant::now();
         let ctx = BACKGROUND.with_idle(LIMIT);
         let set_at = line!() - 1;

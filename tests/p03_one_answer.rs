@@ -33,7 +33,7 @@ const ENDS: &[End] = &[
         ctx.cancel();
         (ctx.clone(), Box::new(ctx))
     }),
-    ("cancelled with a cause", |base| {
+    ("canceled with a cause", |base| {
         let ctx = base.with_timeout(LONG);
         ctx.cancel_with(Cause("why"));
         (ctx.clone(), Box::new(ctx))
@@ -59,7 +59,7 @@ const ENDS: &[End] = &[
         let ctx = base.with_timeout(ms(0));
         (ctx.clone(), Box::new(ctx))
     }),
-    ("parent cancelled", |base| {
+    ("parent canceled", |base| {
         let parent = base.with_cancel();
         let ctx = parent.with_timeout(LONG);
         parent.cancel_with(Cause("parent"));
@@ -76,13 +76,13 @@ const ENDS: &[End] = &[
         let ctx = parent.context().with_value(1).with_timeout(LONG);
         (ctx.clone(), Box::new((parent, ctx)))
     }),
-    ("left of a merge cancelled", |base| {
+    ("left of a merge canceled", |base| {
         let left = base.with_cancel();
         let ctx = left.merge(&Context::background());
         left.cancel_with(Cause("left"));
         (ctx.clone(), Box::new((left, ctx)))
     }),
-    ("right of a merge cancelled", |base| {
+    ("right of a merge canceled", |base| {
         let right = Context::background().with_cancel();
         let ctx = base.merge(&right);
         right.cancel_with(Cause("right"));
@@ -93,7 +93,7 @@ const ENDS: &[End] = &[
         let ctx = base.merge(&right);
         (ctx.clone(), Box::new((right, ctx)))
     }),
-    ("token cancelled", |base| {
+    ("token canceled", |base| {
         let token = CancellationToken::new();
         let ctx = base.with_token(&token);
         token.cancel();

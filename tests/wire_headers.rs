@@ -274,7 +274,7 @@ fn an_end_reports_the_line_and_the_kind_of_budget() {
     let ended = |sent: &HeaderMap, inbound: &Inbound| {
         let ctx = Context::background().extract(sent, inbound).unwrap();
         let line = line!() - 1;
-        let error = ctx.err().expect("it has ended at birth");
+        let error = ctx.err().expect("it has ended from the start");
         assert_eq!((error.origin().made_at().file(), error.origin().made_at().line()), (file!(), line));
         *error.cause_as::<Budget>().unwrap()
     };

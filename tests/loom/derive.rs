@@ -82,7 +82,10 @@ fn cancel_against_derive_with_a_deadline_that_has_passed() {
         let ended_before = parent.is_done();
         let child = parent.with_deadline(past);
         let error = final_error(&child);
-        assert!(!ended_before || cause_text(&error) == "why", "ended before its birth");
+        assert!(
+            !ended_before || cause_text(&error) == "why",
+            "the parent ended first, with another error"
+        );
         ender.join().unwrap();
         assert_same(&error, &final_error(&child));
         assert_eq!(cause_text(&final_error(&parent)), "why");
