@@ -122,7 +122,7 @@ impl<C: Borrow<Context>> Wait<C> {
 
     /// Removes the waker from the list. The wait registers again when it is polled.
     #[cfg(feature = "tower")]
-    pub(crate) fn deregister(&mut self) {
+    pub(crate) fn remove_waker(&mut self) {
         if let (true, Some(token)) = (self.key != Key::default(), self.ctx().token()) {
             token.deregister(self.key);
         }

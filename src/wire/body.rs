@@ -206,7 +206,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
     /// Releases the context of a body that has ended.
     pub(crate) fn finish(&mut self) {
         if let Some(Live { slot, bell, mut wait, ctx, .. }) = self.live.take() {
-            wait.deregister();
+            wait.remove_waker();
             // Dropped before the owner of the context: if the owner then has the last handle, the context need not be
             // ended.
             drop((slot, bell, ctx));

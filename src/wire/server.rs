@@ -468,7 +468,7 @@ impl Live {
         match start {
             Start::Whole(first, step) => {
                 // Nothing waits here any more, so the end need not wake this task.
-                self.wait.deregister();
+                self.wait.remove_waker();
                 Content::Whole { request: Some(self.wait), first, step: Some(step), open }
             }
             Start::Part(body, early) => {
