@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::work::Work;
 use super::{
     BY_TOKEN, CANCELED, CHECKED, DATED, DEADLINE_BELOW, ENDED, EXPIRED, HAS_CAUSE, HAS_ERROR, INHERITED,
     LEVEL, LINK_AFTER, Line, MERGED, OBSERVED, OCCUPIED, OWNS_DEADLINE, PRESET, Token,
@@ -10,7 +9,8 @@ use super::{
 use crate::error::{BoxError, Error, How, NO_BUDGET, Origin};
 use crate::stamp::Stamp;
 use crate::sync::{Ordering, fence};
-use crate::{finished, registry};
+use crate::work::Work;
+use crate::{finished, registry, trace};
 
 /// How and when a token ends.
 pub(super) struct Ending {
@@ -45,12 +45,17 @@ impl Token {
     pub(crate) fn is_done(self: &Arc<Self>) -> bool {
         let state = self.state();
         if state & (ENDED | CHECKED) != 0 {
-            state & ENDED != 0 || self.end_if_due(Stamp::now())
+            state & ENDED != 0 || self.is_done_checked(Stamp::now())
         } else if self.has_deadline() {
             self.is_done_by(Stamp::now())
         } else {
             !self.is_linked() && self.is_done_above()
         }
+    }
+
+    fn is_done_checked(self: &Arc<Self>, now: Stamp) -> bool {
+        self.run_checks(now);
+        self.is_done_by(now)
     }
 
     /// Like [`is_done`](Self::is_done), with the current time, and without the checks of attachments.
@@ -157,7 +162,7 @@ impl Token {
         });
         let bound = at.map_or(UNDATED, |at| Stamp(at.0 + 1));
         let mut ending = Ending { kind, caller, bound, error };
-        if state & OCCUPIED == 0 && ending.error.is_none() && !Work::is_reported() {
+        if state & OCCUPIED == 0 && ending.error.is_none() && !trace::reports_ends() {
             // There are no waiters, no children and no attachments.
             if self.publish(state, &mut ending, 0).is_ok() {
                 return true;
