@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -249,11 +249,14 @@ impl Stats {
 
 impl Observer for Stats {
     fn entered(&self, record: &Record) {
-        metrics::entered(record.kind, Line(record.line));
+        let is_counted = metrics::entered(record.kind, Line(record.line));
+        record.is_counted.store(is_counted, Ordering::Relaxed);
     }
 
     fn left(&self, record: &Record) {
-        metrics::left(record.kind, Line(record.line));
+        if record.is_counted.load(Ordering::Relaxed) {
+            metrics::left(record.kind, Line(record.line));
+        }
         if !record.kind.is_work() {
             return;
         }
