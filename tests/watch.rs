@@ -562,6 +562,8 @@ mod shutdowns {
         tokio::time::sleep(2 * SECOND).await;
         let abort = state(&made);
         assert_eq!((abort.phase, abort.running), (Phase::Abort, 1));
+        drop(shutdown.clone().cleanup(Duration::MAX));
+        assert!(state(&made).left.unwrap() > Duration::MAX / 2);
 
         let report = report.await.unwrap();
         assert_eq!(state(&made).phase, Phase::Over);

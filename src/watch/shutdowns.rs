@@ -39,7 +39,9 @@ fn state(record: &Record, id: Id, standing: Standing, now: Instant, show_causes:
     shielded(|| drop((soft, hard)));
     let (phase, begun, time) = match (&began, &canceled) {
         (_, Some(canceled)) if is_over => (Phase::Over, Some(canceled), None),
-        (_, Some(canceled)) if is_aborting => (Phase::Abort, Some(canceled), Some(2 * cleanup)),
+        (_, Some(canceled)) if is_aborting => {
+            (Phase::Abort, Some(canceled), Some(cleanup.saturating_mul(2)))
+        }
         (_, Some(canceled)) => (Phase::Hard, Some(canceled), Some(cleanup)),
         (Some(began), None) => (Phase::Soft, Some(began), Some(grace)),
         (None, None) => (Phase::Running, None, None),
