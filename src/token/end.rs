@@ -227,13 +227,7 @@ impl Token {
             }
             match token.parent() {
                 Some(parent) if state & INHERITED != 0 => token = parent,
-                _ if state & BY_TOKEN == EXPIRED => {
-                    let cause = match state & HAS_CAUSE {
-                        0 => finished::preset((token.level & !OWNS_DEADLINE) >> PRESET),
-                        _ => token.inner.lock().more().expiry.clone(),
-                    };
-                    return Error::with_cause(token.expiry_origin(), cause);
-                }
+                _ if state & BY_TOKEN == EXPIRED => return token.expiry_error(),
                 _ => {
                     let how = match (state & BY_TOKEN, token.canceled_at.get()) {
                         (BY_TOKEN, _) => How::Token,
@@ -246,13 +240,18 @@ impl Token {
         }
     }
 
+    /// Returns the error that the token has when its own deadline passes.
     #[inline(always)]
-    pub(crate) fn expiry_origin(&self) -> Origin {
-        self.origin(How::Deadline, self.deadline)
+    pub(crate) fn expiry_error(&self) -> Error {
+        let cause = match self.state() & HAS_CAUSE {
+            0 => finished::preset((self.level & !OWNS_DEADLINE) >> PRESET),
+            _ => self.inner.lock().more().expiry.clone(),
+        };
+        Error::with_cause(self.origin(How::Deadline, self.deadline), cause)
     }
 
     #[inline(always)]
-    fn origin(&self, how: How, ended_at: Stamp) -> Origin {
+    pub(crate) fn origin(&self, how: How, ended_at: Stamp) -> Origin {
         let budget = if self.owns_deadline() { self.clock } else { NO_BUDGET };
         Origin::new(self.made_at, how, budget, ended_at)
     }

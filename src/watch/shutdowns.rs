@@ -9,6 +9,7 @@ use super::ends::Facts;
 use super::snapshot::{Id, Line, Phase, ShutdownState, WaitsFor};
 use crate::registry::{Record, brief};
 use crate::task::shutdown::probe::{Probe, Running, Standing};
+use crate::token::Token;
 use crate::trace::shielded;
 
 /// The maximum number of names and lines in the list.
@@ -29,8 +30,8 @@ pub(super) fn standing(
 fn state(record: &Record, id: Id, standing: Standing, now: Instant, show_causes: bool) -> ShutdownState {
     let Standing { soft, hard, is_aborting, is_over, grace, cleanup, overdue, running } = standing;
     let end = |token: &Option<Arc<_>>| {
-        let error =
-            token.as_ref().and_then(|token: &Arc<crate::token::Token>| token.unnoticed_error(now));
+        let error = |token: &Arc<Token>| shielded(|| token.unnoticed_error(now)).flatten();
+        let error = token.as_ref().and_then(error);
         let facts = error.as_ref().map(|error| Facts::new(error, show_causes));
         shielded(|| drop(error));
         facts
