@@ -176,6 +176,7 @@ mod registry;
 mod stamp;
 mod sync;
 mod trace;
+mod work;
 
 mod token;
 

@@ -2,7 +2,8 @@
 //! for its descendants, and none for a normal end.
 //!
 //! A subscriber is foreign code. If it panics, only that event is lost. The panic must not propagate, because
-//! it would prevent other tasks from being woken.
+//! it would prevent other tasks from being woken. A subscriber may use contexts itself, for example to export events
+//! with a timeout. Their ends are no events, because they could cause further ones forever.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
@@ -28,6 +29,7 @@ mod imp {
 
 #[cfg(feature = "tracing")]
 mod imp {
+    use std::cell::Cell;
     use std::time::Duration;
 
     use tokio::time::Instant;
@@ -37,6 +39,21 @@ mod imp {
     use super::shielded;
     use crate::error::{Error, Place};
     use crate::finished;
+
+    thread_local! {
+        /// Whether this thread is calling a subscriber.
+        static INSIDE: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Calls a subscriber. Returns `None` if it panics, or if it is being called already.
+    fn call<R>(f: impl FnOnce() -> R) -> Option<R> {
+        if INSIDE.replace(true) {
+            return None;
+        }
+        let result = shielded(f);
+        INSIDE.set(false);
+        result
+    }
 
     /// Returns whether a subscriber is interested in events of this crate. One relaxed load if none is interested in `DEBUG`
     /// events.
@@ -49,7 +66,7 @@ mod imp {
 
     #[cold]
     fn subscriber_listens() -> bool {
-        shielded(|| enabled!(target: "tokio_ctx", Level::DEBUG)).unwrap_or(false)
+        call(|| enabled!(target: "tokio_ctx", Level::DEBUG)).unwrap_or(false)
     }
 
     /// Emits the event for an end, unless it is a normal end.
@@ -61,7 +78,7 @@ mod imp {
         let millis = |duration: Duration| duration.as_secs_f64() * 1e3;
         let origin = error.origin();
         let lived = created_at.map(|created_at| origin.ended_at().saturating_duration_since(created_at));
-        shielded(|| {
+        call(|| {
             debug!(
                 target: "tokio_ctx",
                 kind = ?error.kind(),
@@ -81,16 +98,17 @@ pub(crate) use imp::*;
 /// The time from which the creation of contexts is counted, so that the time of one fits in a word.
 static EPOCH: OnceLock<Instant> = OnceLock::new();
 
-/// Returns whether the time at which a context is created is recorded: if a subscriber listens, or a watch is installed.
+/// Returns whether ends are reported to a subscriber or to a watch. If so, the times at which contexts are created are
+/// recorded.
 #[inline]
-pub(crate) fn records_creation() -> bool {
+pub(crate) fn reports_ends() -> bool {
     listens() || registry::is_installed()
 }
 
 /// Returns the time of creation for a context that is created now, or 0 if it is not recorded.
 #[inline]
 pub(crate) fn creation_stamp() -> u64 {
-    if records_creation() { read_clock() } else { 0 }
+    if reports_ends() { read_clock() } else { 0 }
 }
 
 /// Returns the time in nanoseconds since the epoch, plus one.

@@ -241,6 +241,24 @@ mod without_a_runtime {
         assert_eq!(word(&ended(&ctx)), Some("all the same"));
     }
 
+    /// A wait that is polled again by the same task, outside of a runtime or in one without a time driver, does not remain
+    /// pending silently.
+    #[test]
+    fn a_wait_that_panicked_panics_again() {
+        let without_timers = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for order in [[false, false], [false, true], [true, false], [true, true]] {
+            let ctx = BACKGROUND.with_timeout(LONG);
+            let (_wakes, waker) = Wakes::new();
+            let mut wait = Box::pin(ctx.done());
+            for inside in order {
+                let _entered = inside.then(|| without_timers.enter());
+                panic_text(|| poll(wait.as_mut(), &waker));
+            }
+            let error = paused().block_on(async { timeout(LONG * 2, wait).await.expect("no timer") });
+            assert!(error.is_deadline_exceeded());
+        }
+    }
+
     /// The same for the first wait on a context, which registers the timer that later waits share.
     #[test]
     fn a_first_wait_that_panicked_does_not_lose_the_timer() {

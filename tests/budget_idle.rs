@@ -218,6 +218,10 @@ mod with_progress {
                 assert!(answer(&merged).is_none());
             }
         }
+        // Over both parents to the same limit.
+        let (left, right) = (one.with_cancel(), one.with_cancel());
+        let diamond = left.merge(&right);
+        assert_eq!(format!("{:?}", diamond.progress()), "Progress { limits: 1 }");
         let merged = plain.merge(&other);
         for _ in 0..4 {
             sleep(LIMIT / 2).await;

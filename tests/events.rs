@@ -42,6 +42,20 @@ enum Panics {
     Event,
 }
 
+thread_local! {
+    /// Whether the subscriber uses contexts itself.
+    static USES_CONTEXTS: Cell<bool> = const { Cell::new(false) };
+}
+
+fn use_contexts() {
+    if USES_CONTEXTS.get() {
+        let ctx = BACKGROUND.with_timeout(LONG);
+        let child = ctx.with_cancel();
+        ctx.cancel_with(Cause("from the subscriber"));
+        assert!(child.is_done());
+    }
+}
+
 struct Capture;
 
 struct Bomb;
@@ -68,6 +82,7 @@ impl<S: Subscriber> Layer<S> for Capture {
     }
 
     fn enabled(&self, metadata: &Metadata<'_>, _: LayerContext<'_, S>) -> bool {
+        use_contexts();
         match PANICS.get() {
             Panics::Enabled if metadata.target() == "tokio_ctx" => panic!("a subscriber"),
             Panics::EnabledTwice if metadata.target() == "tokio_ctx" => panic::panic_any(Bomb),
@@ -85,6 +100,7 @@ impl<S: Subscriber> Layer<S> for Capture {
         if event.metadata().target() != "tokio_ctx" {
             return;
         }
+        use_contexts();
         assert!(PANICS.get() != Panics::Event, "a subscriber");
         let mut reader = Reader::default();
         event.record(&mut reader);
@@ -177,6 +193,20 @@ async fn the_end_of_a_test_is_no_event() {
     })
     .await;
     no_event();
+}
+
+/// For example, to export events with a timeout. The ends of its own contexts are no events, because each of them would
+/// cause another one.
+#[test]
+fn a_subscriber_may_use_contexts_itself() {
+    listen();
+    USES_CONTEXTS.set(true);
+    BACKGROUND.with_cancel().cancel_with(Cause("once"));
+    USES_CONTEXTS.set(false);
+    let seen = SEEN.take();
+    assert!(seen.len() == 1 && seen[0].contains("cause=once;"), "{seen:#?}");
+    BACKGROUND.with_cancel().cancel_with(Cause("again"));
+    assert_eq!(SEEN.take().len(), 1);
 }
 
 /// Waiters are woken, the context has ended, and the caller does not notice the panic.

@@ -969,6 +969,25 @@ mod a_panic {
         });
     }
 
+    /// The payloads of the other panics are dropped, and may panic again. Two panics at once would abort.
+    #[test]
+    fn is_resumed_although_the_payloads_of_others_panic_when_dropped() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("a payload");
+            }
+        }
+        on_paused(async {
+            let (mut group, _ctx) = Words::new(&BACKGROUND);
+            group.spawn(async { panic!("the first") });
+            group.spawn(async { std::panic::panic_any(Bomb) });
+            group.spawn(async { std::panic::panic_any(Bomb) });
+            let joined = tokio::spawn(group.join()).await.unwrap_err();
+            assert_eq!(*joined.into_panic().downcast::<&str>().unwrap(), "the first");
+        });
+    }
+
     #[test]
     fn of_an_aborted_tasks_clean_up_is_resumed_as_well() {
         struct Bomb;

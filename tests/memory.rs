@@ -250,6 +250,14 @@ mod linear {
         ]
     }
 
+    /// Creates the context at the top.
+    type Top = fn() -> CancelScope;
+
+    /// Below an idle limit, every query has to find it.
+    fn tops() -> [(&'static str, Top); 2] {
+        [("", || BACKGROUND.with_cancel()), (" below an idle limit", || BACKGROUND.with_idle(LONG))]
+    }
+
     fn nested(nest: Nest, levels: usize, top: &Context) -> Context {
         let mut last = top.clone();
         for _ in 0..levels {
@@ -298,9 +306,10 @@ mod linear {
     fn and_constant_for_repeated_queries() {
         let runtime = current_thread();
         let _entered = runtime.enter();
-        for (name, nest) in nests() {
+        let nests_below = |top| nests().map(|nest| (nest, top));
+        for ((name, nest), (place, top)) in tops().into_iter().flat_map(nests_below) {
             let again = |levels: usize| {
-                let top = BACKGROUND.with_cancel();
+                let top = top();
                 let leaf = nested(nest, levels, &top);
                 assert!(!leaf.is_done());
                 assert!(poll_once(leaf.done()).is_pending());
@@ -310,7 +319,7 @@ mod linear {
                 [query, wait]
             };
             for (few, many) in again(FEW).into_iter().zip(again(TIMES * FEW)) {
-                let what = format!("{name}: {few:?} and {many:?}");
+                let what = format!("{name}{place}: {few:?} and {many:?}");
                 assert!(many.0 <= few.0 + 1024, "bytes, {what}");
                 assert!(many.1 < few.1 * 5, "time, {what}");
             }

@@ -247,6 +247,11 @@ fn handles_cross_a_catch_unwind() {
     safe::<Group<std::cell::Cell<u8>, Error>>();
     safe::<tokio_ctx::AfterFunc>();
     safe::<tokio_ctx::shutdown::Ticket>();
+    safe::<tokio_ctx::shutdown::Report>();
+    safe::<tokio_ctx::budget::Progress>();
+    safe::<tokio_ctx::DoneOwned>();
+    #[cfg(feature = "watch")]
+    safe::<tokio_ctx::watch::Watch>();
 
     let scope = Context::background().with_timeout(Duration::from_secs(60));
     let caught = catch_unwind(|| {

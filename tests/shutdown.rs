@@ -382,11 +382,14 @@ mod work {
             http.named(String::from("GET /")).spawn(pending::<()>());
             http.spawn(pending::<()>());
             shutdown.spawn(pending::<()>());
+            shutdown.named("").spawn(pending::<()>());
             shutdown.force("now");
             let report = shutdown.wait().await;
             let names: Vec<_> = report.overdue().iter().map(|overdue| overdue.name()).collect();
-            assert_eq!(names, [Some("http/GET /"), Some("http"), None]);
-            assert!(report.overdue()[2].to_string().starts_with("work spawned at tests/shutdown.rs:"));
+            assert_eq!(names, [Some("http/GET /"), Some("http"), None, Some("")]);
+            for unnamed in &report.overdue()[2..] {
+                assert!(unnamed.to_string().starts_with("work spawned at tests/shutdown.rs:"));
+            }
         });
     }
 

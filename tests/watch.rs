@@ -174,6 +174,36 @@ mod ended_still_running {
         task.abort();
     }
 
+    /// By an idle limit, by a deadline with a cause, and by the deadline of the second parent of a merged context.
+    #[tokio::test(start_paused = true)]
+    async fn other_ends_that_no_query_has_noticed_are_shown_and_not_settled() {
+        let idle = root().detach().with_idle(SECOND);
+        let limited = line(1);
+        let timed = root().detach().with_timeout_cause(SECOND, "slow");
+        let made = line(1);
+        let merged = root().detach().merge(&timed);
+        let below = [&idle, &timed, &merged].map(|ctx| ctx.with_cancel());
+        let tasks = [
+            below[0].spawn(pending::<()>()),
+            below[1].spawn(pending::<()>()),
+            below[2].spawn(pending::<()>()),
+        ];
+        let spawned = [line(4), line(3), line(2)];
+        let expected = [(&limited, "NoProgress"), (&made, "&str"), (&made, "&str")];
+        advance(SECOND / 2).await;
+        assert!(spawned.iter().all(|line| ended(&snapshot(), line).is_none()));
+        advance(SECOND).await;
+        for (line, (set_at, cause)) in spawned.iter().zip(expected) {
+            let here = ended_now(line);
+            assert_eq!((here.end.how, here.longest), (How::Deadline, SECOND / 2), "{line}");
+            assert_eq!((here.end.line.to_string(), here.end.cause_type), (set_at.clone(), Some(cause)));
+        }
+        assert!(lately(&limited, How::Deadline).is_none() && lately(&made, How::Deadline).is_none());
+        assert!(below.iter().all(|ctx| ctx.is_done()));
+        assert!(lately(&limited, How::Deadline).is_some() && lately(&made, How::Deadline).is_some());
+        tasks.iter().for_each(|task| task.abort());
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn blocking_functions_are_listed() {
         let ctx = root();
@@ -562,6 +592,8 @@ mod shutdowns {
         tokio::time::sleep(2 * SECOND).await;
         let abort = state(&made);
         assert_eq!((abort.phase, abort.running), (Phase::Abort, 1));
+        drop(shutdown.clone().cleanup(Duration::MAX));
+        assert!(state(&made).left.unwrap() > Duration::MAX / 2);
 
         let report = report.await.unwrap();
         assert_eq!(state(&made).phase, Phase::Over);

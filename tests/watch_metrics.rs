@@ -19,6 +19,10 @@ struct Sums(Arc<Mutex<BTreeMap<String, f64>>>);
 
 struct Sum(Sums, String);
 
+/// Contexts that the recorder derives and keeps, and one that it drops.
+static KEPT: Mutex<Vec<Context>> = Mutex::new(Vec::new());
+static DROPPED: Mutex<Option<Context>> = Mutex::new(None);
+
 impl Sum {
     fn change(&self, change: impl FnOnce(f64) -> f64) {
         let mut sums = self.0.0.lock().unwrap();
@@ -39,6 +43,9 @@ impl CounterFn for Sum {
 
 impl GaugeFn for Sum {
     fn increment(&self, value: f64) {
+        KEPT.lock().unwrap().push(Context::background().with_cancel().detach());
+        let dropped = DROPPED.lock().unwrap().take();
+        drop(dropped);
         self.change(|sum| sum + value);
     }
 
@@ -138,4 +145,17 @@ async fn running_work_and_ends_are_counted_by_kind_and_line() {
         std::thread::yield_now();
     }
     assert!(sums.get("tokio_ctx_lateness_seconds{how=canceled}").unwrap() >= 0.02);
+
+    // What the recorder keeps is not counted when it is dropped either, and what it drops is.
+    let given = Context::background().with_cancel().detach();
+    let line = std::line!() - 1;
+    let roots = || sums.get(&format!("tokio_ctx_alive{{kind=root,line={FILE}:{line}}}"));
+    assert_eq!(roots(), Some(1.0));
+    *DROPPED.lock().unwrap() = Some(given);
+    let _other = Context::background().with_cancel();
+    assert_eq!(roots(), Some(0.0));
+    let kept = std::mem::take(&mut *KEPT.lock().unwrap());
+    assert!(kept.len() > 2);
+    drop(kept);
+    assert!(sums.0.lock().unwrap().values().all(|sum| *sum >= 0.0), "{:#?}", sums.0.lock().unwrap());
 }

@@ -181,7 +181,9 @@ impl<C: Borrow<Context>> Wait<C> {
             // If the clone has another address, the address of the original may soon be reused by another
             // waker.
             let stays = waker.data() == cx.waker().data();
-            *this.waker = address(if stays { cx.waker() } else { &waker });
+            let registered = address(if stays { cx.waker() } else { &waker });
+            // If one of the calls below panics, the next poll repeats them.
+            *this.waker = (0, 0);
             let entry = if first { token.enter_bucket(here) } else { None };
             ended = match token.register(this.key, waker, here, entry) {
                 None => true,
@@ -193,6 +195,7 @@ impl<C: Borrow<Context>> Wait<C> {
                 token.check_idle_limits();
                 ended = token.is_done();
             }
+            *this.waker = registered;
         }
         *this.runtime = here;
         if ended { self.end() } else { Poll::Pending }

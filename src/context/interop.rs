@@ -16,6 +16,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use crate::error::How;
 use crate::sync::{AtomicBool, Mutex, Ordering};
 use crate::token::{Attachment, Token};
+use crate::trace::shielded;
 
 /// The registration with a `CancellationToken`, until the token of the tree ends.
 struct Registration(Mutex<Option<Pin<Box<Unconstrained<WaitForCancellationFutureOwned>>>>>);
@@ -39,9 +40,8 @@ struct EndToken {
 impl Wake for EndToken {
     fn wake(self: Arc<Self>) {
         if self.foreign.is_cancelled() {
-            if let Some(token) = self.token.upgrade() {
-                token.end(How::Token, None, None);
-            }
+            // The handle may become the last one, whose drop can run foreign code.
+            shielded(|| self.token.upgrade().map(|token| token.end(How::Token, None, None)));
         }
     }
 }

@@ -5,6 +5,7 @@
 //! context then applies. If the two contexts are unrelated, the one in the extensions was set for this call and
 //! applies, together with the deadline of the current one.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::context::Context;
@@ -40,11 +41,11 @@ impl Context {
 
 /// Returns whether `above` is this token or above it. Gives up after a thousand steps.
 fn is_below(token: &Arc<Token>, above: &Arc<Token>) -> bool {
-    let (mut found, mut steps) = (false, 0);
+    let (mut found, mut visited) = (false, BTreeSet::new());
     token.walk_up(|token| {
         found |= Arc::ptr_eq(token, above);
-        steps += 1;
-        !found && steps < 1000
+        let is_new = visited.insert(Arc::as_ptr(token));
+        is_new && !found && visited.len() < 1000
     });
     found
 }

@@ -71,10 +71,21 @@ impl fmt::Write for Brief {
     }
 }
 
-/// Returns false for control characters, and for characters that change the direction or the lines of the text around
-/// them.
+/// Returns false for control characters, for invisible ones, and for those that change the direction or the lines of
+/// the text around them.
 #[cfg(feature = "watch")]
 fn is_plain(char: char) -> bool {
-    !(char.is_control()
-        || matches!(char, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}'))
+    let is_invisible = matches!(
+        char,
+        '\u{ad}'
+            | '\u{61c}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}'
+            | '\u{e0000}'..='\u{e007f}'
+    );
+    !char.is_control() && !is_invisible
 }

@@ -37,6 +37,8 @@ pub(crate) struct Record<N: ?Sized = dyn Label> {
     polled: AtomicU64,
     /// How often it has been reported as overstaying.
     pub(crate) reports: AtomicU32,
+    /// The recorder of the metrics has counted it.
+    pub(crate) is_counted: AtomicBool,
     label: N,
 }
 
@@ -63,6 +65,7 @@ impl<N> Record<N> {
             over: AtomicBool::new(false),
             polled: AtomicU64::new(0),
             reports: AtomicU32::new(0),
+            is_counted: AtomicBool::new(false),
             label,
         }
     }

@@ -67,6 +67,7 @@ use crate::context::{CancelScope, Canceler, Context, DoneOwned};
 use crate::error::BoxError;
 use crate::error::{Error, Place};
 use crate::registry::Kind;
+use crate::trace::shielded;
 
 mod failed;
 mod outcome;
@@ -824,7 +825,10 @@ impl<T: Send + 'static, E: Send + 'static> Inner<T, E> {
                 End::Aborted => aborted.push((nth, spawned_at)),
             }
         }
-        if let Some((_, panic)) = panics.into_iter().min_by_key(|(nth, _)| *nth) {
+        let mut panics = in_order(panics).into_iter();
+        if let Some(panic) = panics.next() {
+            // The other payloads may panic when they are dropped.
+            panics.for_each(|panic| _ = shielded(|| drop(panic)));
             resume_unwind(panic);
         }
         match failure {

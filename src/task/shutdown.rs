@@ -1214,7 +1214,7 @@ impl Overdue {
 impl fmt::Display for Overdue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (place, fate) = (Place(self.spawned_at()), self.fate);
-        match self.name() {
+        match self.name().filter(|name| !name.is_empty()) {
             Some(name) => write!(f, "{name} (spawned at {place}): {fate}"),
             None => write!(f, "work spawned at {place}: {fate}"),
         }

@@ -1,9 +1,10 @@
 //! [`Attachment`]s: objects that modules above the engine attach to a token, to be notified of its end, or to end it.
 
 use std::any::Any;
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Weak};
 
-use super::{CHECKED, OBSERVED, OCCUPIED, OWNS_CHECK, Token};
+use super::{CHECKED, LEVEL, MERGED, OBSERVED, OCCUPIED, OWNS_CHECK, Token};
 use crate::error::{BoxError, How};
 use crate::stamp::Stamp;
 use crate::sync::Ordering;
@@ -55,13 +56,37 @@ impl Token {
 
     /// Calls `f` with each attachment that has to be checked, and its token, while no lock is held.
     pub(crate) fn each_check(self: &Arc<Self>, mut f: impl FnMut(&Arc<Token>, Arc<dyn Attachment>)) {
-        self.walk_up(|token| {
-            if token.has(OWNS_CHECK) {
-                let attachments = token.attachments(|attachments, _| attachments.clone());
-                attachments.into_iter().for_each(|attachment| f(token, attachment));
+        let (mut visited, mut has_branched) = (BTreeSet::new(), false);
+        let (mut next, mut pending) = (Some(self.clone()), Vec::new());
+        while let Some(token) = next.take().or_else(|| pending.pop()) {
+            let stop = token.is_checked().then(|| token.nearest_stop());
+            // Only above a merged token, several paths can lead to the same one.
+            let is_new = |stop: &Arc<Token>| !has_branched || visited.insert(Arc::as_ptr(stop));
+            let Some(stop) = stop.filter(is_new) else { continue };
+            if stop.has(OWNS_CHECK) {
+                let attachments = stop.attachments(|attachments, _| attachments.clone());
+                attachments.into_iter().for_each(|attachment| f(&stop, attachment));
             }
-            token.is_checked()
-        });
+            has_branched |= stop.has(MERGED);
+            pending.extend(stop.second());
+            next = stop.parent().cloned();
+        }
+    }
+
+    /// Returns the nearest token, this one or an ancestor, that owns a check or has two checked parents.
+    ///
+    /// Tokens at certain levels store the one above them, so that the cost does not grow with the length of the path.
+    #[cold]
+    pub(super) fn nearest_stop(self: &Arc<Self>) -> Arc<Token> {
+        let mut token = self;
+        while let (false, Some(parent)) = (token.has(OWNS_CHECK), token.parent()) {
+            if token.level & LEVEL == 0 || token.has(MERGED) {
+                let stop = token.inner.lock().more().stop.as_ref().and_then(Weak::upgrade);
+                return stop.unwrap_or_else(|| token.clone());
+            }
+            token = parent;
+        }
+        token.clone()
     }
 
     /// Runs the checks, and ends the token with the earliest end, unless the deadline is earlier.

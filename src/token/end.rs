@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::work::Work;
 use super::{
     BY_TOKEN, CANCELED, CHECKED, DATED, DEADLINE_BELOW, ENDED, EXPIRED, HAS_CAUSE, HAS_ERROR, INHERITED,
     LEVEL, LINK_AFTER, Line, MERGED, OBSERVED, OCCUPIED, OWNS_DEADLINE, PRESET, Token,
@@ -10,7 +9,8 @@ use super::{
 use crate::error::{BoxError, Error, How, NO_BUDGET, Origin};
 use crate::stamp::Stamp;
 use crate::sync::{Ordering, fence};
-use crate::{finished, registry};
+use crate::work::Work;
+use crate::{finished, registry, trace};
 
 /// How and when a token ends.
 pub(super) struct Ending {
@@ -45,12 +45,17 @@ impl Token {
     pub(crate) fn is_done(self: &Arc<Self>) -> bool {
         let state = self.state();
         if state & (ENDED | CHECKED) != 0 {
-            state & ENDED != 0 || self.end_if_due(Stamp::now())
+            state & ENDED != 0 || self.is_done_checked(Stamp::now())
         } else if self.has_deadline() {
             self.is_done_by(Stamp::now())
         } else {
             !self.is_linked() && self.is_done_above()
         }
+    }
+
+    fn is_done_checked(self: &Arc<Self>, now: Stamp) -> bool {
+        self.run_checks(now);
+        self.is_done_by(now)
     }
 
     /// Like [`is_done`](Self::is_done), with the current time, and without the checks of attachments.
@@ -157,7 +162,7 @@ impl Token {
         });
         let bound = at.map_or(UNDATED, |at| Stamp(at.0 + 1));
         let mut ending = Ending { kind, caller, bound, error };
-        if state & OCCUPIED == 0 && ending.error.is_none() && !Work::is_reported() {
+        if state & OCCUPIED == 0 && ending.error.is_none() && !trace::reports_ends() {
             // There are no waiters, no children and no attachments.
             if self.publish(state, &mut ending, 0).is_ok() {
                 return true;
@@ -222,13 +227,7 @@ impl Token {
             }
             match token.parent() {
                 Some(parent) if state & INHERITED != 0 => token = parent,
-                _ if state & BY_TOKEN == EXPIRED => {
-                    let cause = match state & HAS_CAUSE {
-                        0 => finished::preset((token.level & !OWNS_DEADLINE) >> PRESET),
-                        _ => token.inner.lock().more().expiry.clone(),
-                    };
-                    return Error::with_cause(token.expiry_origin(), cause);
-                }
+                _ if state & BY_TOKEN == EXPIRED => return token.expiry_error(),
                 _ => {
                     let how = match (state & BY_TOKEN, token.canceled_at.get()) {
                         (BY_TOKEN, _) => How::Token,
@@ -241,13 +240,18 @@ impl Token {
         }
     }
 
+    /// Returns the error that the token has when its own deadline passes.
     #[inline(always)]
-    pub(crate) fn expiry_origin(&self) -> Origin {
-        self.origin(How::Deadline, self.deadline)
+    pub(crate) fn expiry_error(&self) -> Error {
+        let cause = match self.state() & HAS_CAUSE {
+            0 => finished::preset((self.level & !OWNS_DEADLINE) >> PRESET),
+            _ => self.inner.lock().more().expiry.clone(),
+        };
+        Error::with_cause(self.origin(How::Deadline, self.deadline), cause)
     }
 
     #[inline(always)]
-    fn origin(&self, how: How, ended_at: Stamp) -> Origin {
+    pub(crate) fn origin(&self, how: How, ended_at: Stamp) -> Origin {
         let budget = if self.owns_deadline() { self.clock } else { NO_BUDGET };
         Origin::new(self.made_at, how, budget, ended_at)
     }

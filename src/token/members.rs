@@ -8,10 +8,10 @@ use std::sync::{Arc, Weak};
 use std::task::Waker;
 
 use super::deadline::{Bucket, Entry};
-use super::work::Work;
 use super::{Attachment, Token};
 use crate::error::{Cause, Error};
 use crate::pages::{IntoIter, Key, Pages};
+use crate::work::Work;
 
 /// What the lock of a token protects.
 pub(super) struct Inner {
@@ -32,6 +32,8 @@ pub(super) struct More {
     pub(super) entries: Vec<Entry>,
     /// The second parent of a merged token, and the key in its list.
     pub(super) second: Option<(Arc<Token>, Key)>,
+    /// The nearest ancestor with a check, or with two checked parents. Only some tokens store it.
+    pub(super) stop: Option<Weak<Token>>,
     /// The cause of the error if the token's own deadline passes.
     pub(super) expiry: Option<Cause>,
     /// The error of the end, if it cannot be derived from the token alone.

@@ -90,17 +90,16 @@
 //! # Locks
 //!
 //! Each token and each bucket has one lock. No thread ever holds two. Wakers are cloned before a lock is taken, and are
-//! called or dropped after it is released, like everything else that can run foreign code ([`work`]). They are called when
-//! all tokens are closed, and not earlier: a waker that cancels again would wait for tokens that its own thread is closing.
+//! called or dropped after it is released, like everything else that can run foreign code ([`work`](crate::work)). They
+//! are called when all tokens are closed, and not earlier: a waker that cancels again would wait for tokens that its own
+//! thread is closing.
 
 mod attachment;
 mod deadline;
 mod end;
 mod members;
 mod tree;
-mod work;
 
-use std::collections::BTreeSet;
 use std::panic::Location;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -210,7 +209,7 @@ impl Token {
     pub(crate) fn new(parent: Parent<'_>, limit: Option<Limit>, made_at: Line) -> Arc<Token> {
         match limit {
             Some(limit) => Token::with_limit(parent, limit, made_at),
-            None if trace::records_creation() => Token::with_time(parent, made_at),
+            None if trace::reports_ends() => Token::with_time(parent, made_at),
             None => Arc::new_cyclic(|_| Token::node(parent, None, 0, 0, made_at)),
         }
     }
@@ -251,8 +250,12 @@ impl Token {
     pub(crate) fn merge(parent: &Arc<Token>, other: &Arc<Token>, made_at: Line) -> Arc<Token> {
         let mut token = Token::node(Some(parent), None, trace::creation_stamp(), 0, made_at);
         token.deadline = parent.deadline.min(other.deadline);
-        let checked = CHECKED & (parent.state() | other.state());
-        token.state = AtomicU16::new(OCCUPIED | MERGED | checked);
+        token.state = AtomicU16::new(OCCUPIED | MERGED | CHECKED & (parent.state() | other.state()));
+        let stop = |of: &Arc<Token>| of.is_checked().then(|| of.nearest_stop());
+        token.inner.get_mut().more().stop = match (stop(parent), stop(other)) {
+            (Some(a), Some(b)) if !Arc::ptr_eq(&a, &b) => None,
+            (a, b) => a.or(b).map(|stop| Arc::downgrade(&stop)),
+        };
         token.inner.get_mut().more().second = Some((other.clone(), Key::default()));
         if token.has_deadline() {
             parent.record_end_time();
@@ -281,7 +284,7 @@ impl Token {
         };
         // Set when the parent was created.
         let checked = parent.map_or(0, |parent| parent.state.load(Ordering::Relaxed) & CHECKED);
-        Token {
+        let mut token = Token {
             state: AtomicU16::new(checked),
             level,
             unclocked_waits: AtomicU8::new(0),
@@ -293,7 +296,11 @@ impl Token {
             canceled_at: OnceLock::new(),
             key_or_end: AtomicU64::new(0),
             inner: Mutex::new(Inner::EMPTY),
+        };
+        if let Some(parent) = parent.filter(|_| checked != 0 && level & LEVEL == 0) {
+            token.inner.get_mut().more().stop = Some(Arc::downgrade(&parent.nearest_stop()));
         }
+        token
     }
 
     /// Requires that the time is recorded when this token ends. Sets `DEADLINE_BELOW` here and on all ancestors.
@@ -396,19 +403,15 @@ impl Token {
         Some(inner.more.as_ref()?.second.as_ref()?.0.clone())
     }
 
-    /// Visits this token and all its ancestors. Does not go further up from a token for which `visit` returns false.
-    ///
-    /// The parents of a merged token are visited once, however many paths lead to it.
+    /// Visits this token and all its ancestors. Does not go further up from a token for which `visit` returns false. A
+    /// token to which several paths lead is visited several times.
     #[cold]
     pub(crate) fn walk_up(self: &Arc<Self>, mut visit: impl FnMut(&Arc<Token>) -> bool) {
-        let (mut merged, mut pending) = (BTreeSet::new(), Vec::new());
-        let mut is_new = |token: &Arc<Token>| !token.has(MERGED) || merged.insert(Arc::as_ptr(token));
+        let mut pending = Vec::new();
         let mut walk = |first: &Arc<Token>, pending: &mut Vec<Arc<Token>>| {
             let mut next = Some(first);
-            while let Some(token) = next.filter(|token| visit(token) && is_new(token)) {
-                if token.has(MERGED) {
-                    pending.extend(token.second());
-                }
+            while let Some(token) = next.filter(|token| visit(token)) {
+                pending.extend(token.second());
                 next = token.parent();
             }
         };

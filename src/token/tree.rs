@@ -7,14 +7,15 @@ use std::{iter, mem};
 use super::deadline::Entry;
 use super::end::{Ending, UNDATED};
 use super::members::{Children, Inner};
-use super::work::Work;
 use super::{
-    CLOSING, DATED, DEADLINE_BELOW, ENDED, EXPIRED, HAS_ERROR, INHERITED, MERGED, OCCUPIED, Token,
-    WAKERS_TAKEN,
+    CLOSING, DATED, DEADLINE_BELOW, ENDED, EXPIRED, HAS_CAUSE, HAS_ERROR, INHERITED, MERGED, OCCUPIED,
+    Token, WAKERS_TAKEN,
 };
 use crate::pages::Key;
 use crate::stamp::Stamp;
 use crate::sync::{MutexGuard, Ordering, RuntimeId, yield_now};
+use crate::trace;
+use crate::work::Work;
 
 // Linking.
 impl Token {
@@ -143,7 +144,7 @@ impl Token {
             true => Children::default(),
             false => self.close_locked(ending, work)?,
         };
-        work.report(self, ending);
+        self.report(ending, work);
         Some(children)
     }
 
@@ -186,6 +187,26 @@ impl Token {
         self.state.compare_exchange(state, ended, Ordering::AcqRel, Ordering::Acquire)
     }
 
+    /// Reports the end, except that of a dropped scope, and of a token that ends with its parent.
+    #[inline]
+    fn report(&self, ending: &Ending, work: &mut Work) {
+        if !matches!(ending.kind, 0 | INHERITED) && trace::reports_ends() {
+            let (error, created_at) = (self.error(), self.created_at());
+            work.defer(move |_| {
+                trace::ended(&error, created_at);
+                #[cfg(feature = "watch")]
+                crate::registry::ended(&error, created_at);
+            });
+        }
+    }
+
+    /// Defers the drop of this handle, if it can run foreign code.
+    fn drop_later(self: Arc<Self>, work: &mut Work) {
+        if self.has(HAS_ERROR | HAS_CAUSE | MERGED) {
+            work.defer(move |_| drop(self));
+        }
+    }
+
     /// Waits until all linked descendants are closed, if another thread is closing them.
     ///
     /// The wait is short, because that thread runs no foreign code. It cannot deadlock, because a thread that is closing a
@@ -216,7 +237,7 @@ impl Closing {
                 }
             }
             self.token.state.fetch_and(!CLOSING, Ordering::AcqRel);
-            work.drop_later(self.token);
+            self.token.drop_later(work);
             let Some(next) = above.pop() else { break };
             self = next;
         }
@@ -229,7 +250,7 @@ impl Closing {
             let at = Stamp(self.bound.0 - 1);
             work.defer(move |work| {
                 child.close_path(at, work);
-                work.drop_later(child);
+                child.drop_later(work);
             });
             return None;
         }
@@ -239,7 +260,7 @@ impl Closing {
             Some(children) if children.is_empty() => {}
             Some(children) => return Some(Closing { token: child, children, bound: ending.bound }),
         }
-        work.drop_later(child);
+        child.drop_later(work);
         None
     }
 }

@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::OnceLock;
 
 use super::collect::Collector;
@@ -129,6 +130,9 @@ impl Watch {
         Collector::snapshot(self.hub, self.stats)
     }
 }
+
+impl UnwindSafe for Watch {}
+impl RefUnwindSafe for Watch {}
 
 impl fmt::Debug for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

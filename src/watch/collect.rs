@@ -195,8 +195,15 @@ impl<'a> Collector<'a> {
         let view = token.view();
         let show_causes = self.stats.show_causes;
         let is_due = view.deadline.is_some_and(|deadline| deadline <= self.now);
-        let error =
-            view.end.or_else(|| (is_due && view.owns_deadline).then(|| token.error_at_deadline()));
+        // Otherwise, it inherits the end of its parent.
+        let due = || {
+            if token.may_be_due_alone() {
+                shielded(|| token.due_error(self.now)).flatten()
+            } else {
+                None
+            }
+        };
+        let error = view.end.or_else(due);
         let end = error.as_ref().map(|error| Arc::new(Facts::new(error, show_causes)));
         release(error);
         Node {

@@ -15,7 +15,9 @@ mod imp {
 
     pub(in super::super) fn describe() {}
 
-    pub(in super::super) fn registered(_: Kind, _: Line) {}
+    pub(in super::super) fn registered(_: Kind, _: Line) -> bool {
+        false
+    }
 
     pub(in super::super) fn work_ended(_: Kind, _: Line) {}
 
@@ -53,19 +55,36 @@ mod imp {
     thread_local! {
         /// Whether this thread is calling a recorder.
         static INSIDE: Cell<bool> = const { Cell::new(false) };
+        /// What was registered before the call of the recorder, and has left during it.
+        static LEFT: RefCell<Vec<(Kind, Line)>> = RefCell::default();
     }
 
-    /// Calls `f` with the handle of a key, which is requested once for each thread. Contexts that the recorder itself
-    /// uses during this call are not counted, because that could recurse forever.
+    /// Calls `f` with the handle of a key, which is requested once for each thread. Returns false if the recorder is being
+    /// called already: contexts that it uses itself are not counted, because that could recurse forever.
     fn with<K: Copy + Eq + Hash, H: Clone>(
         handles: &'static std::thread::LocalKey<RefCell<HashMap<K, H>>>,
         key: K,
         ask: impl FnOnce() -> H,
         f: impl FnOnce(H),
-    ) {
+    ) -> bool {
         if INSIDE.replace(true) {
-            return;
+            return false;
         }
+        call(handles, key, ask, f);
+        let next = || LEFT.try_with(|left| left.borrow_mut().pop()).ok().flatten();
+        while let Some((kind, line)) = next() {
+            call(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.decrement(1.0));
+        }
+        INSIDE.set(false);
+        true
+    }
+
+    fn call<K: Copy + Eq + Hash, H: Clone>(
+        handles: &'static std::thread::LocalKey<RefCell<HashMap<K, H>>>,
+        key: K,
+        ask: impl FnOnce() -> H,
+        f: impl FnOnce(H),
+    ) {
         shielded(|| {
             let known = handles.try_with(|handles| handles.borrow().get(&key).cloned());
             let handle = match known {
@@ -82,7 +101,6 @@ mod imp {
             };
             f(handle);
         });
-        INSIDE.set(false);
     }
 
     fn alive(kind: Kind, line: Line) -> Gauge {
@@ -114,12 +132,15 @@ mod imp {
         });
     }
 
-    pub(in super::super) fn registered(kind: Kind, line: Line) {
-        with(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.increment(1.0));
+    /// Returns whether it is counted. Only then, `work_ended` is called.
+    pub(in super::super) fn registered(kind: Kind, line: Line) -> bool {
+        with(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.increment(1.0))
     }
 
     pub(in super::super) fn work_ended(kind: Kind, line: Line) {
-        with(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.decrement(1.0));
+        if !with(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.decrement(1.0)) {
+            let _ends = LEFT.try_with(|left| left.borrow_mut().push((kind, line)));
+        }
     }
 
     pub(in super::super) fn ended(how: How, line: Line) {

@@ -9,6 +9,7 @@ use super::ends::Facts;
 use super::snapshot::{Id, Line, Phase, ShutdownState, WaitsFor};
 use crate::registry::{Record, brief};
 use crate::task::shutdown::probe::{Probe, Running, Status};
+use crate::token::Token;
 use crate::trace::shielded;
 
 /// The maximum number of names and lines in the list.
@@ -29,8 +30,8 @@ pub(super) fn states(
 fn state(record: &Record, id: Id, status: Status, now: Instant, show_causes: bool) -> ShutdownState {
     let Status { soft, hard, is_aborting, is_over, grace, cleanup, overdue, running } = status;
     let end = |token: &Option<Arc<_>>| {
-        let error =
-            token.as_ref().and_then(|token: &Arc<crate::token::Token>| token.unnoticed_error(now));
+        let error = |token: &Arc<Token>| shielded(|| token.unnoticed_error(now)).flatten();
+        let error = token.as_ref().and_then(error);
         let facts = error.as_ref().map(|error| Facts::new(error, show_causes));
         shielded(|| drop(error));
         facts
@@ -39,7 +40,9 @@ fn state(record: &Record, id: Id, status: Status, now: Instant, show_causes: boo
     shielded(|| drop((soft, hard)));
     let (phase, begun, time) = match (&began, &canceled) {
         (_, Some(canceled)) if is_over => (Phase::Over, Some(canceled), None),
-        (_, Some(canceled)) if is_aborting => (Phase::Abort, Some(canceled), Some(2 * cleanup)),
+        (_, Some(canceled)) if is_aborting => {
+            (Phase::Abort, Some(canceled), Some(cleanup.saturating_mul(2)))
+        }
         (_, Some(canceled)) => (Phase::Hard, Some(canceled), Some(cleanup)),
         (Some(began), None) => (Phase::Soft, Some(began), Some(grace)),
         (None, None) => (Phase::Running, None, None),

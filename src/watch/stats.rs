@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -249,11 +249,14 @@ impl Stats {
 
 impl Observer for Stats {
     fn registered(&self, record: &Record) {
-        metrics::registered(record.kind, Line(record.line));
+        let is_counted = metrics::registered(record.kind, Line(record.line));
+        record.is_counted.store(is_counted, Ordering::Relaxed);
     }
 
     fn work_ended(&self, record: &Record) {
-        metrics::work_ended(record.kind, Line(record.line));
+        if record.is_counted.load(Ordering::Relaxed) {
+            metrics::work_ended(record.kind, Line(record.line));
+        }
         if !record.kind.is_work() {
             return;
         }

@@ -208,7 +208,7 @@ fn fmt_shutdown(state: &ShutdownState, f: &mut Formatter<'_>) -> fmt::Result {
     write!(f, "  {}", head(&text, WIDTH - 2))?;
     const LINES: usize = 8;
     for waits_for in state.waits_for.iter().take(LINES) {
-        let name = waits_for.name.as_deref().unwrap_or("work");
+        let name = waits_for.name.as_deref().filter(|name| !name.trim().is_empty()).unwrap_or("work");
         let late = if waits_for.overdue > 0 { ", overdue" } else { "" };
         let text = format!("{} (spawned at {}){late}", head(name, 40), tail(&waits_for.line, 36));
         write!(f, "\n{:>9}  {}", thousands(waits_for.count), head(&text, WIDTH - 11))?;

@@ -163,6 +163,45 @@ fn that_drop_guards_when_dropped_end_those_contexts() {
     });
 }
 
+/// Each waker ends the next context, whose waker ends the next one, and so on. With a token between every two contexts,
+/// this happens without such wakers. When the first call returns, all have ended, and all waits have been woken.
+#[test]
+fn that_end_the_next_context_in_a_long_chain_do_not_overflow_the_stack() {
+    const LENGTH: usize = 5_000;
+    faulty(|| {
+        let small = std::thread::Builder::new().stack_size(512 * 1024);
+        let run = small.spawn(|| {
+            for through_tokens in [false, true] {
+                let (count, counting) = Wakes::new();
+                let first = BACKGROUND.with_cancel();
+                let (mut last, mut scopes, mut waits) = (first.clone(), Vec::new(), Vec::new());
+                for _ in 0..LENGTH {
+                    let next = match through_tokens {
+                        false => BACKGROUND.with_cancel(),
+                        true => BACKGROUND.with_token(&last.cancellation_token()),
+                    };
+                    let canceler = next.canceler();
+                    let waker = match through_tokens {
+                        false => {
+                            Hooks { wake: hook(move || canceler.cancel()), ..Hooks::default() }.waker()
+                        }
+                        true => counting.clone(),
+                    };
+                    let mut wait = Box::pin(last.done_owned());
+                    assert!(poll(wait.as_mut(), &waker).is_pending());
+                    waits.push(wait);
+                    last = next.clone();
+                    scopes.push(next);
+                }
+                first.cancel();
+                assert!(scopes.iter().all(|scope| scope.is_done()));
+                assert_eq!(count.count(), if through_tokens { LENGTH } else { 0 });
+            }
+        });
+        run.unwrap().join().unwrap();
+    });
+}
+
 /// An executor that polls on the spot, drops the wait while it is woken, or starts another one.
 #[test]
 fn that_poll_drop_or_begin_waits_are_served() {

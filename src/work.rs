@@ -1,0 +1,114 @@
+//! [`Work`]: what an end defers until all tokens that end with it are closed.
+//!
+//! Wakers, subscribers and the drops of causes are foreign code. It runs while no lock is held and no token is `CLOSING`.
+//!
+//! Foreign code may end another context, whose end runs foreign code as well, and so on. With a `CancellationToken`
+//! between every two contexts, this happens without any code of the user. Each end is nested in the one before, and a
+//! long chain of them would overflow the stack. From a certain depth on, an end therefore leaves its work to the innermost
+//! end that does not. All of it is done before the outermost end returns.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::task::Waker;
+
+use crate::pages::Pages;
+use crate::sync::thread_local;
+use crate::trace::shielded;
+
+/// Ends that are nested in this many others leave their work.
+const DEEPEST: usize = 16;
+
+#[derive(Default)]
+pub(crate) struct Work {
+    /// The first waker, so that a single one needs no allocation.
+    waker: Option<Waker>,
+    more: Option<Box<More>>,
+}
+
+type Task = Box<dyn FnOnce(&mut Work)>;
+
+#[derive(Default)]
+struct More {
+    wakers: Vec<Waker>,
+    tasks: Vec<Task>,
+}
+
+impl Work {
+    fn more(&mut self) -> &mut More {
+        self.more.get_or_insert_default()
+    }
+
+    #[inline]
+    pub(crate) fn wake(&mut self, waker: Waker) {
+        match &self.waker {
+            None => self.waker = Some(waker),
+            Some(_) => self.more().wakers.push(waker),
+        }
+    }
+
+    /// Wakes all of these, and reserves room for `more` further ones.
+    pub(crate) fn wake_all(&mut self, wakers: Pages<Waker>, more: usize) {
+        if wakers.len() + more > 0 {
+            self.more().wakers.reserve(wakers.len() + more);
+            self.more().wakers.extend(wakers.into_iter());
+        }
+    }
+
+    pub(crate) fn defer(&mut self, task: impl FnOnce(&mut Work) + 'static) {
+        self.more().tasks.push(Box::new(task));
+    }
+
+    /// Does all of it, now or at the end of the innermost call that is not nested too deep.
+    #[inline]
+    pub(crate) fn run(self) {
+        if self.waker.is_some() || self.more.is_some() {
+            self.run_nested();
+        }
+    }
+
+    fn run_nested(self) {
+        // If the thread is ending, there is no limit.
+        let depth = with_nested(|nested| {
+            nested.depth += 1;
+            nested.depth
+        });
+        let mut next = Some(self);
+        if depth.is_some_and(|depth| depth > DEEPEST) {
+            with_nested(|nested| nested.left.extend(next.take()));
+        }
+        while let Some(work) = next {
+            work.run_all();
+            let is_deepest = depth == Some(DEEPEST);
+            next =
+                if is_deepest { with_nested(|nested| nested.left.pop_front()).flatten() } else { None };
+        }
+        with_nested(|nested| nested.depth -= 1);
+    }
+
+    /// Does all of it. A panic is caught, and does not prevent the rest.
+    fn run_all(mut self) {
+        while self.waker.is_some() || self.more.is_some() {
+            self.waker.take().map(|waker| shielded(|| waker.wake()));
+            let Some(more) = self.more.take() else { return };
+            more.wakers.into_iter().for_each(|waker| _ = shielded(|| waker.wake()));
+            // A task can defer more work.
+            more.tasks.into_iter().for_each(|task| _ = shielded(|| task(&mut self)));
+        }
+    }
+}
+
+/// The calls of [`Work::run`] on this thread that have not returned.
+#[derive(Default)]
+struct Nested {
+    depth: usize,
+    left: VecDeque<Work>,
+}
+
+thread_local! {
+    static NESTED: RefCell<Nested> = RefCell::default();
+}
+
+/// Calls `f` with those of this thread. Returns `None` if the thread is ending.
+fn with_nested<R>(f: impl FnOnce(&mut Nested) -> R) -> Option<R> {
+    NESTED.try_with(|nested| f(&mut nested.borrow_mut())).ok()
+}
