@@ -24,7 +24,6 @@ use super::end::{RequestEnd, RequestScope};
 use super::open::Open;
 use super::outcome::Outcome;
 use super::reply::Reply;
-use super::request_line::RequestLine;
 use crate::context::Context;
 use crate::context::refusal::Entry;
 use crate::error::Error;
@@ -147,9 +146,7 @@ where
         }
         let scope = outer.finishing_made_at(place);
         let ctx = scope.context().clone();
-        let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
-        let ticket = shutdown.as_ref().map(tracked);
-        let open = Open::new(&ctx, place, || RequestLine::of(&request), ticket);
+        let open = Open::new(&ctx, &request, shutdown.as_ref(), place);
         let mut scope = RequestScope::new(scope, place, open.as_ref());
         request.extensions_mut().insert(ctx.clone());
         let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
@@ -179,8 +176,7 @@ async fn finish<B: Body, E>(
         .await
     };
     Ok(done?.map(|response| {
-        let over = response.body().is_end_stream();
-        if over {
+        if response.body().is_end_stream() {
             scope.expect(RequestEnd::Answered);
         }
         response.map(|body| FinishBody { scope: Some(scope), ctx, own: None, body: Some(body) })
@@ -208,6 +204,13 @@ pub struct FinishFuture<B, E> {
     reply: Reply,
 }
 
+impl<B, E> FinishFuture<B, E> {
+    /// Returns the layer's own response.
+    fn respond(&self, outcome: Outcome) -> Response<FinishBody<B>> {
+        self.reply.ended(outcome).map(FinishBody::own)
+    }
+}
+
 impl<B, E> Future for FinishFuture<B, E> {
     type Output = Result<Response<FinishBody<B>>, E>;
 
@@ -216,21 +219,18 @@ impl<B, E> Future for FinishFuture<B, E> {
             ready!(self.entry.poll_refused(cx));
         }
         if let Some(refusal) = self.refusal.take() {
-            return Poll::Ready(Ok(self
-                .reply
-                .ended(Outcome::of_request(&refusal))
-                .map(FinishBody::own)));
+            return Poll::Ready(Ok(self.respond(Outcome::of_request(&refusal))));
         }
         let task = self.task.as_mut().expect("polled again after the response");
         let done = ready!(Pin::new(task).poll(cx));
         self.task = None;
         Poll::Ready(match done {
             Ok(Ok(answer)) => answer,
-            Ok(Err(ended)) => Ok(self.reply.ended(Outcome::of_request(&ended)).map(FinishBody::own)),
+            Ok(Err(ended)) => Ok(self.respond(Outcome::of_request(&ended))),
             Err(lost) => match lost.try_into_panic() {
                 Ok(panic) => resume_unwind(panic),
                 // The runtime is shutting down.
-                Err(_aborted) => Ok(self.reply.ended(Outcome::Stopping).map(FinishBody::own)),
+                Err(_aborted) => Ok(self.respond(Outcome::Stopping)),
             },
         })
     }
@@ -290,8 +290,11 @@ where
             Some(Ok(_)) if !body.is_end_stream() => None,
             _ => Some(RequestEnd::Answered),
         };
-        if let (Some(how), Some(mut scope)) = (how, how.and_then(|_| this.scope.take())) {
-            scope.expect(how);
+        if let Some(how) = how {
+            // Ends the context.
+            if let Some(mut scope) = this.scope.take() {
+                scope.expect(how);
+            }
         }
         Poll::Ready(frame)
     }
