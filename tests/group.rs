@@ -1,9 +1,9 @@
 //! `Group`: the first error cancels the other tasks and is returned by `join`, and no task is left behind.
 //! Covers Go's `errgroup_test.go` and every promise of the documentation.
 
+#[path = "common/alloc.rs"]
+mod alloc;
 mod common;
-#[path = "common/live.rs"]
-mod live;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -1374,10 +1374,10 @@ fn it_leaves_nothing_behind() {
             life(&parent).await;
             // The runtime resizes its own tables now and then.
             if round < 25 {
-                least = least.min(live::live());
+                least = least.min(alloc::live());
             }
         }
-        let left = live::live() - least;
+        let left = alloc::live() - least;
         assert!(left < 512, "{left} bytes are left of 25 rounds");
     });
 }

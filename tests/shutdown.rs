@@ -1,9 +1,9 @@
 //! `Shutdown`: the phases soft, grace, cancel, abort and report; begun by `begin`, by `force`, and by the
 //! end of the parent context.
 
+#[path = "common/alloc.rs"]
+mod alloc;
 mod common;
-#[path = "common/live.rs"]
-mod live;
 
 use std::future::{pending, ready};
 use std::panic::AssertUnwindSafe;
@@ -429,14 +429,14 @@ mod work {
             let mut early = 0;
             for round in 0..2000 {
                 if round == 500 {
-                    early = live::live();
+                    early = alloc::live();
                 }
                 let job = shutdown.named(format!("job {round}"));
                 job.spawn(ready(())).await.unwrap();
                 job.track(ready(())).await;
                 drop(job.ticket());
             }
-            let left = live::live() - early;
+            let left = alloc::live() - early;
             assert!(left < 512, "{left} bytes are left of 1,500 jobs");
             assert!(format!("{shutdown:?}").contains("running: 0"), "{shutdown:?}");
         });
