@@ -115,6 +115,13 @@ pub fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
     poll(std::pin::pin!(future), Waker::noop())
 }
 
+/// Lets the tasks of a current-thread runtime run until none is ready.
+pub async fn run_ready_tasks() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Counts how many of its [`CountsDrop`] values have been dropped.
 #[derive(Clone, Default)]
 pub struct Drops(Arc<AtomicUsize>);
