@@ -195,8 +195,10 @@ fn every_request_is_counted_once_while_snapshots_are_taken() {
                 assert!(here.count() as u64 <= 2 * THREADS);
             }
         });
-        serving.into_iter().for_each(|serving| serving.join().unwrap());
+        let served: Vec<_> = serving.into_iter().map(|serving| serving.join()).collect();
+        // Before a panic is passed on, which waits for the thread that takes snapshots.
         are_done.store(true, Ordering::Relaxed);
+        served.into_iter().for_each(|served| served.unwrap());
     });
     is_gone("GET /crowd");
     let seen = snapshot();
