@@ -17,7 +17,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use common::{
-    Cause, Drops, LONG, answer, current_thread, ended, ms, multi_thread, on_both, panic_text, paused,
+    Cause, Drops, LONG, answer, current_thread, ended, ms, multi_thread, on_both, on_paused, panic_text,
     poll, poll_once, watched, word,
 };
 use tokio::sync::{Barrier, Semaphore, oneshot};
@@ -78,11 +78,6 @@ type Words = Group<&'static str, Failure>;
 /// Returns the message of the task that ended the context.
 fn said(error: &Error) -> Option<&str> {
     error.cause_as::<TaskFailed>().map(TaskFailed::message)
-}
-
-/// Runs a test on a paused clock.
-fn on_paused<F: Future<Output = ()>>(test: F) {
-    paused().block_on(test);
 }
 
 /// Ends after the context does, and after some cleanup.

@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::task::Waker;
 use std::time::Duration;
 
-use common::{Dice, LONG, current_thread, ms, poll, poll_once};
+use common::{Dice, LONG, current_thread, is_full, ms, poll, poll_once};
 use tokio_ctx::{CancelScope, Context, DoneOwned};
 use tokio_util::sync::CancellationToken;
 
@@ -37,8 +37,7 @@ fn computed() -> Duration {
 
 /// Returns a million, or a fiftieth of it.
 fn million() -> usize {
-    let full = std::env::var_os("TOKIO_CTX_FULL").is_some_and(|set| set != "0");
-    if full { 1_000_000 } else { 20_000 }
+    if is_full() { 1_000_000 } else { 20_000 }
 }
 
 mod memory_is_freed {

@@ -9,11 +9,11 @@ use std::future::pending;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Waker;
-use std::thread;
 
 use alloc::live;
 use common::{
-    Cause, Drops, HANG, LONG, Wakes, current_thread, ended, ms, multi_thread, poll, poll_once, word,
+    Cause, Drops, LONG, Wakes, current_thread, ended, ms, multi_thread, on_a_small_stack, poll,
+    poll_once, word,
 };
 use tokio_ctx::{CancelScope, Context, DoneOwned};
 use tokio_util::sync::CancellationToken;
@@ -450,18 +450,6 @@ fn the_timer_of_a_dropped_context_holds_nothing() {
 }
 
 const MILLION: usize = 1_000_000;
-
-/// Runs on a thread with the default stack size of Rust and Tokio.
-fn on_a_small_stack(test: impl FnOnce() + Send + 'static) {
-    let (finished, wait) = std::sync::mpsc::channel::<()>();
-    let thread = thread::Builder::new().stack_size(2 * 1024 * 1024).spawn(move || {
-        let _finished = finished;
-        test();
-    });
-    let hung = wait.recv_timeout(HANG) == Err(std::sync::mpsc::RecvTimeoutError::Timeout);
-    assert!(!hung, "not done after {HANG:?}");
-    thread.unwrap().join().unwrap();
-}
 
 fn chain(derive: impl Fn(&Context) -> CancelScope) -> Vec<CancelScope> {
     let mut chain = vec![derive(&BACKGROUND)];

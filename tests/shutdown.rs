@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{
-    Cause, Drops, LONG, answer, current_thread, ended, ms, multi_thread, on_both, panic_text, paused,
+    Cause, Drops, LONG, answer, current_thread, ended, ms, multi_thread, on_both, on_paused, panic_text,
     poll, poll_once, watched, word,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -28,10 +28,6 @@ static BACKGROUND: Context = Context::background();
 /// A shutdown with times that are easy to add.
 fn shutdown() -> Shutdown {
     Shutdown::new(&BACKGROUND).grace(ms(500)).cleanup(ms(100))
-}
-
-fn on_paused<F: Future<Output = ()>>(test: F) {
-    paused().block_on(test);
 }
 
 /// The names and fates of the overdue work.
