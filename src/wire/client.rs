@@ -16,12 +16,12 @@ use tower_service::Service;
 use super::body::{Bounded, Start, Step, Whole};
 use super::call::{context_of, ended};
 use super::outbound::Outbound;
+use super::refusal::Refusal;
 use super::reply::Reply;
 use super::request_body;
 use super::send::SendLayer;
 use crate::context::Context;
 use crate::context::done::Wait;
-use crate::context::refusal::Entry;
 use crate::error::{BoxError, Error};
 
 /// Bounds the calls of a client by their context, and sends the remaining time to the server.
@@ -193,15 +193,13 @@ where
         if let Err(ended) = injected {
             // A clone has reserved nothing: what the service reserved when it became ready is released.
             self.inner = self.inner.clone();
-            let (wait, refusal) = (None, Some(ended));
-            return ClientFuture { call: None, wait, refusal, entry: Entry::Fresh, grpc };
+            return ClientFuture { call: None, wait: None, refusal: Refusal::new(Some(ended)), grpc };
         }
         request_body::bind(&ctx, request.body_mut());
         ClientFuture {
             call: Some(self.inner.call(request)),
             wait: Some(Wait::new(ctx)),
-            refusal: None,
-            entry: Entry::Fresh,
+            refusal: Refusal::new(None),
             grpc,
         }
     }
@@ -218,8 +216,7 @@ pin_project! {
         wait: Option<Wait<Context>>,
         #[pin]
         call: Option<F>,
-        refusal: Option<Error>,
-        entry: Entry,
+        refusal: Refusal<Error>,
         grpc: bool,
     }
 }
@@ -234,10 +231,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        if this.refusal.is_some() {
-            ready!(this.entry.poll_refused(cx));
-        }
-        if let Some(refusal) = this.refusal.take() {
+        if let Some(refusal) = ready!(this.refusal.poll(cx)) {
             return Poll::Ready(Err(ended(refusal, *this.grpc)));
         }
         const OVER: &str = "polled again after the response";

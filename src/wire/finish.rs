@@ -23,9 +23,9 @@ use super::call;
 use super::end::{RequestEnd, RequestScope};
 use super::open::Open;
 use super::outcome::Outcome;
+use super::refusal::Refusal;
 use super::reply::Reply;
 use crate::context::Context;
-use crate::context::refusal::Entry;
 use crate::error::Error;
 use crate::task::Shutdown;
 
@@ -142,7 +142,7 @@ where
         if let Some(ended) = outer.err() {
             // A clone has reserved nothing: what the service reserved when it became ready is released.
             self.inner = self.inner.clone();
-            return FinishFuture { task: None, refusal: Some(ended), entry: Entry::Fresh, reply };
+            return FinishFuture { task: None, refusal: Refusal::new(Some(ended)), reply };
         }
         let scope = outer.finishing_made_at(place);
         let ctx = scope.context().clone();
@@ -154,7 +154,7 @@ where
         #[cfg(feature = "tracing")]
         let task = tracing::Instrument::in_current_span(task);
         let task = tokio::spawn(task);
-        FinishFuture { task: Some(task), refusal: None, entry: Entry::Fresh, reply }
+        FinishFuture { task: Some(task), refusal: Refusal::new(None), reply }
     }
 }
 
@@ -199,8 +199,7 @@ impl<S: fmt::Debug> fmt::Debug for FinishService<S> {
 #[must_use = "futures do nothing unless polled"]
 pub struct FinishFuture<B, E> {
     task: Option<JoinHandle<Finished<B, E>>>,
-    refusal: Option<Error>,
-    entry: Entry,
+    refusal: Refusal<Error>,
     reply: Reply,
 }
 
@@ -215,10 +214,7 @@ impl<B, E> Future for FinishFuture<B, E> {
     type Output = Result<Response<FinishBody<B>>, E>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
-        if self.refusal.is_some() {
-            ready!(self.entry.poll_refused(cx));
-        }
-        if let Some(refusal) = self.refusal.take() {
+        if let Some(refusal) = ready!(self.refusal.poll(cx)) {
             return Poll::Ready(Ok(self.respond(Outcome::of_request(&refusal))));
         }
         let task = self.task.as_mut().expect("polled again after the response");

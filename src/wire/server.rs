@@ -22,12 +22,12 @@ use super::end::{RequestEnd, RequestScope};
 use super::inbound::Inbound;
 use super::open::Open;
 use super::outcome::Outcome;
+use super::refusal::Refusal;
 use super::reply::{Closing, Last, Reply};
 use super::route::Routes;
 use crate::context::Context;
 use crate::context::current::enter;
 use crate::context::done::Wait;
-use crate::context::refusal::Entry;
 use crate::error::BoxError;
 use crate::task::Shutdown;
 
@@ -271,7 +271,7 @@ where
             self.inner.call(request)
         });
         let live = Some(Live { wait: Wait::new(scope), reply, bodiless });
-        ServerFuture { live, refusal: None, entry: Entry::Fresh, ctx, handler: Some(handler), open }
+        ServerFuture { live, refusal: Refusal::new(None), ctx, handler: Some(handler), open }
     }
 }
 
@@ -311,8 +311,7 @@ pin_project! {
     pub struct ServerFuture<F> {
         live: Option<Live>,
         // The layer's own response to a request that is not passed to the handler.
-        refusal: Option<Box<Response<Bytes>>>,
-        entry: Entry,
+        refusal: Refusal<Box<Response<Bytes>>>,
         // The current context of the thread while the handler is polled.
         ctx: Option<Context>,
         #[pin]
@@ -336,8 +335,8 @@ pin_project! {
 
 impl<F> ServerFuture<F> {
     fn refused(response: Response<Bytes>) -> Self {
-        let (refusal, entry) = (Some(Box::new(response)), Entry::Fresh);
-        ServerFuture { live: None, refusal, entry, ctx: None, handler: None, open: None }
+        let refusal = Refusal::new(Some(Box::new(response)));
+        ServerFuture { live: None, refusal, ctx: None, handler: None, open: None }
     }
 }
 
@@ -351,10 +350,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         const OVER: &str = "polled again after the response";
         let mut this = self.project();
-        if this.refusal.is_some() {
-            ready!(this.entry.poll_refused(cx));
-        }
-        if let Some(refusal) = this.refusal.take() {
+        if let Some(refusal) = ready!(this.refusal.poll(cx)) {
             return Poll::Ready(Ok((*refusal).map(ServerBody::own)));
         }
         let live = this.live.as_mut().expect(OVER);
