@@ -103,52 +103,52 @@ struct Seen {
     own: RefCell<Vec<u32>>,
 }
 
+async fn retry(schedule: &Schedule, ctx: &Context, seen: &Seen) -> Result<u32, RetryError<Failed>> {
+    let deadline = ctx.deadline();
+    let retry = ctx
+        .retry(schedule.delays.iter().copied(), |child, number| {
+            assert!(!ctx.is_done(), "an attempt begins after the end");
+            assert!(deadline.is_none_or(|deadline| Instant::now() < deadline));
+            assert!(child.remaining().is_none_or(|left| left <= ctx.remaining().unwrap_or(left)));
+            let least = schedule.least;
+            assert!(ctx.remaining().is_none_or(|left| left >= least), "it cannot fit");
+            seen.begun.borrow_mut().push(Instant::now());
+            assert_eq!(number as usize, seen.begun.borrow().len());
+            let nth = (number as usize - 1).min(schedule.attempts.len() - 1);
+            let (takes, outcome) = schedule.attempts[nth];
+            async move {
+                if !takes.is_zero() {
+                    sleep(takes).await;
+                }
+                if matches!(outcome, Outcome::Succeeds) {
+                    return Ok(number);
+                }
+                seen.own.borrow_mut().push(number);
+                Err(Failed::Own(number, outcome))
+            }
+        })
+        .when(|error| !matches!(error, Failed::Own(_, Outcome::FailsForGood)))
+        .retry_after(|error| match error {
+            Failed::Own(_, Outcome::Pushes(delay)) => Some(*delay),
+            _ => None,
+        })
+        .permit(|| {
+            seen.permit_calls.set(seen.permit_calls.get() + 1);
+            seen.permit_calls.get() <= schedule.permits
+        })
+        .least(schedule.least);
+    let retry = match schedule.limit {
+        Limit::None => retry,
+        Limit::Timeout(limit) => retry.attempt_timeout(limit),
+        Limit::Share(share) => retry.attempt_share(share),
+    };
+    if schedule.learns { retry.least_learned().await } else { retry.await }
+}
+
 async fn run(schedule: &Schedule) {
     let start = Instant::now();
     let ctx = Context::background().with_timeout(schedule.budget);
-    let deadline = ctx.deadline();
     let seen = Seen::default();
-    let retry = async {
-        let retry = ctx
-            .retry(schedule.delays.iter().copied(), |child, number| {
-                assert!(!ctx.is_done(), "an attempt begins after the end");
-                assert!(deadline.is_none_or(|deadline| Instant::now() < deadline));
-                assert!(child.remaining().is_none_or(|left| left <= ctx.remaining().unwrap_or(left)));
-                let least = schedule.least;
-                assert!(ctx.remaining().is_none_or(|left| left >= least), "it cannot fit");
-                seen.begun.borrow_mut().push(Instant::now());
-                assert_eq!(number as usize, seen.begun.borrow().len());
-                let nth = (number as usize - 1).min(schedule.attempts.len() - 1);
-                let (takes, outcome) = schedule.attempts[nth];
-                let seen = &seen;
-                async move {
-                    if !takes.is_zero() {
-                        sleep(takes).await;
-                    }
-                    if matches!(outcome, Outcome::Succeeds) {
-                        return Ok(number);
-                    }
-                    seen.own.borrow_mut().push(number);
-                    Err(Failed::Own(number, outcome))
-                }
-            })
-            .when(|error| !matches!(error, Failed::Own(_, Outcome::FailsForGood)))
-            .retry_after(|error| match error {
-                Failed::Own(_, Outcome::Pushes(delay)) => Some(*delay),
-                _ => None,
-            })
-            .permit(|| {
-                seen.permit_calls.set(seen.permit_calls.get() + 1);
-                seen.permit_calls.get() <= schedule.permits
-            })
-            .least(schedule.least);
-        let retry = match schedule.limit {
-            Limit::None => retry,
-            Limit::Timeout(limit) => retry.attempt_timeout(limit),
-            Limit::Share(share) => retry.attempt_share(share),
-        };
-        if schedule.learns { retry.least_learned().await } else { retry.await }
-    };
     let canceled = async {
         match schedule.cancel {
             Some(at) => sleep(at).await,
@@ -166,7 +166,7 @@ async fn run(schedule: &Schedule) {
     };
     let outcome = tokio::select! {
         biased;
-        outcome = retry => outcome,
+        outcome = retry(schedule, &ctx, &seen) => outcome,
         () = canceled => unreachable!(),
         () = jumps => unreachable!(),
     };

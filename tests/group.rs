@@ -1,9 +1,9 @@
 //! `Group`: the first error cancels the other tasks and is returned by `join`, and no task is left behind.
 //! Covers Go's `errgroup_test.go` and every promise of the documentation.
 
+#[path = "common/alloc.rs"]
+mod alloc;
 mod common;
-#[path = "common/live.rs"]
-mod live;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -17,7 +17,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use common::{
-    Cause, Drops, LONG, answer, current_thread, ended, ms, multi_thread, on_both, panic_text, paused,
+    Cause, Drops, LONG, answer, current_thread, ended, ms, multi_thread, on_both, on_paused, panic_text,
     poll, poll_once, watched, word,
 };
 use tokio::sync::{Barrier, Semaphore, oneshot};
@@ -78,11 +78,6 @@ type Words = Group<&'static str, Failure>;
 /// Returns the message of the task that ended the context.
 fn message_of(error: &Error) -> Option<&str> {
     error.cause_as::<TaskFailed>().map(TaskFailed::message)
-}
-
-/// Runs a test on a paused clock.
-fn on_paused<F: Future<Output = ()>>(test: F) {
-    paused().block_on(test);
 }
 
 /// Ends after the context does, and after some cleanup.
@@ -1393,10 +1388,10 @@ fn it_leaves_nothing_behind() {
             life(&parent).await;
             // The runtime resizes its own tables now and then.
             if round < 25 {
-                least = least.min(live::live());
+                least = least.min(alloc::live());
             }
         }
-        let left = live::live() - least;
+        let left = alloc::live() - least;
         assert!(left < 512, "{left} bytes are left of 25 rounds");
     });
 }

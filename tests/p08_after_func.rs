@@ -7,19 +7,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-use common::{Cause, Drops, HANG, LONG, current_thread, ended, ms, on_both, watched, word};
+use common::{
+    Cause, Drops, HANG, LONG, current_thread, ended, ms, on_both, run_ready_tasks, watched, word,
+};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_ctx::{CancelScope, Context};
 
 static BACKGROUND: Context = Context::background();
-
-/// Runs all tasks that are ready, on a current-thread runtime.
-async fn run_ready_tasks() {
-    for _ in 0..20 {
-        tokio::task::yield_now().await;
-    }
-}
 
 #[test]
 fn it_runs_after_a_cancel_and_not_before() {

@@ -18,7 +18,6 @@ use common::{
 };
 use futures::executor::block_on;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::oneshot;
 use tokio::time::{Instant, advance, pause, sleep_until, timeout};
 use tokio_ctx::{Context, DoneOwned, Error};
 use tokio_util::sync::CancellationToken;
@@ -540,40 +539,6 @@ fn contexts_travel_between_threads_and_runtimes() {
     });
 }
 
-/// Where all timers are gone, a paused clock stands still, however long something outside of the runtime takes.
-#[tokio::test(start_paused = true)]
-async fn a_paused_clock_stands_still_once_no_deadline_is_waited_for() {
-    let start = Instant::now();
-    for case in 0..5 {
-        let ctx = BACKGROUND.with_timeout(LONG);
-        let child = ctx.with_timeout(LONG / 2);
-        {
-            let (mut one, mut two) = (pin!(ctx.done()), pin!(child.done()));
-            let mut three = pin!(ctx.done());
-            assert!(poll(one.as_mut(), Waker::noop()).is_pending());
-            if case > 0 {
-                assert!(poll(two.as_mut(), Waker::noop()).is_pending());
-                assert!(poll(three.as_mut(), Waker::noop()).is_pending());
-            }
-            match case {
-                2 => child.cancel(),
-                3 => ctx.cancel(),
-                _ => {}
-            }
-        }
-        let _kept = (case < 4).then_some((ctx, child));
-        let (finished, wait) = oneshot::channel();
-        let outside = thread::spawn(move || {
-            // Gives the runtime time to move its clock, if it is wrong.
-            thread::sleep(ms(20));
-            finished.send(()).unwrap();
-        });
-        wait.await.unwrap();
-        outside.join().unwrap();
-        assert_eq!(Instant::now(), start, "case {case}");
-    }
-}
-
 /// Returns how often a runtime parks on its way to a time far ahead, on a paused clock. Each timer on the way adds to it.
 /// `prepare` runs before that, on a paused or a real clock, and what it returns is kept.
 fn parks<R>(is_paused: bool, prepare: impl FnOnce(&Runtime) -> R) -> usize {
@@ -608,6 +573,36 @@ fn wait_in(runtime: &Runtime, ctx: &Context) -> Pin<Box<DoneOwned>> {
     let mut wait = Box::pin(ctx.done_owned());
     assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
     wait
+}
+
+/// Where no deadline is waited for any more, there is no timer to which a paused clock would advance.
+#[test]
+fn a_paused_clock_stands_still_once_no_deadline_is_waited_for() {
+    watched(|| {
+        let idle = parks(true, |_| {});
+        for case in 0..5 {
+            let wait = async {
+                let ctx = BACKGROUND.with_timeout(LONG);
+                let child = ctx.with_timeout(LONG / 2);
+                {
+                    let (mut one, mut two) = (pin!(ctx.done()), pin!(child.done()));
+                    let mut three = pin!(ctx.done());
+                    assert!(poll(one.as_mut(), Waker::noop()).is_pending());
+                    if case > 0 {
+                        assert!(poll(two.as_mut(), Waker::noop()).is_pending());
+                        assert!(poll(three.as_mut(), Waker::noop()).is_pending());
+                    }
+                    match case {
+                        2 => child.cancel(),
+                        3 => ctx.cancel(),
+                        _ => {}
+                    }
+                }
+                (case < 4).then_some((ctx, child))
+            };
+            assert_eq!(parks(true, |runtime| runtime.block_on(wait)), idle, "case {case}");
+        }
+    });
 }
 
 /// Waits that began on a thread that has ended keep their timer as long as they wait, and no longer.

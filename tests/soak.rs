@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use common::{Cause, Drops, LONG, Wakes, current_thread, ms, multi_thread, poll, poll_once};
+use common::{Cause, Drops, LONG, Wakes, current_thread, is_full, ms, multi_thread, poll, poll_once};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::{JoinSet, yield_now};
 use tokio_ctx::{CancelScope, Context, DoneOwned};
@@ -83,7 +83,7 @@ impl Account {
 
 /// Returns `full` if `TOKIO_CTX_FULL` is set, and `quick` otherwise.
 fn size(quick: usize, full: usize) -> usize {
-    if std::env::var_os("TOKIO_CTX_FULL").is_some_and(|set| set != "0") { full } else { quick }
+    if is_full() { full } else { quick }
 }
 
 fn report(what: &str, start: Instant, before: (isize, isize), after: (isize, isize)) {

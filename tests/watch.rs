@@ -139,7 +139,7 @@ mod ended_still_running {
         let _ = task.await;
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_line_shows_its_longest_entry() {
         let scopes: Vec<CancelScope> = (0..3).map(|_| root()).collect();
         let spawn = |ctx: &CancelScope| ctx.spawn(pending::<()>());
@@ -147,11 +147,11 @@ mod ended_still_running {
         let tasks: Vec<_> = scopes.iter().map(spawn).collect();
         scopes[1].cancel_with("first");
         let first = line(1);
-        thread::sleep(Duration::from_millis(2));
+        advance(SECOND).await;
         scopes[0].cancel();
         scopes[2].cancel();
         let here = ended_now(&spawned);
-        assert_eq!((here.count, here.end.line.to_string()), (3, first));
+        assert_eq!((here.count, here.end.line.to_string(), here.longest), (3, first, SECOND));
         tasks.iter().for_each(|task| task.abort());
     }
 
@@ -789,8 +789,6 @@ fn a_name_replaces_the_previous_one() {
 #[test]
 fn a_root_is_listed_until_its_last_handle_is_dropped() {
     let ctx = root();
-    let made = line(1);
-    let _ = made;
     let keep = ctx.clone().named("kept root");
     drop(ctx);
     let seen = snapshot();

@@ -17,7 +17,9 @@ use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
-use tokio_ctx::wire::{ClientBody, ClientLayer, DeadlineHeader, Inbound, Outbound, ServerLayer};
+use tokio_ctx::wire::{
+    ClientBody, ClientLayer, DeadlineHeader, Inbound, Outbound, RequestBody, ServerLayer,
+};
 use tokio_ctx::{BoxError, Context};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
@@ -326,4 +328,21 @@ async fn a_frame_of_a_body_is_progress_for_an_idle_limit() {
     let ended = tokio::select! { ended = reader => ended, () = sender => unreachable!() };
     let stalled = ended.cause_as::<tokio_ctx::budget::NoProgress>().expect("it stalls");
     assert_eq!((stalled.limit(), stalled.bytes()), (ms(800), Some(20)));
+}
+
+/// A request that waits for its connection is polled long after it was made.
+#[tokio::test(start_paused = true)]
+async fn the_first_frame_of_a_request_is_progress_as_well() {
+    let ctx = Context::background().with_idle(ms(800));
+    let (frames, body) = channel_body();
+    let mut body = RequestBody::new(&ctx, body);
+    for _ in 0..3 {
+        frames.send(Ok(Frame::data(Bytes::from("1234")))).unwrap();
+        tokio::time::sleep(ms(700)).await;
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "1234");
+    }
+    assert!(body.frame().await.unwrap().is_err());
+    let stalled = ended(&ctx);
+    let stalled = stalled.cause_as::<tokio_ctx::budget::NoProgress>().expect("it stalls");
+    assert_eq!(stalled.bytes(), Some(12));
 }

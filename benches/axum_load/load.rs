@@ -17,11 +17,13 @@ pub fn load(at: SocketAddr, path: &str, headers: &[&str], seconds: u64) -> Load 
     if has_wrk() { wrk(at, path, headers, seconds) } else { client::load(at, path, headers, seconds) }
 }
 
-/// Returns the CPU time, in microseconds, of all threads except the first, which sends the requests. Linux only.
-pub fn busy() -> Option<f64> {
+/// Returns the CPU time, in microseconds, of the threads of a server's process. In this process, the first thread does
+/// not count, because it sends the requests. Linux only.
+pub fn busy(server: u32) -> Option<f64> {
+    let sender = process::id();
     let mut nanos = 0.0;
-    for thread in fs::read_dir("/proc/self/task").ok()?.flatten() {
-        if thread.file_name() != *process::id().to_string() {
+    for thread in fs::read_dir(format!("/proc/{server}/task")).ok()?.flatten() {
+        if server != sender || thread.file_name() != *sender.to_string() {
             let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
             nanos += text.split(' ').next()?.parse::<f64>().ok()?;
         }

@@ -49,7 +49,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::error::Error as StdError;
 use std::fmt;
-use std::future::{Future, pending, poll_fn};
+use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, Location, RefUnwindSafe, UnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -58,8 +58,8 @@ use std::time::Duration;
 
 use pin_project_lite::pin_project;
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::sleep_until;
 
+use super::sleep::sleep_until;
 use crate::context::refusal::checked;
 use crate::context::registered::Registered;
 use crate::context::{CancelScope, Canceler, Context, DoneOwned};
@@ -867,11 +867,7 @@ fn in_order<V>(mut numbered: Vec<(usize, V)>) -> Vec<V> {
 
 async fn until_grace_over(done: DoneOwned, grace: Duration) {
     let ended_at = done.await.origin().ended_at();
-    // Tokio's timer rounds up, which would overflow at the very end of the clock's range.
-    match ended_at.checked_add(grace).filter(|at| at.checked_add(Duration::from_secs(1)).is_some()) {
-        Some(over) => sleep_until(over).await,
-        None => pending().await,
-    }
+    sleep_until(ended_at.checked_add(grace)).await;
 }
 
 impl Common {

@@ -133,8 +133,9 @@ use std::time::Duration;
 use pin_project_lite::pin_project;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
+use super::sleep::sleep_until;
 use crate::context::registered::{Polling, Registered};
 use crate::context::{CancelScope, Context};
 use crate::error::{BoxError, Error, Place, fmt_with_sources};
@@ -871,14 +872,7 @@ impl<'a> Waiter<'a> {
                 None => pending().await,
             }
         });
-        // Tokio's timer rounds up, which would overflow at the very end of the clock's range.
-        let at = at.filter(|at| at.checked_add(Duration::from_secs(1)).is_some());
-        let mut over = pin!(async {
-            match at {
-                Some(at) => sleep_until(at).await,
-                None => pending().await,
-            }
-        });
+        let mut over = pin!(sleep_until(at));
         poll_fn(|cx| {
             if emptied.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(true);

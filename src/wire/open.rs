@@ -2,10 +2,13 @@
 
 use std::panic::Location;
 
+use http::Request;
+
 use super::request_line::RequestLine;
 use crate::context::Context;
 use crate::context::registered::{InProgress, InProgressHandle, Polling};
 use crate::registry::{Kind, is_installed};
+use crate::task::Shutdown;
 use crate::task::shutdown::{AtWork, Ticket};
 
 /// Counts a request until it is dropped: with the shutdown of its layer, and with the watch of the process.
@@ -18,12 +21,14 @@ pub(crate) struct Open {
 impl Open {
     /// Counts a request. Returns `None` if there is neither a shutdown nor a watch that counts it.
     #[inline]
-    pub(crate) fn new(
+    pub(crate) fn new<A>(
         ctx: &Context,
+        request: &Request<A>,
+        shutdown: Option<&Shutdown>,
         place: &'static Location<'static>,
-        line: impl FnOnce() -> RequestLine,
-        ticket: Option<Ticket>,
     ) -> Option<Open> {
+        let line = || RequestLine::of(request);
+        let ticket = shutdown.map(|shutdown| shutdown.labeled_ticket(line(), place));
         if !is_installed() && ticket.is_none() {
             return None;
         }

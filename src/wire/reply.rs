@@ -7,7 +7,7 @@ use http_body::Frame;
 
 use super::envelope::{self, Envelopes};
 use super::outcome::Outcome;
-use super::timeout::BadHeader;
+use super::timeout::{self, BadHeader};
 
 /// The protocol of a response.
 #[derive(Clone, PartialEq, Eq)]
@@ -27,7 +27,6 @@ pub(crate) enum Reply {
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 static CONNECT_VERSION: HeaderName = HeaderName::from_static("connect-protocol-version");
-static CONNECT_TIMEOUT: HeaderName = HeaderName::from_static("connect-timeout-ms");
 
 impl Reply {
     /// Returns the protocol of a request.
@@ -149,7 +148,7 @@ fn is_unary_connect(content_type: &[u8], headers: &HeaderMap) -> bool {
     let end = codec.iter().position(|&byte| byte == b';').unwrap_or(codec.len());
     headers.contains_key(&CONNECT_VERSION)
         || (matches!(codec[..end].trim_ascii(), b"json" | b"proto")
-            && headers.contains_key(&CONNECT_TIMEOUT))
+            && headers.contains_key(&timeout::CONNECT))
 }
 
 /// Returns whether a `GET` is a call of Connect without side effects.

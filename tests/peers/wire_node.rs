@@ -6,12 +6,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod grpc;
+mod peer;
 #[path = "../wire/mod.rs"]
 mod wire;
 
 use std::convert::Infallible;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -21,24 +21,18 @@ use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio_ctx::Context;
 use tokio_ctx::wire::{Inbound, Outbound, RequestEnd, ServerLayer};
 use tonic::Code;
 use tower::{Layer, service_fn};
 
-use common::{HANG, LONG, ended, ms};
+use common::{LONG, ended, ms};
 use grpc::{chat, client, health_request, serving, serving_under};
+use peer::Peer;
 use wire::{Server, Version, channel_body, eventually, serve};
-
-/// A Node process, which is killed when dropped.
-struct Peer {
-    lines: Lines<BufReader<ChildStdout>>,
-    stdin: ChildStdin,
-    _child: Child,
-}
 
 impl Peer {
     /// Returns `None` if the packages are not installed.
@@ -49,29 +43,8 @@ impl Peer {
             eprintln!("skipped: no grpc-js and connect-node; .ci/node-peers installs them");
             return None;
         }
-        let mut child = Command::new("node")
-            .env("NODE_PATH", packages)
-            .arg(root.join("tests/peers/peer.cjs"))
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Some(Peer { lines, stdin: child.stdin.take().unwrap(), _child: child })
-    }
-
-    /// Reads the words of the next line of its output.
-    async fn read_words(&mut self) -> Vec<String> {
-        let line = tokio::time::timeout(HANG, self.lines.next_line()).await.unwrap().unwrap();
-        line.expect("another line of output").split(' ').map(Into::into).collect()
-    }
-
-    /// Reads how a call ended: code, seconds, details.
-    async fn outcome(&mut self) -> (String, f64, String) {
-        let words = self.read_words().await;
-        (words[0].clone(), words[1].parse().unwrap(), words[2..].join(" "))
+        let script = root.join("tests/peers/peer.cjs");
+        Some(Peer::spawn(Command::new("node").env("NODE_PATH", packages).arg(script).args(arguments)))
     }
 
     async fn assert_outcome(&mut self, code: &str, details: &str, what: &str) {

@@ -5,29 +5,23 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod grpc;
+mod peer;
 #[path = "../wire/mod.rs"]
 mod wire;
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
 use tokio_ctx::wire::{Budget, Inbound, Outbound, RequestEnd, ServerLayer, StatusExt};
 use tokio_ctx::{Context, ErrorKind};
 use tonic::Code;
 
-use common::{HANG, ended, ms};
+use common::{ended, ms};
 use grpc::{chat, client, health_request, serving, serving_under};
+use peer::Peer;
 use wire::eventually;
-
-/// A Python process, which is killed when dropped.
-struct Peer {
-    lines: Lines<BufReader<ChildStdout>>,
-    stdin: ChildStdin,
-    _child: Child,
-}
 
 impl Peer {
     /// Returns `None` if the environment does not exist.
@@ -38,28 +32,8 @@ impl Peer {
             eprintln!("skipped: no Python with grpcio; .ci/python-peers makes one");
             return None;
         }
-        let mut child = Command::new(python)
-            .arg(root.join("tests/peers/peer.py"))
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Some(Peer { lines, stdin: child.stdin.take().unwrap(), _child: child })
-    }
-
-    /// Reads the words of the next line of its output.
-    async fn read_words(&mut self) -> Vec<String> {
-        let line = tokio::time::timeout(HANG, self.lines.next_line()).await.unwrap().unwrap();
-        line.expect("another line of output").split(' ').map(Into::into).collect()
-    }
-
-    /// Reads how a call ended: code, seconds, details.
-    async fn outcome(&mut self) -> (String, f64, String) {
-        let words = self.read_words().await;
-        (words[0].clone(), words[1].parse().unwrap(), words[2..].join(" "))
+        let script = root.join("tests/peers/peer.py");
+        Some(Peer::spawn(Command::new(python).arg(script).args(arguments)))
     }
 }
 
