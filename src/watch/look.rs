@@ -45,9 +45,7 @@ impl Token {
     pub(crate) fn error_at_deadline(&self) -> Error {
         Error::with_cause(self.expiry_origin(), None)
     }
-}
 
-impl Token {
     /// Returns its error if it has ended by `now`, even if no query has noticed it yet. At most a thousand ancestors are
     /// checked.
     pub(crate) fn unnoticed_error(self: &Arc<Self>, now: Instant) -> Option<Error> {

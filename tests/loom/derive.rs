@@ -2,7 +2,8 @@
 
 use loom::thread;
 
-use super::{Roll, Waiter, chain, explore, one_story, same, story, why};
+use super::{Roll, SECOND, Waiter, chain, explore, one_story, same, story, why};
+use crate::sync::now;
 use crate::{CancelScope, Context};
 
 /// One thread ends the parent. The other one derives a child, and waits on it.
@@ -86,6 +87,23 @@ fn cancel_against_derive_with_a_deadline_that_has_passed() {
         ender.join().unwrap();
         same(&error, &story(&child));
         assert_eq!(why(&story(&parent)), "why");
+    });
+}
+
+/// A child with a deadline is derived while the parent is canceled. The end has the time of the cancel, whether it was
+/// recorded because of the deadline, or by the first query.
+#[test]
+fn cancel_against_derive_with_a_deadline() {
+    explore([5, 3], || {
+        let parent = Context::background().with_cancel();
+        let ender = thread::spawn({
+            let canceler = parent.canceler();
+            move || canceler.cancel()
+        });
+        let child = parent.with_timeout(SECOND);
+        ender.join().unwrap();
+        let error = one_story([parent.context(), &child]);
+        assert_eq!(error.origin().ended_at(), now());
     });
 }
 

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use loom::thread;
 
-use super::{Roll, Waiter, census, chain, drop_elsewhere, explore, one_story, same, story, why};
-use crate::Context;
+use super::{
+    Roll, SECOND, Waiter, census, chain, drop_elsewhere, explore, one_story, same, story, token, why,
+};
+use crate::{Canceler, Context};
 
 /// A child and its waiter are dropped while the root ends.
 #[test]
@@ -267,53 +269,82 @@ fn drop_of_the_guard_against_link_against_cancel_of_the_parent() {
     });
 }
 
-/// A cause whose drop queries a context, like foreign code.
-struct Asks(Context, Arc<AtomicUsize>);
+/// A cause whose drop cancels a context, like foreign code, and is counted.
+struct Cancels(Canceler, Arc<AtomicUsize>);
 
-impl fmt::Display for Asks {
+impl fmt::Display for Cancels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("asks")
+        f.write_str("cancels")
     }
 }
 
-impl fmt::Debug for Asks {
+impl fmt::Debug for Cancels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Asks")
+        f.write_str("Cancels")
     }
 }
 
-impl std::error::Error for Asks {}
+impl std::error::Error for Cancels {}
 
-impl Drop for Asks {
+impl Drop for Cancels {
     fn drop(&mut self) {
-        self.0.is_done();
+        self.0.cancel();
         self.1.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// The last handle of a child that ended by itself is dropped while the end of the parent holds the child as well. The cause
-/// is dropped once, while no lock is held.
+/// The last handle of a linked child is dropped while the end of the parent holds the child as well. A cause that is dropped
+/// with it is dropped once, and while no lock is held and no token is `CLOSING`: its drop waits until the parent is closed.
+fn drop_of_the_last_handle_against_the_parents_end(child: fn(&Context, Cancels) -> Context) {
+    let parent = Context::background().with_cancel();
+    let drops = Arc::new(AtomicUsize::new(0));
+    let sibling = Waiter::waiting_on(&chain(&parent, 1)[1]);
+    let child = child(&parent, Cancels(parent.canceler(), drops.clone()));
+    let roll = Roll::of([parent.context(), &child]);
+    assert!(token(&child).is_linked());
+    let ender = thread::spawn({
+        let canceler = parent.canceler();
+        move || canceler.cancel()
+    });
+    drop(child);
+    ender.join().unwrap();
+    assert_eq!(drops.load(Ordering::Relaxed), 1);
+    sibling.finish(&story(&parent));
+    drop(parent);
+    roll.is_gone();
+}
+
 #[test]
-fn drop_of_the_last_handle_against_the_parents_end() {
+fn drop_of_an_ended_child_against_the_parents_end() {
     explore([6, 4], || {
-        let (parent, ends) = Context::background().with_cancel().split();
-        let scope = parent.with_cancel();
-        let child = scope.clone();
-        let roll = Roll::of([&parent, &child]);
-        let drops = Arc::new(AtomicUsize::new(0));
-        let mut sibling = Waiter::on(&chain(&parent, 1)[1]);
-        assert!(!sibling.poll());
-        Waiter::waiting_on(&child).leave().is_gone();
-        scope.cancel_with(Asks(parent.clone(), drops.clone()));
-        drop(scope);
-        let ender = thread::spawn(move || ends.cancel_with("why"));
-        drop(child);
-        ender.join().unwrap();
-        assert_eq!(drops.load(Ordering::Relaxed), 1);
-        let error = story(&parent);
-        assert_eq!(why(&error), "why");
-        sibling.finish(&error);
-        drop(parent);
-        roll.is_gone();
+        drop_of_the_last_handle_against_the_parents_end(|parent, cause| {
+            let scope = parent.with_cancel();
+            assert!(token(&scope).link());
+            scope.cancel_with(cause);
+            scope.detach()
+        });
+    });
+}
+
+#[test]
+fn drop_of_a_child_with_a_preset_cause_against_the_parents_end() {
+    explore([6, 4], || {
+        drop_of_the_last_handle_against_the_parents_end(|parent, cause| {
+            let child = parent.with_timeout_cause(SECOND, cause).detach();
+            assert!(token(&child).link());
+            child
+        });
+    });
+}
+
+/// The cause is that of the second parent, of which the merged context has the last handle.
+#[test]
+fn drop_of_a_merged_child_against_the_parents_end() {
+    explore([6, 4], || {
+        drop_of_the_last_handle_against_the_parents_end(|parent, cause| {
+            let merged = parent.merge(&Context::background().with_timeout_cause(SECOND, cause).detach());
+            merged.cancel();
+            merged.detach()
+        });
     });
 }
