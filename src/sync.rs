@@ -99,7 +99,8 @@ mod imp;
 pub(crate) use imp::*;
 
 /// Counts what this thread does, for the tests of what it costs.
-#[cfg(all(test, not(tokio_ctx_loom)))]
+#[cfg(test)]
+#[cfg(not(tokio_ctx_loom))]
 pub(crate) mod meter {
     use std::cell::Cell;
 
