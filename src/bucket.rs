@@ -86,13 +86,13 @@ pub(crate) struct Entry<T: Timed> {
 }
 
 impl<T: Timed> Entry<T> {
-    /// Inserts an object into the bucket of its slot. If the time of the slot has passed, that time is the error.
+    /// Inserts an object into the bucket of its slot. Returns `None` if the time of the slot has passed.
     ///
     /// # Panics
     ///
     /// Panics outside a runtime, or in one without a time driver, as `tokio::time::sleep` does.
     #[track_caller]
-    pub(crate) fn new(item: &Arc<T>, left: u64, here: RuntimeId) -> Result<Entry<T>, Stamp> {
+    pub(crate) fn new(item: &Arc<T>, left: u64, here: RuntimeId) -> Option<Entry<T>> {
         let slot = Slot::new(item.deadline(), left);
         let present = cached(here, slot, |place| {
             let CachedBucket(bucket) = place.as_ref()?;
@@ -100,12 +100,12 @@ impl<T: Timed> Entry<T> {
             if fits { bucket.insert(item) } else { None }
         });
         if let Some(entry) = present.flatten() {
-            return Ok(entry);
+            return Some(entry);
         }
-        let (bucket, entry) = Bucket::start(here, slot, item).ok_or(slot.at)?;
+        let (bucket, entry) = Bucket::start(here, slot, item)?;
         let displaced = cached(here, slot, |place| place.replace(CachedBucket(bucket)));
         drop(displaced);
-        Ok(entry)
+        Some(entry)
     }
 
     pub(crate) fn open_bucket(&self) -> Option<&Bucket<T>> {
@@ -142,7 +142,7 @@ impl Slot {
     }
 
     fn key(shift: u32, index: u64) -> u64 {
-        (u64::from(shift) << 58) | (index & ((1 << 58) - 1))
+        (u64::from(shift) << 58) | index
     }
 
     /// Returns the index in the cache.
@@ -266,10 +266,10 @@ impl<T: Timed> Bucket<T> {
     /// and which may be shutting down.
     fn fire(&self) {
         let mut moving = Moving { runtime: self.runtime, items: self.close().into_iter().collect() };
-        let now = Stamp::now();
-        if now < self.slot.at || runtime() != Some(self.runtime) {
+        if runtime() != Some(self.runtime) {
             return;
         }
+        let now = Stamp::now();
         if moving.items.len() <= BATCH {
             let stays = |item: Arc<T>| match item.deadline() <= now {
                 true => !item.expire(now),
@@ -322,8 +322,53 @@ impl<T: Timed> Drop for Moving<T> {
 #[cfg(not(tokio_ctx_loom))]
 mod tests {
     use std::collections::HashSet;
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use tokio::runtime::Builder;
 
     use super::*;
+
+    /// An object that something always waits on. Registering it again does nothing.
+    #[derive(Default)]
+    struct Item {
+        registered: AtomicUsize,
+    }
+
+    std::thread_local! {
+        static CACHE: RefCell<Cache<Item>> = RefCell::default();
+    }
+
+    impl Timed for Item {
+        fn deadline(&self) -> Stamp {
+            Stamp(1 << 60)
+        }
+
+        fn is_waited_on(&self) -> bool {
+            true
+        }
+
+        fn expire(self: &Arc<Self>, _: Stamp) -> bool {
+            true
+        }
+
+        fn register_deadline(self: &Arc<Self>, _: RuntimeId) -> bool {
+            self.registered.fetch_add(1, Relaxed);
+            false
+        }
+
+        fn wake_waiters(&self) {
+            panic!("it has been moved");
+        }
+
+        fn with_cache<R>(f: impl FnOnce(&RefCell<Cache<Self>>) -> R) -> Option<R> {
+            CACHE.try_with(f).ok()
+        }
+    }
+
+    fn runtimes() -> impl Iterator<Item = tokio::runtime::Runtime> {
+        std::iter::repeat_with(|| Builder::new_current_thread().build().unwrap())
+    }
 
     /// Widths of slots, as powers of two; that of the last slots is `FINEST - 1`.
     const WIDTHS: std::ops::Range<u32> = FINEST - 1..FINEST + 12;
@@ -373,5 +418,39 @@ mod tests {
         let places: HashSet<_> = slots().map(|slot| slot.place()).collect();
         assert_eq!(places.len(), slots().count());
         assert!(places.into_iter().all(|place| place < SLOTS));
+    }
+
+    /// A thread that works in many runtimes keeps the caches of the last ones.
+    #[test]
+    fn the_cache_is_limited_to_the_last_runtimes() {
+        let runtimes: Vec<_> = runtimes().take(3 * RUNTIMES).collect();
+        let sizes = runtimes.iter().map(|runtime| {
+            cached::<Item, _>(runtime.handle().id(), slot(FINEST, 0), |place| assert!(place.is_none()));
+            CACHE.with_borrow(Vec::len)
+        });
+        let expected = (1..=runtimes.len()).map(|size| size.min(RUNTIMES));
+        assert!(sizes.eq(expected));
+        let ids = CACHE.with_borrow(|cache| cache.iter().map(|(id, _)| *id).collect::<Vec<_>>());
+        let last = runtimes.iter().rev().take(RUNTIMES).map(|runtime| runtime.handle().id());
+        assert!(ids.into_iter().eq(last));
+    }
+
+    /// The task that moves many members lets others run after each batch, and only then.
+    #[test]
+    fn moving_yields_after_each_batch() {
+        let runtime = runtimes().next().unwrap();
+        let item = Arc::new(Item::default());
+        let items = vec![Arc::downgrade(&item); 3 * BATCH + 1];
+        let moving = Moving { runtime: runtime.handle().id(), items };
+        let seen = runtime.block_on(async {
+            let moving = tokio::spawn(moving.run());
+            let mut seen = Vec::new();
+            while !moving.is_finished() {
+                yield_now().await;
+                seen.push(item.registered.load(Relaxed));
+            }
+            seen
+        });
+        assert_eq!(seen, [BATCH, 2 * BATCH, 3 * BATCH, 3 * BATCH + 1]);
     }
 }

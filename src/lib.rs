@@ -237,3 +237,7 @@ struct Readme;
 #[cfg(all(test, tokio_ctx_loom))]
 #[path = "../tests/loom/mod.rs"]
 mod loom_models;
+
+#[cfg(all(test, not(tokio_ctx_loom)))]
+#[path = "../tests/costs/mod.rs"]
+mod costs;

@@ -61,7 +61,7 @@ impl Key {
 /// A slab in pages. A page is freed when it is empty.
 pub(crate) struct Pages<T> {
     pages: Vec<Slab<T>>,
-    /// The pages before the last one that are not full, each once. Some of them may have been removed since.
+    /// The pages that were full and are not any more, each once. Some of them may have been removed since.
     roomy: Vec<u32>,
 }
 
@@ -124,10 +124,10 @@ impl<T> Pages<T> {
     }
 
     pub(crate) fn remove(&mut self, key: u32) -> Option<T> {
-        let (at, last) = (key as usize / PAGE, self.pages.len().saturating_sub(1));
+        let at = key as usize / PAGE;
         let page = self.pages.get_mut(at)?;
         let item = page.try_remove(key as usize % PAGE)?;
-        if page.len() == PAGE - 1 && at < last {
+        if page.len() == PAGE - 1 {
             self.roomy.push(at as u32);
         }
         if page.is_empty() && page.capacity() > SPARE {
@@ -137,7 +137,7 @@ impl<T> Pages<T> {
             self.pages.pop();
         }
         if self.pages.capacity() > 4 * self.pages.len().max(4) {
-            self.pages.shrink_to(2 * self.pages.len());
+            self.pages.shrink_to_fit();
         }
         Some(item)
     }
@@ -248,13 +248,18 @@ mod tests {
                 let mut pages = Pages::default();
                 let mut keys: Vec<_> = (0..CROWD).map(|item| pages.insert(item)).collect();
                 assert!(capacity(&pages) < CROWD + PAGE, "pages are filled before one is added");
+                let (mut room, mut shrunk) = (pages.pages.capacity(), 0);
                 let key = keys.swap_remove(stays);
                 if reversed {
                     keys.reverse();
                 }
                 for key in keys {
                     pages.remove(key);
+                    shrunk += usize::from(pages.pages.capacity() < room);
+                    room = pages.pages.capacity();
                 }
+                // Each time by three quarters.
+                assert!(shrunk <= 5, "{shrunk}");
                 assert_eq!(pages.get_mut(key), Some(&mut stays.clone()));
                 assert!(capacity(&pages) <= PAGE, "{}", capacity(&pages));
                 assert!(pages.pages.len() <= stays / PAGE + 1);

@@ -28,6 +28,8 @@ mod imp {
 
         #[inline]
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            #[cfg(test)]
+            super::meter::LOCKS.with(super::meter::count);
             self.0.lock().unwrap_or_else(PoisonError::into_inner)
         }
 
@@ -39,6 +41,8 @@ mod imp {
 
     #[inline]
     pub(crate) fn now() -> Instant {
+        #[cfg(test)]
+        super::meter::CLOCK_READS.with(super::meter::count);
         Instant::now()
     }
 
@@ -93,3 +97,19 @@ mod imp {
 mod imp;
 
 pub(crate) use imp::*;
+
+/// Counts what this thread does, for the tests of what it costs.
+#[cfg(test)]
+#[cfg(not(tokio_ctx_loom))]
+pub(crate) mod meter {
+    use std::cell::Cell;
+
+    std::thread_local! {
+        pub(crate) static LOCKS: Cell<usize> = const { Cell::new(0) };
+        pub(crate) static CLOCK_READS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    pub(super) fn count(counter: &Cell<usize>) {
+        counter.set(counter.get() + 1);
+    }
+}

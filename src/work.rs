@@ -48,10 +48,9 @@ impl Work {
 
     /// Wakes all of these, and reserves room for `more` further ones.
     pub(crate) fn wake_all(&mut self, wakers: Pages<Waker>, more: usize) {
-        if wakers.len() + more > 0 {
-            self.more().wakers.reserve(wakers.len() + more);
-            self.more().wakers.extend(wakers.into_iter());
-        }
+        let present = &mut self.more().wakers;
+        present.reserve(wakers.len() + more);
+        present.extend(wakers.into_iter());
     }
 
     pub(crate) fn defer(&mut self, task: impl FnOnce(&mut Work) + 'static) {

@@ -232,6 +232,20 @@ mod with_progress {
         assert_eq!(error.cause_as::<NoProgress>().unwrap().limit(), LIMIT * 2);
     }
 
+    /// A context below ends with another one, and this is noticed between the report and the next check.
+    #[tokio::test(start_paused = true)]
+    async fn counts_although_an_end_below_is_noticed_after_it() {
+        let idle = BACKGROUND.with_idle(LIMIT);
+        let parent = idle.with_cancel();
+        let child = parent.with_cancel();
+        advance(LIMIT / 2).await;
+        idle.progress().report();
+        parent.cancel();
+        child.cancel_with("too late");
+        advance(LIMIT * 3 / 4).await;
+        assert!(!idle.is_done());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn from_another_thread_counts() {
         let ctx = BACKGROUND.with_idle(LIMIT);
@@ -370,6 +384,14 @@ mod among_other_ends {
         let ended = waited.await;
         is_idle(&ended[0]);
         assert_eq!(ended[1].origin().budget(), Some(LIMIT / 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_at_the_same_time_takes_precedence() {
+        let parent = BACKGROUND.with_timeout(LIMIT);
+        let ctx = parent.with_idle(LIMIT);
+        advance(LIMIT).await;
+        assert_eq!(answer(&ctx).unwrap().origin().budget(), Some(LIMIT));
     }
 
     #[tokio::test(start_paused = true)]

@@ -56,6 +56,8 @@ async fn a_cancel_above_and_a_deadline_are_compared_to_the_nanosecond() {
         }
         advance(ms(5)).await;
         top.cancel_with(Cause("at that time"));
+        // Queried when the later deadline has passed as well.
+        advance(Duration::from_nanos(1)).await;
         assert_same(&ended(&parent), &ended(&top));
         assert_eq!(ended(&below).is_canceled(), later);
         assert_same(&ended(&below), &ended(&timed));

@@ -661,6 +661,59 @@ fn a_paused_clock_that_is_ahead_has_no_timers_without_waits() {
     });
 }
 
+/// A context that is kept has no timer in any runtime once nothing waits for it, in whichever order the waits are dropped.
+#[test]
+fn waits_that_are_dropped_leave_no_timer_in_any_runtime() {
+    watched(|| {
+        let idle = parks(true, |_| {});
+        for case in 0..4 {
+            let (is_further, is_reversed) = (case & 1 != 0, case & 2 != 0);
+            let left = parks(true, |runtime| {
+                let other = paused();
+                let ctx = runtime.block_on(async { BACKGROUND.with_timeout(LONG) });
+                let runtimes = if is_further { [&other, runtime] } else { [runtime, &other] };
+                let mut waits = runtimes.map(|runtime| wait_in(runtime, &ctx));
+                if is_reversed {
+                    waits.reverse();
+                }
+                waits.into_iter().for_each(drop);
+                (other, ctx)
+            });
+            assert_eq!(left, idle, "further: {is_further}, reversed: {is_reversed}");
+        }
+    });
+}
+
+/// On a real clock, the timer of a wait that was dropped fires once, whether or not the context is kept. The deadline does
+/// not move to the narrower slots.
+#[test]
+fn a_context_that_nothing_waits_for_has_no_further_timers() {
+    watched(|| {
+        let left = |is_kept: bool| {
+            parks(false, |runtime| {
+                let ctx = runtime.block_on(async { BACKGROUND.with_timeout(LONG) });
+                drop(wait_in(runtime, &ctx));
+                is_kept.then_some(ctx)
+            })
+        };
+        assert_eq!(left(true), left(false));
+    });
+}
+
+/// A wait is woken once, at the deadline, and not when the deadline moves to a narrower slot.
+#[tokio::test(start_paused = true)]
+async fn a_wait_is_not_woken_before_its_deadline() {
+    let ctx = BACKGROUND.with_timeout(LONG);
+    let (wakes, waker) = Wakes::new();
+    let mut wait = pin!(ctx.done());
+    assert!(poll(wait.as_mut(), &waker).is_pending());
+    sleep_until(ctx.deadline().unwrap() - ms(1)).await;
+    assert_eq!(wakes.count(), 0);
+    sleep_until(ctx.deadline().unwrap() + ms(1)).await;
+    assert_eq!(wakes.count(), 1);
+    assert!(poll(wait.as_mut(), &waker).is_ready());
+}
+
 /// The end of a context removes its timers from all runtimes, although its handle and its waits are kept.
 #[test]
 fn an_end_leaves_no_timer_in_any_runtime() {

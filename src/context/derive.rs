@@ -176,22 +176,21 @@ impl Context {
     pub fn keeping_deadline(&self) -> Context {
         let free = self.without_cancel();
         let Some(at) = self.deadline() else { return free };
-        let now = now();
-        let (set_at, budget) = self.deadline_origin(at).unwrap_or_else(|| {
-            // A canceled context no longer stores the origin of its deadline.
-            (Location::caller(), at.saturating_duration_since(now))
-        });
-        free.derive(Token::new(None, Some(Limit { at, now, budget, cause: None, preset: 0 }), set_at))
-            .detach()
+        free.with_deadline_of(self, at, Location::caller()).detach()
     }
 
-    /// Derives a child that also ends at `at`, the deadline of `other`. The error names the line that set it there.
-    #[cfg(feature = "tower")]
-    pub(crate) fn with_deadline_of(&self, other: &Context, at: Instant) -> CancelScope {
+    /// Derives a child that also ends at `at`, the deadline of `other`. The error names the line that set it there, or
+    /// `line` if that is not known any more.
+    pub(crate) fn with_deadline_of(
+        &self,
+        other: &Context,
+        at: Instant,
+        line: &'static Location<'static>,
+    ) -> CancelScope {
         let now = now();
         let (set_at, budget) = other.deadline_origin(at).unwrap_or_else(|| {
-            // As above.
-            (Location::caller(), at.saturating_duration_since(now))
+            // A canceled context does not store the origin of a deadline above it.
+            (line, at.saturating_duration_since(now))
         });
         let limit = Limit { at, now, budget, cause: None, preset: 0 };
         self.derive(Token::new(self.token(), Some(limit), set_at))

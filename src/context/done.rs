@@ -97,11 +97,7 @@ pin_project! {
 
     impl<C: Borrow<Context>> PinnedDrop for Wait<C> {
         fn drop(this: Pin<&mut Self>) {
-            if this.key != Key::default() {
-                if let Some(token) = this.ctx().token() {
-                    token.deregister(this.key);
-                }
-            }
+            this.deregister();
         }
     }
 }
@@ -120,12 +116,17 @@ impl<C: Borrow<Context>> Wait<C> {
         &mut self.ctx
     }
 
+    #[inline]
+    fn deregister(&self) {
+        if let Some(token) = self.ctx().token() {
+            token.deregister(self.key);
+        }
+    }
+
     /// Removes the waker from the list. The wait registers again when it is polled.
     #[cfg(feature = "tower")]
     pub(crate) fn remove_waker(&mut self) {
-        if let (true, Some(token)) = (self.key != Key::default(), self.ctx().token()) {
-            token.deregister(self.key);
-        }
+        self.deregister();
         (self.key, self.waker, self.runtime) = (Key::default(), (0, 0), None);
     }
 

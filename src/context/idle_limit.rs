@@ -242,7 +242,7 @@ impl Drop for Checker {
 /// ctx.progress().report_bytes(3_200_000);
 /// let stalled = ctx.done().await;
 ///
-/// // context deadline exceeded: no progress for 10s (budget set at src/main.rs:6), 3.2 MB so far
+/// // context deadline exceeded: no progress for 10s (budget set at src/main.rs:5), 3.2 MB so far
 /// println!("{stalled}");
 /// assert!(stalled.is_deadline_exceeded());
 /// assert_eq!(stalled.cause_as::<NoProgress>().unwrap().bytes(), Some(3_200_000));

@@ -1,7 +1,6 @@
 //! `merge`: a context with two parents.
 
 use std::panic::Location;
-use std::sync::Arc;
 
 use super::context::Context;
 use super::scope::CancelScope;
@@ -31,7 +30,7 @@ impl Context {
     pub fn merge(&self, other: &Context) -> CancelScope {
         let made_at = Location::caller();
         let token = match (self.token(), other.token()) {
-            (Some(a), Some(b)) if !Arc::ptr_eq(a, b) => Token::merge(a, b, made_at),
+            (Some(a), Some(b)) => Token::merge(a, b, made_at),
             (a, b) => Token::new(a.or(b), None, made_at),
         };
         #[cfg(feature = "watch")]

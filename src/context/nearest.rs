@@ -29,9 +29,9 @@ impl Context {
                 };
                 Context::of_token(token.clone(), values, current.is_todo())
             }
-            _ => match (self.deadline(), current.deadline()) {
+            (_, Some(token)) => match (self.deadline(), current.deadline()) {
                 (own, Some(at)) if own.is_none_or(|own| at < own) => {
-                    self.with_deadline_of(&current, at).detach()
+                    self.with_deadline_of(&current, at, token.made_at()).detach()
                 }
                 _ => self.clone(),
             },
@@ -132,6 +132,13 @@ mod tests {
         assert_eq!(call.deadline(), current.deadline());
         assert_eq!((call.value::<&str>(), call.value::<u8>()), (Some(&"own"), None));
         assert_eq!(call.err().unwrap().origin().made_at().line(), line);
+        // A canceled context does not know the line that set a deadline above it.
+        let current = Context::background().with_timeout(seconds(30));
+        let canceled = current.with_cancel();
+        let line = line!() - 1;
+        canceled.cancel();
+        let call = aside.nearest(canceled.clone());
+        assert!(call.to_string().starts_with(&format!("context made at {}:{line},", file!())), "{call}");
         // The cancellation of the current context does not apply.
         let canceled = Context::background().with_cancel();
         canceled.cancel();

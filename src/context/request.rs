@@ -38,7 +38,7 @@ impl Context {
     pub(crate) fn finishing_made_at(&self, made_at: &'static Location<'static>) -> CancelScope {
         let service = self.beyond_request();
         let Some(at) = self.deadline() else { return service.request_made_at(made_at, None) };
-        let scope = service.with_deadline_of(self, at);
+        let scope = service.with_deadline_of(self, at, made_at);
         scope.token().into_iter().for_each(|token| token.mark());
         scope
     }

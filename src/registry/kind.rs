@@ -1,10 +1,7 @@
 //! The kinds of registered work and contexts.
 
-use std::fmt;
-
 /// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[cfg_attr(feature = "watch", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[cfg_attr(not(feature = "watch"), allow(dead_code, reason = "only a watch reads it"))]
 #[non_exhaustive]
 pub enum Kind {
@@ -34,32 +31,48 @@ pub enum Kind {
     Process,
 }
 
-impl Kind {
-    /// Returns its name in JSON and in the text.
-    #[cfg_attr(not(feature = "watch"), allow(dead_code, reason = "only a watch reads it"))]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Kind::Root => "root",
-            Kind::Context => "context",
-            Kind::Named => "named",
-            Kind::Request => "request",
-            Kind::Group => "group",
-            Kind::Shutdown => "shutdown",
-            Kind::Task => "task",
-            Kind::Tracked => "tracked",
-            Kind::Ticket => "ticket",
-            Kind::Blocking => "blocking",
-            Kind::AfterFunc => "after_func",
-            Kind::Process => "process",
+/// Implements `as_str`, `Display` and `Serialize` for an enum, from one list of names.
+#[cfg(feature = "watch")]
+macro_rules! named {
+    ($type:ident { $($value:ident => $name:literal),* $(,)? }) => {
+        impl $type {
+            /// Returns its name in JSON, in the text and in labels.
+            pub fn as_str(self) -> &'static str {
+                match self { $($type::$value => $name),* }
+            }
         }
-    }
-}
 
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
+        impl std::fmt::Display for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+    };
 }
+#[cfg(feature = "watch")]
+pub(crate) use named;
+
+#[cfg(feature = "watch")]
+named!(Kind {
+    Root => "root",
+    Context => "context",
+    Named => "named",
+    Request => "request",
+    Group => "group",
+    Shutdown => "shutdown",
+    Task => "task",
+    Tracked => "tracked",
+    Ticket => "ticket",
+    Blocking => "blocking",
+    AfterFunc => "after_func",
+    Process => "process",
+});
 
 #[cfg(any(feature = "test-util", feature = "watch"))]
 impl Kind {

@@ -30,6 +30,8 @@ pub(crate) use hub::{Finished, finished};
 #[cfg(feature = "watch")]
 pub(crate) use hub::{Hub, Observer, cause_name, ended, install, refused};
 pub use kind::Kind;
+#[cfg(feature = "watch")]
+pub(crate) use kind::named;
 #[cfg(feature = "tower")]
 pub(crate) use name::Label;
 #[cfg(feature = "watch")]

@@ -12,6 +12,7 @@
 //!    in the runtime where it is polled next. No timer is created while another one fires.
 
 use std::cell::RefCell;
+use std::mem;
 use std::sync::Arc;
 
 use super::members::Inner;
@@ -57,12 +58,9 @@ impl Timed for Token {
         if left == 0 {
             return self.end_if_due(now);
         }
-        let mut entry = match Entry::new(self, left, here) {
-            Ok(entry) => Some(entry),
-            // The timer says that the time of the slot has come.
-            Err(at) if at < self.deadline => return self.register_deadline(here),
-            Err(at) => return self.end_if_due(at),
-        };
+        // The time of the slot may have come in the meantime. The next slot is narrower.
+        let Some(entry) = Entry::new(self, left, here) else { return self.register_deadline(here) };
+        let mut entry = Some(entry);
         let Some(mut inner) = self.lock_unless_ended() else { return true };
         self.store_entry(&mut inner, &mut entry);
         false
@@ -74,13 +72,17 @@ impl Timed for Token {
 }
 
 impl Inner {
+    /// Returns the buckets with which the deadline is registered.
+    #[inline]
+    fn buckets(&self) -> impl Iterator<Item = &Bucket> {
+        let further = self.more.iter().flat_map(|more| &more.entries);
+        self.bucket.as_deref().into_iter().chain(further.filter_map(|entry| entry.bucket.as_deref()))
+    }
+
     /// Returns whether the deadline is registered in the given runtime.
     #[inline]
     pub(super) fn is_timed_in(&self, here: RuntimeId) -> bool {
-        let serves = |bucket: &Bucket| bucket.runtime() == here && !bucket.is_closed();
-        let others = self.more.iter().flat_map(|more| &more.entries);
-        self.bucket.as_deref().is_some_and(serves)
-            || others.filter_map(|entry| entry.bucket.as_deref()).any(serves)
+        self.buckets().any(|bucket| bucket.runtime() == here && !bucket.is_closed())
     }
 }
 
@@ -91,7 +93,7 @@ impl Token {
     #[track_caller]
     pub(crate) fn enter_bucket(self: &Arc<Self>, here: Option<RuntimeId>) -> Option<Entry> {
         let is_first = self.owns_deadline() && !self.has(OCCUPIED | ENDED);
-        Entry::new(self, self.clock, here.filter(|_| is_first)?).ok()
+        Entry::new(self, self.clock, here.filter(|_| is_first)?)
     }
 
     /// Stores a registration, unless the deadline is already registered in its runtime.
@@ -111,19 +113,22 @@ impl Token {
         }
     }
 
-    /// Removes the registration from the token.
-    pub(super) fn take_entry(key_or_end: &AtomicU64, inner: &mut Inner) -> Option<Entry> {
+    /// Removes all registrations from the token. There are further ones only if there is a first.
+    pub(super) fn take_entries(
+        key_or_end: &AtomicU64,
+        inner: &mut Inner,
+    ) -> Option<(Entry, Vec<Entry>)> {
         let bucket = Some(inner.bucket.take()?);
         let key = key_or_end.load(Ordering::Relaxed) - 1;
         key_or_end.store(0, Ordering::Relaxed);
-        Some(Entry { bucket, key: key as u32 })
+        let further = inner.more.as_mut().map(|more| mem::take(&mut more.entries));
+        Some((Entry { bucket, key: key as u32 }, further.unwrap_or_default()))
     }
 
-    /// Removes the registration from a token without waiters, if the bucket should close as soon as it is empty.
+    /// Removes the registrations from a token without waiters, if a bucket should close as soon as it is empty.
     #[inline]
-    pub(super) fn take_entry_if_idle(&self, inner: &mut Inner) -> Option<Entry> {
-        let closes_when_empty = inner.bucket.as_ref().is_some_and(|bucket| bucket.closes_when_empty());
-        let is_idle = closes_when_empty && !inner.has_waiters();
-        if is_idle { Token::take_entry(&self.key_or_end, inner) } else { None }
+    pub(super) fn take_entries_if_idle(&self, inner: &mut Inner) -> Option<(Entry, Vec<Entry>)> {
+        let is_idle = inner.buckets().any(Bucket::closes_when_empty) && !inner.has_waiters();
+        if is_idle { Token::take_entries(&self.key_or_end, inner) } else { None }
     }
 }

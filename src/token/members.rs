@@ -66,10 +66,6 @@ impl More {
         work.wake_all(mem::take(&mut self.waiters), self.children.len());
         let attachments = self.attachments.clone().into_iter();
         attachments.for_each(|attachment| work.defer(move |_| attachment.ended()));
-        if !self.entries.is_empty() {
-            let entries = mem::take(&mut self.entries);
-            work.defer(|_| drop(entries));
-        }
         (!self.children.is_empty()).then(|| Box::new(mem::take(&mut self.children).into_iter()))
     }
 }

@@ -100,7 +100,7 @@ impl Token {
         if key != Key::default() && !self.ended() {
             let mut inner = self.inner.lock();
             let _waker = inner.remove_waiter(key);
-            let _entry = self.take_entry_if_idle(&mut inner);
+            let _entries = self.take_entries_if_idle(&mut inner);
             drop(inner);
         }
     }
@@ -151,7 +151,7 @@ impl Token {
     #[inline]
     fn close_locked(&self, ending: &mut Ending, work: &mut Work) -> Option<Children> {
         let mut inner = self.lock_unless_ended()?;
-        let _entry = Token::take_entry(&self.key_or_end, &mut inner);
+        let _entries = Token::take_entries(&self.key_or_end, &mut inner);
         let children = inner.empty(work);
         let mut bits = if children.is_empty() { 0 } else { CLOSING };
         if let Some(error) = ending.error.take() {
@@ -247,9 +247,8 @@ impl Closing {
     fn close_child(&self, child: Arc<Token>, work: &mut Work) -> Option<Closing> {
         if child.has(MERGED) && child.deadline < self.bound {
             // The deadline of the other parent was earlier.
-            let at = Stamp(self.bound.0 - 1);
             work.defer(move |work| {
-                child.close_path(at, work);
+                child.close_path(child.deadline, work);
                 child.drop_later(work);
             });
             return None;
@@ -302,7 +301,7 @@ impl Token {
         let mut second = None;
         if self.state.load(Ordering::Relaxed) & OCCUPIED != 0 {
             let inner = self.inner.get_mut();
-            let _entry = Token::take_entry(&self.key_or_end, inner);
+            let _entries = Token::take_entries(&self.key_or_end, inner);
             second = inner.more.as_mut().and_then(|more| more.second.take());
         }
         let leave = |(parent, key): (Arc<Token>, Key)| {

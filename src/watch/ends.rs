@@ -51,8 +51,7 @@ impl Facts {
 
     /// Returns the end of a token, even if no query has noticed it yet, without the text of its cause.
     pub(super) fn of(token: &Arc<Token>) -> Option<Facts> {
-        let stored = token.ended().then(|| token.error());
-        let error = stored.or_else(|| shielded(|| token.unnoticed_error(Instant::now())).flatten())?;
+        let error = shielded(|| token.unnoticed_error(Instant::now())).flatten()?;
         let facts = Facts::new(&error, false);
         shielded(|| drop(error));
         Some(facts)

@@ -9,6 +9,7 @@ use serde::{Serialize, Serializer};
 use super::millis::{ms, ms_or_null, unix_ms};
 use crate::error::Place;
 pub use crate::registry::Kind;
+use crate::registry::named;
 
 /// The version of the JSON format, in the field `format` of a [`Snapshot`]. It changes when a field is removed or its
 /// meaning changes, and not when a field is added.
@@ -287,8 +288,7 @@ pub struct WaitsFor {
 }
 
 /// The phase of a shutdown: see [the module](crate::shutdown).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Phase {
     /// `running`: it has not begun.
@@ -303,24 +303,13 @@ pub enum Phase {
     Over,
 }
 
-impl Phase {
-    /// Returns its name in JSON and in the text.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Phase::Running => "running",
-            Phase::Soft => "soft",
-            Phase::Hard => "hard",
-            Phase::Abort => "abort",
-            Phase::Over => "over",
-        }
-    }
-}
-
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
+named!(Phase {
+    Running => "running",
+    Soft => "soft",
+    Hard => "hard",
+    Abort => "abort",
+    Over => "over",
+});
 
 /// A context or a piece of work.
 #[derive(Clone, Debug, Serialize)]
@@ -387,8 +376,7 @@ pub struct End {
 }
 
 /// The kind of an end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum How {
     /// `deadline`: its deadline passed.
@@ -414,29 +402,18 @@ pub enum How {
     Refused,
 }
 
-impl How {
-    /// Returns its name in JSON, in the text and in labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            How::Deadline => "deadline",
-            How::Canceled => "canceled",
-            How::Dropped => "dropped",
-            How::Token => "token",
-            How::ClientLeft => "client_left",
-            How::RequestDropped => "request_dropped",
-            How::Failed => "failed",
-            How::Shutdown => "shutdown",
-            How::Finished => "finished",
-            How::Refused => "refused",
-        }
-    }
-}
-
-impl fmt::Display for How {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
+named!(How {
+    Deadline => "deadline",
+    Canceled => "canceled",
+    Dropped => "dropped",
+    Token => "token",
+    ClientLeft => "client_left",
+    RequestDropped => "request_dropped",
+    Failed => "failed",
+    Shutdown => "shutdown",
+    Finished => "finished",
+    Refused => "refused",
+});
 
 /// The last poll of a task or request, or the call of a blocking function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -2,7 +2,10 @@
 
 use loom::thread;
 
-use super::{Waiter, WeakTokens, assert_same, cause_text, chain, common_error, explore, final_error};
+use super::{
+    SECOND, Waiter, WeakTokens, assert_same, cause_text, chain, common_error, explore, final_error,
+};
+use crate::sync::now;
 use crate::{CancelScope, Context};
 
 /// One thread ends the parent. The other one derives a child, and waits on it.
@@ -89,6 +92,23 @@ fn cancel_against_derive_with_a_deadline_that_has_passed() {
         ender.join().unwrap();
         assert_same(&error, &final_error(&child));
         assert_eq!(cause_text(&final_error(&parent)), "why");
+    });
+}
+
+/// A child with a deadline is derived while the parent is canceled. The end has the time of the cancel, whether it was
+/// recorded because of the deadline, or by the first query.
+#[test]
+fn cancel_against_derive_with_a_deadline() {
+    explore([5, 3], || {
+        let parent = Context::background().with_cancel();
+        let ender = thread::spawn({
+            let canceler = parent.canceler();
+            move || canceler.cancel()
+        });
+        let child = parent.with_timeout(SECOND);
+        ender.join().unwrap();
+        let error = common_error([parent.context(), &child]);
+        assert_eq!(error.origin().ended_at(), now());
     });
 }
 

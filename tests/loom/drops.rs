@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
 
 use super::{
-    Waiter, WeakTokens, assert_same, cause_text, chain, common_error, drop_elsewhere, explore,
-    final_error, registrations,
+    SECOND, Waiter, WeakTokens, assert_same, cause_text, chain, common_error, drop_elsewhere, explore,
+    final_error, registrations, token,
 };
-use crate::Context;
+use crate::{Canceler, Context};
 
 /// A child and its waiter are dropped while the root ends.
 #[test]
@@ -272,53 +272,82 @@ fn drop_of_the_guard_against_link_against_cancel_of_the_parent() {
     });
 }
 
-/// A cause whose drop queries a context, like foreign code.
-struct QueryingCause(Context, Arc<AtomicUsize>);
+/// A cause whose drop cancels a context, like foreign code, and is counted.
+struct CancelingCause(Canceler, Arc<AtomicUsize>);
 
-impl fmt::Display for QueryingCause {
+impl fmt::Display for CancelingCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("queries a context")
+        f.write_str("cancels")
     }
 }
 
-impl fmt::Debug for QueryingCause {
+impl fmt::Debug for CancelingCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("QueryingCause")
+        f.write_str("CancelingCause")
     }
 }
 
-impl std::error::Error for QueryingCause {}
+impl std::error::Error for CancelingCause {}
 
-impl Drop for QueryingCause {
+impl Drop for CancelingCause {
     fn drop(&mut self) {
-        self.0.is_done();
+        self.0.cancel();
         self.1.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// The last handle of a child that ended by itself is dropped while the end of the parent holds the child as well. The cause
-/// is dropped once, while no lock is held.
+/// The last handle of a linked child is dropped while the end of the parent holds the child as well. A cause that is dropped
+/// with it is dropped once, and while no lock is held and no token is `CLOSING`: its drop waits until the parent is closed.
+fn drop_of_the_last_handle_against_the_parents_end(child: fn(&Context, CancelingCause) -> Context) {
+    let parent = Context::background().with_cancel();
+    let drops = Arc::new(AtomicUsize::new(0));
+    let sibling = Waiter::waiting_on(&chain(&parent, 1)[1]);
+    let child = child(&parent, CancelingCause(parent.canceler(), drops.clone()));
+    let tokens = WeakTokens::of([parent.context(), &child]);
+    assert!(token(&child).is_linked());
+    let ender = thread::spawn({
+        let canceler = parent.canceler();
+        move || canceler.cancel()
+    });
+    drop(child);
+    ender.join().unwrap();
+    assert_eq!(drops.load(Ordering::Relaxed), 1);
+    sibling.finish(&final_error(&parent));
+    drop(parent);
+    tokens.assert_dropped();
+}
+
 #[test]
-fn drop_of_the_last_handle_against_the_parents_end() {
+fn drop_of_an_ended_child_against_the_parents_end() {
     explore([6, 4], || {
-        let (parent, ends) = Context::background().with_cancel().split();
-        let scope = parent.with_cancel();
-        let child = scope.clone();
-        let tokens = WeakTokens::of([&parent, &child]);
-        let drops = Arc::new(AtomicUsize::new(0));
-        let mut sibling = Waiter::on(&chain(&parent, 1)[1]);
-        assert!(!sibling.poll());
-        Waiter::waiting_on(&child).drop_wait().assert_dropped();
-        scope.cancel_with(QueryingCause(parent.clone(), drops.clone()));
-        drop(scope);
-        let ender = thread::spawn(move || ends.cancel_with("why"));
-        drop(child);
-        ender.join().unwrap();
-        assert_eq!(drops.load(Ordering::Relaxed), 1);
-        let error = final_error(&parent);
-        assert_eq!(cause_text(&error), "why");
-        sibling.finish(&error);
-        drop(parent);
-        tokens.assert_dropped();
+        drop_of_the_last_handle_against_the_parents_end(|parent, cause| {
+            let scope = parent.with_cancel();
+            assert!(token(&scope).link());
+            scope.cancel_with(cause);
+            scope.detach()
+        });
+    });
+}
+
+#[test]
+fn drop_of_a_child_with_a_preset_cause_against_the_parents_end() {
+    explore([6, 4], || {
+        drop_of_the_last_handle_against_the_parents_end(|parent, cause| {
+            let child = parent.with_timeout_cause(SECOND, cause).detach();
+            assert!(token(&child).link());
+            child
+        });
+    });
+}
+
+/// The cause is that of the second parent, of which the merged context has the last handle.
+#[test]
+fn drop_of_a_merged_child_against_the_parents_end() {
+    explore([6, 4], || {
+        drop_of_the_last_handle_against_the_parents_end(|parent, cause| {
+            let merged = parent.merge(&Context::background().with_timeout_cause(SECOND, cause).detach());
+            merged.cancel();
+            merged.detach()
+        });
     });
 }
