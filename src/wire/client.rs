@@ -339,12 +339,7 @@ where
                 step
             }
         };
-        Poll::Ready(match step {
-            Step::Frame(frame) | Step::Last(frame) => Some(Ok(frame)),
-            Step::Over => None,
-            Step::Failed(error) => Some(Err(error.into())),
-            Step::Ended(error) => Some(Err(ended(error, *this.grpc))),
-        })
+        Poll::Ready(step.into_frame(|error| ended(error, *this.grpc)))
     }
 
     fn is_end_stream(&self) -> bool {
