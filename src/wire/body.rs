@@ -31,6 +31,7 @@ pub(crate) type StepOf<B> = Step<<B as Body>::Data, <B as Body>::Error>;
 
 impl<D, E: Into<BoxError>> Step<D, E> {
     /// Converts the step to the result of `poll_frame`, and the error of the context with `ended`.
+    #[inline]
     pub(crate) fn into_frame(
         self,
         ended: impl FnOnce(Error) -> BoxError,
@@ -46,7 +47,8 @@ impl<D, E: Into<BoxError>> Step<D, E> {
 
 /// The state of a body after its first poll.
 pub(crate) enum Start<B: Body> {
-    Whole(Whole<B>),
+    /// It is complete: these are its first frame, if it has two, and its last step.
+    Whole(Option<B::Data>, StepOf<B>),
     /// It continues after these frames, which are in reverse order: the last one is sent first.
     Part(Pin<Box<B>>, Vec<Frame<B::Data>>),
 }
@@ -62,12 +64,12 @@ impl<B: Body> Start<B> {
             Poll::Pending => return Start::Part(body, Vec::new()),
             Poll::Ready(Step::Frame(frame)) if is_grpc => frame,
             Poll::Ready(Step::Frame(frame)) => return Start::Part(body, vec![frame]),
-            Poll::Ready(last) => return Start::Whole(Whole { first: None, last: Some(last) }),
+            Poll::Ready(step) => return Start::Whole(None, step),
         };
         match poll_step(body.as_mut(), cx) {
             Poll::Pending => Start::Part(body, vec![first]),
             Poll::Ready(Step::Frame(second)) => Start::Part(body, vec![second, first]),
-            Poll::Ready(last) => Start::Whole(Whole { first: first.into_data().ok(), last: Some(last) }),
+            Poll::Ready(step) => Start::Whole(first.into_data().ok(), step),
         }
     }
 }
@@ -87,32 +89,13 @@ pub(crate) fn bytes<D: Buf>(frame: &Frame<D>) -> u64 {
     frame.data_ref().map_or(0, |data| data.remaining() as u64)
 }
 
-/// A complete body: its first frame, if it has two, and its last step.
-pub(crate) struct Whole<B: Body> {
-    first: Option<B::Data>,
-    last: Option<StepOf<B>>,
-}
-
-impl<B: Body> Whole<B> {
-    /// Returns [`Step::Frame`] for the first of two frames, then the last step, and then [`Step::Over`].
-    pub(crate) fn next(&mut self) -> StepOf<B> {
-        match self.first.take() {
-            Some(data) => Step::Frame(Frame::data(data)),
-            None => self.last.take().unwrap_or(Step::Over),
-        }
-    }
-
-    pub(crate) fn is_end_stream(&self) -> bool {
-        self.first.is_none() && matches!(self.last, None | Some(Step::Over))
-    }
-
-    pub(crate) fn size_hint(&self) -> SizeHint {
-        let first = self.first.as_ref().map_or(0, |data| data.remaining() as u64);
-        match &self.last {
-            Some(Step::Last(frame) | Step::Frame(frame)) => SizeHint::with_exact(first + bytes(frame)),
-            Some(Step::Failed(_) | Step::Ended(_)) => SizeHint::default(),
-            Some(Step::Over) | None => SizeHint::with_exact(first),
-        }
+/// Returns the number of bytes that remain of a complete body.
+pub(crate) fn hint<D: Buf, E>(first: Option<&D>, step: Option<&Step<D, E>>) -> SizeHint {
+    let first = first.map_or(0, |data| data.remaining() as u64);
+    match step {
+        Some(Step::Last(frame) | Step::Frame(frame)) => SizeHint::with_exact(first + bytes(frame)),
+        Some(Step::Failed(_) | Step::Ended(_)) => SizeHint::default(),
+        Some(Step::Over) | None => SizeHint::with_exact(first),
     }
 }
 

@@ -106,6 +106,7 @@ pub(crate) fn only<'a>(carrier: &'a dyn Carrier, name: &HeaderName) -> Only<'a> 
 }
 
 /// Returns the only one of these values, or an error if there are several.
+#[inline]
 pub(crate) fn sole<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Only<'a> {
     match (values.next(), values.next()) {
         (_, Some(_)) => Err(Several),

@@ -13,7 +13,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::body::{Bounded, Start, Step, Whole};
+use super::body::{Bounded, Start, Step, StepOf, hint};
 use super::call::{context_of, ended};
 use super::outbound::Outbound;
 use super::refusal::Refusal;
@@ -292,7 +292,7 @@ pin_project! {
         // The context never ends.
         Free { #[pin] body: B },
         // The body is complete.
-        Whole { whole: Whole<B> },
+        Whole { first: Option<B::Data>, step: Option<StepOf<B>> },
         Part { body: Bounded<B, Context> },
     }
 }
@@ -303,7 +303,7 @@ impl<B: Body + Send + 'static> Content<B> {
             return Content::Free { body };
         }
         match Start::poll(body, is_grpc, cx) {
-            Start::Whole(whole) => Content::Whole { whole },
+            Start::Whole(first, step) => Content::Whole { first, step: Some(step) },
             // The end wakes the task only while it waits for a frame. A task that has a frame may do something else.
             Start::Part(body, early) => {
                 Content::Part { body: Bounded::new(wait, None, body, early, None, false) }
@@ -327,7 +327,10 @@ where
         let this = self.project();
         let step = match this.content.project() {
             ContentProj::Free { body } => return body.poll_frame(cx).map_err(Into::into),
-            ContentProj::Whole { whole } => whole.next(),
+            ContentProj::Whole { first, step } => match first.take() {
+                Some(data) => Step::Frame(Frame::data(data)),
+                None => step.take().unwrap_or(Step::Over),
+            },
             ContentProj::Part { body } => {
                 let step = ready!(body.poll_step(cx));
                 if !matches!(step, Step::Frame(_)) {
@@ -342,7 +345,7 @@ where
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Free { body } => body.is_end_stream(),
-            Content::Whole { whole } => whole.is_end_stream(),
+            Content::Whole { first, step } => first.is_none() && matches!(step, None | Some(Step::Over)),
             Content::Part { body } => body.is_end_stream(),
         }
     }
@@ -350,7 +353,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Free { body } => body.size_hint(),
-            Content::Whole { whole } => whole.size_hint(),
+            Content::Whole { first, step } => hint(first.as_ref(), step.as_ref()),
             Content::Part { body } => body.size_hint(),
         }
     }

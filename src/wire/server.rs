@@ -17,7 +17,7 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::body::{Bounded, Start, Step, Whole, bytes};
+use super::body::{Bounded, Start, Step, StepOf, bytes, hint};
 use super::end::{RequestEnd, RequestScope};
 use super::inbound::Inbound;
 use super::open::Open;
@@ -266,12 +266,13 @@ where
         request.extensions_mut().insert(ctx.clone());
         let mut scope = RequestScope::new(scope, place, open.as_ref());
         let mut ctx = Some(ctx);
-        let handler = scope.watch(|| {
-            let _entered = enter(&mut ctx);
-            self.inner.call(request)
-        });
+        scope.expect(RequestEnd::Panicked);
+        let entered = enter(&mut ctx);
+        let handler = Some(self.inner.call(request));
+        drop(entered);
+        scope.expect(RequestEnd::Dropped);
         let live = Some(Live { wait: Wait::new(scope), reply, bodiless });
-        ServerFuture { live, refusal: Refusal::new(None), ctx, handler: Some(handler), open }
+        ServerFuture { live, refusal: Refusal::new(None), ctx, handler, open }
     }
 }
 
@@ -354,15 +355,17 @@ where
             return Poll::Ready(Ok((*refusal).map(ServerBody::own)));
         }
         let live = this.live.as_mut().expect(OVER);
-        let polled = live.wait.owner_mut().watch(|| {
-            let _at_work = this.open.as_ref().map(Open::at_work);
-            let _entered = enter(this.ctx);
-            let polled = this.handler.as_mut().as_pin_mut().expect(OVER).poll(cx);
-            if polled.is_ready() {
-                this.handler.set(None);
-            }
-            polled
-        });
+        let handler = this.handler.as_mut().as_pin_mut().expect(OVER);
+        // Not by `watch`, which would move the response.
+        live.wait.owner_mut().expect(RequestEnd::Panicked);
+        let at_work = this.open.as_ref().map(Open::at_work);
+        let entered = enter(this.ctx);
+        let polled = handler.poll(cx);
+        if polled.is_ready() {
+            this.handler.set(None);
+        }
+        drop((entered, at_work));
+        live.wait.owner_mut().expect(RequestEnd::Dropped);
         match polled {
             Poll::Ready(Ok(response)) => {
                 let (live, ctx) = (this.live.take().expect(OVER), this.ctx.take());
@@ -448,18 +451,19 @@ impl Live {
         let start = if is_silent {
             Start::Part(Box::pin(body), Vec::new())
         } else {
-            let is_grpc = self.reply == Reply::Grpc;
-            self.wait.owner_mut().watch(|| {
-                let _at_work = open.as_ref().map(Open::at_work_again);
-                let _entered = enter(&mut ctx);
-                Start::poll(body, is_grpc, cx)
-            })
+            let how = self.wait.owner_mut().expect(RequestEnd::Panicked);
+            let at_work = open.as_ref().map(Open::at_work_again);
+            let entered = enter(&mut ctx);
+            let start = Start::poll(body, self.reply == Reply::Grpc, cx);
+            drop((entered, at_work));
+            self.wait.owner_mut().expect(how);
+            start
         };
         match start {
-            Start::Whole(whole) => {
+            Start::Whole(first, step) => {
                 // Nothing waits here any more, so the end need not wake this task.
                 self.wait.remove_waker();
-                Content::Whole { request: Some(self.wait), whole, open }
+                Content::Whole { request: Some(self.wait), first, step: Some(step), open }
             }
             Start::Part(body, early) => {
                 let body = Bounded::new(self.wait, ctx, body, early, open, true);
@@ -502,7 +506,8 @@ pin_project! {
         // It is complete. The fields are dropped in this order.
         Whole {
             request: Option<Wait<RequestScope>>,
-            whole: Whole<B>,
+            first: Option<B::Data>,
+            step: Option<StepOf<B>>,
             open: Option<Open>,
         },
         Part {
@@ -538,11 +543,11 @@ where
                 return Poll::Ready(text.take().map(|text| Ok(Frame::data(text.into()))));
             }
             ContentProj::Over { body } => return body.poll_frame(cx).map_err(Into::into),
-            ContentProj::Whole { request, whole, open } => {
-                let frame = match whole.next() {
-                    Step::Frame(frame) => return Poll::Ready(Some(Ok(frame))),
-                    last => last.into_frame(Into::into),
-                };
+            ContentProj::Whole { request, first, step, open } => {
+                if let Some(data) = first.take() {
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                let frame = step.take().and_then(|step| step.into_frame(Into::into));
                 if let Some(mut request) = request.take() {
                     request.owner_mut().expect(how(frame.as_ref()));
                 }
@@ -580,7 +585,9 @@ where
         match &self.content {
             Content::Own { text } => text.is_none(),
             Content::Over { body } => body.is_end_stream(),
-            Content::Whole { whole, .. } => whole.is_end_stream(),
+            Content::Whole { first, step, .. } => {
+                first.is_none() && matches!(step, None | Some(Step::Over))
+            }
             Content::Part { body, .. } => body.is_end_stream(),
         }
     }
@@ -591,7 +598,7 @@ where
                 SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
             }
             Content::Over { body } => body.size_hint(),
-            Content::Whole { whole, .. } => whole.size_hint(),
+            Content::Whole { first, step, .. } => hint(first.as_ref(), step.as_ref()),
             Content::Part { body, .. } => body.size_hint(),
         }
     }
