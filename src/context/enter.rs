@@ -32,6 +32,8 @@ use crate::registry::Record;
 use crate::registry::{self, Draft, Inside, Registration};
 use crate::registry::{Kind, Name, Probe};
 #[cfg(all(feature = "tower", feature = "watch"))]
+use crate::stamp::Stamp;
+#[cfg(all(feature = "tower", feature = "watch"))]
 use crate::sync::now;
 #[cfg(feature = "watch")]
 use crate::token::{Attachment, Token};
@@ -268,7 +270,7 @@ impl super::scope::CancelScope {
     pub(crate) fn count_as_finished(&self, cause_type: &'static str) -> bool {
         let Some(token) = self.token() else { return true };
         let at = now();
-        let is_over = token.is_done_at(at);
+        let is_over = token.is_done_at(Stamp::new(at));
         if !is_over {
             let lived = token.created_at().map(|created| at.saturating_duration_since(created));
             let made_at = token.made_at();
