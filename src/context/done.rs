@@ -8,8 +8,6 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-#[cfg(feature = "tower")]
-use std::sync::Arc;
 use std::task::{self, Poll, Waker};
 
 use futures_core::future::FusedFuture;
@@ -120,15 +118,6 @@ impl<C: Borrow<Context>> Wait<C> {
     #[cfg(feature = "tower")]
     pub(crate) fn owner_mut(&mut self) -> &mut C {
         &mut self.ctx
-    }
-
-    /// Drops the wait, together with the owner of its context. If nothing else holds the context, the waker is dropped
-    /// with it, and is not deregistered.
-    #[cfg(feature = "tower")]
-    pub(crate) fn drop_with_owner(mut self) {
-        if self.ctx().token().is_some_and(|token| Arc::strong_count(token) == 1) {
-            self.key = Key::default();
-        }
     }
 
     /// Leaves the list: nothing waits here until it is polled again.

@@ -327,7 +327,10 @@ impl Inbound {
 
     /// Reads the headers one by one. Returns the limit that they set, and whether one of them was wrong.
     #[cold]
-    fn read_limit(&self, carrier: &dyn Carrier) -> Result<(Option<(Duration, Budget)>, bool), BadHeader> {
+    fn read_limit(
+        &self,
+        carrier: &dyn Carrier,
+    ) -> Result<(Option<(Duration, Budget)>, bool), BadHeader> {
         let mut limit = None;
         let mut wrong = false;
         if !self.untrusted {

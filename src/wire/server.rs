@@ -417,7 +417,7 @@ impl Live {
         let content = if body.is_end_stream() {
             self.wait.owner_mut().expect(RequestEnd::Answered);
             // The same order as in a body.
-            self.wait.drop_with_owner();
+            drop(self.wait);
             drop(open);
             Content::Over { body }
         } else {
@@ -449,6 +449,8 @@ impl Live {
         };
         match start {
             Start::Whole(first, step) => {
+                // Nothing waits here any more, so the end need not wake this task.
+                self.wait.leave();
                 let (request, step, is_sized) = (Some(self.wait), Some(step), size.is_some());
                 Content::Whole { request, first, step, is_sized, open }
             }
@@ -560,7 +562,6 @@ where
                 let frame = step.take().and_then(whole);
                 if let Some(mut request) = request.take() {
                     request.owner_mut().expect(how(frame.as_ref()));
-                    request.drop_with_owner();
                 }
                 *open = None;
                 return Poll::Ready(frame);
