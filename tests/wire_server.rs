@@ -789,7 +789,8 @@ async fn a_grpc_response_that_is_dropped_before_its_trailers_ends_with_dropped()
             Response::new(scripted(vec![Polled::Data(0), Polled::Trailers]))
         });
         let mut body = response.await.into_body();
-        assert_eq!(body.size_hint().exact(), Some(1));
+        // The transport would announce a length that the handler's body does not.
+        assert_eq!(body.size_hint().exact(), None);
         for _ in 0..frames {
             body.frame().await.unwrap().unwrap();
             assert!(frames == 2 || !seen.ctx().is_done());

@@ -17,17 +17,18 @@ use crate::error::{Error, ErrorKind};
 use crate::trace::shielded;
 
 thread_local! {
-    /// `None` outside of all scopes. It has no destructor, so that it can be used until the thread ends; [`Entered`]
+    /// The background outside of all scopes. It has no destructor, so that it can be used until the thread ends; [`Entered`]
     /// always takes the context out again.
-    static CURRENT: RefCell<ManuallyDrop<Option<Context>>> = const { RefCell::new(ManuallyDrop::new(None)) };
+    static CURRENT: RefCell<ManuallyDrop<Context>> =
+        const { RefCell::new(ManuallyDrop::new(Context::background())) };
 }
 
 /// Keeps a context the current one until it is dropped.
-pub(crate) struct Entered<'a>(&'a mut Option<Context>);
+pub(crate) struct Entered<'a>(&'a mut Context);
 
 /// Makes the context in `lent` the current one, until the guard is dropped and moves it back.
 #[inline]
-pub(crate) fn enter(lent: &mut Option<Context>) -> Entered<'_> {
+pub(crate) fn enter(lent: &mut Context) -> Entered<'_> {
     swap(lent);
     Entered(lent)
 }
@@ -40,14 +41,14 @@ impl Drop for Entered<'_> {
 }
 
 #[inline]
-fn swap(lent: &mut Option<Context>) {
+fn swap(lent: &mut Context) {
     CURRENT.with(|current| mem::swap(&mut **current.borrow_mut(), lent));
 }
 
 pin_project! {
     /// A future that is polled, and dropped, with its context as the current one.
     struct Scoped<F> {
-        ctx: Option<Context>,
+        ctx: Context,
         #[pin]
         future: Option<F>,
     }
@@ -110,7 +111,7 @@ impl Context {
     /// [`sync_scope`]: Self::sync_scope
     /// [`tokio::spawn`]: https://docs.rs/tokio/1/tokio/task/fn.spawn.html
     pub fn current() -> Context {
-        CURRENT.with(|current| Option::clone(&current.borrow())).unwrap_or_default()
+        CURRENT.with(|current| Context::clone(&current.borrow()))
     }
 
     /// Runs a future with this context as the [`current`](Self::current) context.
@@ -130,7 +131,7 @@ impl Context {
     /// # }
     /// ```
     pub fn scope<F: Future>(&self, f: F) -> impl Future<Output = F::Output> + use<F> {
-        Scoped { ctx: Some(self.clone()), future: Some(f) }
+        Scoped { ctx: self.clone(), future: Some(f) }
     }
 
     /// Calls a function with this context as the [`current`](Self::current) context.
@@ -148,9 +149,8 @@ impl Context {
 
     /// Like [`sync_scope`](Self::sync_scope), but takes the context by value.
     #[inline]
-    pub(crate) fn enter<R>(self, f: impl FnOnce() -> R) -> R {
-        let mut lent = Some(self);
-        let _entered = enter(&mut lent);
+    pub(crate) fn enter<R>(mut self, f: impl FnOnce() -> R) -> R {
+        let _entered = enter(&mut self);
         f()
     }
 

@@ -46,7 +46,7 @@ impl Context {
     #[inline]
     pub(crate) fn err_at(&self, now: Instant) -> Option<Error> {
         let token = self.token()?;
-        token.is_done_at(now).then(|| token.error())
+        token.is_done_at(Stamp::new(now)).then(|| token.error())
     }
 
     /// Returns an error if the context has ended. Call it in loops that compute.
@@ -114,8 +114,8 @@ impl Context {
 impl Token {
     /// Like [`is_done`](Self::is_done), for callers that have read the clock.
     #[inline]
-    pub(super) fn is_done_at(self: &Arc<Self>, now: Instant) -> bool {
+    pub(super) fn is_done_at(self: &Arc<Self>, now: Stamp) -> bool {
         let reads_clock = self.has_deadline() && !self.is_checked() && !self.ended();
-        if reads_clock { self.is_done_by(Stamp::new(now)) } else { self.is_done() }
+        if reads_clock { self.is_done_by(now) } else { self.is_done() }
     }
 }

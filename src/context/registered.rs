@@ -24,6 +24,8 @@ use tokio::time::Instant;
 use super::context::Context;
 #[cfg(feature = "test-util")]
 use super::test_work::InTest;
+#[cfg(all(feature = "tower", feature = "watch"))]
+use crate::bucket::Timed;
 #[cfg(feature = "tower")]
 use crate::registry::Label;
 #[cfg(all(feature = "tower", feature = "watch"))]
@@ -32,7 +34,7 @@ use crate::registry::Record;
 use crate::registry::{self, ActivePoll, Draft, Registration};
 use crate::registry::{Kind, Name, Probe};
 #[cfg(all(feature = "tower", feature = "watch"))]
-use crate::sync::now;
+use crate::stamp::{Stamp, nanos};
 #[cfg(feature = "watch")]
 use crate::token::{Attachment, Token};
 #[cfg(all(feature = "tower", feature = "watch"))]
@@ -270,10 +272,14 @@ impl super::scope::CancelScope {
     /// ended, because nothing could observe that. Returns false if it has already ended.
     pub(crate) fn count_as_finished(&self, cause_type: &'static str) -> bool {
         let Some(token) = self.token() else { return true };
-        let at = now();
+        let at = Stamp::now();
         let is_over = token.is_done_at(at);
         if !is_over {
-            let lived = token.created_at().map(|created| at.saturating_duration_since(created));
+            let created = match token.budget() {
+                Some(budget) => Some(Timed::deadline(&**token).0.saturating_sub(nanos(budget))),
+                None => token.created_at().map(|created| Stamp::new(created).0),
+            };
+            let lived = created.map(|created| at.0.saturating_sub(created));
             let made_at = token.made_at();
             registry::finished(registry::Finished { made_at, cause_type, at, lived });
         }

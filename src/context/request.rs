@@ -8,9 +8,10 @@ use std::time::Duration;
 use super::context::Context;
 use super::derive::budget;
 use super::scope::CancelScope;
+use crate::bucket::Timed;
 use crate::error::Error;
 use crate::finished::Budget;
-use crate::sync::now;
+use crate::stamp::Stamp;
 use crate::token::{Limit, Token};
 
 /// # Requests
@@ -103,13 +104,14 @@ impl Context {
 
     /// Returns the time left, or the error if the context has ended, with one reading of the clock.
     pub(crate) fn check_time_left(&self) -> Result<Option<Duration>, Error> {
-        let timed = self.token().and_then(|token| Some((token, token.deadline()?)));
-        let Some((token, deadline)) = timed else { return self.check().map(|()| None) };
-        let now = now();
+        let Some(token) = self.token().filter(|token| token.has_deadline()) else {
+            return self.check().map(|()| None);
+        };
+        let now = Stamp::now();
         if token.is_done_at(now) {
             return Err(token.error());
         }
-        Ok(Some(deadline.saturating_duration_since(now)))
+        Ok(Some(Duration::from_nanos(Timed::deadline(&**token).0.saturating_sub(now.0))))
     }
 
     /// Returns the error if the context has ended, without reading the clock. A deadline counts once its timer has
@@ -133,7 +135,7 @@ impl CancelScope {
     #[cfg(feature = "tower")]
     pub(crate) fn ended_at_creation(&self, parent: &Context) -> Option<Error> {
         let token = self.token()?;
-        if token.ended() { Some(token.error()) } else { parent.err() }
+        if token.ended() { Some(token.error()) } else { parent.is_done().then(|| parent.err())? }
     }
 }
 

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, OnceLock, PoisonError, RwLock};
-#[cfg(feature = "tower")]
-use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::record::Record;
 use super::table::Table;
 use crate::error::Error;
+#[cfg(feature = "tower")]
+use crate::stamp::Stamp;
 
 static INSTALLED: AtomicBool = AtomicBool::new(false);
 static HUB: OnceLock<Hub> = OnceLock::new();
@@ -42,8 +42,9 @@ pub(crate) struct Finished {
     pub(crate) made_at: &'static Location<'static>,
     /// The type of the cause that it would have ended with.
     pub(crate) cause_type: &'static str,
-    pub(crate) at: Instant,
-    pub(crate) lived: Option<Duration>,
+    pub(crate) at: Stamp,
+    /// In nanoseconds.
+    pub(crate) lived: Option<u64>,
 }
 
 #[inline]

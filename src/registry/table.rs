@@ -14,8 +14,11 @@ use super::record::{Draft, Record};
 const BATCH: usize = 1024;
 
 pub(crate) struct Table {
+    /// Their number is a power of two.
     shards: Box<[Shard]>,
     most: usize,
+    /// The share of each shard in `most`.
+    share: usize,
     left_out: AtomicU64,
     /// The lines of work that ended in a panic, if they are to be recorded.
     panicked: Option<Mutex<Vec<&'static Location<'static>>>>,
@@ -55,20 +58,21 @@ pub(crate) fn thread_number() -> usize {
 }
 
 impl Table {
-    /// Creates a table of at most `most` records.
+    /// Creates a table of at most `most` records, with at least `shards` shards.
     pub(crate) fn new(shards: usize, most: usize, records_panics: bool) -> Table {
-        let shards = (0..shards.max(1)).map(|_| Shard::default()).collect();
+        let count = shards.max(1).next_power_of_two();
+        let shards = (0..count).map(|_| Shard::default()).collect();
         let panicked = records_panics.then(Mutex::default);
-        Table { shards, most, left_out: AtomicU64::new(0), panicked }
+        Table { shards, most, share: most / count, left_out: AtomicU64::new(0), panicked }
     }
 
     /// Inserts a record; returns `None` if the table is full.
     pub(super) fn insert<N: Label + 'static>(&self, draft: Draft<N>) -> Option<Arc<Record>> {
         let shards = self.shards.len();
-        let at = thread_number() % shards;
+        let at = thread_number() & (shards - 1);
         let shard = &self.shards[at];
         // Only a shard with more than its share needs the lengths of the others.
-        let is_full = shard.len.load(Ordering::Relaxed) >= self.most / shards && self.len() >= self.most;
+        let is_full = shard.len.load(Ordering::Relaxed) >= self.share && self.len() >= self.most;
         if is_full {
             self.left_out.fetch_add(1, Ordering::Relaxed);
             return None;
@@ -131,5 +135,5 @@ fn id(inserted: u64, shard: usize, shards: usize) -> u64 {
 }
 
 fn shard_of(id: u64, shards: usize) -> usize {
-    ((id - 1) % shards as u64) as usize
+    (id - 1) as usize & (shards - 1)
 }

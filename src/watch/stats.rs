@@ -18,14 +18,15 @@ use crate::error::Error;
 #[cfg(feature = "tower")]
 use crate::registry::Finished;
 use crate::registry::{Observer, Record, thread_number};
+use crate::stamp::Stamp;
 use crate::token::Token;
 use crate::trace::shielded;
 
 const SHARDS: usize = 16;
 /// The maximum number of keys in a shard.
 const KEYS: usize = 4096;
-/// How long a generation of recent counts lasts.
-const GENERATION: Duration = Duration::from_secs(60);
+/// How long a generation of recent counts lasts, in nanoseconds.
+const GENERATION: u64 = 60 * 1_000_000_000;
 /// The bounds of the classes of lateness. One more class has no bound.
 pub(super) const CLASSES: [Duration; 5] = [
     Duration::from_millis(1),
@@ -101,16 +102,17 @@ struct Count {
     total: u64,
     /// The counts of this generation and of the previous one.
     recent: [Recent; 2],
-    since: Instant,
-    last: Instant,
+    since: Stamp,
+    last: Stamp,
 }
 
 #[derive(Clone, Copy, Default)]
 struct Recent {
     count: u64,
     aged: u32,
-    lived: Duration,
-    longest: Duration,
+    /// In nanoseconds, as is `longest`.
+    lived: u64,
+    longest: u64,
 }
 
 impl Recent {
@@ -123,12 +125,12 @@ impl Recent {
 }
 
 impl Count {
-    fn new(now: Instant) -> Count {
+    fn new(now: Stamp) -> Count {
         Count { total: 0, recent: [Recent::default(); 2], since: now, last: now }
     }
 
-    fn rotate(&mut self, now: Instant) {
-        let age = now.saturating_duration_since(self.since);
+    fn rotate(&mut self, now: Stamp) {
+        let age = now.0.saturating_sub(self.since.0);
         if age >= GENERATION {
             let before = if age < 2 * GENERATION { self.recent[0] } else { Recent::default() };
             self.recent = [Recent::default(), before];
@@ -136,7 +138,7 @@ impl Count {
         }
     }
 
-    fn add(&mut self, now: Instant, lived: Option<Duration>) {
+    fn add(&mut self, now: Stamp, lived: Option<u64>) {
         self.rotate(now);
         self.total += 1;
         self.last = self.last.max(now);
@@ -181,7 +183,7 @@ impl Stats {
         }
     }
 
-    fn count(&self, key: Key, now: Instant, lived: Option<Duration>) {
+    fn count(&self, key: Key, now: Stamp, lived: Option<u64>) {
         let mut counts = locked(&self.ended[thread_number() % SHARDS]);
         if counts.len() < KEYS || counts.contains_key(&key) {
             counts.entry(key).or_insert_with(|| Count::new(now)).add(now, lived);
@@ -190,7 +192,7 @@ impl Stats {
 
     /// Returns the contexts that ended in the last minutes, the most frequent first.
     pub(super) fn lately(&self) -> Vec<Lately> {
-        let now = Instant::now();
+        let now = Stamp::now();
         let mut all: HashMap<(How, Line, Option<&'static str>), Count> = HashMap::new();
         for shard in &self.ended {
             for (key, count) in &mut *locked(shard) {
@@ -215,9 +217,9 @@ impl Stats {
                 cause_type,
                 count: sum.count,
                 total: count.total,
-                mean_lived: (sum.aged > 0).then(|| sum.lived / sum.aged),
-                max_lived: (sum.aged > 0).then_some(sum.longest),
-                last_ago: now.saturating_duration_since(count.last),
+                mean_lived: (sum.aged > 0).then(|| Duration::from_nanos(sum.lived) / sum.aged),
+                max_lived: (sum.aged > 0).then_some(Duration::from_nanos(sum.longest)),
+                last_ago: Duration::from_nanos(now.0.saturating_sub(count.last.0)),
             })
         };
         let mut lately: Vec<Lately> = all.into_iter().filter_map(recent).collect();
@@ -290,8 +292,9 @@ impl Observer for Stats {
     fn ended(&self, error: &Error, created_at: Option<Instant>) {
         let line = Line(error.origin().made_at());
         let key = Key { how: how(error), line, cause_type: cause_type(error) };
-        let ended_at = error.origin().ended_at();
-        self.count(key, ended_at, created_at.map(|at| ended_at.saturating_duration_since(at)));
+        let ended_at = error.origin().stamp();
+        let lived = created_at.map(|created| ended_at.0.saturating_sub(Stamp::new(created).0));
+        self.count(key, ended_at, lived);
         metrics::ended(key.how, line);
     }
 
@@ -305,7 +308,7 @@ impl Observer for Stats {
 
     fn refused(&self, error: &Error) {
         let line = Line(error.origin().made_at());
-        self.count(Key { how: How::Refused, line, cause_type: None }, Instant::now(), None);
+        self.count(Key { how: How::Refused, line, cause_type: None }, Stamp::now(), None);
         metrics::ended(How::Refused, line);
     }
 }
@@ -316,12 +319,12 @@ mod tests {
 
     #[test]
     fn a_generation_counts_for_one_more_generation() {
-        let begun = Instant::now();
+        let begun = Stamp::now();
         let mut count = Count::new(begun);
         count.add(begun, None);
-        count.rotate(begun + GENERATION);
+        count.rotate(Stamp(begun.0 + GENERATION));
         assert_eq!((count.recent[0].count, count.recent[1].count), (0, 1));
-        count.rotate(begun + 2 * GENERATION);
+        count.rotate(Stamp(begun.0 + 2 * GENERATION));
         assert_eq!((count.recent[0].count, count.recent[1].count), (0, 0));
         assert_eq!(count.total, 1);
     }

@@ -171,7 +171,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
             return Poll::Ready(ctx.err().map_or(Step::Over, Step::Ended));
         };
         let at_work = held.open.as_ref().map(Open::at_work);
-        let entered = live.ctx.is_some().then(|| enter(&mut live.ctx));
+        let entered = live.ctx.as_mut().map(enter);
         let polled = poll_step(held.body.as_mut(), cx);
         drop((entered, at_work));
         if let Poll::Ready(Step::Frame(frame) | Step::Last(frame)) = &polled {
@@ -212,7 +212,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
             }
         };
         let Held { body, open } = held;
-        let entered = live.ctx.is_some().then(|| enter(&mut live.ctx));
+        let entered = live.ctx.as_mut().map(enter);
         drop(body);
         drop(entered);
         self.open = open;

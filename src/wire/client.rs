@@ -236,25 +236,28 @@ where
         }
         const OVER: &str = "polled again after the response";
         let call = this.call.as_mut().as_pin_mut().expect(OVER);
-        let answer = match call.poll(cx) {
+        let error = match call.poll(cx) {
             Poll::Ready(Ok(response)) => {
                 let (wait, grpc) = (this.wait.take().expect(OVER), *this.grpc);
-                Ok(response.map(|body| ClientBody { content: Content::new(body, grpc, wait, cx), grpc }))
+                this.call.set(None);
+                let (head, body) = response.into_parts();
+                let body = ClientBody { content: Content::new(body, grpc, wait, cx), grpc };
+                return Poll::Ready(Ok(Response::from_parts(head, body)));
             }
             // If the context has ended, the transport may report first that the request's body has failed.
             Poll::Ready(Err(error)) => match this.wait.as_ref().and_then(|wait| wait.ctx().err()) {
-                Some(error) => Err(ended(error, *this.grpc)),
-                None => Err(failed(error.into(), *this.grpc)),
+                Some(error) => ended(error, *this.grpc),
+                None => failed(error.into(), *this.grpc),
             },
             Poll::Pending => {
                 let wait = Pin::new(this.wait.as_mut().expect(OVER));
-                Err(ended(ready!(wait.poll(cx)), *this.grpc))
+                ended(ready!(wait.poll(cx)), *this.grpc)
             }
         };
         this.call.set(None);
         // Deregisters, so that the end does not wake this task.
         *this.wait = None;
-        Poll::Ready(answer)
+        Poll::Ready(Err(error))
     }
 }
 

@@ -4,6 +4,7 @@ use std::borrow::Borrow;
 use std::panic::Location;
 
 use super::open::Open;
+use crate::context::current::{Entered, enter};
 use crate::context::registered::InProgressHandle;
 use crate::context::{CancelScope, Context};
 pub use crate::finished::RequestEnd;
@@ -30,6 +31,12 @@ impl RequestScope {
     /// Sets the cause of the end for a drop from now on. Returns the previous cause.
     pub(crate) fn expect(&mut self, how: RequestEnd) -> RequestEnd {
         std::mem::replace(&mut self.how, how)
+    }
+
+    /// Makes the context the current one, until the guard is dropped. It must not be used otherwise in the meantime.
+    #[inline]
+    pub(crate) fn enter(&mut self) -> Entered<'_> {
+        enter(self.scope.context_mut())
     }
 
     /// Calls a function that may panic. If it does, the cause is [`RequestEnd::Panicked`].

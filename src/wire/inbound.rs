@@ -316,6 +316,21 @@ impl Inbound {
         carrier: &dyn Carrier,
         scanned: Option<Option<Duration>>,
     ) -> Result<Option<(Duration, Budget)>, BadHeader> {
+        let scanned = scanned.filter(|_| !self.untrusted && self.date.is_none());
+        let (limit, wrong) = match scanned {
+            Some(timeout) => (timeout.map(|timeout| (timeout, Budget::Caller)), false),
+            None => self.read_limit(carrier)?,
+        };
+        let default = self.default.filter(|_| wrong || limit.is_none());
+        Ok(earliest(earliest(limit, default, Budget::Default), self.max, Budget::Maximum))
+    }
+
+    /// Reads the headers one by one. Returns the limit that they set, and whether one of them was wrong.
+    #[cold]
+    fn read_limit(
+        &self,
+        carrier: &dyn Carrier,
+    ) -> Result<(Option<(Duration, Budget)>, bool), BadHeader> {
         let mut limit = None;
         let mut wrong = false;
         if !self.untrusted {
@@ -334,22 +349,14 @@ impl Inbound {
                     Ok(())
                 }
             };
-            match scanned {
-                Some(timeout) => take(Ok(timeout), None)?,
-                None => {
-                    for header in &self.believed {
-                        take(header.read_from(carrier), None)?;
-                    }
-                }
+            for header in &self.believed {
+                take(header.read_from(carrier), None)?;
             }
             if let Some(date) = &self.date {
                 take(date.read_from(carrier), Some(date.max()))?;
             }
         }
-        if wrong || limit.is_none() {
-            limit = earliest(limit, self.default, Budget::Default);
-        }
-        Ok(earliest(limit, self.max, Budget::Maximum))
+        Ok((limit, wrong))
     }
 
     /// Reads all headers in one pass. Most names are skipped by their length.
@@ -371,7 +378,8 @@ impl Inbound {
             let bit = 1_u64.checked_shl(nth as u32).filter(|bit| seen & bit == 0);
             let read = self.believed[nth].read_value(Ok(Some(value.as_bytes()))).ok();
             scan.timeout = match (scan.timeout, bit.and(read)) {
-                (Some(least), Some(timeout)) => Some(least.into_iter().chain(timeout).min()),
+                (Some(Some(least)), Some(Some(timeout))) => Some(Some(least.min(timeout))),
+                (Some(least), Some(timeout)) => Some(least.or(timeout)),
                 _ => None,
             };
             seen |= bit.unwrap_or(0);

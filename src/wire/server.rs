@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::response::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
@@ -262,17 +262,15 @@ where
         };
         let open = Open::new(&scope, &request, shutdown.as_ref(), place);
         let bodiless = matches!(*request.method(), Method::HEAD | Method::CONNECT);
-        let ctx = scope.context().clone();
-        request.extensions_mut().insert(ctx.clone());
+        request.extensions_mut().insert(scope.context().clone());
         let mut scope = RequestScope::new(scope, place, open.as_ref());
-        let mut ctx = Some(ctx);
         scope.expect(RequestEnd::Panicked);
-        let entered = enter(&mut ctx);
+        let entered = scope.enter();
         let handler = Some(self.inner.call(request));
         drop(entered);
         scope.expect(RequestEnd::Dropped);
         let live = Some(Live { wait: Wait::new(scope), reply, bodiless });
-        ServerFuture { live, refusal: Refusal::new(None), ctx, handler, open }
+        ServerFuture { live, refusal: Refusal::new(None), handler, open }
     }
 }
 
@@ -313,8 +311,6 @@ pin_project! {
         live: Option<Live>,
         // The layer's own response to a request that is not passed to the handler.
         refusal: Refusal<Box<Response<Bytes>>>,
-        // The current context of the thread while the handler is polled.
-        ctx: Option<Context>,
         #[pin]
         handler: Option<F>,
         // Dropped last, after everything else that belongs to the request.
@@ -323,12 +319,9 @@ pin_project! {
 
     impl<F> PinnedDrop for ServerFuture<F> {
         fn drop(this: Pin<&mut Self>) {
-            let mut this = this.project();
-            // Ends the context first: the drop of the handler may read the cause.
-            *this.live = None;
+            let this = this.project();
             if this.handler.is_some() {
-                let _entered = enter(this.ctx);
-                this.handler.set(None);
+                drop_early(this.live, this.handler);
             }
         }
     }
@@ -337,8 +330,16 @@ pin_project! {
 impl<F> ServerFuture<F> {
     fn refused(response: Response<Bytes>) -> Self {
         let refusal = Refusal::new(Some(Box::new(response)));
-        ServerFuture { live: None, refusal, ctx: None, handler: None, open: None }
+        ServerFuture { live: None, refusal, handler: None, open: None }
     }
+}
+
+/// Ends the context, and then drops the handler, whose drop may read the cause.
+fn drop_early<F>(live: &mut Option<Live>, mut handler: Pin<&mut Option<F>>) {
+    let mut ctx = live.as_ref().map(|live| live.wait.ctx().clone()).unwrap_or_default();
+    *live = None;
+    let _entered = enter(&mut ctx);
+    handler.set(None);
 }
 
 impl<F, B, E> Future for ServerFuture<F>
@@ -359,7 +360,7 @@ where
         // Not by `watch`, which would move the response.
         live.wait.owner_mut().expect(RequestEnd::Panicked);
         let at_work = this.open.as_ref().map(Open::at_work);
-        let entered = enter(this.ctx);
+        let entered = live.wait.owner_mut().enter();
         let polled = handler.poll(cx);
         if polled.is_ready() {
             this.handler.set(None);
@@ -368,22 +369,19 @@ where
         live.wait.owner_mut().expect(RequestEnd::Dropped);
         match polled {
             Poll::Ready(Ok(response)) => {
-                let (live, ctx) = (this.live.take().expect(OVER), this.ctx.take());
-                Poll::Ready(Ok(live.respond(response, ctx, this.open.take(), cx)))
+                let live = this.live.take().expect(OVER);
+                Poll::Ready(Ok(live.respond(response, this.open.take(), cx)))
             }
             Poll::Ready(Err(error)) => {
                 live.wait.owner_mut().expect(RequestEnd::Failed);
-                (*this.live, *this.ctx, *this.open) = (None, None, None);
+                (*this.live, *this.open) = (None, None);
                 Poll::Ready(Err(error))
             }
             Poll::Pending => {
                 let ended = ready!(Pin::new(&mut live.wait).poll(cx));
                 let response = live.reply.ended(Outcome::of_request(&ended));
-                *this.live = None;
-                let entered = enter(this.ctx);
-                this.handler.set(None);
-                drop(entered);
-                (*this.ctx, *this.open) = (None, None);
+                drop_early(this.live, this.handler);
+                *this.open = None;
                 Poll::Ready(Ok(response.map(ServerBody::own)))
             }
         }
@@ -402,7 +400,6 @@ impl Live {
     fn respond<B: Body + Send + 'static>(
         mut self,
         response: Response<B>,
-        ctx: Option<Context>,
         open: Option<Open>,
         cx: &mut task::Context<'_>,
     ) -> Response<ServerBody<B>> {
@@ -411,49 +408,34 @@ impl Live {
             self.wait.owner_mut().expect(RequestEnd::Answered);
             return self.reply.ended(outcome).map(ServerBody::own);
         }
-        let length = |length: &HeaderValue| length.to_str().ok()?.parse().ok();
-        let left =
-            body.size_hint().exact().or_else(|| head.headers.get(CONTENT_LENGTH).and_then(length));
-        let is_silent = self.bodiless
-            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-            || head.status.is_informational()
-            || left == Some(0);
-        let is_over = body.is_end_stream();
-        if is_over || is_silent {
-            // The transport may drop the body without polling it.
+        let content = if body.is_end_stream() {
             self.wait.owner_mut().expect(RequestEnd::Answered);
-        }
-        // Nothing can be added to a body whose length has been announced.
-        let closing = if left.is_some() { Closing::Break } else { self.reply.closing(&head.headers) };
-        let framing = Framing { closing, left };
-        let content = match is_over {
-            true => {
-                // The same order as in a body.
-                drop(ctx);
-                drop(self.wait);
-                drop(open);
-                Content::Over { body }
-            }
-            false => self.begin(body, is_silent, framing, ctx, open, cx),
+            // The same order as in a body.
+            drop(self.wait);
+            drop(open);
+            Content::Over { body }
+        } else {
+            self.begin(&head, body, open, cx)
         };
         Response::from_parts(head, ServerBody { content })
     }
 
     fn begin<B: Body + Send + 'static>(
         mut self,
+        head: &Parts,
         body: B,
-        is_silent: bool,
-        framing: Framing,
-        mut ctx: Option<Context>,
         open: Option<Open>,
         cx: &mut task::Context<'_>,
     ) -> Content<B> {
-        let start = if is_silent {
+        let size = body.size_hint().exact();
+        let start = if self.is_silent(head, size) {
+            // The transport may drop the body without polling it.
+            self.wait.owner_mut().expect(RequestEnd::Answered);
             Start::Part(Box::pin(body), Vec::new())
         } else {
             let how = self.wait.owner_mut().expect(RequestEnd::Panicked);
             let at_work = open.as_ref().map(Open::at_work_again);
-            let entered = enter(&mut ctx);
+            let entered = self.wait.owner_mut().enter();
             let start = Start::poll(body, self.reply == Reply::Grpc, cx);
             drop((entered, at_work));
             self.wait.owner_mut().expect(how);
@@ -463,19 +445,41 @@ impl Live {
             Start::Whole(first, step) => {
                 // Nothing waits here any more, so the end need not wake this task.
                 self.wait.remove_waker();
-                Content::Whole { request: Some(self.wait), first, step: Some(step), open }
+                let (request, step, is_sized) = (Some(self.wait), Some(step), size.is_some());
+                Content::Whole { request, first, step, is_sized, open }
             }
             Start::Part(body, early) => {
+                let left = size.or_else(|| announced(head));
+                // Nothing can be added to a body whose length has been announced.
+                let closing = match left {
+                    Some(_) => Closing::Break,
+                    None => self.reply.closing(&head.headers),
+                };
+                let ctx = Some(self.wait.ctx().clone());
                 let body = Bounded::new(self.wait, ctx, body, early, open, true);
-                Content::Part { body, framing }
+                Content::Part { body, framing: Framing { closing, left } }
             }
         }
+    }
+
+    /// Returns whether the body of a response is not sent.
+    fn is_silent(&self, head: &Parts, size: Option<u64>) -> bool {
+        self.bodiless
+            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+            || head.status.is_informational()
+            // gRPC has trailers, and needs HTTP/2, which polls every body.
+            || (self.reply != Reply::Grpc && size.or_else(|| announced(head)) == Some(0))
     }
 
     /// Returns the outcome if the handler's response is the context's error, and the protocol has another form for it.
     fn outcome(&self, head: &Parts) -> Option<Outcome> {
         if self.reply == Reply::Http { None } else { head.extensions.get::<Outcome>().copied() }
     }
+}
+
+/// Returns the length of a body according to its head.
+fn announced(head: &Parts) -> Option<u64> {
+    head.headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// How a body ends.
@@ -508,6 +512,8 @@ pin_project! {
             request: Option<Wait<RequestScope>>,
             first: Option<B::Data>,
             step: Option<StepOf<B>>,
+            // Whether the handler's body announced its length. The transport would send a length in the head.
+            is_sized: bool,
             open: Option<Open>,
         },
         Part {
@@ -543,7 +549,7 @@ where
                 return Poll::Ready(text.take().map(|text| Ok(Frame::data(text.into()))));
             }
             ContentProj::Over { body } => return body.poll_frame(cx).map_err(Into::into),
-            ContentProj::Whole { request, first, step, open } => {
+            ContentProj::Whole { request, first, step, open, .. } => {
                 if let Some(data) = first.take() {
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
@@ -598,7 +604,8 @@ where
                 SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
             }
             Content::Over { body } => body.size_hint(),
-            Content::Whole { first, step, .. } => hint(first.as_ref(), step.as_ref()),
+            Content::Whole { first, step, is_sized: true, .. } => hint(first.as_ref(), step.as_ref()),
+            Content::Whole { .. } => SizeHint::default(),
             Content::Part { body, .. } => body.size_hint(),
         }
     }
