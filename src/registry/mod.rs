@@ -33,8 +33,8 @@ pub use kind::Kind;
 #[cfg(feature = "tower")]
 pub(crate) use name::Label;
 #[cfg(feature = "watch")]
-pub(crate) use name::{Brief, brief};
-pub(crate) use name::{Name, Probe};
+pub(crate) use name::brief;
+pub(crate) use name::{Brief, Name, Probe};
 #[cfg(any(feature = "test-util", feature = "watch"))]
 pub(crate) use record::Draft;
 #[cfg(feature = "watch")]
