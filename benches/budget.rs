@@ -1,4 +1,4 @@
-//! The cost of retries, progress, coalesced calls and queues, beside plain calls: `cargo bench --bench budget`.
+//! The cost of retries, progress, coalesced calls and queues, compared with plain calls: `cargo bench --bench budget`.
 
 use std::hint::black_box;
 use std::time::Duration;

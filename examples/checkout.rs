@@ -100,7 +100,7 @@ fn budget(mut args: impl Iterator<Item = String>) -> Result<Duration, String> {
             .ok_or("--budget-ms needs a number of milliseconds after it, e.g. --budget-ms 200")?;
         let millis = value.parse().map_err(|_| {
             format!(
-                "--budget-ms {value:?} is not a whole number of milliseconds; say e.g. --budget-ms 200"
+                "--budget-ms {value:?} is not a whole number of milliseconds; for example --budget-ms 200"
             )
         })?;
         budget = Duration::from_millis(millis);

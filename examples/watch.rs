@@ -1,8 +1,8 @@
 //! What is still running? A service with three faults, under load, and a watch that names the lines of the faults.
 //!
-//! `/order/{id}` is correct. The other routes have faults that keep a service from shutting down, or keep a core busy for
-//! clients that disconnected long ago: `/report` does not check its context, `/thumbnail` blocks its worker, and `/subscribe`
-//! leaks the context of its request.
+//! `/order/{id}` is correct. The other routes have faults that keep a service from shutting down, or keep a core busy
+//! for clients that disconnected long ago: `/report` does not check its context, `/thumbnail` blocks its worker, and
+//! `/subscribe` leaks the context of its request.
 //!
 //! Without arguments, the program finds one fault after the other in the text of the watch, shuts the service down, and
 //! checks each step:
@@ -21,7 +21,7 @@
 //! ```
 //!
 //! This file contains the setup. `watch/service.rs` contains the service with its faults, `watch/load.rs` its clients, and
-//! `watch/story.rs` the steps.
+//! `watch/steps.rs` the steps.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
@@ -40,8 +40,8 @@ use tokio_ctx::{BoxError, Context, Shutdown};
 mod load;
 #[path = "watch/service.rs"]
 mod service;
-#[path = "watch/story.rs"]
-mod story;
+#[path = "watch/steps.rs"]
+mod steps;
 
 /// How long a request may take.
 const BUDGET: Duration = Duration::from_millis(500);
@@ -77,7 +77,7 @@ async fn run(watch: Watch, port: Option<u16>) -> Result<(), BoxError> {
     let page = serve_watch(watch, port.unwrap_or(0))?;
     println!("the watch at http://{page}/");
     if port.is_none() {
-        return story::run(watch, page).await;
+        return steps::run(watch, page).await;
     }
     #[cfg(unix)]
     watch.dump_on(tokio_ctx::signal::Signal::USR1)?;

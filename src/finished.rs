@@ -84,7 +84,7 @@ impl Budget {
 impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Budget::Caller => "as the caller asked",
+            Budget::Caller => "the deadline of the caller",
             Budget::Default => "the server's default",
             Budget::Maximum => "the server's maximum",
             Budget::Minimum => "less than the server's minimum",

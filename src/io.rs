@@ -156,7 +156,7 @@ impl Operation {
 
 impl Half {
     /// Drops the registered waker, if it is for this operation only.
-    fn leave(&mut self, operation: Operation, ctx: &Context) {
+    fn drop_waker(&mut self, operation: Operation, ctx: &Context) {
         let others = self.pending & !(operation as u8);
         if let (Some(wait), true, 0) = (&mut self.wait, self.pending != 0, others) {
             // Replaced in place, so that the next operation does not allocate.
@@ -189,7 +189,7 @@ impl Limits {
     }
 
     /// Reports an operation without a number of bytes as progress, if it has completed.
-    fn note<R>(&self, polled: &Poll<Result<R>>) {
+    fn report_completion<R>(&self, polled: &Poll<Result<R>>) {
         if matches!(polled, Poll::Ready(Ok(_))) {
             self.progress.report();
         }
@@ -207,9 +207,9 @@ impl Limits {
     ) -> Poll<Result<R>> {
         let Limits { ctx, reading, writing, .. } = self;
         let half = if operation.reads() { reading } else { writing };
-        half.entry.note(&polled);
+        half.entry.record(&polled);
         if polled.is_ready() {
-            half.leave(operation, ctx);
+            half.drop_waker(operation, ctx);
             return polled;
         }
         half.pending |= operation as u8;
@@ -325,7 +325,7 @@ impl<T: AsyncSeek> AsyncSeek for Bounded<T> {
         let this = self.project();
         ready!(this.limits.poll_check(Operation::Seek, cx))?;
         let polled = this.stream.poll_complete(cx);
-        this.limits.note(&polled);
+        this.limits.report_completion(&polled);
         this.limits.bound(Operation::Seek, polled, cx)
     }
 }
@@ -359,7 +359,7 @@ impl<T: AsyncWrite> AsyncWrite for Bounded<T> {
         let this = self.project();
         ready!(this.limits.poll_check(Operation::Flush, cx))?;
         let polled = this.stream.poll_flush(cx);
-        this.limits.note(&polled);
+        this.limits.report_completion(&polled);
         this.limits.bound(Operation::Flush, polled, cx)
     }
 

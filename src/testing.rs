@@ -47,13 +47,13 @@ use std::future::Future;
 use std::panic::Location;
 use std::time::Duration;
 
-use crate::context::census::{Census, Member};
+use crate::context::test_work::{TestMember, TestWork};
 use crate::context::{CancelScope, Context};
 use crate::error::Place;
 use crate::finished::Finished;
 
 /// The time that tasks have to end after the context.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIME_TO_END: Duration = Duration::from_secs(5);
 
 /// Runs the body of a test with a context, ends the context, and checks that no task is left.
 ///
@@ -62,12 +62,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// # Panics
 ///
-/// Panics if a task that was started with this context, or one derived from it, is still running 5 seconds
-/// after the end, by the clock of the runtime; if such a context is still held; and if such a task has
-/// panicked. The message names the lines of the calls that started the tasks: [`Context::spawn`] and its
-/// variants, [`Context::spawn_blocking`], [`Context::after_func`], [`Context::with_cancel_when`], a [`Group`](crate::Group),
-/// [`for_each_task`](crate::StreamExt::for_each_task), child processes, and the work of a [`Shutdown`](crate::Shutdown). If the
-/// body panics, only that panic is reported.
+/// Panics if a task that was started with this context, or one derived from it, is still running 5 seconds after the
+/// end, by the clock of the runtime; if such a context is still held; and if such a task has panicked. The message
+/// names the lines of the calls that started the tasks: [`Context::spawn`] and its variants,
+/// [`Context::spawn_blocking`], [`Context::after_func`], [`Context::with_cancel_when`], a [`Group`](crate::Group),
+/// [`for_each_task`](crate::StreamExt::for_each_task), child processes, and the work of a
+/// [`Shutdown`](crate::Shutdown). If the body panics, only that panic is reported.
 ///
 /// Panics if there is no Tokio runtime with a time driver.
 ///
@@ -77,7 +77,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() {
 /// testing::scope(async |test| {
-///     // Ignores its context: a task spawned at src/main.rs:5 is still there.
+///     // Ignores its context: a task spawned at src/main.rs:5 is still running.
 ///     test.spawn(std::future::pending::<()>());
 /// })
 /// .await;
@@ -89,11 +89,11 @@ pub fn scope<T>(body: impl AsyncFnOnce(&Context) -> T) -> impl Future<Output = T
     async move {
         let (scope, gone) = Scope::new();
         let output = body(&scope.ctx).await;
-        let census = scope.end();
+        let work = scope.end();
         // The tasks that are left after the timeout are reported below.
-        let _left = tokio::time::timeout(PATIENCE, gone.done()).await;
-        if let Some(complaint) = census.complaint(gone.is_done()) {
-            panic!("the test's context, made at {}:{complaint}", Place(begun_at));
+        let _left = tokio::time::timeout(TIME_TO_END, gone.done()).await;
+        if let Some(failures) = work.failures(gone.is_done()) {
+            panic!("the test's context, made at {}:{failures}", Place(begun_at));
         }
         output
     }
@@ -101,7 +101,7 @@ pub fn scope<T>(body: impl AsyncFnOnce(&Context) -> T) -> impl Future<Output = T
 
 struct Scope {
     ctx: CancelScope,
-    census: Census,
+    work: TestWork,
 }
 
 impl Scope {
@@ -109,14 +109,14 @@ impl Scope {
     /// been dropped.
     fn new() -> (Scope, Context) {
         let (gone, held) = Context::background().with_cancel().split();
-        let census = Census::new();
-        let member = Member::new(census.clone(), held);
+        let work = TestWork::new();
+        let member = TestMember::new(work.clone(), held);
         let ctx = Context::background().with_value(member).with_cancel();
-        (Scope { ctx, census }, gone)
+        (Scope { ctx, work }, gone)
     }
 
-    fn end(self) -> Census {
+    fn end(self) -> TestWork {
         self.ctx.cancel_with(Finished("the test is over"));
-        self.census
+        self.work
     }
 }

@@ -24,7 +24,7 @@ mod imp {
         false
     }
 
-    pub(crate) fn ended(_error: &Error, _born: Option<Instant>) {}
+    pub(crate) fn ended(_error: &Error, _created_at: Option<Instant>) {}
 }
 
 #[cfg(feature = "tracing")]

@@ -445,7 +445,7 @@ mod wakers_that_panic {
         assert!(root.is_done());
     }
 
-    /// The only waiter, also while another panic unwinds.
+    /// The panicking waker is the only one, and is woken while another panic unwinds.
     #[test]
     fn may_be_the_only_one() {
         let scope = BACKGROUND.with_cancel();

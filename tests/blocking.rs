@@ -16,6 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 static BACKGROUND: Context = Context::background();
 
+/// Lets other threads run: from not at all to long enough for a wait to begin.
+fn yield_times(times: usize) {
+    (0..times).for_each(|_| thread::yield_now());
+}
+
 #[test]
 fn spawn_blocking_propagates_the_context() {
     on_both(|| async {
@@ -85,14 +90,16 @@ fn a_plain_thread_waits_for_a_deadline() {
 #[test]
 fn a_plain_thread_waits_for_a_token_and_a_merge() {
     watched(|| {
-        let token = CancellationToken::new();
-        let ctx = BACKGROUND.with_token(&token);
-        let other = BACKGROUND.with_timeout(LONG);
-        let ctx = other.merge(&ctx);
-        let waits = thread::spawn(move || ctx.done_blocking());
-        thread::sleep(ms(5));
-        token.cancel();
-        assert!(waits.join().unwrap().is_canceled());
+        for round in 0..100 {
+            let token = CancellationToken::new();
+            let ctx = BACKGROUND.with_token(&token);
+            let other = BACKGROUND.with_timeout(LONG);
+            let ctx = other.merge(&ctx);
+            let waits = thread::spawn(move || ctx.done_blocking());
+            yield_times(round);
+            token.cancel();
+            assert!(waits.join().unwrap().is_canceled());
+        }
     });
 }
 
@@ -100,18 +107,20 @@ fn a_plain_thread_waits_for_a_token_and_a_merge() {
 #[test]
 fn a_cancel_long_before_the_deadline_wakes_it() {
     watched(|| {
-        let scope = BACKGROUND.with_timeout(LONG);
-        let ctx = scope.clone();
-        let waits: Vec<_> = (0..4)
-            .map(|_| {
-                let ctx = ctx.clone();
-                thread::spawn(move || ctx.done_blocking())
-            })
-            .collect();
-        thread::sleep(ms(5));
-        scope.cancel();
-        for wait in waits {
-            assert!(wait.join().unwrap().is_canceled());
+        for round in 0..100 {
+            let scope = BACKGROUND.with_timeout(LONG);
+            let ctx = scope.clone();
+            let waits: Vec<_> = (0..4)
+                .map(|_| {
+                    let ctx = ctx.clone();
+                    thread::spawn(move || ctx.done_blocking())
+                })
+                .collect();
+            yield_times(round);
+            scope.cancel();
+            for wait in waits {
+                assert!(wait.join().unwrap().is_canceled());
+            }
         }
     });
 }
@@ -230,22 +239,22 @@ fn sleeping_ends_with_the_time_or_the_context() {
     watched(|| {
         let begun = Instant::now();
         BACKGROUND.sleep_blocking(ms(30)).unwrap();
-        let scope = BACKGROUND.with_cancel();
-        let ctx = scope.clone();
+        let ctx = BACKGROUND.with_cancel();
         ctx.sleep_blocking(ms(30)).unwrap();
         assert!(begun.elapsed() >= ms(60));
         ctx.sleep_blocking(Duration::ZERO).unwrap();
 
-        let sleeps = thread::spawn({
-            let ctx = ctx.clone();
-            move || [LONG, Duration::MAX].map(|long| ctx.sleep_blocking(long).unwrap_err())
-        });
-        thread::sleep(ms(5));
-        scope.cancel();
-        for error in sleeps.join().unwrap() {
-            assert_same(&error, &ended(&ctx));
+        for round in 0..100 {
+            for long in [LONG, Duration::MAX] {
+                let scope = BACKGROUND.with_cancel();
+                let ctx = scope.clone();
+                let sleeps = thread::spawn(move || ctx.sleep_blocking(long).unwrap_err());
+                yield_times(round);
+                scope.cancel();
+                assert_same(&sleeps.join().unwrap(), &ended(&scope));
+                assert!(scope.sleep_blocking(Duration::ZERO).is_err());
+            }
         }
-        assert!(ctx.sleep_blocking(Duration::ZERO).is_err());
 
         let ctx = BACKGROUND.with_timeout(ms(20));
         assert!(ctx.sleep_blocking(LONG).unwrap_err().is_deadline_exceeded());

@@ -37,7 +37,7 @@ mod without_progress {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn it_ends_exactly_at_the_limit_and_says_so() {
+    async fn it_ends_exactly_at_the_limit_and_reports_it() {
         let begun = Instant::now();
         let ctx = BACKGROUND.with_idle(LIMIT);
         let set_at = line!() - 1;
@@ -166,7 +166,7 @@ mod with_progress {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn ends_a_merged_context_that_alone_is_asked_or_waited_on() {
+    async fn ends_a_merged_context_even_if_no_other_is_queried_or_waited_on() {
         for case in 0..4 {
             let (idle, plain) = (BACKGROUND.with_idle(LIMIT), BACKGROUND.with_cancel());
             let merged = if case & 1 == 0 { idle.merge(&plain) } else { plain.merge(&idle) };
@@ -185,13 +185,13 @@ mod with_progress {
     #[tokio::test(start_paused = true)]
     async fn is_compared_with_a_deadline_below_by_the_time_when_it_passed() {
         for (after, is_first) in [(LIMIT - ms(1), false), (LIMIT, false), (LIMIT + ms(1), true)] {
-            for asks_parent in [false, true] {
+            for queries_parent in [false, true] {
                 let begun = Instant::now();
                 let ctx = BACKGROUND.with_idle(LIMIT);
                 let timed = ctx.with_timeout(after);
                 let merged = timed.merge(&BACKGROUND.with_cancel().detach());
                 advance(LIMIT * 2).await;
-                if asks_parent {
+                if queries_parent {
                     assert!(ctx.is_done());
                 }
                 let error = answer(&timed).unwrap();

@@ -10,10 +10,10 @@ use std::iter::{empty, repeat};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::{Context as TaskContext, Poll, Waker};
+use std::task::Poll;
 use std::time::Duration;
 
-use common::{LONG, ms};
+use common::{LONG, ms, poll_once};
 use tokio::time::{Instant, advance, sleep};
 use tokio_ctx::budget::{GaveUp, RetryError};
 use tokio_ctx::{Context, Error};
@@ -42,11 +42,6 @@ impl std::fmt::Display for Failed {
 }
 
 impl std::error::Error for Failed {}
-
-/// Polls once, with a waker that does nothing.
-fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
-    pin!(future).as_mut().poll(&mut TaskContext::from_waker(Waker::noop()))
-}
 
 async fn busy(attempt: u32) -> Result<u32, Failed> {
     Err(Failed::Busy(attempt))
@@ -358,13 +353,13 @@ mod rules {
         assert!(matches!(failed.why(), GaveUp::NotPermitted));
         assert_eq!((failed.attempts(), left.get()), (3, -1));
 
-        let unasked = || -> bool { panic!("no attempt to permit") };
-        BACKGROUND.retry([], |_, n| busy(n)).permit(unasked).await.unwrap_err();
-        let not_worth_it = BACKGROUND.retry([ms(1)], |_, n| busy(n)).when(|_| false).permit(unasked);
+        let unused = || -> bool { panic!("no attempt to permit") };
+        BACKGROUND.retry([], |_, n| busy(n)).permit(unused).await.unwrap_err();
+        let not_worth_it = BACKGROUND.retry([ms(1)], |_, n| busy(n)).when(|_| false).permit(unused);
         not_worth_it.await.unwrap_err();
         let short = BACKGROUND.with_timeout(ms(20));
-        short.retry([LONG], |_, n| busy(n)).permit(unasked).await.unwrap_err();
-        BACKGROUND.retry([], |_, n| ready(Ok::<_, Failed>(n))).permit(unasked).await.unwrap();
+        short.retry([LONG], |_, n| busy(n)).permit(unused).await.unwrap_err();
+        BACKGROUND.retry([], |_, n| ready(Ok::<_, Failed>(n))).permit(unused).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 //! Random schedules of attempts, delays, limits and ends, on a paused clock: properties of every `retry`.
 //!
-//! `PROPTEST_CASES` says how many, `PROPTEST_RNG_SEED` which ones; both have defaults, so that every run is the same.
+//! `PROPTEST_CASES` sets the number of schedules, and `PROPTEST_RNG_SEED` the seed. Both have defaults, so every run is the same.
 
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio_ctx::{Context, Error};
 const CASES: u32 = 5_000;
 const SEED: u64 = 15;
 
-/// What Tokio's timers round up to.
+/// The resolution of Tokio's timers, which round up.
 const TICK: Duration = Duration::from_millis(1);
 
 #[derive(Clone, Debug)]
@@ -98,57 +98,57 @@ fn schedules() -> impl Strategy<Value = Schedule> {
 #[derive(Default)]
 struct Seen {
     begun: RefCell<Vec<Instant>>,
-    permits_asked: Cell<u32>,
+    permit_calls: Cell<u32>,
     /// The attempts that have returned an error themselves.
     own: RefCell<Vec<u32>>,
+}
+
+async fn retry(schedule: &Schedule, ctx: &Context, seen: &Seen) -> Result<u32, RetryError<Failed>> {
+    let deadline = ctx.deadline();
+    let retry = ctx
+        .retry(schedule.delays.iter().copied(), |child, number| {
+            assert!(!ctx.is_done(), "an attempt begins after the end");
+            assert!(deadline.is_none_or(|deadline| Instant::now() < deadline));
+            assert!(child.remaining().is_none_or(|left| left <= ctx.remaining().unwrap_or(left)));
+            let least = schedule.least;
+            assert!(ctx.remaining().is_none_or(|left| left >= least), "it cannot fit");
+            seen.begun.borrow_mut().push(Instant::now());
+            assert_eq!(number as usize, seen.begun.borrow().len());
+            let nth = (number as usize - 1).min(schedule.attempts.len() - 1);
+            let (takes, outcome) = schedule.attempts[nth];
+            async move {
+                if !takes.is_zero() {
+                    sleep(takes).await;
+                }
+                if matches!(outcome, Outcome::Succeeds) {
+                    return Ok(number);
+                }
+                seen.own.borrow_mut().push(number);
+                Err(Failed::Own(number, outcome))
+            }
+        })
+        .when(|error| !matches!(error, Failed::Own(_, Outcome::FailsForGood)))
+        .retry_after(|error| match error {
+            Failed::Own(_, Outcome::Pushes(delay)) => Some(*delay),
+            _ => None,
+        })
+        .permit(|| {
+            seen.permit_calls.set(seen.permit_calls.get() + 1);
+            seen.permit_calls.get() <= schedule.permits
+        })
+        .least(schedule.least);
+    let retry = match schedule.limit {
+        Limit::None => retry,
+        Limit::Timeout(limit) => retry.attempt_timeout(limit),
+        Limit::Share(share) => retry.attempt_share(share),
+    };
+    if schedule.learns { retry.least_learned().await } else { retry.await }
 }
 
 async fn run(schedule: &Schedule) {
     let start = Instant::now();
     let ctx = Context::background().with_timeout(schedule.budget);
-    let deadline = ctx.deadline();
     let seen = Seen::default();
-    let retry = async {
-        let retry = ctx
-            .retry(schedule.delays.iter().copied(), |child, number| {
-                assert!(!ctx.is_done(), "an attempt begins after the end");
-                assert!(deadline.is_none_or(|deadline| Instant::now() < deadline));
-                assert!(child.remaining().is_none_or(|left| left <= ctx.remaining().unwrap_or(left)));
-                let least = schedule.least;
-                assert!(ctx.remaining().is_none_or(|left| left >= least), "it cannot fit");
-                seen.begun.borrow_mut().push(Instant::now());
-                assert_eq!(number as usize, seen.begun.borrow().len());
-                let nth = (number as usize - 1).min(schedule.attempts.len() - 1);
-                let (takes, outcome) = schedule.attempts[nth];
-                let seen = &seen;
-                async move {
-                    if !takes.is_zero() {
-                        sleep(takes).await;
-                    }
-                    if matches!(outcome, Outcome::Succeeds) {
-                        return Ok(number);
-                    }
-                    seen.own.borrow_mut().push(number);
-                    Err(Failed::Own(number, outcome))
-                }
-            })
-            .when(|error| !matches!(error, Failed::Own(_, Outcome::FailsForGood)))
-            .retry_after(|error| match error {
-                Failed::Own(_, Outcome::Pushes(delay)) => Some(*delay),
-                _ => None,
-            })
-            .permit(|| {
-                seen.permits_asked.set(seen.permits_asked.get() + 1);
-                seen.permits_asked.get() <= schedule.permits
-            })
-            .least(schedule.least);
-        let retry = match schedule.limit {
-            Limit::None => retry,
-            Limit::Timeout(limit) => retry.attempt_timeout(limit),
-            Limit::Share(share) => retry.attempt_share(share),
-        };
-        if schedule.learns { retry.least_learned().await } else { retry.await }
-    };
     let canceled = async {
         match schedule.cancel {
             Some(at) => sleep(at).await,
@@ -166,7 +166,7 @@ async fn run(schedule: &Schedule) {
     };
     let outcome = tokio::select! {
         biased;
-        outcome = retry => outcome,
+        outcome = retry(schedule, &ctx, &seen) => outcome,
         () = canceled => unreachable!(),
         () = jumps => unreachable!(),
     };
@@ -231,7 +231,7 @@ fn judge(schedule: &Schedule, ctx: &Context, seen: &Seen, failed: &RetryError<Fa
         }
         GaveUp::NoDelayLeft => assert_eq!(begun.len(), schedule.delays.len() + 1),
         GaveUp::NotWorthIt => assert!(matches!(own, Some(Outcome::FailsForGood))),
-        GaveUp::NotPermitted => assert_eq!(seen.permits_asked.get(), schedule.permits + 1),
+        GaveUp::NotPermitted => assert_eq!(seen.permit_calls.get(), schedule.permits + 1),
         other => panic!("a reason that is new here: {other:?}"),
     }
 }

@@ -104,7 +104,7 @@ mod a_reserve {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn that_exceeds_the_time_left_says_so() {
+    async fn that_exceeds_the_time_left_is_reported() {
         let ctx = Context::background().with_timeout(Duration::from_millis(40));
         let set_at = line!() - 1;
         for reserve in [Duration::from_millis(41), Duration::MAX] {

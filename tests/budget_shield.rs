@@ -5,13 +5,13 @@ mod common;
 use std::cell::Cell;
 use std::future::{Future, pending, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context as TaskContext, Poll, Waker};
+use std::task::Poll;
 use std::time::Duration;
 
-use common::{LONG, ms};
+use common::{LONG, ms, poll_once, run_ready_tasks};
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
@@ -20,17 +20,6 @@ use tokio_ctx::Context;
 use tokio_ctx::budget::Coalescer;
 
 static BACKGROUND: Context = Context::background();
-
-fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
-    future.poll(&mut TaskContext::from_waker(Waker::noop()))
-}
-
-/// Lets spawned tasks run until none is ready.
-async fn run_ready_tasks() {
-    for _ in 0..10 {
-        yield_now().await;
-    }
-}
 
 /// Counts what happens.
 #[derive(Clone, Default)]
@@ -119,7 +108,7 @@ mod a_shield {
 
     #[test]
     fn needs_a_runtime_and_ends_with_it() {
-        let outside = catch_unwind(|| poll_once(pin!(BACKGROUND.shield(async {}))).is_ready());
+        let outside = catch_unwind(|| poll_once(BACKGROUND.shield(async {})).is_ready());
         assert!(outside.is_err());
         let (is_shut_down, ctx) =
             (Builder::new_current_thread().build().unwrap(), BACKGROUND.with_cancel());
@@ -546,7 +535,7 @@ mod a_clean_up {
         let polled = Cell::new(false);
         let outside = catch_unwind(AssertUnwindSafe(|| {
             let work = BACKGROUND.run_then(async { polled.set(true) }, LONG, |_| async {});
-            poll_once(pin!(work)).is_ready()
+            poll_once(work).is_ready()
         }));
         assert!(outside.is_err() && !polled.get());
         // Started in a runtime, and dropped outside of it after it has shut down.

@@ -187,7 +187,7 @@ fn a_scope_whose_future_panics_on_drop_leaves_nothing() {
 }
 
 #[test]
-fn scopes_beside_each_other_on_one_task_do_not_mix() {
+fn concurrent_scopes_on_one_task_do_not_mix() {
     on_both(|| async {
         async fn watch(name: &'static str) -> usize {
             for _ in 0..50 {

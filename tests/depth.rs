@@ -9,38 +9,23 @@ use std::fs::File;
 use std::hint::black_box;
 use std::io::{Read, Seek};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Mutex, mpsc};
+use std::sync::{Arc, Barrier, Mutex};
 use std::task::Waker;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    Cause, Dice, Drops, HANG, LONG, Wakes, assert_same, current_thread, ended, ms, poll, poll_once, word,
+    Cause, Dice, Drops, LONG, Wakes, assert_same, current_thread, ended, is_full, ms, on_a_small_stack,
+    poll, poll_once, word,
 };
 use tokio_ctx::{CancelScope, Context};
 use tokio_util::sync::CancellationToken;
 
 static BACKGROUND: Context = Context::background();
 
-fn is_full() -> bool {
-    std::env::var_os("TOKIO_CTX_FULL").is_some_and(|set| set != "0")
-}
-
 /// Returns a million, or a tenth of it.
 fn million() -> usize {
     if is_full() { 1_000_000 } else { 100_000 }
-}
-
-/// Runs `test` with the default stack size of Rust's threads and Tokio's workers; fails if it hangs.
-fn on_a_small_stack(test: impl FnOnce() + Send + 'static) {
-    let (finished, wait) = mpsc::channel::<()>();
-    let thread = thread::Builder::new().stack_size(2 * 1024 * 1024).spawn(move || {
-        let _finished = finished; // dropped on return and on panic alike
-        test();
-    });
-    let hung = wait.recv_timeout(HANG) == Err(mpsc::RecvTimeoutError::Timeout);
-    assert!(!hung, "not done after {HANG:?}");
-    thread.unwrap().join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
 /// The order in which the handles of a chain are dropped.
@@ -614,8 +599,8 @@ mod wide {
         let last = fan.child(million() - 1);
         let first = fan.child(0);
         let middle = fan.child(million() / 2);
-        let (root, asked_root, parent) = (fan.root.clone(), fan.root.clone(), fan.root.clone());
-        let (strange, merged) = unrelated();
+        let (root, queried_root, parent) = (fan.root.clone(), fan.root.clone(), fan.root.clone());
+        let (unrelated, merged) = unrelated();
         let deep = fan.deep.clone();
         let waited = fan.child(million() / 3);
         let runtime = tokio::runtime::Handle::current();
@@ -628,11 +613,11 @@ mod wide {
             ("err of the first child", Box::new(move || _ = black_box(first.err()))),
             ("check of a child", Box::new(move || _ = black_box(middle.check()))),
             ("is_done of the root", Box::new(move || _ = black_box(root.is_done()))),
-            ("err of the root", Box::new(move || _ = black_box(asked_root.err()))),
+            ("err of the root", Box::new(move || _ = black_box(queried_root.err()))),
             ("derive from the root", Box::new(move || _ = black_box(parent.with_cancel()))),
             ("wait on a child, once", Box::new(wait)),
             ("is_done 20 deep", Box::new(move || _ = black_box(deep.is_done()))),
-            ("is_done 1000 deep elsewhere", Box::new(move || assert!(!strange.is_done()))),
+            ("is_done 1000 deep elsewhere", Box::new(move || assert!(!unrelated.is_done()))),
             ("is_done of a merge elsewhere", Box::new(move || assert!(!merged.is_done()))),
         ]
     }

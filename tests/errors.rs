@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use common::{Cause, CountsDrop, Drops, assert_same, ended, ms, panic_text};
+use common::{Cause, CountsDrop, Drops, assert_same, ended, ms, on_a_small_stack, panic_text};
 use tokio::process::Command;
 use tokio_ctx::process::CommandExt;
 use tokio_ctx::shutdown::GraceOver;
@@ -307,11 +307,6 @@ async fn a_refusal_for_lack_of_time_contains_each_message_once() {
 }
 
 const LINKS: usize = 200_000;
-
-fn on_a_small_stack(f: impl FnOnce() + Send + 'static) {
-    let thread = thread::Builder::new().stack_size(2 * 1024 * 1024).spawn(f);
-    thread.unwrap().join().unwrap();
-}
 
 /// Each error is the cause of the next one, wrapped by `wrap`.
 fn chained(first: BoxError, wrap: impl Fn(Error) -> BoxError) -> Error {

@@ -1,9 +1,9 @@
 //! `Group`: the first error cancels the other tasks and is returned by `join`, and no task is left behind.
 //! Covers Go's `errgroup_test.go` and every promise of the documentation.
 
+#[path = "common/alloc.rs"]
+mod alloc;
 mod common;
-#[path = "common/live.rs"]
-mod live;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -17,7 +17,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use common::{
-    Cause, Drops, LONG, answer, current_thread, ended, ms, multi_thread, on_both, panic_text, paused,
+    Cause, Drops, LONG, answer, current_thread, ended, ms, multi_thread, on_both, on_paused, panic_text,
     poll, poll_once, watched, word,
 };
 use tokio::sync::{Barrier, Semaphore, oneshot};
@@ -76,13 +76,8 @@ impl From<Error> for Failure {
 type Words = Group<&'static str, Failure>;
 
 /// Returns the message of the task that ended the context.
-fn said(error: &Error) -> Option<&str> {
+fn message_of(error: &Error) -> Option<&str> {
     error.cause_as::<TaskFailed>().map(TaskFailed::message)
-}
-
-/// Runs a test on a paused clock.
-fn on_paused<F: Future<Output = ()>>(test: F) {
-    paused().block_on(test);
 }
 
 /// Ends after the context does, and after some cleanup.
@@ -276,7 +271,7 @@ mod the_first_error {
         on_both(|| async {
             let (mut group, ctx) = Words::new(&BACKGROUND);
             group.spawn(async { Err(Own("doomed")) });
-            assert_eq!(said(&ctx.done().await), Some("doomed"));
+            assert_eq!(message_of(&ctx.done().await), Some("doomed"));
         });
     }
 
@@ -333,7 +328,7 @@ mod the_first_error {
                 }
                 let failed = group.join().await.unwrap_err();
                 let first = failed.downcast_ref::<Numbered>().unwrap();
-                assert_eq!(said(&ended(&ctx)), Some(&*first.to_string()));
+                assert_eq!(message_of(&ended(&ctx)), Some(&*first.to_string()));
             };
             runtime.block_on(round);
         }
@@ -361,7 +356,7 @@ mod the_first_error {
                     });
                     assert_eq!(group.join().await.unwrap_err().word(), "doomed");
                     let why = ended(&ctx);
-                    assert!(said(&why) == Some("doomed") || word(&why) == Some("above"), "{why}");
+                    assert!(message_of(&why) == Some("doomed") || word(&why) == Some("above"), "{why}");
                     cancel.await.unwrap();
                 });
             }
@@ -394,7 +389,7 @@ mod errors_of_every_type {
                 let (mut group, ctx) = Group::new(&BACKGROUND);
                 group.spawn(fails(io::Error::from(kind)));
                 let joined = group.join().await;
-                assert_eq!(said(&ended(&ctx)), Some(&*io::Error::from(kind).to_string()));
+                assert_eq!(message_of(&ended(&ctx)), Some(&*io::Error::from(kind).to_string()));
                 joined
             }
             let error = broken(io::ErrorKind::AddrInUse).await.unwrap_err();
@@ -409,7 +404,7 @@ mod errors_of_every_type {
             let (mut group, ctx) = Group::<(), BoxError>::new(&BACKGROUND);
             group.spawn(fails(Box::new(Cause("boxed")) as BoxError));
             let failed: BoxError = group.join().await.unwrap_err();
-            assert_eq!(said(&ended(&ctx)), Some("boxed"));
+            assert_eq!(message_of(&ended(&ctx)), Some("boxed"));
             assert_eq!(*failed.downcast::<Cause>().unwrap(), Cause("boxed"));
         });
     }
@@ -421,7 +416,7 @@ mod errors_of_every_type {
             let (mut group, ctx) = Group::<(), anyhow::Error>::new(&BACKGROUND);
             group.spawn(fails(anyhow::Error::new(Cause("inner")).context("while testing")));
             let failed = group.join().await.unwrap_err();
-            assert_eq!(said(&ended(&ctx)), Some("while testing: inner"));
+            assert_eq!(message_of(&ended(&ctx)), Some("while testing: inner"));
             assert_eq!(failed.to_string(), "while testing");
             assert_eq!(failed.downcast_ref(), Some(&Cause("inner")));
         });
@@ -452,7 +447,7 @@ mod errors_of_every_type {
             let (mut group, ctx) = Group::<(), Plain>::new(&BACKGROUND);
             group.spawn(fails(Plain(std::cell::Cell::new(3))));
             let outcome = group.outcomes().await.pop().unwrap();
-            assert_eq!(said(&ended(&ctx)), Some("plain 3"));
+            assert_eq!(message_of(&ended(&ctx)), Some("plain 3"));
             assert!(matches!(outcome.end, End::Failed(Plain(three)) if three.get() == 3));
         });
     }
@@ -475,7 +470,7 @@ mod errors_of_every_type {
                 Ok(())
             });
             let outcomes = group.outcomes().await;
-            assert_eq!(said(&ended(&ctx)), Some("unspeakable"));
+            assert_eq!(message_of(&ended(&ctx)), Some("unspeakable"));
             assert!(matches!(outcomes[0].end, End::Panicked(_)));
             assert!(matches!(outcomes[1].end, End::Done(())));
         });
@@ -989,7 +984,7 @@ mod a_panic {
             let (mut group, ctx) = Words::new(&BACKGROUND);
             group.spawn(async { panic_any(Cause("odd")) });
             let stopped = ctx.done().await;
-            assert_eq!(said(&stopped), Some("a payload that is not a string"));
+            assert_eq!(message_of(&stopped), Some("a payload that is not a string"));
         });
     }
 
@@ -1300,7 +1295,7 @@ mod next {
             group.spawn(ready(Ok("some value of two")));
             let failed = group.join().await.unwrap_err();
             common::assert_same(failed.end(), &ended(&ctx));
-            assert_eq!(said(failed.end()), Some("doomed"));
+            assert_eq!(message_of(failed.end()), Some("doomed"));
             // The first of the remaining errors.
             let (mut group, _ctx) = Words::new(&BACKGROUND);
             group.spawn(async { Err(Own("first")) });
@@ -1342,7 +1337,7 @@ fn every_combination_of_errors_and_none() {
             }
             let waited = group.join().await;
             assert_eq!(waited.as_ref().err().map(Failure::word), want);
-            assert_eq!(said(&ended(&ctx)), want);
+            assert_eq!(message_of(&ended(&ctx)), want);
         }
     });
 }
@@ -1378,7 +1373,7 @@ fn nested_groups_end_with_the_same_error() {
         }
         let failed = outer.join().await.unwrap_err();
         assert_eq!(failed.downcast::<Failure>().unwrap().word(), "the third");
-        assert_eq!(said(&ended(&ctx)), Some("the third"));
+        assert_eq!(message_of(&ended(&ctx)), Some("the third"));
     });
 }
 
@@ -1417,10 +1412,10 @@ fn it_leaves_nothing_behind() {
             life(&parent).await;
             // The runtime resizes its own tables now and then.
             if round < 25 {
-                least = least.min(live::live());
+                least = least.min(alloc::live());
             }
         }
-        let left = live::live() - least;
+        let left = alloc::live() - least;
         assert!(left < 512, "{left} bytes are left of 25 rounds");
     });
 }

@@ -20,10 +20,10 @@ static BACKGROUND: Context = Context::background();
 
 #[test]
 fn a_canceled_token_ends_the_context_at_once() {
-    for asked_before in [false, true] {
+    for queried_before in [false, true] {
         let token = CancellationToken::new();
         let ctx = BACKGROUND.with_token(&token);
-        if asked_before {
+        if queried_before {
             assert!(answer(&ctx).is_none());
         }
         token.cancel();

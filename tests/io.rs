@@ -3,10 +3,10 @@
 
 #![cfg(feature = "io")]
 
+#[path = "common/alloc.rs"]
+mod alloc;
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::io::{Cursor, ErrorKind, IoSlice, SeekFrom};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -24,31 +24,6 @@ use tokio_ctx::io::Bounded;
 use tokio_ctx::{CancelScope, Context, Error};
 
 static BACKGROUND: Context = Context::background();
-
-/// Counts the allocations and the live bytes of each thread.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-    static LIVE: Cell<isize> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is forwarded to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-        let _ = LIVE.try_with(|live| live.set(live.get() + layout.size() as isize));
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        let _ = LIVE.try_with(|live| live.set(live.get() - layout.size() as isize));
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 fn ours(error: &io::Error) -> &Error {
     error.get_ref().expect("an error inside").downcast_ref().expect("ours")
@@ -316,11 +291,11 @@ fn no_operation_allocates() {
         for _ in 0..10 {
             exchange(&mut near, &mut far).await;
         }
-        let before = ALLOCATIONS.get();
+        let before = alloc::allocations();
         for _ in 0..1_000 {
             exchange(&mut near, &mut far).await;
         }
-        assert_eq!(ALLOCATIONS.get() - before, 0);
+        assert_eq!(alloc::allocations() - before, 0);
     });
 }
 
@@ -352,7 +327,7 @@ mod an_operation_that_is_over_keeps_no_waker {
         let mut pooled = ctx.io(near);
         // The allocation of the wait stays.
         assert!(poll_once(pooled.read_u8()).is_pending());
-        let before = LIVE.get();
+        let before = alloc::live();
         for _ in 0..2 {
             let task = tokio::spawn(async move {
                 let kept_across = [0_u8; TASK];
@@ -361,10 +336,10 @@ mod an_operation_that_is_over_keeps_no_waker {
                 pooled
             });
             tokio::task::yield_now().await;
-            assert!(LIVE.get() - before > TASK as isize);
+            assert!(alloc::live() - before > TASK as isize);
             far.write_all(b"x").await.unwrap();
             pooled = task.await.unwrap();
-            let kept = LIVE.get() - before;
+            let kept = alloc::live() - before;
             assert!(kept < TASK as isize, "{kept} bytes are kept by {pooled:?}");
         }
     }

@@ -3,54 +3,18 @@
 //!
 //! With `TOKIO_CTX_FULL=1` the number is a million.
 
+#[path = "common/alloc.rs"]
+mod alloc;
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::Waker;
 use std::time::Duration;
 
-use common::{Dice, LONG, current_thread, ms, poll, poll_once};
+use common::{Dice, LONG, current_thread, is_full, ms, poll, poll_once};
 use tokio_ctx::{CancelScope, Context, DoneOwned};
 use tokio_util::sync::CancellationToken;
-
-/// Counts, for each thread, the live bytes, and all bytes it has allocated.
-struct Counting;
-
-thread_local! {
-    static LIVE: Cell<isize> = const { Cell::new(0) };
-    static TAKEN: Cell<usize> = const { Cell::new(0) };
-}
-
-fn count(bytes: isize) {
-    // Not available while the thread ends, when the counts are no longer used.
-    let _ = LIVE.try_with(|live| live.set(live.get() + bytes));
-    let _ = TAKEN.try_with(|taken| taken.set(taken.get() + usize::try_from(bytes).unwrap_or(0)));
-}
-
-// SAFETY: everything is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        unsafe { System.dealloc(block, layout) }
-    }
-
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(-(layout.size() as isize));
-        count(size as isize);
-        unsafe { System.realloc(block, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 static BACKGROUND: Context = Context::background();
 
@@ -73,8 +37,7 @@ fn computed() -> Duration {
 
 /// Returns a million, or a fiftieth of it.
 fn million() -> usize {
-    let full = std::env::var_os("TOKIO_CTX_FULL").is_some_and(|set| set != "0");
-    if full { 1_000_000 } else { 20_000 }
+    if is_full() { 1_000_000 } else { 20_000 }
 }
 
 mod memory_is_freed {
@@ -97,13 +60,13 @@ mod memory_is_freed {
     type Entry = (Wait, Option<CancelScope>);
 
     /// Adds the nth context.
-    type Enter = fn(&Context, usize) -> Entry;
+    type Add = fn(&Context, usize) -> Entry;
 
     fn below(scope: CancelScope) -> Entry {
         (wait_on(&scope), Some(scope))
     }
 
-    fn kinds() -> [(&'static str, Enter); 7] {
+    fn kinds() -> [(&'static str, Add); 7] {
         [
             ("waits", |root, _| (wait_on(root), None)),
             ("children", |root, _| below(root.with_cancel())),
@@ -133,10 +96,10 @@ mod memory_is_freed {
         Flowing,
     }
 
-    fn add_and_drop(root: &Context, size: usize, enter: Enter, order: Order) {
+    fn add_and_drop(root: &Context, size: usize, add: Add, order: Order) {
         let mut live = VecDeque::new();
         for nth in 0..size {
-            live.push_back(enter(root, nth));
+            live.push_back(add(root, nth));
             if matches!(order, Order::Flowing) && nth >= size / 2 {
                 live.pop_front();
             }
@@ -152,21 +115,21 @@ mod memory_is_freed {
     }
 
     /// A root with two waits that stay, and a third one since the number of contexts was highest.
-    fn stays_small(name: &str, enter: Enter, order: Order) {
+    fn stays_small(name: &str, add: Add, order: Order) {
         let runtime = current_thread();
         let _entered = runtime.enter();
-        let before = LIVE.get();
+        let before = alloc::live();
         let root = BACKGROUND.with_timeout(LONG * 24 * 365 * 100);
         let _first = [wait_on(&root), wait_on(&root)];
         let mut last = Vec::new();
         for round in 0..3 {
             let size = if round == 0 { million() } else { million() / 10 };
-            let half: Vec<_> = (0..size / 2).map(|nth| enter(&root, nth)).collect();
+            let half: Vec<_> = (0..size / 2).map(|nth| add(&root, nth)).collect();
             // Its position is behind all of theirs.
             last.push(wait_on(&root));
-            add_and_drop(&root, size / 2, enter, order);
+            add_and_drop(&root, size / 2, add, order);
             drop(half);
-            let kept = LIVE.get() - before;
+            let kept = alloc::live() - before;
             assert!(
                 kept < most(million()),
                 "{kept} bytes kept after {size} {name} were dropped, {order:?}, round {round}"
@@ -178,9 +141,9 @@ mod memory_is_freed {
 
     #[test]
     fn although_one_context_stays() {
-        for (name, enter) in kinds() {
+        for (name, add) in kinds() {
             for order in [Order::FirstFirst, Order::LastFirst, Order::Random, Order::Flowing] {
-                stays_small(name, enter, order);
+                stays_small(name, add, order);
             }
         }
     }
@@ -203,8 +166,8 @@ mod memory_is_freed {
     #[test]
     fn so_that_ending_the_remaining_contexts_is_quick() {
         let alone = shortest_end(|_| {});
-        for (name, enter) in &kinds()[..3] {
-            let after = shortest_end(|root| add_and_drop(root, million(), *enter, Order::Random));
+        for (name, add) in &kinds()[..3] {
+            let after = shortest_end(|root| add_and_drop(root, million(), *add, Order::Random));
             assert!(
                 after < alone * 10 + Duration::from_micros(100),
                 "{after:?} after {name}, not {alone:?}"
@@ -222,9 +185,9 @@ mod linear {
     /// Returns the bytes that `f` allocates, and its shortest duration.
     fn cost(mut f: impl FnMut()) -> (usize, Duration) {
         let runs = (0..5).map(|_| {
-            let (taken, start) = (TAKEN.get(), computed());
+            let (taken, start) = (alloc::taken(), computed());
             f();
-            (TAKEN.get() - taken, computed() - start)
+            (alloc::taken() - taken, computed() - start)
         });
         runs.fold((usize::MAX, Duration::MAX), |a, b| (a.0.min(b.0), a.1.min(b.1)))
     }

@@ -179,20 +179,20 @@ async fn spawn_bounded_stops_its_task_at_the_end() {
 #[tokio::test(start_paused = true)]
 async fn spawn_with_passes_the_context_to_the_task() {
     let ctx = Context::background().with_value(7_u8).with_cancel();
-    let (said, saying) = oneshot::channel();
+    let (started, has_started) = oneshot::channel();
     let local = std::rc::Rc::new(7_u8); // The closure need not be `Send`: it is called here.
     let task = ctx.spawn_with(|ctx| {
         let local = *local;
         async move {
             assert_eq!(ctx.value::<u8>(), Some(&local));
             assert_eq!(Context::current().value::<u8>(), Some(&local));
-            said.send(()).unwrap();
+            started.send(()).unwrap();
             let error = ctx.done().await;
             yield_now().await; // The end does not stop it.
             error
         }
     });
-    saying.await.unwrap();
+    has_started.await.unwrap();
     ctx.cancel();
     assert_same(&task.await.unwrap(), &ended(&ctx));
 }

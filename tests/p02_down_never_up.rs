@@ -472,9 +472,10 @@ fn contexts_derived_during_a_cancel_end_with_it() {
 #[test]
 fn when_cancel_has_returned_every_thread_sees_every_descendant_ended() {
     watched(|| {
-        let (to_asker, asker) = mpsc::channel::<(Vec<Context>, mpsc::Sender<()>, mpsc::Receiver<()>)>();
+        let (to_querier, chains) =
+            mpsc::channel::<(Vec<Context>, mpsc::Sender<()>, mpsc::Receiver<()>)>();
         let thread = thread::spawn(move || {
-            for (contexts, ready, canceled) in asker {
+            for (contexts, ready, canceled) in chains {
                 for ctx in contexts.iter().rev() {
                     let _ = poll_once(ctx.done());
                 }
@@ -495,12 +496,12 @@ fn when_cancel_has_returned_every_thread_sees_every_descendant_ended() {
             }
             let (ready, is_ready) = mpsc::channel();
             let (canceled, was_canceled) = mpsc::channel();
-            to_asker.send((chain, ready, was_canceled)).unwrap();
+            to_querier.send((chain, ready, was_canceled)).unwrap();
             is_ready.recv().unwrap();
             root.cancel();
             canceled.send(()).unwrap();
         }
-        drop(to_asker);
+        drop(to_querier);
         thread.join().unwrap();
     });
 }
@@ -529,7 +530,7 @@ async fn an_unobserved_deadline_of_the_parent_ends_every_level_below() {
 fn poll_results_follow_the_tree_and_not_the_order_of_waiting() {
     let parent = BACKGROUND.with_cancel();
     let child = parent.with_cancel();
-    // Polls the child first, so that it enters its parent's list before the parent has a waiter of its own.
+    // Polls the child first, so that it is added to its parent's list before the parent has a waiter of its own.
     let mut child_wait = pin!(child.done());
     assert!(poll(child_wait.as_mut(), Waker::noop()).is_pending());
     let mut parent_wait = pin!(parent.done());

@@ -33,7 +33,7 @@ const ENDS: &[End] = &[
         ctx.cancel();
         (ctx.clone(), Box::new(ctx))
     }),
-    ("cancelled with a cause", |base| {
+    ("canceled with a cause", |base| {
         let ctx = base.with_timeout(LONG);
         ctx.cancel_with(Cause("why"));
         (ctx.clone(), Box::new(ctx))
@@ -59,7 +59,7 @@ const ENDS: &[End] = &[
         let ctx = base.with_timeout(ms(0));
         (ctx.clone(), Box::new(ctx))
     }),
-    ("parent cancelled", |base| {
+    ("parent canceled", |base| {
         let parent = base.with_cancel();
         let ctx = parent.with_timeout(LONG);
         parent.cancel_with(Cause("parent"));
@@ -76,13 +76,13 @@ const ENDS: &[End] = &[
         let ctx = parent.context().with_value(1).with_timeout(LONG);
         (ctx.clone(), Box::new((parent, ctx)))
     }),
-    ("left of a merge cancelled", |base| {
+    ("left of a merge canceled", |base| {
         let left = base.with_cancel();
         let ctx = left.merge(&Context::background());
         left.cancel_with(Cause("left"));
         (ctx.clone(), Box::new((left, ctx)))
     }),
-    ("right of a merge cancelled", |base| {
+    ("right of a merge canceled", |base| {
         let right = Context::background().with_cancel();
         let ctx = base.merge(&right);
         right.cancel_with(Cause("right"));
@@ -93,7 +93,7 @@ const ENDS: &[End] = &[
         let ctx = base.merge(&right);
         (ctx.clone(), Box::new((right, ctx)))
     }),
-    ("token cancelled", |base| {
+    ("token canceled", |base| {
         let token = CancellationToken::new();
         let ctx = base.with_token(&token);
         token.cancel();
@@ -289,16 +289,16 @@ fn no_query_lags_behind_another_during_a_cancel() {
 
 /// One thread sees the end and notifies a second one, which had not queried the context. It sees the same.
 #[test]
-fn a_thread_that_learns_of_the_end_from_another_sees_it_too() {
+fn a_thread_that_is_notified_of_the_end_observes_the_same_error() {
     watched(|| {
-        let (tell, hear) = mpsc::channel::<(Context, Error)>();
+        let (sender, receiver) = mpsc::channel::<(Context, Error)>();
         let listener = thread::spawn(move || {
-            let mut heard = 0;
-            for (ctx, error) in hear {
+            let mut received = 0;
+            for (ctx, error) in receiver {
                 assert_same(&ended(&ctx), &error);
-                heard += 1;
+                received += 1;
             }
-            heard
+            received
         });
         for round in 0..1000 {
             let (parent, parent_guard) = BACKGROUND.with_cancel().split();
@@ -315,7 +315,7 @@ fn a_thread_that_learns_of_the_end_from_another_sees_it_too() {
             let (_, query) = QUERIES[round % 4];
             spin_until(|| query(&child).0);
             let error = child.err().unwrap();
-            tell.send((child.clone(), error.clone())).unwrap();
+            sender.send((child.clone(), error.clone())).unwrap();
             for canceler in cancelers {
                 canceler.join().unwrap();
             }
@@ -326,7 +326,7 @@ fn a_thread_that_learns_of_the_end_from_another_sees_it_too() {
                 assert_same(&error, &ended(&parent));
             }
         }
-        drop(tell);
+        drop(sender);
         assert_eq!(listener.join().unwrap(), 1000);
     });
 }

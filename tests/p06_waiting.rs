@@ -718,7 +718,7 @@ fn a_wakers_drop_may_wait_on_the_same_context() {
 
     let (over, waits) = std::sync::mpsc::channel();
     thread::spawn(move || {
-        for beside in [false, true] {
+        for has_other in [false, true] {
             let scope = BACKGROUND.with_cancel();
             let ctx = scope.clone();
             let mut other = Box::pin(ctx.done());
@@ -726,7 +726,7 @@ fn a_wakers_drop_may_wait_on_the_same_context() {
                 let waker = Waker::from(Arc::new(WaitsOnDrop(ctx.clone())));
                 done.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_ready()
             };
-            if beside {
+            if has_other {
                 assert!(!poll(&mut other));
             }
             let mut done = Box::pin(ctx.done());

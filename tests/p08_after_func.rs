@@ -7,27 +7,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-use common::{Cause, Drops, HANG, LONG, current_thread, ended, ms, on_both, watched, word};
+use common::{
+    Cause, Drops, HANG, LONG, current_thread, ended, ms, on_both, run_ready_tasks, watched, word,
+};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_ctx::{CancelScope, Context};
 
 static BACKGROUND: Context = Context::background();
 
-/// Runs all tasks that are ready, on a current-thread runtime.
-async fn run_ready_tasks() {
-    for _ in 0..20 {
-        tokio::task::yield_now().await;
-    }
-}
-
 #[test]
 fn it_runs_after_a_cancel_and_not_before() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
         let (sender, mut receiver) = mpsc::unbounded_channel();
-        let asked = ctx.clone();
-        let handle = ctx.after_func(move || async move { sender.send(asked.err()).unwrap() });
+        let queried = ctx.clone();
+        let handle = ctx.after_func(move || async move { sender.send(queried.err()).unwrap() });
         run_ready_tasks().await;
         assert!(receiver.try_recv().is_err(), "it ran before the end");
         ctx.cancel_with(Cause("over"));

@@ -1,63 +1,22 @@
 //! Promise 10, *no leaks*: dropping the last handle removes a context from the tree, including its timer. There
 //! is no task per context. A million contexts, deep or wide, do not overflow the stack on cancel or drop.
 
+#[path = "common/alloc.rs"]
+mod alloc;
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::future::pending;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Waker;
-use std::thread;
 
+use alloc::live;
 use common::{
-    Cause, Drops, HANG, LONG, Wakes, current_thread, ended, ms, multi_thread, poll, poll_once, word,
+    Cause, Drops, LONG, Wakes, current_thread, ended, ms, multi_thread, on_a_small_stack, poll,
+    poll_once, word,
 };
 use tokio_ctx::{CancelScope, Context, DoneOwned};
 use tokio_util::sync::CancellationToken;
-
-/// Counts the live bytes and the allocations of each thread, so that a test on one thread is not affected by
-/// others.
-struct Counting;
-
-thread_local! {
-    static LIVE: Cell<isize> = const { Cell::new(0) };
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-fn count(bytes: isize) {
-    // Not available while the thread ends, when the counts are no longer used.
-    let _ = LIVE.try_with(|live| live.set(live.get() + bytes));
-    if bytes > 0 {
-        let _ = ALLOCATIONS.try_with(|allocations| allocations.set(allocations.get() + 1));
-    }
-}
-
-// SAFETY: everything is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        unsafe { System.dealloc(block, layout) }
-    }
-
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size as isize - layout.size() as isize);
-        unsafe { System.realloc(block, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn live() -> isize {
-    LIVE.with(Cell::get)
-}
 
 static BACKGROUND: Context = Context::background();
 
@@ -87,9 +46,9 @@ fn the_count_sees_a_kept_context() {
 /// Returns the number of allocations of `f` after a warm-up.
 fn allocations<R>(mut f: impl FnMut() -> R) -> usize {
     drop(f());
-    let before = ALLOCATIONS.get();
+    let before = alloc::allocations();
     let kept = f();
-    let allocations = ALLOCATIONS.get() - before;
+    let allocations = alloc::allocations() - before;
     drop(kept);
     allocations
 }
@@ -185,7 +144,7 @@ fn a_dropped_context_leaves_nothing() {
                     leaves_nothing(&format!("{derivation} of {name}, {waits} waits, {ending}"), || {
                         let scope = derive(root);
                         let ctx = scope.clone();
-                        let _asked = ctx.is_done();
+                        let _is_done = ctx.is_done();
                         let mut waiting: Vec<_> = (0..waits).map(|_| Box::pin(ctx.done())).collect();
                         for wait in &mut waiting {
                             let _ = poll(wait.as_mut(), Waker::noop());
@@ -352,10 +311,10 @@ fn a_million_waits_on_one_context_leave_nothing() {
     let plain = BACKGROUND.with_cancel();
     let timed = plain.with_timeout(LONG);
     let child = timed.with_cancel();
-    let mut beside = Box::pin(child.done());
+    let mut other = Box::pin(child.done());
     for contended in [false, true] {
         if contended {
-            assert!(poll(beside.as_mut(), Waker::noop()).is_pending());
+            assert!(poll(other.as_mut(), Waker::noop()).is_pending());
         }
         for ctx in [&plain, &timed, &child] {
             let wait_once = || assert!(poll_once(ctx.done()).is_pending());
@@ -491,18 +450,6 @@ fn the_timer_of_a_dropped_context_holds_nothing() {
 }
 
 const MILLION: usize = 1_000_000;
-
-/// Runs on a thread with the default stack size of Rust and Tokio.
-fn on_a_small_stack(test: impl FnOnce() + Send + 'static) {
-    let (finished, wait) = std::sync::mpsc::channel::<()>();
-    let thread = thread::Builder::new().stack_size(2 * 1024 * 1024).spawn(move || {
-        let _finished = finished;
-        test();
-    });
-    let hung = wait.recv_timeout(HANG) == Err(std::sync::mpsc::RecvTimeoutError::Timeout);
-    assert!(!hung, "not done after {HANG:?}");
-    thread.unwrap().join().unwrap();
-}
 
 fn chain(derive: impl Fn(&Context) -> CancelScope) -> Vec<CancelScope> {
     let mut chain = vec![derive(&BACKGROUND)];

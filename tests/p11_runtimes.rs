@@ -18,7 +18,6 @@ use common::{
 };
 use futures::executor::block_on;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::oneshot;
 use tokio::time::{Instant, advance, pause, sleep_until, timeout};
 use tokio_ctx::{Context, DoneOwned, Error};
 use tokio_util::sync::CancellationToken;
@@ -157,13 +156,13 @@ fn without_a_time_driver_everything_else_works() {
     for runtime in without_time() {
         runtime.block_on(async {
             let ctx = BACKGROUND.with_cancel();
-            let (tell, told) = tokio::sync::oneshot::channel();
-            let _handle = ctx.after_func(|| async { tell.send(()).unwrap() });
+            let (sender, receiver) = tokio::sync::oneshot::channel();
+            let _handle = ctx.after_func(|| async { sender.send(()).unwrap() });
             let wait = ctx.spawn(async { Context::current().done().await });
             tokio::task::yield_now().await;
             ctx.cancel();
             assert!(wait.await.unwrap().is_canceled());
-            told.await.unwrap();
+            receiver.await.unwrap();
             let late = BACKGROUND.with_timeout(ms(0));
             assert!(late.done().await.is_deadline_exceeded());
         });
@@ -271,10 +270,10 @@ fn a_deadline_survives_the_runtime_that_first_waited_for_it() {
                 // Three waiters: one from before, one from after, and one on the parent only.
                 let (a, b, c) = second.block_on(async {
                     let wait = async { tokio::join!(before, child.done(), ctx.done()) };
-                    let told =
+                    let errors =
                         timeout(LONG * 2, wait).await.expect("the deadline was lost with the runtime");
                     assert_at(ctx.deadline().unwrap());
-                    told
+                    errors
                 });
                 let a = a.unwrap();
                 assert!(a.is_deadline_exceeded(), "{a}");
@@ -293,10 +292,11 @@ fn a_wait_may_outlive_the_runtime_it_began_on() {
             for first in both() {
                 let ctx = BACKGROUND.with_timeout(LONG);
                 let child = ctx.with_cancel();
-                let mut beside: Vec<_> = (0..others).map(|_| Box::pin(child.done_owned())).collect();
+                let mut other_waits: Vec<_> =
+                    (0..others).map(|_| Box::pin(child.done_owned())).collect();
                 let mut wait = Box::pin(child.done_owned());
                 first.block_on(async {
-                    for wait in &mut beside {
+                    for wait in &mut other_waits {
                         assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
                     }
                     assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
@@ -539,40 +539,6 @@ fn contexts_travel_between_threads_and_runtimes() {
     });
 }
 
-/// Where all timers are gone, a paused clock stands still, however long something outside of the runtime takes.
-#[tokio::test(start_paused = true)]
-async fn a_paused_clock_stands_still_once_no_deadline_is_waited_for() {
-    let start = Instant::now();
-    for case in 0..5 {
-        let ctx = BACKGROUND.with_timeout(LONG);
-        let child = ctx.with_timeout(LONG / 2);
-        {
-            let (mut one, mut two) = (pin!(ctx.done()), pin!(child.done()));
-            let mut three = pin!(ctx.done());
-            assert!(poll(one.as_mut(), Waker::noop()).is_pending());
-            if case > 0 {
-                assert!(poll(two.as_mut(), Waker::noop()).is_pending());
-                assert!(poll(three.as_mut(), Waker::noop()).is_pending());
-            }
-            match case {
-                2 => child.cancel(),
-                3 => ctx.cancel(),
-                _ => {}
-            }
-        }
-        let _kept = (case < 4).then_some((ctx, child));
-        let (finished, wait) = oneshot::channel();
-        let outside = thread::spawn(move || {
-            // Gives the runtime time to move its clock, if it is wrong.
-            thread::sleep(ms(20));
-            finished.send(()).unwrap();
-        });
-        wait.await.unwrap();
-        outside.join().unwrap();
-        assert_eq!(Instant::now(), start, "case {case}");
-    }
-}
-
 /// Returns how often a runtime parks on its way to a time far ahead, on a paused clock. Each timer on the way adds to it.
 /// `prepare` runs before that, on a paused or a real clock, and what it returns is kept.
 fn parks<R>(is_paused: bool, prepare: impl FnOnce(&Runtime) -> R) -> usize {
@@ -607,6 +573,36 @@ fn wait_in(runtime: &Runtime, ctx: &Context) -> Pin<Box<DoneOwned>> {
     let mut wait = Box::pin(ctx.done_owned());
     assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
     wait
+}
+
+/// Where no deadline is waited for any more, there is no timer to which a paused clock would advance.
+#[test]
+fn a_paused_clock_stands_still_once_no_deadline_is_waited_for() {
+    watched(|| {
+        let idle = parks(true, |_| {});
+        for case in 0..5 {
+            let wait = async {
+                let ctx = BACKGROUND.with_timeout(LONG);
+                let child = ctx.with_timeout(LONG / 2);
+                {
+                    let (mut one, mut two) = (pin!(ctx.done()), pin!(child.done()));
+                    let mut three = pin!(ctx.done());
+                    assert!(poll(one.as_mut(), Waker::noop()).is_pending());
+                    if case > 0 {
+                        assert!(poll(two.as_mut(), Waker::noop()).is_pending());
+                        assert!(poll(three.as_mut(), Waker::noop()).is_pending());
+                    }
+                    match case {
+                        2 => child.cancel(),
+                        3 => ctx.cancel(),
+                        _ => {}
+                    }
+                }
+                (case < 4).then_some((ctx, child))
+            };
+            assert_eq!(parks(true, |runtime| runtime.block_on(wait)), idle, "case {case}");
+        }
+    });
 }
 
 /// Waits that began on a thread that has ended keep their timer as long as they wait, and no longer.

@@ -531,7 +531,7 @@ fn state(pid: u32) -> char {
     stat.rsplit(')').next().unwrap().trim_start().chars().next().unwrap()
 }
 
-/// What the documentation says and recommends.
+/// The behavior that the documentation describes, and the remedy that it recommends.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_blocked_stop_signal_is_inherited_unless_env_unblocks_it() {
@@ -758,9 +758,9 @@ fn one_that_does_not_exit_when_killed_is_not_waited_for_forever() {
             tracer.args([test, "--exact", "--nocapture"]).env(ROLE, pid.to_string());
             tracer.stdin(Stdio::piped()).stdout(Stdio::piped());
             let mut tracer = tracer.bounded_by(&BACKGROUND).spawn().unwrap();
-            let mut said = lines(&mut tracer);
+            let mut output = lines(&mut tracer);
             let seized = loop {
-                let line = said.next_line().await.unwrap().expect("it says whether it could");
+                let line = output.next_line().await.unwrap().expect("it prints whether it could");
                 if let Some((_, seized)) = line.split_once("seized: ") {
                     break seized == "true";
                 }

@@ -813,14 +813,14 @@ mod dropped {
     #[test]
     fn the_context_of_the_query_ends() {
         paused().block_on(async {
-            let (seen, told) = tokio::sync::oneshot::channel();
+            let (sender, receiver) = tokio::sync::oneshot::channel();
             let server = Server::new(Cancels::Ignored);
             let run = Context::background().query(server.connect(), |_| {
-                Box::pin(async { seen.send(Context::current().done().await).unwrap() })
+                Box::pin(async { sender.send(Context::current().done().await).unwrap() })
             });
             let line = line!() - 3;
             assert!(timeout(ms(10), run).await.is_err());
-            let ended = told.await.unwrap();
+            let ended = receiver.await.unwrap();
             assert_eq!(ended.cause().unwrap().to_string(), "query dropped");
             assert_eq!(ended.origin().canceled_at().unwrap().line(), line);
             server.until_over().await;
@@ -939,8 +939,8 @@ fn without_a_time_driver_the_end_panics_and_the_connection_is_discarded() {
 
 #[test]
 fn the_values_are_there_in_query_and_cancel() {
-    struct Asks(Arc<Mutex<Vec<(&'static str, bool)>>>);
-    impl Connection for Asks {
+    struct RecordsContext(Arc<Mutex<Vec<(&'static str, bool)>>>);
+    impl Connection for RecordsContext {
         type Canceler = Arc<Mutex<Vec<(&'static str, bool)>>>;
         fn canceler(&self) -> Self::Canceler {
             self.0.clone()
@@ -955,10 +955,10 @@ fn the_values_are_there_in_query_and_cancel() {
     paused().block_on(async {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let ctx = Context::background().with_value("blue").with_timeout(ms(5));
-        let outcome = ctx.query(Asks(seen.clone()), |asks| {
+        let outcome = ctx.query(RecordsContext(seen.clone()), |connection| {
             Box::pin(async {
                 let ctx = Context::current();
-                asks.0.lock().unwrap().push((ctx.value::<&str>().unwrap(), ctx.is_done()));
+                connection.0.lock().unwrap().push((ctx.value::<&str>().unwrap(), ctx.is_done()));
                 ctx.done().await;
                 sleep(ms(1)).await;
             })
@@ -1196,7 +1196,7 @@ mod a_commit {
             let server = Server::new(Cancels::Work);
             let run = Context::background().transact(server.connect(), |_, commit| {
                 Box::pin(async move {
-                    let _answer = commit.send(async { panic!("amid the commit") }).await;
+                    let _answer = commit.send(async { panic!("during the commit") }).await;
                 })
             });
             assert!(AssertUnwindSafe(run).catch_unwind().await.is_err());

@@ -1,9 +1,9 @@
 //! `Shutdown`: the phases soft, grace, cancel, abort and report; begun by `begin`, by `force`, and by the
 //! end of the parent context.
 
+#[path = "common/alloc.rs"]
+mod alloc;
 mod common;
-#[path = "common/live.rs"]
-mod live;
 
 use std::future::{pending, ready};
 use std::panic::AssertUnwindSafe;
@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{
-    Cause, Drops, LONG, answer, current_thread, ended, ms, multi_thread, on_both, panic_text, paused,
+    Cause, Drops, LONG, answer, current_thread, ended, ms, multi_thread, on_both, on_paused, panic_text,
     poll, poll_once, watched, word,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -28,10 +28,6 @@ static BACKGROUND: Context = Context::background();
 /// A shutdown with times that are easy to add.
 fn shutdown() -> Shutdown {
     Shutdown::new(&BACKGROUND).grace(ms(500)).cleanup(ms(100))
-}
-
-fn on_paused<F: Future<Output = ()>>(test: F) {
-    paused().block_on(test);
 }
 
 /// The names and fates of the overdue work.
@@ -432,14 +428,14 @@ mod work {
             let mut early = 0;
             for round in 0..2000 {
                 if round == 500 {
-                    early = live::live();
+                    early = alloc::live();
                 }
                 let job = shutdown.named(format!("job {round}"));
                 job.spawn(ready(())).await.unwrap();
                 job.track(ready(())).await;
                 drop(job.ticket());
             }
-            let left = live::live() - early;
+            let left = alloc::live() - early;
             assert!(left < 512, "{left} bytes are left of 1,500 jobs");
             assert!(format!("{shutdown:?}").contains("running: 0"), "{shutdown:?}");
         });

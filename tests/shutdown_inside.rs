@@ -6,7 +6,7 @@ use std::future::{Future, pending};
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::pin;
 
-use common::{Cause, LONG, Wakes, ms, multi_thread, on_both, paused, poll, poll_once, watched, word};
+use common::{Cause, LONG, Wakes, ms, multi_thread, on_both, on_paused, poll, poll_once, watched, word};
 use tokio::sync::{Barrier, oneshot};
 use tokio::time::{Instant, sleep};
 use tokio_ctx::shutdown::{Fate, Report, Ticket};
@@ -17,10 +17,6 @@ static BACKGROUND: Context = Context::background();
 /// A shutdown with times that are easy to add.
 fn shutdown() -> Shutdown {
     Shutdown::new(&BACKGROUND).grace(ms(500)).cleanup(ms(100))
-}
-
-fn on_paused<F: Future<Output = ()>>(test: F) {
-    paused().block_on(test);
 }
 
 /// The names and fates of the overdue work.

@@ -91,20 +91,20 @@ impl Other {
     }
 
     /// Waits until the child has printed this line.
-    fn says(&mut self, line: &str) -> &mut Other {
-        let said = self.says_something_like(line);
-        assert_eq!(said, line);
+    fn prints(&mut self, line: &str) -> &mut Other {
+        let printed = self.prints_line_with(line);
+        assert_eq!(printed, line);
         self
     }
 
     /// Waits for a line that contains this text, and returns it.
-    fn says_something_like(&mut self, part: &str) -> String {
-        let mut said = String::new();
+    fn prints_line_with(&mut self, part: &str) -> String {
+        let mut line = String::new();
         loop {
-            said.clear();
-            assert_ne!(self.output.read_line(&mut said).unwrap(), 0, "it never printed {part:?}");
-            if said.contains(part) {
-                return said.trim_end().to_owned();
+            line.clear();
+            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "it never printed {part:?}");
+            if line.contains(part) {
+                return line.trim_end().to_owned();
             }
         }
     }
@@ -178,10 +178,10 @@ fn each_of_the_shutdown_signals_ends_the_context_and_is_its_cause() {
                 println!("{error}");
                 exit(error.cause_as::<Signal>().unwrap().number());
             });
-            other.says("ready").is_sent(signal);
-            let said = other.says_something_like("context canceled");
-            assert!(said.starts_with("context canceled at tests/signal.rs:"), "{said}");
-            assert!(said.ends_with(&format!(": {name} received")), "{said}");
+            other.prints("ready").is_sent(signal);
+            let line = other.prints_line_with("context canceled");
+            assert!(line.starts_with("context canceled at tests/signal.rs:"), "{line}");
+            assert!(line.ends_with(&format!(": {name} received")), "{line}");
             other.ends_with(signal.number());
         }
     });
@@ -211,9 +211,9 @@ fn a_second_signal_ends_the_process_at_once() {
             pending().await
         });
         other
-            .says("ready")
+            .prints("ready")
             .is_sent(Signal::INT)
-            .says("stopping")
+            .prints("stopping")
             .is_sent(Signal::INT)
             .ends_by(Signal::INT);
     });
@@ -231,9 +231,9 @@ fn another_signal_of_the_set_ends_the_process_as_well() {
             pending().await
         });
         other
-            .says("ready")
+            .prints("ready")
             .is_sent(Signal::INT)
-            .says("stopping")
+            .prints("stopping")
             .is_sent(Signal::TERM)
             .ends_by(Signal::TERM);
     });
@@ -249,7 +249,7 @@ fn a_stuck_runtime_does_not_keep_the_second_from_ending_the_process() {
             println!("ready");
             hang();
         });
-        let status = other.says("ready").is_sent(Signal::INT).is_sent(Signal::TERM).ends();
+        let status = other.prints("ready").is_sent(Signal::INT).is_sent(Signal::TERM).ends();
         assert!(matches!(status.signal(), Some(libc::SIGINT | libc::SIGTERM)), "{status}");
     });
 }
@@ -268,7 +268,7 @@ fn turned_off_later_signals_are_ignored() {
             raise(Signal::INT);
             println!("still here");
         });
-        other.says("still here").ends_with(0);
+        other.prints("still here").ends_with(0);
     });
 }
 
@@ -283,7 +283,7 @@ fn only_the_chosen_ones_count() {
             println!("ready");
             pending().await
         });
-        let status = other.says("ready").is_sent(Signal::TERM).ends();
+        let status = other.prints("ready").is_sent(Signal::TERM).ends();
         assert_eq!(status.signal(), Some(Signal::TERM.number()), "{status}");
     });
 }
@@ -329,7 +329,7 @@ fn after_the_scope_is_dropped_a_signal_ends_the_process() {
             println!("ready");
             pending().await
         });
-        other.says("ready").is_sent(Signal::TERM).ends_by(Signal::TERM);
+        other.prints("ready").is_sent(Signal::TERM).ends_by(Signal::TERM);
     });
 }
 
@@ -348,7 +348,7 @@ fn after_the_runtime_is_dropped_a_signal_ends_the_process() {
             hang();
             drop(ctx);
         });
-        other.says("ready").is_sent(Signal::INT).ends_by(Signal::INT);
+        other.prints("ready").is_sent(Signal::INT).ends_by(Signal::INT);
     });
 }
 
@@ -370,7 +370,7 @@ fn listening_again_starts_over() {
             println!("ready");
             pending().await
         });
-        other.says("ready").is_sent(Signal::TERM).ends_by(Signal::TERM);
+        other.prints("ready").is_sent(Signal::TERM).ends_by(Signal::TERM);
     });
 }
 
@@ -395,7 +395,7 @@ fn listening_again_immediately_starts_over_on_any_thread() {
             };
             thread::spawn(rounds).join().unwrap();
         });
-        other.says("ready").is_sent(Signal::INT).ends_by(Signal::INT);
+        other.prints("ready").is_sent(Signal::INT).ends_by(Signal::INT);
     });
 }
 
@@ -417,7 +417,7 @@ fn one_that_is_ignored_by_default_is_ignored_afterwards() {
             }
             println!("still here");
         });
-        other.says("still here").ends_with(0);
+        other.prints("still here").ends_with(0);
     });
 }
 
@@ -452,7 +452,7 @@ fn one_that_was_ignored_at_the_start_is_ignored_afterwards() {
             // The third signal of the set had its default.
             pending().await
         });
-        other.says("still here").is_sent(Signal::TERM).ends_by(Signal::TERM);
+        other.prints("still here").is_sent(Signal::TERM).ends_by(Signal::TERM);
     });
 }
 
@@ -487,7 +487,7 @@ fn an_earlier_handler_is_called_alone_afterwards() {
             }
             println!("still here");
         });
-        other.says("still here").ends_with(0);
+        other.prints("still here").ends_with(0);
     });
 }
 
@@ -502,7 +502,7 @@ fn one_that_suspends_by_default_suspends_afterwards() {
             println!("ready");
             pending().await
         });
-        other.says("ready").is_sent(stop).is_suspended();
+        other.prints("ready").is_sent(stop).is_suspended();
         // The process continues, and can be suspended again.
         other.is_sent(Signal::from_raw(libc::SIGCONT)).is_sent(stop).is_suspended();
         other.is_sent(Signal::TERM).is_sent(Signal::from_raw(libc::SIGCONT)).ends_by(Signal::TERM);
@@ -519,7 +519,7 @@ fn a_call_that_fails_leaves_the_signals_default() {
             println!("ready");
             pending().await
         });
-        other.says("ready").is_sent(Signal::USR2).ends_by(Signal::USR2);
+        other.prints("ready").is_sent(Signal::USR2).ends_by(Signal::USR2);
     });
 }
 
@@ -541,7 +541,7 @@ fn a_default_that_ends_the_process_does_so_by_the_signal_itself() {
                 println!("ready");
                 pending().await
             });
-            other.says("ready").is_sent(signal);
+            other.prints("ready").is_sent(signal);
             // The library knows no other default for signals without a name.
             if number == real_time { other.ends_with(signal.exit_code()) } else { other.ends_by(signal) }
         }
@@ -613,7 +613,7 @@ fn a_second_signal_kills_the_children_first() {
                 });
             let mut killed = Vec::new();
             for _child in 0..3 {
-                let line = other.says_something_like("family ");
+                let line = other.prints_line_with("family ");
                 let words = Vec::from_iter(line.split(' ').skip(1).map(str::to_owned));
                 killed.push(words[1].clone());
                 // For the child without a group of its own, the grandchild is not killed.
@@ -623,9 +623,9 @@ fn a_second_signal_kills_the_children_first() {
                     other.strays.push(words[2].parse().unwrap());
                 }
             }
-            other.says("ready").is_sent(Signal::TERM);
+            other.prints("ready").is_sent(Signal::TERM);
             if stuck.is_empty() {
-                other.says("stopping");
+                other.prints("stopping");
             }
             other.is_sent(Signal::INT);
             let status = other.child.wait().unwrap();
@@ -673,7 +673,7 @@ fn a_second_signal_misses_no_child_that_is_being_started() {
                 println!("stopping");
                 pending::<()>().await
             });
-            other.says("ready").is_sent(Signal::TERM).says("stopping").is_sent(Signal::INT);
+            other.prints("ready").is_sent(Signal::TERM).prints("stopping").is_sent(Signal::INT);
             let status = other.child.wait().unwrap();
             assert_eq!(status.signal(), Some(libc::SIGINT), "{status}");
             let mark = format!("{MARK}={family}");

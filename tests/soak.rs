@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use common::{Cause, Drops, LONG, Wakes, current_thread, ms, multi_thread, poll, poll_once};
+use common::{Cause, Drops, LONG, Wakes, current_thread, is_full, ms, multi_thread, poll, poll_once};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::{JoinSet, yield_now};
 use tokio_ctx::{CancelScope, Context, DoneOwned};
@@ -83,7 +83,7 @@ impl Account {
 
 /// Returns `full` if `TOKIO_CTX_FULL` is set, and `quick` otherwise.
 fn size(quick: usize, full: usize) -> usize {
-    if std::env::var_os("TOKIO_CTX_FULL").is_some_and(|set| set != "0") { full } else { quick }
+    if is_full() { full } else { quick }
 }
 
 fn report(what: &str, start: Instant, before: (isize, isize), after: (isize, isize)) {
@@ -100,7 +100,7 @@ fn report(what: &str, start: Instant, before: (isize, isize), after: (isize, isi
 static BACKGROUND: Context = Context::background();
 
 /// Requests like those of the gateway: values, a budget, and three parts on their own tasks, two of them with a
-/// shorter budget. Some finish, some are abandoned by the client, and some run out of time.
+/// shorter budget. Some finish, some are dropped by the client, and some run out of time.
 mod requests {
     use super::*;
 
@@ -423,7 +423,8 @@ mod a_select_loop {
         let contexts = [("plain", &plain), ("timed", &timed), ("below", &below), ("merged", &merged)];
         for others in [0, 1, 3] {
             runtime.block_on(async {
-                let beside: Vec<_> = (0..others).map(|_| tokio::spawn(below.done_owned())).collect();
+                let other_waits: Vec<_> =
+                    (0..others).map(|_| tokio::spawn(below.done_owned())).collect();
                 yield_now().await;
                 for (name, ctx) in contexts {
                     iterations(ctx, 1_000).await;
@@ -438,7 +439,7 @@ mod a_select_loop {
                     );
                     assert_eq!(after, before, "{name} with {others} other waits");
                 }
-                for task in beside {
+                for task in other_waits {
                     task.abort();
                     assert!(task.await.unwrap_err().is_cancelled());
                 }

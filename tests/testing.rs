@@ -1,4 +1,4 @@
-//! `testing::scope`: succeeds if nothing is left, and otherwise names what is.
+//! `testing::scope`: succeeds if no work is left, and otherwise names the work that is.
 
 #![cfg(feature = "test-util")]
 
@@ -13,8 +13,8 @@ use futures::{FutureExt as _, stream};
 use tokio::sync::Notify;
 use tokio_ctx::{BoxError, Context, Error, Group, Shutdown, StreamExt as _, testing};
 
-/// Returns the complaint of a scope, immediately because the clock is paused.
-fn complaint<T>(body: impl AsyncFnOnce(&Context) -> T) -> String {
+/// Returns the message with which a scope fails. The clock is paused, so it fails at once.
+fn failure_of<T>(body: impl AsyncFnOnce(&Context) -> T) -> String {
     panic_text(|| paused().block_on(testing::scope(body)))
 }
 
@@ -64,7 +64,7 @@ fn work_that_outlives_its_caller_is_named_by_its_line() {
     use tokio_ctx::budget::Coalescer;
 
     let line = line!() + 4;
-    let text = complaint(async |test| {
+    let text = failure_of(async |test| {
         let gives_up = test.with_timeout(ms(10));
         // A dropped caller leaves the first; the second has time of its own; the third ends with its last caller.
         gives_up.shield(pending::<()>()).await.unwrap_err();
@@ -78,10 +78,10 @@ fn work_that_outlives_its_caller_is_named_by_its_line() {
         step.coalesce(&work, (), |_| pending::<()>()).await.unwrap_err();
         tokio::task::yield_now().await;
     });
-    assert_eq!(text.matches("is still there").count(), 2, "{text}");
+    assert_eq!(text.matches("is still running").count(), 2, "{text}");
     for line in [line, line + 4] {
         assert!(
-            text.contains(&format!("a task spawned at tests/testing.rs:{line} is still there")),
+            text.contains(&format!("a task spawned at tests/testing.rs:{line} is still running")),
             "{text}"
         );
     }
@@ -90,31 +90,31 @@ fn work_that_outlives_its_caller_is_named_by_its_line() {
 #[test]
 fn a_task_that_is_left_is_named_by_its_line() {
     let line = line!() + 3;
-    let text = complaint(async |test| {
+    let text = failure_of(async |test| {
         let child = test.with_cancel();
         child.spawn(pending::<()>());
         test.spawn(async {}).await.unwrap();
     });
     assert!(text.starts_with("the test's context, made at tests/testing.rs:"), "{text}");
     assert!(
-        text.ends_with(&format!(":\n  a task spawned at tests/testing.rs:{line} is still there")),
+        text.ends_with(&format!(":\n  a task spawned at tests/testing.rs:{line} is still running")),
         "{text}"
     );
 }
 
 #[test]
 fn each_of_several_tasks_is_named() {
-    let text = complaint(async |test| {
+    let text = failure_of(async |test| {
         test.spawn(pending::<()>());
         let deep = test.with_value("deep").without_cancel();
         deep.spawn(pending::<()>());
     });
-    assert_eq!(text.matches("is still there").count(), 2, "{text}");
+    assert_eq!(text.matches("is still running").count(), 2, "{text}");
 }
 
 #[test]
 fn a_context_that_is_held_by_an_unregistered_task_is_found() {
-    let text = complaint(async |test| {
+    let text = failure_of(async |test| {
         let child = test.with_cancel();
         let held = child.clone();
         tokio::spawn(async move {
@@ -122,7 +122,8 @@ fn a_context_that_is_held_by_an_unregistered_task_is_found() {
             drop(held);
         });
     });
-    let end = "\n  it, or one derived from it, is still held, by no task it has spawned";
+    let end =
+        "\n  the context, or one derived from it, is still held, but not by a task that it spawned";
     assert!(text.ends_with(end), "{text}");
 }
 
@@ -145,11 +146,11 @@ fn a_blocking_task_that_is_left_is_named_too() {
     });
 }
 
-/// Checks that a scope complains about one task, the one spawned on this line.
+/// Checks that a scope reports one task, which was spawned on this line.
 #[track_caller]
 fn left_at<T>(line: u32, body: impl AsyncFnOnce(&Context) -> T) {
-    let text = complaint(body);
-    let left = format!("a task spawned at tests/testing.rs:{line} is still there");
+    let text = failure_of(body);
+    let left = format!("a task spawned at tests/testing.rs:{line} is still running");
     assert!(text.ends_with(&left), "{text}");
     assert_eq!(text.lines().count(), 2, "{text}");
 }
@@ -243,7 +244,7 @@ fn groups_and_shutdowns_that_end_leave_nothing() {
 #[test]
 fn a_member_that_panicked_fails_the_test_also_if_its_group_is_dropped() {
     let line = line!() + 3;
-    let text = complaint(async |test| {
+    let text = failure_of(async |test| {
         let (mut group, ctx) = Group::<(), Error>::new(test);
         group.spawn(async { panic!("in a member") });
         ctx.done().await;
@@ -256,7 +257,7 @@ fn a_member_that_panicked_fails_the_test_also_if_its_group_is_dropped() {
 
 #[test]
 fn a_task_that_panicked_fails_the_test() {
-    let text = complaint(async |test| {
+    let text = failure_of(async |test| {
         let failed = test.spawn(async { panic!("in a task") });
         assert!(failed.await.is_err());
     });

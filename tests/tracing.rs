@@ -349,7 +349,7 @@ fn step() -> tracing::Span {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_spans_status_tells_canceled_from_failed_and_dropped_from_done() {
+async fn a_spans_status_distinguishes_all_outcomes() {
     listen();
     let assert_status = |word: &str, code: Option<&str>| {
         assert_eq!(status(), (word.to_owned(), code.map(str::to_owned)));

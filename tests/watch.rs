@@ -139,7 +139,7 @@ mod ended_still_running {
         let _ = task.await;
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_line_shows_its_longest_entry() {
         let scopes: Vec<CancelScope> = (0..3).map(|_| root()).collect();
         let spawn = |ctx: &CancelScope| ctx.spawn(pending::<()>());
@@ -147,16 +147,16 @@ mod ended_still_running {
         let tasks: Vec<_> = scopes.iter().map(spawn).collect();
         scopes[1].cancel_with("first");
         let first = line(1);
-        thread::sleep(Duration::from_millis(2));
+        advance(SECOND).await;
         scopes[0].cancel();
         scopes[2].cancel();
         let here = ended_now(&spawned);
-        assert_eq!((here.count, here.end.line.to_string()), (3, first));
+        assert_eq!((here.count, here.end.line.to_string(), here.longest), (3, first, SECOND));
         tasks.iter().for_each(|task| task.abort());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_deadline_that_no_query_has_noticed_is_shown_and_not_settled() {
+    async fn a_snapshot_shows_an_unnoticed_deadline_and_ends_nothing() {
         let ctx = root().detach().with_timeout(SECOND);
         let made = line(1);
         let below = ctx.with_cancel();
@@ -168,7 +168,7 @@ mod ended_still_running {
         let here = ended_now(&spawned);
         assert_eq!((here.end.how, here.longest), (How::Deadline, SECOND / 2));
         assert_eq!(here.end.line.to_string(), made);
-        assert!(lately(&made, How::Deadline).is_none(), "the snapshot has settled it");
+        assert!(lately(&made, How::Deadline).is_none(), "the snapshot ended the context");
         assert!(below.is_done());
         assert!(lately(&made, How::Deadline).is_some());
         task.abort();
@@ -250,14 +250,14 @@ mod ended_still_running {
         let go_on = Arc::new(Notify::new());
         let wait = go_on.clone();
         ctx.after_func(move || async move { wait.notified().await });
-        let asked = line(1);
-        assert_eq!(one(&snapshot(), &asked).kind, Kind::AfterFunc);
+        let registered = line(1);
+        assert_eq!(one(&snapshot(), &registered).kind, Kind::AfterFunc);
         ctx.cancel();
         tokio::task::yield_now().await;
-        assert_eq!(ended_now(&asked).kind, Kind::AfterFunc);
+        assert_eq!(ended_now(&registered).kind, Kind::AfterFunc);
         go_on.notify_one();
         tokio::task::yield_now().await;
-        assert!(of_line(&snapshot(), &asked).is_empty());
+        assert!(of_line(&snapshot(), &registered).is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -789,8 +789,6 @@ fn a_name_replaces_the_previous_one() {
 #[test]
 fn a_root_is_listed_until_its_last_handle_is_dropped() {
     let ctx = root();
-    let made = line(1);
-    let _ = made;
     let keep = ctx.clone().named("kept root");
     drop(ctx);
     let seen = snapshot();

@@ -2,13 +2,18 @@
 //!
 //! This suite needs its own process, because its watch accepts only a hundred entries, and shows causes.
 
+mod common;
+
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Waker;
 use std::time::Instant;
 
-use tokio_ctx::Context;
-use tokio_ctx::watch::Watch;
+use common::poll;
+use tokio::runtime::{Builder, Runtime};
+use tokio_ctx::watch::{Snapshot, Watch};
+use tokio_ctx::{BoxError, CancelScope, Context};
 
 const MOST: usize = 100;
 
@@ -53,8 +58,19 @@ impl Drop for Panics {
 #[test]
 fn the_number_of_entries_and_the_length_of_texts_are_limited() {
     let watch = Watch::builder().max_entries(MOST).show_causes(true).install().unwrap();
+    let runtime = Builder::new_current_thread().build().unwrap();
+    let entered = runtime.enter();
+    roots_are_limited(watch);
+    descendants_are_limited(watch);
+    names_are_limited(watch);
+    drop(entered);
+    causes_are_limited(watch, &runtime);
+    causes_may_panic(watch, &runtime);
+    assert!(watch.snapshot().entries.is_empty());
+}
 
-    // More roots than the maximum number of entries.
+/// More roots than the maximum number of entries.
+fn roots_are_limited(watch: Watch) {
     let roots: Vec<_> = (0..10 * MOST).map(|_| Context::background().with_cancel()).collect();
     let full = watch.snapshot();
     assert_eq!(full.entries.len(), MOST);
@@ -62,38 +78,35 @@ fn the_number_of_entries_and_the_length_of_texts_are_limited() {
     assert!(full.to_string().contains("900 not registered"), "{full}");
     drop(roots);
     assert!(watch.snapshot().entries.is_empty(), "dropped contexts make room");
+}
 
-    // More children of a context than a snapshot visits.
+/// More children of a context, and a context with more ancestors, than a snapshot visits.
+fn descendants_are_limited(watch: Watch) {
     let root = Context::background().with_cancel().named("wide");
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let entered = runtime.enter();
     let children: Vec<_> = (0..10 * MOST).map(|_| root.with_cancel()).collect();
-    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    let waits: Vec<_> = children
-        .iter()
-        .map(|child| {
-            let mut done = Box::pin(child.done_owned());
-            assert!(Future::poll(done.as_mut(), &mut cx).is_pending());
-            done
-        })
-        .collect();
+    let wait = |child: &CancelScope| {
+        let mut done = Box::pin(child.done_owned());
+        assert!(poll(done.as_mut(), Waker::noop()).is_pending());
+        done
+    };
+    let waits: Vec<_> = children.iter().map(wait).collect();
     let wide = watch.snapshot();
     assert_eq!(wide.entries.len(), MOST);
     assert_eq!(wide.totals.unseen, 9 * MOST + 1);
     drop((waits, children));
-    // A context with more ancestors than a snapshot visits.
+
     let mut leaf = root.clone();
     for _ in 0..10 * MOST {
         leaf = leaf.with_cancel().detach();
     }
-    let bottom = leaf.named("bottom");
+    let _bottom = leaf.named("bottom");
     let deep = watch.snapshot();
     assert!(deep.entries.len() <= MOST && deep.totals.unseen > 0);
-    drop((leaf, bottom, root));
+}
 
-    // Names.
+fn names_are_limited(watch: Watch) {
     let name = "<img src=x onerror=alert(1)>\u{1b}[2J\r\u{61c}\u{202e}".repeat(100_000);
-    let hostile = Context::background().with_cancel().named(&name);
+    let _hostile = Context::background().with_cancel().named(&name);
     let seen = watch.snapshot();
     let shown = seen.entries[0].name.clone().unwrap();
     assert_eq!(shown.chars().count(), 121);
@@ -101,14 +114,24 @@ fn the_number_of_entries_and_the_length_of_texts_are_limited() {
     assert!(!shown.contains(|char: char| char.is_control() || "\u{61c}\u{202e}".contains(char)));
     let text = seen.to_string();
     assert!(text.lines().all(|line| line.chars().count() <= 100 && !line.contains('\u{1b}')), "{text}");
-    drop(hostile);
+}
 
-    // Causes.
-    let scope = Context::background().with_cancel();
-    let task = scope.spawn(std::future::pending::<()>());
-    scope.cancel_with(Endless);
+/// Returns a snapshot with a task whose context has ended with this cause, and the scope of that context.
+fn ended_with(watch: Watch, runtime: &Runtime, cause: impl Into<BoxError>) -> (Snapshot, CancelScope) {
+    runtime.block_on(async {
+        let scope = Context::background().with_cancel();
+        let task = scope.spawn(std::future::pending::<()>());
+        scope.cancel_with(cause);
+        let seen = watch.snapshot();
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+        (seen, scope)
+    })
+}
+
+fn causes_are_limited(watch: Watch, runtime: &Runtime) {
     let begun = Instant::now();
-    let seen = watch.snapshot();
+    let (seen, _scope) = ended_with(watch, runtime, Endless);
     let cause = seen.ended[0].end.cause.clone().unwrap();
     assert_eq!(cause.chars().count(), 301);
     assert!(cause.starts_with("<script>  <script>"), "{cause}");
@@ -118,27 +141,15 @@ fn the_number_of_entries_and_the_length_of_texts_are_limited() {
         serde_json::from_str::<serde_json::Value>(&seen.to_json()).unwrap()["ended"][0]["end"]["cause"],
         cause
     );
-    task.abort();
-    drop(scope);
 
-    let scope = Context::background().with_cancel();
-    let task = scope.spawn(std::future::pending::<()>());
-    scope.cancel_with("x".repeat(16 << 20));
-    let longest = watch.snapshot().to_json().len();
+    let (seen, _scope) = ended_with(watch, runtime, "x".repeat(16 << 20));
+    let longest = seen.to_json().len();
     assert!(longest < 100_000, "{longest} bytes");
-    task.abort();
-    drop(scope);
+}
 
-    let scope = Context::background().with_cancel();
-    let task = scope.spawn(std::future::pending::<()>());
-    scope.cancel_with(Panics);
-    let seen = watch.snapshot();
+fn causes_may_panic(watch: Watch, runtime: &Runtime) {
+    let (seen, scope) = ended_with(watch, runtime, Panics);
     let panicky = seen.ended.iter().find(|ended| ended.end.cause.as_deref() == Some(""));
     assert!(panicky.is_some(), "{seen}");
-    task.abort();
-    drop(entered);
-    drop(runtime);
-    drop(task);
     let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(scope)));
-    assert!(watch.snapshot().entries.is_empty());
 }

@@ -4,25 +4,27 @@
 //! This suite needs its own process, because its watch accepts millions of entries. There are a hundred thousand
 //! contexts, or a million with `TOKIO_CTX_FULL=1`.
 
+mod common;
+
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context as TaskContext, Waker};
+use std::task::Waker;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::{SetOnDrop, is_full, poll};
 use tokio_ctx::watch::Watch;
 use tokio_ctx::{Context, DoneOwned};
 
 fn waiting_on(ctx: &Context) -> Pin<Box<DoneOwned>> {
     let mut done = Box::pin(ctx.done_owned());
-    assert!(done.as_mut().poll(&mut TaskContext::from_waker(Waker::noop())).is_pending());
+    assert!(poll(done.as_mut(), Waker::noop()).is_pending());
     done
 }
 
 #[test]
 fn a_snapshot_of_many_contexts_does_not_delay_derives() {
-    let full = std::env::var("TOKIO_CTX_FULL").is_ok_and(|full| full == "1");
-    let crowd = if full { 1_000_000 } else { 100_000 };
+    let crowd = if is_full() { 1_000_000 } else { 100_000 };
     let watch = Watch::builder().max_entries(3 * crowd).install().unwrap();
     let root = Context::background().with_cancel().named("crowd");
     let waits: Vec<_> = (0..crowd).map(|_| waiting_on(&root.with_cancel().detach())).collect();
@@ -40,13 +42,14 @@ fn a_snapshot_of_many_contexts_does_not_delay_derives() {
             }
             took
         });
+        let over = SetOnDrop(&is_over);
         for _ in 0..3 {
             let snapshot = watch.snapshot();
             assert!(snapshot.entries.len() > crowd, "{}", snapshot.totals.seen);
             assert!(snapshot.alive[0].count >= crowd && snapshot.alive[0].waiters >= crowd);
             println!("{} entries in {:?}", snapshot.entries.len(), snapshot.took);
         }
-        is_over.store(true, Ordering::Relaxed);
+        drop(over);
         deriving.join().unwrap()
     });
     took.sort();

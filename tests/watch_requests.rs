@@ -1,5 +1,7 @@
 //! Requests in a snapshot: their names, how they end, and contexts that are held afterwards.
 
+mod common;
+
 use std::convert::Infallible;
 use std::future::pending;
 use std::pin::pin;
@@ -9,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
+use common::{SetOnDrop, poll_once};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use tokio::time::advance;
@@ -41,10 +44,6 @@ fn is_gone(name: &str) {
     }
 }
 
-fn is_polled_once<F: Future>(future: std::pin::Pin<&mut F>) -> bool {
-    future.poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_pending()
-}
-
 type Answered = Result<Response<Full<Bytes>>, Infallible>;
 
 #[tokio::test(start_paused = true)]
@@ -58,7 +57,7 @@ async fn a_request_is_listed_by_method_and_path_until_it_is_answered() {
         Ok(Response::new(Full::from("all is well")))
     }));
     let mut answer = pin!(handler.oneshot(request("/report/7")));
-    assert!(is_polled_once(answer.as_mut()));
+    assert!(poll_once(answer.as_mut()).is_pending());
     let seen = snapshot();
     let here = entry(&seen, "GET /report/7").unwrap();
     assert_eq!((here.kind, here.line.location().line(), here.is_work), (Kind::Request, line, true));
@@ -119,7 +118,7 @@ async fn a_task_that_outlives_a_dropped_request_is_listed_below_it() {
     }));
     let spawned = line!() - 3;
     let mut answer = Box::pin(handler.oneshot(request("/left")));
-    assert!(is_polled_once(answer.as_mut()));
+    assert!(poll_once(answer.as_mut()).is_pending());
     drop(answer);
     let seen = snapshot();
     let here = seen.ended.iter().find(|ended| ended.line.location().line() == spawned).unwrap();
@@ -167,7 +166,7 @@ async fn a_handler_that_exceeds_its_deadline_is_late() {
         Ok(Response::new(Full::from("too late")))
     }));
     let mut answer = Box::pin(handler.oneshot(request("/blocks")));
-    let _ = is_polled_once(answer.as_mut());
+    let _ = poll_once(answer.as_mut());
     drop(answer);
     let seen = snapshot();
     let late = seen.late.iter().flat_map(|class| &class.last);
@@ -195,8 +194,8 @@ fn every_request_is_counted_once_while_snapshots_are_taken() {
                 assert!(here.count() as u64 <= 2 * THREADS);
             }
         });
+        let _done = SetOnDrop(&are_done);
         serving.into_iter().for_each(|serving| serving.join().unwrap());
-        are_done.store(true, Ordering::Relaxed);
     });
     is_gone("GET /crowd");
     let seen = snapshot();

@@ -328,7 +328,7 @@ proptest! {
 
 #[test]
 fn a_sanitizing_outbound_forwards_nothing_of_an_untrusted_client() {
-    let strange = [
+    let untrusted = [
         ("grpc-timeout", "1n"),
         ("connect-timeout-ms", "1"),
         ("x-envoy-expected-rq-timeout-ms", "1"),
@@ -352,7 +352,7 @@ fn a_sanitizing_outbound_forwards_nothing_of_an_untrusted_client() {
     let pass_on = |ctx: &Context| {
         let mut headers = HeaderMap::new();
         let mut map = HashMap::<String, String>::new();
-        for (name, value) in strange {
+        for (name, value) in untrusted {
             headers.append(name, value.parse().unwrap());
             map.insert(name.to_uppercase(), value.into());
         }
@@ -393,8 +393,8 @@ fn the_header_for_envoy_is_the_one_that_it_obeys() {
     let mut headers = HeaderMap::new();
     ctx.inject_with(&mut headers, &Outbound::new().write([DeadlineHeader::EnvoyUpstream])).unwrap();
     assert_eq!(headers.len(), 1);
-    let told: u64 = headers["x-envoy-upstream-rq-timeout-ms"].to_str().unwrap().parse().unwrap();
-    assert!(told <= 3_600_000 && told > 3_500_000);
+    let sent: u64 = headers["x-envoy-upstream-rq-timeout-ms"].to_str().unwrap().parse().unwrap();
+    assert!(sent <= 3_600_000 && sent > 3_500_000);
     // For Envoy, zero means no timeout. It is never written, and read as none.
     assert!(!DeadlineHeader::EnvoyUpstream.write(Duration::from_micros(999), &mut headers));
     headers.insert("x-envoy-upstream-rq-timeout-ms", "0".parse().unwrap());

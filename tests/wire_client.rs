@@ -17,15 +17,19 @@ use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
-use tokio_ctx::wire::{ClientBody, ClientLayer, DeadlineHeader, Inbound, Outbound, ServerLayer};
+use tokio_ctx::wire::{
+    ClientBody, ClientLayer, DeadlineHeader, Inbound, Outbound, RequestBody, ServerLayer,
+};
 use tokio_ctx::{BoxError, Context};
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use common::{LONG, Wakes, ended, ms, poll};
-use wire::{Version, assert_left, channel_body, client, context_error, far_side, serve};
+use wire::{
+    Version, assert_client_disconnected, channel_body, client, context_error, remote_server, serve,
+};
 
 fn request() -> Request<Empty<Bytes>> {
-    Request::get("http://far.side/").body(Empty::new()).unwrap()
+    Request::get("http://server.test/").body(Empty::new()).unwrap()
 }
 
 fn layer() -> ClientLayer {
@@ -33,7 +37,7 @@ fn layer() -> ClientLayer {
 }
 
 /// A server that responds at once, and records the headers that it received.
-fn noting(
+fn record_headers(
     sent: Arc<Mutex<Vec<HeaderMap>>>,
 ) -> impl Service<
     Request<Empty<Bytes>>,
@@ -51,7 +55,7 @@ fn noting(
 async fn a_call_sends_the_remaining_time_of_its_context() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let call = async |ctx: &Context, request: Request<_>, outbound: Outbound| {
-        let service = ClientLayer::new(outbound).layer(noting(sent.clone()));
+        let service = ClientLayer::new(outbound).layer(record_headers(sent.clone()));
         let response = ctx.scope(async { service.oneshot(request).await }).await.unwrap();
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "done");
         sent.lock().unwrap().pop().unwrap()
@@ -76,13 +80,13 @@ async fn a_call_sends_the_remaining_time_of_its_context() {
 async fn an_ended_context_sends_nothing() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let ctx = Context::background().with_timeout(Duration::from_secs(60));
-    let late =
-        ClientLayer::new(Outbound::new().margin(Duration::from_secs(61))).layer(noting(sent.clone()));
+    let late = ClientLayer::new(Outbound::new().margin(Duration::from_secs(61)))
+        .layer(record_headers(sent.clone()));
     let error = ctx.scope(async { late.oneshot(request()).await }).await.unwrap_err();
     assert!(context_error(error).is_deadline_exceeded());
 
     ctx.cancel_with("enough");
-    let service = layer().layer(noting(sent.clone()));
+    let service = layer().layer(record_headers(sent.clone()));
     let error = ctx.scope(async { service.oneshot(request()).await }).await.unwrap_err();
     common::assert_same(&context_error(error), &ended(&ctx));
     assert!(sent.lock().unwrap().is_empty());
@@ -184,7 +188,7 @@ async fn a_response_that_is_held_keeps_no_waker() {
 #[tokio::test]
 async fn the_layer_around_the_client_of_hyper_util() {
     for version in [Version::Http1, Version::Http2] {
-        let (server, mut contexts) = far_side(version).await;
+        let (server, mut contexts) = remote_server(version).await;
         let ctx = Context::background().with_timeout(common::LONG);
         // The same client for all calls: over HTTP/2 only the stream is reset, and the connection stays open.
         let client = layer().layer(client::<Empty<Bytes>>(version));
@@ -210,36 +214,37 @@ async fn the_layer_around_the_client_of_hyper_util() {
         ctx.cancel();
         assert!(context_error(waiting.await.unwrap_err()).is_canceled());
         assert!(context_error(response.frame().await.unwrap().unwrap_err()).is_canceled());
-        assert_left(&waited).await;
-        assert_left(&streaming).await;
+        assert_client_disconnected(&waited).await;
+        assert_client_disconnected(&streaming).await;
     }
 }
 
 /// A plain HTTP/2 server, which reports the code with which each stream was reset.
-async fn resets() -> (std::net::SocketAddr, mpsc::UnboundedReceiver<h2::Reason>, Arc<AtomicUsize>) {
+async fn serve_resets() -> (std::net::SocketAddr, mpsc::UnboundedReceiver<h2::Reason>, Arc<AtomicUsize>)
+{
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
-    let (tell, told) = mpsc::unbounded_channel();
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counts = asked.clone();
+    let (sender, reasons) = mpsc::unbounded_channel();
+    let request_count = Arc::new(AtomicUsize::new(0));
+    let counts = request_count.clone();
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
         let mut connection = h2::server::handshake(stream).await.unwrap();
         while let Some(Ok((_request, mut respond))) = connection.accept().await {
             counts.fetch_add(1, Ordering::SeqCst);
-            let tell = tell.clone();
+            let sender = sender.clone();
             tokio::spawn(async move {
                 let reason = std::future::poll_fn(|cx| respond.poll_reset(cx)).await.unwrap();
-                tell.send(reason).unwrap();
+                sender.send(reason).unwrap();
             });
         }
     });
-    (at, told, asked)
+    (at, reasons, request_count)
 }
 
 #[tokio::test]
 async fn an_end_resets_the_stream_and_keeps_the_connection() {
-    let (at, mut told, asked) = resets().await;
+    let (at, mut reasons, request_count) = serve_resets().await;
     let client = layer().layer(client::<Empty<Bytes>>(Version::Http2));
     for round in 1..=3 {
         let ctx = Context::background().with_cancel();
@@ -247,10 +252,10 @@ async fn an_end_resets_the_stream_and_keeps_the_connection() {
             Request::get(format!("http://{at}/")).extension(ctx.clone()).body(Empty::new()).unwrap();
         let call = tokio::spawn(client.clone().oneshot(request));
         // All calls use the only connection that is accepted.
-        wire::eventually("the request arrives", || asked.load(Ordering::SeqCst) == round).await;
+        wire::eventually("the request arrives", || request_count.load(Ordering::SeqCst) == round).await;
         ctx.cancel();
         assert!(context_error(call.await.unwrap().unwrap_err()).is_canceled());
-        assert_eq!(told.recv().await.unwrap(), h2::Reason::CANCEL);
+        assert_eq!(reasons.recv().await.unwrap(), h2::Reason::CANCEL);
     }
 }
 
@@ -290,7 +295,7 @@ async fn both_layers_carry_the_deadline_from_hop_to_hop() {
     assert!(hops.iter().all(|hop| !hop.is_done() && hop.deadline().is_some()));
     call.abort();
     for hop in &hops {
-        assert_left(hop).await;
+        assert_client_disconnected(hop).await;
     }
 }
 
@@ -323,4 +328,21 @@ async fn a_frame_of_a_body_is_progress_for_an_idle_limit() {
     let ended = tokio::select! { ended = reader => ended, () = sender => unreachable!() };
     let stalled = ended.cause_as::<tokio_ctx::budget::NoProgress>().expect("it stalls");
     assert_eq!((stalled.limit(), stalled.bytes()), (ms(800), Some(20)));
+}
+
+/// A request that waits for its connection is polled long after it was made.
+#[tokio::test(start_paused = true)]
+async fn the_first_frame_of_a_request_is_progress_as_well() {
+    let ctx = Context::background().with_idle(ms(800));
+    let (frames, body) = channel_body();
+    let mut body = RequestBody::new(&ctx, body);
+    for _ in 0..3 {
+        frames.send(Ok(Frame::data(Bytes::from("1234")))).unwrap();
+        tokio::time::sleep(ms(700)).await;
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "1234");
+    }
+    assert!(body.frame().await.unwrap().is_err());
+    let stalled = ended(&ctx);
+    let stalled = stalled.cause_as::<tokio_ctx::budget::NoProgress>().expect("it stalls");
+    assert_eq!(stalled.bytes(), Some(12));
 }

@@ -1,10 +1,10 @@
 //! The allocations of a request under the server's layer, all of which are freed.
 
+#[path = "common/alloc.rs"]
+mod alloc;
 mod common;
 mod wire;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::task::Poll;
 
@@ -19,37 +19,6 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 
 use common::LONG;
 
-struct Counting;
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-thread_local! {
-    /// The number of allocations of this thread, and the bytes that have not been freed.
-    static COUNTS: Cell<(u64, isize)> = const { Cell::new((0, 0)) };
-}
-
-fn count(allocations: u64, bytes: isize) {
-    let add = |counts: &Cell<(u64, isize)>| {
-        let (before, live) = counts.get();
-        counts.set((before + allocations, live + bytes));
-    };
-    // The counters do not exist any more if the thread is ending.
-    let _ = COUNTS.try_with(add);
-}
-
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(1, layout.size() as isize);
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        count(0, -(layout.size() as isize));
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
 /// Makes a request with an extension, as servers do.
 fn request() -> Request<()> {
     Request::builder().header("grpc-timeout", "20S").extension(7_u8).body(()).unwrap()
@@ -57,7 +26,7 @@ fn request() -> Request<()> {
 
 /// Counts the allocations of a call, and the bytes that it leaves. The first calls make the lasting allocations of the
 /// runtime and its timers.
-async fn cost<S, B>(mut service: S) -> (u64, isize)
+async fn cost<S, B>(mut service: S) -> (usize, isize)
 where
     S: Service<Request<()>, Response = Response<B>, Error = Infallible>,
     B: Body<Data = Bytes, Error: Into<BoxError>>,
@@ -72,13 +41,13 @@ where
     for _ in 0..100 {
         call(&mut service).await;
     }
-    let before = COUNTS.get();
+    let (allocations, live) = (alloc::allocations(), alloc::live());
     for _ in 0..100 {
         call(&mut service).await;
     }
-    let after = COUNTS.get();
-    assert_eq!((after.0 - before.0) % 100, 0, "the same for each call");
-    ((after.0 - before.0) / 100, after.1 - before.1)
+    let allocations = alloc::allocations() - allocations;
+    assert_eq!(allocations % 100, 0, "the same for each call");
+    (allocations / 100, alloc::live() - live)
 }
 
 /// A handler that awaits once, like one that queries a database.

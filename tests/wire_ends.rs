@@ -27,7 +27,10 @@ use tokio_ctx::{BoxError, Context, Error, Shutdown};
 use tower::{Layer, ServiceExt, service_fn};
 
 use common::{Wakes, ended, ms, poll};
-use wire::{ChannelBody, Version, assert_left, channel_body, client, eventually, far_side, serve};
+use wire::{
+    ChannelBody, Version, assert_client_disconnected, channel_body, client, eventually, remote_server,
+    serve,
+};
 
 /// A body that has a frame at every poll, or never. It reports its drop, and the error of the context at that time.
 struct Holder {
@@ -37,8 +40,8 @@ struct Holder {
 
 impl Holder {
     fn new(is_ready: bool) -> (Holder, oneshot::Receiver<Option<Error>>) {
-        let (tell, told) = oneshot::channel();
-        (Holder { is_ready, dropped: Some(tell) }, told)
+        let (sender, receiver) = oneshot::channel();
+        (Holder { is_ready, dropped: Some(sender) }, receiver)
     }
 }
 
@@ -88,7 +91,7 @@ async fn ask_and_stop_reading(version: Version, at: SocketAddr) -> Box<dyn Send>
     let mut stream = TcpStream::connect(at).await.unwrap();
     match version {
         Version::Http1 => {
-            stream.write_all(b"GET / HTTP/1.1\r\nhost: far.side\r\n\r\n").await.unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: server.test\r\n\r\n").await.unwrap();
             Box::new(stream)
         }
         Version::Http2 => {
@@ -184,9 +187,9 @@ async fn a_stream_without_a_window_holds_nothing_beyond_the_deadline() {
 /// an update of hyper, hyper has changed: adapt the traps in the documentation of `wire`.
 #[tokio::test]
 async fn unread_bytes_hide_an_http1_client_that_has_left() {
-    const GET: &str = "GET / HTTP/1.1\r\nhost: far.side\r\n\r\n";
-    const POST: &str = "POST / HTTP/1.1\r\nhost: far.side\r\ncontent-length: 4\r\n\r\n";
-    const READ: &str = "POST /read HTTP/1.1\r\nhost: far.side\r\ncontent-length: 4\r\n\r\n";
+    const GET: &str = "GET / HTTP/1.1\r\nhost: server.test\r\n\r\n";
+    const POST: &str = "POST / HTTP/1.1\r\nhost: server.test\r\ncontent-length: 4\r\n\r\n";
+    const READ: &str = "POST /read HTTP/1.1\r\nhost: server.test\r\ncontent-length: 4\r\n\r\n";
     for (sent, is_hidden) in [
         (GET.to_string(), false),
         (format!("{GET}{GET}"), true),
@@ -247,7 +250,7 @@ async fn a_shutdown_does_not_wait_for_a_client_that_stops_reading() {
 #[tokio::test]
 async fn a_stream_that_is_held_ends_at_the_server() {
     for version in [Version::Http1, Version::Http2] {
-        let (server, mut contexts) = far_side(version).await;
+        let (server, mut contexts) = remote_server(version).await;
         let client = ClientLayer::new(Outbound::new()).layer(client::<Empty<Bytes>>(version));
         for polled in [false, true] {
             let ctx = Context::background().with_cancel();
@@ -261,7 +264,7 @@ async fn a_stream_that_is_held_ends_at_the_server() {
             let there = contexts.recv().await.unwrap();
             assert!(!there.is_done());
             ctx.cancel();
-            assert_left(&there).await;
+            assert_client_disconnected(&there).await;
             drop(response);
         }
     }
@@ -281,7 +284,7 @@ async fn a_stream_that_is_held_and_always_ready_ends_at_the_server() {
         assert!(dropped.try_recv().is_err());
         ctx.cancel();
         dropped.await.unwrap();
-        assert_left(&there).await;
+        assert_client_disconnected(&there).await;
         let error = loop {
             match response.frame().await.unwrap() {
                 Ok(_) => {}
@@ -293,17 +296,19 @@ async fn a_stream_that_is_held_and_always_ready_ends_at_the_server() {
 }
 
 /// A plain HTTP/2 server, which responds with a head, or not at all, and reports how each stream was reset.
-async fn resets(answers: bool) -> (SocketAddr, mpsc::UnboundedReceiver<h2::Reason>, Arc<AtomicUsize>) {
+async fn serve_resets(
+    answers: bool,
+) -> (SocketAddr, mpsc::UnboundedReceiver<h2::Reason>, Arc<AtomicUsize>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
-    let (tell, told) = mpsc::unbounded_channel();
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counts = asked.clone();
+    let (sender, reasons) = mpsc::unbounded_channel();
+    let request_count = Arc::new(AtomicUsize::new(0));
+    let counts = request_count.clone();
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
         let mut connection = h2::server::handshake(stream).await.unwrap();
         while let Some(Ok((mut request, mut respond))) = connection.accept().await {
-            let (tell, counts) = (tell.clone(), counts.clone());
+            let (sender, counts) = (sender.clone(), counts.clone());
             tokio::spawn(async move {
                 let first = request.body_mut().data().await.unwrap().unwrap();
                 request.body_mut().flow_control().release_capacity(first.len()).unwrap();
@@ -315,11 +320,11 @@ async fn resets(answers: bool) -> (SocketAddr, mpsc::UnboundedReceiver<h2::Reaso
                 } else {
                     std::future::poll_fn(|cx| respond.poll_reset(cx)).await
                 };
-                tell.send(reason.unwrap()).unwrap();
+                sender.send(reason.unwrap()).unwrap();
             });
         }
     });
-    (at, told, asked)
+    (at, reasons, request_count)
 }
 
 /// Makes calls whose request body is still being sent.
@@ -328,7 +333,7 @@ where
     B: Body<Data: Send, Error: Into<BoxError>> + Send + Unpin + 'static,
 {
     for answers in [false, true] {
-        let (at, mut told, asked) = resets(answers).await;
+        let (at, mut reasons, request_count) = serve_resets(answers).await;
         let client = ClientLayer::new(Outbound::new()).layer(client::<B>(Version::Http2));
         for round in 1..=3 {
             let ctx = Context::background().with_cancel();
@@ -336,11 +341,11 @@ where
             send.send(Ok(Frame::data("hello".into()))).unwrap();
             let request = Request::post(format!("http://{at}/")).body(as_body(&ctx, body)).unwrap();
             let call = tokio::spawn(ctx.scope(client.clone().oneshot(request)));
-            eventually("it arrives", || asked.load(Ordering::SeqCst) == round).await;
+            eventually("it arrives", || request_count.load(Ordering::SeqCst) == round).await;
             let held = if answers { Ok(call.await.unwrap().unwrap()) } else { Err(call) };
             assert!(!send.is_closed());
             ctx.cancel();
-            assert_eq!(told.recv().await.unwrap(), h2::Reason::CANCEL, "{answers}");
+            assert_eq!(reasons.recv().await.unwrap(), h2::Reason::CANCEL, "{answers}");
             assert!(send.is_closed(), "the body is gone");
             match held {
                 Ok(mut response) => {
@@ -485,9 +490,9 @@ impl Body for PanicsWhenPolled {
 async fn a_body_that_panics_when_polled_is_the_cause() {
     for is_sized in [true, false] {
         let seen = Arc::new(Mutex::new(None));
-        let noting = seen.clone();
+        let slot = seen.clone();
         let handler = service_fn(move |_: Request<()>| {
-            *noting.lock().unwrap() = Some(Context::current());
+            *slot.lock().unwrap() = Some(Context::current());
             async move { Ok::<_, Infallible>(Response::new(PanicsWhenPolled { is_sized })) }
         });
         let layer = layer(Inbound::new().max_budget(common::LONG));
@@ -585,10 +590,10 @@ async fn work_beyond_a_request_ends_with_the_service() {
         for ends in [0, 1] {
             let services = [(); 2].map(|()| Context::background().with_cancel());
             let seen = Arc::new(Mutex::new(None));
-            let noting = seen.clone();
+            let slot = seen.clone();
             let handler = service_fn(move |_: Request<()>| {
                 let ctx = Context::current().with_value(Tenant(7)).with_timeout(common::LONG).detach();
-                *noting.lock().unwrap() = Some((ctx.clone(), ctx.beyond_request()));
+                *slot.lock().unwrap() = Some((ctx.clone(), ctx.beyond_request()));
                 async { Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())) }
             });
             let inner = ServerLayer::new(services[0].clone(), Inbound::new().max_budget(common::LONG));
@@ -652,13 +657,13 @@ async fn an_upgraded_connection_ends_with_the_shutdown() {
         http.serve_connection(TokioIo::new(stream), service).with_upgrades().await.unwrap();
     });
     let mut client = TcpStream::connect(at).await.unwrap();
-    let head = "GET / HTTP/1.1\r\nhost: far.side\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+    let head = "GET / HTTP/1.1\r\nhost: server.test\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
     client.write_all(head.as_bytes()).await.unwrap();
-    let mut told = Vec::new();
-    while !told.ends_with(b"\r\n\r\n") {
-        told.push(client.read_u8().await.unwrap());
+    let mut received = Vec::new();
+    while !received.ends_with(b"\r\n\r\n") {
+        received.push(client.read_u8().await.unwrap());
     }
-    assert!(told.starts_with(b"HTTP/1.1 101"));
+    assert!(received.starts_with(b"HTTP/1.1 101"));
     let request = contexts.recv().await.unwrap();
     eventually("the request is over", || request.is_done()).await;
     for byte in *b"echo" {

@@ -188,11 +188,11 @@ proptest! {
                 prop_assert!(left < ms(1));
                 continue;
             };
-            let told = read(&header, value.as_bytes()).expect("it reads what it writes");
-            prop_assert!(told <= left);
+            let read_back = read(&header, value.as_bytes()).expect("it reads what it writes");
+            prop_assert!(read_back <= left);
             // Rounding removes less than a millisecond, or less than a hundred-thousandth of the time.
             let most = if header == DeadlineHeader::Grpc { Duration::from_secs(99_999_999 * 3_600) } else { ms(9_999_999_999) };
-            prop_assert!(left.min(most) - told <= ms(1).max(left / 99_999));
+            prop_assert!(left.min(most) - read_back <= ms(1).max(left / 99_999));
         }
     }
 
@@ -274,7 +274,7 @@ fn an_end_reports_the_line_and_the_kind_of_budget() {
     let ended = |sent: &HeaderMap, inbound: &Inbound| {
         let ctx = Context::background().extract(sent, inbound).unwrap();
         let line = line!() - 1;
-        let error = ctx.err().expect("it has ended at birth");
+        let error = ctx.err().expect("it has ended from the start");
         assert_eq!((error.origin().made_at().file(), error.origin().made_at().line()), (file!(), line));
         *error.cause_as::<Budget>().unwrap()
     };
@@ -342,8 +342,8 @@ proptest! {
         let mut onward = sent.clone();
         let outbound = Outbound::new().write(all()).carry::<Name>().carry_in_baggage::<Name>();
         if ctx.inject_with(&mut onward, &outbound).is_ok() {
-            let told = inbound.clone().strict().budget(&onward).unwrap().unwrap();
-            prop_assert!(told <= budget.unwrap());
+            let sent = inbound.clone().strict().budget(&onward).unwrap().unwrap();
+            prop_assert!(sent <= budget.unwrap());
         }
     }
 }
@@ -387,10 +387,10 @@ fn a_context_without_remaining_time_is_not_sent() {
 #[tokio::test(start_paused = true)]
 async fn a_shorter_deadline_of_the_call_is_kept() {
     let ctx = Context::background().with_timeout(ms(300));
-    for (there, told) in [("50m", "50000000n"), ("900m", "300000u"), ("junk", "300000u")] {
+    for (there, timeout) in [("50m", "50000000n"), ("900m", "300000u"), ("junk", "300000u")] {
         let mut sent = headers(&[("grpc-timeout", there)]);
         ctx.inject(&mut sent).unwrap();
-        assert_eq!(sent["grpc-timeout"], told, "{there}");
+        assert_eq!(sent["grpc-timeout"], timeout, "{there}");
     }
     let mut sent = headers(&[("grpc-timeout", "900m"), ("grpc-timeout", "800m")]);
     ctx.inject(&mut sent).unwrap();

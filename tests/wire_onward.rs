@@ -30,11 +30,11 @@ use wire::{Version, channel_body, context_error, eventually, serve};
 type Answer = Result<Response<Full<Bytes>>, Infallible>;
 
 fn request() -> Request<Empty<Bytes>> {
-    Request::get("http://far.side/").body(Empty::new()).unwrap()
+    Request::get("http://server.test/").body(Empty::new()).unwrap()
 }
 
 /// A server that sends the headers that it received to `sent`.
-fn noting(
+fn record_headers(
     sent: Arc<Mutex<Vec<HeaderMap>>>,
 ) -> impl Service<
     Request<Empty<Bytes>>,
@@ -80,7 +80,7 @@ impl Travel for User {
 async fn a_request_that_is_forwarded_within_less_time_sends_that_time() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let outbound = Outbound::new().carry::<Tenant>().carry_in_baggage::<User>();
-    let upstream = ClientLayer::new(outbound).layer(noting(sent.clone()));
+    let upstream = ClientLayer::new(outbound).layer(record_headers(sent.clone()));
     let proxy = service_fn(move |mut request: Request<Empty<Bytes>>| {
         let upstream = upstream.clone();
         async move {
@@ -124,7 +124,8 @@ async fn the_end_of_the_nearer_context_ends_the_call() {
 async fn an_unrelated_context_is_limited_by_the_current_deadline() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let call = async |current: &Context, own: &Context| {
-        let client = ClientLayer::new(Outbound::new().carry::<Tenant>()).layer(noting(sent.clone()));
+        let client =
+            ClientLayer::new(Outbound::new().carry::<Tenant>()).layer(record_headers(sent.clone()));
         let mut request = request();
         request.extensions_mut().insert(own.clone());
         current.scope(async { client.oneshot(request).await }).await.unwrap();
@@ -201,17 +202,17 @@ async fn the_time_that_a_request_waits_is_subtracted() {
     let sent = Arc::new(Mutex::new(Vec::new()));
     let outbound =
         Outbound::new().write([DeadlineHeader::Grpc, DeadlineHeader::Connect]).carry::<Tenant>();
-    let client = waiting(outbound, ms(300), noting(sent.clone()));
+    let client = waiting(outbound, ms(300), record_headers(sent.clone()));
     let ctx = Context::background().with_timeout(ms(600)).with_value(Tenant("blue"));
     // A shorter timeout in the request is kept, a longer one is replaced.
-    for (given, told) in [(None, "300000u"), (Some("200m"), "200000u"), (Some("400m"), "300000u")] {
+    for (given, expected) in [(None, "300000u"), (Some("200m"), "200000u"), (Some("400m"), "300000u")] {
         let ctx = ctx.without_cancel().with_timeout(ms(600));
         let mut request = request();
         given.map(|given| request.headers_mut().insert("grpc-timeout", given.parse().unwrap()));
         let answer = ctx.scope(client.clone().oneshot(request)).await.unwrap();
         assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "done");
         let headers = sent.lock().unwrap().pop().unwrap();
-        assert_eq!(headers["grpc-timeout"], told);
+        assert_eq!(headers["grpc-timeout"], expected);
         assert_eq!(headers["connect-timeout-ms"], "300");
         assert_eq!(headers["x-tenant"], "blue");
     }
@@ -220,7 +221,7 @@ async fn the_time_that_a_request_waits_is_subtracted() {
 #[tokio::test(start_paused = true)]
 async fn a_request_that_waited_too_long_is_not_sent() {
     let sent = Arc::new(Mutex::new(Vec::new()));
-    let client = waiting(Outbound::new(), ms(700), noting(sent.clone()));
+    let client = waiting(Outbound::new(), ms(700), record_headers(sent.clone()));
     let ctx = Context::background().with_timeout(ms(600));
     let error = context_error(ctx.scope(client.oneshot(request())).await.unwrap_err());
     common::assert_same(&error, &ended(&ctx));
@@ -228,7 +229,7 @@ async fn a_request_that_waited_too_long_is_not_sent() {
     assert!(sent.lock().unwrap().is_empty());
 
     // The same applies if less than the margin remains, although the context has not ended.
-    let client = waiting(Outbound::new().margin(ms(400)), ms(300), noting(sent.clone()));
+    let client = waiting(Outbound::new().margin(ms(400)), ms(300), record_headers(sent.clone()));
     let ctx = Context::background().with_timeout(ms(600));
     let error = context_error(ctx.scope(client.oneshot(request())).await.unwrap_err());
     assert!(error.is_deadline_exceeded() && !ctx.is_done());
@@ -239,7 +240,7 @@ async fn a_request_that_waited_too_long_is_not_sent() {
     let called = AtomicUsize::new(0);
     let client = upper.layer(service_fn(|request| {
         called.fetch_add(1, Ordering::SeqCst);
-        lower.layer(noting(sent.clone())).oneshot(request)
+        lower.layer(record_headers(sent.clone())).oneshot(request)
     }));
     ctx.cancel();
     assert!(ctx.scope(client.oneshot(request())).await.is_err());
@@ -250,7 +251,7 @@ async fn a_request_that_waited_too_long_is_not_sent() {
 #[tokio::test(start_paused = true)]
 async fn a_retry_outside_of_the_layer_sends_the_time_that_remains_then() {
     let sent = Arc::new(Mutex::new(Vec::new()));
-    let client = ClientLayer::new(Outbound::new()).layer(noting(sent.clone()));
+    let client = ClientLayer::new(Outbound::new()).layer(record_headers(sent.clone()));
     let ctx = Context::background().with_timeout(ms(600));
     ctx.scope(async {
         let first = request();
@@ -260,8 +261,9 @@ async fn a_retry_outside_of_the_layer_sends_the_time_that_remains_then() {
         client.oneshot(second).await.unwrap();
     })
     .await;
-    let told: Vec<_> = sent.lock().unwrap().iter().map(|sent| sent["grpc-timeout"].clone()).collect();
-    assert_eq!(told, ["600000u", "450000u"]);
+    let timeouts: Vec<_> =
+        sent.lock().unwrap().iter().map(|sent| sent["grpc-timeout"].clone()).collect();
+    assert_eq!(timeouts, ["600000u", "450000u"]);
 }
 
 // Readiness that is released.
@@ -470,12 +472,12 @@ async fn a_route_refuses_a_request_with_too_little_time() {
     let called = Arc::new(AtomicUsize::new(0));
     let app = routed(called.clone());
     let start = tokio::time::Instant::now();
-    for (headers, status, told) in [
+    for (headers, status, message) in [
         (&[("connect-timeout-ms", "199")][..], 504, "deadline exceeded\n"),
         (&[("grpc-timeout", "0n")], 504, "deadline exceeded\n"),
     ] {
         let (code, _, text) = get(app.clone(), "/report", headers).await;
-        assert_eq!((code, text.as_str()), (status, told));
+        assert_eq!((code, text.as_str()), (status, message));
     }
     // The gRPC status is sent at once.
     let grpc = [("content-type", "application/grpc"), ("grpc-timeout", "150m")];
@@ -519,18 +521,18 @@ fn finishing(
     + 'static,
     Handler,
 ) {
-    let (tell_start, started) = mpsc::unbounded_channel();
-    let (tell_finish, finished) = mpsc::unbounded_channel();
+    let (starts, started) = mpsc::unbounded_channel();
+    let (finishes, finished) = mpsc::unbounded_channel();
     let go_on = Arc::new(tokio::sync::Notify::new());
-    let told = go_on.clone();
+    let resumed = go_on.clone();
     let handler = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let (tell_start, tell_finish, told) = (tell_start.clone(), tell_finish.clone(), told.clone());
+        let (starts, finishes, resumed) = (starts.clone(), finishes.clone(), resumed.clone());
         async move {
             let ctx = request.extensions().get::<Context>().unwrap().clone();
-            tell_start.send(ctx.clone()).unwrap();
-            told.notified().await;
+            starts.send(ctx.clone()).unwrap();
+            resumed.notified().await;
             assert!(!Context::current().is_done());
-            tell_finish.send(ctx).unwrap();
+            finishes.send(ctx).unwrap();
             Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("paid")))
         }
     });
@@ -660,9 +662,9 @@ async fn a_shutdown_reports_a_handler_that_does_not_finish() {
 #[tokio::test]
 async fn a_panic_of_a_finishing_handler_reaches_the_connection() {
     let seen = Arc::new(Mutex::new(None));
-    let note = seen.clone();
+    let slot = seen.clone();
     let panics = service_fn(move |_: Request<Empty<Bytes>>| {
-        *note.lock().unwrap() = Some(Context::current());
+        *slot.lock().unwrap() = Some(Context::current());
         async { if true { panic!("half done") } else { Answer::Ok(Response::new(Full::default())) } }
     });
     let app = FinishLayer::new().layer(panics);
@@ -677,9 +679,9 @@ async fn the_body_of_a_finishing_handler_has_its_context_and_ends_it() {
     let (send, body) = channel_body();
     let body = Arc::new(Mutex::new(Some(body)));
     let seen = Arc::new(Mutex::new(None));
-    let note = seen.clone();
+    let slot = seen.clone();
     let handler = service_fn(move |_: Request<Empty<Bytes>>| {
-        *note.lock().unwrap() = Some(Context::current());
+        *slot.lock().unwrap() = Some(Context::current());
         ready(Ok::<_, Infallible>(Response::new(body.lock().unwrap().take().unwrap())))
     });
     let server = ServerLayer::new(Context::background(), Inbound::new().max_budget(ms(5_000)));

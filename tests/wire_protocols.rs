@@ -72,7 +72,7 @@ where
 }
 
 /// Reads a response: HTTP status, content type, `grpc-status`, body.
-async fn told<B>(response: Response<B>) -> (u16, String, Option<String>, Bytes)
+async fn read_response<B>(response: Response<B>) -> (u16, String, Option<String>, Bytes)
 where
     B: Body<Data = Bytes, Error: std::fmt::Debug>,
 {
@@ -154,7 +154,7 @@ where
     B: Body<Data = Bytes, Error: std::fmt::Debug>,
 {
     let (http, grpc, code, text) = expected(by);
-    let (status, kind, grpc_status, body) = told(response).await;
+    let (status, kind, grpc_status, body) = read_response(response).await;
     let what = format!("{by:?} {protocol}");
     match protocol {
         "http" => {
@@ -230,11 +230,12 @@ async fn a_cancel_by_the_handler_is_not_the_end_of_the_service() {
         ctx.err().unwrap().into_response()
     };
     let layer = || ServerLayer::new(Context::background().with_cancel().detach(), Inbound::new());
-    let told = |protocol| async move { told(serve(layer(), call_of(protocol), canceled).await).await };
-    let (status, _, _, body) = told("http").await;
+    let respond =
+        |protocol| async move { read_response(serve(layer(), call_of(protocol), canceled).await).await };
+    let (status, _, _, body) = respond("http").await;
     assert_eq!((status, &*body), (503, &b"request canceled\n"[..]));
-    assert_eq!(told("grpc").await.2.as_deref(), Some("1"));
-    let (status, _, _, body) = told("connect").await;
+    assert_eq!(respond("grpc").await.2.as_deref(), Some("1"));
+    let (status, _, _, body) = respond("connect").await;
     assert_eq!((status, body), (499, connect_error("canceled", "request canceled").into()));
 
     // Neither is a dropped request, whose error a task may return.
@@ -254,7 +255,7 @@ async fn a_bad_header_is_reported_in_each_protocol() {
         let mut request = call_of(protocol);
         request.headers_mut().insert("grpc-timeout", "soon".parse().unwrap());
         let layer = ServerLayer::new(Context::background(), Inbound::new().strict());
-        let (status, kind, grpc, body) = told(serve(layer, request, unserved).await).await;
+        let (status, kind, grpc, body) = read_response(serve(layer, request, unserved).await).await;
         match protocol {
             "http" => assert_eq!((status, body), (400, format!("{text}\n").into())),
             "grpc" | "grpc-web" | "grpc-web-text" => {
@@ -284,7 +285,7 @@ async fn not_every_json_request_is_connect() {
         request(Method::POST, "/", &[("content-type", "application/connection")]),
         request(Method::POST, "/", &[("content-type", "application/grpcx")]),
     ] {
-        let (_, kind, _, body) = told(serve(layer(), request, unserved).await).await;
+        let (_, kind, _, body) = read_response(serve(layer(), request, unserved).await).await;
         assert_eq!((&*kind, &*body), ("text/plain; charset=utf-8", &b"deadline exceeded\n"[..]));
     }
 }

@@ -61,10 +61,10 @@ fn grpc(timeout: &'static str) -> Request<()> {
 
 /// Stores the context of a handler for the test.
 #[derive(Clone, Default)]
-struct Seen(Arc<Mutex<Option<Context>>>);
+struct RecordedContext(Arc<Mutex<Option<Context>>>);
 
-impl Seen {
-    fn note(&self, request: &Request<()>) {
+impl RecordedContext {
+    fn record(&self, request: &Request<()>) {
         let ctx = request.extensions().get::<Context>().expect("the layer put it there");
         *self.0.lock().unwrap() = Some(ctx.clone());
     }
@@ -81,9 +81,9 @@ impl Seen {
 
 #[tokio::test(start_paused = true)]
 async fn the_handler_has_the_context_as_extension_and_as_current() {
-    let seen = Seen::default();
+    let seen = RecordedContext::default();
     let response = call(layer(Inbound::new()), grpc("300m"), async |request| {
-        seen.note(&request);
+        seen.record(&request);
         let current = Context::current();
         assert_eq!(current.deadline(), seen.ctx().deadline());
         let spawned = current.spawn(async { Context::current().deadline() }).await.unwrap();
@@ -134,10 +134,10 @@ async fn a_grpc_call_ends_slightly_before_its_timeout() {
 
 #[tokio::test(start_paused = true)]
 async fn at_the_deadline_the_response_is_504_and_the_handler_is_dropped() {
-    let seen = Seen::default();
+    let seen = RecordedContext::default();
     let drops = common::Drops::default();
     let response = call(layer(Inbound::new().max_budget(ms(50))), request(), async |request| {
-        seen.note(&request);
+        seen.record(&request);
         let _counted = drops.counted();
         pending::<Response<Full<Bytes>>>().await
     })
@@ -178,9 +178,9 @@ async fn the_response_to_a_late_grpc_call_has_only_trailers() {
 async fn the_end_of_the_service_ends_its_requests() {
     for (request, status, grpc_status) in [(request(), 503, None), (grpc("1H"), 200, Some("14"))] {
         let service = Context::background().with_cancel();
-        let seen = Seen::default();
+        let seen = RecordedContext::default();
         let answer = call(ServerLayer::new(service.clone(), Inbound::new()), request, async |request| {
-            seen.note(&request);
+            seen.record(&request);
             pending::<Response<Full<Bytes>>>().await
         });
         let mut answer = pin!(answer);
@@ -192,11 +192,11 @@ async fn the_end_of_the_service_ends_its_requests() {
             response.headers().get("grpc-status").map(|status| status.to_str().unwrap()),
             grpc_status
         );
-        let told = format!(
+        let response = format!(
             "{:?}",
             (response.headers().clone(), response.into_body().collect().await.unwrap().to_bytes())
         );
-        assert!(!told.contains("secret") && !told.contains(".rs"), "{told}");
+        assert!(!response.contains("secret") && !response.contains(".rs"), "{response}");
         assert_eq!(ended(&seen.ctx()).cause().unwrap().to_string(), "secret maintenance");
     }
 }
@@ -235,9 +235,9 @@ async fn a_strict_server_refuses_a_bad_deadline() {
     );
 
     let lenient = layer(Inbound::new().default_budget(ms(200)));
-    let seen = Seen::default();
+    let seen = RecordedContext::default();
     let response = call(lenient, grpc("soon"), async |request| {
-        seen.note(&request);
+        seen.record(&request);
         assert!(Context::current().remaining().is_some());
         Response::new(Empty::<Bytes>::new())
     });
@@ -246,21 +246,21 @@ async fn a_strict_server_refuses_a_bad_deadline() {
 
 #[tokio::test]
 async fn a_dropped_handler_ends_with_dropped() {
-    let seen = Seen::default();
+    let seen = RecordedContext::default();
     let at_drop = Arc::new(Mutex::new(None));
-    struct Asks(Arc<Mutex<Option<Option<Error>>>>);
-    impl Drop for Asks {
+    struct RecordsError(Arc<Mutex<Option<Option<Error>>>>);
+    impl Drop for RecordsError {
         fn drop(&mut self) {
             *self.0.lock().unwrap() = Some(Context::current().err());
         }
     }
     {
-        let asks = at_drop.clone();
+        let on_drop = at_drop.clone();
         let answer = call(layer(Inbound::new()), request(), |request| {
-            seen.note(&request);
-            let asks = Asks(asks.clone());
+            seen.record(&request);
+            let on_drop = RecordsError(on_drop.clone());
             async move {
-                let _asks = asks;
+                let _on_drop = on_drop;
                 pending::<Response<Full<Bytes>>>().await
             }
         });
@@ -272,23 +272,23 @@ async fn a_dropped_handler_ends_with_dropped() {
     let error = ended(&seen.ctx());
     assert!(error.is_canceled());
     assert_eq!(error.origin().canceled_at().unwrap().file(), file!(), "no line of the layer's own");
-    let told =
+    let at_drop =
         at_drop.lock().unwrap().clone().expect("dropped").expect("in the context, which has ended");
-    common::assert_same(&told, &error);
+    common::assert_same(&at_drop, &error);
 }
 
 #[tokio::test]
 async fn failures_and_panics_of_a_handler_are_the_cause() {
-    let seen = Seen::default();
+    let seen = RecordedContext::default();
     let failing = service_fn(|request: Request<()>| {
-        seen.note(&request);
+        seen.record(&request);
         async { Err::<Response<Full<Bytes>>, _>("no") }
     });
     assert!(layer(Inbound::new()).layer(failing).oneshot(request()).await.is_err());
     assert_eq!(seen.end(), RequestEnd::Failed);
 
     let panicking = call(layer(Inbound::new()), request(), async |request| -> Response<Full<Bytes>> {
-        seen.note(&request);
+        seen.record(&request);
         panic!("on purpose")
     });
     assert!(AssertUnwindSafe(panicking).catch_unwind().await.is_err());
@@ -301,9 +301,9 @@ async fn a_nested_layer_has_the_earlier_deadline_and_ends_with_both() {
         let services = [(); 2].map(|()| Context::background().with_cancel());
         let inner = ServerLayer::new(services[0].clone(), Inbound::new().max_budget(ms(200)));
         let outer = ServerLayer::new(services[1].clone(), Inbound::new().max_budget(ms(100)));
-        let seen = Seen::default();
+        let seen = RecordedContext::default();
         let service = service_fn(|request: Request<()>| {
-            seen.note(&request);
+            seen.record(&request);
             pending::<Result<Response<Full<Bytes>>, Infallible>>()
         });
         let mut answer = pin!(outer.layer(inner.layer(service)).oneshot(request()));
@@ -323,7 +323,7 @@ type Sender = mpsc::UnboundedSender<Result<Frame<Bytes>, BoxError>>;
 async fn streaming(
     layer: ServerLayer,
     request: Request<()>,
-    seen: &Seen,
+    seen: &RecordedContext,
 ) -> (Sender, ServerBody<ChannelBody>) {
     streaming_as("text/plain", layer, request, seen).await
 }
@@ -332,12 +332,12 @@ async fn streaming_as(
     content_type: &str,
     layer: ServerLayer,
     request: Request<()>,
-    seen: &Seen,
+    seen: &RecordedContext,
 ) -> (Sender, ServerBody<ChannelBody>) {
     let (send, body) = channel_body();
     let body = Mutex::new(Some(body));
     let response = call(layer, request, async |request| {
-        seen.note(&request);
+        seen.record(&request);
         let body = body.lock().unwrap().take().unwrap();
         Response::builder().header("content-type", content_type).body(body).unwrap()
     })
@@ -347,7 +347,7 @@ async fn streaming_as(
 
 #[tokio::test]
 async fn the_context_lives_until_the_trailers_and_no_longer() {
-    let seen = Seen::default();
+    let seen = RecordedContext::default();
     let (send, mut body) = streaming(layer(Inbound::new()), request(), &seen).await;
     send.send(Ok(Frame::data("a".into()))).unwrap();
     assert!(body.frame().await.unwrap().unwrap().is_data());
@@ -359,7 +359,7 @@ async fn the_context_lives_until_the_trailers_and_no_longer() {
 
 #[tokio::test]
 async fn a_body_that_ends_fails_or_is_dropped_ends_the_context() {
-    let seen = Seen::default();
+    let seen = RecordedContext::default();
     let (send, mut body) = streaming(layer(Inbound::new()), request(), &seen).await;
     drop(send);
     assert!(body.frame().await.is_none());
@@ -377,7 +377,7 @@ async fn a_body_that_ends_fails_or_is_dropped_ends_the_context() {
 
 #[tokio::test(start_paused = true)]
 async fn a_deadline_during_the_body_aborts_it() {
-    let seen = Seen::default();
+    let seen = RecordedContext::default();
     let (send, mut body) = streaming(layer(Inbound::new().max_budget(ms(50))), request(), &seen).await;
     send.send(Ok(Frame::data("a".into()))).unwrap();
     assert!(body.frame().await.unwrap().unwrap().is_data());
@@ -453,9 +453,9 @@ async fn size_hints_are_unchanged() {
 }
 
 /// A body that has ended from the start, and does not report a size of zero.
-struct Over;
+struct EmptyBody;
 
-impl Body for Over {
+impl Body for EmptyBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -473,10 +473,10 @@ impl Body for Over {
 
 #[tokio::test]
 async fn an_empty_body_ends_the_context_at_once() {
-    let seen = Seen::default();
+    let seen = RecordedContext::default();
     let response = call(layer(Inbound::new()), request(), async |request| {
-        seen.note(&request);
-        Response::new(Over)
+        seen.record(&request);
+        Response::new(EmptyBody)
     })
     .await;
     assert_eq!(seen.end(), RequestEnd::Answered);
@@ -484,9 +484,9 @@ async fn an_empty_body_ends_the_context_at_once() {
 }
 
 /// A body with a known size that reports its end only when polled.
-struct Measured(u64);
+struct SizedBody(u64);
 
-impl Body for Measured {
+impl Body for SizedBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -510,10 +510,10 @@ impl Body for Measured {
 
 #[tokio::test]
 async fn a_body_that_was_sent_completely_has_not_lost_its_client() {
-    let seen = Seen::default();
+    let seen = RecordedContext::default();
     let mut whole = call(layer(Inbound::new()), request(), async |request| {
-        seen.note(&request);
-        Response::new(Measured(2))
+        seen.record(&request);
+        Response::new(SizedBody(2))
     })
     .await
     .into_body();
@@ -526,8 +526,8 @@ async fn a_body_that_was_sent_completely_has_not_lost_its_client() {
     for (method, status) in [("HEAD", 200), ("GET", 204), ("GET", 304), ("CONNECT", 200), ("GET", 101)] {
         let request = Request::builder().method(method).body(()).unwrap();
         let response = call(layer(Inbound::new()), request, async |request| {
-            seen.note(&request);
-            Response::builder().status(status).body(Measured(2)).unwrap()
+            seen.record(&request);
+            Response::builder().status(status).body(SizedBody(2)).unwrap()
         })
         .await;
         drop(response);
@@ -542,15 +542,15 @@ async fn stuck(
     version: Version,
 ) -> (wire::Server, mpsc::UnboundedReceiver<Context>, mpsc::UnboundedReceiver<&'static str>) {
     let (seen, contexts) = mpsc::unbounded_channel();
-    let (tell, told) = mpsc::unbounded_channel();
+    let (task_ends, ended_tasks) = mpsc::unbounded_channel();
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let ctx = Context::current();
         seen.send(ctx.clone()).unwrap();
-        let tell = tell.clone();
+        let task_ends = task_ends.clone();
         // A task of the handler, which hyper does not drop.
         ctx.spawn(async move {
             Context::current().done().await;
-            tell.send("stopped").unwrap();
+            task_ends.send("stopped").unwrap();
         });
         async move {
             if request.uri().path() == "/stream" {
@@ -568,18 +568,18 @@ async fn stuck(
     });
     let server =
         serve(version, ServerLayer::new(Context::background(), Inbound::new()).layer(service)).await;
-    (server, contexts, told)
+    (server, contexts, ended_tasks)
 }
 
 #[tokio::test]
 async fn a_client_that_disconnects_ends_the_handler_and_its_tasks() {
     for version in [Version::Http1, Version::Http2] {
-        let (server, mut contexts, mut told) = stuck(version).await;
+        let (server, mut contexts, mut ended_tasks) = stuck(version).await;
         let call = tokio::spawn(server.get("/wait"));
         let ctx = contexts.recv().await.unwrap();
         assert!(!ctx.is_done());
         call.abort();
-        assert_eq!(told.recv().await.unwrap(), "stopped");
+        assert_eq!(ended_tasks.recv().await.unwrap(), "stopped");
         assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped), "{version:?}");
     }
 }
@@ -587,13 +587,13 @@ async fn a_client_that_disconnects_ends_the_handler_and_its_tasks() {
 #[tokio::test]
 async fn a_client_that_disconnects_during_the_body_ends_it() {
     for version in [Version::Http1, Version::Http2] {
-        let (server, mut contexts, mut told) = stuck(version).await;
+        let (server, mut contexts, mut ended_tasks) = stuck(version).await;
         let mut response = server.get("/stream").await.unwrap();
         assert_eq!(response.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
         let ctx = contexts.recv().await.unwrap();
         assert!(!ctx.is_done());
         drop(response);
-        assert_eq!(told.recv().await.unwrap(), "stopped");
+        assert_eq!(ended_tasks.recv().await.unwrap(), "stopped");
         assert_eq!(ended(&ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped), "{version:?}");
     }
 }
@@ -607,7 +607,7 @@ async fn a_response_over_a_connection_ends_with_answered() {
             async move {
                 Ok::<_, Infallible>(match request.uri().path() {
                     "/full" => Response::new(Full::<Bytes>::from("full").boxed()),
-                    "/sized" => Response::new(Measured(3).boxed()),
+                    "/sized" => Response::new(SizedBody(3).boxed()),
                     "/empty" => Response::new(Empty::new().boxed()),
                     _ => Response::builder().status(204).body(Empty::new().boxed()).unwrap(),
                 })
@@ -667,9 +667,9 @@ async fn a_response_keeps_no_waker() {
             ServerLayer::new(Context::background().with_timeout(LONG).detach(), Inbound::new());
         let (send, receiver) = oneshot::channel::<Result<&str, &str>>();
         let receiver = Mutex::new(Some(receiver));
-        let seen = Seen::default();
+        let seen = RecordedContext::default();
         let mut service = service.layer(service_fn(|request: Request<()>| {
-            seen.note(&request);
+            seen.record(&request);
             let receiver = receiver.lock().unwrap().take().unwrap();
             async move { receiver.await.unwrap().map(|text| Response::new(Full::<Bytes>::from(text))) }
         }));
@@ -756,9 +756,9 @@ async fn frames_that_are_polled_early_arrive_in_order() {
             let expected: Vec<_> =
                 script.iter().copied().filter(|step| *step != Polled::Pending).collect();
 
-            let seen = Seen::default();
+            let seen = RecordedContext::default();
             let response = call(layer(Inbound::new().max_budget(LONG)), grpc("1H"), async |request| {
-                seen.note(&request);
+                seen.record(&request);
                 Response::new(scripted(script.clone()))
             });
             assert_eq!(received(response.await.into_body()).await, expected, "{script:?}");
@@ -783,9 +783,9 @@ async fn frames_that_are_polled_early_arrive_in_order() {
 #[tokio::test]
 async fn a_grpc_response_that_is_dropped_before_its_trailers_ends_with_dropped() {
     for frames in 0..=2 {
-        let seen = Seen::default();
+        let seen = RecordedContext::default();
         let response = call(layer(Inbound::new().max_budget(LONG)), grpc("1H"), async |request| {
-            seen.note(&request);
+            seen.record(&request);
             Response::new(scripted(vec![Polled::Data(0), Polled::Trailers]))
         });
         let mut body = response.await.into_body();

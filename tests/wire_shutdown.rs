@@ -118,9 +118,9 @@ async fn a_stuck_request_is_dropped_and_reported_by_method_and_route() {
 #[tokio::test(start_paused = true)]
 async fn a_handler_receives_the_cause() {
     let shutdown = shutdown();
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (errors, mut received) = mpsc::unbounded_channel();
     let handler = async move |ctx: Context| {
-        ctx.spawn(async move { tell.send(Context::current().done().await).unwrap() });
+        ctx.spawn(async move { errors.send(Context::current().done().await).unwrap() });
         pending::<()>().await
     };
     let layer = ServerLayer::with_shutdown(&shutdown, Inbound::new().max_budget(LONG));
@@ -129,7 +129,7 @@ async fn a_handler_receives_the_cause() {
     sleep(ms(1)).await;
     shutdown.begin(Cause("new version"));
     assert_eq!(shutdown.wait().await.overdue().len(), 1);
-    let error = told.recv().await.unwrap();
+    let error = received.recv().await.unwrap();
     assert_eq!(error.cause_as::<GraceOver>().unwrap().grace(), ms(500));
     assert_eq!(word(&error), Some("new version"));
     assert_eq!(stuck.await.unwrap().0, 503);
@@ -245,8 +245,8 @@ async fn a_completed_request_is_not_waited_for() {
 /// The handler and the body of a request are dropped before it counts as completed.
 #[tokio::test(start_paused = true)]
 async fn a_request_is_over_when_its_handler_has_been_dropped() {
-    struct Looks(Shutdown);
-    impl Drop for Looks {
+    struct ChecksOnDrop(Shutdown);
+    impl Drop for ChecksOnDrop {
         fn drop(&mut self) {
             assert_running(&self.0, 1);
         }
@@ -255,9 +255,9 @@ async fn a_request_is_over_when_its_handler_has_been_dropped() {
     let layer = ServerLayer::with_shutdown(&shutdown, Inbound::new());
     for stuck in [false, true] {
         let handler = service_fn(|_: Request<()>| {
-            let looks = Looks(shutdown.clone());
+            let on_drop = ChecksOnDrop(shutdown.clone());
             async move {
-                let _looks = looks;
+                let _on_drop = on_drop;
                 if stuck {
                     pending::<()>().await;
                 }
@@ -283,7 +283,7 @@ async fn a_handler_may_wait_for_the_shutdown_that_its_request_is_part_of() {
     let handler = {
         let shutdown = shutdown.clone();
         async move || {
-            shutdown.begin("told to by a request");
+            shutdown.begin("requested over HTTP");
             shutdown.wait().await.to_string()
         }
     };

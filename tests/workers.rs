@@ -1,9 +1,9 @@
 //! `for_each_task`: a task for each item of a stream, with a limit. The first error is returned, the end of
 //! the context stops it, and the source is not polled beyond the limit.
 
+#[path = "common/alloc.rs"]
+mod alloc;
 mod common;
-#[path = "common/live.rs"]
-mod live;
 
 use std::cell::Cell;
 use std::future::pending;
@@ -392,8 +392,8 @@ fn a_long_run_takes_no_more_memory_than_a_short_one() {
         let (mut early, mut late) = (0, 0);
         let pool = stream::iter(0..40_000).for_each_task(&BACKGROUND, 4, |_, item| {
             match item {
-                2_000 => early = live::live(),
-                39_999 => late = live::live(),
+                2_000 => early = alloc::live(),
+                39_999 => late = alloc::live(),
                 _ => {}
             }
             async { Ok::<_, Error>(()) }
@@ -410,14 +410,14 @@ fn a_large_pool_frees_the_tasks_that_have_ended() {
         let (early, late) = (Cell::new(0), Cell::new(0));
         let source = stream::iter(0..4_000).then(async |item| {
             if item == 100 {
-                early.set(live::live());
+                early.set(alloc::live());
             }
             if item == 3_999 {
                 // The source is pending, and the tasks finish meanwhile.
                 for _ in 0..200 {
                     tokio::task::yield_now().await;
                 }
-                late.set(live::live());
+                late.set(alloc::live());
             }
             item
         });

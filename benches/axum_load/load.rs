@@ -17,13 +17,15 @@ pub fn load(at: SocketAddr, path: &str, headers: &[&str], seconds: u64) -> Load 
     if has_wrk() { wrk(at, path, headers, seconds) } else { client::load(at, path, headers, seconds) }
 }
 
-/// Returns the CPU time, in microseconds, of all threads except the first, which sends the requests. Linux only.
-pub fn busy() -> Option<f64> {
+/// Returns the CPU time, in microseconds, of the threads of a server's process. In this process, the first thread does
+/// not count, because it sends the requests. Linux only.
+pub fn busy(server: u32) -> Option<f64> {
+    let sender = process::id();
     let mut nanos = 0.0;
-    for thread in fs::read_dir("/proc/self/task").ok()?.flatten() {
-        if thread.file_name() != *process::id().to_string() {
-            let said = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-            nanos += said.split(' ').next()?.parse::<f64>().ok()?;
+    for thread in fs::read_dir(format!("/proc/{server}/task")).ok()?.flatten() {
+        if server != sender || thread.file_name() != *sender.to_string() {
+            let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            nanos += text.split(' ').next()?.parse::<f64>().ok()?;
         }
     }
     Some(nanos / 1e3)
@@ -40,12 +42,12 @@ fn wrk(at: SocketAddr, path: &str, headers: &[&str], seconds: u64) -> Load {
     for header in headers {
         command.args(["-H", header]);
     }
-    let said = command.output().expect("wrk runs").stdout;
-    let said = String::from_utf8_lossy(&said);
-    assert!(!said.contains("Non-2xx"), "{said}");
+    let text = command.output().expect("wrk runs").stdout;
+    let text = String::from_utf8_lossy(&text);
+    assert!(!text.contains("Non-2xx"), "{text}");
     // "  20434 requests in 2.00s, 2.14MB read"
-    let counted = said.lines().find_map(|line| line.split_once(" requests in "));
-    let (requests, rest) = counted.unwrap_or_else(|| panic!("no count in: {said}"));
+    let counted = text.lines().find_map(|line| line.split_once(" requests in "));
+    let (requests, rest) = counted.unwrap_or_else(|| panic!("no count in: {text}"));
     let seconds = rest.split_once('s').map(|(seconds, _)| seconds.parse().expect("a number"));
     Load {
         requests: requests.trim().parse().expect("a number"),

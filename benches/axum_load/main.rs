@@ -6,12 +6,13 @@
 //! over the rounds.
 //!
 //! The requests per second depend on other work of the machine. The CPU time that the server's threads use for a
-//! request does not, and is shown beside them.
+//! request does not, and is shown next to them.
 
 mod load;
 mod routes;
 
 use std::net::SocketAddr;
+use std::process;
 
 use tokio::net::TcpListener;
 use tokio_ctx::Context;
@@ -52,9 +53,10 @@ fn main() {
 }
 
 fn rate(at: SocketAddr, route: &str, seconds: u64) -> Rate {
-    let before = load::busy();
+    let before = load::busy(process::id());
     let load = load::load(at, &format!("/{route}/7"), &[], seconds);
-    let micros = load::busy().zip(before).map(|(after, before)| (after - before) / load.requests);
+    let micros =
+        load::busy(process::id()).zip(before).map(|(after, before)| (after - before) / load.requests);
     Rate { per_second: load.requests / load.seconds, micros }
 }
 
@@ -67,13 +69,13 @@ fn report([without, with, bounded, by_hand]: &[Vec<Rate>; 4]) {
     println!("{}", line("with a request's contexts", with, without));
     println!("{}", line("with these, bounding its work", bounded, without));
     println!("{}", line("with tokens and timeout, bounding its work", by_hand, without));
-    println!("\nRequests beside those of the handler by hand, target 1.0:\n");
-    beside("with a request's contexts", with, by_hand);
-    beside("with these, bounding its work", bounded, by_hand);
+    println!("\nRequests, compared with those of the handler by hand, target 1.0:\n");
+    compare("with a request's contexts", with, by_hand);
+    compare("with these, bounding its work", bounded, by_hand);
 }
 
 /// Compares with the handler by hand, by the middle half of the rounds, because they may disagree on a busy machine.
-fn beside(name: &str, rates: &[Rate], by_hand: &[Rate]) {
+fn compare(name: &str, rates: &[Rate], by_hand: &[Rate]) {
     let shares = shares(rates, by_hand, |rate| Some(rate.per_second));
     let quarter = shares.len() / 4;
     let verdict = match (shares[quarter], shares[shares.len() - 1 - quarter]) {

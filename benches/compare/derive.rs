@@ -70,7 +70,7 @@ fn timeout() -> Row {
         black_box(&ctx);
     });
     let parent = CancellationToken::new();
-    // By hand, there is no timer before the first wait: a deadline is a number beside the token.
+    // By hand, there is no timer before the first wait: a deadline is a number next to the token.
     let by_hand = sync(move || {
         let guard = black_box(&parent).child_token().drop_guard();
         black_box((guard.token(), Instant::now() + FAR));

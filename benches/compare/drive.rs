@@ -146,7 +146,7 @@ pub fn alone<F: Future>(work: impl Fn(u64) -> F + 'static) -> Run {
     })
 }
 
-/// Runs it on both workers of a runtime of its own at once, `times` times each, beside a number of `idle` tasks. The
+/// Runs it on both workers of a runtime of its own at once, `times` times each, while a number of `idle` tasks wait. The
 /// time is wall-clock time, as in [`two_threads`].
 pub fn two_workers<F, I>(
     pending: usize,

@@ -1,4 +1,4 @@
-//! The cost of contexts, beside the alternatives: `cargo bench --bench compare`.
+//! The cost of contexts, compared with the alternatives: `cargo bench --bench compare`.
 //!
 //! Every row is one piece of work, done by this crate and by its peers in turns. `-- NAME` selects the rows whose
 //! name contains it (`growth`, `held`, `tracing` and `floor` select the other tables); `-- --quick` runs shorter

@@ -10,24 +10,24 @@ pub struct Plan {
     /// The minimum length of a sample. Short, so that most samples are not interrupted on a busy machine.
     pub sample: Duration,
     /// How often the whole table is measured, so that a temporary load of the machine affects all rows alike.
-    pub laps: usize,
-    /// How long all sides of a row are measured in turns, in each lap.
+    pub passes: usize,
+    /// How long all sides of a row are measured in turns, in each pass.
     pub row: Duration,
 }
 
 impl Plan {
     pub const FULL: Plan =
-        Plan { sample: Duration::from_millis(2), laps: 5, row: Duration::from_millis(500) };
+        Plan { sample: Duration::from_millis(2), passes: 5, row: Duration::from_millis(500) };
     pub const QUICK: Plan =
-        Plan { sample: Duration::from_millis(1), laps: 1, row: Duration::from_millis(200) };
+        Plan { sample: Duration::from_millis(1), passes: 1, row: Duration::from_millis(200) };
 }
 
 pub fn measure(rows: &mut [Row], plan: Plan) {
     for side in rows.iter_mut().flat_map(|row| &mut row.sides) {
         side.times = calibrate(&mut side.run, plan.sample);
     }
-    for lap in 0..plan.laps {
-        eprintln!("lap {} of {}", lap + 1, plan.laps);
+    for pass in 0..plan.passes {
+        eprintln!("pass {} of {}", pass + 1, plan.passes);
         for row in &mut *rows {
             let start = Instant::now();
             let mut rounds = 0;

@@ -98,36 +98,35 @@ fn err_ended() -> Row {
     let ctx = rooted();
     ctx.cancel();
     let ours = repeated(ctx, |ctx| black_box(&ctx.err()).is_some());
+    let token = repeated(canceled_token(), CancellationToken::is_cancelled);
+    Row::new("err-ended", "err, ended", ours).peer(TOKEN, token).target(GO, 2.0)
+}
+
+fn canceled_token() -> CancellationToken {
     let token = CancellationToken::new();
     token.cancel();
-    let token = repeated(token, CancellationToken::is_cancelled);
-    Row::new("err-ended", "err, ended", ours).peer(TOKEN, token).target(GO, 2.0)
+    token
 }
 
 fn err_ended_by_two() -> Row {
     let ctx = rooted();
     ctx.cancel();
-    let ours = repeated_by_two(ctx, |ctx| black_box(&ctx.err()).is_some());
-    let token = CancellationToken::new();
-    token.cancel();
-    let token = repeated_by_two(token, CancellationToken::is_cancelled);
-    Row::new("err-ended-2-threads", "err, ended, by 2 threads on one context", ours)
-        .peer(TOKEN, token)
-        .target(TOKEN, 10.0)
-        .uncounted()
+    let work = "err, ended, by 2 threads on one context";
+    err_of_ended_by_two("err-ended-2-threads", work, ctx).target(TOKEN, 10.0)
 }
 
 /// With a cause, the error is shared, and stored under a lock.
 fn err_ended_with_cause_by_two() -> Row {
     let ctx = rooted();
     ctx.cancel_with("a cause");
+    let work = "err, ended with a cause, by 2 threads on one context";
+    err_of_ended_by_two("err-ended-cause-2-threads", work, ctx)
+}
+
+fn err_of_ended_by_two(id: &str, work: &str, ctx: CancelScope) -> Row {
     let ours = repeated_by_two(ctx, |ctx| black_box(&ctx.err()).is_some());
-    let token = CancellationToken::new();
-    token.cancel();
-    let token = repeated_by_two(token, CancellationToken::is_cancelled);
-    Row::new("err-ended-cause-2-threads", "err, ended with a cause, by 2 threads on one context", ours)
-        .peer(TOKEN, token)
-        .uncounted()
+    let token = repeated_by_two(canceled_token(), CancellationToken::is_cancelled);
+    Row::new(id, work, ours).peer(TOKEN, token).uncounted()
 }
 
 /// Sums up the answers, which is cheaper than storing each in memory.

@@ -7,7 +7,7 @@ pub const OURS: &str = "tokio-ctx";
 pub const TOKEN: &str = "tokio-util";
 /// A token, combined with `tokio::time::timeout` or `sleep` by hand.
 pub const TIMEOUT: &str = "token + timeout";
-/// A token, and beside it a number for a deadline that nothing waits for yet.
+/// A token, and a number for a deadline that nothing waits for yet.
 pub const NUMBER: &str = "token + number";
 /// A token, with a task for each deadline that sleeps and then cancels.
 pub const WATCHER: &str = "watcher task";

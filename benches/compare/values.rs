@@ -156,7 +156,7 @@ pub fn request(server: &Context) {
     let _checked = black_box(step.check());
 }
 
-/// The same with tokens, deadlines as numbers beside them, and a list of values.
+/// The same with tokens, deadlines as numbers, and a list of values.
 fn request_by_hand(server: &CancellationToken) {
     let request = server.child_token().drop_guard();
     let limited = request.token().child_token().drop_guard();

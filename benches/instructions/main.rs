@@ -58,8 +58,8 @@ fn main() -> ExitCode {
 
 fn rustc() -> String {
     let rustc = env::var("RUSTC").unwrap_or("rustc".into());
-    let said = Command::new(rustc).arg("--version").output().map(|said| said.stdout);
-    String::from_utf8_lossy(&said.unwrap_or_default()).trim().into()
+    let output = Command::new(rustc).arg("--version").output().map(|output| output.stdout);
+    String::from_utf8_lossy(&output.unwrap_or_default()).trim().into()
 }
 
 fn count_all() -> BTreeMap<String, f64> {

@@ -3,7 +3,6 @@
 //!
 //! A watch stays installed until the process exits, so the program runs itself once without a watch and once with one.
 
-#[allow(dead_code, reason = "`axum_load` uses more of it")]
 #[path = "../axum_load/load.rs"]
 mod load;
 
@@ -213,28 +212,17 @@ impl Drop for Server {
     }
 }
 
-impl Server {
-    /// Returns the CPU time of its threads in microseconds. Only Linux has this information.
-    fn busy(&self) -> Option<f64> {
-        let mut nanos = 0.0;
-        for thread in std::fs::read_dir(format!("/proc/{}/task", self.0.id())).ok()?.flatten() {
-            let said = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
-            nanos += said.split(' ').next()?.parse::<f64>().ok()?;
-        }
-        Some(nanos / 1e3)
-    }
-}
-
 fn under_load(rounds: usize) {
     let servers = [Server::start(&["--serve"]), Server::start(&["--serve", "--installed"])];
     let (mut rates, mut micros): ([Vec<f64>; 2], [Vec<f64>; 2]) = Default::default();
     for round in 0..rounds {
         for place in 0..2 {
             let which = (round + place) % 2;
-            let before = servers[which].busy();
-            let load = load::load(servers[which].1, "/answer/7", &[], 1);
+            let Server(process, at) = &servers[which];
+            let before = load::busy(process.id());
+            let load = load::load(*at, "/answer/7", &[], 1);
             rates[which].push(load.requests / load.seconds);
-            let busy = servers[which].busy().zip(before).map(|(after, before)| after - before);
+            let busy = load::busy(process.id()).zip(before).map(|(after, before)| after - before);
             micros[which].extend(busy.map(|busy| busy / load.requests));
         }
     }

@@ -193,7 +193,7 @@ async fn main() -> ExitCode {
         (None, _) => None,
         (Some("--budget-ms"), Some(Ok(millis))) => Some(Duration::from_millis(millis)),
         _ => {
-            eprintln!("download: --budget-ms MILLISECONDS is all it takes");
+            eprintln!("usage: download [--budget-ms MILLISECONDS]");
             return ExitCode::from(2);
         }
     };

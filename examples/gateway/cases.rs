@@ -90,7 +90,7 @@ impl Driver {
         ensure!(!visits.is_empty(), "nothing missing, and yet no activity");
         // An event contains the ID that the service received, so receiving the event shows that the ID
         // was sent.
-        self.hear(&id, &Part::ALL, Progress::is_finished).await?;
+        self.wait_for_events(&id, &Part::ALL, Progress::is_finished).await?;
         Ok(vec![
             format!("{answer}, with everything; last seen at {}", visits[0]),
             format!("all three services received the request ID {id}"),
@@ -107,7 +107,7 @@ impl Driver {
         let reason = format!("preferences: context deadline exceeded: {OPTIONAL_BUDGET:?} budget");
         let missing = user.missing.join(", ");
         ensure!(missing.starts_with(&reason), "the reason given is: {missing}");
-        let stopped = self.hear(&id, &[Part::Preferences], Progress::is_stopped).await?;
+        let stopped = self.wait_for_events(&id, &[Part::Preferences], Progress::is_stopped).await?;
         let mut account = vec![format!("{answer}, without {missing}")];
         account.extend(stopped.iter().map(Event::to_string));
         Ok(account)
@@ -121,7 +121,7 @@ impl Driver {
         ensure!(*took >= BUDGET && *took < SLOW, "{answer}: {body}");
         let reason = format!("profile: context deadline exceeded: {BUDGET:?} budget");
         ensure!(body.starts_with(&reason), "the reason given is: {body}");
-        let stopped = self.hear(&id, &[Part::Profile], Progress::is_stopped).await?;
+        let stopped = self.wait_for_events(&id, &[Part::Profile], Progress::is_stopped).await?;
         let mut account = vec![format!("{answer}: {body}")];
         account.extend(stopped.iter().map(Event::to_string));
         Ok(account)
@@ -132,7 +132,7 @@ impl Driver {
         let ctx = Context::background().with_cancel();
         let answer = self.get(&id, "/user/4?slow=all");
         let client = ctx.spawn_bounded(answer);
-        self.hear(&id, &Part::ALL, Progress::is_started).await?;
+        self.wait_for_events(&id, &Part::ALL, Progress::is_started).await?;
 
         let hung_up = Instant::now();
         ctx.cancel_with("the user closed the page");
@@ -141,7 +141,7 @@ impl Driver {
             return Err("the client got an answer, although it had hung up".into());
         };
         let mut account = vec![format!("all three services at work; the client: {why}")];
-        for event in self.hear(&id, &Part::ALL, Progress::is_stopped).await? {
+        for event in self.wait_for_events(&id, &Part::ALL, Progress::is_stopped).await? {
             let after = event.at - hung_up;
             ensure!(after <= PROMPTLY, "only {} later, {event}", ms(after));
             account.push(format!("{} later, {event}", ms(after)));
@@ -152,7 +152,7 @@ impl Driver {
     async fn sigterm(&mut self, shutdown: Shutdown) -> Account {
         let id = RequestId("case-5".to_owned());
         let in_flight = tokio::spawn(self.get(&id, "/user/5?slow=activity"));
-        self.hear(&id, &Part::ALL, Progress::is_started).await?;
+        self.wait_for_events(&id, &Part::ALL, Progress::is_started).await?;
 
         let sent_at = Instant::now();
         send_sigterm(std::process::id()).await?;
@@ -218,20 +218,20 @@ impl Driver {
     }
 
     /// Waits until each of `parts` has reported this progress for the request.
-    async fn hear(
+    async fn wait_for_events(
         &mut self,
         id: &RequestId,
         parts: &[Part],
         progress: impl Fn(&Progress) -> bool,
     ) -> Result<Vec<Event>, BoxError> {
-        let mut heard = Vec::new();
-        while heard.len() < parts.len() {
+        let mut received = Vec::new();
+        while received.len() < parts.len() {
             let event = self.events.recv().await.ok_or("the services are gone")?;
             if event.request == *id && parts.contains(&event.part) && progress(&event.progress) {
-                heard.push(event);
+                received.push(event);
             }
         }
-        Ok(heard)
+        Ok(received)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Three services that share one deadline: an HTTP edge, a gRPC service in the middle, and a gRPC leaf
 //! with SQLite.
 //!
-//! A request has 300 ms when it enters, and each service prints how much of it is left. When the time is
+//! A request has 300 ms when it arrives at the edge, and each service prints how much of it is left. When the time is
 //! over, or the client disconnects, all three services stop, and so does the query in SQLite.
 //!
 //! Without arguments, all services run in this process, on different ports, and the example runs three

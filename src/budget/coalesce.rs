@@ -316,11 +316,11 @@ impl<K: Hash + Eq, T: Clone> Caller<K, T> {
 impl<K: Hash + Eq, T> Drop for Caller<K, T> {
     fn drop(&mut self) {
         let outlives_callers = self.slot.shared.outlives_callers;
-        let abandoned = self.slot.remove_if(|flight| {
+        let removed = self.slot.remove_if(|flight| {
             flight.callers -= 1;
             flight.callers == 0 && !outlives_callers
         });
-        if let Some((_key, flight)) = abandoned {
+        if let Some((_key, flight)) = removed {
             flight.canceler.cancel_with("the last of its callers has left");
         }
     }

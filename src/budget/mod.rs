@@ -1,7 +1,7 @@
 //! Ways to spend a deadline: retries, idle limits, shared work, reserves and queues.
 //!
 //! All of them stay within the deadline of one context. The guide
-//! [Spending a budget](../guide/spending_a_budget/index.html) shows each of them beside the hand-written code that it
+//! [Spending a budget](../guide/spending_a_budget/index.html) shows each of them next to the hand-written code that it
 //! replaces.
 //!
 //! | to | use |

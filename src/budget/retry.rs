@@ -17,6 +17,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::history::History;
 use super::retry_error::{GaveUp, RetryError};
+use super::share::{assert_share, share_of_remaining};
 use crate::context::refusal::Entry;
 use crate::context::run::Bound;
 use crate::context::{CancelScope, Context, NotEnoughTime};
@@ -262,10 +263,7 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
     /// # }
     /// ```
     pub fn when<N: FnMut(&E) -> bool>(self, when: N) -> Retry<'a, D, F, Fut, E, N, A, P> {
-        let Retry { ctx, f, policy, last, history, phase } = self;
-        let Policy { delays, limit, least, learns, called_at, when: _, retry_after, permit } = policy;
-        let policy = Policy { delays, limit, least, learns, called_at, when, retry_after, permit };
-        Retry { ctx, f, policy, last, history, phase }
+        self.with_functions(|_, retry_after, permit| (when, retry_after, permit))
     }
 
     /// Extends a delay to the time that the error asks for, such as a server's `Retry-After`. It never shortens a
@@ -307,10 +305,7 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
     where
         N: FnMut(&E) -> Option<Duration>,
     {
-        let Retry { ctx, f, policy, last, history, phase } = self;
-        let Policy { delays, limit, least, learns, called_at, when, retry_after: _, permit } = policy;
-        let policy = Policy { delays, limit, least, learns, called_at, when, retry_after, permit };
-        Retry { ctx, f, policy, last, history, phase }
+        self.with_functions(|when, _, permit| (when, retry_after, permit))
     }
 
     /// Calls `permit` before each attempt except the first, and gives up if it returns false.
@@ -346,10 +341,7 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
     /// # }
     /// ```
     pub fn permit<N: FnMut() -> bool>(self, permit: N) -> Retry<'a, D, F, Fut, E, W, A, N> {
-        let Retry { ctx, f, policy, last, history, phase } = self;
-        let Policy { delays, limit, least, learns, called_at, when, retry_after, permit: _ } = policy;
-        let policy = Policy { delays, limit, least, learns, called_at, when, retry_after, permit };
-        Retry { ctx, f, policy, last, history, phase }
+        self.with_functions(|when, retry_after, _| (when, retry_after, permit))
     }
 
     /// Limits the time of each attempt. With `None`, only the context limits it.
@@ -402,7 +394,7 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
     /// ```
     #[track_caller]
     pub fn attempt_share(mut self, share: f64) -> Self {
-        assert!(share >= 0.0, "a share must be a number from 0 to 1, but was {share}");
+        assert_share(share);
         self.policy.limit = Limit::Share(share);
         self
     }
@@ -457,6 +449,18 @@ impl<'a, D, F, Fut, E, W, A, P> Retry<'a, D, F, Fut, E, W, A, P> {
         self.policy.learns = true;
         self
     }
+
+    /// Replaces functions of the policy by others of another type.
+    fn with_functions<W2, A2, P2>(
+        self,
+        replace: impl FnOnce(W, A, P) -> (W2, A2, P2),
+    ) -> Retry<'a, D, F, Fut, E, W2, A2, P2> {
+        let Retry { ctx, f, policy, last, history, phase } = self;
+        let Policy { delays, limit, least, learns, called_at, when, retry_after, permit } = policy;
+        let (when, retry_after, permit) = replace(when, retry_after, permit);
+        let policy = Policy { delays, limit, least, learns, called_at, when, retry_after, permit };
+        Retry { ctx, f, policy, last, history, phase }
+    }
 }
 
 impl<D, W, A, P> Policy<D, W, A, P> {
@@ -470,21 +474,33 @@ impl<D, W, A, P> Policy<D, W, A, P> {
         let after = match self.limit {
             Limit::None => None,
             Limit::Timeout(after) => Some(after),
-            Limit::Share(share) => {
-                ctx.remaining().filter(|_| share < 1.0).map(|left| left.mul_f64(share))
-            }
+            Limit::Share(share) => share_of_remaining(ctx, share),
         };
         ctx.limited_at(self.called_at, after)
     }
 
-    /// Returns the delay before the next attempt, or why there is none after this error.
-    fn next_delay<E>(&mut self, ctx: &Context, error: &E, history: &History) -> Result<Duration, GaveUp>
+    /// Records an attempt that failed with an error of its own, or was ended by its context. Returns the delay before the
+    /// next attempt, or why there is none.
+    fn after_failure<E>(
+        &mut self,
+        ctx: &Context,
+        failed: Result<E, Error>,
+        last: &mut Option<E>,
+        history: &mut History,
+    ) -> Result<Duration, GaveUp>
     where
         D: Iterator<Item = Duration>,
+        E: From<Error>,
         W: FnMut(&E) -> bool,
         A: FnMut(&E) -> Option<Duration>,
         P: FnMut() -> bool,
     {
+        history.record_failure(now(), failed.is_ok());
+        if let Some(ended) = ctx.err() {
+            *last = failed.ok().or_else(|| last.take());
+            return Err(GaveUp::Ended(ended));
+        }
+        let error = &*last.insert(failed.unwrap_or_else(E::from));
         if !(self.when)(error) {
             return Err(GaveUp::NotWorthIt);
         }
@@ -571,17 +587,7 @@ where
                 Ok(Err(error)) => Ok(error),
                 Err(ended) => Err(ended),
             };
-            this.history.record_failure(now(), failed.is_ok());
-            let ended = ctx.err();
-            *this.last = match failed {
-                Ok(error) => Some(error),
-                Err(timed_out) if ended.is_none() => Some(timed_out.into()),
-                Err(_ended) => this.last.take(),
-            };
-            let (None, Some(error)) = (&ended, &*this.last) else {
-                break ended.map_or(GaveUp::NoDelayLeft, GaveUp::Ended);
-            };
-            match this.policy.next_delay(ctx, error, this.history) {
+            match this.policy.after_failure(ctx, failed, this.last, this.history) {
                 Ok(Duration::ZERO) => this.phase.set(Phase::Yield),
                 Ok(delay) => this.phase.set(Phase::Delay { delay: Bound::new(ctx, sleep(delay)) }),
                 Err(why) => break why,

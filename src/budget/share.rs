@@ -4,6 +4,19 @@ use std::time::Duration;
 
 use crate::context::{CancelScope, Context};
 
+/// # Panics
+///
+/// Panics if the share is negative or NaN.
+#[track_caller]
+pub(super) fn assert_share(share: f64) {
+    assert!(share >= 0.0, "a share must be a number from 0 to 1, but was {share}");
+}
+
+/// Returns this share of the remaining time, unless it sets no limit.
+pub(super) fn share_of_remaining(ctx: &Context, share: f64) -> Option<Duration> {
+    ctx.remaining().filter(|_| share < 1.0).map(|left| left.mul_f64(share))
+}
+
 impl Context {
     /// Derives a child with a share of the remaining time: `with_share(0.7)` gets seven tenths of it.
     ///
@@ -41,8 +54,8 @@ impl Context {
     /// ```
     #[track_caller]
     pub fn with_share(&self, share: f64) -> CancelScope {
-        assert!(share >= 0.0, "a share must be a number from 0 to 1, but was {share}");
-        self.with_timeout(self.remaining().filter(|_| share < 1.0).map(|left| left.mul_f64(share)))
+        assert_share(share);
+        self.with_timeout(share_of_remaining(self, share))
     }
 
     /// Derives a child whose deadline is earlier than this context's by `reserve`, the time needed by what follows:

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use tokio::task::AbortHandle;
 
 use super::context::Context;
-use super::enter::Entry;
+use super::registered::Registered;
 use crate::registry::Kind;
 use crate::sync::{AtomicBool, Ordering};
 use crate::token::Token;
@@ -52,8 +52,8 @@ impl Context {
         F: FnOnce() -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let entry = Entry::new(self, Kind::AfterFunc, Location::caller());
-        after_func(self, move || entry.held_by(async move { f().await }))
+        let registered = Registered::new(self, Kind::AfterFunc, Location::caller());
+        after_func(self, move || registered.held_by(async move { f().await }))
     }
 }
 

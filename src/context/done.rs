@@ -120,9 +120,9 @@ impl<C: Borrow<Context>> Wait<C> {
         &mut self.ctx
     }
 
-    /// Leaves the list: nothing waits here until it is polled again.
+    /// Removes the waker from the list. The wait registers again when it is polled.
     #[cfg(feature = "tower")]
-    pub(crate) fn leave(&mut self) {
+    pub(crate) fn remove_waker(&mut self) {
         if let (true, Some(token)) = (self.key != Key::default(), self.ctx().token()) {
             token.deregister(self.key);
         }
@@ -147,16 +147,16 @@ impl<C: Borrow<Context>> Wait<C> {
         if stays && !token.needs_timer() {
             return Poll::Pending;
         }
-        self.look(cx, stays, true)
+        self.poll_wait(cx, stays, true)
     }
 
     /// Polls without registering the deadline, for callers that read the clock themselves.
     pub(crate) fn poll_untimed(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
-        self.look(cx, false, false)
+        self.poll_wait(cx, false, false)
     }
 
     #[track_caller]
-    fn look(
+    fn poll_wait(
         mut self: Pin<&mut Self>,
         cx: &mut task::Context<'_>,
         stays: bool,

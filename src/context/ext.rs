@@ -101,7 +101,7 @@ impl<'a, S: Stream> Bounded<'a, S> {
                     *this.waits = true;
                     let wait = this.wait.get_or_insert_with(|| Box::pin(Wait::new(ctx)));
                     let ended = wait.as_mut().poll(cx);
-                    this.entry.note(&ended);
+                    this.entry.record(&ended);
                     Some(Err(ready!(ended)))
                 }
             },

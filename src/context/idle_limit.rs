@@ -155,8 +155,8 @@ impl Token {
     pub(crate) fn next_check(self: &Arc<Self>) -> Option<Instant> {
         let (now, mut next) = (Stamp::now(), None);
         self.each_idle_limit(|_, idle_limit| {
-            let look = idle_limit.next_check(now);
-            next = Some(next.map_or(look, |next: Instant| next.min(look)));
+            let next_check = idle_limit.next_check(now);
+            next = Some(next.map_or(next_check, |next: Instant| next.min(next_check)));
         });
         next
     }

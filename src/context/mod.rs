@@ -30,9 +30,8 @@ mod with_value;
 
 pub(crate) mod current;
 
-#[cfg(feature = "test-util")]
-pub(crate) mod census;
-pub(crate) mod enter;
+pub(crate) mod registered;
+
 mod ext;
 mod guard;
 pub(crate) mod idle_limit;
@@ -44,6 +43,8 @@ pub(crate) mod refusal;
 #[cfg(feature = "http")]
 mod request;
 mod scope;
+#[cfg(feature = "test-util")]
+pub(crate) mod test_work;
 mod value;
 
 pub use after_func::AfterFunc;

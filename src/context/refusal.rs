@@ -69,7 +69,7 @@ impl Entry {
     }
 
     /// Records whether the operation that was polled is still pending.
-    pub(crate) fn note<T>(&mut self, polled: &Poll<T>) {
+    pub(crate) fn record<T>(&mut self, polled: &Poll<T>) {
         *self = if polled.is_pending() { Entry::Begun } else { Entry::Fresh };
     }
 }

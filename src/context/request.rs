@@ -131,7 +131,7 @@ impl CancelScope {
     /// Returns the error of a scope that has ended from the start. Reads the clock only if `parent` has a
     /// deadline.
     #[cfg(feature = "tower")]
-    pub(crate) fn ended_at_birth(&self, parent: &Context) -> Option<Error> {
+    pub(crate) fn ended_at_creation(&self, parent: &Context) -> Option<Error> {
         let token = self.token()?;
         if token.ended() { Some(token.error()) } else { parent.err() }
     }

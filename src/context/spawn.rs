@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::context::Context;
-use super::enter::Entry;
+use super::registered::Registered;
 use crate::error::Error;
 use crate::registry::Kind;
 
@@ -57,7 +57,7 @@ impl Context {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let f = Entry::new(self, Kind::Task, spawned_at).held_by(f);
+        let f = Registered::new(self, Kind::Task, spawned_at).held_by(f);
         runtime.spawn(self.scope(f))
     }
 

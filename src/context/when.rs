@@ -8,8 +8,8 @@ use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::pin::pin;
 
 use super::context::Context;
-use super::enter::Entry;
 use super::guard::Canceler;
+use super::registered::Registered;
 use super::scope::CancelScope;
 use crate::error::{BoxError, Place};
 use crate::registry::{self, Kind};
@@ -115,13 +115,13 @@ impl Context {
         F: Future + Send + 'static,
         F::Output: Into<BoxError>,
     {
-        let asked_at = Location::caller();
+        let called_at = Location::caller();
         let scope = self.with_cancel();
-        let trigger = Trigger { canceler: Some(scope.canceler()), asked_at };
+        let trigger = Trigger { canceler: Some(scope.canceler()), called_at };
         let watched = scope.clone();
-        let entry = Entry::new(self, Kind::Task, asked_at);
-        let watching = entry.held_by(async move {
-            match watched.run(caught(reason, asked_at)).await {
+        let registered = Registered::new(self, Kind::Task, called_at);
+        let watching = registered.held_by(async move {
+            match watched.run(caught(reason, called_at)).await {
                 Ok(Ok(cause)) => trigger.cancel(cause),
                 Ok(Err(panic)) => trigger.cancel(Panicked(panic_text(&*panic)).into()),
                 Err(_ended_otherwise) => trigger.disarm(),
@@ -135,13 +135,13 @@ impl Context {
 /// Ends the context, at the latest when it is dropped.
 struct Trigger {
     canceler: Option<Canceler>,
-    asked_at: &'static Location<'static>,
+    called_at: &'static Location<'static>,
 }
 
 impl Trigger {
     fn cancel(mut self, cause: BoxError) {
         if let Some(canceler) = self.canceler.take() {
-            canceler.cancel_for(self.asked_at, cause);
+            canceler.cancel_for(self.called_at, cause);
         }
     }
 
@@ -154,8 +154,8 @@ impl Drop for Trigger {
     fn drop(&mut self) {
         if let Some(canceler) = self.canceler.take() {
             let text =
-                format!("the future given at {} was dropped before it resolved", Place(self.asked_at));
-            canceler.cancel_for(self.asked_at, text.into());
+                format!("the future given at {} was dropped before it resolved", Place(self.called_at));
+            canceler.cancel_for(self.called_at, text.into());
         }
     }
 }
@@ -163,7 +163,7 @@ impl Drop for Trigger {
 /// Returns the future's output as a cause, or the payload of its panic. Drops the future in either case.
 async fn caught<F>(
     future: F,
-    asked_at: &'static Location<'static>,
+    called_at: &'static Location<'static>,
 ) -> Result<BoxError, Box<dyn Any + Send>>
 where
     F: Future,
@@ -171,7 +171,7 @@ where
 {
     let mut future = pin!(future);
     poll_fn(|cx| {
-        let polled = || future.as_mut().poll(cx).map(|cause| registry::boxed(asked_at, cause));
+        let polled = || future.as_mut().poll(cx).map(|cause| registry::boxed(called_at, cause));
         // A future that has panicked is not polled again.
         match catch_unwind(AssertUnwindSafe(polled)) {
             Ok(polled) => polled.map(Ok),

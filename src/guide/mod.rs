@@ -23,7 +23,7 @@
 //! - [From service to service](from_service_to_service): propagate a deadline between services, in an existing
 //!   axum or tonic program.
 //! - [Spending a budget](spending_a_budget): retries, idle limits, shared work, reserves and queues under one
-//!   deadline, each beside the hand-written code that it replaces.
+//!   deadline, each next to the hand-written code that it replaces.
 //! - [What is still running?](what_is_still_running): find the line whose work is still running after it was
 //!   canceled, in axum and in a worker without HTTP.
 //! - [Recipes](recipes): patterns that take about ten lines each with a context.

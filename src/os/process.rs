@@ -99,8 +99,8 @@ use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::context::enter::Entry;
 use crate::context::refusal::checked;
+use crate::context::registered::Registered;
 use crate::context::{CancelScope, Context};
 use crate::registry::{Kind, Name};
 
@@ -407,7 +407,7 @@ impl Bounded<'_> {
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (id, grace) = (child.id(), stop.grace);
         let named = || Some(Box::new(Named(program.clone(), id)) as Name);
-        let registered = Entry::named(&scope, Kind::Process, line, named);
+        let registered = Registered::named(&scope, Kind::Process, line, named);
         let supervisor = Supervisor::new(child, stop, entry, registered);
         let shared = supervisor.shared();
         let exit = State::Running(tokio::spawn(supervisor.run(scope.clone())));

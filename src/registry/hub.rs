@@ -1,4 +1,4 @@
-//! The table of the process, and the observer of the records that enter and leave it.
+//! The table of the process, and the observer of its records.
 
 use std::collections::HashMap;
 use std::panic::Location;
@@ -23,10 +23,10 @@ pub(crate) struct Hub {
 
 /// The interface that a module above implements. It is called while no lock is held, and must not panic.
 pub(crate) trait Observer: Sync {
-    /// A record has been entered.
-    fn entered(&self, record: &Record);
+    /// A record has been registered.
+    fn registered(&self, record: &Record);
     /// The work of a record has ended.
-    fn left(&self, record: &Record);
+    fn work_ended(&self, record: &Record);
     /// A context has ended by itself. `created_at` is `None` if that is not known.
     fn ended(&self, error: &Error, created_at: Option<Instant>);
     /// The work of a context has been completed, and nothing holds the context. It is not ended.

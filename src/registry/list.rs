@@ -1,4 +1,4 @@
-//! The records of one shard, in the order in which they were entered.
+//! The records of one shard, in the order of their insertion.
 //!
 //! A slab would be simpler, but it frees slots only at its end, so that one remaining record keeps the memory of all
 //! earlier ones. Here a record is found by its number, so that slots can be moved. Slots are stored in pages. A page
@@ -178,7 +178,7 @@ mod tests {
 
     /// Removes records in this order, except for those whose numbers `stays` accepts, and asserts that memory is freed.
     #[track_caller]
-    fn gives_memory_back(order: impl Iterator<Item = u64>, stays: impl Fn(u64) -> bool) {
+    fn frees_memory(order: impl Iterator<Item = u64>, stays: impl Fn(u64) -> bool) {
         let mut list = crowd();
         for id in order.filter(|id| !stays(*id)) {
             assert_eq!(list.remove(id).expect("it is there").id, id);
@@ -199,34 +199,34 @@ mod tests {
     }
 
     #[test]
-    fn memory_goes_back_whatever_the_order_and_whichever_stay() {
+    fn memory_is_freed_in_any_order_of_removal() {
         for every in [CROWD + 1, CROWD, 10_007, 1_000, 256, 3] {
             let stays = |id: u64| id % every == 0;
-            gives_memory_back(1..=CROWD, stays);
-            gives_memory_back((1..=CROWD).rev(), stays);
-            gives_memory_back(shuffled(), stays);
+            frees_memory(1..=CROWD, stays);
+            frees_memory((1..=CROWD).rev(), stays);
+            frees_memory(shuffled(), stays);
         }
-        gives_memory_back(1..=CROWD, |id| id == 1);
-        gives_memory_back((1..=CROWD).rev(), |id| id == CROWD);
-        gives_memory_back(shuffled(), |id| !(10..=CROWD - 10).contains(&id));
+        frees_memory(1..=CROWD, |id| id == 1);
+        frees_memory((1..=CROWD).rev(), |id| id == CROWD);
+        frees_memory(shuffled(), |id| !(10..=CROWD - 10).contains(&id));
     }
 
     #[test]
-    fn a_reader_misses_nothing_and_meets_nothing_twice_while_slots_move() {
+    fn a_reader_visits_each_record_once_while_slots_move() {
         let mut list = crowd();
-        let (mut found, mut after, mut gone) = (Vec::new(), 0, shuffled().filter(|id| id % 16 != 0));
+        let (mut found, mut after, mut removed) = (Vec::new(), 0, shuffled().filter(|id| id % 16 != 0));
         while let Some(last) = list.copy(after, CROWD + 1, 64, &mut found) {
             after = last;
-            gone.by_ref().take(200).for_each(|id| drop(list.remove(id)));
+            removed.by_ref().take(200).for_each(|id| drop(list.remove(id)));
             list.push(record(list.pages.last().unwrap().slots.last().unwrap().0 + CROWD));
         }
-        let met: Vec<u64> = found.iter().map(|record| record.id).collect();
-        assert!(met.is_sorted_by(|a, b| a < b) && met.iter().all(|id| *id <= CROWD));
-        assert_eq!(met.iter().filter(|id| **id % 16 == 0).count() as u64, CROWD / 16);
+        let visited: Vec<u64> = found.iter().map(|record| record.id).collect();
+        assert!(visited.is_sorted_by(|a, b| a < b) && visited.iter().all(|id| *id <= CROWD));
+        assert_eq!(visited.iter().filter(|id| **id % 16 == 0).count() as u64, CROWD / 16);
     }
 
     #[test]
-    fn the_newest_coming_and_going_costs_no_more_than_a_few_slots() {
+    fn repeated_insertion_and_removal_needs_few_slots() {
         let mut list = List::default();
         for id in 1..=CROWD {
             list.push(record(id));

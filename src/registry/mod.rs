@@ -5,7 +5,7 @@
 //! context of each test.
 //!
 //! The obvious table is one list under one lock, which each spawn in each thread takes. All spawns would contend for
-//! that lock. Here a table has shards, and each thread uses one of them. The lock of a shard is held to enter or remove
+//! that lock. Here a table has shards, and each thread uses one of them. The lock of a shard is held to insert or remove
 //! one record, and by a reader to copy about a thousand handles. While it is held, no other lock is taken, and no
 //! foreign code runs. A reader is therefore weakly consistent: each record that is in the table from the start of the
 //! read until its end is visited once.
@@ -38,7 +38,7 @@ pub(crate) use name::{Brief, Name, Probe};
 #[cfg(any(feature = "test-util", feature = "watch"))]
 pub(crate) use record::Draft;
 #[cfg(feature = "watch")]
-pub(crate) use record::{Inside, Record, Subject};
+pub(crate) use record::{ActivePoll, Record, Subject};
 #[cfg(any(feature = "test-util", feature = "watch"))]
 pub(crate) use registration::Registration;
 #[cfg(all(feature = "tower", feature = "watch"))]

@@ -88,19 +88,19 @@ impl Record {
     }
 
     /// Marks it as being polled, until the returned value is dropped.
-    pub(crate) fn enter(&self) -> Inside<'_> {
-        self.enter_at(since_epoch())
+    pub(crate) fn start_poll(&self) -> ActivePoll<'_> {
+        self.start_poll_at(since_epoch())
     }
 
-    /// Marks it as being polled again, within the poll that [`enter`](Self::enter) marked before. Reads no clock.
+    /// Marks it as being polled again, within the poll that [`start_poll`](Self::start_poll) marked before. Reads no clock.
     #[cfg(feature = "tower")]
-    pub(crate) fn enter_again(&self) -> Inside<'_> {
-        self.enter_at(self.polled.load(Ordering::Relaxed))
+    pub(crate) fn start_nested_poll(&self) -> ActivePoll<'_> {
+        self.start_poll_at(self.polled.load(Ordering::Relaxed))
     }
 
-    fn enter_at(&self, begun: u64) -> Inside<'_> {
+    fn start_poll_at(&self, begun: u64) -> ActivePoll<'_> {
         self.polled.store(begun | 1, Ordering::Relaxed);
-        Inside(self, begun)
+        ActivePoll(self, begun)
     }
 
     /// Returns how long ago its last poll began, and whether it is being polled.
@@ -122,10 +122,10 @@ impl Record {
 
 /// A poll in progress.
 #[cfg(feature = "watch")]
-pub(crate) struct Inside<'a>(&'a Record, u64);
+pub(crate) struct ActivePoll<'a>(&'a Record, u64);
 
 #[cfg(feature = "watch")]
-impl Drop for Inside<'_> {
+impl Drop for ActivePoll<'_> {
     fn drop(&mut self) {
         // The time at which the poll returns is not recorded, which saves reading the clock.
         self.0.polled.store(self.1, Ordering::Relaxed);

@@ -36,8 +36,8 @@ impl Registration {
     #[cold]
     fn installed<N: Label + 'static>(draft: Draft<N>) -> Option<Registration> {
         let hub = hub::get()?;
-        let record = hub.table.enter(draft)?;
-        hub.observer.entered(&record);
+        let record = hub.table.insert(draft)?;
+        hub.observer.registered(&record);
         Some(Registration { home: Home::Process(hub), record })
     }
 
@@ -47,7 +47,7 @@ impl Registration {
         table: &Arc<Table>,
         draft: Draft<N>,
     ) -> Option<Registration> {
-        let record = table.enter(draft)?;
+        let record = table.insert(draft)?;
         Some(Registration { home: Home::Test(table.clone()), record })
     }
 
@@ -73,7 +73,7 @@ impl Registration {
 pub(crate) fn finish(record: &Record) {
     if record.finish() {
         if let Some(hub) = hub::get() {
-            hub.observer.left(record);
+            hub.observer.work_ended(record);
         }
     }
 }
@@ -83,11 +83,11 @@ impl Drop for Registration {
         match &self.home {
             #[cfg(feature = "watch")]
             Home::Process(hub) => {
-                hub.table.leave(&self.record);
+                hub.table.remove(&self.record);
                 self.finish();
             }
             #[cfg(feature = "test-util")]
-            Home::Test(table) => table.leave(&self.record),
+            Home::Test(table) => table.remove(&self.record),
         }
     }
 }

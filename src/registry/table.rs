@@ -10,7 +10,7 @@ use super::list::List;
 use super::name::Label;
 use super::record::{Draft, Record};
 
-/// The number of slots that a reader looks at each time it holds a lock.
+/// The number of slots that a reader visits each time it holds a lock.
 const BATCH: usize = 1024;
 
 pub(crate) struct Table {
@@ -30,7 +30,7 @@ struct Shard {
 
 #[derive(Default)]
 struct State {
-    entered: u64,
+    inserted: u64,
     list: List,
 }
 
@@ -62,8 +62,8 @@ impl Table {
         Table { shards, most, left_out: AtomicU64::new(0), panicked }
     }
 
-    /// Enters a record; returns `None` if the table is full.
-    pub(super) fn enter<N: Label + 'static>(&self, draft: Draft<N>) -> Option<Arc<Record>> {
+    /// Inserts a record; returns `None` if the table is full.
+    pub(super) fn insert<N: Label + 'static>(&self, draft: Draft<N>) -> Option<Arc<Record>> {
         let shards = self.shards.len();
         let at = thread_number() % shards;
         let shard = &self.shards[at];
@@ -74,14 +74,14 @@ impl Table {
             return None;
         }
         let mut state = locked(&shard.state);
-        let record: Arc<Record> = Arc::new(Record::new(id(state.entered, at, shards), draft));
-        state.entered += 1;
+        let record: Arc<Record> = Arc::new(Record::new(id(state.inserted, at, shards), draft));
+        state.inserted += 1;
         state.list.push(record.clone());
         shard.len.store(state.list.len(), Ordering::Relaxed);
         Some(record)
     }
 
-    pub(super) fn leave(&self, record: &Record) {
+    pub(super) fn remove(&self, record: &Record) {
         let shard = &self.shards[shard_of(record.id, self.shards.len())];
         let mut state = locked(&shard.state);
         let removed = state.list.remove(record.id);
@@ -103,11 +103,11 @@ impl Table {
         self.left_out.load(Ordering::Relaxed)
     }
 
-    /// Calls `f` with each record, while no lock is held. Records that are entered during the call are left out.
+    /// Calls `f` with each record, while no lock is held. Records that are inserted during the call are left out.
     pub(crate) fn for_each(&self, mut f: impl FnMut(Arc<Record>)) {
         let mut batch = Vec::new();
         for (at, shard) in self.shards.iter().enumerate() {
-            let end = id(locked(&shard.state).entered, at, self.shards.len());
+            let end = id(locked(&shard.state).inserted, at, self.shards.len());
             let mut after = 0;
             loop {
                 let last = locked(&shard.state).list.copy(after, end, BATCH, &mut batch);
@@ -125,9 +125,9 @@ impl Table {
     }
 }
 
-/// Returns the number of the record that is entered in a shard after `entered` others. It is never zero.
-fn id(entered: u64, shard: usize, shards: usize) -> u64 {
-    entered * shards as u64 + shard as u64 + 1
+/// Returns the number of the record that is inserted into a shard after `inserted` others. It is never zero.
+fn id(inserted: u64, shard: usize, shards: usize) -> u64 {
+    inserted * shards as u64 + shard as u64 + 1
 }
 
 fn shard_of(id: u64, shards: usize) -> usize {

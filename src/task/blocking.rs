@@ -14,12 +14,12 @@ use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::context::done::Wait;
-use crate::context::enter::Entry;
+use crate::context::registered::Registered;
 use crate::error::Error;
 use crate::registry::Kind;
 
 /// How often the clock is read within a runtime, where a test may have paused it.
-const LOOK: Duration = Duration::from_millis(100);
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// # Blocking code
 impl Context {
@@ -65,9 +65,9 @@ impl Context {
         R: Send + 'static,
     {
         let ctx = self.clone();
-        let entry = Entry::new(self, Kind::Blocking, Location::caller());
+        let registered = Registered::new(self, Kind::Blocking, Location::caller());
         let f = move || {
-            let _polling = entry.polling();
+            let _polling = registered.polling();
             f()
         };
         tokio::task::spawn_blocking(move || ctx.sync_scope(f))
@@ -161,8 +161,8 @@ impl Context {
                 return Some(error);
             }
             let now = Instant::now();
-            let look = self.token().and_then(|token| token.next_check());
-            match [until, self.deadline(), look].into_iter().flatten().min() {
+            let next_check = self.token().and_then(|token| token.next_check());
+            match [until, self.deadline(), next_check].into_iter().flatten().min() {
                 _ if until.is_some_and(|until| until <= now) => return None,
                 Some(next) => park(next.saturating_duration_since(now)),
                 None => thread::park(),
@@ -173,7 +173,7 @@ impl Context {
 
 fn park(left: Duration) {
     let in_runtime = Handle::try_current().is_ok();
-    thread::park_timeout(if in_runtime { left.min(LOOK) } else { left });
+    thread::park_timeout(if in_runtime { left.min(CHECK_INTERVAL) } else { left });
 }
 
 /// Panics in an async task, with Tokio's message.

@@ -49,7 +49,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::error::Error as StdError;
 use std::fmt::{self, Write as _};
-use std::future::{Future, pending, poll_fn};
+use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, Location, RefUnwindSafe, UnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -58,10 +58,10 @@ use std::time::Duration;
 
 use pin_project_lite::pin_project;
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::sleep_until;
 
-use crate::context::enter::Entry;
+use super::sleep::sleep_until;
 use crate::context::refusal::checked;
+use crate::context::registered::Registered;
 use crate::context::{CancelScope, Canceler, Context, DoneOwned};
 #[cfg(doc)]
 use crate::error::BoxError;
@@ -141,7 +141,7 @@ struct Inner<T, E> {
     overdue: bool,
     // A task was not spawned because the context had ended.
     is_incomplete: bool,
-    _entry: Entry,
+    _registered: Registered,
 }
 
 /// Resolves when the grace period of a group is over.
@@ -198,7 +198,7 @@ impl<T, E> Group<T, E> {
             grace: None,
             overdue: false,
             is_incomplete: false,
-            _entry: Entry::new(&ctx, Kind::Group, Location::caller()),
+            _registered: Registered::new(&ctx, Kind::Group, Location::caller()),
         };
         (Group { inner, limit: Unlimited(()) }, ctx)
     }
@@ -721,7 +721,7 @@ impl<T: Send + 'static, E: Send + 'static> Inner<T, E> {
     {
         // Frees the futures of finished tasks.
         self.collect();
-        let task = Entry::new(&self.ctx, Kind::Task, spawned_at).held_by(task);
+        let task = Registered::new(&self.ctx, Kind::Task, spawned_at).held_by(task);
         let task = self.ctx.scope(task);
         let member = Member { nth: self.spawned, spawned_at };
         let handle = self.tasks.spawn(MemberTask { task, common: self.common.clone(), member });
@@ -867,11 +867,7 @@ fn in_order<V>(mut numbered: Vec<(usize, V)>) -> Vec<V> {
 
 async fn until_grace_over(done: DoneOwned, grace: Duration) {
     let ended_at = done.await.origin().ended_at();
-    // Tokio's timer rounds up, which would overflow at the very end of the clock's range.
-    match ended_at.checked_add(grace).filter(|at| at.checked_add(Duration::from_secs(1)).is_some()) {
-        Some(over) => sleep_until(over).await,
-        None => pending().await,
-    }
+    sleep_until(ended_at.checked_add(grace)).await;
 }
 
 impl Common {

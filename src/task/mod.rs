@@ -7,6 +7,7 @@ pub mod group;
 mod pool;
 pub mod query;
 pub mod shutdown;
+mod sleep;
 mod stream;
 
 pub use group::Group;

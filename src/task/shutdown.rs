@@ -133,9 +133,10 @@ use std::time::Duration;
 use pin_project_lite::pin_project;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
-use crate::context::enter::{Entry, Polling};
+use super::sleep::sleep_until;
+use crate::context::registered::{Polling, Registered};
 use crate::context::{CancelScope, Context};
 use crate::error::{BoxError, Error, Place, fmt_with_sources};
 use crate::finished::Finished;
@@ -197,7 +198,7 @@ struct Common {
     made_at: &'static Location<'static>,
     // Separate from the scopes, so that work keeps the list alive, but not the contexts.
     work: Arc<Work>,
-    _entry: Entry,
+    _registered: Registered,
 }
 
 impl Shutdown {
@@ -230,8 +231,11 @@ impl Shutdown {
             .for_each(|token| token.record_end_time());
         let (made_at, work) = (Location::caller(), Arc::default());
         let probe = || (None, probe(&soft, &hard, &work));
-        let entry = Entry::probed(&hard, Kind::Shutdown, made_at, probe);
-        Shutdown { common: Arc::new(Common { soft, hard, made_at, work, _entry: entry }), name: None }
+        let registered = Registered::probed(&hard, Kind::Shutdown, made_at, probe);
+        Shutdown {
+            common: Arc::new(Common { soft, hard, made_at, work, _registered: registered }),
+            name: None,
+        }
     }
 
     /// Sets how long work may continue after the shutdown has begun, before it is canceled.
@@ -496,8 +500,8 @@ impl Shutdown {
 
     fn ticket_for(&self, kind: Kind, spawned_at: &'static Location<'static>) -> Ticket {
         let name = || self.name.clone().map(|name| Box::new(name) as registry::Name);
-        let entry = Entry::named(&self.common.hard, kind, spawned_at, name);
-        self.add(Name::Given(self.name.clone()), spawned_at, entry)
+        let registered = Registered::named(&self.common.hard, kind, spawned_at, name);
+        self.add(Name::Given(self.name.clone()), spawned_at, registered)
     }
 
     /// Returns a ticket with a label below the shutdown's name. The label is formatted only for the report.
@@ -508,13 +512,13 @@ impl Shutdown {
         spawned_at: &'static Location<'static>,
     ) -> Ticket {
         // The request registers by itself.
-        let entry = Entry::in_test(&self.common.hard, Kind::Request, spawned_at);
-        self.add(Name::Labeled(self.name.clone(), Box::new(label)), spawned_at, entry)
+        let registered = Registered::in_test(&self.common.hard, Kind::Request, spawned_at);
+        self.add(Name::Labeled(self.name.clone(), Box::new(label)), spawned_at, registered)
     }
 
-    fn add(&self, name: Name, spawned_at: &'static Location<'static>, entry: Entry) -> Ticket {
+    fn add(&self, name: Name, spawned_at: &'static Location<'static>, registered: Registered) -> Ticket {
         let work = self.common.work.clone();
-        Ticket { id: work.add(name, spawned_at), work, entry }
+        Ticket { id: work.add(name, spawned_at), work, registered }
     }
 
     /// Waits until the shutdown begins, drives it through its phases, and returns the report.
@@ -793,7 +797,7 @@ impl AtWork<'_> {
     fn new(ticket: &Ticket) -> AtWork<'_> {
         let frame = (address(&ticket.work), ticket.id);
         let _no_thread_local = AT_WORK.try_with(|frames| frames.borrow_mut().push(frame));
-        AtWork { _polling: ticket.entry.polling() }
+        AtWork { _polling: ticket.registered.polling() }
     }
 }
 
@@ -869,14 +873,7 @@ impl<'a> Waiter<'a> {
                 None => pending().await,
             }
         });
-        // Tokio's timer rounds up, which would overflow at the very end of the clock's range.
-        let at = at.filter(|at| at.checked_add(Duration::from_secs(1)).is_some());
-        let mut over = pin!(async {
-            match at {
-                Some(at) => sleep_until(at).await,
-                None => pending().await,
-            }
-        });
+        let mut over = pin!(sleep_until(at));
         poll_fn(|cx| {
             if emptied.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(true);
@@ -972,7 +969,7 @@ impl<F> fmt::Debug for Tracked<F> {
 pub struct Ticket {
     id: u64,
     work: Arc<Work>,
-    entry: Entry,
+    registered: Registered,
 }
 
 impl Ticket {

@@ -98,7 +98,7 @@ impl Inner {
         self.waiter.is_some() || self.more.as_ref().is_some_and(|more| !more.waiters.is_empty())
     }
 
-    /// Removes all wakers. The seats stay the waiters', which register again when they are polled.
+    /// Takes all wakers. The waiters keep their keys, and register again when they are polled.
     pub(super) fn take_wakers(&mut self) -> Vec<Waker> {
         let more = self.more.iter_mut().flat_map(|more| more.waiters.iter_mut());
         let wakers = self.waiter.iter_mut().chain(more);

@@ -191,7 +191,7 @@ impl<'a> Collector<'a> {
             next = token.parent();
         }
         for token in path.into_iter().rev() {
-            let node = self.look(token, above);
+            let node = self.node_of(token, above);
             let at = self.nodes.len();
             self.known.insert(address(token), at);
             self.nodes.push(node);
@@ -200,10 +200,10 @@ impl<'a> Collector<'a> {
         above
     }
 
-    fn look(&self, token: &Arc<Token>, parent: Option<usize>) -> Node {
-        let sight = token.sight();
+    fn node_of(&self, token: &Arc<Token>, parent: Option<usize>) -> Node {
+        let view = token.view();
         let show_causes = self.stats.show_causes;
-        let is_due = sight.deadline.is_some_and(|deadline| deadline <= self.now);
+        let is_due = view.deadline.is_some_and(|deadline| deadline <= self.now);
         // Otherwise, it inherits the end of its parent.
         let due = || {
             if token.may_be_due_alone() {
@@ -212,7 +212,7 @@ impl<'a> Collector<'a> {
                 None
             }
         };
-        let error = sight.end.or_else(due);
+        let error = view.end.or_else(due);
         let end = error.as_ref().map(|error| Arc::new(Facts::new(error, show_causes)));
         release(error);
         Node {
@@ -221,13 +221,13 @@ impl<'a> Collector<'a> {
             token: Some(Arc::downgrade(token)),
             kind: Kind::Context,
             name: None,
-            line: sight.made_at,
-            created_at: sight.created_at,
-            deadline: sight.deadline,
-            owns_deadline: sight.owns_deadline,
-            budget: if sight.owns_deadline { token.budget() } else { None },
-            waiters: sight.waiters,
-            is_linked: sight.is_linked && !is_due,
+            line: view.made_at,
+            created_at: view.created_at,
+            deadline: view.deadline,
+            owns_deadline: view.owns_deadline,
+            budget: if view.owns_deadline { token.budget() } else { None },
+            waiters: view.waiters,
+            is_linked: view.is_linked && !is_due,
             end,
             poll: None,
             is_polled: false,
@@ -308,7 +308,7 @@ impl<'a> Collector<'a> {
             alive: self.alive(),
             lately: stats.lately(),
             late: stats.late(),
-            shutdowns: shutdowns::standing(&self.shutdowns, self.now, stats.show_causes),
+            shutdowns: shutdowns::states(&self.shutdowns, self.now, stats.show_causes),
             entries: self.nodes.iter().map(|node| self.entry(node)).collect(),
         }
     }

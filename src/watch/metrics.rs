@@ -15,11 +15,11 @@ mod imp {
 
     pub(in super::super) fn describe() {}
 
-    pub(in super::super) fn entered(_: Kind, _: Line) -> bool {
+    pub(in super::super) fn registered(_: Kind, _: Line) -> bool {
         false
     }
 
-    pub(in super::super) fn left(_: Kind, _: Line) {}
+    pub(in super::super) fn work_ended(_: Kind, _: Line) {}
 
     pub(in super::super) fn ended(_: How, _: Line) {}
 
@@ -132,12 +132,12 @@ mod imp {
         });
     }
 
-    /// Returns whether it is counted. Only then, `left` is called.
-    pub(in super::super) fn entered(kind: Kind, line: Line) -> bool {
+    /// Returns whether it is counted. Only then, `work_ended` is called.
+    pub(in super::super) fn registered(kind: Kind, line: Line) -> bool {
         with(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.increment(1.0))
     }
 
-    pub(in super::super) fn left(kind: Kind, line: Line) {
+    pub(in super::super) fn work_ended(kind: Kind, line: Line) {
         if !with(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.decrement(1.0)) {
             let _ends = LEFT.try_with(|left| left.borrow_mut().push((kind, line)));
         }

@@ -85,9 +85,9 @@ mod collect;
 mod dump;
 mod ends;
 mod json;
-pub(crate) mod look;
 mod metrics;
 mod millis;
+pub(crate) mod observe;
 mod overstay;
 #[cfg(feature = "axum")]
 mod query;

@@ -59,7 +59,7 @@ struct Job {
 }
 
 enum Message {
-    Ask(Job),
+    Render(Job),
     /// A new snapshot; `None` if taking it panicked.
     Taken(Option<Box<Rendered>>),
 }
@@ -82,8 +82,8 @@ fn send(watch: Watch, job: Job) -> Result<(), Unavailable> {
     static THREAD: Mutex<Option<SyncSender<Message>>> = Mutex::new(None);
     let mut thread = THREAD.lock().unwrap_or_else(PoisonError::into_inner);
     let message = match thread.as_ref() {
-        None => Message::Ask(job),
-        Some(thread) => match thread.try_send(Message::Ask(job)) {
+        None => Message::Render(job),
+        Some(thread) => match thread.try_send(Message::Render(job)) {
             Ok(()) => return Ok(()),
             Err(TrySendError::Full(_)) => return Err(Unavailable::Busy),
             Err(TrySendError::Disconnected(message)) => message,
@@ -133,8 +133,8 @@ impl Renderer {
     fn run(mut self, messages: Receiver<Message>) {
         loop {
             match messages.recv_timeout(IDLE) {
-                Ok(Message::Ask(job)) if job.answer.is_closed() => {}
-                Ok(Message::Ask(job)) => self.ask(job),
+                Ok(Message::Render(job)) if job.answer.is_closed() => {}
+                Ok(Message::Render(job)) => self.accept(job),
                 Ok(Message::Taken(rendered)) => self.taken(rendered),
                 Err(RecvTimeoutError::Timeout) if self.is_taking => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
@@ -142,7 +142,7 @@ impl Renderer {
         }
     }
 
-    fn ask(&mut self, job: Job) {
+    fn accept(&mut self, job: Job) {
         let age = self.last.as_ref().map(|rendered| (rendered.taken.elapsed(), rendered.took));
         let is_fresh = age.is_some_and(|(age, took)| age < (4 * took).clamp(FRESH[0], FRESH[1]));
         if !is_fresh && !self.take(&job) {

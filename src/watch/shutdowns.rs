@@ -8,27 +8,27 @@ use tokio::time::Instant;
 use super::ends::Facts;
 use super::snapshot::{Id, Line, Phase, ShutdownState, WaitsFor};
 use crate::registry::{Record, brief};
-use crate::task::shutdown::probe::{Probe, Running, Standing};
+use crate::task::shutdown::probe::{Probe, Running, Status};
 use crate::token::Token;
 use crate::trace::shielded;
 
 /// The maximum number of names and lines in the list.
 const MOST: usize = 100;
 
-pub(super) fn standing(
+pub(super) fn states(
     records: &[(Arc<Record>, Id)],
     now: Instant,
     show_causes: bool,
 ) -> Vec<ShutdownState> {
     let state = |(record, id): &(Arc<Record>, Id)| {
-        let standing = record.probe.as_ref()?.downcast_ref::<Probe>()?.look();
-        Some(state(record, *id, standing, now, show_causes))
+        let status = record.probe.as_ref()?.downcast_ref::<Probe>()?.status();
+        Some(state(record, *id, status, now, show_causes))
     };
     records.iter().filter_map(state).collect()
 }
 
-fn state(record: &Record, id: Id, standing: Standing, now: Instant, show_causes: bool) -> ShutdownState {
-    let Standing { soft, hard, is_aborting, is_over, grace, cleanup, overdue, running } = standing;
+fn state(record: &Record, id: Id, status: Status, now: Instant, show_causes: bool) -> ShutdownState {
+    let Status { soft, hard, is_aborting, is_over, grace, cleanup, overdue, running } = status;
     let end = |token: &Option<Arc<_>>| {
         let error = |token: &Arc<Token>| shielded(|| token.unnoticed_error(now)).flatten();
         let error = token.as_ref().and_then(error);

@@ -248,14 +248,14 @@ impl Stats {
 }
 
 impl Observer for Stats {
-    fn entered(&self, record: &Record) {
-        let is_counted = metrics::entered(record.kind, Line(record.line));
+    fn registered(&self, record: &Record) {
+        let is_counted = metrics::registered(record.kind, Line(record.line));
         record.is_counted.store(is_counted, Ordering::Relaxed);
     }
 
-    fn left(&self, record: &Record) {
+    fn work_ended(&self, record: &Record) {
         if record.is_counted.load(Ordering::Relaxed) {
-            metrics::left(record.kind, Line(record.line));
+            metrics::work_ended(record.kind, Line(record.line));
         }
         if !record.kind.is_work() {
             return;

@@ -13,7 +13,7 @@ use super::slot::Slot;
 use crate::context::current::enter;
 use crate::context::done::Wait;
 use crate::context::{Context, Progress};
-use crate::error::Error;
+use crate::error::{BoxError, Error};
 use crate::token::CLOCK_INTERVAL;
 
 /// The result of a poll.
@@ -29,10 +29,24 @@ pub(crate) enum Step<D, E> {
 
 pub(crate) type StepOf<B> = Step<<B as Body>::Data, <B as Body>::Error>;
 
+impl<D, E: Into<BoxError>> Step<D, E> {
+    /// Converts the step to the result of `poll_frame`, and the error of the context with `ended`.
+    pub(crate) fn into_frame(
+        self,
+        ended: impl FnOnce(Error) -> BoxError,
+    ) -> Option<Result<Frame<D>, BoxError>> {
+        match self {
+            Step::Frame(frame) | Step::Last(frame) => Some(Ok(frame)),
+            Step::Over => None,
+            Step::Failed(error) => Some(Err(error.into())),
+            Step::Ended(error) => Some(Err(ended(error))),
+        }
+    }
+}
+
 /// The state of a body after its first poll.
 pub(crate) enum Start<B: Body> {
-    /// It is complete: these are its first frame, if it has two, and its last step.
-    Whole(Option<B::Data>, StepOf<B>),
+    Whole(Whole<B>),
     /// It continues after these frames, which are in reverse order: the last one is sent first.
     Part(Pin<Box<B>>, Vec<Frame<B::Data>>),
 }
@@ -48,12 +62,12 @@ impl<B: Body> Start<B> {
             Poll::Pending => return Start::Part(body, Vec::new()),
             Poll::Ready(Step::Frame(frame)) if is_grpc => frame,
             Poll::Ready(Step::Frame(frame)) => return Start::Part(body, vec![frame]),
-            Poll::Ready(step) => return Start::Whole(None, step),
+            Poll::Ready(last) => return Start::Whole(Whole { first: None, last: Some(last) }),
         };
         match poll_step(body.as_mut(), cx) {
             Poll::Pending => Start::Part(body, vec![first]),
             Poll::Ready(Step::Frame(second)) => Start::Part(body, vec![second, first]),
-            Poll::Ready(step) => Start::Whole(first.into_data().ok(), step),
+            Poll::Ready(last) => Start::Whole(Whole { first: first.into_data().ok(), last: Some(last) }),
         }
     }
 }
@@ -73,13 +87,32 @@ pub(crate) fn bytes<D: Buf>(frame: &Frame<D>) -> u64 {
     frame.data_ref().map_or(0, |data| data.remaining() as u64)
 }
 
-/// Returns the number of bytes that remain of a complete body.
-pub(crate) fn hint<D: Buf, E>(first: Option<&D>, step: Option<&Step<D, E>>) -> SizeHint {
-    let first = first.map_or(0, |data| data.remaining() as u64);
-    match step {
-        Some(Step::Last(frame) | Step::Frame(frame)) => SizeHint::with_exact(first + bytes(frame)),
-        Some(Step::Failed(_) | Step::Ended(_)) => SizeHint::default(),
-        Some(Step::Over) | None => SizeHint::with_exact(first),
+/// A complete body: its first frame, if it has two, and its last step.
+pub(crate) struct Whole<B: Body> {
+    first: Option<B::Data>,
+    last: Option<StepOf<B>>,
+}
+
+impl<B: Body> Whole<B> {
+    /// Returns [`Step::Frame`] for the first of two frames, then the last step, and then [`Step::Over`].
+    pub(crate) fn next(&mut self) -> StepOf<B> {
+        match self.first.take() {
+            Some(data) => Step::Frame(Frame::data(data)),
+            None => self.last.take().unwrap_or(Step::Over),
+        }
+    }
+
+    pub(crate) fn is_end_stream(&self) -> bool {
+        self.first.is_none() && matches!(self.last, None | Some(Step::Over))
+    }
+
+    pub(crate) fn size_hint(&self) -> SizeHint {
+        let first = self.first.as_ref().map_or(0, |data| data.remaining() as u64);
+        match &self.last {
+            Some(Step::Last(frame) | Step::Frame(frame)) => SizeHint::with_exact(first + bytes(frame)),
+            Some(Step::Failed(_) | Step::Ended(_)) => SizeHint::default(),
+            Some(Step::Over) | None => SizeHint::with_exact(first),
+        }
     }
 }
 
@@ -205,8 +238,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
 
     /// Releases the context of a body that has ended.
     pub(crate) fn finish(&mut self) {
-        if let Some(Live { slot, bell, mut wait, ctx, .. }) = self.live.take() {
-            wait.leave();
+        if let Some(Live { slot, bell, wait, ctx, .. }) = self.live.take() {
             // Dropped before the owner of the context: if the owner then has the last handle, the context need not be
             // ended.
             drop((slot, bell, ctx));
@@ -227,7 +259,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
 
     pub(crate) fn size_hint(&self) -> SizeHint {
         let Some(live) = &self.live else { return SizeHint::with_exact(0) };
-        let mut hint = self.look(B::size_hint).unwrap_or_default();
+        let mut hint = self.read_body(B::size_hint).unwrap_or_default();
         let early: u64 = live.early.iter().map(bytes).sum();
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper + early);
@@ -236,10 +268,10 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
         hint
     }
 
-    fn look<R>(&self, ask: impl FnOnce(&B) -> R) -> Option<R> {
+    fn read_body<R>(&self, read: impl FnOnce(&B) -> R) -> Option<R> {
         let slot = &self.live.as_ref()?.slot;
         let (held, waker) = slot.take()?;
-        let answer = ask(&held.body);
+        let answer = read(&held.body);
         if let Err(held) = slot.put(held, waker) {
             slot.ctx().sync_scope(|| drop(held));
         }

@@ -307,18 +307,18 @@ impl<Id: Eq + Hash> Call<Id> {
     /// use tokio_ctx::{Context, wire::Calls};
     ///
     /// let calls = Calls::new(&Context::background());
-    /// let (answered, taken_back) = (calls.begin(1).unwrap(), calls.begin(2).unwrap());
+    /// let (answered, canceled) = (calls.begin(1).unwrap(), calls.begin(2).unwrap());
     /// calls.cancel(&2, "");
     /// assert!(!answered.finish());
-    /// assert!(taken_back.finish());
+    /// assert!(canceled.finish());
     /// assert!(!calls.cancel(&1, ""));
     /// ```
     pub fn finish(self) -> bool {
-        self.leave();
+        self.remove_from_table();
         self.scope.err().is_some_and(|ended| ended.cause_as::<CanceledByPeer>().is_some())
     }
 
-    fn leave(&self) {
+    fn remove_from_table(&self) {
         let left = self.table.lock().take(&self.id, self.number);
         drop(left);
     }
@@ -326,7 +326,7 @@ impl<Id: Eq + Hash> Call<Id> {
 
 impl<Id: Eq + Hash> Drop for Call<Id> {
     fn drop(&mut self) {
-        self.leave();
+        self.remove_from_table();
         self.scope.cancel_at(self.place, Box::new(Finished("call over")));
     }
 }

@@ -99,14 +99,17 @@ pub(crate) fn values<'a>(carrier: &'a dyn Carrier, name: &HeaderName) -> Vec<&'a
 
 /// Returns the value of this name, or an error if there are several.
 pub(crate) fn only<'a>(carrier: &'a dyn Carrier, name: &HeaderName) -> Only<'a> {
-    let Some(headers) = carrier.as_headers() else {
-        let values = carrier.get_all(name.as_str());
-        return if values.len() > 1 { Err(Several) } else { Ok(values.first().copied()) };
-    };
-    let mut values = headers.get_all(name).iter();
+    match carrier.as_headers() {
+        Some(headers) => sole(headers.get_all(name).iter().map(HeaderValue::as_bytes)),
+        None => sole(carrier.get_all(name.as_str()).into_iter()),
+    }
+}
+
+/// Returns the only one of these values, or an error if there are several.
+pub(crate) fn sole<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Only<'a> {
     match (values.next(), values.next()) {
         (_, Some(_)) => Err(Several),
-        (value, None) => Ok(value.map(HeaderValue::as_bytes)),
+        (value, None) => Ok(value),
     }
 }
 

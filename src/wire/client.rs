@@ -13,15 +13,15 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::body::{Bounded, Start, Step, StepOf, hint};
+use super::body::{Bounded, Start, Step, Whole};
 use super::call::{context_of, ended};
 use super::outbound::Outbound;
+use super::refusal::Refusal;
 use super::reply::Reply;
 use super::request_body;
 use super::send::SendLayer;
 use crate::context::Context;
 use crate::context::done::Wait;
-use crate::context::refusal::Entry;
 use crate::error::{BoxError, Error};
 
 /// Bounds the calls of a client by their context, and sends the remaining time to the server.
@@ -193,15 +193,13 @@ where
         if let Err(ended) = injected {
             // A clone has reserved nothing: what the service reserved when it became ready is released.
             self.inner = self.inner.clone();
-            let (wait, refusal) = (None, Some(ended));
-            return ClientFuture { call: None, wait, refusal, entry: Entry::Fresh, grpc };
+            return ClientFuture { call: None, wait: None, refusal: Refusal::new(Some(ended)), grpc };
         }
         request_body::bind(&ctx, request.body_mut());
         ClientFuture {
             call: Some(self.inner.call(request)),
             wait: Some(Wait::new(ctx)),
-            refusal: None,
-            entry: Entry::Fresh,
+            refusal: Refusal::new(None),
             grpc,
         }
     }
@@ -218,8 +216,7 @@ pin_project! {
         wait: Option<Wait<Context>>,
         #[pin]
         call: Option<F>,
-        refusal: Option<Error>,
-        entry: Entry,
+        refusal: Refusal<Error>,
         grpc: bool,
     }
 }
@@ -234,10 +231,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        if this.refusal.is_some() {
-            ready!(this.entry.poll_refused(cx));
-        }
-        if let Some(refusal) = this.refusal.take() {
+        if let Some(refusal) = ready!(this.refusal.poll(cx)) {
             return Poll::Ready(Err(ended(refusal, *this.grpc)));
         }
         const OVER: &str = "polled again after the response";
@@ -298,7 +292,7 @@ pin_project! {
         // The context never ends.
         Free { #[pin] body: B },
         // The body is complete.
-        Whole { first: Option<B::Data>, step: Option<StepOf<B>> },
+        Whole { whole: Whole<B> },
         Part { body: Bounded<B, Context> },
     }
 }
@@ -309,7 +303,7 @@ impl<B: Body + Send + 'static> Content<B> {
             return Content::Free { body };
         }
         match Start::poll(body, is_grpc, cx) {
-            Start::Whole(first, step) => Content::Whole { first, step: Some(step) },
+            Start::Whole(whole) => Content::Whole { whole },
             // The end wakes the task only while it waits for a frame. A task that has a frame may do something else.
             Start::Part(body, early) => {
                 Content::Part { body: Bounded::new(wait, None, body, early, None, false) }
@@ -333,10 +327,7 @@ where
         let this = self.project();
         let step = match this.content.project() {
             ContentProj::Free { body } => return body.poll_frame(cx).map_err(Into::into),
-            ContentProj::Whole { first, step } => match first.take() {
-                Some(data) => Step::Frame(Frame::data(data)),
-                None => step.take().unwrap_or(Step::Over),
-            },
+            ContentProj::Whole { whole } => whole.next(),
             ContentProj::Part { body } => {
                 let step = ready!(body.poll_step(cx));
                 if !matches!(step, Step::Frame(_)) {
@@ -345,18 +336,13 @@ where
                 step
             }
         };
-        Poll::Ready(match step {
-            Step::Frame(frame) | Step::Last(frame) => Some(Ok(frame)),
-            Step::Over => None,
-            Step::Failed(error) => Some(Err(error.into())),
-            Step::Ended(error) => Some(Err(ended(error, *this.grpc))),
-        })
+        Poll::Ready(step.into_frame(|error| ended(error, *this.grpc)))
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Free { body } => body.is_end_stream(),
-            Content::Whole { first, step } => first.is_none() && matches!(step, None | Some(Step::Over)),
+            Content::Whole { whole } => whole.is_end_stream(),
             Content::Part { body } => body.is_end_stream(),
         }
     }
@@ -364,7 +350,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Free { body } => body.size_hint(),
-            Content::Whole { first, step } => hint(first.as_ref(), step.as_ref()),
+            Content::Whole { whole } => whole.size_hint(),
             Content::Part { body } => body.size_hint(),
         }
     }

@@ -133,7 +133,7 @@ impl DeadlineAt {
         let bad = |flaw| BadHeader::new(&self.name, flaw);
         let value = carrier::only(carrier, &self.name).map_err(|_| bad(Flaw::Repeated))?;
         let Some(value) = value else { return Ok(None) };
-        let date = number(value, DIGITS).ok_or(bad(Flaw::Date))?;
+        let date = number(value, DIGITS).ok_or_else(|| bad(Flaw::Date))?;
         Ok(Some(Duration::from_millis(date)))
     }
 

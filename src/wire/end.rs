@@ -4,7 +4,7 @@ use std::borrow::Borrow;
 use std::panic::Location;
 
 use super::open::Open;
-use crate::context::enter::UnderwayHandle;
+use crate::context::registered::InProgressHandle;
 use crate::context::{CancelScope, Context};
 pub use crate::finished::RequestEnd;
 
@@ -14,7 +14,7 @@ pub(crate) struct RequestScope {
     /// The line that made the layer, for the error. A line inside of this crate would not be useful there.
     place: &'static Location<'static>,
     how: RequestEnd,
-    underway: UnderwayHandle,
+    in_progress: InProgressHandle,
 }
 
 impl RequestScope {
@@ -23,8 +23,8 @@ impl RequestScope {
         place: &'static Location<'static>,
         open: Option<&Open>,
     ) -> RequestScope {
-        let underway = open.map(Open::handle).unwrap_or_default();
-        RequestScope { scope, place, how: RequestEnd::Dropped, underway }
+        let in_progress = open.map(Open::handle).unwrap_or_default();
+        RequestScope { scope, place, how: RequestEnd::Dropped, in_progress }
     }
 
     /// Sets the cause of the end for a drop from now on. Returns the previous cause.
@@ -52,7 +52,7 @@ impl Borrow<Context> for RequestScope {
 impl Drop for RequestScope {
     fn drop(&mut self) {
         if self.how != RequestEnd::Answered || self.scope.is_observed() || !is_counted(&self.scope) {
-            self.underway.finish_if_late(&self.scope);
+            self.in_progress.finish_if_late(&self.scope);
             self.scope.cancel_at(self.place, Box::new(self.how));
         }
     }

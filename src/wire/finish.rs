@@ -23,10 +23,9 @@ use super::call;
 use super::end::{RequestEnd, RequestScope};
 use super::open::Open;
 use super::outcome::Outcome;
+use super::refusal::Refusal;
 use super::reply::Reply;
-use super::request_line::RequestLine;
 use crate::context::Context;
-use crate::context::refusal::Entry;
 use crate::error::Error;
 use crate::task::Shutdown;
 
@@ -143,13 +142,11 @@ where
         if let Some(ended) = outer.err() {
             // A clone has reserved nothing: what the service reserved when it became ready is released.
             self.inner = self.inner.clone();
-            return FinishFuture { task: None, refusal: Some(ended), entry: Entry::Fresh, reply };
+            return FinishFuture { task: None, refusal: Refusal::new(Some(ended)), reply };
         }
         let scope = outer.finishing_made_at(place);
         let ctx = scope.context().clone();
-        let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
-        let ticket = shutdown.as_ref().map(tracked);
-        let open = Open::new(&ctx, place, || RequestLine::of(&request), ticket);
+        let open = Open::new(&ctx, &request, shutdown.as_ref(), place);
         let mut scope = RequestScope::new(scope, place, open.as_ref());
         request.extensions_mut().insert(ctx.clone());
         let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
@@ -157,7 +154,7 @@ where
         #[cfg(feature = "tracing")]
         let task = tracing::Instrument::in_current_span(task);
         let task = tokio::spawn(task);
-        FinishFuture { task: Some(task), refusal: None, entry: Entry::Fresh, reply }
+        FinishFuture { task: Some(task), refusal: Refusal::new(None), reply }
     }
 }
 
@@ -179,8 +176,7 @@ async fn finish<B: Body, E>(
         .await
     };
     Ok(done?.map(|response| {
-        let over = response.body().is_end_stream();
-        if over {
+        if response.body().is_end_stream() {
             scope.expect(RequestEnd::Answered);
         }
         response.map(|body| FinishBody { scope: Some(scope), ctx, own: None, body: Some(body) })
@@ -203,34 +199,34 @@ impl<S: fmt::Debug> fmt::Debug for FinishService<S> {
 #[must_use = "futures do nothing unless polled"]
 pub struct FinishFuture<B, E> {
     task: Option<JoinHandle<Finished<B, E>>>,
-    refusal: Option<Error>,
-    entry: Entry,
+    refusal: Refusal<Error>,
     reply: Reply,
+}
+
+impl<B, E> FinishFuture<B, E> {
+    /// Returns the layer's own response.
+    fn respond(&self, outcome: Outcome) -> Response<FinishBody<B>> {
+        self.reply.ended(outcome).map(FinishBody::own)
+    }
 }
 
 impl<B, E> Future for FinishFuture<B, E> {
     type Output = Result<Response<FinishBody<B>>, E>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
-        if self.refusal.is_some() {
-            ready!(self.entry.poll_refused(cx));
-        }
-        if let Some(refusal) = self.refusal.take() {
-            return Poll::Ready(Ok(self
-                .reply
-                .ended(Outcome::of_request(&refusal))
-                .map(FinishBody::own)));
+        if let Some(refusal) = ready!(self.refusal.poll(cx)) {
+            return Poll::Ready(Ok(self.respond(Outcome::of_request(&refusal))));
         }
         let task = self.task.as_mut().expect("polled again after the response");
         let done = ready!(Pin::new(task).poll(cx));
         self.task = None;
         Poll::Ready(match done {
             Ok(Ok(answer)) => answer,
-            Ok(Err(ended)) => Ok(self.reply.ended(Outcome::of_request(&ended)).map(FinishBody::own)),
+            Ok(Err(ended)) => Ok(self.respond(Outcome::of_request(&ended))),
             Err(lost) => match lost.try_into_panic() {
                 Ok(panic) => resume_unwind(panic),
                 // The runtime is shutting down.
-                Err(_aborted) => Ok(self.reply.ended(Outcome::Stopping).map(FinishBody::own)),
+                Err(_aborted) => Ok(self.respond(Outcome::Stopping)),
             },
         })
     }
@@ -290,8 +286,11 @@ where
             Some(Ok(_)) if !body.is_end_stream() => None,
             _ => Some(RequestEnd::Answered),
         };
-        if let (Some(how), Some(mut scope)) = (how, how.and_then(|_| this.scope.take())) {
-            scope.expect(how);
+        if let Some(how) = how {
+            // Ends the context.
+            if let Some(mut scope) = this.scope.take() {
+                scope.expect(how);
+            }
         }
         Poll::Ready(frame)
     }

@@ -101,6 +101,8 @@ mod open;
 #[cfg(feature = "tower")]
 mod outcome;
 #[cfg(feature = "tower")]
+mod refusal;
+#[cfg(feature = "tower")]
 mod reply;
 #[cfg(feature = "tower")]
 mod request_body;

@@ -2,15 +2,18 @@
 
 use std::panic::Location;
 
+use http::Request;
+
 use super::request_line::RequestLine;
 use crate::context::Context;
-use crate::context::enter::{Polling, Underway, UnderwayHandle};
+use crate::context::registered::{InProgress, InProgressHandle, Polling};
 use crate::registry::{Kind, is_installed};
+use crate::task::Shutdown;
 use crate::task::shutdown::{AtWork, Ticket};
 
 /// Counts a request until it is dropped: with the shutdown of its layer, and with the watch of the process.
 pub(crate) struct Open {
-    underway: Option<Underway>,
+    in_progress: Option<InProgress>,
     // Dropped last: when a shutdown completes, no request is in progress.
     ticket: Option<Ticket>,
 }
@@ -18,32 +21,37 @@ pub(crate) struct Open {
 impl Open {
     /// Counts a request. Returns `None` if there is neither a shutdown nor a watch that counts it.
     #[inline]
-    pub(crate) fn new(
+    pub(crate) fn new<A>(
         ctx: &Context,
+        request: &Request<A>,
+        shutdown: Option<&Shutdown>,
         place: &'static Location<'static>,
-        line: impl FnOnce() -> RequestLine,
-        ticket: Option<Ticket>,
     ) -> Option<Open> {
+        let line = || RequestLine::of(request);
+        let ticket = shutdown.map(|shutdown| shutdown.labeled_ticket(line(), place));
         if !is_installed() && ticket.is_none() {
             return None;
         }
-        let underway = Underway::new(ctx, Kind::Request, place, line);
-        let underway = Some(underway).filter(Underway::is_watched);
-        (underway.is_some() || ticket.is_some()).then_some(Open { underway, ticket })
+        let in_progress = InProgress::new(ctx, Kind::Request, place, line);
+        let in_progress = Some(in_progress).filter(InProgress::is_watched);
+        (in_progress.is_some() || ticket.is_some()).then_some(Open { in_progress, ticket })
     }
 
     /// Marks the request as being polled, until the returned value is dropped.
     pub(crate) fn at_work(&self) -> (Option<AtWork<'_>>, Option<Polling<'_>>) {
-        (self.ticket.as_ref().map(Ticket::at_work), self.underway.as_ref().map(Underway::polling))
+        (self.ticket.as_ref().map(Ticket::at_work), self.in_progress.as_ref().map(InProgress::polling))
     }
 
     /// Returns a handle for the owner of the request's context.
-    pub(crate) fn handle(&self) -> UnderwayHandle {
-        self.underway.as_ref().map(Underway::handle).unwrap_or_default()
+    pub(crate) fn handle(&self) -> InProgressHandle {
+        self.in_progress.as_ref().map(InProgress::handle).unwrap_or_default()
     }
 
     /// Like [`at_work`](Self::at_work), for a second time within one poll.
     pub(crate) fn at_work_again(&self) -> (Option<AtWork<'_>>, Option<Polling<'_>>) {
-        (self.ticket.as_ref().map(Ticket::at_work), self.underway.as_ref().map(Underway::polling_again))
+        (
+            self.ticket.as_ref().map(Ticket::at_work),
+            self.in_progress.as_ref().map(InProgress::polling_again),
+        )
     }
 }

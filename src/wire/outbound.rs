@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use super::baggage;
 use super::carrier::{self, Carrier, NotSent};
 use super::date::DeadlineAt;
-use super::timeout::{DeadlineHeader, UNTRUSTED};
+use super::timeout::{DeadlineHeader, untrusted};
 use super::travel::{Carried, Travel};
 use crate::context::Context;
 use crate::error::{BoxError, Error};
@@ -347,11 +347,7 @@ impl Outbound {
         let entry = headers.try_entry(header.name()).map_err(|why| not_sent(why.into()))?;
         let left = match &entry {
             Entry::Occupied(given) if !self.sanitize => {
-                let mut values = given.iter().map(HeaderValue::as_bytes);
-                let only = match (values.next(), values.next()) {
-                    (_, Some(_)) => Err(carrier::Several),
-                    (value, None) => Ok(value),
-                };
+                let only = carrier::sole(given.iter().map(HeaderValue::as_bytes));
                 header.read_value(only).ok().flatten().map_or(left, |given| left.min(given))
             }
             _ => left,
@@ -375,7 +371,7 @@ impl Outbound {
                 .iter()
                 .map(DeadlineHeader::name)
                 .chain(self.date.as_ref().map(DeadlineAt::name));
-            let all = UNTRUSTED.iter().chain([&baggage::NAME, DeadlineAt::usual_name()]);
+            let all = untrusted().chain([&baggage::NAME, DeadlineAt::usual_name()]);
             all.chain(own).chain(self.carried.headers()).for_each(|name| carrier::remove(carrier, name));
         }
         self.stripped.iter().for_each(|name| carrier::remove(carrier, name));

@@ -7,7 +7,7 @@ use http_body::Frame;
 
 use super::envelope::{self, Envelopes};
 use super::outcome::Outcome;
-use super::timeout::BadHeader;
+use super::timeout::{self, BadHeader};
 
 /// The protocol of a response.
 #[derive(Clone, PartialEq, Eq)]
@@ -27,7 +27,6 @@ pub(crate) enum Reply {
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 static GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 static CONNECT_VERSION: HeaderName = HeaderName::from_static("connect-protocol-version");
-static CONNECT_TIMEOUT: HeaderName = HeaderName::from_static("connect-timeout-ms");
 
 impl Reply {
     /// Returns the protocol of a request.
@@ -45,7 +44,7 @@ impl Reply {
             Some(Framed::GrpcWeb { base64 }) => Reply::GrpcWeb { base64 },
             Some(Framed::Connect) => Reply::ConnectStream(Box::new(headers[CONTENT_TYPE].clone())),
             None if is_post && is_unary_connect(content_type, headers) => Reply::Connect,
-            None if *request.method() == Method::GET && asks_connect(request.uri().query()) => {
+            None if *request.method() == Method::GET && is_connect_get(request.uri().query()) => {
                 Reply::Connect
             }
             None => Reply::Http,
@@ -68,7 +67,7 @@ impl Reply {
     }
 
     fn response(&self, outcome: Outcome, text: &str) -> Response<Bytes> {
-        // gRPC and streams of Connect have a status of their own beside that of HTTP.
+        // gRPC and streams of Connect have a status of their own in addition to that of HTTP.
         let (status, content_type, body) = match self {
             Reply::Http => {
                 (outcome.http(), from_static("text/plain; charset=utf-8"), format!("{text}\n").into())
@@ -149,11 +148,11 @@ fn is_unary_connect(content_type: &[u8], headers: &HeaderMap) -> bool {
     let end = codec.iter().position(|&byte| byte == b';').unwrap_or(codec.len());
     headers.contains_key(&CONNECT_VERSION)
         || (matches!(codec[..end].trim_ascii(), b"json" | b"proto")
-            && headers.contains_key(&CONNECT_TIMEOUT))
+            && headers.contains_key(&timeout::CONNECT))
 }
 
 /// Returns whether a `GET` is a call of Connect without side effects.
-fn asks_connect(query: Option<&str>) -> bool {
+fn is_connect_get(query: Option<&str>) -> bool {
     query.is_some_and(|query| query.split('&').any(|pair| pair == "connect=v1"))
 }
 

@@ -8,7 +8,7 @@ use std::task::{self, Poll, ready};
 
 use http_body::{Body, Frame, SizeHint};
 
-use super::body::{Bounded, Step};
+use super::body::{Bounded, Step, bytes};
 use crate::context::Context;
 use crate::context::done::Wait;
 use crate::error::{BoxError, Error};
@@ -51,7 +51,8 @@ enum State<B: Body> {
     Fresh {
         ctx: Context,
         body: B,
-        frames: u8,
+        /// Whether the first frame has been sent.
+        is_sent: bool,
     },
     Bound(Box<Bounded<B, Context>>),
     Over,
@@ -112,16 +113,15 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut task::Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
-        if let State::Fresh { body, frames, .. } = &mut *self {
+        if let State::Fresh { ctx, body, is_sent } = &mut *self {
             match Pin::new(body).poll_frame(cx) {
                 // A unary call has one message.
-                Poll::Ready(Some(Ok(frame))) if *frames == 0 || frame.is_trailers() => {
-                    *frames += 1;
+                Poll::Ready(Some(Ok(frame))) if !*is_sent || frame.is_trailers() => {
+                    *is_sent = true;
+                    ctx.progress().report_bytes(bytes(&frame));
                     return Poll::Ready(Some(Ok(frame)));
                 }
-                Poll::Ready(Some(Ok(frame))) => {
-                    self.bind(vec![frame]);
-                }
+                Poll::Ready(Some(Ok(frame))) => self.bind(vec![frame]),
                 Poll::Ready(last) => {
                     *self = State::Over;
                     return Poll::Ready(last.map(|last| last.map_err(Into::into)));
@@ -135,12 +135,7 @@ where
             body.finish();
             *self = State::Over;
         }
-        Poll::Ready(match step {
-            Step::Frame(frame) | Step::Last(frame) => Some(Ok(frame)),
-            Step::Over => None,
-            Step::Failed(error) => Some(Err(error.into())),
-            Step::Ended(ended) => Some(Err(Reset::of(ended))),
-        })
+        Poll::Ready(step.into_frame(Reset::of))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -162,7 +157,7 @@ where
 
 impl<B: Body + Send + 'static> State<B> {
     fn new(ctx: &Context, body: B) -> State<B> {
-        State::Fresh { ctx: ctx.clone(), body, frames: 0 }
+        State::Fresh { ctx: ctx.clone(), body, is_sent: false }
     }
 
     /// Registers with the context, which drops the body when it ends.

@@ -35,15 +35,18 @@ impl Routes {
 
 /// Returns whether a path matches a route in axum's syntax, or a prefix that ends in `/*`.
 fn covers(route: &str, path: &str) -> bool {
-    let (mut route, mut path) = (route.split('/'), path.split('/'));
+    let (mut route, mut path) = (route.split('/').peekable(), path.split('/'));
     loop {
-        match (route.next(), path.next()) {
+        let part = route.next();
+        let is_last = route.peek().is_none();
+        let name = part.and_then(|part| part.strip_prefix('{')?.strip_suffix('}'));
+        match (part, path.next()) {
             (None, None) => return true,
-            (Some("*"), Some(_)) => return true,
-            (Some(part), Some(rest)) if part.starts_with("{*") && part.ends_with('}') => {
+            (Some("*"), Some(_)) if is_last => return true,
+            (Some(_), Some(rest)) if is_last && name.is_some_and(|name| name.starts_with('*')) => {
                 return !rest.is_empty();
             }
-            (Some(part), Some(segment)) if part.starts_with('{') && part.ends_with('}') => {
+            (Some(_), Some(segment)) if name.is_some_and(|name| !name.starts_with('*')) => {
                 if segment.is_empty() {
                     return false;
                 }
@@ -84,6 +87,9 @@ mod tests {
             ("/files/{*path}", "/files", false),
             ("/", "/", true),
             // A star or a brace in any other place is an ordinary character.
+            ("/files/{*path}/raw", "/files/a/raw", false),
+            ("/files/*/raw", "/files/a/b", false),
+            ("/files/*/raw", "/files/*/raw", true),
             ("/a*", "/ab", false),
             ("/a*", "/a*", true),
             ("/{a}b", "/ab", false),

@@ -18,8 +18,8 @@ use tower_service::Service;
 
 use super::call;
 use super::outbound::Outbound;
+use super::refusal::Refusal;
 use super::reply::Reply;
-use crate::context::refusal::Entry;
 use crate::error::{BoxError, Error};
 
 /// Writes the remaining time into a request when it is sent. Made by
@@ -79,7 +79,7 @@ where
             Ok(()) => (Some(self.inner.call(request)), None),
             Err(ended) => (None, Some(ended)),
         };
-        SendFuture { call, refusal, entry: Entry::Fresh, grpc }
+        SendFuture { call, refusal: Refusal::new(refusal), grpc }
     }
 }
 
@@ -93,8 +93,7 @@ pin_project! {
     pub struct SendFuture<F> {
         #[pin]
         call: Option<F>,
-        refusal: Option<Error>,
-        entry: Entry,
+        refusal: Refusal<Error>,
         grpc: bool,
     }
 }
@@ -108,10 +107,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        if this.refusal.is_some() {
-            ready!(this.entry.poll_refused(cx));
-        }
-        if let Some(refusal) = this.refusal.take() {
+        if let Some(refusal) = ready!(this.refusal.poll(cx)) {
             return Poll::Ready(Err(call::ended(refusal, *this.grpc)));
         }
         let call = this.call.as_mut().as_pin_mut().expect("polled again after the response");

@@ -17,18 +17,17 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::body::{Bounded, Start, Step, StepOf, bytes, hint};
+use super::body::{Bounded, Start, Step, Whole, bytes};
 use super::end::{RequestEnd, RequestScope};
 use super::inbound::Inbound;
 use super::open::Open;
 use super::outcome::Outcome;
+use super::refusal::Refusal;
 use super::reply::{Closing, Last, Reply};
-use super::request_line::RequestLine;
 use super::route::Routes;
 use crate::context::Context;
 use crate::context::current::enter;
 use crate::context::done::Wait;
-use crate::context::refusal::Entry;
 use crate::error::BoxError;
 use crate::task::Shutdown;
 
@@ -242,8 +241,8 @@ where
         let outer = request.extensions().get::<Context>();
         let both = outer.map(|outer| under_both(&outer.nearest(Context::current()), service));
         let parent = both.as_ref().unwrap_or(service);
-        let refusal = match inbound.derive(parent, request.headers(), scan.timeout, place, head_start) {
-            Ok(scope) => match scope.ended_at_birth(parent) {
+        let admitted = match inbound.derive(parent, request.headers(), scan.timeout, place, head_start) {
+            Ok(scope) => match scope.ended_at_creation(parent) {
                 None => Ok(scope),
                 Some(ended) => {
                     #[cfg(feature = "watch")]
@@ -253,7 +252,7 @@ where
             },
             Err(bad) => Err(reply.bad_header(&bad)),
         };
-        let scope = match refusal {
+        let scope = match admitted {
             Ok(scope) => scope,
             Err(refusal) => {
                 // A clone has reserved nothing: what the service reserved when it became ready is released.
@@ -261,21 +260,18 @@ where
                 return ServerFuture::refused(refusal);
             }
         };
-        let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
-        let ticket = shutdown.as_ref().map(tracked);
-        let open = Open::new(&scope, place, || RequestLine::of(&request), ticket);
+        let open = Open::new(&scope, &request, shutdown.as_ref(), place);
         let bodiless = matches!(*request.method(), Method::HEAD | Method::CONNECT);
         let ctx = scope.context().clone();
         request.extensions_mut().insert(ctx.clone());
         let mut scope = RequestScope::new(scope, place, open.as_ref());
         let mut ctx = Some(ctx);
-        scope.expect(RequestEnd::Panicked);
-        let entered = enter(&mut ctx);
-        let handler = Some(self.inner.call(request));
-        drop(entered);
-        scope.expect(RequestEnd::Dropped);
+        let handler = scope.watch(|| {
+            let _entered = enter(&mut ctx);
+            self.inner.call(request)
+        });
         let live = Some(Live { wait: Wait::new(scope), reply, bodiless });
-        ServerFuture { live, refusal: None, entry: Entry::Fresh, ctx, handler, open }
+        ServerFuture { live, refusal: Refusal::new(None), ctx, handler: Some(handler), open }
     }
 }
 
@@ -315,8 +311,7 @@ pin_project! {
     pub struct ServerFuture<F> {
         live: Option<Live>,
         // The layer's own response to a request that is not passed to the handler.
-        refusal: Option<Box<Response<Bytes>>>,
-        entry: Entry,
+        refusal: Refusal<Box<Response<Bytes>>>,
         // The current context of the thread while the handler is polled.
         ctx: Option<Context>,
         #[pin]
@@ -340,8 +335,8 @@ pin_project! {
 
 impl<F> ServerFuture<F> {
     fn refused(response: Response<Bytes>) -> Self {
-        let (refusal, entry) = (Some(Box::new(response)), Entry::Fresh);
-        ServerFuture { live: None, refusal, entry, ctx: None, handler: None, open: None }
+        let refusal = Refusal::new(Some(Box::new(response)));
+        ServerFuture { live: None, refusal, ctx: None, handler: None, open: None }
     }
 }
 
@@ -355,23 +350,19 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         const OVER: &str = "polled again after the response";
         let mut this = self.project();
-        if this.refusal.is_some() {
-            ready!(this.entry.poll_refused(cx));
-        }
-        if let Some(refusal) = this.refusal.take() {
+        if let Some(refusal) = ready!(this.refusal.poll(cx)) {
             return Poll::Ready(Ok((*refusal).map(ServerBody::own)));
         }
         let live = this.live.as_mut().expect(OVER);
-        let handler = this.handler.as_mut().as_pin_mut().expect(OVER);
-        live.wait.owner_mut().expect(RequestEnd::Panicked);
-        let at_work = this.open.as_ref().map(Open::at_work);
-        let entered = enter(this.ctx);
-        let polled = handler.poll(cx);
-        if polled.is_ready() {
-            this.handler.set(None);
-        }
-        drop((entered, at_work));
-        live.wait.owner_mut().expect(RequestEnd::Dropped);
+        let polled = live.wait.owner_mut().watch(|| {
+            let _at_work = this.open.as_ref().map(Open::at_work);
+            let _entered = enter(this.ctx);
+            let polled = this.handler.as_mut().as_pin_mut().expect(OVER).poll(cx);
+            if polled.is_ready() {
+                this.handler.set(None);
+            }
+            polled
+        });
         match polled {
             Poll::Ready(Ok(response)) => {
                 let (live, ctx) = (this.live.take().expect(OVER), this.ctx.take());
@@ -457,19 +448,18 @@ impl Live {
         let start = if is_silent {
             Start::Part(Box::pin(body), Vec::new())
         } else {
-            let how = self.wait.owner_mut().expect(RequestEnd::Panicked);
-            let at_work = open.as_ref().map(Open::at_work_again);
-            let entered = enter(&mut ctx);
-            let start = Start::poll(body, self.reply == Reply::Grpc, cx);
-            drop((entered, at_work));
-            self.wait.owner_mut().expect(how);
-            start
+            let is_grpc = self.reply == Reply::Grpc;
+            self.wait.owner_mut().watch(|| {
+                let _at_work = open.as_ref().map(Open::at_work_again);
+                let _entered = enter(&mut ctx);
+                Start::poll(body, is_grpc, cx)
+            })
         };
         match start {
-            Start::Whole(first, step) => {
+            Start::Whole(whole) => {
                 // Nothing waits here any more, so the end need not wake this task.
-                self.wait.leave();
-                Content::Whole { request: Some(self.wait), first, step: Some(step), open }
+                self.wait.remove_waker();
+                Content::Whole { request: Some(self.wait), whole, open }
             }
             Start::Part(body, early) => {
                 let body = Bounded::new(self.wait, ctx, body, early, open, true);
@@ -512,8 +502,7 @@ pin_project! {
         // It is complete. The fields are dropped in this order.
         Whole {
             request: Option<Wait<RequestScope>>,
-            first: Option<B::Data>,
-            step: Option<StepOf<B>>,
+            whole: Whole<B>,
             open: Option<Open>,
         },
         Part {
@@ -549,11 +538,11 @@ where
                 return Poll::Ready(text.take().map(|text| Ok(Frame::data(text.into()))));
             }
             ContentProj::Over { body } => return body.poll_frame(cx).map_err(Into::into),
-            ContentProj::Whole { request, first, step, open } => {
-                if let Some(data) = first.take() {
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                let frame = step.take().and_then(whole);
+            ContentProj::Whole { request, whole, open } => {
+                let frame = match whole.next() {
+                    Step::Frame(frame) => return Poll::Ready(Some(Ok(frame))),
+                    last => last.into_frame(Into::into),
+                };
                 if let Some(mut request) = request.take() {
                     request.owner_mut().expect(how(frame.as_ref()));
                 }
@@ -580,7 +569,7 @@ where
                 Last::Nothing => None,
                 Last::Broken => Some(Err(ended.into())),
             },
-            step => whole(step),
+            step => step.into_frame(Into::into),
         };
         expect(body, how(frame.as_ref()));
         body.finish();
@@ -591,9 +580,7 @@ where
         match &self.content {
             Content::Own { text } => text.is_none(),
             Content::Over { body } => body.is_end_stream(),
-            Content::Whole { first, step, .. } => {
-                first.is_none() && matches!(step, None | Some(Step::Over))
-            }
+            Content::Whole { whole, .. } => whole.is_end_stream(),
             Content::Part { body, .. } => body.is_end_stream(),
         }
     }
@@ -604,19 +591,9 @@ where
                 SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
             }
             Content::Over { body } => body.size_hint(),
-            Content::Whole { first, step, .. } => hint(first.as_ref(), step.as_ref()),
+            Content::Whole { whole, .. } => whole.size_hint(),
             Content::Part { body, .. } => body.size_hint(),
         }
-    }
-}
-
-/// Converts the last step of a body that its context did not end.
-fn whole<D, E: Into<BoxError>>(step: Step<D, E>) -> Option<Result<Frame<D>, BoxError>> {
-    match step {
-        Step::Frame(frame) | Step::Last(frame) => Some(Ok(frame)),
-        Step::Over => None,
-        Step::Failed(error) => Some(Err(error.into())),
-        Step::Ended(ended) => Some(Err(ended.into())),
     }
 }
 

@@ -51,17 +51,12 @@ pub enum DeadlineHeader {
 }
 
 static GRPC: HeaderName = HeaderName::from_static("grpc-timeout");
-static CONNECT: HeaderName = HeaderName::from_static("connect-timeout-ms");
+pub(crate) static CONNECT: HeaderName = HeaderName::from_static("connect-timeout-ms");
 static ENVOY: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 static ENVOY_UPSTREAM: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
 
-/// The headers with which a client can set the timeouts and retries of a request, in this service or in an Envoy behind
-/// it.
-pub(crate) static UNTRUSTED: [HeaderName; 10] = [
-    HeaderName::from_static("grpc-timeout"),
-    HeaderName::from_static("connect-timeout-ms"),
-    HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
-    HeaderName::from_static("x-envoy-upstream-rq-timeout-ms"),
+/// The other headers with which a client can set the timeouts and retries of an Envoy.
+static ENVOY_POLICY: [HeaderName; 6] = [
     HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms"),
     HeaderName::from_static("x-envoy-upstream-rq-timeout-alt-response"),
     HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
@@ -69,6 +64,12 @@ pub(crate) static UNTRUSTED: [HeaderName; 10] = [
     HeaderName::from_static("x-envoy-retry-on"),
     HeaderName::from_static("x-envoy-retry-grpc-on"),
 ];
+
+/// Returns the headers with which a client can set the timeouts and retries of a request, in this service or in an Envoy
+/// behind it.
+pub(crate) fn untrusted<'a>() -> impl Iterator<Item = &'a HeaderName> {
+    [&GRPC, &CONNECT, &ENVOY, &ENVOY_UPSTREAM].into_iter().chain(&ENVOY_POLICY)
+}
 
 impl DeadlineHeader {
     /// Returns the name of the header.

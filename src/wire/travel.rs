@@ -73,10 +73,10 @@ pub(crate) type Text<'a> = (&'a HeaderName, Option<Cow<'a, str>>);
 
 /// The types whose values are sent.
 #[derive(Clone, Default)]
-pub(crate) struct Carried(Vec<Traveller>);
+pub(crate) struct Carried(Vec<CarriedType>);
 
 #[derive(Clone)]
-struct Traveller {
+struct CarriedType {
     name: &'static str,
     /// The header of its own. `None` for a member of `baggage`.
     header: Option<HeaderName>,
@@ -84,9 +84,9 @@ struct Traveller {
     decode: fn(&Context, &str) -> Option<Context>,
 }
 
-impl Traveller {
-    fn new<T: Travel>(header: Option<HeaderName>) -> Traveller {
-        Traveller {
+impl CarriedType {
+    fn new<T: Travel>(header: Option<HeaderName>) -> CarriedType {
+        CarriedType {
             name: T::NAME,
             header,
             encode: |ctx| ctx.value::<T>().map(T::encode),
@@ -97,12 +97,12 @@ impl Traveller {
 
 impl Carried {
     pub(crate) fn add<T: Travel>(&mut self) {
-        self.0.push(Traveller::new::<T>(Some(const { HeaderName::from_static(T::NAME) })));
+        self.0.push(CarriedType::new::<T>(Some(const { HeaderName::from_static(T::NAME) })));
     }
 
     pub(crate) fn add_in_baggage<T: Travel>(&mut self) {
         const { assert!(baggage::is_key(T::NAME), "a key in baggage is a token: no spaces, no separators") };
-        self.0.push(Traveller::new::<T>(None));
+        self.0.push(CarriedType::new::<T>(None));
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -111,7 +111,7 @@ impl Carried {
 
     /// Returns the names of all headers but `baggage`.
     pub(crate) fn headers(&self) -> impl Iterator<Item = &HeaderName> {
-        self.0.iter().filter_map(|traveller| traveller.header.as_ref())
+        self.0.iter().filter_map(|carried| carried.header.as_ref())
     }
 
     /// Returns the headers to write for the values of this context. Unless `fresh`, these include the members of
@@ -126,12 +126,12 @@ impl Carried {
         strict: bool,
     ) -> Result<Vec<Text<'a>>, NotSent> {
         let (mut texts, mut members) = (Vec::new(), Vec::new());
-        for traveller in &self.0 {
-            let Some(text) = (traveller.encode)(ctx) else { continue };
-            match (&traveller.header, sendable(&text)) {
-                (None, _) => members.push((traveller.name, text)),
+        for carried in &self.0 {
+            let Some(text) = (carried.encode)(ctx) else { continue };
+            match (&carried.header, sendable(&text)) {
+                (None, _) => members.push((carried.name, text)),
                 (Some(header), Ok(())) => texts.push((header, Some(text))),
-                (Some(_), Err(flaw)) => NotSent::new(traveller.name, flaw).or_warn(strict)?,
+                (Some(_), Err(flaw)) => NotSent::new(carried.name, flaw).or_warn(strict)?,
             }
         }
         if !members.is_empty() {
@@ -144,15 +144,15 @@ impl Carried {
 
     /// Adds the values in these headers to the context.
     pub(crate) fn read(&self, ctx: &mut Context, carrier: &dyn Carrier) {
-        for traveller in &self.0 {
-            let Some(header) = &traveller.header else { continue };
-            match traveller.read(ctx, carrier, header) {
+        for carried in &self.0 {
+            let Some(header) = &carried.header else { continue };
+            match carried.read(ctx, carrier, header) {
                 Ok(None) => {}
                 Ok(Some(with)) => *ctx = with,
-                Err(flaw) => warn(traveller.name, flaw),
+                Err(flaw) => warn(carried.name, flaw),
             }
         }
-        if self.0.iter().any(|traveller| traveller.header.is_none()) {
+        if self.0.iter().any(|carried| carried.header.is_none()) {
             self.read_baggage(ctx, carrier);
         }
     }
@@ -165,14 +165,14 @@ impl Carried {
                 return;
             }
         };
-        for traveller in self.0.iter().filter(|traveller| traveller.header.is_none()) {
-            let member = members.iter().find(|(key, _)| *key == traveller.name);
+        for carried in self.0.iter().filter(|carried| carried.header.is_none()) {
+            let member = members.iter().find(|(key, _)| *key == carried.name);
             match member
-                .map(|(_, text)| baggage::decode(text).and_then(|text| (traveller.decode)(ctx, &text)))
+                .map(|(_, text)| baggage::decode(text).and_then(|text| (carried.decode)(ctx, &text)))
             {
                 None => {}
                 Some(Some(with)) => *ctx = with,
-                Some(None) => warn(traveller.name, UNREADABLE),
+                Some(None) => warn(carried.name, UNREADABLE),
             }
         }
     }
@@ -193,7 +193,7 @@ fn sendable(text: &str) -> Result<(), &'static str> {
 
 const UNREADABLE: &str = "ignored: it cannot be decoded";
 
-impl Traveller {
+impl CarriedType {
     fn read(
         &self,
         ctx: &Context,
@@ -212,6 +212,6 @@ impl Traveller {
 
 impl fmt::Debug for Carried {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|traveller| traveller.name)).finish()
+        f.debug_list().entries(self.0.iter().map(|carried| carried.name)).finish()
     }
 }

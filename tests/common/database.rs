@@ -281,7 +281,7 @@ pub async fn a_full_pool_is_canceled<D: Database>(server: Arc<Server>) {
 }
 
 /// If the server ignores the cancel, the connection is closed and replaced.
-pub async fn a_connection_whose_query_goes_on_is_closed<D: Database>(server: Arc<Server>) {
+pub async fn a_connection_whose_query_continues_is_closed<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     let sql = format!("{UNCANCELABLE} /* uncancelable */");
     for _ in 0..10 {
@@ -300,7 +300,7 @@ pub async fn a_connection_whose_query_goes_on_is_closed<D: Database>(server: Arc
 }
 
 /// The same, after a drop.
-pub async fn a_connection_of_a_dropped_caller_is_closed_if_its_query_goes_on<D: Database>(
+pub async fn a_connection_of_a_dropped_caller_is_closed_if_its_query_continues<D: Database>(
     server: Arc<Server>,
 ) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
@@ -361,7 +361,7 @@ pub async fn a_commit_after_the_end_is_not_sent<D: Database>(server: Arc<Server>
     assert_eq!(observer.rows("unsent").await, 0);
 }
 
-pub async fn a_commit_without_an_answer_says_so<D: Database>(server: Arc<Server>) {
+pub async fn a_commit_without_a_response_has_an_unknown_outcome<D: Database>(server: Arc<Server>) {
     let (observer, db) = (Observer::of(&server).await, D::open(&server, 1).await);
     observer.slow_to_commit("unanswered", 12.0).await;
     db.query(&background(), PID).await.unwrap();
@@ -412,7 +412,7 @@ impl Drop for Suspendable {
     }
 }
 
-pub async fn a_cancel_that_does_not_get_through_is_bounded<D: Database>(_shared: Arc<Server>) {
+pub async fn a_cancel_that_does_not_reach_the_server_is_bounded<D: Database>(_shared: Arc<Server>) {
     let Some(server) = Server::own().map(Suspendable) else { return };
     let db = D::open(&server.0, 1).await;
     let pid = db.query(&background(), PID).await.unwrap();
@@ -483,13 +483,13 @@ macro_rules! suite {
             a_late_cancel_hits_no_other_query
             a_cancel_hits_no_neighbor
             a_full_pool_is_canceled
-            a_connection_whose_query_goes_on_is_closed
-            a_connection_of_a_dropped_caller_is_closed_if_its_query_goes_on
+            a_connection_whose_query_continues_is_closed
+            a_connection_of_a_dropped_caller_is_closed_if_its_query_continues
             a_query_that_panics_leaves_nothing_behind
             a_commit_that_is_sent_is_waited_for
             a_commit_after_the_end_is_not_sent
-            a_commit_without_an_answer_says_so
-            a_cancel_that_does_not_get_through_is_bounded
+            a_commit_without_a_response_has_an_unknown_outcome
+            a_cancel_that_does_not_reach_the_server_is_bounded
             a_cancel_that_comes_late_hits_no_other_query
         );
     };

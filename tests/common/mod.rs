@@ -7,7 +7,7 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{self, AssertUnwindSafe};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::{self, Poll, Wake, Waker};
 use std::thread;
@@ -115,6 +115,13 @@ pub fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
     poll(std::pin::pin!(future), Waker::noop())
 }
 
+/// Lets the tasks of a current-thread runtime run until none is ready.
+pub async fn run_ready_tasks() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Counts how many of its [`CountsDrop`] values have been dropped.
 #[derive(Clone, Default)]
 pub struct Drops(Arc<AtomicUsize>);
@@ -155,6 +162,11 @@ pub fn paused() -> Runtime {
     Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
 }
 
+/// Runs a test on a paused clock.
+pub fn on_paused<F: Future<Output = ()>>(test: F) {
+    paused().block_on(test);
+}
+
 pub fn multi_thread(workers: usize) -> Runtime {
     Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap()
 }
@@ -172,15 +184,29 @@ where
 
 /// Runs `f` on a separate thread, and panics if it does not return in time.
 pub fn watched<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> R {
+    watched_on(thread::Builder::new(), f)
+}
+
+/// Does the same with the default stack size of Rust's threads and Tokio's workers.
+pub fn on_a_small_stack<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> R {
+    watched_on(thread::Builder::new().stack_size(2 * 1024 * 1024), f)
+}
+
+fn watched_on<R: Send + 'static>(thread: thread::Builder, f: impl FnOnce() -> R + Send + 'static) -> R {
     let (finished, wait) = mpsc::channel::<()>();
-    let thread = thread::spawn(move || {
+    let thread = thread.spawn(move || {
         let _finished = finished; // dropped on return and on panic alike
         f()
     });
     match wait.recv_timeout(HANG) {
         Err(mpsc::RecvTimeoutError::Timeout) => panic!("hung for {HANG:?}"),
-        _ => thread.join().unwrap_or_else(|panic| panic::resume_unwind(panic)),
+        _ => thread.unwrap().join().unwrap_or_else(|panic| panic::resume_unwind(panic)),
     }
+}
+
+/// Returns whether the tests run with their full sizes, which take longer.
+pub fn is_full() -> bool {
+    std::env::var_os("TOKIO_CTX_FULL").is_some_and(|set| set != "0")
 }
 
 /// Spins until `answer` returns true, and yields so that the awaited threads can run.
@@ -190,6 +216,15 @@ pub fn spin_until(mut answer: impl FnMut() -> bool) {
             return;
         }
         if attempt % 64 == 0 { thread::yield_now() } else { std::hint::spin_loop() }
+    }
+}
+
+/// Sets a flag when it is dropped, by a panic as well, so that a thread that runs until then ends.
+pub struct SetOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 

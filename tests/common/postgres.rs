@@ -154,8 +154,8 @@ fn binaries() -> Option<PathBuf> {
 /// Returns the user to run as, because PostgreSQL does not run as root.
 fn user() -> Option<(u32, u32)> {
     let id = |arguments: &[&str]| {
-        let said = Command::new("id").args(arguments).output().ok()?;
-        String::from_utf8(said.stdout).ok()?.trim().parse().ok()
+        let output = Command::new("id").args(arguments).output().ok()?;
+        String::from_utf8(output.stdout).ok()?.trim().parse().ok()
     };
     if id(&["-u"])? != 0_u32 {
         return None;

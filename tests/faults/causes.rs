@@ -103,23 +103,23 @@ fn may_use_contexts_in_their_drop() {
         for too_late in [false, true] {
             let root = BACKGROUND.with_cancel();
             let ctx = root.with_cancel();
-            let (beside, beside_guard) = root.with_cancel().split();
-            let contexts = [root.clone(), beside.clone()];
+            let (sibling, sibling_guard) = root.with_cancel().split();
+            let contexts = [root.clone(), sibling.clone()];
             let action = RunsOnDrop::new(move || {
                 use_from_elsewhere(&contexts);
                 let derived = contexts[0].with_cancel();
                 derived.cancel_with(Cause("from the drop"));
                 assert_eq!(word(&ended(&derived)), Some("from the drop"));
-                drop(beside_guard);
+                drop(sibling_guard);
             });
             if too_late {
                 ctx.cancel();
             }
             ctx.cancel_with(action);
-            assert_eq!(beside.is_done(), too_late);
+            assert_eq!(sibling.is_done(), too_late);
             assert_eq!(ended(&ctx).cause().is_none(), too_late);
             drop(ctx);
-            assert!(beside.is_done(), "the cause was not dropped with the last error");
+            assert!(sibling.is_done(), "the cause was not dropped with the last error");
             assert!(!root.is_done());
             root.cancel();
         }
@@ -134,16 +134,16 @@ fn of_a_deadline_that_is_not_reached_may_too() {
         let runtime = current_thread();
         let _entered = runtime.enter();
         let root = BACKGROUND.with_cancel();
-        let (beside, beside_guard) = root.with_cancel().split();
-        let contexts = [root.clone(), beside.clone()];
+        let (sibling, sibling_guard) = root.with_cancel().split();
+        let contexts = [root.clone(), sibling.clone()];
         let action = RunsOnDrop::new(move || {
             use_from_elsewhere(&contexts);
-            drop(beside_guard);
+            drop(sibling_guard);
         });
         let timed = root.with_timeout_cause(LONG, action).detach();
-        assert!(!beside.is_done());
+        assert!(!sibling.is_done());
         drop(timed);
-        assert!(beside.is_done());
+        assert!(sibling.is_done());
         assert!(!root.is_done());
         drop(root);
     });
@@ -249,7 +249,7 @@ fn may_be_errors_of_other_contexts() {
     });
 }
 
-/// A task panics while it holds a scope, beside a cause that cannot be formatted.
+/// A task panics while it holds a scope and a cause that cannot be formatted.
 #[test]
 fn that_cannot_be_formatted_do_not_abort_while_a_panic_unwinds() {
     faulty(|| {

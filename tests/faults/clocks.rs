@@ -161,7 +161,7 @@ fn that_jumps_ends_work_and_starts_functions_after_the_end() {
     });
 }
 
-/// On a real clock, where ten years do not pass: waited on, canceled, dropped, and short ones beside.
+/// On a real clock, where ten years do not pass: waited on, canceled, dropped, together with short ones.
 #[test]
 fn a_deadline_ten_years_off_is_an_ordinary_one() {
     faulty(|| {

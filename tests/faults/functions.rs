@@ -26,23 +26,23 @@ fn may_drop_guards() {
             for whose in 0..4 {
                 let (root, root_guard) = BACKGROUND.with_cancel().split();
                 let (ctx, guard) = root.with_timeout(LONG).split();
-                let (beside, beside_guard) = root.with_timeout(LONG).split();
+                let (sibling, sibling_guard) = root.with_timeout(LONG).split();
                 let (far, far_guard) = BACKGROUND.with_timeout(LONG).split();
                 let canceler = guard.canceler();
-                let mut guards = [Some(guard), Some(root_guard), Some(beside_guard), Some(far_guard)];
+                let mut guards = [Some(guard), Some(root_guard), Some(sibling_guard), Some(far_guard)];
                 let dropped = guards[whose].take();
                 let (sender, receiver) = oneshot::channel();
                 let _handle = ctx.after_func(move || async move {
                     drop(dropped);
                     sender.send(()).unwrap();
                 });
-                let waits = [&root, &beside, &far].map(|ctx| tokio::spawn(ctx.done_owned()));
+                let waits = [&root, &sibling, &far].map(|ctx| tokio::spawn(ctx.done_owned()));
                 yield_now().await;
                 canceler.cancel_with(Cause("over"));
                 receiver.await.unwrap();
                 assert_eq!(word(&ended(&ctx)), Some("over"));
                 assert_eq!(
-                    [root.is_done(), beside.is_done(), far.is_done()],
+                    [root.is_done(), sibling.is_done(), far.is_done()],
                     [whose == 1, whose == 1 || whose == 2, whose == 3]
                 );
                 drop(guards);
@@ -185,7 +185,7 @@ fn futures_that_panic_leave_the_context_in_use() {
             }
             assert_eq!(drops.count(), 10);
             assert!(!ctx.is_done());
-            // In a task of its own, with a wait beside it that is woken once.
+            // In a task of its own, with another wait that is woken once.
             let (wakes, waker) = Wakes::new();
             let mut wait = Box::pin(ctx.done());
             assert!(poll(wait.as_mut(), &waker).is_pending());

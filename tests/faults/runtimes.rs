@@ -95,10 +95,10 @@ fn that_shut_down_drop_all_that_is_pending() {
                 (0..13).for_each(|_| are_polled.recv_timeout(HANG).unwrap());
                 let elsewhere = current_thread();
                 let (wakes, waker) = Wakes::new();
-                let mut beside = Box::pin(root.done_owned());
+                let mut other_wait = Box::pin(root.done_owned());
                 {
                     let _entered = elsewhere.enter();
-                    assert!(poll(beside.as_mut(), &waker).is_pending());
+                    assert!(poll(other_wait.as_mut(), &waker).is_pending());
                 }
                 shut_down(runtime);
                 until(&name, || drops.count() == 25);
@@ -110,11 +110,11 @@ fn that_shut_down_drop_all_that_is_pending() {
                 let woken_for_nothing = wakes.count();
                 outer.cancel();
                 assert!(ended(&foreign).is_canceled());
-                assert!(poll(beside.as_mut(), &waker).is_pending(), "{name}");
+                assert!(poll(other_wait.as_mut(), &waker).is_pending(), "{name}");
                 root.cancel_with(Cause("afterwards"));
                 assert_eq!(word(&ended(&root)), Some("afterwards"));
                 assert!(wakes.count() > woken_for_nothing, "{name}: the waiter elsewhere was not woken");
-                assert!(poll(beside.as_mut(), &waker).is_ready());
+                assert!(poll(other_wait.as_mut(), &waker).is_ready());
                 assert!(bridges.iter().all(CancellationToken::is_cancelled), "{name}");
             }
         }
@@ -216,19 +216,20 @@ fn that_provided_a_timer_and_shut_down_are_replaced() {
 #[test]
 fn may_change_during_a_wait() {
     faulty(|| {
-        for beside in [0, 1, 2] {
+        for others in [0, 1, 2] {
             for path in [[0, 1, 2], [0, 1, 0], [1, 0, 1], [2, 1, 2], [0, 2, 1]] {
                 for keep_still in [true, false] {
                     let ctx = BACKGROUND.with_timeout(ms(40));
                     let child = ctx.with_cancel();
                     let mut runtimes: Vec<_> =
                         flavors().into_iter().map(|(_, make)| Some(make())).collect();
-                    let mut others: Vec<_> = (0..beside).map(|_| Box::pin(child.done_owned())).collect();
+                    let mut other_waits: Vec<_> =
+                        (0..others).map(|_| Box::pin(child.done_owned())).collect();
                     let mut wait = Box::pin(child.done_owned());
                     let [first, second, last] = path;
                     for at in [first, second] {
                         runtimes[at].as_ref().unwrap().block_on(async {
-                            for other in &mut others {
+                            for other in &mut other_waits {
                                 let polled = poll(other.as_mut(), Waker::noop());
                                 assert!(polled.is_pending() || ctx.is_done());
                             }

@@ -45,12 +45,12 @@ fn that_drop_guards_change_no_error() {
             let (root, root_guard) = BACKGROUND.with_cancel().split();
             let (ctx, guard) = root.with_cancel().split();
             let (below, below_guard) = ctx.with_cancel().split();
-            let (beside, beside_guard) = root.with_cancel().split();
+            let (sibling, sibling_guard) = root.with_cancel().split();
             let canceler = guard.canceler();
-            let mut guards = [Some(guard), Some(root_guard), Some(below_guard), Some(beside_guard)];
+            let mut guards = [Some(guard), Some(root_guard), Some(below_guard), Some(sibling_guard)];
             let waker = Hooks { wake: drops(guards[whose].take().unwrap()), ..Hooks::default() }.waker();
             let (wakes, counting) = Wakes::new();
-            let contexts = [&ctx, &below, &ctx, &root, &beside];
+            let contexts = [&ctx, &below, &ctx, &root, &sibling];
             let mut waits = contexts.map(|ctx| Box::pin(ctx.done()));
             for (nth, wait) in waits.iter_mut().enumerate() {
                 let waker = if nth == 0 { &waker } else { &counting };
@@ -61,7 +61,7 @@ fn that_drop_guards_change_no_error() {
             assert_eq!(word(&error), Some("once"));
             assert_same(&ended(&below), &error);
             assert_eq!(root.is_done(), whose == 1);
-            assert_eq!(beside.is_done(), whose == 1 || whose == 3);
+            assert_eq!(sibling.is_done(), whose == 1 || whose == 3);
             let expected = 2 + usize::from(whose == 1) * 2 + usize::from(whose == 3);
             assert_eq!(wakes.count(), expected, "guard {whose}");
             for (ctx, mut wait) in contexts.into_iter().zip(waits) {
@@ -268,8 +268,8 @@ fn that_panic_when_cloned_or_dropped_leave_the_tree_intact() {
                     true => BACKGROUND.with_timeout(LONG),
                 };
                 let (wakes, counting) = Wakes::new();
-                let mut beside: Vec<_> = (0..others).map(|_| Box::pin(ctx.done_owned())).collect();
-                for wait in &mut beside {
+                let mut other_waits: Vec<_> = (0..others).map(|_| Box::pin(ctx.done_owned())).collect();
+                for wait in &mut other_waits {
                     assert!(poll(wait.as_mut(), &counting).is_pending());
                 }
                 let uncloneable = Hooks { clone: hook(|| panic!("cloned")), ..Hooks::default() }.waker();

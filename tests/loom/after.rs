@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
 use tokio::runtime::{Builder, Runtime};
 
-use super::{Roll, explore, story};
+use super::{WeakTokens, explore, final_error};
 use crate::{AfterFunc, Context};
 
 /// Registers a function that counts its runs.
@@ -19,12 +19,12 @@ fn after(ctx: &Context, runtime: &Runtime) -> (AfterFunc, Arc<AtomicUsize>) {
         counter.fetch_add(1, Ordering::Relaxed);
     };
     let after = runtime.block_on(async { ctx.after_func(count) });
-    turn(runtime);
+    poll_woken(runtime);
     (after, runs)
 }
 
 /// Polls the tasks that have been woken.
-fn turn(runtime: &Runtime) {
+fn poll_woken(runtime: &Runtime) {
     runtime.block_on(async {
         for _ in 0..3 {
             tokio::task::yield_now().await;
@@ -41,7 +41,7 @@ fn runtime() -> Runtime {
 fn stop_against_end_against_start() {
     explore([5, 3], || {
         let (ctx, guard) = Context::background().with_cancel().split();
-        let roll = Roll::of([&ctx]);
+        let tokens = WeakTokens::of([&ctx]);
         let runtime = runtime();
         let (after, runs) = after(&ctx, &runtime);
         let ender = thread::spawn(move || guard.cancel_with("why"));
@@ -55,13 +55,13 @@ fn stop_against_end_against_start() {
             }
         });
         ender.join().unwrap();
-        turn(&runtime);
+        poll_woken(&runtime);
         let stopped = stopper.join().unwrap();
-        turn(&runtime);
+        poll_woken(&runtime);
         assert_eq!(runs.load(Ordering::Relaxed), usize::from(!stopped), "stopped: {stopped}");
-        story(&ctx);
+        final_error(&ctx);
         drop((ctx, runtime));
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
@@ -80,7 +80,7 @@ fn two_stops_at_once() {
         let mine = after.stop();
         assert!(mine != other.join().unwrap(), "stopped once");
         ctx.cancel();
-        turn(&runtime);
+        poll_woken(&runtime);
         assert_eq!(runs.load(Ordering::Relaxed), 0);
         assert!(!after.stop());
     });
@@ -95,7 +95,7 @@ fn registration_against_end() {
         let ender = thread::spawn(move || guard.cancel_with("why"));
         let (after, runs) = after(&ctx, &runtime);
         ender.join().unwrap();
-        turn(&runtime);
+        poll_woken(&runtime);
         assert_eq!(runs.load(Ordering::Relaxed), 1);
         assert!(!after.stop(), "the context has ended");
     });

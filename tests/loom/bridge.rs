@@ -4,12 +4,12 @@
 
 use loom::thread;
 
-use super::{Roll, chain, drop_elsewhere, explore, explore_exact, one_story, why};
+use super::{WeakTokens, cause_text, chain, common_error, drop_elsewhere, explore, explore_exact};
 use crate::Context;
 
 /// A scope is dropped while the only other handle creates a token, and is dropped as well.
 #[test]
-fn token_asked_for_against_drop_of_the_scope() {
+fn token_created_against_drop_of_the_scope() {
     // Exact loads: loom does not see what the count of an `Arc` orders.
     explore_exact(5, || {
         let scope = Context::background().with_cancel();
@@ -24,33 +24,33 @@ fn token_asked_for_against_drop_of_the_scope() {
 fn token_against_cancel(levels: usize) {
     let (root, guard) = Context::background().with_cancel().split();
     let all = chain(&root, levels);
-    let roll = Roll::of(&all);
+    let tokens = WeakTokens::of(&all);
     let ender = thread::spawn(move || guard.cancel_with("why"));
     let token = all[levels].cancellation_token();
     ender.join().unwrap();
     assert!(token.is_cancelled(), "its context has ended");
-    assert_eq!(why(&one_story(&all)), "why");
+    assert_eq!(cause_text(&common_error(&all)), "why");
     drop((root, all));
-    roll.is_gone();
+    tokens.assert_dropped();
 }
 
 #[test]
-fn token_asked_for_against_cancel() {
+fn token_created_against_cancel() {
     explore([5, 3], || token_against_cancel(0));
 }
 
 #[test]
-fn token_asked_for_against_cancel_two_levels_up() {
+fn token_created_against_cancel_two_levels_up() {
     explore([4, 1], || token_against_cancel(2));
 }
 
 /// Two threads create tokens of a context and of its parent at once. Then the context ends, and the token is canceled.
 #[test]
-fn two_tokens_asked_for_at_once() {
+fn two_tokens_created_at_once() {
     explore([3, 1], || {
         let root = Context::background().with_cancel();
         let child = chain(&root, 1).remove(1);
-        let roll = Roll::of([&root, &child]);
+        let tokens = WeakTokens::of([&root, &child]);
         let other = thread::spawn({
             let child = child.clone();
             move || child.cancellation_token()
@@ -59,23 +59,23 @@ fn two_tokens_asked_for_at_once() {
         root.cancel_with("why");
         assert!(mine.is_cancelled() && parents.is_cancelled(), "the context has ended");
         assert!(other.join().unwrap().is_cancelled(), "the context has ended");
-        one_story([&root, &child]);
+        common_error([&root, &child]);
         drop((root, child));
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
 /// A context is dropped while a token of its parent is created. Nothing keeps the context alive.
 #[test]
-fn token_asked_for_against_drop() {
+fn token_created_against_drop() {
     explore([5, 4], || {
         let root = Context::background().with_cancel();
         let child = chain(&root, 1).remove(1);
-        let roll = Roll::of([&child]);
+        let tokens = WeakTokens::of([&child]);
         let other = thread::spawn(move || child.cancellation_token());
         let mine = root.cancellation_token();
         let token = other.join().unwrap();
-        roll.is_gone();
+        tokens.assert_dropped();
         assert!(!mine.is_cancelled() && !token.is_cancelled());
         root.cancel();
         assert!(mine.is_cancelled(), "the context has ended");

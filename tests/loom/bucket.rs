@@ -5,8 +5,8 @@
 use loom::thread;
 
 use super::{
-    Roll, SECOND, Waiter, census, explore, explore_exact, in_runtime, one_story, places, same,
-    shut_down, story, tick_and_fire, why,
+    SECOND, Waiter, WeakTokens, assert_same, cause_text, common_error, explore, explore_exact,
+    final_error, in_runtime, memberships, registrations, shut_down, tick_and_fire,
 };
 use crate::Context;
 use crate::sync::{count_timers, enter_runtime, fire_timers, now, pause, tick};
@@ -16,26 +16,26 @@ use crate::sync::{count_timers, enter_runtime, fire_timers, now, pause, tick};
 fn first_wait_against_firing() {
     explore([5, 3], || {
         let ctx = Context::background().with_timeout(SECOND).detach();
-        let roll = Roll::of([&ctx]);
+        let tokens = WeakTokens::of([&ctx]);
         let driver = in_runtime(1, tick_and_fire);
         enter_runtime(1);
         let mut waiter = Waiter::on(&ctx);
         waiter.poll();
         driver.join().unwrap();
-        assert!(waiter.is_roused(), "a lost wake-up");
-        let error = story(&ctx);
+        assert!(waiter.is_woken(), "a lost wake-up");
+        let error = final_error(&ctx);
         assert!(error.is_deadline_exceeded());
         waiter.finish(&error);
         assert_eq!(count_timers(), 0);
         drop(ctx);
-        roll.is_gone();
+        tokens.assert_dropped();
         shut_down([1]);
     });
 }
 
 /// A second context is inserted into an existing bucket while the timer fires.
 #[test]
-fn entering_against_firing() {
+fn registration_against_firing() {
     explore([5, 3], || {
         enter_runtime(1);
         let at = now() + SECOND;
@@ -45,10 +45,10 @@ fn entering_against_firing() {
         let mut second = Waiter::on(&two);
         second.poll();
         driver.join().unwrap();
-        assert!(second.is_roused(), "a lost wake-up");
-        first.finish(&story(&one));
-        second.finish(&story(&two));
-        assert_eq!([&one, &two].map(places), [0, 0]);
+        assert!(second.is_woken(), "a lost wake-up");
+        first.finish(&final_error(&one));
+        second.finish(&final_error(&two));
+        assert_eq!([&one, &two].map(memberships), [0, 0]);
         assert_eq!(count_timers(), 0);
         shut_down([1]);
     });
@@ -65,8 +65,8 @@ fn second_wait_against_firing() {
         let mut second = Waiter::on(&ctx);
         second.poll();
         driver.join().unwrap();
-        assert!(second.is_roused(), "a lost wake-up");
-        let error = story(&ctx);
+        assert!(second.is_woken(), "a lost wake-up");
+        let error = final_error(&ctx);
         first.finish(&error);
         second.finish(&error);
         shut_down([1]);
@@ -75,19 +75,19 @@ fn second_wait_against_firing() {
 
 /// The only wait is dropped while the timer fires, and another one begins. The timer may find any of them.
 #[test]
-fn leaving_and_entering_against_firing() {
+fn deregistration_and_registration_against_firing() {
     explore([4, 3], || {
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
         let first = Waiter::waiting_on(&ctx);
         let driver = in_runtime(1, tick_and_fire);
-        let left = first.leave();
+        let wait = first.drop_wait();
         let mut second = Waiter::on(&ctx);
         second.poll();
         driver.join().unwrap();
-        left.is_gone();
-        assert!(second.is_roused(), "a lost wake-up");
-        second.finish(&story(&ctx));
+        wait.assert_dropped();
+        assert!(second.is_woken(), "a lost wake-up");
+        second.finish(&final_error(&ctx));
         shut_down([1]);
     });
 }
@@ -100,11 +100,11 @@ fn wait_dropped_against_firing() {
         let ctx = Context::background().with_timeout(SECOND).detach();
         let waiter = Waiter::waiting_on(&ctx);
         let driver = in_runtime(1, tick_and_fire);
-        let left = waiter.leave();
+        let wait = waiter.drop_wait();
         driver.join().unwrap();
-        left.is_gone();
-        assert_eq!((census(&ctx), places(&ctx)), (0, 0));
-        assert!(story(&ctx).is_deadline_exceeded());
+        wait.assert_dropped();
+        assert_eq!((registrations(&ctx), memberships(&ctx)), (0, 0));
+        assert!(final_error(&ctx).is_deadline_exceeded());
         shut_down([1]);
     });
 }
@@ -117,17 +117,17 @@ fn context_dropped_against_firing() {
         enter_runtime(1);
         let at = now() + SECOND;
         let [one, two, three] = [(); 3].map(|()| Context::background().with_deadline(at).detach());
-        let roll = Roll::of([&one]);
+        let tokens = WeakTokens::of([&one]);
         let [first, second] = [&one, &two].map(Waiter::waiting_on);
         let driver = in_runtime(1, tick_and_fire);
         drop((one, first));
         let mut third = Waiter::on(&three);
         third.poll();
         driver.join().unwrap();
-        roll.is_gone();
-        assert!(second.is_roused() && third.is_roused(), "a lost wake-up");
-        second.finish(&story(&two));
-        third.finish(&story(&three));
+        tokens.assert_dropped();
+        assert!(second.is_woken() && third.is_woken(), "a lost wake-up");
+        second.finish(&final_error(&two));
+        third.finish(&final_error(&three));
         shut_down([1]);
     });
 }
@@ -139,14 +139,14 @@ fn two_contexts_dropped_at_once() {
         enter_runtime(1);
         let at = now() + SECOND;
         let [one, two, three] = [(); 3].map(|()| Context::background().with_deadline(at).detach());
-        let roll = Roll::of([&one, &two]);
+        let tokens = WeakTokens::of([&one, &two]);
         let [first, second, third] = [&one, &two, &three].map(Waiter::waiting_on);
         let dropper = thread::spawn(move || drop((first, one)));
         drop((two, second));
         dropper.join().unwrap();
-        roll.is_gone();
+        tokens.assert_dropped();
         tick_and_fire();
-        third.finish(&story(&three));
+        third.finish(&final_error(&three));
         shut_down([1]);
     });
 }
@@ -164,12 +164,12 @@ fn cancel_against_firing() {
         let driver = in_runtime(1, tick_and_fire);
         ends_one.cancel_with("why");
         driver.join().unwrap();
-        let error = story(&one);
-        assert!(error.is_deadline_exceeded() || why(&error) == "why");
+        let error = final_error(&one);
+        assert!(error.is_deadline_exceeded() || cause_text(&error) == "why");
         first.finish(&error);
-        assert!(second.is_roused(), "a lost wake-up");
-        second.finish(&story(&two));
-        assert_eq!([&one, &two].map(places), [0, 0]);
+        assert!(second.is_woken(), "a lost wake-up");
+        second.finish(&final_error(&two));
+        assert_eq!([&one, &two].map(memberships), [0, 0]);
         shut_down([1]);
     });
 }
@@ -180,7 +180,7 @@ fn cancel_against_first_wait(cause: Option<&'static str>) {
     enter_runtime(1);
     let at = now() + SECOND;
     let other = Context::background().with_deadline(at).detach();
-    let beside = Waiter::waiting_on(&other);
+    let neighbor = Waiter::waiting_on(&other);
     let (ctx, guard) = Context::background().with_deadline(at).split();
     let ender = thread::spawn(move || match cause {
         Some(cause) => guard.cancel_with(cause),
@@ -189,12 +189,12 @@ fn cancel_against_first_wait(cause: Option<&'static str>) {
     let mut waiter = Waiter::on(&ctx);
     waiter.poll();
     ender.join().unwrap();
-    let error = story(&ctx);
-    assert_eq!(why(&error), cause.unwrap_or_default());
+    let error = final_error(&ctx);
+    assert_eq!(cause_text(&error), cause.unwrap_or_default());
     waiter.finish(&error);
-    assert_eq!(places(&ctx), 0, "it is still in the bucket");
+    assert_eq!(memberships(&ctx), 0, "it is still in the bucket");
     tick_and_fire();
-    beside.finish(&story(&other));
+    neighbor.finish(&final_error(&other));
     shut_down([1]);
 }
 
@@ -204,13 +204,13 @@ fn cancel_against_first_wait_in_the_bucket() {
 }
 
 #[test]
-fn unseen_cancel_against_first_wait_in_the_bucket() {
+fn plain_cancel_against_first_wait_in_the_bucket() {
     explore([5, 3], || cancel_against_first_wait(None));
 }
 
 /// The same, and the wait creates the bucket, so that it has the first key.
 #[test]
-fn unseen_cancel_against_the_wait_that_makes_the_bucket() {
+fn plain_cancel_against_the_wait_that_creates_the_bucket() {
     explore([4, 3], || {
         let (ctx, guard) = Context::background().with_timeout(SECOND).split();
         let ender = thread::spawn(move || guard.cancel());
@@ -218,8 +218,8 @@ fn unseen_cancel_against_the_wait_that_makes_the_bucket() {
         let mut waiter = Waiter::on(&ctx);
         waiter.poll();
         ender.join().unwrap();
-        waiter.finish(&story(&ctx));
-        assert_eq!(places(&ctx), 0, "it is still in the bucket");
+        waiter.finish(&final_error(&ctx));
+        assert_eq!(memberships(&ctx), 0, "it is still in the bucket");
         shut_down([1]);
     });
 }
@@ -236,12 +236,12 @@ fn two_waits_register_at_once() {
         enter_runtime(1);
         let mine = Waiter::waiting_on(&ctx);
         let theirs = other.join().unwrap();
-        assert_eq!(places(&ctx), 1, "registered once");
+        assert_eq!(memberships(&ctx), 1, "registered once");
         tick_and_fire();
-        let error = story(&ctx);
+        let error = final_error(&ctx);
         mine.finish(&error);
         theirs.finish(&error);
-        assert_eq!((places(&ctx), count_timers()), (0, 0));
+        assert_eq!((memberships(&ctx), count_timers()), (0, 0));
         shut_down([1]);
     });
 }
@@ -265,11 +265,11 @@ fn two_waits_register_against_firing() {
         mine.poll();
         let theirs = other.join().unwrap();
         driver.join().unwrap();
-        assert!(mine.is_roused() && theirs.is_roused(), "a lost wake-up");
-        let error = story(&ctx);
+        assert!(mine.is_woken() && theirs.is_woken(), "a lost wake-up");
+        let error = final_error(&ctx);
         mine.finish(&error);
         theirs.finish(&error);
-        assert_eq!(places(&ctx), 0);
+        assert_eq!(memberships(&ctx), 0);
         shut_down([1]);
     });
 }
@@ -286,12 +286,12 @@ fn child_with_its_parents_deadline_against_firing() {
         let mut second = Waiter::on(&child);
         second.poll();
         driver.join().unwrap();
-        assert!(first.is_roused() && second.is_roused(), "a lost wake-up");
-        let error = one_story([&child, &parent]);
+        assert!(first.is_woken() && second.is_woken(), "a lost wake-up");
+        let error = common_error([&child, &parent]);
         assert!(error.is_deadline_exceeded());
         first.finish(&error);
         second.finish(&error);
-        assert_eq!([&child, &parent].map(places), [0, 0]);
+        assert_eq!([&child, &parent].map(memberships), [0, 0]);
         shut_down([1]);
     });
 }
@@ -303,56 +303,56 @@ fn cancel_of_the_parent_against_firing() {
         enter_runtime(1);
         let (parent, guard) = Context::background().with_cancel().split();
         let child = parent.with_timeout(SECOND).detach();
-        let roll = Roll::of([&parent, &child]);
+        let tokens = WeakTokens::of([&parent, &child]);
         let waiter = Waiter::waiting_on(&child);
         let driver = in_runtime(1, tick_and_fire);
         guard.cancel_with("why");
         drop(guard);
-        let seen = story(&child);
+        let seen = final_error(&child);
         driver.join().unwrap();
-        same(&seen, &story(&child));
-        assert!(seen.is_deadline_exceeded() || why(&seen) == "why");
+        assert_same(&seen, &final_error(&child));
+        assert!(seen.is_deadline_exceeded() || cause_text(&seen) == "why");
         waiter.finish(&seen);
-        assert_eq!(why(&story(&parent)), "why");
+        assert_eq!(cause_text(&final_error(&parent)), "why");
         drop((parent, child));
-        roll.is_gone();
+        tokens.assert_dropped();
         shut_down([1]);
     });
 }
 
 /// A third thread notices that the deadline has passed while the timer fires.
 #[test]
-fn asking_against_firing() {
+fn query_against_firing() {
     explore([3, 3], || {
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
         let waiter = Waiter::waiting_on(&ctx);
         tick();
         let driver = in_runtime(1, || fire_timers(false));
-        let seen = story(&ctx);
+        let seen = final_error(&ctx);
         driver.join().unwrap();
         waiter.finish(&seen);
-        assert_eq!(places(&ctx), 0);
+        assert_eq!(memberships(&ctx), 0);
         shut_down([1]);
     });
 }
 
 /// On a paused clock, a bucket drops its timer with its last member. That one is removed while another one is inserted.
 #[test]
-fn leaving_against_entering_on_a_paused_clock() {
+fn deregistration_against_registration_on_a_paused_clock() {
     explore([5, 3], || {
         pause(true);
         enter_runtime(1);
         let at = now() + SECOND;
         let [one, two] = [(); 2].map(|()| Context::background().with_deadline(at).detach());
         let first = Waiter::waiting_on(&one);
-        let dropper = in_runtime(1, move || first.leave());
+        let dropper = in_runtime(1, move || first.drop_wait());
         let second = Waiter::waiting_on(&two);
-        dropper.join().unwrap().is_gone();
-        assert_eq!([&one, &two].map(places), [0, 1]);
+        dropper.join().unwrap().assert_dropped();
+        assert_eq!([&one, &two].map(memberships), [0, 1]);
         assert_eq!(count_timers(), 1);
         tick_and_fire();
-        second.finish(&story(&two));
+        second.finish(&final_error(&two));
         shut_down([1]);
     });
 }
@@ -365,30 +365,30 @@ fn wait_against_drop_of_the_other_on_a_paused_clock() {
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
         let first = Waiter::waiting_on(&ctx);
-        let dropper = in_runtime(1, move || first.leave());
+        let dropper = in_runtime(1, move || first.drop_wait());
         let second = Waiter::waiting_on(&ctx);
-        dropper.join().unwrap().is_gone();
-        assert_eq!((places(&ctx), count_timers()), (1, 1));
+        dropper.join().unwrap().assert_dropped();
+        assert_eq!((memberships(&ctx), count_timers()), (1, 1));
         tick_and_fire();
-        second.finish(&story(&ctx));
+        second.finish(&final_error(&ctx));
         shut_down([1]);
     });
 }
 
 /// On a paused clock, the last wait of a bucket is dropped while the timer fires. No timer is left behind.
 #[test]
-fn leaving_against_firing_on_a_paused_clock() {
+fn deregistration_against_firing_on_a_paused_clock() {
     explore([5, 3], || {
         pause(true);
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
         let waiter = Waiter::waiting_on(&ctx);
         let driver = in_runtime(1, tick_and_fire);
-        let left = waiter.leave();
+        let wait = waiter.drop_wait();
         driver.join().unwrap();
-        left.is_gone();
-        assert_eq!((places(&ctx), count_timers()), (0, 0));
-        assert!(story(&ctx).is_deadline_exceeded());
+        wait.assert_dropped();
+        assert_eq!((memberships(&ctx), count_timers()), (0, 0));
+        assert!(final_error(&ctx).is_deadline_exceeded());
         shut_down([1]);
     });
 }

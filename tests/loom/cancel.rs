@@ -2,7 +2,9 @@
 
 use loom::thread;
 
-use super::{Roll, Waiter, all_done, chain, explore, one_story, same, why};
+use super::{
+    Waiter, WeakTokens, assert_all_done, assert_same, cause_text, chain, common_error, explore,
+};
 use crate::{CancelScope, Context};
 
 /// One thread ends the root of a chain. The other one waits on the last context of the chain for the first time.
@@ -10,88 +12,88 @@ fn end_against_wait(levels: usize, waited_before: bool, end: fn(CancelScope)) {
     let scope = Context::background().with_cancel();
     let root = scope.clone();
     let all = chain(&root, levels);
-    let roll = Roll::of(&all);
+    let tokens = WeakTokens::of(&all);
     if waited_before {
-        Waiter::waiting_on(&all[levels]).leave().is_gone();
+        Waiter::waiting_on(&all[levels]).drop_wait().assert_dropped();
     }
     let mut waiter = Waiter::on(&all[levels]);
     let ender = thread::spawn({
         let all = all.clone();
         move || {
             end(scope);
-            all_done(&all);
+            assert_all_done(&all);
         }
     });
     waiter.poll();
     ender.join().unwrap();
-    let error = one_story(&all);
-    assert!(["", "why"].contains(&why(&error).as_str()));
+    let error = common_error(&all);
+    assert!(["", "why"].contains(&cause_text(&error).as_str()));
     waiter.finish(&error);
     drop((root, all));
-    roll.is_gone();
+    tokens.assert_dropped();
 }
 
-fn with_a_cause(scope: CancelScope) {
+fn cancel_with_cause(scope: CancelScope) {
     scope.cancel_with("why");
 }
 
-fn without_a_cause(scope: CancelScope) {
+fn cancel_without_cause(scope: CancelScope) {
     scope.cancel();
 }
 
-fn quietly(scope: CancelScope) {
+fn drop_scope(scope: CancelScope) {
     drop(scope);
 }
 
 #[test]
 fn cancel_against_first_wait() {
-    explore([6, 4], || end_against_wait(0, false, with_a_cause));
+    explore([6, 4], || end_against_wait(0, false, cancel_with_cause));
 }
 
 #[test]
-fn unseen_cancel_against_first_wait() {
-    explore([6, 4], || end_against_wait(0, false, without_a_cause));
+fn plain_cancel_against_first_wait() {
+    explore([6, 4], || end_against_wait(0, false, cancel_without_cause));
 }
 
 #[test]
-fn quiet_end_against_first_wait() {
-    explore([6, 4], || end_against_wait(0, false, quietly));
+fn scope_drop_against_first_wait() {
+    explore([6, 4], || end_against_wait(0, false, drop_scope));
 }
 
 #[test]
-fn unseen_cancel_against_next_wait() {
-    explore([6, 4], || end_against_wait(0, true, without_a_cause));
+fn plain_cancel_against_next_wait() {
+    explore([6, 4], || end_against_wait(0, true, cancel_without_cause));
 }
 
 #[test]
-fn quiet_end_against_next_wait() {
-    explore([6, 4], || end_against_wait(0, true, quietly));
+fn scope_drop_against_next_wait() {
+    explore([6, 4], || end_against_wait(0, true, drop_scope));
 }
 
 #[test]
 fn cancel_of_the_parent_against_first_wait() {
-    explore([3, 2], || end_against_wait(1, false, with_a_cause));
+    explore([3, 2], || end_against_wait(1, false, cancel_with_cause));
 }
 
 #[test]
 fn cancel_against_first_wait_two_levels_down() {
-    explore([3, 1], || end_against_wait(2, false, with_a_cause));
+    explore([3, 1], || end_against_wait(2, false, cancel_with_cause));
 }
 
 /// The wait links three levels, from the top down.
 #[test]
 fn cancel_against_first_wait_three_levels_down() {
-    explore([2, 1], || end_against_wait(3, false, with_a_cause));
+    explore([2, 1], || end_against_wait(3, false, cancel_with_cause));
 }
 
 #[test]
 fn guard_drop_against_first_wait_two_levels_down() {
-    explore([3, 1], || end_against_wait(2, false, quietly));
+    explore([3, 1], || end_against_wait(2, false, drop_scope));
 }
 
 #[test]
 fn cancel_against_next_wait_two_levels_down() {
-    explore([5, 3], || end_against_wait(2, true, with_a_cause));
+    explore([5, 3], || end_against_wait(2, true, cancel_with_cause));
 }
 
 /// Two threads wait on the same context for the first time, while it ends.
@@ -99,7 +101,7 @@ fn cancel_against_next_wait_two_levels_down() {
 fn cancel_against_two_first_waits() {
     explore([3, 2], || {
         let (ctx, guard) = Context::background().with_cancel().split();
-        let roll = Roll::of([&ctx]);
+        let tokens = WeakTokens::of([&ctx]);
         let (mut one, mut two) = (Waiter::on(&ctx), Waiter::on(&ctx));
         let first = thread::spawn(move || {
             one.poll();
@@ -109,29 +111,29 @@ fn cancel_against_two_first_waits() {
         two.poll();
         let one = first.join().unwrap();
         ender.join().unwrap();
-        let error = one_story([&ctx]);
+        let error = common_error([&ctx]);
         one.finish(&error);
         two.finish(&error);
         drop(ctx);
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
 /// The context is canceled while it is queried, as in a loop that computes.
 #[test]
-fn cancel_against_asking() {
+fn cancel_against_query() {
     explore([6, 4], || {
         let (root, guard) = Context::background().with_cancel().split();
         let all = chain(&root, 2);
         let ender = thread::spawn(move || guard.cancel_with("why"));
         let seen = all[2].err();
         // An end that an unlinked context has observed is the end of its ancestors as well.
-        let above = seen.as_ref().map(|_| one_story(&all));
+        let above = seen.as_ref().map(|_| common_error(&all));
         ender.join().unwrap();
-        let error = one_story(&all);
-        assert_eq!(why(&error), "why");
+        let error = common_error(&all);
+        assert_eq!(cause_text(&error), "why");
         for seen in seen.iter().chain(&above) {
-            same(seen, &error);
+            assert_same(seen, &error);
         }
     });
 }

@@ -3,35 +3,36 @@
 use loom::thread;
 
 use super::{
-    Roll, SECOND, Waiter, all_done, chain, explore, explore_exact, one_story, same, story, token, why,
+    SECOND, Waiter, WeakTokens, assert_all_done, assert_same, cause_text, chain, common_error, explore,
+    explore_exact, final_error, token,
 };
 use crate::Context;
 use crate::sync::tick;
 
 /// Two threads notice that the deadline has passed, while a third one cancels too late.
 #[test]
-fn two_see_it_pass_while_a_third_cancels() {
+fn two_queries_after_expiry_against_a_late_cancel() {
     explore([2, 0], || {
         let ctx = Context::background().with_timeout(SECOND);
         let child = ctx.with_cancel();
-        let roll = Roll::of([ctx.context(), &child]);
+        let tokens = WeakTokens::of([ctx.context(), &child]);
         assert!(!ctx.is_done() && !child.is_done());
         tick();
-        let askers = [ctx.clone(), child.clone()].map(|ctx| thread::spawn(move || ctx.err()));
+        let queries = [ctx.clone(), child.clone()].map(|ctx| thread::spawn(move || ctx.err()));
         ctx.cancel_with("too late");
-        let error = one_story([ctx.context(), &child]);
+        let error = common_error([ctx.context(), &child]);
         assert!(error.is_deadline_exceeded());
-        for asker in askers {
-            same(&error, &asker.join().unwrap().expect("has passed"));
+        for query in queries {
+            assert_same(&error, &query.join().unwrap().expect("has passed"));
         }
         drop((ctx, child));
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
 /// The deadline passes while the context is canceled. Either may be first, and all queries agree.
 #[test]
-fn it_passes_against_cancel() {
+fn expiry_against_cancel() {
     explore([2, 1], || {
         let ctx = Context::background().with_timeout(SECOND);
         let child = chain(&ctx, 1).remove(1);
@@ -39,13 +40,13 @@ fn it_passes_against_cancel() {
             let child = child.clone();
             move || {
                 tick();
-                story(&child)
+                final_error(&child)
             }
         });
         ctx.cancel_with("why");
-        let mine = one_story([&ctx, &child]);
-        same(&mine, &clock.join().unwrap());
-        assert!(mine.is_deadline_exceeded() || why(&mine) == "why");
+        let mine = common_error([&ctx, &child]);
+        assert_same(&mine, &clock.join().unwrap());
+        assert!(mine.is_deadline_exceeded() || cause_text(&mine) == "why");
     });
 }
 
@@ -63,14 +64,14 @@ fn child_before_parent(linked: bool) {
         let below = below.clone();
         move || {
             guard.cancel_with("why");
-            story(&below)
+            final_error(&below)
         }
     });
     let seen = below.err().expect("its deadline has passed");
     assert!(seen.is_deadline_exceeded());
-    same(&seen, &ender.join().unwrap());
-    same(&seen, &one_story([&child, &below]));
-    assert_eq!(why(&story(&parent)), "why");
+    assert_same(&seen, &ender.join().unwrap());
+    assert_same(&seen, &common_error([&child, &below]));
+    assert_eq!(cause_text(&final_error(&parent)), "why");
 }
 
 #[test]
@@ -91,24 +92,24 @@ fn two_deadlines_pass_at_once() {
         let child = parent.with_timeout(SECOND);
         tick();
         tick();
-        let asker = thread::spawn({
+        let query = thread::spawn({
             let parent = parent.clone();
-            move || story(&parent)
+            move || final_error(&parent)
         });
-        let childs = story(&child);
-        same(&asker.join().unwrap(), &story(&parent));
+        let childs = final_error(&child);
+        assert_same(&query.join().unwrap(), &final_error(&parent));
         assert_eq!(childs.origin().budget(), Some(SECOND));
-        assert_eq!(story(&parent).origin().budget(), Some(2 * SECOND));
+        assert_eq!(final_error(&parent).origin().budget(), Some(2 * SECOND));
     });
 }
 
 /// A deadline in the middle of a linked chain has passed. One thread closes the path from there, another one cancels the
 /// root. All contexts below the owner of the deadline end by it, and have ended when the cancel returns.
-fn settle_against_cancel_of_the_root(levels_between: usize) {
+fn expiry_against_cancel_of_the_root(levels_between: usize) {
     let (root, guard) = Context::background().with_cancel().split();
     let timed = chain(&root, levels_between)[levels_between].with_timeout(SECOND).detach();
     let below = chain(&timed, 2);
-    let roll = Roll::of([&root].into_iter().chain(&below));
+    let tokens = WeakTokens::of([&root].into_iter().chain(&below));
     // Linked without a wait, because a wait would start a timer.
     assert!(token(&below[2]).link());
     tick();
@@ -116,32 +117,32 @@ fn settle_against_cancel_of_the_root(levels_between: usize) {
         let below = below.clone();
         move || {
             guard.cancel_with("why");
-            all_done(below.iter().rev());
-            story(&below[1])
+            assert_all_done(below.iter().rev());
+            final_error(&below[1])
         }
     });
     let seen = below[2].err().expect("its deadline has passed");
     assert!(seen.is_deadline_exceeded());
-    same(&seen, &ender.join().unwrap());
-    same(&seen, &one_story(&below));
-    assert_eq!(why(&story(&root)), "why");
+    assert_same(&seen, &ender.join().unwrap());
+    assert_same(&seen, &common_error(&below));
+    assert_eq!(cause_text(&final_error(&root)), "why");
     drop((root, timed, below));
-    roll.is_gone();
+    tokens.assert_dropped();
 }
 
 #[test]
-fn settle_against_cancel_of_the_parent() {
-    explore([3, 1], || settle_against_cancel_of_the_root(0));
+fn expiry_against_cancel_of_the_parent() {
+    explore([3, 1], || expiry_against_cancel_of_the_root(0));
 }
 
 #[test]
-fn settle_against_cancel_two_levels_up() {
-    explore([3, 1], || settle_against_cancel_of_the_root(1));
+fn expiry_against_cancel_two_levels_up() {
+    explore([3, 1], || expiry_against_cancel_of_the_root(1));
 }
 
 /// The clock advances in the meantime, so that the cancel is before or after the deadline. All contexts below agree.
 #[test]
-fn settle_against_cancel_as_the_deadline_passes() {
+fn expiry_against_cancel_as_the_deadline_passes() {
     explore([2, 1], || {
         let (root, guard) = Context::background().with_cancel().split();
         let timed = root.with_timeout(SECOND).detach();
@@ -151,26 +152,26 @@ fn settle_against_cancel_as_the_deadline_passes() {
             let below = below.clone();
             move || {
                 guard.cancel_with("why");
-                all_done(below.iter().rev());
-                one_story(below.iter().rev())
+                assert_all_done(below.iter().rev());
+                common_error(below.iter().rev())
             }
         });
         tick();
         let seen = below[2].err().expect("its deadline has passed");
-        same(&seen, &ender.join().unwrap());
-        same(&seen, &one_story(&below));
-        let roots = story(&root);
-        assert_eq!(why(&roots), "why");
+        assert_same(&seen, &ender.join().unwrap());
+        assert_same(&seen, &common_error(&below));
+        let roots = final_error(&root);
+        assert_eq!(cause_text(&roots), "why");
         // The cancel's clock is read before it is published: the deadline may still come in between.
         let is_late = roots.origin().ended_at() >= timed.deadline().expect("it has one");
-        assert!(seen.is_deadline_exceeded() || (why(&seen) == "why" && !is_late));
+        assert!(seen.is_deadline_exceeded() || (cause_text(&seen) == "why" && !is_late));
     });
 }
 
 /// The owner of the deadline is canceled while one thread closes the path, and another one closes the whole tree. When the
 /// call returns, all contexts below have ended.
 #[test]
-fn settle_against_cancel_against_cancel_of_the_owner() {
+fn expiry_against_cancel_against_cancel_of_the_owner() {
     explore_exact(1, || {
         let (root, guard) = Context::background().with_cancel().split();
         let timed = root.with_timeout(SECOND);
@@ -182,34 +183,34 @@ fn settle_against_cancel_against_cancel_of_the_owner() {
             let below = below.clone();
             move || {
                 timed.cancel();
-                all_done(below.iter().rev());
+                assert_all_done(below.iter().rev());
             }
         });
         let seen = below[2].err().expect("its deadline has passed");
         ender.join().unwrap();
         second.join().unwrap();
-        same(&seen, &one_story(&below));
+        assert_same(&seen, &common_error(&below));
         assert!(seen.is_deadline_exceeded());
     });
 }
 
 /// A wait on a parent without a deadline is not woken when the deadline of the child passes.
 #[test]
-fn settle_wakes_only_what_is_below() {
+fn expiry_wakes_only_descendants() {
     explore([3, 1], || {
         let root = Context::background().with_cancel();
         let mut above = Waiter::waiting_on(&root);
         let timed = root.with_timeout(SECOND).detach();
         let below = chain(&timed, 1).remove(1);
         tick();
-        let asker = thread::spawn({
+        let query = thread::spawn({
             let below = below.clone();
-            move || story(&below)
+            move || final_error(&below)
         });
-        let mine = story(&timed);
-        same(&mine, &asker.join().unwrap());
-        assert!(!above.is_roused() && !above.poll());
+        let mine = final_error(&timed);
+        assert_same(&mine, &query.join().unwrap());
+        assert!(!above.is_woken() && !above.poll());
         root.cancel_with("why");
-        above.finish(&story(&root));
+        above.finish(&final_error(&root));
     });
 }

@@ -2,7 +2,7 @@
 
 use loom::thread;
 
-use super::{Roll, Waiter, chain, explore, one_story, same, story, why};
+use super::{Waiter, WeakTokens, assert_same, cause_text, chain, common_error, explore, final_error};
 use crate::{CancelScope, Context};
 
 /// One thread ends the parent. The other one derives a child, and waits on it.
@@ -15,11 +15,11 @@ fn end_against_derive(levels_above: usize, end: fn(CancelScope)) {
     let mut waiter = Waiter::on(&child);
     waiter.poll();
     ender.join().unwrap();
-    let error = one_story(all.iter().chain([&child]));
+    let error = common_error(all.iter().chain([&child]));
     waiter.finish(&error);
-    let roll = Roll::of(all.iter().chain([&child]));
+    let tokens = WeakTokens::of(all.iter().chain([&child]));
     drop((root, all, child));
-    roll.is_gone();
+    tokens.assert_dropped();
 }
 
 #[test]
@@ -28,12 +28,12 @@ fn cancel_against_derive_and_wait() {
 }
 
 #[test]
-fn unseen_cancel_against_derive_and_wait() {
+fn plain_cancel_against_derive_and_wait() {
     explore([6, 3], || end_against_derive(0, |scope| scope.cancel()));
 }
 
 #[test]
-fn quiet_end_against_derive_and_wait() {
+fn scope_drop_against_derive_and_wait() {
     explore([6, 4], || end_against_derive(0, drop));
 }
 
@@ -55,7 +55,7 @@ fn scope_drop_against_derive_below_four_levels() {
 
 /// Nothing waits on the child. If it is derived when the parent is known to have ended, it has ended with that error.
 #[test]
-fn quiet_end_against_derive_and_ask() {
+fn scope_drop_against_derive_and_query() {
     explore([6, 4], || {
         let scope = Context::background().with_cancel();
         let parent = scope.clone();
@@ -64,10 +64,10 @@ fn quiet_end_against_derive_and_ask() {
         let parents = parent.err();
         let after = parent.with_cancel().detach();
         if let Some(parents) = &parents {
-            same(parents, &one_story([&after, &parent]));
+            assert_same(parents, &common_error([&after, &parent]));
         }
         ender.join().unwrap();
-        assert!(one_story([&parent, &before, &after]).is_canceled());
+        assert!(common_error([&parent, &before, &after]).is_canceled());
     });
 }
 
@@ -81,11 +81,14 @@ fn cancel_against_derive_with_a_deadline_that_has_passed() {
         let ender = thread::spawn(move || guard.cancel_with("why"));
         let ended_before = parent.is_done();
         let child = parent.with_deadline(past);
-        let error = story(&child);
-        assert!(!ended_before || why(&error) == "why", "ended before its birth");
+        let error = final_error(&child);
+        assert!(
+            !ended_before || cause_text(&error) == "why",
+            "the parent ended first, with another error"
+        );
         ender.join().unwrap();
-        same(&error, &story(&child));
-        assert_eq!(why(&story(&parent)), "why");
+        assert_same(&error, &final_error(&child));
+        assert_eq!(cause_text(&final_error(&parent)), "why");
     });
 }
 
@@ -98,15 +101,15 @@ fn cancel_against_a_growing_chain() {
             let root = root.clone();
             move || {
                 guard.cancel_with("why");
-                story(&root)
+                final_error(&root)
             }
         });
         let mut all = chain(&root, 3);
         if all[3].is_done() {
             all.push(chain(&all[2], 1).remove(1));
-            one_story(&all);
+            common_error(&all);
         }
         let error = ender.join().unwrap();
-        same(&error, &one_story(&all));
+        assert_same(&error, &common_error(&all));
     });
 }

@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use loom::thread;
 
-use super::{Roll, Waiter, census, chain, drop_elsewhere, explore, one_story, same, story, why};
+use super::{
+    Waiter, WeakTokens, assert_same, cause_text, chain, common_error, drop_elsewhere, explore,
+    final_error, registrations,
+};
 use crate::Context;
 
 /// A child and its waiter are dropped while the root ends.
@@ -15,17 +18,17 @@ fn cancel_against_drop_of_a_waiting_child() {
     explore([6, 4], || {
         let (root, guard) = Context::background().with_cancel().split();
         let child = root.with_cancel().detach();
-        let roll = Roll::of([&root, &child]);
+        let tokens = WeakTokens::of([&root, &child]);
         let mut waiter = Waiter::on(&child);
         assert!(!waiter.poll());
         let ender = thread::spawn(move || guard.cancel_with("why"));
         drop(child);
-        let left = waiter.leave();
+        let wait = waiter.drop_wait();
         ender.join().unwrap();
-        assert_eq!(why(&story(&root)), "why");
-        left.is_gone();
+        assert_eq!(cause_text(&final_error(&root)), "why");
+        wait.assert_dropped();
         drop(root);
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
@@ -36,17 +39,17 @@ fn drop_of_two_children_at_once() {
         let root = Context::background().with_cancel();
         let pair = [root.with_cancel(), root.with_cancel()].map(|scope| {
             let child = scope.detach();
-            Waiter::waiting_on(&child).leave().is_gone();
+            Waiter::waiting_on(&child).drop_wait().assert_dropped();
             child
         });
-        let roll = Roll::of(&pair);
-        assert_eq!(census(&root), 2);
+        let tokens = WeakTokens::of(&pair);
+        assert_eq!(registrations(&root), 2);
         let [one, two] = pair;
         let dropper = thread::spawn(move || drop(one));
         drop(two);
         dropper.join().unwrap();
-        assert_eq!(census(&root), 0);
-        roll.is_gone();
+        assert_eq!(registrations(&root), 0);
+        tokens.assert_dropped();
         assert!(!root.is_done());
     });
 }
@@ -58,15 +61,15 @@ fn drop_of_a_child_against_link_of_another() {
         let root = Context::background().with_cancel();
         let all = chain(&root, 1);
         let (one, two) = (chain(&all[1], 1).remove(1), chain(&all[1], 1).remove(1));
-        Waiter::waiting_on(&one).leave().is_gone();
+        Waiter::waiting_on(&one).drop_wait().assert_dropped();
         let dropper = thread::spawn(move || drop(one));
         let mut waiter = Waiter::on(&two);
         assert!(!waiter.poll());
         dropper.join().unwrap();
-        assert_eq!(census(&root), 1);
-        assert_eq!(census(&all[1]), 1);
+        assert_eq!(registrations(&root), 1);
+        assert_eq!(registrations(&all[1]), 1);
         root.cancel_with("why");
-        waiter.finish(&one_story(all.iter().chain([&two])));
+        waiter.finish(&common_error(all.iter().chain([&two])));
     });
 }
 
@@ -77,7 +80,7 @@ fn cancel_against_drop_of_the_parent() {
         let (root, guard) = Context::background().with_cancel().split();
         let parent = root.with_cancel().detach();
         let child = parent.with_cancel().detach();
-        let roll = Roll::of([&root, &parent, &child]);
+        let tokens = WeakTokens::of([&root, &parent, &child]);
         let mut waiter = Waiter::on(&child);
         assert!(!waiter.poll());
         let ender = thread::spawn(move || {
@@ -87,10 +90,10 @@ fn cancel_against_drop_of_the_parent() {
         drop(parent);
         waiter.poll();
         ender.join().unwrap();
-        let error = one_story([&root, &child]);
+        let error = common_error([&root, &child]);
         waiter.finish(&error);
         drop((root, child));
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
@@ -100,15 +103,15 @@ fn cancel_against_drop_of_a_whole_branch() {
     explore([6, 4], || {
         let (root, guard) = Context::background().with_cancel().split();
         let mut all = chain(&root, 2);
-        let roll = Roll::of(&all);
-        Waiter::waiting_on(&all[2]).leave().is_gone();
+        let tokens = WeakTokens::of(&all);
+        Waiter::waiting_on(&all[2]).drop_wait().assert_dropped();
         let ender = thread::spawn(move || guard.cancel_with("why"));
         drop(all.remove(1));
         drop(all.remove(1));
         ender.join().unwrap();
-        assert_eq!(why(&story(&root)), "why");
+        assert_eq!(cause_text(&final_error(&root)), "why");
         drop((root, all));
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
@@ -119,14 +122,16 @@ fn drop_of_two_branches_with_a_parent_in_common() {
         let root = Context::background().with_cancel();
         let mut all = chain(&root, 1);
         let [one, two] = [(); 2].map(|()| chain(&all[1], 1).remove(1));
-        let roll = Roll::of([&all[1], &one, &two]);
-        [&one, &two].into_iter().for_each(|child| Waiter::waiting_on(child).leave().is_gone());
+        let tokens = WeakTokens::of([&all[1], &one, &two]);
+        [&one, &two]
+            .into_iter()
+            .for_each(|child| Waiter::waiting_on(child).drop_wait().assert_dropped());
         all.truncate(1);
         let dropper = thread::spawn(move || drop(one));
         drop(two);
         dropper.join().unwrap();
-        assert_eq!(census(&root), 0);
-        roll.is_gone();
+        assert_eq!(registrations(&root), 0);
+        tokens.assert_dropped();
     });
 }
 
@@ -141,20 +146,20 @@ fn drop_of_the_scope_against_cancel() {
             let ctx = ctx.clone();
             move || {
                 canceler.cancel_with("why");
-                story(&ctx)
+                final_error(&ctx)
             }
         });
         drop_elsewhere(scope).join().unwrap();
-        let mine = story(&ctx);
+        let mine = final_error(&ctx);
         let theirs = ender.join().unwrap();
-        same(&mine, &theirs);
-        same(&mine, &story(&ctx));
+        assert_same(&mine, &theirs);
+        assert_same(&mine, &final_error(&ctx));
     });
 }
 
 /// The same without a cause, so that no clock is read.
 #[test]
-fn drop_of_the_scope_against_unseen_cancel() {
+fn drop_of_the_scope_against_plain_cancel() {
     explore([3, 2], || {
         let scope = Context::background().with_cancel();
         let ctx = scope.clone();
@@ -163,12 +168,12 @@ fn drop_of_the_scope_against_unseen_cancel() {
             let ctx = ctx.clone();
             move || {
                 canceler.cancel();
-                story(&ctx)
+                final_error(&ctx)
             }
         });
         drop_elsewhere(scope).join().unwrap();
-        let mine = story(&ctx);
-        same(&mine, &ender.join().unwrap());
+        let mine = final_error(&ctx);
+        assert_same(&mine, &ender.join().unwrap());
     });
 }
 
@@ -187,10 +192,10 @@ fn drop_of_the_scope_against_derive_from_its_clone() {
         });
         drop_elsewhere(scope).join().unwrap();
         let (child, waiter) = other.join().unwrap();
-        waiter.finish(&story(&child));
-        let roll = Roll::of([&child]);
+        waiter.finish(&final_error(&child));
+        let tokens = WeakTokens::of([&child]);
         drop(child);
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
@@ -208,11 +213,11 @@ fn drop_of_the_scope_against_clone() {
         });
         drop_elsewhere(scope).join().unwrap();
         let (clone, seen) = other.join().unwrap();
-        let error = story(&clone);
-        seen.iter().for_each(|seen| same(seen, &error));
-        let roll = Roll::of([&clone]);
+        let error = final_error(&clone);
+        seen.iter().for_each(|seen| assert_same(seen, &error));
+        let tokens = WeakTokens::of([&clone]);
         drop(clone);
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
@@ -221,29 +226,29 @@ fn drop_of_the_scope_against_clone() {
 fn drop_of_the_scope_against_drop_of_a_waiter() {
     explore([6, 4], || {
         let scope = Context::background().with_cancel();
-        let roll = Roll::of([scope.context()]);
+        let tokens = WeakTokens::of([scope.context()]);
         let waiter = Waiter::waiting_on(&scope);
-        let other = thread::spawn(move || waiter.leave());
+        let other = thread::spawn(move || waiter.drop_wait());
         drop_elsewhere(scope).join().unwrap();
-        other.join().unwrap().is_gone();
-        roll.is_gone();
+        other.join().unwrap().assert_dropped();
+        tokens.assert_dropped();
     });
 }
 
 /// A scope without other handles is dropped, and removed from the list of its parent, while the parent ends.
 #[test]
-fn drop_of_an_unseen_scope_against_cancel_of_the_parent() {
+fn drop_of_an_unshared_scope_against_cancel_of_the_parent() {
     explore([6, 4], || {
         let (parent, ends) = Context::background().with_cancel().split();
         let scope = parent.with_cancel();
-        let roll = Roll::of([&parent, scope.context()]);
-        Waiter::waiting_on(&scope).leave().is_gone();
+        let tokens = WeakTokens::of([&parent, scope.context()]);
+        Waiter::waiting_on(&scope).drop_wait().assert_dropped();
         let ender = thread::spawn(move || ends.cancel_with("why"));
         drop(scope);
         ender.join().unwrap();
-        assert_eq!(why(&story(&parent)), "why");
+        assert_eq!(cause_text(&final_error(&parent)), "why");
         drop(parent);
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
@@ -253,38 +258,38 @@ fn drop_of_the_guard_against_link_against_cancel_of_the_parent() {
     explore([2, 0], || {
         let (parent, ends) = Context::background().with_cancel().split();
         let (child, guard) = parent.with_cancel().split();
-        let roll = Roll::of([&parent, &child]);
+        let tokens = WeakTokens::of([&parent, &child]);
         let mut waiter = Waiter::on(&child);
         let ender = thread::spawn(move || ends.cancel_with("why"));
         let dropper = thread::spawn(move || drop(guard));
         waiter.poll();
         ender.join().unwrap();
         dropper.join().unwrap();
-        assert_eq!(why(&story(&parent)), "why");
-        waiter.finish(&story(&child));
+        assert_eq!(cause_text(&final_error(&parent)), "why");
+        waiter.finish(&final_error(&child));
         drop((parent, child));
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
 /// A cause whose drop queries a context, like foreign code.
-struct Asks(Context, Arc<AtomicUsize>);
+struct QueryingCause(Context, Arc<AtomicUsize>);
 
-impl fmt::Display for Asks {
+impl fmt::Display for QueryingCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("asks")
+        f.write_str("queries a context")
     }
 }
 
-impl fmt::Debug for Asks {
+impl fmt::Debug for QueryingCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Asks")
+        f.write_str("QueryingCause")
     }
 }
 
-impl std::error::Error for Asks {}
+impl std::error::Error for QueryingCause {}
 
-impl Drop for Asks {
+impl Drop for QueryingCause {
     fn drop(&mut self) {
         self.0.is_done();
         self.1.fetch_add(1, Ordering::Relaxed);
@@ -299,21 +304,21 @@ fn drop_of_the_last_handle_against_the_parents_end() {
         let (parent, ends) = Context::background().with_cancel().split();
         let scope = parent.with_cancel();
         let child = scope.clone();
-        let roll = Roll::of([&parent, &child]);
+        let tokens = WeakTokens::of([&parent, &child]);
         let drops = Arc::new(AtomicUsize::new(0));
         let mut sibling = Waiter::on(&chain(&parent, 1)[1]);
         assert!(!sibling.poll());
-        Waiter::waiting_on(&child).leave().is_gone();
-        scope.cancel_with(Asks(parent.clone(), drops.clone()));
+        Waiter::waiting_on(&child).drop_wait().assert_dropped();
+        scope.cancel_with(QueryingCause(parent.clone(), drops.clone()));
         drop(scope);
         let ender = thread::spawn(move || ends.cancel_with("why"));
         drop(child);
         ender.join().unwrap();
         assert_eq!(drops.load(Ordering::Relaxed), 1);
-        let error = story(&parent);
-        assert_eq!(why(&error), "why");
+        let error = final_error(&parent);
+        assert_eq!(cause_text(&error), "why");
         sibling.finish(&error);
         drop(parent);
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }

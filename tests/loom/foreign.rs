@@ -8,32 +8,33 @@ use loom::thread;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Roll, Waiter, all_done, census, chain, explore, explore_exact, one_story, places, same, story, why,
+    Waiter, WeakTokens, assert_all_done, assert_same, cause_text, chain, common_error, explore,
+    explore_exact, final_error, memberships, registrations,
 };
 use crate::Context;
 
 /// The token is canceled while its context and a child are queried. When `cancel()` returns, both have ended.
 #[test]
-fn foreign_cancel_against_asking() {
+fn foreign_cancel_against_query() {
     explore([3, 3], || {
         let foreign = CancellationToken::new();
         let ctx = Context::background().with_token(&foreign).detach();
         let all = chain(&ctx, 1);
-        let roll = Roll::of(&all);
+        let tokens = WeakTokens::of(&all);
         let ender = thread::spawn({
             let all = all.clone();
             move || {
                 foreign.cancel();
-                all_done(all.iter().rev());
+                assert_all_done(all.iter().rev());
             }
         });
         let seen = all[1].err();
         ender.join().unwrap();
-        let error = one_story(&all);
+        let error = common_error(&all);
         assert!(error.is_canceled());
-        seen.iter().for_each(|seen| same(seen, &error));
+        seen.iter().for_each(|seen| assert_same(seen, &error));
         drop((ctx, all));
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
@@ -49,15 +50,15 @@ fn cancel_of_the_parent_against_binding() {
         let mut waiter = Waiter::on(&ctx);
         waiter.poll();
         ender.join().unwrap();
-        let error = one_story([&parent, &middle, &ctx]);
-        assert_eq!(why(&error), "why");
+        let error = common_error([&parent, &middle, &ctx]);
+        assert_eq!(cause_text(&error), "why");
         waiter.finish(&error);
-        assert_eq!(places(&ctx), 0, "still registered with the token");
-        let roll = Roll::of([&ctx]);
+        assert_eq!(memberships(&ctx), 0, "still registered with the token");
+        let tokens = WeakTokens::of([&ctx]);
         foreign.cancel();
-        same(&error, &story(&ctx));
+        assert_same(&error, &final_error(&ctx));
         drop((parent, middle, ctx));
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
@@ -74,16 +75,16 @@ fn foreign_cancel_against_cancel_of_the_parent() {
             let below = below.clone();
             move || {
                 ends.cancel_with("why");
-                story(&below)
+                final_error(&below)
             }
         });
         foreign.cancel();
-        let mine = story(&below);
-        same(&mine, &ender.join().unwrap());
-        same(&mine, &story(&ctx));
-        assert_eq!(why(&story(&parent)), "why");
+        let mine = final_error(&below);
+        assert_same(&mine, &ender.join().unwrap());
+        assert_same(&mine, &final_error(&ctx));
+        assert_eq!(cause_text(&final_error(&parent)), "why");
         waiter.finish(&mine);
-        assert_eq!(places(&ctx), 0, "still registered with the token");
+        assert_eq!(memberships(&ctx), 0, "still registered with the token");
     });
 }
 
@@ -95,21 +96,21 @@ fn foreign_cancel_against_cancel() {
         let foreign = CancellationToken::new();
         let scope = Context::background().with_token(&foreign);
         let all = chain(&scope, 2);
-        let roll = Roll::of(&all);
+        let tokens = WeakTokens::of(&all);
         let waiter = Waiter::waiting_on(&all[2]);
         let ender = thread::spawn({
             let all = all.clone();
             move || {
                 foreign.cancel();
-                all_done(all.iter().rev());
+                assert_all_done(all.iter().rev());
             }
         });
         scope.cancel_with("why");
-        all_done(all.iter().rev());
+        assert_all_done(all.iter().rev());
         ender.join().unwrap();
-        waiter.finish(&one_story(&all));
+        waiter.finish(&common_error(&all));
         drop((scope, all));
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
@@ -121,15 +122,15 @@ fn foreign_cancel_against_drop() {
         let foreign = CancellationToken::new();
         let parent = Context::background().with_cancel();
         let ctx = parent.with_token(&foreign).detach();
-        let roll = Roll::of([&ctx]);
+        let tokens = WeakTokens::of([&ctx]);
         let ender = thread::spawn({
             let foreign = foreign.clone();
             move || foreign.cancel()
         });
         drop(ctx);
         ender.join().unwrap();
-        roll.is_gone();
-        assert_eq!(census(&parent), 0);
+        tokens.assert_dropped();
+        assert_eq!(registrations(&parent), 0);
         assert!(foreign.is_cancelled() && !parent.is_done());
     });
 }
@@ -141,14 +142,14 @@ fn foreign_cancel_against_drop_of_the_scope() {
         let foreign = CancellationToken::new();
         let scope = Context::background().with_token(&foreign);
         let ctx = scope.clone();
-        let roll = Roll::of([&ctx]);
+        let tokens = WeakTokens::of([&ctx]);
         let ender = thread::spawn(move || foreign.cancel());
         drop(scope);
-        let error = story(&ctx);
+        let error = final_error(&ctx);
         ender.join().unwrap();
-        same(&error, &story(&ctx));
+        assert_same(&error, &final_error(&ctx));
         drop(ctx);
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
@@ -158,16 +159,16 @@ fn foreign_cancel_against_cancel_against_drop() {
     explore_exact(3, || {
         let foreign = CancellationToken::new();
         let (ctx, guard) = Context::background().with_token(&foreign).split();
-        let roll = Roll::of([&ctx]);
+        let tokens = WeakTokens::of([&ctx]);
         let waiter = Waiter::waiting_on(&ctx);
         let outside = thread::spawn(move || foreign.cancel());
         let ender = thread::spawn(move || guard.cancel_with("why"));
         drop(ctx);
-        let left = waiter.leave();
+        let wait = waiter.drop_wait();
         outside.join().unwrap();
         ender.join().unwrap();
-        left.is_gone();
-        roll.is_gone();
+        wait.assert_dropped();
+        tokens.assert_dropped();
     });
 }
 
@@ -183,14 +184,18 @@ fn one_token_for_parent_and_child() {
             let child = child.clone();
             move || {
                 foreign.cancel();
-                story(&child)
+                final_error(&child)
             }
         });
         parent.cancel_with("why");
-        let mine = story(&child);
-        same(&mine, &ender.join().unwrap());
+        let mine = final_error(&child);
+        assert_same(&mine, &ender.join().unwrap());
         waiter.finish(&mine);
-        story(&parent);
-        assert_eq!([parent.context(), &child].map(places), [0, 0], "still registered with the token");
+        final_error(&parent);
+        assert_eq!(
+            [parent.context(), &child].map(memberships),
+            [0, 0],
+            "still registered with the token"
+        );
     });
 }

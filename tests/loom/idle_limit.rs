@@ -2,7 +2,9 @@
 
 use loom::thread;
 
-use super::{Roll, SECOND, all_done, explore, one_story, same, story, why};
+use super::{
+    SECOND, WeakTokens, assert_all_done, assert_same, cause_text, common_error, explore, final_error,
+};
 use crate::Context;
 use crate::sync::tick;
 
@@ -32,9 +34,9 @@ fn report_against_two_checks() {
         let below = ctx.with_cancel().detach();
         let progress = ctx.progress();
         tick();
-        let looker = thread::spawn(move || below.is_done());
+        let checker = thread::spawn(move || below.is_done());
         progress.report();
-        assert!(!ctx.is_done() && !looker.join().unwrap());
+        assert!(!ctx.is_done() && !checker.join().unwrap());
         tick();
         assert!(!ctx.is_done(), "a report was lost");
     });
@@ -46,18 +48,18 @@ fn two_checks_at_once() {
     explore([5, 3], || {
         let ctx = Context::background().with_idle(SECOND).detach();
         let below = ctx.with_cancel().detach();
-        let roll = Roll::of([&ctx, &below]);
+        let tokens = WeakTokens::of([&ctx, &below]);
         tick();
         let other = thread::spawn({
             let below = below.clone();
-            move || story(&below)
+            move || final_error(&below)
         });
-        let mine = story(&ctx);
-        same(&mine, &other.join().unwrap());
+        let mine = final_error(&ctx);
+        assert_same(&mine, &other.join().unwrap());
         assert!(mine.is_deadline_exceeded());
-        all_done([&ctx, &below]);
+        assert_all_done([&ctx, &below]);
         drop((ctx, below));
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
@@ -67,15 +69,15 @@ fn check_against_cancel() {
     explore([5, 3], || {
         let (ctx, guard) = Context::background().with_idle(SECOND).split();
         let below = ctx.with_cancel().detach();
-        let roll = Roll::of([&ctx, &below]);
+        let tokens = WeakTokens::of([&ctx, &below]);
         tick();
         let ender = thread::spawn(move || guard.cancel_with("why"));
-        let mine = one_story([&below, &ctx]);
+        let mine = common_error([&below, &ctx]);
         ender.join().unwrap();
-        same(&mine, &story(&ctx));
-        assert!(mine.is_deadline_exceeded() || why(&mine) == "why");
+        assert_same(&mine, &final_error(&ctx));
+        assert!(mine.is_deadline_exceeded() || cause_text(&mine) == "why");
         drop((ctx, below));
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
@@ -85,12 +87,12 @@ fn check_against_drop() {
     explore([5, 3], || {
         let ctx = Context::background().with_idle(SECOND);
         let below = ctx.with_cancel().detach();
-        let roll = Roll::of([ctx.context(), &below]);
+        let tokens = WeakTokens::of([ctx.context(), &below]);
         let dropper = thread::spawn(move || drop(ctx));
         tick();
-        story(&below);
+        final_error(&below);
         dropper.join().unwrap();
         drop(below);
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }

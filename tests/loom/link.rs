@@ -2,7 +2,10 @@
 
 use loom::thread;
 
-use super::{Roll, Waiter, all_done, census, chain, explore, explore_exact, one_story, same, why};
+use super::{
+    Waiter, WeakTokens, assert_all_done, assert_same, cause_text, chain, common_error, explore,
+    explore_exact, registrations,
+};
 use crate::Context;
 
 /// Two leaves below one parent wait for the first time, at once. Each token on the path is in one list, once.
@@ -10,7 +13,7 @@ fn two_leaves(cancels: bool) {
     let (root, guard) = Context::background().with_cancel().split();
     let middle = chain(&root, 1).remove(1);
     let [one, two] = [(); 2].map(|()| chain(&middle, 1).remove(1));
-    let roll = Roll::of([&root, &middle, &one, &two]);
+    let tokens = WeakTokens::of([&root, &middle, &one, &two]);
     let other = thread::spawn({
         let mut waiter = Waiter::on(&one);
         move || {
@@ -30,18 +33,18 @@ fn two_leaves(cancels: bool) {
     match ender {
         Some(ender) => ender.join().unwrap(),
         None => {
-            assert_eq!([&root, &middle, &one, &two].map(census), [1, 2, 1, 1]);
+            assert_eq!([&root, &middle, &one, &two].map(registrations), [1, 2, 1, 1]);
             assert!(waiting.iter().all(|waiter| waiter.error.is_none()));
         }
     }
     if let Some(guard) = guard {
         guard.cancel_with("why");
     }
-    let error = one_story([&root, &middle, &one, &two]);
-    assert_eq!(why(&error), "why");
+    let error = common_error([&root, &middle, &one, &two]);
+    assert_eq!(cause_text(&error), "why");
     waiting.into_iter().for_each(|waiter| waiter.finish(&error));
     drop((root, middle, one, two));
-    roll.is_gone();
+    tokens.assert_dropped();
 }
 
 #[test]
@@ -68,9 +71,9 @@ fn parent_and_leaf_link_at_once() {
         });
         assert!(!below.poll());
         let above = other.join().unwrap();
-        assert_eq!(all.iter().map(census).collect::<Vec<_>>(), [1, 1, 2, 1]);
+        assert_eq!(all.iter().map(registrations).collect::<Vec<_>>(), [1, 1, 2, 1]);
         root.cancel_with("why");
-        let error = one_story(&all);
+        let error = common_error(&all);
         above.finish(&error);
         below.finish(&error);
     });
@@ -78,22 +81,22 @@ fn parent_and_leaf_link_at_once() {
 
 /// Two threads link, and two drop. The lists are empty again, and the root has not ended.
 #[test]
-fn two_leaves_come_and_go() {
+fn two_leaves_linked_and_dropped() {
     explore([4, 3], || {
         let root = Context::background().with_cancel();
         let mut all = chain(&root, 1);
         let [one, two] = [(); 2].map(|()| chain(&all[1], 1).remove(1));
-        let roll = Roll::of([&all[1], &one, &two]);
+        let tokens = WeakTokens::of([&all[1], &one, &two]);
         all.truncate(1);
         let other = thread::spawn(move || {
-            Waiter::waiting_on(&one).leave().is_gone();
+            Waiter::waiting_on(&one).drop_wait().assert_dropped();
             drop(one);
         });
-        Waiter::waiting_on(&two).leave().is_gone();
+        Waiter::waiting_on(&two).drop_wait().assert_dropped();
         drop(two);
         other.join().unwrap();
-        assert_eq!(census(&root), 0);
-        roll.is_gone();
+        assert_eq!(registrations(&root), 0);
+        tokens.assert_dropped();
     });
 }
 
@@ -103,19 +106,19 @@ fn two_walks(leaves: usize, levels: usize) {
     let root = Context::background().with_cancel();
     let all = chain(&root, levels);
     let others = [all[levels].clone(), chain(&all[levels - 1], 1).remove(1)];
-    let roll = Roll::of(all.iter().chain(&others));
+    let tokens = WeakTokens::of(all.iter().chain(&others));
     let other = thread::spawn({
         let leaf = others[leaves - 1].clone();
         move || assert!(!leaf.is_done())
     });
     assert!(!all[levels].is_done());
     other.join().unwrap();
-    assert!(all[..levels - 1].iter().all(|ctx| census(ctx) == 1), "the path is linked, once");
-    assert_eq!(census(&all[levels - 1]), 0, "the leaf is not");
+    assert!(all[..levels - 1].iter().all(|ctx| registrations(ctx) == 1), "the path is linked, once");
+    assert_eq!(registrations(&all[levels - 1]), 0, "the leaf is not");
     root.cancel_with("why");
-    one_story(all.iter().chain(&others));
+    common_error(all.iter().chain(&others));
     drop((root, all, others));
-    roll.is_gone();
+    tokens.assert_dropped();
 }
 
 #[test]
@@ -140,25 +143,25 @@ fn two_walks_against_cancel() {
         let (root, guard) = Context::background().with_cancel().split();
         let all = chain(&root, 4);
         let other = chain(&all[3], 1).remove(1);
-        let roll = Roll::of(all.iter().chain([&other]));
+        let tokens = WeakTokens::of(all.iter().chain([&other]));
         let ender = thread::spawn({
             let leaves = [all[4].clone(), other.clone()];
             move || {
                 guard.cancel_with("why");
-                all_done(&leaves);
+                assert_all_done(&leaves);
             }
         });
-        let asker = thread::spawn({
+        let query = thread::spawn({
             let other = other.clone();
             move || other.err()
         });
         let mine = all[4].err();
-        let theirs = asker.join().unwrap();
+        let theirs = query.join().unwrap();
         ender.join().unwrap();
-        let error = one_story(all.iter().chain([&other]));
-        mine.iter().chain(&theirs).for_each(|seen| same(seen, &error));
+        let error = common_error(all.iter().chain([&other]));
+        mine.iter().chain(&theirs).for_each(|seen| assert_same(seen, &error));
         drop((root, all, other));
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
@@ -166,23 +169,23 @@ fn two_walks_against_cancel() {
 fn walk_against_cancel(levels: usize) {
     let (root, guard) = Context::background().with_cancel().split();
     let all = chain(&root, levels);
-    let roll = Roll::of(&all);
+    let tokens = WeakTokens::of(&all);
     let ender = thread::spawn({
         let all = all.clone();
         move || {
             guard.cancel_with("why");
-            all_done(all.iter().rev());
+            assert_all_done(all.iter().rev());
         }
     });
     let seen = all[levels].err();
     let mut waiter = Waiter::on(&all[levels]);
     assert!(waiter.poll() || seen.is_none(), "two answers");
     ender.join().unwrap();
-    let error = one_story(&all);
-    seen.iter().for_each(|seen| same(seen, &error));
+    let error = common_error(&all);
+    seen.iter().for_each(|seen| assert_same(seen, &error));
     waiter.finish(&error);
     drop((root, all));
-    roll.is_gone();
+    tokens.assert_dropped();
 }
 
 #[test]
@@ -203,22 +206,22 @@ fn long_walk_against_cancel_in_the_middle() {
         let above = chain(&root, 2);
         let (middle, guard) = above[2].with_cancel().split();
         let below = chain(&middle, 3);
-        let roll = Roll::of(above.iter().chain(&below));
+        let tokens = WeakTokens::of(above.iter().chain(&below));
         let ender = thread::spawn({
             let below = below.clone();
             move || {
                 guard.cancel_with("why");
-                all_done(below.iter().rev());
+                assert_all_done(below.iter().rev());
             }
         });
         let mut waiter = Waiter::on(&below[3]);
         below[3].is_done();
         waiter.poll();
         ender.join().unwrap();
-        waiter.finish(&one_story(&below));
+        waiter.finish(&common_error(&below));
         assert!(above.iter().all(|ctx| !ctx.is_done()));
         drop((root, above, middle, below));
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
@@ -229,16 +232,16 @@ fn long_walk_against_drop_of_the_branch() {
     explore([3, 1], || {
         let root = Context::background().with_cancel();
         let mut all = chain(&root, 5);
-        let roll = Roll::of(&all[1..]);
+        let tokens = WeakTokens::of(&all[1..]);
         let (leaf, parent) = (all.remove(5), all.remove(4));
         drop(all);
         let walker = thread::spawn(move || assert!(!leaf.is_done()));
         let waiter = Waiter::waiting_on(&parent);
         drop(parent);
-        waiter.leave().is_gone();
+        waiter.drop_wait().assert_dropped();
         walker.join().unwrap();
-        assert_eq!(census(&root), 0);
-        roll.is_gone();
+        assert_eq!(registrations(&root), 0);
+        tokens.assert_dropped();
     });
 }
 
@@ -250,18 +253,18 @@ fn merge_links_a_path_against_cancel() {
         let one = Context::background().with_cancel();
         let (two, guard) = Context::background().with_cancel().split();
         let (ones, twos) = (chain(&one, 1), chain(&two, 2));
-        let roll = Roll::of(ones.iter().chain(&twos));
+        let tokens = WeakTokens::of(ones.iter().chain(&twos));
         let ender = thread::spawn(move || guard.cancel_with("two"));
         let both = ones[1].merge(&twos[2]).detach();
         let leaf = chain(&both, 1).remove(1);
         let mut waiter = Waiter::on(&leaf);
         waiter.poll();
         ender.join().unwrap();
-        waiter.finish(&one_story(twos.iter().chain([&both, &leaf])));
+        waiter.finish(&common_error(twos.iter().chain([&both, &leaf])));
         assert!(ones.iter().all(|ctx| !ctx.is_done()));
         drop((both, leaf, ones));
-        assert_eq!(census(&one), 0);
+        assert_eq!(registrations(&one), 0);
         drop((one, two, twos));
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }

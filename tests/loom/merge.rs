@@ -3,7 +3,8 @@
 use loom::thread;
 
 use super::{
-    Roll, SECOND, Waiter, all_done, census, chain, explore, one_story, same, shut_down, story, why,
+    SECOND, Waiter, WeakTokens, assert_all_done, assert_same, cause_text, chain, common_error, explore,
+    final_error, registrations, shut_down,
 };
 use crate::Context;
 use crate::sync::{enter_runtime, tick};
@@ -14,27 +15,27 @@ fn both_parents(waits: bool, levels: usize) {
     let (two, ends_two) = Context::background().with_cancel().split();
     let both = one.merge(&two).detach();
     let all = chain(&both, levels);
-    let roll = Roll::of([&one, &two].into_iter().chain(&all));
+    let tokens = WeakTokens::of([&one, &two].into_iter().chain(&all));
     let mut waiter = Waiter::on(&all[levels]);
     assert!(!(waits && waiter.poll()));
     let other = thread::spawn({
         let below = all[levels].clone();
         move || {
             ends_two.cancel_with("two");
-            story(&below)
+            final_error(&below)
         }
     });
     one.cancel_with("one");
-    let mine = one_story(all.iter().rev());
+    let mine = common_error(all.iter().rev());
     waiter.poll();
-    same(&mine, &other.join().unwrap());
-    same(&mine, &one_story(&all));
-    let (ones, twos) = (story(&one), story(&two));
-    assert_eq!((why(&ones).as_str(), why(&twos).as_str()), ("one", "two"));
-    same(&mine, if why(&mine) == "one" { &ones } else { &twos });
+    assert_same(&mine, &other.join().unwrap());
+    assert_same(&mine, &common_error(&all));
+    let (ones, twos) = (final_error(&one), final_error(&two));
+    assert_eq!((cause_text(&ones).as_str(), cause_text(&twos).as_str()), ("one", "two"));
+    assert_same(&mine, if cause_text(&mine) == "one" { &ones } else { &twos });
     waiter.finish(&mine);
     drop((one, two, both, all));
-    roll.is_gone();
+    tokens.assert_dropped();
 }
 
 #[test]
@@ -64,10 +65,10 @@ fn cancel_against_merge() {
         let mut waiter = Waiter::on(&both);
         waiter.poll();
         ender.join().unwrap();
-        waiter.finish(&one_story(two.iter().chain([both.context()])));
+        waiter.finish(&common_error(two.iter().chain([both.context()])));
         assert!(!one.is_done());
         drop(both);
-        assert_eq!(census(&one), 0);
+        assert_eq!(registrations(&one), 0);
     });
 }
 
@@ -83,13 +84,13 @@ fn cancel_of_one_parent_ends_all_below() {
             let below = below.clone();
             move || {
                 ends_two.cancel_with("two");
-                all_done(&below);
+                assert_all_done(&below);
             }
         });
         let seen = below[1].err();
         ender.join().unwrap();
-        let error = one_story(below.iter().chain([&two]));
-        seen.iter().for_each(|seen| same(seen, &error));
+        let error = common_error(below.iter().chain([&two]));
+        seen.iter().for_each(|seen| assert_same(seen, &error));
         assert!(!one.is_done());
     });
 }
@@ -106,13 +107,13 @@ fn own_end_against_a_parents() {
             let both = both.clone();
             move || {
                 ends_two.cancel_with("two");
-                story(&both)
+                final_error(&both)
             }
         });
         ends_both.cancel_with("both");
-        let mine = story(&both);
-        same(&mine, &ender.join().unwrap());
-        assert!(["two", "both"].contains(&why(&mine).as_str()));
+        let mine = final_error(&both);
+        assert_same(&mine, &ender.join().unwrap());
+        assert!(["two", "both"].contains(&cause_text(&mine).as_str()));
     });
 }
 
@@ -123,15 +124,18 @@ fn drop_against_both_ends() {
         let (one, ends_one) = Context::background().with_cancel().split();
         let (two, ends_two) = Context::background().with_cancel().split();
         let both = one.merge(&two).detach();
-        let roll = Roll::of([&one, &two, &both]);
+        let tokens = WeakTokens::of([&one, &two, &both]);
         let first = thread::spawn(move || ends_one.cancel_with("one"));
         let second = thread::spawn(move || ends_two.cancel_with("two"));
         drop(both);
         first.join().unwrap();
         second.join().unwrap();
-        assert_eq!((why(&story(&one)).as_str(), why(&story(&two)).as_str()), ("one", "two"));
+        assert_eq!(
+            (cause_text(&final_error(&one)).as_str(), cause_text(&final_error(&two)).as_str()),
+            ("one", "two")
+        );
         drop((one, two));
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
@@ -143,29 +147,29 @@ fn deadline_of_one_before_cancel_of_the_other() {
         let two = Context::background().with_timeout(SECOND);
         let both = one.merge(&two).detach();
         let below = chain(&both, 1);
-        let roll = Roll::of([&one, &two].into_iter().chain(&below));
+        let tokens = WeakTokens::of([&one, &two].into_iter().chain(&below));
         tick();
         tick();
         let ender = thread::spawn({
             let below = below[1].clone();
             move || {
                 ends_one.cancel_with("one");
-                story(&below)
+                final_error(&below)
             }
         });
-        let mine = story(&below[1]);
+        let mine = final_error(&below[1]);
         assert!(mine.is_deadline_exceeded());
-        same(&mine, &ender.join().unwrap());
-        same(&mine, &one_story(below.iter().chain([two.context()])));
-        assert_eq!(why(&story(&one)), "one");
+        assert_same(&mine, &ender.join().unwrap());
+        assert_same(&mine, &common_error(below.iter().chain([two.context()])));
+        assert_eq!(cause_text(&final_error(&one)), "one");
         drop((one, two, both, below));
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
 /// The same, while something waits below, and the timer has not fired. The cancel wakes it, with the error of the deadline.
 #[test]
-fn cancel_wakes_what_a_deadline_has_ended() {
+fn cancel_wakes_a_wait_that_a_deadline_has_ended() {
     explore([3, 1], || {
         enter_runtime(1);
         let (one, ends_one) = Context::background().with_cancel().split();
@@ -174,12 +178,12 @@ fn cancel_wakes_what_a_deadline_has_ended() {
         let waiter = Waiter::waiting_on(&both);
         tick();
         let ender = thread::spawn(move || ends_one.cancel_with("one"));
-        let seen = story(&two);
+        let seen = final_error(&two);
         ender.join().unwrap();
-        assert!(waiter.is_roused(), "a lost wake-up");
-        same(&seen, &one_story([&both, two.context()]));
+        assert!(waiter.is_woken(), "a lost wake-up");
+        assert_same(&seen, &common_error([&both, two.context()]));
         waiter.finish(&seen);
-        assert_eq!(why(&story(&one)), "one");
+        assert_eq!(cause_text(&final_error(&one)), "one");
         shut_down([1]);
     });
 }

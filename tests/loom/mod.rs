@@ -9,8 +9,9 @@
 //! - A pending wait is woken when the context ends.
 //! - Nothing is left behind: no token, no waker, no timer.
 //!
-//! `shim.rs` replaces the clock, the runtimes and their timers. `enter_runtime` sets the runtime of a thread, `tick` advances
-//! the clock, and `fire_timers` does what the time driver of the current runtime does when it runs or shuts down.
+//! `shim.rs` replaces the clock, the runtimes and their timers. `enter_runtime` sets the runtime of a thread, `tick`
+//! advances the clock, and `fire_timers` does what the time driver of the current runtime does when it runs or shuts
+//! down.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg tokio_ctx_loom" cargo test -p tokio-ctx --features watch --lib --release loom_models
@@ -81,7 +82,7 @@ fn explore_with<F: Fn() + Send + Sync + Copy + 'static>(stale: bool, preemptions
         wait_for_room();
         sync::now();
         sync::fire_timers(false);
-        census(&Context::background().with_cancel());
+        registrations(&Context::background().with_cancel());
         model();
     });
     let (orders, seconds) = (orders.load(Ordering::Relaxed), begun.elapsed().as_secs_f64());
@@ -202,14 +203,14 @@ fn drop_elsewhere(scope: CancelScope) -> loom::thread::JoinHandle<()> {
 }
 
 /// Returns the number of waiters and linked children of a context.
-fn census(ctx: &Context) -> usize {
+fn registrations(ctx: &Context) -> usize {
     let (token, mut children) = (token(ctx), Vec::new());
     token.children(0, u32::MAX, &mut children);
     if token.ended() { 0 } else { token.waiters() + children.len() }
 }
 
 /// Returns the number of lists that contain a context: those of its parents, and buckets.
-fn places(ctx: &Context) -> usize {
+fn memberships(ctx: &Context) -> usize {
     Arc::weak_count(token(ctx))
 }
 
@@ -219,15 +220,15 @@ fn token(ctx: &Context) -> &Arc<Token> {
 
 /// A waker that counts.
 #[derive(Default)]
-struct Bell(AtomicUsize);
+struct CountingWaker(AtomicUsize);
 
-impl Bell {
-    fn rung(&self) -> usize {
+impl CountingWaker {
+    fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-impl Wake for Bell {
+impl Wake for CountingWaker {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
@@ -236,16 +237,16 @@ impl Wake for Bell {
 /// A task that waits for the end.
 struct Waiter {
     done: Pin<Box<DoneOwned>>,
-    bell: Arc<Bell>,
+    waker: Arc<CountingWaker>,
     /// The number of wake-ups before the last poll.
-    heard: usize,
+    wakes_before_poll: usize,
     error: Option<Error>,
 }
 
 impl Waiter {
     fn on(ctx: &Context) -> Waiter {
         let done = Box::pin(ctx.done_owned());
-        Waiter { done, bell: Arc::default(), heard: 0, error: None }
+        Waiter { done, waker: Arc::default(), wakes_before_poll: 0, error: None }
     }
 
     /// Creates a waiter, and polls it once.
@@ -258,8 +259,8 @@ impl Waiter {
 
     /// Polls once, and returns whether the wait is over.
     fn poll(&mut self) -> bool {
-        self.heard = self.bell.rung();
-        let waker = Waker::from(self.bell.clone());
+        self.wakes_before_poll = self.waker.count();
+        let waker = Waker::from(self.waker.clone());
         if let Poll::Ready(error) = self.done.as_mut().poll(&mut task::Context::from_waker(&waker)) {
             self.error = Some(error);
         }
@@ -267,46 +268,46 @@ impl Waiter {
     }
 
     /// Moves the wait to another task, from the next poll on.
-    fn change_hands(&mut self) {
-        self.bell = Arc::default();
+    fn change_task(&mut self) {
+        self.waker = Arc::default();
     }
 
     /// Returns whether the wait is over, or was woken since the last poll.
-    fn is_roused(&self) -> bool {
-        self.error.is_some() || self.bell.rung() > self.heard
+    fn is_woken(&self) -> bool {
+        self.error.is_some() || self.waker.count() > self.wakes_before_poll
     }
 
     /// After the end: asserts that the wait is over, or was woken since the last poll, and that nothing is left behind.
     #[track_caller]
     fn finish(mut self, error: &Error) {
         if self.error.is_none() {
-            assert!(self.is_roused(), "a lost wake-up");
-            assert!(self.poll(), "woken in vain");
+            assert!(self.is_woken(), "a lost wake-up");
+            assert!(self.poll(), "a spurious wake-up");
         }
-        same(error, self.error.as_ref().expect("it is over"));
-        self.leave().is_gone();
+        assert_same(error, self.error.as_ref().expect("it is over"));
+        self.drop_wait().assert_dropped();
     }
 
     /// Drops the wait.
-    fn leave(self) -> Left {
-        Left(self.bell)
+    fn drop_wait(self) -> DroppedWait {
+        DroppedWait(self.waker)
     }
 }
 
 /// The waker of a dropped waiter, which another thread may be about to call.
 #[must_use]
-struct Left(Arc<Bell>);
+struct DroppedWait(Arc<CountingWaker>);
 
-impl Left {
+impl DroppedWait {
     #[track_caller]
-    fn is_gone(self) {
+    fn assert_dropped(self) {
         assert_eq!(Arc::strong_count(&self.0), 1, "a waker left behind");
     }
 }
 
 #[track_caller]
-fn same(a: &Error, b: &Error) {
-    assert_eq!(facts(a), facts(b), "two stories: {a}, and {b}");
+fn assert_same(a: &Error, b: &Error) {
+    assert_eq!(facts(a), facts(b), "two errors: {a}, and {b}");
 }
 
 /// Returns the content of an error, with the addresses of its lines and of its cause.
@@ -323,10 +324,10 @@ fn facts(error: &Error) -> impl PartialEq + std::fmt::Debug {
 
 /// Queries a context that has ended in all ways.
 #[track_caller]
-fn story(ctx: &Context) -> Error {
+fn final_error(ctx: &Context) -> Error {
     assert!(ctx.is_done(), "has not ended");
     let error = ctx.err().expect("ended, and so has an error");
-    same(&error, &ctx.check().expect_err("as err says"));
+    assert_same(&error, &ctx.check().expect_err("as err says"));
     let mut waiter = Waiter::on(ctx);
     assert!(waiter.poll(), "still waits after the end");
     waiter.finish(&error);
@@ -335,37 +336,37 @@ fn story(ctx: &Context) -> Error {
 
 /// Asserts that all of them have ended with the same error.
 #[track_caller]
-fn one_story<'a>(all: impl IntoIterator<Item = &'a Context>) -> Error {
-    let mut stories = all.into_iter().map(story);
-    let first = stories.next().expect("at least one");
-    stories.for_each(|other| same(&first, &other));
+fn common_error<'a>(all: impl IntoIterator<Item = &'a Context>) -> Error {
+    let mut errors = all.into_iter().map(final_error);
+    let first = errors.next().expect("at least one");
+    errors.for_each(|other| assert_same(&first, &other));
     first
 }
 
 /// Asserts that all of these have ended, after a `cancel()` above has returned.
 #[track_caller]
-fn all_done<'a>(all: impl IntoIterator<Item = &'a Context>) {
+fn assert_all_done<'a>(all: impl IntoIterator<Item = &'a Context>) {
     for (place, ctx) in all.into_iter().enumerate() {
         assert!(ctx.is_done(), "descendant {place} outlives the end");
     }
 }
 
 /// Returns the text of the cause, or "" if there is none.
-fn why(error: &Error) -> String {
+fn cause_text(error: &Error) -> String {
     error.cause().map(ToString::to_string).unwrap_or_default()
 }
 
 /// Remembers contexts, to assert that nothing keeps them alive.
-struct Roll(Vec<Weak<Token>>);
+struct WeakTokens(Vec<Weak<Token>>);
 
-impl Roll {
-    fn of<'a>(all: impl IntoIterator<Item = &'a Context>) -> Roll {
-        Roll(all.into_iter().filter_map(|ctx| ctx.token().map(Arc::downgrade)).collect())
+impl WeakTokens {
+    fn of<'a>(all: impl IntoIterator<Item = &'a Context>) -> WeakTokens {
+        WeakTokens(all.into_iter().filter_map(|ctx| ctx.token().map(Arc::downgrade)).collect())
     }
 
     /// Asserts that all tokens have been dropped.
     #[track_caller]
-    fn is_gone(self) {
+    fn assert_dropped(self) {
         assert!(self.0.iter().all(|token| token.strong_count() == 0), "a token left behind");
     }
 }

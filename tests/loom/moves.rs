@@ -5,15 +5,15 @@
 use loom::thread;
 
 use super::{
-    Roll, Waiter, census, explore, explore_exact, in_runtime, places, shut_down, soon_after_a_tick,
-    story, tick_and_fire, why,
+    Waiter, WeakTokens, cause_text, explore, explore_exact, final_error, in_runtime, memberships,
+    registrations, shut_down, soon_after_a_tick, tick_and_fire,
 };
 use crate::Context;
 use crate::sync::{count_timers, enter_runtime, fire_timers, tick};
 
 /// A deadline with a wait moves once, and passes in time.
 #[test]
-fn moved_and_fired() {
+fn deadline_moves_and_fires() {
     explore([4, 3], || {
         enter_runtime(1);
         let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
@@ -23,11 +23,11 @@ fn moved_and_fired() {
             assert_eq!(count_timers(), 1, "moved");
         });
         driver.join().unwrap();
-        assert!(!waiter.is_roused() && !ctx.is_done(), "too early");
-        assert_eq!(places(&ctx), 1);
+        assert!(!waiter.is_woken() && !ctx.is_done(), "too early");
+        assert_eq!(memberships(&ctx), 1);
         tick_and_fire();
-        waiter.finish(&story(&ctx));
-        assert_eq!((places(&ctx), count_timers()), (0, 0));
+        waiter.finish(&final_error(&ctx));
+        assert_eq!((memberships(&ctx), count_timers()), (0, 0));
         shut_down([1]);
     });
 }
@@ -42,10 +42,10 @@ fn move_against_cancel() {
         let driver = in_runtime(1, tick_and_fire);
         guard.cancel_with("why");
         driver.join().unwrap();
-        let error = story(&ctx);
-        assert_eq!(why(&error), "why");
+        let error = final_error(&ctx);
+        assert_eq!(cause_text(&error), "why");
         waiter.finish(&error);
-        assert_eq!(places(&ctx), 0, "still in a bucket");
+        assert_eq!(memberships(&ctx), 0, "still in a bucket");
         shut_down([1]);
     });
 }
@@ -60,11 +60,11 @@ fn move_against_cancel_of_the_parent() {
         let waiter = Waiter::waiting_on(&ctx);
         let driver = in_runtime(1, tick_and_fire);
         guard.cancel_with("why");
-        let error = story(&ctx);
-        assert_eq!(why(&error), "why");
+        let error = final_error(&ctx);
+        assert_eq!(cause_text(&error), "why");
         driver.join().unwrap();
         waiter.finish(&error);
-        assert_eq!(places(&ctx), 0, "still in a bucket");
+        assert_eq!(memberships(&ctx), 0, "still in a bucket");
         shut_down([1]);
     });
 }
@@ -73,23 +73,23 @@ fn move_against_cancel_of_the_parent() {
 fn move_against_drop(of_the_context: bool) {
     enter_runtime(1);
     let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
-    let roll = Roll::of([&ctx]);
+    let tokens = WeakTokens::of([&ctx]);
     let waiter = Waiter::waiting_on(&ctx);
     let driver = in_runtime(1, tick_and_fire);
     if of_the_context {
         drop(ctx);
-        let left = waiter.leave();
+        let wait = waiter.drop_wait();
         driver.join().unwrap();
-        left.is_gone();
+        wait.assert_dropped();
     } else {
-        let left = waiter.leave();
+        let wait = waiter.drop_wait();
         driver.join().unwrap();
-        left.is_gone();
+        wait.assert_dropped();
         assert!(!ctx.is_done(), "too early");
-        assert_eq!(census(&ctx), 0);
+        assert_eq!(registrations(&ctx), 0);
         drop(ctx);
     }
-    roll.is_gone();
+    tokens.assert_dropped();
     tick_and_fire();
     assert_eq!(count_timers(), 0);
     shut_down([1]);
@@ -111,12 +111,12 @@ fn not_moved_without_a_wait() {
     explore([1, 1], || {
         enter_runtime(1);
         let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
-        Waiter::waiting_on(&ctx).leave().is_gone();
+        Waiter::waiting_on(&ctx).drop_wait().assert_dropped();
         in_runtime(1, tick_and_fire).join().unwrap();
-        assert_eq!((places(&ctx), count_timers()), (0, 0));
+        assert_eq!((memberships(&ctx), count_timers()), (0, 0));
         let waiter = Waiter::waiting_on(&ctx);
         tick_and_fire();
-        waiter.finish(&story(&ctx));
+        waiter.finish(&final_error(&ctx));
         shut_down([1]);
     });
 }
@@ -132,13 +132,13 @@ fn move_against_second_wait() {
         let driver = in_runtime(1, tick_and_fire);
         let second = Waiter::waiting_on(&ctx);
         driver.join().unwrap();
-        assert_eq!(places(&ctx), 1, "registered once");
+        assert_eq!(memberships(&ctx), 1, "registered once");
         tick_and_fire();
-        assert!(first.is_roused() && second.is_roused(), "a lost wake-up");
-        let error = story(&ctx);
+        assert!(first.is_woken() && second.is_woken(), "a lost wake-up");
+        let error = final_error(&ctx);
         first.finish(&error);
         second.finish(&error);
-        assert_eq!((places(&ctx), count_timers()), (0, 0));
+        assert_eq!((memberships(&ctx), count_timers()), (0, 0));
         shut_down([1]);
     });
 }
@@ -151,13 +151,13 @@ fn move_against_one_wait_after_the_other() {
         let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
         let first = Waiter::waiting_on(&ctx);
         let driver = in_runtime(1, tick_and_fire);
-        let left = first.leave();
+        let wait = first.drop_wait();
         let second = Waiter::waiting_on(&ctx);
         driver.join().unwrap();
-        left.is_gone();
-        assert_eq!(places(&ctx), 1, "registered once");
+        wait.assert_dropped();
+        assert_eq!(memberships(&ctx), 1, "registered once");
         tick_and_fire();
-        second.finish(&story(&ctx));
+        second.finish(&final_error(&ctx));
         shut_down([1]);
     });
 }
@@ -169,18 +169,18 @@ fn move_against_drop_of_another() {
         enter_runtime(1);
         let at = soon_after_a_tick();
         let [one, two, three] = [(); 3].map(|()| Context::background().with_deadline(at).detach());
-        let roll = Roll::of([&one]);
+        let tokens = WeakTokens::of([&one]);
         let [first, second] = [&one, &two].map(Waiter::waiting_on);
         let driver = in_runtime(1, tick_and_fire);
         drop((one, first));
         let third = Waiter::waiting_on(&three);
         driver.join().unwrap();
-        roll.is_gone();
-        assert_eq!([&two, &three].map(places), [1, 1]);
+        tokens.assert_dropped();
+        assert_eq!([&two, &three].map(memberships), [1, 1]);
         tick_and_fire();
-        assert!(second.is_roused() && third.is_roused(), "a lost wake-up");
-        second.finish(&story(&two));
-        third.finish(&story(&three));
+        assert!(second.is_woken() && third.is_woken(), "a lost wake-up");
+        second.finish(&final_error(&two));
+        third.finish(&final_error(&three));
         shut_down([1]);
     });
 }
@@ -198,11 +198,11 @@ fn move_against_the_clock() {
         driver.join().unwrap();
         // The driver may have fired the timers before the deadline, so it fires them again.
         fire_timers(false);
-        assert!(waiter.is_roused(), "a lost wake-up");
-        let error = story(&ctx);
-        seen.iter().for_each(|seen| super::same(seen, &error));
+        assert!(waiter.is_woken(), "a lost wake-up");
+        let error = final_error(&ctx);
+        seen.iter().for_each(|seen| super::assert_same(seen, &error));
         waiter.finish(&error);
-        assert_eq!(places(&ctx), 0);
+        assert_eq!(memberships(&ctx), 0);
         shut_down([1]);
     });
 }
@@ -213,16 +213,16 @@ fn move_against_cancel_and_drop() {
     explore_exact(3, || {
         enter_runtime(1);
         let (ctx, guard) = Context::background().with_deadline(soon_after_a_tick()).split();
-        let roll = Roll::of([&ctx]);
+        let tokens = WeakTokens::of([&ctx]);
         let waiter = Waiter::waiting_on(&ctx);
         let driver = in_runtime(1, tick_and_fire);
         let ender = thread::spawn(move || guard.cancel_with("why"));
         drop(ctx);
-        let left = waiter.leave();
+        let wait = waiter.drop_wait();
         ender.join().unwrap();
         driver.join().unwrap();
-        left.is_gone();
-        roll.is_gone();
+        wait.assert_dropped();
+        tokens.assert_dropped();
         tick_and_fire();
         assert_eq!(count_timers(), 0);
         shut_down([1]);

@@ -2,7 +2,10 @@
 
 use loom::thread;
 
-use super::{Roll, Waiter, all_done, chain, explore, one_story, same, story, why};
+use super::{
+    Waiter, WeakTokens, assert_all_done, assert_same, cause_text, chain, common_error, explore,
+    final_error,
+};
 use crate::Context;
 
 /// A parent and its child are canceled at once, with different causes, while something waits below.
@@ -11,7 +14,7 @@ fn parent_against_child(linked: bool) {
     let ends_child = parent.with_cancel();
     let child = ends_child.clone();
     let below = child.with_cancel().detach();
-    let roll = Roll::of([&parent, &child, &below]);
+    let tokens = WeakTokens::of([&parent, &child, &below]);
     let mut waiter = Waiter::on(&below);
     if linked {
         assert!(!waiter.poll());
@@ -20,21 +23,21 @@ fn parent_against_child(linked: bool) {
         let (child, below) = (child.clone(), below.clone());
         move || {
             ends_parent.cancel_with("parent");
-            (story(&below), story(&child))
+            (final_error(&below), final_error(&child))
         }
     });
     ends_child.cancel_with("child");
-    let mine = one_story([&child, &below]);
+    let mine = common_error([&child, &below]);
     waiter.poll();
     let (theirs, childs) = other.join().unwrap();
-    for told in [&theirs, &childs, &story(&child), &story(&below)] {
-        same(&mine, told);
+    for other_error in [&theirs, &childs, &final_error(&child), &final_error(&below)] {
+        assert_same(&mine, other_error);
     }
-    assert!(["parent", "child"].contains(&why(&mine).as_str()));
-    assert_eq!(why(&story(&parent)), "parent");
+    assert!(["parent", "child"].contains(&cause_text(&mine).as_str()));
+    assert_eq!(cause_text(&final_error(&parent)), "parent");
     waiter.finish(&mine);
     drop((parent, child, below, ends_child));
-    roll.is_gone();
+    tokens.assert_dropped();
 }
 
 #[test]
@@ -52,25 +55,25 @@ fn parent_against_child_with_no_waiter() {
 fn two_against_a_root(levels: usize, linked: usize) {
     let root = Context::background().with_cancel();
     let all = chain(&root, levels);
-    let roll = Roll::of(&all);
+    let tokens = WeakTokens::of(&all);
     let mut waiter = Waiter::on(&all[linked]);
     assert!(linked == 0 || !waiter.poll());
     let other = thread::spawn({
         let (all, canceler) = (all.clone(), root.canceler());
         move || {
             canceler.cancel_with("one");
-            all_done(all.iter().rev());
+            assert_all_done(all.iter().rev());
             all[levels].err()
         }
     });
     root.cancel_with("two");
-    all_done(all.iter().rev());
-    let error = one_story(&all);
-    same(&error, &other.join().unwrap().expect("ended"));
+    assert_all_done(all.iter().rev());
+    let error = common_error(&all);
+    assert_same(&error, &other.join().unwrap().expect("ended"));
     waiter.poll();
     waiter.finish(&error);
     drop((root, all));
-    roll.is_gone();
+    tokens.assert_dropped();
 }
 
 #[test]
@@ -109,13 +112,13 @@ fn cause_against_no_cause() {
             let ctx = ctx.clone();
             move || {
                 canceler.cancel();
-                story(&ctx)
+                final_error(&ctx)
             }
         });
         scope.cancel_with("why");
-        let mine = story(&ctx);
-        same(&mine, &other.join().unwrap());
-        same(&mine, &story(&ctx));
+        let mine = final_error(&ctx);
+        assert_same(&mine, &other.join().unwrap());
+        assert_same(&mine, &final_error(&ctx));
     });
 }
 
@@ -133,24 +136,24 @@ fn three_generations_at_once() {
             let c = c.clone();
             move || {
                 ends_a.cancel_with("a");
-                story(&c)
+                final_error(&c)
             }
         });
         let second = thread::spawn({
             let c = c.clone();
             move || {
                 ends_b.cancel_with("b");
-                story(&c)
+                final_error(&c)
             }
         });
         ends_c.cancel_with("c");
-        let mine = story(&c);
-        same(&mine, &first.join().unwrap());
-        same(&mine, &second.join().unwrap());
-        let (a, b) = (story(&a), story(&b));
-        assert_eq!(why(&a), "a");
-        assert!(["a", "b"].contains(&why(&b).as_str()));
-        assert!(why(&mine) == "c" || why(&mine) == why(&b));
+        let mine = final_error(&c);
+        assert_same(&mine, &first.join().unwrap());
+        assert_same(&mine, &second.join().unwrap());
+        let (a, b) = (final_error(&a), final_error(&b));
+        assert_eq!(cause_text(&a), "a");
+        assert!(["a", "b"].contains(&cause_text(&b).as_str()));
+        assert!(cause_text(&mine) == "c" || cause_text(&mine) == cause_text(&b));
         waiter.finish(&mine);
     });
 }

@@ -1,8 +1,8 @@
 //! Several runtimes wait on one deadline. Some of them stall or shut down.
 
 use super::{
-    Roll, SECOND, Waiter, explore, explore_exact, in_runtime, panics_in_shutdown, places, shut_down,
-    soon_after_a_tick, story, tick_and_fire, why,
+    SECOND, Waiter, WeakTokens, cause_text, explore, explore_exact, final_error, in_runtime,
+    memberships, panics_in_shutdown, shut_down, soon_after_a_tick, tick_and_fire,
 };
 use crate::Context;
 use crate::sync::{count_timers, enter_runtime, fire_timers, now, tick};
@@ -19,14 +19,14 @@ fn two_runtimes_register_and_one_fires() {
         enter_runtime(1);
         let mine = Waiter::waiting_on(&ctx);
         let theirs = other.join().unwrap();
-        assert_eq!(places(&ctx), 2, "registered with both");
+        assert_eq!(memberships(&ctx), 2, "registered with both");
         enter_runtime(2);
         tick_and_fire();
-        assert!(mine.is_roused() && theirs.is_roused(), "a lost wake-up");
-        let error = story(&ctx);
+        assert!(mine.is_woken() && theirs.is_woken(), "a lost wake-up");
+        let error = final_error(&ctx);
         mine.finish(&error);
         theirs.finish(&error);
-        assert_eq!(places(&ctx), 0);
+        assert_eq!(memberships(&ctx), 0);
         shut_down([1, 2]);
     });
 }
@@ -43,16 +43,16 @@ fn two_runtimes_fire_at_once() {
         tick();
         let drivers = [1, 2].map(|id| in_runtime(id, || fire_timers(false)));
         drivers.into_iter().for_each(|driver| driver.join().unwrap());
-        let error = story(&ctx);
+        let error = final_error(&ctx);
         waiters.into_iter().for_each(|waiter| waiter.finish(&error));
-        assert_eq!(places(&ctx), 0);
+        assert_eq!(memberships(&ctx), 0);
         shut_down([1, 2]);
     });
 }
 
 /// Both runtimes move the deadline to a narrower slot at once.
 #[test]
-fn two_runtimes_move_it_at_once() {
+fn two_runtimes_move_a_deadline_at_once() {
     explore([3, 2], || {
         let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
         let waiters = [1, 2].map(|id| {
@@ -62,12 +62,12 @@ fn two_runtimes_move_it_at_once() {
         tick();
         let drivers = [1, 2].map(|id| in_runtime(id, || fire_timers(false)));
         drivers.into_iter().for_each(|driver| driver.join().unwrap());
-        assert_eq!(places(&ctx), 2, "registered with both");
+        assert_eq!(memberships(&ctx), 2, "registered with both");
         enter_runtime(1);
         tick_and_fire();
-        let error = story(&ctx);
+        let error = final_error(&ctx);
         waiters.into_iter().for_each(|waiter| waiter.finish(&error));
-        assert_eq!(places(&ctx), 0);
+        assert_eq!(memberships(&ctx), 0);
         shut_down([1, 2]);
     });
 }
@@ -75,41 +75,41 @@ fn two_runtimes_move_it_at_once() {
 /// A wait that was polled in one runtime is polled in another one while the timer of the first one fires early, and moves
 /// the deadline. Then the first runtime stalls.
 #[test]
-fn wait_goes_over_against_a_move() {
+fn wait_changes_runtime_against_a_move() {
     explore([4, 3], || {
         enter_runtime(1);
         let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
         let mut waiter = Waiter::waiting_on(&ctx);
         let driver = in_runtime(1, tick_and_fire);
         enter_runtime(2);
-        waiter.change_hands();
+        waiter.change_task();
         assert!(!waiter.poll());
         driver.join().unwrap();
-        assert_eq!(places(&ctx), 2, "registered with both");
+        assert_eq!(memberships(&ctx), 2, "registered with both");
         tick_and_fire();
-        waiter.finish(&story(&ctx));
-        assert_eq!(places(&ctx), 0);
+        waiter.finish(&final_error(&ctx));
+        assert_eq!(memberships(&ctx), 0);
         shut_down([1, 2]);
     });
 }
 
 /// The same while the first one shuts down. The wait that it wakes may have moved already.
 #[test]
-fn wait_goes_over_against_shutdown() {
+fn wait_changes_runtime_against_shutdown() {
     explore([5, 4], || {
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
         let mut waiter = Waiter::waiting_on(&ctx);
         let driver = in_runtime(1, || fire_timers(true));
         enter_runtime(2);
-        waiter.change_hands();
+        waiter.change_task();
         assert!(!waiter.poll());
         driver.join().unwrap();
         // A task polls again when it is woken.
-        assert!(!(waiter.is_roused() && waiter.poll()));
-        assert_eq!(places(&ctx), 1, "registered with the one that is left");
+        assert!(!(waiter.is_woken() && waiter.poll()));
+        assert_eq!(memberships(&ctx), 1, "registered with the remaining runtime");
         tick_and_fire();
-        waiter.finish(&story(&ctx));
+        waiter.finish(&final_error(&ctx));
         shut_down([2]);
     });
 }
@@ -125,20 +125,20 @@ fn first_wait_against_shutdown() {
         let mut waiter = Waiter::on(&ctx);
         let panicked = panics_in_shutdown(&mut waiter);
         driver.join().unwrap();
-        assert!(panicked || waiter.is_roused(), "left to a runtime that has gone");
+        assert!(panicked || waiter.is_woken(), "registered only with a runtime that has shut down");
         enter_runtime(2);
         assert!(!waiter.poll());
-        assert_eq!(places(&ctx), 1, "registered with the one that is left");
+        assert_eq!(memberships(&ctx), 1, "registered with the remaining runtime");
         tick_and_fire();
-        waiter.finish(&story(&ctx));
-        assert_eq!(places(&ctx), 0);
+        waiter.finish(&final_error(&ctx));
+        assert_eq!(memberships(&ctx), 0);
         shut_down([2]);
     });
 }
 
 /// The same with an existing bucket, which contains another context.
 #[test]
-fn entering_against_shutdown() {
+fn registration_against_shutdown() {
     explore([4, 3], || {
         enter_runtime(1);
         let at = now() + SECOND;
@@ -148,13 +148,13 @@ fn entering_against_shutdown() {
         let mut second = Waiter::on(&two);
         let panicked = panics_in_shutdown(&mut second);
         driver.join().unwrap();
-        assert!(first.is_roused(), "left to a runtime that has gone");
-        assert!(panicked || second.is_roused(), "left to a runtime that has gone");
+        assert!(first.is_woken(), "registered only with a runtime that has shut down");
+        assert!(panicked || second.is_woken(), "registered only with a runtime that has shut down");
         enter_runtime(2);
         assert!(!first.poll() && !second.poll());
         tick_and_fire();
-        first.finish(&story(&one));
-        second.finish(&story(&two));
+        first.finish(&final_error(&one));
+        second.finish(&final_error(&two));
         shut_down([2]);
     });
 }
@@ -170,12 +170,12 @@ fn shutdown_against_first_wait_elsewhere() {
         enter_runtime(2);
         let mut second = Waiter::waiting_on(&ctx);
         driver.join().unwrap();
-        assert!(first.is_roused(), "left to a runtime that has gone");
+        assert!(first.is_woken(), "registered only with a runtime that has shut down");
         assert!(!first.poll());
-        assert!(!(second.is_roused() && second.poll()));
-        assert_eq!(places(&ctx), 1, "registered with the one that is left");
+        assert!(!(second.is_woken() && second.poll()));
+        assert_eq!(memberships(&ctx), 1, "registered with the remaining runtime");
         tick_and_fire();
-        let error = story(&ctx);
+        let error = final_error(&ctx);
         first.finish(&error);
         second.finish(&error);
         shut_down([2]);
@@ -194,9 +194,9 @@ fn shutdown_against_firing_elsewhere() {
         let down = in_runtime(1, || fire_timers(true));
         tick_and_fire();
         down.join().unwrap();
-        let error = story(&ctx);
+        let error = final_error(&ctx);
         waiters.into_iter().for_each(|waiter| waiter.finish(&error));
-        assert_eq!(places(&ctx), 0);
+        assert_eq!(memberships(&ctx), 0);
         shut_down([2]);
     });
 }
@@ -212,12 +212,12 @@ fn shutdown_when_the_slot_has_come() {
         let driver = in_runtime(1, || fire_timers(true));
         tick();
         driver.join().unwrap();
-        assert!(waiter.is_roused(), "left to a runtime that has gone");
+        assert!(waiter.is_woken(), "registered only with a runtime that has shut down");
         enter_runtime(2);
         assert!(!waiter.poll());
         tick_and_fire();
-        waiter.finish(&story(&ctx));
-        assert_eq!((places(&ctx), count_timers()), (0, 0));
+        waiter.finish(&final_error(&ctx));
+        assert_eq!((memberships(&ctx), count_timers()), (0, 0));
         shut_down([2]);
     });
 }
@@ -232,10 +232,10 @@ fn shutdown_against_cancel() {
         let driver = in_runtime(1, || fire_timers(true));
         guard.cancel_with("why");
         driver.join().unwrap();
-        let error = story(&ctx);
-        assert_eq!(why(&error), "why");
+        let error = final_error(&ctx);
+        assert_eq!(cause_text(&error), "why");
         waiter.finish(&error);
-        assert_eq!(places(&ctx), 0);
+        assert_eq!(memberships(&ctx), 0);
     });
 }
 
@@ -245,14 +245,14 @@ fn shutdown_against_drop() {
     explore([6, 4], || {
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
-        let roll = Roll::of([&ctx]);
+        let tokens = WeakTokens::of([&ctx]);
         let waiter = Waiter::waiting_on(&ctx);
         let driver = in_runtime(1, || fire_timers(true));
         drop(ctx);
-        let left = waiter.leave();
+        let wait = waiter.drop_wait();
         driver.join().unwrap();
-        left.is_gone();
-        roll.is_gone();
+        wait.assert_dropped();
+        tokens.assert_dropped();
     });
 }
 
@@ -269,8 +269,8 @@ fn shutdown_against_a_second_poll() {
         waiter.poll();
         driver.join().unwrap();
         ender.join().unwrap();
-        waiter.finish(&story(&ctx));
-        assert_eq!(places(&ctx), 0);
+        waiter.finish(&final_error(&ctx));
+        assert_eq!(memberships(&ctx), 0);
         shut_down([2]);
     });
 }

@@ -2,7 +2,10 @@
 
 use loom::thread;
 
-use super::{Roll, Waiter, all_done, chain, explore, explore_exact, one_story, same, story, token, why};
+use super::{
+    Waiter, WeakTokens, assert_all_done, assert_same, cause_text, chain, common_error, explore,
+    explore_exact, final_error, token,
+};
 use crate::{Context, Error};
 
 /// One thread cancels the root of a linked chain, the other one the context at `inner`. When either call returns, all
@@ -13,27 +16,27 @@ fn second_cancel(levels: usize, inner: usize) {
     let scope = (inner > 0).then(|| above[inner - 1].with_cancel());
     let middle = scope.as_deref().unwrap_or(&root);
     let below = chain(middle, levels - inner);
-    let roll = Roll::of(above.iter().chain(&below));
+    let tokens = WeakTokens::of(above.iter().chain(&below));
     let waiter = Waiter::waiting_on(&below[levels - inner]);
     let ender = thread::spawn({
         let (canceler, below) = (root.canceler(), below.clone());
         move || {
             canceler.cancel_with("one");
-            all_done(below.iter().rev());
+            assert_all_done(below.iter().rev());
         }
     });
     match &scope {
         Some(scope) => scope.cancel_with("two"),
         None => root.cancel_with("two"),
     }
-    all_done(below.iter().rev());
+    assert_all_done(below.iter().rev());
     ender.join().unwrap();
-    let error = one_story(&below);
-    assert!(["one", "two"].contains(&why(&error).as_str()));
-    assert!(inner == 0 || why(&one_story(&above)) == "one");
+    let error = common_error(&below);
+    assert!(["one", "two"].contains(&cause_text(&error).as_str()));
+    assert!(inner == 0 || cause_text(&common_error(&above)) == "one");
     waiter.finish(&error);
     drop((root, scope, above, below));
-    roll.is_gone();
+    tokens.assert_dropped();
 }
 
 #[test]
@@ -72,13 +75,13 @@ fn second_cancel_of_the_root_of_two_branches() {
             let (canceler, branches) = (root.canceler(), branches.clone());
             move || {
                 canceler.cancel_with("one");
-                all_done(branches.iter().flatten());
+                assert_all_done(branches.iter().flatten());
             }
         });
         root.cancel_with("two");
-        all_done(branches.iter().flatten());
+        assert_all_done(branches.iter().flatten());
         ender.join().unwrap();
-        let error = one_story(branches.iter().flatten());
+        let error = common_error(branches.iter().flatten());
         waiters.into_iter().for_each(|waiter| waiter.finish(&error));
     });
 }
@@ -95,13 +98,13 @@ fn three_cancels() {
             let below = below.clone();
             thread::spawn(move || {
                 canceler.cancel();
-                all_done(below.iter().rev());
+                assert_all_done(below.iter().rev());
             })
         });
         root.cancel();
-        all_done(below.iter().rev());
+        assert_all_done(below.iter().rev());
         others.into_iter().for_each(|other| other.join().unwrap());
-        one_story(&below);
+        common_error(&below);
     });
 }
 
@@ -122,22 +125,22 @@ impl Diamond {
 
     /// Each thread cancels one of the two.
     fn cancel(&self, one: &crate::CancelScope, two: &crate::CancelScope) -> Error {
-        let roll = Roll::of(&self.below);
+        let tokens = WeakTokens::of(&self.below);
         let waiter = Waiter::waiting_on(&self.below[1]);
         let ender = thread::spawn({
             let (canceler, below) = (one.canceler(), self.below.clone());
             move || {
                 canceler.cancel_with("one");
-                all_done(below.iter().rev());
-                story(&below[1])
+                assert_all_done(below.iter().rev());
+                final_error(&below[1])
             }
         });
         two.cancel_with("two");
-        all_done(self.below.iter().rev());
-        let mine = one_story(&self.below);
-        same(&mine, &ender.join().unwrap());
+        assert_all_done(self.below.iter().rev());
+        let mine = common_error(&self.below);
+        assert_same(&mine, &ender.join().unwrap());
         waiter.finish(&mine);
-        drop(roll);
+        drop(tokens);
         mine
     }
 }
@@ -147,8 +150,8 @@ fn second_cancel_above_a_diamond() {
     explore([2, 1], || {
         let diamond = Diamond::new();
         let error = diamond.cancel(&diamond.root, &diamond.root);
-        same(&error, &story(&diamond.root));
-        same(&error, &one_story(diamond.sides.iter().map(|side| side.context())));
+        assert_same(&error, &final_error(&diamond.root));
+        assert_same(&error, &common_error(diamond.sides.iter().map(|side| side.context())));
     });
 }
 
@@ -157,8 +160,8 @@ fn cancel_above_a_diamond_against_that_of_a_side() {
     explore([2, 1], || {
         let diamond = Diamond::new();
         let error = diamond.cancel(&diamond.root, &diamond.sides[0]);
-        assert_eq!(why(&story(&diamond.root)), "one");
-        assert!(["one", "two"].contains(&why(&error).as_str()));
+        assert_eq!(cause_text(&final_error(&diamond.root)), "one");
+        assert!(["one", "two"].contains(&cause_text(&error).as_str()));
     });
 }
 
@@ -167,8 +170,8 @@ fn cancel_above_a_diamond_against_that_of_the_other_side() {
     explore([2, 1], || {
         let diamond = Diamond::new();
         let error = diamond.cancel(&diamond.root, &diamond.sides[1]);
-        assert_eq!(why(&story(&diamond.root)), "one");
-        assert!(["one", "two"].contains(&why(&error).as_str()));
+        assert_eq!(cause_text(&final_error(&diamond.root)), "one");
+        assert!(["one", "two"].contains(&cause_text(&error).as_str()));
     });
 }
 
@@ -177,9 +180,9 @@ fn cancel_of_both_sides_of_a_diamond() {
     explore([2, 1], || {
         let diamond = Diamond::new();
         let error = diamond.cancel(&diamond.sides[0], &diamond.sides[1]);
-        let sides = [0, 1].map(|side| story(&diamond.sides[side]));
-        assert_eq!(sides.each_ref().map(why), ["one", "two"]);
-        same(&error, &sides[usize::from(why(&error) == "two")]);
+        let sides = [0, 1].map(|side| final_error(&diamond.sides[side]));
+        assert_eq!(sides.each_ref().map(cause_text), ["one", "two"]);
+        assert_same(&error, &sides[usize::from(cause_text(&error) == "two")]);
         assert!(!diamond.root.is_done());
     });
 }
@@ -187,12 +190,12 @@ fn cancel_of_both_sides_of_a_diamond() {
 /// A waker that queries and cancels contexts. It can use the tree, because no lock is held and no token is `CLOSING`.
 #[test]
 fn waker_cancels_again() {
-    struct Cancels(crate::Canceler, Vec<Context>);
+    struct CancelingWaker(crate::Canceler, Vec<Context>);
 
-    impl std::task::Wake for Cancels {
+    impl std::task::Wake for CancelingWaker {
         fn wake(self: std::sync::Arc<Self>) {
             self.0.cancel_with("three");
-            all_done(&self.1);
+            assert_all_done(&self.1);
         }
     }
 
@@ -200,7 +203,7 @@ fn waker_cancels_again() {
         let root = Context::background().with_cancel();
         let all = chain(&root, 2);
         let mut done = Box::pin(all[2].done_owned());
-        let waker = std::sync::Arc::new(Cancels(root.canceler(), all.clone())).into();
+        let waker = std::sync::Arc::new(CancelingWaker(root.canceler(), all.clone())).into();
         let first = done.as_mut().poll(&mut std::task::Context::from_waker(&waker));
         assert!(first.is_pending());
         drop(waker);
@@ -209,9 +212,9 @@ fn waker_cancels_again() {
             move || canceler.cancel_with("one")
         });
         root.cancel_with("two");
-        all_done(&all);
+        assert_all_done(&all);
         ender.join().unwrap();
-        let error = one_story(&all);
-        assert!(["one", "two"].contains(&why(&error).as_str()));
+        let error = common_error(&all);
+        assert!(["one", "two"].contains(&cause_text(&error).as_str()));
     });
 }

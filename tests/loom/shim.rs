@@ -47,19 +47,19 @@ macro_rules! atomic {
     ($name:ident, $value:ty, $none:expr, $($rmw:ident),*) => {
         pub(crate) struct $name {
             value: atomic::$name,
-            neighbour: atomic::$name,
+            neighbor: atomic::$name,
         }
 
         #[allow(dead_code)] // Not every type uses every method.
         impl $name {
             pub(crate) fn new(value: $value) -> Self {
-                let [value, neighbour] = [value, $none].map(atomic::$name::new);
-                $name { value, neighbour }
+                let [value, neighbor] = [value, $none].map(atomic::$name::new);
+                $name { value, neighbor }
             }
 
             fn at(&self) -> &atomic::$name {
                 if STALE.get() {
-                    self.neighbour.fetch_or($none, Ordering::Relaxed);
+                    self.neighbor.fetch_or($none, Ordering::Relaxed);
                 }
                 &self.value
             }
@@ -225,8 +225,8 @@ impl Drop for Timer {
     }
 }
 
-/// Fires the timers of the current runtime whose time has come, or all of them if it shuts down. From then on, no timer can be
-/// started in it.
+/// Fires the timers of the current runtime whose time has come, or all of them if it shuts down. From then on, no timer
+/// can be started in it.
 #[cfg(test)]
 pub(crate) fn fire_timers(shut_down: bool) {
     let (now, here) = (now(), runtime());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use loom::thread;
 
-use super::{Roll, Waiter, census, explore, one_story, story};
+use super::{Waiter, WeakTokens, common_error, explore, final_error, registrations};
 use crate::Context;
 
 /// A wait is dropped while it is woken.
@@ -12,15 +12,15 @@ use crate::Context;
 fn waiter_dropped_while_woken() {
     explore([6, 4], || {
         let (ctx, guard) = Context::background().with_cancel().split();
-        let roll = Roll::of([&ctx]);
+        let tokens = WeakTokens::of([&ctx]);
         let waiter = Waiter::waiting_on(&ctx);
         let ender = thread::spawn(move || guard.cancel_with("why"));
-        let left = waiter.leave();
+        let wait = waiter.drop_wait();
         ender.join().unwrap();
-        left.is_gone();
-        story(&ctx);
+        wait.assert_dropped();
+        final_error(&ctx);
         drop(ctx);
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
@@ -32,13 +32,13 @@ fn waiter_replaced_by_another_while_woken() {
         let [mut one, mut two, mut three] = [(); 3].map(|()| Waiter::on(&ctx));
         assert!(!one.poll() && !two.poll());
         let ender = thread::spawn(move || guard.cancel_with("why"));
-        let left = two.leave();
+        let wait = two.drop_wait();
         three.poll();
         ender.join().unwrap();
-        let error = one_story([&ctx]);
+        let error = common_error([&ctx]);
         one.finish(&error);
         three.finish(&error);
-        left.is_gone();
+        wait.assert_dropped();
     });
 }
 
@@ -48,26 +48,26 @@ fn waker_replaced_while_woken() {
     explore([6, 4], || {
         let (ctx, guard) = Context::background().with_cancel().split();
         let mut waiter = Waiter::waiting_on(&ctx);
-        let before = waiter.bell.clone();
+        let before = waiter.waker.clone();
         let ender = thread::spawn(move || guard.cancel_with("why"));
-        waiter.change_hands();
+        waiter.change_task();
         waiter.poll();
         ender.join().unwrap();
-        waiter.finish(&story(&ctx));
+        waiter.finish(&final_error(&ctx));
         assert_eq!(Arc::strong_count(&before), 1);
     });
 }
 
 /// A wait is polled again by the same task, which takes no lock, while it is woken.
 #[test]
-fn waiter_looks_again_while_woken() {
+fn waiter_polled_again_while_woken() {
     explore([6, 4], || {
         let (ctx, guard) = Context::background().with_cancel().split();
         let mut waiter = Waiter::waiting_on(&ctx);
         let ender = thread::spawn(move || guard.cancel_with("why"));
         waiter.poll();
         ender.join().unwrap();
-        waiter.finish(&story(&ctx));
+        waiter.finish(&final_error(&ctx));
     });
 }
 
@@ -79,16 +79,16 @@ fn two_wakers_replaced_at_once() {
         let [mut one, mut two] = [(); 2].map(|()| Waiter::on(&ctx));
         assert!(!one.poll() && !two.poll());
         let other = thread::spawn(move || {
-            one.change_hands();
+            one.change_task();
             one.poll();
             one
         });
-        two.change_hands();
+        two.change_task();
         two.poll();
         let one = other.join().unwrap();
-        assert_eq!(census(&ctx), 2);
+        assert_eq!(registrations(&ctx), 2);
         ctx.cancel();
-        let error = story(&ctx);
+        let error = final_error(&ctx);
         one.finish(&error);
         two.finish(&error);
     });
@@ -96,33 +96,33 @@ fn two_wakers_replaced_at_once() {
 
 /// Two threads create and drop waits. The list is empty afterwards.
 #[test]
-fn waiters_come_and_go() {
+fn waits_created_and_dropped() {
     explore([6, 4], || {
         let ctx = Context::background().with_cancel();
-        let come_and_go = |ctx: Context| {
+        let create_and_drop = |ctx: Context| {
             move || {
-                Waiter::waiting_on(&ctx).leave().is_gone();
+                Waiter::waiting_on(&ctx).drop_wait().assert_dropped();
             }
         };
-        let other = thread::spawn(come_and_go(ctx.clone()));
-        come_and_go(ctx.clone())();
+        let other = thread::spawn(create_and_drop(ctx.clone()));
+        create_and_drop(ctx.clone())();
         other.join().unwrap();
-        assert_eq!(census(&ctx), 0);
+        assert_eq!(registrations(&ctx), 0);
     });
 }
 
 /// A wait has been dropped, and another one begins, while the token is canceled with an empty list.
 #[test]
-fn canceled_as_a_waiter_comes_back() {
+fn cancel_against_wait_on_an_emptied_list() {
     explore([6, 4], || {
         let (ctx, guard) = Context::background().with_cancel().split();
-        let roll = Roll::of([&ctx]);
-        Waiter::waiting_on(&ctx).leave().is_gone();
+        let tokens = WeakTokens::of([&ctx]);
+        Waiter::waiting_on(&ctx).drop_wait().assert_dropped();
         let ender = thread::spawn({
             let ctx = ctx.clone();
             move || {
                 drop(guard);
-                story(&ctx)
+                final_error(&ctx)
             }
         });
         let mut waiter = Waiter::on(&ctx);
@@ -130,30 +130,30 @@ fn canceled_as_a_waiter_comes_back() {
         let error = ender.join().unwrap();
         waiter.finish(&error);
         drop(ctx);
-        roll.is_gone();
+        tokens.assert_dropped();
     });
 }
 
 /// The same with a child instead of a wait. It is closed, or observes the end of its parent.
 #[test]
-fn canceled_as_a_child_is_linked_again() {
+fn cancel_against_link_on_an_emptied_list() {
     explore([4, 2], || {
         let root = Context::background().with_cancel();
         let gone = root.with_cancel();
-        Waiter::waiting_on(&gone).leave().is_gone();
+        Waiter::waiting_on(&gone).drop_wait().assert_dropped();
         drop(gone);
         let child = root.with_cancel().detach();
         let ender = thread::spawn({
             let (canceler, child) = (root.canceler(), child.clone());
             move || {
                 canceler.cancel_with("why");
-                story(&child)
+                final_error(&child)
             }
         });
         let mut waiter = Waiter::on(&child);
         waiter.poll();
         let error = ender.join().unwrap();
         waiter.finish(&error);
-        assert_eq!(census(&child), 0);
+        assert_eq!(registrations(&child), 0);
     });
 }

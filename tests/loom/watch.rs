@@ -4,7 +4,9 @@ use std::sync::{Arc, Weak};
 
 use loom::thread;
 
-use super::{Roll, Waiter, census, chain, explore, explore_exact, facts, one_story, token};
+use super::{
+    Waiter, WeakTokens, chain, common_error, explore, explore_exact, facts, registrations, token,
+};
 use crate::context::Context;
 use crate::sync::now;
 use crate::token::Token;
@@ -20,7 +22,7 @@ fn below(ctx: &Context) -> Vec<Weak<Token>> {
         }
         // The strong handle may be the last one. No lock is held when it is dropped.
         if let Some(parent) = &parent {
-            parent.sight();
+            parent.view();
         }
         at += 1;
     }
@@ -38,14 +40,14 @@ fn reading_against_cancel() {
         let seen: Vec<_> = all.iter().map(|ctx| token(ctx).unnoticed_error(now())).collect();
         below(&root);
         ender.join().unwrap();
-        let story = one_story(&all);
-        waiter.finish(&story);
+        let error = common_error(&all);
+        waiter.finish(&error);
         for seen in seen.into_iter().flatten() {
-            assert_eq!(facts(&seen), facts(&story));
+            assert_eq!(facts(&seen), facts(&error));
         }
         for ctx in &all {
             let end = token(ctx).unnoticed_error(now()).expect("it has ended");
-            assert_eq!(facts(&end), facts(&story));
+            assert_eq!(facts(&end), facts(&error));
         }
     });
 }
@@ -64,8 +66,8 @@ fn reading_against_linking() {
         let met = below(&root);
         assert!(met.iter().zip(&all).all(|(met, ctx)| met.as_ptr() == Arc::as_ptr(token(ctx))));
         assert_eq!(met.len(), 3);
-        assert_eq!(token(&all[2]).sight().waiters, 1);
-        waiter.leave().is_gone();
+        assert_eq!(token(&all[2]).view().waiters, 1);
+        waiter.drop_wait().assert_dropped();
     });
 }
 
@@ -75,17 +77,17 @@ fn reading_against_drop() {
     explore([3, 2], || {
         let root = Context::background().with_cancel();
         let all = chain(&root, 2);
-        let roll = Roll::of(&all[1..]);
+        let tokens = WeakTokens::of(&all[1..]);
         let waiter = Waiter::waiting_on(&all[2]);
         let dropper = thread::spawn(move || {
-            let left = waiter.leave();
+            let wait = waiter.drop_wait();
             drop(all);
-            left
+            wait
         });
         below(&root);
-        dropper.join().unwrap().is_gone();
-        assert_eq!(census(&root), 0);
-        roll.is_gone();
+        dropper.join().unwrap().assert_dropped();
+        assert_eq!(registrations(&root), 0);
+        tokens.assert_dropped();
     });
 }
 
@@ -96,16 +98,16 @@ fn reading_against_drop_of_the_scope() {
         let root = Context::background().with_cancel();
         let child = root.with_cancel();
         let waiter = Waiter::waiting_on(&child);
-        let roll = Roll::of([child.context()]);
+        let tokens = WeakTokens::of([child.context()]);
         let dropper = thread::spawn(move || {
-            let left = waiter.leave();
+            let wait = waiter.drop_wait();
             drop(child);
-            left
+            wait
         });
         below(&root);
-        dropper.join().unwrap().is_gone();
+        dropper.join().unwrap().assert_dropped();
         assert!(!root.is_done());
-        assert_eq!(census(&root), 0);
-        roll.is_gone();
+        assert_eq!(registrations(&root), 0);
+        tokens.assert_dropped();
     });
 }

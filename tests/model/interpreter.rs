@@ -198,7 +198,7 @@ struct Handed {
     token: CancellationToken,
     node: Option<usize>,
     /// Whether the script has canceled it, rather than the end of the context.
-    cancelled: bool,
+    canceled: bool,
 }
 
 #[derive(Default)]
@@ -392,12 +392,12 @@ impl World {
             }
             Op::HandOutToken { of } => {
                 let Live { ctx, node, .. } = self.pick(of);
-                self.handed.push(Handed { token: ctx.cancellation_token(), node, cancelled: false });
+                self.handed.push(Handed { token: ctx.cancellation_token(), node, canceled: false });
             }
             Op::CancelHandedOut { which } => {
                 if let Some(which) = place(which, &self.handed) {
                     self.handed[which].token.cancel();
-                    self.handed[which].cancelled = true;
+                    self.handed[which].canceled = true;
                 }
             }
             Op::CancelToken { which } => {
@@ -720,12 +720,11 @@ impl World {
                 assert!(wakes.count() > 0, "wait {place} on {node:?}, which has ended, was not woken");
             }
         }
-        for Handed { token, node, cancelled } in &self.handed {
-            if *cancelled || node.is_some_and(|node| self.reference.is_detectable(node, Timers::InStep))
-            {
-                assert!(token.is_cancelled(), "the token of {node:?} was not cancelled");
+        for Handed { token, node, canceled } in &self.handed {
+            if *canceled || node.is_some_and(|node| self.reference.is_detectable(node, Timers::InStep)) {
+                assert!(token.is_cancelled(), "the token of {node:?} was not canceled");
             } else if !node.is_some_and(|node| self.reference.is_done(node)) {
-                assert!(!token.is_cancelled(), "the token of {node:?} was cancelled without an end");
+                assert!(!token.is_cancelled(), "the token of {node:?} was canceled without an end");
             }
         }
     }

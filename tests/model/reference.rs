@@ -7,7 +7,7 @@
 //! The order of two ends is certain except in three cases, in which either may be reported, and then always the
 //! same one:
 //!
-//! - A `CancellationToken` does not record when it was cancelled: its end lies anywhere between the cancel and the
+//! - A `CancellationToken` does not record when it was canceled: its end lies anywhere between the cancel and the
 //!   first query.
 //! - The drop of a scope or guard that affects no waiter is dated by the first query (see `Origin::ended_at`).
 //! - Two parents of a merged context may have ended at the same instant before it was made, or may have
@@ -112,7 +112,7 @@ struct Node {
 #[derive(Default)]
 pub struct Reference {
     nodes: Vec<Node>,
-    /// When each `CancellationToken` was cancelled.
+    /// When each `CancellationToken` was canceled.
     tokens: Vec<Option<Moment>>,
     time: Nanos,
     step: u32,

@@ -1,4 +1,4 @@
-//! HTTP clients of others, which know nothing of contexts: curl and `reqwest`.
+//! HTTP clients that do not use this crate: curl and `reqwest`.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -15,7 +15,7 @@ use tokio_ctx::wire::{Inbound, RequestEnd, ServerLayer};
 use tokio_ctx::{BoxError, Context};
 
 use common::{LONG, ms};
-use wire::{Version, assert_left, context_error, far_side};
+use wire::{Version, assert_client_disconnected, context_error, remote_server};
 
 async fn serving(app: Router) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -27,9 +27,9 @@ async fn serving(app: Router) -> SocketAddr {
 #[tokio::test]
 async fn a_timeout_of_the_client_ends_the_tasks_of_the_handler() {
     let (seen, mut contexts) = mpsc::unbounded_channel();
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (sender, mut errors) = mpsc::unbounded_channel();
     let stuck = async move |ctx: Context| {
-        ctx.spawn(async move { tell.send(Context::current().done().await).unwrap() });
+        ctx.spawn(async move { sender.send(Context::current().done().await).unwrap() });
         seen.send(ctx).unwrap();
         std::future::pending::<()>().await
     };
@@ -37,7 +37,7 @@ async fn a_timeout_of_the_client_ends_the_tasks_of_the_handler() {
     let at = serving(Router::new().route("/", get(stuck)).layer(layer)).await;
     let gave_up = reqwest::Client::new().get(format!("http://{at}/")).timeout(ms(100)).send().await;
     assert!(gave_up.unwrap_err().is_timeout());
-    assert_eq!(told.recv().await.unwrap().cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
+    assert_eq!(errors.recv().await.unwrap().cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
     assert!(contexts.recv().await.unwrap().is_done());
 }
 
@@ -48,9 +48,9 @@ async fn a_timeout_of_curl_ends_the_request() {
         eprintln!("skipped: no curl here (apt-get install curl)");
         return;
     }
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (sender, mut errors) = mpsc::unbounded_channel();
     let stuck = async move |ctx: Context| {
-        ctx.spawn(async move { tell.send(Context::current().done().await).unwrap() });
+        ctx.spawn(async move { sender.send(Context::current().done().await).unwrap() });
         std::future::pending::<()>().await
     };
     let layer = ServerLayer::new(Context::background(), Inbound::new());
@@ -60,10 +60,10 @@ async fn a_timeout_of_curl_ends_the_request() {
         let curl = curl.args(["-sS", "--max-time", "0.2", version, &format!("http://{at}/")]).output();
         let curl = curl.await.unwrap();
         const TIMED_OUT: i32 = 28;
-        let said = String::from_utf8_lossy(&curl.stderr);
-        assert_eq!(curl.status.code(), Some(TIMED_OUT), "{version}: {said}");
+        let stderr = String::from_utf8_lossy(&curl.stderr);
+        assert_eq!(curl.status.code(), Some(TIMED_OUT), "{version}: {stderr}");
         assert_eq!(
-            told.recv().await.unwrap().cause_as::<RequestEnd>(),
+            errors.recv().await.unwrap().cause_as::<RequestEnd>(),
             Some(&RequestEnd::Dropped),
             "{version}"
         );
@@ -88,8 +88,8 @@ async fn curl_with_a_deadline_header_gets_a_response() {
 }
 
 #[tokio::test]
-async fn reqwest_by_hand() {
-    let (server, mut contexts) = far_side(Version::Http1).await;
+async fn reqwest_without_layers() {
+    let (server, mut contexts) = remote_server(Version::Http1).await;
     let client = reqwest::Client::new();
     let ctx = Context::background().with_timeout(LONG);
 
@@ -113,8 +113,8 @@ async fn reqwest_by_hand() {
     assert!(context_error(waiting.await.unwrap_err()).is_canceled());
     assert!(ctx.run(response.chunk()).await.is_err());
     drop(response);
-    assert_left(&waited).await;
-    assert_left(&streaming).await;
+    assert_client_disconnected(&waited).await;
+    assert_client_disconnected(&streaming).await;
     assert!(get("/wait").await.is_err());
     assert!(contexts.try_recv().is_err(), "nothing was sent");
 }

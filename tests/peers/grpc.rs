@@ -31,7 +31,7 @@ pub struct Stub {
 
 pub const SERVING: HealthCheckResponse = HealthCheckResponse { status: 1 };
 
-pub fn ask(service: &str) -> HealthCheckRequest {
+pub fn health_request(service: &str) -> HealthCheckRequest {
     HealthCheckRequest { service: service.into() }
 }
 
@@ -174,7 +174,7 @@ pub async fn chat(
     client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
     let messages = Request::new(UnboundedReceiverStream::new(messages));
     let path = http::uri::PathAndQuery::from_static("/peer.Chat/Chat");
-    let mut heard = client.streaming(messages, path, Raw).await?.into_inner();
-    assert_eq!(heard.message().await?.unwrap(), "hello");
-    Ok((send, heard))
+    let mut replies = client.streaming(messages, path, Raw).await?.into_inner();
+    assert_eq!(replies.message().await?.unwrap(), "hello");
+    Ok((send, replies))
 }

@@ -1,19 +1,19 @@
-// gRPC's and Connect's own JavaScript as the other side, for tests/peers/wire_node.rs.
+// grpc-js and connect-node as peers, for tests/peers/wire_node.rs.
 //
-//   peer.cjs server                          a gRPC service; says its port, then what it sees of each call
-//   peer.cjs call PORT NAME MS               asks for NAME, and says how it ended; no deadline for MS = 0
-//   peer.cjs cancel PORT NAME                asks for NAME, and takes it back when told to by a line of input
-//   peer.cjs watch PORT MS                   reads a stream until it ends, and says how
-//   peer.cjs connect                         the same by connect-node for each line of input, PROTOCOL HTTP PORT NAME
-//                                            MS: in the protocol connect, connect-json, connect-get, grpc or grpc-web
-//                                            over HTTP 1.1 or 2; the NAME "stream" is one
+//   peer.cjs server             serves gRPC; prints its port, and the remaining time and the end of each call
+//   peer.cjs call PORT NAME MS  checks the service NAME with a deadline, or without one if MS is 0; prints the outcome
+//   peer.cjs cancel PORT NAME   checks the service NAME, and cancels the call at the first line of input; prints the outcome
+//   peer.cjs watch PORT MS      reads a stream until it ends; prints each message and the outcome
+//   peer.cjs connect            makes a call with connect-node for each line of input, PROTOCOL HTTP PORT NAME MS. The
+//                               protocol is connect, connect-json, connect-get, grpc or grpc-web, the version of HTTP is
+//                               1.1 or 2, and the NAME "stream" reads a stream
 "use strict";
 
-const say = (...words) => process.stdout.write(words.join(" ") + "\n");
+const print = (...words) => process.stdout.write(words.join(" ") + "\n");
 const deadline = (ms) => (Number(ms) ? { deadline: Date.now() + Number(ms) } : {});
 const SERVICE = "/grpc.health.v1.Health/";
 
-// HealthCheckRequest and HealthCheckResponse, by hand: a field each.
+// HealthCheckRequest and HealthCheckResponse, encoded by hand. Each has one field.
 const request = (name) => Buffer.concat([Buffer.from([0x0a, name.length]), Buffer.from(name)]);
 const SERVING = Buffer.from([0x08, 0x01]);
 const raw = { serialize: (bytes) => bytes, deserialize: (bytes) => bytes };
@@ -32,24 +32,24 @@ const grpc = () => require("@grpc/grpc-js");
 function serve() {
   const { Server, ServerCredentials } = grpc();
   const server = new Server();
-  const saw = (call) => {
+  const report = (call) => {
     const at = call.getDeadline();
-    say("remaining", at === Infinity ? "none" : ((at - Date.now()) / 1000).toFixed(3));
-    call.on("cancelled", () => say("ended"));
+    print("remaining", at === Infinity ? "none" : ((at - Date.now()) / 1000).toFixed(3));
+    call.on("cancelled", () => print("ended"));
   };
   server.addService(
     { Check: method("Check", false, false), Watch: method("Watch", false, true), Chat: method("/peer.Chat/Chat", true, true) },
     {
       Check(call, done) {
-        saw(call);
+        report(call);
         if (call.request.subarray(2).toString() !== "stuck") done(null, SERVING);
       },
       Watch(call) {
-        saw(call);
+        report(call);
         call.write(SERVING);
       },
       Chat(call) {
-        saw(call);
+        report(call);
         call.on("data", (message) => call.write(message));
         call.on("error", () => {});
       },
@@ -57,22 +57,22 @@ function serve() {
   );
   server.bindAsync("127.0.0.1:0", ServerCredentials.createInsecure(), (error, port) => {
     if (error) throw error;
-    say("port", port);
+    print("port", port);
   });
-  // Until what started this is gone.
+  // Runs until the test closes its end of the pipe.
   process.stdin.on("end", () => process.exit()).resume();
 }
 
 function client(port) {
   const { Client, credentials } = grpc();
-  // The peer is on this machine, whatever proxy the environment names.
+  // The peer is on this machine, so a proxy from the environment is ignored.
   return new Client(`127.0.0.1:${port}`, credentials.createInsecure(), { "grpc.enable_http_proxy": 0 });
 }
 
 const codes = () => Object.fromEntries(Object.entries(grpc().status).map(([name, code]) => [code, name]));
 
 function outcome(start, code, details) {
-  say(codes()[code], ((Date.now() - start) / 1000).toFixed(3), details ?? "");
+  print(codes()[code], ((Date.now() - start) / 1000).toFixed(3), details ?? "");
   process.exit();
 }
 
@@ -94,24 +94,24 @@ function watch(port, ms) {
   const stream = client(port).makeServerStreamRequest(
     SERVICE + "Watch", raw.serialize, raw.deserialize, request(""), deadline(ms),
   );
-  stream.on("data", () => say("message"));
+  stream.on("data", () => print("message"));
   stream.on("error", (error) => outcome(start, error.code, error.details));
   stream.on("end", () => outcome(start, 0, ""));
 }
 
-// The descriptor of the two methods that are asked for, without a compiler of protocols.
+// Returns the descriptor of the two methods, built without a protobuf compiler.
 function health() {
   const { create, createFileRegistry } = require("@bufbuild/protobuf");
   const { FileDescriptorProtoSchema } = require("@bufbuild/protobuf/wkt");
   const field = (name, type) => ({ name, jsonName: name, number: 1, type, label: 1 });
-  const unary = { name: "Check", inputType: ".grpc.health.v1.Ask", outputType: ".grpc.health.v1.Tell" };
+  const unary = { name: "Check", inputType: ".grpc.health.v1.HealthCheckRequest", outputType: ".grpc.health.v1.HealthCheckResponse" };
   const file = create(FileDescriptorProtoSchema, {
     name: "health.proto",
     package: "grpc.health.v1",
     syntax: "proto3",
     messageType: [
-      { name: "Ask", field: [field("service", 9)] },
-      { name: "Tell", field: [field("status", 5)] },
+      { name: "HealthCheckRequest", field: [field("service", 9)] },
+      { name: "HealthCheckResponse", field: [field("status", 5)] },
     ],
     service: [
       {
@@ -149,17 +149,17 @@ async function connectOnce(protocol, http, port, name, ms) {
   const client = createClient(health(), transport);
   const given = Number(ms) ? { timeoutMs: Number(ms) } : {};
   const start = Date.now();
-  const over = (code, details) => say(code, ((Date.now() - start) / 1000).toFixed(3), details);
+  const printOutcome = (code, details) => print(code, ((Date.now() - start) / 1000).toFixed(3), details);
   try {
     if (name === "stream") {
-      for await (const _ of client.watch({ service: name }, given)) say("message");
+      for await (const _ of client.watch({ service: name }, given)) print("message");
     } else {
       await client.check({ service: name }, given);
     }
-    over("OK", "");
+    printOutcome("OK", "");
   } catch (error) {
-    const told = ConnectError.from(error);
-    over(Code[told.code], told.rawMessage);
+    const connectError = ConnectError.from(error);
+    printOutcome(Code[connectError.code], connectError.rawMessage);
   }
 }
 

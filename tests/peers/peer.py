@@ -1,9 +1,11 @@
-"""gRPC's own Python as the other side, for tests/wire_python.rs.
+"""gRPC for Python as a peer, for tests/peers/wire_python.rs.
 
-    peer.py server                   a health service; says its port, then what it sees of each call
-    peer.py call PORT NAME SECONDS   asks for NAME, and says how it ended; no deadline for SECONDS = 0
-    peer.py cancel PORT NAME         asks for NAME, and takes it back when told to by a line of input
-    peer.py watch PORT SECONDS       watches until the stream ends, and says how
+    peer.py server                  serves health checks; prints its port, and the remaining time and the end of each call
+    peer.py call PORT NAME SECONDS  checks the service NAME with a deadline, or without one if SECONDS is 0; prints the
+                                    outcome
+    peer.py cancel PORT NAME        checks the service NAME, and cancels the call at the first line of input; prints the
+                                    outcome
+    peer.py watch PORT SECONDS      reads a stream until it ends; prints each message and the outcome
 """
 
 import sys
@@ -15,34 +17,34 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 
-def say(*words):
+def print_line(*words):
     print(*words, flush=True)
 
 
 class Health(health_pb2_grpc.HealthServicer):
     def Check(self, request, context):
         remaining = context.time_remaining()
-        say("remaining", "none" if remaining is None or remaining > 1e6 else f"{remaining:.3f}")
+        print_line("remaining", "none" if remaining is None or remaining > 1e6 else f"{remaining:.3f}")
         if request.service == "stuck":
             ended = threading.Event()
             if context.add_callback(ended.set):
                 ended.wait(60)
-            say("ended")
+            print_line("ended")
         if request.service == "late":
             context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "too slow for me")
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 
     def Watch(self, request, context):
-        # By a callback: after an end, nobody comes back to what follows a yield.
+        # A callback, because the code after a yield does not run once the call has ended.
         ended = threading.Event()
-        context.add_callback(lambda: (say("ended"), ended.set()))
+        context.add_callback(lambda: (print_line("ended"), ended.set()))
         yield health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
         ended.wait(60)
 
 
 def chat(messages, context):
-    context.add_callback(lambda: say("ended"))
-    say("chat")
+    context.add_callback(lambda: print_line("ended"))
+    print_line("chat")
     for message in messages:
         yield message
 
@@ -52,20 +54,20 @@ def serve():
     health_pb2_grpc.add_HealthServicer_to_server(Health(), server)
     handlers = {"Chat": grpc.stream_stream_rpc_method_handler(chat)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("peer.Chat", handlers),))
-    say("port", server.add_insecure_port("127.0.0.1:0"))
+    print_line("port", server.add_insecure_port("127.0.0.1:0"))
     server.start()
-    # Until whoever started this is gone.
+    # Runs until the test closes its end of the pipe.
     sys.stdin.read()
 
 
 def stub(port):
-    # The peer is on this machine, whatever proxy the environment names.
+    # The peer is on this machine, so a proxy from the environment is ignored.
     options = [("grpc.enable_http_proxy", 0)]
     return health_pb2_grpc.HealthStub(grpc.insecure_channel(f"127.0.0.1:{port}", options=options))
 
 
 def outcome(start, code, details):
-    say(code.name, f"{time.monotonic() - start:.3f}", details or "")
+    print_line(code.name, f"{time.monotonic() - start:.3f}", details or "")
 
 
 def call(port, name, seconds):
@@ -90,7 +92,7 @@ def watch(port, seconds):
     request = health_pb2.HealthCheckRequest(service="")
     try:
         for _ in stub(port).Watch(request, timeout=float(seconds) or None):
-            say("message")
+            print_line("message")
         outcome(start, grpc.StatusCode.OK, "")
     except grpc.RpcError as error:
         outcome(start, error.code(), error.details())

@@ -31,9 +31,9 @@ fn an_axum_server_drains() {
     live(async {
         let shutdown = Shutdown::new(&BACKGROUND).grace(LONG);
         let http = shutdown.named("http");
-        let (tell, mut told) = mpsc::unbounded_channel();
+        let (sender, mut contexts) = mpsc::unbounded_channel();
         let slow = async move |ctx: Context| {
-            tell.send(ctx.clone()).unwrap();
+            sender.send(ctx.clone()).unwrap();
             sleep(ms(300)).await;
             "slow"
         };
@@ -47,7 +47,7 @@ fn an_axum_server_drains() {
 
         let client = reqwest::Client::builder().no_proxy().build()?;
         let slow = tokio::spawn(client.get(format!("http://{at}/slow")).send());
-        let ctx = told.recv().await.unwrap();
+        let ctx = contexts.recv().await.unwrap();
         shutdown.begin("SIGTERM");
         let report = shutdown.wait().await;
         assert!(report.is_clean(), "{report}");

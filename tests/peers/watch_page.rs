@@ -92,14 +92,14 @@ async fn browser() -> Result<Option<(WebDriver, Child, Profile)>, BoxError> {
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
-    let mut said = BufReader::new(driver.stdout.take().ok_or("no pipe")?).lines();
+    let mut text = BufReader::new(driver.stdout.take().ok_or("no pipe")?).lines();
     let port = loop {
-        let line = said.next_line().await?.ok_or("the driver has ended")?;
+        let line = text.next_line().await?.ok_or("the driver has ended")?;
         if let Some((_, port)) = line.split_once("started successfully on port ") {
             break port.trim_end_matches('.').parse::<u16>()?;
         }
     };
-    tokio::spawn(async move { while let Ok(Some(_)) = said.next_line().await {} });
+    tokio::spawn(async move { while let Ok(Some(_)) = text.next_line().await {} });
     let profile = std::env::temp_dir().join(format!("tokio-ctx-page-{}-{port}", std::process::id()));
     std::fs::create_dir_all(&profile)?;
     let mut wanted = DesiredCapabilities::chrome();
@@ -194,9 +194,9 @@ impl Page {
     }
 
     async fn is_without_an_error(&self) -> Result<(), BoxError> {
-        let said = self.browser.handle.cmd(Console).await?.value_json()?;
-        if said.as_array().is_none_or(|said| !said.is_empty()) {
-            return Err(format!("the console has messages: {said:#}").into());
+        let text = self.browser.handle.cmd(Console).await?.value_json()?;
+        if text.as_array().is_none_or(|text| !text.is_empty()) {
+            return Err(format!("the console has messages: {text:#}").into());
         }
         Ok(())
     }
@@ -373,9 +373,9 @@ fn it_reports_a_service_that_does_not_respond_and_recovers() {
         assert_eq!(page.eval("document.getElementById('trouble').hidden").await?, true);
         page.service.take().unwrap().shutdown_background();
         page.until("!document.getElementById('trouble').hidden").await?;
-        let said = page.text("#trouble").await?;
-        assert!(said.starts_with("The service does not respond"), "{said}");
-        assert!(said.contains("The page shows the data of"), "{said}");
+        let text = page.text("#trouble").await?;
+        assert!(text.starts_with("The service does not respond"), "{text}");
+        assert!(text.contains("The page shows the data of"), "{text}");
         assert_eq!(page.text("#status").await?, "no response");
         assert_eq!(
             page.eval("document.getElementById('main').classList.contains('stale')").await?,
@@ -400,11 +400,11 @@ fn it_shows_a_shutdown_in_progress() {
         shutdown.begin("SIGTERM");
         page.until("document.querySelector('#shutdowns [aria-current]')?.innerText === 'draining'")
             .await?;
-        let said = page.text("#shutdowns").await?;
-        assert!(said.contains(", hidden;") && !said.contains("SIGTERM"), "{said}");
+        let text = page.text("#shutdowns").await?;
+        assert!(text.contains(", hidden;") && !text.contains("SIGTERM"), "{text}");
         assert!(
-            said.contains("Waits for 1") && said.contains("http/GET /slow") && said.contains("left"),
-            "{said}"
+            text.contains("Waits for 1") && text.contains("http/GET /slow") && text.contains("left"),
+            "{text}"
         );
         assert!(page.text("#verdict").await?.contains("Shutting down: draining"));
         shutdown.force("enough");

@@ -4,39 +4,25 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod proxy;
 #[path = "../wire/mod.rs"]
 mod wire;
 
-use std::convert::Infallible;
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Request, StatusCode};
 use http_body_util::Empty;
-use tokio::net::TcpStream;
-use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
-use tokio_ctx::wire::{Budget, ClientLayer, DeadlineHeader, Inbound, Outbound, RequestEnd, ServerLayer};
+use tokio::process::Command;
+use tokio_ctx::wire::{Budget, ClientLayer, DeadlineHeader, Inbound, Outbound, RequestEnd};
 use tokio_ctx::{BoxError, Context};
-use tower::{Layer, ServiceExt, service_fn};
+use tower::{Layer, ServiceExt};
 
-use common::{HANG, LONG, ended, ms};
-use wire::{Version, client, eventually, serve};
-
-struct Envoy {
-    at: SocketAddr,
-    directory: PathBuf,
-    _child: Child,
-}
-
-impl Drop for Envoy {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.directory).ok();
-    }
-}
+use common::{LONG, ended, ms};
+use proxy::{Proxy, upstream};
+use wire::{Version, client, eventually};
 
 /// Finds Envoy's program in the Python environment of the peers.
 fn program() -> Option<PathBuf> {
@@ -55,33 +41,20 @@ enum Clients {
 }
 
 /// Starts an Envoy that forwards to `upstream`, with this timeout for the route.
-async fn envoy(name: &str, upstream: SocketAddr, timeout: &str, clients: Clients) -> Option<Envoy> {
+async fn envoy(name: &str, upstream: SocketAddr, timeout: &str, clients: Clients) -> Option<Proxy> {
     let Some(program) = program() else {
         eprintln!("skipped: no Envoy here (.ci/python-peers)");
         return None;
     };
-    // The port was free a moment ago, and no other test asks for a port by number.
-    let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let directory = std::env::temp_dir().join(format!("tokio-ctx-envoy-{name}-{}", at.port()));
-    fs::create_dir_all(&directory).unwrap();
-    let file = directory.join("envoy.json");
-    fs::write(&file, configuration(at, upstream, timeout, clients).to_string()).unwrap();
-    let child = Command::new(program)
-        .arg("--config-path")
-        .arg(&file)
-        .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "critical"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let envoy = Envoy { at, directory, _child: child };
-    let hang = tokio::time::Instant::now() + HANG;
-    while TcpStream::connect(at).await.is_err() {
-        assert!(tokio::time::Instant::now() < hang, "Envoy does not listen");
-        tokio::time::sleep(ms(5)).await;
-    }
-    Some(envoy)
+    let configure = |at: SocketAddr, directory: &Path| {
+        let file = directory.join("envoy.json");
+        fs::write(&file, configuration(at, upstream, timeout, clients).to_string()).unwrap();
+        let mut envoy = Command::new(program);
+        envoy.arg("--config-path").arg(&file);
+        envoy.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "critical"]);
+        envoy
+    };
+    Some(Proxy::start(&format!("envoy-{name}"), configure).await)
 }
 
 fn configuration(
@@ -121,16 +94,9 @@ fn configuration(
     } })
 }
 
-/// A server that never responds, and reports the context of each request.
-async fn upstream() -> (wire::Server, mpsc::UnboundedReceiver<Context>) {
-    let (seen, contexts) = mpsc::unbounded_channel();
-    let service = service_fn(move |_: Request<hyper::body::Incoming>| {
-        seen.send(Context::current()).unwrap();
-        std::future::pending::<Result<Response<Empty<Bytes>>, Infallible>>()
-    });
-    let inbound = Inbound::new().believe([DeadlineHeader::Envoy]).max_budget(LONG);
-    let layer = ServerLayer::new(Context::background(), inbound);
-    (serve(Version::Http1, layer.layer(service)).await, contexts)
+/// What the server behind Envoy trusts.
+fn inbound() -> Inbound {
+    Inbound::new().believe([DeadlineHeader::Envoy]).max_budget(LONG)
 }
 
 /// Calls through Envoy under this context.
@@ -142,7 +108,7 @@ async fn call(at: SocketAddr, ctx: &Context, outbound: Outbound) -> Result<Statu
 
 #[tokio::test]
 async fn envoy_reports_its_own_timeout_to_the_server() {
-    let (server, mut contexts) = upstream().await;
+    let (server, mut contexts) = upstream(inbound()).await;
     let Some(envoy) = envoy("route", server.at, "0.5s", Clients::Internal).await else { return };
     let ctx = Context::background().with_timeout(LONG);
     // Envoy replaces the header that it sends itself, so that the hour does not arrive.
@@ -150,20 +116,20 @@ async fn envoy_reports_its_own_timeout_to_the_server() {
     let status = call(envoy.at, &ctx, outbound).await.unwrap();
     assert_eq!(status, StatusCode::GATEWAY_TIMEOUT);
     let there = contexts.recv().await.unwrap();
-    assert!(there.deadline().unwrap() < ctx.deadline().unwrap() - LONG / 2, "half a second was told");
+    assert!(there.deadline().unwrap() < ctx.deadline().unwrap() - LONG / 2, "Envoy sent half a second");
     eventually("the deadline holds at the server", || there.is_done()).await;
 }
 
 #[tokio::test]
 async fn envoy_obeys_the_header_of_internal_clients_and_forwards_the_time() {
-    let (server, mut contexts) = upstream().await;
+    let (server, mut contexts) = upstream(inbound()).await;
     let Some(envoy) = envoy("upstream", server.at, "7200s", Clients::Internal).await else { return };
     let ctx = Context::background().with_timeout(ms(600));
     let outbound = Outbound::new().write([DeadlineHeader::EnvoyUpstream]);
     let answer = call(envoy.at, &ctx, outbound).await;
     let there = contexts.recv().await.unwrap();
     // Two hours if Envoy had ignored the header, and an hour by the server's maximum.
-    assert!(there.deadline().unwrap() <= ctx.deadline().unwrap() + ms(600), "600 ms were told");
+    assert!(there.deadline().unwrap() <= ctx.deadline().unwrap() + ms(600), "Envoy forwarded 600 ms");
     // Either end acts first: the context of the client, or Envoy's timer.
     assert!(answer.map_or(true, |status| status == StatusCode::GATEWAY_TIMEOUT));
     eventually("the deadline holds at the server", || there.is_done()).await;
@@ -174,7 +140,7 @@ async fn envoy_obeys_the_header_of_internal_clients_and_forwards_the_time() {
 
 #[tokio::test]
 async fn envoy_ignores_the_header_for_external_clients() {
-    let (server, mut contexts) = upstream().await;
+    let (server, mut contexts) = upstream(inbound()).await;
     let Some(envoy) = envoy("external", server.at, "0.5s", Clients::External).await else { return };
     let ctx = Context::background().with_timeout(LONG);
     let outbound = Outbound::new().write([DeadlineHeader::EnvoyUpstream]);
@@ -188,7 +154,7 @@ async fn envoy_ignores_the_header_for_external_clients() {
 
 #[tokio::test]
 async fn a_client_that_leaves_envoy_ends_the_request_behind_it() {
-    let (server, mut contexts) = upstream().await;
+    let (server, mut contexts) = upstream(inbound()).await;
     let Some(envoy) = envoy("left", server.at, "7200s", Clients::External).await else { return };
     let ctx = Context::background().with_cancel();
     let at = envoy.at;

@@ -5,91 +5,55 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod grpc;
+mod proxy;
 #[path = "../wire/mod.rs"]
 mod wire;
 
-use std::convert::Infallible;
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Stdio;
 
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::Empty;
-use tokio::net::TcpStream;
-use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
+use tokio::process::Command;
 use tokio_ctx::Context;
-use tokio_ctx::wire::{Inbound, Outbound, RequestEnd, ServerLayer};
+use tokio_ctx::wire::{Inbound, Outbound, RequestEnd};
 use tonic::Code;
-use tower::{Layer, service_fn};
 
-use common::{HANG, LONG, ended, ms};
-use grpc::{ask, client, serving};
-use wire::{Version, eventually, serve};
-
-struct Nginx {
-    at: SocketAddr,
-    place: PathBuf,
-    _child: Child,
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.place).ok();
-    }
-}
+use common::{LONG, ended, ms};
+use grpc::{client, health_request, serving};
+use proxy::{Proxy, upstream};
+use wire::eventually;
 
 /// Starts an nginx with this configuration of its location. Returns `None` if it is not installed.
-async fn nginx(name: &str, listen: &str, location: &str) -> Option<Nginx> {
+async fn nginx(name: &str, listen: &str, location: &str) -> Option<Proxy> {
     if std::process::Command::new("nginx").arg("-v").stderr(Stdio::null()).status().is_err() {
         eprintln!("skipped: no nginx here (apt-get install nginx-light)");
         return None;
     }
-    // The port was free a moment ago, and no other test asks for a port by number.
-    let at = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let place = std::env::temp_dir().join(format!("tokio-ctx-nginx-{name}-{}", at.port()));
-    fs::create_dir_all(&place).unwrap();
-    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .map(|what| format!("{what}_temp_path {}/{what};", place.display()))
-        .join("\n");
-    let configuration = format!(
-        // A single process, so that no workers remain when it is killed.
-        "daemon off; master_process off; pid {place}/pid; error_log {place}/error.log;
-         events {{ worker_connections 64; }}
-         http {{ access_log off; {temporary}
-                 server {{ listen {at}{listen}; location / {{ {location} }} }} }}",
-        place = place.display(),
-    );
-    fs::write(place.join("nginx.conf"), configuration).unwrap();
-    let child = Command::new("nginx")
-        .args(["-e", "stderr", "-c"])
-        .arg(place.join("nginx.conf"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let nginx = Nginx { at, place, _child: child };
-    let hang = tokio::time::Instant::now() + HANG;
-    while TcpStream::connect(at).await.is_err() {
-        assert!(tokio::time::Instant::now() < hang, "nginx does not listen");
-        tokio::time::sleep(ms(5)).await;
-    }
-    Some(nginx)
+    let configure = |at: SocketAddr, place: &Path| {
+        let place = place.display();
+        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|what| format!("{what}_temp_path {place}/{what};"))
+            .join("\n");
+        let configuration = format!(
+            // A single process, so that no workers remain when it is killed.
+            "daemon off; master_process off; pid {place}/pid; error_log {place}/error.log;
+             events {{ worker_connections 64; }}
+             http {{ access_log off; {temporary}
+                     server {{ listen {at}{listen}; location / {{ {location} }} }} }}"
+        );
+        let file = format!("{place}/nginx.conf");
+        fs::write(&file, configuration).unwrap();
+        let mut nginx = Command::new("nginx");
+        nginx.args(["-e", "stderr", "-c", &file]);
+        nginx
+    };
+    Some(Proxy::start(&format!("nginx-{name}"), configure).await)
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_nginx_ends_the_request_behind_it() {
-    let (seen, mut contexts) = mpsc::unbounded_channel();
-    let service = service_fn(move |_: Request<hyper::body::Incoming>| {
-        seen.send(Context::current()).unwrap();
-        std::future::pending::<Result<Response<Empty<Bytes>>, Infallible>>()
-    });
-    let behind =
-        serve(Version::Http1, ServerLayer::new(Context::background(), Inbound::new()).layer(service))
-            .await;
+    let (behind, mut contexts) = upstream(Inbound::new()).await;
     let location = format!("proxy_pass http://{};", behind.at);
     let Some(nginx) = nginx("http", "", &location).await else { return };
     let call = tokio::spawn(
@@ -117,20 +81,20 @@ async fn a_grpc_call_through_nginx_keeps_its_deadline_and_its_status() {
     let mut health = client(nginx.at, Outbound::new());
 
     let ctx = Context::background().with_timeout(LONG);
-    ctx.scope(health.check(ask(""))).await.unwrap();
+    ctx.scope(health.check(health_request(""))).await.unwrap();
     let there = contexts.recv().await.unwrap();
     assert!(there.deadline().unwrap() <= ctx.deadline().unwrap() + ms(1000));
     eventually("the call is over", || there.is_done()).await;
     assert_eq!(ended(&there).cause_as::<RequestEnd>(), Some(&RequestEnd::Answered));
 
     let ctx = Context::background().with_timeout(ms(500));
-    let status = ctx.scope(health.check(ask("stuck"))).await.unwrap_err();
+    let status = ctx.scope(health.check(health_request("stuck"))).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
     let there = contexts.recv().await.unwrap();
     eventually("the deadline holds there", || there.is_done()).await;
 
     let ctx = Context::background().with_cancel();
-    let call = ctx.spawn(async move { health.check(ask("stuck")).await });
+    let call = ctx.spawn(async move { health.check(health_request("stuck")).await });
     let there = contexts.recv().await.unwrap();
     assert!(!there.is_done());
     ctx.cancel();

@@ -6,12 +6,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod grpc;
+mod peer;
 #[path = "../wire/mod.rs"]
 mod wire;
 
 use std::convert::Infallible;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -21,24 +21,18 @@ use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio_ctx::Context;
 use tokio_ctx::wire::{Inbound, Outbound, RequestEnd, ServerLayer};
 use tonic::Code;
 use tower::{Layer, service_fn};
 
-use common::{HANG, LONG, ended, ms};
-use grpc::{ask, chat, client, serving, serving_under};
+use common::{LONG, ended, ms};
+use grpc::{chat, client, health_request, serving, serving_under};
+use peer::Peer;
 use wire::{Server, Version, channel_body, eventually, serve};
-
-/// A Node process, which is killed when dropped.
-struct Peer {
-    lines: Lines<BufReader<ChildStdout>>,
-    stdin: ChildStdin,
-    _child: Child,
-}
 
 impl Peer {
     /// Returns `None` if the packages are not installed.
@@ -49,34 +43,13 @@ impl Peer {
             eprintln!("skipped: no grpc-js and connect-node; .ci/node-peers installs them");
             return None;
         }
-        let mut child = Command::new("node")
-            .env("NODE_PATH", packages)
-            .arg(root.join("tests/peers/peer.cjs"))
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Some(Peer { lines, stdin: child.stdin.take().unwrap(), _child: child })
-    }
-
-    /// Reads the words of the next line of its output.
-    async fn says(&mut self) -> Vec<String> {
-        let line = tokio::time::timeout(HANG, self.lines.next_line()).await.unwrap().unwrap();
-        line.expect("it has more to say").split(' ').map(Into::into).collect()
-    }
-
-    /// Reads how a call ended: code, seconds, details.
-    async fn outcome(&mut self) -> (String, f64, String) {
-        let words = self.says().await;
-        (words[0].clone(), words[1].parse().unwrap(), words[2..].join(" "))
+        let script = root.join("tests/peers/peer.cjs");
+        Some(Peer::spawn(Command::new("node").env("NODE_PATH", packages).arg(script).args(arguments)))
     }
 
     async fn assert_outcome(&mut self, code: &str, details: &str, what: &str) {
-        let (told, _, text) = self.outcome().await;
-        assert_eq!((&*told, &*text), (code, details), "{what}");
+        let (status, _, text) = self.outcome().await;
+        assert_eq!((&*status, &*text), (code, details), "{what}");
     }
 }
 
@@ -102,8 +75,8 @@ async fn the_servers_deadline_is_the_clients_status() {
     let Some(mut peer) = Peer::start(&["call", &port, "stuck", "0"]) else { return };
     peer.assert_outcome("DEADLINE_EXCEEDED", "deadline exceeded", "stuck").await;
     let mut peer = Peer::start(&["watch", &port, "0"]).unwrap();
-    assert_eq!(peer.says().await, ["message"]);
-    peer.assert_outcome("DEADLINE_EXCEEDED", "deadline exceeded", "amidst a stream").await;
+    assert_eq!(peer.read_words().await, ["message"]);
+    peer.assert_outcome("DEADLINE_EXCEEDED", "deadline exceeded", "during a stream").await;
 }
 
 #[tokio::test]
@@ -118,7 +91,7 @@ async fn a_service_that_stops_is_unavailable_for_the_client() {
         let Some(mut peer) = Peer::start(&call) else { return };
         contexts.recv().await.unwrap();
         if name == "watch" {
-            assert_eq!(peer.says().await, ["message"]);
+            assert_eq!(peer.read_words().await, ["message"]);
         }
         service.cancel_with("secret");
         peer.assert_outcome("UNAVAILABLE", "service stopping", name).await;
@@ -140,50 +113,50 @@ async fn a_cancel_of_the_client_ends_the_handler() {
 
 // grpc-js as a server.
 
-async fn their_server() -> Option<(Peer, std::net::SocketAddr)> {
+async fn peer_server() -> Option<(Peer, std::net::SocketAddr)> {
     let mut peer = Peer::start(&["server"])?;
-    let port: u16 = peer.says().await[1].parse().unwrap();
+    let port: u16 = peer.read_words().await[1].parse().unwrap();
     Some((peer, (std::net::Ipv4Addr::LOCALHOST, port).into()))
 }
 
 #[tokio::test]
 async fn the_clients_deadline_and_end_arrive_at_the_server() {
-    let Some((mut peer, at)) = their_server().await else { return };
+    let Some((mut peer, at)) = peer_server().await else { return };
     let mut health = client(at, Outbound::new());
     let ctx = Context::background().with_timeout(Duration::from_secs(20));
     let call = ctx.spawn({
         let mut health = health.clone();
-        async move { health.check(ask("stuck")).await }
+        async move { health.check(health_request("stuck")).await }
     });
-    let remaining: f64 = peer.says().await[1].parse().unwrap();
+    let remaining: f64 = peer.read_words().await[1].parse().unwrap();
     assert!((10.0..=20.0).contains(&remaining), "{remaining}");
     ctx.cancel();
     assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Cancelled);
-    assert_eq!(peer.says().await, ["ended"]);
+    assert_eq!(peer.read_words().await, ["ended"]);
 
     // A stream that is held without being polled.
     let ctx = Context::background().with_cancel();
-    let mut stream = ctx.scope(health.watch(ask(""))).await.unwrap().into_inner();
-    assert_eq!(peer.says().await, ["remaining", "none"]);
+    let mut stream = ctx.scope(health.watch(health_request(""))).await.unwrap().into_inner();
+    assert_eq!(peer.read_words().await, ["remaining", "none"]);
     assert!(stream.message().await.unwrap().is_some());
     ctx.cancel();
-    assert_eq!(peer.says().await, ["ended"]);
+    assert_eq!(peer.read_words().await, ["ended"]);
     assert_eq!(stream.message().await.unwrap_err().code(), Code::Cancelled);
 }
 
 #[tokio::test]
 async fn the_clients_end_resets_an_open_request() {
-    let Some((mut peer, at)) = their_server().await else { return };
+    let Some((mut peer, at)) = peer_server().await else { return };
     for held in [true, false] {
         let ctx = Context::background().with_cancel();
-        let (send, mut heard) = ctx.scope(chat(at)).await.unwrap();
-        assert_eq!(peer.says().await, ["remaining", "none"]);
+        let (send, mut replies) = ctx.scope(chat(at)).await.unwrap();
+        assert_eq!(peer.read_words().await, ["remaining", "none"]);
         ctx.cancel();
         if !held {
-            assert_eq!(heard.message().await.unwrap_err().code(), Code::Cancelled);
+            assert_eq!(replies.message().await.unwrap_err().code(), Code::Cancelled);
         }
-        assert_eq!(peer.says().await, ["ended"]);
-        drop((send, heard));
+        assert_eq!(peer.read_words().await, ["ended"]);
+        drop((send, replies));
     }
 }
 
@@ -201,7 +174,10 @@ const CONNECT: [(&str, &str); 7] = [
 ];
 
 /// A server of all these protocols. `Check` never responds, or returns its context's error. `Watch` sends one message.
-async fn by_hand(layer: ServerLayer, passes: bool) -> (Server, mpsc::UnboundedReceiver<Context>) {
+async fn serve_all_protocols(
+    layer: ServerLayer,
+    passes: bool,
+) -> (Server, mpsc::UnboundedReceiver<Context>) {
     let (seen, contexts) = mpsc::unbounded_channel();
     let service = service_fn(move |request: Request<Incoming>| {
         let (ctx, seen) = (Context::current(), seen.clone());
@@ -241,13 +217,13 @@ impl Peer {
 #[tokio::test]
 async fn a_late_call_is_deadline_exceeded_in_each_protocol() {
     let layer = ServerLayer::new(Context::background(), Inbound::new().max_budget(ms(300)));
-    let (server, _contexts) = by_hand(layer, false).await;
+    let (server, _contexts) = serve_all_protocols(layer, false).await;
     let Some(mut peer) = Peer::start(&["connect"]) else { return };
     for how in CONNECT {
         for name in ["stuck", "stream"] {
             peer.connect(how, &server, name, 0).await;
             if name == "stream" {
-                assert_eq!(peer.says().await, ["message"], "{how:?}");
+                assert_eq!(peer.read_words().await, ["message"], "{how:?}");
             }
             let what = format!("{how:?} {name}");
             peer.assert_outcome("DeadlineExceeded", "deadline exceeded", &what).await;
@@ -262,11 +238,11 @@ async fn a_service_that_stops_is_unavailable_in_each_protocol() {
         for (name, passes) in [("stuck", false), ("asleep", true), ("stream", false)] {
             let service = Context::background().with_cancel();
             let layer = ServerLayer::new(service.clone(), Inbound::new());
-            let (server, mut contexts) = by_hand(layer, passes).await;
+            let (server, mut contexts) = serve_all_protocols(layer, passes).await;
             peer.connect(how, &server, name, 0).await;
             contexts.recv().await.unwrap();
             if name == "stream" {
-                assert_eq!(peer.says().await, ["message"], "{how:?}");
+                assert_eq!(peer.read_words().await, ["message"], "{how:?}");
             }
             service.cancel_with("secret");
             peer.assert_outcome("Unavailable", "service stopping", &format!("{how:?} {name}")).await;
@@ -278,7 +254,7 @@ async fn a_service_that_stops_is_unavailable_in_each_protocol() {
 #[tokio::test]
 async fn the_timeout_of_the_client_applies_here() {
     let layer = ServerLayer::new(Context::background(), Inbound::new());
-    let (server, mut contexts) = by_hand(layer, false).await;
+    let (server, mut contexts) = serve_all_protocols(layer, false).await;
     let Some(mut peer) = Peer::start(&["connect"]) else { return };
     for how in CONNECT {
         for name in ["stuck", "stream"] {
@@ -286,7 +262,7 @@ async fn the_timeout_of_the_client_applies_here() {
             let ctx = contexts.recv().await.unwrap();
             assert!(ctx.remaining().unwrap() <= ms(700), "{how:?}: {ctx:?}");
             if name == "stream" {
-                assert_eq!(peer.says().await, ["message"]);
+                assert_eq!(peer.read_words().await, ["message"]);
             }
             assert_eq!(peer.outcome().await.0, "DeadlineExceeded", "{how:?} {name}");
             eventually("the context ends", || ctx.is_done()).await;

@@ -43,7 +43,7 @@ use tower::util::BoxCloneService;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 use common::{LONG, ms};
-use grpc::{SERVING, ask, channel, finishing, serving};
+use grpc::{SERVING, channel, finishing, health_request, serving};
 use wire::{Version, eventually, serve};
 
 // The time when a request is sent.
@@ -80,7 +80,7 @@ type Channel = BoxCloneService<Request<Body>, Response<ClientBody<Incoming>>, St
 type Client = Pin<Box<dyn Future<Output = Result<(), tonic::Status>> + Send>>;
 
 /// Calls once for each name, with the context `ctx`, over a channel that takes `after` to connect.
-fn ask_all(
+fn check_all(
     ctx: &Context,
     at: SocketAddr,
     after: Duration,
@@ -105,7 +105,7 @@ fn ask_all(
         .map(|name| {
             let mut client = HealthClient::with_origin(channel.clone(), origin.clone());
             let name = *name;
-            ctx.spawn(async move { client.check(ask(name)).await })
+            ctx.spawn(async move { client.check(health_request(name)).await })
         })
         .collect();
     Box::pin(async {
@@ -117,12 +117,12 @@ fn ask_all(
 }
 
 /// A server that reports the timeouts that it received.
-async fn telling() -> (SocketAddr, mpsc::UnboundedReceiver<Duration>) {
-    let (tell, told) = mpsc::unbounded_channel();
+async fn serve_timeouts() -> (SocketAddr, mpsc::UnboundedReceiver<Duration>) {
+    let (sender, timeouts) = mpsc::unbounded_channel();
     let (at, _contexts) = serving(None).await;
     let behind = wire::client::<Incoming>(Version::Http2);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        tell.send(DeadlineHeader::Grpc.read(request.headers()).unwrap().unwrap()).unwrap();
+        sender.send(DeadlineHeader::Grpc.read(request.headers()).unwrap().unwrap()).unwrap();
         let path = request.uri().path_and_query().unwrap().clone();
         *request.uri_mut() = format!("http://{at}{path}").parse().unwrap();
         behind.request(request)
@@ -131,35 +131,35 @@ async fn telling() -> (SocketAddr, mpsc::UnboundedReceiver<Duration>) {
     let at = server.at;
     // The server runs as long as the test.
     std::mem::forget((server, _contexts));
-    (at, told)
+    (at, timeouts)
 }
 
 #[tokio::test]
 async fn the_time_that_connecting_takes_is_subtracted_for_each_call() {
-    let (at, mut told) = telling().await;
+    let (at, mut timeouts) = serve_timeouts().await;
     let ctx = Context::background().with_timeout(LONG);
-    ask_all(&ctx, at, ms(700), Outbound::new(), &["a", "b", "c"]).await.unwrap();
+    check_all(&ctx, at, ms(700), Outbound::new(), &["a", "b", "c"]).await.unwrap();
     for _ in 0..3 {
-        let told = told.recv().await.unwrap();
-        assert!(told <= LONG - ms(700), "{told:?} of {LONG:?}");
+        let timeout = timeouts.recv().await.unwrap();
+        assert!(timeout <= LONG - ms(700), "{timeout:?} of {LONG:?}");
     }
 }
 
 #[tokio::test]
 async fn a_call_that_waits_for_a_connection_ends_with_its_context() {
-    let (at, mut told) = telling().await;
+    let (at, mut timeouts) = serve_timeouts().await;
     let ctx = Context::background().with_timeout(ms(100));
-    let status = ask_all(&ctx, at, ms(300), Outbound::new(), &["a"]).await.unwrap_err();
+    let status = check_all(&ctx, at, ms(300), Outbound::new(), &["a"]).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
     tokio::time::sleep(ms(400)).await;
-    assert!(told.try_recv().is_err());
+    assert!(timeouts.try_recv().is_err());
 
     // The context has not ended, but not more than the margin remains. The error is a gRPC status.
     let ctx = Context::background().with_timeout(LONG);
     let status =
-        ask_all(&ctx, at, ms(200), Outbound::new().margin(LONG - ms(100)), &["a"]).await.unwrap_err();
+        check_all(&ctx, at, ms(200), Outbound::new().margin(LONG - ms(100)), &["a"]).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
-    assert!(told.try_recv().is_err());
+    assert!(timeouts.try_recv().is_err());
 }
 
 /// An HTTP/1 connection of hyper as a service.
@@ -182,12 +182,12 @@ impl Service<Request<Empty<Bytes>>> for Http1 {
 /// With the pool of hyper-util, the layer is applied to each connection, and the time of waiting for one is subtracted.
 #[tokio::test]
 async fn the_time_that_a_call_waits_in_a_pool_is_subtracted() {
-    let (tell, mut told) = mpsc::unbounded_channel();
-    let far_side = service_fn(move |request: Request<Incoming>| {
-        tell.send(DeadlineHeader::Grpc.read(request.headers()).unwrap().unwrap()).unwrap();
+    let (sender, mut timeouts) = mpsc::unbounded_channel();
+    let remote_server = service_fn(move |request: Request<Incoming>| {
+        sender.send(DeadlineHeader::Grpc.read(request.headers()).unwrap().unwrap()).unwrap();
         std::future::ready(Ok::<_, BoxError>(Response::new(Full::<Bytes>::from("done"))))
     });
-    let server = serve(Version::Http1, far_side).await;
+    let server = serve(Version::Http1, remote_server).await;
     let (upper, lower) = ClientLayer::new(Outbound::new()).split();
     let connects = Arc::new(AtomicUsize::new(0));
     let counts = connects.clone();
@@ -210,11 +210,11 @@ async fn the_time_that_a_call_waits_in_a_pool_is_subtracted() {
     let ctx = Context::background().with_timeout(LONG);
     for _ in 0..3 {
         let mut request = Request::new(Empty::new());
-        request.headers_mut().insert("host", "far.side".parse().unwrap());
+        request.headers_mut().insert("host", "server.test".parse().unwrap());
         let answer = ctx.scope(client.clone().oneshot(request)).await.unwrap();
         assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "done");
-        let told = told.recv().await.unwrap();
-        assert!(told <= LONG - ms(700), "{told:?} of {LONG:?}");
+        let timeout = timeouts.recv().await.unwrap();
+        assert!(timeout <= LONG - ms(700), "{timeout:?} of {LONG:?}");
     }
     assert_eq!(connects.load(Ordering::SeqCst), 1, "the connection is kept");
 }
@@ -233,16 +233,20 @@ async fn a_refused_call_that_is_held_blocks_no_other() {
         Request::post(format!("http://{at}/")).extension(over.clone()).body(Body::empty()).unwrap();
     let call = kept.ready().await.unwrap().call(refused);
     let mut client = HealthClient::new(service.clone());
-    let answer =
-        Context::background().within(LONG, async |_| client.check(ask("")).await).await.unwrap();
+    let answer = Context::background()
+        .within(LONG, async |_| client.check(health_request("")).await)
+        .await
+        .unwrap();
     assert_eq!(answer.unwrap().into_inner(), SERVING);
     assert!(call.await.is_err());
 
     // The same with tonic's client, which keeps the service that it made ready.
     let mut refused = HealthClient::new(service);
-    assert!(over.scope(refused.check(ask(""))).await.is_err());
-    let answer =
-        Context::background().within(LONG, async |_| client.check(ask("")).await).await.unwrap();
+    assert!(over.scope(refused.check(health_request(""))).await.is_err());
+    let answer = Context::background()
+        .within(LONG, async |_| client.check(health_request("")).await)
+        .await
+        .unwrap();
     assert_eq!(answer.unwrap().into_inner(), SERVING);
 }
 
@@ -252,11 +256,11 @@ async fn a_refused_call_that_is_held_blocks_no_other() {
 async fn handlers_of_tonic_finish_after_the_caller_has_left() {
     let (at, mut contexts) = finishing(Inbound::new().max_budget(ms(1_500))).await;
     let mut client = HealthClient::new(channel(at));
-    assert_eq!(client.check(ask("")).await.unwrap().into_inner(), SERVING);
+    assert_eq!(client.check(health_request("")).await.unwrap().into_inner(), SERVING);
     let answered = contexts.recv().await.unwrap();
     eventually("the answer ends it", || answered.is_done()).await;
 
-    let call = tokio::spawn(async move { client.check(ask("stuck")).await.map(drop) });
+    let call = tokio::spawn(async move { client.check(health_request("stuck")).await.map(drop) });
     let ctx = contexts.recv().await.unwrap();
     call.abort();
     assert!(call.await.is_err_and(|gone| gone.is_cancelled()));
@@ -264,11 +268,11 @@ async fn handlers_of_tonic_finish_after_the_caller_has_left() {
     assert!(ctx.done().await.is_deadline_exceeded());
 
     // A caller that stays receives the status.
-    let status = HealthClient::new(channel(at)).check(ask("late")).await.unwrap_err();
+    let status = HealthClient::new(channel(at)).check(health_request("late")).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
     // A stream continues as long as it has a reader.
     let mut client = HealthClient::new(channel(at));
-    let mut stream = client.watch(ask("")).await.unwrap().into_inner();
+    let mut stream = client.watch(health_request("")).await.unwrap().into_inner();
     assert_eq!(stream.message().await.unwrap(), Some(SERVING));
     contexts.recv().await.unwrap();
     let ctx = contexts.recv().await.unwrap();
@@ -336,22 +340,22 @@ fn baggage_of_opentelemetry_is_read_here() {
 /// The carriers of OpenTelemetry are adapted by one closure for each direction.
 #[test]
 fn injectors_and_extractors_are_carriers() {
-    fn tell(ctx: &Context, injector: &mut dyn Injector) {
+    fn inject(ctx: &Context, injector: &mut dyn Injector) {
         let mut carrier = set_with(|key, value| {
             injector.set(key, value.to_owned());
             Ok(())
         });
         ctx.inject_with(&mut carrier, &outbound()).unwrap();
     }
-    fn hear(extractor: &dyn Extractor) -> tokio_ctx::CancelScope {
+    fn extract(extractor: &dyn Extractor) -> tokio_ctx::CancelScope {
         Context::background().extract(&get_with(|key| extractor.get(key)), &inbound()).unwrap()
     }
     let ctx = Context::background().with_timeout(LONG).with_value(UserId(ODD.into()));
     let mut map = HashMap::new();
-    tell(&ctx, &mut map);
+    inject(&ctx, &mut map);
     let mut headers = HeaderMap::new();
-    tell(&ctx, &mut HeaderInjector(&mut headers));
-    for there in [hear(&map), hear(&HeaderExtractor(&headers))] {
+    inject(&ctx, &mut HeaderInjector(&mut headers));
+    for there in [extract(&map), extract(&HeaderExtractor(&headers))] {
         assert!(there.remaining().unwrap() <= LONG);
         assert_eq!(there.value::<UserId>().unwrap().0, ODD);
     }
@@ -362,11 +366,11 @@ fn injectors_and_extractors_are_carriers() {
 /// The headers of an untrusted client are not forwarded, with servers and clients on sockets.
 #[tokio::test]
 async fn an_edge_forwards_only_its_own_headers() {
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (sender, mut received) = mpsc::unbounded_channel();
     let behind = serve(
         Version::Http1,
         service_fn(move |request: Request<Incoming>| {
-            tell.send(request.headers().clone()).unwrap();
+            sender.send(request.headers().clone()).unwrap();
             std::future::ready(Ok::<_, BoxError>(Response::new(
                 http_body_util::Empty::<bytes::Bytes>::new(),
             )))
@@ -376,24 +380,24 @@ async fn an_edge_forwards_only_its_own_headers() {
     let at = behind.at;
     let onward = ClientLayer::new(outbound().sanitize()).layer(wire::client::<Incoming>(Version::Http1));
     let passed = Arc::new(AtomicBool::new(false));
-    let note = passed.clone();
+    let forwarded = passed.clone();
     let proxy = service_fn(move |mut request: Request<Incoming>| {
         *request.uri_mut() = format!("http://{at}/").parse().unwrap();
-        note.store(true, Ordering::SeqCst);
+        forwarded.store(true, Ordering::SeqCst);
         onward.clone().oneshot(request)
     });
     let edge = Inbound::new().untrusted().max_budget(LONG);
     let edge = serve(Version::Http1, ServerLayer::new(Context::background(), edge).layer(proxy)).await;
-    let strange = [
+    let untrusted = [
         ("grpc-timeout", "1n"),
         ("connect-timeout-ms", "1"),
         ("x-envoy-upstream-rq-timeout-ms", "0"),
         ("baggage", "userId=eve"),
         ("x-request-id", "7"),
     ];
-    assert_eq!(edge.send("/", &strange).await.unwrap().status, 200);
+    assert_eq!(edge.send("/", &untrusted).await.unwrap().status, 200);
     eventually("it is passed on", || passed.load(Ordering::SeqCst)).await;
-    let headers = told.recv().await.unwrap();
+    let headers = received.recv().await.unwrap();
     assert_eq!(headers["x-request-id"], "7");
     for name in ["connect-timeout-ms", "x-envoy-upstream-rq-timeout-ms", "baggage"] {
         assert!(!headers.contains_key(name), "{name}");

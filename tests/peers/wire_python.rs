@@ -5,29 +5,23 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod grpc;
+mod peer;
 #[path = "../wire/mod.rs"]
 mod wire;
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
 use tokio_ctx::wire::{Budget, Inbound, Outbound, RequestEnd, ServerLayer, StatusExt};
 use tokio_ctx::{Context, ErrorKind};
 use tonic::Code;
 
-use common::{HANG, ended, ms};
-use grpc::{ask, chat, client, serving, serving_under};
+use common::{ended, ms};
+use grpc::{chat, client, health_request, serving, serving_under};
+use peer::Peer;
 use wire::eventually;
-
-/// A Python process, which is killed when dropped.
-struct Peer {
-    lines: Lines<BufReader<ChildStdout>>,
-    stdin: ChildStdin,
-    _child: Child,
-}
 
 impl Peer {
     /// Returns `None` if the environment does not exist.
@@ -38,28 +32,8 @@ impl Peer {
             eprintln!("skipped: no Python with grpcio; .ci/python-peers makes one");
             return None;
         }
-        let mut child = Command::new(python)
-            .arg(root.join("tests/peers/peer.py"))
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Some(Peer { lines, stdin: child.stdin.take().unwrap(), _child: child })
-    }
-
-    /// Reads the words of the next line of its output.
-    async fn says(&mut self) -> Vec<String> {
-        let line = tokio::time::timeout(HANG, self.lines.next_line()).await.unwrap().unwrap();
-        line.expect("it has more to say").split(' ').map(Into::into).collect()
-    }
-
-    /// Reads how a call ended: code, seconds, details.
-    async fn outcome(&mut self) -> (String, f64, String) {
-        let words = self.says().await;
-        (words[0].clone(), words[1].parse().unwrap(), words[2..].join(" "))
+        let script = root.join("tests/peers/peer.py");
+        Some(Peer::spawn(Command::new(python).arg(script).args(arguments)))
     }
 }
 
@@ -97,7 +71,7 @@ async fn the_servers_deadline_is_the_clients_status() {
 
     // During a stream, after a message.
     let mut peer = Peer::start(&["watch", &port, "0"]).unwrap();
-    assert_eq!(peer.says().await, ["message"]);
+    assert_eq!(peer.read_words().await, ["message"]);
     let (code, _, details) = peer.outcome().await;
     assert_eq!((&*code, &*details), ("DEADLINE_EXCEEDED", "deadline exceeded"));
 }
@@ -115,7 +89,7 @@ async fn a_service_that_stops_is_unavailable_for_the_client() {
         let Some(mut peer) = Peer::start(&call) else { return };
         contexts.recv().await.unwrap();
         if name == "watch" {
-            assert_eq!(peer.says().await, ["message"]);
+            assert_eq!(peer.read_words().await, ["message"]);
         }
         service.cancel_with("secret");
         let (code, _, details) = peer.outcome().await;
@@ -137,7 +111,7 @@ async fn a_cancel_of_the_client_ends_the_handler() {
 
     // A stream whose process ends.
     let mut peer = Peer::start(&["watch", &port, "0"]).unwrap();
-    assert_eq!(peer.says().await, ["message"]);
+    assert_eq!(peer.read_words().await, ["message"]);
     let ctx = contexts.recv().await.unwrap();
     assert!(!ctx.is_done());
     drop(peer);
@@ -147,78 +121,78 @@ async fn a_cancel_of_the_client_ends_the_handler() {
 
 // Python as the server.
 
-async fn their_server() -> Option<(Peer, std::net::SocketAddr)> {
+async fn peer_server() -> Option<(Peer, std::net::SocketAddr)> {
     let mut peer = Peer::start(&["server"])?;
-    let port: u16 = peer.says().await[1].parse().unwrap();
+    let port: u16 = peer.read_words().await[1].parse().unwrap();
     Some((peer, (std::net::Ipv4Addr::LOCALHOST, port).into()))
 }
 
 #[tokio::test]
 async fn the_clients_deadline_arrives_at_the_server() {
-    let Some((mut peer, at)) = their_server().await else { return };
+    let Some((mut peer, at)) = peer_server().await else { return };
     let mut health = client(at, Outbound::new());
-    health.check(ask("")).await.unwrap();
-    assert_eq!(peer.says().await, ["remaining", "none"]);
+    health.check(health_request("")).await.unwrap();
+    assert_eq!(peer.read_words().await, ["remaining", "none"]);
 
     let ctx = Context::background().with_timeout(Duration::from_secs(20));
-    ctx.scope(health.check(ask(""))).await.unwrap();
-    let remaining: f64 = peer.says().await[1].parse().unwrap();
+    ctx.scope(health.check(health_request(""))).await.unwrap();
+    let remaining: f64 = peer.read_words().await[1].parse().unwrap();
     assert!((10.0..=20.0).contains(&remaining), "{remaining}");
 
     let mut with_margin = client(at, Outbound::new().margin(Duration::from_secs(15)));
-    ctx.scope(with_margin.check(ask(""))).await.unwrap();
-    let remaining: f64 = peer.says().await[1].parse().unwrap();
+    ctx.scope(with_margin.check(health_request(""))).await.unwrap();
+    let remaining: f64 = peer.read_words().await[1].parse().unwrap();
     assert!(remaining <= 5.0, "{remaining}");
 }
 
 #[tokio::test]
 async fn the_clients_end_ends_the_call_at_the_server() {
-    let Some((mut peer, at)) = their_server().await else { return };
+    let Some((mut peer, at)) = peer_server().await else { return };
     let mut health = client(at, Outbound::new());
     let ctx = Context::background().with_cancel();
     let call = ctx.spawn({
         let mut health = health.clone();
-        async move { health.check(ask("stuck")).await }
+        async move { health.check(health_request("stuck")).await }
     });
-    assert_eq!(peer.says().await[0], "remaining");
+    assert_eq!(peer.read_words().await[0], "remaining");
     ctx.cancel();
     assert_eq!(call.await.unwrap().unwrap_err().code(), Code::Cancelled);
-    assert_eq!(peer.says().await, ["ended"]);
+    assert_eq!(peer.read_words().await, ["ended"]);
 
     let ctx = Context::background().with_timeout(ms(2000));
-    let status = ctx.scope(health.check(ask("stuck"))).await.unwrap_err();
+    let status = ctx.scope(health.check(health_request("stuck"))).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
-    assert_eq!(peer.says().await[0], "remaining");
-    assert_eq!(peer.says().await, ["ended"]);
+    assert_eq!(peer.read_words().await[0], "remaining");
+    assert_eq!(peer.read_words().await, ["ended"]);
 
     let ctx = Context::background().with_cancel();
-    let mut stream = ctx.scope(health.watch(ask(""))).await.unwrap().into_inner();
+    let mut stream = ctx.scope(health.watch(health_request(""))).await.unwrap().into_inner();
     assert!(stream.message().await.unwrap().is_some());
     ctx.cancel();
     assert_eq!(stream.message().await.unwrap_err().code(), Code::Cancelled);
-    assert_eq!(peer.says().await, ["ended"]);
+    assert_eq!(peer.read_words().await, ["ended"]);
 }
 
 #[tokio::test]
 async fn the_clients_end_resets_an_open_request() {
-    let Some((mut peer, at)) = their_server().await else { return };
+    let Some((mut peer, at)) = peer_server().await else { return };
     for held in [true, false] {
         let ctx = Context::background().with_cancel();
-        let (send, mut heard) = ctx.scope(chat(at)).await.unwrap();
-        assert_eq!(peer.says().await, ["chat"]);
+        let (send, mut replies) = ctx.scope(chat(at)).await.unwrap();
+        assert_eq!(peer.read_words().await, ["chat"]);
         ctx.cancel();
         if !held {
-            assert_eq!(heard.message().await.unwrap_err().code(), Code::Cancelled);
+            assert_eq!(replies.message().await.unwrap_err().code(), Code::Cancelled);
         }
-        assert_eq!(peer.says().await, ["ended"]);
-        drop((send, heard));
+        assert_eq!(peer.read_words().await, ["ended"]);
+        drop((send, replies));
     }
 }
 
 #[tokio::test]
 async fn the_servers_status_is_an_error_of_a_context() {
-    let Some((_peer, at)) = their_server().await else { return };
-    let status = client(at, Outbound::new()).check(ask("late")).await.unwrap_err();
+    let Some((_peer, at)) = peer_server().await else { return };
+    let status = client(at, Outbound::new()).check(health_request("late")).await.unwrap_err();
     let error = status.context_error().unwrap();
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
     assert!(error.to_string().ends_with("too slow for me\""), "{error}");

@@ -20,11 +20,15 @@ use tonic::{Code, Status};
 use tonic_health::pb::health_client::HealthClient;
 
 use common::{LONG, ended, ms};
-use grpc::{SERVING, ask, channel, client, serving, serving_under};
+use grpc::{SERVING, channel, client, health_request, serving, serving_under};
 use wire::eventually;
 
-/// Reads the status of the server, without a client that has a timer.
-async fn told(at: SocketAddr, timeout: &str) -> (u16, Option<String>, Option<String>, Duration) {
+/// Makes a call through a client that has no timer, and returns the HTTP status, the gRPC status, its message and the
+/// duration.
+async fn call_without_timer(
+    at: SocketAddr,
+    timeout: &str,
+) -> (u16, Option<String>, Option<String>, Duration) {
     let client = wire::client::<Full<Bytes>>(wire::Version::Http2);
     let message: &'static [u8] = b"\0\0\0\0\x07\x0a\x05stuck";
     let request = HttpRequest::post(format!("http://{at}/grpc.health.v1.Health/Check"))
@@ -43,7 +47,7 @@ async fn told(at: SocketAddr, timeout: &str) -> (u16, Option<String>, Option<Str
 async fn the_deadline_is_reported_before_tonics_own_timer() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     for millis in [20, 37, 51, 64, 99, 100] {
-        let (status, code, message, took) = told(at, &format!("{millis}m")).await;
+        let (status, code, message, took) = call_without_timer(at, &format!("{millis}m")).await;
         assert_eq!((status, code.as_deref()), (200, Some("4")), "{millis} ms");
         assert_eq!(message.as_deref(), Some("deadline exceeded"));
         assert!(took >= ms(millis) * 7 / 8 - ms(1), "{took:?} of {millis} ms");
@@ -59,7 +63,7 @@ async fn a_handler_sees_the_callers_deadline() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     let ctx = Context::background().with_timeout(LONG);
     let mut client = client(at, Outbound::new());
-    ctx.scope(client.check(ask("anything"))).await.unwrap();
+    ctx.scope(client.check(health_request("anything"))).await.unwrap();
     let seen = contexts.recv().await.unwrap();
     let (here, there) = (ctx.deadline().unwrap(), seen.deadline().unwrap());
     assert!(there <= here + ms(1000) && here <= there + ms(10_000));
@@ -71,13 +75,14 @@ async fn a_handler_sees_the_callers_deadline() {
 async fn the_callers_end_is_a_status_for_it_and_a_drop_for_the_server() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     let ctx = Context::background().with_cancel();
-    let call = ctx.spawn(async move { client(at, Outbound::new()).check(ask("stuck")).await });
+    let call =
+        ctx.spawn(async move { client(at, Outbound::new()).check(health_request("stuck")).await });
     let seen = contexts.recv().await.unwrap();
     ctx.cancel_with("enough");
     let status = call.await.unwrap().unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::Cancelled, "request canceled"));
     common::assert_same(&status.context_error().unwrap(), &ended(&ctx));
-    eventually("the far side learns of it", || seen.is_done()).await;
+    eventually("the server observes the end", || seen.is_done()).await;
     assert_eq!(ended(&seen).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
 }
 
@@ -91,7 +96,7 @@ async fn the_callers_deadline_is_reported_whichever_timer_fires_first() {
         for _ in 0..5 {
             let ctx = Context::background().with_timeout(ms(80));
             let mut client = client(at, Outbound::new().margin(ms(margin)));
-            let status = ctx.scope(client.check(ask("stuck"))).await.unwrap_err();
+            let status = ctx.scope(client.check(health_request("stuck"))).await.unwrap_err();
             assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
             assert_eq!(status.context_error().unwrap().kind(), ErrorKind::DeadlineExceeded);
         }
@@ -103,7 +108,7 @@ async fn a_context_that_has_ended_sends_no_call() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     let ctx = Context::background().with_cancel();
     ctx.cancel();
-    let status = ctx.scope(client(at, Outbound::new()).check(ask(""))).await.unwrap_err();
+    let status = ctx.scope(client(at, Outbound::new()).check(health_request(""))).await.unwrap_err();
     assert_eq!(status.code(), Code::Cancelled);
     assert!(contexts.try_recv().is_err());
 }
@@ -113,7 +118,7 @@ async fn a_stream_ends_with_the_callers_context() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     let ctx = Context::background().with_cancel();
     let mut client = client(at, Outbound::new());
-    let mut stream = ctx.scope(client.watch(ask(""))).await.unwrap().into_inner();
+    let mut stream = ctx.scope(client.watch(health_request(""))).await.unwrap().into_inner();
     assert_eq!(stream.message().await.unwrap(), Some(SERVING));
     let seen = contexts.recv().await.unwrap();
     assert!(!seen.is_done());
@@ -121,7 +126,7 @@ async fn a_stream_ends_with_the_callers_context() {
     let status = stream.message().await.unwrap_err();
     assert_eq!(status.code(), Code::Cancelled);
     common::assert_same(&status.context_error().unwrap(), &ended(&ctx));
-    eventually("the far side learns of it", || seen.is_done()).await;
+    eventually("the server observes the end", || seen.is_done()).await;
     assert_eq!(ended(&seen).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
 }
 
@@ -129,7 +134,7 @@ async fn a_stream_ends_with_the_callers_context() {
 async fn a_stream_ends_with_the_servers_budget() {
     let (at, mut contexts) = serving(Some(Inbound::new().max_budget(ms(1000)))).await;
     let mut client = HealthClient::new(channel(at));
-    let mut stream = client.watch(ask("")).await.unwrap().into_inner();
+    let mut stream = client.watch(health_request("")).await.unwrap().into_inner();
     assert_eq!(stream.message().await.unwrap(), Some(SERVING));
     let status = stream.message().await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "deadline exceeded"));
@@ -156,7 +161,7 @@ async fn tonics_own_timer_is_not_reported_as_the_client() {
             .add_service(stub)
             .serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener)),
     );
-    let status = HealthClient::new(channel(at)).check(ask("stuck")).await.unwrap_err();
+    let status = HealthClient::new(channel(at)).check(health_request("stuck")).await.unwrap_err();
     assert_eq!(status.code(), Code::Cancelled, "tonic's own words");
     let seen = contexts.recv().await.unwrap();
     assert_eq!(ended(&seen).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
@@ -169,7 +174,10 @@ async fn a_service_that_stops_is_unavailable() {
         let service = Context::background().with_cancel();
         let layer = ServerLayer::new(service.clone(), Inbound::new());
         let (at, mut contexts) = serving_under(Some(layer)).await;
-        let call = tokio::spawn(async move { HealthClient::new(channel(at)).check(ask(name)).await });
+        let call =
+            tokio::spawn(
+                async move { HealthClient::new(channel(at)).check(health_request(name)).await },
+            );
         contexts.recv().await.unwrap();
         service.cancel_with("secret");
         let status = call.await.unwrap().unwrap_err();
@@ -182,23 +190,23 @@ async fn a_service_that_stops_is_unavailable() {
 #[tokio::test]
 async fn a_status_from_a_handler_is_sent_without_its_origin() {
     let (at, _contexts) = serving(Some(Inbound::new())).await;
-    let status = HealthClient::new(channel(at)).check(ask("late")).await.unwrap_err();
+    let status = HealthClient::new(channel(at)).check(health_request("late")).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "deadline exceeded"));
     assert!(!format!("{status:?}").contains(".rs"), "{status:?}");
     assert!(status.details().is_empty() && status.source().is_none());
 }
 
 #[tokio::test]
-async fn by_hand_without_layers() {
+async fn calls_without_layers() {
     let (at, mut contexts) = serving(Some(Inbound::new())).await;
     let mut client = HealthClient::new(channel(at));
     let ctx = Context::background().with_timeout(LONG);
-    let request = ctx.to_request(ask("anything")).unwrap();
+    let request = ctx.to_request(health_request("anything")).unwrap();
     let answer = ctx.try_run(client.check(request)).await.unwrap();
     assert_eq!(answer.into_inner(), SERVING);
     assert!(contexts.recv().await.unwrap().deadline().is_some());
 
-    let request = ctx.to_request(ask("stuck")).unwrap();
+    let request = ctx.to_request(health_request("stuck")).unwrap();
     let call = ctx.try_run(client.check(request));
     let (status, seen) = tokio::join!(call, async {
         let seen = contexts.recv().await.unwrap();
@@ -207,8 +215,8 @@ async fn by_hand_without_layers() {
     });
     let status: Status = status.unwrap_err();
     assert_eq!(status.code(), Code::Cancelled);
-    eventually("the far side learns of it", || seen.is_done()).await;
-    assert!(ctx.to_request(ask("anything")).is_err());
+    eventually("the server observes the end", || seen.is_done()).await;
+    assert!(ctx.to_request(health_request("anything")).is_err());
 }
 
 #[test]

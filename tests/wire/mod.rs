@@ -154,7 +154,7 @@ pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// A server that reports its contexts, never responds to `/wait`, and never ends `/stream`.
-pub async fn far_side(version: Version) -> (Server, mpsc::UnboundedReceiver<Context>) {
+pub async fn remote_server(version: Version) -> (Server, mpsc::UnboundedReceiver<Context>) {
     let (seen, contexts) = mpsc::unbounded_channel();
     let service = service_fn(move |request: Request<Incoming>| {
         let ctx = Context::current();
@@ -173,8 +173,8 @@ pub async fn far_side(version: Version) -> (Server, mpsc::UnboundedReceiver<Cont
     (serve(version, layer.layer(service)).await, contexts)
 }
 
-pub async fn assert_left(ctx: &Context) {
-    eventually("the far side learns of it", || ctx.is_done()).await;
+pub async fn assert_client_disconnected(ctx: &Context) {
+    eventually("the server observes the end", || ctx.is_done()).await;
     assert_eq!(ended(ctx).cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
 }
 

@@ -1,4 +1,4 @@
-//! A recipe to copy: queries of SQLite that end with their context.
+//! A recipe to copy: SQLite queries that end with their context.
 //!
 //! SQLite runs on a thread, which a future cannot stop. On that thread the query's context is the current one, and SQLite
 //! checks it: in the progress handler, after a number of steps, and in the busy handler, while it waits for a lock. In

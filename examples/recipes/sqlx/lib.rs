@@ -1,4 +1,4 @@
-//! A recipe to copy: queries of PostgreSQL with sqlx and its pool, which end with their context, at the server as well.
+//! A recipe to copy: PostgreSQL queries with sqlx and its pool that end with their context, on the server as well.
 //!
 //! sqlx has no cancel token. The query is canceled by `pg_cancel_backend`, over a separate connection, because the pool may
 //! be full of queries that have to be canceled. That connection uses the options of the pool, including TLS.
@@ -102,10 +102,10 @@ where
 async fn lend(ctx: &Context, pool: &PgPool) -> Result<Lent, Error> {
     let connection = ctx.run(pool.acquire()).await??;
     let canceler = Canceler::of((*pool.connect_options()).clone(), None);
-    let asked = ctx.query(Lent { connection, canceler }, |lent| {
+    let query = ctx.query(Lent { connection, canceler }, |lent| {
         Box::pin(sqlx::query_as(THIS_BACKEND).fetch_one(&mut *lent.connection))
     });
-    let Outcome { result, connection, ended, .. } = asked.await;
+    let Outcome { result, connection, ended, .. } = query.await;
     let backend = Some(result??);
     match (connection, ended) {
         (Some(mut lent), None) => {
@@ -122,14 +122,14 @@ pub fn committed(answer: Result<(), sqlx::Error>) -> Result<(), Error> {
     answer.map_err(|error| {
         let code = error.as_database_error().and_then(|error| error.code());
         match code.as_deref() {
-            Some(code) if !leaves_open(code) => Error::Sqlx(error),
+            Some(code) if !leaves_outcome_unknown(code) => Error::Sqlx(error),
             _ => Error::CommitUnknown(error),
         }
     })
 }
 
 /// Returns whether the server is shutting down, the connection is lost, or the server itself does not know.
-fn leaves_open(code: &str) -> bool {
+fn leaves_outcome_unknown(code: &str) -> bool {
     code.starts_with("57P") || code.starts_with("08") || code == "40003"
 }
 
@@ -170,7 +170,7 @@ impl fmt::Display for Error {
             Error::Stopped(_) => f.write_str("stopped"),
             Error::Sqlx(_) => f.write_str("query failed"),
             Error::CommitUnknown(_) => {
-                f.write_str("connection lost amid the commit, which may have happened")
+                f.write_str("connection lost during the commit, which may have taken effect")
             }
         }
     }

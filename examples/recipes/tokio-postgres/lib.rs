@@ -1,4 +1,4 @@
-//! A recipe to copy: queries of PostgreSQL with tokio-postgres, which end with their context, at the server as well.
+//! A recipe to copy: PostgreSQL queries with tokio-postgres that end with their context, on the server as well.
 //!
 //! [`Link`] is a connection that can be canceled. [`Lent`] gives one caller at a time access to it. The recipe `pool` has
 //! several connections.
@@ -211,13 +211,13 @@ impl<T: Tls> Database<T> {
 /// took effect.
 pub fn committed(answer: Result<(), tokio_postgres::Error>) -> Result<(), Error> {
     answer.map_err(|error| match error.code().map(SqlState::code) {
-        Some(code) if !leaves_open(code) => Error::Postgres(error),
+        Some(code) if !leaves_outcome_unknown(code) => Error::Postgres(error),
         _ => Error::CommitUnknown(error),
     })
 }
 
 /// Returns whether the server is shutting down, the connection is lost, or the server itself does not know.
-fn leaves_open(code: &str) -> bool {
+fn leaves_outcome_unknown(code: &str) -> bool {
     code.starts_with("57P") || code.starts_with("08") || code == "40003"
 }
 
@@ -258,7 +258,7 @@ impl fmt::Display for Error {
             Error::Connect(_) => f.write_str("cannot connect"),
             Error::Postgres(_) => f.write_str("query failed"),
             Error::CommitUnknown(_) => {
-                f.write_str("connection lost amid the commit, which may have happened")
+                f.write_str("connection lost during the commit, which may have taken effect")
             }
         }
     }

@@ -1,11 +1,10 @@
 //! The task that waits for a process, and stops it when its context ends.
 //!
-//! A signal is sent to an ID, which must not belong to another process by then. Only this task reaps the
-//! process, by a `wait` or `try_wait` after which [`Child::id`] returns `None`. Until then, the ID belongs to
-//! the process, even after it has exited. The ID of a group belongs to the group as long as it has a member.
-//! After the context has ended, when the leader may have been reaped, this is checked every
-//! [`LOOK`](unix::LOOK). The ID could only belong to another group if the system assigned all IDs within one
-//! such interval.
+//! A signal is sent to an ID, which must not belong to another process by then. Only this task reaps the process, by a
+//! `wait` or `try_wait` after which [`Child::id`] returns `None`. Until then, the ID belongs to the process, even after
+//! it has exited. The ID of a group belongs to the group as long as it has a member. After the context has ended, when
+//! the leader may have been reaped, this is checked every [`CHECK_INTERVAL`](unix::CHECK_INTERVAL). The ID could only
+//! belong to another group if the system assigned all IDs within one such interval.
 //!
 //! After the process has been killed, every wait has a limit, because a signal may be refused, and a process
 //! that hangs in the kernel or is traced exits late or never. After [`REAP`] the task reports that the process
@@ -26,7 +25,7 @@ use tokio::time::timeout;
 
 use super::live::Entry;
 use crate::context::Context;
-use crate::context::enter::Entry as Registered;
+use crate::context::registered::Registered;
 use crate::error::Error;
 
 /// How long to wait for a process to exit after it was killed, or if it cannot be signaled.
@@ -200,10 +199,10 @@ mod unix {
     use super::{Exit, REAP, Registered, Stop, Supervisor, Survived};
 
     /// How often to check whether a group has a member left.
-    pub(super) const LOOK: Duration = Duration::from_millis(10);
+    pub(super) const CHECK_INTERVAL: Duration = Duration::from_millis(10);
     /// How long to wait for the members of a group that was killed. It is short, because they may have exited
     /// and only not been reaped by process 1.
-    const VANISH: Duration = Duration::from_millis(200);
+    const GROUP_EXIT: Duration = Duration::from_millis(200);
 
     impl Stop {
         pub(in super::super) fn after(grace: Duration) -> Stop {
@@ -283,15 +282,15 @@ mod unix {
             if self.stop.grace.is_zero() {
                 return self.kill().await;
             }
-            let asked = Instant::now();
-            let grace = match self.ask() {
+            let begun = Instant::now();
+            let grace = match self.send_stop() {
                 Ok(()) => self.stop.grace,
                 // The process cannot be signaled, but may be about to exit by itself.
                 Err(_refused) => self.stop.grace.min(REAP),
             };
             match timeout(grace, self.wait_or_kill()).await.unwrap_or(Ok(None))? {
                 Some(status) => {
-                    let left = self.stop.grace.saturating_sub(asked.elapsed());
+                    let left = self.stop.grace.saturating_sub(begun.elapsed());
                     let (killed, survived) = self.clear_group(left).await;
                     Ok(Exit { status: Some(status), why: None, killed, survived })
                 }
@@ -301,7 +300,7 @@ mod unix {
 
         /// Sends the stop signal, and SIGCONT, because a suspended process handles no signal until it is
         /// continued. systemd does the same.
-        fn ask(&self) -> io::Result<()> {
+        fn send_stop(&self) -> io::Result<()> {
             self.send(Signal::from_named_raw(self.stop.signal).unwrap_or(Signal::TERM))?;
             self.send(Signal::CONT)
         }
@@ -337,7 +336,7 @@ mod unix {
             let shared = self.shared.clone();
             while let Some(signaled) = self.members_are_left() {
                 let grace = if signaled.is_ok() { grace } else { grace.min(REAP) };
-                let kill = timeout(LOOK.min(grace), shared.kill.notified()).await.is_ok();
+                let kill = timeout(CHECK_INTERVAL.min(grace), shared.kill.notified()).await.is_ok();
                 if kill || begun.elapsed() >= grace {
                     let _refused = self.send_kill();
                     return (true, self.clear_killed_group().await);
@@ -350,13 +349,13 @@ mod unix {
         pub(super) async fn clear_killed_group(&mut self) -> Option<Survived> {
             let begun = Instant::now();
             while let Some(refused) = self.members_are_left() {
-                if begun.elapsed() >= VANISH {
+                if begun.elapsed() >= GROUP_EXIT {
                     self.forget_group();
                     return refused
                         .err()
                         .map(|refused| Survived { id: None, refused: Some(Arc::new(refused.into())) });
                 }
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(CHECK_INTERVAL).await;
             }
             None
         }

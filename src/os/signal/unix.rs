@@ -1,8 +1,8 @@
 //! Signals on Unix: Tokio's streams receive the first signal, and a thread those that arrive after the end.
 //!
 //! Tokio never restores the disposition of a signal, so a signal that no context waits for any longer would be
-//! lost. Therefore each [`Listener`] has [`Seats`], which give a signal its previous effect (module `before`)
-//! after the listener has left: none, if it was ignored or had a handler (which is still called), and otherwise
+//! lost. Therefore each [`Listener`] has a [`Registration`], which gives a signal its previous effect (module `before`)
+//! after the listener has deregistered: none, if it was ignored or had a handler (which is still called), and otherwise
 //! the default, which for most signals is to end the process.
 //!
 //! The obvious design carries out the default within the signal handler. But children in process groups of
@@ -14,15 +14,15 @@
 //! | Byte | Written by | The first byte | Every later byte |
 //! |---|---|---|---|
 //! | `X` | the handler | arms: it ends the context | carries out the default |
-//! | `L` | a listener that leaves without a signal | arms | |
+//! | `D` | a listener that deregisters without a signal | arms | |
 //!
 //! So the second signal is recognized even if neither the task nor the thread has seen the first one yet, and a
-//! signal that arrived before the listener left is not mistaken for a later one. Each listener registers
+//! signal that arrived before the listener deregistered is not mistaken for a later one. Each listener registers
 //! actions of its own, so a signal that is being handled while another listener starts only counts for the old
 //! listener. (If two signals are handled at the same time on two threads, the default of one of them is carried
 //! out.)
 //!
-//! When a listener leaves, its actions stay registered until another context listens for the signal. For each
+//! When a listener deregisters, its actions stay registered until another context listens for the signal. For each
 //! signal, [`SLOTS`] contains the previous disposition, the listeners, and the actions that were left behind.
 //! When the actions are unregistered, the last write end of the socket is closed, and the thread ends.
 
@@ -100,7 +100,7 @@ pub(super) const fn exit_code(signal: Signal) -> i32 {
 
 pub(super) struct Listener {
     streams: Vec<(Signal, unix::Signal)>,
-    seats: Seats,
+    registration: Registration,
 }
 
 impl Listener {
@@ -110,21 +110,21 @@ impl Listener {
             signal.must_be_one_to_catch()?;
         }
         // Registered before the actions of the streams, which may wake tasks before the handler has returned.
-        let seats = Seats::take(set, second_ends_process)?;
+        let registration = Registration::new(set, second_ends_process)?;
         let mut streams = Vec::with_capacity(set.len());
         for &signal in set {
             let kind = unix::SignalKind::from_raw(signal.0);
-            let stream = unix::signal(kind).map_err(|error| unheard(signal, &error))?;
+            let stream = unix::signal(kind).map_err(|error| listen_error(signal, &error))?;
             streams.push((signal, stream));
         }
-        Ok(Listener { streams, seats })
+        Ok(Listener { streams, registration })
     }
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Signal> {
         for (signal, stream) in &mut self.streams {
             if stream.poll_recv(cx).is_ready() {
-                // Leaves before the end of the context is visible, because another listener may start then.
-                self.seats.leave(true);
+                // Deregisters before the end of the context is visible, because another listener may start then.
+                self.registration.deregister(true);
                 return Poll::Ready(*signal);
             }
         }
@@ -145,16 +145,16 @@ impl Signal {
     }
 }
 
-fn unheard(signal: Signal, error: &io::Error) -> io::Error {
+fn listen_error(signal: Signal, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot listen for {signal:?}: {error}"))
 }
 
 /// The registration of a listener for its signals, and its write end of the socket.
-struct Seats {
+struct Registration {
     id: u64,
     /// The write end of the socket; `None` if there are no actions.
-    left: Option<UnixStream>,
-    seats: Vec<(i32, Option<Actions>)>,
+    socket: Option<UnixStream>,
+    signals: Vec<(i32, Option<Actions>)>,
 }
 
 /// For each signal, its previous disposition, its listeners, and the actions that the last listener left
@@ -188,8 +188,8 @@ impl Slots {
     }
 }
 
-impl Seats {
-    fn take(set: &[Signal], after_the_end: bool) -> io::Result<Seats> {
+impl Registration {
+    fn new(set: &[Signal], after_the_end: bool) -> io::Result<Registration> {
         let (id, acting) = {
             let mut slots = slots();
             slots.next_id += 1;
@@ -197,16 +197,16 @@ impl Seats {
             let acting = Vec::from_iter(set.iter().filter(acts).copied());
             (slots.next_id, acting)
         };
-        let mut taken = Seats { id, left: None, seats: Vec::with_capacity(set.len()) };
+        let mut registration = Registration { id, socket: None, signals: Vec::with_capacity(set.len()) };
         if !acting.is_empty() {
-            taken.register(&acting)?;
+            registration.register(&acting)?;
         }
         let mut replaced = Vec::with_capacity(set.len());
         {
             let mut slots = slots();
             for &signal in set {
                 if !acting.contains(&signal) {
-                    taken.seats.push((signal.0, None));
+                    registration.signals.push((signal.0, None));
                 }
                 let slot = slots.slot(signal);
                 slot.listeners.push(id);
@@ -214,7 +214,7 @@ impl Seats {
             }
         }
         drop(replaced);
-        Ok(taken)
+        Ok(registration)
     }
 
     /// Starts the thread, and registers the actions that write to its socket. If registering one fails, the
@@ -225,26 +225,26 @@ impl Seats {
         // Further bytes have no effect if the socket is full, because it then contains more than one byte.
         write.set_nonblocking(true)?;
         let last = Arc::new(AtomicUsize::new(0));
-        let noted = last.clone();
+        let last_of_thread = last.clone();
         let thread = thread::Builder::new().name("tokio-ctx-signal".into());
-        thread.spawn(move || watch(read, &noted)).map_err(|error| {
+        thread.spawn(move || watch(read, &last_of_thread)).map_err(|error| {
             io::Error::new(error.kind(), format!("cannot start the thread for later signals: {error}"))
         })?;
-        let write = self.left.insert(write);
+        let write = self.socket.insert(write);
         for &signal in signals {
             let actions = Actions::register(signal, &last, write.try_clone()?);
-            self.seats.push((signal.0, Some(actions.map_err(|error| unheard(signal, &error))?)));
+            self.signals.push((signal.0, Some(actions.map_err(|error| listen_error(signal, &error))?)));
         }
         Ok(())
     }
 
-    /// Leaves, and leaves the actions behind unless another listener waits for the next signal. After a signal,
-    /// only later listeners count, because the earlier ones have received the same signal.
-    fn leave(&mut self, fired: bool) {
-        let mut unregistered = Vec::with_capacity(self.seats.len());
+    /// Deregisters the listener, and leaves the actions behind unless another listener waits for the next signal. After
+    /// a signal, only later listeners count, because the earlier ones have received the same signal.
+    fn deregister(&mut self, fired: bool) {
+        let mut unregistered = Vec::with_capacity(self.signals.len());
         {
             let mut slots = slots();
-            for (number, actions) in self.seats.drain(..) {
+            for (number, actions) in self.signals.drain(..) {
                 let slot = slots.slot(Signal(number));
                 slot.listeners.retain(|id| *id != self.id);
                 let is_anothers = slot.listeners.iter().any(|id| !fired || *id > self.id);
@@ -258,16 +258,16 @@ impl Seats {
         }
         // Written after the other actions are unregistered. After a signal, the handler has written a byte
         // itself.
-        if let Some(mut left) = self.left.take().filter(|_| !fired) {
-            let _full = left.write(&[LEFT]);
+        if let Some(mut socket) = self.socket.take().filter(|_| !fired) {
+            let _full = socket.write(&[DEREGISTERED]);
         }
     }
 }
 
-impl Drop for Seats {
+impl Drop for Registration {
     fn drop(&mut self) {
-        if !self.seats.is_empty() {
-            self.leave(false);
+        if !self.signals.is_empty() {
+            self.deregister(false);
         }
     }
 }
@@ -278,11 +278,11 @@ struct Actions([SigId; 2]);
 impl Actions {
     fn register(signal: Signal, last: &Arc<AtomicUsize>, write: UnixStream) -> io::Result<Actions> {
         let number = usize::try_from(signal.0).map_err(io::Error::other)?;
-        let note = flag::register_usize(signal.0, last.clone(), number)?;
+        let store = flag::register_usize(signal.0, last.clone(), number)?;
         match low_level::pipe::register(signal.0, write) {
-            Ok(write) => Ok(Actions([note, write])),
+            Ok(write) => Ok(Actions([store, write])),
             Err(error) => {
-                low_level::unregister(note);
+                low_level::unregister(store);
                 Err(error)
             }
         }
@@ -297,8 +297,8 @@ impl Drop for Actions {
     }
 }
 
-/// The byte that a listener writes when it leaves without a signal. A handler writes `X`.
-const LEFT: u8 = b'L';
+/// The byte that a listener writes when it deregisters without a signal. A handler writes `X`.
+const DEREGISTERED: u8 = b'D';
 
 /// Reads the events until the last write end is closed, and carries out the default of a signal after the first
 /// event.
@@ -308,7 +308,7 @@ fn watch(mut events: UnixStream, last: &AtomicUsize) {
     loop {
         match events.read(&mut event) {
             Ok(0) => return,
-            Ok(_) if armed && event[0] != LEFT => act_as_before(last.load(Ordering::SeqCst)),
+            Ok(_) if armed && event[0] != DEREGISTERED => act_as_before(last.load(Ordering::SeqCst)),
             Ok(_) => armed = true,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return,

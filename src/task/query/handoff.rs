@@ -29,7 +29,7 @@ use tokio::runtime::Handle;
 
 use super::connection::Connection;
 use super::work::{End, Work};
-use crate::context::enter::Entry;
+use crate::context::registered::Registered;
 use crate::registry::Kind;
 use crate::trace::shielded;
 
@@ -124,8 +124,8 @@ impl<C: Connection, T: Send + 'static> Handoff<C, T> {
 
     /// Spawns the task that runs the work to its end.
     fn finish(self: &Arc<Self>, work: Box<Work<C, T>>) {
-        let entry = Entry::new(work.context(), Kind::Task, self.place);
-        let task = entry.held_by(Finish { work: Some(work), handoff: self.clone() });
+        let registered = Registered::new(work.context(), Kind::Task, self.place);
+        let task = registered.held_by(Finish { work: Some(work), handoff: self.clone() });
         match &self.runtime {
             Some(runtime) => drop(runtime.spawn(task)),
             None => drop(tokio::spawn(task)),

@@ -20,7 +20,7 @@ pub(crate) struct Probe {
 }
 
 /// The state of a shutdown.
-pub(crate) struct Standing {
+pub(crate) struct Status {
     pub(crate) soft: Option<Arc<Token>>,
     pub(crate) hard: Option<Arc<Token>>,
     pub(crate) is_aborting: bool,
@@ -44,9 +44,9 @@ impl Probe {
         Some(Box::new(Probe { soft: soft?, hard: hard?, work: work.clone() }))
     }
 
-    pub(crate) fn look(&self) -> Standing {
+    pub(crate) fn status(&self) -> Status {
         let list = self.work.lock();
-        let mut standing = Standing {
+        let mut status = Status {
             soft: self.soft.upgrade(),
             hard: self.hard.upgrade(),
             is_aborting: list.aborting,
@@ -61,18 +61,18 @@ impl Probe {
         loop {
             let list = self.work.lock();
             let batch = list.running.range(from..).take(BATCH);
-            let before = standing.running.len();
+            let before = status.running.len();
             for (id, running) in batch {
                 from = id + 1;
-                standing.running.push(Running {
+                status.running.push(Running {
                     name: running.name.to_text(),
                     spawned_at: running.spawned_at,
                     is_overdue: list.overdue.contains_key(id),
                 });
             }
             drop(list);
-            if standing.running.len() - before < BATCH {
-                return standing;
+            if status.running.len() - before < BATCH {
+                return status;
             }
         }
     }

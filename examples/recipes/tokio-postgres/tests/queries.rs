@@ -104,8 +104,8 @@ async fn a_cancel_has_the_tls_of_the_query() {
     let tls =
         rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let tls = tls.unwrap().with_root_certificates(roots).with_no_client_auth();
-    let asked = Arc::new(AtomicUsize::new(0));
-    let tls = Counted(MakeRustlsConnect::new(tls), asked.clone());
+    let connections = Arc::new(AtomicUsize::new(0));
+    let tls = Counted(MakeRustlsConnect::new(tls), connections.clone());
 
     let address = server.address.replace("127.0.0.1", "localhost") + " sslmode=require";
     let db = Database::new(address.parse().unwrap(), tls);
@@ -120,7 +120,7 @@ async fn a_cancel_has_the_tls_of_the_query() {
         };
         assert_eq!(stopped.kind(), StoppedKind::Canceled);
         // One connection, and at least one cancel each.
-        assert!(asked.load(Ordering::Relaxed) > round);
+        assert!(connections.load(Ordering::Relaxed) > round);
         let next = Context::background();
         let next = db.query(&next, |client| {
             Box::pin(async move {

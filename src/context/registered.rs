@@ -21,15 +21,15 @@ use pin_project_lite::pin_project;
 #[cfg(feature = "watch")]
 use tokio::time::Instant;
 
-#[cfg(feature = "test-util")]
-use super::census::InTest;
 use super::context::Context;
+#[cfg(feature = "test-util")]
+use super::test_work::InTest;
 #[cfg(feature = "tower")]
 use crate::registry::Label;
 #[cfg(all(feature = "tower", feature = "watch"))]
 use crate::registry::Record;
 #[cfg(feature = "watch")]
-use crate::registry::{self, Draft, Inside, Registration};
+use crate::registry::{self, ActivePoll, Draft, Registration};
 use crate::registry::{Kind, Name, Probe};
 #[cfg(all(feature = "tower", feature = "watch"))]
 use crate::sync::now;
@@ -40,18 +40,18 @@ use crate::trace::shielded;
 
 /// The registration of a piece of work, until it is dropped.
 #[derive(Default)]
-pub(crate) struct Entry {
+pub(crate) struct Registered {
     #[cfg(feature = "watch")]
     watched: Option<Registration>,
     #[cfg(feature = "test-util")]
     _in_test: Option<InTest>,
 }
 
-impl Entry {
+impl Registered {
     /// Registers work that uses this context, or the context itself.
     #[inline]
-    pub(crate) fn new(ctx: &Context, kind: Kind, line: &'static Location<'static>) -> Entry {
-        Entry::named(ctx, kind, line, || None)
+    pub(crate) fn new(ctx: &Context, kind: Kind, line: &'static Location<'static>) -> Registered {
+        Registered::named(ctx, kind, line, || None)
     }
 
     /// Like [`new`](Self::new), with a name that is created only if there is a watch.
@@ -61,8 +61,8 @@ impl Entry {
         kind: Kind,
         line: &'static Location<'static>,
         name: impl FnOnce() -> Option<Name>,
-    ) -> Entry {
-        Entry::probed(ctx, kind, line, || (name(), None))
+    ) -> Registered {
+        Registered::probed(ctx, kind, line, || (name(), None))
     }
 
     /// Like [`named`](Self::named), with a probe for the watch.
@@ -72,9 +72,9 @@ impl Entry {
         kind: Kind,
         line: &'static Location<'static>,
         more: impl FnOnce() -> (Option<Name>, Option<Probe>),
-    ) -> Entry {
+    ) -> Registered {
         let _ = (ctx, kind, line, &more);
-        Entry {
+        Registered {
             #[cfg(feature = "watch")]
             watched: Registration::new(|| {
                 let (label, probe) = more();
@@ -88,9 +88,9 @@ impl Entry {
 
     /// Registers work with the test only, because the watch registers it in another way.
     #[cfg(feature = "tower")]
-    pub(crate) fn in_test(ctx: &Context, kind: Kind, line: &'static Location<'static>) -> Entry {
+    pub(crate) fn in_test(ctx: &Context, kind: Kind, line: &'static Location<'static>) -> Registered {
         let _ = (ctx, kind, line);
-        Entry {
+        Registered {
             #[cfg(feature = "watch")]
             watched: None,
             #[cfg(feature = "test-util")]
@@ -103,8 +103,8 @@ impl Entry {
     pub(crate) fn polling(&self) -> Polling<'_> {
         Polling {
             #[cfg(feature = "watch")]
-            _inside: self.watched.as_ref().map(|watched| watched.record().enter()),
-            _life: std::marker::PhantomData,
+            _poll: self.watched.as_ref().map(|watched| watched.record().start_poll()),
+            _lifetime: std::marker::PhantomData,
         }
     }
 
@@ -117,7 +117,7 @@ impl Entry {
     /// Runs the task, and holds its registration until it has ended or is dropped.
     #[cfg(any(feature = "test-util", feature = "watch"))]
     pub(crate) fn held_by<F: Future>(self, task: F) -> Held<F> {
-        Held { task: Some(task), entry: Some(self) }
+        Held { task: Some(task), registered: Some(self) }
     }
 }
 
@@ -125,18 +125,18 @@ impl Entry {
 #[must_use]
 pub(crate) struct Polling<'a> {
     #[cfg(feature = "watch")]
-    _inside: Option<Inside<'a>>,
-    _life: std::marker::PhantomData<&'a ()>,
+    _poll: Option<ActivePoll<'a>>,
+    _lifetime: std::marker::PhantomData<&'a ()>,
 }
 
 #[cfg(any(feature = "test-util", feature = "watch"))]
 pin_project! {
     /// A registered task.
     pub(crate) struct Held<F> {
-        // Dropped before the entry, so that everything it owns is gone when it is deregistered.
+        // Dropped before the registration, so that everything it owns is gone when it is deregistered.
         #[pin]
         task: Option<F>,
-        entry: Option<Entry>,
+        registered: Option<Registered>,
     }
 }
 
@@ -149,11 +149,11 @@ impl<F: Future> Future for Held<F> {
         let mut this = self.project();
         let task = this.task.as_mut().as_pin_mut().expect("a task is not polled after it resolved");
         let output = {
-            let _polling = this.entry.as_ref().map(Entry::polling);
+            let _polling = this.registered.as_ref().map(Registered::polling);
             ready!(task.poll(cx))
         };
         this.task.set(None);
-        *this.entry = None;
+        *this.registered = None;
         Poll::Ready(output)
     }
 }
@@ -162,13 +162,13 @@ impl<F: Future> Future for Held<F> {
 ///
 /// Other code that still holds the context is then visible as well.
 #[cfg(feature = "tower")]
-pub(crate) struct Underway {
+pub(crate) struct InProgress {
     #[cfg(feature = "watch")]
     registration: Option<Registration>,
 }
 
 #[cfg(feature = "tower")]
-impl Underway {
+impl InProgress {
     /// Registers the context until its token is dropped. The work is in progress until the returned value is
     /// dropped.
     #[inline]
@@ -177,9 +177,9 @@ impl Underway {
         kind: Kind,
         line: &'static Location<'static>,
         label: impl FnOnce() -> N,
-    ) -> Underway {
+    ) -> InProgress {
         let _ = (ctx, kind, line, &label);
-        Underway {
+        InProgress {
             #[cfg(feature = "watch")]
             registration: Registration::new(|| {
                 // The context has the time.
@@ -191,8 +191,8 @@ impl Underway {
 
     /// Returns a handle for the owner of the context.
     #[inline]
-    pub(crate) fn handle(&self) -> UnderwayHandle {
-        UnderwayHandle {
+    pub(crate) fn handle(&self) -> InProgressHandle {
+        InProgressHandle {
             #[cfg(feature = "watch")]
             record: self.registration.as_ref().map(|registration| registration.record().clone()),
         }
@@ -211,8 +211,8 @@ impl Underway {
     pub(crate) fn polling(&self) -> Polling<'_> {
         Polling {
             #[cfg(feature = "watch")]
-            _inside: self.registration.as_ref().map(|registration| registration.record().enter()),
-            _life: std::marker::PhantomData,
+            _poll: self.registration.as_ref().map(|registration| registration.record().start_poll()),
+            _lifetime: std::marker::PhantomData,
         }
     }
 
@@ -221,22 +221,25 @@ impl Underway {
     pub(crate) fn polling_again(&self) -> Polling<'_> {
         Polling {
             #[cfg(feature = "watch")]
-            _inside: self.registration.as_ref().map(|registration| registration.record().enter_again()),
-            _life: std::marker::PhantomData,
+            _poll: self
+                .registration
+                .as_ref()
+                .map(|registration| registration.record().start_nested_poll()),
+            _lifetime: std::marker::PhantomData,
         }
     }
 }
 
-/// A handle on work that is [underway](Underway).
+/// A handle on work that is [in progress](InProgress).
 #[cfg(feature = "tower")]
 #[derive(Default)]
-pub(crate) struct UnderwayHandle {
+pub(crate) struct InProgressHandle {
     #[cfg(feature = "watch")]
     record: Option<Arc<Record>>,
 }
 
 #[cfg(feature = "tower")]
-impl UnderwayHandle {
+impl InProgressHandle {
     /// Finishes the work if its context has ended. The owner of the context calls this before it drops the context,
     /// because after that the time of the end is no longer known, and the work would not be counted as late.
     pub(crate) fn finish_if_late(&self, ctx: &Context) {
@@ -249,7 +252,7 @@ impl UnderwayHandle {
 }
 
 #[cfg(all(feature = "tower", feature = "watch"))]
-impl Drop for Underway {
+impl Drop for InProgress {
     fn drop(&mut self) {
         let Some(registration) = self.registration.take() else { return };
         // Usually nothing holds the context any more.

@@ -15,7 +15,7 @@ use crate::stamp::Stamp;
 use crate::token::Token;
 
 /// The state of a token, without that of its ancestors.
-pub(crate) struct Sight {
+pub(crate) struct TokenView {
     pub(crate) made_at: &'static Location<'static>,
     pub(crate) created_at: Option<Instant>,
     /// Its error, if its own state has an end.
@@ -28,10 +28,10 @@ pub(crate) struct Sight {
 }
 
 impl Token {
-    pub(crate) fn sight(&self) -> Sight {
+    pub(crate) fn view(&self) -> TokenView {
         // Read before the state: if a token was linked and its state has no end, no ancestor had ended.
         let is_linked = self.is_linked();
-        Sight {
+        TokenView {
             made_at: self.made_at(),
             created_at: self.created_at(),
             end: self.ended().then(|| self.error()),

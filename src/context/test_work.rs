@@ -1,5 +1,5 @@
-//! The table of a test's context. Each method that starts work enters it there, and [`testing`](crate::testing)
-//! reads what is left.
+//! The work that is started with the context of a test. Each method that starts work registers it here, and
+//! [`testing`](crate::testing) reports the work that is left.
 
 use std::fmt::Write as _;
 use std::panic::Location;
@@ -11,28 +11,28 @@ use crate::error::Place;
 use crate::registry::{Draft, Kind, Name, Registration, Table};
 
 /// The value that marks a test's context, and all contexts derived from it.
-pub(crate) struct Member {
-    census: Census,
+pub(crate) struct TestMember {
+    work: TestWork,
     _held: CancelGuard,
 }
 
-impl Member {
-    pub(crate) fn new(census: Census, held: CancelGuard) -> Member {
-        Member { census, _held: held }
+impl TestMember {
+    pub(crate) fn new(work: TestWork, held: CancelGuard) -> TestMember {
+        TestMember { work, _held: held }
     }
 }
 
 /// The work of a test: what is running, and what has panicked.
 #[derive(Clone)]
-pub(crate) struct Census(Arc<Table>);
+pub(crate) struct TestWork(Arc<Table>);
 
-impl Census {
-    pub(crate) fn new() -> Census {
-        Census(Arc::new(Table::new(1, usize::MAX, true)))
+impl TestWork {
+    pub(crate) fn new() -> TestWork {
+        TestWork(Arc::new(Table::new(1, usize::MAX, true)))
     }
 
     /// Returns a message with a line for each task that is left or has panicked.
-    pub(crate) fn complaint(&self, nothing_is_held: bool) -> Option<String> {
+    pub(crate) fn failures(&self, nothing_is_held: bool) -> Option<String> {
         let mut left = Vec::new();
         self.0.for_each(|record| left.push((record.id, record.line)));
         left.sort_by_key(|(id, _)| *id);
@@ -41,30 +41,30 @@ impl Census {
             let _ = write!(text, "\n  a task spawned at {} panicked", Place(place));
         }
         for (_, place) in &left {
-            let _ = write!(text, "\n  a task spawned at {} is still there", Place(place));
+            let _ = write!(text, "\n  a task spawned at {} is still running", Place(place));
         }
         if !nothing_is_held && left.is_empty() {
-            text.push_str("\n  it, or one derived from it, is still held, by no task it has spawned");
+            text.push_str("\n  the context, or one derived from it, is still held, but not by a task that it spawned");
         }
         (!text.is_empty()).then_some(text)
     }
 }
 
-/// An entry in the table of a test, which is removed when this is dropped.
+/// The registration of a piece of work with a test, until it is dropped.
 pub(crate) struct InTest {
-    _entered: Option<Registration>,
+    _registration: Option<Registration>,
     // Dropped last. Makes the test wait for the task even if the task holds no context.
     _test: Context,
 }
 
 impl InTest {
-    /// Enters work that is started with this context, if that is a test's.
+    /// Registers work that is started with this context, if it belongs to a test.
     pub(crate) fn new(ctx: &Context, kind: Kind, line: &'static Location<'static>) -> Option<InTest> {
-        let member = ctx.value::<Member>()?;
+        let member = ctx.value::<TestMember>()?;
         let label: Option<Name> = None;
         let draft = Draft { kind, line, started: None, label, subject: None, probe: None };
         Some(InTest {
-            _entered: Registration::of_test(&member.census.0, draft),
+            _registration: Registration::of_test(&member.work.0, draft),
             _test: ctx.without_cancel(),
         })
     }
