@@ -496,7 +496,7 @@ mod errors_of_every_type {
             let (mut group, ctx) = Group::<(), FailsOnDisplay>::new(&BACKGROUND);
             group.spawn(fails(FailsOnDisplay));
             assert_eq!(group.join().await, Err(FailsOnDisplay));
-            assert_eq!(said(&ended(&ctx)), Some("half of it"));
+            assert_eq!(message_of(&ended(&ctx)), Some("half of it"));
         });
     }
 
