@@ -476,6 +476,30 @@ mod errors_of_every_type {
         });
     }
 
+    /// An error whose `Display` fails is returned like any other.
+    #[test]
+    fn whose_display_fails() {
+        #[derive(Debug, PartialEq)]
+        struct FailsOnDisplay;
+        impl fmt::Display for FailsOnDisplay {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("half of it")?;
+                Err(fmt::Error)
+            }
+        }
+        impl From<Error> for FailsOnDisplay {
+            fn from(_: Error) -> Self {
+                unreachable!("the group has not ended for another reason")
+            }
+        }
+        on_both(|| async {
+            let (mut group, ctx) = Group::<(), FailsOnDisplay>::new(&BACKGROUND);
+            group.spawn(fails(FailsOnDisplay));
+            assert_eq!(group.join().await, Err(FailsOnDisplay));
+            assert_eq!(message_of(&ended(&ctx)), Some("half of it"));
+        });
+    }
+
     /// The caller gets the first error, and no other is kept.
     #[test]
     fn are_dropped_once() {

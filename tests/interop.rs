@@ -388,6 +388,13 @@ fn a_token_of_a_deadline_outside_a_runtime_panics_with_the_reason() {
     let ctx = BACKGROUND.with_timeout(LONG);
     let text = panic_text(|| ctx.cancellation_token());
     assert!(text.contains("Tokio") && text.contains("runtime"), "{text}");
+    let without_timers = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let entered = without_timers.enter();
+    for limited in [&ctx, &BACKGROUND.with_idle(LONG)] {
+        let text = panic_text(|| limited.cancellation_token());
+        assert!(text.contains("timers are disabled"), "{text}");
+    }
+    drop(entered);
     ctx.cancel();
     assert!(ctx.cancellation_token().is_cancelled(), "an earlier end needs no runtime");
 }

@@ -236,7 +236,7 @@ fn another_signal_can_be_chosen() {
 
         let odd = SignalKind::from_raw(-4);
         let error = sh("exit").bounded_by(&BACKGROUND).stop_signal(odd).spawn().unwrap_err();
-        let text = "sh: could not be started: stop signal -4 is not a signal of this system";
+        let text = "sh: could not be started: stop signal -4 is not a named signal of this system";
         assert_eq!(error.to_string(), text);
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::InvalidInput);
     });

@@ -143,7 +143,16 @@ mod access {
 
     #[tokio::test]
     async fn a_forwarded_request_is_refused() {
-        for name in ["Forwarded", "X-Forwarded-For", "X-Real-IP", "Via"] {
+        for name in [
+            "Forwarded",
+            "X-Forwarded-For",
+            "X-Forwarded-Proto",
+            "X-Original-Forwarded-For",
+            "X-Real-IP",
+            "CF-Connecting-IP",
+            "True-Client-IP",
+            "Via",
+        ] {
             let mut request = local("/json");
             request
                 .headers_mut()

@@ -1,13 +1,15 @@
 //! The type [`Context`], its roots, and how it is printed.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::value::Values;
 use crate::error::Place;
+use crate::registry::Brief;
 use crate::token::Token;
+use crate::trace::shielded;
 
 /// Carries a cancellation signal, a deadline and request-scoped values through a tree of calls. Go's
 /// `context.Context`.
@@ -159,12 +161,12 @@ impl Context {
             return f.write_str(if self.todo { "Context(todo)" } else { "Context(background)" });
         };
         if let Some(error) = self.err() {
-            // A cause may contain several lines.
-            let text = error.to_string();
-            let text = text.strip_prefix("context ").unwrap_or(&text);
-            let brief: String = text.chars().take_while(|c| !c.is_control()).take(LONGEST).collect();
-            let rest = if brief.len() < text.len() { "…" } else { "" };
-            return write!(f, "Context({brief}{rest})");
+            // The cause is foreign code. Its text may have several lines, never end, or fail, and must not affect a function
+            // whose span records the context.
+            let mut brief = Brief::new(LONGEST);
+            shielded(|| write!(brief, "{error}"));
+            let text = brief.text();
+            return write!(f, "Context({})", text.strip_prefix("context ").unwrap_or(&text));
         }
         write!(f, "Context({}", Place(token.made_at()))?;
         if let Some(left) = self.remaining() {

@@ -3,8 +3,10 @@
 //! [`CancellationToken`]: https://docs.rs/tokio-util/0.7/tokio_util/sync/struct.CancellationToken.html
 
 use std::panic::Location;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
@@ -40,7 +42,8 @@ impl Context {
     ///
     /// # Panics
     ///
-    /// Panics outside of a Tokio runtime if the context has a deadline and has not ended.
+    /// Panics outside of a Tokio runtime with a time driver if the context has a deadline or an idle limit, and has not
+    /// ended.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -56,8 +59,11 @@ impl Context {
         if self.is_done() {
             return cancelled();
         }
-        // Comes first, because it panics outside of a runtime.
-        let runtime = token.needs_timer().then(Handle::current);
+        // Comes first, because it panics outside of a runtime. Without a time driver, it panics here and not in the task.
+        let runtime = token.needs_timer().then(|| {
+            drop(sleep(Duration::ZERO));
+            Handle::current()
+        });
         let Some(bridge) = token.bridge() else { return cancelled() };
         if let Some((runtime, claim)) = runtime.zip(bridge.claim_task()) {
             let done = self.done_owned();

@@ -35,8 +35,8 @@ pub(crate) use kind::named;
 #[cfg(feature = "tower")]
 pub(crate) use name::Label;
 #[cfg(feature = "watch")]
-pub(crate) use name::{Brief, brief};
-pub(crate) use name::{Name, Probe};
+pub(crate) use name::brief;
+pub(crate) use name::{Brief, Name, Probe};
 #[cfg(any(feature = "test-util", feature = "watch"))]
 pub(crate) use record::Draft;
 #[cfg(feature = "watch")]

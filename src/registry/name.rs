@@ -34,14 +34,12 @@ pub(crate) fn brief(name: &dyn fmt::Display) -> String {
 }
 
 /// Accepts a number of characters, without control characters, and discards the rest.
-#[cfg(feature = "watch")]
 pub(crate) struct Brief {
     text: String,
     room: usize,
     is_cut: bool,
 }
 
-#[cfg(feature = "watch")]
 impl Brief {
     pub(crate) fn new(room: usize) -> Brief {
         Brief { text: String::new(), room, is_cut: false }
@@ -55,7 +53,6 @@ impl Brief {
     }
 }
 
-#[cfg(feature = "watch")]
 impl fmt::Write for Brief {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for char in text.chars() {
@@ -73,7 +70,6 @@ impl fmt::Write for Brief {
 
 /// Returns false for control characters, for invisible ones, and for those that change the direction or the lines of
 /// the text around them.
-#[cfg(feature = "watch")]
 fn is_plain(char: char) -> bool {
     let is_invisible = matches!(
         char,

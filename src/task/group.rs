@@ -48,7 +48,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::error::Error as StdError;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, Location, RefUnwindSafe, UnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
@@ -874,7 +874,12 @@ impl Common {
     /// Records the error of a task. The first one ends the context.
     fn fail(&self, error: &impl fmt::Display, member: Member) {
         if self.first.set(member.nth).is_ok() {
-            self.stop(member.spawned_at, || TaskFailed::new(format!("{error:#}"), member.spawned_at));
+            self.stop(member.spawned_at, || {
+                // `format!` would panic if the error's `Display` fails.
+                let mut text = String::new();
+                let _failed = write!(text, "{error:#}");
+                TaskFailed::new(text, member.spawned_at)
+            });
         }
     }
 

@@ -836,12 +836,13 @@ impl<'a> Waiter<'a> {
             return;
         }
         let mut list = self.work.lock();
+        let List { running, waiting, .. } = &mut *list;
         for id in &self.within {
-            if let Some(running) = list.running.get_mut(id) {
-                change(&mut running.waits);
-            }
+            let Some(running) = running.get_mut(id) else { continue };
+            *waiting -= usize::from(running.waits > 0);
+            change(&mut running.waits);
+            *waiting += usize::from(running.waits > 0);
         }
-        list.waiting = list.running.values().filter(|running| running.waits > 0).count();
         let emptied = list.has_ended(true);
         drop(list);
         if emptied {

@@ -107,12 +107,11 @@ impl Access {
     }
 
     fn check_peer(&self, request: &Parts) -> Result<(), Refusal> {
-        const FORWARDED: [&str; 4] = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
         let allowed = match &self.peers {
             Peers::Any => return Ok(()),
             Peers::Loopback => {
                 peer(request)?.is_loopback()
-                    && !FORWARDED.iter().any(|name| request.headers.contains_key(*name))
+                    && !request.headers.keys().any(|name| is_of_proxy(name.as_str()))
             }
             Peers::If(allow) => allow(peer(request)?),
         };
@@ -138,6 +137,23 @@ impl Access {
                     tokio_ctx::watch::Access::host\n";
         if allowed { Ok(()) } else { Err(Refusal { status: StatusCode::FORBIDDEN, text }) }
     }
+}
+
+/// Returns whether only proxies add this header.
+fn is_of_proxy(name: &str) -> bool {
+    const NAMES: [&str; 10] = [
+        "cf-connecting-ip",
+        "client-ip",
+        "fastly-client-ip",
+        "forwarded",
+        "true-client-ip",
+        "via",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-envoy-external-address",
+        "x-real-ip",
+    ];
+    NAMES.contains(&name) || name.starts_with("x-forwarded") || name.starts_with("x-original-")
 }
 
 fn peer(request: &Parts) -> Result<IpAddr, Refusal> {

@@ -42,6 +42,8 @@ pub(super) struct Collector<'a> {
     nodes: Vec<Node>,
     /// The nodes of contexts, by the addresses of their tokens.
     known: HashMap<usize, usize>,
+    /// The least number of tokens from these to the nearest node or root, if there was no room for all of them.
+    too_long: HashMap<usize, (usize, Weak<Token>)>,
     unseen: usize,
     /// The records of shutdowns, with the ids of their nodes.
     shutdowns: Vec<(Arc<Record>, Id)>,
@@ -86,6 +88,7 @@ impl<'a> Collector<'a> {
             now: Instant::now(),
             nodes: Vec::new(),
             known: HashMap::new(),
+            too_long: HashMap::new(),
             unseen: 0,
             shutdowns: Vec::new(),
         };
@@ -174,11 +177,17 @@ impl<'a> Collector<'a> {
                 above = Some(*at);
                 break;
             }
-            path.push(token);
-            if !self.has_room(path.len()) {
+            let length = self.too_long.get(&address(token)).map_or(1, |(length, _)| *length);
+            if !self.has_room(path.len() + length) {
                 self.unseen += 1;
+                // Otherwise, each further entry below would walk up this path again.
+                let lengths = (length + 1..).take(path.len());
+                for (token, length) in path.into_iter().rev().zip(lengths) {
+                    self.too_long.insert(address(token), (length, Arc::downgrade(token)));
+                }
                 return None;
             }
+            path.push(token);
             next = token.parent();
         }
         for token in path.into_iter().rev() {

@@ -69,6 +69,33 @@ fn that_cannot_be_formatted_do_not_affect_workers() {
     });
 }
 
+/// `#[tracing::instrument]` records the `Debug` of a context, which must not fail the function.
+#[test]
+fn that_cannot_be_formatted_do_not_affect_the_debug_of_their_context() {
+    #[derive(Debug)]
+    struct Fails;
+    impl fmt::Display for Fails {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("half of it")?;
+            Err(fmt::Error)
+        }
+    }
+    impl std::error::Error for Fails {}
+
+    faulty(|| {
+        let panics = BACKGROUND.with_cancel();
+        panics.cancel_with(PanicsOnDisplay);
+        let fails = BACKGROUND.with_cancel();
+        fails.cancel_with(Fails);
+        for (ctx, cause) in [(panics, ""), (fails, "half of it")] {
+            let text = format!("{ctx:?}");
+            let context = text.strip_prefix("CancelScope(").and_then(|text| text.strip_suffix(")"));
+            let ended = context.and_then(|text| text.strip_prefix("Context(canceled at ")).unwrap();
+            assert!(ended.ends_with(&format!(": {cause})")), "{text}");
+        }
+    });
+}
+
 /// Dropped with the last error that holds it, or immediately because it has no effect.
 #[test]
 fn may_use_contexts_in_their_drop() {

@@ -213,7 +213,7 @@ mod unix {
             if Signal::from_named_raw(self.signal).is_some() {
                 return Ok(());
             }
-            let text = format!("stop signal {} is not a signal of this system", self.signal);
+            let text = format!("stop signal {} is not a named signal of this system", self.signal);
             Err(io::Error::new(io::ErrorKind::InvalidInput, text))
         }
 
