@@ -306,6 +306,8 @@ fn drop_of_the_last_handle_against_the_parents_end(child: fn(&Context, Cancels) 
         let canceler = parent.canceler();
         move || canceler.cancel()
     });
+    // The count of an `Arc` is nothing that loom orders. The load is, so that the other thread may be anywhere by then.
+    token(&child).ended();
     drop(child);
     ender.join().unwrap();
     assert_eq!(drops.load(Ordering::Relaxed), 1);
