@@ -45,8 +45,8 @@ pub(crate) trait Timed: Send + Sync + Sized + 'static {
     /// Returns whether something waits on it. A wait that begins later finds the bucket closed.
     fn is_waited_on(&self) -> bool;
 
-    /// Called when the deadline has passed. Returns false if it has not ended.
-    fn expire(self: &Arc<Self>, now: Stamp) -> bool;
+    /// Called when the deadline has passed.
+    fn expire(self: &Arc<Self>, now: Stamp);
 
     /// Registers it in the current runtime, which is `here`. Returns true if it has ended, or if no time is left.
     ///
@@ -271,9 +271,12 @@ impl<T: Timed> Bucket<T> {
         }
         let now = Stamp::now();
         if moving.items.len() <= BATCH {
-            let stays = |item: Arc<T>| match item.deadline() <= now {
-                true => !item.expire(now),
-                false => item.is_waited_on(),
+            let stays = |item: Arc<T>| {
+                let is_due = item.deadline() <= now;
+                if is_due {
+                    item.expire(now);
+                }
+                !is_due && item.is_waited_on()
             };
             moving.items.retain(|item| item.upgrade().is_some_and(stays));
         }
@@ -348,9 +351,7 @@ mod tests {
             true
         }
 
-        fn expire(self: &Arc<Self>, _: Stamp) -> bool {
-            true
-        }
+        fn expire(self: &Arc<Self>, _: Stamp) {}
 
         fn register_deadline(self: &Arc<Self>, _: RuntimeId) -> bool {
             self.registered.fetch_add(1, Relaxed);

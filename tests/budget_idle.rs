@@ -540,13 +540,18 @@ mod runtimes {
     }
 }
 
-/// Each of a hundred merged contexts has two paths to the limit, so that there are 2^100 paths in all.
+/// Each of a hundred merged contexts has two paths to the limit, so that there are 2^100 paths in all. Between them are
+/// plain contexts, and then other merged ones.
 #[tokio::test(start_paused = true)]
 async fn the_cost_of_a_check_grows_with_the_contexts_and_not_with_the_paths() {
     let idle = Context::background().with_idle(LIMIT);
     let mut knot = idle.clone();
-    for _ in 0..100 {
+    for _ in 0..50 {
         knot = knot.merge(&knot.with_cancel().detach()).detach();
+    }
+    for _ in 0..50 {
+        let other = knot.merge(&idle).detach();
+        knot = knot.merge(&other).detach();
     }
     let progress = knot.progress();
     sleep(LIMIT / 2).await;

@@ -220,7 +220,7 @@ pin_project! {
     impl<Fut> PinnedDrop for InScope<Fut> {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
-            if let Some(current) = this.bound.ctx().filter(|_| this.bound.is_open()).cloned() {
+            if let Some(current) = this.bound.ctx().cloned() {
                 current.enter(|| this.bound.stop());
             }
         }

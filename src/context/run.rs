@@ -315,11 +315,6 @@ impl<C: Borrow<Context>, F> Bound<C, F> {
     pub(crate) fn stop(self: Pin<&mut Self>) {
         self.project().future.set(None);
     }
-
-    /// Returns whether the future has not been dropped yet.
-    pub(crate) fn is_open(&self) -> bool {
-        self.future.is_some()
-    }
 }
 
 impl<C: Borrow<Context>, F: Future> Bound<C, F> {

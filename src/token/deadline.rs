@@ -15,7 +15,7 @@ use std::cell::RefCell;
 use std::mem;
 use std::sync::Arc;
 
-use super::members::Inner;
+use super::members::{Inner, More};
 use super::{ENDED, OCCUPIED, Token, WAKERS_TAKEN};
 use crate::bucket::{self, Cache, Timed};
 use crate::stamp::Stamp;
@@ -38,8 +38,8 @@ impl Timed for Token {
         self.inner.lock().has_waiters()
     }
 
-    fn expire(self: &Arc<Self>, now: Stamp) -> bool {
-        self.end_if_due(now)
+    fn expire(self: &Arc<Self>, now: Stamp) {
+        self.end_if_due(now);
     }
 
     fn wake_waiters(&self) {
@@ -72,17 +72,18 @@ impl Timed for Token {
 }
 
 impl Inner {
-    /// Returns the buckets with which the deadline is registered.
+    /// Returns whether the deadline is registered with such a bucket. There are further ones only if there is a first.
     #[inline]
-    fn buckets(&self) -> impl Iterator<Item = &Bucket> {
-        let further = self.more.iter().flat_map(|more| &more.entries);
-        self.bucket.as_deref().into_iter().chain(further.filter_map(|entry| entry.bucket.as_deref()))
+    fn has_bucket(&self, is: impl Fn(&Bucket) -> bool) -> bool {
+        let further =
+            |more: &More| more.entries.iter().any(|entry| entry.bucket.as_deref().is_some_and(&is));
+        self.bucket.as_ref().is_some_and(|first| is(first) || self.more.as_deref().is_some_and(further))
     }
 
     /// Returns whether the deadline is registered in the given runtime.
     #[inline]
     pub(super) fn is_timed_in(&self, here: RuntimeId) -> bool {
-        self.buckets().any(|bucket| bucket.runtime() == here && !bucket.is_closed())
+        self.has_bucket(|bucket| bucket.runtime() == here && !bucket.is_closed())
     }
 }
 
@@ -113,7 +114,7 @@ impl Token {
         }
     }
 
-    /// Removes all registrations from the token. There are further ones only if there is a first.
+    /// Removes all registrations from the token.
     pub(super) fn take_entries(
         key_or_end: &AtomicU64,
         inner: &mut Inner,
@@ -128,7 +129,7 @@ impl Token {
     /// Removes the registrations from a token without waiters, if a bucket should close as soon as it is empty.
     #[inline]
     pub(super) fn take_entries_if_idle(&self, inner: &mut Inner) -> Option<(Entry, Vec<Entry>)> {
-        let is_idle = inner.buckets().any(Bucket::closes_when_empty) && !inner.has_waiters();
+        let is_idle = inner.has_bucket(Bucket::closes_when_empty) && !inner.has_waiters();
         if is_idle { Token::take_entries(&self.key_or_end, inner) } else { None }
     }
 }
