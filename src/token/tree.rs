@@ -124,7 +124,7 @@ impl Token {
     pub(super) fn close_all(self: &Arc<Self>, ending: &mut Ending, work: &mut Work) -> bool {
         let Some(children) = self.close(ending, work) else { return false };
         if !children.is_empty() {
-            Closing { token: self.clone(), children, bound: ending.bound }.close_below(work);
+            Closing { token: self.clone(), children, next: 0, bound: ending.bound }.close_below(work);
         }
         true
     }
@@ -201,6 +201,8 @@ impl Token {
 struct Closing {
     token: Arc<Token>,
     children: Children,
+    /// The key of the next child.
+    next: u32,
     bound: Stamp,
 }
 
@@ -209,7 +211,7 @@ impl Closing {
     fn close_below(mut self, work: &mut Work) {
         let mut above = Vec::new();
         loop {
-            while let Some(child) = self.children.next() {
+            while let Some(child) = self.children.take_next(&mut self.next) {
                 let below = child.upgrade().and_then(|child| self.close_child(child, work));
                 if let Some(below) = below {
                     above.push(mem::replace(&mut self, below));
@@ -237,7 +239,9 @@ impl Closing {
         match child.close(&mut ending, work) {
             None => child.wait_until_closed(),
             Some(children) if children.is_empty() => {}
-            Some(children) => return Some(Closing { token: child, children, bound: ending.bound }),
+            Some(children) => {
+                return Some(Closing { token: child, children, next: 0, bound: ending.bound });
+            }
         }
         work.drop_later(child);
         None

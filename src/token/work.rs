@@ -2,6 +2,7 @@
 //!
 //! Wakers, subscribers and the drops of causes are foreign code. It runs while no lock is held and no token is `CLOSING`.
 
+use std::mem;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -15,40 +16,33 @@ use crate::trace::{self, shielded};
 pub(super) struct Work {
     /// The first waker, so that a single one needs no allocation.
     waker: Option<Waker>,
-    more: Option<Box<More>>,
-}
-
-type Task = Box<dyn FnOnce(&mut Work)>;
-
-#[derive(Default)]
-struct More {
     wakers: Vec<Waker>,
     tasks: Vec<Task>,
 }
 
-impl Work {
-    fn more(&mut self) -> &mut More {
-        self.more.get_or_insert_default()
-    }
+type Task = Box<dyn FnOnce(&mut Work)>;
 
+impl Work {
     #[inline]
     pub(super) fn wake(&mut self, waker: Waker) {
         match &self.waker {
             None => self.waker = Some(waker),
-            Some(_) => self.more().wakers.push(waker),
+            Some(_) => self.wakers.push(waker),
         }
     }
 
-    /// Wakes all of these, and reserves room for `more` further ones.
-    pub(super) fn wake_all(&mut self, wakers: Pages<Waker>, more: usize) {
-        if wakers.len() + more > 0 {
-            self.more().wakers.reserve(wakers.len() + more);
-            self.more().wakers.extend(wakers.into_iter());
-        }
+    /// Reserves room for as many wakers.
+    pub(super) fn expect(&mut self, wakers: usize) {
+        self.wakers.reserve(wakers);
+    }
+
+    pub(super) fn wake_all(&mut self, wakers: Pages<Waker>) {
+        self.expect(wakers.len());
+        self.wakers.extend(wakers.into_iter());
     }
 
     pub(super) fn defer(&mut self, task: impl FnOnce(&mut Work) + 'static) {
-        self.more().tasks.push(Box::new(task));
+        self.tasks.push(Box::new(task));
     }
 
     /// Returns whether a subscriber or a watch is notified of ends.
@@ -78,12 +72,15 @@ impl Work {
 
     /// Runs all of it. A panic is caught, and does not prevent the rest from running.
     pub(super) fn run(mut self) {
-        while self.waker.is_some() || self.more.is_some() {
-            self.waker.take().map(|waker| shielded(|| waker.wake()));
-            let Some(more) = self.more.take() else { return };
-            more.wakers.into_iter().for_each(|waker| _ = shielded(|| waker.wake()));
+        loop {
+            let mut wakers = self.waker.take().into_iter().chain(mem::take(&mut self.wakers));
+            // Repeated after a panic, with the next waker.
+            while shielded(|| wakers.by_ref().for_each(Waker::wake)).is_none() {}
+            if self.tasks.is_empty() {
+                break;
+            }
             // A task can defer more work.
-            more.tasks.into_iter().for_each(|task| _ = shielded(|| task(&mut self)));
+            mem::take(&mut self.tasks).into_iter().for_each(|task| _ = shielded(|| task(&mut self)));
         }
     }
 }
