@@ -91,7 +91,16 @@ impl<T> Pages<T> {
         self.pages().all(Slab::is_empty)
     }
 
+    #[inline]
     pub(crate) fn insert(&mut self, item: T) -> u32 {
+        // Does not fill the page, which may be in `roomy`.
+        if self.others.is_empty() && self.first.len() + 1 < self.first.capacity().min(PAGE) {
+            return self.first.insert(item) as u32;
+        }
+        self.insert_into_roomy(item)
+    }
+
+    fn insert_into_roomy(&mut self, item: T) -> u32 {
         let at = self.roomy_page();
         let page = if at == 0 { &mut self.first } else { &mut self.others[at - 1] };
         let key = at * PAGE + page.insert(item);
@@ -116,7 +125,7 @@ impl<T> Pages<T> {
             // If one page is full, the next one probably will be.
             self.others.push(Slab::with_capacity(PAGE));
         } else if last.capacity() == 0 {
-            self.first.reserve(SPARE);
+            self.first = Slab::with_capacity(SPARE);
         }
         self.others.len()
     }
@@ -185,7 +194,7 @@ impl<T> Pages<T> {
 #[cfg(test)]
 #[cfg(not(tokio_ctx_loom))]
 mod tests {
-    use std::collections::HashMap;
+    use std::collections::{HashMap, HashSet};
 
     use super::*;
 
@@ -288,8 +297,8 @@ mod tests {
                 }
                 assert_eq!(pages.get_mut(key), Some(&mut stays.clone()));
                 assert!(capacity(&pages) <= PAGE, "{}", capacity(&pages));
-                assert!(pages.pages.len() <= stays / PAGE + 1);
-                assert!(pages.pages.capacity() <= 4 * pages.pages.len().max(4));
+                assert!(pages.others.len() <= stays / PAGE);
+                assert!(pages.others.capacity() <= 4 * pages.others.len().max(4));
                 let next = pages.insert(CROWD);
                 assert_ne!(next, key);
                 assert_eq!(pages.remove(next), Some(CROWD));
@@ -309,7 +318,38 @@ mod tests {
             pages.insert(item);
         }
         assert_eq!(pages.len(), 4 * PAGE);
-        assert_eq!(pages.pages.len(), 4);
+        assert_eq!(pages.others.len(), 3);
+    }
+
+    /// The first page had room while there was another one, which has gone since.
+    #[test]
+    fn a_page_is_filled_once() {
+        let mut pages = Pages::default();
+        let mut keys: HashSet<_> = (0..PAGE + 1).map(|item| pages.insert(item)).collect();
+        for key in [0, PAGE as u32] {
+            pages.remove(key);
+            keys.remove(&key);
+        }
+        for item in 0..2 * PAGE {
+            assert!(keys.insert(pages.insert(item)));
+        }
+        assert_eq!(pages.len(), 3 * PAGE - 1);
+        assert_eq!(pages.others.len(), 2);
+    }
+
+    /// An item that is taken is not taken again, and holes are skipped, also a page of them.
+    #[test]
+    fn takes_each_item_once() {
+        let mut pages = Pages::default();
+        let keys: Vec<_> = (1..=3 * PAGE + 1).map(|item| pages.insert(item)).collect();
+        for key in keys.iter().filter(|&&key| key % 2 == 0 || key as usize / PAGE == 1) {
+            pages.remove(*key);
+        }
+        let mut from = 0;
+        let taken: Vec<_> = std::iter::from_fn(|| pages.take_next(&mut from)).collect();
+        let odd = |page: usize| (page * PAGE + 2..=(page + 1) * PAGE).step_by(2);
+        assert_eq!(taken, odd(0).chain(odd(2)).collect::<Vec<_>>());
+        assert_eq!(pages.take_next(&mut from), None);
     }
 
     #[test]

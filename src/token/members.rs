@@ -108,9 +108,7 @@ impl Inner {
         if let Some(waker) = self.waiter.take() {
             work.wake(waker);
         }
-        if let Some(more) = &mut self.more {
-            more.empty(work);
-        }
+        self.more.iter_mut().for_each(|more| more.empty(work));
         let others = self.children.take().filter(|children| !children.is_empty());
         // Most children have one waiter.
         others.iter().for_each(|others| work.expect(others.len()));

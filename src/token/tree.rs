@@ -201,7 +201,7 @@ impl Token {
 struct Closing {
     token: Arc<Token>,
     children: Children,
-    /// The key of the next child.
+    /// The key of the next child. Not in `children`, which two registers return.
     next: u32,
     bound: Stamp,
 }

@@ -64,6 +64,7 @@ impl Work {
     }
 
     /// Defers the drop of a handle, if it can run foreign code.
+    #[inline]
     pub(super) fn drop_later(&mut self, token: Arc<Token>) {
         if token.has(HAS_ERROR | HAS_CAUSE | MERGED) {
             self.defer(move |_| drop(token));
@@ -72,13 +73,10 @@ impl Work {
 
     /// Runs all of it. A panic is caught, and does not prevent the rest from running.
     pub(super) fn run(mut self) {
-        loop {
+        while self.waker.is_some() || !self.wakers.is_empty() || !self.tasks.is_empty() {
             let mut wakers = self.waker.take().into_iter().chain(mem::take(&mut self.wakers));
             // Repeated after a panic, with the next waker.
             while shielded(|| wakers.by_ref().for_each(Waker::wake)).is_none() {}
-            if self.tasks.is_empty() {
-                break;
-            }
             // A task can defer more work.
             mem::take(&mut self.tasks).into_iter().for_each(|task| _ = shielded(|| task(&mut self)));
         }
