@@ -3,7 +3,7 @@
 //! Items are stored in pages of a fixed size, and a page is freed when its last item is removed. One remaining item
 //! therefore does not keep the memory of many removed ones.
 
-use std::{iter, mem, vec};
+use std::{iter, mem};
 
 use slab::Slab;
 
@@ -60,31 +60,49 @@ impl Key {
 
 /// A slab in pages. A page is freed when it is empty.
 pub(crate) struct Pages<T> {
-    pages: Vec<Slab<T>>,
+    /// Stored here, so that a list of a few items is one allocation.
+    first: Slab<T>,
+    others: Vec<Slab<T>>,
     /// The pages that were full and are not any more, each once. Some of them may have been removed since.
     roomy: Vec<u32>,
 }
 
-pub(crate) type IntoIter<T> = iter::Map<iter::Flatten<vec::IntoIter<Slab<T>>>, fn((usize, T)) -> T>;
-
 impl<T> Default for Pages<T> {
     fn default() -> Self {
-        Pages { pages: Vec::new(), roomy: Vec::new() }
+        Pages { first: Slab::new(), others: Vec::new(), roomy: Vec::new() }
     }
 }
 
 impl<T> Pages<T> {
+    fn pages(&self) -> impl Iterator<Item = &Slab<T>> {
+        iter::once(&self.first).chain(&self.others)
+    }
+
+    #[inline]
+    fn page(&mut self, at: usize) -> Option<&mut Slab<T>> {
+        if at == 0 { Some(&mut self.first) } else { self.others.get_mut(at - 1) }
+    }
+
     pub(crate) fn len(&self) -> usize {
-        self.pages.iter().map(Slab::len).sum()
+        self.pages().map(Slab::len).sum()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.pages.iter().all(Slab::is_empty)
+        self.pages().all(Slab::is_empty)
     }
 
+    #[inline]
     pub(crate) fn insert(&mut self, item: T) -> u32 {
+        // Does not fill the page, which may be in `roomy`.
+        if self.others.is_empty() && self.first.len() + 1 < self.first.capacity().min(PAGE) {
+            return self.first.insert(item) as u32;
+        }
+        self.insert_into_roomy(item)
+    }
+
+    fn insert_into_roomy(&mut self, item: T) -> u32 {
         let at = self.roomy_page();
-        let page = &mut self.pages[at];
+        let page = if at == 0 { &mut self.first } else { &mut self.others[at - 1] };
         let key = at * PAGE + page.insert(item);
         if page.len() == PAGE && self.roomy.last() == Some(&(at as u32)) {
             self.roomy.pop();
@@ -96,65 +114,87 @@ impl<T> Pages<T> {
     /// page any more.
     fn roomy_page(&mut self) -> usize {
         while let Some(&at) = self.roomy.last() {
-            if (at as usize) < self.pages.len() {
+            if at as usize <= self.others.len() {
                 return at as usize;
             }
             self.roomy.pop();
         }
-        if self.pages.last().is_none_or(|page| page.len() == PAGE) {
-            assert!(self.pages.len() < u32::MAX as usize / PAGE, "at most 2^32 members");
+        let last = self.others.last().unwrap_or(&self.first);
+        if last.len() == PAGE {
+            assert!(self.others.len() + 1 < u32::MAX as usize / PAGE, "at most 2^32 members");
             // If one page is full, the next one probably will be.
-            let room = if self.pages.is_empty() { SPARE / 2 } else { PAGE };
-            self.pages.push(Slab::with_capacity(room));
+            self.others.push(Slab::with_capacity(PAGE));
+        } else if last.capacity() == 0 {
+            self.first = Slab::with_capacity(SPARE);
         }
-        self.pages.len() - 1
+        self.others.len()
     }
 
     pub(crate) fn get_mut(&mut self, key: u32) -> Option<&mut T> {
-        self.pages.get_mut(key as usize / PAGE)?.get_mut(key as usize % PAGE)
+        self.page(key as usize / PAGE)?.get_mut(key as usize % PAGE)
     }
 
     /// Returns the items at up to `most` keys from `from` on, and the next key, or `None` at the end.
     #[cfg(any(feature = "watch", all(test, tokio_ctx_loom)))]
     pub(crate) fn range(&self, from: u32, most: u32) -> (impl Iterator<Item = &T>, Option<u32>) {
-        let end = (self.pages.len() * PAGE) as u32;
+        let end = ((1 + self.others.len()) * PAGE) as u32;
         let until = from.saturating_add(most).min(end);
-        let get = |key: u32| self.pages[key as usize / PAGE].get(key as usize % PAGE);
+        let page = |at: usize| if at == 0 { &self.first } else { &self.others[at - 1] };
+        let get = move |key: u32| page(key as usize / PAGE).get(key as usize % PAGE);
         ((from..until).filter_map(get), (until < end).then_some(until))
     }
 
     pub(crate) fn remove(&mut self, key: u32) -> Option<T> {
-        let at = key as usize / PAGE;
-        let page = self.pages.get_mut(at)?;
+        let (at, last) = (key as usize / PAGE, self.others.len());
+        let page = self.page(at)?;
         let item = page.try_remove(key as usize % PAGE)?;
-        if page.len() == PAGE - 1 {
-            self.roomy.push(at as u32);
-        }
-        if page.is_empty() && page.capacity() > SPARE {
+        let (is_roomy, is_empty) = (page.len() == PAGE - 1, page.is_empty());
+        if is_empty && page.capacity() > SPARE {
             *page = Slab::new();
         }
-        while self.pages.len() > 1 && self.pages.last().is_some_and(Slab::is_empty) {
-            self.pages.pop();
+        if is_roomy {
+            self.roomy.push(at as u32);
         }
-        if self.pages.capacity() > 4 * self.pages.len().max(4) {
-            self.pages.shrink_to_fit();
+        if is_empty && last > 0 {
+            while self.others.last().is_some_and(Slab::is_empty) {
+                self.others.pop();
+            }
+            if self.others.capacity() > 4 * self.others.len().max(4) {
+                self.others.shrink_to_fit();
+            }
         }
         Some(item)
     }
 
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.pages.iter_mut().flat_map(|page| page.iter_mut().map(|(_, item)| item))
+    /// Takes the first item whose key is at least `from`, and sets `from` to the next key. An empty item stays in its place.
+    pub(crate) fn take_next(&mut self, from: &mut u32) -> Option<T>
+    where
+        T: Default,
+    {
+        loop {
+            let (at, key) = (*from as usize / PAGE, *from as usize % PAGE);
+            let page = self.page(at)?;
+            *from = if key + 1 < page.capacity() { *from + 1 } else { ((at + 1) * PAGE) as u32 };
+            if let Some(item) = page.get_mut(key) {
+                return Some(mem::take(item));
+            }
+        }
     }
 
-    pub(crate) fn into_iter(self) -> IntoIter<T> {
-        self.pages.into_iter().flatten().map(|(_, item)| item)
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        let pages = iter::once(&mut self.first).chain(&mut self.others);
+        pages.flat_map(|page| page.iter_mut().map(|(_, item)| item))
+    }
+
+    pub(crate) fn into_iter(self) -> impl Iterator<Item = T> {
+        iter::once(self.first).chain(self.others).flatten().map(|(_, item)| item)
     }
 }
 
 #[cfg(test)]
 #[cfg(not(tokio_ctx_loom))]
 mod tests {
-    use std::collections::HashMap;
+    use std::collections::{HashMap, HashSet};
 
     use super::*;
 
@@ -236,7 +276,7 @@ mod tests {
     }
 
     fn capacity<T>(pages: &Pages<T>) -> usize {
-        pages.pages.iter().map(Slab::capacity).sum()
+        pages.pages().map(Slab::capacity).sum()
     }
 
     /// All items but one are removed: the first, a middle or the last one remains, and both orders are tried.
@@ -248,22 +288,22 @@ mod tests {
                 let mut pages = Pages::default();
                 let mut keys: Vec<_> = (0..CROWD).map(|item| pages.insert(item)).collect();
                 assert!(capacity(&pages) < CROWD + PAGE, "pages are filled before one is added");
-                let (mut room, mut shrunk) = (pages.pages.capacity(), 0);
+                let (mut room, mut shrunk) = (pages.others.capacity(), 0);
                 let key = keys.remove(stays);
                 if reversed {
                     keys.reverse();
                 }
                 for key in keys {
                     pages.remove(key);
-                    shrunk += usize::from(pages.pages.capacity() < room);
-                    room = pages.pages.capacity();
+                    shrunk += usize::from(pages.others.capacity() < room);
+                    room = pages.others.capacity();
                 }
                 // Each time by three quarters.
                 assert!(shrunk <= 5, "{shrunk}");
                 assert_eq!(pages.get_mut(key), Some(&mut stays.clone()));
                 assert!(capacity(&pages) <= PAGE, "{}", capacity(&pages));
-                assert!(pages.pages.len() <= stays / PAGE + 1);
-                assert!(pages.pages.capacity() <= 4 * pages.pages.len().max(4));
+                assert!(pages.others.len() <= stays / PAGE);
+                assert!(pages.others.capacity() <= 4 * pages.others.len().max(4));
                 let next = pages.insert(CROWD);
                 assert_ne!(next, key);
                 assert_eq!(pages.remove(next), Some(CROWD));
@@ -283,14 +323,45 @@ mod tests {
             pages.insert(item);
         }
         assert_eq!(pages.len(), 4 * PAGE);
-        assert_eq!(pages.pages.len(), 4);
+        assert_eq!(pages.others.len(), 3);
+    }
+
+    /// The first page had room while there was another one, which has gone since.
+    #[test]
+    fn a_page_is_filled_once() {
+        let mut pages = Pages::default();
+        let mut keys: HashSet<_> = (0..PAGE + 1).map(|item| pages.insert(item)).collect();
+        for key in [0, PAGE as u32] {
+            pages.remove(key);
+            keys.remove(&key);
+        }
+        for item in 0..2 * PAGE {
+            assert!(keys.insert(pages.insert(item)));
+        }
+        assert_eq!(pages.len(), 3 * PAGE - 1);
+        assert_eq!(pages.others.len(), 2);
+    }
+
+    /// An item that is taken is not taken again, and holes are skipped, also a page of them.
+    #[test]
+    fn takes_each_item_once() {
+        let mut pages = Pages::default();
+        let keys: Vec<_> = (1..=3 * PAGE + 1).map(|item| pages.insert(item)).collect();
+        for key in keys.iter().filter(|&&key| key % 2 == 0 || key as usize / PAGE == 1) {
+            pages.remove(*key);
+        }
+        let mut from = 0;
+        let taken: Vec<_> = std::iter::from_fn(|| pages.take_next(&mut from)).collect();
+        let odd = |page: usize| (page * PAGE + 2..=(page + 1) * PAGE).step_by(2);
+        assert_eq!(taken, odd(0).chain(odd(2)).collect::<Vec<_>>());
+        assert_eq!(pages.take_next(&mut from), None);
     }
 
     #[test]
     fn keeps_the_room_of_a_few_for_the_next() {
         let mut pages = Pages::default();
         let first = pages.insert(0);
-        assert_eq!(capacity(&pages), SPARE / 2, "a few need one allocation");
+        assert_eq!(capacity(&pages), SPARE, "a few need one allocation");
         pages.remove(first);
         for _ in 0..3 {
             let keys: Vec<_> = (0..SPARE).map(|item| pages.insert(item)).collect();

@@ -9,6 +9,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::mem;
 use std::task::Waker;
 
 use crate::pages::Pages;
@@ -22,47 +23,46 @@ const DEEPEST: usize = 16;
 pub(crate) struct Work {
     /// The first waker, so that a single one needs no allocation.
     waker: Option<Waker>,
-    more: Option<Box<More>>,
-}
-
-type Task = Box<dyn FnOnce(&mut Work)>;
-
-#[derive(Default)]
-struct More {
     wakers: Vec<Waker>,
     tasks: Vec<Task>,
 }
 
-impl Work {
-    fn more(&mut self) -> &mut More {
-        self.more.get_or_insert_default()
-    }
+type Task = Box<dyn FnOnce(&mut Work)>;
 
+impl Work {
     #[inline]
     pub(crate) fn wake(&mut self, waker: Waker) {
         match &self.waker {
             None => self.waker = Some(waker),
-            Some(_) => self.more().wakers.push(waker),
+            Some(_) => self.wakers.push(waker),
         }
     }
 
-    /// Wakes all of these, and reserves room for `more` further ones.
-    pub(crate) fn wake_all(&mut self, wakers: Pages<Waker>, more: usize) {
-        let present = &mut self.more().wakers;
-        present.reserve(wakers.len() + more);
-        present.extend(wakers.into_iter());
+    /// Reserves room for as many wakers.
+    pub(crate) fn expect(&mut self, wakers: usize) {
+        self.wakers.reserve(wakers);
+    }
+
+    pub(crate) fn wake_all(&mut self, wakers: Pages<Waker>) {
+        self.expect(wakers.len());
+        self.wakers.extend(wakers.into_iter());
     }
 
     pub(crate) fn defer(&mut self, task: impl FnOnce(&mut Work) + 'static) {
-        self.more().tasks.push(Box::new(task));
+        self.tasks.push(Box::new(task));
     }
 
     /// Does all of it, now or at the end of the innermost call that is not nested too deep.
     #[inline]
     pub(crate) fn run(self) {
-        if self.waker.is_some() || self.more.is_some() {
+        if !self.is_empty() {
             self.run_nested();
         }
+    }
+
+    #[inline]
+    fn is_empty(&self) -> bool {
+        self.waker.is_none() && self.wakers.is_empty() && self.tasks.is_empty()
     }
 
     fn run_nested(self) {
@@ -86,12 +86,12 @@ impl Work {
 
     /// Does all of it. A panic is caught, and does not prevent the rest.
     fn run_all(mut self) {
-        while self.waker.is_some() || self.more.is_some() {
-            self.waker.take().map(|waker| shielded(|| waker.wake()));
-            let Some(more) = self.more.take() else { return };
-            more.wakers.into_iter().for_each(|waker| _ = shielded(|| waker.wake()));
+        while !self.is_empty() {
+            let mut wakers = self.waker.take().into_iter().chain(mem::take(&mut self.wakers));
+            // Repeated after a panic, with the next waker.
+            while shielded(|| wakers.by_ref().for_each(Waker::wake)).is_none() {}
             // A task can defer more work.
-            more.tasks.into_iter().for_each(|task| _ = shielded(|| task(&mut self)));
+            mem::take(&mut self.tasks).into_iter().for_each(|task| _ = shielded(|| task(&mut self)));
         }
     }
 }

@@ -11,7 +11,7 @@ use super::scope::CancelScope;
 use super::value::Values;
 use crate::error::BoxError;
 use crate::registry;
-use crate::sync::now;
+use crate::stamp::{Stamp, nanos};
 use crate::token::{Limit, Token};
 
 impl Context {
@@ -45,7 +45,7 @@ impl Context {
     /// ```
     #[track_caller]
     pub fn with_deadline(&self, at: Instant) -> CancelScope {
-        self.derive(Token::new(self.token(), until(at, None), Location::caller()))
+        self.derive(Token::new(self.token(), Some(until(at, None)), Location::caller()))
     }
 
     /// Derives a child that also ends after the given time. Go's `context.WithTimeout`.
@@ -88,7 +88,7 @@ impl Context {
     #[track_caller]
     pub fn with_deadline_cause(&self, at: Instant, cause: impl Into<BoxError>) -> CancelScope {
         let limit = until(at, Some(registry::boxed(Location::caller(), cause)));
-        self.derive(Token::new(self.token(), limit, Location::caller()))
+        self.derive(Token::new(self.token(), Some(limit), Location::caller()))
     }
 
     /// Derives a child that also ends after the given time, with `cause` as the cause of its error. Go's
@@ -176,7 +176,8 @@ impl Context {
     pub fn keeping_deadline(&self) -> Context {
         let free = self.without_cancel();
         let Some(at) = self.deadline() else { return free };
-        free.with_deadline_of(self, at, Location::caller()).detach()
+        let (limit, set_at) = self.limit_of(at, Location::caller());
+        free.derive(Token::new(None, Some(limit), set_at)).detach()
     }
 
     /// Derives a child that also ends at `at`, the deadline of `other`. The error names the line that set it there, or
@@ -187,12 +188,7 @@ impl Context {
         at: Instant,
         line: &'static Location<'static>,
     ) -> CancelScope {
-        let now = now();
-        let (set_at, budget) = other.deadline_origin(at).unwrap_or_else(|| {
-            // A canceled context does not store the origin of a deadline above it.
-            (line, at.saturating_duration_since(now))
-        });
-        let limit = Limit { at, now, budget, cause: None, preset: 0 };
+        let (limit, set_at) = other.limit_of(at, line);
         self.derive(Token::new(self.token(), Some(limit), set_at))
     }
 
@@ -200,6 +196,21 @@ impl Context {
     pub(super) fn deadline_owner(&self) -> Option<Arc<Token>> {
         let (mut path, owner) = self.token()?.path(true);
         Some(path.swap_remove(owner?))
+    }
+
+    /// Returns the limit of a context that also ends at `at`, the deadline of this one, and the line that set it there, or
+    /// `line` if that is not known any more.
+    fn limit_of(
+        &self,
+        at: Instant,
+        line: &'static Location<'static>,
+    ) -> (Limit, &'static Location<'static>) {
+        let limit = until(at, None);
+        match self.deadline_origin(at) {
+            Some((set_at, budget)) => (Limit { budget: nanos(budget), ..limit }, set_at),
+            // A canceled context does not store the origin of a deadline above it.
+            None => (limit, line),
+        }
     }
 
     /// Returns the line that set the deadline `at`, and the budget.
@@ -237,13 +248,12 @@ impl Context {
 
 /// Returns the limit of a context that ends after the given time.
 pub(super) fn budget(after: Option<Duration>, cause: Option<BoxError>) -> Option<Limit> {
-    let after = after?;
-    let now = now();
-    Some(Limit { at: now.checked_add(after)?, now, budget: after, cause, preset: 0 })
+    let (budget, now) = (nanos(after?), Stamp::now());
+    Some(Limit { at: Stamp(now.0.saturating_add(budget)), now, budget, cause, preset: 0 })
 }
 
 /// Returns the limit of a context that ends at the given time.
-fn until(at: Instant, cause: Option<BoxError>) -> Option<Limit> {
-    let now = now();
-    Some(Limit { at, now, budget: at.saturating_duration_since(now), cause, preset: 0 })
+fn until(at: Instant, cause: Option<BoxError>) -> Limit {
+    let (at, now) = (Stamp::new(at), Stamp::now());
+    Limit { at, now, budget: at.0.saturating_sub(now.0), cause, preset: 0 }
 }

@@ -196,6 +196,7 @@ impl Token {
     /// Returns how the token ends after a parent has ended: by its own deadline, if that was earlier, else with its parent.
     ///
     /// Some tokens store a copy of the inherited error, so that no lookup has to walk up far.
+    #[inline]
     pub(super) fn ending_below(&self, parent: &Token, bound: Stamp) -> Ending {
         if self.deadline < bound && self.owns_deadline() {
             return Ending::expired(self.deadline);

@@ -10,13 +10,14 @@ use std::task::Waker;
 use super::deadline::{Bucket, Entry};
 use super::{Attachment, Token};
 use crate::error::{Cause, Error};
-use crate::pages::{IntoIter, Key, Pages};
+use crate::pages::{Key, Pages};
 use crate::work::Work;
 
 /// What the lock of a token protects.
 pub(super) struct Inner {
     pub(super) waiter: Option<Waker>,
     child: Option<Weak<Token>>,
+    children: Option<Box<Pages<Weak<Token>>>>,
     pub(super) more: Option<Box<More>>,
     /// The bucket with which the deadline is registered. The key is the token's `key_or_end`.
     pub(super) bucket: Option<Arc<Bucket>>,
@@ -26,7 +27,6 @@ pub(super) struct Inner {
 #[derive(Default)]
 pub(super) struct More {
     pub(super) waiters: Pages<Waker>,
-    children: Pages<Weak<Token>>,
     pub(super) attachments: Vec<Arc<dyn Attachment>>,
     /// Registrations of the deadline in further runtimes.
     pub(super) entries: Vec<Entry>,
@@ -53,36 +53,35 @@ impl Token {
     pub(crate) fn children(&self, from: u32, most: u32, found: &mut Vec<Weak<Token>>) -> Option<u32> {
         let inner = self.inner.lock();
         found.extend(inner.child.iter().filter(|_| from == 0).cloned());
-        let (some, next) = inner.more.as_ref()?.children.range(from, most);
+        let (some, next) = inner.children.as_ref()?.range(from, most);
         found.extend(some.cloned());
         next
     }
 }
 
 impl More {
-    /// Moves what has to be done after the end to `work`, and returns the children that have to be closed.
-    fn empty(&mut self, work: &mut Work) -> Option<Box<IntoIter<Weak<Token>>>> {
-        // Most children have one waiter.
-        work.wake_all(mem::take(&mut self.waiters), self.children.len());
+    /// Moves what has to be done after the end to `work`.
+    fn empty(&mut self, work: &mut Work) {
+        work.wake_all(mem::take(&mut self.waiters));
         let attachments = self.attachments.clone().into_iter();
         attachments.for_each(|attachment| work.defer(move |_| attachment.ended()));
-        (!self.children.is_empty()).then(|| Box::new(mem::take(&mut self.children).into_iter()))
     }
 }
 
 impl Inner {
-    pub(super) const EMPTY: Inner = Inner { waiter: None, child: None, more: None, bucket: None };
+    pub(super) const EMPTY: Inner =
+        Inner { waiter: None, child: None, children: None, more: None, bucket: None };
 
     pub(super) fn more(&mut self) -> &mut More {
         self.more.get_or_insert_default()
     }
 
     pub(super) fn insert_child(&mut self, child: Weak<Token>) -> Key {
-        Key::insert(&mut self.child, || &mut self.more.get_or_insert_default().children, child)
+        Key::insert(&mut self.child, || self.children.get_or_insert_default(), child)
     }
 
     pub(super) fn remove_child(&mut self, key: Key) -> Option<Weak<Token>> {
-        key.remove(&mut self.child, self.more.as_mut().map(|more| &mut more.children))
+        key.remove(&mut self.child, self.children.as_deref_mut())
     }
 
     #[inline(always)]
@@ -107,8 +106,11 @@ impl Inner {
         if let Some(waker) = self.waiter.take() {
             work.wake(waker);
         }
-        let more = self.more.as_mut().and_then(|more| more.empty(work));
-        Children { first: self.child.take(), more }
+        self.more.iter_mut().for_each(|more| more.empty(work));
+        let others = self.children.take().filter(|children| !children.is_empty());
+        // Most children have one waiter.
+        others.iter().for_each(|others| work.expect(others.len()));
+        Children { first: self.child.take(), others }
     }
 }
 
@@ -116,15 +118,16 @@ impl Inner {
 #[derive(Default)]
 pub(super) struct Children {
     first: Option<Weak<Token>>,
-    more: Option<Box<IntoIter<Weak<Token>>>>,
+    others: Option<Box<Pages<Weak<Token>>>>,
 }
 
 impl Children {
     pub(super) fn is_empty(&self) -> bool {
-        self.first.is_none() && self.more.is_none()
+        self.first.is_none() && self.others.is_none()
     }
 
-    pub(super) fn next(&mut self) -> Option<Weak<Token>> {
-        self.first.take().or_else(|| self.more.as_mut()?.next())
+    /// Takes the next child. `from` is 0 at first, and is set to the next key.
+    pub(super) fn take_next(&mut self, from: &mut u32) -> Option<Weak<Token>> {
+        self.first.take().or_else(|| self.others.as_mut()?.take_next(from))
     }
 }

@@ -101,9 +101,10 @@ mod members;
 mod tree;
 
 use std::panic::Location;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
+use once_cell::race::OnceRef;
 use tokio::time::Instant;
 
 pub(crate) use self::attachment::{Attachment, Check};
@@ -111,7 +112,7 @@ use self::end::UNDATED;
 use self::members::Inner;
 use crate::error::BoxError;
 pub(crate) use crate::pages::Key;
-use crate::stamp::{Stamp, nanos};
+use crate::stamp::Stamp;
 use crate::sync::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::trace;
 
@@ -173,7 +174,7 @@ pub(crate) struct Token {
     /// If the token has a deadline of its own, the budget in nanoseconds. Else the creation time, as `trace` returns it.
     clock: u64,
     made_at: Line,
-    canceled_at: OnceLock<Line>,
+    canceled_at: OnceRef<'static, Location<'static>>,
     /// Before the end, the key in the bucket plus 1. After the end, the time of the end. In both cases, 0 if there is none.
     key_or_end: AtomicU64,
     inner: Mutex<Inner>,
@@ -194,9 +195,10 @@ const LEVEL: u8 = (1 << PRESET) - 1;
 
 /// The deadline of a new token.
 pub(crate) struct Limit {
-    pub(crate) at: Instant,
-    pub(crate) now: Instant,
-    pub(crate) budget: Duration,
+    pub(crate) at: Stamp,
+    pub(crate) now: Stamp,
+    /// In nanoseconds.
+    pub(crate) budget: u64,
     pub(crate) cause: Option<BoxError>,
     /// Instead of a cause, the number of a [preset](crate::finished::preset) one, which takes no memory.
     pub(crate) preset: u8,
@@ -222,12 +224,11 @@ impl Token {
     }
 
     fn with_limit(parent: Parent<'_>, limit: Limit, made_at: Line) -> Arc<Token> {
-        let deadline = Stamp::new(limit.at);
-        if parent.is_some_and(|parent| parent.deadline <= deadline) || deadline == Stamp::NEVER {
+        let Limit { at, now, budget, preset, .. } = limit;
+        if parent.is_some_and(|parent| parent.deadline <= at) || at == Stamp::NEVER {
             return Token::new(parent, None, made_at);
         }
-        let (budget, preset) = (nanos(limit.budget), limit.preset);
-        let token = Arc::new_cyclic(|_| Token::node(parent, Some(deadline), budget, preset, made_at));
+        let token = Arc::new_cyclic(|_| Token::node(parent, Some(at), budget, preset, made_at));
         if let Some(cause) = limit.cause {
             token.inner.lock().more().expiry = Some(cause.into());
             token.state.fetch_or(OCCUPIED | HAS_CAUSE, Ordering::Relaxed);
@@ -235,8 +236,7 @@ impl Token {
         if let Some(parent) = parent {
             parent.record_end_time();
         }
-        if limit.at <= limit.now {
-            let now = Stamp::new(limit.now);
+        if at <= now {
             match parent.filter(|parent| parent.is_done_by(now)) {
                 // The parent ended before this token was created.
                 Some(parent) => _ = token.end_by(token.ending_below(parent, UNDATED)),
@@ -293,7 +293,7 @@ impl Token {
             deadline,
             clock,
             made_at,
-            canceled_at: OnceLock::new(),
+            canceled_at: OnceRef::new(),
             key_or_end: AtomicU64::new(0),
             inner: Mutex::new(Inner::EMPTY),
         };

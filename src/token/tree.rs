@@ -125,7 +125,7 @@ impl Token {
     pub(super) fn close_all(self: &Arc<Self>, ending: &mut Ending, work: &mut Work) -> bool {
         let Some(children) = self.close(ending, work) else { return false };
         if !children.is_empty() {
-            Closing { token: self.clone(), children, bound: ending.bound }.close_below(work);
+            Closing { token: self.clone(), children, next: 0, bound: ending.bound }.close_below(work);
         }
         true
     }
@@ -201,6 +201,7 @@ impl Token {
     }
 
     /// Defers the drop of this handle, if it can run foreign code.
+    #[inline]
     fn drop_later(self: Arc<Self>, work: &mut Work) {
         if self.has(HAS_ERROR | HAS_CAUSE | MERGED) {
             work.defer(move |_| drop(self));
@@ -222,6 +223,8 @@ impl Token {
 struct Closing {
     token: Arc<Token>,
     children: Children,
+    /// The key of the next child. Not in `children`, which two registers return.
+    next: u32,
     bound: Stamp,
 }
 
@@ -230,7 +233,7 @@ impl Closing {
     fn close_below(mut self, work: &mut Work) {
         let mut above = Vec::new();
         loop {
-            while let Some(child) = self.children.next() {
+            while let Some(child) = self.children.take_next(&mut self.next) {
                 let below = child.upgrade().and_then(|child| self.close_child(child, work));
                 if let Some(below) = below {
                     above.push(mem::replace(&mut self, below));
@@ -257,7 +260,9 @@ impl Closing {
         match child.close(&mut ending, work) {
             None => child.wait_until_closed(),
             Some(children) if children.is_empty() => {}
-            Some(children) => return Some(Closing { token: child, children, bound: ending.bound }),
+            Some(children) => {
+                return Some(Closing { token: child, children, next: 0, bound: ending.bound });
+            }
         }
         child.drop_later(work);
         None
