@@ -16,7 +16,7 @@ use crate::trace::{self, shielded};
 pub(super) struct Work {
     /// The first waker, so that a single one needs no allocation.
     waker: Option<Waker>,
-    wakers: Vec<Waker>,
+    pub(super) wakers: Vec<Waker>,
     tasks: Vec<Task>,
 }
 
@@ -31,13 +31,8 @@ impl Work {
         }
     }
 
-    /// Reserves room for as many wakers.
-    pub(super) fn expect(&mut self, wakers: usize) {
-        self.wakers.reserve(wakers);
-    }
-
     pub(super) fn wake_all(&mut self, wakers: Pages<Waker>) {
-        self.expect(wakers.len());
+        self.wakers.reserve(wakers.len());
         self.wakers.extend(wakers.into_iter());
     }
 
@@ -73,8 +68,12 @@ impl Work {
 
     /// Runs all of it. A panic is caught, and does not prevent the rest from running.
     pub(super) fn run(mut self) {
-        while self.waker.is_some() || !self.wakers.is_empty() || !self.tasks.is_empty() {
-            let mut wakers = self.waker.take().into_iter().chain(mem::take(&mut self.wakers));
+        loop {
+            self.waker.take().map(|waker| shielded(|| waker.wake()));
+            if self.wakers.is_empty() && self.tasks.is_empty() {
+                return;
+            }
+            let mut wakers = mem::take(&mut self.wakers).into_iter();
             // Repeated after a panic, with the next waker.
             while shielded(|| wakers.by_ref().for_each(Waker::wake)).is_none() {}
             // A task can defer more work.
