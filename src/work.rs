@@ -23,7 +23,7 @@ const DEEPEST: usize = 16;
 pub(crate) struct Work {
     /// The first waker, so that a single one needs no allocation.
     waker: Option<Waker>,
-    wakers: Vec<Waker>,
+    pub(crate) wakers: Vec<Waker>,
     tasks: Vec<Task>,
 }
 
@@ -38,13 +38,8 @@ impl Work {
         }
     }
 
-    /// Reserves room for as many wakers.
-    pub(crate) fn expect(&mut self, wakers: usize) {
-        self.wakers.reserve(wakers);
-    }
-
     pub(crate) fn wake_all(&mut self, wakers: Pages<Waker>) {
-        self.expect(wakers.len());
+        self.wakers.reserve(wakers.len());
         self.wakers.extend(wakers.into_iter());
     }
 
@@ -55,14 +50,9 @@ impl Work {
     /// Does all of it, now or at the end of the innermost call that is not nested too deep.
     #[inline]
     pub(crate) fn run(self) {
-        if !self.is_empty() {
+        if self.waker.is_some() || !self.wakers.is_empty() || !self.tasks.is_empty() {
             self.run_nested();
         }
-    }
-
-    #[inline]
-    fn is_empty(&self) -> bool {
-        self.waker.is_none() && self.wakers.is_empty() && self.tasks.is_empty()
     }
 
     fn run_nested(self) {
@@ -86,8 +76,12 @@ impl Work {
 
     /// Does all of it. A panic is caught, and does not prevent the rest.
     fn run_all(mut self) {
-        while !self.is_empty() {
-            let mut wakers = self.waker.take().into_iter().chain(mem::take(&mut self.wakers));
+        loop {
+            self.waker.take().map(|waker| shielded(|| waker.wake()));
+            if self.wakers.is_empty() && self.tasks.is_empty() {
+                return;
+            }
+            let mut wakers = mem::take(&mut self.wakers).into_iter();
             // Repeated after a panic, with the next waker.
             while shielded(|| wakers.by_ref().for_each(Waker::wake)).is_none() {}
             // A task can defer more work.

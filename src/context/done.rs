@@ -137,7 +137,7 @@ impl<C: Borrow<Context>> Wait<C> {
     /// Resolves when the context ends. Returns the same error when polled again.
     #[inline]
     #[track_caller]
-    pub(crate) fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
+    pub(crate) fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Error> {
         let Some(token) = self.ctx().token() else { return Poll::Pending };
         let is_registration_valid = token.is_registration_valid();
         if !is_registration_valid && token.ended() {
@@ -145,16 +145,8 @@ impl<C: Borrow<Context>> Wait<C> {
         }
         // Polled again by the same task: the registration is still valid.
         let stays = is_registration_valid && self.waker == address(cx.waker());
-        if stays {
-            let (is_timed, is_checked) = (token.needs_timer(), token.is_checked());
-            let this = self.as_mut().project();
-            let reads_clock = *this.polls + 1 == CLOCK_INTERVAL;
-            // In the same runtime as well. Otherwise `look` registers again.
-            let is_here = || runtime().is_none_or(|here| *this.runtime == Some(here));
-            if !is_timed || (!is_checked && !reads_clock && is_here()) {
-                *this.polls = (*this.polls + 1) % CLOCK_INTERVAL;
-                return Poll::Pending;
-            }
+        if stays && !token.needs_timer() {
+            return Poll::Pending;
         }
         self.poll_wait(cx, stays, true)
     }

@@ -109,7 +109,7 @@ impl Inner {
         self.more.iter_mut().for_each(|more| more.empty(work));
         let others = self.children.take().filter(|children| !children.is_empty());
         // Most children have one waiter.
-        others.iter().for_each(|others| work.expect(others.len()));
+        others.iter().for_each(|others| work.wakers.reserve(others.len()));
         Children { first: self.child.take(), others }
     }
 }
