@@ -553,12 +553,14 @@ where
                 if let Some(data) = first.take() {
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                let frame = step.take().and_then(|step| step.into_frame(Into::into));
-                if let Some(mut request) = request.take() {
-                    request.owner_mut().expect(how(frame.as_ref()));
+                if let Some(request) = request {
+                    let has_failed = matches!(step, Some(Step::Failed(_) | Step::Ended(_)));
+                    let how = if has_failed { RequestEnd::Failed } else { RequestEnd::Answered };
+                    request.owner_mut().expect(how);
                 }
+                *request = None;
                 *open = None;
-                return Poll::Ready(frame);
+                return Poll::Ready(step.take().and_then(|step| step.into_frame(Into::into)));
             }
             ContentProj::Part { body, framing } => (body, framing),
         };
