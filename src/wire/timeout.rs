@@ -57,15 +57,18 @@ static ENVOY_UPSTREAM: HeaderName = HeaderName::from_static("x-envoy-upstream-rq
 
 /// The headers with which a client can set the timeouts and retries of a request, in this service or in an Envoy behind
 /// it.
-pub(crate) static UNTRUSTED: [HeaderName; 10] = [
+pub(crate) static UNTRUSTED: [HeaderName; 13] = [
     HeaderName::from_static("grpc-timeout"),
     HeaderName::from_static("connect-timeout-ms"),
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms"),
     HeaderName::from_static("x-envoy-upstream-rq-timeout-ms"),
     HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms"),
     HeaderName::from_static("x-envoy-upstream-rq-timeout-alt-response"),
+    HeaderName::from_static("x-envoy-upstream-stream-duration-ms"),
     HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
     HeaderName::from_static("x-envoy-max-retries"),
+    HeaderName::from_static("x-envoy-retriable-header-names"),
+    HeaderName::from_static("x-envoy-retriable-status-codes"),
     HeaderName::from_static("x-envoy-retry-on"),
     HeaderName::from_static("x-envoy-retry-grpc-on"),
 ];
@@ -138,7 +141,7 @@ impl DeadlineHeader {
     /// Writes this timeout into the headers, and replaces existing values of this header.
     ///
     /// Returns false, and writes nothing, if the timeout is shorter than the header can express: a nanosecond for
-    /// `grpc-timeout`, a millisecond for the others. A timeout that is too long is written as the longest that the header
+    /// `grpc-timeout`, a millisecond for the others; or if the map is full. A timeout that is too long is written as the longest that the header
     /// can express: 11,407 years, or 115 days.
     ///
     /// ```
@@ -154,9 +157,7 @@ impl DeadlineHeader {
     pub fn write(&self, left: Duration, headers: &mut HeaderMap) -> bool {
         let text = self.text(left);
         let value = text.and_then(|text| HeaderValue::from_str(text.as_str()).ok());
-        let Some(value) = value else { return false };
-        headers.insert(self.name(), value);
-        true
+        value.is_some_and(|value| headers.try_insert(self.name(), value).is_ok())
     }
 
     /// Returns the value of the header, or `None` for a time that it cannot express.
