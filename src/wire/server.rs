@@ -9,22 +9,21 @@ use std::task::{self, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
-use http::response::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::body::{Bounded, Start, Step, StepOf, bytes, hint};
+use super::body::{Bounded, Start, Step, StepOf, hint};
 use super::end::{RequestEnd, RequestScope};
 use super::inbound::Inbound;
-use super::open::Open;
+use super::open::{Kept, Open};
 use super::outcome::Outcome;
 use super::reply::{Closing, Last, Reply};
 use super::request_line::RequestLine;
 use super::route::Routes;
+use super::unsent::{Unsent, is_bodiless};
 use crate::context::Context;
 use crate::context::current::enter;
 use crate::context::done::Wait;
@@ -264,7 +263,7 @@ where
         let tracked = |shutdown: &Shutdown| shutdown.labeled_ticket(RequestLine::of(&request), place);
         let ticket = shutdown.as_ref().map(tracked);
         let open = Open::new(&scope, place, || RequestLine::of(&request), ticket);
-        let bodiless = matches!(*request.method(), Method::HEAD | Method::CONNECT);
+        let bodiless = is_bodiless(request.method());
         let ctx = scope.context().clone();
         request.extensions_mut().insert(ctx.clone());
         let mut scope = RequestScope::new(scope, place, open.as_ref());
@@ -412,26 +411,24 @@ impl Live {
         open: Option<Open>,
         cx: &mut task::Context<'_>,
     ) -> Response<ServerBody<B>> {
-        let (head, body) = response.into_parts();
-        if let Some(outcome) = self.outcome(&head) {
+        if let Some(outcome) = self.outcome(&response) {
             self.wait.owner_mut().expect(RequestEnd::Answered);
-            return self.reply.ended(outcome).map(ServerBody::own);
+            let (head, _body) = response.into_parts();
+            return self.reply.ended_with(outcome, head).map(ServerBody::own);
         }
-        let length = |length: &HeaderValue| length.to_str().ok()?.parse().ok();
-        let left =
-            body.size_hint().exact().or_else(|| head.headers.get(CONTENT_LENGTH).and_then(length));
-        let is_silent = self.bodiless
-            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-            || head.status.is_informational()
-            || left == Some(0);
-        let is_over = body.is_end_stream();
+        let (unsent, is_over) = self.wait.owner_mut().watch(|| {
+            let unsent = Unsent::of(&response, self.bodiless);
+            (unsent, response.body().is_end_stream())
+        });
+        let is_silent = unsent.is_nothing();
         if is_over || is_silent {
             // The transport may drop the body without polling it.
             self.wait.owner_mut().expect(RequestEnd::Answered);
         }
+        let (head, body) = response.into_parts();
         // Nothing can be added to a body whose length has been announced.
-        let closing = if left.is_some() { Closing::Break } else { self.reply.closing(&head.headers) };
-        let framing = Framing { closing, left };
+        let closing = if unsent.is_known() { Closing::Break } else { self.reply.closing(&head.headers) };
+        let framing = Framing { closing, unsent };
         let content = match is_over {
             true => {
                 // The same order as in a body.
@@ -469,7 +466,8 @@ impl Live {
             Start::Whole(first, step) => {
                 // Nothing waits here any more, so the end need not wake this task.
                 self.wait.leave();
-                Content::Whole { request: Some(self.wait), first, step: Some(step), open }
+                let kept = open.map(|open| Kept::new(open, &mut self.wait));
+                Content::Whole { request: Some(self.wait), first, step: Some(step), kept }
             }
             Start::Part(body, early) => {
                 let body = Bounded::new(self.wait, ctx, body, early, open, true);
@@ -479,16 +477,15 @@ impl Live {
     }
 
     /// Returns the outcome if the handler's response is the context's error, and the protocol has another form for it.
-    fn outcome(&self, head: &Parts) -> Option<Outcome> {
-        if self.reply == Reply::Http { None } else { head.extensions.get::<Outcome>().copied() }
+    fn outcome<B>(&self, response: &Response<B>) -> Option<Outcome> {
+        if self.reply == Reply::Http { None } else { response.extensions().get::<Outcome>().copied() }
     }
 }
 
 /// How a body ends.
 struct Framing {
     closing: Closing,
-    /// The number of bytes that are still to be sent, if it is known. The transport may drop the body after them.
-    left: Option<u64>,
+    unsent: Unsent,
 }
 
 pin_project! {
@@ -514,7 +511,7 @@ pin_project! {
             request: Option<Wait<RequestScope>>,
             first: Option<B::Data>,
             step: Option<StepOf<B>>,
-            open: Option<Open>,
+            kept: Option<Kept>,
         },
         Part {
             body: Bounded<B, RequestScope>,
@@ -549,15 +546,17 @@ where
                 return Poll::Ready(text.take().map(|text| Ok(Frame::data(text.into()))));
             }
             ContentProj::Over { body } => return body.poll_frame(cx).map_err(Into::into),
-            ContentProj::Whole { request, first, step, open } => {
+            ContentProj::Whole { request, first, step, kept } => {
                 if let Some(data) = first.take() {
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 let frame = step.take().and_then(whole);
                 if let Some(mut request) = request.take() {
                     request.owner_mut().expect(how(frame.as_ref()));
+                    let open = kept.take().and_then(|kept| kept.into_open(&mut request));
+                    drop(request);
+                    drop(open);
                 }
-                *open = None;
                 return Poll::Ready(frame);
             }
             ContentProj::Part { body, framing } => (body, framing),
@@ -569,8 +568,8 @@ where
         }
         let frame = match ready!(step) {
             Step::Frame(frame) => {
-                framing.left = framing.left.map(|left| left.saturating_sub(bytes(&frame)));
-                if framing.left == Some(0) {
+                framing.unsent.subtract(&frame);
+                if framing.unsent.is_nothing() {
                     expect(body, RequestEnd::Answered);
                 }
                 return Poll::Ready(Some(Ok(framing.closing.follow(frame))));

@@ -21,10 +21,13 @@
 //! Without a runtime the value is dropped right there. If the user polls before the task runs, that poll drops the
 //! value.
 
+use std::borrow::Borrow;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Wake, Waker};
+use std::task::{Context as TaskContext, Wake, Waker};
 
 use crate::context::Context;
+use crate::context::done::Wait;
 use crate::sync::{Mutex, spawn};
 
 pub(crate) struct Slot<T> {
@@ -39,8 +42,25 @@ struct Room<T> {
 }
 
 impl<T> Slot<T> {
-    pub(crate) fn new(ctx: Context, held: T) -> Slot<T> {
+    fn new(ctx: Context, held: T) -> Slot<T> {
         Slot { ctx, room: Mutex::new(Room { held: Some(held), waker: None, has_ended: false }) }
+    }
+
+    /// Makes a slot that empties itself when the context of this wait ends, and the waker that is registered for that.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the context has a deadline and there is no time driver, as `Wait::poll` does.
+    pub(crate) fn registered<C: Borrow<Context>>(held: T, wait: &mut Wait<C>) -> (Arc<Slot<T>>, Waker)
+    where
+        T: Send + 'static,
+    {
+        let slot = Arc::new(Slot::new(wait.ctx().clone(), held));
+        let bell = Waker::from(slot.clone());
+        if Pin::new(wait).poll(&mut TaskContext::from_waker(&bell)).is_ready() {
+            bell.wake_by_ref();
+        }
+        (slot, bell)
     }
 
     pub(crate) fn ctx(&self) -> &Context {
