@@ -51,7 +51,7 @@ enum State<B: Body> {
     Fresh {
         ctx: Context,
         body: B,
-        frames: u8,
+        has_sent: bool,
     },
     Bound(Box<Bounded<B, Context>>),
     Over,
@@ -112,11 +112,11 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut task::Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
-        if let State::Fresh { body, frames, .. } = &mut *self {
+        if let State::Fresh { body, has_sent, .. } = &mut *self {
             match Pin::new(body).poll_frame(cx) {
                 // A unary call has one message.
-                Poll::Ready(Some(Ok(frame))) if *frames == 0 || frame.is_trailers() => {
-                    *frames += 1;
+                Poll::Ready(Some(Ok(frame))) if !*has_sent || frame.is_trailers() => {
+                    *has_sent = true;
                     return Poll::Ready(Some(Ok(frame)));
                 }
                 Poll::Ready(Some(Ok(frame))) => {
@@ -162,7 +162,7 @@ where
 
 impl<B: Body + Send + 'static> State<B> {
     fn new(ctx: &Context, body: B) -> State<B> {
-        State::Fresh { ctx: ctx.clone(), body, frames: 0 }
+        State::Fresh { ctx: ctx.clone(), body, has_sent: false }
     }
 
     /// Registers with the context, which drops the body when it ends.
