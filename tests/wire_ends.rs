@@ -273,6 +273,37 @@ async fn a_shutdown_does_not_wait_for_a_client_that_takes_no_grpc_response() {
     drop((client, response));
 }
 
+/// Whatever comes first, nothing is left that the shutdown would wait for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_end_races_with_a_complete_response() {
+    for round in 0..1000 {
+        let shutdown = Shutdown::new(&Context::background()).grace(common::HANG).cleanup(common::HANG);
+        let handler = service_fn(|_: Request<()>| {
+            let (send, body) = channel_body();
+            send.send(Ok(Frame::data("hello".into()))).unwrap();
+            send.send(Ok(Frame::trailers(http::HeaderMap::new()))).unwrap();
+            std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+        });
+        let request = Request::post("/").header("content-type", "application/grpc").body(()).unwrap();
+        let layer = ServerLayer::with_shutdown(&shutdown, Inbound::new());
+        let response = layer.layer(handler).oneshot(request).await.unwrap();
+        let forcing = shutdown.clone();
+        let forced = tokio::spawn(async move { forcing.force("now") });
+        let read = tokio::spawn(async move {
+            let mut body = response.into_body();
+            match round % 3 {
+                0 => {}
+                1 => drop(body.frame().await.unwrap().unwrap()),
+                _ => assert_eq!(body.collect().await.unwrap().to_bytes(), "hello"),
+            }
+        });
+        let wait = tokio::time::timeout(common::HANG / 2, shutdown.wait());
+        let _report = wait.await.expect("nothing is left");
+        forced.await.unwrap();
+        read.await.unwrap();
+    }
+}
+
 // The client's side.
 
 #[tokio::test]

@@ -3,7 +3,8 @@
 //! A transport does not poll a body while its peer accepts no more data, and a stream that is held is not polled either.
 //! An error at the next poll would come too late for what the body holds. Therefore the body is kept in a slot, which
 //! its user and the context share: the user takes the value out, polls it, and puts it back. The slot is a waker as
-//! well, registered with the context: when the context ends, it empties itself.
+//! well, registered with the context: when the context ends, it empties itself. The registration of a request whose
+//! response is complete is kept in the same way.
 //!
 //! # Why every value is dropped, and no wake-up is lost
 //!
