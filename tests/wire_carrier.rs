@@ -334,7 +334,10 @@ fn a_sanitizing_outbound_forwards_nothing_of_an_untrusted_client() {
         ("x-envoy-expected-rq-timeout-ms", "1"),
         ("x-envoy-upstream-rq-timeout-ms", "0"),
         ("x-envoy-upstream-rq-per-try-timeout-ms", "1"),
+        ("x-envoy-upstream-stream-duration-ms", "1"),
         ("x-envoy-max-retries", "100"),
+        ("x-envoy-retriable-header-names", "accept"),
+        ("x-envoy-retriable-status-codes", "200"),
         ("x-envoy-retry-on", "5xx"),
         ("x-deadline-unix-ms", "1"),
         ("x-budget-ms", "1"),
@@ -565,4 +568,31 @@ fn less_than_the_minimum_ends_at_once() {
     let late = service.extract(&sent("1m"), &inbound).unwrap().err().unwrap();
     assert!(late.is_deadline_exceeded());
     assert!(late.to_string().ends_with(": less than the server's minimum"), "{late}");
+}
+
+/// The capacity of a `HeaderMap` is limited, and its `insert` panics beyond it.
+#[test]
+fn full_headers_refuse_the_call() {
+    let mut full = HeaderMap::new();
+    let insert = |full: &mut HeaderMap, at: u32| {
+        let name = HeaderName::from_bytes(format!("x-{at}").as_bytes()).unwrap();
+        full.try_insert(name, "x".parse().unwrap()).is_ok()
+    };
+    (0..).find(|at| !insert(&mut full, *at));
+    assert!(Carrier::set(&mut full, "one-more", "x").is_err());
+    #[cfg(feature = "tonic")]
+    {
+        let mut metadata = tonic::metadata::MetadataMap::from_headers(full.clone());
+        assert!(Carrier::set(&mut metadata, "one-more", "x").is_err());
+    }
+    assert!(!DeadlineHeader::Grpc.write(HOUR, &mut full));
+
+    let ctx = Context::background().with_timeout(HOUR).with_value(UserId("ada".into()));
+    let date = Outbound::new().write_date(DeadlineAt::new(HOUR));
+    let value = Outbound::new().write([]).carry_in_baggage::<UserId>();
+    for outbound in [Outbound::new(), date, value.clone().strict()] {
+        let refused = ctx.inject_with(&mut full, &outbound).unwrap_err();
+        assert!(refused.cause_as::<NotSent>().is_some(), "{refused}");
+    }
+    assert!(ctx.inject_with(&mut full, &value).is_ok(), "left out");
 }

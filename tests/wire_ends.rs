@@ -245,6 +245,68 @@ async fn a_shutdown_does_not_wait_for_a_client_that_stops_reading() {
     drop(client);
 }
 
+/// The response is complete, but the message waits for a window, and the trailers wait for the message.
+#[tokio::test]
+async fn a_shutdown_does_not_wait_for_a_client_that_takes_no_grpc_response() {
+    let shutdown = Shutdown::new(&Context::background()).grace(ms(100)).cleanup(ms(2000));
+    let service = service_fn(|_: Request<hyper::body::Incoming>| {
+        let (send, body) = channel_body();
+        send.send(Ok(Frame::data("hello".into()))).unwrap();
+        send.send(Ok(Frame::trailers(http::HeaderMap::new()))).unwrap();
+        let response = Response::builder().header("content-type", "application/grpc");
+        std::future::ready(Ok::<_, Infallible>(response.body(body).unwrap()))
+    });
+    let layer = ServerLayer::with_shutdown(&shutdown, Inbound::new());
+    let server = serve(Version::Http2, layer.layer(service)).await;
+    let stream = TcpStream::connect(server.at).await.unwrap();
+    let mut builder = h2::client::Builder::new();
+    let (mut client, connection) =
+        builder.initial_window_size(0).handshake::<_, Bytes>(stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post(format!("http://{}/", server.at))
+        .header("content-type", "application/grpc")
+        .body(())
+        .unwrap();
+    let response = client.send_request(request, true).unwrap().0.await.unwrap();
+    shutdown.begin("over");
+    let start = std::time::Instant::now();
+    let report = shutdown.wait().await;
+    assert!(start.elapsed() < ms(1500), "it went with the hard end: {:?}", start.elapsed());
+    assert_eq!(report.overdue().len(), 1, "{report}");
+    drop((client, response));
+}
+
+/// Whatever comes first, nothing is left that the shutdown would wait for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_end_races_with_a_complete_response() {
+    for round in 0..1000 {
+        let shutdown = Shutdown::new(&Context::background()).grace(common::HANG).cleanup(common::HANG);
+        let handler = service_fn(|_: Request<()>| {
+            let (send, body) = channel_body();
+            send.send(Ok(Frame::data("hello".into()))).unwrap();
+            send.send(Ok(Frame::trailers(http::HeaderMap::new()))).unwrap();
+            std::future::ready(Ok::<_, Infallible>(Response::new(body)))
+        });
+        let request = Request::post("/").header("content-type", "application/grpc").body(()).unwrap();
+        let layer = ServerLayer::with_shutdown(&shutdown, Inbound::new());
+        let response = layer.layer(handler).oneshot(request).await.unwrap();
+        let forcing = shutdown.clone();
+        let forced = tokio::spawn(async move { forcing.force("now") });
+        let read = tokio::spawn(async move {
+            let mut body = response.into_body();
+            match round % 3 {
+                0 => {}
+                1 => drop(body.frame().await.unwrap().unwrap()),
+                _ => assert_eq!(body.collect().await.unwrap().to_bytes(), "hello"),
+            }
+        });
+        let wait = tokio::time::timeout(common::HANG / 2, shutdown.wait());
+        let _report = wait.await.expect("nothing is left");
+        forced.await.unwrap();
+        read.await.unwrap();
+    }
+}
+
 // The client's side.
 
 #[tokio::test]
@@ -465,12 +527,16 @@ fn a_body_that_panics_when_dropped_affects_no_other() {
     drop((first, second));
 }
 
-/// A body that panics when polled: by the layer, if it is sized, or by the reader.
-struct PanicsWhenPolled {
-    is_sized: bool,
+/// A body that panics when polled, by the layer if it is sized, or by the reader; or when it is asked for its size or its
+/// end.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Panics {
+    WhenPolled { is_sized: bool },
+    AtItsSize,
+    AtItsEnd,
 }
 
-impl Body for PanicsWhenPolled {
+impl Body for Panics {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -481,19 +547,28 @@ impl Body for PanicsWhenPolled {
         panic!("on purpose")
     }
 
+    fn is_end_stream(&self) -> bool {
+        if *self == Panics::AtItsEnd { panic!("on purpose") } else { false }
+    }
+
     fn size_hint(&self) -> http_body::SizeHint {
-        if self.is_sized { http_body::SizeHint::with_exact(9) } else { Default::default() }
+        match self {
+            Panics::WhenPolled { is_sized: true } => http_body::SizeHint::with_exact(9),
+            Panics::AtItsSize => panic!("on purpose"),
+            _ => Default::default(),
+        }
     }
 }
 
 #[tokio::test]
-async fn a_body_that_panics_when_polled_is_the_cause() {
-    for is_sized in [true, false] {
+async fn a_body_that_panics_is_the_cause() {
+    let polled = [true, false].map(|is_sized| Panics::WhenPolled { is_sized });
+    for panics in polled.into_iter().chain([Panics::AtItsSize, Panics::AtItsEnd]) {
         let seen = Arc::new(Mutex::new(None));
         let slot = seen.clone();
         let handler = service_fn(move |_: Request<()>| {
             *slot.lock().unwrap() = Some(Context::current());
-            async move { Ok::<_, Infallible>(Response::new(PanicsWhenPolled { is_sized })) }
+            async move { Ok::<_, Infallible>(Response::new(panics)) }
         });
         let layer = layer(Inbound::new().max_budget(common::LONG));
         let answer = tokio::spawn(async move {
@@ -501,8 +576,23 @@ async fn a_body_that_panics_when_polled_is_the_cause() {
         });
         assert!(answer.await.unwrap_err().is_panic());
         let end = ended(&seen.lock().unwrap().take().unwrap());
-        assert_eq!(end.cause_as::<RequestEnd>(), Some(&RequestEnd::Panicked), "{is_sized}");
+        assert_eq!(end.cause_as::<RequestEnd>(), Some(&RequestEnd::Panicked), "{panics:?}");
         assert_eq!(Context::current().deadline(), None, "nothing is left current");
+    }
+}
+
+/// A transport that polled it again would otherwise send a part of the body as a complete response.
+#[tokio::test]
+async fn a_body_that_has_panicked_is_not_reported_as_complete() {
+    let (send, body) = channel_body();
+    let body = body.map_frame(|frame| if frame.is_trailers() { panic!("on purpose") } else { frame });
+    let mut body = answered(&Context::background(), body).await;
+    send.send(Ok(Frame::data("a".into()))).unwrap();
+    body.frame().await.unwrap().unwrap();
+    send.send(Ok(Frame::trailers(http::HeaderMap::new()))).unwrap();
+    for _ in 0..2 {
+        let frame = std::panic::AssertUnwindSafe(body.frame());
+        assert!(futures::FutureExt::catch_unwind(frame).await.is_err());
     }
 }
 

@@ -708,3 +708,69 @@ async fn an_ended_request_does_not_start_a_handler() {
     let answer = ctx.scope(app.oneshot(request())).await.unwrap();
     assert_eq!((answer.status().as_u16(), called.load(Ordering::SeqCst)), (504, 0));
 }
+
+/// A transport does not poll a body that it does not send, nor a body whose announced length it has sent.
+#[tokio::test]
+async fn a_finishing_handler_whose_response_was_sent_completely_has_been_answered() {
+    for (method, status, length, frames) in [
+        ("GET", 200, Some("1"), 1),
+        ("HEAD", 200, None, 0),
+        ("GET", 204, None, 0),
+        ("GET", 304, None, 0),
+    ] {
+        let (send, body) = channel_body();
+        send.send(Ok(Frame::data("a".into()))).unwrap();
+        let mut response = Response::builder().status(status);
+        if let Some(length) = length {
+            response = response.header("content-length", length);
+        }
+        let response = Arc::new(Mutex::new(Some(response.body(body).unwrap())));
+        let seen = Arc::new(Mutex::new(None));
+        let note = seen.clone();
+        let handler = service_fn(move |_: Request<Empty<Bytes>>| {
+            *note.lock().unwrap() = Some(Context::current());
+            ready(Ok::<_, Infallible>(response.lock().unwrap().take().unwrap()))
+        });
+        let request = Request::builder().method(method).body(Empty::new()).unwrap();
+        let mut answer = FinishLayer::new().layer(handler).oneshot(request).await.unwrap();
+        for _ in 0..frames {
+            answer.frame().await.unwrap().unwrap();
+        }
+        drop(answer);
+        let ctx = seen.lock().unwrap().take().unwrap();
+        assert_eq!(ended(&ctx).cause_as(), Some(&RequestEnd::Answered), "{method} {status}");
+    }
+}
+
+/// Such as the one of another protocol, which the proxy's own outbound does not write.
+#[tokio::test(start_paused = true)]
+async fn a_longer_deadline_in_a_forwarded_request_is_lowered() {
+    let five = "5000";
+    for (name, sent, told) in [
+        ("connect-timeout-ms", five, "100"),
+        ("x-envoy-expected-rq-timeout-ms", five, "100"),
+        ("x-envoy-upstream-rq-timeout-ms", five, "100"),
+        ("connect-timeout-ms", "50", "50"),
+        ("x-budget-ms", five, five),
+    ] {
+        let mut headers = HeaderMap::new();
+        headers.insert(name, sent.parse().unwrap());
+        let mut map = std::collections::HashMap::from([(name.to_string(), sent.to_string())]);
+        let ctx = Context::background().with_timeout(ms(100));
+        ctx.inject(&mut headers).unwrap();
+        ctx.inject(&mut map).unwrap();
+        assert_eq!((&headers[name], &*map[name]), (&told.parse().unwrap(), told), "{name}");
+        assert_eq!(headers["grpc-timeout"], "100000u");
+
+        // A time that the header cannot express is not sent.
+        let late = Context::background().with_timeout(Duration::from_micros(100));
+        assert_eq!(late.inject(&mut headers).is_err(), name != "x-budget-ms", "{name}");
+        assert_eq!(&headers[name], told);
+    }
+    // The deadline applies only on this side.
+    let mut headers = HeaderMap::new();
+    headers.insert("connect-timeout-ms", five.parse().unwrap());
+    let ctx = Context::background().with_timeout(ms(100));
+    ctx.inject_with(&mut headers, &Outbound::new().write([])).unwrap();
+    assert_eq!(headers["connect-timeout-ms"], five);
+}

@@ -503,3 +503,33 @@ async fn a_timer_outside_of_the_layer_is_not_reported_as_the_client() {
     assert_eq!(end.cause_as::<RequestEnd>(), Some(&RequestEnd::Dropped));
     assert!(end.to_string().ends_with(": request dropped"), "{end}");
 }
+
+/// Without the headers of CORS, a browser hides the status.
+#[tokio::test(start_paused = true)]
+async fn the_headers_of_a_middleware_are_kept() {
+    for protocol in PROTOCOLS {
+        let passing = async |_| -> Response<AxumBody> {
+            let ended = Context::current().with_timeout(ms(10)).sleep(LONG).await.unwrap_err();
+            let mut response = ended.into_response();
+            for (name, value) in [
+                ("access-control-allow-origin", "*"),
+                ("content-length", "7"),
+                ("content-encoding", "gzip"),
+                ("grpc-status", "0"),
+            ] {
+                response.headers_mut().insert(name, value.parse().unwrap());
+            }
+            response
+        };
+        let layer = ServerLayer::new(Context::background(), Inbound::new());
+        let response = serve(layer, call_of(protocol), passing).await;
+        assert_eq!(response.headers()["access-control-allow-origin"], "*", "{protocol}");
+        if protocol != "http" {
+            assert!(!response.headers().contains_key("content-encoding"), "{protocol}");
+            assert!(!response.headers().contains_key("content-length"), "{protocol}");
+            if protocol.starts_with("grpc") {
+                assert_reported(By::Deadline, protocol, response).await;
+            }
+        }
+    }
+}

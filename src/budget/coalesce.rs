@@ -41,6 +41,7 @@ impl Context {
     /// - If the output depends on the caller. The work runs with the values of the first caller, such as its user;
     ///   put everything the output depends on into the key.
     /// - For work with side effects: two callers that each make a payment want two payments.
+    /// - Inside the work of the same key, directly or by way of another key. The work would wait for itself, and never end.
     /// - If the output must not be older than the call. A caller that joins receives the output of work that was
     ///   started before its call.
     ///

@@ -145,11 +145,7 @@ impl<B: Body + Send + 'static, C: Borrow<Context>> Bounded<B, C> {
         wakes: bool,
     ) -> Self {
         let progress = wait.ctx().progress();
-        let slot = Arc::new(Slot::new(wait.ctx().clone(), Held { body, open }));
-        let bell = Waker::from(slot.clone());
-        if Pin::new(&mut wait).poll(&mut task::Context::from_waker(&bell)).is_ready() {
-            bell.wake_by_ref();
-        }
+        let (slot, bell) = Slot::registered(Held { body, open }, &mut wait);
         Bounded {
             live: Some(Live { slot, bell, wait, ctx, early, frames: 0, wakes, progress }),
             open: None,
@@ -168,7 +164,8 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
         }
         let ctx = live.slot.ctx();
         let Some((mut held, waker)) = live.slot.take() else {
-            return Poll::Ready(ctx.err().map_or(Step::Over, Step::Ended));
+            // A body that is lost is not reported as complete.
+            return Poll::Ready(Step::Ended(ctx.err().expect("polled again after a panic")));
         };
         let at_work = held.open.as_ref().map(Open::at_work);
         let entered = live.ctx.as_mut().map(enter);

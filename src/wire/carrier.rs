@@ -114,6 +114,13 @@ pub(crate) fn sole<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Only<'a> {
     }
 }
 
+/// Returns whether a carrier may have a value of this name. Most requests have few headers, whose lengths are compared
+/// faster than a name is looked up.
+pub(crate) fn may_have(carrier: &dyn Carrier, name: &HeaderName) -> bool {
+    let length = name.as_str().len();
+    carrier.as_headers().is_none_or(|headers| headers.keys().any(|key| key.as_str().len() == length))
+}
+
 /// The value of a name, if there is only one.
 pub(crate) type Only<'a> = Result<Option<&'a [u8]>, Several>;
 
@@ -135,7 +142,7 @@ fn put(
         Some(headers) => {
             let mut value = HeaderValue::from_str(value).map_err(|why| not_sent(why.into()))?;
             value.set_sensitive(is_sensitive);
-            headers.insert(name.clone(), value);
+            headers.try_insert(name.clone(), value).map_err(|full| not_sent(full.into()))?;
             Ok(())
         }
         None => carrier.set(name.as_str(), value).map_err(not_sent),
@@ -246,7 +253,7 @@ impl Carrier for HeaderMap {
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), BoxError> {
-        self.insert(HeaderName::from_bytes(key.as_bytes())?, HeaderValue::from_str(value)?);
+        self.try_insert(HeaderName::from_bytes(key.as_bytes())?, HeaderValue::from_str(value)?)?;
         Ok(())
     }
 
@@ -276,10 +283,9 @@ impl Carrier for tonic::metadata::MetadataMap {
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), BoxError> {
-        // tonic's own types refuse the keys of binary entries.
+        // tonic's own type refuses the keys of binary entries. Its `insert` panics if the map is full.
         let key: tonic::metadata::MetadataKey<tonic::metadata::Ascii> = key.parse()?;
-        self.insert(key, value.parse()?);
-        Ok(())
+        Carrier::set(AsMut::<HeaderMap>::as_mut(self), key.as_str(), value)
     }
 
     fn remove(&mut self, key: &str) {

@@ -25,6 +25,7 @@ use super::open::Open;
 use super::outcome::Outcome;
 use super::refusal::Refusal;
 use super::reply::Reply;
+use super::unsent::{Unsent, is_bodiless};
 use crate::context::Context;
 use crate::error::Error;
 use crate::task::Shutdown;
@@ -148,9 +149,10 @@ where
         let ctx = scope.context().clone();
         let open = Open::new(&ctx, &request, shutdown.as_ref(), place);
         let mut scope = RequestScope::new(scope, place, open.as_ref());
+        let bodiless = is_bodiless(request.method());
         request.extensions_mut().insert(ctx.clone());
         let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
-        let task = finish(handler, ctx, scope, open);
+        let task = finish(handler, bodiless, ctx, scope, open);
         #[cfg(feature = "tracing")]
         let task = tracing::Instrument::in_current_span(task);
         let task = tokio::spawn(task);
@@ -163,6 +165,7 @@ type Finished<B, E> = Result<Result<Response<FinishBody<B>>, E>, Error>;
 /// Runs a handler to its end, or until its context ends.
 async fn finish<B: Body, E>(
     handler: impl Future<Output = Result<Response<B>, E>>,
+    bodiless: bool,
     ctx: Context,
     mut scope: RequestScope,
     open: Option<Open>,
@@ -176,10 +179,17 @@ async fn finish<B: Body, E>(
         .await
     };
     Ok(done?.map(|response| {
-        if response.body().is_end_stream() {
+        let (unsent, is_over) = scope.watch(|| {
+            let size = response.body().size_hint().exact();
+            let unsent = Unsent::new(response.status(), response.headers(), size, bodiless);
+            (unsent, response.body().is_end_stream())
+        });
+        if is_over || unsent.is_nothing() {
+            // The transport may drop the body without polling it.
             scope.expect(RequestEnd::Answered);
         }
-        response.map(|body| FinishBody { scope: Some(scope), ctx, own: None, body: Some(body) })
+        let unsent = Some(unsent);
+        response.map(|body| FinishBody { scope: Some(scope), ctx, own: None, unsent, body: Some(body) })
     }))
 }
 
@@ -246,6 +256,8 @@ pin_project! {
         ctx: Context,
         // The body of the layer's own response.
         own: Option<Bytes>,
+        // `None` if there is no body of the handler.
+        unsent: Option<Unsent>,
         #[pin]
         body: Option<B>,
     }
@@ -254,7 +266,7 @@ pin_project! {
 impl<B> FinishBody<B> {
     fn own(text: Bytes) -> Self {
         let own = Some(text).filter(|text| !text.is_empty());
-        FinishBody { scope: None, ctx: Context::background(), own, body: None }
+        FinishBody { scope: None, ctx: Context::background(), own, unsent: None, body: None }
     }
 }
 
@@ -276,21 +288,30 @@ where
         }
         let Some(mut body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
         let ctx = &*this.ctx;
-        let mut poll = || ctx.sync_scope(|| body.as_mut().poll_frame(cx));
-        let frame = match this.scope.as_mut() {
+        let mut poll = || {
+            ctx.sync_scope(|| {
+                let polled = body.as_mut().poll_frame(cx);
+                polled.map(|frame| (frame, body.is_end_stream()))
+            })
+        };
+        let (frame, is_over) = match this.scope.as_mut() {
             None => ready!(poll()),
             Some(scope) => ready!(scope.watch(poll)),
         };
+        if let (Some(Ok(frame)), Some(unsent)) = (&frame, this.unsent.as_mut()) {
+            unsent.subtract(frame);
+        }
+        let is_sent = is_over || this.unsent.as_ref().is_some_and(Unsent::is_nothing);
         let how = match &frame {
-            Some(Err(_)) => Some(RequestEnd::Failed),
-            Some(Ok(_)) if !body.is_end_stream() => None,
-            _ => Some(RequestEnd::Answered),
+            Some(Err(_)) => RequestEnd::Failed,
+            Some(Ok(_)) if !is_sent => return Poll::Ready(frame),
+            _ => RequestEnd::Answered,
         };
-        if let Some(how) = how {
-            // Ends the context.
-            if let Some(mut scope) = this.scope.take() {
-                scope.expect(how);
-            }
+        if let Some(scope) = this.scope.as_mut() {
+            scope.expect(how);
+        }
+        if is_over || !matches!(frame, Some(Ok(_))) {
+            *this.scope = None;
         }
         Poll::Ready(frame)
     }

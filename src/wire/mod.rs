@@ -48,6 +48,11 @@
 //! - Over HTTP/1, hyper notices that the client has left only if it has read the complete request, and no other bytes
 //!   have arrived. A second request that was sent before the first was answered (pipelining) hides the disconnect, and
 //!   so does a body that is incomplete or that the handler does not read. The request then ends at its deadline.
+//! - Over HTTP/1, a client that closes only its sending half while it waits (`nc -N`) counts as one that has left, unless
+//!   hyper's server is set to `half_close`.
+//! - The context of a request is made when the inner service is called. The time that a request waits until the service
+//!   is ready, for example for a `ConcurrencyLimit` inside of the layer, is not part of its deadline. Shed load instead
+//!   (`tower::load_shed`), or limit the concurrency inside the handler.
 //! - A request that is dropped by an outer timeout ends like one whose client has left, with
 //!   [`RequestEnd::Dropped`]. The layer cannot tell the two apart.
 //! - When a context ends, the bodies of its request are dropped even if the transport does not poll them. The stream
@@ -116,6 +121,8 @@ mod send;
 mod server;
 #[cfg(feature = "tower")]
 mod slot;
+#[cfg(feature = "tower")]
+mod unsent;
 
 #[cfg(feature = "axum")]
 mod axum;

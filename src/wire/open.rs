@@ -1,11 +1,15 @@
 //! The registration of a request in progress, with its shutdown and with the watch.
 
+use std::borrow::Borrow;
 use std::panic::Location;
+use std::sync::Arc;
 
 use http::Request;
 
 use super::request_line::RequestLine;
+use super::slot::Slot;
 use crate::context::Context;
+use crate::context::done::Wait;
 use crate::context::registered::{InProgress, InProgressHandle, Polling};
 use crate::registry::{Kind, is_installed};
 use crate::task::Shutdown;
@@ -53,5 +57,35 @@ impl Open {
             self.ticket.as_ref().map(Ticket::at_work),
             self.in_progress.as_ref().map(InProgress::polling_again),
         )
+    }
+}
+
+/// The registration of a request whose response is complete, until the transport has taken it.
+///
+/// The transport takes nothing while its peer reads nothing. A shutdown does not wait for such a peer: when the context
+/// ends, the registration is dropped, even if nothing polls the response.
+pub(crate) enum Kept {
+    Open(Open),
+    Slot(Arc<Slot<Open>>),
+}
+
+impl Kept {
+    /// Registers with the context only if a shutdown counts the request.
+    pub(crate) fn new<C: Borrow<Context>>(open: Open, wait: &mut Wait<C>) -> Kept {
+        match open.ticket {
+            Some(_) => Kept::Slot(Slot::registered(open, wait).0),
+            None => Kept::Open(open),
+        }
+    }
+
+    /// Removes the waker from the context. Returns the registration, to be dropped after the context.
+    pub(crate) fn into_open<C: Borrow<Context>>(self, wait: &mut Wait<C>) -> Option<Open> {
+        match self {
+            Kept::Open(open) => Some(open),
+            Kept::Slot(slot) => {
+                wait.remove_waker();
+                slot.take().map(|(open, _)| open)
+            }
+        }
     }
 }

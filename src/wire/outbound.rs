@@ -70,6 +70,9 @@ impl Outbound {
 
     /// Writes these deadline headers and no others. With an empty list, the deadline applies only on this side.
     ///
+    /// A request that is forwarded may have another deadline header that this crate knows. If its time is longer than
+    /// the remaining time, the remaining time replaces it.
+    ///
     /// ```
     /// use tokio_ctx::wire::{DeadlineHeader, Outbound};
     ///
@@ -262,7 +265,8 @@ impl Outbound {
         place: &'static Location<'static>,
     ) -> Result<(), Error> {
         let left = ctx.check_time_left()?.map(|left| left.saturating_sub(self.margin));
-        if left.is_some_and(|left| !self.suffices(left, carrier)) {
+        let stale = left.map(|left| self.stale(left, carrier)).unwrap_or_default();
+        if left.is_some_and(|left| !self.suffices(left, carrier) || !is_expressible(left, &stale)) {
             return Err(nothing_left(ctx, place));
         }
         let refused = |not_sent| refused(ctx, place, not_sent);
@@ -274,6 +278,10 @@ impl Outbound {
         if let Some(left) = left {
             if !self.write_left(left, carrier).map_err(refused)? {
                 return Err(nothing_left(ctx, place));
+            }
+            for header in stale {
+                let text = header.text(left).unwrap_or_else(|| unreachable!("checked above"));
+                carrier::set_once(carrier, header.name(), text.as_str()).map_err(refused)?;
             }
         }
         for (name, text) in values {
@@ -301,6 +309,23 @@ impl Outbound {
                         .all(|header| self.time_for(header, left, carrier) >= header.least())
             }
         }
+    }
+
+    /// Returns the headers of a forwarded request that this outbound does not write, and that contain more than the
+    /// remaining time.
+    fn stale(&self, left: Duration, carrier: &dyn Carrier) -> Vec<&'static DeadlineHeader> {
+        if self.sanitize || self.written.is_empty() {
+            return Vec::new();
+        }
+        let is_other = |header: &&DeadlineHeader| {
+            let name = header.name();
+            let others = self.written.iter().map(DeadlineHeader::name).chain(&self.stripped);
+            carrier::may_have(carrier, name) && !others.into_iter().any(|other| other == name)
+        };
+        let is_longer = |header: &&DeadlineHeader| {
+            header.read_from(carrier).ok().flatten().is_some_and(|given| given > left)
+        };
+        KNOWN.iter().filter(is_other).filter(is_longer).collect()
     }
 
     /// Returns the time to write into this header. A shorter time that is already there was set for this call.
@@ -378,6 +403,18 @@ impl Outbound {
     }
 }
 
+/// The deadline headers with fixed names.
+static KNOWN: [DeadlineHeader; 4] = [
+    DeadlineHeader::Grpc,
+    DeadlineHeader::Connect,
+    DeadlineHeader::Envoy,
+    DeadlineHeader::EnvoyUpstream,
+];
+
+fn is_expressible(left: Duration, headers: &[&DeadlineHeader]) -> bool {
+    headers.iter().all(|header| left >= header.least())
+}
+
 /// Makes the error of a call whose headers cannot be written. The context itself has not ended.
 fn refused(ctx: &Context, place: &'static Location<'static>, not_sent: NotSent) -> Error {
     let call = ctx.child_made_at(place, None);
@@ -433,7 +470,8 @@ impl Context {
     ///
     /// Returns the context's [`err`](Self::err) if it has ended, and a deadline error if less time remains than the
     /// margin, or than the header can express. The cause is a [`NotSent`] if the carrier cannot be written to, or if
-    /// `outbound` is [`strict`](Outbound::strict) and a value cannot be sent.
+    /// `outbound` is [`strict`](Outbound::strict) and a value cannot be sent. If the carrier fails, some of the headers
+    /// may have been written; do not send the request.
     ///
     /// ```
     /// use std::time::Duration;

@@ -1,7 +1,8 @@
 //! The responses of the server's layer itself, in the protocol of the request.
 
 use bytes::{Buf, Bytes};
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, TRANSFER_ENCODING};
+use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Frame;
 
@@ -60,6 +61,19 @@ impl Reply {
     /// Makes the response to a request that ended before its handler responded.
     pub(crate) fn ended(&self, outcome: Outcome) -> Response<Bytes> {
         self.response(outcome, outcome.text())
+    }
+
+    /// Like [`ended`](Self::ended), in place of the response with this head. Keeps the headers that a middleware has
+    /// added, such as those of CORS, without which a browser hides the status.
+    pub(crate) fn ended_with(&self, outcome: Outcome, mut head: Parts) -> Response<Bytes> {
+        let (own, body) = self.ended(outcome).into_parts();
+        for of_body in [CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING] {
+            head.headers.remove(of_body);
+        }
+        head.headers.extend(own.headers);
+        head.status = own.status;
+        head.extensions.remove::<Outcome>();
+        Response::from_parts(head, body)
     }
 
     pub(crate) fn bad_header(&self, bad: &BadHeader) -> Response<Bytes> {

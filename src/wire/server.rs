@@ -9,22 +9,22 @@ use std::task::{self, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
 use http::response::Parts;
-use http::{Method, Request, Response, StatusCode};
+use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::body::{Bounded, Start, Step, StepOf, bytes, hint};
+use super::body::{Bounded, Start, Step, StepOf, hint};
 use super::end::{RequestEnd, RequestScope};
 use super::inbound::Inbound;
-use super::open::Open;
+use super::open::{Kept, Open};
 use super::outcome::Outcome;
 use super::refusal::Refusal;
 use super::reply::{Closing, Last, Reply};
 use super::route::Routes;
+use super::unsent::{Unsent, is_bodiless, is_silent};
 use crate::context::Context;
 use crate::context::current::enter;
 use crate::context::done::Wait;
@@ -261,7 +261,7 @@ where
             }
         };
         let open = Open::new(&scope, &request, shutdown.as_ref(), place);
-        let bodiless = matches!(*request.method(), Method::HEAD | Method::CONNECT);
+        let bodiless = is_bodiless(request.method());
         request.extensions_mut().insert(scope.context().clone());
         let mut scope = RequestScope::new(scope, place, open.as_ref());
         scope.expect(RequestEnd::Panicked);
@@ -406,9 +406,9 @@ impl Live {
         let (head, body) = response.into_parts();
         if let Some(outcome) = self.outcome(&head) {
             self.wait.owner_mut().expect(RequestEnd::Answered);
-            return self.reply.ended(outcome).map(ServerBody::own);
+            return self.reply.ended_with(outcome, head).map(ServerBody::own);
         }
-        let content = if body.is_end_stream() {
+        let content = if self.wait.owner_mut().watch(|| body.is_end_stream()) {
             self.wait.owner_mut().expect(RequestEnd::Answered);
             // The same order as in a body.
             drop(self.wait);
@@ -427,8 +427,14 @@ impl Live {
         open: Option<Open>,
         cx: &mut task::Context<'_>,
     ) -> Content<B> {
-        let size = body.size_hint().exact();
-        let start = if self.is_silent(head, size) {
+        let size = self.wait.owner_mut().watch(|| body.size_hint().exact());
+        let unsent = |live: &Live| Unsent::new(head.status, &head.headers, size, live.bodiless);
+        let is_unsent = match self.reply {
+            // It has trailers, and needs HTTP/2, which polls every body.
+            Reply::Grpc => is_silent(head.status, self.bodiless),
+            _ => unsent(&self).is_nothing(),
+        };
+        let start = if is_unsent {
             // The transport may drop the body without polling it.
             self.wait.owner_mut().expect(RequestEnd::Answered);
             Start::Part(Box::pin(body), Vec::new())
@@ -445,30 +451,20 @@ impl Live {
             Start::Whole(first, step) => {
                 // Nothing waits here any more, so the end need not wake this task.
                 self.wait.remove_waker();
+                let kept = open.map(|open| Kept::new(open, &mut self.wait));
                 let (request, step, is_sized) = (Some(self.wait), Some(step), size.is_some());
-                Content::Whole { request, first, step, is_sized, open }
+                Content::Whole { request, first, step, is_sized, kept }
             }
             Start::Part(body, early) => {
-                let left = size.or_else(|| announced(head));
+                let unsent = unsent(&self);
                 // Nothing can be added to a body whose length has been announced.
-                let closing = match left {
-                    Some(_) => Closing::Break,
-                    None => self.reply.closing(&head.headers),
-                };
+                let closing =
+                    if unsent.is_known() { Closing::Break } else { self.reply.closing(&head.headers) };
                 let ctx = Some(self.wait.ctx().clone());
                 let body = Bounded::new(self.wait, ctx, body, early, open, true);
-                Content::Part { body, framing: Framing { closing, left } }
+                Content::Part { body, framing: Framing { closing, unsent } }
             }
         }
-    }
-
-    /// Returns whether the body of a response is not sent.
-    fn is_silent(&self, head: &Parts, size: Option<u64>) -> bool {
-        self.bodiless
-            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-            || head.status.is_informational()
-            // gRPC has trailers, and needs HTTP/2, which polls every body.
-            || (self.reply != Reply::Grpc && size.or_else(|| announced(head)) == Some(0))
     }
 
     /// Returns the outcome if the handler's response is the context's error, and the protocol has another form for it.
@@ -477,16 +473,10 @@ impl Live {
     }
 }
 
-/// Returns the length of a body according to its head.
-fn announced(head: &Parts) -> Option<u64> {
-    head.headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
 /// How a body ends.
 struct Framing {
     closing: Closing,
-    /// The number of bytes that are still to be sent, if it is known. The transport may drop the body after them.
-    left: Option<u64>,
+    unsent: Unsent,
 }
 
 pin_project! {
@@ -514,7 +504,7 @@ pin_project! {
             step: Option<StepOf<B>>,
             // Whether the handler's body announced its length. The transport would send a length in the head.
             is_sized: bool,
-            open: Option<Open>,
+            kept: Option<Kept>,
         },
         Part {
             body: Bounded<B, RequestScope>,
@@ -549,17 +539,18 @@ where
                 return Poll::Ready(text.take().map(|text| Ok(Frame::data(text.into()))));
             }
             ContentProj::Over { body } => return body.poll_frame(cx).map_err(Into::into),
-            ContentProj::Whole { request, first, step, open, .. } => {
+            ContentProj::Whole { request, first, step, kept, .. } => {
                 if let Some(data) = first.take() {
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                if let Some(request) = request {
+                if let Some(ending) = request {
                     let has_failed = matches!(step, Some(Step::Failed(_) | Step::Ended(_)));
                     let how = if has_failed { RequestEnd::Failed } else { RequestEnd::Answered };
-                    request.owner_mut().expect(how);
+                    ending.owner_mut().expect(how);
+                    let open = kept.take().and_then(|kept| kept.into_open(ending));
+                    *request = None;
+                    drop(open);
                 }
-                *request = None;
-                *open = None;
                 return Poll::Ready(step.take().and_then(|step| step.into_frame(Into::into)));
             }
             ContentProj::Part { body, framing } => (body, framing),
@@ -571,8 +562,8 @@ where
         }
         let frame = match ready!(step) {
             Step::Frame(frame) => {
-                framing.left = framing.left.map(|left| left.saturating_sub(bytes(&frame)));
-                if framing.left == Some(0) {
+                framing.unsent.subtract(&frame);
+                if framing.unsent.is_nothing() {
                     expect(body, RequestEnd::Answered);
                 }
                 return Poll::Ready(Some(Ok(framing.closing.follow(frame))));

@@ -3,7 +3,8 @@
 //! A transport does not poll a body while its peer accepts no more data, and a stream that is held is not polled either.
 //! An error at the next poll would come too late for what the body holds. Therefore the body is kept in a slot, which
 //! its user and the context share: the user takes the value out, polls it, and puts it back. The slot is a waker as
-//! well, registered with the context: when the context ends, it empties itself.
+//! well, registered with the context: when the context ends, it empties itself. The registration of a request whose
+//! response is complete is kept in the same way.
 //!
 //! # Why every value is dropped, and no wake-up is lost
 //!
@@ -21,10 +22,13 @@
 //! Without a runtime the value is dropped right there. If the user polls before the task runs, that poll drops the
 //! value.
 
+use std::borrow::Borrow;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Wake, Waker};
+use std::task::{Context as TaskContext, Wake, Waker};
 
 use crate::context::Context;
+use crate::context::done::Wait;
 use crate::sync::{Mutex, spawn};
 
 pub(crate) struct Slot<T> {
@@ -39,8 +43,25 @@ struct Room<T> {
 }
 
 impl<T> Slot<T> {
-    pub(crate) fn new(ctx: Context, held: T) -> Slot<T> {
+    fn new(ctx: Context, held: T) -> Slot<T> {
         Slot { ctx, room: Mutex::new(Room { held: Some(held), waker: None, has_ended: false }) }
+    }
+
+    /// Makes a slot that empties itself when the context of this wait ends, and the waker that is registered for that.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the context has a deadline and there is no time driver, as `Wait::poll` does.
+    pub(crate) fn registered<C: Borrow<Context>>(held: T, wait: &mut Wait<C>) -> (Arc<Slot<T>>, Waker)
+    where
+        T: Send + 'static,
+    {
+        let slot = Arc::new(Slot::new(wait.ctx().clone(), held));
+        let bell = Waker::from(slot.clone());
+        if Pin::new(wait).poll(&mut TaskContext::from_waker(&bell)).is_ready() {
+            bell.wake_by_ref();
+        }
+        (slot, bell)
     }
 
     pub(crate) fn ctx(&self) -> &Context {

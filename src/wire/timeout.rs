@@ -56,11 +56,14 @@ static ENVOY: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-
 static ENVOY_UPSTREAM: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
 
 /// The other headers with which a client can set the timeouts and retries of an Envoy.
-static ENVOY_POLICY: [HeaderName; 6] = [
+static ENVOY_POLICY: [HeaderName; 9] = [
     HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms"),
     HeaderName::from_static("x-envoy-upstream-rq-timeout-alt-response"),
+    HeaderName::from_static("x-envoy-upstream-stream-duration-ms"),
     HeaderName::from_static("x-envoy-hedge-on-per-try-timeout"),
     HeaderName::from_static("x-envoy-max-retries"),
+    HeaderName::from_static("x-envoy-retriable-header-names"),
+    HeaderName::from_static("x-envoy-retriable-status-codes"),
     HeaderName::from_static("x-envoy-retry-on"),
     HeaderName::from_static("x-envoy-retry-grpc-on"),
 ];
@@ -139,7 +142,7 @@ impl DeadlineHeader {
     /// Writes this timeout into the headers, and replaces existing values of this header.
     ///
     /// Returns false, and writes nothing, if the timeout is shorter than the header can express: a nanosecond for
-    /// `grpc-timeout`, a millisecond for the others. A timeout that is too long is written as the longest that the header
+    /// `grpc-timeout`, a millisecond for the others; or if the map is full. A timeout that is too long is written as the longest that the header
     /// can express: 11,407 years, or 115 days.
     ///
     /// ```
@@ -155,9 +158,7 @@ impl DeadlineHeader {
     pub fn write(&self, left: Duration, headers: &mut HeaderMap) -> bool {
         let text = self.text(left);
         let value = text.and_then(|text| HeaderValue::from_str(text.as_str()).ok());
-        let Some(value) = value else { return false };
-        headers.insert(self.name(), value);
-        true
+        value.is_some_and(|value| headers.try_insert(self.name(), value).is_ok())
     }
 
     /// Returns the value of the header, or `None` for a time that it cannot express.

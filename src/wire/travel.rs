@@ -21,7 +21,8 @@ pub(crate) const MAX_VALUE: usize = 4096;
 ///
 /// - A value that cannot be sent is left out with a `WARN`. If the outbound is [`strict`](super::Outbound::strict), the
 ///   call is refused.
-/// - A value that cannot be decoded, is too long, or occurs twice is ignored with a `WARN`. The request is not refused.
+/// - A value that cannot be decoded, is too long, or occurs twice is ignored with a `WARN`. The request is not refused. Of
+///   several members of `baggage` with the same key, the first applies.
 ///
 /// A sender can write any value into a header, so a value from an untrusted client proves nothing.
 ///
@@ -55,7 +56,7 @@ pub(crate) const MAX_VALUE: usize = 4096;
 /// ```
 pub trait Travel: Sized + Send + Sync + 'static {
     /// The name of the header, in lower case, or the key in `baggage`, which is case-sensitive. It is checked at compile
-    /// time.
+    /// time. The name of a header must not end in `-bin`, which marks binary values in gRPC.
     const NAME: &'static str;
 
     /// Encodes the value as text.
@@ -97,6 +98,7 @@ impl CarriedType {
 
 impl Carried {
     pub(crate) fn add<T: Travel>(&mut self) {
+        const { assert!(!is_binary(T::NAME), "gRPC reads the value of a header that ends in -bin as base64") };
         self.0.push(CarriedType::new::<T>(Some(const { HeaderName::from_static(T::NAME) })));
     }
 
@@ -176,6 +178,10 @@ impl Carried {
             }
         }
     }
+}
+
+const fn is_binary(name: &str) -> bool {
+    matches!(name.as_bytes(), [.., b'-', b'b', b'i', b'n'])
 }
 
 /// Checks that a header's value arrives unchanged. Spaces at its ends would be removed.
