@@ -441,7 +441,7 @@ mod tests {
     fn moving_yields_after_each_batch() {
         let runtime = runtimes().next().unwrap();
         let item = Arc::new(Item::default());
-        let items = vec![Arc::downgrade(&item); 3 * BATCH + 1];
+        let items = (0..=3 * BATCH).map(|_| Arc::downgrade(&item)).collect();
         let moving = Moving { runtime: runtime.handle().id(), items };
         let seen = runtime.block_on(async {
             let moving = tokio::spawn(moving.run());
