@@ -7,7 +7,7 @@
 //! long chain of them would overflow the stack. From a certain depth on, an end therefore leaves its work to the innermost
 //! end that does not. All of it is done before the outermost end returns.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::mem;
 use std::task::Waker;
@@ -56,22 +56,18 @@ impl Work {
     }
 
     fn run_nested(self) {
-        // If the thread is ending, there is no limit.
-        let depth = with_nested(|nested| {
-            nested.depth += 1;
-            nested.depth
-        });
-        let mut next = Some(self);
-        if depth.is_some_and(|depth| depth > DEEPEST) {
-            with_nested(|nested| nested.left.extend(next.take()));
+        let depth = DEPTH.with(Cell::get) + 1;
+        if depth > DEEPEST {
+            return leave(self);
         }
-        while let Some(work) = next {
-            work.run_all();
-            let is_deepest = depth == Some(DEEPEST);
-            next =
-                if is_deepest { with_nested(|nested| nested.left.pop_front()).flatten() } else { None };
+        DEPTH.with(|nested| nested.set(depth));
+        self.run_all();
+        if depth == DEEPEST {
+            while let Some(work) = next_left() {
+                work.run_all();
+            }
         }
-        with_nested(|nested| nested.depth -= 1);
+        DEPTH.with(|nested| nested.set(depth - 1));
     }
 
     /// Does all of it. A panic is caught, and does not prevent the rest.
@@ -90,18 +86,22 @@ impl Work {
     }
 }
 
-/// The calls of [`Work::run`] on this thread that have not returned.
-#[derive(Default)]
-struct Nested {
-    depth: usize,
-    left: VecDeque<Work>,
-}
-
 thread_local! {
-    static NESTED: RefCell<Nested> = RefCell::default();
+    /// The number of calls of [`Work::run`] on this thread that have not returned.
+    static DEPTH: Cell<usize> = Cell::default();
+    /// The work that those that are nested too deep have left.
+    static LEFT: RefCell<VecDeque<Work>> = RefCell::default();
 }
 
-/// Calls `f` with those of this thread. Returns `None` if the thread is ending.
-fn with_nested<R>(f: impl FnOnce(&mut Nested) -> R) -> Option<R> {
-    NESTED.try_with(|nested| f(&mut nested.borrow_mut())).ok()
+#[cold]
+fn leave(work: Work) {
+    let mut work = Some(work);
+    let _ends = LEFT.try_with(|left| left.borrow_mut().extend(work.take()));
+    // The thread is ending.
+    work.into_iter().for_each(Work::run_all);
+}
+
+#[cold]
+fn next_left() -> Option<Work> {
+    LEFT.try_with(|left| left.borrow_mut().pop_front()).ok().flatten()
 }

@@ -212,7 +212,7 @@ impl Token {
         match limit {
             Some(limit) => Token::with_limit(parent, limit, made_at),
             None if trace::reports_ends() => Token::with_time(parent, made_at),
-            None => Arc::new_cyclic(|_| Token::node(parent, None, 0, 0, made_at)),
+            None => Arc::new_cyclic(|_| Token::node(parent, None, 0, 0, made_at)).with_stop(),
         }
     }
 
@@ -220,7 +220,7 @@ impl Token {
     /// branch.
     #[cold]
     fn with_time(parent: Parent<'_>, made_at: Line) -> Arc<Token> {
-        Arc::new_cyclic(|_| Token::node(parent, None, trace::read_clock(), 0, made_at))
+        Arc::new_cyclic(|_| Token::node(parent, None, trace::read_clock(), 0, made_at)).with_stop()
     }
 
     fn with_limit(parent: Parent<'_>, limit: Limit, made_at: Line) -> Arc<Token> {
@@ -228,7 +228,8 @@ impl Token {
         if parent.is_some_and(|parent| parent.deadline <= at) || at == Stamp::NEVER {
             return Token::new(parent, None, made_at);
         }
-        let token = Arc::new_cyclic(|_| Token::node(parent, Some(at), budget, preset, made_at));
+        let token =
+            Arc::new_cyclic(|_| Token::node(parent, Some(at), budget, preset, made_at)).with_stop();
         if let Some(cause) = limit.cause {
             token.inner.lock().more().expiry = Some(cause.into());
             token.state.fetch_or(OCCUPIED | HAS_CAUSE, Ordering::Relaxed);
@@ -284,7 +285,7 @@ impl Token {
         };
         // Set when the parent was created.
         let checked = parent.map_or(0, |parent| parent.state.load(Ordering::Relaxed) & CHECKED);
-        let mut token = Token {
+        Token {
             state: AtomicU16::new(checked),
             level,
             unclocked_waits: AtomicU8::new(0),
@@ -296,11 +297,7 @@ impl Token {
             canceled_at: OnceRef::new(),
             key_or_end: AtomicU64::new(0),
             inner: Mutex::new(Inner::EMPTY),
-        };
-        if let Some(parent) = parent.filter(|_| checked != 0 && level & LEVEL == 0) {
-            token.inner.get_mut().more().stop = Some(Arc::downgrade(&parent.nearest_stop()));
         }
-        token
     }
 
     /// Requires that the time is recorded when this token ends. Sets `DEADLINE_BELOW` here and on all ancestors.
