@@ -49,21 +49,21 @@ impl Work {
 
     /// Does all of it, now or at the end of the innermost call that is not nested too deep.
     #[inline]
-    pub(crate) fn run(self) {
+    pub(crate) fn run(&mut self) {
         if self.waker.is_some() || !self.wakers.is_empty() || !self.tasks.is_empty() {
             self.run_nested();
         }
     }
 
-    fn run_nested(self) {
+    fn run_nested(&mut self) {
         let depth = DEPTH.with(Cell::get) + 1;
         if depth > DEEPEST {
-            return leave(self);
+            return leave(mem::take(self));
         }
         DEPTH.with(|nested| nested.set(depth));
         self.run_all();
         if depth == DEEPEST {
-            while let Some(work) = next_left() {
+            while let Some(mut work) = next_left() {
                 work.run_all();
             }
         }
@@ -71,7 +71,7 @@ impl Work {
     }
 
     /// Does all of it. A panic is caught, and does not prevent the rest.
-    fn run_all(mut self) {
+    fn run_all(&mut self) {
         loop {
             self.waker.take().map(|waker| shielded(|| waker.wake()));
             if self.wakers.is_empty() && self.tasks.is_empty() {
@@ -81,7 +81,7 @@ impl Work {
             // Repeated after a panic, with the next waker.
             while shielded(|| wakers.by_ref().for_each(Waker::wake)).is_none() {}
             // A task can defer more work.
-            mem::take(&mut self.tasks).into_iter().for_each(|task| _ = shielded(|| task(&mut self)));
+            mem::take(&mut self.tasks).into_iter().for_each(|task| _ = shielded(|| task(self)));
         }
     }
 }
@@ -98,7 +98,7 @@ fn leave(work: Work) {
     let mut work = Some(work);
     let _ends = LEFT.try_with(|left| left.borrow_mut().extend(work.take()));
     // The thread is ending.
-    work.into_iter().for_each(Work::run_all);
+    work.iter_mut().for_each(Work::run_all);
 }
 
 #[cold]

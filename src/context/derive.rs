@@ -246,7 +246,8 @@ impl Context {
     }
 }
 
-/// Returns the limit of a context that ends after the given time.
+/// Returns the limit of a context that ends after the given time. Inlined, so that it is not copied.
+#[inline(always)]
 pub(super) fn budget(after: Option<Duration>, cause: Option<BoxError>) -> Option<Limit> {
     let (budget, now) = (nanos(after?), Stamp::now());
     Some(Limit { at: Stamp(now.0.saturating_add(budget)), now, budget, cause, preset: 0 })

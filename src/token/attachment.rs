@@ -73,23 +73,6 @@ impl Token {
         }
     }
 
-    /// Stores the nearest stop above a new token, if it is at one of the levels that do.
-    #[inline]
-    pub(super) fn with_stop(self: Arc<Self>) -> Arc<Token> {
-        if self.is_checked() {
-            self.store_stop();
-        }
-        self
-    }
-
-    #[cold]
-    fn store_stop(&self) {
-        if let Some(parent) = self.parent().filter(|_| self.level & LEVEL == 0) {
-            let stop = Arc::downgrade(&parent.nearest_stop());
-            self.inner.lock().more().stop = Some(stop);
-        }
-    }
-
     /// Returns the nearest token, this one or an ancestor, that owns a check or has two checked parents.
     ///
     /// Tokens at certain levels store the one above them, so that the cost does not grow with the length of the path.

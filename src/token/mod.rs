@@ -212,7 +212,7 @@ impl Token {
         match limit {
             Some(limit) => Token::with_limit(parent, limit, made_at),
             None if trace::reports_ends() => Token::with_time(parent, made_at),
-            None => Arc::new_cyclic(|_| Token::node(parent, None, 0, 0, made_at)).with_stop(),
+            None => Arc::new_cyclic(|_| Token::node(parent, None, 0, 0, made_at)),
         }
     }
 
@@ -220,7 +220,7 @@ impl Token {
     /// branch.
     #[cold]
     fn with_time(parent: Parent<'_>, made_at: Line) -> Arc<Token> {
-        Arc::new_cyclic(|_| Token::node(parent, None, trace::read_clock(), 0, made_at)).with_stop()
+        Arc::new_cyclic(|_| Token::node(parent, None, trace::read_clock(), 0, made_at))
     }
 
     fn with_limit(parent: Parent<'_>, limit: Limit, made_at: Line) -> Arc<Token> {
@@ -228,8 +228,7 @@ impl Token {
         if parent.is_some_and(|parent| parent.deadline <= at) || at == Stamp::NEVER {
             return Token::new(parent, None, made_at);
         }
-        let token =
-            Arc::new_cyclic(|_| Token::node(parent, Some(at), budget, preset, made_at)).with_stop();
+        let token = Arc::new_cyclic(|_| Token::node(parent, Some(at), budget, preset, made_at));
         if let Some(cause) = limit.cause {
             token.inner.lock().more().expiry = Some(cause.into());
             token.state.fetch_or(OCCUPIED | HAS_CAUSE, Ordering::Relaxed);
@@ -285,6 +284,7 @@ impl Token {
         };
         // Set when the parent was created.
         let checked = parent.map_or(0, |parent| parent.state.load(Ordering::Relaxed) & CHECKED);
+        let stop = parent.filter(|_| checked != 0 && level & LEVEL == 0).map(Token::nearest_stop);
         Token {
             state: AtomicU16::new(checked),
             level,
@@ -296,7 +296,7 @@ impl Token {
             made_at,
             canceled_at: OnceRef::new(),
             key_or_end: AtomicU64::new(0),
-            inner: Mutex::new(Inner::EMPTY),
+            inner: Mutex::new(Inner::new(stop)),
         }
     }
 
