@@ -176,8 +176,7 @@ impl Context {
     pub fn keeping_deadline(&self) -> Context {
         let free = self.without_cancel();
         let Some(at) = self.deadline() else { return free };
-        let (limit, set_at) = self.limit_of(at, Location::caller());
-        free.derive(Token::new(None, Some(limit), set_at)).detach()
+        free.with_deadline_of(self, at, Location::caller()).detach()
     }
 
     /// Derives a child that also ends at `at`, the deadline of `other`. The error names the line that set it there, or
@@ -188,7 +187,12 @@ impl Context {
         at: Instant,
         line: &'static Location<'static>,
     ) -> CancelScope {
-        let (limit, set_at) = other.limit_of(at, line);
+        let limit = until(at, None);
+        let (limit, set_at) = match other.deadline_origin(at) {
+            Some((set_at, budget)) => (Limit { budget: nanos(budget), ..limit }, set_at),
+            // A canceled context does not store the origin of a deadline above it.
+            None => (limit, line),
+        };
         self.derive(Token::new(self.token(), Some(limit), set_at))
     }
 
@@ -196,21 +200,6 @@ impl Context {
     pub(super) fn deadline_owner(&self) -> Option<Arc<Token>> {
         let (mut path, owner) = self.token()?.path(true);
         Some(path.swap_remove(owner?))
-    }
-
-    /// Returns the limit of a context that also ends at `at`, the deadline of this one, and the line that set it there, or
-    /// `line` if that is not known any more.
-    fn limit_of(
-        &self,
-        at: Instant,
-        line: &'static Location<'static>,
-    ) -> (Limit, &'static Location<'static>) {
-        let limit = until(at, None);
-        match self.deadline_origin(at) {
-            Some((set_at, budget)) => (Limit { budget: nanos(budget), ..limit }, set_at),
-            // A canceled context does not store the origin of a deadline above it.
-            None => (limit, line),
-        }
     }
 
     /// Returns the line that set the deadline `at`, and the budget.

@@ -311,7 +311,7 @@ fn drop_of_the_last_handle_against_the_parents_end(child: fn(&Context, Canceling
     });
     // Loom does not order the count of an `Arc`, but these loads: that of the parent against the whole end, and that of the
     // child against the steps in which the end holds it.
-    [token(&parent), token(&child)].map(|token| token.ended());
+    let _ended = [token(&parent), token(&child)].map(|token| token.ended());
     drop(child);
     ender.join().unwrap();
     assert_eq!(drops.load(Ordering::Relaxed), 1);
