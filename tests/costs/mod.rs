@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{self, Poll, Wake, Waker};
+use std::task::{self, Wake, Waker};
 use std::thread::LocalKey;
 use std::time::Duration;
 
@@ -227,5 +227,5 @@ fn a_wait_that_leaves_has_no_waker_in_the_list() {
     }
     ctx.cancel();
     let error = wait.as_mut().poll(&mut task::Context::from_waker(Waker::noop()));
-    assert!(matches!(error, Poll::Ready(error) if error.is_canceled()));
+    assert!(matches!(error, task::Poll::Ready(error) if error.is_canceled()));
 }
