@@ -18,7 +18,7 @@ const SPARE: usize = 16;
 pub(crate) struct Key(pub(crate) u32);
 
 impl Key {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn insert<'a, T: 'a>(
         first: &mut Option<T>,
         pages: impl FnOnce() -> &'a mut Pages<T>,

@@ -45,7 +45,7 @@ impl Token {
     pub(crate) fn is_done(self: &Arc<Self>) -> bool {
         let state = self.state();
         if state & (ENDED | CHECKED) != 0 {
-            state & ENDED != 0 || self.is_done_checked(Stamp::now())
+            state & ENDED != 0 || self.is_done_checked()
         } else if self.has_deadline() {
             self.is_done_by(Stamp::now())
         } else {
@@ -53,7 +53,9 @@ impl Token {
         }
     }
 
-    fn is_done_checked(self: &Arc<Self>, now: Stamp) -> bool {
+    #[cold]
+    fn is_done_checked(self: &Arc<Self>) -> bool {
+        let now = Stamp::now();
         self.run_checks(now);
         self.is_done_by(now)
     }

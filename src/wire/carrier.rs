@@ -114,11 +114,12 @@ pub(crate) fn sole<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Only<'a> {
     }
 }
 
-/// Returns whether a carrier may have a value of this name. Most requests have few headers, whose lengths are compared
-/// faster than a name is looked up.
-pub(crate) fn may_have(carrier: &dyn Carrier, name: &HeaderName) -> bool {
-    let length = name.as_str().len();
-    carrier.as_headers().is_none_or(|headers| headers.keys().any(|key| key.as_str().len() == length))
+/// Returns whether a carrier may have a header with a name of one of these lengths. Most requests have few headers, whose
+/// lengths are compared faster than names are looked up.
+pub(crate) fn may_have(carrier: &dyn Carrier, lengths: &[usize]) -> bool {
+    carrier
+        .as_headers()
+        .is_none_or(|headers| headers.keys().any(|key| lengths.contains(&key.as_str().len())))
 }
 
 /// The value of a name, if there is only one.
