@@ -114,12 +114,10 @@ pub(crate) fn sole<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Only<'a> {
     }
 }
 
-/// Returns whether a carrier may have a header with a name of one of these lengths. Most requests have few headers, whose
-/// lengths are compared faster than names are looked up.
-pub(crate) fn may_have(carrier: &dyn Carrier, lengths: &[usize]) -> bool {
-    carrier
-        .as_headers()
-        .is_none_or(|headers| headers.keys().any(|key| lengths.contains(&key.as_str().len())))
+/// Returns whether a carrier may have a header that is sought. Most requests have few headers, which are compared faster than
+/// names are looked up.
+pub(crate) fn may_have(carrier: &dyn Carrier, is_sought: impl Fn(&HeaderName) -> bool) -> bool {
+    carrier.as_headers().is_none_or(|headers| headers.keys().any(is_sought))
 }
 
 /// The value of a name, if there is only one.
