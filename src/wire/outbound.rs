@@ -314,14 +314,16 @@ impl Outbound {
     /// Returns the headers of a forwarded request that this outbound does not write, and that contain more than the
     /// remaining time.
     fn stale(&self, left: Duration, carrier: &dyn Carrier) -> Vec<&'static DeadlineHeader> {
-        let is_known = |name: &HeaderName| KNOWN.iter().any(|header| header.name() == name);
-        if self.sanitize || self.written.is_empty() || !carrier::may_have(carrier, is_known) {
-            return Vec::new();
-        }
         let is_other = |header: &&DeadlineHeader| {
             let mut others = self.written.iter().map(DeadlineHeader::name).chain(&self.stripped);
             !others.any(|other| other == header.name())
         };
+        let is_sought = |name: &HeaderName| {
+            KNOWN.iter().find(|header| header.name() == name).as_ref().is_some_and(is_other)
+        };
+        if self.sanitize || self.written.is_empty() || !carrier::may_have(carrier, is_sought) {
+            return Vec::new();
+        }
         let is_longer = |header: &&DeadlineHeader| {
             header.read_from(carrier).ok().flatten().is_some_and(|given| given > left)
         };
