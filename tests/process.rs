@@ -227,8 +227,9 @@ fn the_grace_may_be_unlimited() {
 fn another_signal_can_be_chosen() {
     on_both(|| async {
         let ctx = BACKGROUND.with_cancel();
-        let mut polite = sh("trap 'exit 6' INT; echo ready; while :; do sleep 0.01; done");
-        let bounded = polite.bounded_by(&ctx).grace(LONG).stop_signal(SignalKind::interrupt());
+        // Not SIGINT, which a shell cannot trap if it was ignored when this program was started, such as in the background.
+        let mut polite = sh("trap 'exit 6' USR1; echo ready; while :; do sleep 0.01; done");
+        let bounded = polite.bounded_by(&ctx).grace(LONG).stop_signal(SignalKind::user_defined1());
         let mut child = bounded.spawn().unwrap();
         lines(&mut child).next_line().await.unwrap();
         ctx.cancel();
