@@ -323,13 +323,14 @@ impl Token {
         });
     }
 
-    /// Registers the token if it is a root and a watch is installed. Takes the token by value, so that the cost for
-    /// all other tokens is a single branch.
-    #[cold]
+    /// Registers the token if it is a root and a watch is installed.
+    #[inline]
     pub(crate) fn registered_as_root(self: Arc<Self>) -> Arc<Self> {
-        if self.parent().is_some() || !registry::is_installed() {
-            return self;
-        }
+        if self.parent().is_none() && registry::is_installed() { self.register_root() } else { self }
+    }
+
+    #[cold]
+    fn register_root(self: Arc<Self>) -> Arc<Self> {
         let (kind, line, subject) = (Kind::Root, self.made_at(), Some(self.subject()));
         let label: Option<Name> = None;
         let draft = || Draft { kind, line, started: None, label, subject, probe: None };
