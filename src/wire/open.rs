@@ -62,8 +62,8 @@ impl Open {
 
 /// The registration of a request whose response is complete, until the transport has taken it.
 ///
-/// The transport takes nothing while its peer reads nothing. A shutdown does not wait for such a peer: when the context
-/// ends, the registration is dropped, even if nothing polls the response.
+/// A transport keeps the response while its peer does not read. A shutdown does not wait for such a peer: when the context
+/// ends, the registration is dropped, even if the response is not polled.
 pub(crate) enum Kept {
     Open(Open),
     Slot(Arc<Slot<Open>>),
