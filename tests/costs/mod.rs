@@ -1,7 +1,7 @@
 //! What an operation costs: how many locks it takes, and how often it reads the clock. These are counted and not timed, so
 //! that a step that has become superfluous, or a shortcut that is no longer taken, fails a test.
 //!
-//! Allocations are counted in `tests/p10_no_leaks.rs`, and instructions in `benches/instructions.rs`.
+//! Allocations are counted in `tests/p10_no_leaks.rs`, and instructions in `benches/instructions`.
 
 use std::cell::Cell;
 use std::future::Future;
