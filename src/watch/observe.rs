@@ -1,5 +1,5 @@
-//! The part of a token's state that a snapshot contains. Reading it has no effect on the token: it does not record an end,
-//! link a path, or wake a task. (It is a check of an idle limit, which dates the progress that was reported before.)
+//! The part of a token's state that a snapshot contains. Reading it does not record an end, link a path, or wake a task. Its
+//! only effect is on an idle limit, which it checks: progress that was reported before gets the time of the reading.
 //!
 //! The engine holds the lock of one token at a time, for a limited number of children. Their weak handles are upgraded
 //! after the lock is released, because the last handle of a child must not be dropped while the lock of its parent is
