@@ -19,7 +19,8 @@ use crate::work::Work;
 
 // Linking.
 impl Token {
-    /// Links the token and its ancestors. Returns false if one of them has ended.
+    /// Links the token and its ancestors. Returns false if one of them has ended. Then this token has ended as well, and
+    /// will never be linked.
     #[inline]
     pub(crate) fn link(self: &Arc<Self>) -> bool {
         match self.parent() {
@@ -40,9 +41,12 @@ impl Token {
             .all(|token| token.parent().is_none_or(|parent| parent.insert_child(token)))
     }
 
-    /// Inserts a child into the list. Returns false if this token has ended.
+    /// Inserts a child into the list. Returns false if this token has ended and the child is not in the list.
+    ///
+    /// If another thread inserted the child before the end, it is linked, and may not have been closed yet. Only without it in
+    /// the list, nothing below it is linked, and a query below finds this end.
     fn insert_child(&self, child: &Arc<Token>) -> bool {
-        let Some(mut inner) = self.lock_unless_ended() else { return false };
+        let Some(mut inner) = self.lock_unless_ended() else { return child.is_linked() };
         if !child.is_linked() {
             let key = inner.insert_child(Arc::downgrade(child));
             child.key.store(key.0, Ordering::Release);
@@ -85,6 +89,7 @@ impl Token {
         mut entry: Option<Entry>,
     ) -> Option<bool> {
         let mut inner = self.lock_unless_ended()?;
+        debug_assert!(self.is_linked(), "the end of an ancestor would not reach the waiter");
         let Inner { waiter, more, .. } = &mut *inner;
         let _replaced =
             key.insert_or_replace(waiter, || &mut more.get_or_insert_default().waiters, waker);
