@@ -2,12 +2,16 @@
 //!
 //! There is one watch for the process, and tests run concurrently, so each test looks for its own lines and names.
 
+#[path = "common/snapshot.rs"]
+mod snapshot;
+
 use std::future::pending;
 use std::panic::Location;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use snapshot::{entry, is_gone, snapshot};
 use tokio::sync::Notify;
 use tokio::time::advance;
 use tokio_ctx::shutdown::Fate;
@@ -23,10 +27,6 @@ fn line(above: u32) -> String {
     format!("{}:{}", here.file(), here.line() - above)
 }
 
-fn snapshot() -> Snapshot {
-    watch::install().snapshot()
-}
-
 fn of_line<'a>(snapshot: &'a Snapshot, line: &str) -> Vec<&'a Entry> {
     snapshot.entries.iter().filter(|entry| entry.line.to_string() == line).collect()
 }
@@ -40,8 +40,7 @@ fn one<'a>(snapshot: &'a Snapshot, line: &str) -> &'a Entry {
 
 #[track_caller]
 fn named<'a>(snapshot: &'a Snapshot, name: &str) -> &'a Entry {
-    let found = snapshot.entries.iter().find(|entry| entry.name.as_deref() == Some(name));
-    found.unwrap_or_else(|| panic!("{name} is not in the snapshot"))
+    entry(snapshot, name).unwrap_or_else(|| panic!("{name} is not in the snapshot"))
 }
 
 fn ended<'a>(snapshot: &'a Snapshot, line: &str) -> Option<&'a EndedLine> {
@@ -58,16 +57,6 @@ fn ended_now(line: &str) -> EndedLine {
 fn lately(line: &str, how: How) -> Option<Lately> {
     let lately = snapshot().lately;
     lately.into_iter().find(|lately| lately.how == how && lately.line.to_string() == line)
-}
-
-/// Waits, because the snapshot of another test may hold the context for a short time.
-#[track_caller]
-fn is_gone(name: &str) {
-    let until = std::time::Instant::now() + 60 * SECOND;
-    while snapshot().entries.iter().any(|entry| entry.name.as_deref() == Some(name)) {
-        assert!(std::time::Instant::now() < until, "{name} is still registered");
-        thread::yield_now();
-    }
 }
 
 /// Returns the scope of a root that a watch has registered.

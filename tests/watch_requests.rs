@@ -1,6 +1,8 @@
 //! Requests in a snapshot: their names, how they end, and contexts that are held afterwards.
 
 mod common;
+#[path = "common/snapshot.rs"]
+mod snapshot;
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -14,34 +16,17 @@ use bytes::Bytes;
 use common::{SetOnDrop, poll_once};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use snapshot::{entry, is_gone, snapshot};
 use tokio::time::advance;
-use tokio_ctx::watch::{self, Entry, How, Kind, Snapshot, State};
+use tokio_ctx::watch::{self, How, Kind, State};
 use tokio_ctx::wire::{Inbound, ServerLayer};
 use tokio_ctx::{Context, Shutdown};
 use tower::{Layer, ServiceExt, service_fn};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn snapshot() -> Snapshot {
-    watch::install().snapshot()
-}
-
 fn request(path: &str) -> Request<Empty<Bytes>> {
     Request::get(format!("http://service.example{path}?token=secret")).body(Empty::new()).unwrap()
-}
-
-fn entry<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a Entry> {
-    snapshot.entries.iter().find(|entry| entry.name.as_deref() == Some(name))
-}
-
-/// Waits, because the snapshot of another test may hold the context for a short time.
-#[track_caller]
-fn is_gone(name: &str) {
-    let until = std::time::Instant::now() + 60 * SECOND;
-    while entry(&snapshot(), name).is_some() {
-        assert!(std::time::Instant::now() < until, "{name} is still registered");
-        std::thread::yield_now();
-    }
 }
 
 type Answered = Result<Response<Full<Bytes>>, Infallible>;

@@ -41,11 +41,19 @@ async fn a_timeout_of_the_client_ends_the_tasks_of_the_handler() {
     assert!(contexts.recv().await.unwrap().is_done());
 }
 
+/// Returns whether curl is installed, and says so if it is not.
+fn has_curl() -> bool {
+    let is_there = std::process::Command::new("curl").arg("--version").output().is_ok();
+    if !is_there {
+        eprintln!("skipped: no curl here (apt-get install curl)");
+    }
+    is_there
+}
+
 /// `curl --max-time`, if curl is installed.
 #[tokio::test]
 async fn a_timeout_of_curl_ends_the_request() {
-    if std::process::Command::new("curl").arg("--version").output().is_err() {
-        eprintln!("skipped: no curl here (apt-get install curl)");
+    if !has_curl() {
         return;
     }
     let (sender, mut errors) = mpsc::unbounded_channel();
@@ -73,8 +81,7 @@ async fn a_timeout_of_curl_ends_the_request() {
 /// A curl that sends the header receives the response before its own timeout.
 #[tokio::test]
 async fn curl_with_a_deadline_header_gets_a_response() {
-    if std::process::Command::new("curl").arg("--version").output().is_err() {
-        eprintln!("skipped: no curl here (apt-get install curl)");
+    if !has_curl() {
         return;
     }
     let stuck = async || std::future::pending::<()>().await;
