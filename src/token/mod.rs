@@ -78,7 +78,9 @@
 //!    as well, and finds what was inserted.
 //! 3. *The end of an ancestor is never missed.* The ancestors of a linked token are linked. Each of them accepted its
 //!    child under its lock when it had not ended, so its end will find that child in the list. A token that is not
-//!    linked has no waiters, and a query of it reads the states of its ancestors.
+//!    linked has no waiters, and a query of it reads the states of its ancestors. If an ancestor that has ended refuses an
+//!    insertion, no token below it will ever be linked, and all of them have ended for their queries. But a child that another
+//!    thread inserted before the end may not be closed yet, and linking goes on below that child.
 //! 4. *When `cancel` returns, all descendants have ended.* They are closed depth first, and a token with children is
 //!    `CLOSING` until all tokens below it are closed. A thread that meets a token that another thread is closing waits
 //!    until it is no longer `CLOSING`, and so does a second call of `cancel`. This wait is short, because no foreign
