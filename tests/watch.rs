@@ -640,7 +640,9 @@ mod forms {
         let json: serde_json::Value = serde_json::from_str(&seen.below(id).to_json()).unwrap();
         assert_eq!(json["format"], 1);
         let fields = |value: &serde_json::Value| -> Vec<String> {
-            value.as_object().unwrap().keys().cloned().collect()
+            let mut names: Vec<_> = value.as_object().unwrap().keys().cloned().collect();
+            names.sort();
+            names
         };
         assert_eq!(
             fields(&json),
