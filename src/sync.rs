@@ -1,13 +1,14 @@
-//! Atomics, locks, the clock and timers. In loom models, those of loom and of the model replace them.
+//! Atomics, locks, the clock and timers. In loom models, those of loom and of the model replace them. With
+//! `--cfg tokio_ctx_delays`, accesses to atomics and locks are delayed at random.
 
 #[cfg(not(tokio_ctx_loom))]
 mod imp {
     use std::pin::Pin;
     pub(crate) use std::sync::MutexGuard;
     use std::sync::PoisonError;
-    pub(crate) use std::sync::atomic::{
-        AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence,
-    };
+    #[cfg(not(tokio_ctx_delays))]
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
+    pub(crate) use std::sync::atomic::{Ordering, fence};
     use std::task::{Context, Waker};
     pub(crate) use std::thread::yield_now;
     pub(crate) use std::thread_local;
@@ -16,6 +17,9 @@ mod imp {
     pub(crate) use tokio::runtime::Id as RuntimeId;
     use tokio::task::coop::{Unconstrained, unconstrained};
     use tokio::time::{Instant, Sleep, sleep_until};
+
+    #[cfg(tokio_ctx_delays)]
+    pub(crate) use super::delays::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
     /// A mutex that ignores poisoning, because no code that can panic runs while it is locked.
     #[derive(Default)]
@@ -30,6 +34,8 @@ mod imp {
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
             #[cfg(test)]
             super::meter::LOCKS.with(super::meter::count);
+            #[cfg(tokio_ctx_delays)]
+            super::delays::delay();
             self.0.lock().unwrap_or_else(PoisonError::into_inner)
         }
 
@@ -91,6 +97,10 @@ mod imp {
         }
     }
 }
+
+#[cfg(tokio_ctx_delays)]
+#[path = "../tests/delays/shim.rs"]
+mod delays;
 
 #[cfg(tokio_ctx_loom)]
 #[path = "../tests/loom/shim.rs"]
