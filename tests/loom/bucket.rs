@@ -6,7 +6,7 @@ use loom::thread;
 
 use super::{
     SECOND, Waiter, WeakTokens, assert_same, cause_text, common_error, explore, explore_exact,
-    final_error, in_runtime, memberships, registrations, shut_down, tick_and_fire,
+    final_error, in_runtime, memberships, overdue_error, registrations, shut_down, tick_and_fire,
 };
 use crate::Context;
 use crate::sync::{count_timers, enter_runtime, fire_timers, now, pause, tick};
@@ -104,7 +104,7 @@ fn wait_dropped_against_firing() {
         driver.join().unwrap();
         wait.assert_dropped();
         assert_eq!((registrations(&ctx), memberships(&ctx)), (0, 0));
-        assert!(final_error(&ctx).is_deadline_exceeded());
+        assert!(overdue_error(&ctx).is_deadline_exceeded());
         shut_down([1]);
     });
 }
@@ -329,7 +329,7 @@ fn query_against_firing() {
         let waiter = Waiter::waiting_on(&ctx);
         tick();
         let driver = in_runtime(1, || fire_timers(false));
-        let seen = final_error(&ctx);
+        let seen = overdue_error(&ctx);
         driver.join().unwrap();
         waiter.finish(&seen);
         assert_eq!(memberships(&ctx), 0);
@@ -388,7 +388,7 @@ fn deregistration_against_firing_on_a_paused_clock() {
         driver.join().unwrap();
         wait.assert_dropped();
         assert_eq!((memberships(&ctx), count_timers()), (0, 0));
-        assert!(final_error(&ctx).is_deadline_exceeded());
+        assert!(overdue_error(&ctx).is_deadline_exceeded());
         shut_down([1]);
     });
 }

@@ -4,7 +4,7 @@ use loom::thread;
 
 use super::{
     SECOND, Waiter, WeakTokens, assert_all_done, assert_same, cause_text, chain, common_error, explore,
-    explore_exact, final_error, token,
+    explore_exact, final_error, overdue_error, token,
 };
 use crate::Context;
 use crate::sync::tick;
@@ -94,9 +94,9 @@ fn two_deadlines_pass_at_once() {
         tick();
         let query = thread::spawn({
             let parent = parent.clone();
-            move || final_error(&parent)
+            move || overdue_error(&parent)
         });
-        let childs = final_error(&child);
+        let childs = overdue_error(&child);
         assert_same(&query.join().unwrap(), &final_error(&parent));
         assert_eq!(childs.origin().budget(), Some(SECOND));
         assert_eq!(final_error(&parent).origin().budget(), Some(2 * SECOND));
@@ -205,9 +205,9 @@ fn expiry_wakes_only_descendants() {
         tick();
         let query = thread::spawn({
             let below = below.clone();
-            move || final_error(&below)
+            move || overdue_error(&below)
         });
-        let mine = final_error(&timed);
+        let mine = overdue_error(&timed);
         assert_same(&mine, &query.join().unwrap());
         assert!(!above.is_woken() && !above.poll());
         root.cancel_with("why");

@@ -3,7 +3,7 @@
 use loom::thread;
 
 use super::{
-    SECOND, WeakTokens, assert_all_done, assert_same, cause_text, common_error, explore, final_error,
+    SECOND, WeakTokens, assert_all_done, assert_same, cause_text, explore, final_error, overdue_error,
 };
 use crate::Context;
 use crate::sync::tick;
@@ -52,9 +52,9 @@ fn two_checks_at_once() {
         tick();
         let other = thread::spawn({
             let below = below.clone();
-            move || final_error(&below)
+            move || overdue_error(&below)
         });
-        let mine = final_error(&ctx);
+        let mine = overdue_error(&ctx);
         assert_same(&mine, &other.join().unwrap());
         assert!(mine.is_deadline_exceeded());
         assert_all_done([&ctx, &below]);
@@ -72,7 +72,8 @@ fn check_against_cancel() {
         let tokens = WeakTokens::of([&ctx, &below]);
         tick();
         let ender = thread::spawn(move || guard.cancel_with("why"));
-        let mine = common_error([&below, &ctx]);
+        let mine = overdue_error(&below);
+        assert_same(&mine, &overdue_error(&ctx));
         ender.join().unwrap();
         assert_same(&mine, &final_error(&ctx));
         assert!(mine.is_deadline_exceeded() || cause_text(&mine) == "why");
@@ -90,7 +91,7 @@ fn check_against_drop() {
         let tokens = WeakTokens::of([ctx.context(), &below]);
         let dropper = thread::spawn(move || drop(ctx));
         tick();
-        final_error(&below);
+        overdue_error(&below);
         dropper.join().unwrap();
         drop(below);
         tokens.assert_dropped();

@@ -4,7 +4,7 @@ use loom::thread;
 
 use super::{
     SECOND, Waiter, WeakTokens, assert_all_done, assert_same, cause_text, chain, common_error, explore,
-    final_error, registrations, shut_down,
+    final_error, overdue_error, registrations, shut_down,
 };
 use crate::Context;
 use crate::sync::{enter_runtime, tick};
@@ -178,7 +178,7 @@ fn cancel_wakes_a_wait_that_a_deadline_has_ended() {
         let waiter = Waiter::waiting_on(&both);
         tick();
         let ender = thread::spawn(move || ends_one.cancel_with("one"));
-        let seen = final_error(&two);
+        let seen = overdue_error(&two);
         ender.join().unwrap();
         assert!(waiter.is_woken(), "a lost wake-up");
         assert_same(&seen, &common_error([&both, two.context()]));
