@@ -6,7 +6,8 @@
 //! - When a call of `cancel()` returns, every descendant has ended, even if the call was the second one. During the call, a
 //!   parent may have ended while a linked child has not.
 //! - When one query has reported that a context has ended, all queries do, with the same error.
-//! - A pending wait is woken when the context ends.
+//! - A pending wait is woken when the context ends, by the end itself. A query after it would wake the wait as well, so
+//!   [`final_error`] and what is built on it fail if they wake anything.
 //! - Nothing is left behind: no token, no waker, no timer.
 //!
 //! `shim.rs` replaces the clock, the runtimes and their timers. `enter_runtime` sets the runtime of a thread, `tick`
@@ -14,10 +15,12 @@
 //! down.
 //!
 //! ```text
-//! RUSTFLAGS="--cfg tokio_ctx_loom" cargo test -p tokio-ctx --features watch --lib --release loom_models
+//! RUSTFLAGS="--cfg tokio_ctx_loom -C debug-assertions" CARGO_TARGET_DIR=target/loom \
+//!     cargo test -p tokio-ctx --features watch --lib --release loom_models
 //! ```
 //!
 //! With `-- --nocapture`, each model prints the number of orders that were explored. `LOOM_MAX_PREEMPTIONS` overrides the
+//! bound of each model, and `LOOM_MAX_DURATION` limits its seconds.
 
 use std::cell::Cell;
 use std::future::Future;
