@@ -50,6 +50,7 @@ mod moves;
 mod rivals;
 mod runtimes;
 mod second;
+mod transient;
 mod wake;
 #[cfg(feature = "watch")]
 mod watch;
