@@ -33,7 +33,7 @@ fn two_queries_after_expiry_against_a_late_cancel() {
 /// The deadline passes while the context is canceled. Either may be first, and all queries agree.
 #[test]
 fn expiry_against_cancel() {
-    explore([2, 1], || {
+    explore([3, 1], || {
         let ctx = Context::background().with_timeout(SECOND);
         let child = chain(&ctx, 1).remove(1);
         let clock = thread::spawn({
@@ -87,7 +87,7 @@ fn child_before_parent_out_of_the_list() {
 /// A child has an earlier deadline than its parent, and both pass. The child ends by its own.
 #[test]
 fn two_deadlines_pass_at_once() {
-    explore([4, 3], || {
+    explore([5, 4], || {
         let parent = Context::background().with_timeout(2 * SECOND);
         let child = parent.with_timeout(SECOND);
         tick();
@@ -197,7 +197,7 @@ fn expiry_against_cancel_against_cancel_of_the_owner() {
 /// A wait on a parent without a deadline is not woken when the deadline of the child passes.
 #[test]
 fn expiry_wakes_only_descendants() {
-    explore([3, 1], || {
+    explore([3, 2], || {
         let root = Context::background().with_cancel();
         let mut above = Waiter::waiting_on(&root);
         let timed = root.with_timeout(SECOND).detach();

@@ -29,7 +29,7 @@ fn report_against_check() {
 /// A thread reports progress while two others run checks, one of them in a query of a child.
 #[test]
 fn report_against_two_checks() {
-    explore([4, 3], || {
+    explore([4, 4], || {
         let ctx = Context::background().with_idle(2 * SECOND).detach();
         let below = ctx.with_cancel().detach();
         let progress = ctx.progress();
@@ -45,7 +45,7 @@ fn report_against_two_checks() {
 /// Two threads run checks when the limit is exceeded. The context ends once.
 #[test]
 fn two_checks_at_once() {
-    explore([5, 3], || {
+    explore([4, 2], || {
         let ctx = Context::background().with_idle(SECOND).detach();
         let below = ctx.with_cancel().detach();
         let tokens = WeakTokens::of([&ctx, &below]);
@@ -66,7 +66,7 @@ fn two_checks_at_once() {
 /// A check ends the context while its scope cancels it. One of them wins, and all queries agree.
 #[test]
 fn check_against_cancel() {
-    explore([5, 3], || {
+    explore([4, 3], || {
         let (ctx, guard) = Context::background().with_idle(SECOND).split();
         let below = ctx.with_cancel().detach();
         let tokens = WeakTokens::of([&ctx, &below]);
