@@ -3,6 +3,11 @@
 //! A token of the tree registers a waker with the `CancellationToken` that ends it. The waker holds the token weakly. No
 //! task is needed, and queries do not read the `CancellationToken`. tokio-util calls the waker outside of its locks,
 //! before its `cancel` returns.
+//!
+//! A `CancellationToken` is canceled after all tokens that end with its own. One that is canceled from the start must not be
+//! earlier: if an ancestor has ended, the linked token below may not have been closed yet, and a query of it would say that
+//! it has not ended. So [`Token::bridge`] waits until the ancestor is closed. It cannot deadlock, because its thread closes
+//! nothing at that time, like all foreign code that an end calls.
 
 use std::any::Any;
 use std::panic::Location;
@@ -135,7 +140,8 @@ impl Token {
         above
     }
 
-    /// Returns the bridge, and attaches one with `outer` if there is none. Returns `None` if the token has ended.
+    /// Returns the bridge, and attaches one with `outer` if there is none. Returns `None` if the token has ended, and with it
+    /// all linked tokens below.
     fn bridge_or_insert(&self, outer: Option<CancellationToken>) -> Option<Option<Arc<Bridge>>> {
         let fresh = outer.map(|outer| Arc::new(Bridge { outer, has_task: AtomicBool::new(false) }));
         let kept = self.attachments(|attachments, has_ended| {
@@ -152,6 +158,9 @@ impl Token {
         });
         if fresh.is_some() {
             self.set_observed();
+        }
+        if kept.is_none() {
+            self.wait_until_closed();
         }
         kept
     }

@@ -217,7 +217,7 @@ impl Token {
     ///
     /// The wait is short, because that thread runs no foreign code. It cannot deadlock, because a thread that is closing a
     /// subtree waits only for tokens further down.
-    pub(super) fn wait_until_closed(&self) {
+    pub(crate) fn wait_until_closed(&self) {
         while self.has(CLOSING) {
             yield_now();
         }

@@ -12,7 +12,7 @@ use super::{WeakTokens, explore, final_error};
 use crate::{AfterFunc, Context};
 
 /// Registers a function that counts its runs.
-fn after(ctx: &Context, runtime: &Runtime) -> (AfterFunc, Arc<AtomicUsize>) {
+pub(super) fn after(ctx: &Context, runtime: &Runtime) -> (AfterFunc, Arc<AtomicUsize>) {
     let runs = Arc::new(AtomicUsize::new(0));
     let counter = runs.clone();
     let count = || async move {
@@ -24,7 +24,7 @@ fn after(ctx: &Context, runtime: &Runtime) -> (AfterFunc, Arc<AtomicUsize>) {
 }
 
 /// Polls the tasks that have been woken.
-fn poll_woken(runtime: &Runtime) {
+pub(super) fn poll_woken(runtime: &Runtime) {
     runtime.block_on(async {
         for _ in 0..3 {
             tokio::task::yield_now().await;
@@ -32,14 +32,14 @@ fn poll_woken(runtime: &Runtime) {
     });
 }
 
-fn runtime() -> Runtime {
+pub(super) fn runtime() -> Runtime {
     Builder::new_current_thread().build().expect("a runtime without drivers")
 }
 
 /// `stop` is called while the context ends and the function starts. It returns true if and only if the function never runs.
 #[test]
 fn stop_against_end_against_start() {
-    explore([5, 3], || {
+    explore([8, 7], || {
         let (ctx, guard) = Context::background().with_cancel().split();
         let tokens = WeakTokens::of([&ctx]);
         let runtime = runtime();
@@ -68,7 +68,7 @@ fn stop_against_end_against_start() {
 /// Two threads call `stop` at once, and one of the calls returns true. The end comes later.
 #[test]
 fn two_stops_at_once() {
-    explore([6, 4], || {
+    explore([6, 8], || {
         let ctx = Context::background().with_cancel();
         let runtime = runtime();
         let (after, runs) = after(&ctx, &runtime);
@@ -89,7 +89,7 @@ fn two_stops_at_once() {
 /// The function is registered while the context ends. It runs.
 #[test]
 fn registration_against_end() {
-    explore([5, 4], || {
+    explore([8, 8], || {
         let (ctx, guard) = Context::background().with_cancel().split();
         let runtime = runtime();
         let ender = thread::spawn(move || guard.cancel_with("why"));

@@ -11,7 +11,7 @@ use crate::Context;
 #[test]
 fn token_created_against_drop_of_the_scope() {
     // Exact loads: loom does not see what the count of an `Arc` orders.
-    explore_exact(5, || {
+    explore_exact(8, || {
         let scope = Context::background().with_cancel();
         let ctx = scope.clone();
         let other = thread::spawn(move || ctx.cancellation_token());
@@ -36,7 +36,7 @@ fn token_against_cancel(levels: usize) {
 
 #[test]
 fn token_created_against_cancel() {
-    explore([5, 3], || token_against_cancel(0));
+    explore([8, 5], || token_against_cancel(0));
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn two_tokens_created_at_once() {
 /// A context is dropped while a token of its parent is created. Nothing keeps the context alive.
 #[test]
 fn token_created_against_drop() {
-    explore([5, 4], || {
+    explore([8, 5], || {
         let root = Context::background().with_cancel();
         let child = chain(&root, 1).remove(1);
         let tokens = WeakTokens::of([&child]);

@@ -6,7 +6,7 @@ use loom::thread;
 
 use super::{
     SECOND, Waiter, WeakTokens, assert_same, cause_text, common_error, explore, explore_exact,
-    final_error, in_runtime, memberships, registrations, shut_down, tick_and_fire,
+    final_error, in_runtime, memberships, overdue_error, registrations, shut_down, tick_and_fire,
 };
 use crate::Context;
 use crate::sync::{count_timers, enter_runtime, fire_timers, now, pause, tick};
@@ -57,7 +57,7 @@ fn registration_against_firing() {
 /// A second wait on the same context finds the registration while the timer fires.
 #[test]
 fn second_wait_against_firing() {
-    explore([4, 2], || {
+    explore([4, 4], || {
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
         let first = Waiter::waiting_on(&ctx);
@@ -95,7 +95,7 @@ fn deregistration_and_registration_against_firing() {
 /// The wait is dropped while the timer fires. The context ends by the timer, or by the next query.
 #[test]
 fn wait_dropped_against_firing() {
-    explore([6, 4], || {
+    explore([6, 5], || {
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
         let waiter = Waiter::waiting_on(&ctx);
@@ -104,7 +104,7 @@ fn wait_dropped_against_firing() {
         driver.join().unwrap();
         wait.assert_dropped();
         assert_eq!((registrations(&ctx), memberships(&ctx)), (0, 0));
-        assert!(final_error(&ctx).is_deadline_exceeded());
+        assert!(overdue_error(&ctx).is_deadline_exceeded());
         shut_down([1]);
     });
 }
@@ -135,7 +135,7 @@ fn context_dropped_against_firing() {
 /// Two threads drop two contexts of one bucket. Then its timer fires, for a third one.
 #[test]
 fn two_contexts_dropped_at_once() {
-    explore([5, 3], || {
+    explore([6, 6], || {
         enter_runtime(1);
         let at = now() + SECOND;
         let [one, two, three] = [(); 3].map(|()| Context::background().with_deadline(at).detach());
@@ -155,7 +155,7 @@ fn two_contexts_dropped_at_once() {
 /// keeps its deadline.
 #[test]
 fn cancel_against_firing() {
-    explore([3, 2], || {
+    explore([4, 3], || {
         enter_runtime(1);
         let at = now() + SECOND;
         let (one, ends_one) = Context::background().with_deadline(at).split();
@@ -200,18 +200,18 @@ fn cancel_against_first_wait(cause: Option<&'static str>) {
 
 #[test]
 fn cancel_against_first_wait_in_the_bucket() {
-    explore([4, 3], || cancel_against_first_wait(Some("why")));
+    explore([8, 5], || cancel_against_first_wait(Some("why")));
 }
 
 #[test]
 fn plain_cancel_against_first_wait_in_the_bucket() {
-    explore([5, 3], || cancel_against_first_wait(None));
+    explore([8, 5], || cancel_against_first_wait(None));
 }
 
 /// The same, and the wait creates the bucket, so that it has the first key.
 #[test]
 fn plain_cancel_against_the_wait_that_creates_the_bucket() {
-    explore([4, 3], || {
+    explore([8, 5], || {
         let (ctx, guard) = Context::background().with_timeout(SECOND).split();
         let ender = thread::spawn(move || guard.cancel());
         enter_runtime(1);
@@ -227,7 +227,7 @@ fn plain_cancel_against_the_wait_that_creates_the_bucket() {
 /// Two threads of one runtime wait on a context for the first time, at once. One registration is stored.
 #[test]
 fn two_waits_register_at_once() {
-    explore([4, 3], || {
+    explore([7, 5], || {
         let ctx = Context::background().with_timeout(SECOND).detach();
         let other = in_runtime(1, {
             let ctx = ctx.clone();
@@ -323,13 +323,13 @@ fn cancel_of_the_parent_against_firing() {
 /// A third thread notices that the deadline has passed while the timer fires.
 #[test]
 fn query_against_firing() {
-    explore([3, 3], || {
+    explore([4, 3], || {
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
         let waiter = Waiter::waiting_on(&ctx);
         tick();
         let driver = in_runtime(1, || fire_timers(false));
-        let seen = final_error(&ctx);
+        let seen = overdue_error(&ctx);
         driver.join().unwrap();
         waiter.finish(&seen);
         assert_eq!(memberships(&ctx), 0);
@@ -340,7 +340,7 @@ fn query_against_firing() {
 /// On a paused clock, a bucket drops its timer with its last member. That one is removed while another one is inserted.
 #[test]
 fn deregistration_against_registration_on_a_paused_clock() {
-    explore([5, 3], || {
+    explore([5, 4], || {
         pause(true);
         enter_runtime(1);
         let at = now() + SECOND;
@@ -360,7 +360,7 @@ fn deregistration_against_registration_on_a_paused_clock() {
 /// Two waits on one context, on a paused clock. One begins while the other is dropped. The timer is kept or replaced.
 #[test]
 fn wait_against_drop_of_the_other_on_a_paused_clock() {
-    explore([5, 3], || {
+    explore([8, 8], || {
         pause(true);
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
@@ -378,7 +378,7 @@ fn wait_against_drop_of_the_other_on_a_paused_clock() {
 /// On a paused clock, the last wait of a bucket is dropped while the timer fires. No timer is left behind.
 #[test]
 fn deregistration_against_firing_on_a_paused_clock() {
-    explore([5, 3], || {
+    explore([7, 8], || {
         pause(true);
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
@@ -388,7 +388,7 @@ fn deregistration_against_firing_on_a_paused_clock() {
         driver.join().unwrap();
         wait.assert_dropped();
         assert_eq!((memberships(&ctx), count_timers()), (0, 0));
-        assert!(final_error(&ctx).is_deadline_exceeded());
+        assert!(overdue_error(&ctx).is_deadline_exceeded());
         shut_down([1]);
     });
 }

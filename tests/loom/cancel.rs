@@ -47,53 +47,53 @@ fn drop_scope(scope: CancelScope) {
 
 #[test]
 fn cancel_against_first_wait() {
-    explore([6, 4], || end_against_wait(0, false, cancel_with_cause));
+    explore([8, 6], || end_against_wait(0, false, cancel_with_cause));
 }
 
 #[test]
 fn plain_cancel_against_first_wait() {
-    explore([6, 4], || end_against_wait(0, false, cancel_without_cause));
+    explore([8, 5], || end_against_wait(0, false, cancel_without_cause));
 }
 
 #[test]
 fn scope_drop_against_first_wait() {
-    explore([6, 4], || end_against_wait(0, false, drop_scope));
+    explore([8, 7], || end_against_wait(0, false, drop_scope));
 }
 
 #[test]
 fn plain_cancel_against_next_wait() {
-    explore([6, 4], || end_against_wait(0, true, cancel_without_cause));
+    explore([8, 8], || end_against_wait(0, true, cancel_without_cause));
 }
 
 #[test]
 fn scope_drop_against_next_wait() {
-    explore([6, 4], || end_against_wait(0, true, drop_scope));
+    explore([8, 8], || end_against_wait(0, true, drop_scope));
 }
 
 #[test]
 fn cancel_of_the_parent_against_first_wait() {
-    explore([3, 2], || end_against_wait(1, false, cancel_with_cause));
+    explore([4, 3], || end_against_wait(1, false, cancel_with_cause));
 }
 
 #[test]
 fn cancel_against_first_wait_two_levels_down() {
-    explore([3, 1], || end_against_wait(2, false, cancel_with_cause));
+    explore([3, 2], || end_against_wait(2, false, cancel_with_cause));
 }
 
 /// The wait links three levels, from the top down.
 #[test]
 fn cancel_against_first_wait_three_levels_down() {
-    explore([2, 1], || end_against_wait(3, false, cancel_with_cause));
+    explore([3, 1], || end_against_wait(3, false, cancel_with_cause));
 }
 
 #[test]
 fn guard_drop_against_first_wait_two_levels_down() {
-    explore([3, 1], || end_against_wait(2, false, drop_scope));
+    explore([3, 2], || end_against_wait(2, false, drop_scope));
 }
 
 #[test]
 fn cancel_against_next_wait_two_levels_down() {
-    explore([5, 3], || end_against_wait(2, true, cancel_with_cause));
+    explore([6, 3], || end_against_wait(2, true, cancel_with_cause));
 }
 
 /// Two threads wait on the same context for the first time, while it ends.
@@ -122,7 +122,7 @@ fn cancel_against_two_first_waits() {
 /// The context is canceled while it is queried, as in a loop that computes.
 #[test]
 fn cancel_against_query() {
-    explore([6, 4], || {
+    explore([6, 8], || {
         let (root, guard) = Context::background().with_cancel().split();
         let all = chain(&root, 2);
         let ender = thread::spawn(move || guard.cancel_with("why"));

@@ -4,7 +4,7 @@ use loom::thread;
 
 use super::{
     SECOND, Waiter, WeakTokens, assert_all_done, assert_same, cause_text, chain, common_error, explore,
-    explore_exact, final_error, token,
+    explore_exact, final_error, overdue_error, token,
 };
 use crate::Context;
 use crate::sync::tick;
@@ -33,7 +33,7 @@ fn two_queries_after_expiry_against_a_late_cancel() {
 /// The deadline passes while the context is canceled. Either may be first, and all queries agree.
 #[test]
 fn expiry_against_cancel() {
-    explore([2, 1], || {
+    explore([3, 1], || {
         let ctx = Context::background().with_timeout(SECOND);
         let child = chain(&ctx, 1).remove(1);
         let clock = thread::spawn({
@@ -87,16 +87,16 @@ fn child_before_parent_out_of_the_list() {
 /// A child has an earlier deadline than its parent, and both pass. The child ends by its own.
 #[test]
 fn two_deadlines_pass_at_once() {
-    explore([4, 3], || {
+    explore([5, 4], || {
         let parent = Context::background().with_timeout(2 * SECOND);
         let child = parent.with_timeout(SECOND);
         tick();
         tick();
         let query = thread::spawn({
             let parent = parent.clone();
-            move || final_error(&parent)
+            move || overdue_error(&parent)
         });
-        let childs = final_error(&child);
+        let childs = overdue_error(&child);
         assert_same(&query.join().unwrap(), &final_error(&parent));
         assert_eq!(childs.origin().budget(), Some(SECOND));
         assert_eq!(final_error(&parent).origin().budget(), Some(2 * SECOND));
@@ -197,7 +197,7 @@ fn expiry_against_cancel_against_cancel_of_the_owner() {
 /// A wait on a parent without a deadline is not woken when the deadline of the child passes.
 #[test]
 fn expiry_wakes_only_descendants() {
-    explore([3, 1], || {
+    explore([3, 2], || {
         let root = Context::background().with_cancel();
         let mut above = Waiter::waiting_on(&root);
         let timed = root.with_timeout(SECOND).detach();
@@ -205,9 +205,9 @@ fn expiry_wakes_only_descendants() {
         tick();
         let query = thread::spawn({
             let below = below.clone();
-            move || final_error(&below)
+            move || overdue_error(&below)
         });
-        let mine = final_error(&timed);
+        let mine = overdue_error(&timed);
         assert_same(&mine, &query.join().unwrap());
         assert!(!above.is_woken() && !above.poll());
         root.cancel_with("why");

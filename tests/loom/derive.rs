@@ -27,17 +27,17 @@ fn end_against_derive(levels_above: usize, end: fn(CancelScope)) {
 
 #[test]
 fn cancel_against_derive_and_wait() {
-    explore([5, 3], || end_against_derive(0, |scope| scope.cancel_with("why")));
+    explore([6, 3], || end_against_derive(0, |scope| scope.cancel_with("why")));
 }
 
 #[test]
 fn plain_cancel_against_derive_and_wait() {
-    explore([6, 3], || end_against_derive(0, |scope| scope.cancel()));
+    explore([8, 3], || end_against_derive(0, |scope| scope.cancel()));
 }
 
 #[test]
 fn scope_drop_against_derive_and_wait() {
-    explore([6, 4], || end_against_derive(0, drop));
+    explore([8, 4], || end_against_derive(0, drop));
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn scope_drop_against_derive_below_four_levels() {
 /// Nothing waits on the child. If it is derived when the parent is known to have ended, it has ended with that error.
 #[test]
 fn scope_drop_against_derive_and_query() {
-    explore([6, 4], || {
+    explore([8, 8], || {
         let scope = Context::background().with_cancel();
         let parent = scope.clone();
         let ender = thread::spawn(move || drop(scope));
@@ -77,7 +77,7 @@ fn scope_drop_against_derive_and_query() {
 /// A child with a deadline in the past has the error of its parent, if that ended before the child was created.
 #[test]
 fn cancel_against_derive_with_a_deadline_that_has_passed() {
-    explore([4, 1], || {
+    explore([4, 2], || {
         let (parent, guard) = Context::background().with_cancel().split();
         crate::sync::tick();
         let past = crate::sync::now() - std::time::Duration::from_secs(1);
@@ -99,7 +99,7 @@ fn cancel_against_derive_with_a_deadline_that_has_passed() {
 /// recorded because of the deadline, or by the first query.
 #[test]
 fn cancel_against_derive_with_a_deadline() {
-    explore([5, 3], || {
+    explore([6, 8], || {
         let parent = Context::background().with_cancel();
         let ender = thread::spawn({
             let canceler = parent.canceler();

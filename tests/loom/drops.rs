@@ -15,7 +15,7 @@ use crate::{Canceler, Context};
 /// A child and its waiter are dropped while the root ends.
 #[test]
 fn cancel_against_drop_of_a_waiting_child() {
-    explore([6, 4], || {
+    explore([6, 5], || {
         let (root, guard) = Context::background().with_cancel().split();
         let child = root.with_cancel().detach();
         let tokens = WeakTokens::of([&root, &child]);
@@ -76,7 +76,7 @@ fn drop_of_a_child_against_link_of_another() {
 /// The last handle of the parent is dropped while the root ends. The end still reaches the child.
 #[test]
 fn cancel_against_drop_of_the_parent() {
-    explore([6, 4], || {
+    explore([8, 7], || {
         let (root, guard) = Context::background().with_cancel().split();
         let parent = root.with_cancel().detach();
         let child = parent.with_cancel().detach();
@@ -100,7 +100,7 @@ fn cancel_against_drop_of_the_parent() {
 /// A thread drops a whole branch, from the parent to the child, while the root ends.
 #[test]
 fn cancel_against_drop_of_a_whole_branch() {
-    explore([6, 4], || {
+    explore([6, 5], || {
         let (root, guard) = Context::background().with_cancel().split();
         let mut all = chain(&root, 2);
         let tokens = WeakTokens::of(&all);
@@ -180,7 +180,7 @@ fn drop_of_the_scope_against_plain_cancel() {
 /// A scope is dropped while a child is derived from the only other handle. The child ends in any case.
 #[test]
 fn drop_of_the_scope_against_derive_from_its_clone() {
-    explore([6, 4], || {
+    explore([8, 4], || {
         let scope = Context::background().with_cancel();
         let ctx = scope.clone();
         let other = thread::spawn(move || {
@@ -202,7 +202,7 @@ fn drop_of_the_scope_against_derive_from_its_clone() {
 /// A scope is dropped while the only other handle is cloned and dropped. The clone has ended.
 #[test]
 fn drop_of_the_scope_against_clone() {
-    explore([6, 4], || {
+    explore([7, 8], || {
         let scope = Context::background().with_cancel();
         let ctx = scope.clone();
         let other = thread::spawn(move || {
@@ -224,7 +224,7 @@ fn drop_of_the_scope_against_clone() {
 /// A scope is dropped while the only other handle, which waits, is dropped. Nothing is left behind.
 #[test]
 fn drop_of_the_scope_against_drop_of_a_waiter() {
-    explore([6, 4], || {
+    explore([7, 7], || {
         let scope = Context::background().with_cancel();
         let tokens = WeakTokens::of([scope.context()]);
         let waiter = Waiter::waiting_on(&scope);
@@ -238,7 +238,7 @@ fn drop_of_the_scope_against_drop_of_a_waiter() {
 /// A scope without other handles is dropped, and removed from the list of its parent, while the parent ends.
 #[test]
 fn drop_of_an_unshared_scope_against_cancel_of_the_parent() {
-    explore([6, 4], || {
+    explore([6, 5], || {
         let (parent, ends) = Context::background().with_cancel().split();
         let scope = parent.with_cancel();
         let tokens = WeakTokens::of([&parent, scope.context()]);
@@ -255,7 +255,7 @@ fn drop_of_an_unshared_scope_against_cancel_of_the_parent() {
 /// A guard is dropped while its context is linked, and while the parent ends.
 #[test]
 fn drop_of_the_guard_against_link_against_cancel_of_the_parent() {
-    explore([2, 0], || {
+    explore([3, 0], || {
         let (parent, ends) = Context::background().with_cancel().split();
         let (child, guard) = parent.with_cancel().split();
         let tokens = WeakTokens::of([&parent, &child]);

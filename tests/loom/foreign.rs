@@ -16,7 +16,7 @@ use crate::Context;
 /// The token is canceled while its context and a child are queried. When `cancel()` returns, both have ended.
 #[test]
 fn foreign_cancel_against_query() {
-    explore([3, 3], || {
+    explore([4, 3], || {
         let foreign = CancellationToken::new();
         let ctx = Context::background().with_token(&foreign).detach();
         let all = chain(&ctx, 1);
@@ -156,7 +156,7 @@ fn foreign_cancel_against_drop_of_the_scope() {
 /// Three threads cancel the token, cancel the context, and drop its last handle.
 #[test]
 fn foreign_cancel_against_cancel_against_drop() {
-    explore_exact(3, || {
+    explore_exact(4, || {
         let foreign = CancellationToken::new();
         let (ctx, guard) = Context::background().with_token(&foreign).split();
         let tokens = WeakTokens::of([&ctx]);

@@ -3,7 +3,7 @@
 use loom::thread;
 
 use super::{
-    SECOND, WeakTokens, assert_all_done, assert_same, cause_text, common_error, explore, final_error,
+    SECOND, WeakTokens, assert_all_done, assert_same, cause_text, explore, final_error, overdue_error,
 };
 use crate::Context;
 use crate::sync::tick;
@@ -29,7 +29,7 @@ fn report_against_check() {
 /// A thread reports progress while two others run checks, one of them in a query of a child.
 #[test]
 fn report_against_two_checks() {
-    explore([4, 3], || {
+    explore([4, 4], || {
         let ctx = Context::background().with_idle(2 * SECOND).detach();
         let below = ctx.with_cancel().detach();
         let progress = ctx.progress();
@@ -45,16 +45,16 @@ fn report_against_two_checks() {
 /// Two threads run checks when the limit is exceeded. The context ends once.
 #[test]
 fn two_checks_at_once() {
-    explore([5, 3], || {
+    explore([4, 2], || {
         let ctx = Context::background().with_idle(SECOND).detach();
         let below = ctx.with_cancel().detach();
         let tokens = WeakTokens::of([&ctx, &below]);
         tick();
         let other = thread::spawn({
             let below = below.clone();
-            move || final_error(&below)
+            move || overdue_error(&below)
         });
-        let mine = final_error(&ctx);
+        let mine = overdue_error(&ctx);
         assert_same(&mine, &other.join().unwrap());
         assert!(mine.is_deadline_exceeded());
         assert_all_done([&ctx, &below]);
@@ -66,13 +66,14 @@ fn two_checks_at_once() {
 /// A check ends the context while its scope cancels it. One of them wins, and all queries agree.
 #[test]
 fn check_against_cancel() {
-    explore([5, 3], || {
+    explore([4, 3], || {
         let (ctx, guard) = Context::background().with_idle(SECOND).split();
         let below = ctx.with_cancel().detach();
         let tokens = WeakTokens::of([&ctx, &below]);
         tick();
         let ender = thread::spawn(move || guard.cancel_with("why"));
-        let mine = common_error([&below, &ctx]);
+        let mine = overdue_error(&below);
+        assert_same(&mine, &overdue_error(&ctx));
         ender.join().unwrap();
         assert_same(&mine, &final_error(&ctx));
         assert!(mine.is_deadline_exceeded() || cause_text(&mine) == "why");
@@ -90,7 +91,7 @@ fn check_against_drop() {
         let tokens = WeakTokens::of([ctx.context(), &below]);
         let dropper = thread::spawn(move || drop(ctx));
         tick();
-        final_error(&below);
+        overdue_error(&below);
         dropper.join().unwrap();
         drop(below);
         tokens.assert_dropped();

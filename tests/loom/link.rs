@@ -49,18 +49,18 @@ fn two_leaves(cancels: bool) {
 
 #[test]
 fn two_leaves_link_at_once() {
-    explore([5, 3], || two_leaves(false));
+    explore([8, 5], || two_leaves(false));
 }
 
 #[test]
 fn two_leaves_link_while_the_root_ends() {
-    explore([2, 0], || two_leaves(true));
+    explore([3, 0], || two_leaves(true));
 }
 
 /// A leaf and its own parent wait for the first time, at once.
 #[test]
 fn parent_and_leaf_link_at_once() {
-    explore([3, 2], || {
+    explore([4, 3], || {
         let root = Context::background().with_cancel();
         let all = chain(&root, 3);
         let mut above = Waiter::on(&all[2]);
@@ -82,7 +82,7 @@ fn parent_and_leaf_link_at_once() {
 /// Two threads link, and two drop. The lists are empty again, and the root has not ended.
 #[test]
 fn two_leaves_linked_and_dropped() {
-    explore([4, 3], || {
+    explore([6, 4], || {
         let root = Context::background().with_cancel();
         let mut all = chain(&root, 1);
         let [one, two] = [(); 2].map(|()| chain(&all[1], 1).remove(1));
@@ -123,17 +123,17 @@ fn two_walks(leaves: usize, levels: usize) {
 
 #[test]
 fn one_leaf_walks_up_twice() {
-    explore([3, 1], || two_walks(1, 4));
+    explore([3, 2], || two_walks(1, 4));
 }
 
 #[test]
 fn two_leaves_walk_up_at_once() {
-    explore([3, 1], || two_walks(2, 4));
+    explore([3, 2], || two_walks(2, 4));
 }
 
 #[test]
 fn two_leaves_walk_up_six_levels_at_once() {
-    explore_exact(2, || two_walks(2, 6));
+    explore_exact(3, || two_walks(2, 6));
 }
 
 /// Two threads link a long path from two leaves while the root ends. When the cancel returns, both leaves have ended.
@@ -190,7 +190,7 @@ fn walk_against_cancel(levels: usize) {
 
 #[test]
 fn long_walk_against_cancel() {
-    explore([2, 0], || walk_against_cancel(4));
+    explore([3, 0], || walk_against_cancel(4));
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn longer_walk_against_cancel() {
 /// A context in the middle of a long path ends while the path is linked.
 #[test]
 fn long_walk_against_cancel_in_the_middle() {
-    explore([2, 0], || {
+    explore([3, 0], || {
         let root = Context::background().with_cancel();
         let above = chain(&root, 2);
         let (middle, guard) = above[2].with_cancel().split();
@@ -249,7 +249,7 @@ fn long_walk_against_drop_of_the_branch() {
 /// links that parent as well.
 #[test]
 fn merge_links_a_path_against_cancel() {
-    explore([3, 1], || {
+    explore([4, 1], || {
         let one = Context::background().with_cancel();
         let (two, guard) = Context::background().with_cancel().split();
         let (ones, twos) = (chain(&one, 1), chain(&two, 2));

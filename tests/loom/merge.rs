@@ -4,7 +4,7 @@ use loom::thread;
 
 use super::{
     SECOND, Waiter, WeakTokens, assert_all_done, assert_same, cause_text, chain, common_error, explore,
-    final_error, registrations, shut_down,
+    final_error, overdue_error, registrations, shut_down,
 };
 use crate::Context;
 use crate::sync::{enter_runtime, tick};
@@ -50,7 +50,7 @@ fn both_parents_end_while_something_waits() {
 
 #[test]
 fn both_parents_end_while_something_waits_below() {
-    explore([2, 1], || both_parents(true, 1));
+    explore([3, 2], || both_parents(true, 1));
 }
 
 /// One parent ends while the two are merged.
@@ -98,7 +98,7 @@ fn cancel_of_one_parent_ends_all_below() {
 /// The child ends by itself while a parent ends.
 #[test]
 fn own_end_against_a_parents() {
-    explore([3, 2], || {
+    explore([3, 3], || {
         let one = Context::background().with_cancel();
         let (two, ends_two) = Context::background().with_cancel().split();
         let ends_both = one.merge(&two);
@@ -142,7 +142,7 @@ fn drop_against_both_ends() {
 /// The deadline of one parent has passed, and nothing has noticed. Then the other parent is canceled.
 #[test]
 fn deadline_of_one_before_cancel_of_the_other() {
-    explore([2, 1], || {
+    explore([3, 1], || {
         let (one, ends_one) = Context::background().with_cancel().split();
         let two = Context::background().with_timeout(SECOND);
         let both = one.merge(&two).detach();
@@ -178,7 +178,7 @@ fn cancel_wakes_a_wait_that_a_deadline_has_ended() {
         let waiter = Waiter::waiting_on(&both);
         tick();
         let ender = thread::spawn(move || ends_one.cancel_with("one"));
-        let seen = final_error(&two);
+        let seen = overdue_error(&two);
         ender.join().unwrap();
         assert!(waiter.is_woken(), "a lost wake-up");
         assert_same(&seen, &common_error([&both, two.context()]));

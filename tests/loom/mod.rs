@@ -6,7 +6,8 @@
 //! - When a call of `cancel()` returns, every descendant has ended, even if the call was the second one. During the call, a
 //!   parent may have ended while a linked child has not.
 //! - When one query has reported that a context has ended, all queries do, with the same error.
-//! - A pending wait is woken when the context ends.
+//! - A pending wait is woken when the context ends, by the end itself. A query after it would wake the wait as well, so
+//!   [`final_error`] and what is built on it fail if they wake anything.
 //! - Nothing is left behind: no token, no waker, no timer.
 //!
 //! `shim.rs` replaces the clock, the runtimes and their timers. `enter_runtime` sets the runtime of a thread, `tick`
@@ -14,10 +15,12 @@
 //! down.
 //!
 //! ```text
-//! RUSTFLAGS="--cfg tokio_ctx_loom" cargo test -p tokio-ctx --features watch --lib --release loom_models
+//! RUSTFLAGS="--cfg tokio_ctx_loom -C debug-assertions" CARGO_TARGET_DIR=target/loom \
+//!     cargo test -p tokio-ctx --features watch --lib --release loom_models
 //! ```
 //!
 //! With `-- --nocapture`, each model prints the number of orders that were explored. `LOOM_MAX_PREEMPTIONS` overrides the
+//! bound of each model, and `LOOM_MAX_DURATION` limits its seconds.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -47,6 +50,7 @@ mod moves;
 mod rivals;
 mod runtimes;
 mod second;
+mod transient;
 mod wake;
 #[cfg(feature = "watch")]
 mod watch;
@@ -231,7 +235,24 @@ impl CountingWaker {
 impl Wake for CountingWaker {
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, Ordering::Relaxed);
+        WAKES.with(|wakes| wakes.set(wakes.get() + 1));
     }
+}
+
+// Loom's, because all threads of a model are one of the system's.
+sync::thread_local! {
+    /// The number of wakers that this thread has called.
+    static WAKES: Cell<usize> = Cell::new(0);
+}
+
+/// Runs a check after an end. Asserts that it wakes nothing: a query that finds the end of an ancestor ends what is below, and
+/// so would hide that the end itself has not reached a wait.
+#[track_caller]
+fn without_wakes<R>(check: impl FnOnce() -> R) -> R {
+    let before = WAKES.with(Cell::get);
+    let result = check();
+    assert_eq!(WAKES.with(Cell::get), before, "the end has not woken a wait, but the check has");
+    result
 }
 
 /// A task that waits for the end.
@@ -282,7 +303,7 @@ impl Waiter {
     fn finish(mut self, error: &Error) {
         if self.error.is_none() {
             assert!(self.is_woken(), "a lost wake-up");
-            assert!(self.poll(), "a spurious wake-up");
+            assert!(without_wakes(|| self.poll()), "a spurious wake-up");
         }
         assert_same(error, self.error.as_ref().expect("it is over"));
         self.drop_wait().assert_dropped();
@@ -322,9 +343,24 @@ fn facts(error: &Error) -> impl PartialEq + std::fmt::Debug {
     )
 }
 
-/// Queries a context that has ended in all ways.
+/// Asserts that the end of an ancestor has reached a context that is linked. Comes before any query.
+#[track_caller]
+fn assert_reached(ctx: &Context) {
+    let token = token(ctx);
+    assert!(token.ended() || !token.is_linked(), "linked, but the end has not reached it");
+}
+
+/// Queries a context that has ended, by an end that has returned, in all ways.
 #[track_caller]
 fn final_error(ctx: &Context) -> Error {
+    assert_reached(ctx);
+    without_wakes(|| overdue_error(ctx))
+}
+
+/// The same for a context that has a deadline or an idle limit that has passed. The query may be the first to notice, and
+/// then wakes what waits.
+#[track_caller]
+fn overdue_error(ctx: &Context) -> Error {
     assert!(ctx.is_done(), "has not ended");
     let error = ctx.err().expect("ended, and so has an error");
     assert_same(&error, &ctx.check().expect_err("as err says"));
@@ -347,7 +383,8 @@ fn common_error<'a>(all: impl IntoIterator<Item = &'a Context>) -> Error {
 #[track_caller]
 fn assert_all_done<'a>(all: impl IntoIterator<Item = &'a Context>) {
     for (place, ctx) in all.into_iter().enumerate() {
-        assert!(ctx.is_done(), "descendant {place} outlives the end");
+        assert_reached(ctx);
+        assert!(without_wakes(|| ctx.is_done()), "descendant {place} outlives the end");
     }
 }
 

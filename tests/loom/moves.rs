@@ -35,7 +35,7 @@ fn deadline_moves_and_fires() {
 /// A cancel removes it from either bucket, or prevents its registration.
 #[test]
 fn move_against_cancel() {
-    explore([4, 3], || {
+    explore([8, 6], || {
         enter_runtime(1);
         let (ctx, guard) = Context::background().with_deadline(soon_after_a_tick()).split();
         let waiter = Waiter::waiting_on(&ctx);
@@ -53,7 +53,7 @@ fn move_against_cancel() {
 /// The same, by a cancel of the parent.
 #[test]
 fn move_against_cancel_of_the_parent() {
-    explore([4, 2], || {
+    explore([7, 5], || {
         enter_runtime(1);
         let (parent, guard) = Context::background().with_cancel().split();
         let ctx = parent.with_deadline(soon_after_a_tick()).detach();
@@ -97,12 +97,12 @@ fn move_against_drop(of_the_context: bool) {
 
 #[test]
 fn move_against_drop_of_the_wait() {
-    explore([5, 3], || move_against_drop(false));
+    explore([5, 4], || move_against_drop(false));
 }
 
 #[test]
 fn move_against_drop_of_the_context() {
-    explore([5, 3], || move_against_drop(true));
+    explore([5, 5], || move_against_drop(true));
 }
 
 /// A deadline without waits does not move.
@@ -125,7 +125,7 @@ fn not_moved_without_a_wait() {
 /// registration is left.
 #[test]
 fn move_against_second_wait() {
-    explore([4, 3], || {
+    explore([6, 5], || {
         enter_runtime(1);
         let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
         let first = Waiter::waiting_on(&ctx);
@@ -146,7 +146,7 @@ fn move_against_second_wait() {
 /// The first wait is dropped and a second one begins while the deadline moves, or is removed because nothing waits on it.
 #[test]
 fn move_against_one_wait_after_the_other() {
-    explore([4, 3], || {
+    explore([6, 5], || {
         enter_runtime(1);
         let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
         let first = Waiter::waiting_on(&ctx);
@@ -165,7 +165,7 @@ fn move_against_one_wait_after_the_other() {
 /// It moves while another member of its bucket is dropped, and a third one is inserted. Each keeps its own deadline.
 #[test]
 fn move_against_drop_of_another() {
-    explore([4, 2], || {
+    explore([5, 4], || {
         enter_runtime(1);
         let at = soon_after_a_tick();
         let [one, two, three] = [(); 3].map(|()| Context::background().with_deadline(at).detach());
@@ -210,7 +210,7 @@ fn move_against_the_clock() {
 /// Three threads cancel the context, drop the wait, and move the deadline.
 #[test]
 fn move_against_cancel_and_drop() {
-    explore_exact(3, || {
+    explore_exact(4, || {
         enter_runtime(1);
         let (ctx, guard) = Context::background().with_deadline(soon_after_a_tick()).split();
         let tokens = WeakTokens::of([&ctx]);

@@ -42,12 +42,12 @@ fn parent_against_child(linked: bool) {
 
 #[test]
 fn parent_against_child_with_a_waiter_below() {
-    explore([2, 1], || parent_against_child(true));
+    explore([3, 2], || parent_against_child(true));
 }
 
 #[test]
 fn parent_against_child_with_no_waiter() {
-    explore([2, 1], || parent_against_child(false));
+    explore([3, 1], || parent_against_child(false));
 }
 
 /// Two threads end the same root. When either call returns, all descendants have ended, including those that the other
@@ -78,22 +78,22 @@ fn two_against_a_root(levels: usize, linked: usize) {
 
 #[test]
 fn two_cancel_a_root_with_nothing_linked() {
-    explore([2, 1], || two_against_a_root(2, 0));
+    explore([3, 1], || two_against_a_root(2, 0));
 }
 
 #[test]
 fn two_cancel_a_root_with_all_linked() {
-    explore([3, 1], || two_against_a_root(2, 2));
+    explore([3, 2], || two_against_a_root(2, 2));
 }
 
 #[test]
 fn two_cancel_a_root_with_half_linked() {
-    explore([2, 1], || two_against_a_root(2, 1));
+    explore([3, 1], || two_against_a_root(2, 1));
 }
 
 #[test]
 fn two_cancel_a_root_four_levels_up() {
-    explore([2, 0], || two_against_a_root(4, 0));
+    explore([2, 1], || two_against_a_root(4, 0));
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn two_cancel_a_root_five_levels_up() {
 /// A cancel with a cause against one without, which reads no clock.
 #[test]
 fn cause_against_no_cause() {
-    explore([3, 2], || {
+    explore([4, 2], || {
         let scope = Context::background().with_cancel();
         let ctx = scope.clone();
         let canceler = scope.canceler();

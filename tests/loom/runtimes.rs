@@ -10,7 +10,7 @@ use crate::sync::{count_timers, enter_runtime, fire_timers, now, tick};
 /// Two runtimes register one deadline at once. One timer fires, and the other runtime stalls. Both waits are woken.
 #[test]
 fn two_runtimes_register_and_one_fires() {
-    explore([4, 3], || {
+    explore([5, 4], || {
         let ctx = Context::background().with_timeout(SECOND).detach();
         let other = in_runtime(2, {
             let ctx = ctx.clone();
@@ -53,7 +53,7 @@ fn two_runtimes_fire_at_once() {
 /// Both runtimes move the deadline to a narrower slot at once.
 #[test]
 fn two_runtimes_move_a_deadline_at_once() {
-    explore([3, 2], || {
+    explore([4, 3], || {
         let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
         let waiters = [1, 2].map(|id| {
             enter_runtime(id);
@@ -76,7 +76,7 @@ fn two_runtimes_move_a_deadline_at_once() {
 /// the deadline. Then the first runtime stalls.
 #[test]
 fn wait_changes_runtime_against_a_move() {
-    explore([4, 3], || {
+    explore([5, 4], || {
         enter_runtime(1);
         let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
         let mut waiter = Waiter::waiting_on(&ctx);
@@ -96,7 +96,7 @@ fn wait_changes_runtime_against_a_move() {
 /// The same while the first one shuts down. The wait that it wakes may have moved already.
 #[test]
 fn wait_changes_runtime_against_shutdown() {
-    explore([5, 4], || {
+    explore([8, 8], || {
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
         let mut waiter = Waiter::waiting_on(&ctx);
@@ -118,7 +118,7 @@ fn wait_changes_runtime_against_shutdown() {
 /// registers elsewhere.
 #[test]
 fn first_wait_against_shutdown() {
-    explore([5, 3], || {
+    explore([8, 7], || {
         let ctx = Context::background().with_timeout(SECOND).detach();
         let driver = in_runtime(1, || fire_timers(true));
         enter_runtime(1);
@@ -139,7 +139,7 @@ fn first_wait_against_shutdown() {
 /// The same with an existing bucket, which contains another context.
 #[test]
 fn registration_against_shutdown() {
-    explore([4, 3], || {
+    explore([8, 8], || {
         enter_runtime(1);
         let at = now() + SECOND;
         let [one, two] = [(); 2].map(|()| Context::background().with_deadline(at).detach());
@@ -162,7 +162,7 @@ fn registration_against_shutdown() {
 /// A runtime shuts down while another one registers the deadline, and a third thread waits.
 #[test]
 fn shutdown_against_first_wait_elsewhere() {
-    explore([5, 3], || {
+    explore([7, 6], || {
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
         let mut first = Waiter::waiting_on(&ctx);
@@ -185,7 +185,7 @@ fn shutdown_against_first_wait_elsewhere() {
 /// A runtime shuts down while the timer of another one fires, in which the deadline is registered as well.
 #[test]
 fn shutdown_against_firing_elsewhere() {
-    explore([3, 2], || {
+    explore([4, 2], || {
         let ctx = Context::background().with_timeout(SECOND).detach();
         let waiters = [1, 2].map(|id| {
             enter_runtime(id);
@@ -205,7 +205,7 @@ fn shutdown_against_firing_elsewhere() {
 /// wakes the wait.
 #[test]
 fn shutdown_when_the_slot_has_come() {
-    explore([4, 2], || {
+    explore([4, 4], || {
         enter_runtime(1);
         let ctx = Context::background().with_deadline(soon_after_a_tick()).detach();
         let mut waiter = Waiter::waiting_on(&ctx);
@@ -225,7 +225,7 @@ fn shutdown_when_the_slot_has_come() {
 /// The context is canceled while the runtime shuts down and wakes its waits.
 #[test]
 fn shutdown_against_cancel() {
-    explore([5, 3], || {
+    explore([8, 8], || {
         enter_runtime(1);
         let (ctx, guard) = Context::background().with_timeout(SECOND).split();
         let waiter = Waiter::waiting_on(&ctx);
@@ -242,7 +242,7 @@ fn shutdown_against_cancel() {
 /// The wait and the context are dropped while the runtime shuts down and wakes the wait.
 #[test]
 fn shutdown_against_drop() {
-    explore([6, 4], || {
+    explore([6, 5], || {
         enter_runtime(1);
         let ctx = Context::background().with_timeout(SECOND).detach();
         let tokens = WeakTokens::of([&ctx]);

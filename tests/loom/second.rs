@@ -41,33 +41,33 @@ fn second_cancel(levels: usize, inner: usize) {
 
 #[test]
 fn second_cancel_of_the_root_of_three_levels() {
-    explore([3, 2], || second_cancel(3, 0));
+    explore([4, 2], || second_cancel(3, 0));
 }
 
 #[test]
 fn second_cancel_of_the_root_of_four_levels() {
-    explore([3, 2], || second_cancel(4, 0));
+    explore([4, 2], || second_cancel(4, 0));
 }
 
 #[test]
 fn second_cancel_of_a_child() {
-    explore([3, 2], || second_cancel(3, 1));
+    explore([4, 2], || second_cancel(3, 1));
 }
 
 #[test]
 fn second_cancel_of_a_grandchild() {
-    explore([3, 2], || second_cancel(4, 2));
+    explore([4, 2], || second_cancel(4, 2));
 }
 
 #[test]
 fn cancel_of_a_leaf_against_that_of_the_root() {
-    explore([4, 2], || second_cancel(3, 3));
+    explore([6, 5], || second_cancel(3, 3));
 }
 
 /// Two branches, each with a leaf. The propagation closes one after the other.
 #[test]
 fn second_cancel_of_the_root_of_two_branches() {
-    explore([3, 2], || {
+    explore([4, 2], || {
         let root = Context::background().with_cancel();
         let branches = [(); 2].map(|()| chain(&root, 2));
         let waiters = [0, 1].map(|branch| Waiter::waiting_on(&branches[branch][2]));
@@ -147,7 +147,7 @@ impl Diamond {
 
 #[test]
 fn second_cancel_above_a_diamond() {
-    explore([2, 1], || {
+    explore([3, 2], || {
         let diamond = Diamond::new();
         let error = diamond.cancel(&diamond.root, &diamond.root);
         assert_same(&error, &final_error(&diamond.root));
@@ -157,7 +157,7 @@ fn second_cancel_above_a_diamond() {
 
 #[test]
 fn cancel_above_a_diamond_against_that_of_a_side() {
-    explore([2, 1], || {
+    explore([3, 1], || {
         let diamond = Diamond::new();
         let error = diamond.cancel(&diamond.root, &diamond.sides[0]);
         assert_eq!(cause_text(&final_error(&diamond.root)), "one");
@@ -167,7 +167,7 @@ fn cancel_above_a_diamond_against_that_of_a_side() {
 
 #[test]
 fn cancel_above_a_diamond_against_that_of_the_other_side() {
-    explore([2, 1], || {
+    explore([3, 2], || {
         let diamond = Diamond::new();
         let error = diamond.cancel(&diamond.root, &diamond.sides[1]);
         assert_eq!(cause_text(&final_error(&diamond.root)), "one");
@@ -177,7 +177,7 @@ fn cancel_above_a_diamond_against_that_of_the_other_side() {
 
 #[test]
 fn cancel_of_both_sides_of_a_diamond() {
-    explore([2, 1], || {
+    explore([3, 2], || {
         let diamond = Diamond::new();
         let error = diamond.cancel(&diamond.sides[0], &diamond.sides[1]);
         let sides = [0, 1].map(|side| final_error(&diamond.sides[side]));
@@ -199,7 +199,7 @@ fn waker_cancels_again() {
         }
     }
 
-    explore([3, 1], || {
+    explore([4, 2], || {
         let root = Context::background().with_cancel();
         let all = chain(&root, 2);
         let mut done = Box::pin(all[2].done_owned());

@@ -10,7 +10,7 @@ use crate::Context;
 /// A wait is dropped while it is woken.
 #[test]
 fn waiter_dropped_while_woken() {
-    explore([6, 4], || {
+    explore([6, 5], || {
         let (ctx, guard) = Context::background().with_cancel().split();
         let tokens = WeakTokens::of([&ctx]);
         let waiter = Waiter::waiting_on(&ctx);
@@ -27,7 +27,7 @@ fn waiter_dropped_while_woken() {
 /// One of two waits is dropped, and a third one gets its key, while all are woken.
 #[test]
 fn waiter_replaced_by_another_while_woken() {
-    explore([5, 4], || {
+    explore([8, 7], || {
         let (ctx, guard) = Context::background().with_cancel().split();
         let [mut one, mut two, mut three] = [(); 3].map(|()| Waiter::on(&ctx));
         assert!(!one.poll() && !two.poll());
@@ -45,7 +45,7 @@ fn waiter_replaced_by_another_while_woken() {
 /// A wait moves to another task while it is woken. The new task is woken, or observes the end.
 #[test]
 fn waker_replaced_while_woken() {
-    explore([6, 4], || {
+    explore([8, 8], || {
         let (ctx, guard) = Context::background().with_cancel().split();
         let mut waiter = Waiter::waiting_on(&ctx);
         let before = waiter.waker.clone();
@@ -61,7 +61,7 @@ fn waker_replaced_while_woken() {
 /// A wait is polled again by the same task, which takes no lock, while it is woken.
 #[test]
 fn waiter_polled_again_while_woken() {
-    explore([6, 4], || {
+    explore([6, 8], || {
         let (ctx, guard) = Context::background().with_cancel().split();
         let mut waiter = Waiter::waiting_on(&ctx);
         let ender = thread::spawn(move || guard.cancel_with("why"));
@@ -74,7 +74,7 @@ fn waiter_polled_again_while_woken() {
 /// Two waits on one context move to other tasks at once. Then the context ends.
 #[test]
 fn two_wakers_replaced_at_once() {
-    explore([6, 4], || {
+    explore([8, 8], || {
         let ctx = Context::background().with_cancel();
         let [mut one, mut two] = [(); 2].map(|()| Waiter::on(&ctx));
         assert!(!one.poll() && !two.poll());
@@ -97,7 +97,7 @@ fn two_wakers_replaced_at_once() {
 /// Two threads create and drop waits. The list is empty afterwards.
 #[test]
 fn waits_created_and_dropped() {
-    explore([6, 4], || {
+    explore([8, 6], || {
         let ctx = Context::background().with_cancel();
         let create_and_drop = |ctx: Context| {
             move || {
@@ -137,7 +137,7 @@ fn cancel_against_wait_on_an_emptied_list() {
 /// The same with a child instead of a wait. It is closed, or observes the end of its parent.
 #[test]
 fn cancel_against_link_on_an_emptied_list() {
-    explore([4, 2], || {
+    explore([4, 3], || {
         let root = Context::background().with_cancel();
         let gone = root.with_cancel();
         Waiter::waiting_on(&gone).drop_wait().assert_dropped();

@@ -55,7 +55,7 @@ fn reading_against_cancel() {
 /// A path that is linked in the meantime is returned once, or not yet.
 #[test]
 fn reading_against_linking() {
-    explore([3, 1], || {
+    explore([5, 4], || {
         let root = Context::background().with_cancel();
         let all = chain(&root, 2);
         let leaf = all[2].clone();
@@ -74,7 +74,7 @@ fn reading_against_linking() {
 /// A context that is dropped while it is read is dropped with its last handle, which may be that of the watch.
 #[test]
 fn reading_against_drop() {
-    explore([3, 2], || {
+    explore([6, 6], || {
         let root = Context::background().with_cancel();
         let all = chain(&root, 2);
         let tokens = WeakTokens::of(&all[1..]);
@@ -94,7 +94,7 @@ fn reading_against_drop() {
 /// A scope is dropped while a watch holds its token. Nothing is left behind.
 #[test]
 fn reading_against_drop_of_the_scope() {
-    explore_exact(3, || {
+    explore_exact(8, || {
         let root = Context::background().with_cancel();
         let child = root.with_cancel();
         let waiter = Waiter::waiting_on(&child);
