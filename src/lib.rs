@@ -238,6 +238,10 @@ struct Readme;
 #[path = "../tests/loom/mod.rs"]
 mod loom_models;
 
+#[cfg(all(test, tokio_ctx_loom))]
+#[path = "../tests/loom/conclusions.rs"]
+mod loom_models_conclusions;
+
 #[cfg(all(test, not(tokio_ctx_loom)))]
 #[path = "../tests/costs/mod.rs"]
 mod costs;

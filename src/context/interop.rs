@@ -55,7 +55,8 @@ impl Token {
     ) -> Arc<Token> {
         let token = Token::new(parent, None, made_at);
         if !token.link() {
-            token.is_done();
+            let has_ended = token.is_done();
+            debug_assert!(has_ended, "refused, but has not ended");
             return token;
         }
         let waker = EndToken { token: Arc::downgrade(&token), foreign: foreign.clone() };

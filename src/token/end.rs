@@ -200,6 +200,7 @@ impl Token {
     /// Some tokens store a copy of the inherited error, so that no lookup has to walk up far.
     #[inline]
     pub(super) fn ending_below(&self, parent: &Token, bound: Stamp) -> Ending {
+        debug_assert!(parent.ended(), "only an end is inherited");
         if self.deadline < bound && self.owns_deadline() {
             return Ending::expired(self.deadline);
         }
@@ -223,6 +224,7 @@ impl Token {
         let mut token = self;
         loop {
             let state = token.state();
+            debug_assert!(state & ENDED != 0, "no end, and so no error");
             if state & HAS_ERROR != 0 {
                 if let Some(error) = &token.inner.lock().more().error {
                     return error.as_ref().clone();

@@ -84,8 +84,9 @@
 //!    until it is no longer `CLOSING`, and so does a second call of `cancel`. This wait is short, because no foreign
 //!    code runs in the meantime. It cannot deadlock, because a thread only waits for tokens further down the tree.
 //! 5. *The earliest end wins.* `DEADLINE_BELOW` is in the same word as `ENDED`. If it is first, the end records its
-//!    time. If `ENDED` is first, the deadline was created after the end. Each end has a [bound](end::Ending::bound). A
-//!    child whose own deadline is before the bound ends by that deadline.
+//!    time. If `ENDED` is first, the deadline was created after the end. The bit is set on the ancestors first, so that a
+//!    token that has it stands for all of them. Each end has a [bound](end::Ending::bound). A child whose own deadline is
+//!    before the bound ends by that deadline.
 //!
 //! # Locks
 //!
@@ -268,6 +269,7 @@ impl Token {
         if let Some(parent) = ended {
             token.end_by(token.ending_below(parent, UNDATED));
         }
+        debug_assert!(token.ended() || token.is_linked());
         token
     }
 
@@ -300,12 +302,30 @@ impl Token {
         }
     }
 
-    /// Requires that the time is recorded when this token ends. Sets `DEADLINE_BELOW` here and on all ancestors.
+    /// Requires that the time is recorded when this token ends. Sets `DEADLINE_BELOW` on all ancestors and here.
+    ///
+    /// The bit is set from the top down. Another thread that finds it on a token then relies on it for all ancestors.
+    #[inline]
     pub(crate) fn record_end_time(self: &Arc<Self>) {
-        let is_new =
-            |token: &Token| token.state.fetch_or(DEADLINE_BELOW, Ordering::AcqRel) & DEADLINE_BELOW == 0;
         if !self.has(DEADLINE_BELOW) {
-            self.walk_up(|token| is_new(token));
+            self.record_end_times();
+        }
+        debug_assert!(self.parent().is_none_or(|parent| parent.has(DEADLINE_BELOW)), "set from the top");
+    }
+
+    #[cold]
+    fn record_end_times(self: &Arc<Self>) {
+        let (mut token, mut below) = (self.clone(), Vec::new());
+        let is_new = |token: &Arc<Token>| !token.has(DEADLINE_BELOW);
+        loop {
+            let parent = token.parent().cloned().filter(is_new);
+            if let Some(above) = parent.or_else(|| token.second().filter(is_new)) {
+                below.push(std::mem::replace(&mut token, above));
+                continue;
+            }
+            token.state.fetch_or(DEADLINE_BELOW, Ordering::AcqRel);
+            let Some(next) = below.pop() else { return };
+            token = next;
         }
     }
 }
@@ -398,23 +418,5 @@ impl Token {
         }
         let inner = self.inner.lock();
         Some(inner.more.as_ref()?.second.as_ref()?.0.clone())
-    }
-
-    /// Visits this token and all its ancestors. Does not go further up from a token for which `visit` returns false. A
-    /// token to which several paths lead is visited several times.
-    #[cold]
-    pub(crate) fn walk_up(self: &Arc<Self>, mut visit: impl FnMut(&Arc<Token>) -> bool) {
-        let mut pending = Vec::new();
-        let mut walk = |first: &Arc<Token>, pending: &mut Vec<Arc<Token>>| {
-            let mut next = Some(first);
-            while let Some(token) = next.filter(|token| visit(token)) {
-                pending.extend(token.second());
-                next = token.parent();
-            }
-        };
-        walk(self, &mut pending);
-        while let Some(second) = pending.pop() {
-            walk(&second, &mut pending);
-        }
     }
 }

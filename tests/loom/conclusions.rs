@@ -1,0 +1,102 @@
+//! Permanent conclusions from what another thread is still doing.
+//!
+//! A bit or a link that one thread sees may be one step of another thread that has not finished. These models stop that
+//! thread between its steps.
+
+use std::time::Duration;
+
+use loom::thread;
+
+use crate::sync;
+use crate::{Context, Error, Shutdown};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Explores all orders with up to so many preemptions, without stale loads.
+fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound.get_or_insert(preemptions);
+    builder.check(move || {
+        sync::allow_stale_loads(false);
+        sync::pause(false);
+        // Initializes the statics before the threads start, because their initialization would order the threads.
+        sync::now();
+        sync::fire_timers(false);
+        model();
+    });
+}
+
+/// Two threads derive a context with a deadline below the same parent. Once one of them has returned, the end of each ancestor
+/// has a time, whatever the other one is doing, and is compared with the deadline.
+#[test]
+fn an_end_is_dated_once_a_deadline_is_below() {
+    explore(2, || {
+        let root = Context::background().with_cancel();
+        let parent = root.with_cancel().detach();
+        let other = thread::spawn({
+            let parent = parent.clone();
+            move || drop(parent.with_timeout(2 * SECOND).detach())
+        });
+        let child = parent.with_timeout(SECOND);
+        sync::tick();
+        root.cancel();
+        let error = child.err().expect("its deadline has passed");
+        assert!(error.is_deadline_exceeded(), "{error}, after the deadline had passed");
+        other.join().unwrap();
+    });
+}
+
+/// A context asks for more time than is left, while its parent is canceled. The parent has ended, the context has not yet,
+/// and there is not enough time in either case.
+#[test]
+fn time_is_short_while_the_parent_ends() {
+    explore(3, || {
+        let timed = Context::background().with_timeout(SECOND);
+        let (parent, guard) = timed.with_cancel().split();
+        let ctx = parent.with_cancel().detach();
+        assert!(ctx.token().expect("not the background").link());
+        let ender = thread::spawn(move || guard.cancel());
+        let short = ctx.require(2 * SECOND).expect_err("a second is left at most");
+        assert!(short.set_at().is_some() || short.context_error().is_some_and(Error::is_canceled));
+        ender.join().unwrap();
+    });
+}
+
+/// Two threads cancel a context, and a third step makes the first of them lose. The time of the end is the one that the deadline
+/// of the child was compared with.
+#[test]
+fn a_child_expires_before_the_time_of_its_parents_end() {
+    explore(2, || {
+        let (parent, guard) = Context::background().with_timeout(5 * SECOND).split();
+        let child = parent.with_timeout(SECOND);
+        let first = thread::spawn({
+            let canceler = guard.canceler();
+            move || canceler.cancel()
+        });
+        // Fails if the parent has ended.
+        child.token().expect("not the background").link();
+        sync::tick();
+        guard.cancel();
+        first.join().unwrap();
+        let [parent, child] = [&parent, child.context()].map(|ctx| ctx.err().expect("has ended"));
+        let (ended_at, by) = (child.origin().ended_at(), parent.origin().ended_at());
+        assert!(ended_at <= by, "{child}, but its parent had ended by then");
+    });
+}
+
+/// Two threads force a shutdown. When either call returns, all work has been canceled.
+#[test]
+fn a_second_force_waits_for_the_first() {
+    explore(2, || {
+        let shutdown = Shutdown::new(&Context::background());
+        let work = shutdown.hard().with_cancel();
+        assert!(work.token().expect("not the background").link());
+        let first = thread::spawn({
+            let shutdown = shutdown.clone();
+            move || shutdown.force("first")
+        });
+        shutdown.force("second");
+        assert!(work.is_done(), "outlives the call");
+        first.join().unwrap();
+    });
+}
