@@ -151,7 +151,7 @@ const CLOSING: u16 = 1 << 9;
 const OBSERVED: u16 = 1 << 10;
 /// The token has two parents.
 const MERGED: u16 = 1 << 11;
-/// Wakers have been removed before the end.
+/// Waiters have been woken before the end.
 const WAKERS_TAKEN: u16 = 1 << 12;
 /// The deadline has a cause, which is stored under the lock.
 const HAS_CAUSE: u16 = 1 << 13;
@@ -269,7 +269,6 @@ impl Token {
         if let Some(parent) = ended {
             token.end_by(token.ending_below(parent, UNDATED));
         }
-        debug_assert!(token.ended() || token.is_linked());
         token
     }
 
@@ -310,22 +309,21 @@ impl Token {
         if !self.has(DEADLINE_BELOW) {
             self.record_end_times();
         }
-        debug_assert!(self.parent().is_none_or(|parent| parent.has(DEADLINE_BELOW)), "set from the top");
     }
 
     #[cold]
     fn record_end_times(self: &Arc<Self>) {
-        let (mut token, mut below) = (self.clone(), Vec::new());
         let is_new = |token: &Arc<Token>| !token.has(DEADLINE_BELOW);
-        loop {
+        let (mut next, mut below) = (Some(self.clone()), Vec::new());
+        while let Some(token) = next {
             let parent = token.parent().cloned().filter(is_new);
-            if let Some(above) = parent.or_else(|| token.second().filter(is_new)) {
-                below.push(std::mem::replace(&mut token, above));
-                continue;
+            next = parent.or_else(|| token.second().filter(is_new));
+            if next.is_some() {
+                below.push(token);
+            } else {
+                token.state.fetch_or(DEADLINE_BELOW, Ordering::AcqRel);
+                next = below.pop();
             }
-            token.state.fetch_or(DEADLINE_BELOW, Ordering::AcqRel);
-            let Some(next) = below.pop() else { return };
-            token = next;
         }
     }
 }

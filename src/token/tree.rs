@@ -270,10 +270,7 @@ impl Closing {
         }
         let mut ending = child.ending_below(&self.token, self.bound);
         match child.close(&mut ending, work) {
-            None => {
-                child.wait_until_closed();
-                debug_assert!(child.ended(), "its parent is about to be closed");
-            }
+            None => child.wait_until_closed(),
             Some(children) if children.is_empty() => {}
             Some(children) => {
                 return Some(Closing { token: child, children, next: 0, bound: ending.bound });

@@ -3,6 +3,10 @@
 //! A bit or a link that one thread sees may be one step of another thread that has not finished. These models stop that
 //! thread between its steps.
 
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{self, Wake, Waker};
 use std::time::Duration;
 
 use loom::thread;
@@ -99,4 +103,43 @@ fn a_second_force_waits_for_the_first() {
         assert!(work.is_done(), "outlives the call");
         first.join().unwrap();
     });
+}
+
+/// A runtime shuts down while a context is canceled. A wait in another runtime, which is not polled any more after the shutdown has
+/// woken it, is woken by the end as well.
+#[test]
+fn a_shutdown_elsewhere_does_not_deregister_a_wait() {
+    explore(2, || {
+        let (ctx, guard) = Context::background().with_timeout(2 * SECOND).split();
+        let wakes = Arc::new(CallsAtEnd { ctx: ctx.clone(), count: AtomicUsize::new(0) });
+        let mut wait = Box::pin(ctx.done_owned());
+        let waker = Waker::from(wakes.clone());
+        for runtime in [1, 2] {
+            sync::enter_runtime(runtime);
+            assert!(wait.as_mut().poll(&mut task::Context::from_waker(&waker)).is_pending());
+        }
+        let first = thread::spawn(|| {
+            sync::enter_runtime(1);
+            sync::fire_timers(true);
+        });
+        guard.cancel();
+        first.join().unwrap();
+        assert!(wakes.count.load(Ordering::Relaxed) > 0, "a lost wake-up");
+        drop(wait);
+        sync::fire_timers(true);
+    });
+}
+
+/// A waker that counts the calls after the end of a context.
+struct CallsAtEnd {
+    ctx: Context,
+    count: AtomicUsize,
+}
+
+impl Wake for CallsAtEnd {
+    fn wake(self: Arc<Self>) {
+        if self.ctx.token().is_some_and(|token| token.ended()) {
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
