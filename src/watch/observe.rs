@@ -29,7 +29,8 @@ pub(crate) struct TokenView {
 
 impl Token {
     pub(crate) fn view(&self) -> TokenView {
-        // Read before the state: if a token was linked and its state has no end, no ancestor had ended.
+        // Read before the state: if a token was linked and its state has no end, no ancestor had ended, or another thread has
+        // not closed this token yet.
         let is_linked = self.is_linked();
         TokenView {
             made_at: self.made_at(),
