@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
 use super::scope::CancelScope;
+use crate::sync::require_runtime;
 use crate::token::Token;
 
 impl Context {
@@ -36,9 +37,9 @@ impl Context {
     /// Returns a `CancellationToken` that is canceled when this context ends.
     ///
     /// Canceling the token does not affect the context. If the context has a deadline, a task is spawned on the
-    /// current runtime, which waits for the end and keeps the context alive until then. If the last handle of a
-    /// detached context is dropped before the context has ended, the token is canceled when the context's
-    /// parent ends (for a merged context, the first parent).
+    /// current runtime, unless there is one, which waits for the end and keeps the context alive until then. If the
+    /// last handle of a detached context is dropped before the context has ended, the token is canceled when the
+    /// context's parent ends (for a merged context, the first parent).
     ///
     /// # Panics
     ///
@@ -62,15 +63,17 @@ impl Context {
         // Comes first, because it panics outside of a runtime. Without a time driver, it panics here and not in the task.
         let runtime = token.needs_timer().then(|| {
             drop(sleep(Duration::ZERO));
-            Handle::current()
+            (Handle::current(), require_runtime())
         });
         let Some(bridge) = token.bridge() else { return cancelled() };
-        if let Some((runtime, claim)) = runtime.zip(bridge.claim_task()) {
-            let done = self.done_owned();
-            runtime.spawn(async move {
-                let _claim = claim;
-                done.await;
-            });
+        if let Some((runtime, here)) = runtime {
+            if let Some(claim) = bridge.claim_task(here) {
+                let done = self.done_owned();
+                runtime.spawn(async move {
+                    let _claim = claim;
+                    done.await;
+                });
+            }
         }
         bridge.outer.child_token()
     }
