@@ -53,8 +53,8 @@ impl Context {
     ///
     /// # Panics
     ///
-    /// See [`run`](Self::run). Panics outside of a Tokio runtime, and in each caller if the work panics or the runtime
-    /// of its task shuts down.
+    /// See [`run`](Self::run). Panics outside of a Tokio runtime, and in each caller whose context has not ended if the
+    /// work panics or the runtime of its task shuts down.
     ///
     /// ```
     /// use std::sync::Arc;

@@ -143,3 +143,28 @@ impl Wake for CallsAtEnd {
         }
     }
 }
+
+/// The deadline of one parent of a merged context has passed, and nothing has noticed. Two threads cancel the other parent. The first
+/// one closes the merged context last. When the second call returns, it has ended as well, by the deadline.
+#[test]
+fn a_second_cancel_returns_before_a_merged_context_is_closed() {
+    explore(2, || {
+        let (parent, guard) = Context::background().with_cancel().split();
+        let timed = Context::background().with_timeout(SECOND);
+        let merged = parent.merge(&timed).detach();
+        let below = merged.with_cancel().detach();
+        assert!(below.token().expect("not the background").link());
+        sync::tick();
+        let first = thread::spawn({
+            let canceler = guard.canceler();
+            move || canceler.cancel()
+        });
+        guard.cancel();
+        for ctx in [&below, &merged] {
+            let error = ctx.err().expect("outlives the call");
+            assert!(error.is_deadline_exceeded(), "{error}, after the deadline had passed");
+        }
+        first.join().unwrap();
+        assert!(below.err().is_some_and(|error| error.is_deadline_exceeded()));
+    });
+}
