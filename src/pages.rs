@@ -48,6 +48,35 @@ impl Key {
         None
     }
 
+    /// Replaces each item, and returns the previous ones, with their keys.
+    pub(crate) fn replace_all<T: Clone>(
+        first: &mut Option<T>,
+        pages: Option<&mut Pages<T>>,
+        by: &T,
+    ) -> Vec<(Key, T)> {
+        let pages = pages.into_iter().flat_map(Pages::iter_mut);
+        let all = first.iter_mut().map(|item| (Key(1), item)).chain(pages);
+        all.map(|(key, item)| (key, mem::replace(item, by.clone()))).collect()
+    }
+
+    /// Swaps these items with those that have their keys and that `is_replaced` accepts.
+    pub(crate) fn swap_all<T>(
+        first: &mut Option<T>,
+        mut pages: Option<&mut Pages<T>>,
+        items: &mut [(Key, T)],
+        is_replaced: impl Fn(&T) -> bool,
+    ) {
+        for (key, item) in items {
+            let present = match key.0 {
+                0 | 1 => first.as_mut(),
+                at => pages.as_mut().and_then(|pages| pages.get_mut(at - 2)),
+            };
+            if let Some(present) = present.filter(|present| is_replaced(present)) {
+                mem::swap(present, item);
+            }
+        }
+    }
+
     #[inline]
     pub(crate) fn remove<T>(self, first: &mut Option<T>, pages: Option<&mut Pages<T>>) -> Option<T> {
         match self.0 {
@@ -181,9 +210,11 @@ impl<T> Pages<T> {
         }
     }
 
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        let pages = iter::once(&mut self.first).chain(&mut self.others);
-        pages.flat_map(|page| page.iter_mut().map(|(_, item)| item))
+    /// Visits each item, with its key in a list whose first item is stored apart.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (Key, &mut T)> {
+        let pages = iter::once(&mut self.first).chain(&mut self.others).enumerate();
+        let key = |at: usize, key: usize| Key((at * PAGE + key) as u32 + 2);
+        pages.flat_map(move |(at, page)| page.iter_mut().map(move |(nth, item)| (key(at, nth), item)))
     }
 
     pub(crate) fn into_iter(self) -> impl Iterator<Item = T> {
@@ -224,7 +255,7 @@ mod tests {
             }
             if step % 1_000 == 0 {
                 let mut expected: Vec<_> = map.values().copied().collect();
-                let mut found: Vec<_> = pages.iter_mut().map(|item| *item).collect();
+                let mut found: Vec<_> = pages.iter_mut().map(|(_, item)| *item).collect();
                 expected.sort_unstable();
                 found.sort_unstable();
                 assert_eq!(found, expected);

@@ -561,3 +561,27 @@ async fn the_cost_of_a_check_grows_with_the_contexts_and_not_with_the_paths() {
     assert_eq!(knot.done().await.cause_as::<NoProgress>().unwrap().limit(), LIMIT);
     assert!(idle.is_done());
 }
+
+/// The first wait spawns the task that runs the checks, while another thread ends the context.
+#[test]
+fn an_end_beside_the_first_wait_leaves_no_task() {
+    let runtime = common::multi_thread(2);
+    for _ in 0..3_000 {
+        let ctx = BACKGROUND.with_idle(LONG);
+        let start = std::sync::Barrier::new(2);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let _entered = runtime.enter();
+                start.wait();
+                let _polled = common::poll_once(ctx.done());
+            });
+            start.wait();
+            ctx.cancel();
+        });
+    }
+    let begun = std::time::Instant::now();
+    while runtime.metrics().num_alive_tasks() > 0 {
+        assert!(begun.elapsed() < ms(10_000), "{} tasks are left", runtime.metrics().num_alive_tasks());
+        thread::yield_now();
+    }
+}

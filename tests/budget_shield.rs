@@ -235,6 +235,24 @@ mod callers {
         assert_eq!((work.len(), dropped.get()), (0, 3));
     }
 
+    /// The work is stopped at the deadline of the last caller. That caller then gets its own error, whether its task or that of
+    /// the work runs first.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn callers_that_stay_to_the_end_get_their_own_error() {
+        let work = Coalescer::until_latest_deadline();
+        for round in 0..300_u32 {
+            let deadline = Instant::now() + ms(2);
+            let calls = [0, 1].map(|_| {
+                let (work, ctx) = (work.clone(), BACKGROUND.with_deadline(deadline));
+                tokio::spawn(async move { ctx.coalesce(&work, round, |_| pending::<()>()).await })
+            });
+            for call in calls {
+                let ended = call.await.expect("no panic").unwrap_err();
+                assert!(ended.is_deadline_exceeded());
+            }
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn one_without_a_deadline_takes_the_limit_away() {
         let work = Coalescer::until_latest_deadline();

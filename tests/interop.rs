@@ -416,6 +416,19 @@ fn a_handed_out_token_survives_the_runtime_it_was_made_on() {
     });
 }
 
+/// The first runtime exists, but nothing drives it.
+#[test]
+fn a_token_of_another_runtime_sees_the_deadline_while_the_first_one_stalls() {
+    let ctx = BACKGROUND.with_timeout(ms(20));
+    let first = current_thread();
+    let kept = first.block_on(async { ctx.cancellation_token() });
+    current_thread().block_on(async {
+        let token = ctx.cancellation_token();
+        timeout(HANG, token.cancelled()).await.expect("never canceled");
+        assert!(kept.is_cancelled());
+    });
+}
+
 #[test]
 fn a_token_requested_again_on_another_runtime_sees_the_deadline() {
     let ctx = BACKGROUND.with_timeout(LONG);

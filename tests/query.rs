@@ -711,6 +711,28 @@ mod held_and_not_polled {
         });
     }
 
+    /// The runtime shuts down, and its timers fire. That is no end of the context.
+    #[test]
+    fn a_runtime_that_shuts_down_does_not_end_the_context() {
+        watched(|| {
+            let server = Server::new(Cancels::Ignored);
+            let ctx = Context::background().with_timeout(LONG);
+            let (first, second) = (current_thread(), current_thread());
+            let mut run = Box::pin(ctx.query(server.connect(), |_| Box::pin(pending::<()>())));
+            for runtime in [&first, &second] {
+                let once = poll_fn(|cx| Poll::Ready(run.as_mut().poll(cx).is_pending()));
+                assert!(runtime.block_on(once));
+            }
+            drop(first);
+            let once = poll_fn(|cx| Poll::Ready(run.as_mut().poll(cx).is_pending()));
+            assert!(second.block_on(once), "ended with the runtime");
+            ctx.cancel();
+            let outcome = second.block_on(run);
+            assert_eq!(outcome.result.unwrap_err().kind(), StoppedKind::Unknown);
+            assert_eq!(server.state().discarded, 1);
+        });
+    }
+
     /// The runtime shuts down, so that nothing ends the query. The caller in another runtime receives the outcome.
     #[test]
     fn a_runtime_that_shuts_down_leaves_an_outcome() {

@@ -482,6 +482,38 @@ where
     layer.layer(handler).oneshot(Request::new(())).await.unwrap().into_body()
 }
 
+/// Another runtime, in which something waits for the same context, shuts down. This wakes all waits of the context. A body that is
+/// not polled after that is dropped at the end nevertheless.
+#[test]
+fn a_body_is_dropped_although_another_runtime_has_shut_down() {
+    for is_polled_again in [true, false] {
+        let ctx = Context::background().with_timeout(common::LONG);
+        let (other, here) = (common::current_thread(), common::current_thread());
+        let _here = here.enter();
+        let (body, mut dropped) = Holder::new(true);
+        let mut bound = RequestBody::new(&ctx, body);
+        let mut wait = Box::pin(ctx.done_owned());
+        {
+            let _other = other.enter();
+            assert!(poll(wait.as_mut(), Waker::noop()).is_pending());
+        }
+        let mut poll_body = || {
+            let polled = poll(pin!(bound.frame()), Waker::noop());
+            assert!(matches!(polled, Poll::Ready(Some(Ok(_)))));
+        };
+        // Registered from the second frame on.
+        poll_body();
+        poll_body();
+        drop(other);
+        if is_polled_again {
+            poll_body();
+        }
+        ctx.cancel();
+        here.block_on(common::run_ready_tasks());
+        assert!(dropped.try_recv().is_ok(), "is still held");
+    }
+}
+
 #[test]
 fn a_body_is_dropped_without_a_runtime() {
     let service = Context::background().with_cancel();

@@ -53,8 +53,8 @@ impl Context {
     ///
     /// # Panics
     ///
-    /// See [`run`](Self::run). Panics outside of a Tokio runtime, and in each caller if the work panics or the runtime
-    /// of its task shuts down.
+    /// See [`run`](Self::run). Panics outside of a Tokio runtime, and in each caller whose context has not ended if the
+    /// work panics or the runtime of its task shuts down.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -104,10 +104,13 @@ impl Context {
                 leader.start(self, &runtime, called_at, f);
             }
             let output = Bound::begun(self, caller.output()).await?;
-            Ok(output.expect("coalesced work panicked, or was aborted by the shutdown of its runtime"))
+            // The work may have been stopped at the deadline of this caller, before its wait noticed that.
+            output.map_or_else(|| self.err().map_or_else(|| panic!("{LOST}"), Err), Ok)
         }
     }
 }
+
+const LOST: &str = "coalesced work panicked, or was aborted by the shutdown of its runtime";
 
 /// The work in progress of [`Context::coalesce`], by key. Clones share it.
 ///

@@ -199,7 +199,12 @@ impl Context {
     /// Returns the token that set the deadline. `None`: there is no deadline, or the context has ended.
     pub(super) fn deadline_owner(&self) -> Option<Arc<Token>> {
         let (mut path, owner) = self.token()?.path(true);
-        Some(path.swap_remove(owner?))
+        let Some(owner) = owner else {
+            // If an ancestor has ended, another thread may not have closed this context yet.
+            path.last()?.wait_until_closed();
+            return None;
+        };
+        Some(path.swap_remove(owner))
     }
 
     /// Returns the line that set the deadline `at`, and the budget.

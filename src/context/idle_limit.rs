@@ -44,9 +44,12 @@ pub(crate) struct IdleLimit {
     bytes: Count,
     limit: Duration,
     set_at: &'static Location<'static>,
-    /// The tasks that run checks, and their runtimes. `None` while a task is being spawned.
-    checkers: Mutex<Vec<(RuntimeId, Option<AbortHandle>)>>,
+    /// `None` after the end.
+    checkers: Mutex<Option<Vec<CheckerTask>>>,
 }
+
+/// A task that runs checks, and its runtime. `None` while it is being spawned.
+type CheckerTask = (RuntimeId, Option<AbortHandle>);
 
 impl IdleLimit {
     #[inline]
@@ -88,7 +91,7 @@ struct AttachedLimit(Arc<IdleLimit>);
 
 impl Attachment for AttachedLimit {
     fn ended(&self) {
-        let checkers = std::mem::take(&mut *self.0.checkers.lock());
+        let checkers = self.0.checkers.lock().take().unwrap_or_default();
         checkers.into_iter().filter_map(|(_, checker)| checker).for_each(|checker| checker.abort());
     }
 
@@ -126,7 +129,7 @@ impl Token {
             bytes: Count::new(NO_MEASURE),
             limit,
             set_at: made_at,
-            checkers: Mutex::new(Vec::new()),
+            checkers: Mutex::new(Some(Vec::new())),
         };
         let token = Token::new(parent, None, made_at);
         token.attach_check(Arc::new(AttachedLimit(Arc::new(idle_limit))));
@@ -172,7 +175,10 @@ impl Token {
         let Some(here) = runtime() else { return };
         let mut unwatched = Vec::new();
         self.each_idle_limit(|owner, idle_limit| {
-            if !idle_limit.checkers.lock().iter().any(|(runtime, _)| *runtime == here) {
+            let checkers = idle_limit.checkers.lock();
+            let is_unwatched = checkers.as_ref().is_some_and(|checkers| find(checkers, here).is_none());
+            drop(checkers);
+            if is_unwatched {
                 unwatched.push((Arc::downgrade(owner), idle_limit));
             }
         });
@@ -192,18 +198,21 @@ struct Checker {
 
 impl Checker {
     fn start(owner: Weak<Token>, idle_limit: Arc<IdleLimit>, here: RuntimeId, sleep: Sleep) {
-        let mut checkers = idle_limit.checkers.lock();
-        if checkers.iter().any(|(runtime, _)| *runtime == here) {
-            return;
+        match &mut *idle_limit.checkers.lock() {
+            Some(checkers) if find(checkers, here).is_none() => checkers.push((here, None)),
+            _ => return,
         }
-        checkers.push((here, None));
-        drop(checkers);
         let checker = Checker { owner, idle_limit: idle_limit.clone(), here };
         // A runtime that is shutting down drops the task at once.
         let task = tokio::spawn(checker.run(Box::pin(sleep))).abort_handle();
         let mut checkers = idle_limit.checkers.lock();
-        if let Some(checker) = checkers.iter_mut().find(|(runtime, _)| *runtime == here) {
-            checker.1 = Some(task);
+        let Some(present) = &mut *checkers else {
+            // The token has ended in the meantime, and the end has not found the handle.
+            drop(checkers);
+            return task.abort();
+        };
+        if let Some(at) = find(present, here) {
+            present[at].1 = Some(task);
         }
     }
 
@@ -221,11 +230,17 @@ impl Checker {
 impl Drop for Checker {
     fn drop(&mut self) {
         let mut checkers = self.idle_limit.checkers.lock();
-        let at = checkers.iter().position(|(runtime, _)| *runtime == self.here);
-        let gone = at.map(|at| checkers.swap_remove(at));
+        let gone = checkers
+            .as_mut()
+            .and_then(|checkers| find(checkers, self.here).map(|at| checkers.swap_remove(at)));
         drop(checkers);
         drop(gone);
     }
+}
+
+/// Returns the place of the task of this runtime.
+fn find(checkers: &[CheckerTask], here: RuntimeId) -> Option<usize> {
+    checkers.iter().position(|(runtime, _)| *runtime == here)
 }
 
 /// There was no progress within an idle limit. The cause of the error of a context that

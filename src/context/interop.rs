@@ -19,7 +19,7 @@ use tokio::task::coop::{Unconstrained, unconstrained};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::error::How;
-use crate::sync::{AtomicBool, Mutex, Ordering};
+use crate::sync::{Mutex, RuntimeId};
 use crate::token::{Attachment, Token};
 use crate::trace::shielded;
 
@@ -60,7 +60,8 @@ impl Token {
     ) -> Arc<Token> {
         let token = Token::new(parent, None, made_at);
         if !token.link() {
-            token.is_done();
+            let has_ended = token.is_done();
+            debug_assert!(has_ended, "refused, but has not ended");
             return token;
         }
         let waker = EndToken { token: Arc::downgrade(&token), foreign: foreign.clone() };
@@ -87,15 +88,20 @@ impl Token {
 /// therefore moves the children of its `CancellationToken` to that of the parent.
 pub(super) struct Bridge {
     pub(super) outer: CancellationToken,
-    /// Whether a task waits for the end. Without one, nothing would notice that the deadline passes.
-    has_task: AtomicBool,
+    /// The runtimes in which a task waits for the end. Without one, nothing would notice that the deadline passes.
+    tasks: Mutex<Vec<RuntimeId>>,
 }
 
 impl Bridge {
-    /// Returns what the task that waits for the end has to hold, or `None` if there is such a task.
-    pub(super) fn claim_task(self: &Arc<Self>) -> Option<HasTask> {
-        let has_task = self.has_task.swap(true, Ordering::AcqRel);
-        (!has_task).then(|| HasTask(self.clone()))
+    /// Returns what the task in this runtime that waits for the end has to hold, or `None` if there is such a task. As with
+    /// waits, a runtime that stalls or shuts down does not affect the others.
+    pub(super) fn claim_task(self: &Arc<Self>, here: RuntimeId) -> Option<HasTask> {
+        let mut tasks = self.tasks.lock();
+        if tasks.contains(&here) {
+            return None;
+        }
+        tasks.push(here);
+        Some(HasTask(self.clone(), here))
     }
 }
 
@@ -110,11 +116,11 @@ impl Attachment for Bridge {
 }
 
 /// Held by the task that waits for the end, so that another one is spawned if this one is dropped with its runtime.
-pub(super) struct HasTask(Arc<Bridge>);
+pub(super) struct HasTask(Arc<Bridge>, RuntimeId);
 
 impl Drop for HasTask {
     fn drop(&mut self) {
-        self.0.has_task.store(false, Ordering::Release);
+        self.0.tasks.lock().retain(|runtime| *runtime != self.1);
     }
 }
 
@@ -143,7 +149,7 @@ impl Token {
     /// Returns the bridge, and attaches one with `outer` if there is none. Returns `None` if the token has ended, and with it
     /// all linked tokens below.
     fn bridge_or_insert(&self, outer: Option<CancellationToken>) -> Option<Option<Arc<Bridge>>> {
-        let fresh = outer.map(|outer| Arc::new(Bridge { outer, has_task: AtomicBool::new(false) }));
+        let fresh = outer.map(|outer| Arc::new(Bridge { outer, tasks: Mutex::new(Vec::new()) }));
         let kept = self.attachments(|attachments, has_ended| {
             let bridge =
                 |attachment: &Arc<dyn Attachment>| attachment.clone().into_any().downcast().ok();

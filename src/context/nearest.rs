@@ -41,13 +41,18 @@ impl Context {
 
 /// Returns whether `above` is this token or above it. Gives up after a thousand steps.
 fn is_below(token: &Arc<Token>, above: &Arc<Token>) -> bool {
-    let (mut found, mut visited) = (false, BTreeSet::new());
-    token.walk_up(|token| {
-        found |= Arc::ptr_eq(token, above);
-        let is_new = visited.insert(Arc::as_ptr(token));
-        is_new && !found && visited.len() < 1000
-    });
-    found
+    let (mut pending, mut visited) = (vec![token.clone()], BTreeSet::new());
+    while let Some(token) = pending.pop() {
+        if Arc::ptr_eq(&token, above) {
+            return true;
+        }
+        if visited.len() < 1000 && visited.insert(Arc::as_ptr(&token)) {
+            pending.extend(token.second());
+            // The first parent is visited before the second one.
+            pending.extend(token.parent().cloned());
+        }
+    }
+    false
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ impl Context {
             return Ok(());
         }
         let Some(owner) = self.deadline_owner() else {
-            // The context has ended in the meantime.
+            // The context has ended in the meantime, by itself or with an ancestor.
             return self.err().map_or(Ok(()), |ended| short(Why::Ended(ended)));
         };
         let (set_at, budget) = (owner.made_at(), owner.budget().unwrap_or_default());

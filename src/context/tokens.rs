@@ -11,13 +11,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::context::Context;
 use super::scope::CancelScope;
+use crate::sync::require_runtime;
 use crate::token::Token;
 
 impl Context {
     /// Derives a child that also ends when a `CancellationToken` is canceled.
     ///
     /// When the token's `cancel` returns, the child has ended, with the kind
-    /// [`Canceled`](crate::ErrorKind::Canceled). The child never cancels the token. No task is spawned.
+    /// [`Canceled`](crate::ErrorKind::Canceled). Only a second call of `cancel`, while the first one is running, may return
+    /// earlier. The child never cancels the token. No task is spawned.
     ///
     /// ```
     /// use tokio_ctx::Context;
@@ -35,10 +37,10 @@ impl Context {
 
     /// Returns a `CancellationToken` that is canceled when this context ends.
     ///
-    /// Canceling the token does not affect the context. If the context has a deadline, a task is spawned on the
-    /// current runtime, which waits for the end and keeps the context alive until then. If the last handle of a
-    /// detached context is dropped before the context has ended, the token is canceled when the context's
-    /// parent ends (for a merged context, the first parent).
+    /// Canceling the token does not affect the context. If the context has a deadline, a task of the current runtime
+    /// waits for the end, and keeps the context alive until then. Further calls in the same runtime share that task. If
+    /// the last handle of a detached context is dropped before the context has ended, the token is canceled when the
+    /// context's parent ends (for a merged context, the first parent).
     ///
     /// # Panics
     ///
@@ -62,15 +64,17 @@ impl Context {
         // Comes first, because it panics outside of a runtime. Without a time driver, it panics here and not in the task.
         let runtime = token.needs_timer().then(|| {
             drop(sleep(Duration::ZERO));
-            Handle::current()
+            (Handle::current(), require_runtime())
         });
         let Some(bridge) = token.bridge() else { return cancelled() };
-        if let Some((runtime, claim)) = runtime.zip(bridge.claim_task()) {
-            let done = self.done_owned();
-            runtime.spawn(async move {
-                let _claim = claim;
-                done.await;
-            });
+        if let Some((runtime, here)) = runtime {
+            if let Some(claim) = bridge.claim_task(here) {
+                let done = self.done_owned();
+                runtime.spawn(async move {
+                    let _claim = claim;
+                    done.await;
+                });
+            }
         }
         bridge.outer.child_token()
     }

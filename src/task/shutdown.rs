@@ -589,12 +589,12 @@ impl Shutdown {
 
 impl Common {
     /// Records the running work as overdue, and then ends the hard context. The order matters, because the work
-    /// may end immediately.
+    /// may end immediately. A second call waits until the first one has canceled all work.
     fn end_hard(&self, cause: BoxError, place: &'static Location<'static>) {
         if !self.hard.is_done() {
             self.work.record_overdue();
-            self.hard.cancel_at(place, cause);
         }
+        self.hard.cancel_at(place, cause);
     }
 }
 

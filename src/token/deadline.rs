@@ -9,11 +9,13 @@
 //!    closed bucket moves a token, it stores the new registration under the same lock, after the bucket was closed. An
 //!    old registration can therefore never replace a newer one. A registration with a closed bucket counts as none.
 //! 4. A runtime that shuts down fires all timers and drops all tasks. Both wake the waits, and each wait registers again
-//!    in the runtime where it is polled next. No timer is created while another one fires.
+//!    in the runtime where it is polled next. Until then, its waker stays registered for the end. No timer is created while
+//!    another one fires.
 
 use std::cell::RefCell;
 use std::mem;
 use std::sync::Arc;
+use std::task::Waker;
 
 use super::members::{Inner, More};
 use super::{ENDED, OCCUPIED, Token, WAKERS_TAKEN};
@@ -45,9 +47,15 @@ impl Timed for Token {
     fn wake_waiters(&self) {
         let Some(mut inner) = self.lock_unless_ended() else { return };
         self.set(WAKERS_TAKEN);
-        let wakers = inner.take_wakers();
+        let mut wakers = inner.take_wakers();
         drop(inner);
-        wakers.into_iter().for_each(|waker| _ = shielded(|| waker.wake()));
+        let wake = |(_, waker): &_| _ = shielded(|| Waker::wake_by_ref(waker));
+        wakers.iter().for_each(wake);
+        match self.lock_unless_ended() {
+            // A wait that is not polled any more stays registered for the end.
+            Some(mut inner) => inner.put_back(&mut wakers),
+            None => wakers.iter().for_each(wake),
+        }
     }
 
     /// Registers the deadline in the current runtime. Returns true if the token has ended, or if no time is left.

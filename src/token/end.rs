@@ -223,6 +223,7 @@ impl Token {
         let mut token = self;
         loop {
             let state = token.state();
+            debug_assert!(state & ENDED != 0, "no end, and so no error");
             if state & HAS_ERROR != 0 {
                 if let Some(error) = &token.inner.lock().more().error {
                     return error.as_ref().clone();

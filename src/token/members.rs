@@ -11,7 +11,7 @@ use super::deadline::{Bucket, Entry};
 use super::{Attachment, Token};
 use crate::error::{Cause, Error};
 use crate::pages::{Key, Pages};
-use crate::work::Work;
+use crate::work::{TAKEN, Work};
 
 /// What the lock of a token protects.
 ///
@@ -103,10 +103,15 @@ impl Inner {
     }
 
     /// Takes all wakers. The waiters keep their keys, and register again when they are polled.
-    pub(super) fn take_wakers(&mut self) -> Vec<Waker> {
-        let more = self.more.iter_mut().flat_map(|more| more.waiters.iter_mut());
-        let wakers = self.waiter.iter_mut().chain(more);
-        wakers.map(|waker| mem::replace(waker, Waker::noop().clone())).collect()
+    pub(super) fn take_wakers(&mut self) -> Vec<(Key, Waker)> {
+        let pages = self.more.as_mut().map(|more| &mut more.waiters);
+        Key::replace_all(&mut self.waiter, pages, &TAKEN)
+    }
+
+    /// Puts wakers back whose waiters have not registered again.
+    pub(super) fn put_back(&mut self, wakers: &mut [(Key, Waker)]) {
+        let pages = self.more.as_mut().map(|more| &mut more.waiters);
+        Key::swap_all(&mut self.waiter, pages, wakers, |waker| waker.data() == TAKEN.data());
     }
 
     /// Moves what has to be done after the end to `work`, and returns the children that have to be closed.

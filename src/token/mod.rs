@@ -86,8 +86,9 @@
 //!    until it is no longer `CLOSING`, and so does a second call of `cancel`. This wait is short, because no foreign
 //!    code runs in the meantime. It cannot deadlock, because a thread only waits for tokens further down the tree.
 //! 5. *The earliest end wins.* `DEADLINE_BELOW` is in the same word as `ENDED`. If it is first, the end records its
-//!    time. If `ENDED` is first, the deadline was created after the end. Each end has a [bound](end::Ending::bound). A
-//!    child whose own deadline is before the bound ends by that deadline.
+//!    time. If `ENDED` is first, the deadline was created after the end. The bit is set on the ancestors first, so that a
+//!    token that has it stands for all of them. Each end has a [bound](end::Ending::bound). A child whose own deadline is
+//!    before the bound ends by that deadline.
 //!
 //! # Locks
 //!
@@ -152,7 +153,7 @@ const CLOSING: u16 = 1 << 9;
 const OBSERVED: u16 = 1 << 10;
 /// The token has two parents.
 const MERGED: u16 = 1 << 11;
-/// Wakers have been removed before the end.
+/// Waiters have been woken before the end.
 const WAKERS_TAKEN: u16 = 1 << 12;
 /// The deadline has a cause, which is stored under the lock.
 const HAS_CAUSE: u16 = 1 << 13;
@@ -302,12 +303,29 @@ impl Token {
         }
     }
 
-    /// Requires that the time is recorded when this token ends. Sets `DEADLINE_BELOW` here and on all ancestors.
+    /// Requires that the time is recorded when this token ends. Sets `DEADLINE_BELOW` on all ancestors and here.
+    ///
+    /// The bit is set from the top down. Another thread that finds it on a token then relies on it for all ancestors.
+    #[inline]
     pub(crate) fn record_end_time(self: &Arc<Self>) {
-        let is_new =
-            |token: &Token| token.state.fetch_or(DEADLINE_BELOW, Ordering::AcqRel) & DEADLINE_BELOW == 0;
         if !self.has(DEADLINE_BELOW) {
-            self.walk_up(|token| is_new(token));
+            self.record_end_times();
+        }
+    }
+
+    #[cold]
+    fn record_end_times(self: &Arc<Self>) {
+        let is_new = |token: &Arc<Token>| !token.has(DEADLINE_BELOW);
+        let (mut next, mut below) = (Some(self.clone()), Vec::new());
+        while let Some(token) = next {
+            let parent = token.parent().cloned().filter(is_new);
+            next = parent.or_else(|| token.second().filter(is_new));
+            if next.is_some() {
+                below.push(token);
+            } else {
+                token.state.fetch_or(DEADLINE_BELOW, Ordering::AcqRel);
+                next = below.pop();
+            }
         }
     }
 }
@@ -400,23 +418,5 @@ impl Token {
         }
         let inner = self.inner.lock();
         Some(inner.more.as_ref()?.second.as_ref()?.0.clone())
-    }
-
-    /// Visits this token and all its ancestors. Does not go further up from a token for which `visit` returns false. A
-    /// token to which several paths lead is visited several times.
-    #[cold]
-    pub(crate) fn walk_up(self: &Arc<Self>, mut visit: impl FnMut(&Arc<Token>) -> bool) {
-        let mut pending = Vec::new();
-        let mut walk = |first: &Arc<Token>, pending: &mut Vec<Arc<Token>>| {
-            let mut next = Some(first);
-            while let Some(token) = next.filter(|token| visit(token)) {
-                pending.extend(token.second());
-                next = token.parent();
-            }
-        };
-        walk(self, &mut pending);
-        while let Some(second) = pending.pop() {
-            walk(&second, &mut pending);
-        }
     }
 }

@@ -47,6 +47,7 @@ impl Token {
     /// the list, nothing below it is linked, and a query below finds this end.
     fn insert_child(&self, child: &Arc<Token>) -> bool {
         let Some(mut inner) = self.lock_unless_ended() else { return child.is_linked() };
+        debug_assert!(self.is_linked(), "linked from the top down");
         if !child.is_linked() {
             let key = inner.insert_child(Arc::downgrade(child));
             child.key.store(key.0, Ordering::Release);
@@ -173,7 +174,7 @@ impl Token {
     }
 
     /// Stores the line and the time of the end, then sets `ENDED`. Returns the present state as the error if the state
-    /// has changed. If two threads end a token at once, the line or the time of either may be stored.
+    /// has changed. If two threads end a token at once, the line of either may be stored, and the time if it is not occupied.
     #[inline(always)]
     pub(super) fn publish(&self, state: u16, ending: &mut Ending, bits: u16) -> Result<u16, u16> {
         if !matches!(ending.kind, INHERITED | EXPIRED) {
@@ -184,7 +185,13 @@ impl Token {
                 ending.bound = Stamp(Stamp::now().0 + 1);
             }
             if ending.bound != UNDATED {
-                self.set_date(Stamp(ending.bound.0 - 1));
+                let at = Stamp(ending.bound.0 - 1);
+                match state & OCCUPIED {
+                    0 => _ = self.set_date(at),
+                    // Under the lock. Replaces the time of a thread that found the token not occupied and was too late,
+                    // because the children are compared with this one.
+                    _ => self.key_or_end.store(at.0, Ordering::Relaxed),
+                }
             }
         }
         let dated = if ending.bound == UNDATED { 0 } else { DATED };

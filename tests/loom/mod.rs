@@ -39,6 +39,7 @@ mod after;
 mod bridge;
 mod bucket;
 mod cancel;
+mod conclusions;
 mod deadline;
 mod derive;
 mod drops;

@@ -10,13 +10,14 @@
 //! | state | the caller polls | the context ends | the caller drops the future |
 //! |---|---|---|---|
 //! | `Idle` | `Busy`, then `Idle` or `Over` | `InTask` | `Over`; the work is canceled in a task |
-//! | `Busy`: the caller polls it | – | `Ended`; the caller spawns the task after its poll | – |
+//! | `Busy`: the caller polls it | – | `Woken`; the caller spawns the task after its poll | – |
 //! | `InTask`: a task has it | waits | – | `Over`; the task continues |
 //! | `Done`: the task has finished it | `Over` | – | the outcome is dropped |
 //!
 //! Each transition happens under the lock, and takes the work out of the state. Therefore there is at most one task,
 //! and either the caller or the task handles an end that occurs during a poll, never both. Without a runtime, the
-//! caller does everything.
+//! caller does everything. A runtime that shuts down wakes the waits that use its timers. If the context has not ended, that
+//! wakes the caller, which registers again.
 
 use std::future::Future;
 use std::mem;
@@ -45,7 +46,7 @@ enum State<C: Connection, T> {
     /// Contains the waker of the caller's last poll, or `None` before the first.
     Idle(Box<Work<C, T>>, Option<Waker>),
     Busy,
-    Ended,
+    Woken,
     /// Contains the caller's waker.
     InTask(Option<Waker>),
     Done(End<C, T>),
@@ -83,7 +84,7 @@ impl<C: Connection, T: Send + 'static> Handoff<C, T> {
                     *state = State::Over;
                     return Poll::Ready(end);
                 }
-                State::Busy | State::Ended | State::Over => {
+                State::Busy | State::Woken | State::Over => {
                     unreachable!("only one caller polls it, until it is ready")
                 }
             }
@@ -97,12 +98,17 @@ impl<C: Connection, T: Send + 'static> Handoff<C, T> {
             *state = State::Over;
             return polled;
         }
-        if is_bound && (work.must_stop() || matches!(*state, State::Ended)) {
+        let is_woken = matches!(*state, State::Woken);
+        if is_bound && (work.must_stop() || (is_woken && work.has_ended())) {
             *state = State::InTask(Some(waker));
             drop(state);
             self.finish(work);
         } else {
             *state = State::Idle(work, Some(waker));
+            drop(state);
+            if is_woken {
+                cx.waker().wake_by_ref();
+            }
         }
         Poll::Pending
     }
@@ -151,17 +157,25 @@ impl<C: Connection, T: Send + 'static> Handoff<C, T> {
     }
 }
 
-/// Called when the context ends.
+/// Called when the context ends, or has to be registered again.
 impl<C: Connection, T: Send + 'static> Wake for Handoff<C, T> {
     fn wake(self: Arc<Self>) {
         let mut state = self.state();
         match mem::replace(&mut *state, State::Over) {
-            State::Idle(work, waker) => {
+            State::Idle(work, waker) if work.has_ended() => {
                 *state = State::InTask(waker);
                 drop(state);
                 self.finish(work);
             }
-            State::Busy => *state = State::Ended,
+            // A runtime is shutting down, with which the deadline is registered.
+            State::Idle(work, waker) => {
+                *state = State::Idle(work, None);
+                drop(state);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+            State::Busy => *state = State::Woken,
             other => *state = other,
         }
     }

@@ -121,6 +121,11 @@ impl<C: Connection, T: Send + 'static> Work<C, T> {
         &self.scope
     }
 
+    /// Returns whether its context has ended. Reads only the state, so it can be called under a lock.
+    pub(super) fn has_ended(&self) -> bool {
+        self.scope.token().is_some_and(|token| token.ended())
+    }
+
     /// Returns whether the query has to be canceled, which requires its runtime.
     pub(super) fn must_stop(&self) -> bool {
         self.must_stop
