@@ -559,6 +559,57 @@ fn a_body_that_panics_when_dropped_affects_no_other() {
     drop((first, second));
 }
 
+/// The drop happens in the thread that ends the context, and must not prevent the wake-up of the reader.
+#[test]
+fn the_reader_of_a_body_that_panics_when_dropped_is_woken() {
+    let ctx = Context::background().with_cancel();
+    let mut bound = RequestBody::new(&ctx, PanicsWhenDropped);
+    let (wakes, waker) = Wakes::new();
+    assert!(poll(pin!(bound.frame()), &waker).is_pending());
+    ctx.cancel();
+    assert_eq!(wakes.count(), 1);
+    assert!(matches!(poll(pin!(bound.frame()), &waker), Poll::Ready(Some(Err(_)))));
+}
+
+/// A body that calls a function when it is asked for its size.
+struct CallsAtItsSize<F>(F);
+
+impl<F: Fn()> Body for CallsAtItsSize<F> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Pending
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        (self.0)();
+        http_body::SizeHint::default()
+    }
+}
+
+/// While the size is read, the body is not in its slot.
+#[test]
+fn an_end_while_the_size_is_read_wakes_the_reader() {
+    for panics in [false, true] {
+        let ctx = Context::background().with_cancel();
+        let canceler = ctx.canceler();
+        let end = move || {
+            canceler.cancel();
+            assert!(!panics, "on purpose");
+        };
+        let mut bound = RequestBody::new(&ctx, CallsAtItsSize(end));
+        let (wakes, waker) = Wakes::new();
+        assert!(poll(pin!(bound.frame()), &waker).is_pending());
+        let size = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| bound.size_hint()));
+        assert_eq!((size.is_err(), wakes.count()), (panics, 1));
+        assert!(matches!(poll(pin!(bound.frame()), &waker), Poll::Ready(Some(Err(_)))));
+    }
+}
+
 /// A body that panics when polled, by the layer if it is sized, or by the reader; or when it is asked for its size or its
 /// end.
 #[derive(Clone, Copy, Debug, PartialEq)]

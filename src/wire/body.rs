@@ -249,13 +249,7 @@ impl<B: Body, C: Borrow<Context>> Bounded<B, C> {
     }
 
     fn read_body<R>(&self, read: impl FnOnce(&B) -> R) -> Option<R> {
-        let slot = &self.live.as_ref()?.slot;
-        let (held, waker) = slot.take()?;
-        let answer = read(&held.body);
-        if let Err(held) = slot.put(held, waker) {
-            slot.ctx().sync_scope(|| drop(held));
-        }
-        Some(answer)
+        self.live.as_ref()?.slot.read(|held| read(&held.body))
     }
 }
 

@@ -16,7 +16,8 @@
 //! 2. *A value that is out when the context ends is dropped.* `put` fails once `has_ended` is set, and the user drops
 //!    the value.
 //! 3. *The user's task is woken.* `put` stores the waker, and fails after the end; the end takes the waker in the same
-//!    step in which it sets `has_ended`.
+//!    step in which it sets `has_ended`. `read` leaves the waker in the slot, because its user does not learn of the end.
+//!    The task is woken before the value is dropped, which may panic.
 //!
 //! The task is spawned because the thread that ends the context may have many others to wake, or be the time driver.
 //! Without a runtime the value is dropped right there. If the user polls before the task runs, that poll drops the
@@ -30,6 +31,7 @@ use std::task::{Context as TaskContext, Wake, Waker};
 use crate::context::Context;
 use crate::context::done::Wait;
 use crate::sync::{Mutex, spawn};
+use crate::trace::shielded;
 
 pub(crate) struct Slot<T> {
     ctx: Context,
@@ -84,6 +86,20 @@ impl<T> Slot<T> {
         Ok(())
     }
 
+    /// Calls `f` with the value, which is out meanwhile. `None` after the end, or while another user has it.
+    pub(crate) fn read<R>(&self, f: impl FnOnce(&T) -> R) -> Option<R> {
+        let held = self.room.lock().held.take()?;
+        let result = f(&held);
+        let mut room = self.room.lock();
+        if room.has_ended {
+            drop(room);
+            self.ctx.sync_scope(|| drop(held));
+        } else {
+            room.held = Some(held);
+        }
+        Some(result)
+    }
+
     /// Drops the value, with the context as the current one.
     fn empty(&self) {
         let taken = self.take();
@@ -100,12 +116,12 @@ impl<T: Send + 'static> Wake for Slot<T> {
         room.has_ended |= has_ended;
         let (is_held, waker) = (room.held.is_some(), room.waker.take());
         drop(room);
-        if has_ended && is_held {
-            let emptied = Emptied(self);
-            spawn(async move { drop(emptied) });
-        }
+        let emptied = (has_ended && is_held).then(|| Emptied(self));
         if let Some(waker) = waker {
-            waker.wake();
+            shielded(|| waker.wake());
+        }
+        if let Some(emptied) = emptied {
+            spawn(async move { drop(emptied) });
         }
     }
 }
