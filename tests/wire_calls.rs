@@ -62,6 +62,22 @@ fn a_cancel_of_a_finished_or_unknown_call_returns_false() {
     assert_eq!(reason(&again), None);
 }
 
+/// A call that serves another call: the peer that cancels the outer one is not the peer of the inner one.
+#[test]
+fn a_cancel_by_another_peer_is_not_one_by_its_own() {
+    let outer = Calls::new(&Context::background());
+    let serving = outer.begin(1).unwrap();
+    let inner = Calls::new(&serving);
+    let (answered, canceled) = (inner.begin(1).unwrap(), inner.begin(2).unwrap());
+    assert!(outer.cancel(&1, "the user left"));
+    assert!(answered.is_done() && canceled.is_done());
+    // The peer does not know that the call has ended, and does not expect a response to this one.
+    assert!(inner.cancel(&2, ""));
+    assert!(!answered.finish(), "its own peer waits for the response");
+    assert!(canceled.finish());
+    assert!(serving.finish());
+}
+
 #[test]
 fn an_id_in_use_is_refused_and_its_call_continues() {
     let calls = Calls::new(&Context::background());

@@ -95,6 +95,8 @@ struct Table<Id> {
 struct Entry {
     number: u64,
     canceler: Canceler,
+    /// Whether the peer has canceled it. The error of its context may be that of another peer, whose call `parent` is.
+    is_canceled: bool,
 }
 
 impl<Id: Clone + Eq + Hash> Calls<Id> {
@@ -168,7 +170,9 @@ impl<Id: Clone + Eq + Hash> Calls<Id> {
         }
         table.begun += 1;
         let number = table.begun;
-        table.in_progress.insert(id.clone(), Entry { number, canceler: scope.canceler() });
+        table
+            .in_progress
+            .insert(id.clone(), Entry { number, canceler: scope.canceler(), is_canceled: false });
         drop(table);
         Ok(Call { scope, id, number, table: self.table.clone(), place })
     }
@@ -196,7 +200,10 @@ impl<Id: Clone + Eq + Hash> Calls<Id> {
         Id: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
     {
-        let canceler = self.table.lock().in_progress.get(id).map(|entry| entry.canceler.clone());
+        let canceler = self.table.lock().in_progress.get_mut(id).map(|entry| {
+            entry.is_canceled = true;
+            entry.canceler.clone()
+        });
         let Some(canceler) = canceler else { return false };
         canceler.cancel_with(CanceledByPeer::new(reason.into()));
         true
@@ -298,7 +305,8 @@ impl<Id: Eq + Hash> Call<Id> {
         &self.id
     }
 
-    /// Removes the call from the table, and returns whether the peer had canceled it.
+    /// Removes the call from the table, and returns whether the peer had canceled it, even if its context had ended before
+    /// in another way.
     ///
     /// In MCP, a canceled call gets no response. In LSP, the response is the error `RequestCancelled`. A cancel message
     /// that arrives after this has no effect.
@@ -314,13 +322,13 @@ impl<Id: Eq + Hash> Call<Id> {
     /// assert!(!calls.cancel(&1, ""));
     /// ```
     pub fn finish(self) -> bool {
-        self.remove_from_table();
-        self.scope.err().is_some_and(|ended| ended.cause_as::<CanceledByPeer>().is_some())
+        self.remove_from_table()
     }
 
-    fn remove_from_table(&self) {
+    /// Returns whether the peer had canceled the call.
+    fn remove_from_table(&self) -> bool {
         let left = self.table.lock().take(&self.id, self.number);
-        drop(left);
+        left.is_some_and(|(_, entry)| entry.is_canceled)
     }
 }
 
