@@ -674,6 +674,34 @@ async fn a_panic_of_a_finishing_handler_reaches_the_connection() {
     assert_eq!(ended(&ctx).cause_as(), Some(&RequestEnd::Panicked));
 }
 
+/// When a shutdown completes, no context of its handlers is left that has not ended.
+#[tokio::test]
+async fn the_context_of_a_finishing_handler_that_panics_ends_before_its_shutdown() {
+    struct Sees(Arc<Mutex<Option<Context>>>, Mutex<Option<bool>>);
+    impl std::task::Wake for Sees {
+        fn wake(self: Arc<Self>) {
+            let is_done = self.0.lock().unwrap().as_ref().map(|ctx| ctx.is_done());
+            self.1.lock().unwrap().get_or_insert(is_done.expect("the handler has started"));
+        }
+    }
+    let slot = Arc::new(Mutex::new(None));
+    let sees = Arc::new(Sees(slot.clone(), Mutex::default()));
+    let panics = service_fn(move |_: Request<Empty<Bytes>>| {
+        *slot.lock().unwrap() = Some(Context::current());
+        async { if true { panic!("half done") } else { Answer::Ok(Response::new(Full::default())) } }
+    });
+    let shutdown = Shutdown::new(&Context::background()).grace(LONG);
+    let mut call = Box::pin(FinishLayer::with_shutdown(&shutdown).layer(panics).oneshot(request()));
+    assert!(poll(call.as_mut(), Waker::noop()).is_pending());
+    shutdown.begin("over");
+    let mut wait = pin!(shutdown.wait());
+    assert!(poll(wait.as_mut(), &Waker::from(sees.clone())).is_pending());
+    drop(call);
+    common::run_ready_tasks().await;
+    assert!(wait.await.is_clean());
+    assert_eq!(*sees.1.lock().unwrap(), Some(true));
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_body_of_a_finishing_handler_has_its_context_and_ends_it() {
     let (send, body) = channel_body();

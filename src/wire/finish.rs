@@ -152,7 +152,7 @@ where
         let bodiless = is_bodiless(request.method());
         request.extensions_mut().insert(ctx.clone());
         let handler = ctx.sync_scope(|| scope.watch(|| self.inner.call(request)));
-        let task = finish(handler, bodiless, ctx, scope, open);
+        let task = finish(handler, bodiless, ctx, open, scope);
         #[cfg(feature = "tracing")]
         let task = tracing::Instrument::in_current_span(task);
         let task = tokio::spawn(task);
@@ -167,8 +167,9 @@ async fn finish<B: Body, E>(
     handler: impl Future<Output = Result<Response<B>, E>>,
     bodiless: bool,
     ctx: Context,
-    mut scope: RequestScope,
+    // Dropped after the scope, so that the context has ended when a shutdown completes.
     open: Option<Open>,
+    mut scope: RequestScope,
 ) -> Finished<B, E> {
     let done = {
         let mut handler = pin!(ctx.run(ctx.scope(handler)));
