@@ -14,7 +14,10 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Cause, LONG, assert_same, current_thread, ended, ms, on_both, spin_until, watched, word};
+use common::{
+    Cause, LONG, assert_same, current_thread, ended, ms, on_both, panic_text, poll_once, spin_until,
+    watched, word,
+};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{ChildStdout, Command};
 use tokio::signal::unix::SignalKind;
@@ -803,6 +806,26 @@ fn an_ended_context_starts_nothing() {
         assert!(sh(&script).bounded_by(&ctx).spawn().is_err());
         assert!(!marker.is_there());
     });
+}
+
+/// A process that had been started could not be returned, because the call panics, and nothing would stop it.
+#[test]
+fn without_a_runtime_nothing_is_started() {
+    let without_io = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    for inside in [false, true] {
+        let _entered = inside.then(|| without_io.enter());
+        let (mut reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut command = sh("echo started >&0");
+        command.stdin(std::os::fd::OwnedFd::from(writer)).stdout(Stdio::null());
+        panic_text(|| command.bounded_by(&BACKGROUND).process_group(true).spawn());
+        let output = command.bounded_by(&BACKGROUND).output();
+        panic_text(|| poll_once(output));
+        let kills = command.get_kill_on_drop();
+        drop(command);
+        // The end of the file, because no process has the other end.
+        assert_eq!(std::io::read_to_string(&mut reader).unwrap(), "");
+        assert!(!kills, "a setting of the run has stayed");
+    }
 }
 
 #[test]

@@ -95,7 +95,12 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
+#[cfg(unix)]
+use rustix::process::Signal;
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::runtime::Handle;
+#[cfg(unix)]
+use tokio::signal::unix::SignalKind;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -118,6 +123,17 @@ use stop::{Exit, Shared, Stop, Supervisor};
 
 #[cfg(all(unix, feature = "signal"))]
 pub(crate) use live::kill_all;
+
+/// Panics without a runtime, or without the drivers that a process needs.
+///
+/// Tokio starts a process before it looks for them. When it panics, nothing has the process, and nothing would stop it.
+#[track_caller]
+fn require_drivers() {
+    let _runtime = Handle::current();
+    // Looks for the driver, and then refuses a signal that cannot be caught.
+    #[cfg(unix)]
+    let _refused = tokio::signal::unix::signal(SignalKind::from_raw(Signal::KILL.as_raw()));
+}
 
 /// The default of [`Bounded::grace`].
 const GRACE: Duration = Duration::from_secs(5);
@@ -348,10 +364,12 @@ impl Bounded<'_> {
     /// ```
     pub async fn output(self) -> Result<Output, Error> {
         let _refused = checked(self.ctx).await;
-        let Bounded { command, ctx, program, stop, line } = self;
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = Bounded { command: &mut *command, ctx, program, stop, line }.spawn();
-        command.stdout(Stdio::inherit()).stderr(Stdio::inherit());
+        let child = self.start(|command| {
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            let spawned = command.spawn();
+            command.stdout(Stdio::inherit()).stderr(Stdio::inherit());
+            spawned
+        });
         child?.wait_with_output().await
     }
 
@@ -394,13 +412,20 @@ impl Bounded<'_> {
     /// # }
     /// ```
     pub fn spawn(self) -> Result<Child, Error> {
+        self.start(Command::spawn)
+    }
+
+    fn start(
+        self,
+        spawn: impl FnOnce(&mut Command) -> io::Result<tokio::process::Child>,
+    ) -> Result<Child, Error> {
         let Bounded { command, ctx, program, stop, line } = self;
         let failed = |why| Error::new(&program, why, None);
         ctx.check().map_err(|ended| failed(Why::NotStarted(ended)))?;
         stop.check().map_err(|error| failed(Why::NoStart(error)))?;
+        require_drivers();
         let start = Start::announce().map_err(|error| failed(Why::NoStart(error)))?;
-        let mut child =
-            run_with(command, &stop, Command::spawn).map_err(|error| failed(Why::NoStart(error)))?;
+        let mut child = run_with(command, &stop, spawn).map_err(|error| failed(Why::NoStart(error)))?;
         let entry = start.succeeded(child.id(), stop.wants_group());
 
         let scope = ctx.with_cancel();
