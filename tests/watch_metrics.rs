@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::future::pending;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,9 @@ struct Sum(Sums, String);
 /// Contexts that the recorder derives and keeps, and one that it drops.
 static KEPT: Mutex<Vec<Context>> = Mutex::new(Vec::new());
 static DROPPED: Mutex<Option<Context>> = Mutex::new(None);
+
+/// The next increment panics.
+static PANICS: AtomicBool = AtomicBool::new(false);
 
 impl Sum {
     fn change(&self, change: impl FnOnce(f64) -> f64) {
@@ -43,6 +47,7 @@ impl CounterFn for Sum {
 
 impl GaugeFn for Sum {
     fn increment(&self, value: f64) {
+        assert!(!PANICS.swap(false, Ordering::SeqCst), "a recorder that panics");
         KEPT.lock().unwrap().push(Context::background().with_cancel().detach());
         let dropped = DROPPED.lock().unwrap().take();
         drop(dropped);
@@ -80,7 +85,10 @@ impl Recorder for Sums {
     fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {
         panic!("a recorder that panics");
     }
-    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {
+        // The watch that is being installed.
+        let _watch = watch::install();
+    }
     fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
@@ -154,6 +162,14 @@ async fn running_work_and_ends_are_counted_by_kind_and_line() {
     *DROPPED.lock().unwrap() = Some(given);
     let _other = Context::background().with_cancel();
     assert_eq!(roots(), Some(0.0));
+    // What could not be counted is not subtracted.
+    PANICS.store(true, Ordering::SeqCst);
+    let uncounted = Context::background().with_cancel();
+    let line = std::line!() - 1;
+    let roots = || sums.get(&format!("tokio_ctx_alive{{kind=root,line={FILE}:{line}}}"));
+    drop(uncounted);
+    assert!(!PANICS.load(Ordering::SeqCst));
+    assert_eq!(roots().unwrap_or(0.0), 0.0);
     let kept = std::mem::take(&mut *KEPT.lock().unwrap());
     assert!(kept.len() > 2);
     drop(kept);

@@ -86,11 +86,15 @@ impl Builder {
         let Builder { max_entries, show_causes } = self;
         let stats = STATS.get_or_init(|| {
             *is_new = true;
-            metrics::describe();
             Stats::new(max_entries, show_causes)
         });
         let table = || Table::new(SHARDS, stats.max_entries, false);
-        Watch { hub: registry::install(|| Hub { table: table(), observer: stats }), stats }
+        let watch = Watch { hub: registry::install(|| Hub { table: table(), observer: stats }), stats };
+        if *is_new {
+            // The recorder may ask for the watch.
+            metrics::describe();
+        }
+        watch
     }
 }
 

@@ -59,24 +59,25 @@ mod imp {
         static LEFT: RefCell<Vec<(Kind, Line)>> = RefCell::default();
     }
 
-    /// Calls `f` with the handle of a key, which is requested once for each thread. Returns false if the recorder is being
-    /// called already: contexts that it uses itself are not counted, because that could recurse forever.
+    /// Calls `f` with the handle of a key, which is requested once for each thread. Returns whether it did so without a
+    /// panic, or `None` if the recorder is being called already: contexts that it uses itself are not counted, because that
+    /// could recurse forever.
     fn with<K: Copy + Eq + Hash, H: Clone>(
         handles: &'static std::thread::LocalKey<RefCell<HashMap<K, H>>>,
         key: K,
         ask: impl FnOnce() -> H,
         f: impl FnOnce(H),
-    ) -> bool {
+    ) -> Option<bool> {
         if INSIDE.replace(true) {
-            return false;
+            return None;
         }
-        call(handles, key, ask, f);
+        let is_done = call(handles, key, ask, f);
         let next = || LEFT.try_with(|left| left.borrow_mut().pop()).ok().flatten();
         while let Some((kind, line)) = next() {
             call(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.decrement(1.0));
         }
         INSIDE.set(false);
-        true
+        Some(is_done)
     }
 
     fn call<K: Copy + Eq + Hash, H: Clone>(
@@ -84,8 +85,8 @@ mod imp {
         key: K,
         ask: impl FnOnce() -> H,
         f: impl FnOnce(H),
-    ) {
-        shielded(|| {
+    ) -> bool {
+        let done = shielded(|| {
             let known = handles.try_with(|handles| handles.borrow().get(&key).cloned());
             let handle = match known {
                 Ok(Some(handle)) => handle,
@@ -101,6 +102,7 @@ mod imp {
             };
             f(handle);
         });
+        done.is_some()
     }
 
     fn alive(kind: Kind, line: Line) -> Gauge {
@@ -134,11 +136,11 @@ mod imp {
 
     /// Returns whether it is counted. Only then, `work_ended` is called.
     pub(in super::super) fn registered(kind: Kind, line: Line) -> bool {
-        with(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.increment(1.0))
+        with(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.increment(1.0)) == Some(true)
     }
 
     pub(in super::super) fn work_ended(kind: Kind, line: Line) {
-        if !with(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.decrement(1.0)) {
+        if with(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.decrement(1.0)).is_none() {
             let _ends = LEFT.try_with(|left| left.borrow_mut().push((kind, line)));
         }
     }
