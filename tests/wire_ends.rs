@@ -679,6 +679,18 @@ async fn a_body_that_has_panicked_is_not_reported_as_complete() {
     }
 }
 
+/// The first time that it has to wait, it needs a timer, and there is none.
+#[test]
+fn a_request_body_that_cannot_wait_is_not_reported_as_complete() {
+    let ctx = Context::background().with_timeout(common::LONG);
+    let (_send, body) = channel_body();
+    let mut body = RequestBody::new(&ctx, body);
+    for _ in 0..2 {
+        common::panic_text(|| poll(pin!(body.frame()), Waker::noop()));
+        assert!(!body.is_end_stream() && body.size_hint().exact().is_none());
+    }
+}
+
 /// The body ends its context while it is polled.
 #[tokio::test]
 async fn a_body_may_end_its_own_context() {

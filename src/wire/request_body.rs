@@ -56,6 +56,8 @@ enum State<B: Body> {
     },
     Bound(Box<Bounded<B, Context>>),
     Over,
+    /// The registration with the context has panicked.
+    Lost,
 }
 
 /// No field is pinned in place.
@@ -129,7 +131,12 @@ where
                 Poll::Pending => self.bind(Vec::new()),
             }
         }
-        let State::Bound(body) = &mut *self else { return Poll::Ready(None) };
+        let body = match &mut *self {
+            State::Bound(body) => body,
+            State::Over => return Poll::Ready(None),
+            // A body that is lost is not reported as complete.
+            State::Fresh { .. } | State::Lost => panic!("polled again after a panic"),
+        };
         let step = ready!(body.poll_step(cx));
         if !matches!(step, Step::Frame(_)) {
             body.finish();
@@ -142,6 +149,7 @@ where
         match self {
             State::Fresh { body, .. } => body.is_end_stream(),
             State::Bound(body) => body.is_end_stream(),
+            State::Lost => false,
             State::Over => true,
         }
     }
@@ -150,6 +158,7 @@ where
         match self {
             State::Fresh { body, .. } => body.size_hint(),
             State::Bound(body) => body.size_hint(),
+            State::Lost => SizeHint::default(),
             State::Over => SizeHint::with_exact(0),
         }
     }
@@ -162,7 +171,7 @@ impl<B: Body + Send + 'static> State<B> {
 
     /// Registers with the context, which drops the body when it ends.
     fn bind(&mut self, early: Vec<Frame<B::Data>>) {
-        if let State::Fresh { ctx, body, .. } = std::mem::replace(self, State::Over) {
+        if let State::Fresh { ctx, body, .. } = std::mem::replace(self, State::Lost) {
             // The end also wakes a transport that waits for its peer.
             let body = Bounded::new(Wait::new(ctx), None, Box::pin(body), early, None, true);
             *self = State::Bound(Box::new(body));
