@@ -200,12 +200,13 @@ impl<Id: Clone + Eq + Hash> Calls<Id> {
         Id: Borrow<Q>,
         Q: Eq + Hash + ?Sized,
     {
+        let cause = CanceledByPeer::new(reason.into());
         let canceler = self.table.lock().in_progress.get_mut(id).map(|entry| {
             entry.is_canceled = true;
             entry.canceler.clone()
         });
         let Some(canceler) = canceler else { return false };
-        canceler.cancel_with(CanceledByPeer::new(reason.into()));
+        canceler.cancel_with(cause);
         true
     }
 
