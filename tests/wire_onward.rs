@@ -674,6 +674,28 @@ async fn a_panic_of_a_finishing_handler_reaches_the_connection() {
     assert_eq!(ended(&ctx).cause_as(), Some(&RequestEnd::Panicked));
 }
 
+#[tokio::test]
+async fn an_error_of_a_finishing_handler_is_the_cause() {
+    for with_finish in [false, true] {
+        let seen = Arc::new(Mutex::new(None));
+        let slot = seen.clone();
+        let fails = service_fn(move |_: Request<Empty<Bytes>>| {
+            *slot.lock().unwrap() = Some(Context::current());
+            ready(Err::<Response<Full<Bytes>>, _>(std::io::Error::other("half done")))
+        });
+        let answer = match with_finish {
+            true => FinishLayer::new().layer(fails).oneshot(request()).await.map(drop),
+            false => {
+                let server = ServerLayer::new(Context::background(), Inbound::new());
+                server.layer(fails).oneshot(request()).await.map(drop)
+            }
+        };
+        assert_eq!(answer.unwrap_err().to_string(), "half done");
+        let ctx = seen.lock().unwrap().take().unwrap();
+        assert_eq!(ended(&ctx).cause_as(), Some(&RequestEnd::Failed), "{with_finish}");
+    }
+}
+
 /// When a shutdown completes, no context of its handlers is left that has not ended.
 #[tokio::test]
 async fn the_context_of_a_finishing_handler_that_panics_ends_before_its_shutdown() {

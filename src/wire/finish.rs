@@ -179,7 +179,11 @@ async fn finish<B: Body, E>(
         })
         .await
     };
-    Ok(done?.map(|response| {
+    let done = done?;
+    if done.is_err() {
+        scope.expect(RequestEnd::Failed);
+    }
+    Ok(done.map(|response| {
         let (unsent, is_over) = scope.watch(|| {
             let size = response.body().size_hint().exact();
             let unsent = Unsent::new(response.status(), response.headers(), size, bodiless);
