@@ -2,6 +2,7 @@
 //!
 //! This suite needs its own process, because a process has one recorder.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,6 +82,21 @@ impl Sums {
     }
 }
 
+thread_local! {
+    static IS_CALLED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The recorder has been called by a context that it uses. If it had a lock, it would wait for itself.
+static IS_CALLED_AGAIN: AtomicBool = AtomicBool::new(false);
+
+/// A recorder may use contexts itself.
+fn use_a_context() {
+    let again = IS_CALLED.replace(true);
+    IS_CALLED_AGAIN.fetch_or(again, Ordering::SeqCst);
+    drop(Context::background().with_cancel());
+    IS_CALLED.set(again);
+}
+
 impl Recorder for Sums {
     fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {
         panic!("a recorder that panics");
@@ -88,17 +104,17 @@ impl Recorder for Sums {
     fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {
         // The watch that is being installed.
         let _watch = watch::install();
+        use_a_context();
     }
     fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        // A recorder may use contexts itself.
-        drop(Context::background().with_cancel());
+        use_a_context();
         Counter::from_arc(self.of(key))
     }
 
     fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
-        drop(Context::background().with_cancel());
+        use_a_context();
         Gauge::from_arc(self.of(key))
     }
 
@@ -174,4 +190,5 @@ async fn running_work_and_ends_are_counted_by_kind_and_line() {
     assert!(kept.len() > 2);
     drop(kept);
     assert!(sums.0.lock().unwrap().values().all(|sum| *sum >= 0.0), "{:#?}", sums.0.lock().unwrap());
+    assert!(!IS_CALLED_AGAIN.load(Ordering::SeqCst));
 }

@@ -59,27 +59,33 @@ mod imp {
         static LEFT: RefCell<Vec<(Kind, Line)>> = RefCell::default();
     }
 
-    /// Calls `f` with the handle of a key, which is requested once for each thread. Returns whether it did so without a
-    /// panic, or `None` if the recorder is being called already: contexts that it uses itself are not counted, because that
-    /// could recurse forever.
+    /// Calls the recorder, unless it is being called already, which returns `None`: contexts that it uses itself are not
+    /// counted. That could recurse forever, and the recorder may hold a lock.
+    fn once<R>(f: impl FnOnce() -> R) -> Option<R> {
+        if INSIDE.replace(true) {
+            return None;
+        }
+        let result = f();
+        let next = || LEFT.try_with(|left| left.borrow_mut().pop()).ok().flatten();
+        while let Some((kind, line)) = next() {
+            call(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.decrement(1.0));
+        }
+        INSIDE.set(false);
+        Some(result)
+    }
+
+    /// Calls `f` with the handle of a key. Returns whether it did so without a panic, or `None` if the recorder is being
+    /// called already.
     fn with<K: Copy + Eq + Hash, H: Clone>(
         handles: &'static std::thread::LocalKey<RefCell<HashMap<K, H>>>,
         key: K,
         ask: impl FnOnce() -> H,
         f: impl FnOnce(H),
     ) -> Option<bool> {
-        if INSIDE.replace(true) {
-            return None;
-        }
-        let is_done = call(handles, key, ask, f);
-        let next = || LEFT.try_with(|left| left.borrow_mut().pop()).ok().flatten();
-        while let Some((kind, line)) = next() {
-            call(&ALIVE, (kind, line), || alive(kind, line), |gauge| gauge.decrement(1.0));
-        }
-        INSIDE.set(false);
-        Some(is_done)
+        once(|| call(handles, key, ask, f))
     }
 
+    /// Requests the handle once for each thread. Returns whether there was no panic.
     fn call<K: Copy + Eq + Hash, H: Clone>(
         handles: &'static std::thread::LocalKey<RefCell<HashMap<K, H>>>,
         key: K,
@@ -112,7 +118,7 @@ mod imp {
     pub(in super::super) fn describe() {
         use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
-        shielded(|| {
+        let describe = || {
             describe_gauge!("tokio_ctx_alive", "Registered work and contexts, by kind and line");
             describe_counter!(
                 "tokio_ctx_ended_total",
@@ -131,7 +137,8 @@ mod imp {
                 Unit::Seconds,
                 "Time from the end of a context to the end of its work"
             );
-        });
+        };
+        once(|| shielded(describe));
     }
 
     /// Returns whether it is counted. Only then, `work_ended` is called.
@@ -157,17 +164,18 @@ mod imp {
     }
 
     pub(in super::super) fn overstayed(kind: Kind, line: Line) {
-        shielded(|| {
+        let count = || {
             let line = line.to_string();
             counter!("tokio_ctx_overstayed_total", "kind" => kind.as_str(), "line" => line).increment(1);
-        });
+        };
+        once(|| shielded(count));
     }
 
     /// Sets the number of overstaying pieces of work for each line, and zero for lines that were reported before.
     pub(in super::super) fn overstaying(staying: &ByLine<u32>) {
         static KNOWN: Mutex<Option<ByLine<Gauge>>> = Mutex::new(None);
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
-        shielded(|| {
+        let set = || {
             for &(kind, line) in staying.keys() {
                 known.entry((kind, line)).or_insert_with(|| {
                     gauge!("tokio_ctx_overstaying", "kind" => kind.as_str(), "line" => line.to_string())
@@ -176,7 +184,8 @@ mod imp {
             for (key, gauge) in &known {
                 gauge.set(f64::from(staying.get(key).copied().unwrap_or(0)));
             }
-        });
+        };
+        once(|| shielded(set));
         *KNOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
     }
 }
