@@ -46,7 +46,7 @@ mod imp {
     }
 
     /// Calls a subscriber. Returns `None` if it panics, or if it is being called already.
-    fn call<R>(f: impl FnOnce() -> R) -> Option<R> {
+    pub(crate) fn call<R>(f: impl FnOnce() -> R) -> Option<R> {
         if INSIDE.replace(true) {
             return None;
         }

@@ -3,7 +3,9 @@
 //! This suite needs its own process, because a process has one thread that checks the work, and that thread uses the
 //! system's clock.
 
+use std::cell::Cell;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -17,6 +19,13 @@ use tracing_subscriber::layer::{Context as Layered, Layer, SubscriberExt};
 #[derive(Clone, Default)]
 struct Events(Arc<Mutex<Vec<(Level, String)>>>);
 
+thread_local! {
+    static IS_CALLED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The subscriber has been called by a context that it uses. If it had a lock, it would wait for itself.
+static IS_CALLED_AGAIN: AtomicBool = AtomicBool::new(false);
+
 impl<S: Subscriber> Layer<S> for Events {
     fn on_event(&self, event: &Event<'_>, _: Layered<'_, S>) {
         struct Fields(String);
@@ -27,6 +36,10 @@ impl<S: Subscriber> Layer<S> for Events {
         }
         let mut fields = Fields(String::new());
         event.record(&mut fields);
+        IS_CALLED_AGAIN.fetch_or(IS_CALLED.replace(true), Ordering::SeqCst);
+        // A subscriber may use contexts itself.
+        Context::background().with_cancel().cancel_with("from the subscriber");
+        IS_CALLED.set(false);
         self.0.lock().unwrap().push((*event.metadata().level(), fields.0));
     }
 }
@@ -110,6 +123,7 @@ fn overstaying_is_reported_at_doubling_intervals_while_the_runtime_is_blocked() 
         assert!(fields.contains(part), "{part} is not in {fields}");
     }
     assert!(!fields.contains("secret"), "{fields}");
+    assert!(!IS_CALLED_AGAIN.load(Ordering::SeqCst));
     drop(stuck);
 }
 

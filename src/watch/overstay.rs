@@ -153,7 +153,7 @@ impl Rules {
 
     fn report(&self, overstay: &Overstay) {
         #[cfg(feature = "tracing")]
-        shielded(|| overstay.warn());
+        crate::trace::call(|| overstay.warn());
         shielded(|| (self.callback)(overstay));
     }
 }
