@@ -254,13 +254,15 @@ mod tests {
                 assert_eq!(pages.get_mut(*key), map.get_mut(key));
             }
             if step % 1_000 == 0 {
-                let mut expected: Vec<_> = map.values().copied().collect();
-                let mut found: Vec<_> = pages.iter_mut().map(|(_, item)| *item).collect();
-                expected.sort_unstable();
-                found.sort_unstable();
-                assert_eq!(found, expected);
+                let found: HashMap<_, _> =
+                    pages.iter_mut().map(|(key, item)| (key.0 - 2, *item)).collect();
+                assert_eq!(found, map);
                 #[cfg(feature = "watch")]
-                assert_eq!(in_ranges(&pages), expected);
+                {
+                    let mut expected: Vec<_> = map.values().copied().collect();
+                    expected.sort_unstable();
+                    assert_eq!(in_ranges(&pages), expected);
+                }
             }
         }
         let mut left: Vec<_> = pages.into_iter().collect();
@@ -282,6 +284,32 @@ mod tests {
         }
         found.sort_unstable();
         found
+    }
+
+    /// All items are replaced. In the meantime, some are removed and some set again. The rest is put back where it was.
+    #[test]
+    fn replaced_items_are_put_back() {
+        const TAKEN: usize = usize::MAX;
+        let (mut first, mut pages) = (None, Pages::default());
+        let count = 2 * PAGE + 10;
+        let keys: Vec<_> = (0..count).map(|item| Key::insert(&mut first, || &mut pages, item)).collect();
+        let mut taken = Key::replace_all(&mut first, Some(&mut pages), &TAKEN);
+        assert_eq!(taken.len(), count);
+        for (item, key) in keys.iter().enumerate() {
+            match item % 3 {
+                0 => assert_eq!(key.remove(&mut first, Some(&mut pages)), Some(TAKEN)),
+                1 => {
+                    let replaced = { *key }.insert_or_replace(&mut first, || &mut pages, item + count);
+                    assert_eq!(replaced, Some(TAKEN));
+                }
+                _ => {}
+            }
+        }
+        Key::swap_all(&mut first, Some(&mut pages), &mut taken, |item| *item == TAKEN);
+        for (item, key) in keys.iter().enumerate() {
+            let expected = [None, Some(item + count), Some(item)][item % 3];
+            assert_eq!(key.remove(&mut first, Some(&mut pages)), expected);
+        }
     }
 
     /// The place of the first item, which is stored apart, is reused as well.
