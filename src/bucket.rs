@@ -17,7 +17,7 @@
 
 use std::cell::RefCell;
 use std::mem;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 use std::task::{Wake, Waker};
 
 use tokio::task::yield_now;
@@ -61,6 +61,22 @@ pub(crate) trait Timed: Send + Sync + Sized + 'static {
 
     /// Calls `f` with the cache of this thread. Returns `None` if the thread is ending.
     fn with_cache<R>(f: impl FnOnce(&RefCell<Cache<Self>>) -> R) -> Option<R>;
+}
+
+/// Stands for a waker that [`Timed::wake_waiters`] has taken. Unlike [`Waker::noop`], it has an address of its own.
+pub(crate) static TAKEN: LazyLock<Waker> = LazyLock::new(|| Waker::from(Arc::new(Taken { _own: 0 })));
+
+pub(crate) fn is_taken(waker: &Waker) -> bool {
+    waker.data() == TAKEN.data()
+}
+
+struct Taken {
+    // Without a size, it could have the address of another allocation.
+    _own: u8,
+}
+
+impl Wake for Taken {
+    fn wake(self: Arc<Self>) {}
 }
 
 /// The deadlines of one runtime in one slot.

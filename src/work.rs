@@ -10,8 +10,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::mem;
-use std::sync::{Arc, LazyLock};
-use std::task::{Wake, Waker};
+use std::task::Waker;
 
 use crate::pages::Pages;
 use crate::sync::thread_local;
@@ -85,18 +84,6 @@ impl Work {
             mem::take(&mut self.tasks).into_iter().for_each(|task| _ = shielded(|| task(self)));
         }
     }
-}
-
-/// Stands for a waker that has been taken. Unlike [`Waker::noop`], it has an address of its own.
-pub(crate) static TAKEN: LazyLock<Waker> = LazyLock::new(|| Waker::from(Arc::new(Taken { _own: 0 })));
-
-struct Taken {
-    // Without a size, it could have the address of another allocation.
-    _own: u8,
-}
-
-impl Wake for Taken {
-    fn wake(self: Arc<Self>) {}
 }
 
 thread_local! {

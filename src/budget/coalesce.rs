@@ -105,12 +105,11 @@ impl Context {
             }
             let output = Bound::begun(self, caller.output()).await?;
             // The work may have been stopped at the deadline of this caller, before its wait noticed that.
-            output.map_or_else(|| self.err().map_or_else(|| panic!("{LOST}"), Err), Ok)
+            let lost = "coalesced work panicked, or was aborted by the shutdown of its runtime";
+            output.ok_or_else(|| self.err().expect(lost))
         }
     }
 }
-
-const LOST: &str = "coalesced work panicked, or was aborted by the shutdown of its runtime";
 
 /// The work in progress of [`Context::coalesce`], by key. Clones share it.
 ///

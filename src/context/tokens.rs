@@ -67,14 +67,13 @@ impl Context {
             (Handle::current(), require_runtime())
         });
         let Some(bridge) = token.bridge() else { return cancelled() };
-        if let Some((runtime, here)) = runtime {
-            if let Some(claim) = bridge.claim_task(here) {
-                let done = self.done_owned();
-                runtime.spawn(async move {
-                    let _claim = claim;
-                    done.await;
-                });
-            }
+        let claimed = runtime.and_then(|(runtime, here)| Some((runtime, bridge.claim_task(here)?)));
+        if let Some((runtime, claim)) = claimed {
+            let done = self.done_owned();
+            runtime.spawn(async move {
+                let _claim = claim;
+                done.await;
+            });
         }
         bridge.outer.child_token()
     }

@@ -11,7 +11,7 @@ use super::deadline::{Bucket, Entry};
 use super::{Attachment, Token};
 use crate::error::{Cause, Error};
 use crate::pages::{Key, Pages};
-use crate::work::{TAKEN, Work};
+use crate::work::Work;
 
 /// What the lock of a token protects.
 ///
@@ -105,13 +105,13 @@ impl Inner {
     /// Takes all wakers. The waiters keep their keys, and register again when they are polled.
     pub(super) fn take_wakers(&mut self) -> Vec<(Key, Waker)> {
         let pages = self.more.as_mut().map(|more| &mut more.waiters);
-        Key::replace_all(&mut self.waiter, pages, &TAKEN)
+        Key::replace_all(&mut self.waiter, pages, &crate::bucket::TAKEN)
     }
 
     /// Puts wakers back whose waiters have not registered again.
     pub(super) fn put_back(&mut self, wakers: &mut [(Key, Waker)]) {
         let pages = self.more.as_mut().map(|more| &mut more.waiters);
-        Key::swap_all(&mut self.waiter, pages, wakers, |waker| waker.data() == TAKEN.data());
+        Key::swap_all(&mut self.waiter, pages, wakers, crate::bucket::is_taken);
     }
 
     /// Moves what has to be done after the end to `work`, and returns the children that have to be closed.
